@@ -1,0 +1,227 @@
+/**
+ * The closed list of problems that Latchkey answers with, and the one error type that carries them.
+ * The table is the only place where a code meets a status; `/problems/{code}` serves its texts.
+ */
+
+interface ProblemKind {
+  status: number;
+  title: string;
+  /** What it means, for a person who followed the link. */
+  explanation: string;
+  /** What to do next. */
+  remedy: string;
+}
+
+export const problemKinds = {
+  bad_request: {
+    status: 400,
+    title: 'Bad request',
+    explanation: 'The request could not be understood as HTTP or as JSON, or it contradicts itself.',
+    remedy: 'Read the detail, correct the request and send it again. Sending it unchanged will fail again.',
+  },
+  validation_failed: {
+    status: 400,
+    title: 'Validation failed',
+    explanation: 'The request was understood, but a field or parameter is missing, unknown or out of range.',
+    remedy: 'Each entry of errors names a path and what is wrong there. Unknown fields are refused, never ignored.',
+  },
+  cursor_invalid: {
+    status: 400,
+    title: 'Cursor invalid',
+    explanation: 'The cursor is not one that this list has returned.',
+    remedy: 'Pass nextCursor from the previous page unchanged, or leave cursor out to start at the newest entry.',
+  },
+  unauthorized: {
+    status: 401,
+    title: 'Unauthorized',
+    explanation: 'No credential was sent, or the one sent is unknown, wrong or revoked.',
+    remedy: 'Send a valid access token as Authorization: Bearer <token>, or in X-API-Key.',
+  },
+  token_malformed: {
+    status: 401,
+    title: 'Token malformed',
+    explanation: 'The credential does not have the form of a Latchkey token, or its checksum does not match.',
+    remedy: 'Check that the token was copied whole: prefix, kind, id, secret and checksum, with nothing around it.',
+  },
+  token_expired: {
+    status: 401,
+    title: 'Token expired',
+    explanation: 'The credential was valid, but its expiry has passed.',
+    remedy: 'Use a newer credential, or ask an admin of your organization for one.',
+  },
+  forbidden: {
+    status: 403,
+    title: 'Forbidden',
+    explanation: 'The credential is valid, but its role may not do this.',
+    remedy: 'Use a credential with the role that the detail names.',
+  },
+  scope_missing: {
+    status: 403,
+    title: 'Scope missing',
+    explanation: 'The credential has the right role but not the scope that this request needs.',
+    remedy: 'Use a credential with the scope that the detail names. write does not include read.',
+  },
+  reveal_disabled: {
+    status: 403,
+    title: 'Reveal disabled',
+    explanation: 'The plaintext of this key is not stored, so nobody can look at it.',
+    remedy: 'Create a second key in the row and move over to it; its plaintext is in the reply that creates it.',
+  },
+  not_found: {
+    status: 404,
+    title: 'Not found',
+    explanation: 'There is nothing here, or it does not belong to your organization.',
+    remedy: 'Check the path and the id.',
+  },
+  method_not_allowed: {
+    status: 405,
+    title: 'Method not allowed',
+    explanation: 'The path exists, but not for this method.',
+    remedy: 'Use one of the methods in the Allow header.',
+  },
+  request_timeout: {
+    status: 408,
+    title: 'Request timeout',
+    explanation: 'The request did not arrive in full within 10 seconds.',
+    remedy: 'Send it again over a faster connection.',
+  },
+  conflict: {
+    status: 409,
+    title: 'Conflict',
+    explanation: 'The request does not fit the present state of the resource.',
+    remedy: 'Read the resource again and decide anew.',
+  },
+  row_full: {
+    status: 409,
+    title: 'Row full',
+    explanation: 'A key row holds at most two live keys, and this one has two.',
+    remedy: 'Delete one of the keys that the detail names, then create the new one.',
+  },
+  partner_exists: {
+    status: 409,
+    title: 'Partner exists',
+    explanation: 'The organization already has a live partner with this e-mail address.',
+    remedy: 'Use the existing partner, or delete it first.',
+  },
+  not_restorable: {
+    status: 409,
+    title: 'Not restorable',
+    explanation: 'What was deleted can no longer be brought back, or cannot come back here.',
+    remedy: 'Within the retention time open a recovery request; otherwise create a new key.',
+  },
+  already_deleted: {
+    status: 409,
+    title: 'Already deleted',
+    explanation: 'The resource has been deleted and can no longer be changed.',
+    remedy: 'Restore it within the undo window, or leave it.',
+  },
+  idempotency_in_progress: {
+    status: 409,
+    title: 'Request in progress',
+    explanation: 'A request with the same Idempotency-Key is still running.',
+    remedy: 'Wait a moment and send the same request again.',
+  },
+  precondition_failed: {
+    status: 412,
+    title: 'Precondition failed',
+    explanation: 'The resource has changed since the version that If-Match names.',
+    remedy: 'Read it again and repeat the change on the newer version.',
+  },
+  payload_too_large: {
+    status: 413,
+    title: 'Payload too large',
+    explanation: 'A request body may have at most 64 KiB.',
+    remedy: 'Send less.',
+  },
+  unsupported_media_type: {
+    status: 415,
+    title: 'Unsupported media type',
+    explanation: 'The body is not in a format that this endpoint reads.',
+    remedy: 'Send JSON with Content-Type: application/json.',
+  },
+  idempotency_mismatch: {
+    status: 422,
+    title: 'Idempotency mismatch',
+    explanation: 'This Idempotency-Key was used before with a different request body.',
+    remedy: 'Use a fresh Idempotency-Key for a different request.',
+  },
+  rate_limited: {
+    status: 429,
+    title: 'Rate limited',
+    explanation: 'Too many requests in the present window.',
+    remedy: 'Wait for the seconds in Retry-After, then go on more slowly.',
+  },
+  headers_too_large: {
+    status: 431,
+    title: 'Request header fields too large',
+    explanation: 'Request line and headers may have at most 16 KiB together.',
+    remedy: 'Send fewer or shorter headers.',
+  },
+  internal: {
+    status: 500,
+    title: 'Internal error',
+    explanation: 'Something failed inside Latchkey. The cause is in its log under the request id.',
+    remedy: 'Try again; if it stays, give the request id to the people who run this service.',
+  },
+  overloaded: {
+    status: 503,
+    title: 'Overloaded',
+    explanation: 'Latchkey has more work queued than it can do in time.',
+    remedy: 'Wait for the seconds in Retry-After and try again.',
+  },
+  unavailable: {
+    status: 503,
+    title: 'Unavailable',
+    explanation: 'A part that Latchkey needs, such as its database, cannot be reached.',
+    remedy: 'Wait for the seconds in Retry-After and try again. Nothing was changed.',
+  },
+} as const satisfies Record<string, ProblemKind>;
+
+export type ProblemCode = keyof typeof problemKinds;
+
+export const problemCodes = Object.keys(problemKinds) as ProblemCode[];
+
+export function isProblemCode(text: string): text is ProblemCode {
+  return Object.hasOwn(problemKinds, text);
+}
+
+/** One thing wrong in the input; `path` is like `body.rateLimit.requests`, `query.limit` or `headers.host`. */
+export interface InputError {
+  path: string;
+  message: string;
+}
+
+interface ProblemOptions {
+  errors?: InputError[];
+  /** Further members of the problem document (RFC 9457 section 3.2), such as the ids of the keys that fill a row. */
+  members?: Record<string, unknown>;
+  headers?: Record<string, string>;
+  /** Logged under the request id, never sent. */
+  cause?: unknown;
+}
+
+/** The only error that is meant for callers. Everything else that is thrown answers as `internal`. */
+export class Problem extends Error {
+  override readonly name = 'Problem';
+  readonly code: ProblemCode;
+  readonly errors: InputError[] | undefined;
+  readonly members: Record<string, unknown>;
+  readonly headers: Record<string, string>;
+
+  /** @param detail public: what happened, with the caller's own values where they help. Never a secret. */
+  constructor(code: ProblemCode, detail: string, options: ProblemOptions = {}) {
+    super(detail, options.cause === undefined ? undefined : { cause: options.cause });
+    this.code = code;
+    this.errors = options.errors;
+    this.members = options.members ?? {};
+    this.headers = options.headers ?? {};
+  }
+
+  get status(): number {
+    return problemKinds[this.code].status;
+  }
+
+  get detail(): string {
+    return this.message;
+  }
+}

@@ -1,0 +1,47 @@
+import { v7 } from 'uuid';
+
+/**
+ * Ids are `<kind>_<26 characters>`: a UUIDv7 (RFC 9562) in Crockford's base32, lower case, as the TypeID
+ * specification 0.3 writes it. They sort by time of creation as plain bytes, so an id is also a list's order.
+ */
+
+export type Id<Kind extends string> = `${Kind}_${string}` & { readonly __id: Kind };
+export type OrganizationId = Id<'org'>;
+export type PartnerId = Id<'partner'>;
+export type KeyId = Id<'key'>;
+export type AccessTokenId = Id<'token'>;
+export type EventId = Id<'event'>;
+
+export type IdKind = 'org' | 'partner' | 'key' | 'token' | 'event';
+
+const alphabet = '0123456789abcdefghjkmnpqrstvwxyz';
+
+/** A 26-character suffix: the first character holds only three bits, so it is at most 7. */
+export const idSuffixPattern = '[0-7][0-9a-hjkmnp-tv-z]{25}';
+
+const suffix = new RegExp(`^${idSuffixPattern}$`);
+
+export function newId<Kind extends IdKind>(kind: Kind): Id<Kind> {
+  return idFromBytes(kind, v7(undefined, new Uint8Array(16)));
+}
+
+/** @param bytes the 16 bytes of a UUID */
+export function idFromBytes<Kind extends IdKind>(kind: Kind, bytes: Uint8Array): Id<Kind> {
+  let value = 0n;
+  for (const byte of bytes) value = (value << 8n) | BigInt(byte);
+  let text = '';
+  for (let index = 0; index < 26; index++) {
+    text = alphabet[Number(value & 31n)] + text;
+    value >>= 5n;
+  }
+  return `${kind}_${text}` as Id<Kind>;
+}
+
+export function isId<Kind extends IdKind>(kind: Kind, text: string): text is Id<Kind> {
+  return text.startsWith(`${kind}_`) && suffix.test(text.slice(kind.length + 1));
+}
+
+/** The 26 characters behind the kind: what a token carries of its record's id. */
+export function idSuffix(id: Id<IdKind>): string {
+  return id.slice(id.indexOf('_') + 1);
+}
