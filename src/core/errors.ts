@@ -173,7 +173,8 @@ export const problemKinds = {
     status: 503,
     title: 'Unavailable',
     explanation: 'A part that Latchkey needs, such as its database, cannot be reached.',
-    remedy: 'Wait for the seconds in Retry-After and try again. Nothing was changed.',
+    remedy:
+      'Wait for the seconds in Retry-After and try again. If it was a change, read first whether it happened: its confirmation may have been lost.',
   },
 } as const satisfies Record<string, ProblemKind>;
 

@@ -1,0 +1,85 @@
+import type { Problem } from '../core/errors.ts';
+import type { AccessTokenId, KeyId } from '../core/ids.ts';
+import { Secret } from '../crypto/secret.ts';
+import { parseToken } from '../crypto/token.ts';
+import type { Db } from '../db/client.ts';
+import { unauthorized } from './credential.ts';
+import type { AccessTokenPrincipal, ApiKeyPrincipal, Principal } from './principal.ts';
+import type { SecretCheck } from './secret-check.ts';
+import { type AccessTokenRecord, type ApiKeyRecord, findAccessToken, findApiKey } from './store.ts';
+
+interface AuthenticatorOptions {
+  db: Db;
+  prefix: string;
+  checkSecret: SecretCheck;
+  clockShiftMs: () => number;
+}
+
+/** @throws Problem `token_malformed`, `unauthorized`, `token_expired` */
+export type Authenticate = (token: string) => Promise<Principal>;
+
+/** Bearer → Principal. Reads the record each time, so a revoked token is refused from the next request on. */
+export function createAuthenticator({ db, prefix, checkSecret, clockShiftMs }: AuthenticatorOptions): Authenticate {
+  return async (text) => {
+    const parsed = parseToken(text, prefix);
+    if (parsed === undefined) {
+      const detail = 'The credential is not a whole token: form or checksum is wrong.';
+      throw unauthorized('token_malformed', detail, 'invalid_token');
+    }
+    const token = new Secret(text);
+    if (parsed.kind === 'k') {
+      const record = await findApiKey(db, `key_${parsed.idSuffix}` as KeyId);
+      const matches = await checkSecret(record, token);
+      if (record === undefined || !matches || isDead(record)) throw refused();
+      requireUnexpired(record, clockShiftMs());
+      return apiKeyPrincipal(record);
+    }
+    const record = await findAccessToken(db, `token_${parsed.idSuffix}` as AccessTokenId);
+    const matches = await checkSecret(record, token);
+    if (record === undefined || !matches || record.deleted_at !== null) throw refused();
+    requireUnexpired(record, clockShiftMs());
+    return accessTokenPrincipal(record);
+  };
+}
+
+function isDead(key: ApiKeyRecord): boolean {
+  return key.deleted_at !== null || key.suspended_at !== null || key.partner_suspended_at !== null;
+}
+
+/** One answer for unknown, wrong and revoked, so that it does not tell which ids exist. */
+function refused(): Problem {
+  return unauthorized('unauthorized', 'The credential is unknown, wrong or revoked.', 'invalid_token');
+}
+
+function requireUnexpired(record: { expires_at: Date | null; databaseTime: Date }, shiftMs: number): void {
+  if (record.expires_at === null || record.expires_at.getTime() > record.databaseTime.getTime() + shiftMs) return;
+  const detail = `The credential expired at ${record.expires_at.toISOString()}.`;
+  throw unauthorized('token_expired', detail, 'invalid_token');
+}
+
+function apiKeyPrincipal(record: ApiKeyRecord): ApiKeyPrincipal {
+  return {
+    kind: 'api_key',
+    id: record.id,
+    organizationId: record.organization_id,
+    partnerId: record.partner_id,
+    permission: record.permission,
+    name: record.name,
+    expiresAt: record.expires_at,
+    rateLimit: { requests: record.rate_limit_requests, windowSeconds: record.rate_limit_window_seconds },
+  };
+}
+
+function accessTokenPrincipal(record: AccessTokenRecord): AccessTokenPrincipal {
+  return {
+    kind: 'access_token',
+    role: record.role,
+    id: record.id,
+    organizationId: record.organization_id,
+    name: record.name,
+    email: record.email,
+    scopes: record.scopes,
+    expiresAt: record.expires_at,
+    actsIn: record.organization_id,
+  };
+}

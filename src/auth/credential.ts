@@ -1,0 +1,36 @@
+import type { IncomingHttpHeaders } from 'node:http';
+import { Problem } from '../core/errors.ts';
+
+/**
+ * The credential of a request: `Authorization: Bearer <token>` (RFC 6750 section 2.1) or `X-API-Key: <token>`.
+ * @returns undefined where none was sent
+ * @throws Problem `bad_request` for two that differ, `unauthorized` for another scheme than Bearer
+ */
+export function readCredential(headers: IncomingHttpHeaders): string | undefined {
+  const bearer = headers.authorization === undefined ? undefined : bearerToken(headers.authorization);
+  const apiKey = headers['x-api-key'];
+  // Node joins a repeated header of this kind with a comma, which no token contains.
+  const other = Array.isArray(apiKey) ? apiKey.join(', ') : apiKey;
+  if (bearer !== undefined && other !== undefined && bearer !== other) {
+    throw new Problem('bad_request', 'Authorization and X-API-Key carry different credentials. Send one of them.');
+  }
+  return bearer ?? other;
+}
+
+function bearerToken(authorization: string): string {
+  const match = /^bearer +([^ ]+) *$/i.exec(authorization);
+  if (match?.[1] === undefined) {
+    throw unauthorized('unauthorized', 'Authorization must be of the form: Bearer <token>.', 'invalid_request');
+  }
+  return match[1];
+}
+
+/** A 401 with the challenge that RFC 6750 section 3 asks for; without `error` where no credential was sent. */
+export function unauthorized(
+  code: 'unauthorized' | 'token_malformed' | 'token_expired',
+  detail: string,
+  error?: 'invalid_token' | 'invalid_request',
+): Problem {
+  const reason = error === undefined ? '' : `, error="${error}", error_description="${detail.replaceAll('"', "'")}"`;
+  return new Problem(code, detail, { headers: { 'www-authenticate': `Bearer realm="latchkey"${reason}` } });
+}

@@ -1,0 +1,99 @@
+import type { Selectable } from 'kysely';
+import { sql } from 'kysely';
+import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
+import type { Permission } from '../core/permissions.ts';
+import type { Db } from '../db/client.ts';
+import type { AccessTokensTable } from '../db/schema.ts';
+
+export type AccessTokenRecord = Selectable<AccessTokensTable> & { databaseTime: Date };
+
+export async function findAccessToken(db: Db, id: AccessTokenId): Promise<AccessTokenRecord | undefined> {
+  return db
+    .selectFrom('access_tokens')
+    .selectAll()
+    .select(sql<Date>`now()`.as('databaseTime'))
+    .where('id', '=', id)
+    .executeTakeFirst();
+}
+
+/** A key joined with what decides about it beside itself. */
+export interface ApiKeyRecord {
+  id: KeyId;
+  organization_id: OrganizationId;
+  partner_id: PartnerId | null;
+  partner_email: string | null;
+  partner_suspended_at: Date | null;
+  permission: Permission;
+  name: string | null;
+  metadata: Record<string, unknown>;
+  tag: Buffer;
+  tag_keyring_id: string;
+  argon2id_hash: string | null;
+  expires_at: Date | null;
+  allowed_ips: string[];
+  suspended_at: Date | null;
+  deleted_at: Date | null;
+  /** The key's own limit, else its partner's, else the organization's. */
+  rate_limit_requests: number;
+  rate_limit_window_seconds: number;
+  databaseTime: Date;
+}
+
+export async function findApiKey(db: Db, id: KeyId): Promise<ApiKeyRecord | undefined> {
+  return db
+    .selectFrom('api_keys as key')
+    .innerJoin('organizations as organization', 'organization.id', 'key.organization_id')
+    .leftJoin('partners as partner', 'partner.id', 'key.partner_id')
+    .select([
+      'key.id',
+      'key.organization_id',
+      'key.partner_id',
+      'partner.email as partner_email',
+      'partner.suspended_at as partner_suspended_at',
+      'key.permission',
+      'key.name',
+      'key.metadata',
+      'key.tag',
+      'key.tag_keyring_id',
+      'key.argon2id_hash',
+      'key.expires_at',
+      'key.allowed_ips',
+      'key.suspended_at',
+      'key.deleted_at',
+      sql<number>`coalesce(key.rate_limit_requests, partner.rate_limit_requests, organization.rate_limit_requests)`.as(
+        'rate_limit_requests',
+      ),
+      sql<number>`coalesce(key.rate_limit_window_seconds, partner.rate_limit_window_seconds,
+        organization.rate_limit_window_seconds)`.as('rate_limit_window_seconds'),
+      sql<Date>`now()`.as('databaseTime'),
+    ])
+    .where('key.id', '=', id)
+    .executeTakeFirst();
+}
+
+/** The tag made anew under the primary keyring entry, after the argon2id hash has vouched for the token. */
+export async function replaceTag(
+  db: Db,
+  table: 'api_keys' | 'access_tokens',
+  id: KeyId | AccessTokenId,
+  tag: { tag: Buffer; tag_keyring_id: string },
+): Promise<void> {
+  if (table === 'api_keys') {
+    await db
+      .updateTable('api_keys')
+      .set(tag)
+      .where('id', '=', id as KeyId)
+      .execute();
+  } else {
+    await db
+      .updateTable('access_tokens')
+      .set(tag)
+      .where('id', '=', id as AccessTokenId)
+      .execute();
+  }
+}
+
+export async function organizationExists(db: Db, id: OrganizationId): Promise<boolean> {
+  const row = await db.selectFrom('organizations').select('id').where('id', '=', id).executeTakeFirst();
+  return row !== undefined;
+}

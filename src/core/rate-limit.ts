@@ -1,0 +1,22 @@
+/** So many requests in a fixed window. */
+export interface RateLimit {
+  /** 1 to 1,000,000,000 */
+  requests: number;
+  /** 1 to 86,400 */
+  windowSeconds: number;
+}
+
+/** The two columns in which a row keeps a limit of its own, or has none. */
+export interface RateLimitColumns {
+  rate_limit_requests: number | null;
+  rate_limit_window_seconds: number | null;
+}
+
+export function toRateLimit(row: RateLimitColumns): RateLimit | null {
+  if (row.rate_limit_requests === null || row.rate_limit_window_seconds === null) return null;
+  return { requests: row.rate_limit_requests, windowSeconds: row.rate_limit_window_seconds };
+}
+
+export function toRateLimitColumns(limit: RateLimit | null): RateLimitColumns {
+  return { rate_limit_requests: limit?.requests ?? null, rate_limit_window_seconds: limit?.windowSeconds ?? null };
+}

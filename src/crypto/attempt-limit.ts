@@ -1,0 +1,55 @@
+import { Problem } from '../core/errors.ts';
+
+/** How often the slow comparison may be tried for one record. */
+export interface AttemptLimit {
+  /**
+   * Runs an attempt unless one for the same id is under way or five have failed within a minute.
+   * @throws Problem `overloaded`
+   */
+  run(id: string, attempt: () => Promise<boolean>): Promise<boolean>;
+}
+
+interface Attempts {
+  running: boolean;
+  failures: number;
+  windowStartedMs: number;
+}
+
+const failuresAllowed = 5;
+const windowMs = 60_000;
+
+/** @param nowMs a clock in milliseconds @param capacity ids remembered at most; the oldest one makes room */
+export function createAttemptLimit(nowMs: () => number = Date.now, capacity = 10_000): AttemptLimit {
+  const attemptsOf = new Map<string, Attempts>();
+  return {
+    async run(id, attempt) {
+      const attempts = current(id);
+      if (attempts.running || attempts.failures >= failuresAllowed) {
+        throw new Problem('overloaded', 'This credential is being checked too often.', {
+          headers: { 'retry-after': attempts.running ? '1' : String(windowMs / 1000) },
+        });
+      }
+      attempts.running = true;
+      try {
+        const matches = await attempt();
+        if (!matches) attempts.failures += 1;
+        return matches;
+      } finally {
+        attempts.running = false;
+      }
+    },
+  };
+
+  function current(id: string): Attempts {
+    const known = attemptsOf.get(id);
+    if (known !== undefined && (known.running || nowMs() - known.windowStartedMs < windowMs)) return known;
+    const fresh: Attempts = { running: false, failures: 0, windowStartedMs: nowMs() };
+    attemptsOf.delete(id);
+    attemptsOf.set(id, fresh);
+    if (attemptsOf.size > capacity) {
+      const oldest = attemptsOf.keys().next();
+      if (!oldest.done) attemptsOf.delete(oldest.value);
+    }
+    return fresh;
+  }
+}

@@ -1,0 +1,25 @@
+import { createHmac, timingSafeEqual } from 'node:crypto';
+import type { KeyringEntry } from './keyring.ts';
+import type { Secret } from './secret.ts';
+
+/**
+ * The tag: HMAC-SHA-256 (RFC 2104) over the whole token, so a tag that is moved to another record does not fit there.
+ * For 256 random bits a keyed fast hash is enough (OWASP ASVS 5.0, 6.5.2).
+ */
+export function tagOf(entry: KeyringEntry, token: Secret): Buffer {
+  return createHmac('sha256', entry.tagKey).update(token.reveal()).digest();
+}
+
+/** Compares in constant time. */
+export function tagMatches(entry: KeyringEntry, token: Secret, tag: Buffer): boolean {
+  const computed = tagOf(entry, token);
+  return computed.length === tag.length && timingSafeEqual(computed, tag);
+}
+
+const decoy = Buffer.alloc(32, 0xa5);
+
+/** The work of a comparison for an id that does not exist, so that time does not tell. Always false. */
+export function decoyMatches(entry: KeyringEntry, token: Secret): false {
+  tagMatches(entry, token, decoy);
+  return false;
+}

@@ -1,0 +1,62 @@
+import { randomBytes } from 'node:crypto';
+import { crc32 } from 'node:zlib';
+import { idSuffixPattern } from '../core/ids.ts';
+import { Secret } from './secret.ts';
+
+/**
+ * `<prefix>_<kind>_<26 characters of id><_><43 base62 characters><6 base62 characters>`: a prefix that scanners find,
+ * the record's own id, 256 random bits, and a CRC-32 of all before it, so that a token cut short or mistyped is told
+ * from a wrong one without asking the database.
+ */
+
+/** `k` API key, `a` admin, `v` verifier, `o` operator. */
+export type TokenKind = 'k' | 'a' | 'v' | 'o';
+
+export interface ParsedToken {
+  kind: TokenKind;
+  /** The 26 characters of the record's id. */
+  idSuffix: string;
+}
+
+const alphabet = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz';
+const randomLength = 43;
+const checksumLength = 6;
+
+export function mintToken({ prefix, kind, idSuffix }: { prefix: string } & ParsedToken): Secret {
+  const random = base62(BigInt(`0x${randomBytes(32).toString('hex')}`), randomLength);
+  const body = `${prefix}_${kind}_${idSuffix}_${random}`;
+  return new Secret(body + checksum(body));
+}
+
+/** Whether a text has the form of a token of this installation and its checksum is right; undefined otherwise. */
+export function parseToken(text: string, prefix: string): ParsedToken | undefined {
+  const kindAt = prefix.length + 1;
+  const idAt = kindAt + 2;
+  const randomAt = idAt + 27;
+  if (text.length !== randomAt + randomLength + checksumLength) return undefined;
+  if (!text.startsWith(`${prefix}_`) || !afterPrefix.test(text.slice(kindAt))) return undefined;
+  const body = text.slice(0, -checksumLength);
+  if (checksum(body) !== text.slice(-checksumLength)) return undefined;
+  return { kind: text[kindAt] as TokenKind, idSuffix: text.slice(idAt, idAt + 26) };
+}
+
+const afterPrefix = new RegExp(`^[kavo]_${idSuffixPattern}_[0-9A-Za-z]{${randomLength + checksumLength}}$`);
+
+/** How a token is shown: what kind it is and its last four characters. */
+export function maskedToken(prefix: string, kind: TokenKind, lastFour: string): string {
+  return `${prefix}_${kind}_…${lastFour}`;
+}
+
+function checksum(body: string): string {
+  return base62(BigInt(crc32(body)), checksumLength);
+}
+
+function base62(value: bigint, length: number): string {
+  let rest = value;
+  let text = '';
+  for (let index = 0; index < length; index++) {
+    text = alphabet[Number(rest % 62n)] + text;
+    rest /= 62n;
+  }
+  return text;
+}

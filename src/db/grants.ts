@@ -1,0 +1,73 @@
+import { sql } from 'kysely';
+import type { Db, Tx } from './client.ts';
+
+/**
+ * What the service's role may do, in one place and applied anew by every `latchkey migrate`, so that a role that was
+ * renamed or made later gets the same. Nothing here is part of a frozen migration.
+ */
+const privileges: Record<string, string> = {
+  installation: 'select, insert',
+  keyring_entries: 'select, insert',
+  organizations: 'select, insert, update',
+  partners: 'select, insert, update',
+  api_keys: 'select, insert, update',
+  access_tokens: 'select, insert, update',
+  history: 'select',
+  history_heads: 'select',
+};
+
+/** The role does not exist and may not be made by the one that migrates. The message has the two statements. */
+export class AppRoleMissing extends Error {
+  override readonly name = 'AppRoleMissing';
+}
+
+const insufficientPrivilege = '42501';
+
+/**
+ * Makes sure that the service's role exists. Roles belong to the whole cluster, so another database's migration may
+ * make the same role at the same moment. Sets no password: that is the administrator's.
+ */
+export async function prepareAppRole(db: Db, role: string): Promise<void> {
+  const { rows } = await sql`select 1 from pg_roles where rolname = ${role}`.execute(db);
+  if (rows.length > 0) return;
+  const create = `create role ${sql.id(role).compile(db).sql} login`;
+  try {
+    await sql
+      .raw(`do $do$ begin ${create}; exception when duplicate_object or unique_violation then null; end $do$`)
+      .execute(db);
+  } catch (error) {
+    if ((error as { code?: unknown }).code !== insufficientPrivilege) throw error;
+    throw new AppRoleMissing(
+      `Role ${role} does not exist, and the migration role may not create roles. As an administrator run:\n` +
+        `  ${create};\n  alter role ${sql.id(role).compile(db).sql} password '…';\nthen \`latchkey migrate\` again. ` +
+        'Another name goes into APP_ROLE.',
+    );
+  }
+}
+
+export async function grantToApp(db: Db, role: string, migrationTable: string): Promise<void> {
+  await db.transaction().execute(async (tx) => {
+    // Two at once would fail with "tuple concurrently updated"; the second waits here instead.
+    await sql`select pg_advisory_xact_lock(hashtext('latchkey grants'))`.execute(tx);
+    const grantee = sql.id(role).compile(tx).sql;
+    for (const statement of statementsFor(grantee, migrationTable, await currentDatabase(tx))) {
+      await sql.raw(statement).execute(tx);
+    }
+  });
+}
+
+function statementsFor(grantee: string, migrationTable: string, database: string): string[] {
+  return [
+    `grant connect on database ${database} to ${grantee}`,
+    `grant usage on schema public to ${grantee}`,
+    ...Object.keys(privileges).map((table) => `revoke all on ${table} from ${grantee}`),
+    ...Object.entries(privileges).map(([table, granted]) => `grant ${granted} on ${table} to ${grantee}`),
+    `grant select on ${migrationTable} to ${grantee}`,
+    `grant execute on function history_begin(text), history_append(text, text) to ${grantee}`,
+  ];
+}
+
+async function currentDatabase(tx: Tx): Promise<string> {
+  const { rows } = await sql<{ name: string }>`select quote_ident(current_database()) as name`.execute(tx);
+  return rows[0]?.name ?? '';
+}

@@ -1,0 +1,103 @@
+import { type Kysely, type Migration, Migrator, sql } from 'kysely';
+import * as initial from '../../migrations/0001-initial.ts';
+import type { Db } from './client.ts';
+import { grantToApp, prepareAppRole } from './grants.ts';
+
+/** In order, for good: a migration that was released is never renamed, edited or taken out. */
+const migrations: Record<string, Migration> = {
+  '0001-initial': initial,
+};
+
+const migrationTable = 'schema_migrations';
+const migrationLockTable = 'schema_migrations_lock';
+
+export interface MigrationStatus {
+  applied: string[];
+  /** Known to this program and not yet applied, in the order in which they would run. */
+  pending: string[];
+  /** Applied by a newer program: this one must not run on such a schema. */
+  unknown: string[];
+}
+
+/** The schema does not fit this program. The message says what to do. */
+export class SchemaMismatch extends Error {
+  override readonly name = 'SchemaMismatch';
+}
+
+export async function migrationStatus(db: Db): Promise<MigrationStatus> {
+  const { rows: found } = await sql<{ oid: string | null }>`select to_regclass(${migrationTable}) as oid`.execute(db);
+  const known = Object.keys(migrations);
+  if (found[0]?.oid === null) return { applied: [], pending: known, unknown: [] };
+  const { rows } = await sql<{ name: string }>`select name from ${sql.table(migrationTable)} order by name`.execute(db);
+  const applied = rows.map((row) => row.name);
+  return {
+    applied,
+    pending: known.filter((name) => !applied.includes(name)),
+    unknown: applied.filter((name) => !known.includes(name)),
+  };
+}
+
+/**
+ * The service asks this before it listens.
+ * @throws SchemaMismatch where the schema is missing, older or newer than this program
+ */
+export async function requireCurrentSchema(db: Db): Promise<void> {
+  const { applied, pending, unknown } = await migrationStatus(db);
+  if (unknown.length > 0) {
+    throw new SchemaMismatch(
+      `The database was migrated by a newer Latchkey (${unknown.join(', ')} is unknown here). Run that version or a later one.`,
+    );
+  }
+  if (pending.length > 0) {
+    const what = applied.length === 0 ? 'The database has no Latchkey schema yet' : 'The database schema is older';
+    throw new SchemaMismatch(
+      `${what} (${pending.join(', ')} not applied). Run \`latchkey migrate\`, or set MIGRATE_ON_START=true.`,
+    );
+  }
+}
+
+interface MigrateOptions {
+  /** The service's role, which gets its grants; undefined where the service connects as the owner itself. */
+  appRole: string | undefined;
+}
+
+/**
+ * Brings the schema up to date and applies the grants. Safe to run twice, by two at once (the second waits), and after
+ * one that was killed: each run is one transaction.
+ * @returns the names of the migrations that this run applied
+ * @throws SchemaMismatch where a newer program has migrated
+ */
+export async function migrate(db: Db, { appRole }: MigrateOptions): Promise<string[]> {
+  const { unknown } = await migrationStatus(db);
+  if (unknown.length > 0) await requireCurrentSchema(db);
+  if (appRole !== undefined) await prepareAppRole(db, appRole);
+  const migrator = new Migrator({
+    db,
+    provider: { getMigrations: () => Promise.resolve(migrations) },
+    migrationTableName: migrationTable,
+    migrationLockTableName: migrationLockTable,
+  });
+  const { error, results } = await migrator.migrateToLatest();
+  if (error !== undefined) throw error;
+  if (appRole !== undefined) await grantToApp(db, appRole, migrationTable);
+  return (results ?? []).map((result) => result.migrationName);
+}
+
+class DryRunEnds extends Error {}
+
+/**
+ * Runs what is pending and rolls it back, so what it reports would really have worked.
+ * @returns the names of the migrations that would be applied
+ */
+export async function tryMigrations(db: Db): Promise<string[]> {
+  const { pending } = await migrationStatus(db);
+  try {
+    await db.transaction().execute(async (tx) => {
+      for (const name of pending) await migrations[name]?.up(tx as unknown as Kysely<unknown>);
+      throw new DryRunEnds();
+    });
+  } catch (error) {
+    if (!(error instanceof DryRunEnds)) throw error;
+  }
+  return pending;
+}

@@ -1,0 +1,70 @@
+import pg from 'pg';
+import { Problem } from '../core/errors.ts';
+
+/** SQLSTATE codes: https://www.postgresql.org/docs/current/errcodes-appendix.html */
+const serializationFailure = '40001';
+const deadlockDetected = '40P01';
+const insufficientPrivilege = '42501';
+
+/** Worth another try at once: the whole transaction was rolled back for no fault of its own. */
+export function isTransient(error: unknown): boolean {
+  return error instanceof pg.DatabaseError && (error.code === serializationFailure || error.code === deadlockDetected);
+}
+
+/** The name of the constraint or unique index that refused a row; undefined for other errors. */
+export function violatedConstraint(error: unknown): string | undefined {
+  return error instanceof pg.DatabaseError && error.code?.startsWith('23') ? error.constraint : undefined;
+}
+
+/** The rules that the database enforces itself, as problems. A race that the code did not see ends here. */
+const problemOfConstraint: Record<string, () => Problem> = {
+  api_keys_live_slot: () => new Problem('row_full', 'The row already holds two live keys. Delete one of them first.'),
+  partners_live_email: () =>
+    new Problem('partner_exists', 'The organization already has a live partner with this e-mail address.'),
+};
+
+/** What pg says when it never reached the server, or lost it; it gives these errors no code. */
+const lostConnection =
+  /^(Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Cannot use a pool after calling end|Client was closed)/;
+
+const networkCodes = new Set([
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'EPIPE',
+  'ETIMEDOUT',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'ENOTFOUND',
+  'EAI_AGAIN',
+]);
+
+/** Classes 08 connection exception, 53 insufficient resources, 57 operator intervention, 58 system error. */
+const unavailableClass = /^(08|53|57|58)/;
+
+/** True where Postgres could not be reached or would not serve: the caller may try again later. */
+export function isUnavailable(error: unknown): boolean {
+  if (error instanceof AggregateError) return error.errors.every(isUnavailable);
+  if (!(error instanceof Error)) return false;
+  if (error instanceof pg.DatabaseError) {
+    return error.code !== undefined && (unavailableClass.test(error.code) || error.code === '25006');
+  }
+  const { code } = error as NodeJS.ErrnoException;
+  return (code !== undefined && networkCodes.has(code)) || lostConnection.test(error.message);
+}
+
+/**
+ * A database error as the problem that callers see; undefined where it is none of theirs and stays `internal`.
+ * A missing privilege is `unavailable`: it is how a database refuses to record, and nothing has happened then.
+ */
+export function toProblem(error: unknown): Problem | undefined {
+  const constraint = violatedConstraint(error);
+  if (constraint !== undefined) return problemOfConstraint[constraint]?.();
+  const refused = error instanceof pg.DatabaseError && error.code === insufficientPrivilege;
+  if (refused || isTransient(error) || isUnavailable(error)) {
+    return new Problem('unavailable', 'The database did not do, or did not confirm, what was asked.', {
+      cause: error,
+      headers: { 'retry-after': '1' },
+    });
+  }
+  return undefined;
+}

@@ -1,0 +1,124 @@
+import type { ColumnType, Generated } from 'kysely';
+import type { Actor } from '../core/actor.ts';
+import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
+import type { Access, Permission } from '../core/permissions.ts';
+
+/** The tables as the service sees them. `migrations/` makes them; names there and here are the same. */
+
+type Json<Value> = ColumnType<Value, string, string>;
+
+export interface Database {
+  installation: InstallationTable;
+  keyring_entries: KeyringEntriesTable;
+  organizations: OrganizationsTable;
+  partners: PartnersTable;
+  api_keys: ApiKeysTable;
+  access_tokens: AccessTokensTable;
+  history: HistoryTable;
+  history_heads: HistoryHeadsTable;
+}
+
+export interface InstallationTable {
+  one: Generated<true>;
+  token_prefix: string;
+  created_at: Generated<Date>;
+}
+
+export interface KeyringEntriesTable {
+  id: string;
+  check_value: Buffer;
+  first_seen_at: Generated<Date>;
+}
+
+export type KeyReveal = 'allowed' | 'never';
+
+export interface OrganizationsTable {
+  id: OrganizationId;
+  name: string;
+  key_reveal: KeyReveal;
+  rate_limit_requests: number;
+  rate_limit_window_seconds: number;
+  created_at: Date;
+  created_by: Json<Actor>;
+}
+
+export interface PartnersTable {
+  id: PartnerId;
+  organization_id: OrganizationId;
+  email: string;
+  name: string | null;
+  permissions: Access[];
+  rate_limit_requests: number | null;
+  rate_limit_window_seconds: number | null;
+  created_at: Date;
+  created_by: Json<Actor>;
+  suspended_at: Date | null;
+  deleted_at: Date | null;
+}
+
+/** Why a key was deleted; the last two are said by Latchkey itself. */
+export type DeleteReason = 'unused' | 'rotated' | 'compromised' | 'other' | 'partner_deleted' | 'permission_removed';
+
+export interface ApiKeysTable {
+  id: KeyId;
+  organization_id: OrganizationId;
+  partner_id: PartnerId | null;
+  permission: Permission;
+  slot: 1 | 2;
+  name: string | null;
+  tag: Buffer;
+  tag_keyring_id: string;
+  argon2id_hash: string | null;
+  sealed: Buffer | null;
+  sealed_keyring_id: string | null;
+  last_four: string;
+  expires_at: Date | null;
+  allowed_ips: string[];
+  metadata: Json<Record<string, unknown>>;
+  rate_limit_requests: number | null;
+  rate_limit_window_seconds: number | null;
+  created_at: Date;
+  created_by: Json<Actor>;
+  suspended_at: Date | null;
+  deleted_at: Date | null;
+  delete_reason: DeleteReason | null;
+}
+
+export interface AccessTokensTable {
+  id: AccessTokenId;
+  organization_id: OrganizationId | null;
+  role: 'operator' | 'admin' | 'verifier';
+  scopes: Access[];
+  name: string;
+  email: string | null;
+  tag: Buffer;
+  tag_keyring_id: string;
+  argon2id_hash: string;
+  last_four: string;
+  created_at: Date;
+  created_by: Json<Actor>;
+  expires_at: Date | null;
+  deleted_at: Date | null;
+}
+
+/** Read only: rows get in through `history_append()` alone. */
+export interface HistoryTable {
+  chain: ColumnType<string, never, never>;
+  sequence: ColumnType<number, never, never>;
+  id: ColumnType<string, never, never>;
+  at: ColumnType<Date, never, never>;
+  action: ColumnType<string, never, never>;
+  actor_id: ColumnType<string, never, never>;
+  key_id: ColumnType<string | null, never, never>;
+  partner_id: ColumnType<string | null, never, never>;
+  canonical: ColumnType<string, never, never>;
+  previous_hash: ColumnType<Buffer, never, never>;
+  hash: ColumnType<Buffer, never, never>;
+}
+
+export interface HistoryHeadsTable {
+  chain: ColumnType<string, never, never>;
+  sequence: ColumnType<number, never, never>;
+  hash: ColumnType<Buffer, never, never>;
+  at: ColumnType<Date, never, never>;
+}

@@ -1,0 +1,68 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { sql } from 'kysely';
+import type { Actor, RequestFacts } from '../core/actor.ts';
+import type { OrganizationId } from '../core/ids.ts';
+import type { Db, Tx } from './client.ts';
+import { isTransient } from './pg-error.ts';
+
+/** By whom, where and through which request something is done. `organizationId` is null for the installation itself. */
+export interface Doer {
+  actor: Actor;
+  organizationId: OrganizationId | null;
+  request: RequestFacts | null;
+}
+
+/** A doer in an organization, which is what all but the installation's own affairs need. */
+export interface OrganizationDoer extends Doer {
+  organizationId: OrganizationId;
+}
+
+/** One transaction: one time, one actor. Nothing below asks for the date or opens another transaction. */
+export interface Work<By extends Doer = Doer> {
+  tx: Tx;
+  /** The database's time at the start of the transaction, in whole milliseconds. */
+  now: Date;
+  by: By;
+  /** Run last, in order, inside the transaction: what locks the most contended rows. */
+  beforeCommit: Array<() => Promise<void>>;
+}
+
+export interface Transactor {
+  db: Db;
+  /** Milliseconds added to the database's time: tests move the clock with it. */
+  clockShiftMs: () => number;
+}
+
+const attempts = 5;
+
+/**
+ * Runs `act` in a transaction and commits. Deadlocks and serialization failures run it again, so `act` must have no
+ * effect outside of the transaction.
+ */
+export async function transact<By extends Doer, Result>(
+  transactor: Transactor,
+  by: By,
+  act: (work: Work<By>) => Promise<Result>,
+): Promise<Result> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await transactor.db.transaction().execute(async (tx) => {
+        const work: Work<By> = { tx, now: await currentTime(tx, transactor.clockShiftMs), by, beforeCommit: [] };
+        const result = await act(work);
+        for (const step of work.beforeCommit) await step();
+        return result;
+      });
+    } catch (error) {
+      if (attempt === attempts || !isTransient(error)) throw error;
+      await delay(Math.random() * 20 * 2 ** attempt);
+    }
+  }
+}
+
+/** The database's time in whole milliseconds: the only clock that decides anything. */
+export async function currentTime(db: Db, clockShiftMs: () => number): Promise<Date> {
+  const { rows } = await sql<{ now: Date }>`select date_trunc('milliseconds', now()) as now`.execute(db);
+  const row = rows[0];
+  if (row === undefined) throw new Error('select now() returned no row');
+  return new Date(row.now.getTime() + clockShiftMs());
+}

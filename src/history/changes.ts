@@ -1,0 +1,18 @@
+import { isDeepStrictEqual } from 'node:util';
+import type { Changes } from './events.ts';
+
+/**
+ * What an update would change: each field that is given and differs. Nothing different means nothing to write and
+ * nothing to record.
+ */
+export function changesBetween<Fields extends Record<string, unknown>>(
+  present: Fields,
+  given: { [Field in keyof Fields]?: Fields[Field] | undefined },
+): Changes {
+  const changes: Changes = {};
+  for (const [field, to] of Object.entries(given)) {
+    const from = present[field];
+    if (to !== undefined && !isDeepStrictEqual(from, to)) changes[field] = { from, to };
+  }
+  return changes;
+}

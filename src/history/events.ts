@@ -1,0 +1,47 @@
+import type { Actor, RequestFacts } from '../core/actor.ts';
+import type { EventId, KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
+
+/** Everything that history can say, in past tense. A closed list: a new act gets its word here first. */
+export const historyActions = [
+  'organization.created',
+  'organization.updated',
+  'access_token.created',
+  'access_token.deleted',
+  'partner.created',
+  'partner.updated',
+  'partner.deleted',
+  'key.created',
+  'key.revealed',
+  'key.updated',
+  'key.deleted',
+  'rate_limit.updated',
+] as const;
+
+export type HistoryAction = (typeof historyActions)[number];
+
+/** What happened; who, when and through which request is the work's. Details never hold a secret. */
+export interface Happening {
+  action: HistoryAction;
+  keyId?: KeyId | null;
+  partnerId?: PartnerId | null;
+  details: Record<string, unknown>;
+}
+
+/** An event as its canonical text says it: everything but the two hashes of the chain. */
+export interface ChainedEvent {
+  id: EventId;
+  organizationId: OrganizationId | null;
+  /** Gapless within the chain, from 1. */
+  sequence: number;
+  /** RFC 3339, UTC, milliseconds. */
+  at: string;
+  action: HistoryAction;
+  actor: Actor;
+  keyId: KeyId | null;
+  partnerId: PartnerId | null;
+  request: RequestFacts | null;
+  details: Record<string, unknown>;
+}
+
+/** For an update: each changed field with what it was and what it became. */
+export type Changes = Record<string, { from: unknown; to: unknown }>;

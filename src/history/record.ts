@@ -1,0 +1,53 @@
+import { sql } from 'kysely';
+import { newId } from '../core/ids.ts';
+import type { Tx } from '../db/client.ts';
+import type { Doer, Work } from '../db/work.ts';
+import { chainOf, toCanonical } from './chain.ts';
+import type { ChainedEvent, Happening } from './events.ts';
+
+/**
+ * Records what happened in the transaction in which it happens: either both are there after the commit or neither.
+ * The rows are appended just before the commit, because the chain's head lets only one writer through at a time.
+ */
+export function record(work: Work, happening: Happening): void {
+  const waiting = happeningsOf.get(work);
+  if (waiting !== undefined) {
+    waiting.push(happening);
+    return;
+  }
+  const happenings = [happening];
+  happeningsOf.set(work, happenings);
+  work.beforeCommit.push(() => append(work.tx, work.by, happenings));
+}
+
+const happeningsOf = new WeakMap<Work, Happening[]>();
+
+async function append(tx: Tx, by: Doer, happenings: Happening[]): Promise<void> {
+  const chain = chainOf(by.organizationId);
+  const begun = await sql<{ next_sequence: number; at_ms: number }>`
+    select next_sequence, at_ms from history_begin(${chain})`.execute(tx);
+  const place = begun.rows[0];
+  if (place === undefined) throw new Error('history_begin returned no row');
+  const at = new Date(place.at_ms).toISOString();
+  const canonicals = happenings.map((happening, index) =>
+    toCanonical(toEvent(by, happening, place.next_sequence + index, at)),
+  );
+  await sql`
+    select history_append(${chain}, event.canonical)
+    from unnest(${canonicals}::text[]) with ordinality as event (canonical, place) order by event.place`.execute(tx);
+}
+
+function toEvent(by: Doer, happening: Happening, sequence: number, at: string): ChainedEvent {
+  return {
+    id: newId('event'),
+    organizationId: by.organizationId,
+    sequence,
+    at,
+    action: happening.action,
+    actor: by.actor,
+    keyId: happening.keyId ?? null,
+    partnerId: happening.partnerId ?? null,
+    request: by.request,
+    details: happening.details,
+  };
+}

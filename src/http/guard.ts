@@ -1,0 +1,136 @@
+import type { FastifyReply, FastifyRequest } from 'fastify';
+import fp from 'fastify-plugin';
+import { readCredential, unauthorized } from '../auth/credential.ts';
+import { type AccessTokenPrincipal, actorOf, type Principal } from '../auth/principal.ts';
+import type { RequestFacts } from '../core/actor.ts';
+import { Problem } from '../core/errors.ts';
+import { isId, type OrganizationId } from '../core/ids.ts';
+import type { Doer, OrganizationDoer } from '../db/work.ts';
+import type { AccessRule } from './access.ts';
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** Who calls; null on public routes. On others the guard has put it there before any handler runs. */
+    principal: Principal | null;
+  }
+}
+
+interface GuardOptions {
+  /** @throws Problem 401 unless the token is live */
+  authenticate: (token: string) => Promise<Principal>;
+  organizationExists: (id: OrganizationId) => Promise<boolean>;
+}
+
+type ProtectedRule = Exclude<AccessRule, 'public'>;
+
+/**
+ * Lets a request through only as its route's `config.access` declares. Refuses by throwing in `onRequest`, before a
+ * body is read.
+ */
+export const guard = fp<GuardOptions>(
+  async (app, options) => {
+    app.decorateRequest('principal', null);
+    app.addHook('onRequest', async (request, reply) => {
+      const rule = request.routeOptions.config.access;
+      if (rule === undefined || rule === 'public') return;
+      const principal = await identify(request, reply);
+      request.principal = principal;
+      if (rule.role === 'admin' || rule.role === 'operator') await app.endpointLimits.countCaller(request, reply);
+      requireRole(rule, principal);
+      if (principal.kind === 'api_key') return;
+      requireScope(rule, principal);
+      principal.actsIn = await organizationFor(request, rule, principal);
+    });
+
+    async function identify(request: FastifyRequest, reply: FastifyReply): Promise<Principal> {
+      try {
+        const token = readCredential(request.headers);
+        if (token === undefined) {
+          throw unauthorized('unauthorized', 'Send an access token as Authorization: Bearer <token>.');
+        }
+        return await options.authenticate(token);
+      } catch (error) {
+        if (error instanceof Problem && error.status === 401) await app.endpointLimits.countRefusal(request, reply);
+        throw error;
+      }
+    }
+
+    async function organizationFor(
+      request: FastifyRequest,
+      rule: ProtectedRule,
+      principal: AccessTokenPrincipal,
+    ): Promise<OrganizationId | null> {
+      const named = request.headers['latchkey-organization'];
+      if (named === undefined) {
+        const needsOne = principal.role === 'operator' && rule.role === 'admin' && rule.installation !== true;
+        if (!needsOne) return principal.organizationId;
+        throw new Problem('bad_request', 'An operator names the organization in the Latchkey-Organization header.');
+      }
+      const mayUse = principal.organizationId === null || principal.organizationId === named;
+      if (typeof named === 'string' && isId('org', named) && mayUse && (await options.organizationExists(named))) {
+        return named;
+      }
+      throw new Problem('not_found', 'There is no organization with the id in Latchkey-Organization.');
+    }
+  },
+  { name: 'guard', dependencies: ['endpoint-limits'] },
+);
+
+function requireRole(rule: ProtectedRule, principal: Principal): void {
+  if (rule.role === 'any') return;
+  const role = principal.kind === 'api_key' ? 'api_key' : principal.role;
+  if (role === rule.role || (rule.role === 'admin' && role === 'operator')) return;
+  const who = role === 'api_key' ? 'An API key' : `The role ${role}`;
+  throw new Problem('forbidden', `${who} may not do this; it takes the role ${rule.role}.`, {
+    members: { requiredRole: rule.role },
+  });
+}
+
+/** The challenge is that of RFC 6750 section 3.1. */
+function requireScope(rule: ProtectedRule, principal: AccessTokenPrincipal): void {
+  if (rule.role === 'any' || principal.scopes.includes(rule.scope)) return;
+  throw new Problem(
+    'scope_missing',
+    `This needs the scope ${rule.scope}; the token has ${principal.scopes.join(' ')}.`,
+    {
+      members: { requiredScope: rule.scope },
+      headers: {
+        'www-authenticate': `Bearer realm="latchkey", error="insufficient_scope", scope="${rule.scope}"`,
+      },
+    },
+  );
+}
+
+/** The principal of a route whose rule lets only access tokens in. */
+export function accessTokenOf(request: FastifyRequest): AccessTokenPrincipal {
+  if (request.principal?.kind !== 'access_token') throw new Error('the route lets in more than access tokens');
+  return request.principal;
+}
+
+/** Who does what this request asks, for history. */
+export function doerOf(request: FastifyRequest): Doer {
+  const principal = accessTokenOf(request);
+  return { actor: actorOf(principal), organizationId: principal.actsIn, request: factsOf(request) };
+}
+
+/** The same on routes where an organization is always named. */
+export function organizationDoerOf(request: FastifyRequest): OrganizationDoer {
+  return { ...doerOf(request), organizationId: organizationOf(request) };
+}
+
+/** The organization in which this request acts. */
+export function organizationOf(request: FastifyRequest): OrganizationId {
+  const { actsIn } = accessTokenOf(request);
+  if (actsIn === null) throw new Error('the route lets in callers without an organization');
+  return actsIn;
+}
+
+function factsOf(request: FastifyRequest): RequestFacts {
+  return { id: request.id, ip: request.ip, userAgent: cleanHeader(request.headers['user-agent']) };
+}
+
+/** What a header may put into history: bounded, and free of what JSON or Postgres would refuse. */
+function cleanHeader(value: string | undefined): string | null {
+  if (value === undefined) return null;
+  return value.toWellFormed().replaceAll('\u0000', '').slice(0, 512).toWellFormed();
+}

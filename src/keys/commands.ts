@@ -1,0 +1,257 @@
+import { Problem } from '../core/errors.ts';
+import { newId, type PartnerId } from '../core/ids.ts';
+import type { Permission } from '../core/permissions.ts';
+import { type RateLimit, toRateLimit, toRateLimitColumns } from '../core/rate-limit.ts';
+import type { Secret } from '../crypto/secret.ts';
+import type { DeleteReason } from '../db/schema.ts';
+import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { changesBetween } from '../history/changes.ts';
+import { record } from '../history/record.ts';
+import { lockOrganization, shareOrganization } from '../organizations/store.ts';
+import { lockPartner, type Partner } from '../partners/store.ts';
+import type { KeyMint, MintedKey } from './mint.ts';
+import { freeSlot, permissionFor, requireFuture, requireLiveKey } from './policy.ts';
+import {
+  findSealed,
+  insertKey,
+  type Key,
+  type KeyFields,
+  liveKeysOfRow,
+  lockKey,
+  markKeysDeleted,
+  type SealedColumns,
+  updateKey,
+} from './store.ts';
+
+export interface KeySettings {
+  name: string | null;
+  expiresAt: Date | null;
+  rateLimit: RateLimit | null;
+  allowedIps: string[];
+  metadata: Record<string, unknown>;
+}
+
+const plainSettings: KeySettings = { name: null, expiresAt: null, rateLimit: null, allowedIps: [], metadata: {} };
+
+export interface NewKeyRequest extends Partial<{ [Field in keyof KeySettings]: KeySettings[Field] | undefined }> {
+  /** Undefined: the organization's default row. */
+  partnerId?: string | undefined;
+  permission?: Permission | undefined;
+}
+
+/** A key and its plaintext, together only in the reply that creates it. */
+export interface CreatedKey {
+  key: Key;
+  plaintext: Secret;
+}
+
+interface KeyDeps {
+  transactor: Transactor;
+  mint: KeyMint;
+}
+
+/**
+ * @throws Problem `not_found` (partner), `already_deleted` (partner), `validation_failed` (permission, expiry),
+ * `row_full`, `overloaded` (too many hashes waiting)
+ */
+export async function createKey(deps: KeyDeps, by: OrganizationDoer, given: NewKeyRequest): Promise<CreatedKey> {
+  // Hashed before the transaction: 25 ms of work must not hold a lock.
+  const minted = await deps.mint.mint(newId('key'), by.organizationId);
+  return transact(deps.transactor, by, async (work) => {
+    const owner = await lockOwner(work, given.partnerId);
+    const permission = permissionFor(owner.partner?.permissions ?? null, given.permission);
+    return addKey(work, { ...owner, permission, minted, settings: toSettings(given) });
+  });
+}
+
+interface Owner {
+  partner: Partner | null;
+  mayBeRevealed: boolean;
+}
+
+/** Locks what the new key depends on: its owner must stay live, and the organization must go on keeping plaintexts. */
+async function lockOwner(work: Work<OrganizationDoer>, partnerId: string | undefined): Promise<Owner> {
+  const { organizationId } = work.by;
+  if (partnerId === undefined) {
+    const organization = await lockOrganization(work.tx, organizationId);
+    return { partner: null, mayBeRevealed: organization.key_reveal === 'allowed' };
+  }
+  const organization = await shareOrganization(work.tx, organizationId);
+  const partner = await lockPartner(work.tx, organizationId, partnerId);
+  if (partner.deleted_at !== null) {
+    throw new Problem('already_deleted', `Partner ${partner.id} was deleted at ${partner.deleted_at.toISOString()}.`);
+  }
+  return { partner, mayBeRevealed: organization.key_reveal === 'allowed' };
+}
+
+interface KeyToAdd extends Owner {
+  permission: Permission;
+  minted: MintedKey;
+  settings: KeySettings;
+}
+
+/** Puts a minted key into its row and records it. The owner is locked by the caller. */
+export async function addKey(work: Work<OrganizationDoer>, wanted: KeyToAdd): Promise<CreatedKey> {
+  const { minted, settings } = wanted;
+  requireFuture(settings.expiresAt, work.now);
+  const partnerId: PartnerId | null = wanted.partner?.id ?? null;
+  const row = { organizationId: work.by.organizationId, partnerId, permission: wanted.permission };
+  const slot = freeSlot(await liveKeysOfRow(work.tx, row));
+  const key = await insertKey(work.tx, {
+    id: minted.id,
+    organization_id: row.organizationId,
+    partner_id: partnerId,
+    permission: wanted.permission,
+    slot,
+    ...minted.columns,
+    ...(wanted.mayBeRevealed ? minted.sealed : { sealed: null, sealed_keyring_id: null }),
+    ...toColumns(settings),
+    created_at: work.now,
+    created_by: work.by.actor,
+  });
+  record(work, {
+    action: 'key.created',
+    keyId: key.id,
+    partnerId,
+    details: { permission: key.permission, ...describe(settings) },
+  });
+  return { key, plaintext: minted.plaintext };
+}
+
+export type KeyPatch = Partial<{ [Field in keyof KeySettings]: KeySettings[Field] | undefined }>;
+
+/** @throws Problem `not_found`, `already_deleted`, `validation_failed` (expiry in the past) */
+export async function patchKey(
+  transactor: Transactor,
+  by: OrganizationDoer,
+  keyId: string,
+  patch: KeyPatch,
+): Promise<Key> {
+  return transact(transactor, by, async (work) => {
+    const key = await lockKey(work.tx, work.by.organizationId, keyId);
+    requireLiveKey(key);
+    const present = settingsOf(key);
+    const changes = changesBetween(describe(present), describePatch(patch));
+    if (Object.keys(changes).length === 0) return key;
+    if (changes['expiresAt'] !== undefined) requireFuture(patch.expiresAt ?? null, work.now);
+    const changed = await updateKey(work.tx, key.id, toColumns({ ...present, ...withoutUndefined(patch) }));
+    record(work, { action: 'key.updated', keyId: key.id, partnerId: key.partner_id, details: { changes } });
+    return changed;
+  });
+}
+
+export interface RevealRequest {
+  reason?: string | undefined;
+  recipient?: string | undefined;
+}
+
+/**
+ * Records the look and only then lets the sealed value out: when this returns, the record is committed.
+ * @throws Problem `not_found`, `already_deleted`, `reveal_disabled`
+ */
+export async function recordReveal(
+  transactor: Transactor,
+  by: OrganizationDoer,
+  keyId: string,
+  given: RevealRequest,
+): Promise<{ key: Key; sealed: SealedColumns }> {
+  return transact(transactor, by, async (work) => {
+    const organization = await shareOrganization(work.tx, work.by.organizationId);
+    const key = await lockKey(work.tx, work.by.organizationId, keyId);
+    requireLiveKey(key);
+    const sealed = await findSealed(work.tx, key.id);
+    if (organization.key_reveal === 'never') {
+      throw new Problem('reveal_disabled', 'This organization has keyReveal set to never.');
+    }
+    if (sealed === undefined) {
+      throw new Problem('reveal_disabled', `The plaintext of key ${key.id} was not kept when it was created.`);
+    }
+    record(work, {
+      action: 'key.revealed',
+      keyId: key.id,
+      partnerId: key.partner_id,
+      details: { reason: given.reason ?? null, recipient: given.recipient ?? null },
+    });
+    return { key, sealed };
+  });
+}
+
+/**
+ * From the moment of the commit the key is refused everywhere. A key that was deleted for another reason can still be
+ * declared compromised, which ends its restorability.
+ * @throws Problem `not_found`, `already_deleted`
+ */
+export async function deleteKey(
+  transactor: Transactor,
+  by: OrganizationDoer,
+  keyId: string,
+  reason: DeleteReason,
+): Promise<Key> {
+  return transact(transactor, by, async (work) => {
+    const key = await lockKey(work.tx, work.by.organizationId, keyId);
+    const worsens = reason === 'compromised' && key.delete_reason !== 'compromised';
+    if (!worsens) requireLiveKey(key);
+    const [deleted] = await deleteKeys(work, [key], reason);
+    if (deleted === undefined) throw new Error(`key ${key.id} vanished while it was locked`);
+    return deleted;
+  });
+}
+
+/** Deletes locked keys and records each. */
+export async function deleteKeys(
+  work: Work<OrganizationDoer>,
+  keys: readonly Key[],
+  reason: DeleteReason,
+): Promise<Key[]> {
+  const ids = keys.map((key) => key.id);
+  const deleted = await markKeysDeleted(work.tx, ids, { at: work.now, reason });
+  for (const key of keys) {
+    record(work, { action: 'key.deleted', keyId: key.id, partnerId: key.partner_id, details: { reason } });
+  }
+  return deleted;
+}
+
+function toSettings(given: KeyPatch): KeySettings {
+  return { ...plainSettings, ...withoutUndefined(given) };
+}
+
+function withoutUndefined(patch: KeyPatch): Partial<KeySettings> {
+  const { name, expiresAt, rateLimit, allowedIps, metadata } = patch;
+  return {
+    ...(name === undefined ? {} : { name }),
+    ...(expiresAt === undefined ? {} : { expiresAt }),
+    ...(rateLimit === undefined ? {} : { rateLimit }),
+    ...(allowedIps === undefined ? {} : { allowedIps }),
+    ...(metadata === undefined ? {} : { metadata }),
+  };
+}
+
+function settingsOf(key: Key): KeySettings {
+  return {
+    name: key.name,
+    expiresAt: key.expires_at,
+    rateLimit: toRateLimit(key),
+    allowedIps: key.allowed_ips,
+    metadata: key.metadata,
+  };
+}
+
+function toColumns(settings: KeySettings): Required<KeyFields> {
+  return {
+    name: settings.name,
+    expires_at: settings.expiresAt,
+    allowed_ips: settings.allowedIps,
+    metadata: settings.metadata,
+    ...toRateLimitColumns(settings.rateLimit),
+  };
+}
+
+/** Settings as history shows them. */
+function describe(settings: KeySettings): Record<string, unknown> {
+  return { ...settings, expiresAt: settings.expiresAt?.toISOString() ?? null };
+}
+
+function describePatch(patch: KeyPatch): Record<string, unknown> {
+  const given = withoutUndefined(patch);
+  return given.expiresAt == null ? given : { ...given, expiresAt: given.expiresAt.toISOString() };
+}

@@ -1,0 +1,201 @@
+import { type Selectable, sql } from 'kysely';
+import { Problem } from '../core/errors.ts';
+import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
+import type { Access, Permission } from '../core/permissions.ts';
+import type { Db, Tx } from '../db/client.ts';
+import type { ApiKeysTable, DeleteReason } from '../db/schema.ts';
+import type { KeyStatus } from './policy.ts';
+
+/** A key without anything secret: neither tag, hash nor sealed value ever leaves through a view. */
+export type Key = Omit<
+  Selectable<ApiKeysTable>,
+  'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'sealed' | 'sealed_keyring_id'
+>;
+
+const columns = [
+  'id',
+  'organization_id',
+  'partner_id',
+  'permission',
+  'slot',
+  'name',
+  'last_four',
+  'expires_at',
+  'allowed_ips',
+  'metadata',
+  'rate_limit_requests',
+  'rate_limit_window_seconds',
+  'created_at',
+  'created_by',
+  'suspended_at',
+  'deleted_at',
+  'delete_reason',
+] as const;
+
+/** Which row: its owner (null: the organization itself) and its permission. */
+export interface RowAddress {
+  organizationId: OrganizationId;
+  partnerId: PartnerId | null;
+  permission: Permission;
+}
+
+/** @throws Problem `not_found`, also for another organization's key */
+export async function getKey(db: Db, organizationId: OrganizationId, id: string): Promise<Key> {
+  const key = await db
+    .selectFrom('api_keys')
+    .select(columns)
+    .where('organization_id', '=', organizationId)
+    .where('id', '=', id as KeyId)
+    .executeTakeFirst();
+  return found(key);
+}
+
+/** For a change of the key, or a look at it. */
+export async function lockKey(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
+  const key = await tx
+    .selectFrom('api_keys')
+    .select(columns)
+    .where('organization_id', '=', organizationId)
+    .where('id', '=', id as KeyId)
+    .forNoKeyUpdate()
+    .executeTakeFirst();
+  return found(key);
+}
+
+export interface SealedColumns {
+  sealed: Buffer;
+  sealed_keyring_id: string;
+}
+
+/** The sealed plaintext; undefined where none is kept. Only reveal asks for it. */
+export async function findSealed(tx: Tx, id: KeyId): Promise<SealedColumns | undefined> {
+  const row = await tx
+    .selectFrom('api_keys')
+    .select(['sealed', 'sealed_keyring_id'])
+    .where('id', '=', id)
+    .executeTakeFirst();
+  if (row === undefined || row.sealed === null || row.sealed_keyring_id === null) return undefined;
+  return { sealed: row.sealed, sealed_keyring_id: row.sealed_keyring_id };
+}
+
+/** The at most two keys that occupy a row. The owner must be locked by whoever is about to add one. */
+export async function liveKeysOfRow(db: Db, row: RowAddress): Promise<Key[]> {
+  return db
+    .selectFrom('api_keys')
+    .select(columns)
+    .where('organization_id', '=', row.organizationId)
+    .where(sql<boolean>`partner_id is not distinct from ${row.partnerId}`)
+    .where('permission', '=', row.permission)
+    .where('deleted_at', 'is', null)
+    .orderBy('id')
+    .execute();
+}
+
+/** The live keys of a partner, of all its rows or of those with these permissions, locked against change. */
+export async function lockLiveKeysOfPartner(
+  tx: Tx,
+  partnerId: PartnerId,
+  permissions: readonly Access[],
+): Promise<Key[]> {
+  return tx
+    .selectFrom('api_keys')
+    .select(columns)
+    .where('partner_id', '=', partnerId)
+    .where('permission', 'in', permissions)
+    .where('deleted_at', 'is', null)
+    .orderBy('id')
+    .forNoKeyUpdate()
+    .execute();
+}
+
+export interface KeyFilter {
+  partnerId?: PartnerId | 'default' | undefined;
+  permission?: Permission | undefined;
+  status?: KeyStatus | undefined;
+  /** Also those that can still be restored: deleted after this time, and not as compromised. */
+  restorableAfter?: Date | undefined;
+}
+
+/** Newest first, one more than `limit`. */
+export async function listKeys(
+  db: Db,
+  organizationId: OrganizationId,
+  filter: KeyFilter,
+  page: { limit: number; before: KeyId | undefined; now: Date },
+): Promise<Key[]> {
+  let query = db
+    .selectFrom('api_keys')
+    .select(columns)
+    .where('organization_id', '=', organizationId)
+    .where(statusCondition(filter, page.now))
+    .orderBy('id', 'desc')
+    .limit(page.limit + 1);
+  if (page.before !== undefined) query = query.where('id', '<', page.before);
+  if (filter.partnerId === 'default') query = query.where('partner_id', 'is', null);
+  else if (filter.partnerId !== undefined) query = query.where('partner_id', '=', filter.partnerId);
+  if (filter.permission !== undefined) query = query.where('permission', '=', filter.permission);
+  return query.execute();
+}
+
+/** The same words as `statusOf` in policy.ts, for the database. */
+function statusCondition({ status, restorableAfter }: KeyFilter, now: Date) {
+  const live = sql<boolean>`deleted_at is null`;
+  const expired = sql<boolean>`coalesce(expires_at <= ${now}, false)`;
+  switch (status) {
+    case 'deleted':
+      return sql<boolean>`deleted_at is not null`;
+    case 'suspended':
+      return sql<boolean>`${live} and suspended_at is not null`;
+    case 'expired':
+      return sql<boolean>`${live} and suspended_at is null and ${expired}`;
+    case 'active':
+      return sql<boolean>`${live} and suspended_at is null and not ${expired}`;
+    case undefined:
+      if (restorableAfter === undefined) return live;
+      return sql<boolean>`(${live} or (deleted_at > ${restorableAfter} and delete_reason <> 'compromised'))`;
+  }
+}
+
+export type NewKey = Omit<Selectable<ApiKeysTable>, 'suspended_at' | 'deleted_at' | 'delete_reason'>;
+
+export async function insertKey(tx: Tx, key: NewKey): Promise<Key> {
+  return tx
+    .insertInto('api_keys')
+    .values({ ...key, created_by: JSON.stringify(key.created_by), metadata: JSON.stringify(key.metadata) })
+    .returning(columns)
+    .executeTakeFirstOrThrow();
+}
+
+export type KeyFields = Partial<
+  Pick<Key, 'name' | 'expires_at' | 'allowed_ips' | 'metadata' | 'rate_limit_requests' | 'rate_limit_window_seconds'>
+>;
+
+export async function updateKey(tx: Tx, id: KeyId, { metadata, ...fields }: KeyFields): Promise<Key> {
+  return tx
+    .updateTable('api_keys')
+    .set({ ...fields, ...(metadata === undefined ? {} : { metadata: JSON.stringify(metadata) }) })
+    .where('id', '=', id)
+    .returning(columns)
+    .executeTakeFirstOrThrow();
+}
+
+/** `compromised` removes the hash and the sealed value in the same statement; the tag stays to recognise the key. */
+export async function markKeysDeleted(
+  tx: Tx,
+  ids: readonly KeyId[],
+  deleted: { at: Date; reason: DeleteReason },
+): Promise<Key[]> {
+  if (ids.length === 0) return [];
+  const wiped = deleted.reason === 'compromised' ? { argon2id_hash: null, sealed: null, sealed_keyring_id: null } : {};
+  return tx
+    .updateTable('api_keys')
+    .set({ deleted_at: sql<Date>`coalesce(deleted_at, ${deleted.at})`, delete_reason: deleted.reason, ...wiped })
+    .where('id', 'in', ids)
+    .returning(columns)
+    .execute();
+}
+
+function found(key: Key | undefined): Key {
+  if (key === undefined) throw new Problem('not_found', 'There is no such key in this organization.');
+  return key;
+}

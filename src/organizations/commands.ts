@@ -1,0 +1,91 @@
+import { newId } from '../core/ids.ts';
+import type { RateLimit } from '../core/rate-limit.ts';
+import type { KeyReveal } from '../db/schema.ts';
+import { type Doer, type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { changesBetween } from '../history/changes.ts';
+import { record } from '../history/record.ts';
+import {
+  insertOrganization,
+  lockOrganization,
+  type Organization,
+  updateOrganization,
+  wipeSealedKeys,
+} from './store.ts';
+
+/** What an organization starts with; it applies where a partner or key has no limit of its own. */
+const firstRateLimit: RateLimit = { requests: 1_000, windowSeconds: 60 };
+
+export interface NewOrganization {
+  name: string;
+  keyReveal?: KeyReveal | undefined;
+}
+
+/** Its history begins with its own creation, so the event goes to the new organization's chain. */
+export async function createOrganization(
+  transactor: Transactor,
+  by: Doer,
+  given: NewOrganization,
+): Promise<Organization> {
+  const id = newId('org');
+  return transact(transactor, { ...by, organizationId: id }, async (work) => {
+    const organization: Organization = {
+      id,
+      name: given.name,
+      key_reveal: given.keyReveal ?? 'allowed',
+      rate_limit_requests: firstRateLimit.requests,
+      rate_limit_window_seconds: firstRateLimit.windowSeconds,
+      created_at: work.now,
+      created_by: work.by.actor,
+    };
+    await insertOrganization(work.tx, organization);
+    record(work, {
+      action: 'organization.created',
+      details: { name: organization.name, keyReveal: organization.key_reveal },
+    });
+    return organization;
+  });
+}
+
+export interface OrganizationPatch {
+  name?: string | undefined;
+  keyReveal?: KeyReveal | undefined;
+}
+
+/** `keyReveal: "never"` also wipes what was sealed before, at once and for good. */
+export async function patchOrganization(
+  transactor: Transactor,
+  by: OrganizationDoer,
+  given: OrganizationPatch,
+): Promise<Organization> {
+  return transact(transactor, by, async (work) => {
+    const present = await lockOrganization(work.tx, work.by.organizationId);
+    const changes = changesBetween({ name: present.name, keyReveal: present.key_reveal }, given);
+    if (Object.keys(changes).length === 0) return present;
+    const next = { name: given.name ?? present.name, key_reveal: given.keyReveal ?? present.key_reveal };
+    await updateOrganization(work.tx, present.id, next);
+    if (next.key_reveal === 'never') await wipeSealedKeys(work.tx, present.id);
+    record(work, { action: 'organization.updated', details: { changes } });
+    return { ...present, ...next };
+  });
+}
+
+export async function putRateLimit(transactor: Transactor, by: OrganizationDoer, given: RateLimit): Promise<RateLimit> {
+  return transact(transactor, by, (work) => replaceRateLimit(work, given));
+}
+
+async function replaceRateLimit(work: Work<OrganizationDoer>, given: RateLimit): Promise<RateLimit> {
+  const organization = await lockOrganization(work.tx, work.by.organizationId);
+  const present = rateLimitOf(organization);
+  const changes = changesBetween({ ...present }, { ...given });
+  if (Object.keys(changes).length === 0) return present;
+  await updateOrganization(work.tx, organization.id, {
+    rate_limit_requests: given.requests,
+    rate_limit_window_seconds: given.windowSeconds,
+  });
+  record(work, { action: 'rate_limit.updated', details: { changes } });
+  return given;
+}
+
+export function rateLimitOf(organization: Organization): RateLimit {
+  return { requests: organization.rate_limit_requests, windowSeconds: organization.rate_limit_window_seconds };
+}

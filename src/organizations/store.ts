@@ -1,0 +1,92 @@
+import type { Selectable } from 'kysely';
+import { Problem } from '../core/errors.ts';
+import type { OrganizationId } from '../core/ids.ts';
+import type { Db, Tx } from '../db/client.ts';
+import type { KeyReveal, OrganizationsTable } from '../db/schema.ts';
+
+export type Organization = Selectable<OrganizationsTable>;
+
+const columns = [
+  'id',
+  'name',
+  'key_reveal',
+  'rate_limit_requests',
+  'rate_limit_window_seconds',
+  'created_at',
+  'created_by',
+] as const;
+
+export async function getOrganization(db: Db, id: string): Promise<Organization> {
+  const organization = await db
+    .selectFrom('organizations')
+    .select(columns)
+    .where('id', '=', id as OrganizationId)
+    .executeTakeFirst();
+  return found(organization);
+}
+
+/** Newest first, one more than `limit`. */
+export async function listOrganizations(
+  db: Db,
+  page: { limit: number; before: OrganizationId | undefined },
+): Promise<Organization[]> {
+  let query = db
+    .selectFrom('organizations')
+    .select(columns)
+    .orderBy('id', 'desc')
+    .limit(page.limit + 1);
+  if (page.before !== undefined) query = query.where('id', '<', page.before);
+  return query.execute();
+}
+
+/** For a change of the organization, or of its default row. Does not hold up partners' own affairs. */
+export async function lockOrganization(tx: Tx, id: string): Promise<Organization> {
+  const organization = await tx
+    .selectFrom('organizations')
+    .select(columns)
+    .where('id', '=', id as OrganizationId)
+    .forNoKeyUpdate()
+    .executeTakeFirst();
+  return found(organization);
+}
+
+/** Keeps the organization's settings as they are until the commit, for what depends on them. */
+export async function shareOrganization(tx: Tx, id: OrganizationId): Promise<Organization> {
+  const organization = await tx
+    .selectFrom('organizations')
+    .select(columns)
+    .where('id', '=', id)
+    .forShare()
+    .executeTakeFirst();
+  return found(organization);
+}
+
+export async function insertOrganization(tx: Tx, organization: Organization): Promise<void> {
+  await tx
+    .insertInto('organizations')
+    .values({ ...organization, created_by: JSON.stringify(organization.created_by) })
+    .execute();
+}
+
+export async function updateOrganization(
+  tx: Tx,
+  id: OrganizationId,
+  fields: { name?: string; key_reveal?: KeyReveal; rate_limit_requests?: number; rate_limit_window_seconds?: number },
+): Promise<void> {
+  await tx.updateTable('organizations').set(fields).where('id', '=', id).execute();
+}
+
+/** The seals of all of the organization's keys, for an organization that no longer wants any to be kept. */
+export async function wipeSealedKeys(tx: Tx, id: OrganizationId): Promise<void> {
+  await tx
+    .updateTable('api_keys')
+    .set({ sealed: null, sealed_keyring_id: null })
+    .where('organization_id', '=', id)
+    .where('sealed', 'is not', null)
+    .execute();
+}
+
+function found(organization: Organization | undefined): Organization {
+  if (organization === undefined) throw new Problem('not_found', 'There is no such organization.');
+  return organization;
+}

@@ -1,0 +1,163 @@
+import { Problem } from '../core/errors.ts';
+import { newId } from '../core/ids.ts';
+import { type Access, sortAccesses } from '../core/permissions.ts';
+import { type RateLimit, toRateLimit, toRateLimitColumns } from '../core/rate-limit.ts';
+import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { changesBetween } from '../history/changes.ts';
+import { record } from '../history/record.ts';
+import { addKey, type CreatedKey, deleteKeys } from '../keys/commands.ts';
+import type { KeyMint, MintedKey } from '../keys/mint.ts';
+import { lockLiveKeysOfPartner } from '../keys/store.ts';
+import { shareOrganization } from '../organizations/store.ts';
+import { insertPartner, lockPartner, markPartnerDeleted, type Partner, updatePartner } from './store.ts';
+
+export interface NewPartner {
+  email: string;
+  permissions: Access[];
+  name?: string | null | undefined;
+  rateLimit?: RateLimit | null | undefined;
+}
+
+export interface CreatedPartner {
+  partner: Partner;
+  /** One for each permission, in the order read, write. */
+  keys: CreatedKey[];
+}
+
+/**
+ * A partner and one key for each permission: all of it or nothing.
+ * @throws Problem `partner_exists`, `overloaded`
+ */
+export async function createPartner(
+  deps: { transactor: Transactor; mint: KeyMint },
+  by: OrganizationDoer,
+  given: NewPartner,
+): Promise<CreatedPartner> {
+  const permissions = sortAccesses(given.permissions);
+  const minted = await Promise.all(permissions.map(() => deps.mint.mint(newId('key'), by.organizationId)));
+  return transact(deps.transactor, by, async (work) => {
+    const organization = await shareOrganization(work.tx, work.by.organizationId);
+    const partner = await addPartner(work, given, permissions);
+    const mayBeRevealed = organization.key_reveal === 'allowed';
+    return { partner, keys: await addFirstKeys(work, partner, minted, mayBeRevealed) };
+  });
+}
+
+async function addPartner(work: Work<OrganizationDoer>, given: NewPartner, permissions: Access[]): Promise<Partner> {
+  const partner: Partner = {
+    id: newId('partner'),
+    organization_id: work.by.organizationId,
+    email: given.email,
+    name: given.name ?? null,
+    permissions,
+    ...toRateLimitColumns(given.rateLimit ?? null),
+    created_at: work.now,
+    created_by: work.by.actor,
+    suspended_at: null,
+    deleted_at: null,
+  };
+  await insertPartner(work.tx, partner);
+  const { email, name, rateLimit } = fieldsOf(partner);
+  record(work, { action: 'partner.created', partnerId: partner.id, details: { email, name, permissions, rateLimit } });
+  return partner;
+}
+
+async function addFirstKeys(
+  work: Work<OrganizationDoer>,
+  partner: Partner,
+  minted: MintedKey[],
+  mayBeRevealed: boolean,
+): Promise<CreatedKey[]> {
+  const created: CreatedKey[] = [];
+  for (const [index, key] of minted.entries()) {
+    const permission = partner.permissions[index];
+    if (permission === undefined) throw new Error('more keys were minted than permissions granted');
+    const settings = { name: null, expiresAt: null, rateLimit: null, allowedIps: [], metadata: {} };
+    created.push(await addKey(work, { partner, mayBeRevealed, permission, minted: key, settings }));
+  }
+  return created;
+}
+
+interface PartnerFacts {
+  email: string;
+  name: string | null;
+  permissions: Access[];
+  rateLimit: RateLimit | null;
+}
+
+export type PartnerPatch = { [Field in keyof PartnerFacts]?: PartnerFacts[Field] | undefined };
+
+/**
+ * A permission that is taken away takes that row's keys with it, at once. One that is added creates no key.
+ * @throws Problem `not_found`, `already_deleted`, `partner_exists` (the new e-mail address)
+ */
+export async function patchPartner(
+  transactor: Transactor,
+  by: OrganizationDoer,
+  partnerId: string,
+  patch: PartnerPatch,
+): Promise<Partner> {
+  return transact(transactor, by, async (work) => {
+    const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
+    requireLivePartner(partner);
+    const present = fieldsOf(partner);
+    const permissions = patch.permissions === undefined ? undefined : sortAccesses(patch.permissions);
+    const changes = changesBetween({ ...present }, { ...patch, permissions });
+    if (Object.keys(changes).length === 0) return partner;
+    const next = { ...present, ...withoutUndefined({ ...patch, permissions }) };
+    const fields = {
+      email: next.email,
+      name: next.name,
+      permissions: next.permissions,
+      ...toRateLimitColumns(next.rateLimit),
+    };
+    await updatePartner(work.tx, partner.id, fields);
+    record(work, { action: 'partner.updated', partnerId: partner.id, details: { changes } });
+    const removed = present.permissions.filter((permission) => !next.permissions.includes(permission));
+    await deleteKeysOfRows(work, partner, removed, 'permission_removed');
+    return { ...partner, ...fields };
+  });
+}
+
+/**
+ * Deletes the partner and all its keys in one transaction; after it no key of the partner is accepted anywhere.
+ * @throws Problem `not_found`, `already_deleted`
+ */
+export async function deletePartner(transactor: Transactor, by: OrganizationDoer, partnerId: string): Promise<Partner> {
+  return transact(transactor, by, async (work) => {
+    const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
+    requireLivePartner(partner);
+    await markPartnerDeleted(work.tx, partner.id, work.now);
+    record(work, { action: 'partner.deleted', partnerId: partner.id, details: { email: partner.email } });
+    await deleteKeysOfRows(work, partner, partner.permissions, 'partner_deleted');
+    return { ...partner, deleted_at: work.now };
+  });
+}
+
+async function deleteKeysOfRows(
+  work: Work<OrganizationDoer>,
+  partner: Partner,
+  permissions: readonly Access[],
+  reason: 'partner_deleted' | 'permission_removed',
+): Promise<void> {
+  if (permissions.length === 0) return;
+  await deleteKeys(work, await lockLiveKeysOfPartner(work.tx, partner.id, permissions), reason);
+}
+
+function requireLivePartner(partner: Partner): void {
+  if (partner.deleted_at === null) return;
+  throw new Problem('already_deleted', `Partner ${partner.id} was deleted at ${partner.deleted_at.toISOString()}.`);
+}
+
+function fieldsOf(partner: Partner): PartnerFacts {
+  return {
+    email: partner.email,
+    name: partner.name,
+    permissions: partner.permissions,
+    rateLimit: toRateLimit(partner),
+  };
+}
+
+function withoutUndefined(patch: PartnerPatch): Partial<PartnerFacts> {
+  return Object.fromEntries(Object.entries(patch).filter(([, value]) => value !== undefined));
+}

@@ -1,0 +1,88 @@
+import type { Selectable } from 'kysely';
+import { Problem } from '../core/errors.ts';
+import type { OrganizationId, PartnerId } from '../core/ids.ts';
+import type { Db, Tx } from '../db/client.ts';
+import type { PartnersTable } from '../db/schema.ts';
+
+export type Partner = Selectable<PartnersTable>;
+
+const columns = [
+  'id',
+  'organization_id',
+  'email',
+  'name',
+  'permissions',
+  'rate_limit_requests',
+  'rate_limit_window_seconds',
+  'created_at',
+  'created_by',
+  'suspended_at',
+  'deleted_at',
+] as const;
+
+/** @throws Problem `not_found`, also for another organization's partner */
+export async function getPartner(db: Db, organizationId: OrganizationId, id: string): Promise<Partner> {
+  const partner = await db
+    .selectFrom('partners')
+    .select(columns)
+    .where('organization_id', '=', organizationId)
+    .where('id', '=', id as PartnerId)
+    .executeTakeFirst();
+  return found(partner);
+}
+
+/** Serializes everything that depends on the partner being live: its keys' creation, its change, its deletion. */
+export async function lockPartner(tx: Tx, organizationId: OrganizationId, id: string): Promise<Partner> {
+  const partner = await tx
+    .selectFrom('partners')
+    .select(columns)
+    .where('organization_id', '=', organizationId)
+    .where('id', '=', id as PartnerId)
+    .forNoKeyUpdate()
+    .executeTakeFirst();
+  return found(partner);
+}
+
+/** Newest first, one more than `limit`. */
+export async function listPartners(
+  db: Db,
+  organizationId: OrganizationId,
+  filter: { email?: string | undefined; includeDeleted: boolean },
+  page: { limit: number; before: PartnerId | undefined },
+): Promise<Partner[]> {
+  let query = db
+    .selectFrom('partners')
+    .select(columns)
+    .where('organization_id', '=', organizationId)
+    .orderBy('id', 'desc')
+    .limit(page.limit + 1);
+  if (page.before !== undefined) query = query.where('id', '<', page.before);
+  if (!filter.includeDeleted) query = query.where('deleted_at', 'is', null);
+  const { email } = filter;
+  if (email !== undefined) query = query.where(({ fn }) => fn('lower', ['email']), '=', email.toLowerCase());
+  return query.execute();
+}
+
+export async function insertPartner(tx: Tx, partner: Partner): Promise<void> {
+  await tx
+    .insertInto('partners')
+    .values({ ...partner, created_by: JSON.stringify(partner.created_by) })
+    .execute();
+}
+
+export type PartnerFields = Partial<
+  Pick<Partner, 'email' | 'name' | 'permissions' | 'rate_limit_requests' | 'rate_limit_window_seconds'>
+>;
+
+export async function updatePartner(tx: Tx, id: PartnerId, fields: PartnerFields): Promise<void> {
+  await tx.updateTable('partners').set(fields).where('id', '=', id).execute();
+}
+
+export async function markPartnerDeleted(tx: Tx, id: PartnerId, deletedAt: Date): Promise<void> {
+  await tx.updateTable('partners').set({ deleted_at: deletedAt }).where('id', '=', id).execute();
+}
+
+function found(partner: Partner | undefined): Partner {
+  if (partner === undefined) throw new Problem('not_found', 'There is no such partner in this organization.');
+  return partner;
+}
