@@ -79,7 +79,7 @@ export const guard = fp<GuardOptions>(
 function requireRole(rule: ProtectedRule, principal: Principal): void {
   if (rule.role === 'any') return;
   const role = principal.kind === 'api_key' ? 'api_key' : principal.role;
-  if (role === rule.role || (rule.role === 'admin' && role === 'operator')) return;
+  if (role === rule.role || (rule.role === 'admin' && role === 'operator' && rule.operator !== false)) return;
   const who = role === 'api_key' ? 'An API key' : `The role ${role}`;
   throw new Problem('forbidden', `${who} may not do this; it takes the role ${rule.role}.`, {
     members: { requiredRole: rule.role },

@@ -1,5 +1,5 @@
 import rateLimitPlugin from '@fastify/rate-limit';
-import type { FastifyReply } from 'fastify';
+import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import { Problem } from '../core/errors.ts';
 
@@ -9,6 +9,8 @@ export interface EndpointLimits {
   callerLimit: number;
   /** Refused access tokens from one address (IPv6: one /64 network). */
   addressLimit: number;
+  /** Reveals of one admin. */
+  revealLimit: number;
 }
 
 const windowSeconds = 60;
@@ -23,20 +25,21 @@ declare module 'fastify' {
       countCaller(request: FastifyRequest, reply: FastifyReply): Promise<void>;
       /** Counts a refused access token against the caller's address. @throws Problem `rate_limited` */
       countRefusal(request: FastifyRequest, reply: FastifyReply): Promise<void>;
+      /** Counts a reveal by this admin. @throws Problem `rate_limited` */
+      countReveal(request: FastifyRequest, reply: FastifyReply): Promise<void>;
     };
   }
 }
 
 /** Latchkey's own limits on its own endpoints. The keys' limits at verification are another matter. */
 export const endpointLimits = fp<EndpointLimits>(
-  async (app, { callerLimit, addressLimit }) => {
+  async (app, { callerLimit, addressLimit, revealLimit }) => {
     await app.register(rateLimitPlugin, { global: false, cache: bucketsKept });
-    const caller = app.createRateLimit({
-      max: callerLimit,
-      timeWindow: windowSeconds * 1000,
-      keyGenerator: (request) => request.principal?.id ?? 'nobody',
-    });
-    const address = app.createRateLimit({ max: addressLimit, timeWindow: windowSeconds * 1000 });
+    const timeWindow = windowSeconds * 1000;
+    const keyGenerator = (request: FastifyRequest) => request.principal?.id ?? 'nobody';
+    const caller = app.createRateLimit({ max: callerLimit, timeWindow, keyGenerator });
+    const reveal = app.createRateLimit({ max: revealLimit, timeWindow, keyGenerator });
+    const address = app.createRateLimit({ max: addressLimit, timeWindow });
     app.decorate('endpointLimits', {
       countCaller: async (request, reply) => {
         refuseIfExceeded(reply, 'caller', await caller(request), 'This credential has made too many requests.');
@@ -48,6 +51,9 @@ export const endpointLimits = fp<EndpointLimits>(
           await address(request),
           'Too many refused credentials came from this address. A valid one is still accepted.',
         );
+      },
+      countReveal: async (request, reply) => {
+        refuseIfExceeded(reply, 'reveal', await reveal(request), 'This admin has looked at too many keys.');
       },
     });
   },

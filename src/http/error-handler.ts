@@ -1,0 +1,121 @@
+import { METHODS } from 'node:http';
+import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import fp from 'fastify-plugin';
+import { hasZodFastifySchemaValidationErrors } from 'fastify-type-provider-zod';
+import { type InputError, Problem, type ProblemCode } from '../core/errors.ts';
+import { inputErrorsOf } from './input-errors.ts';
+import { problemBody, problemHeaders } from './problem.ts';
+
+export interface ErrorHandlerOptions {
+  /** Errors of other layers, such as the database's, as problems; undefined for what it does not know. */
+  translate: (error: unknown) => Problem | undefined;
+}
+
+/** The one exit for everything that goes wrong: a problem document, and one line in the log. */
+export const errorHandler = fp<ErrorHandlerOptions>(
+  async (app, { translate }) => {
+    const methodsOfPath = collectRoutes(app);
+    app.setErrorHandler((error: unknown, request, reply) => answer(request, reply, toProblem(error, translate), error));
+    app.setNotFoundHandler((request, reply) => {
+      const problem = notFound(request, methodsOfPath(pathOf(request)));
+      return answer(request, reply, problem, problem);
+    });
+  },
+  { name: 'error-handler' },
+);
+
+/** Refusals from before a route was found, such as a path that is not well percent-encoded. */
+export function answerFrameworkError(error: FastifyError, request: FastifyRequest, reply: FastifyReply): void {
+  answer(
+    request,
+    reply,
+    toProblem(error, () => undefined),
+    error,
+  );
+}
+
+function answer(request: FastifyRequest, reply: FastifyReply, problem: Problem, cause: unknown): FastifyReply {
+  logOnce(request, problem, cause);
+  const retryAfter = problem.status === 503 ? { 'retry-after': '1' } : {};
+  return reply
+    .code(problem.status)
+    .headers({ ...retryAfter, ...problemHeaders(request.id), ...problem.headers })
+    .send(problemBody(problem, request.id));
+}
+
+function logOnce(request: FastifyRequest, problem: Problem, cause: unknown): void {
+  if (problem.status >= 500) {
+    request.log.error({ err: cause instanceof Problem ? (cause.cause ?? cause) : cause }, problem.detail);
+  } else {
+    request.log.debug({ code: problem.code }, problem.detail);
+  }
+}
+
+/** Fastify's own refusals, by its error codes: https://fastify.dev/docs/latest/Reference/Errors/ */
+const problemOfFastifyError: Record<string, [code: ProblemCode, detail: string]> = {
+  FST_ERR_CTP_BODY_TOO_LARGE: ['payload_too_large', 'The body is over 64 KiB.'],
+  FST_ERR_CTP_INVALID_MEDIA_TYPE: ['unsupported_media_type', 'Send the body as application/json in UTF-8.'],
+  FST_ERR_CTP_EMPTY_TYPE: ['unsupported_media_type', 'The body has no Content-Type; send application/json.'],
+  FST_ERR_CTP_INVALID_CONTENT_LENGTH: ['bad_request', 'The body is not as long as Content-Length says.'],
+  FST_ERR_CTP_EMPTY_JSON_BODY: ['bad_request', 'The body is empty, though its type is application/json.'],
+  FST_ERR_BAD_URL: ['bad_request', 'The path is not well percent-encoded UTF-8.'],
+  FST_ERR_MAX_PARAM_LENGTH: ['not_found', 'There is nothing with an id this long.'],
+};
+
+function toProblem(error: unknown, translate: ErrorHandlerOptions['translate']): Problem {
+  if (error instanceof Problem) return error;
+  if (hasZodFastifySchemaValidationErrors(error)) {
+    return validationProblem(inputErrorsOf(error.validation, error.validationContext ?? 'body'));
+  }
+  const known = problemOfFastifyError[(error as FastifyError).code];
+  if (known !== undefined) return new Problem(known[0], known[1], { cause: error });
+  return (
+    translate(error) ??
+    new Problem('internal', 'Something failed inside Latchkey. The log has the cause under this request id.', {
+      cause: error,
+    })
+  );
+}
+
+function validationProblem(errors: InputError[]): Problem {
+  const detail = errors.map(({ path, message }) => `${path}: ${message}`).join('; ');
+  return new Problem('validation_failed', detail, { errors });
+}
+
+function notFound(request: FastifyRequest, methods: string[]): Problem {
+  const path = pathOf(request).slice(0, 200);
+  if (methods.length === 0) return new Problem('not_found', `There is nothing at ${path}.`);
+  const allow = methods.join(', ');
+  return new Problem('method_not_allowed', `${request.method} is not possible at ${path}, only ${allow}.`, {
+    headers: { allow },
+  });
+}
+
+function pathOf(request: FastifyRequest): string {
+  return request.raw.url?.split('?', 1)[0] ?? '/';
+}
+
+/** Remembers every route as it is registered, to tell which methods a path does have. */
+function collectRoutes(app: FastifyInstance): (path: string) => string[] {
+  const routes = new Map<string, { pattern: RegExp; methods: Set<string> }>();
+  app.addHook('onRoute', ({ url, method }) => {
+    const known = routes.get(url) ?? { pattern: patternOf(url), methods: new Set<string>() };
+    for (const each of [method].flat()) known.methods.add(each);
+    routes.set(url, known);
+  });
+  return (path) => {
+    const methods = [...routes.values()]
+      .filter(({ pattern }) => pattern.test(path))
+      .flatMap((route) => [...route.methods]);
+    return METHODS.filter((method) => methods.includes(method));
+  };
+}
+
+function patternOf(url: string): RegExp {
+  const source = url
+    .split('/')
+    .map((part) =>
+      part.startsWith(':') ? '[^/]+' : part === '*' ? '.*' : part.replaceAll(/[.+?^${}()|[\]\\]/g, '\\$&'),
+    );
+  return new RegExp(`^${source.join('/')}$`);
+}

@@ -1,0 +1,99 @@
+import fp from 'fastify-plugin';
+import { Problem } from '../core/errors.ts';
+
+/** Deeper than any honest body, and shallow enough for whatever recurses over it later. */
+const deepest = 32;
+
+/** Bodies are JSON objects in UTF-8; whatever Postgres or RFC 8785 could not keep is refused here, once for all. */
+export const jsonBody = fp(
+  async (app) => {
+    app.removeAllContentTypeParsers();
+    app.addContentTypeParser<Buffer>(
+      'application/json',
+      { parseAs: 'buffer' },
+      async (request: unknown, body: Buffer) => parseJson(request, body),
+    );
+  },
+  { name: 'json-body' },
+);
+
+async function parseJson(_request: unknown, body: Buffer): Promise<unknown> {
+  if (body.length === 0) throw new Problem('bad_request', 'The body is empty, though its type is application/json.');
+  const text = decodeUtf8(body);
+  requireShallow(text);
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw new Problem('bad_request', 'The body is not valid JSON.', { cause });
+  }
+  const bad = findUnstorable(value);
+  if (bad !== undefined) {
+    throw new Problem('validation_failed', `${bad.path}: ${bad.message}`, { errors: [bad] });
+  }
+  return value;
+}
+
+const utf8 = new TextDecoder('utf-8', { fatal: true });
+
+function decodeUtf8(body: Buffer): string {
+  try {
+    return utf8.decode(body);
+  } catch (cause) {
+    throw new Problem('bad_request', 'The body is not valid UTF-8.', { cause });
+  }
+}
+
+/** Counts brackets outside of strings, before anything that recurses sees the text. */
+function requireShallow(text: string): void {
+  let depth = 0;
+  let inString = false;
+  for (let index = 0; index < text.length; index++) {
+    const character = text[index];
+    if (inString) {
+      if (character === '\\') index += 1;
+      else if (character === '"') inString = false;
+    } else if (character === '"') inString = true;
+    else if (character === '{' || character === '[') {
+      depth += 1;
+      if (depth > deepest) throw new Problem('bad_request', `The body is nested deeper than ${deepest} levels.`);
+    } else if (character === '}' || character === ']') depth -= 1;
+  }
+}
+
+/** The name that would reach an object's prototype when code copies members without care. */
+const poisonous = '__proto__';
+
+/** The first string or member name that cannot be stored: U+0000, a lone surrogate, `__proto__`. */
+function findUnstorable(value: unknown, path = 'body'): { path: string; message: string } | undefined {
+  if (typeof value === 'string') {
+    const message = whatIsWrong(value);
+    return message === undefined ? undefined : { path, message };
+  }
+  if (Array.isArray(value)) {
+    return firstOf(
+      value.map((item, index) => [String(index), item] as const),
+      path,
+    );
+  }
+  if (typeof value !== 'object' || value === null) return undefined;
+  return firstOf(Object.entries(value), path);
+}
+
+function firstOf(
+  members: ReadonlyArray<readonly [string, unknown]>,
+  path: string,
+): { path: string; message: string } | undefined {
+  for (const [name, member] of members) {
+    const message = name === poisonous ? 'this name is not allowed' : whatIsWrong(name);
+    if (message !== undefined) return { path: `${path}.${JSON.stringify(name).slice(1, -1)}`, message };
+    const bad = findUnstorable(member, `${path}.${name}`);
+    if (bad !== undefined) return bad;
+  }
+  return undefined;
+}
+
+function whatIsWrong(text: string): string | undefined {
+  if (text.includes('\u0000')) return 'must not contain U+0000';
+  return text.isWellFormed() ? undefined : 'must not contain a lone surrogate';
+}

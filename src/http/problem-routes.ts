@@ -1,0 +1,57 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { isProblemCode, Problem, type ProblemCode, problemCodes, problemKinds } from '../core/errors.ts';
+
+const problemKindView = z
+  .object({
+    code: z.enum(problemCodes),
+    type: z.string(),
+    status: z.int(),
+    title: z.string(),
+    explanation: z.string(),
+    remedy: z.string(),
+  })
+  .meta({
+    id: 'ProblemKind',
+    example: { code: 'row_full', type: '/problems/row_full', ...problemKinds.row_full },
+  });
+
+function toView(code: ProblemCode) {
+  return { code, type: `/problems/${code}`, ...problemKinds[code] };
+}
+
+/** What `type` in a problem document points to. */
+export const problemRoutes: FastifyPluginAsyncZod = async (app) => {
+  app.get(
+    '/problems/:code',
+    {
+      config: { access: 'public' },
+      schema: {
+        operationId: 'getProblemKind',
+        tags: ['About'],
+        summary: 'What a problem means and what to do about it',
+        params: z.object({ code: z.string().meta({ example: 'row_full' }) }),
+        response: { 200: problemKindView },
+      },
+    },
+    async (request) => {
+      const { code } = request.params;
+      if (!isProblemCode(code)) throw new Problem('not_found', `There is no problem with the code ${code}.`);
+      return toView(code);
+    },
+  );
+
+  app.get(
+    '/problems',
+    {
+      config: { access: 'public' },
+      schema: {
+        operationId: 'listProblemKinds',
+        tags: ['About'],
+        summary: 'Every problem that Latchkey answers with',
+        response: { 200: z.object({ data: z.array(problemKindView) }) },
+      },
+    },
+    async () => ({ data: problemCodes.map(toView) }),
+  );
+};

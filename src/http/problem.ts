@@ -1,0 +1,27 @@
+import { type Problem, problemKinds } from '../core/errors.ts';
+
+export const problemMediaType = 'application/problem+json';
+
+/** The problem document of RFC 9457 as text. */
+export function problemBody(problem: Problem, requestId: string): string {
+  const { title, status } = problemKinds[problem.code];
+  return JSON.stringify({
+    type: `/problems/${problem.code}`,
+    title,
+    status,
+    detail: problem.detail,
+    code: problem.code,
+    requestId,
+    ...(problem.errors === undefined ? {} : { errors: problem.errors }),
+    ...problem.members,
+  });
+}
+
+/** What every reply carries, problems and successes alike. */
+export function commonHeaders(requestId: string): Record<string, string> {
+  return { 'x-request-id': requestId, 'cache-control': 'no-store', 'x-content-type-options': 'nosniff' };
+}
+
+export function problemHeaders(requestId: string): Record<string, string> {
+  return { ...commonHeaders(requestId), 'content-type': `${problemMediaType}; charset=utf-8` };
+}

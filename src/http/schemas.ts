@@ -1,0 +1,179 @@
+import { isIP } from 'node:net';
+import { z } from 'zod';
+import { problemCodes } from '../core/errors.ts';
+import { type Id, type IdKind, idSuffixPattern } from '../core/ids.ts';
+import type { Page } from '../core/page.ts';
+
+/** Shapes that several features share. A description here is what the OpenAPI document says. */
+
+const exampleSuffix = '01k9s3v5wqe8n8x4r2m6t7yb0c';
+
+/** An id in a body or a query, where a malformed one is a mistake of the caller's. */
+export function idSchema<Kind extends IdKind>(kind: Kind) {
+  return z
+    .string()
+    .regex(new RegExp(`^${kind}_${idSuffixPattern}$`), `must be an id of the form ${kind}_ and 26 characters`)
+    .transform((text) => text as Id<Kind>)
+    .meta({ example: `${kind}_${exampleSuffix}` });
+}
+
+/** An id in a path: a malformed one is answered like an unknown one, 404, so nothing is checked here. */
+export function idParam(kind: IdKind, description: string) {
+  return z.string().meta({ description, example: `${kind}_${exampleSuffix}` });
+}
+
+/** An id in a reply. */
+export function idView(kind: IdKind) {
+  return z.string().meta({ example: `${kind}_${exampleSuffix}` });
+}
+
+/** RFC 3339, UTC, milliseconds. */
+export const timestampView = z.string().meta({ format: 'date-time', example: '2026-11-23T09:30:00.000Z' });
+
+/** RFC 3339 with any offset; finer than a millisecond is refused, because it would be lost. */
+export const timestampInput = z.iso
+  .datetime({ offset: true, error: 'must be a time by RFC 3339, such as 2026-11-23T09:30:00.000Z' })
+  .refine((text) => !/\.\d{4,}/.test(text), 'must not be finer than a millisecond')
+  .refine((text) => !Number.isNaN(Date.parse(text)), 'must be a time that exists')
+  .transform((text) => new Date(text))
+  .meta({ format: 'date-time', example: '2027-01-01T00:00:00.000Z' });
+
+/** A whole number in a query string, written in decimal digits. */
+export function queryInteger(least: number, most: number) {
+  return z
+    .string()
+    .regex(/^[0-9]{1,10}$/, `must be a whole number from ${least} to ${most}`)
+    .transform(Number)
+    .refine((value) => value >= least && value <= most, `must be a whole number from ${least} to ${most}`);
+}
+
+export const queryBoolean = z
+  .enum(['true', 'false'], 'must be true or false')
+  .transform((text) => text === 'true')
+  .default(false);
+
+export const pageQuery = {
+  limit: queryInteger(1, 200)
+    .default(50)
+    .meta({ type: 'integer', minimum: 1, maximum: 200, default: 50, description: 'How many entries a page has.' }),
+  cursor: z
+    .string()
+    .max(200)
+    .optional()
+    .meta({ description: 'nextCursor of the page before; leave it out to start at the newest entry.' }),
+};
+
+export function pageOf<Item extends z.ZodType>(item: Item) {
+  return z.object({
+    data: z.array(item),
+    nextCursor: z.string().nullable().meta({ description: 'Null on the last page.', example: null }),
+  });
+}
+
+export type PageView<View> = Page<View>;
+
+// biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what this refuses
+const controlCharacters = /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/;
+
+export function text(most: number) {
+  return z
+    .string()
+    .min(1)
+    .max(most)
+    .refine((value) => !controlCharacters.test(value), 'must not contain control characters')
+    .refine((value) => value.trim() === value, 'must not begin or end with white space');
+}
+
+export const nameInput = text(200).meta({ example: 'Billing export' });
+
+export const emailInput = z
+  .email({ pattern: z.regexes.html5Email, error: 'must be an e-mail address' })
+  .max(254)
+  .meta({ example: 'team@partner.example' });
+
+export const accessInput = z.enum(['read', 'write']);
+
+/** A set of read and write: at least one, each once. */
+export const accessesInput = z
+  .array(accessInput)
+  .min(1)
+  .max(2)
+  .refine((accesses) => new Set(accesses).size === accesses.length, 'must not name a permission twice')
+  .meta({ example: ['read'], uniqueItems: true });
+
+export const rateLimitInput = z
+  .strictObject({
+    requests: z.int().min(1).max(1_000_000_000),
+    windowSeconds: z.int().min(1).max(86_400),
+  })
+  .meta({ example: { requests: 1000, windowSeconds: 60 } });
+
+export const rateLimitView = z
+  .object({ requests: z.int(), windowSeconds: z.int() })
+  .meta({ id: 'RateLimit', example: { requests: 1000, windowSeconds: 60 } });
+
+export const allowedIpsInput = z
+  .array(
+    z.string().max(49).refine(isAddressOrNetwork, 'must be an IPv4 or IPv6 address or a network such as 10.0.0.0/8'),
+  )
+  .max(100)
+  .meta({ example: ['203.0.113.0/24'] });
+
+function isAddressOrNetwork(value: string): boolean {
+  const [address = '', bits, ...more] = value.split('/');
+  const version = address.includes('%') ? 0 : isIP(address);
+  if (version === 0 || more.length > 0) return false;
+  return bits === undefined || (/^(0|[1-9][0-9]{0,2})$/.test(bits) && Number(bits) <= (version === 4 ? 32 : 128));
+}
+
+const metadataBytesAllowed = 16_384;
+
+export const metadataInput = z
+  .record(z.string(), z.unknown())
+  .refine(
+    (value) => Buffer.byteLength(JSON.stringify(value)) <= metadataBytesAllowed,
+    `must be at most ${metadataBytesAllowed} bytes of JSON`,
+  )
+  .meta({
+    description: 'Any JSON object of at most 16 KiB; verification hands it to the backend.',
+    example: { team: 'billing' },
+  });
+
+export const metadataView = z.record(z.string(), z.unknown()).meta({ example: { team: 'billing' } });
+
+export const actorView = z
+  .object({
+    type: z.enum(['admin', 'operator', 'verifier', 'system']),
+    id: z.string(),
+    name: z.string(),
+    email: z.string().nullable(),
+  })
+  .meta({
+    id: 'Actor',
+    description: 'Who acted, as it was then.',
+    example: { type: 'admin', id: `token_${exampleSuffix}`, name: 'Ada Admin', email: 'admin@example.com' },
+  });
+
+export const problemView = z
+  .looseObject({
+    type: z.string().meta({ format: 'uri-reference' }),
+    title: z.string(),
+    status: z.int(),
+    detail: z.string(),
+    code: z.enum(problemCodes),
+    requestId: z.string(),
+    errors: z.array(z.object({ path: z.string(), message: z.string() })).optional(),
+  })
+  .meta({
+    id: 'Problem',
+    description:
+      'A problem document by RFC 9457. Its type is a path of this service that explains it and says what to do.',
+    example: {
+      type: '/problems/not_found',
+      title: 'Not found',
+      status: 404,
+      detail: 'There is no such key in this organization.',
+      code: 'not_found',
+      requestId: '019abf6e-7c2e-7f4e-9a61-0f0f6d5b9c11',
+    },
+  });

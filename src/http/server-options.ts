@@ -1,0 +1,82 @@
+import type { IncomingMessage, Server } from 'node:http';
+import type { Socket } from 'node:net';
+import type { FastifyBaseLogger, FastifyHttpOptions } from 'fastify';
+import { v7 } from 'uuid';
+import { Problem } from '../core/errors.ts';
+import { answerFrameworkError } from './error-handler.ts';
+import { problemBody, problemHeaders } from './problem.ts';
+
+export interface ServerSettings {
+  logger: FastifyBaseLogger;
+  /** Addresses or networks of proxies whose X-Forwarded-For is believed; false: nobody's. */
+  trustProxy: string[] | false;
+  /** How long a request may take to arrive, headers and body. */
+  receiveTimeoutMs?: number;
+}
+
+const bodyLimitBytes = 65_536;
+const headerLimitBytes = 16_384;
+
+/** What Node's and Fastify's servers are told, so that their own refusals are problems too. */
+export function serverOptions({ logger, trustProxy, receiveTimeoutMs = 10_000 }: ServerSettings) {
+  return {
+    loggerInstance: logger,
+    disableRequestLogging: true,
+    trustProxy,
+    genReqId,
+    bodyLimit: bodyLimitBytes,
+    requestTimeout: receiveTimeoutMs,
+    keepAliveTimeout: 65_000,
+    forceCloseConnections: 'idle',
+    return503OnClosing: false,
+    routerOptions: { maxParamLength: 200 },
+    http: {
+      headersTimeout: receiveTimeoutMs,
+      connectionsCheckingInterval: Math.min(1_000, receiveTimeoutMs / 4),
+      maxHeaderSize: headerLimitBytes,
+      // A missing Host is refused by a hook, as a problem; Node itself would close without a word.
+      requireHostHeader: false,
+    },
+    clientErrorHandler: answerBrokenRequest,
+    frameworkErrors: answerFrameworkError,
+  } satisfies FastifyHttpOptions<Server>;
+}
+
+const saneRequestId = /^[A-Za-z0-9._:-]{1,128}$/;
+
+/** The caller's own X-Request-Id where it is harmless in a log, else a UUIDv7. */
+function genReqId(request: Pick<IncomingMessage, 'headers'>): string {
+  const given = request.headers['x-request-id'];
+  return typeof given === 'string' && saneRequestId.test(given) ? given : v7();
+}
+
+/** What the parser refuses before there is a request. By the code that Node or llhttp gives it. */
+function brokenRequestProblem(code: string | undefined): Problem {
+  switch (code) {
+    case 'HPE_HEADER_OVERFLOW':
+      return new Problem('headers_too_large', 'Request line and headers together are over 16 KiB.');
+    case 'ERR_HTTP_REQUEST_TIMEOUT':
+      return new Problem('request_timeout', 'The request did not arrive in full in time.');
+    default:
+      return new Problem('bad_request', 'This is not a well-formed HTTP/1.1 request.');
+  }
+}
+
+function answerBrokenRequest(error: Error & { code?: string }, socket: Socket): void {
+  // A response that has begun on this socket must not get a second one into its middle.
+  const begun = '_httpMessage' in socket && (socket._httpMessage as { headersSent?: boolean } | null)?.headersSent;
+  if (error.code === 'ECONNRESET' || !socket.writable || begun === true) {
+    socket.destroy();
+    return;
+  }
+  const problem = brokenRequestProblem(error.code);
+  const requestId = v7();
+  const body = problemBody(problem, requestId);
+  const headers = { ...problemHeaders(requestId), connection: 'close', 'content-length': Buffer.byteLength(body) };
+  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
+  socket.end(`HTTP/1.1 ${problem.status} ${statusText(problem.status)}\r\n${lines.join('')}\r\n${body}`);
+}
+
+function statusText(status: number): string {
+  return { 400: 'Bad Request', 408: 'Request Timeout', 431: 'Request Header Fields Too Large' }[status] ?? '';
+}

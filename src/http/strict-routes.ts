@@ -1,0 +1,71 @@
+import type { FastifyRequest, RouteOptions } from 'fastify';
+import fp from 'fastify-plugin';
+import { z } from 'zod';
+import { Problem } from '../core/errors.ts';
+import { commonHeaders } from './problem.ts';
+
+const nothing = z.strictObject({});
+const noBody = nothing.nullish();
+
+/** A plugin scope with this decorator registers routes that are not ours, such as the static files of /docs: public. */
+export const ungoverned = 'ungoverned';
+
+/**
+ * Closed by default: a route that declares no access or no response does not start, and a route that declares no
+ * query or body takes none. Also what every reply and every request has in common.
+ */
+export const strictRoutes = fp<{ tokenPrefix: string }>(
+  async (app, { tokenPrefix }) => {
+    app.addHook('onRoute', function (route) {
+      if (this.hasDecorator(ungoverned)) {
+        route.config = { ...route.config, access: 'public' };
+        return;
+      }
+      requireDeclarations(route);
+      route.schema = { ...route.schema, querystring: route.schema?.querystring ?? nothing };
+      if (takesBody(route)) route.schema.body ??= noBody;
+    });
+    app.addHook('onRequest', async (request, reply) => {
+      reply.headers(commonHeaders(request.id));
+      requireHost(request);
+      refuseTokenInUrl(request, tokenPrefix);
+    });
+  },
+  { name: 'strict-routes' },
+);
+
+function requireDeclarations(route: RouteOptions): void {
+  const name = `${String(route.method)} ${route.url}`;
+  if (route.config?.access === undefined) throw new Error(`${name} declares no config.access`);
+  const response = route.schema?.response as Record<string, unknown> | undefined;
+  if (response === undefined || !Object.keys(response).some((status) => status.startsWith('2'))) {
+    throw new Error(`${name} declares no response schema for its success`);
+  }
+}
+
+function takesBody(route: RouteOptions): boolean {
+  return [route.method].flat().some((method) => method !== 'GET' && method !== 'HEAD');
+}
+
+/** RFC 9112 section 3.2: a request of HTTP/1.1 without Host is a 400. */
+function requireHost(request: FastifyRequest): void {
+  if (request.headers.host !== undefined || request.raw.httpVersion === '1.0') return;
+  throw new Problem('bad_request', 'The request has no Host header.', { headers: { connection: 'close' } });
+}
+
+const tokenParameters = new Set(['access_token', 'api_key', 'apikey', 'token', 'x-api-key']);
+
+/** RFC 6750 section 5.3: tokens do not belong into URLs. */
+function refuseTokenInUrl(request: FastifyRequest, prefix: string): void {
+  const query = request.raw.url?.split('?', 2)[1];
+  if (query === undefined) return;
+  for (const [name, value] of new URLSearchParams(query)) {
+    if (tokenParameters.has(name.toLowerCase()) || new RegExp(`${prefix}_[kavo]_[0-9a-z]{26}_`).test(value)) {
+      throw new Problem(
+        'bad_request',
+        `A credential in the query string (${name}) is refused: URLs end up in logs and histories. ` +
+          'Send it in the Authorization header, and replace a real one that has been in a URL.',
+      );
+    }
+  }
+}

@@ -1,0 +1,229 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { isId, type KeyId } from '../core/ids.ts';
+import { decodeCursor, toPage } from '../core/page.ts';
+import type { Keyring } from '../crypto/keyring.ts';
+import { unseal } from '../crypto/seal.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
+import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import {
+  allowedIpsInput,
+  idParam,
+  idSchema,
+  metadataInput,
+  nameInput,
+  pageOf,
+  pageQuery,
+  queryBoolean,
+  rateLimitInput,
+  text,
+  timestampInput,
+} from '../http/schemas.ts';
+import { createKey, deleteKey, patchKey, recordReveal } from './commands.ts';
+import { type KeyMint, sealBinding } from './mint.ts';
+import { keyStatuses } from './policy.ts';
+import { getKey, listKeys } from './store.ts';
+import { createdKeyView, type KeyViewContext, keyView, toCreatedKeyView, toKeyView } from './views.ts';
+
+const settings = {
+  name: nameInput.nullish(),
+  expiresAt: timestampInput.nullish(),
+  rateLimit: rateLimitInput.nullish(),
+  allowedIps: allowedIpsInput.optional(),
+  metadata: metadataInput.optional(),
+};
+
+const permissionSchema = z.enum(['read', 'write', 'read_write']);
+
+const newKey = z.strictObject({
+  partnerId: idSchema('partner').optional().meta({ description: "Left out: the organization's default row." }),
+  permission: permissionSchema.optional().meta({ description: 'Needed only for a partner with both permissions.' }),
+  ...settings,
+});
+
+const keyFilter = z.strictObject({
+  ...pageQuery,
+  partnerId: z.union([z.literal('default'), idSchema('partner')], 'must be default or a partner id').optional(),
+  permission: permissionSchema.optional(),
+  status: z.enum(keyStatuses).optional(),
+  includeDeleted: queryBoolean.meta({
+    type: 'boolean',
+    default: false,
+    description: 'Also those that can be restored.',
+  }),
+});
+
+const revealRequest = z
+  .strictObject({ reason: text(500).optional(), recipient: text(200).optional() })
+  .nullish()
+  .meta({ example: { reason: 'The partner lost it', recipient: 'ops@partner.example' } });
+
+export interface KeyRoutesOptions {
+  transactor: Transactor;
+  mint: KeyMint;
+  keyring: Keyring;
+  tokenPrefix: string;
+  undoWindowSeconds: number;
+}
+
+export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, options) => {
+  const { transactor, keyring, tokenPrefix, undoWindowSeconds } = options;
+  const { db } = transactor;
+  const params = z.object({ keyId: idParam('key', 'Which key') });
+  const viewContext = async (): Promise<KeyViewContext> => ({
+    tokenPrefix,
+    undoWindowSeconds,
+    now: await currentTime(db, transactor.clockShiftMs),
+  });
+
+  app.get(
+    '/keys',
+    {
+      config: { access: { role: 'admin', scope: 'read' } },
+      schema: {
+        operationId: 'listKeys',
+        tags: ['Keys'],
+        summary: 'Keys, newest first',
+        querystring: keyFilter,
+        response: { 200: pageOf(keyView) },
+      },
+    },
+    async (request) => {
+      const { limit, cursor, includeDeleted, ...filter } = request.query;
+      const context = await viewContext();
+      const page = { limit, before: decodeCursor(cursor, isKeyId), now: context.now };
+      const restorableAfter = new Date(context.now.getTime() - undoWindowSeconds * 1000);
+      const keys = await listKeys(
+        db,
+        organizationOf(request),
+        { ...filter, restorableAfter: includeDeleted ? restorableAfter : undefined },
+        page,
+      );
+      return toPage(
+        keys,
+        limit,
+        (key) => key.id,
+        (key) => toKeyView(key, context),
+      );
+    },
+  );
+
+  app.post(
+    '/keys',
+    {
+      config: {
+        access: { role: 'admin', scope: 'write' },
+        problems: ['row_full', 'already_deleted', 'not_found', 'overloaded'],
+      },
+      schema: {
+        operationId: 'createKey',
+        tags: ['Keys'],
+        summary: 'Add a key to a row',
+        description: 'A row holds at most two live keys. Adding one leaves the other as it is.',
+        body: newKey,
+        response: { 201: createdKeyView },
+      },
+    },
+    async (request, reply) => {
+      const { name, expiresAt, rateLimit, ...rest } = request.body;
+      const created = await createKey({ transactor, mint: options.mint }, organizationDoerOf(request), {
+        ...rest,
+        name: name ?? null,
+        expiresAt: expiresAt ?? null,
+        rateLimit: rateLimit ?? null,
+      });
+      const view = toCreatedKeyView(created, await viewContext());
+      return reply.code(201).header('location', `/v1/keys/${view.id}`).send(view);
+    },
+  );
+
+  app.get(
+    '/keys/:keyId',
+    {
+      config: { access: { role: 'admin', scope: 'read' } },
+      schema: {
+        operationId: 'getKey',
+        tags: ['Keys'],
+        summary: 'One key, never its plaintext',
+        params,
+        response: { 200: keyView },
+      },
+    },
+    async (request) => toKeyView(await getKey(db, organizationOf(request), request.params.keyId), await viewContext()),
+  );
+
+  app.patch(
+    '/keys/:keyId',
+    {
+      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted'] },
+      schema: {
+        operationId: 'updateKey',
+        tags: ['Keys'],
+        summary: 'Change what a key may be changed in',
+        description: 'A field that is left out stays; null takes name, expiresAt or rateLimit away.',
+        params,
+        body: z.strictObject(settings),
+        response: { 200: keyView },
+      },
+    },
+    async (request) => {
+      const key = await patchKey(transactor, organizationDoerOf(request), request.params.keyId, request.body);
+      return toKeyView(key, await viewContext());
+    },
+  );
+
+  app.delete(
+    '/keys/:keyId',
+    {
+      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted'] },
+      schema: {
+        operationId: 'deleteKey',
+        tags: ['Keys'],
+        summary: 'Delete a key: refused everywhere at once',
+        description: 'compromised also wipes its hash and sealed plaintext at once and can not be undone.',
+        params,
+        querystring: z.strictObject({
+          reason: z.enum(['unused', 'rotated', 'compromised', 'other']).default('other'),
+        }),
+        response: { 200: keyView },
+      },
+    },
+    async (request) => {
+      const { keyId } = request.params;
+      const key = await deleteKey(transactor, organizationDoerOf(request), keyId, request.query.reason);
+      return toKeyView(key, await viewContext());
+    },
+  );
+
+  app.post(
+    '/keys/:keyId/reveal',
+    {
+      config: {
+        access: { role: 'admin', scope: 'write', operator: false },
+        problems: ['already_deleted', 'reveal_disabled', 'rate_limited'],
+      },
+      schema: {
+        operationId: 'revealKey',
+        tags: ['Keys'],
+        summary: "Look at a key's plaintext",
+        description: 'The look is recorded before anything is shown. Operators may not look.',
+        params,
+        body: revealRequest,
+        response: { 200: z.object({ key: z.string() }) },
+      },
+    },
+    async (request, reply) => {
+      await app.endpointLimits.countReveal(request, reply);
+      const by = organizationDoerOf(request);
+      const { key, sealed } = await recordReveal(transactor, by, request.params.keyId, request.body ?? {});
+      const plaintext = unseal(
+        keyring,
+        { keyringId: sealed.sealed_keyring_id, sealed: sealed.sealed },
+        sealBinding(by.organizationId, key.id),
+      );
+      return { key: plaintext.reveal() };
+    },
+  );
+};
+
+const isKeyId = (value: string): value is KeyId => isId('key', value);

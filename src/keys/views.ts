@@ -1,0 +1,73 @@
+import { z } from 'zod';
+import { toRateLimit } from '../core/rate-limit.ts';
+import { maskedToken } from '../crypto/token.ts';
+import { actorView, idView, metadataView, rateLimitView, timestampView } from '../http/schemas.ts';
+import type { CreatedKey } from './commands.ts';
+import { keyStatuses, restorableUntil, statusOf } from './policy.ts';
+import type { Key } from './store.ts';
+
+const fields = {
+  id: idView('key'),
+  organizationId: idView('org'),
+  partnerId: idView('partner').nullable().meta({ description: "Null for a key of the organization's default row." }),
+  permission: z.enum(['read', 'write', 'read_write']),
+  name: z.string().nullable().meta({ example: 'Billing export' }),
+  maskedKey: z.string().meta({ example: 'lk_k_…Zq9B' }),
+  status: z.enum(keyStatuses),
+  createdAt: timestampView,
+  createdBy: actorView,
+  expiresAt: timestampView.nullable(),
+  suspendedAt: timestampView.nullable(),
+  deletedAt: timestampView.nullable(),
+  restorableUntil: timestampView.nullable(),
+  lastUsedAt: timestampView.nullable(),
+  rateLimit: rateLimitView.nullable().meta({ description: "Null: the partner's limit, else the organization's." }),
+  allowedIps: z.array(z.string()).meta({ description: 'Empty: from anywhere.', example: ['203.0.113.0/24'] }),
+  metadata: metadataView,
+};
+
+export const keyView = z.object(fields).meta({ id: 'Key' });
+
+export const createdKeyView = z
+  .object({
+    ...fields,
+    key: z.string().meta({
+      description: 'The plaintext. Keep it now; later it is shown by reveal only, and each look is recorded.',
+      example: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…',
+    }),
+  })
+  .meta({ id: 'CreatedKey' });
+
+/** What it takes to show a key. */
+export interface KeyViewContext {
+  tokenPrefix: string;
+  undoWindowSeconds: number;
+  now: Date;
+}
+
+export function toKeyView(key: Key, context: KeyViewContext): z.infer<typeof keyView> {
+  return {
+    id: key.id,
+    organizationId: key.organization_id,
+    partnerId: key.partner_id,
+    permission: key.permission,
+    name: key.name,
+    maskedKey: maskedToken(context.tokenPrefix, 'k', key.last_four),
+    status: statusOf(key, context.now),
+    createdAt: key.created_at.toISOString(),
+    createdBy: key.created_by,
+    expiresAt: key.expires_at?.toISOString() ?? null,
+    suspendedAt: key.suspended_at?.toISOString() ?? null,
+    deletedAt: key.deleted_at?.toISOString() ?? null,
+    restorableUntil: restorableUntil(key, context.undoWindowSeconds)?.toISOString() ?? null,
+    lastUsedAt: null,
+    rateLimit: toRateLimit(key),
+    allowedIps: key.allowed_ips,
+    metadata: key.metadata,
+  };
+}
+
+/** With the plaintext: for the reply that creates the key and no other. */
+export function toCreatedKeyView(created: CreatedKey, context: KeyViewContext): z.infer<typeof createdKeyView> {
+  return { ...toKeyView(created.key, context), key: created.plaintext.reveal() };
+}

@@ -1,0 +1,198 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { isId, type OrganizationId } from '../core/ids.ts';
+import { decodeCursor, toPage } from '../core/page.ts';
+import type { Transactor } from '../db/work.ts';
+import { doerOf, organizationDoerOf, organizationOf } from '../http/guard.ts';
+import {
+  actorView,
+  idParam,
+  idView,
+  nameInput,
+  pageOf,
+  pageQuery,
+  rateLimitInput,
+  rateLimitView,
+  timestampView,
+} from '../http/schemas.ts';
+import { createOrganization, patchOrganization, putRateLimit, rateLimitOf } from './commands.ts';
+import { getOrganization, listOrganizations, type Organization } from './store.ts';
+
+const keyRevealSchema = z.enum(['allowed', 'never']);
+
+const organizationView = z
+  .object({
+    id: idView('org'),
+    name: z.string(),
+    keyReveal: keyRevealSchema.meta({
+      description: 'never: nothing sealed is kept, and a plaintext exists only in the reply that created the key.',
+    }),
+    rateLimit: rateLimitView,
+    createdAt: timestampView,
+    createdBy: actorView,
+  })
+  .meta({ id: 'Organization' });
+
+const newOrganization = z.strictObject({ name: nameInput, keyReveal: keyRevealSchema.optional() });
+
+const organizationPatch = z.strictObject({ name: nameInput.optional(), keyReveal: keyRevealSchema.optional() });
+
+function toView(organization: Organization) {
+  return {
+    id: organization.id,
+    name: organization.name,
+    keyReveal: organization.key_reveal,
+    rateLimit: rateLimitOf(organization),
+    createdAt: organization.created_at.toISOString(),
+    createdBy: organization.created_by,
+  };
+}
+
+const isOrganizationId = (text: string): text is OrganizationId => isId('org', text);
+
+/** The caller's own organization: what an admin sees and sets. */
+export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
+  const { db } = transactor;
+
+  app.get(
+    '/organization',
+    {
+      config: { access: { role: 'admin', scope: 'read' } },
+      schema: {
+        operationId: 'getOrganization',
+        tags: ['Administration'],
+        summary: "The caller's organization",
+        response: { 200: organizationView },
+      },
+    },
+    async (request) => toView(await getOrganization(db, organizationOf(request))),
+  );
+
+  app.patch(
+    '/organization',
+    {
+      config: { access: { role: 'admin', scope: 'write' } },
+      schema: {
+        operationId: 'updateOrganization',
+        tags: ['Administration'],
+        summary: "Change the caller's organization",
+        description: 'keyReveal "never" also wipes every sealed plaintext at once and for good.',
+        body: organizationPatch,
+        response: { 200: organizationView },
+      },
+    },
+    async (request) => toView(await patchOrganization(transactor, organizationDoerOf(request), request.body)),
+  );
+
+  app.get(
+    '/rate-limit',
+    {
+      config: { access: { role: 'admin', scope: 'read' } },
+      schema: {
+        operationId: 'getRateLimit',
+        tags: ['Rate limits'],
+        summary: "The organization's rate limit",
+        description: 'It applies where a partner or a key has none of its own.',
+        response: { 200: rateLimitView },
+      },
+    },
+    async (request) => rateLimitOf(await getOrganization(db, organizationOf(request))),
+  );
+
+  app.put(
+    '/rate-limit',
+    {
+      config: { access: { role: 'admin', scope: 'write' } },
+      schema: {
+        operationId: 'putRateLimit',
+        tags: ['Rate limits'],
+        summary: "Set the organization's rate limit",
+        body: rateLimitInput,
+        response: { 200: rateLimitView },
+      },
+    },
+    async (request) => putRateLimit(transactor, organizationDoerOf(request), request.body),
+  );
+};
+
+/** All organizations: the operator's. */
+export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (
+  app,
+  { transactor },
+) => {
+  const { db } = transactor;
+  const params = z.object({ organizationId: idParam('org', 'Which organization') });
+
+  app.get(
+    '/organizations',
+    {
+      config: { access: { role: 'operator', scope: 'read' }, problems: ['cursor_invalid'] },
+      schema: {
+        operationId: 'listOrganizations',
+        tags: ['Administration'],
+        summary: 'All organizations, newest first',
+        querystring: z.strictObject(pageQuery),
+        response: { 200: pageOf(organizationView) },
+      },
+    },
+    async (request) => {
+      const { limit, cursor } = request.query;
+      const before = decodeCursor(cursor, isOrganizationId);
+      return toPage(await listOrganizations(db, { limit, before }), limit, (item) => item.id, toView);
+    },
+  );
+
+  app.post(
+    '/organizations',
+    {
+      config: { access: { role: 'operator', scope: 'write' } },
+      schema: {
+        operationId: 'createOrganization',
+        tags: ['Administration'],
+        summary: 'Create an organization',
+        description:
+          'Its first admin is made with POST /v1/access-tokens, naming the new organization in Latchkey-Organization.',
+        body: newOrganization,
+        response: { 201: organizationView },
+      },
+    },
+    async (request, reply) => {
+      const organization = await createOrganization(transactor, doerOf(request), request.body);
+      return reply.code(201).header('location', `/v1/organizations/${organization.id}`).send(toView(organization));
+    },
+  );
+
+  app.get(
+    '/organizations/:organizationId',
+    {
+      config: { access: { role: 'operator', scope: 'read' } },
+      schema: {
+        operationId: 'getOrganizationById',
+        tags: ['Administration'],
+        summary: 'One organization',
+        params,
+        response: { 200: organizationView },
+      },
+    },
+    async (request) => toView(await getOrganization(db, request.params.organizationId)),
+  );
+
+  app.patch(
+    '/organizations/:organizationId',
+    {
+      config: { access: { role: 'operator', scope: 'write' } },
+      schema: {
+        operationId: 'updateOrganizationById',
+        tags: ['Administration'],
+        summary: 'Change an organization',
+        params,
+        body: organizationPatch,
+        response: { 200: organizationView },
+      },
+    },
+    async (request) => {
+      const organizationId = request.params.organizationId as OrganizationId;
+      return toView(await patchOrganization(transactor, { ...doerOf(request), organizationId }, request.body));
+    },
+  );
+};
