@@ -108,6 +108,28 @@ export async function lockLiveKeysOfPartner(
     .execute();
 }
 
+/** The live keys of several owners at once, oldest first; null stands for the organization itself. */
+export async function liveKeysOfOwners(
+  db: Db,
+  organizationId: OrganizationId,
+  owners: ReadonlyArray<PartnerId | null>,
+): Promise<Key[]> {
+  const partnerIds = owners.filter((owner) => owner !== null);
+  return db
+    .selectFrom('api_keys')
+    .select(columns)
+    .where('organization_id', '=', organizationId)
+    .where(({ or, eb }) =>
+      or([
+        eb('partner_id', '=', sql<PartnerId>`any(${partnerIds})`),
+        ...(owners.includes(null) ? [eb('partner_id', 'is', null)] : []),
+      ]),
+    )
+    .where('deleted_at', 'is', null)
+    .orderBy('id')
+    .execute();
+}
+
 export interface KeyFilter {
   partnerId?: PartnerId | 'default' | undefined;
   permission?: Permission | undefined;

@@ -1,0 +1,80 @@
+import { mintCredential, type TokenCrypto } from '../auth/mint.ts';
+import { Problem } from '../core/errors.ts';
+import { newId } from '../core/ids.ts';
+import { type Access, sortAccesses } from '../core/permissions.ts';
+import type { Secret } from '../crypto/secret.ts';
+import type { TokenKind } from '../crypto/token.ts';
+import { type Doer, type Transactor, transact } from '../db/work.ts';
+import { record } from '../history/record.ts';
+import { requirePermitted, type TokenRole } from './policy.ts';
+import { type AccessToken, insertAccessToken, lockAccessToken, markAccessTokenDeleted } from './store.ts';
+
+export const tokenKindOf: Record<TokenRole, TokenKind> = { operator: 'o', admin: 'a', verifier: 'v' };
+
+export interface NewAccessToken {
+  role: TokenRole;
+  name: string;
+  email: string | null;
+  scopes: Access[];
+  expiresAt: Date | null;
+}
+
+export interface CreatedAccessToken {
+  accessToken: AccessToken;
+  plaintext: Secret;
+}
+
+/**
+ * @param makerScopes what the maker itself has: nobody gives more
+ * @throws Problem `validation_failed`, `forbidden`, `overloaded`
+ */
+export async function createAccessToken(
+  deps: { transactor: Transactor; crypto: TokenCrypto },
+  by: Doer,
+  makerScopes: readonly Access[],
+  given: NewAccessToken,
+): Promise<CreatedAccessToken> {
+  const id = newId('token');
+  const { plaintext, columns } = await mintCredential(deps.crypto, tokenKindOf[given.role], id);
+  return transact(deps.transactor, by, async (work) => {
+    const { organizationId, actor } = work.by;
+    requirePermitted({ role: actor.type, scopes: makerScopes }, given, organizationId, work.now);
+    const scopes = sortAccesses(given.scopes);
+    const accessToken = await insertAccessToken(work.tx, {
+      id,
+      organization_id: organizationId,
+      role: given.role,
+      scopes,
+      name: given.name,
+      email: given.email,
+      ...columns,
+      created_at: work.now,
+      created_by: actor,
+      expires_at: given.expiresAt,
+    });
+    const expiresAt = given.expiresAt?.toISOString() ?? null;
+    const { role, name, email } = given;
+    record(work, {
+      action: 'access_token.created',
+      details: { accessTokenId: id, role, name, email, scopes, expiresAt },
+    });
+    return { accessToken, plaintext };
+  });
+}
+
+/** @throws Problem `not_found`, `already_deleted` */
+export async function deleteAccessToken(transactor: Transactor, by: Doer, id: string): Promise<AccessToken> {
+  return transact(transactor, by, async (work) => {
+    const token = await lockAccessToken(work.tx, work.by.organizationId, id);
+    if (token.deleted_at !== null) {
+      throw new Problem(
+        'already_deleted',
+        `Access token ${token.id} was deleted at ${token.deleted_at.toISOString()}.`,
+      );
+    }
+    await markAccessTokenDeleted(work.tx, token.id, work.now);
+    const { role, name, email } = token;
+    record(work, { action: 'access_token.deleted', details: { accessTokenId: token.id, role, name, email } });
+    return { ...token, deleted_at: work.now };
+  });
+}

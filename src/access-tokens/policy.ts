@@ -1,0 +1,55 @@
+import { type InputError, Problem } from '../core/errors.ts';
+import type { OrganizationId } from '../core/ids.ts';
+import type { Access } from '../core/permissions.ts';
+
+/** Who may make which access tokens, without a database. */
+
+export type TokenRole = 'operator' | 'admin' | 'verifier';
+
+export interface WishedToken {
+  role: TokenRole;
+  scopes: Access[];
+  email: string | null;
+  expiresAt: Date | null;
+}
+
+interface Maker {
+  role: TokenRole | 'system';
+  scopes: readonly Access[];
+}
+
+/**
+ * An organization's tokens are admins and verifiers; the installation's are operators, and verifiers for all
+ * organizations. Nobody gives a scope that it does not have.
+ * @throws Problem `validation_failed`, `forbidden`
+ */
+export function requirePermitted(
+  maker: Maker,
+  wished: WishedToken,
+  organizationId: OrganizationId | null,
+  now: Date,
+): void {
+  const wider = wished.scopes.filter((scope) => !maker.scopes.includes(scope));
+  if (wider.length > 0) {
+    throw new Problem('forbidden', `A token can not give the scope ${wider.join(' and ')} that it does not have.`);
+  }
+  if (organizationId === null && wished.role === 'admin') {
+    throw invalid({
+      path: 'body.role',
+      message: 'an admin belongs to an organization: name it in Latchkey-Organization',
+    });
+  }
+  if (organizationId !== null && wished.role === 'operator') {
+    throw invalid({ path: 'body.role', message: 'an operator belongs to no organization: only an operator makes one' });
+  }
+  if (wished.role === 'admin' && wished.email === null) {
+    throw invalid({ path: 'body.email', message: 'an admin is a named person: give the e-mail address' });
+  }
+  if (wished.expiresAt !== null && wished.expiresAt <= now) {
+    throw invalid({ path: 'body.expiresAt', message: `must be later than now, which is ${now.toISOString()}` });
+  }
+}
+
+function invalid(error: InputError): Problem {
+  return new Problem('validation_failed', `${error.path}: ${error.message}`, { errors: [error] });
+}

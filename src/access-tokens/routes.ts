@@ -1,0 +1,144 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import type { TokenCrypto } from '../auth/mint.ts';
+import { type AccessTokenId, isId } from '../core/ids.ts';
+import { decodeCursor, toPage } from '../core/page.ts';
+import { maskedToken } from '../crypto/token.ts';
+import type { Transactor } from '../db/work.ts';
+import { accessTokenOf, doerOf } from '../http/guard.ts';
+import {
+  accessesInput,
+  actorView,
+  emailInput,
+  idParam,
+  idView,
+  nameInput,
+  pageOf,
+  pageQuery,
+  timestampInput,
+  timestampView,
+} from '../http/schemas.ts';
+import { createAccessToken, deleteAccessToken, tokenKindOf } from './commands.ts';
+import { type AccessToken, listAccessTokens } from './store.ts';
+
+const fields = {
+  id: idView('token'),
+  organizationId: idView('org').nullable().meta({ description: 'Null: for the whole installation.' }),
+  role: z.enum(['operator', 'admin', 'verifier']),
+  scopes: z.array(z.enum(['read', 'write'])).meta({ example: ['read'] }),
+  name: z.string().meta({ example: 'Ada Admin' }),
+  email: z.string().nullable().meta({ example: 'ada@example.com' }),
+  maskedToken: z.string().meta({ example: 'lk_a_…Zq9B' }),
+  createdAt: timestampView,
+  createdBy: actorView,
+  expiresAt: timestampView.nullable(),
+  deletedAt: timestampView.nullable(),
+};
+
+const accessTokenView = z.object(fields).meta({ id: 'AccessToken' });
+
+const createdAccessTokenView = z
+  .object({
+    ...fields,
+    token: z.string().meta({
+      description: 'The plaintext. It is shown this once and can not be shown again.',
+      example: 'lk_v_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…',
+    }),
+  })
+  .meta({ id: 'CreatedAccessToken' });
+
+const newAccessToken = z.strictObject({
+  role: z.enum(['operator', 'admin', 'verifier']),
+  name: nameInput,
+  email: emailInput.nullish().meta({ description: 'Needed for an admin, who is a named person.' }),
+  scopes: accessesInput,
+  expiresAt: timestampInput.nullish(),
+});
+
+export interface AccessTokenRoutesOptions {
+  transactor: Transactor;
+  crypto: TokenCrypto;
+}
+
+export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> = async (app, options) => {
+  const { transactor, crypto } = options;
+  const toView = (token: AccessToken) => toAccessTokenView(token, crypto.prefix);
+
+  app.get(
+    '/access-tokens',
+    {
+      config: { access: { role: 'admin', scope: 'read', installation: true }, problems: ['cursor_invalid'] },
+      schema: {
+        operationId: 'listAccessTokens',
+        tags: ['Administration'],
+        summary: 'Live access tokens, newest first',
+        querystring: z.strictObject(pageQuery),
+        response: { 200: pageOf(accessTokenView) },
+      },
+    },
+    async (request) => {
+      const { limit, cursor } = request.query;
+      const page = { limit, before: decodeCursor(cursor, isAccessTokenId) };
+      const tokens = await listAccessTokens(transactor.db, accessTokenOf(request).actsIn, page);
+      return toPage(tokens, limit, (token) => token.id, toView);
+    },
+  );
+
+  app.post(
+    '/access-tokens',
+    {
+      config: { access: { role: 'admin', scope: 'write', installation: true }, problems: ['overloaded'] },
+      schema: {
+        operationId: 'createAccessToken',
+        tags: ['Administration'],
+        summary: 'Make an access token',
+        description:
+          'An admin makes admins and verifiers of its organization, with no scope that it does not have itself. ' +
+          'An operator that names no organization makes operators, and verifiers for all organizations.',
+        body: newAccessToken,
+        response: { 201: createdAccessTokenView },
+      },
+    },
+    async (request, reply) => {
+      const { email, expiresAt, ...rest } = request.body;
+      const given = { ...rest, email: email ?? null, expiresAt: expiresAt ?? null };
+      const { scopes } = accessTokenOf(request);
+      const created = await createAccessToken({ transactor, crypto }, doerOf(request), scopes, given);
+      const view = { ...toView(created.accessToken), token: created.plaintext.reveal() };
+      return reply.code(201).send(view);
+    },
+  );
+
+  app.delete(
+    '/access-tokens/:accessTokenId',
+    {
+      config: { access: { role: 'admin', scope: 'write', installation: true }, problems: ['already_deleted'] },
+      schema: {
+        operationId: 'deleteAccessToken',
+        tags: ['Administration'],
+        summary: 'Revoke an access token at once',
+        params: z.object({ accessTokenId: idParam('token', 'Which access token') }),
+        response: { 200: accessTokenView },
+      },
+    },
+    async (request) => toView(await deleteAccessToken(transactor, doerOf(request), request.params.accessTokenId)),
+  );
+};
+
+const isAccessTokenId = (text: string): text is AccessTokenId => isId('token', text);
+
+function toAccessTokenView(token: AccessToken, prefix: string): z.infer<typeof accessTokenView> {
+  return {
+    id: token.id,
+    organizationId: token.organization_id,
+    role: token.role,
+    scopes: token.scopes,
+    name: token.name,
+    email: token.email,
+    maskedToken: maskedToken(prefix, tokenKindOf[token.role], token.last_four),
+    createdAt: token.created_at.toISOString(),
+    createdBy: token.created_by,
+    expiresAt: token.expires_at?.toISOString() ?? null,
+    deletedAt: token.deleted_at?.toISOString() ?? null,
+  };
+}

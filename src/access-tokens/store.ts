@@ -1,0 +1,68 @@
+import type { Selectable } from 'kysely';
+import { sql } from 'kysely';
+import { Problem } from '../core/errors.ts';
+import type { AccessTokenId, OrganizationId } from '../core/ids.ts';
+import type { Db, Tx } from '../db/client.ts';
+import type { AccessTokensTable } from '../db/schema.ts';
+
+/** An access token without anything secret. */
+export type AccessToken = Omit<Selectable<AccessTokensTable>, 'tag' | 'tag_keyring_id' | 'argon2id_hash'>;
+
+const columns = [
+  'id',
+  'organization_id',
+  'role',
+  'scopes',
+  'name',
+  'email',
+  'last_four',
+  'created_at',
+  'created_by',
+  'expires_at',
+  'deleted_at',
+] as const;
+
+/** Live ones, newest first, one more than `limit`. A null organization stands for the installation. */
+export async function listAccessTokens(
+  db: Db,
+  organizationId: OrganizationId | null,
+  page: { limit: number; before: AccessTokenId | undefined },
+): Promise<AccessToken[]> {
+  let query = db
+    .selectFrom('access_tokens')
+    .select(columns)
+    .where(sql<boolean>`organization_id is not distinct from ${organizationId}`)
+    .where('deleted_at', 'is', null)
+    .orderBy('id', 'desc')
+    .limit(page.limit + 1);
+  if (page.before !== undefined) query = query.where('id', '<', page.before);
+  return query.execute();
+}
+
+/** @throws Problem `not_found`, also for another organization's token */
+export async function lockAccessToken(tx: Tx, organizationId: OrganizationId | null, id: string): Promise<AccessToken> {
+  const token = await tx
+    .selectFrom('access_tokens')
+    .select(columns)
+    .where(sql<boolean>`organization_id is not distinct from ${organizationId}`)
+    .where('id', '=', id as AccessTokenId)
+    .forNoKeyUpdate()
+    .executeTakeFirst();
+  if (token === undefined) throw new Problem('not_found', 'There is no such access token in this organization.');
+  return token;
+}
+
+export async function insertAccessToken(
+  tx: Tx,
+  token: Omit<Selectable<AccessTokensTable>, 'deleted_at'>,
+): Promise<AccessToken> {
+  return tx
+    .insertInto('access_tokens')
+    .values({ ...token, created_by: JSON.stringify(token.created_by) })
+    .returning(columns)
+    .executeTakeFirstOrThrow();
+}
+
+export async function markAccessTokenDeleted(tx: Tx, id: AccessTokenId, deletedAt: Date): Promise<void> {
+  await tx.updateTable('access_tokens').set({ deleted_at: deletedAt }).where('id', '=', id).execute();
+}

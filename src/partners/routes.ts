@@ -1,0 +1,192 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { isId, type PartnerId } from '../core/ids.ts';
+import { decodeCursor, toPage } from '../core/page.ts';
+import { toRateLimit } from '../core/rate-limit.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
+import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import {
+  accessesInput,
+  actorView,
+  emailInput,
+  idParam,
+  idView,
+  nameInput,
+  pageOf,
+  pageQuery,
+  queryBoolean,
+  rateLimitInput,
+  rateLimitView,
+  timestampView,
+} from '../http/schemas.ts';
+import type { KeyMint } from '../keys/mint.ts';
+import { createdKeyView, toCreatedKeyView } from '../keys/views.ts';
+import { createPartner, deletePartner, patchPartner } from './commands.ts';
+import { getPartner, listPartners, type Partner } from './store.ts';
+
+const fields = {
+  id: idView('partner'),
+  organizationId: idView('org'),
+  email: z.string().meta({ example: 'team@partner.example' }),
+  name: z.string().nullable().meta({ example: 'Partner Inc' }),
+  permissions: z.array(z.enum(['read', 'write'])).meta({ example: ['read'] }),
+  status: z.enum(['active', 'suspended', 'deleted']),
+  rateLimit: rateLimitView.nullable().meta({ description: "Null: the organization's limit." }),
+  createdAt: timestampView,
+  createdBy: actorView,
+  suspendedAt: timestampView.nullable(),
+  deletedAt: timestampView.nullable(),
+  restorableUntil: timestampView.nullable(),
+};
+
+const partnerView = z.object(fields).meta({ id: 'Partner' });
+
+const createdPartnerView = z
+  .object({
+    ...fields,
+    keys: z.array(createdKeyView).meta({ description: 'One new key for each permission, with its plaintext.' }),
+  })
+  .meta({ id: 'CreatedPartner' });
+
+const newPartner = z.strictObject({
+  email: emailInput,
+  permissions: accessesInput,
+  name: nameInput.nullish(),
+  rateLimit: rateLimitInput.nullish(),
+});
+
+const partnerPatch = z.strictObject({
+  email: emailInput.optional(),
+  permissions: accessesInput.optional(),
+  name: nameInput.nullish(),
+  rateLimit: rateLimitInput.nullish(),
+});
+
+export interface PartnerRoutesOptions {
+  transactor: Transactor;
+  mint: KeyMint;
+  tokenPrefix: string;
+  undoWindowSeconds: number;
+}
+
+export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async (app, options) => {
+  const { transactor, mint, tokenPrefix, undoWindowSeconds } = options;
+  const { db } = transactor;
+  const params = z.object({ partnerId: idParam('partner', 'Which partner') });
+  const toView = (partner: Partner) => toPartnerView(partner, undoWindowSeconds);
+
+  app.get(
+    '/partners',
+    {
+      config: { access: { role: 'admin', scope: 'read' }, problems: ['cursor_invalid'] },
+      schema: {
+        operationId: 'listPartners',
+        tags: ['Partners'],
+        summary: 'Partners, newest first',
+        querystring: z.strictObject({
+          ...pageQuery,
+          email: z.string().max(254).optional().meta({ description: 'Exactly this address, in any case.' }),
+          includeDeleted: queryBoolean.meta({ type: 'boolean', default: false }),
+        }),
+        response: { 200: pageOf(partnerView) },
+      },
+    },
+    async (request) => {
+      const { limit, cursor, ...filter } = request.query;
+      const page = { limit, before: decodeCursor(cursor, isPartnerId) };
+      const partners = await listPartners(db, organizationOf(request), filter, page);
+      return toPage(partners, limit, (partner) => partner.id, toView);
+    },
+  );
+
+  app.post(
+    '/partners',
+    {
+      config: { access: { role: 'admin', scope: 'write' }, problems: ['partner_exists', 'overloaded'] },
+      schema: {
+        operationId: 'createPartner',
+        tags: ['Partners'],
+        summary: 'Add a partner, with one key for each permission',
+        description: 'All or nothing. A partner with read and write has two rows and gets two keys, one for each.',
+        body: newPartner,
+        response: { 201: createdPartnerView },
+      },
+    },
+    async (request, reply) => {
+      const created = await createPartner({ transactor, mint }, organizationDoerOf(request), request.body);
+      const context = { tokenPrefix, undoWindowSeconds, now: await currentTime(db, transactor.clockShiftMs) };
+      const keys = created.keys.map((key) => toCreatedKeyView(key, context));
+      const view = { ...toView(created.partner), keys };
+      return reply.code(201).header('location', `/v1/partners/${view.id}`).send(view);
+    },
+  );
+
+  app.get(
+    '/partners/:partnerId',
+    {
+      config: { access: { role: 'admin', scope: 'read' } },
+      schema: {
+        operationId: 'getPartner',
+        tags: ['Partners'],
+        summary: 'One partner',
+        params,
+        response: { 200: partnerView },
+      },
+    },
+    async (request) => toView(await getPartner(db, organizationOf(request), request.params.partnerId)),
+  );
+
+  app.patch(
+    '/partners/:partnerId',
+    {
+      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted', 'partner_exists'] },
+      schema: {
+        operationId: 'updatePartner',
+        tags: ['Partners'],
+        summary: 'Change a partner',
+        description:
+          "Taking a permission away deletes that row's keys at once. Adding one creates no key: add it with POST /v1/keys.",
+        params,
+        body: partnerPatch,
+        response: { 200: partnerView },
+      },
+    },
+    async (request) =>
+      toView(await patchPartner(transactor, organizationDoerOf(request), request.params.partnerId, request.body)),
+  );
+
+  app.delete(
+    '/partners/:partnerId',
+    {
+      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted'] },
+      schema: {
+        operationId: 'deletePartner',
+        tags: ['Partners'],
+        summary: 'Delete a partner and all its keys at once',
+        params,
+        response: { 200: partnerView },
+      },
+    },
+    async (request) => toView(await deletePartner(transactor, organizationDoerOf(request), request.params.partnerId)),
+  );
+};
+
+const isPartnerId = (text: string): text is PartnerId => isId('partner', text);
+
+function toPartnerView(partner: Partner, undoWindowSeconds: number): z.infer<typeof partnerView> {
+  const { deleted_at: deletedAt, suspended_at: suspendedAt } = partner;
+  return {
+    id: partner.id,
+    organizationId: partner.organization_id,
+    email: partner.email,
+    name: partner.name,
+    permissions: partner.permissions,
+    status: deletedAt !== null ? 'deleted' : suspendedAt !== null ? 'suspended' : 'active',
+    rateLimit: toRateLimit(partner),
+    createdAt: partner.created_at.toISOString(),
+    createdBy: partner.created_by,
+    suspendedAt: suspendedAt?.toISOString() ?? null,
+    deletedAt: deletedAt?.toISOString() ?? null,
+    restorableUntil: deletedAt === null ? null : new Date(deletedAt.getTime() + undoWindowSeconds * 1000).toISOString(),
+  };
+}

@@ -1,0 +1,103 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { isId, type OrganizationId } from '../core/ids.ts';
+import { decodeCursor, toPage } from '../core/page.ts';
+import type { Permission } from '../core/permissions.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
+import { organizationOf } from '../http/guard.ts';
+import { idView, pageOf, pageQuery } from '../http/schemas.ts';
+import { rowPlaces } from '../keys/policy.ts';
+import { type Key, liveKeysOfOwners } from '../keys/store.ts';
+import { type KeyViewContext, keyView, toKeyView } from '../keys/views.ts';
+import { listPartnerRows, type PartnerRow, positionOf, type RowPosition } from './store.ts';
+
+const rowView = z
+  .object({
+    partnerId: idView('partner').nullable().meta({ description: "Null: the organization's default row." }),
+    partnerEmail: z.string().nullable().meta({ example: 'team@partner.example' }),
+    permission: z.enum(['read', 'write', 'read_write']),
+    keys: z.array(keyView).meta({ description: 'The live keys, oldest first: at most two.' }),
+    freePlaces: z.int().meta({ example: 1 }),
+  })
+  .meta({ id: 'Row' });
+
+interface Row {
+  partner: PartnerRow | null;
+  permission: Permission;
+}
+
+const defaultRow: Row = { partner: null, permission: 'read_write' };
+
+export interface RowRoutesOptions {
+  transactor: Transactor;
+  tokenPrefix: string;
+  undoWindowSeconds: number;
+}
+
+export const rowRoutes: FastifyPluginAsyncZod<RowRoutesOptions> = async (app, options) => {
+  const { transactor, tokenPrefix, undoWindowSeconds } = options;
+  const { db } = transactor;
+
+  app.get(
+    '/rows',
+    {
+      config: { access: { role: 'admin', scope: 'read' }, problems: ['cursor_invalid'] },
+      schema: {
+        operationId: 'listRows',
+        tags: ['Rows'],
+        summary: 'Where all live keys are: the default row first, then each partner’s',
+        querystring: z.strictObject(pageQuery),
+        response: { 200: pageOf(rowView) },
+      },
+    },
+    async (request) => {
+      const { limit, cursor } = request.query;
+      const organizationId = organizationOf(request);
+      const rows = await readRows(organizationId, limit, decodeCursor(cursor, isRowPlace));
+      const now = await currentTime(db, transactor.clockShiftMs);
+      const keys = await liveKeysOfOwners(
+        db,
+        organizationId,
+        rows.map((row) => row.partner?.partnerId ?? null),
+      );
+      const context = { tokenPrefix, undoWindowSeconds, now };
+      return toPage(rows, limit, placeOf, (row) => toView(row, keys, context));
+    },
+  );
+
+  /** One more than `limit`; the default row counts as the first. */
+  async function readRows(organizationId: OrganizationId, limit: number, after: RowPlace | undefined): Promise<Row[]> {
+    const first = after === undefined ? [defaultRow] : [];
+    const count = limit + 1 - first.length;
+    const partnerRows = await listPartnerRows(db, organizationId, { count, after: partnerPlace(after) });
+    return [...first, ...partnerRows.map((partner) => ({ partner, permission: partner.permission }))];
+  }
+};
+
+type RowPlace = 'default' | RowPosition;
+
+function placeOf(row: Row): RowPlace {
+  return row.partner === null ? 'default' : positionOf(row.partner);
+}
+
+function isRowPlace(text: string): text is RowPlace {
+  return text === 'default' || partnerPlace(text as RowPlace) !== undefined;
+}
+
+function partnerPlace(place: RowPlace | undefined): Pick<PartnerRow, 'partnerId' | 'permission'> | undefined {
+  const [partnerId = '', permission] = place?.split('/') ?? [];
+  if (!isId('partner', partnerId) || (permission !== 'read' && permission !== 'write')) return undefined;
+  return { partnerId, permission };
+}
+
+function toView(row: Row, allKeys: readonly Key[], context: KeyViewContext): z.infer<typeof rowView> {
+  const partnerId = row.partner?.partnerId ?? null;
+  const keys = allKeys.filter((key) => key.partner_id === partnerId && key.permission === row.permission);
+  return {
+    partnerId,
+    partnerEmail: row.partner?.partnerEmail ?? null,
+    permission: row.permission,
+    keys: keys.map((key) => toKeyView(key, context)),
+    freePlaces: rowPlaces - keys.length,
+  };
+}

@@ -1,0 +1,37 @@
+import { sql } from 'kysely';
+import type { OrganizationId, PartnerId } from '../core/ids.ts';
+import type { Access } from '../core/permissions.ts';
+import type { Db } from '../db/client.ts';
+
+/** A partner's row: the partner and one of the permissions that it was granted. */
+export interface PartnerRow {
+  partnerId: PartnerId;
+  partnerEmail: string;
+  permission: Access;
+}
+
+/** Where a partner's row stands in the list: partners newest first, read before write. */
+export type RowPosition = `${PartnerId}/${Access}`;
+
+export function positionOf(row: PartnerRow): RowPosition {
+  return `${row.partnerId}/${row.permission}`;
+}
+
+export async function listPartnerRows(
+  db: Db,
+  organizationId: OrganizationId,
+  page: { count: number; after: PartnerRow | Pick<PartnerRow, 'partnerId' | 'permission'> | undefined },
+): Promise<PartnerRow[]> {
+  const { after } = page;
+  const beyond =
+    after === undefined
+      ? sql`true`
+      : sql`(partner.id < ${after.partnerId} or (partner.id = ${after.partnerId} and granted.permission > ${after.permission}))`;
+  const { rows } = await sql<PartnerRow>`
+    select partner.id as "partnerId", partner.email as "partnerEmail", granted.permission
+    from partners as partner cross join lateral unnest(partner.permissions) as granted (permission)
+    where partner.organization_id = ${organizationId} and partner.deleted_at is null and ${beyond}
+    order by partner.id desc, granted.permission
+    limit ${page.count}`.execute(db);
+  return rows;
+}
