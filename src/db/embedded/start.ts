@@ -1,0 +1,119 @@
+import { createHash } from 'node:crypto';
+import { realpathSync } from 'node:fs';
+import path from 'node:path';
+import { chooseAccount, isRoot, prepareDataDirectory } from './account.ts';
+import { type EmbeddedPasswords, embeddedDatabase, embeddedRoles, openCluster } from './cluster.ts';
+import { type Postmaster, type PostmasterOptions, startPostmaster } from './postmaster.ts';
+import { findPrograms } from './programs.ts';
+import { removeUnfinished } from './unfinished.ts';
+
+export interface EmbeddedOptions {
+  /** Where everything of this instance lies; see `defaultDataDirectory`. */
+  dataDirectory: string;
+  /** Where copies of the programs go if they are needed; every instance can use the same. */
+  copiesDirectory: string;
+  /** Tried first; another is taken where it is not free. */
+  port: number;
+  /** False: nothing is synced to disk and more connections are allowed. For tests only. */
+  durable?: boolean;
+  /** Told when Postgres was gone and has been started again, or could not be. */
+  onRestart?: (outcome: { error?: unknown }) => void;
+}
+
+export interface EmbeddedPostgres {
+  port: number;
+  pid(): number;
+  /** The data folder by its real path. */
+  dataDirectory: string;
+  /** The service's role, the owner of the schema, and the owner of the cluster. */
+  urls: Record<keyof typeof embeddedRoles, string>;
+  stop(): Promise<void>;
+}
+
+export const embeddedPort = 54_329;
+
+const everyRun = { cluster_name: 'latchkey', max_connections: '100' };
+const forTests = { fsync: 'off', synchronous_commit: 'off', full_page_writes: 'off', max_connections: '400' };
+
+/** Root's data lies where the account that Postgres runs as can reach it, for each working folder apart. */
+export function defaultDataDirectory(workingDirectory: string): string {
+  if (!isRoot()) return path.join(workingDirectory, '.latchkey');
+  const hash = createHash('sha256').update(realpathSync(workingDirectory)).digest('hex').slice(0, 12);
+  return path.join(rootsDirectory, hash);
+}
+
+export const rootsDirectory = '/var/lib/latchkey';
+
+/**
+ * A real Postgres from npm's packages: on its own data, on 127.0.0.1 alone, with passwords that only its data folder
+ * knows. It ends with this process, and is started again if it ends before.
+ * @throws EmbeddedPostgresError
+ */
+export async function startEmbeddedPostgres(options: EmbeddedOptions): Promise<EmbeddedPostgres> {
+  const { durable = true } = options;
+  const account = await chooseAccount(path.join(options.dataDirectory, 'postgres'));
+  const dataDirectory = await prepareDataDirectory(options.dataDirectory, account);
+  await removeUnfinished(dataDirectory);
+  await removeUnfinished(options.copiesDirectory);
+  const programs = await findPrograms(options.copiesDirectory, account);
+  const cluster = path.join(dataDirectory, 'postgres');
+  const passwords = await openCluster({ cluster, programs, account, durable });
+  const postmasterOptions: PostmasterOptions = {
+    cluster,
+    programs,
+    account,
+    logFile: path.join(dataDirectory, 'postgres.log'),
+    port: options.port,
+    settings: durable ? everyRun : { ...everyRun, ...forTests },
+  };
+  const kept = keepRunning(await startPostmaster(postmasterOptions), postmasterOptions, options.onRestart);
+  return { ...kept, dataDirectory, urls: urlsOf(passwords, kept.port) };
+}
+
+function urlsOf(passwords: EmbeddedPasswords, port: number): EmbeddedPostgres['urls'] {
+  const url = (role: keyof typeof embeddedRoles) =>
+    `postgres://${embeddedRoles[role]}:${passwords[role]}@127.0.0.1:${port}/${embeddedDatabase}`;
+  return { superuser: url('superuser'), owner: url('owner'), app: url('app') };
+}
+
+/** Starts it again, on the same port, each time it is gone without having been stopped. */
+function keepRunning(
+  first: Postmaster,
+  options: PostmasterOptions,
+  onRestart: EmbeddedOptions['onRestart'],
+): Pick<EmbeddedPostgres, 'port' | 'pid' | 'stop'> {
+  let current = first;
+  let stopped = false;
+  let restarting: Promise<void> = Promise.resolve();
+  watch();
+  return {
+    port: first.port,
+    pid: () => current.pid,
+    async stop() {
+      stopped = true;
+      await restarting;
+      await current.stop();
+    },
+  };
+
+  function watch(): void {
+    void current.ended.then(() => {
+      if (!stopped) restarting = restart();
+    });
+  }
+
+  async function restart(): Promise<void> {
+    try {
+      const again = await startPostmaster({ ...options, port: first.port });
+      if (again.port !== first.port) {
+        await again.stop();
+        throw new Error(`port ${first.port} is no longer free`);
+      }
+      current = again;
+      watch();
+      onRestart?.({});
+    } catch (error) {
+      onRestart?.({ error });
+    }
+  }
+}
