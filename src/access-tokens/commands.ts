@@ -1,10 +1,10 @@
-import { mintCredential, type TokenCrypto } from '../auth/mint.ts';
+import { type MintedCredential, mintCredential, type TokenCrypto } from '../auth/mint.ts';
 import { Problem } from '../core/errors.ts';
-import { newId } from '../core/ids.ts';
+import { type AccessTokenId, newId } from '../core/ids.ts';
 import { type Access, sortAccesses } from '../core/permissions.ts';
 import type { Secret } from '../crypto/secret.ts';
 import type { TokenKind } from '../crypto/token.ts';
-import { type Doer, type Transactor, transact } from '../db/work.ts';
+import { type Doer, type Transactor, transact, type Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { requirePermitted, type TokenRole } from './policy.ts';
 import { type AccessToken, insertAccessToken, lockAccessToken, markAccessTokenDeleted } from './store.ts';
@@ -24,6 +24,17 @@ export interface CreatedAccessToken {
   plaintext: Secret;
 }
 
+/** An access token that exists nowhere yet but here. */
+export interface MintedAccessToken extends MintedCredential {
+  id: AccessTokenId;
+}
+
+/** Costs one argon2id run. @throws Problem `overloaded` */
+export async function mintAccessToken(crypto: TokenCrypto, role: TokenRole): Promise<MintedAccessToken> {
+  const id = newId('token');
+  return { id, ...(await mintCredential(crypto, tokenKindOf[role], id)) };
+}
+
 /**
  * @param makerScopes what the maker itself has: nobody gives more
  * @throws Problem `validation_failed`, `forbidden`, `overloaded`
@@ -34,32 +45,40 @@ export async function createAccessToken(
   makerScopes: readonly Access[],
   given: NewAccessToken,
 ): Promise<CreatedAccessToken> {
-  const id = newId('token');
-  const { plaintext, columns } = await mintCredential(deps.crypto, tokenKindOf[given.role], id);
+  const minted = await mintAccessToken(deps.crypto, given.role);
   return transact(deps.transactor, by, async (work) => {
     const { organizationId, actor } = work.by;
     requirePermitted({ role: actor.type, scopes: makerScopes }, given, organizationId, work.now);
-    const scopes = sortAccesses(given.scopes);
-    const accessToken = await insertAccessToken(work.tx, {
-      id,
-      organization_id: organizationId,
-      role: given.role,
-      scopes,
-      name: given.name,
-      email: given.email,
-      ...columns,
-      created_at: work.now,
-      created_by: actor,
-      expires_at: given.expiresAt,
-    });
-    const expiresAt = given.expiresAt?.toISOString() ?? null;
-    const { role, name, email } = given;
-    record(work, {
-      action: 'access_token.created',
-      details: { accessTokenId: id, role, name, email, scopes, expiresAt },
-    });
-    return { accessToken, plaintext };
+    return { accessToken: await addAccessToken(work, minted, given), plaintext: minted.plaintext };
   });
+}
+
+/** Writes a minted token and records it, for the organization in which the work is done, or the installation. */
+export async function addAccessToken(
+  work: Work,
+  { id, columns }: MintedAccessToken,
+  given: NewAccessToken,
+): Promise<AccessToken> {
+  const { role, name, email } = given;
+  const scopes = sortAccesses(given.scopes);
+  const accessToken = await insertAccessToken(work.tx, {
+    id,
+    organization_id: work.by.organizationId,
+    role,
+    scopes,
+    name,
+    email,
+    ...columns,
+    created_at: work.now,
+    created_by: work.by.actor,
+    expires_at: given.expiresAt,
+  });
+  const expiresAt = given.expiresAt?.toISOString() ?? null;
+  record(work, {
+    action: 'access_token.created',
+    details: { accessTokenId: id, role, name, email, scopes, expiresAt },
+  });
+  return accessToken;
 }
 
 /** @throws Problem `not_found`, `already_deleted` */

@@ -19,7 +19,7 @@ import {
   timestampView,
 } from '../http/schemas.ts';
 import { createAccessToken, deleteAccessToken, tokenKindOf } from './commands.ts';
-import { type AccessToken, listAccessTokens } from './store.ts';
+import { type AccessToken, getAccessToken, listAccessTokens } from './store.ts';
 
 const fields = {
   id: idView('token'),
@@ -62,6 +62,7 @@ export interface AccessTokenRoutesOptions {
 
 export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> = async (app, options) => {
   const { transactor, crypto } = options;
+  const params = z.object({ accessTokenId: idParam('token', 'Which access token') });
   const toView = (token: AccessToken) => toAccessTokenView(token, crypto.prefix);
 
   app.get(
@@ -105,7 +106,25 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
       const { scopes } = accessTokenOf(request);
       const created = await createAccessToken({ transactor, crypto }, doerOf(request), scopes, given);
       const view = { ...toView(created.accessToken), token: created.plaintext.reveal() };
-      return reply.code(201).send(view);
+      return reply.code(201).header('location', `/v1/access-tokens/${view.id}`).send(view);
+    },
+  );
+
+  app.get(
+    '/access-tokens/:accessTokenId',
+    {
+      config: { access: { role: 'admin', scope: 'read', installation: true } },
+      schema: {
+        operationId: 'getAccessToken',
+        tags: ['Administration'],
+        summary: 'One access token, never its plaintext',
+        params,
+        response: { 200: accessTokenView },
+      },
+    },
+    async (request) => {
+      const { actsIn } = accessTokenOf(request);
+      return toView(await getAccessToken(transactor.db, actsIn, request.params.accessTokenId));
     },
   );
 
@@ -117,7 +136,7 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
         operationId: 'deleteAccessToken',
         tags: ['Administration'],
         summary: 'Revoke an access token at once',
-        params: z.object({ accessTokenId: idParam('token', 'Which access token') }),
+        params,
         response: { 200: accessTokenView },
       },
     },

@@ -40,14 +40,24 @@ export async function listAccessTokens(
 }
 
 /** @throws Problem `not_found`, also for another organization's token */
+export async function getAccessToken(db: Db, organizationId: OrganizationId | null, id: string): Promise<AccessToken> {
+  return found(await selectAccessToken(db, organizationId, id).executeTakeFirst());
+}
+
+/** @throws Problem `not_found`, also for another organization's token */
 export async function lockAccessToken(tx: Tx, organizationId: OrganizationId | null, id: string): Promise<AccessToken> {
-  const token = await tx
+  return found(await selectAccessToken(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst());
+}
+
+function selectAccessToken(db: Db, organizationId: OrganizationId | null, id: string) {
+  return db
     .selectFrom('access_tokens')
     .select(columns)
     .where(sql<boolean>`organization_id is not distinct from ${organizationId}`)
-    .where('id', '=', id as AccessTokenId)
-    .forNoKeyUpdate()
-    .executeTakeFirst();
+    .where('id', '=', id as AccessTokenId);
+}
+
+function found(token: AccessToken | undefined): AccessToken {
   if (token === undefined) throw new Problem('not_found', 'There is no such access token in this organization.');
   return token;
 }

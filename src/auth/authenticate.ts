@@ -11,7 +11,8 @@ import { type AccessTokenRecord, type ApiKeyRecord, findAccessToken, findApiKey 
 interface AuthenticatorOptions {
   db: Db;
   prefix: string;
-  checkSecret: SecretCheck;
+  checkKey: SecretCheck;
+  checkAccessToken: SecretCheck;
   clockShiftMs: () => number;
 }
 
@@ -19,7 +20,7 @@ interface AuthenticatorOptions {
 export type Authenticate = (token: string) => Promise<Principal>;
 
 /** Bearer → Principal. Reads the record each time, so a revoked token is refused from the next request on. */
-export function createAuthenticator({ db, prefix, checkSecret, clockShiftMs }: AuthenticatorOptions): Authenticate {
+export function createAuthenticator({ db, prefix, clockShiftMs, ...check }: AuthenticatorOptions): Authenticate {
   return async (text) => {
     const parsed = parseToken(text, prefix);
     if (parsed === undefined) {
@@ -29,13 +30,13 @@ export function createAuthenticator({ db, prefix, checkSecret, clockShiftMs }: A
     const token = new Secret(text);
     if (parsed.kind === 'k') {
       const record = await findApiKey(db, `key_${parsed.idSuffix}` as KeyId);
-      const matches = await checkSecret(record, token);
+      const matches = await check.checkKey(record, token);
       if (record === undefined || !matches || isDead(record)) throw refused();
       requireUnexpired(record, clockShiftMs());
       return apiKeyPrincipal(record);
     }
     const record = await findAccessToken(db, `token_${parsed.idSuffix}` as AccessTokenId);
-    const matches = await checkSecret(record, token);
+    const matches = await check.checkAccessToken(record, token);
     if (record === undefined || !matches || record.deleted_at !== null) throw refused();
     requireUnexpired(record, clockShiftMs());
     return accessTokenPrincipal(record);

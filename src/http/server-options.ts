@@ -1,6 +1,6 @@
 import type { IncomingMessage, Server } from 'node:http';
 import type { Socket } from 'node:net';
-import type { FastifyBaseLogger, FastifyHttpOptions } from 'fastify';
+import { type FastifyBaseLogger, type FastifyHttpOptions, LogController } from 'fastify';
 import { v7 } from 'uuid';
 import { Problem } from '../core/errors.ts';
 import { answerFrameworkError } from './error-handler.ts';
@@ -21,7 +21,7 @@ const headerLimitBytes = 16_384;
 export function serverOptions({ logger, trustProxy, receiveTimeoutMs = 10_000 }: ServerSettings) {
   return {
     loggerInstance: logger,
-    disableRequestLogging: true,
+    logController: new LogController({ disableRequestLogging: true }),
     trustProxy,
     genReqId,
     bodyLimit: bodyLimitBytes,

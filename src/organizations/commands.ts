@@ -26,24 +26,26 @@ export async function createOrganization(
   by: Doer,
   given: NewOrganization,
 ): Promise<Organization> {
-  const id = newId('org');
-  return transact(transactor, { ...by, organizationId: id }, async (work) => {
-    const organization: Organization = {
-      id,
-      name: given.name,
-      key_reveal: given.keyReveal ?? 'allowed',
-      rate_limit_requests: firstRateLimit.requests,
-      rate_limit_window_seconds: firstRateLimit.windowSeconds,
-      created_at: work.now,
-      created_by: work.by.actor,
-    };
-    await insertOrganization(work.tx, organization);
-    record(work, {
-      action: 'organization.created',
-      details: { name: organization.name, keyReveal: organization.key_reveal },
-    });
-    return organization;
+  return transact(transactor, { ...by, organizationId: newId('org') }, (work) => addOrganization(work, given));
+}
+
+/** The organization that the work is done by and in, which is not there yet. */
+export async function addOrganization(work: Work<OrganizationDoer>, given: NewOrganization): Promise<Organization> {
+  const organization: Organization = {
+    id: work.by.organizationId,
+    name: given.name,
+    key_reveal: given.keyReveal ?? 'allowed',
+    rate_limit_requests: firstRateLimit.requests,
+    rate_limit_window_seconds: firstRateLimit.windowSeconds,
+    created_at: work.now,
+    created_by: work.by.actor,
+  };
+  await insertOrganization(work.tx, organization);
+  record(work, {
+    action: 'organization.created',
+    details: { name: organization.name, keyReveal: organization.key_reveal },
   });
+  return organization;
 }
 
 export interface OrganizationPatch {

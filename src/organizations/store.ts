@@ -25,6 +25,11 @@ export async function getOrganization(db: Db, id: string): Promise<Organization>
   return found(organization);
 }
 
+/** Whether the installation has been bootstrapped. */
+export async function isAnyOrganizationThere(db: Db): Promise<boolean> {
+  return (await db.selectFrom('organizations').select('id').limit(1).executeTakeFirst()) !== undefined;
+}
+
 /** Newest first, one more than `limit`. */
 export async function listOrganizations(
   db: Db,

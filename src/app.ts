@@ -1,0 +1,87 @@
+import fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify';
+import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
+import { accessTokenRoutes } from './access-tokens/routes.ts';
+import { createAuthenticator } from './auth/authenticate.ts';
+import type { TokenCrypto } from './auth/mint.ts';
+import { createSecretCheck } from './auth/secret-check.ts';
+import { organizationExists, replaceTag } from './auth/store.ts';
+import { createAttemptLimit } from './crypto/attempt-limit.ts';
+import { requireCurrentSchema } from './db/migrator.ts';
+import { toProblem } from './db/pg-error.ts';
+import type { Transactor } from './db/work.ts';
+import { historyRoutes } from './history/routes.ts';
+import { errorHandler } from './http/error-handler.ts';
+import { guard } from './http/guard.ts';
+import { healthRoutes } from './http/health.ts';
+import { jsonBody } from './http/json-body.ts';
+import { openApi } from './http/openapi.ts';
+import { problemRoutes } from './http/problem-routes.ts';
+import { type EndpointLimits, endpointLimits } from './http/rate-limit.ts';
+import { requestLog } from './http/request-log.ts';
+import { serverOptions } from './http/server-options.ts';
+import { strictRoutes } from './http/strict-routes.ts';
+import { createKeyMint } from './keys/mint.ts';
+import { keyRoutes } from './keys/routes.ts';
+import { operatorOrganizationRoutes, organizationRoutes } from './organizations/routes.ts';
+import { partnerRoutes } from './partners/routes.ts';
+import { rowRoutes } from './rows/routes.ts';
+import { verificationRoutes } from './verification/routes.ts';
+import { selfRoutes } from './verification/self-routes.ts';
+import { createVerifier } from './verification/verifier.ts';
+
+export interface AppDeps {
+  logger: FastifyBaseLogger;
+  transactor: Transactor;
+  crypto: TokenCrypto;
+  limits: EndpointLimits;
+  undoWindowSeconds: number;
+  trustProxy: string[] | false;
+  version: string;
+  isStopping?: () => boolean;
+  receiveTimeoutMs?: number;
+}
+
+/** The whole service but its process: every registration, in order. */
+export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
+  const { transactor, crypto, undoWindowSeconds, isStopping = () => false } = deps;
+  const { db, clockShiftMs } = transactor;
+  const tokenPrefix = crypto.prefix;
+  const attempts = createAttemptLimit();
+  const secretCheckFor = (table: 'api_keys' | 'access_tokens') =>
+    createSecretCheck({ crypto, attempts, retag: (id, tag) => replaceTag(db, table, id, tag) });
+  const checkKey = secretCheckFor('api_keys');
+  const authenticate = createAuthenticator({
+    db,
+    prefix: tokenPrefix,
+    checkKey,
+    checkAccessToken: secretCheckFor('access_tokens'),
+    clockShiftMs,
+  });
+  const verifier = createVerifier({ db, prefix: tokenPrefix, checkSecret: checkKey, clockShiftMs });
+  const mint = createKeyMint(crypto);
+
+  const app = fastify(serverOptions(deps));
+  app.setValidatorCompiler(validatorCompiler);
+  app.setSerializerCompiler(serializerCompiler);
+  await app.register(strictRoutes, { tokenPrefix });
+  await app.register(jsonBody);
+  await app.register(errorHandler, { translate: toProblem });
+  await app.register(endpointLimits, deps.limits);
+  await app.register(guard, { authenticate, organizationExists: (id) => organizationExists(db, id) });
+  await app.register(requestLog);
+  await app.register(openApi, { version: deps.version });
+  await app.register(problemRoutes);
+  await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db), isStopping });
+
+  const v1 = { prefix: '/v1' };
+  await app.register(rowRoutes, { ...v1, transactor, tokenPrefix, undoWindowSeconds });
+  await app.register(keyRoutes, { ...v1, transactor, mint, keyring: crypto.keyring, tokenPrefix, undoWindowSeconds });
+  await app.register(partnerRoutes, { ...v1, transactor, mint, tokenPrefix, undoWindowSeconds });
+  await app.register(historyRoutes, { ...v1, db });
+  await app.register(organizationRoutes, { ...v1, transactor });
+  await app.register(operatorOrganizationRoutes, { ...v1, transactor });
+  await app.register(accessTokenRoutes, { ...v1, transactor, crypto });
+  await app.register(verificationRoutes, { ...v1, verifier });
+  await app.register(selfRoutes, v1);
+  return app;
+}

@@ -1,0 +1,78 @@
+import { addAccessToken, type MintedAccessToken, mintAccessToken } from './access-tokens/commands.ts';
+import type { TokenCrypto } from './auth/mint.ts';
+import type { Actor } from './core/actor.ts';
+import { newId, type OrganizationId } from './core/ids.ts';
+import type { Secret } from './crypto/secret.ts';
+import { type Transactor, transact } from './db/work.ts';
+import { addOrganization } from './organizations/commands.ts';
+
+/** The first organization with its first tokens; each plaintext is here and nowhere else. */
+export interface Bootstrapped {
+  organizationId: OrganizationId;
+  adminToken: Secret;
+  verifierToken: Secret;
+  operatorToken: Secret;
+}
+
+interface BootstrapRequest {
+  organizationName: string;
+  adminEmail: string;
+  /** Given what will be true after the commit, before it: to put the tokens where a crash cannot lose them. */
+  beforeCommit?: (bootstrapped: Bootstrapped) => Promise<void>;
+}
+
+const bootstrapActor: Actor = { type: 'system', id: 'bootstrap', name: 'bootstrap', email: null };
+
+/** Makes an organization with an admin and a verifier, and an operator for the installation. */
+export async function bootstrap(
+  { transactor, crypto }: { transactor: Transactor; crypto: TokenCrypto },
+  { organizationName, adminEmail, beforeCommit }: BootstrapRequest,
+): Promise<Bootstrapped> {
+  const organizationId = newId('org');
+  const [admin, verifier, operator] = await Promise.all([
+    mintAccessToken(crypto, 'admin'),
+    mintAccessToken(crypto, 'verifier'),
+    mintAccessToken(crypto, 'operator'),
+  ]);
+  const bootstrapped: Bootstrapped = {
+    organizationId,
+    adminToken: admin.plaintext,
+    verifierToken: verifier.plaintext,
+    operatorToken: operator.plaintext,
+  };
+  await beforeCommit?.(bootstrapped);
+  // The operator first: where an organization is, the whole bootstrap has been done.
+  await addOperator(transactor, operator);
+  const by = { actor: bootstrapActor, organizationId, request: null };
+  await transact(transactor, by, async (work) => {
+    await addOrganization(work, { name: organizationName });
+    await addAccessToken(work, admin, {
+      role: 'admin',
+      name: 'First admin',
+      email: adminEmail,
+      scopes: ['read', 'write'],
+      expiresAt: null,
+    });
+    await addAccessToken(work, verifier, {
+      role: 'verifier',
+      name: 'First verifier',
+      email: null,
+      scopes: ['read'],
+      expiresAt: null,
+    });
+  });
+  return bootstrapped;
+}
+
+async function addOperator(transactor: Transactor, operator: MintedAccessToken): Promise<void> {
+  const by = { actor: bootstrapActor, organizationId: null, request: null };
+  await transact(transactor, by, (work) =>
+    addAccessToken(work, operator, {
+      role: 'operator',
+      name: 'First operator',
+      email: null,
+      scopes: ['read', 'write'],
+      expiresAt: null,
+    }),
+  );
+}

@@ -1,0 +1,65 @@
+import type { Logger } from 'pino';
+import { readConfig } from '../config.ts';
+import { createLogger } from '../logger.ts';
+import { type Service, startService } from '../service.ts';
+import { exitCodeOf } from './exit-code.ts';
+import { welcome } from './welcome.ts';
+
+/** Past this a stop that hangs is ended the hard way. */
+const stopWithinMs = 10_000;
+
+/** Runs the service until a signal ends it. */
+export async function serve(env: NodeJS.ProcessEnv): Promise<void> {
+  let logger: Logger | undefined;
+  try {
+    const config = readConfig(env);
+    logger = createLogger({ level: config.LOG_LEVEL, tokenPrefix: config.TOKEN_PREFIX });
+    endOnUncaught(logger);
+    const stopSignal = nextStopSignal();
+    const service = await startService(config, logger);
+    if (service.embedded !== undefined) process.stdout.write(welcome(service.url, service.embedded));
+    await stopSignal;
+    await stop(service, logger);
+  } catch (error) {
+    // Before there is a service there is one person who reads this.
+    process.stderr.write(`latchkey: ${error instanceof Error ? error.message : String(error)}\n`);
+    logger?.debug({ err: error }, 'The service did not start.');
+    process.exit(exitCodeOf(error));
+  }
+}
+
+async function stop(service: Service, logger: Logger): Promise<void> {
+  logger.info('Stopping.');
+  setTimeout(() => {
+    logger.error(`Not everything ended within ${stopWithinMs / 1000} s.`);
+    process.exit(1);
+  }, stopWithinMs).unref();
+  await service.stop();
+  process.exit(0);
+}
+
+const signals = ['SIGTERM', 'SIGINT'] as const;
+
+/** The first signal asks for an orderly end; a second one ends the process at once. */
+function nextStopSignal(): Promise<void> {
+  return new Promise((resolve) => {
+    let asked = false;
+    for (const signal of signals) {
+      process.on(signal, () => {
+        if (asked) process.exit(130);
+        asked = true;
+        resolve();
+      });
+    }
+  });
+}
+
+/** A process in an unknown state must not go on answering whether keys are good. */
+function endOnUncaught(logger: Logger): void {
+  for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
+    process.on(event, (error: unknown) => {
+      logger.fatal({ err: error }, event);
+      process.exit(1);
+    });
+  }
+}

@@ -1,0 +1,215 @@
+import { readFileSync } from 'node:fs';
+import { BlockList, isIP } from 'node:net';
+import { z } from 'zod';
+import { type Keyring, KeyringError, parseKeyring } from './crypto/keyring.ts';
+
+/** The exit code for a configuration that cannot work: EX_CONFIG of sysexits(3). */
+export const configExitCode = 78;
+
+function integer(least: number, most: number) {
+  return z
+    .string()
+    .regex(/^[0-9]{1,12}$/, `must be a whole number from ${least} to ${most}`)
+    .transform(Number)
+    .refine((value) => value >= least && value <= most, `must be a whole number from ${least} to ${most}`);
+}
+
+const boolean = z.enum(['true', 'false'], 'must be true or false').transform((text) => text === 'true');
+
+const postgresUrl = z
+  .string()
+  .refine(isPostgresUrl, 'must be a URL of the form postgres://user:password@host:5432/database');
+
+function isPostgresUrl(text: string): boolean {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  return url !== undefined && ['postgres:', 'postgresql:'].includes(url.protocol);
+}
+
+const networks = z
+  .string()
+  .transform((text) => text.split(',').map((part) => part.trim()))
+  .refine((parts) => parts.every(isNetwork), 'must be addresses or networks with commas between them');
+
+function isNetwork(text: string): boolean {
+  const [address = '', bits] = text.split('/');
+  const version = isIP(address);
+  if (version === 0 || bits === '') return false;
+  try {
+    new BlockList().addSubnet(address, Number(bits ?? 32), version === 4 ? 'ipv4' : 'ipv6');
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Every variable that Latchkey reads from the environment: its form, its default, and for people a description and an
+ * example. The README's table is held against this by a test. An empty variable counts as one that is not set.
+ */
+export const environment = z.object({
+  HOST: z.string().default('127.0.0.1').meta({
+    description: 'Address to listen on; 0.0.0.0 for all of IPv4.',
+    example: '0.0.0.0',
+  }),
+  PORT: integer(0, 65_535).optional().meta({
+    description: 'Port to listen on. If not set: 8080, or another one if that is taken and the database is embedded.',
+    example: '8080',
+  }),
+  DATABASE_URL: postgresUrl.optional().meta({
+    description: "Your own Postgres (15 to 18), as the service's role. Not set: an embedded one is started.",
+    example: 'postgres://latchkey_app:…@db:5432/latchkey',
+  }),
+  MIGRATION_DATABASE_URL: postgresUrl.optional().meta({
+    description: 'The same database as the role that owns the schema, for `latchkey migrate`.',
+    example: 'postgres://latchkey_owner:…@db:5432/latchkey',
+  }),
+  APP_ROLE: z
+    .string()
+    .regex(/^[a-z_][a-z0-9_]{0,62}$/, 'must be a role name of a-z, 0-9 and _')
+    .default('latchkey_app')
+    .meta({
+      description: "The service's role, to which `latchkey migrate` gives its rights.",
+      example: 'latchkey_app',
+    }),
+  MIGRATE_ON_START: boolean.default(false).meta({
+    description: 'Migrate before the service starts; the embedded database is always migrated.',
+    example: 'true',
+  }),
+  DATABASE_POOL_SIZE: integer(1, 500).default(10).meta({
+    description: 'Connections to Postgres at most.',
+    example: '20',
+  }),
+  DATABASE_TIMEOUT_MS: integer(100, 600_000).default(1_500).meta({
+    description: 'Past this a query, or the wait for a connection, is answered 503.',
+    example: '1500',
+  }),
+  LATCHKEY_DATA_DIR: z.string().optional().meta({
+    description:
+      'Where the embedded database, its keyring and credentials.json lie. Not set: .latchkey in the working folder, or for root below /var/lib/latchkey.',
+    example: '/srv/latchkey',
+  }),
+  LATCHKEY_KEYRING: z.string().optional().meta({
+    description: 'The server secrets, `id:base64,id:base64…`, 32 bytes each; the first one is primary.',
+    example: 'k20260101:$(openssl rand -base64 32)',
+  }),
+  LATCHKEY_KEYRING_FILE: z.string().optional().meta({
+    description: 'A file with the same text, instead of LATCHKEY_KEYRING.',
+    example: '/run/secrets/latchkey-keyring',
+  }),
+  LATCHKEY_STRICT: boolean.default(false).meta({
+    description: 'Refuse to start where the database does not protect history, instead of warning.',
+    example: 'true',
+  }),
+  TOKEN_PREFIX: z
+    .string()
+    .regex(/^[a-z][a-z0-9]{1,9}$/, 'must be 2 to 10 characters of a-z and 0-9, beginning with a letter')
+    .default('lk')
+    .meta({ description: "What every token begins with; fixed by the installation's first start.", example: 'acme' }),
+  LOG_LEVEL: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent']).default('info').meta({
+    description: 'The least that is logged.',
+    example: 'debug',
+  }),
+  TRUST_PROXY: networks.optional().meta({
+    description: 'Proxies whose X-Forwarded-For is believed; with commas. Not set: nobody’s.',
+    example: '10.0.0.0/8,127.0.0.1',
+  }),
+  CALLER_LIMIT: integer(1, 1_000_000_000).default(3_000).meta({
+    description: 'Requests a minute of one caller on the management endpoints.',
+    example: '3000',
+  }),
+  ADDRESS_LIMIT: integer(1, 1_000_000_000).default(60).meta({
+    description: 'Refused access tokens a minute from one address.',
+    example: '60',
+  }),
+  REVEAL_LIMIT: integer(1, 1_000_000_000).default(60).meta({
+    description: 'Reveals a minute of one admin.',
+    example: '60',
+  }),
+  UNDO_WINDOW_SECONDS: integer(0, 31_536_000).default(86_400).meta({
+    description: 'How long an admin can undo a deletion.',
+    example: '86400',
+  }),
+  ARGON2_MEMORY_KIB: integer(8, 65_536).default(19_456).meta({
+    description: 'Memory of one argon2id run.',
+    example: '19456',
+  }),
+  ARGON2_TIME_COST: integer(1, 10).default(2).meta({ description: 'Passes of argon2id.', example: '2' }),
+  ARGON2_PARALLELISM: integer(1, 4).default(1).meta({ description: 'Lanes of argon2id.', example: '1' }),
+  ARGON2_CONCURRENCY: integer(1, 64).default(2).meta({ description: 'argon2id runs at once.', example: '2' }),
+  ARGON2_QUEUE_LIMIT: integer(0, 10_000).default(100).meta({
+    description: 'argon2id runs waiting at most; past it the answer is 503.',
+    example: '100',
+  }),
+});
+
+export type Config = Readonly<Omit<z.infer<typeof environment>, 'LATCHKEY_KEYRING' | 'LATCHKEY_KEYRING_FILE'>> & {
+  /** Undefined where none is configured: the embedded start makes one. */
+  readonly keyring: Keyring | undefined;
+};
+
+/** Everything that is wrong with the environment, one line each, with the variable's name and an example. */
+export class ConfigError extends Error {
+  override readonly name = 'ConfigError';
+  readonly problems: readonly string[];
+
+  constructor(problems: readonly string[]) {
+    super(`The configuration cannot work:\n${problems.map((problem) => `  ${problem}`).join('\n')}`);
+    this.problems = problems;
+  }
+}
+
+/**
+ * The one reader of the environment.
+ * @param needs `keyring`: what only a process that makes or checks tokens needs; with the embedded database it is optional
+ * @throws ConfigError
+ */
+export function readConfig(env: NodeJS.ProcessEnv, needs: { keyring: boolean } = { keyring: true }): Config {
+  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== undefined && value !== ''));
+  const parsed = environment.safeParse(given);
+  const problems = parsed.success ? [] : parsed.error.issues.map(describeIssue);
+  const keyring = readKeyring(given, needs.keyring, problems);
+  if (given['MIGRATION_DATABASE_URL'] !== undefined && given['DATABASE_URL'] === undefined && needs.keyring) {
+    problems.push(
+      'MIGRATION_DATABASE_URL is set without DATABASE_URL, and the service would start an embedded database: set both or neither.',
+    );
+  }
+  if (!parsed.success || problems.length > 0) throw new ConfigError(problems);
+  const { LATCHKEY_KEYRING, LATCHKEY_KEYRING_FILE, ...variables } = parsed.data;
+  return Object.freeze({ ...variables, keyring });
+}
+
+/** The value itself is not repeated: it may be a password. */
+function describeIssue(issue: z.core.$ZodIssue): string {
+  const name = String(issue.path[0]);
+  return `${name} ${issue.message}, for example ${name}=${exampleOf(name)}`;
+}
+
+/** The example that the schema gives for a variable. */
+export function exampleOf(name: string): string {
+  const schema = environment.shape[name as keyof typeof environment.shape];
+  return String(z.globalRegistry.get(schema)?.['example'] ?? '');
+}
+
+function readKeyring(env: Record<string, unknown>, needed: boolean, problems: string[]): Keyring | undefined {
+  const { LATCHKEY_KEYRING: text, LATCHKEY_KEYRING_FILE: file } = env;
+  if (text !== undefined && file !== undefined) {
+    problems.push('LATCHKEY_KEYRING and LATCHKEY_KEYRING_FILE are both set: set one of them.');
+    return undefined;
+  }
+  const name = file === undefined ? 'LATCHKEY_KEYRING' : 'LATCHKEY_KEYRING_FILE';
+  try {
+    if (file !== undefined) return parseKeyring(readFileSync(String(file), 'utf8'));
+    if (text !== undefined) return parseKeyring(String(text));
+  } catch (error) {
+    const why = error instanceof KeyringError ? error.message : `can not be read (${String(error)})`;
+    problems.push(`${name}: ${why}, for example ${name}=${exampleOf(name)}`);
+    return undefined;
+  }
+  if (needed && env['DATABASE_URL'] !== undefined) {
+    problems.push(
+      `LATCHKEY_KEYRING or LATCHKEY_KEYRING_FILE must be set with DATABASE_URL, for example LATCHKEY_KEYRING=${exampleOf('LATCHKEY_KEYRING')}. ` +
+        'Keep it apart from the database and its backups.',
+    );
+  }
+  return undefined;
+}

@@ -1,0 +1,48 @@
+import { type Logger, type LoggerOptions, pino } from 'pino';
+import pretty from 'pino-pretty';
+import { idSuffixPattern } from './core/ids.ts';
+
+interface LoggerSettings {
+  level: string;
+  tokenPrefix: string;
+  /** Where the lines go; standard output unless a test wants to read them. */
+  destination?: { write(line: string): void };
+}
+
+/** JSON lines; on a terminal a readable form of them. Nothing that looks like a token gets through, wherever it stands. */
+export function createLogger({ level, tokenPrefix, destination }: LoggerSettings): Logger {
+  const token = new RegExp(`(${tokenPrefix}_[kavo]_)${idSuffixPattern}_[0-9A-Za-z]{1,49}`, 'g');
+  const options: LoggerOptions = {
+    level,
+    timestamp: pino.stdTimeFunctions.isoTime,
+    redact: { paths: ['*.authorization', '*.password', '*.key', '*.token', 'authorization', 'key', 'token'] },
+    serializers: { err: errorFacts },
+    hooks: { streamWrite: (line) => line.replace(token, '$1…') },
+  };
+  if (destination !== undefined) return pino(options, destination);
+  if (process.stdout.isTTY) return pino(options, pretty({ sync: true, ignore: 'pid,hostname' }));
+  return pino(options);
+}
+
+interface ErrorFacts {
+  type: string;
+  message: string;
+  stack?: string | undefined;
+  code?: unknown;
+  constraint?: unknown;
+  cause?: ErrorFacts;
+}
+
+/** Not every member of an error: Postgres puts whole rows, hashes among them, into `detail` and `where`. */
+function errorFacts(error: unknown): ErrorFacts {
+  if (!(error instanceof Error)) return { type: typeof error, message: String(error) };
+  const { code, constraint } = error as { code?: unknown; constraint?: unknown };
+  return {
+    type: error.name,
+    message: error.message,
+    stack: error.stack,
+    code,
+    constraint,
+    ...(error.cause === undefined ? {} : { cause: errorFacts(error.cause) }),
+  };
+}

@@ -1,0 +1,34 @@
+// Builds dist/ if the sources are newer and the compiler is there. In an image that holds only dist/ it does nothing.
+import { spawnSync } from 'node:child_process';
+import { existsSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
+const inputs = ['src', 'migrations', 'package-lock.json', 'tsconfig.json', 'tsconfig.build.json'];
+// Written last, so a build that was interrupted is done again.
+const stamp = path.join(root, 'dist', '.built');
+const compiler = path.join(root, 'node_modules', 'typescript', 'bin', 'tsc');
+
+function newest(file) {
+  const stats = statSync(file, { throwIfNoEntry: false });
+  if (stats === undefined) return 0;
+  if (!stats.isDirectory()) return stats.mtimeMs;
+  return Math.max(stats.mtimeMs, ...readdirSync(file).map((name) => newest(path.join(file, name))));
+}
+
+const builtAt = existsSync(stamp) ? statSync(stamp).mtimeMs : 0;
+const isStale = inputs.some((input) => newest(path.join(root, input)) > builtAt);
+
+if (isStale && existsSync(compiler)) {
+  rmSync(path.join(root, 'dist'), { recursive: true, force: true });
+  const { status } = spawnSync(process.execPath, [compiler, '-p', 'tsconfig.build.json'], {
+    cwd: root,
+    stdio: 'inherit',
+  });
+  if (status !== 0) process.exit(status ?? 1);
+  writeFileSync(stamp, '');
+} else if (isStale && !existsSync(path.join(root, 'dist', 'src', 'server.js'))) {
+  console.error('latchkey: dist/ is not built, and the compiler is not installed. Run `npm ci` without --omit=dev.');
+  process.exit(1);
+}

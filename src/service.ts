@@ -1,0 +1,186 @@
+import type { FastifyInstance } from 'fastify';
+import type { Logger } from 'pino';
+import { buildApp } from './app.ts';
+import type { TokenCrypto } from './auth/mint.ts';
+import { type Bootstrapped, bootstrap } from './bootstrap.ts';
+import type { Config } from './config.ts';
+import { createSecretHasher } from './crypto/secret-hash.ts';
+import { connect, type DatabaseClient } from './db/client.ts';
+import { embeddedRoles } from './db/embedded/cluster.ts';
+import { checkGuarantees } from './db/guarantees.ts';
+import { confirmInstallation } from './db/installation.ts';
+import { migrate, requireCurrentSchema } from './db/migrator.ts';
+import type { Transactor } from './db/work.ts';
+import { type EmbeddedInstance, startEmbeddedInstance } from './embedded-instance.ts';
+import { isAnyOrganizationThere } from './organizations/store.ts';
+import { packageVersion } from './version.ts';
+
+/** The service as a whole: with its database, listening. */
+export interface Service {
+  /** Where it listens, such as `http://127.0.0.1:8080`. */
+  url: string;
+  /** With the embedded database: where the first tokens are, and what they are if this start made them. */
+  embedded: { credentialsFile: string; bootstrapped: Bootstrapped | undefined } | undefined;
+  /** Answers what it has accepted, takes nothing more, and ends with its database. */
+  stop(): Promise<void>;
+}
+
+const defaultPort = 8_080;
+
+/** The first admin of an embedded instance. */
+const firstAdminEmail = 'admin@example.com';
+
+/**
+ * Configuration → database → app → listen.
+ * @throws EmbeddedPostgresError, SchemaMismatch, InstallationMismatch, GuaranteeBroken, or what `listen` throws
+ */
+export async function startService(config: Config, logger: Logger): Promise<Service> {
+  const closers: Array<() => Promise<void>> = [];
+  const closeAll = async () => {
+    for (const close of closers.reverse()) await close();
+  };
+  try {
+    const embedded = config.DATABASE_URL === undefined ? await startEmbeddedInstance(config, logger) : undefined;
+    if (embedded !== undefined) closers.push(() => embedded.postgres.stop());
+    const database = databaseAccess(config, embedded);
+    if (embedded !== undefined || config.MIGRATE_ON_START) await migrateAsOwner(database, logger);
+
+    const client = connectForService(database.appUrl, config, logger);
+    closers.push(() => client.close());
+    await requireCurrentSchema(client.db);
+    const crypto = tokenCrypto(config, embedded);
+    await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring: crypto.keyring });
+    await requireGuarantees(client, config, logger);
+    const transactor: Transactor = { db: client.db, clockShiftMs: () => 0 };
+    const bootstrapped = embedded === undefined ? undefined : await bootstrapOnce(embedded, transactor, crypto);
+
+    let stopping = false;
+    const app = await buildApp({
+      logger,
+      transactor,
+      crypto,
+      limits: {
+        callerLimit: config.CALLER_LIMIT,
+        addressLimit: config.ADDRESS_LIMIT,
+        revealLimit: config.REVEAL_LIMIT,
+      },
+      undoWindowSeconds: config.UNDO_WINDOW_SECONDS,
+      trustProxy: config.TRUST_PROXY ?? false,
+      version: packageVersion(),
+      isStopping: () => stopping,
+    });
+    closers.push(() => app.close());
+    const url = await listen(app, config, embedded !== undefined);
+    return {
+      url,
+      embedded: embedded && { credentialsFile: embedded.credentialsFile, bootstrapped },
+      async stop() {
+        stopping = true;
+        await closeAll();
+      },
+    };
+  } catch (error) {
+    await closeAll();
+    throw error;
+  }
+}
+
+/** The database as the two roles reach it: which URL, and which role gets its rights. */
+interface DatabaseAccess {
+  appUrl: string;
+  /** The schema's owner; the same as `appUrl` where there is only one role. */
+  ownerUrl: string;
+  appRole: string | undefined;
+}
+
+function databaseAccess(config: Config, embedded: EmbeddedInstance | undefined): DatabaseAccess {
+  if (embedded !== undefined) {
+    const { app, owner } = embedded.postgres.urls;
+    return { appUrl: app, ownerUrl: owner, appRole: embeddedRoles.app };
+  }
+  const appUrl = config.DATABASE_URL ?? '';
+  const ownerUrl = config.MIGRATION_DATABASE_URL ?? appUrl;
+  return { appUrl, ownerUrl, appRole: ownerUrl === appUrl ? undefined : config.APP_ROLE };
+}
+
+async function migrateAsOwner({ ownerUrl, appRole }: DatabaseAccess, logger: Logger): Promise<void> {
+  const owner = connect({ url: ownerUrl, poolSize: 2 });
+  try {
+    const applied = await migrate(owner.db, { appRole });
+    if (applied.length > 0) logger.info({ applied }, 'The schema was migrated.');
+  } finally {
+    await owner.close();
+  }
+}
+
+function connectForService(url: string, config: Config, logger: Logger): DatabaseClient {
+  return connect({
+    url,
+    poolSize: config.DATABASE_POOL_SIZE,
+    timeoutMs: config.DATABASE_TIMEOUT_MS,
+    onIdleError: (error) => logger.warn({ err: error }, 'An idle connection to Postgres was lost.'),
+  });
+}
+
+/** How tokens are made and checked by this configuration. */
+export function tokenCrypto(config: Config, embedded?: EmbeddedInstance): TokenCrypto {
+  const keyring = embedded?.keyring ?? config.keyring;
+  if (keyring === undefined) throw new Error('the configuration was read without a keyring');
+  return {
+    prefix: config.TOKEN_PREFIX,
+    keyring,
+    hasher: createSecretHasher({
+      memoryKib: config.ARGON2_MEMORY_KIB,
+      timeCost: config.ARGON2_TIME_COST,
+      parallelism: config.ARGON2_PARALLELISM,
+      concurrency: config.ARGON2_CONCURRENCY,
+      queueLimit: config.ARGON2_QUEUE_LIMIT,
+    }),
+  };
+}
+
+/** With LATCHKEY_STRICT the database does not keep what Latchkey promises, so it does not start. */
+export class GuaranteeBroken extends Error {
+  override readonly name = 'GuaranteeBroken';
+}
+
+async function requireGuarantees(client: DatabaseClient, config: Config, logger: Logger): Promise<void> {
+  const broken = (await checkGuarantees(client.db)).filter((guarantee) => !guarantee.kept);
+  for (const { name, remedy } of broken) {
+    if (config.LATCHKEY_STRICT) throw new GuaranteeBroken(`LATCHKEY_STRICT: not so: ${name}. ${remedy}`);
+    logger.warn(`Not so: ${name}. ${remedy}`);
+  }
+}
+
+async function bootstrapOnce(
+  embedded: EmbeddedInstance,
+  transactor: Transactor,
+  crypto: TokenCrypto,
+): Promise<Bootstrapped | undefined> {
+  const isThere = await isAnyOrganizationThere(transactor.db);
+  const bootstrapped = isThere
+    ? undefined
+    : await bootstrap(
+        { transactor, crypto },
+        {
+          organizationName: 'My organization',
+          adminEmail: firstAdminEmail,
+          beforeCommit: (made) => embedded.prepareCredentials(made),
+        },
+      );
+  await embedded.confirmCredentials();
+  return bootstrapped;
+}
+
+/** Where nobody asked for a port and nobody else relies on it, another one is better than no start. */
+async function listen(app: FastifyInstance, config: Config, mayMove: boolean): Promise<string> {
+  const host = config.HOST;
+  try {
+    return await app.listen({ host, port: config.PORT ?? defaultPort });
+  } catch (error) {
+    const taken = (error as NodeJS.ErrnoException).code === 'EADDRINUSE';
+    if (!taken || !mayMove || config.PORT !== undefined) throw error;
+    app.log.info(`Port ${defaultPort} is taken; another one is used. Set PORT to choose.`);
+    return app.listen({ host, port: 0 });
+  }
+}

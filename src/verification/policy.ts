@@ -1,0 +1,68 @@
+import { BlockList, isIPv4, isIPv6 } from 'node:net';
+import { type Access, type Permission, permits } from '../core/permissions.ts';
+
+/** What a verification can say of a key, each with its rule in `decide`. */
+export const verdictCodes = [
+  'valid',
+  'malformed',
+  'not_found',
+  'deleted',
+  'suspended',
+  'partner_suspended',
+  'expired',
+  'ip_not_allowed',
+  'insufficient_permission',
+  'rate_limited',
+] as const;
+
+export type VerdictCode = (typeof verdictCodes)[number];
+
+export interface DecidedKey {
+  permission: Permission;
+  expires_at: Date | null;
+  allowed_ips: string[];
+  suspended_at: Date | null;
+  partner_suspended_at: Date | null;
+  deleted_at: Date | null;
+}
+
+export interface Wanted {
+  permission: Access;
+  /** The client's address as the backend saw it. */
+  ip?: string | undefined;
+}
+
+/** What decides about a key whose secret is right: the first rule that refuses is the answer. */
+export function decide(key: DecidedKey, wanted: Wanted, now: Date): VerdictCode {
+  if (key.deleted_at !== null) return 'deleted';
+  if (key.suspended_at !== null) return 'suspended';
+  if (key.partner_suspended_at !== null) return 'partner_suspended';
+  if (key.expires_at !== null && key.expires_at <= now) return 'expired';
+  if (!isAllowed(key.allowed_ips, wanted.ip)) return 'ip_not_allowed';
+  if (!permits(key.permission, wanted.permission)) return 'insufficient_permission';
+  return 'valid';
+}
+
+/** A key with a list is good only where the address is known and on it. IPv4 in IPv6 (`::ffff:…`) counts as IPv4. */
+function isAllowed(allowed: readonly string[], ip: string | undefined): boolean {
+  if (allowed.length === 0) return true;
+  if (ip === undefined) return false;
+  const networks = new BlockList();
+  for (const entry of allowed) {
+    const [address = '', bits] = entry.split('/');
+    const family = isIPv4(address) ? 'ipv4' : 'ipv6';
+    networks.addSubnet(address, bits === undefined ? (family === 'ipv4' ? 32 : 128) : Number(bits), family);
+  }
+  const plain = unmapped(ip);
+  return networks.check(plain, isIPv6(plain) ? 'ipv6' : 'ipv4');
+}
+
+/** RFC 4291 section 2.5.5.2: an IPv4 address written as an IPv6 one. */
+function unmapped(ip: string): string {
+  if (!isIPv6(ip)) return ip;
+  const { hostname } = new URL(`http://[${ip}]`);
+  const [, high, low] = /^\[::ffff:([0-9a-f]{1,4}):([0-9a-f]{1,4})\]$/.exec(hostname) ?? [];
+  if (high === undefined || low === undefined) return ip;
+  const [first, second] = [Number.parseInt(high, 16), Number.parseInt(low, 16)];
+  return [first >> 8, first & 255, second >> 8, second & 255].join('.');
+}

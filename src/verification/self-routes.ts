@@ -1,0 +1,56 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import type { Principal } from '../auth/principal.ts';
+import { idView, rateLimitView, timestampView } from '../http/schemas.ts';
+
+const selfView = z
+  .object({
+    kind: z.enum(['access_token', 'api_key']),
+    id: z.string().meta({ example: 'key_01k9s3v5wqe8n8x4r2m6t7yb0c' }),
+    organizationId: idView('org').nullable().meta({ description: 'Null: for the whole installation.' }),
+    partnerId: idView('partner').nullable(),
+    name: z.string().nullable().meta({ example: 'Billing export' }),
+    email: z.string().nullable().meta({ example: null }),
+    role: z.enum(['operator', 'admin', 'verifier']).nullable().meta({ description: 'Null for an API key.' }),
+    scopes: z
+      .array(z.enum(['read', 'write']))
+      .nullable()
+      .meta({ description: 'Null for an API key.' }),
+    permission: z.enum(['read', 'write', 'read_write']).nullable().meta({ description: 'Null for an access token.' }),
+    expiresAt: timestampView.nullable(),
+    rateLimit: rateLimitView.nullable().meta({ description: 'That of an API key; null for an access token.' }),
+  })
+  .meta({ id: 'Self' });
+
+/** A credential describes itself: for whoever holds one and wants to know what it is. */
+export const selfRoutes: FastifyPluginAsyncZod = async (app) => {
+  app.get(
+    '/self',
+    {
+      config: { access: { role: 'any' } },
+      schema: {
+        operationId: 'getSelf',
+        tags: ['Verification'],
+        summary: 'What the presented credential is and may do',
+        response: { 200: selfView },
+      },
+    },
+    async (request) => {
+      if (request.principal === null) throw new Error('the guard has let nobody in');
+      return toSelfView(request.principal);
+    },
+  );
+};
+
+function toSelfView(principal: Principal): z.infer<typeof selfView> {
+  const { kind, id, organizationId, name } = principal;
+  const expiresAt = principal.expiresAt?.toISOString() ?? null;
+  if (principal.kind === 'api_key') {
+    const { partnerId, permission, rateLimit } = principal;
+    const tokensOnly = { email: null, role: null, scopes: null };
+    return { kind, id, organizationId, partnerId, name, permission, expiresAt, rateLimit, ...tokensOnly };
+  }
+  const { email, role, scopes } = principal;
+  const keysOnly = { partnerId: null, permission: null, rateLimit: null };
+  return { kind, id, organizationId, name, email, role, scopes, expiresAt, ...keysOnly };
+}
