@@ -41,3 +41,14 @@ export async function confirmInstallation(
     );
   }
 }
+
+/** Ids of keyring entries that keys were sealed under and that this keyring lacks. */
+export async function unknownKeyringIds(db: Db, keyring: Keyring): Promise<string[]> {
+  const rows = await db
+    .selectFrom('api_keys')
+    .select('sealed_keyring_id')
+    .distinct()
+    .where('sealed_keyring_id', 'is not', null)
+    .execute();
+  return rows.flatMap(({ sealed_keyring_id: id }) => (id === null || keyring.get(id) !== undefined ? [] : [id]));
+}

@@ -6,8 +6,8 @@ import { jsonSchemaTransform, jsonSchemaTransformObject } from 'fastify-type-pro
 import { z } from 'zod';
 import { type ProblemCode, problemKinds } from '../core/errors.ts';
 import type { AccessRule } from './access.ts';
-import { problemMediaType } from './problem.ts';
-import { ungoverned } from './strict-routes.ts';
+import { finishDocument, type JsonObject, problemResponses } from './openapi-document.ts';
+import { isBodyless, ungoverned } from './strict-routes.ts';
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -15,8 +15,6 @@ declare module 'fastify' {
     problems?: ProblemCode[];
   }
 }
-
-type JsonObject = Record<string, unknown>;
 
 const tags = [
   { name: 'Rows', description: 'The settings page as data: each owner and permission with its at most two live keys.' },
@@ -58,7 +56,7 @@ export const openApi = fp<{ version: string }>(
         if (document.schema?.hide === true) return { url: transformed.url, schema: { hide: true } };
         return { url: transformed.url, schema: describe(route, transformed.schema as JsonObject) };
       },
-      transformObject: (document) => finish(jsonSchemaTransformObject(document)) as never,
+      transformObject: (document) => finishDocument(jsonSchemaTransformObject(document)) as never,
     });
     await app.register(async (docs) => {
       docs.decorate(ungoverned, true);
@@ -92,8 +90,29 @@ function describe(route: RouteOptions, schema: JsonObject): JsonObject {
   for (const status of [...new Set(problems)].sort()) {
     response[String(status)] ??= { $ref: `#/components/responses/Problem${status}` };
   }
-  return { ...schema, description: said + who, security: securityOf(access) };
+  return {
+    ...schema,
+    ...(isBodyless(route) ? { body: undefined } : {}),
+    ...(takesOperators(access) ? { headers: organizationHeader } : {}),
+    description: said + who,
+    security: securityOf(access),
+  };
 }
+
+function takesOperators(access: AccessRule): boolean {
+  return access !== 'public' && access.role === 'admin' && access.operator !== false;
+}
+
+const organizationHeader = {
+  type: 'object',
+  properties: {
+    'Latchkey-Organization': {
+      type: 'string',
+      description: 'For operators: the id of the organization in which to act.',
+      example: 'org_01k9s3v5wqe8n8x4r2m6t7yb0c',
+    },
+  },
+};
 
 function securityOf(access: AccessRule): JsonObject[] {
   if (access === 'public') return [];
@@ -119,67 +138,8 @@ function problemsOf(route: RouteOptions, access: AccessRule): ProblemCode[] {
   if (access !== 'public') codes.push('unauthorized', 'rate_limited', 'unavailable');
   if (access !== 'public' && access.role !== 'any') codes.push('forbidden');
   if (route.url.includes(':') || (access !== 'public' && access.role === 'admin')) codes.push('not_found');
-  if (route.schema?.body !== undefined) codes.push('payload_too_large', 'unsupported_media_type');
+  if (route.schema?.body !== undefined && !isBodyless(route)) codes.push('payload_too_large', 'unsupported_media_type');
   return codes;
-}
-
-/** One response component for each status, since a status is what OpenAPI tells replies apart by. */
-function problemResponses(): Record<string, JsonObject> {
-  const byStatus = new Map<number, ProblemCode[]>();
-  for (const [code, { status }] of Object.entries(problemKinds) as [ProblemCode, { status: number }][]) {
-    byStatus.set(status, [...(byStatus.get(status) ?? []), code]);
-  }
-  return Object.fromEntries(
-    [...byStatus].map(([status, codes]) => [`Problem${status}`, problemResponse(status, codes)]),
-  );
-}
-
-function problemResponse(status: number, codes: ProblemCode[]): JsonObject {
-  const [first] = codes;
-  if (first === undefined) throw new Error(`status ${status} has no problem`);
-  const { title, explanation } = problemKinds[first];
-  return {
-    description: codes.map((code) => `\`${code}\`: ${problemKinds[code].explanation}`).join('\n\n'),
-    headers: {
-      'X-Request-Id': { description: 'Under this id the log has the cause.', schema: { type: 'string' } },
-      ...(status === 429 || status === 503
-        ? { 'Retry-After': { description: 'Seconds to wait.', schema: { type: 'integer' } } }
-        : {}),
-    },
-    content: {
-      [problemMediaType]: {
-        schema: { $ref: '#/components/schemas/Problem' },
-        example: {
-          type: `/problems/${first}`,
-          title,
-          status,
-          detail: explanation,
-          code: first,
-          requestId: '019abf6e-7c2e-7f4e-9a61-0f0f6d5b9c11',
-        },
-      },
-    },
-  };
-}
-
-/** Drops what nothing refers to: the type provider writes an input and an output form of every named schema. */
-function finish(document: unknown): unknown {
-  const { components, ...rest } = document as { components: { schemas: JsonObject; responses: JsonObject } };
-  const kept = { ...components };
-  kept.responses = referenced(components.responses, 'responses', JSON.stringify(rest));
-  for (;;) {
-    const texts = JSON.stringify([rest, kept.responses, kept.schemas]);
-    const schemas = referenced(kept.schemas, 'schemas', texts);
-    if (Object.keys(schemas).length === Object.keys(kept.schemas).length) break;
-    kept.schemas = schemas;
-  }
-  return { ...rest, components: kept };
-}
-
-function referenced(components: JsonObject, kind: string, inTexts: string): JsonObject {
-  return Object.fromEntries(
-    Object.entries(components).filter(([name]) => inTexts.includes(`"#/components/${kind}/${name}"`)),
-  );
 }
 
 /** The document as the repository keeps it: members in a stable order, so that a diff shows what changed. */

@@ -43,6 +43,11 @@ function requireDeclarations(route: RouteOptions): void {
   }
 }
 
+/** Whether a route takes no body but nothing, `null` or `{}`. */
+export function isBodyless(route: RouteOptions): boolean {
+  return route.schema?.body === noBody;
+}
+
 function takesBody(route: RouteOptions): boolean {
   return [route.method].flat().some((method) => method !== 'GET' && method !== 'HEAD');
 }

@@ -30,6 +30,11 @@ export async function isAnyOrganizationThere(db: Db): Promise<boolean> {
   return (await db.selectFrom('organizations').select('id').limit(1).executeTakeFirst()) !== undefined;
 }
 
+export async function isOrganizationNameTaken(db: Db, name: string): Promise<boolean> {
+  const row = await db.selectFrom('organizations').select('id').where('name', '=', name).limit(1).executeTakeFirst();
+  return row !== undefined;
+}
+
 /** Newest first, one more than `limit`. */
 export async function listOrganizations(
   db: Db,

@@ -1,0 +1,31 @@
+#!/usr/bin/env node
+import { Command } from 'commander';
+import { packageVersion } from '../version.ts';
+import { bootstrapCommand } from './bootstrap.ts';
+import { doctorCommand } from './doctor.ts';
+import { exitCodeOf } from './exit-code.ts';
+import { migrateCommand } from './migrate.ts';
+import { openApiCommand } from './openapi.ts';
+import { serve } from './serve.ts';
+
+const program = new Command('latchkey')
+  .description('Keeps the API keys of an organization. Configured by environment variables; the README lists them.')
+  .version(packageVersion())
+  .addHelpText('after', '\nExit codes: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration.')
+  .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));
+
+program
+  .command('serve')
+  .description('run the service until a signal ends it')
+  .action(() => serve(process.env));
+program.addCommand(migrateCommand(process.env));
+program.addCommand(bootstrapCommand(process.env));
+program.addCommand(doctorCommand(process.env));
+program.addCommand(openApiCommand());
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  process.stderr.write(`latchkey: ${error instanceof Error ? error.message : String(error)}\n`);
+  process.exitCode = exitCodeOf(error);
+}

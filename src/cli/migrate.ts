@@ -1,0 +1,50 @@
+import { Command } from 'commander';
+import { type Config, ConfigError, exampleOf, readConfig } from '../config.ts';
+import { connect, type Db } from '../db/client.ts';
+import { migrate, migrationStatus, tryMigrations } from '../db/migrator.ts';
+import { print } from './print.ts';
+
+export function migrateCommand(env: NodeJS.ProcessEnv): Command {
+  return new Command('migrate')
+    .description("bring the schema of one's own Postgres up to date and grant the service's role its rights")
+    .option('--status', 'only tell what is applied and what is pending; exit code 1 where something is')
+    .option('--dry-run', 'run what is pending and roll it back')
+    .action(async (options: { status?: true; dryRun?: true }) => {
+      const config = readConfig(env, { keyring: false });
+      const client = connect({ url: ownerUrl(config), poolSize: 2 });
+      try {
+        if (options.status) await tellStatus(client.db);
+        else if (options.dryRun) tell('would apply', await tryMigrations(client.db));
+        else tell('applied', await migrate(client.db, { appRole: appRole(config) }));
+      } finally {
+        await client.close();
+      }
+    });
+}
+
+function ownerUrl(config: Config): string {
+  const url = config.MIGRATION_DATABASE_URL ?? config.DATABASE_URL;
+  if (url !== undefined) return url;
+  throw new ConfigError([
+    `MIGRATION_DATABASE_URL must be set, for example MIGRATION_DATABASE_URL=${exampleOf('MIGRATION_DATABASE_URL')}. ` +
+      'The embedded database needs no hand: each start migrates it.',
+  ]);
+}
+
+/** With one URL the service is the owner itself and needs no grants. */
+function appRole(config: Config): string | undefined {
+  const { DATABASE_URL: app, MIGRATION_DATABASE_URL: owner } = config;
+  return owner === undefined || owner === app ? undefined : config.APP_ROLE;
+}
+
+async function tellStatus(db: Db): Promise<void> {
+  const { applied, pending, unknown } = await migrationStatus(db);
+  for (const name of applied) print(`${unknown.includes(name) ? 'unknown' : 'applied'}  ${name}`);
+  for (const name of pending) print(`pending  ${name}`);
+  if (unknown.length > 0) print('A newer Latchkey has migrated this database: run that version or a later one.');
+  if (pending.length + unknown.length > 0) process.exitCode = 1;
+}
+
+function tell(what: string, names: readonly string[]): void {
+  print(names.length === 0 ? 'The schema is up to date.' : `${what}: ${names.join(', ')}`);
+}

@@ -1,0 +1,32 @@
+import { pino } from 'pino';
+import { buildApp } from './app.ts';
+import { generateKeyring, parseKeyring } from './crypto/keyring.ts';
+import { createSecretHasher } from './crypto/secret-hash.ts';
+import { connect } from './db/client.ts';
+import { openApiText } from './http/openapi.ts';
+import { packageVersion } from './version.ts';
+
+/** The OpenAPI document as it is committed: the real routes of an app that never meets a database. */
+export async function describeApi(): Promise<string> {
+  const client = connect({ url: 'postgres://nobody@127.0.0.1:1/nothing', poolSize: 1 });
+  const app = await buildApp({
+    logger: pino({ level: 'silent' }),
+    transactor: { db: client.db, clockShiftMs: () => 0 },
+    crypto: {
+      prefix: 'lk',
+      keyring: parseKeyring(generateKeyring(new Date())),
+      hasher: createSecretHasher({ memoryKib: 8, timeCost: 1, parallelism: 1, concurrency: 1, queueLimit: 0 }),
+    },
+    limits: { callerLimit: 1, addressLimit: 1, revealLimit: 1 },
+    undoWindowSeconds: 0,
+    trustProxy: false,
+    version: packageVersion(),
+  });
+  try {
+    await app.ready();
+    return openApiText(app);
+  } finally {
+    await app.close();
+    await client.close();
+  }
+}

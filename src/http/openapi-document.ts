@@ -1,0 +1,133 @@
+import { type ProblemCode, problemKinds } from '../core/errors.ts';
+import { problemMediaType } from './problem.ts';
+
+/** What the generated OpenAPI document lacks or says wrongly, made right in one pass over it. */
+
+export type JsonObject = Record<string, unknown>;
+
+interface Operation {
+  requestBody?: { required?: boolean; content: Record<string, { schema: JsonObject }> };
+  responses: Record<string, JsonObject>;
+}
+
+interface Document {
+  paths: Record<string, Record<string, Operation>>;
+  components: { schemas: JsonObject; responses: JsonObject };
+}
+
+export function finishDocument(generated: unknown): unknown {
+  const { components, ...rest } = tidySchemas(generated) as Document;
+  for (const operation of Object.values(rest.paths).flatMap((path) => Object.values(path))) finishOperation(operation);
+  return { ...rest, components: withoutUnreferenced(components, rest) };
+}
+
+function finishOperation(operation: Operation): void {
+  for (const [status, response] of Object.entries(operation.responses)) {
+    operation.responses[status] = finishResponse(status, response);
+  }
+  for (const media of Object.values(operation.requestBody?.content ?? {})) {
+    const { anyOf, ...said } = media.schema as { anyOf?: JsonObject[] };
+    if (anyOf?.length !== 2 || anyOf[1]?.['type'] !== 'null') continue;
+    // A body that may be null may as well be left out, which is what a client would do.
+    media.schema = { ...anyOf[0], ...said };
+    if (operation.requestBody !== undefined) operation.requestBody.required = false;
+  }
+}
+
+/** A problem is a response component, which the generator takes for a schema; a success gets its headers. */
+function finishResponse(status: string, response: JsonObject): JsonObject {
+  const content = response['content'] as Record<string, { schema: JsonObject }> | undefined;
+  const reference = content?.['application/json']?.schema['$ref'];
+  if (typeof reference === 'string' && reference.startsWith('#/components/responses/')) return { $ref: reference };
+  const location = { Location: { description: 'The path of what was created.', schema: { type: 'string' } } };
+  return {
+    ...response,
+    description: status === '201' ? 'Created.' : 'Done.',
+    headers: { ...requestIdHeader, ...(status === '201' ? location : {}) },
+  };
+}
+
+const requestIdHeader = {
+  'X-Request-Id': { description: 'Under this id the log tells of the request.', schema: { type: 'string' } },
+};
+
+/** Takes away what the schema language adds of its own: bounds of safe integers, patterns beside formats. */
+function tidySchemas(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(tidySchemas);
+  if (typeof value !== 'object' || value === null) return value;
+  const members = Object.entries(value).filter(([name, member]) => !isNoise(name, member, value as JsonObject));
+  return Object.fromEntries(members.map(([name, member]) => [name, tidySchemas(member)]));
+}
+
+function isNoise(name: string, member: unknown, schema: JsonObject): boolean {
+  switch (name) {
+    case 'pattern':
+      return typeof member === 'string' && (schema['format'] !== undefined || schema['type'] === 'integer');
+    case 'enum':
+      return schema['type'] === 'boolean';
+    case 'minimum':
+      return member === Number.MIN_SAFE_INTEGER;
+    case 'maximum':
+      return member === Number.MAX_SAFE_INTEGER;
+    case 'propertyNames':
+      return (member as JsonObject)['type'] === 'string';
+    default:
+      return false;
+  }
+}
+
+/** The type provider writes an input and an output form of every named schema; what nothing refers to goes. */
+function withoutUnreferenced(components: Document['components'], rest: unknown): Document['components'] {
+  const kept = { ...components, responses: referenced(components.responses, 'responses', JSON.stringify(rest)) };
+  for (;;) {
+    const texts = JSON.stringify([rest, kept.responses, kept.schemas]);
+    const schemas = referenced(kept.schemas, 'schemas', texts);
+    if (Object.keys(schemas).length === Object.keys(kept.schemas).length) return kept;
+    kept.schemas = schemas;
+  }
+}
+
+function referenced(components: JsonObject, kind: string, inTexts: string): JsonObject {
+  return Object.fromEntries(
+    Object.entries(components).filter(([name]) => inTexts.includes(`"#/components/${kind}/${name}"`)),
+  );
+}
+
+/** One response component for each status, since a status is what OpenAPI tells replies apart by. */
+export function problemResponses(): Record<string, JsonObject> {
+  const byStatus = new Map<number, ProblemCode[]>();
+  for (const [code, { status }] of Object.entries(problemKinds) as [ProblemCode, { status: number }][]) {
+    byStatus.set(status, [...(byStatus.get(status) ?? []), code]);
+  }
+  return Object.fromEntries(
+    [...byStatus].map(([status, codes]) => [`Problem${status}`, problemResponse(status, codes)]),
+  );
+}
+
+function problemResponse(status: number, codes: ProblemCode[]): JsonObject {
+  const [first] = codes;
+  if (first === undefined) throw new Error(`status ${status} has no problem`);
+  const { title, explanation } = problemKinds[first];
+  return {
+    description: codes.map((code) => `\`${code}\`: ${problemKinds[code].explanation}`).join('\n\n'),
+    headers: {
+      ...requestIdHeader,
+      ...(status === 429 || status === 503
+        ? { 'Retry-After': { description: 'Seconds to wait.', schema: { type: 'integer' } } }
+        : {}),
+    },
+    content: {
+      [problemMediaType]: {
+        schema: { $ref: '#/components/schemas/Problem' },
+        example: {
+          type: `/problems/${first}`,
+          title,
+          status,
+          detail: explanation,
+          code: first,
+          requestId: '019abf6e-7c2e-7f4e-9a61-0f0f6d5b9c11',
+        },
+      },
+    },
+  };
+}
