@@ -1,0 +1,56 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { startEmbeddedPostgres } from '../src/db/embedded/start.ts';
+import { clusterVariable, makeTestRoles } from './support/cluster.ts';
+import { countAsserts } from './support/tap-counts.ts';
+
+// Runs the tests on one Postgres: the one of TEST_DATABASE_URL (a superuser's), else an embedded one of its own.
+// Arguments go to tap: `npm test -- test/keys.test.ts`.
+
+const scratch = await mkdtemp(path.join(tmpdir(), 'latchkey-test-'));
+const embedded =
+  process.env['TEST_DATABASE_URL'] === undefined
+    ? await startEmbeddedPostgres({
+        dataDirectory: scratch,
+        copiesDirectory: path.join(scratch, 'programs'),
+        port: 0,
+        durable: false,
+      })
+    : undefined;
+const roles = await makeTestRoles(process.env['TEST_DATABASE_URL'] ?? embedded?.urls.superuser ?? '');
+
+let exitCode = 1;
+try {
+  exitCode = await runTap();
+} finally {
+  await roles.drop();
+  await embedded?.stop();
+  await rm(scratch, { recursive: true, force: true });
+}
+process.exit(exitCode);
+
+async function runTap(): Promise<number> {
+  const tap = createRequire(import.meta.url).resolve('tap/package.json');
+  const output = path.join(scratch, 'output.tap');
+  const args = [
+    path.join(path.dirname(tap), 'dist', 'esm', 'run.mjs'),
+    'run',
+    '--reporter=terse',
+    `--output-file=${output}`,
+  ];
+  const child = spawn(process.execPath, [...args, ...process.argv.slice(2)], {
+    stdio: 'inherit',
+    env: { ...process.env, [clusterVariable]: JSON.stringify(roles.urls) },
+  });
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => child.kill(signal));
+  const [code] = (await once(child, 'exit')) as [number | null];
+  const counts = countAsserts(await readFile(output, 'utf8').catch(() => ''));
+  // A file that could not run at all has no failed assert, and yet it failed.
+  const failed = code === 0 ? counts.failed : Math.max(1, counts.failed);
+  process.stdout.write(`\n${counts.passed} passed, ${failed} failed\n`);
+  return failed === 0 && counts.passed > 0 ? 0 : 1;
+}

@@ -1,0 +1,193 @@
+import t from 'tap';
+import { type Client, type Json, startService } from './support/app.ts';
+
+// The requirements as one story, in their order.
+
+t.test('an organization runs its keys', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier, organizationId } = service;
+
+  const verdict = async (key: string, permission: 'read' | 'write') => {
+    const { status, body } = await verifier.post('/v1/verify', { key, permission });
+    t.equal(status, 200);
+    return body.code as string;
+  };
+  const actions = async (who: Client, path = '/v1/history') => {
+    const { body } = await who.get(`${path}?limit=200`);
+    return body.data.map((event: Json) => event.action).reverse();
+  };
+
+  await t.test('an admin finds the keys: a default row with two free places', async (t) => {
+    const { status, body } = await admin.get('/v1/rows');
+    t.equal(status, 200);
+    t.same(body, {
+      data: [{ partnerId: null, partnerEmail: null, permission: 'read_write', keys: [], freePlaces: 2 }],
+      nextCursor: null,
+    });
+  });
+
+  let first: Json;
+  let second: Json;
+  await t.test('adds a key, adds a second without touching the first, and a third is refused', async (t) => {
+    first = (await admin.post('/v1/keys', { name: 'Old' })).body;
+    const created = await admin.post('/v1/keys', { name: 'New' });
+    second = created.body;
+    t.equal(created.status, 201);
+    t.equal(created.headers['location'], `/v1/keys/${second.id}`);
+    t.match(second, {
+      organizationId,
+      partnerId: null,
+      permission: 'read_write',
+      name: 'New',
+      maskedKey: `lk_k_…${second.key.slice(-4)}`,
+      status: 'active',
+      createdBy: { type: 'admin', email: 'ada@example.com' },
+      deletedAt: null,
+    });
+    t.equal(await verdict(first.key, 'read'), 'valid');
+    t.equal(await verdict(second.key, 'read'), 'valid');
+
+    const third = await admin.post('/v1/keys', {});
+    t.equal(third.status, 409);
+    t.equal(third.body.code, 'row_full');
+    t.same(third.body.keyIds, [first.id, second.id]);
+    t.match(third.body.detail, first.id);
+
+    const { body: rows } = await admin.get('/v1/rows');
+    t.same(
+      rows.data[0].keys.map((key: Json) => key.id),
+      [first.id, second.id],
+    );
+    t.equal(rows.data[0].freePlaces, 0);
+    t.same((await actions(admin)).slice(-2), ['key.created', 'key.created'], 'the refused third left no event');
+  });
+
+  const partnerKeys: Record<string, Json[]> = {};
+  const partners: Record<string, Json> = {};
+  for (const permissions of [['read'], ['write'], ['read', 'write']]) {
+    const name = permissions.join(' and ');
+    await t.test(`adds a partner with ${name}`, async (t) => {
+      const email = `${permissions.join('-')}@partner.example`;
+      const { status, headers, body } = await admin.post('/v1/partners', { email, permissions });
+      t.equal(status, 201);
+      t.equal(headers['location'], `/v1/partners/${body.id}`);
+      t.match(body, { email, permissions, status: 'active' });
+      t.same(
+        body.keys.map((key: Json) => key.permission),
+        permissions,
+        'one key for each permission',
+      );
+      partners[name] = body;
+      partnerKeys[name] = body.keys;
+      t.same((await actions(admin)).slice(-1 - permissions.length), [
+        'partner.created',
+        ...permissions.map(() => 'key.created'),
+      ]);
+    });
+  }
+
+  await t.test('each permission does what it says and nothing else; only the default key has both', async (t) => {
+    const all = Object.values(partnerKeys).flat();
+    for (const key of all) {
+      const other = key.permission === 'read' ? 'write' : 'read';
+      t.equal(await verdict(key.key, key.permission), 'valid');
+      t.equal(await verdict(key.key, other), 'insufficient_permission');
+    }
+    t.equal(await verdict(first.key, 'read'), 'valid');
+    t.equal(await verdict(first.key, 'write'), 'valid');
+    const { body } = await admin.get('/v1/keys?permission=read_write');
+    t.same(body.data.map((key: Json) => key.id).sort(), [first.id, second.id].sort());
+  });
+
+  await t.test('a partner with both has two rows, and a new key must say which', async (t) => {
+    const partnerId = partners['read and write'].id;
+    const unsaid = await admin.post('/v1/keys', { partnerId });
+    t.equal(unsaid.status, 400);
+    t.equal(unsaid.body.errors[0].path, 'body.permission');
+    const said = await admin.post('/v1/keys', { partnerId, permission: 'write' });
+    t.equal(said.status, 201);
+    t.equal((await admin.post('/v1/keys', { partnerId, permission: 'write' })).body.code, 'row_full');
+    const { body: rows } = await admin.get('/v1/rows');
+    t.same(
+      rows.data.map((row: Json) => [row.partnerEmail, row.permission, row.freePlaces]),
+      [
+        [null, 'read_write', 0],
+        ['read-write@partner.example', 'read', 1],
+        ['read-write@partner.example', 'write', 0],
+        ['write@partner.example', 'write', 1],
+        ['read@partner.example', 'read', 1],
+      ],
+    );
+  });
+
+  await t.test('looks at a key: recorded first, and it is the key that was created', async (t) => {
+    const key = partnerKeys['read']?.[0];
+    const { status, body } = await admin.post(`/v1/keys/${key.id}/reveal`, {
+      reason: 'The partner lost it',
+      recipient: 'ops@partner.example',
+    });
+    t.equal(status, 200);
+    t.same(body, { key: key.key });
+    const { body: history } = await admin.get(`/v1/keys/${key.id}/history`);
+    t.match(history.data[0], {
+      action: 'key.revealed',
+      keyId: key.id,
+      partnerId: partners['read'].id,
+      actor: { type: 'admin', email: 'ada@example.com' },
+      details: { reason: 'The partner lost it', recipient: 'ops@partner.example' },
+    });
+  });
+
+  await t.test('deletes a key: refused at once, and its place is free', async (t) => {
+    const { status, body } = await admin.delete(`/v1/keys/${first.id}?reason=rotated`);
+    t.equal(status, 200);
+    t.equal(body.status, 'deleted');
+    t.equal(Date.parse(body.restorableUntil) - Date.parse(body.deletedAt), 86_400_000);
+    t.equal(await verdict(first.key, 'read'), 'deleted');
+    t.equal(await verdict(second.key, 'read'), 'valid', 'the other key of the row goes on');
+    const again = await admin.delete(`/v1/keys/${first.id}`);
+    t.equal(again.body.code, 'already_deleted');
+    t.equal((await admin.post(`/v1/keys/${first.id}/reveal`)).body.code, 'already_deleted');
+    t.equal((await admin.post('/v1/keys', {})).status, 201);
+    t.same((await actions(admin)).slice(-2), ['key.deleted', 'key.created']);
+  });
+
+  await t.test('deletes a partner with all its keys', async (t) => {
+    const partner = partners['read and write'];
+    const before = partnerKeys['read and write'] ?? [];
+    const { status, body } = await admin.delete(`/v1/partners/${partner.id}`);
+    t.equal(status, 200);
+    t.equal(body.status, 'deleted');
+    for (const key of before) t.equal(await verdict(key.key, key.permission), 'deleted');
+    t.equal((await admin.post('/v1/keys', { partnerId: partner.id, permission: 'read' })).body.code, 'already_deleted');
+    t.same(
+      (await actions(admin)).slice(-4),
+      ['partner.deleted', 'key.deleted', 'key.deleted', 'key.deleted'],
+      'one event for the partner and one for each of its three keys',
+    );
+    const again = await admin.post('/v1/partners', { email: partner.email, permissions: ['read'] });
+    t.equal(again.status, 201, 'the address is free again');
+  });
+
+  await t.test('sees it all in the history, which is whole', async (t) => {
+    const { body } = await admin.get('/v1/history?limit=200');
+    t.same(
+      body.data.map((event: Json) => event.sequence),
+      Array.from({ length: body.data.length }, (_, index) => body.data.length - index),
+      'gapless, newest first',
+    );
+    t.ok(body.data.every((event: Json) => event.organizationId === organizationId));
+    const { body: ofPartner } = await admin.get(`/v1/partners/${partners['read'].id}/history`);
+    t.same(
+      ofPartner.data.map((event: Json) => event.action),
+      ['key.revealed', 'key.created', 'partner.created'],
+    );
+    const { body: check } = await admin.get('/v1/history/verify');
+    t.same(check, {
+      valid: true,
+      events: body.data.length,
+      head: body.data[0].hash,
+      firstBadSequence: null,
+    });
+  });
+});

@@ -1,0 +1,139 @@
+import type { FastifyInstance, LightMyRequestResponse } from 'fastify';
+import type { Test } from 'tap';
+import { type AppDeps, buildApp } from '../../src/app.ts';
+import { type Bootstrapped, bootstrap } from '../../src/bootstrap.ts';
+import { generateKeyring, type Keyring, parseKeyring } from '../../src/crypto/keyring.ts';
+import { createSecretHasher, type SecretHasher } from '../../src/crypto/secret-hash.ts';
+import { connect, type DatabaseClient } from '../../src/db/client.ts';
+import { createLogger } from '../../src/logger.ts';
+import type { ClusterUrls } from './cluster.ts';
+import { createDatabase, dbDump } from './database.ts';
+
+// biome-ignore lint/suspicious/noExplicitAny: a reply's members are what the tests are about to assert
+export type Json = any;
+
+export interface Reply {
+  status: number;
+  headers: LightMyRequestResponse['headers'];
+  body: Json;
+}
+
+/** Somebody who calls the API with a credential. */
+export interface Client {
+  token: string;
+  get(path: string, headers?: Record<string, string>): Promise<Reply>;
+  post(path: string, body?: unknown, headers?: Record<string, string>): Promise<Reply>;
+  put(path: string, body: unknown, headers?: Record<string, string>): Promise<Reply>;
+  patch(path: string, body: unknown, headers?: Record<string, string>): Promise<Reply>;
+  delete(path: string, headers?: Record<string, string>): Promise<Reply>;
+}
+
+export interface TestService {
+  app: FastifyInstance;
+  client: DatabaseClient;
+  urls: ClusterUrls;
+  keyring: Keyring;
+  hasher: SecretHasher;
+  bootstrapped: Bootstrapped;
+  organizationId: string;
+  admin: Client;
+  verifier: Client;
+  operator: Client;
+  as(token: string): Client;
+  /** Moves the service's clock on. */
+  later(ms: number): void;
+  logLines: string[];
+}
+
+type Overrides = Partial<Omit<AppDeps, 'crypto'>> & { keyring?: Keyring; urls?: ClusterUrls };
+
+/** argon2id at its cheapest: what it costs is tested elsewhere. */
+const cheapHashing = { memoryKib: 8, timeCost: 1, parallelism: 1, concurrency: 4, queueLimit: 1_000 };
+
+const anyToken = /lk_[kavo]_[0-9a-hjkmnp-tv-z]{26}_[0-9A-Za-z]{20,}|6c6b5f[0-9a-f]{2}5f/;
+
+/** The real app on a database of its own, with an organization and its first tokens. */
+export async function startService(t: Test, overrides: Overrides = {}): Promise<TestService> {
+  const urls = overrides.urls ?? (await createDatabase(t));
+  const client = connect({ url: urls.app, poolSize: 20, timeoutMs: 20_000 });
+  let shiftMs = 0;
+  const logLines: string[] = [];
+  const keyring = overrides.keyring ?? parseKeyring(generateKeyring(new Date()));
+  const hasher = createSecretHasher(cheapHashing);
+  const crypto = { prefix: 'lk', keyring, hasher };
+  const transactor = { db: client.db, clockShiftMs: () => shiftMs };
+  const bootstrapped = await bootstrap(
+    { transactor, crypto },
+    { organizationName: `Organization ${Math.random()}`, adminEmail: 'ada@example.com' },
+  );
+  const app = await buildApp({
+    logger: createLogger({
+      level: 'trace',
+      tokenPrefix: 'lk',
+      destination: { write: (line) => void logLines.push(line) },
+    }),
+    transactor,
+    crypto,
+    limits: { callerLimit: 1_000_000, addressLimit: 1_000_000, revealLimit: 1_000_000 },
+    undoWindowSeconds: 86_400,
+    trustProxy: false,
+    version: '0.0.0',
+    ...overrides,
+  });
+  await app.ready();
+  t.teardown(async () => {
+    await app.close();
+    await client.close();
+  });
+  t.teardown(async () => requireNoPlaintext('the log', logLines.join('')));
+  t.teardown(async () => requireNoPlaintext('the database', await dbDump(urls.superuser)));
+  const as = (token: string) => clientOf(app, token);
+  return {
+    app,
+    client,
+    urls,
+    keyring,
+    hasher,
+    bootstrapped,
+    organizationId: bootstrapped.organizationId,
+    admin: as(bootstrapped.adminToken.reveal()),
+    verifier: as(bootstrapped.verifierToken.reveal()),
+    operator: as(bootstrapped.operatorToken.reveal()),
+    as,
+    later: (ms) => {
+      shiftMs += ms;
+    },
+    logLines,
+  };
+}
+
+/** Holds for every service of every test: whatever it did, no plaintext is left behind. */
+function requireNoPlaintext(where: string, text: string): void {
+  const found = anyToken.exec(text);
+  if (found !== null) throw new Error(`${where} has a plaintext: ${text.slice(found.index - 100, found.index + 60)}`);
+}
+
+function clientOf(app: FastifyInstance, token: string): Client {
+  const call = async (
+    method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE',
+    url: string,
+    headers: Record<string, string>,
+    body?: unknown,
+  ): Promise<Reply> => {
+    const response = await app.inject({
+      method,
+      url,
+      headers: { authorization: `Bearer ${token}`, ...headers },
+      ...(body === undefined ? {} : { payload: body as object }),
+    });
+    return { status: response.statusCode, headers: response.headers, body: response.body && response.json() };
+  };
+  return {
+    token,
+    get: (path, headers = {}) => call('GET', path, headers),
+    post: (path, body, headers = {}) => call('POST', path, headers, body),
+    put: (path, body, headers = {}) => call('PUT', path, headers, body),
+    patch: (path, body, headers = {}) => call('PATCH', path, headers, body),
+    delete: (path, headers = {}) => call('DELETE', path, headers),
+  };
+}

@@ -1,0 +1,53 @@
+import { randomBytes } from 'node:crypto';
+import pg from 'pg';
+
+/** The environment variable by which `test/run.ts` tells the test files where their Postgres is. */
+export const clusterVariable = 'LATCHKEY_TEST_CLUSTER';
+
+/** The same database as its three roles see it; each test puts a database of its own into the path. */
+export interface ClusterUrls {
+  superuser: string;
+  owner: string;
+  app: string;
+}
+
+export interface TestRoles {
+  urls: ClusterUrls;
+  drop(): Promise<void>;
+}
+
+/** Roles belong to the whole cluster, so those of one run have a name of their own and go when it ends. */
+export async function makeTestRoles(superuserUrl: string): Promise<TestRoles> {
+  const run = randomBytes(4).toString('hex');
+  const password = randomBytes(16).toString('hex');
+  const names = { owner: `latchkey_owner_${run}`, app: `latchkey_app_${run}` };
+  const query = async (...statements: string[]) => {
+    const client = new pg.Client({ connectionString: superuserUrl });
+    await client.connect();
+    try {
+      for (const statement of statements) await client.query(statement);
+    } finally {
+      await client.end();
+    }
+  };
+  await query(
+    `create role ${names.owner} login password '${password}'`,
+    `create role ${names.app} login password '${password}'`,
+  );
+  const urlOf = (role: string) => {
+    const url = new URL(superuserUrl);
+    url.username = role;
+    url.password = password;
+    return url.href;
+  };
+  return {
+    urls: { superuser: superuserUrl, owner: urlOf(names.owner), app: urlOf(names.app) },
+    drop: () => query(`drop role if exists ${names.app}`, `drop role if exists ${names.owner}`),
+  };
+}
+
+export function clusterUrls(): ClusterUrls {
+  const text = process.env[clusterVariable];
+  if (text === undefined) throw new Error('Run the tests with `npm test`, which starts a Postgres for them.');
+  return JSON.parse(text) as ClusterUrls;
+}
