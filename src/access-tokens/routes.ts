@@ -47,13 +47,15 @@ const createdAccessTokenView = z
   })
   .meta({ id: 'CreatedAccessToken' });
 
-const newAccessToken = z.strictObject({
-  role: z.enum(['operator', 'admin', 'verifier']),
-  name: nameInput,
-  email: emailInput.nullish().meta({ description: 'Needed for an admin, who is a named person.' }),
-  scopes: accessesInput,
-  expiresAt: timestampInput.nullish(),
-});
+const newAccessToken = z
+  .strictObject({
+    role: z.enum(['operator', 'admin', 'verifier']),
+    name: nameInput,
+    email: emailInput.nullish().meta({ description: 'Needed for an admin, who is a named person.' }),
+    scopes: accessesInput,
+    expiresAt: timestampInput.nullish(),
+  })
+  .meta({ example: { role: 'verifier', name: 'Checkout backend', scopes: ['read'] } });
 
 export interface AccessTokenRoutesOptions {
   transactor: Transactor;

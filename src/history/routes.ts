@@ -34,7 +34,10 @@ const eventView = z
     request: z
       .object({ id: z.string(), ip: z.string(), userAgent: z.string().nullable() })
       .nullable()
-      .meta({ description: 'Null: no request was involved.' }),
+      .meta({
+        description: 'Null: no request was involved.',
+        example: { id: 'r-1', ip: '203.0.113.7', userAgent: 'curl/8.5.0' },
+      }),
     details: z.record(z.string(), z.unknown()).meta({ example: { reason: 'The partner lost it' } }),
     previousHash: hashView,
     hash: hashView,

@@ -14,14 +14,13 @@ export interface ErrorHandlerOptions {
 /** The one exit for everything that goes wrong: a problem document, and one line in the log. */
 export const errorHandler = fp<ErrorHandlerOptions>(
   async (app, { translate }) => {
-    const methodsOfPath = collectRoutes(app);
     app.setErrorHandler((error: unknown, request, reply) => answer(request, reply, toProblem(error, translate), error));
     app.setNotFoundHandler((request, reply) => {
-      const problem = notFound(request, methodsOfPath(pathOf(request)));
+      const problem = notFound(request, methodsOfPath(app, pathOf(request)));
       return answer(request, reply, problem, problem);
     });
   },
-  { name: 'error-handler' },
+  { name: 'error-handler', dependencies: ['strict-routes'] },
 );
 
 /** Refusals from before a route was found, such as a path that is not well percent-encoded. */
@@ -84,7 +83,9 @@ function validationProblem(errors: InputError[]): Problem {
 
 function notFound(request: FastifyRequest, methods: string[]): Problem {
   const path = pathOf(request).slice(0, 200);
-  if (methods.length === 0) return new Problem('not_found', `There is nothing at ${path}.`);
+  if (methods.length === 0) {
+    return new Problem('not_found', `There is nothing at ${path}. What there is, /docs and /openapi.json describe.`);
+  }
   const allow = methods.join(', ');
   return new Problem('method_not_allowed', `${request.method} is not possible at ${path}, only ${allow}.`, {
     headers: { allow },
@@ -95,20 +96,10 @@ function pathOf(request: FastifyRequest): string {
   return request.raw.url?.split('?', 1)[0] ?? '/';
 }
 
-/** Remembers every route as it is registered, to tell which methods a path does have. */
-function collectRoutes(app: FastifyInstance): (path: string) => string[] {
-  const routes = new Map<string, { pattern: RegExp; methods: Set<string> }>();
-  app.addHook('onRoute', ({ url, method }) => {
-    const known = routes.get(url) ?? { pattern: patternOf(url), methods: new Set<string>() };
-    for (const each of [method].flat()) known.methods.add(each);
-    routes.set(url, known);
-  });
-  return (path) => {
-    const methods = [...routes.values()]
-      .filter(({ pattern }) => pattern.test(path))
-      .flatMap((route) => [...route.methods]);
-    return METHODS.filter((method) => methods.includes(method));
-  };
+/** The methods that a path has, in Node's order. */
+function methodsOfPath(app: FastifyInstance, path: string): string[] {
+  const methods = app.routeList.filter(({ url }) => patternOf(url).test(path)).flatMap(({ method }) => method);
+  return METHODS.filter((method) => methods.includes(method));
 }
 
 function patternOf(url: string): RegExp {

@@ -6,7 +6,10 @@ import type { Page } from '../core/page.ts';
 
 /** Shapes that several features share. A description here is what the OpenAPI document says. */
 
-const exampleSuffix = '01k9s3v5wqe8n8x4r2m6t7yb0c';
+/** An id for examples; it belongs to nothing. */
+export function exampleId(kind: IdKind): string {
+  return `${kind}_01k9s3v5wqe8n8x4r2m6t7yb0c`;
+}
 
 /** An id in a body or a query, where a malformed one is a mistake of the caller's. */
 export function idSchema<Kind extends IdKind>(kind: Kind) {
@@ -14,17 +17,17 @@ export function idSchema<Kind extends IdKind>(kind: Kind) {
     .string()
     .regex(new RegExp(`^${kind}_${idSuffixPattern}$`), `must be an id of the form ${kind}_ and 26 characters`)
     .transform((text) => text as Id<Kind>)
-    .meta({ example: `${kind}_${exampleSuffix}` });
+    .meta({ example: exampleId(kind) });
 }
 
 /** An id in a path: a malformed one is answered like an unknown one, 404, so nothing is checked here. */
 export function idParam(kind: IdKind, description: string) {
-  return z.string().meta({ description, example: `${kind}_${exampleSuffix}` });
+  return z.string().meta({ description, example: exampleId(kind) });
 }
 
 /** An id in a reply. */
 export function idView(kind: IdKind) {
-  return z.string().meta({ example: `${kind}_${exampleSuffix}` });
+  return z.string().meta({ example: exampleId(kind) });
 }
 
 /** RFC 3339, UTC, milliseconds. */
@@ -151,7 +154,7 @@ export const actorView = z
   .meta({
     id: 'Actor',
     description: 'Who acted, as it was then.',
-    example: { type: 'admin', id: `token_${exampleSuffix}`, name: 'Ada Admin', email: 'admin@example.com' },
+    example: { type: 'admin', id: exampleId('token'), name: 'Ada Admin', email: 'admin@example.com' },
   });
 
 export const problemView = z

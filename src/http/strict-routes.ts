@@ -10,13 +10,22 @@ const noBody = nothing.nullish();
 /** A plugin scope with this decorator registers routes that are not ours, such as the static files of /docs: public. */
 export const ungoverned = 'ungoverned';
 
+declare module 'fastify' {
+  interface FastifyInstance {
+    /** Every route that there is, as it was declared. */
+    routeList: RouteOptions[];
+  }
+}
+
 /**
  * Closed by default: a route that declares no access or no response does not start, and a route that declares no
  * query or body takes none. Also what every reply and every request has in common.
  */
 export const strictRoutes = fp<{ tokenPrefix: string }>(
   async (app, { tokenPrefix }) => {
+    app.decorate('routeList', []);
     app.addHook('onRoute', function (route) {
+      app.routeList.push(route);
       if (this.hasDecorator(ungoverned)) {
         route.config = { ...route.config, access: 'public' };
         return;

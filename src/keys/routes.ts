@@ -8,6 +8,7 @@ import { currentTime, type Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import {
   allowedIpsInput,
+  exampleId,
   idParam,
   idSchema,
   metadataInput,
@@ -35,11 +36,15 @@ const settings = {
 
 const permissionSchema = z.enum(['read', 'write', 'read_write']);
 
-const newKey = z.strictObject({
-  partnerId: idSchema('partner').optional().meta({ description: "Left out: the organization's default row." }),
-  permission: permissionSchema.optional().meta({ description: 'Needed only for a partner with both permissions.' }),
-  ...settings,
-});
+const newKey = z
+  .strictObject({
+    partnerId: idSchema('partner').optional().meta({ description: "Left out: the organization's default row." }),
+    permission: permissionSchema.optional().meta({ description: 'Needed only for a partner with both permissions.' }),
+    ...settings,
+  })
+  .meta({ example: { partnerId: exampleId('partner'), permission: 'read', name: 'Billing export' } });
+
+const keyPatch = z.strictObject(settings).meta({ example: { name: 'Billing export', metadata: { team: 'billing' } } });
 
 const keyFilter = z.strictObject({
   ...pageQuery,
@@ -162,7 +167,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         summary: 'Change what a key may be changed in',
         description: 'A field that is left out stays; null takes name, expiresAt or rateLimit away.',
         params,
-        body: z.strictObject(settings),
+        body: keyPatch,
         response: { 200: keyView },
       },
     },

@@ -23,7 +23,7 @@ const keyRevealSchema = z.enum(['allowed', 'never']);
 const organizationView = z
   .object({
     id: idView('org'),
-    name: z.string(),
+    name: z.string().meta({ example: 'Example Inc' }),
     keyReveal: keyRevealSchema.meta({
       description: 'never: nothing sealed is kept, and a plaintext exists only in the reply that created the key.',
     }),
@@ -33,9 +33,13 @@ const organizationView = z
   })
   .meta({ id: 'Organization' });
 
-const newOrganization = z.strictObject({ name: nameInput, keyReveal: keyRevealSchema.optional() });
+const newOrganization = z
+  .strictObject({ name: nameInput, keyReveal: keyRevealSchema.optional() })
+  .meta({ example: { name: 'Example Inc' } });
 
-const organizationPatch = z.strictObject({ name: nameInput.optional(), keyReveal: keyRevealSchema.optional() });
+const organizationPatch = z
+  .strictObject({ name: nameInput.optional(), keyReveal: keyRevealSchema.optional() })
+  .meta({ example: { keyReveal: 'never' } });
 
 function toView(organization: Organization) {
   return {

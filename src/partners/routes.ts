@@ -48,19 +48,23 @@ const createdPartnerView = z
   })
   .meta({ id: 'CreatedPartner' });
 
-const newPartner = z.strictObject({
-  email: emailInput,
-  permissions: accessesInput,
-  name: nameInput.nullish(),
-  rateLimit: rateLimitInput.nullish(),
-});
+const newPartner = z
+  .strictObject({
+    email: emailInput,
+    permissions: accessesInput,
+    name: nameInput.nullish(),
+    rateLimit: rateLimitInput.nullish(),
+  })
+  .meta({ example: { email: 'team@partner.example', permissions: ['read', 'write'], name: 'Partner Inc' } });
 
-const partnerPatch = z.strictObject({
-  email: emailInput.optional(),
-  permissions: accessesInput.optional(),
-  name: nameInput.nullish(),
-  rateLimit: rateLimitInput.nullish(),
-});
+const partnerPatch = z
+  .strictObject({
+    email: emailInput.optional(),
+    permissions: accessesInput.optional(),
+    name: nameInput.nullish(),
+    rateLimit: rateLimitInput.nullish(),
+  })
+  .meta({ example: { permissions: ['read'] } });
 
 export interface PartnerRoutesOptions {
   transactor: Transactor;

@@ -1,0 +1,247 @@
+import fastify, { type RouteOptions } from 'fastify';
+import t, { type Test } from 'tap';
+import { idSuffix, newId } from '../src/core/ids.ts';
+import { mintToken } from '../src/crypto/token.ts';
+import type { AccessRule } from '../src/http/access.ts';
+import { strictRoutes } from '../src/http/strict-routes.ts';
+import { type Client, type Json, startService, type TestService } from './support/app.ts';
+
+// Over the live route list, so a route that is added later is covered the day it is born.
+
+interface Cast {
+  admin: Client;
+  adminReadOnly: Client;
+  adminWriteOnly: Client;
+  verifier: Client;
+  verifierWriteOnly: Client;
+  operator: Client;
+  operatorReadOnly: Client;
+  operatorWriteOnly: Client;
+  apiKey: Client;
+}
+
+async function castOf(service: TestService): Promise<Cast> {
+  const { admin, operator, as } = service;
+  const make = async (who: Client, role: string, scopes: string[]) => {
+    const { status, body } = await who.post('/v1/access-tokens', {
+      role,
+      scopes,
+      name: 'Cast',
+      email: 'c@example.com',
+    });
+    if (status !== 201) throw new Error(JSON.stringify(body));
+    return as(body.token);
+  };
+  const { body: key } = await admin.post('/v1/keys', {});
+  return {
+    admin,
+    adminReadOnly: await make(admin, 'admin', ['read']),
+    adminWriteOnly: await make(admin, 'admin', ['write']),
+    verifier: service.verifier,
+    verifierWriteOnly: await make(admin, 'verifier', ['write']),
+    operator,
+    operatorReadOnly: await make(operator, 'operator', ['read']),
+    operatorWriteOnly: await make(operator, 'operator', ['write']),
+    apiKey: as(key.key),
+  };
+}
+
+/** Ids that exist in the service's organization, for each parameter of a path. */
+async function idsOf({ admin, organizationId }: TestService): Promise<Record<string, string>> {
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@partner.example', permissions: ['read'] });
+  const { body: tokens } = await admin.get('/v1/access-tokens');
+  return {
+    keyId: partner.keys[0].id,
+    partnerId: partner.id,
+    accessTokenId: tokens.data[0].id,
+    organizationId,
+    code: 'not_found',
+  };
+}
+
+const unknownIds: Record<string, string> = {
+  keyId: newId('key'),
+  partnerId: newId('partner'),
+  accessTokenId: newId('token'),
+  organizationId: newId('org'),
+};
+
+function pathOf(route: RouteOptions, ids: Record<string, string>): string {
+  return route.url.replaceAll(/:(\w+)/g, (_, name: string) => {
+    const id = ids[name];
+    if (id === undefined) throw new Error(`the matrix has no id for :${name}`);
+    return id;
+  });
+}
+
+const methodsOf = (route: RouteOptions) => [route.method].flat();
+const ruleOf = (route: RouteOptions) => route.config?.access as AccessRule;
+
+/** A body that the route takes, so that a refusal is for the reason that is asked about. */
+const bodies: Record<string, unknown> = {
+  'PATCH /v1/keys/:keyId': { name: 'Changed' },
+  'PATCH /v1/partners/:partnerId': { name: 'Changed' },
+  'PATCH /v1/organizations/:organizationId': { name: 'Changed' },
+};
+
+t.test('every route but the public ones', async (t) => {
+  const service = await startService(t, { limits: { callerLimit: 1e6, addressLimit: 1e6, revealLimit: 1e6 } });
+  const { app, admin, organizationId } = service;
+  const cast = await castOf(service);
+  const ids = await idsOf(service);
+  const guarded = app.routeList.filter((route) => ruleOf(route) !== 'public');
+  t.ok(guarded.length >= 25, 'the list is the real one');
+
+  const revoked = (await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'Revoked' })).body;
+  await admin.delete(`/v1/access-tokens/${revoked.id}`);
+  const expiresAt = new Date(Date.now() + 60_000).toISOString();
+  const expired = (
+    await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'Expired', expiresAt })
+  ).body;
+  service.later(120_000);
+  const unknown = mintToken({ prefix: 'lk', kind: 'a', idSuffix: idSuffix(newId('token')) }).reveal();
+  const refused: Array<[what: string, token: string | undefined, code: string]> = [
+    ['no token', undefined, 'unauthorized'],
+    ['a malformed token', `${admin.token.slice(0, -1)}!`, 'token_malformed'],
+    ['a token with a wrong checksum', `${admin.token.slice(0, -2)}zz`, 'token_malformed'],
+    ['an unknown token', unknown, 'unauthorized'],
+    ['a revoked token', revoked.token, 'unauthorized'],
+    ['an expired token', expired.token, 'token_expired'],
+  ];
+
+  for (const route of guarded) {
+    for (const method of methodsOf(route)) {
+      const url = pathOf(route, ids);
+      const call = async (token: string | undefined, headers: Record<string, string> = {}) => {
+        const response = await app.inject({
+          method: method as 'GET',
+          url,
+          headers: { ...(token === undefined ? {} : { authorization: `Bearer ${token}` }), ...headers },
+        });
+        const body = method === 'HEAD' ? undefined : response.json();
+        return { status: response.statusCode, headers: response.headers, body };
+      };
+      const isRefused = async (
+        t: Test,
+        who: Client,
+        status: number,
+        code: string,
+        headers: Record<string, string> = {},
+      ) => {
+        const reply = await call(who.token, headers);
+        t.equal(reply.status, status);
+        if (reply.body !== undefined) t.equal(reply.body.code, code);
+        return reply;
+      };
+
+      await t.test(`${method} ${route.url}`, async (t) => {
+        for (const [what, token, code] of refused) {
+          const reply = await call(token);
+          t.equal(reply.status, 401, what);
+          t.match(reply.headers['www-authenticate'], /^Bearer realm="latchkey"/, what);
+          if (reply.body !== undefined) t.equal(reply.body.code, code, what);
+        }
+        const rule = ruleOf(route);
+        if (rule === 'public' || rule.role === 'any') return;
+        await isRefused(t, cast.apiKey, 403, 'forbidden');
+        const wrongRoles = { admin: ['verifier'], operator: ['admin', 'verifier'], verifier: ['admin', 'operator'] };
+        for (const role of wrongRoles[rule.role] as Array<'admin' | 'operator' | 'verifier'>) {
+          const reply = await isRefused(t, cast[role], 403, 'forbidden');
+          if (reply.body !== undefined) t.equal(reply.body.requiredRole, rule.role);
+        }
+        const wrongScope = rule.scope === 'read' ? 'WriteOnly' : 'ReadOnly';
+        if (rule.role !== 'verifier' || wrongScope === 'WriteOnly') {
+          const reply = await isRefused(t, cast[`${rule.role}${wrongScope}` as keyof Cast], 403, 'scope_missing');
+          if (reply.body !== undefined) t.equal(reply.body.requiredScope, rule.scope);
+          t.match(reply.headers['www-authenticate'], `error="insufficient_scope", scope="${rule.scope}"`);
+        }
+        if (rule.role !== 'admin') return;
+        const inOurs = { 'latchkey-organization': organizationId };
+        if (rule.operator === false) {
+          await isRefused(t, cast.operator, 403, 'forbidden', inOurs);
+          return;
+        }
+        await isRefused(t, cast[`operator${wrongScope}` as keyof Cast], 403, 'scope_missing', inOurs);
+        await isRefused(t, cast.operator, 404, 'not_found', { 'latchkey-organization': newId('org') });
+        await isRefused(t, cast.admin, 404, 'not_found', { 'latchkey-organization': newId('org') });
+        if (rule.installation !== true) await isRefused(t, cast.operator, 400, 'bad_request');
+      });
+    }
+  }
+});
+
+t.test("another organization's ids answer as ids that do not exist", async (t) => {
+  const service = await startService(t);
+  const { app, operator } = service;
+  const ours = await idsOf(service);
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  const inOther = { 'latchkey-organization': other.id };
+  const token = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@example.com' };
+  const { body: made } = await operator.post('/v1/access-tokens', token, inOther);
+  const stranger = service.as(made.token);
+
+  const withIds = app.routeList.filter((route) => {
+    const rule = ruleOf(route);
+    return rule !== 'public' && rule.role === 'admin' && route.url.includes(':');
+  });
+  t.ok(withIds.length >= 8);
+  for (const route of withIds) {
+    for (const method of methodsOf(route).filter((method) => method !== 'HEAD')) {
+      await t.test(`${method} ${route.url}`, async (t) => {
+        const answers = [];
+        for (const ids of [ours, unknownIds]) {
+          const response = await app.inject({
+            method: method as 'GET',
+            url: pathOf(route, ids),
+            headers: { authorization: `Bearer ${stranger.token}` },
+            ...(bodies[`${method} ${route.url}`] === undefined
+              ? {}
+              : { payload: bodies[`${method} ${route.url}`] as object }),
+          });
+          t.equal(response.statusCode, 404);
+          const { requestId, ...body } = response.json() as Json;
+          answers.push(body);
+        }
+        t.same(answers[0], answers[1]);
+      });
+    }
+  }
+
+  await t.test('in bodies and filters too', async (t) => {
+    const created = await stranger.post('/v1/keys', { partnerId: ours['partnerId'] });
+    t.equal(created.status, 404);
+    t.same((await stranger.get(`/v1/keys?partnerId=${ours['partnerId']}`)).body.data, []);
+    t.same((await stranger.get(`/v1/history?keyId=${ours['keyId']}`)).body.data, []);
+    t.same((await stranger.get(`/v1/history?partnerId=${ours['partnerId']}`)).body.data, []);
+  });
+
+  await t.test('and what was tried has changed nothing', async (t) => {
+    const { body: key } = await service.admin.get(`/v1/keys/${ours['keyId']}`);
+    t.match(key, { status: 'active', name: null });
+    const { body: partner } = await service.admin.get(`/v1/partners/${ours['partnerId']}`);
+    t.match(partner, { status: 'active', name: null });
+  });
+});
+
+t.test('public routes answer without a credential, and a bad one does not matter there', async (t) => {
+  const { app } = await startService(t);
+  for (const url of ['/livez', '/readyz', '/openapi.json', '/docs', '/problems', '/problems/row_full']) {
+    for (const headers of [{}, { authorization: 'Bearer nonsense' }]) {
+      const response = await app.inject({ url, headers });
+      t.ok([200, 302].includes(response.statusCode), `${url}: ${response.statusCode}`);
+    }
+  }
+});
+
+t.test('a route without declared access or reply does not start', async (t) => {
+  const app = fastify();
+  await app.register(strictRoutes, { tokenPrefix: 'lk' });
+  t.throws(
+    () => app.get('/open', { schema: { response: { 200: {} } } }, async () => ({})),
+    /declares no config.access/,
+  );
+  t.throws(
+    () => app.get('/open', { config: { access: 'public' } }, async () => ({})),
+    /declares no response schema for its success/,
+  );
+});
