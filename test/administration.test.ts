@@ -1,0 +1,167 @@
+import t from 'tap';
+import { type Json, startService } from './support/app.ts';
+
+t.test("an organization's settings and rate limit", async (t) => {
+  const { admin, organizationId } = await startService(t);
+  const { body: organization } = await admin.get('/v1/organization');
+  t.match(organization, {
+    id: organizationId,
+    keyReveal: 'allowed',
+    rateLimit: { requests: 1_000, windowSeconds: 60 },
+  });
+  const { body: renamed } = await admin.patch('/v1/organization', { name: 'New name' });
+  t.equal(renamed.name, 'New name');
+  t.same((await admin.get('/v1/rate-limit')).body, { requests: 1_000, windowSeconds: 60 });
+  t.same((await admin.put('/v1/rate-limit', { requests: 5, windowSeconds: 86_400 })).body, {
+    requests: 5,
+    windowSeconds: 86_400,
+  });
+  t.same((await admin.get('/v1/organization')).body.rateLimit, { requests: 5, windowSeconds: 86_400 });
+  await admin.put('/v1/rate-limit', { requests: 5, windowSeconds: 86_400 });
+  await admin.patch('/v1/organization', { name: 'New name' });
+  const { body: history } = await admin.get('/v1/history?limit=2');
+  t.match(history.data, [
+    { action: 'rate_limit.updated', details: { changes: { requests: { from: 1_000, to: 5 } } } },
+    { action: 'organization.updated', details: { changes: { name: { to: 'New name' } } } },
+  ]);
+  for (const limit of [
+    { requests: 0, windowSeconds: 60 },
+    { requests: 1, windowSeconds: 86_401 },
+    { requests: 1_000_000_001, windowSeconds: 60 },
+    { requests: 1.5, windowSeconds: 60 },
+    { requests: 1 },
+  ]) {
+    t.equal((await admin.put('/v1/rate-limit', limit)).status, 400);
+  }
+});
+
+t.test('access tokens', async (t) => {
+  const service = await startService(t);
+  const { admin, as } = service;
+  const wish = { role: 'admin', scopes: ['read'], name: 'Bob', email: 'bob@example.com' };
+
+  await t.test('an admin makes one for a named person; it is shown once', async (t) => {
+    const { status, headers, body } = await admin.post('/v1/access-tokens', wish);
+    t.equal(status, 201);
+    t.equal(headers['location'], `/v1/access-tokens/${body.id}`);
+    t.match(body, { ...wish, maskedToken: `lk_a_…${body.token.slice(-4)}`, createdBy: { email: 'ada@example.com' } });
+    const { token, ...shown } = body;
+    t.same((await admin.get(`/v1/access-tokens/${body.id}`)).body, shown);
+    t.notOk(JSON.stringify((await admin.get('/v1/access-tokens')).body).includes(token));
+    t.match((await as(token).get('/v1/self')).body, { kind: 'access_token', role: 'admin', scopes: ['read'] });
+    t.match((await admin.get('/v1/history?limit=1')).body.data[0], {
+      action: 'access_token.created',
+      details: { accessTokenId: body.id, role: 'admin', scopes: ['read'], email: 'bob@example.com' },
+    });
+  });
+
+  await t.test('nobody gives more than it has', async (t) => {
+    const { body: writer } = await admin.post('/v1/access-tokens', { ...wish, scopes: ['write'] });
+    const { status, body } = await as(writer.token).post('/v1/access-tokens', { ...wish, scopes: ['read', 'write'] });
+    t.equal(status, 403);
+    t.match(body.detail, /scope read/);
+    t.equal((await as(writer.token).post('/v1/access-tokens', { ...wish, scopes: ['write'] })).status, 201);
+  });
+
+  await t.test('an admin has an address, and makes no operators', async (t) => {
+    const { email, ...nameless } = wish;
+    const { body } = await admin.post('/v1/access-tokens', nameless);
+    t.equal(body.errors[0].path, 'body.email');
+    t.equal((await admin.post('/v1/access-tokens', { ...wish, role: 'operator' })).status, 400);
+    const past = await admin.post('/v1/access-tokens', { ...wish, expiresAt: '2020-01-01T00:00:00Z' });
+    t.equal(past.body.errors[0].path, 'body.expiresAt');
+  });
+
+  await t.test('a deleted one is refused from the next request on', async (t) => {
+    const { body } = await admin.post('/v1/access-tokens', wish);
+    const bob = as(body.token);
+    t.equal((await bob.get('/v1/keys')).status, 200);
+    const { body: deleted } = await admin.delete(`/v1/access-tokens/${body.id}`);
+    t.ok(deleted.deletedAt);
+    t.equal((await bob.get('/v1/keys')).status, 401);
+    t.equal((await admin.delete(`/v1/access-tokens/${body.id}`)).body.code, 'already_deleted');
+    t.notOk((await admin.get('/v1/access-tokens')).body.data.some((item: Json) => item.id === body.id));
+    t.equal((await admin.get('/v1/history?limit=1')).body.data[0].action, 'access_token.deleted');
+  });
+});
+
+t.test('an operator', async (t) => {
+  const service = await startService(t);
+  const { operator, admin, as } = service;
+
+  await t.test('makes an organization and its first admin, who sees nothing of others', async (t) => {
+    const { status, headers, body: organization } = await operator.post('/v1/organizations', { name: 'Second' });
+    t.equal(status, 201);
+    t.equal(headers['location'], `/v1/organizations/${organization.id}`);
+    const inIt = { 'latchkey-organization': organization.id };
+    const wish = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@second.example' };
+    const { body: token } = await operator.post('/v1/access-tokens', wish, inIt);
+    const eve = as(token.token);
+    t.equal((await eve.get('/v1/organization')).body.name, 'Second');
+    const { body: history } = await eve.get('/v1/history');
+    t.match(history.data, [
+      { action: 'access_token.created', actor: { type: 'operator' }, organizationId: organization.id },
+      { action: 'organization.created', sequence: 1 },
+    ]);
+    t.same((await eve.get('/v1/keys')).body.data, []);
+  });
+
+  await t.test('acts in an organization that it names, and history says that it was an operator', async (t) => {
+    const inOurs = { 'latchkey-organization': service.organizationId };
+    const { status, body: key } = await operator.post('/v1/keys', {}, inOurs);
+    t.equal(status, 201);
+    t.match((await admin.get('/v1/history?limit=1')).body.data[0], {
+      action: 'key.created',
+      keyId: key.id,
+      actor: {
+        type: 'operator',
+        id: service.bootstrapped.operatorToken.reveal().replace(/^lk_o_(.{26}).*/, 'token_$1'),
+      },
+    });
+    t.equal((await operator.post(`/v1/keys/${key.id}/reveal`, {}, inOurs)).status, 403, 'but does not reveal');
+  });
+
+  await t.test('lists, reads and changes organizations', async (t) => {
+    const { body: list } = await operator.get('/v1/organizations');
+    t.equal(list.data.length, 2);
+    const [second] = list.data;
+    t.equal((await operator.get(`/v1/organizations/${second.id}`)).body.name, 'Second');
+    t.equal((await operator.patch(`/v1/organizations/${second.id}`, { name: 'Renamed' })).body.name, 'Renamed');
+    t.equal((await operator.get('/v1/organizations/nonsense')).status, 404);
+  });
+
+  await t.test("makes operators and verifiers for all; that is the installation's own history", async (t) => {
+    const { body: second } = await operator.post('/v1/access-tokens', {
+      role: 'operator',
+      scopes: ['read'],
+      name: 'Second operator',
+    });
+    t.equal(second.organizationId, null);
+    t.equal((await as(second.token).get('/v1/organizations')).status, 200);
+    t.equal((await operator.post('/v1/access-tokens', { role: 'admin', scopes: ['read'], name: 'x' })).status, 400);
+    const { body: history } = await operator.get('/v1/history');
+    t.match(history.data[0], { action: 'access_token.created', organizationId: null, details: { role: 'operator' } });
+    t.match((await operator.get('/v1/history/verify')).body, { valid: true });
+    t.notOk((await admin.get('/v1/history?limit=200')).body.data.some((event: Json) => event.organizationId === null));
+  });
+});
+
+t.test('a credential describes itself', async (t) => {
+  const { admin, verifier, operator, as, organizationId } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', { name: 'Mine' });
+  t.match((await as(key.key).get('/v1/self')).body, {
+    kind: 'api_key',
+    id: key.id,
+    organizationId,
+    partnerId: null,
+    name: 'Mine',
+    permission: 'read_write',
+    role: null,
+    scopes: null,
+    rateLimit: { requests: 1_000, windowSeconds: 60 },
+  });
+  t.match((await verifier.get('/v1/self')).body, { kind: 'access_token', role: 'verifier', scopes: ['read'] });
+  t.match((await operator.get('/v1/self')).body, { role: 'operator', organizationId: null, permission: null });
+  await admin.delete(`/v1/keys/${key.id}`);
+  t.equal((await as(key.key).get('/v1/self')).status, 401);
+});

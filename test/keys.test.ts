@@ -1,0 +1,214 @@
+import t from 'tap';
+import { type Json, startService, type TestService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+
+const lastEvents = async ({ admin }: TestService, count: number): Promise<Json[]> =>
+  (await admin.get(`/v1/history?limit=${count}`)).body.data;
+
+t.test('listing keys', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const { body: both } = await admin.post('/v1/partners', { email: 'b@p.example', permissions: ['read', 'write'] });
+  const { body: first } = await admin.post('/v1/keys', { name: 'first' });
+  const { body: second } = await admin.post('/v1/keys', { name: 'second' });
+  const ids = (body: Json) => body.data.map((key: Json) => key.id);
+
+  await t.test('newest first, in pages that leave nothing out and repeat nothing', async (t) => {
+    const all: string[] = [];
+    let cursor = '';
+    for (let page = 0; page < 4; page++) {
+      const { body } = await admin.get(`/v1/keys?limit=1${cursor}`);
+      all.push(...ids(body));
+      cursor = `&cursor=${body.nextCursor}`;
+      if (body.nextCursor === null) break;
+    }
+    t.same(all, [second.id, first.id, both.keys[1].id, both.keys[0].id]);
+  });
+
+  await t.test('filtered by owner, permission and status', async (t) => {
+    t.same(ids((await admin.get('/v1/keys?partnerId=default')).body), [second.id, first.id]);
+    t.same(ids((await admin.get(`/v1/keys?partnerId=${both.id}`)).body), [both.keys[1].id, both.keys[0].id]);
+    t.same(ids((await admin.get('/v1/keys?permission=write')).body), [both.keys[1].id]);
+    t.same(ids((await admin.get('/v1/keys?status=active')).body).length, 4);
+    t.same(ids((await admin.get('/v1/keys?status=suspended')).body), []);
+  });
+
+  await t.test('deleted ones only when asked for, compromised ones only by their status', async (t) => {
+    await admin.delete(`/v1/keys/${first.id}`);
+    await admin.delete(`/v1/keys/${second.id}?reason=compromised`);
+    t.same(ids((await admin.get('/v1/keys?partnerId=default')).body), []);
+    t.same(ids((await admin.get('/v1/keys?partnerId=default&includeDeleted=true')).body), [first.id]);
+    t.same(ids((await admin.get('/v1/keys?partnerId=default&status=deleted')).body), [second.id, first.id]);
+    service.later(86_400_001);
+    t.same(ids((await admin.get('/v1/keys?partnerId=default&includeDeleted=true')).body), [], 'past the undo window');
+  });
+
+  await t.test('a cursor that no list has made is refused', async (t) => {
+    for (const cursor of ['x', 'a2V5Xzs', '%20', first.id]) {
+      const { status, body } = await admin.get(`/v1/keys?cursor=${cursor}`);
+      t.equal(status, 400);
+      t.equal(body.code, 'cursor_invalid');
+    }
+  });
+});
+
+t.test('a key expires', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier } = service;
+  const expiresAt = new Date(Date.now() + 3_600_000).toISOString();
+  const { body: key } = await admin.post('/v1/keys', { expiresAt });
+  t.equal(key.expiresAt, expiresAt);
+  const past = await admin.post('/v1/keys', { expiresAt: '2020-01-01T00:00:00.000Z' });
+  t.equal(past.status, 400);
+  t.equal(past.body.errors[0].path, 'body.expiresAt');
+
+  service.later(3_600_001);
+  t.equal((await admin.get(`/v1/keys/${key.id}`)).body.status, 'expired');
+  t.same(
+    (await admin.get('/v1/keys?status=expired')).body.data.map((item: Json) => item.id),
+    [key.id],
+  );
+  t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'expired');
+  await admin.post('/v1/keys', {});
+  t.equal((await admin.post('/v1/keys', {})).body.code, 'row_full', 'an expired key still occupies its place');
+
+  const { status, body } = await admin.patch(`/v1/keys/${key.id}`, { expiresAt: null });
+  t.equal(status, 200);
+  t.equal(body.status, 'active');
+  t.match((await lastEvents(service, 1))[0], {
+    action: 'key.updated',
+    keyId: key.id,
+    details: { changes: { expiresAt: { from: expiresAt, to: null } } },
+  });
+});
+
+t.test('changing a key', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier } = service;
+  const { body: key } = await admin.post('/v1/keys', {
+    name: 'Old',
+    metadata: { team: 'a', deep: { list: [1, null] } },
+  });
+  const { body: before } = await admin.get(`/v1/keys/${key.id}`);
+  const count = (await lastEvents(service, 200)).length;
+
+  t.same((await admin.patch(`/v1/keys/${key.id}`, {})).body, before);
+  t.same((await admin.patch(`/v1/keys/${key.id}`, { name: 'Old', metadata: before.metadata })).body, before);
+  t.equal((await lastEvents(service, 200)).length, count, 'what changes nothing leaves no event');
+
+  const patch = {
+    name: 'New',
+    metadata: { team: 'b' },
+    allowedIps: ['203.0.113.0/24', '2001:db8::/32'],
+    rateLimit: { requests: 5, windowSeconds: 60 },
+  };
+  const { body: changed } = await admin.patch(`/v1/keys/${key.id}`, patch);
+  t.match(changed, patch);
+  t.same((await admin.get(`/v1/keys/${key.id}`)).body, changed);
+  t.match((await lastEvents(service, 1))[0], {
+    action: 'key.updated',
+    details: { changes: { name: { from: 'Old', to: 'New' }, metadata: { from: before.metadata, to: { team: 'b' } } } },
+  });
+  const { body: verdict } = await verifier.post('/v1/verify', { key: key.key, permission: 'read', ip: '203.0.113.9' });
+  t.match(verdict, { valid: true, name: 'New', metadata: { team: 'b' } });
+
+  await admin.delete(`/v1/keys/${key.id}`);
+  t.equal((await admin.patch(`/v1/keys/${key.id}`, { name: 'Newer' })).body.code, 'already_deleted');
+});
+
+t.test('a compromised key is wiped at once and stays recognised', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier, urls } = service;
+  const { body: key } = await admin.post('/v1/keys', {});
+  const { body: unused } = await admin.post('/v1/keys', {});
+  const { body: deleted } = await admin.delete(`/v1/keys/${key.id}?reason=compromised`);
+  t.equal(deleted.restorableUntil, null);
+  const [row] = await dbQuery(
+    urls.superuser,
+    'select argon2id_hash, sealed, octet_length(tag) as tag from api_keys where id = $1',
+    [key.id],
+  );
+  t.same(row, { argon2id_hash: null, sealed: null, tag: 32 });
+  t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'deleted');
+
+  await admin.delete(`/v1/keys/${unused.id}?reason=unused`);
+  const worse = await admin.delete(`/v1/keys/${unused.id}?reason=compromised`);
+  t.equal(worse.status, 200, 'a key deleted for another reason may turn out to be compromised');
+  t.equal(worse.body.restorableUntil, null);
+  t.equal((await admin.delete(`/v1/keys/${unused.id}?reason=compromised`)).body.code, 'already_deleted');
+  t.same(
+    (await lastEvents(service, 3)).map((event) => event.details.reason),
+    ['compromised', 'unused', 'compromised'],
+  );
+});
+
+t.test('an organization that keeps no plaintexts', async (t) => {
+  const service = await startService(t);
+  const { admin, urls } = service;
+  const { body: before } = await admin.post('/v1/keys', {});
+  t.equal((await admin.patch('/v1/organization', { keyReveal: 'never' })).status, 200);
+  const { body: after } = await admin.post('/v1/keys', {});
+  t.ok(after.key, 'the reply that creates it has the plaintext');
+  const rows = await dbQuery(urls.superuser, 'select count(*)::int as sealed from api_keys where sealed is not null');
+  t.same(rows, [{ sealed: 0 }], 'what was sealed before is wiped, and nothing new is sealed');
+  for (const key of [before, after]) {
+    const { status, body } = await admin.post(`/v1/keys/${key.id}/reveal`);
+    t.equal(status, 403);
+    t.equal(body.code, 'reveal_disabled');
+  }
+  await admin.patch('/v1/organization', { keyReveal: 'allowed' });
+  t.equal((await admin.post(`/v1/keys/${after.id}/reveal`)).body.code, 'reveal_disabled', 'it was never kept');
+  t.notOk((await lastEvents(service, 200)).some((event) => event.action === 'key.revealed'));
+});
+
+t.test('nothing shows a plaintext but the reply that creates a key, and reveal', async (t) => {
+  const { admin } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', { name: 'Quiet' });
+  await admin.post(`/v1/keys/${key.id}/reveal`, { reason: 'look' });
+  const paths = ['/v1/rows', '/v1/keys', `/v1/keys/${key.id}`, '/v1/history', `/v1/keys/${key.id}/history`];
+  for (const path of paths) {
+    const { status, body } = await admin.get(path);
+    t.equal(status, 200);
+    t.notOk(JSON.stringify(body).includes(key.key), path);
+    t.notMatch(JSON.stringify(body), /argon2|sealed|"tag"/, path);
+  }
+  const { body: shown } = await admin.get(`/v1/keys/${key.id}`);
+  t.same(Object.keys(shown), [
+    'id',
+    'organizationId',
+    'partnerId',
+    'permission',
+    'name',
+    'maskedKey',
+    'status',
+    'createdAt',
+    'createdBy',
+    'expiresAt',
+    'suspendedAt',
+    'deletedAt',
+    'restorableUntil',
+    'lastUsedAt',
+    'rateLimit',
+    'allowedIps',
+    'metadata',
+  ]);
+});
+
+t.test('a sealed value opens for its own key only', async (t) => {
+  const service = await startService(t);
+  const { admin, urls } = service;
+  const { body: one } = await admin.post('/v1/keys', {});
+  const { body: two } = await admin.post('/v1/keys', {});
+  const swap = 'update api_keys set sealed = (select sealed from api_keys where id = $2) where id = $1';
+  await dbQuery(urls.superuser, swap, [one.id, two.id]);
+  const { status, body } = await admin.post(`/v1/keys/${one.id}/reveal`);
+  t.equal(status, 500);
+  t.equal(body.code, 'internal');
+  t.notOk(JSON.stringify(body).includes(two.key));
+  t.equal((await lastEvents(service, 1))[0]?.action, 'key.revealed', 'the attempt is on record');
+  t.match(service.logLines.join(''), /not_authentic/, 'and the cause is in the log');
+
+  await dbQuery(urls.superuser, "update api_keys set sealed_keyring_id = 'gone' where id = $1", [two.id]);
+  t.equal((await admin.post(`/v1/keys/${two.id}/reveal`)).status, 500);
+  t.match(service.logLines.join(''), /unknown_keyring_entry/);
+});

@@ -1,0 +1,156 @@
+import t from 'tap';
+import { type Json, startService, type TestService } from './support/app.ts';
+
+const events = async ({ admin }: TestService): Promise<Json[]> => (await admin.get('/v1/history?limit=200')).body.data;
+
+t.test('one live partner for each address, whatever its case', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const { body: partner } = await admin.post('/v1/partners', { email: 'Team@Partner.example', permissions: ['read'] });
+  const again = await admin.post('/v1/partners', { email: 'team@partner.EXAMPLE', permissions: ['write'] });
+  t.equal(again.status, 409);
+  t.equal(again.body.code, 'partner_exists');
+  const { body: other } = await admin.post('/v1/partners', { email: 'other@partner.example', permissions: ['read'] });
+  const moved = await admin.patch(`/v1/partners/${other.id}`, { email: 'TEAM@partner.example' });
+  t.equal(moved.body.code, 'partner_exists');
+  t.same((await events(service)).filter((event) => event.action === 'partner.created').length, 2);
+  t.notOk((await events(service)).some((event) => event.action === 'partner.updated'));
+  const found = (await admin.get('/v1/partners?email=team@partner.example')).body.data;
+  t.same(
+    found.map((item: Json) => item.id),
+    [partner.id],
+  );
+});
+
+t.test('a partner that cannot be made whole is not made at all', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  await admin.post('/v1/partners', { email: 'a@p.example', permissions: ['read'] });
+  const before = (await events(service)).length;
+  for (const body of [
+    { email: 'a@p.example', permissions: ['read', 'write'] },
+    { email: 'not an address', permissions: ['read'] },
+    { email: 'b@p.example', permissions: [] },
+    { email: 'b@p.example', permissions: ['read', 'read'] },
+    { email: 'b@p.example', permissions: ['read_write'] },
+    { email: 'b@p.example' },
+  ]) {
+    const reply = await admin.post('/v1/partners', body);
+    t.ok([400, 409].includes(reply.status), JSON.stringify(body));
+  }
+  t.equal((await admin.get('/v1/partners')).body.data.length, 1);
+  t.equal((await admin.get('/v1/keys')).body.data.length, 1);
+  t.equal((await events(service)).length, before);
+});
+
+t.test('taking a permission away deletes that row at once, giving one creates no key', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier } = service;
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
+  const [readKey, writeKey] = partner.keys;
+  const code = async (key: Json) =>
+    (await verifier.post('/v1/verify', { key: key.key, permission: key.permission })).body.code;
+
+  const { body: reduced } = await admin.patch(`/v1/partners/${partner.id}`, { permissions: ['read'] });
+  t.same(reduced.permissions, ['read']);
+  t.equal(await code(readKey), 'valid');
+  t.equal(await code(writeKey), 'deleted');
+  t.match((await events(service)).slice(0, 2), [
+    { action: 'key.deleted', keyId: writeKey.id, details: { reason: 'permission_removed' } },
+    {
+      action: 'partner.updated',
+      details: { changes: { permissions: { from: ['read', 'write'], to: ['read'] } } },
+    },
+  ]);
+  const refused = await admin.post('/v1/keys', { partnerId: partner.id, permission: 'write' });
+  t.equal(refused.status, 400, 'a permission that was not granted');
+  t.equal((await admin.post('/v1/keys', { partnerId: partner.id, permission: 'read_write' })).status, 400);
+
+  const { body: widened } = await admin.patch(`/v1/partners/${partner.id}`, { permissions: ['write', 'read'] });
+  t.same(widened.permissions, ['read', 'write'], 'in one order, however it was said');
+  t.equal((await admin.get(`/v1/keys?partnerId=${partner.id}`)).body.data.length, 1);
+  t.equal((await admin.post('/v1/keys', { partnerId: partner.id, permission: 'write' })).status, 201);
+});
+
+t.test('a change that changes nothing leaves no event', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const rateLimit = { requests: 10, windowSeconds: 60 };
+  const { body: partner } = await admin.post('/v1/partners', {
+    email: 'p@p.example',
+    permissions: ['read'],
+    rateLimit,
+  });
+  const count = (await events(service)).length;
+  for (const patch of [{}, { permissions: ['read'] }, { email: 'p@p.example', name: null }, { rateLimit }]) {
+    t.equal((await admin.patch(`/v1/partners/${partner.id}`, patch)).status, 200);
+  }
+  t.equal((await events(service)).length, count);
+  const { body } = await admin.patch(`/v1/partners/${partner.id}`, { name: 'Partner Inc', rateLimit: null });
+  t.match(body, { name: 'Partner Inc', rateLimit: null });
+  t.match((await events(service))[0], {
+    action: 'partner.updated',
+    details: { changes: { name: { from: null, to: 'Partner Inc' }, rateLimit: { from: rateLimit, to: null } } },
+  });
+});
+
+t.test('a deleted partner', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
+  const { body: deleted } = await admin.delete(`/v1/partners/${partner.id}`);
+  t.equal(deleted.status, 'deleted');
+  t.equal(Date.parse(deleted.restorableUntil) - Date.parse(deleted.deletedAt), 86_400_000);
+  t.same((await admin.get('/v1/partners')).body.data, []);
+  t.equal((await admin.get('/v1/partners?includeDeleted=true')).body.data[0].id, partner.id);
+  t.equal((await admin.get(`/v1/partners/${partner.id}`)).body.status, 'deleted');
+  t.equal((await admin.delete(`/v1/partners/${partner.id}`)).body.code, 'already_deleted');
+  t.equal((await admin.patch(`/v1/partners/${partner.id}`, { name: 'x' })).body.code, 'already_deleted');
+  t.same((await admin.get('/v1/rows')).body.data.length, 1, 'its rows are gone');
+  t.same(
+    (await events(service)).slice(0, 3).map((event) => [event.action, event.details.reason]),
+    [
+      ['key.deleted', 'partner_deleted'],
+      ['key.deleted', 'partner_deleted'],
+      ['partner.deleted', undefined],
+    ],
+  );
+});
+
+t.test('rows and partners come in pages that leave nothing out', async (t) => {
+  const { admin } = await startService(t);
+  for (let index = 0; index < 5; index++) {
+    const permissions = index % 2 === 0 ? ['read', 'write'] : ['write'];
+    await admin.post('/v1/partners', { email: `p${index}@p.example`, permissions });
+  }
+  const pages = async (path: string) => {
+    const all: Json[] = [];
+    for (let cursor = ''; ; ) {
+      const { body } = await admin.get(`${path}?limit=2${cursor}`);
+      all.push(...body.data);
+      if (body.nextCursor === null) return all;
+      cursor = `&cursor=${body.nextCursor}`;
+    }
+  };
+  t.same(
+    (await pages('/v1/rows')).map((row) => `${row.partnerEmail ?? 'default'} ${row.permission}`),
+    [
+      'default read_write',
+      'p4@p.example read',
+      'p4@p.example write',
+      'p3@p.example write',
+      'p2@p.example read',
+      'p2@p.example write',
+      'p1@p.example write',
+      'p0@p.example read',
+      'p0@p.example write',
+    ],
+  );
+  t.same((await pages('/v1/partners')).map((partner) => partner.email).sort(), [
+    'p0@p.example',
+    'p1@p.example',
+    'p2@p.example',
+    'p3@p.example',
+    'p4@p.example',
+  ]);
+});
