@@ -47,15 +47,22 @@ export function decide(key: DecidedKey, wanted: Wanted, now: Date): VerdictCode 
 function isAllowed(allowed: readonly string[], ip: string | undefined): boolean {
   if (allowed.length === 0) return true;
   if (ip === undefined) return false;
+  const client = unmapped(ip);
+  const family = isIPv4(client) ? 'ipv4' : 'ipv6';
   const networks = new BlockList();
   for (const entry of allowed) {
     const [address = '', bits] = entry.split('/');
-    const family = isIPv4(address) ? 'ipv4' : 'ipv6';
-    networks.addSubnet(address, bits === undefined ? (family === 'ipv4' ? 32 : 128) : Number(bits), family);
+    const entryFamily = isIPv4(address) ? 'ipv4' : 'ipv6';
+    const prefix = bits === undefined ? (entryFamily === 'ipv4' ? 32 : 128) : Number(bits);
+    // A BlockList takes IPv4 for a part of IPv6, so ::/0 would let all of IPv4 in; only what is written as mapped does.
+    if (family === 'ipv4' && entryFamily === 'ipv6' && prefix < mappedPrefix) continue;
+    networks.addSubnet(address, prefix, entryFamily);
   }
-  const plain = unmapped(ip);
-  return networks.check(plain, isIPv6(plain) ? 'ipv6' : 'ipv4');
+  return networks.check(client, family);
 }
+
+/** Bits before the IPv4 address in `::ffff:0:0/96`. */
+const mappedPrefix = 96;
 
 /** RFC 4291 section 2.5.5.2: an IPv4 address written as an IPv6 one. */
 function unmapped(ip: string): string {
