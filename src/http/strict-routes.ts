@@ -38,6 +38,7 @@ export const strictRoutes = fp<{ tokenPrefix: string }>(
       reply.headers(commonHeaders(request.id));
       requireHost(request);
       refuseTokenInUrl(request, tokenPrefix);
+      refuseNulInUrl(request);
     });
   },
   { name: 'strict-routes' },
@@ -81,5 +82,18 @@ function refuseTokenInUrl(request: FastifyRequest, prefix: string): void {
           'Send it in the Authorization header, and replace a real one that has been in a URL.',
       );
     }
+  }
+}
+
+/** Postgres has no U+0000 in text. In a path nothing can be named so; in a query it is a mistake like in a body. */
+function refuseNulInUrl(request: FastifyRequest): void {
+  if (!/%00/.test(request.raw.url ?? '')) return;
+  if (Object.values(request.params as Record<string, string>).some((value) => value.includes('\u0000'))) {
+    throw new Problem('not_found', 'There is nothing with U+0000 in its id.');
+  }
+  for (const [name, value] of Object.entries(request.query as Record<string, unknown>)) {
+    if (!JSON.stringify([name, value]).includes('\\u0000')) continue;
+    const error = { path: `query.${name}`, message: 'must not contain U+0000' };
+    throw new Problem('validation_failed', `${error.path}: ${error.message}`, { errors: [error] });
   }
 }

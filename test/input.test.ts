@@ -1,0 +1,291 @@
+import t from 'tap';
+import { type Json, startService } from './support/app.ts';
+
+const deep = (depth: number) => `${'{"a":'.repeat(depth)}1${'}'.repeat(depth)}`;
+const metadata = (text: string) => `{"metadata":${text}}`;
+
+interface Case {
+  method?: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE' | 'OPTIONS' | 'HEAD';
+  url?: string;
+  body?: string | Buffer;
+  type?: string | null;
+  headers?: Record<string, string>;
+  status: number;
+  code: string;
+  path?: string;
+}
+
+/** Each is a request to `POST /v1/keys` where it does not say otherwise. */
+const table: Record<string, Case> = {
+  'null for a string': { body: '{"permission":null}', status: 400, code: 'validation_failed', path: 'body.permission' },
+  'an array for a string': { body: '{"name":["x"]}', status: 400, code: 'validation_failed', path: 'body.name' },
+  'an object for a list': {
+    body: '{"allowedIps":{}}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.allowedIps',
+  },
+  'text for a number': {
+    body: '{"rateLimit":{"requests":"5","windowSeconds":60}}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.rateLimit.requests',
+  },
+  'an unknown member': { body: '{"nmae":"x"}', status: 400, code: 'validation_failed', path: 'body.nmae' },
+  'an unknown member further in': {
+    body: '{"rateLimit":{"requests":5,"windowSeconds":60,"burst":1}}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.rateLimit.burst',
+  },
+  'an unknown parameter': {
+    url: '/v1/keys?dry=1',
+    body: '{}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'query.dry',
+  },
+  'a parameter twice': {
+    method: 'GET',
+    url: '/v1/keys?limit=1&limit=2',
+    status: 400,
+    code: 'validation_failed',
+    path: 'query.limit',
+  },
+  'a limit of zero': {
+    method: 'GET',
+    url: '/v1/keys?limit=0',
+    status: 400,
+    code: 'validation_failed',
+    path: 'query.limit',
+  },
+  'a limit of 201': {
+    method: 'GET',
+    url: '/v1/keys?limit=201',
+    status: 400,
+    code: 'validation_failed',
+    path: 'query.limit',
+  },
+  'a limit in words': {
+    method: 'GET',
+    url: '/v1/keys?limit=1e1',
+    status: 400,
+    code: 'validation_failed',
+    path: 'query.limit',
+  },
+  'a flag that is neither': {
+    method: 'GET',
+    url: '/v1/keys?includeDeleted=1',
+    status: 400,
+    code: 'validation_failed',
+    path: 'query.includeDeleted',
+  },
+  'a malformed id in a body': {
+    body: '{"partnerId":"x"}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.partnerId',
+  },
+  'an id of another kind': {
+    body: '{"partnerId":"key_01k9s3v5wqe8n8x4r2m6t7yb0c"}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.partnerId',
+  },
+  'an expiry that is no time': {
+    body: '{"expiresAt":"tomorrow"}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.expiresAt',
+  },
+  'an expiry that does not exist': {
+    body: '{"expiresAt":"2027-02-30T00:00:00Z"}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.expiresAt',
+  },
+  'an expiry finer than it could be kept': {
+    body: '{"expiresAt":"2099-01-01T00:00:00.0001Z"}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.expiresAt',
+  },
+  'an address that is none': {
+    body: '{"allowedIps":["10.0.0.0/33"]}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.allowedIps.0',
+  },
+  'a name of control characters': {
+    body: '{"name":"a\\u0007b"}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.name',
+  },
+  'a name of 201 characters': {
+    body: `{"name":"${'x'.repeat(201)}"}`,
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.name',
+  },
+  __proto__: {
+    body: metadata('{"__proto__":{"admin":true}}'),
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.metadata.__proto__',
+  },
+  'U+0000 in a value': {
+    body: metadata('{"a":"\\u0000"}'),
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.metadata.a',
+  },
+  'U+0000 in a member name': { body: metadata('{"a\\u0000":1}'), status: 400, code: 'validation_failed' },
+  'a lone surrogate in a value': {
+    body: metadata('{"a":"\\ud800"}'),
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.metadata.a',
+  },
+  'a lone surrogate in a member name': { body: metadata('{"\\udfff":1}'), status: 400, code: 'validation_failed' },
+  'metadata over 16 KiB': {
+    body: metadata(`{"a":"${'x'.repeat(16_400)}"}`),
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.metadata',
+  },
+  'an empty body': { body: '', status: 400, code: 'bad_request' },
+  'a body that is a list': { body: '[]', status: 400, code: 'validation_failed', path: 'body' },
+  'a body that is null': { body: 'null', status: 400, code: 'validation_failed', path: 'body' },
+  'no body at all': { type: null, status: 400, code: 'validation_failed', path: 'body' },
+  'half a body': { body: '{"name":', status: 400, code: 'bad_request' },
+  'a body that is no UTF-8': { body: Buffer.from([0x7b, 0x22, 0xff, 0x22, 0x7d]), status: 400, code: 'bad_request' },
+  'a body over 64 KiB': { body: `{"name":"${'x'.repeat(65_536)}"}`, status: 413, code: 'payload_too_large' },
+  'a body of depth 1,000': { body: metadata(deep(1_000)), status: 400, code: 'bad_request' },
+  'a form': { body: 'name=x', type: 'application/x-www-form-urlencoded', status: 415, code: 'unsupported_media_type' },
+  'plain text': { body: '{}', type: 'text/plain', status: 415, code: 'unsupported_media_type' },
+  'a body without a type': { body: '{}', type: null, status: 415, code: 'unsupported_media_type' },
+  'a body for a route that takes none': {
+    method: 'DELETE',
+    url: '/v1/keys/key_01k9s3v5wqe8n8x4r2m6t7yb0c',
+    body: '{"reason":"other"}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.reason',
+  },
+  'an unknown path': { method: 'GET', url: '/v1/kyes', status: 404, code: 'not_found' },
+  'bad percent-encoding': { method: 'GET', url: '/v1/keys/%zz', status: 400, code: 'bad_request' },
+  'a percent-encoded half of a character': { method: 'GET', url: '/v1/keys/%c3%28', status: 400, code: 'bad_request' },
+  'U+0000 in a path': { method: 'GET', url: '/v1/keys/key_%00', status: 404, code: 'not_found' },
+  'U+0000 in a query': {
+    method: 'GET',
+    url: '/v1/history?actorId=a%00b',
+    status: 400,
+    code: 'validation_failed',
+    path: 'query.actorId',
+  },
+  'an over-long id': { method: 'GET', url: `/v1/keys/${'x'.repeat(1_000)}`, status: 404, code: 'not_found' },
+  'a malformed id in a path': { method: 'GET', url: '/v1/keys/1', status: 404, code: 'not_found' },
+  'a credential of another scheme': {
+    headers: { authorization: 'Basic YTpi' },
+    body: '{}',
+    status: 401,
+    code: 'unauthorized',
+  },
+  'two credentials that differ': { headers: { 'x-api-key': 'other' }, body: '{}', status: 400, code: 'bad_request' },
+  'a token in the query string': { url: '/v1/keys?access_token=lk_a_x', body: '{}', status: 400, code: 'bad_request' },
+  'a path with a trailing slash': { method: 'GET', url: '/v1/keys/', status: 404, code: 'not_found' },
+};
+
+t.test('every kind of bad input is a problem that says what and where', async (t) => {
+  const { app, admin } = await startService(t);
+  const before = (await admin.get('/v1/history?limit=200')).body;
+  for (const [
+    name,
+    { method = 'POST', url = '/v1/keys', body, type, headers = {}, status, code, path },
+  ] of Object.entries(table)) {
+    await t.test(name, async (t) => {
+      const contentType: Record<string, string> =
+        type === null || body === undefined ? {} : { 'content-type': type ?? 'application/json' };
+      const response = await app.inject({
+        method,
+        url,
+        headers: { authorization: `Bearer ${admin.token}`, ...contentType, ...headers },
+        ...(body === undefined ? {} : { payload: body }),
+      });
+      const problem = response.json() as Json;
+      t.equal(response.statusCode, status);
+      t.equal(response.headers['content-type'], 'application/problem+json; charset=utf-8');
+      t.equal(response.headers['cache-control'], 'no-store');
+      t.equal(response.headers['x-request-id'], problem.requestId);
+      t.match(problem, { type: `/problems/${code}`, title: /\w/, status, code, detail: /\w/ });
+      if (path !== undefined) t.equal(problem.errors?.[0]?.path, path);
+    });
+  }
+  t.same((await admin.get('/v1/history?limit=200')).body, before, 'none of it has left a trace');
+  t.same((await admin.get('/v1/keys')).body.data, []);
+});
+
+t.test('every problem that is named can be looked up', async (t) => {
+  const { app } = await startService(t);
+  const list = (await app.inject('/problems')).json() as Json;
+  for (const { code, type, status } of list.data) {
+    const response = await app.inject(type);
+    t.equal(response.statusCode, 200);
+    t.match(response.json(), { code, status, explanation: /\.$/, remedy: /\.$/ });
+  }
+  t.equal((await app.inject('/problems/nonsense')).statusCode, 404);
+  t.equal((await app.inject('/problems/toString')).statusCode, 404);
+});
+
+t.test('a wrong method on a known path is 405 with Allow', async (t) => {
+  const { app, admin } = await startService(t);
+  for (const [method, url, allow] of [
+    ['PUT', '/v1/keys', 'GET, HEAD, POST'],
+    ['DELETE', '/v1/rows', 'GET, HEAD'],
+    ['POST', '/v1/keys/key_x', 'DELETE, GET, HEAD, PATCH'],
+    ['GET', '/v1/keys/key_x/reveal', 'POST'],
+    ['GET', '/v1/verify', 'POST'],
+    ['OPTIONS', '/v1/verify', 'POST'],
+    ['POST', '/livez', 'GET, HEAD'],
+  ] as const) {
+    const response = await app.inject({ method, url, headers: { authorization: `Bearer ${admin.token}` } });
+    t.equal(response.statusCode, 405, `${method} ${url}`);
+    t.equal(response.headers['allow'], allow);
+    t.equal(response.json().code, 'method_not_allowed');
+  }
+});
+
+t.test('the same credential twice is fine, and either header is', async (t) => {
+  const { app, admin } = await startService(t);
+  for (const headers of [
+    { 'x-api-key': admin.token },
+    { authorization: `bearer ${admin.token}` },
+    { authorization: `Bearer ${admin.token}`, 'x-api-key': admin.token },
+  ]) {
+    t.equal((await app.inject({ url: '/v1/keys', headers })).statusCode, 200);
+  }
+});
+
+t.test("a sane X-Request-Id is the caller's, any other is replaced", async (t) => {
+  const { app } = await startService(t);
+  const idOf = async (given: string) =>
+    (await app.inject({ url: '/livez', headers: { 'x-request-id': given } })).headers['x-request-id'];
+  t.equal(await idOf('Trace:1.2_3-4'), 'Trace:1.2_3-4');
+  for (const bad of ['', 'a b', 'x'.repeat(129), 'ü', '<script>', 'a\tb']) t.not(await idOf(bad), bad);
+});
+
+t.test('an uncaught error answers a generic 500, and the log has its cause under the same id', async (t) => {
+  const service = await startService(t);
+  const { admin, client, logLines } = service;
+  const real = client.pool.connect;
+  client.pool.connect = () => {
+    throw new Error('the inner cause');
+  };
+  const reply = await admin.get('/v1/keys');
+  client.pool.connect = real;
+  t.equal(reply.status, 500);
+  t.same(reply.body.detail, 'Something failed inside Latchkey. The log has the cause under this request id.');
+  const line = logLines.find((text) => text.includes('the inner cause'));
+  t.equal(JSON.parse(line ?? '{}').reqId, reply.body.requestId);
+});

@@ -1,0 +1,79 @@
+import t from 'tap';
+import { startService } from './support/app.ts';
+
+const many = 1_000_000;
+
+t.test('one caller is limited on the management endpoints, by its credential', async (t) => {
+  const { admin, verifier, operator } = await startService(t, {
+    limits: { callerLimit: 3, addressLimit: many, revealLimit: many },
+  });
+  const replies = [];
+  for (let turn = 0; turn < 5; turn++) replies.push(await admin.get('/v1/keys'));
+  t.same(
+    replies.map((reply) => reply.status),
+    [200, 200, 200, 429, 429],
+  );
+  t.same(
+    replies.map((reply) => reply.headers['ratelimit-policy']),
+    Array.from({ length: 5 }, () => '"caller";q=3;w=60'),
+  );
+  t.match(replies[0]?.headers['ratelimit'], /^"caller";r=2;t=\d+$/);
+  t.match(replies[3]?.headers['ratelimit'], /^"caller";r=0;t=\d+$/);
+  t.equal(replies[3]?.body.code, 'rate_limited');
+  const wait = Number(replies[3]?.headers['retry-after']);
+  t.ok(wait >= 1 && wait <= 60);
+  t.equal((await operator.get('/v1/organizations')).status, 200, 'another caller is not held up');
+  for (let turn = 0; turn < 6; turn++) {
+    t.equal((await verifier.post('/v1/verify', { key: 'x', permission: 'read' })).status, 200, 'verify is not counted');
+    t.equal((await admin.get('/v1/self')).status, 200, 'nor is self');
+  }
+});
+
+t.test('refused tokens are counted by address, and a good one still passes', async (t) => {
+  const { app, admin, as } = await startService(t, {
+    limits: { callerLimit: many, addressLimit: 3, revealLimit: many },
+  });
+  const { body: key } = await admin.post('/v1/keys', {});
+  const stranger = as('nonsense');
+  const statuses = [];
+  for (let turn = 0; turn < 5; turn++) statuses.push((await stranger.get('/v1/keys')).status);
+  t.same(statuses, [401, 401, 401, 429, 429]);
+  t.equal((await stranger.get('/v1/self')).status, 429);
+  t.equal((await admin.get('/v1/keys')).status, 200, 'from the same address');
+  t.equal((await as(key.key).get('/v1/self')).status, 200);
+  const elsewhere = { url: '/v1/keys', headers: { authorization: 'Bearer nonsense' }, remoteAddress: '192.0.2.9' };
+  t.equal((await app.inject(elsewhere)).statusCode, 401, 'another address has its own count');
+});
+
+t.test('verifying wrong keys is never counted against an address', async (t) => {
+  const { verifier } = await startService(t, { limits: { callerLimit: many, addressLimit: 2, revealLimit: many } });
+  for (let turn = 0; turn < 10; turn++) {
+    const { status, body } = await verifier.post('/v1/verify', { key: 'nonsense', permission: 'read' });
+    t.same([status, body.code], [200, 'malformed']);
+  }
+});
+
+t.test('reveals are limited for each admin, and what is refused is not recorded', async (t) => {
+  const { admin } = await startService(t, { limits: { callerLimit: many, addressLimit: many, revealLimit: 2 } });
+  const { body: key } = await admin.post('/v1/keys', {});
+  const statuses = [];
+  for (let turn = 0; turn < 4; turn++) statuses.push((await admin.post(`/v1/keys/${key.id}/reveal`)).status);
+  t.same(statuses, [200, 200, 429, 429]);
+  const { body: history } = await admin.get('/v1/history?action=key.revealed');
+  t.equal(history.data.length, 2);
+  const wish = { role: 'admin', scopes: ['write'], name: 'Bob', email: 'bob@example.com' };
+  t.equal((await admin.post('/v1/access-tokens', wish)).status, 201, 'other acts go on');
+});
+
+t.test("a client's address is believed only from a trusted proxy", async (t) => {
+  const trusted = await startService(t, { trustProxy: ['127.0.0.1'] });
+  const untrusted = await startService(t);
+  const forwarded = { 'x-forwarded-for': '203.0.113.7' };
+  for (const [service, ip] of [
+    [trusted, '203.0.113.7'],
+    [untrusted, '127.0.0.1'],
+  ] as const) {
+    await service.admin.post('/v1/keys', {}, forwarded);
+    t.equal((await service.admin.get('/v1/history?limit=1')).body.data[0].request.ip, ip);
+  }
+});
