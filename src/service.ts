@@ -118,7 +118,7 @@ function connectForService(url: string, config: Config, logger: Logger): Databas
     url,
     poolSize: config.DATABASE_POOL_SIZE,
     timeoutMs: config.DATABASE_TIMEOUT_MS,
-    onIdleError: (error) => logger.warn({ err: error }, 'An idle connection to Postgres was lost.'),
+    onLost: (error) => logger.warn({ err: error }, 'A connection to Postgres was lost.'),
   });
 }
 

@@ -11,8 +11,7 @@ import { serve } from './serve.ts';
 const program = new Command('latchkey')
   .description('Keeps the API keys of an organization. Configured by environment variables; the README lists them.')
   .version(packageVersion())
-  .addHelpText('after', '\nExit codes: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration.')
-  .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));
+  .addHelpText('after', '\nExit codes: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration.');
 
 program
   .command('serve')
@@ -22,6 +21,11 @@ program.addCommand(migrateCommand(process.env));
 program.addCommand(bootstrapCommand(process.env));
 program.addCommand(doctorCommand(process.env));
 program.addCommand(openApiCommand());
+
+// commander's own exit code for wrong usage is that of any failure.
+for (const command of [program, ...program.commands]) {
+  command.exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));
+}
 
 try {
   await program.parseAsync();

@@ -23,8 +23,8 @@ interface ClientOptions {
    * Leave it out for work that may take long, such as a migration.
    */
   timeoutMs?: number;
-  /** Told of errors on idle connections, such as a restart of Postgres; the pool opens new ones by itself. */
-  onIdleError?: (error: Error) => void;
+  /** Told of connections that were lost, such as by a restart of Postgres; the pool opens new ones by itself. */
+  onLost?: (error: Error) => void;
 }
 
 const typesWithSafeIntegers: pg.CustomTypesConfig = {
@@ -46,7 +46,11 @@ export function connect(options: ClientOptions): DatabaseClient {
       ? {}
       : { query_timeout: options.timeoutMs, connectionTimeoutMillis: options.timeoutMs }),
   });
-  pool.on('error', (error) => options.onIdleError?.(error));
+  const onLost = (error: Error) => options.onLost?.(error);
+  pool.on('error', onLost);
+  // The pool listens only to clients that lie idle in it. One that is lost between two queries of a transaction would
+  // end the whole process.
+  pool.on('connect', (client) => client.on('error', onLost));
   const db = new Kysely<Database>({ dialect: new PostgresDialect({ pool }) });
   return { db, pool, close: () => db.destroy() };
 }

@@ -1,0 +1,141 @@
+import t, { type Test } from 'tap';
+import { generateKeyring } from '../src/crypto/keyring.ts';
+import type { ClusterUrls } from './support/cluster.ts';
+import { createDatabase, roleOf } from './support/database.ts';
+import { request, runEntry } from './support/process.ts';
+
+const keyring = generateKeyring(new Date());
+
+function environmentOf(urls: ClusterUrls): Record<string, string> {
+  return {
+    DATABASE_URL: urls.app,
+    MIGRATION_DATABASE_URL: urls.owner,
+    APP_ROLE: roleOf(urls.app),
+    LATCHKEY_KEYRING: keyring,
+    PORT: '0',
+  };
+}
+
+async function latchkey(t: Test, args: string[], env: Record<string, string>) {
+  const process = runEntry(t, 'cli/latchkey.ts', args, { env });
+  const { code } = await process.exited;
+  return { code, output: process.output(), stdout: process.stdout() };
+}
+
+t.test('a Postgres of ones own, from empty to the first verified key', async (t) => {
+  const urls = await createDatabase(t, { migrated: false });
+  const env = environmentOf(urls);
+  const call = (...args: string[]) => latchkey(t, args, env);
+
+  const early = await call('serve');
+  t.equal(early.code, 1);
+  t.match(early.output, /no Latchkey schema yet.*`latchkey migrate`/);
+
+  t.match(await call('migrate', '--status'), { code: 1, stdout: 'pending  0001-initial\n' });
+  t.match(await call('migrate', '--dry-run'), { code: 0, stdout: 'would apply: 0001-initial\n' });
+  t.match(await call('migrate'), { code: 0, stdout: 'applied: 0001-initial\n' });
+  t.match(await call('migrate'), { code: 0, stdout: 'The schema is up to date.\n' });
+  t.match(await call('migrate', '--status'), { code: 0, stdout: 'applied  0001-initial\n' });
+
+  const made = await call('bootstrap', '--organization', 'Example Inc', '--admin-email', 'ada@example.com');
+  t.equal(made.code, 0);
+  const tokens = JSON.parse(made.stdout) as Record<string, string>;
+  t.same(Object.keys(tokens), ['organizationId', 'adminToken', 'verifierToken', 'operatorToken']);
+  const again = await call('bootstrap', '--organization', 'Example Inc', '--admin-email', 'ada@example.com');
+  t.equal(again.code, 1);
+  t.match(again.output, /already/);
+  t.match(await call('bootstrap', '--organization', 'Other', '--admin-email', 'nobody'), {
+    code: 1,
+    output: /--admin-email/,
+  });
+
+  const service = runEntry(t, 'server.ts', [], { env });
+  const [, url] = await service.until(/Server listening at (http:\/\/[^"]+)"/);
+  const token = tokens['adminToken'] ?? '';
+  const { body: key } = await request(`${url}/v1/keys`, { method: 'POST', token, body: {} });
+  const { body: verdict } = await request(`${url}/v1/verify`, {
+    method: 'POST',
+    token: tokens['verifierToken'] ?? '',
+    body: { key: key.key, permission: 'write' },
+  });
+  t.equal(verdict.code, 'valid');
+  const { body: history } = await request(`${url}/v1/history`, { token });
+  t.match(history.data.at(-1), { action: 'organization.created', actor: { type: 'system', id: 'bootstrap' } });
+
+  await t.test('doctor sees that all is well, durability aside', async (t) => {
+    const { output } = await call('doctor');
+    t.match(output, /^ok {6}The database can be reached, and its schema is current\.$/m);
+    t.match(output, /^ok {6}The service's role neither owns history nor may write to it directly\.$/m);
+    t.match(output, /^ok {6}The triggers that keep history append-only are there and always fire\.$/m);
+    t.match(output, /^ok {6}The keyring has every entry that keys were sealed under\.$/m);
+  });
+
+  await t.test('doctor and the start warn where one role does it all; strict refuses', async (t) => {
+    const single = { ...env, DATABASE_URL: urls.owner };
+    const { code, output } = await latchkey(t, ['doctor'], single);
+    t.equal(code, 1);
+    t.match(output, /^wrong .*neither owns history/m);
+    const warned = runEntry(t, 'server.ts', [], { env: single });
+    await warned.until(/Server listening/);
+    t.match(warned.output(), /neither owns history/);
+    const strict = await latchkey(t, ['serve'], { ...single, LATCHKEY_STRICT: 'true' });
+    t.equal(strict.code, 78);
+    t.match(strict.output, /LATCHKEY_STRICT/);
+  });
+
+  await t.test('another keyring under the same id, or another prefix, refuses to start', async (t) => {
+    const id = keyring.split(':')[0];
+    const other = `${id}:${Buffer.alloc(32, 7).toString('base64')}`;
+    const swapped = await latchkey(t, ['serve'], { ...env, LATCHKEY_KEYRING: other });
+    t.equal(swapped.code, 78);
+    t.match(swapped.output, /other bytes/);
+    t.notMatch(swapped.output, other);
+    const prefixed = await latchkey(t, ['serve'], { ...env, TOKEN_PREFIX: 'acme' });
+    t.equal(prefixed.code, 78);
+    t.match(prefixed.output, /TOKEN_PREFIX=lk/);
+    const fresh = `new:${Buffer.alloc(32, 8).toString('base64')}`;
+    t.match(await latchkey(t, ['doctor'], { ...env, LATCHKEY_KEYRING: fresh }), {
+      code: 1,
+      output: new RegExp(`wrong .*sealed under ${id}`),
+    });
+  });
+
+  await t.test('SIGTERM ends it in order', async (t) => {
+    service.child.kill('SIGTERM');
+    t.same(await service.exited, { code: 0, signal: null });
+    t.notMatch(service.output(), key.key);
+  });
+});
+
+t.test('wrong configuration and wrong usage have exit codes of their own', async (t) => {
+  const wrong = await latchkey(t, ['serve'], { PORT: 'x', DATABASE_URL: 'x' });
+  t.equal(wrong.code, 78);
+  t.match(wrong.output, /PORT must be/);
+  t.match(wrong.output, /DATABASE_URL must be/);
+  t.match(wrong.output, /LATCHKEY_KEYRING or LATCHKEY_KEYRING_FILE must be set/);
+  t.match(await latchkey(t, ['migrate'], {}), { code: 78, output: /MIGRATION_DATABASE_URL must be set/ });
+  t.match(await latchkey(t, ['bootstrap'], {}), { code: 2, output: /--organization/ });
+  t.match(await latchkey(t, ['eat'], {}), { code: 2 });
+  t.match(await latchkey(t, ['--help'], {}), { code: 0, output: /Exit codes/ });
+  t.match(await latchkey(t, ['doctor'], { LATCHKEY_DATA_DIR: '/nowhere' }), {
+    code: 1,
+    output: /Start the service first/,
+  });
+});
+
+t.test('a service that cannot reach its database says so and ends', async (t) => {
+  const env = { DATABASE_URL: 'postgres://nobody@127.0.0.1:1/nothing', LATCHKEY_KEYRING: keyring };
+  const { code, output } = await latchkey(t, ['serve'], env);
+  t.equal(code, 1);
+  t.match(output, /ECONNREFUSED/);
+});
+
+t.test('MIGRATE_ON_START migrates, and two that start at once both come up', async (t) => {
+  const urls = await createDatabase(t, { migrated: false });
+  const env = { ...environmentOf(urls), MIGRATE_ON_START: 'true' };
+  const replicas = [runEntry(t, 'server.ts', [], { env }), runEntry(t, 'server.ts', [], { env })];
+  for (const replica of replicas) {
+    const [, url] = await replica.until(/Server listening at (http:\/\/[^"]+)"/);
+    t.equal((await request(`${url}/readyz`)).status, 200);
+  }
+});

@@ -1,0 +1,112 @@
+import t from 'tap';
+import { connect } from '../src/db/client.ts';
+import { migrationStatus, requireCurrentSchema, tryMigrations } from '../src/db/migrator.ts';
+import { startService } from './support/app.ts';
+import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
+import { runEntry } from './support/process.ts';
+
+const newest = ['0001-initial'];
+
+t.test('from empty to current, and a second time there is nothing to do', async (t) => {
+  const urls = await createDatabase(t, { migrated: false });
+  t.same(await migrateAs(urls), newest);
+  t.same(await migrateAs(urls), []);
+});
+
+t.test('two at once: one waits for the other, and both end well', async (t) => {
+  for (let round = 0; round < 5; round++) {
+    const urls = await createDatabase(t, { migrated: false });
+    const results = await Promise.all([migrateAs(urls), migrateAs(urls), migrateAs(urls)]);
+    t.same(results.flat(), newest);
+  }
+});
+
+t.test('one that was killed in the middle leaves nothing; the next one completes', async (t) => {
+  const urls = await createDatabase(t, { migrated: false });
+  const owner = roleOf(urls.owner);
+  // The run hangs at its last table, which somebody else is about to make, and is killed there.
+  const blocker = connect({ url: urls.owner, poolSize: 1 });
+  t.teardown(() => blocker.close());
+  const client = await blocker.pool.connect();
+  await client.query('begin; create table history (blocked int)');
+  const hanging = migrateAs(urls);
+  hanging.catch(() => undefined);
+  for (;;) {
+    const waiting = await dbQuery(
+      urls.superuser,
+      `select pg_terminate_backend(pid) from pg_stat_activity
+       where usename = $1 and datname = current_database() and wait_event_type = 'Lock'`,
+      [owner],
+    );
+    if (waiting.length > 0) break;
+  }
+  await t.rejects(hanging);
+  await client.query('rollback');
+  client.release();
+  t.same(await dbQuery(urls.superuser, "select to_regclass('organizations') as left_over"), [{ left_over: null }]);
+  t.same(await migrateAs(urls), newest);
+});
+
+t.test('status and dry run tell, and change nothing', async (t) => {
+  const urls = await createDatabase(t, { migrated: false });
+  const { db, close } = connect({ url: urls.owner, poolSize: 2 });
+  t.teardown(close);
+  t.same(await migrationStatus(db), { applied: [], pending: newest, unknown: [] });
+  t.same(await tryMigrations(db), newest);
+  t.same(await migrationStatus(db), { applied: [], pending: newest, unknown: [] });
+  await migrateAs(urls);
+  t.same(await migrationStatus(db), { applied: newest, pending: [], unknown: [] });
+  t.same(await tryMigrations(db), []);
+});
+
+t.test('the service refuses a schema that is missing, older or newer than its own, and says what to do', async (t) => {
+  const missing = await createDatabase(t, { migrated: false });
+  const older = await createDatabase(t);
+  await dbQuery(older.owner, 'delete from schema_migrations');
+  const newer = await createDatabase(t);
+  await dbQuery(newer.owner, "insert into schema_migrations values ('9999-later', now()::text)");
+  for (const [urls, message] of [
+    [missing, /no Latchkey schema yet.*`latchkey migrate`/],
+    [older, /0001-initial not applied.*`latchkey migrate`/],
+    [newer, /newer Latchkey.*9999-later/],
+  ] as const) {
+    const { db, close } = connect({ url: urls.owner, poolSize: 1 });
+    await t.rejects(requireCurrentSchema(db), { name: 'SchemaMismatch', message });
+    await close();
+  }
+  await t.rejects(migrateAs(newer), { name: 'SchemaMismatch' });
+});
+
+t.test('readiness ends when the schema is no longer the one that the service knows', async (t) => {
+  const { app, urls } = await startService(t);
+  t.equal((await app.inject('/readyz')).statusCode, 200);
+  await dbQuery(urls.owner, "insert into schema_migrations values ('9999-later', now()::text)");
+  const response = await app.inject('/readyz');
+  t.equal(response.statusCode, 503);
+  t.equal(response.json().code, 'unavailable');
+  t.equal((await app.inject('/livez')).statusCode, 200);
+});
+
+t.test('a role that may not create roles says which two statements an administrator has to run', async (t) => {
+  const urls = await createDatabase(t, { migrated: false });
+  const env = { MIGRATION_DATABASE_URL: urls.owner, DATABASE_URL: urls.app, APP_ROLE: 'latchkey_role_that_is_missing' };
+  const cli = runEntry(t, 'cli/latchkey.ts', ['migrate'], { env });
+  t.equal((await cli.exited).code, 1);
+  t.match(cli.output(), /create role "latchkey_role_that_is_missing" login;/);
+  t.match(cli.output(), /alter role "latchkey_role_that_is_missing" password/);
+});
+
+t.test('functions of history can be executed by nobody but the role that got the right', async (t) => {
+  const urls = await createDatabase(t);
+  const rows = await dbQuery(
+    urls.superuser,
+    `select proname, coalesce(array_agg(grantee::regrole::text order by 1) filter (where grantee <> proowner), '{}') as others
+     from pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner))) where proname like 'history_%' group by 1 order by 1`,
+  );
+  const app = roleOf(urls.app);
+  t.same(rows, [
+    { proname: 'history_append', others: [app] },
+    { proname: 'history_begin', others: [app] },
+    { proname: 'history_refuse_change', others: [] },
+  ]);
+});

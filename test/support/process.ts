@@ -1,0 +1,100 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createRequire } from 'node:module';
+import path from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { pathToFileURL } from 'node:url';
+import type { Test } from 'tap';
+
+export interface RunningProcess {
+  child: ChildProcess;
+  /** Everything that it has written so far, to both outputs. */
+  output(): string;
+  stdout(): string;
+  /** Resolves with the match once the output has it; fails if the process ends first or 30 s pass. */
+  until(pattern: RegExp): Promise<RegExpExecArray>;
+  exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
+}
+
+interface Options {
+  env?: NodeJS.ProcessEnv;
+  cwd?: string;
+  uid?: number;
+  gid?: number;
+}
+
+const root = path.dirname(path.dirname(import.meta.dirname));
+const tsx = pathToFileURL(createRequire(import.meta.url).resolve('tsx')).href;
+
+/** Only what a program needs to run: no setting of the tests or of this machine leaks into what is tested. */
+const plainEnvironment = { PATH: process.env['PATH'], HOME: process.env['HOME'], TMPDIR: process.env['TMPDIR'] };
+
+/** Runs one of our entries from the sources, such as `server.ts` or `cli/latchkey.ts`. It is gone when the test ends. */
+export function runEntry(t: Test, entry: string, args: string[] = [], options: Options = {}): RunningProcess {
+  return run(t, process.execPath, [`--import=${tsx}`, path.join(root, 'src', entry), ...args], options);
+}
+
+export function run(t: Test, program: string, args: string[], { env = {}, cwd = root, ...identity }: Options = {}) {
+  const child = spawn(program, args, { cwd, env: { ...plainEnvironment, ...env }, ...identity });
+  const written = { stdout: '', stderr: '' };
+  child.stdout.on('data', (chunk: Buffer) => {
+    written.stdout += chunk.toString();
+  });
+  child.stderr.on('data', (chunk: Buffer) => {
+    written.stderr += chunk.toString();
+  });
+  const exited = once(child, 'close').then(([code, signal]) => ({ code, signal }));
+  let gone = false;
+  void exited.then(() => {
+    gone = true;
+  });
+  t.teardown(async () => {
+    if (!gone) child.kill('SIGTERM');
+    await Promise.race([exited, delay(12_000, undefined, { ref: false })]);
+    if (!gone) child.kill('SIGKILL');
+  });
+  const output = () => written.stdout + written.stderr;
+  return {
+    child,
+    output,
+    stdout: () => written.stdout,
+    exited,
+    async until(pattern: RegExp) {
+      for (const deadline = Date.now() + 30_000; Date.now() < deadline; await delay(20)) {
+        const match = pattern.exec(output());
+        if (match !== null) return match;
+        if (gone) break;
+      }
+      throw new Error(`${pattern} never came; the process wrote:\n${output()}`);
+    },
+  } satisfies RunningProcess;
+}
+
+/** Polls until `check` gives something, with a limit. */
+export async function eventually<Found>(
+  check: () => Promise<Found | undefined | false>,
+  withinMs = 20_000,
+): Promise<Found> {
+  for (const deadline = Date.now() + withinMs; Date.now() < deadline; await delay(50)) {
+    const found = await check();
+    if (found !== undefined && found !== false) return found;
+  }
+  throw new Error(`it did not happen within ${withinMs} ms: ${check.toString()}`);
+}
+
+/** Calls a service that listens on a real port. */
+export async function request(
+  url: string,
+  { method = 'GET', token, body }: { method?: string; token?: string; body?: unknown } = {},
+) {
+  const response = await fetch(url, {
+    method,
+    headers: {
+      ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
+      ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+    },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+  });
+  // biome-ignore lint/suspicious/noExplicitAny: a reply's members are what the tests are about to assert
+  return { status: response.status, headers: response.headers, body: (await response.json()) as any };
+}
