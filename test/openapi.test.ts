@@ -1,6 +1,8 @@
 import { readFileSync } from 'node:fs';
 import t from 'tap';
 import { describeApi } from '../src/describe-api.ts';
+import { historyActions } from '../src/history/events.ts';
+import { toMarkdown } from '../src/http/openapi-markdown.ts';
 import type { Json } from './support/app.ts';
 import { startService } from './support/app.ts';
 
@@ -13,6 +15,13 @@ const operations: Array<[name: string, operation: Json]> = Object.entries(docume
 
 t.test('the committed document is what the routes say', async (t) => {
   t.equal(committed, await describeApi(), 'if the change is meant: npm run openapi');
+});
+
+t.test('the pages for people say the same', async (t) => {
+  t.equal(readFileSync('docs/api.md', 'utf8'), toMarkdown(document), 'if the change is meant: npm run openapi');
+  const history = readFileSync('docs/history.md', 'utf8');
+  const listed = [...history.matchAll(/^\| `([a-z_]+\.[a-z_]+)` \|/gm)].map(([, action]) => action);
+  t.same(listed.sort(), [...historyActions].sort(), 'docs/history.md lists every action');
 });
 
 t.test('the service serves the same document', async (t) => {
