@@ -1,0 +1,150 @@
+import { type AddressInfo, connect as connectSocket, createServer, type Socket } from 'node:net';
+import { sql } from 'kysely';
+import t, { type Test } from 'tap';
+import { connect } from '../src/db/client.ts';
+import { transact } from '../src/db/work.ts';
+import { type Json, startService } from './support/app.ts';
+import { createDatabase, dbQuery, roleOf } from './support/database.ts';
+import { eventually } from './support/process.ts';
+
+/** A way to Postgres that can be made to swallow everything, or to break. */
+async function proxyTo(t: Test, url: string) {
+  const target = new URL(url);
+  const [port, host] = [Number(target.port || 5432), target.hostname];
+  const sockets = new Set<Socket>();
+  let isSwallowing = false;
+  const server = createServer((near) => {
+    const far = connectSocket(port, host);
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      sockets.add(from);
+      from.on('data', (chunk) => isSwallowing || to.write(chunk));
+      from.on('error', () => undefined);
+      from.on('close', () => to.destroy());
+    }
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const end = () => {
+    for (const socket of sockets) socket.destroy();
+  };
+  t.teardown(() => {
+    end();
+    server.close();
+  });
+  target.host = `127.0.0.1:${(server.address() as AddressInfo).port}`;
+  return {
+    url: target.href,
+    end,
+    swallow: (on: boolean) => {
+      isSwallowing = on;
+    },
+  };
+}
+
+t.test('a black-holed database answers 503 within two seconds, and the service comes back by itself', async (t) => {
+  const urls = await createDatabase(t);
+  const proxy = await proxyTo(t, urls.app);
+  const client = connect({ url: proxy.url, poolSize: 4, timeoutMs: 1_500 });
+  t.teardown(() => client.close());
+  const service = await startService(t, { urls, transactor: { db: client.db, clockShiftMs: () => 0 } });
+  t.equal((await service.admin.get('/v1/keys')).status, 200);
+
+  proxy.swallow(true);
+  const startedAt = performance.now();
+  const replies = await Promise.all([
+    service.admin.get('/v1/keys'),
+    service.admin.post('/v1/keys', {}),
+    service.verifier.post('/v1/verify', { key: 'x', permission: 'read' }),
+    service.app.inject('/readyz').then((response) => ({ status: response.statusCode, body: response.json() as Json })),
+  ]);
+  t.ok(performance.now() - startedAt < 2_500, 'the promised two seconds, and a margin for a busy machine');
+  for (const { status, body } of replies) t.same([status, body.code], [503, 'unavailable']);
+  t.equal((await service.app.inject('/livez')).statusCode, 200);
+
+  proxy.swallow(false);
+  proxy.end();
+  await eventually(async () => (await service.admin.get('/v1/keys')).status === 200, 5_000);
+});
+
+t.test(
+  'connections that are killed at any moment: 503 or done, never half and never the end of the process',
+  async (t) => {
+    const service = await startService(t);
+    const { admin, urls } = service;
+    const role = roleOf(urls.app);
+    let isOver = false;
+    const killer = (async () => {
+      while (!isOver) {
+        await dbQuery(
+          urls.superuser,
+          'select pg_terminate_backend(pid) from pg_stat_activity where usename = $1 and datname = current_database()',
+          [role],
+        );
+      }
+    })();
+    const replies: number[] = [];
+    const write = async (worker: number) => {
+      for (let turn = 0; turn < 15; turn++) {
+        const email = `p${worker}-${turn}@p.example`;
+        replies.push((await admin.post('/v1/partners', { email, permissions: ['read'] })).status);
+      }
+    };
+    await Promise.all([0, 1, 2, 3].map(write));
+    isOver = true;
+    await killer;
+    t.ok(
+      replies.every((status) => status === 201 || status === 503),
+      `${[...new Set(replies)]}`,
+    );
+    t.ok(replies.includes(503), 'connections were lost');
+    const { body } = await eventually(async () => {
+      const reply = await admin.get('/v1/history/verify');
+      return reply.status === 200 && reply;
+    });
+    t.match(body, { valid: true });
+    const [counts] = await dbQuery(
+      urls.superuser,
+      `select (select count(*) from partners)::int as partners, (select count(*) from api_keys)::int as keys,
+       (select count(*) from history where action = 'partner.created')::int as partner_events,
+       (select count(*) from history where action = 'key.created')::int as key_events`,
+    );
+    const { partners } = counts as { partners: number };
+    t.same(counts, { partners, keys: partners, partner_events: partners, key_events: partners });
+    t.ok(partners >= replies.filter((status) => status === 201).length, 'nothing acknowledged is lost');
+  },
+);
+
+t.test('a deadlock is tried again, and both acts are done', async (t) => {
+  const urls = await createDatabase(t);
+  await dbQuery(
+    urls.owner,
+    `create table pair (id int primary key, n int); insert into pair values (1, 0), (2, 0);
+    grant select, update on pair to ${roleOf(urls.app)}`,
+  );
+  const client = connect({ url: urls.app, poolSize: 2 });
+  t.teardown(() => client.close());
+  const by = {
+    actor: { type: 'system', id: 'test', name: 'test', email: null },
+    organizationId: null,
+    request: null,
+  } as const;
+  let runs = 0;
+  const arrived: Array<() => void> = [];
+  const bothHoldOne = () =>
+    new Promise<void>((resolve) => {
+      arrived.push(resolve);
+      if (arrived.length >= 2) for (const go of arrived) go();
+    });
+  const act = (first: number, second: number) =>
+    transact({ db: client.db, clockShiftMs: () => 0 }, by, async ({ tx }) => {
+      runs += 1;
+      await sql`update pair set n = n + 1 where id = ${first}`.execute(tx);
+      await bothHoldOne();
+      await sql`update pair set n = n + 1 where id = ${second}`.execute(tx);
+    });
+  await Promise.all([act(1, 2), act(2, 1)]);
+  t.ok(runs > 2, 'one of them had to be run again');
+  t.same(await dbQuery(urls.owner, 'select n from pair'), [{ n: 2 }, { n: 2 }]);
+});

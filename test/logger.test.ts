@@ -1,0 +1,56 @@
+import pg from 'pg';
+import t from 'tap';
+import { idSuffix, newId } from '../src/core/ids.ts';
+import { mintToken } from '../src/crypto/token.ts';
+import { createLogger } from '../src/logger.ts';
+import { startService } from './support/app.ts';
+
+t.test('no token gets into the log, wherever it stands', async (t) => {
+  const lines: string[] = [];
+  const logger = createLogger({
+    level: 'trace',
+    tokenPrefix: 'acme',
+    destination: { write: (line) => void lines.push(line) },
+  });
+  const token = mintToken({ prefix: 'acme', kind: 'k', idSuffix: idSuffix(newId('key')) }).reveal();
+  const secret = token.slice(-49, -6);
+  logger.info({ deep: { list: [token] }, url: `/v1/keys?key=${token}` }, `a message with ${token}`);
+  logger.error({ err: new Error(`failed for ${token}`, { cause: new Error(token) }) });
+  logger.child({ bound: token }).warn({ authorization: `Bearer ${token}` });
+  t.equal(lines.length, 3);
+  for (const line of lines) {
+    t.notMatch(line, secret);
+    t.ok(JSON.parse(line), 'a line stays JSON');
+  }
+  t.match(lines[0], 'acme_k_…');
+});
+
+t.test("an error's row contents stay out of the log", async (t) => {
+  const lines: string[] = [];
+  const logger = createLogger({
+    level: 'trace',
+    tokenPrefix: 'lk',
+    destination: { write: (line) => void lines.push(line) },
+  });
+  const error = new pg.DatabaseError('new row violates check constraint', 10, 'error');
+  Object.assign(error, { code: '23514', constraint: 'two_slots', detail: 'Failing row contains ($argon2id$v=19…)' });
+  logger.error({ err: new Error('outer', { cause: error }) });
+  t.notMatch(lines[0], 'argon2id');
+  t.match(JSON.parse(lines[0] ?? ''), { err: { message: 'outer', cause: { code: '23514', constraint: 'two_slots' } } });
+});
+
+t.test('each reply has one line: who asked what and how it ended, and nothing that was sent', async (t) => {
+  const { admin, logLines } = await startService(t);
+  logLines.length = 0;
+  const { headers } = await admin.post('/v1/keys?', { name: 'A name that is nobody’s business' });
+  const lines = logLines.map((line) => JSON.parse(line)).filter((line) => line.msg === 'request');
+  t.equal(lines.length, 1);
+  t.match(lines[0], {
+    method: 'POST',
+    path: '/v1/keys',
+    status: 201,
+    callerId: /^token_/,
+    reqId: headers['x-request-id'],
+  });
+  t.notMatch(logLines.join(''), 'business');
+});
