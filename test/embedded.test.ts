@@ -270,7 +270,7 @@ t.test('as root', { skip: !isRoot && 'only root can try it' }, async (t) => {
   });
 });
 
-const reachable = spawnSync('ls', ['src/server.ts'], { ...nobody }).status === 0;
+const reachable = spawnSync('ls', [path.resolve('src/server.ts')], nobody).status === 0;
 t.test('as an ordinary user', { skip: isRoot && !reachable && 'nobody cannot reach this checkout' }, async (t) => {
   const directory = await scratch(t);
   if (isRoot) await chown(directory, nobody.uid, nobody.gid);
