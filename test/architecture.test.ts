@@ -2,7 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import t from 'tap';
 
-// DESIGN: a file imports from lower ranks or from its own folder, and there are no cycles.
+// A file imports from lower ranks or from its own folder, and there are no cycles.
 
 const features = ['organizations', 'access-tokens', 'partners', 'keys', 'rows'];
 
@@ -107,4 +107,11 @@ t.test('a file is short enough to be read', async (t) => {
     const lines = readFileSync(file, 'utf8').split('\n').length;
     t.ok(lines <= 320, `${file} has ${lines} lines`);
   }
+});
+
+t.test('nothing was compiled when it was installed: Node is all that a machine needs', async (t) => {
+  const compiled = readdirSync('node_modules', { recursive: true, encoding: 'utf8' }).filter((name) =>
+    name.endsWith(path.join('build', 'config.gypi')),
+  );
+  t.same(compiled, []);
 });
