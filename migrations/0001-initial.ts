@@ -207,7 +207,8 @@ begin
     raise exception 'history: the event names another organization than its chain' using errcode = 'check_violation';
   end if;
   if event_at is null or event_at < head.at
-    or event_at not between clock_timestamp() - interval '1 minute' and clock_timestamp() + interval '1 minute' then
+    or event_at not between clock_timestamp() - interval '1 minute'
+      and greatest(clock_timestamp(), head.at) + interval '1 minute' then
     raise exception 'history: time % is not now', event ->> 'at' using errcode = 'check_violation';
   end if;
   new_hash := sha256(head.hash || convert_to(p_canonical, 'UTF8'));

@@ -232,3 +232,13 @@ t.test('what cannot be recorded does not happen', async (t) => {
   t.equal((await admin.get('/v1/rate-limit')).body.requests, 1_000);
   t.equal((await admin.post(`/v1/keys/${key.id}/reveal`)).status, 200);
 });
+
+t.test('a clock that was set back stops no writer, and time does not run backwards in the chain', async (t) => {
+  const service = await startService(t);
+  await dbQuery(service.urls.superuser, "update history_heads set at = at + interval '10 minutes'");
+  const [last] = (await service.admin.get('/v1/history?limit=1')).body.data;
+  t.equal((await service.admin.post('/v1/keys', {})).status, 201);
+  const [event] = (await service.admin.get('/v1/history?limit=1')).body.data;
+  t.ok(Date.parse(event.at) - Date.parse(last.at) >= 600_000);
+  t.match((await service.admin.get('/v1/history/verify')).body, { valid: true });
+});
