@@ -36,6 +36,21 @@ t.test('24 at once into an empty row: two get in, the rest are told that it is f
   await requireSoundHistory(t, service);
 });
 
+t.test('two at once into an empty row: both get in, nobody is told that a free place is taken', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  await admin.delete(`/v1/keys/${partner.keys[0].id}`);
+  for (const row of [{}, { partnerId: partner.id }]) {
+    for (let round = 0; round < 15; round++) {
+      const replies = await Promise.all([admin.post('/v1/keys', row), admin.post('/v1/keys', row)]);
+      t.same(statuses(replies), [201, 201]);
+      await Promise.all(replies.map(({ body }) => admin.delete(`/v1/keys/${body.id}`)));
+    }
+  }
+  await requireSoundHistory(t, service);
+});
+
 t.test('a key created while its partner is deleted: never a live key under a deleted partner', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
