@@ -99,6 +99,7 @@ t.test('every route but the public ones', async (t) => {
     await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'Expired', expiresAt })
   ).body;
   service.later(120_000);
+  const { body: other } = await service.operator.post('/v1/organizations', { name: 'Other' });
   const unknown = mintToken({ prefix: 'lk', kind: 'a', idSuffix: idSuffix(newId('token')) }).reveal();
   const refused: Array<[what: string, token: string | undefined, code: string]> = [
     ['no token', undefined, 'unauthorized'],
@@ -163,7 +164,9 @@ t.test('every route but the public ones', async (t) => {
         }
         await isRefused(t, cast[`operator${wrongScope}` as keyof Cast], 403, 'scope_missing', inOurs);
         await isRefused(t, cast.operator, 404, 'not_found', { 'latchkey-organization': newId('org') });
-        await isRefused(t, cast.admin, 404, 'not_found', { 'latchkey-organization': newId('org') });
+        for (const named of [newId('org'), other.id]) {
+          await isRefused(t, cast.admin, 404, 'not_found', { 'latchkey-organization': named });
+        }
         if (rule.installation !== true) await isRefused(t, cast.operator, 400, 'bad_request');
       });
     }

@@ -185,6 +185,18 @@ t.test('killed, whichever part: nothing acknowledged is lost, and no hand is nee
     t.equal(await verdict(instance, keys[1] ?? ''), 'valid');
   });
 
+  await t.test(
+    'a signal that reaches every process, as from a service manager, leaves Latchkey its Postgres',
+    async (t) => {
+      const pid = await postmasterPid(directory);
+      const watchdog = (await findProcess(pid))?.parent ?? 0;
+      for (const signal of ['SIGHUP', 'SIGINT', 'SIGTERM'] as const) process.kill(watchdog, signal);
+      t.equal(await verdict(instance, keys[0] ?? ''), 'valid');
+      t.notOk(await isGone(watchdog));
+      t.equal(await postmasterPid(directory), pid);
+    },
+  );
+
   await t.test('Postgres: it is started again under the running service', async (t) => {
     const pid = await postmasterPid(directory);
     process.kill(pid, 'SIGKILL');
