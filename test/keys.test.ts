@@ -132,6 +132,8 @@ t.test('a compromised key is wiped at once and stays recognised', async (t) => {
   t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'deleted');
 
   await admin.delete(`/v1/keys/${unused.id}?reason=unused`);
+  const look = await admin.post(`/v1/keys/${unused.id}/reveal`);
+  t.equal(look.body.code, 'already_deleted', 'what could still be restored is not shown');
   const worse = await admin.delete(`/v1/keys/${unused.id}?reason=compromised`);
   t.equal(worse.status, 200, 'a key deleted for another reason may turn out to be compromised');
   t.equal(worse.body.restorableUntil, null);
