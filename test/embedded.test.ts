@@ -1,4 +1,5 @@
 import { spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import {
   chmod,
@@ -42,6 +43,19 @@ async function start(t: Test, directory: string, env: NodeJS.ProcessEnv = {}): P
   const [, url = ''] = await process.until(/Latchkey listens on (http:\/\/[^\s,]+[0-9])/);
   const credentials = async () => JSON.parse(await readFile(path.join(directory, 'credentials.json'), 'utf8'));
   return { process, url, directory, credentials };
+}
+
+/** False while somebody else has the port, such as an instance of another test file. */
+async function take(t: Test, port: number): Promise<boolean> {
+  const server = createServer();
+  const listening = once(server, 'listening');
+  server.listen(port, '127.0.0.1');
+  const taken = await listening.then(
+    () => true,
+    () => false,
+  );
+  if (taken) t.teardown(() => void server.close());
+  return taken;
 }
 
 async function postmasterPid(directory: string): Promise<number> {
@@ -220,11 +234,7 @@ t.test('killed, whichever part: nothing acknowledged is lost, and no hand is nee
 });
 
 t.test('where the default ports are taken it takes others and says so', async (t) => {
-  for (const port of [8_080, 54_329]) {
-    const server = createServer().on('error', () => undefined);
-    server.listen(port, '127.0.0.1');
-    t.teardown(() => void server.close());
-  }
+  for (const port of [8_080, 54_329]) await eventually(() => take(t, port));
   const directory = await scratch(t);
   const instance = await start(t, directory, { PORT: '' });
   t.match(instance.process.output(), /Port 8080 is taken/);
