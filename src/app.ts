@@ -25,14 +25,18 @@ import { keyRoutes } from './keys/routes.ts';
 import { operatorOrganizationRoutes, organizationRoutes } from './organizations/routes.ts';
 import { partnerRoutes } from './partners/routes.ts';
 import { rowRoutes } from './rows/routes.ts';
-import { verificationRoutes } from './verification/routes.ts';
+import { authorizeRoutes } from './verification/authorize-routes.ts';
+import { introspectionRoutes, verificationRoutes } from './verification/routes.ts';
 import { selfRoutes } from './verification/self-routes.ts';
+import type { VerificationState } from './verification/state.ts';
+import { usageRoutes } from './verification/usage-routes.ts';
 import { createVerifier } from './verification/verifier.ts';
 
 export interface AppDeps {
   logger: FastifyBaseLogger;
   transactor: Transactor;
   crypto: TokenCrypto;
+  verification: Pick<VerificationState, 'clock' | 'records' | 'limits' | 'usage'>;
   limits: EndpointLimits;
   undoWindowSeconds: number;
   trustProxy: string[] | false;
@@ -44,20 +48,35 @@ export interface AppDeps {
 /** The whole service but its process: every registration, in order. */
 export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const { transactor, crypto, undoWindowSeconds, isStopping = () => false } = deps;
-  const { db, clockShiftMs } = transactor;
+  const { clock, records, limits, usage } = deps.verification;
+  const { db } = transactor;
   const tokenPrefix = crypto.prefix;
   const attempts = createAttemptLimit();
   const secretCheckFor = (table: 'api_keys' | 'access_tokens') =>
-    createSecretCheck({ crypto, attempts, retag: (id, tag) => replaceTag(db, table, id, tag) });
+    createSecretCheck({
+      crypto,
+      attempts,
+      retag: (id, tag) =>
+        replaceTag(db, table, id, tag).catch((err: unknown) => {
+          deps.logger.warn({ err, id }, 'A tag that was made anew could not be kept.');
+        }),
+    });
   const checkKey = secretCheckFor('api_keys');
   const authenticate = createAuthenticator({
-    db,
+    records,
+    clock,
     prefix: tokenPrefix,
     checkKey,
     checkAccessToken: secretCheckFor('access_tokens'),
-    clockShiftMs,
   });
-  const verifier = createVerifier({ db, prefix: tokenPrefix, checkSecret: checkKey, clockShiftMs });
+  const verifier = createVerifier({
+    apiKeys: records.apiKeys,
+    clock,
+    prefix: tokenPrefix,
+    checkSecret: checkKey,
+    limits,
+    usage,
+  });
   const mint = createKeyMint(crypto);
 
   const app = fastify(serverOptions(deps));
@@ -82,6 +101,9 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(operatorOrganizationRoutes, { ...v1, transactor });
   await app.register(accessTokenRoutes, { ...v1, transactor, crypto });
   await app.register(verificationRoutes, { ...v1, verifier });
-  await app.register(selfRoutes, v1);
+  await app.register(authorizeRoutes, { ...v1, verifier });
+  await app.register(introspectionRoutes, { ...v1, verifier });
+  await app.register(selfRoutes, { ...v1, limits });
+  await app.register(usageRoutes, { ...v1, transactor });
   return app;
 }

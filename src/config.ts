@@ -25,6 +25,11 @@ function isPostgresUrl(text: string): boolean {
   return url !== undefined && ['postgres:', 'postgresql:'].includes(url.protocol);
 }
 
+function isRedisUrl(text: string): boolean {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  return url !== undefined && ['redis:', 'rediss:'].includes(url.protocol);
+}
+
 const networks = z
   .string()
   .transform((text) => text.split(',').map((part) => part.trim()))
@@ -75,6 +80,10 @@ export const environment = z.object({
     description: 'Migrate before the service starts; the embedded database is always migrated.',
     example: 'true',
   }),
+  LISTEN_DATABASE_URL: postgresUrl.optional().meta({
+    description: 'A direct way to the same database, where DATABASE_URL leads through a transaction pooler.',
+    example: 'postgres://latchkey_app:…@db:5432/latchkey',
+  }),
   DATABASE_POOL_SIZE: integer(1, 500).default(10).meta({
     description: 'Connections to Postgres at most.',
     example: '20',
@@ -124,6 +133,22 @@ export const environment = z.object({
   REVEAL_LIMIT: integer(1, 1_000_000_000).default(60).meta({
     description: 'Reveals a minute of one admin.',
     example: '60',
+  }),
+  VERIFY_STALE_SECONDS: integer(0, 86_400).default(30).meta({
+    description: 'How long known keys go on working while Postgres does not answer; 0: not at all.',
+    example: '30',
+  }),
+  VERIFY_CACHE_SIZE: integer(100, 10_000_000).default(200_000).meta({
+    description: 'Keys kept in memory at most, about 1.5 KB each.',
+    example: '200000',
+  }),
+  REDIS_URL: z.string().refine(isRedisUrl, 'must be a URL of the form redis://host:6379').optional().meta({
+    description: 'A Redis or Valkey in which replicas count rate limits together. Not set: each counts by itself.',
+    example: 'redis://cache:6379',
+  }),
+  USAGE_HOURLY_DAYS: integer(1, 3_650).default(35).meta({
+    description: 'Days for which usage is kept by the hour; older hours are folded into days.',
+    example: '35',
   }),
   UNDO_WINDOW_SECONDS: integer(0, 31_536_000).default(86_400).meta({
     description: 'How long an admin can undo a deletion.',

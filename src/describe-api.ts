@@ -4,13 +4,27 @@ import { generateKeyring, parseKeyring } from './crypto/keyring.ts';
 import { createSecretHasher } from './crypto/secret-hash.ts';
 import { connect } from './db/client.ts';
 import { openApiText } from './http/openapi.ts';
+import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
 
 /** The OpenAPI document as it is committed: the real routes of an app that never meets a database. */
 export async function describeApi(): Promise<string> {
-  const client = connect({ url: 'postgres://nobody@127.0.0.1:1/nothing', poolSize: 1 });
+  const url = 'postgres://nobody@127.0.0.1:1/nothing';
+  const client = connect({ url, poolSize: 1 });
+  const logger = pino({ level: 'silent' });
+  const verification = startVerificationState({
+    db: client.db,
+    listenUrl: url,
+    redisUrl: undefined,
+    capacity: 1,
+    staleMs: 0,
+    hourlyDays: 1,
+    clockShiftMs: () => 0,
+    logger,
+  });
   const app = await buildApp({
-    logger: pino({ level: 'silent' }),
+    logger,
+    verification,
     transactor: { db: client.db, clockShiftMs: () => 0 },
     crypto: {
       prefix: 'lk',
@@ -27,6 +41,7 @@ export async function describeApi(): Promise<string> {
     return openApiText(app);
   } finally {
     await app.close();
+    await verification.close();
     await client.close();
   }
 }

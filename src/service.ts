@@ -13,6 +13,7 @@ import { migrate, requireCurrentSchema } from './db/migrator.ts';
 import type { Transactor } from './db/work.ts';
 import { type EmbeddedInstance, startEmbeddedInstance } from './embedded-instance.ts';
 import { isAnyOrganizationThere } from './organizations/store.ts';
+import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
 
 /** The service as a whole: with its database, listening. */
@@ -51,7 +52,23 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     const crypto = tokenCrypto(config, embedded);
     await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring: crypto.keyring });
     await requireGuarantees(client, config, logger);
-    const transactor: Transactor = { db: client.db, clockShiftMs: () => 0 };
+    const noShift = () => 0;
+    const verification = startVerificationState({
+      db: client.db,
+      listenUrl: config.LISTEN_DATABASE_URL ?? database.appUrl,
+      redisUrl: config.REDIS_URL,
+      capacity: config.VERIFY_CACHE_SIZE,
+      staleMs: config.VERIFY_STALE_SECONDS * 1000,
+      hourlyDays: config.USAGE_HOURLY_DAYS,
+      clockShiftMs: noShift,
+      logger,
+    });
+    closers.push(() => verification.close());
+    const transactor: Transactor = {
+      db: client.db,
+      clockShiftMs: noShift,
+      onChanged: (ids) => verification.records.invalidate(ids),
+    };
     const bootstrapped = embedded === undefined ? undefined : await bootstrapOnce(embedded, transactor, crypto);
 
     let stopping = false;
@@ -59,6 +76,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       logger,
       transactor,
       crypto,
+      verification,
       limits: {
         callerLimit: config.CALLER_LIMIT,
         addressLimit: config.ADDRESS_LIMIT,

@@ -89,7 +89,8 @@ t.test('every route but the public ones', async (t) => {
   const { app, admin, organizationId } = service;
   const cast = await castOf(service);
   const ids = await idsOf(service);
-  const guarded = app.routeList.filter((route) => ruleOf(route) !== 'public');
+  const isGateways = (rule: AccessRule) => rule !== 'public' && rule.role === 'gateway';
+  const guarded = app.routeList.filter((route) => ruleOf(route) !== 'public' && !isGateways(ruleOf(route)));
   t.ok(guarded.length >= 25, 'the list is the real one');
 
   const revoked = (await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'Revoked' })).body;
@@ -143,7 +144,7 @@ t.test('every route but the public ones', async (t) => {
           if (reply.body !== undefined) t.equal(reply.body.code, code, what);
         }
         const rule = ruleOf(route);
-        if (rule === 'public' || rule.role === 'any') return;
+        if (rule === 'public' || rule.role === 'any' || rule.role === 'gateway') return;
         await isRefused(t, cast.apiKey, 403, 'forbidden');
         const wrongRoles = { admin: ['verifier'], operator: ['admin', 'verifier'], verifier: ['admin', 'operator'] };
         for (const role of wrongRoles[rule.role] as Array<'admin' | 'operator' | 'verifier'>) {
@@ -169,6 +170,41 @@ t.test('every route but the public ones', async (t) => {
         }
         if (rule.installation !== true) await isRefused(t, cast.operator, 400, 'bad_request');
       });
+    }
+  }
+});
+
+t.test('routes for gateways answer 503 to whoever is no verifier, and say in the log why', async (t) => {
+  const service = await startService(t);
+  const { app, logLines } = service;
+  const cast = await castOf(service);
+  const key = cast.apiKey.token;
+  const gateways = app.routeList.filter((route) => {
+    const rule = ruleOf(route);
+    return rule !== 'public' && rule.role === 'gateway';
+  });
+  t.ok(gateways.flatMap(methodsOf).length >= 14);
+  const intruders: Array<[what: string, headers: Record<string, string>]> = [
+    ['nobody', {}],
+    ['a malformed token', { 'x-latchkey-token': 'nonsense' }],
+    ["the verifier's token in the wrong header", { authorization: `Bearer ${cast.verifier.token}` }],
+    ['an API key', { 'x-latchkey-token': key }],
+    ['an admin', { 'x-latchkey-token': cast.admin.token }],
+    ['an operator', { 'x-latchkey-token': cast.operator.token }],
+    ['a verifier without the scope read', { 'x-latchkey-token': cast.verifierWriteOnly.token }],
+  ];
+  for (const route of gateways) {
+    for (const method of methodsOf(route)) {
+      for (const [what, headers] of intruders) {
+        const before = logLines.length;
+        const response = await app.inject({
+          method: method as 'GET',
+          url: route.url,
+          headers: { 'x-api-key': key, 'x-forwarded-method': 'GET', ...headers },
+        });
+        t.equal(response.statusCode, 503, `${method} ${route.url}: ${what}`);
+        t.match(logLines.slice(before).join(''), 'is not the token of a verifier');
+      }
     }
   }
 });

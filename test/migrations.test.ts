@@ -5,7 +5,7 @@ import { startService } from './support/app.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { runEntry } from './support/process.ts';
 
-const newest = ['0001-initial'];
+const newest = ['0001-initial', '0002-verification'];
 
 t.test('from empty to current, and a second time there is nothing to do', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
@@ -67,7 +67,7 @@ t.test('the service refuses a schema that is missing, older or newer than its ow
   await dbQuery(newer.owner, "insert into schema_migrations values ('9999-later', now()::text)");
   for (const [urls, message] of [
     [missing, /no Latchkey schema yet.*`latchkey migrate`/],
-    [older, /0001-initial not applied.*`latchkey migrate`/],
+    [older, /0001-initial.* not applied.*`latchkey migrate`/],
     [newer, /newer Latchkey.*9999-later/],
   ] as const) {
     const { db, close } = connect({ url: urls.owner, poolSize: 1 });

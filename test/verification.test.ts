@@ -5,6 +5,7 @@ import { mintToken } from '../src/crypto/token.ts';
 import { type DecidedKey, decide, type VerdictCode, type Wanted } from '../src/verification/policy.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
+import { eventually } from './support/process.ts';
 
 const now = new Date('2026-06-01T12:00:00.000Z');
 const earlier = new Date(now.getTime() - 1);
@@ -121,12 +122,13 @@ t.test('the answer over the wire', async (t) => {
     name: null,
     metadata: {},
     expiresAt: null,
-    rateLimit: null,
   };
 
   await t.test('valid, with what the backend needs to know', async (t) => {
-    t.same(await ask(key.key), { valid: true, code: 'valid', ...facts });
-    t.same(await ask(key.key, { permission: 'write' }), { valid: false, code: 'insufficient_permission', ...facts });
+    const rateLimit = { limit: 1000, remaining: 999, resetSeconds: 60 };
+    t.same(await ask(key.key), { valid: true, code: 'valid', ...facts, rateLimit });
+    const refused = { valid: false, code: 'insufficient_permission', ...facts, rateLimit: null };
+    t.same(await ask(key.key, { permission: 'write' }), refused);
   });
 
   await t.test('malformed, without asking the database', async (t) => {
@@ -160,12 +162,12 @@ t.test('the answer over the wire', async (t) => {
 
   await t.test('suspended, partner_suspended, deleted', async (t) => {
     await dbQuery(urls.superuser, 'update partners set suspended_at = now() where id = $1', [partner.id]);
-    t.equal((await ask(key.key)).code, 'partner_suspended');
+    await eventually(async () => (await ask(key.key)).code === 'partner_suspended', 1_000);
     await dbQuery(urls.superuser, 'update api_keys set suspended_at = now() where id = $1', [key.id]);
-    t.equal((await ask(key.key)).code, 'suspended');
+    await eventually(async () => (await ask(key.key)).code === 'suspended', 1_000);
     t.equal((await as(key.key).get('/v1/self')).status, 401);
     await admin.delete(`/v1/keys/${key.id}`);
-    t.same(await ask(key.key), { valid: false, code: 'deleted', ...facts });
+    t.same(await ask(key.key), { valid: false, code: 'deleted', ...facts, rateLimit: null });
   });
 
   await t.test('bad input is a 400 with its path', async (t) => {

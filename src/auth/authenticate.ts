@@ -2,25 +2,26 @@ import type { Problem } from '../core/errors.ts';
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import { Secret } from '../crypto/secret.ts';
 import { parseToken } from '../crypto/token.ts';
-import type { Db } from '../db/client.ts';
+import type { DatabaseClock } from '../db/clock.ts';
 import { unauthorized } from './credential.ts';
 import type { AccessTokenPrincipal, ApiKeyPrincipal, Principal } from './principal.ts';
+import type { Records } from './records.ts';
 import type { SecretCheck } from './secret-check.ts';
-import { type AccessTokenRecord, type ApiKeyRecord, findAccessToken, findApiKey } from './store.ts';
+import type { AccessTokenRecord, ApiKeyRecord } from './store.ts';
 
 interface AuthenticatorOptions {
-  db: Db;
+  records: Records;
+  clock: DatabaseClock;
   prefix: string;
   checkKey: SecretCheck;
   checkAccessToken: SecretCheck;
-  clockShiftMs: () => number;
 }
 
-/** @throws Problem `token_malformed`, `unauthorized`, `token_expired` */
+/** @throws Problem `token_malformed`, `unauthorized`, `token_expired`, `unavailable` */
 export type Authenticate = (token: string) => Promise<Principal>;
 
-/** Bearer → Principal. Reads the record each time, so a revoked token is refused from the next request on. */
-export function createAuthenticator({ db, prefix, clockShiftMs, ...check }: AuthenticatorOptions): Authenticate {
+/** Bearer → Principal. */
+export function createAuthenticator({ records, clock, prefix, ...check }: AuthenticatorOptions): Authenticate {
   return async (text) => {
     const parsed = parseToken(text, prefix);
     if (parsed === undefined) {
@@ -29,16 +30,16 @@ export function createAuthenticator({ db, prefix, clockShiftMs, ...check }: Auth
     }
     const token = new Secret(text);
     if (parsed.kind === 'k') {
-      const record = await findApiKey(db, `key_${parsed.idSuffix}` as KeyId);
+      const record = await records.apiKeys.get(`key_${parsed.idSuffix}` as KeyId);
       const matches = await check.checkKey(record, token);
       if (record === undefined || !matches || isDead(record)) throw refused();
-      requireUnexpired(record, clockShiftMs());
+      requireUnexpired(record, clock);
       return apiKeyPrincipal(record);
     }
-    const record = await findAccessToken(db, `token_${parsed.idSuffix}` as AccessTokenId);
+    const record = await records.accessTokens.get(`token_${parsed.idSuffix}` as AccessTokenId);
     const matches = await check.checkAccessToken(record, token);
     if (record === undefined || !matches || record.deleted_at !== null) throw refused();
-    requireUnexpired(record, clockShiftMs());
+    requireUnexpired(record, clock);
     return accessTokenPrincipal(record);
   };
 }
@@ -52,8 +53,8 @@ function refused(): Problem {
   return unauthorized('unauthorized', 'The credential is unknown, wrong or revoked.', 'invalid_token');
 }
 
-function requireUnexpired(record: { expires_at: Date | null; databaseTime: Date }, shiftMs: number): void {
-  if (record.expires_at === null || record.expires_at.getTime() > record.databaseTime.getTime() + shiftMs) return;
+function requireUnexpired(record: { expires_at: Date | null }, clock: DatabaseClock): void {
+  if (record.expires_at === null || record.expires_at.getTime() > clock.nowMs()) return;
   const detail = `The credential expired at ${record.expires_at.toISOString()}.`;
   throw unauthorized('token_expired', detail, 'invalid_token');
 }
@@ -67,7 +68,7 @@ function apiKeyPrincipal(record: ApiKeyRecord): ApiKeyPrincipal {
     permission: record.permission,
     name: record.name,
     expiresAt: record.expires_at,
-    rateLimit: { requests: record.rate_limit_requests, windowSeconds: record.rate_limit_window_seconds },
+    record,
   };
 }
 

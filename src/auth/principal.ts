@@ -1,6 +1,7 @@
 import type { Actor } from '../core/actor.ts';
 import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Access, Permission } from '../core/permissions.ts';
+import type { ApiKeyRecord } from './store.ts';
 
 /** Who calls, as the presented credential proves it. */
 export type Principal = AccessTokenPrincipal | ApiKeyPrincipal;
@@ -27,7 +28,8 @@ export interface ApiKeyPrincipal {
   permission: Permission;
   name: string | null;
   expiresAt: Date | null;
-  rateLimit: { requests: number; windowSeconds: number };
+  /** What its use is counted by. */
+  record: ApiKeyRecord;
 }
 
 export function actorOf(principal: AccessTokenPrincipal): Actor {

@@ -14,12 +14,12 @@ interface CheckedRecord {
 interface SecretCheckOptions {
   crypto: TokenCrypto;
   attempts: AttemptLimit;
-  /** Keeps a tag that was made anew. A failure here does not refuse the token. */
+  /** Keeps a tag that was made anew. A failure here does not refuse the token: the next process does it again. */
   retag: (id: KeyId | AccessTokenId, tag: { tag: Buffer; tag_keyring_id: string }) => Promise<void>;
 }
 
 /** Whether a token is the one that a record was made for; undefined record: do the same work and say no. */
-export type SecretCheck = (record: CheckedRecord | undefined, token: Secret) => Promise<boolean>;
+export type SecretCheck = (record: CheckedRecord | undefined, token: Secret) => boolean | Promise<boolean>;
 
 /**
  * The tag decides, in microseconds. Only where the record's tag was made under a keyring entry that is gone does the
@@ -27,17 +27,36 @@ export type SecretCheck = (record: CheckedRecord | undefined, token: Secret) => 
  * nobody can buy argon2id runs by guessing.
  */
 export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOptions): SecretCheck {
-  return async (record, token) => {
-    if (record === undefined) return decoyMatches(crypto.keyring.primary, token);
+  const running = new Map<string, { tag: Buffer; matches: Promise<boolean> }>();
+  const { primary } = crypto.keyring;
+
+  /** Requests with the same token share one attempt, or a busy key would be refused while its tag is made anew. */
+  function checkSlowly(record: CheckedRecord, hash: string, token: Secret): Promise<boolean> {
+    const shared = running.get(record.id);
+    if (shared !== undefined && tagMatches(primary, token, shared.tag)) return shared.matches;
+    const tag = tagOf(primary, token);
+    const matches = attempts.run(record.id, () => crypto.hasher.verify(hash, token));
+    const attempt = { tag, matches: matches.then((isRight) => (isRight ? renew(record, tag) : false)) };
+    if (shared === undefined) {
+      running.set(record.id, attempt);
+      const forget = () => void running.delete(record.id);
+      attempt.matches.then(forget, forget);
+    }
+    return attempt.matches;
+  }
+
+  async function renew(record: CheckedRecord, tag: Buffer): Promise<true> {
+    // The copy in memory too: the next request may come before the record has been read again.
+    Object.assign(record, { tag, tag_keyring_id: primary.id });
+    await retag(record.id, { tag, tag_keyring_id: primary.id });
+    return true;
+  }
+
+  return (record, token) => {
+    if (record === undefined) return decoyMatches(primary, token);
     const entry = crypto.keyring.get(record.tag_keyring_id);
     if (entry !== undefined) return tagMatches(entry, token, record.tag);
-    const hash = record.argon2id_hash;
-    if (hash === null) return decoyMatches(crypto.keyring.primary, token);
-    const matches = await attempts.run(record.id, () => crypto.hasher.verify(hash, token));
-    if (matches) {
-      const { primary } = crypto.keyring;
-      await retag(record.id, { tag: tagOf(primary, token), tag_keyring_id: primary.id });
-    }
-    return matches;
+    if (record.argon2id_hash === null) return decoyMatches(primary, token);
+    return checkSlowly(record, record.argon2id_hash, token);
   };
 }

@@ -3,17 +3,32 @@ import { sql } from 'kysely';
 import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Permission } from '../core/permissions.ts';
 import type { Db } from '../db/client.ts';
+import type { DatabaseClock } from '../db/clock.ts';
 import type { AccessTokensTable } from '../db/schema.ts';
 
-export type AccessTokenRecord = Selectable<AccessTokensTable> & { databaseTime: Date };
+export type AccessTokenRecord = Selectable<AccessTokensTable>;
 
-export async function findAccessToken(db: Db, id: AccessTokenId): Promise<AccessTokenRecord | undefined> {
-  return db
+/** Those of the ids that exist, in one query. */
+export async function loadAccessTokens(
+  db: Db,
+  clock: DatabaseClock,
+  ids: AccessTokenId[],
+): Promise<AccessTokenRecord[]> {
+  const sentAtMs = performance.now();
+  const rows = await db
     .selectFrom('access_tokens')
     .selectAll()
-    .select(sql<Date>`now()`.as('databaseTime'))
-    .where('id', '=', id)
-    .executeTakeFirst();
+    .select(timeColumn)
+    .where('id', '=', sql<AccessTokenId>`any(${ids})`)
+    .execute();
+  sampleTime(clock, rows, sentAtMs);
+  return rows;
+}
+
+const timeColumn = sql<Date>`clock_timestamp()`.as('database_time');
+
+function sampleTime(clock: DatabaseClock, [row]: Array<{ database_time: Date }>, sentAtMs: number): void {
+  if (row !== undefined) clock.sample(row.database_time.getTime(), sentAtMs, performance.now());
 }
 
 /** A key joined with what decides about it beside itself. */
@@ -29,18 +44,23 @@ export interface ApiKeyRecord {
   tag: Buffer;
   tag_keyring_id: string;
   argon2id_hash: string | null;
+  created_at: Date;
   expires_at: Date | null;
   allowed_ips: string[];
   suspended_at: Date | null;
   deleted_at: Date | null;
-  /** The key's own limit, else its partner's, else the organization's. */
-  rate_limit_requests: number;
-  rate_limit_window_seconds: number;
-  databaseTime: Date;
+  /** The key's own limit, which counts besides its owner's. */
+  rate_limit_requests: number | null;
+  rate_limit_window_seconds: number | null;
+  /** The partner's limit, else the organization's. */
+  owner_limit_requests: number;
+  owner_limit_window_seconds: number;
 }
 
-export async function findApiKey(db: Db, id: KeyId): Promise<ApiKeyRecord | undefined> {
-  return db
+/** Those of the ids that exist, in one query. */
+export async function loadApiKeys(db: Db, clock: DatabaseClock, ids: KeyId[]): Promise<ApiKeyRecord[]> {
+  const sentAtMs = performance.now();
+  const rows = await db
     .selectFrom('api_keys as key')
     .innerJoin('organizations as organization', 'organization.id', 'key.organization_id')
     .leftJoin('partners as partner', 'partner.id', 'key.partner_id')
@@ -56,19 +76,23 @@ export async function findApiKey(db: Db, id: KeyId): Promise<ApiKeyRecord | unde
       'key.tag',
       'key.tag_keyring_id',
       'key.argon2id_hash',
+      'key.created_at',
       'key.expires_at',
       'key.allowed_ips',
       'key.suspended_at',
       'key.deleted_at',
-      sql<number>`coalesce(key.rate_limit_requests, partner.rate_limit_requests, organization.rate_limit_requests)`.as(
-        'rate_limit_requests',
+      'key.rate_limit_requests',
+      'key.rate_limit_window_seconds',
+      sql<number>`coalesce(partner.rate_limit_requests, organization.rate_limit_requests)`.as('owner_limit_requests'),
+      sql<number>`coalesce(partner.rate_limit_window_seconds, organization.rate_limit_window_seconds)`.as(
+        'owner_limit_window_seconds',
       ),
-      sql<number>`coalesce(key.rate_limit_window_seconds, partner.rate_limit_window_seconds,
-        organization.rate_limit_window_seconds)`.as('rate_limit_window_seconds'),
-      sql<Date>`now()`.as('databaseTime'),
+      timeColumn,
     ])
-    .where('key.id', '=', id)
-    .executeTakeFirst();
+    .where('key.id', '=', sql<KeyId>`any(${ids})`)
+    .execute();
+  sampleTime(clock, rows, sentAtMs);
+  return rows;
 }
 
 /** The tag made anew under the primary keyring entry, after the argon2id hash has vouched for the token. */

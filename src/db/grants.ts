@@ -14,6 +14,9 @@ const privileges: Record<string, string> = {
   access_tokens: 'select, insert, update',
   history: 'select',
   history_heads: 'select',
+  usage_hours: 'select, insert, update, delete',
+  usage_days: 'select, insert, update',
+  key_last_uses: 'select, insert, update',
 };
 
 /** The role does not exist and may not be made by the one that migrates. The message has the two statements. */

@@ -1,11 +1,13 @@
 import { type Kysely, type Migration, Migrator, sql } from 'kysely';
 import * as initial from '../../migrations/0001-initial.ts';
+import * as verification from '../../migrations/0002-verification.ts';
 import type { Db } from './client.ts';
 import { grantToApp, prepareAppRole } from './grants.ts';
 
 /** In order, for good: a migration that was released is never renamed, edited or taken out. */
 const migrations: Record<string, Migration> = {
   '0001-initial': initial,
+  '0002-verification': verification,
 };
 
 const migrationTable = 'schema_migrations';

@@ -16,6 +16,9 @@ export interface Database {
   access_tokens: AccessTokensTable;
   history: HistoryTable;
   history_heads: HistoryHeadsTable;
+  usage_hours: UsageHoursTable;
+  usage_days: UsageDaysTable;
+  key_last_uses: KeyLastUsesTable;
 }
 
 export interface InstallationTable {
@@ -121,4 +124,25 @@ export interface HistoryHeadsTable {
   sequence: ColumnType<number, never, never>;
   hash: ColumnType<Buffer, never, never>;
   at: ColumnType<Date, never, never>;
+}
+
+/** How often a key was asked about within one hour, by how that ended. */
+export interface UsageHoursTable {
+  organization_id: OrganizationId;
+  partner_id: PartnerId | null;
+  key_id: KeyId;
+  hour: Date;
+  allowed: number;
+  denied: number;
+  rate_limited: number;
+}
+
+/** Hours folded into days of UTC. */
+export interface UsageDaysTable extends Omit<UsageHoursTable, 'hour'> {
+  day: Date;
+}
+
+export interface KeyLastUsesTable {
+  key_id: KeyId;
+  at: Date;
 }

@@ -25,12 +25,16 @@ export interface Work<By extends Doer = Doer> {
   by: By;
   /** Run last, in order, inside the transaction: what locks the most contended rows. */
   beforeCommit: Array<() => Promise<void>>;
+  /** Ids of what is changed here. Copies of it in memory are dropped before anybody hears of the change. */
+  changed: Set<string>;
 }
 
 export interface Transactor {
   db: Db;
   /** Milliseconds added to the database's time: tests move the clock with it. */
   clockShiftMs: () => number;
+  /** Told of what a transaction has changed, as soon as it has ended. */
+  onChanged?: (ids: Iterable<string>) => void;
 }
 
 const attempts = 5;
@@ -45,9 +49,11 @@ export async function transact<By extends Doer, Result>(
   act: (work: Work<By>) => Promise<Result>,
 ): Promise<Result> {
   for (let attempt = 1; ; attempt++) {
+    const changed = new Set<string>();
     try {
       return await transactor.db.transaction().execute(async (tx) => {
-        const work: Work<By> = { tx, now: await currentTime(tx, transactor.clockShiftMs), by, beforeCommit: [] };
+        const now = await currentTime(tx, transactor.clockShiftMs);
+        const work: Work<By> = { tx, now, by, beforeCommit: [], changed };
         const result = await act(work);
         for (const step of work.beforeCommit) await step();
         return result;
@@ -55,6 +61,9 @@ export async function transact<By extends Doer, Result>(
     } catch (error) {
       if (attempt === attempts || !isTransient(error)) throw error;
       await delay(Math.random() * 20 * 2 ** attempt);
+    } finally {
+      // After a failure too: the commit may have happened and its reply been lost.
+      transactor.onChanged?.(changed);
     }
   }
 }

@@ -10,6 +10,7 @@ import type { ChainedEvent, Happening } from './events.ts';
  * The rows are appended just before the commit, because the chain's head lets only one writer through at a time.
  */
 export function record(work: Work, happening: Happening): void {
+  work.changed.add(subjectOf(work, happening));
   const waiting = happeningsOf.get(work);
   if (waiting !== undefined) {
     waiting.push(happening);
@@ -18,6 +19,13 @@ export function record(work: Work, happening: Happening): void {
   const happenings = [happening];
   happeningsOf.set(work, happenings);
   work.beforeCommit.push(() => append(work.tx, work.by, happenings));
+}
+
+/** The id of the record that an event is about. */
+function subjectOf({ by }: Work, { keyId, partnerId, details }: Happening): string {
+  const { accessTokenId } = details;
+  if (typeof accessTokenId === 'string') return accessTokenId;
+  return keyId ?? partnerId ?? by.organizationId ?? 'installation';
 }
 
 const happeningsOf = new WeakMap<Work, Happening[]>();

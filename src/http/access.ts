@@ -12,12 +12,15 @@ export type Role = 'operator' | 'admin' | 'verifier';
  *   With `operator: false` operators are refused.
  * - `operator`, `verifier`: that role and no other.
  * - `any`: every live credential, API keys too.
+ * - `gateway`: a gateway that passes on somebody else's request and names itself by a verifier's token in
+ *   `X-Latchkey-Token`. All else in the request is its client's.
  */
 export type AccessRule =
   | 'public'
   | { role: 'admin'; scope: Access; installation?: true; operator?: false }
   | { role: 'operator' | 'verifier'; scope: Access }
-  | { role: 'any' };
+  | { role: 'any' }
+  | { role: 'gateway' };
 
 declare module 'fastify' {
   interface FastifyContextConfig {

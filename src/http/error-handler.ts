@@ -14,7 +14,10 @@ export interface ErrorHandlerOptions {
 /** The one exit for everything that goes wrong: a problem document, and one line in the log. */
 export const errorHandler = fp<ErrorHandlerOptions>(
   async (app, { translate }) => {
-    app.setErrorHandler((error: unknown, request, reply) => answer(request, reply, toProblem(error, translate), error));
+    app.setErrorHandler((error: unknown, request, reply) => {
+      const problem = toProblem(error, translate);
+      return answer(request, reply, isGateways(request) ? forGateway(problem) : problem, error);
+    });
     app.setNotFoundHandler((request, reply) => {
       const problem = notFound(request, methodsOfPath(app, pathOf(request)));
       return answer(request, reply, problem, problem);
@@ -22,6 +25,17 @@ export const errorHandler = fp<ErrorHandlerOptions>(
   },
   { name: 'error-handler', dependencies: ['strict-routes'] },
 );
+
+function isGateways(request: FastifyRequest): boolean {
+  const { access } = request.routeOptions.config;
+  return access !== undefined && access !== 'public' && access.role === 'gateway';
+}
+
+/** What a gateway understands; whatever else went wrong, its client can do nothing about it. */
+function forGateway(problem: Problem): Problem {
+  if ([401, 403, 429, 503].includes(problem.status)) return problem;
+  return new Problem('unavailable', 'Whether this request may pass cannot be said now.', { cause: problem.cause });
+}
 
 /** Refusals from before a route was found, such as a path that is not well percent-encoded. */
 export function answerFrameworkError(error: FastifyError, request: FastifyRequest, reply: FastifyReply): void {

@@ -21,7 +21,10 @@ interface GuardOptions {
   organizationExists: (id: OrganizationId) => Promise<boolean>;
 }
 
-type ProtectedRule = Exclude<AccessRule, 'public'>;
+type ProtectedRule = Exclude<AccessRule, 'public' | { role: 'gateway' }>;
+
+/** Where a gateway names itself; the other headers are its client's. */
+export const gatewayHeader = 'x-latchkey-token';
 
 /**
  * Lets a request through only as its route's `config.access` declares. Refuses by throwing in `onRequest`, before a
@@ -33,6 +36,10 @@ export const guard = fp<GuardOptions>(
     app.addHook('onRequest', async (request, reply) => {
       const rule = request.routeOptions.config.access;
       if (rule === undefined || rule === 'public') return;
+      if (rule.role === 'gateway') {
+        request.principal = await identifyGateway(request);
+        return;
+      }
       const principal = await identify(request, reply);
       request.principal = principal;
       if (rule.role === 'admin' || rule.role === 'operator') await app.endpointLimits.countCaller(request, reply);
@@ -53,6 +60,25 @@ export const guard = fp<GuardOptions>(
         if (error instanceof Problem && error.status === 401) await app.endpointLimits.countRefusal(request, reply);
         throw error;
       }
+    }
+
+    /** Who configured the gateway made the mistake, not its client: so 503, and a word in the log. */
+    async function identifyGateway(request: FastifyRequest): Promise<Principal> {
+      const token = request.headers[gatewayHeader];
+      const refuse = (cause: unknown) =>
+        new Problem('unavailable', 'The gateway is not known to Latchkey.', {
+          cause: new Error(`${gatewayHeader} of ${request.ip} is not the token of a verifier with the scope read`, {
+            cause,
+          }),
+        });
+      if (typeof token !== 'string') throw refuse(undefined);
+      const principal = await options.authenticate(token).catch((error: unknown) => {
+        throw error instanceof Problem && error.status === 401 ? refuse(error) : error;
+      });
+      const mayAsk =
+        principal.kind === 'access_token' && principal.role === 'verifier' && principal.scopes.includes('read');
+      if (!mayAsk) throw refuse(undefined);
+      return principal;
     }
 
     async function organizationFor(

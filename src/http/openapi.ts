@@ -45,6 +45,12 @@ export const openApi = fp<{ version: string }>(
         components: {
           securitySchemes: {
             bearer: { type: 'http', scheme: 'bearer', description: 'Authorization: Bearer <token>' },
+            gatewayHeader: {
+              type: 'apiKey',
+              in: 'header',
+              name: 'X-Latchkey-Token',
+              description: "A verifier's token",
+            },
             apiKeyHeader: { type: 'apiKey', in: 'header', name: 'X-API-Key', description: 'The same token' },
           },
           responses: problemResponses() as Record<string, never>,
@@ -116,6 +122,7 @@ const organizationHeader = {
 
 function securityOf(access: AccessRule): JsonObject[] {
   if (access === 'public') return [];
+  if (access.role === 'gateway') return [{ gatewayHeader: ['verifier:read'] }];
   const scopes = access.role === 'any' ? [] : [`${access.role}:${access.scope}`];
   return [{ bearer: scopes }, { apiKeyHeader: scopes }];
 }
@@ -127,6 +134,8 @@ function whoMayCall(access: Exclude<AccessRule, 'public'>): string {
     case 'admin':
       if (access.operator === false) return `For admins with the scope ${access.scope}; not for operators.`;
       return `For admins with the scope ${access.scope}, and for operators that name an organization in Latchkey-Organization.`;
+    case 'gateway':
+      return 'For gateways with the token of a verifier that has the scope read.';
     case 'operator':
     case 'verifier':
       return `For ${access.role}s with the scope ${access.scope}.`;
@@ -134,6 +143,8 @@ function whoMayCall(access: Exclude<AccessRule, 'public'>): string {
 }
 
 function problemsOf(route: RouteOptions, access: AccessRule): ProblemCode[] {
+  if (access !== 'public' && access.role === 'gateway')
+    return ['unauthorized', 'forbidden', 'rate_limited', 'unavailable'];
   const codes: ProblemCode[] = ['bad_request', 'internal', ...(route.config?.problems ?? [])];
   if (access !== 'public') codes.push('unauthorized', 'rate_limited', 'unavailable');
   if (access !== 'public' && access.role !== 'any') codes.push('forbidden');

@@ -62,11 +62,26 @@ export const endpointLimits = fp<EndpointLimits>(
 
 type Count = Awaited<ReturnType<ReturnType<import('fastify').FastifyInstance['createRateLimit']>>>;
 
-/** The fields are those of draft-ietf-httpapi-ratelimit-headers, structured by RFC 9651. */
+interface LimitState {
+  policy: string;
+  limit: number;
+  windowSeconds: number;
+  remaining: number;
+  resetSeconds: number;
+}
+
+/** The fields of draft-ietf-httpapi-ratelimit-headers, structured by RFC 9651. */
+export function rateLimitFields({ policy, limit, windowSeconds, remaining, resetSeconds }: LimitState) {
+  return {
+    'ratelimit-policy': `"${policy}";q=${limit};w=${windowSeconds}`,
+    ratelimit: `"${policy}";r=${remaining};t=${resetSeconds}`,
+  };
+}
+
 function refuseIfExceeded(reply: FastifyReply, policy: string, count: Count, detail: string): void {
   if (count.isAllowed) return;
-  reply.header('ratelimit-policy', `"${policy}";q=${count.max};w=${windowSeconds}`);
-  reply.header('ratelimit', `"${policy}";r=${count.remaining};t=${count.ttlInSeconds}`);
+  const { max: limit, remaining, ttlInSeconds: resetSeconds } = count;
+  reply.headers(rateLimitFields({ policy, limit, windowSeconds, remaining, resetSeconds }));
   if (!count.isExceeded) return;
   throw new Problem('rate_limited', `${detail} The limit is ${count.max} in ${windowSeconds} seconds.`, {
     headers: { 'retry-after': String(count.ttlInSeconds) },

@@ -24,6 +24,7 @@ export function serverOptions({ logger, trustProxy, receiveTimeoutMs = 10_000 }:
     logController: new LogController({ disableRequestLogging: true }),
     trustProxy,
     genReqId,
+    rewriteUrl,
     bodyLimit: bodyLimitBytes,
     requestTimeout: receiveTimeoutMs,
     keepAliveTimeout: 65_000,
@@ -48,6 +49,13 @@ const saneRequestId = /^[A-Za-z0-9._:-]{1,128}$/;
 function genReqId(request: Pick<IncomingMessage, 'headers'>): string {
   const given = request.headers['x-request-id'];
   return typeof given === 'string' && saneRequestId.test(given) ? given : v7();
+}
+
+const clientsPath = '/v1/authorize/';
+
+/** Behind this path stands whatever a gateway's client has asked for. It is neither parsed nor logged. */
+function rewriteUrl({ url = '/' }: Pick<IncomingMessage, 'url'>): string {
+  return url.startsWith(clientsPath) ? `${clientsPath}client` : url;
 }
 
 /** What the parser refuses before there is a request. By the code that Node or llhttp gives it. */

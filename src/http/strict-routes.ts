@@ -37,6 +37,9 @@ export const strictRoutes = fp<{ tokenPrefix: string }>(
     app.addHook('onRequest', async (request, reply) => {
       reply.headers(commonHeaders(request.id));
       requireHost(request);
+      const { access } = request.routeOptions.config;
+      // What a gateway passes on is its client's, and none of it but the credential is looked at.
+      if (access !== undefined && access !== 'public' && access.role === 'gateway') return;
       refuseTokenInUrl(request, tokenPrefix);
       refuseNulInUrl(request);
     });

@@ -10,7 +10,10 @@ import type { KeyStatus } from './policy.ts';
 export type Key = Omit<
   Selectable<ApiKeysTable>,
   'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'sealed' | 'sealed_keyring_id'
->;
+> & {
+  /** When a verification last allowed it something. */
+  last_used_at: Date | null;
+};
 
 const columns = [
   'id',
@@ -30,6 +33,7 @@ const columns = [
   'suspended_at',
   'deleted_at',
   'delete_reason',
+  sql<Date | null>`(select at from key_last_uses where key_id = api_keys.id)`.as('last_used_at'),
 ] as const;
 
 /** Which row: its owner (null: the organization itself) and its permission. */

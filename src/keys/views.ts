@@ -60,7 +60,7 @@ export function toKeyView(key: Key, context: KeyViewContext): z.infer<typeof key
     suspendedAt: key.suspended_at?.toISOString() ?? null,
     deletedAt: key.deleted_at?.toISOString() ?? null,
     restorableUntil: restorableUntil(key, context.undoWindowSeconds)?.toISOString() ?? null,
-    lastUsedAt: null,
+    lastUsedAt: key.last_used_at?.toISOString() ?? null,
     rateLimit: toRateLimit(key),
     allowedIps: key.allowed_ips,
     metadata: key.metadata,

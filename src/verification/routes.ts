@@ -1,51 +1,30 @@
-import { isIP } from 'node:net';
-import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import formBody from '@fastify/formbody';
+import type { FastifySchemaCompiler } from 'fastify';
+import { type FastifyPluginAsyncZod, validatorCompiler } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { accessTokenOf } from '../http/guard.ts';
-import { accessInput, idView, metadataView, timestampView } from '../http/schemas.ts';
-import { verdictCodes } from './policy.ts';
-import type { Verdict, Verifier } from './verifier.ts';
+import { verdictText, verdictView } from './verdict-view.ts';
+import type { Verifier } from './verifier.ts';
+import { readVerifyRequest, verifyRequest } from './verify-request.ts';
 
-const verifyRequest = z
-  .strictObject({
-    key: z.string().max(1_000).meta({ description: 'The API key, exactly as the client presented it.' }),
-    permission: accessInput.meta({ description: 'What the client is about to do: read or write.' }),
-    ip: z
-      .string()
-      .max(45)
-      .refine((value) => isIP(value) !== 0 && !value.includes('%'), 'must be an IPv4 or IPv6 address')
-      .optional()
-      .meta({ description: "The client's address; a key with allowedIps is refused without it." }),
-    cost: z.int().min(0).max(1_000).default(1).meta({ description: 'How much this counts; 0 asks without counting.' }),
-  })
-  .meta({
-    example: { key: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…', permission: 'read', ip: '203.0.113.7' },
-  });
-
-const verdictView = z
-  .object({
-    valid: z.boolean(),
-    code: z.enum(verdictCodes),
-    keyId: idView('key').nullable(),
-    organizationId: idView('org').nullable(),
-    partnerId: idView('partner').nullable(),
-    partnerEmail: z.string().nullable().meta({ example: 'team@partner.example' }),
-    permission: z.enum(['read', 'write', 'read_write']).nullable(),
-    name: z.string().nullable().meta({ example: 'Billing export' }),
-    metadata: metadataView.nullable(),
-    expiresAt: timestampView.nullable(),
-    rateLimit: z
-      .object({ limit: z.int(), remaining: z.int(), resetSeconds: z.int() })
-      .nullable()
-      .meta({ description: 'Null where nothing was counted.', example: null }),
-  })
-  .meta({
-    id: 'Verdict',
-    description: 'Nothing is told about the key where code is malformed or not_found.',
-  });
+/** What is right passes without zod; for everything else zod says what is wrong. */
+const quickValidator: FastifySchemaCompiler<z.ZodType> = (part) => {
+  const bySchema = validatorCompiler(part);
+  if (part.httpPart === 'body') {
+    return (body) => {
+      const value = readVerifyRequest(body);
+      return value === undefined ? bySchema(body) : { value };
+    };
+  }
+  return (data) => {
+    for (const _ in data) return bySchema(data);
+    return { value: data };
+  };
+};
 
 /** For backends: is this key good, and may it do this? */
 export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
+  app.setValidatorCompiler(quickValidator);
   app.post(
     '/verify',
     {
@@ -54,30 +33,98 @@ export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> =
         operationId: 'verifyKey',
         tags: ['Verification'],
         summary: 'Is this key good, and may it do this?',
-        description: 'Always 200: valid says whether, and code says why not.',
+        description:
+          'Always 200: valid says whether, and code says why not. `Cache-Control: no-cache` reads the record afresh.',
         body: verifyRequest,
         response: { 200: verdictView },
       },
     },
-    async (request) => {
-      const { key, permission, ip } = request.body;
-      return toVerdictView(await verifier.verify(key, { permission, ip }, accessTokenOf(request).actsIn));
+    async (request, reply) => {
+      const { key, permission, ip, cost } = request.body;
+      const verdict = await verifier.verify({
+        key,
+        wanted: { permission, ip },
+        asker: accessTokenOf(request).actsIn,
+        cost,
+        fresh: asksForFresh(request.headers['cache-control']),
+      });
+      // A string is sent as it is; the type says that this is meant.
+      return reply.type('application/json; charset=utf-8').send(verdictText(verdict) as never);
     },
   );
 };
 
-function toVerdictView({ code, key }: Verdict): z.infer<typeof verdictView> {
-  return {
-    valid: code === 'valid',
-    code,
-    keyId: key?.id ?? null,
-    organizationId: key?.organization_id ?? null,
-    partnerId: key?.partner_id ?? null,
-    partnerEmail: key?.partner_email ?? null,
-    permission: key?.permission ?? null,
-    name: key?.name ?? null,
-    metadata: key?.metadata ?? null,
-    expiresAt: key?.expires_at?.toISOString() ?? null,
-    rateLimit: null,
-  };
+/** RFC 9111 section 5.2.1.4. */
+function asksForFresh(cacheControl: string | undefined): boolean {
+  return cacheControl !== undefined && /(^|,)\s*no-cache\s*(,|$)/i.test(cacheControl);
 }
+
+const introspectRequest = z
+  .strictObject({
+    token: z.string().max(1_000).meta({ description: 'The API key.' }),
+    token_type_hint: z.string().max(100).optional().meta({ description: 'Taken and not needed.' }),
+  })
+  .meta({ example: { token: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' } });
+
+const introspectView = z
+  .object({
+    active: z.boolean(),
+    scope: z.string().optional().meta({ description: 'read, write, or both with a space between', example: 'read' }),
+    client_id: z.string().optional().meta({ description: "The partner's id, else the organization's." }),
+    sub: z.string().optional().meta({ description: "The key's id." }),
+    exp: z.int().optional().meta({ description: 'Seconds since 1970.' }),
+    iat: z.int().optional().meta({ description: 'Seconds since 1970.' }),
+  })
+  .meta({
+    id: 'Introspection',
+    description: 'By RFC 7662. Nothing but active is told where it is false.',
+    example: {
+      active: true,
+      scope: 'read',
+      client_id: 'partner_01k9s3v5wqe8n8x4r2m6t7yb0c',
+      sub: 'key_01k9s3v5wqe8n8x4r2m6t7yb0c',
+      iat: 1795426200,
+    },
+  });
+
+/** RFC 7662, for programs that know that and nothing of Latchkey. */
+export const introspectionRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
+  app.removeAllContentTypeParsers();
+  await app.register(formBody);
+  app.post(
+    '/introspect',
+    {
+      config: { access: { role: 'verifier', scope: 'read' }, problems: ['overloaded'] },
+      schema: {
+        operationId: 'introspectKey',
+        tags: ['Verification'],
+        summary: 'What an API key is, by RFC 7662',
+        description:
+          'Counts nothing. A key with allowedIps is not active here, because no address can be given; use verify.',
+        consumes: ['application/x-www-form-urlencoded'],
+        body: introspectRequest,
+        response: { 200: introspectView },
+      },
+    },
+    async (request) => {
+      const asker = accessTokenOf(request).actsIn;
+      const permissions = ['read', 'write'] as const;
+      const verdicts = await Promise.all(
+        permissions.map((permission) =>
+          verifier.verify({ key: request.body.token, wanted: { permission }, asker, cost: 0, fresh: false }),
+        ),
+      );
+      const allowed = permissions.filter((_, index) => verdicts[index]?.code === 'valid');
+      const key = verdicts[0]?.key;
+      if (allowed.length === 0 || key == null) return { active: false };
+      return {
+        active: true,
+        scope: allowed.join(' '),
+        client_id: key.partner_id ?? key.organization_id,
+        sub: key.id,
+        ...(key.expires_at === null ? {} : { exp: Math.floor(key.expires_at.getTime() / 1000) }),
+        iat: Math.floor(key.created_at.getTime() / 1000),
+      };
+    },
+  );
+};

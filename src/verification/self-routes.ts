@@ -1,7 +1,12 @@
+import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import type { Principal } from '../auth/principal.ts';
+import type { ApiKeyPrincipal, Principal } from '../auth/principal.ts';
+import type { ApiKeyRecord } from '../auth/store.ts';
+import { Problem } from '../core/errors.ts';
+import { rateLimitFields } from '../http/rate-limit.ts';
 import { idView, rateLimitView, timestampView } from '../http/schemas.ts';
+import { bucketsOf, type UseLimits } from './limits.ts';
 
 const selfView = z
   .object({
@@ -23,7 +28,7 @@ const selfView = z
   .meta({ id: 'Self' });
 
 /** A credential describes itself: for whoever holds one and wants to know what it is. */
-export const selfRoutes: FastifyPluginAsyncZod = async (app) => {
+export const selfRoutes: FastifyPluginAsyncZod<{ limits: UseLimits }> = async (app, { limits }) => {
   app.get(
     '/self',
     {
@@ -35,18 +40,37 @@ export const selfRoutes: FastifyPluginAsyncZod = async (app) => {
         response: { 200: selfView },
       },
     },
-    async (request) => {
-      if (request.principal === null) throw new Error('the guard has let nobody in');
-      return toSelfView(request.principal);
+    async (request, reply) => {
+      const { principal } = request;
+      if (principal === null) throw new Error('the guard has let nobody in');
+      if (principal.kind === 'api_key') await countUse(limits, principal, reply);
+      return toSelfView(principal);
     },
   );
 };
+
+/** The key's own limit, else its owner's. */
+function limitOf(record: ApiKeyRecord) {
+  const [owner, own = owner] = bucketsOf(record);
+  return { requests: own.requests, windowSeconds: own.windowSeconds };
+}
+
+/** A key that asks about itself is used, like at a backend. @throws Problem `rate_limited` */
+async function countUse(limits: UseLimits, { record }: ApiKeyPrincipal, reply: FastifyReply): Promise<void> {
+  const count = await limits.count(bucketsOf(record), 1);
+  reply.headers(rateLimitFields(count));
+  if (!count.isExceeded) return;
+  throw new Problem('rate_limited', `The key's limit is ${count.limit} in ${count.windowSeconds} seconds.`, {
+    headers: { 'retry-after': String(count.resetSeconds) },
+  });
+}
 
 function toSelfView(principal: Principal): z.infer<typeof selfView> {
   const { kind, id, organizationId, name } = principal;
   const expiresAt = principal.expiresAt?.toISOString() ?? null;
   if (principal.kind === 'api_key') {
-    const { partnerId, permission, rateLimit } = principal;
+    const { partnerId, permission, record } = principal;
+    const rateLimit = limitOf(record);
     const tokensOnly = { email: null, role: null, scopes: null };
     return { kind, id, organizationId, partnerId, name, permission, expiresAt, rateLimit, ...tokensOnly };
   }

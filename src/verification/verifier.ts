@@ -1,43 +1,81 @@
+import type { RecordCache } from '../auth/record-cache.ts';
 import type { SecretCheck } from '../auth/secret-check.ts';
-import { type ApiKeyRecord, findApiKey } from '../auth/store.ts';
+import type { ApiKeyRecord } from '../auth/store.ts';
 import type { KeyId, OrganizationId } from '../core/ids.ts';
 import { Secret } from '../crypto/secret.ts';
 import { parseToken } from '../crypto/token.ts';
-import type { Db } from '../db/client.ts';
+import type { DatabaseClock } from '../db/clock.ts';
+import { bucketsOf, type Count, type UseLimits } from './limits.ts';
 import { decide, type VerdictCode, type Wanted } from './policy.ts';
+import type { UsageRecorder } from './usage-recorder.ts';
 
 /** The answer to a verification. The key is told only where the presented secret was the right one. */
 export type Verdict =
-  | { code: 'malformed' | 'not_found'; key: null }
-  | { code: Exclude<VerdictCode, 'malformed' | 'not_found'>; key: ApiKeyRecord };
+  | { code: 'malformed' | 'not_found'; key: null; count: null }
+  | {
+      code: Exclude<VerdictCode, 'malformed' | 'not_found'>;
+      key: ApiKeyRecord;
+      /** Where the key's limits were looked at: when nothing else refused it. */
+      count: Count | null;
+    };
+
+export interface Question {
+  /** As the client presented it. */
+  key: string;
+  wanted: Wanted;
+  /** The organization that the caller asks for; null: for all. Another's key is `not_found`. */
+  asker: OrganizationId | null;
+  /** How much this use counts; 0 asks without counting. */
+  cost: number;
+  /** Read the record from the database. */
+  fresh: boolean;
+}
 
 export interface Verifier {
-  /**
-   * @param asker the organization that the caller asks for; null: for all. Another's key is `not_found`.
-   * @throws Problem `overloaded` where the argon2id path is asked too often
-   */
-  verify(presented: string, wanted: Wanted, asker: OrganizationId | null): Promise<Verdict>;
+  /** @throws Problem `overloaded` where the argon2id path is asked too often, `unavailable` */
+  verify(question: Question): Promise<Verdict>;
 }
 
 interface VerifierOptions {
-  db: Db;
+  apiKeys: RecordCache<KeyId, ApiKeyRecord>;
+  clock: DatabaseClock;
   prefix: string;
   checkSecret: SecretCheck;
-  clockShiftMs: () => number;
+  limits: UseLimits;
+  usage: UsageRecorder;
 }
 
-/** Cheapest checks first, each refusing before the next is paid: form, record, secret, state. */
-export function createVerifier({ db, prefix, checkSecret, clockShiftMs }: VerifierOptions): Verifier {
+const malformed = { code: 'malformed', key: null, count: null } as const;
+const notFound = { code: 'not_found', key: null, count: null } as const;
+
+/** Cheapest checks first, each refusing before the next is paid: form, record, secret, state, limits. */
+export function createVerifier(options: VerifierOptions): Verifier {
+  const { apiKeys, clock, prefix, checkSecret, limits, usage } = options;
+
+  async function find(presented: string, asker: OrganizationId | null, fresh: boolean) {
+    const parsed = parseToken(presented, prefix);
+    if (parsed?.kind !== 'k') return malformed;
+    const got = apiKeys.get(`key_${parsed.idSuffix}` as KeyId, fresh);
+    const record = got instanceof Promise ? await got : got;
+    const checked = checkSecret(record, new Secret(presented));
+    const matches = checked === true || (checked !== false && (await checked));
+    const isAskers = asker === null || record?.organization_id === asker;
+    return record === undefined || !matches || !isAskers ? notFound : record;
+  }
+
   return {
-    async verify(presented, wanted, asker) {
-      const parsed = parseToken(presented, prefix);
-      if (parsed?.kind !== 'k') return { code: 'malformed', key: null };
-      const record = await findApiKey(db, `key_${parsed.idSuffix}` as KeyId);
-      const matches = await checkSecret(record, new Secret(presented));
-      const isAskers = asker === null || record?.organization_id === asker;
-      if (record === undefined || !matches || !isAskers) return { code: 'not_found', key: null };
-      const now = new Date(record.databaseTime.getTime() + clockShiftMs());
-      return { code: decide(record, wanted, now), key: record } as Verdict;
+    async verify({ key: presented, wanted, asker, cost, fresh }) {
+      const key = await find(presented, asker, fresh);
+      if ('code' in key) return key;
+      const code = decide(key, wanted, new Date(clock.nowMs()));
+      if (code !== 'valid') {
+        if (cost > 0) usage.add(key, 'denied');
+        return { code, key, count: null } as Verdict;
+      }
+      const counted = limits.count(bucketsOf(key), cost);
+      const count = counted instanceof Promise ? await counted : counted;
+      if (cost > 0) usage.add(key, count.isExceeded ? 'rate_limited' : 'allowed');
+      return { code: count.isExceeded ? 'rate_limited' : 'valid', key, count };
     },
   };
 }

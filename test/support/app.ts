@@ -6,6 +6,11 @@ import { generateKeyring, type Keyring, parseKeyring } from '../../src/crypto/ke
 import { createSecretHasher, type SecretHasher } from '../../src/crypto/secret-hash.ts';
 import { connect, type DatabaseClient } from '../../src/db/client.ts';
 import { createLogger } from '../../src/logger.ts';
+import {
+  startVerificationState,
+  type VerificationState,
+  type VerificationStateOptions,
+} from '../../src/verification/state.ts';
 import type { ClusterUrls } from './cluster.ts';
 import { createDatabase, dbDump } from './database.ts';
 
@@ -31,6 +36,7 @@ export interface Client {
 export interface TestService {
   app: FastifyInstance;
   client: DatabaseClient;
+  verification: VerificationState;
   urls: ClusterUrls;
   keyring: Keyring;
   hasher: SecretHasher;
@@ -45,7 +51,12 @@ export interface TestService {
   logLines: string[];
 }
 
-type Overrides = Partial<Omit<AppDeps, 'crypto'>> & { keyring?: Keyring; urls?: ClusterUrls };
+type Overrides = Partial<Omit<AppDeps, 'crypto' | 'verification'>> & {
+  keyring?: Keyring;
+  urls?: ClusterUrls;
+  /** Where the feed of changes and Redis are; the database's own and none where nothing is said. */
+  state?: Partial<VerificationStateOptions>;
+};
 
 /** argon2id at its cheapest: what it costs is tested elsewhere. */
 const cheapHashing = { memoryKib: 8, timeCost: 1, parallelism: 1, concurrency: 4, queueLimit: 1_000 };
@@ -61,28 +72,44 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
   const keyring = overrides.keyring ?? parseKeyring(generateKeyring(new Date()));
   const hasher = createSecretHasher(cheapHashing);
   const crypto = { prefix: 'lk', keyring, hasher };
-  const transactor = { db: client.db, clockShiftMs: () => shiftMs };
+  const logger = createLogger({
+    level: 'trace',
+    tokenPrefix: 'lk',
+    destination: { write: (line) => void logLines.push(line) },
+  });
+  const clockShiftMs = () => shiftMs;
+  const { state, transactor: given = { db: client.db, clockShiftMs }, ...others } = overrides;
+  const verification = startVerificationState({
+    db: given.db,
+    listenUrl: urls.app,
+    redisUrl: undefined,
+    capacity: 10_000,
+    staleMs: 30_000,
+    hourlyDays: 35,
+    clockShiftMs,
+    logger,
+    ...state,
+  });
+  const transactor = { ...given, onChanged: (ids: Iterable<string>) => verification.records.invalidate(ids) };
   const bootstrapped = await bootstrap(
     { transactor, crypto },
     { organizationName: `Organization ${Math.random()}`, adminEmail: 'ada@example.com' },
   );
   const app = await buildApp({
-    logger: createLogger({
-      level: 'trace',
-      tokenPrefix: 'lk',
-      destination: { write: (line) => void logLines.push(line) },
-    }),
+    logger,
     transactor,
+    verification,
     crypto,
     limits: { callerLimit: 1_000_000, addressLimit: 1_000_000, revealLimit: 1_000_000 },
     undoWindowSeconds: 86_400,
     trustProxy: false,
     version: '0.0.0',
-    ...overrides,
+    ...others,
   });
   await app.ready();
   t.teardown(async () => {
     await app.close();
+    await verification.close();
     await client.close();
   });
   t.teardown(async () => requireNoPlaintext('the log', logLines.join('')));
@@ -91,6 +118,7 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
   return {
     app,
     client,
+    verification,
     urls,
     keyring,
     hasher,

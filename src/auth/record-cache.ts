@@ -1,0 +1,244 @@
+import { LRUCache } from 'lru-cache';
+import { Problem } from '../core/errors.ts';
+import type { ChangeFeed } from '../db/change-feed.ts';
+import { isUnavailable } from '../db/pg-error.ts';
+
+/** Records by id, from memory where that is sure to be right, else from the database. */
+export interface RecordCache<Id extends string, Found> {
+  /**
+   * At once where the record is in memory, else after one query that many may share.
+   * @param fresh read it from the database, whatever is in memory
+   * @throws Problem `unavailable` where the database does not answer and memory is too old
+   */
+  get(id: Id, fresh?: boolean): Found | undefined | Promise<Found | undefined>;
+  /** Forgets whatever depends on this id, and what is being read of it right now is read again. */
+  invalidate(id: string): void;
+}
+
+export interface RecordCacheOptions<Id extends string, Found> {
+  /** One query for all of them; those that do not exist are left out. */
+  load: (ids: Id[]) => Promise<Found[]>;
+  idOf: (found: Found) => Id;
+  /** Other records that went into this one: a change of theirs makes it stale too. */
+  dependsOn: (found: Found) => ReadonlyArray<string | null>;
+  /** Records kept at most; the least recently used one makes room. */
+  capacity: number;
+  /** How long a record that was last known to be right is used while the database does not answer. 0: not at all. */
+  staleMs: number;
+  feed: ChangeFeed;
+  /** Told when reading begins to fail, and when it works again. */
+  onTurn?: (isFailing: boolean, cause?: unknown) => void;
+}
+
+interface Entry<Found> {
+  found: Found;
+  /** Monotonic milliseconds. */
+  loadedAtMs: number;
+}
+
+interface Wish<Id, Found> {
+  id: Id;
+  promise: Promise<Found | undefined>;
+  resolve: (found: Found | undefined) => void;
+  reject: (error: unknown) => void;
+}
+
+interface Batch {
+  /** What was changed while the query ran: its result may be from before. */
+  changed: Set<string>;
+  restarted: boolean;
+}
+
+/** Queries at once, and ids in one of them: verification must not take the pool away from everybody else. */
+const batchesAtOnce = 2;
+const idsInBatch = 200;
+
+/** A failure after less than this is a lost connection, and another one may work; after more, the database is silent. */
+const quicklyMs = 500;
+
+/** Ids that do not exist are remembered shortly, so that asking again and again costs one query, not a flood. */
+const unknownKeptMs = 1_000;
+const unknownKept = 10_000;
+
+export function createRecordCache<Id extends string, Found>(
+  options: RecordCacheOptions<Id, Found>,
+): RecordCache<Id, Found> {
+  const { feed, idOf, dependsOn } = options;
+  const dependents = new Map<string, Set<Id>>();
+  const entries = new LRUCache<Id, Entry<Found>>({
+    max: options.capacity,
+    dispose: ({ found }, id) => unlink(id, found),
+  });
+  const unknown = new LRUCache<Id, true>({ max: unknownKept, ttl: unknownKeptMs });
+  const waiting = new Map<Id, Wish<Id, Found>>();
+  const running = new Map<Id, Wish<Id, Found>>();
+  const batches = new Set<Batch>();
+  let isFailing = false;
+  let probe: Promise<void> | undefined;
+
+  feed.subscribe({
+    changed: invalidate,
+    restarted() {
+      entries.clear();
+      unknown.clear();
+      for (const batch of batches) batch.restarted = true;
+    },
+  });
+
+  function link(id: Id, found: Found): void {
+    for (const other of dependsOn(found)) {
+      if (other === null) continue;
+      const ids = dependents.get(other);
+      if (ids === undefined) dependents.set(other, new Set([id]));
+      else ids.add(id);
+    }
+  }
+
+  function unlink(id: Id, found: Found): void {
+    for (const other of dependsOn(found)) {
+      if (other === null) continue;
+      const ids = dependents.get(other);
+      ids?.delete(id);
+      if (ids?.size === 0) dependents.delete(other);
+    }
+  }
+
+  function invalidate(id: string): void {
+    for (const batch of batches) batch.changed.add(id);
+    unknown.delete(id as Id);
+    entries.delete(id as Id);
+    for (const dependent of [...(dependents.get(id) ?? [])]) entries.delete(dependent);
+  }
+
+  function get(id: Id, fresh = false): Found | undefined | Promise<Found | undefined> {
+    if (fresh) return read(id, true);
+    const entry = entries.get(id);
+    if (entry !== undefined && feed.isLive()) return entry.found;
+    if (entry === undefined && unknown.has(id)) return undefined;
+    if (isFailing) return getWhileFailing(id, entry);
+    // While the feed is down, a query that began before this request could be from before a change it must see.
+    return read(id, !feed.isLive()).catch((error: unknown) => staleOr(error, id));
+  }
+
+  function isSound({ loadedAtMs }: Entry<Found>): boolean {
+    return performance.now() - Math.max(loadedAtMs, feed.caughtUpAtMs) < options.staleMs;
+  }
+
+  function staleOr(error: unknown, id: Id): Found {
+    const entry = entries.get(id);
+    if (!isUnavailable(error) || entry === undefined || !isSound(entry)) throw error;
+    return entry.found;
+  }
+
+  /** After one failed read nobody waits for the database who need not, and one probe at a time asks it. */
+  function getWhileFailing(id: Id, entry: Entry<Found> | undefined): Found | Promise<Found | undefined> {
+    probe ??= read(id, true)
+      .then(
+        () => undefined,
+        () => undefined,
+      )
+      .finally(() => {
+        probe = undefined;
+      });
+    if (entry !== undefined && isSound(entry)) return entry.found;
+    return probe.then(() => {
+      if (!isFailing) return get(id);
+      throw new Problem('unavailable', 'The database does not answer, and this is not known well enough without it.');
+    });
+  }
+
+  /** @param fresh the query must begin after this call */
+  function read(id: Id, fresh: boolean): Promise<Found | undefined> {
+    const shared = waiting.get(id) ?? (fresh ? undefined : running.get(id));
+    if (shared !== undefined) return shared.promise;
+    const { promise, resolve, reject } = withResolvers<Found | undefined>();
+    const wish = { id, promise, resolve, reject };
+    waiting.set(id, wish);
+    if (waiting.size === 1) setImmediate(startBatches);
+    return wish.promise;
+  }
+
+  function startBatches(): void {
+    while (waiting.size > 0 && batches.size < batchesAtOnce) void runBatch();
+  }
+
+  async function runBatch(): Promise<void> {
+    const wishes = [...waiting.values()].slice(0, idsInBatch);
+    const batch: Batch = { changed: new Set(), restarted: false };
+    batches.add(batch);
+    for (const wish of wishes) {
+      waiting.delete(wish.id);
+      running.set(wish.id, wish);
+    }
+    const startedAtMs = performance.now();
+    const failedQuickly = () => performance.now() - startedAtMs < quicklyMs;
+    try {
+      const ids = wishes.map(({ id }) => id);
+      const records = await options.load(ids).catch((error: unknown) => {
+        if (isUnavailable(error) && failedQuickly()) return options.load(ids);
+        throw error;
+      });
+      const byId = new Map(records.map((found) => [idOf(found), found]));
+      turn(false);
+      for (const wish of wishes) settle(wish, byId.get(wish.id), batch);
+    } catch (error) {
+      for (const wish of wishes) wish.reject(error);
+      if (isUnavailable(error)) {
+        turn(true, error);
+        if (!failedQuickly()) rejectWaiting(error);
+      }
+    } finally {
+      batches.delete(batch);
+      for (const wish of wishes) if (running.get(wish.id) === wish) running.delete(wish.id);
+      startBatches();
+    }
+  }
+
+  /** They have waited for the same silence, and would wait for it once more. */
+  function rejectWaiting(error: unknown): void {
+    for (const wish of waiting.values()) wish.reject(error);
+    waiting.clear();
+  }
+
+  function settle(wish: Wish<Id, Found>, found: Found | undefined, batch: Batch): void {
+    const { id } = wish;
+    const isStale =
+      batch.restarted ||
+      batch.changed.has(id) ||
+      (found !== undefined && dependsOn(found).some((other) => other !== null && batch.changed.has(other)));
+    if (isStale) {
+      const later = waiting.get(id);
+      if (later === undefined) waiting.set(id, wish);
+      else later.promise.then(wish.resolve, wish.reject);
+      return;
+    }
+    if (found === undefined) {
+      entries.delete(id);
+      unknown.set(id, true);
+    } else {
+      unknown.delete(id);
+      entries.set(id, { found, loadedAtMs: performance.now() });
+      link(id, found);
+    }
+    wish.resolve(found);
+  }
+
+  function turn(failing: boolean, cause?: unknown): void {
+    if (failing === isFailing) return;
+    isFailing = failing;
+    options.onTurn?.(failing, cause);
+  }
+
+  return { get, invalidate };
+}
+
+/** `Promise.withResolvers()`, which Node 20 does not have. */
+function withResolvers<Value>() {
+  let resolve: (value: Value) => void = () => undefined;
+  let reject: (error: unknown) => void = () => undefined;
+  const promise = new Promise<Value>((resolve_, reject_) => {
+    resolve = resolve_;
+    reject = reject_;
+  });
+  return { promise, resolve, reject };
+}

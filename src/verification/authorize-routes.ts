@@ -1,0 +1,133 @@
+import type { IncomingHttpHeaders } from 'node:http';
+import type { FastifyContextConfig, FastifyReply, FastifyRequest } from 'fastify';
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { readCredential } from '../auth/credential.ts';
+import { Problem } from '../core/errors.ts';
+import type { Access } from '../core/permissions.ts';
+import { accessTokenOf } from '../http/guard.ts';
+import { rateLimitFields } from '../http/rate-limit.ts';
+import type { Verdict, Verifier } from './verifier.ts';
+
+const description = `For gateways that ask before they pass a request on: nginx \`auth_request\`, Caddy and Traefik forward auth.
+The API key is in Authorization or X-API-Key as the client sent it, the gateway's own verifier token in X-Latchkey-Token,
+and the client's method in X-Forwarded-Method or X-Original-Method (GET, HEAD and OPTIONS need read, all others write).
+Every method is taken; body and content type are not looked at.
+
+200 tells who the client is in headers; 401 where the key is not good, 403 where it may not do this, 429 where it is used
+too much, 503 where the gateway's own token is not good or nothing can be said. \`?limitedStatus=403\` is for gateways that
+know only 401 and 403. Envoy asks \`/v1/authorize/…\` with the client's own method and path; there only the method is
+looked at.`;
+
+/** For gateways, as a question that every one of them can ask. */
+export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
+  // Nothing in the request is refused for its form: whatever the client sent, the answer is about its key.
+  app.setValidatorCompiler(() => (value: unknown) => ({ value }));
+  app.removeAllContentTypeParsers();
+  app.addContentTypeParser('*', (_request, _body, done) => done(null));
+  const answer = (methodOf: (request: FastifyRequest) => string | undefined) => {
+    return async (request: FastifyRequest, reply: FastifyReply) => {
+      const method = methodOf(request);
+      if (method === undefined) throw methodUnknown();
+      const verdict = await verifier.verify({
+        key: clientKey(request.headers) ?? '',
+        wanted: { permission: permissionFor(method), ip: request.ip },
+        asker: accessTokenOf(request).organizationId,
+        cost: 1,
+        fresh: false,
+      });
+      if (verdict.code !== 'valid') throw refusal(verdict, wantsLimitedAs403(request));
+      return reply.headers(identityOf(verdict)).send();
+    };
+  };
+  const schema = {
+    operationId: 'authorizeRequest',
+    tags: ['Verification'],
+    summary: 'May this request pass? For gateways',
+    description,
+    querystring: z.object({ limitedStatus: z.literal('403').optional() }),
+    response: { 200: z.null().meta({ description: 'It may pass. The headers tell whose key it is.' }) },
+  };
+  const config: FastifyContextConfig = { access: { role: 'gateway' } };
+  const others = app.supportedMethods.filter((method) => method !== 'GET' && method !== 'HEAD');
+  app.get('/authorize', { config, schema }, answer(toldMethod));
+  const hidden = { config, schema: { hide: true, response: schema.response } };
+  app.route({ method: others, url: '/authorize', ...hidden, handler: answer(toldMethod) });
+  app.route({
+    method: ['GET', ...others],
+    url: '/authorize/*',
+    ...hidden,
+    handler: answer((request) => request.method),
+  });
+};
+
+/**
+ * The client's method as the gateway tells it. Never the request's own, which would be that of the gateway's question;
+ * and not where two headers differ, because then the client has sent one of them.
+ */
+function toldMethod({ headers }: FastifyRequest): string | undefined {
+  const told = [headers['x-forwarded-method'], headers['x-original-method']].filter((value) => value !== undefined);
+  const [first] = told;
+  // Node joins a repeated header with commas, and those are in no method.
+  const isOne = typeof first === 'string' && /^[A-Za-z-]+$/.test(first) && told.every((value) => value === first);
+  return isOne ? first : undefined;
+}
+
+function permissionFor(method: string): Access {
+  return method === 'GET' || method === 'HEAD' || method === 'OPTIONS' ? 'read' : 'write';
+}
+
+/** The one credential that the client sent; undefined for none, for two that differ, and for another scheme. */
+function clientKey(headers: IncomingHttpHeaders): string | undefined {
+  try {
+    return readCredential(headers);
+  } catch (error) {
+    if (error instanceof Problem) return undefined;
+    throw error;
+  }
+}
+
+function methodUnknown(): Problem {
+  const detail = "The gateway did not tell the client's method, once, in X-Forwarded-Method or X-Original-Method.";
+  return new Problem('forbidden', detail);
+}
+
+function wantsLimitedAs403(request: FastifyRequest): boolean {
+  return (request.query as { limitedStatus?: unknown }).limitedStatus === '403';
+}
+
+/** One answer for whatever is wrong with the key itself, so that it does not tell which ids exist. */
+const refusedChallenge = {
+  'www-authenticate': 'Bearer realm="api", error="invalid_token", error_description="The API key is not accepted."',
+};
+
+function refusal({ code, count }: Verdict, limitedAs403: boolean): Problem {
+  const headers = { 'x-latchkey-code': code };
+  switch (code) {
+    case 'ip_not_allowed':
+      return new Problem('forbidden', 'The API key is not accepted from this address.', { headers });
+    case 'insufficient_permission':
+      return new Problem('forbidden', 'The API key does not permit this method.', { headers });
+    case 'rate_limited': {
+      const fields = count === null ? {} : rateLimitFields(count);
+      const retryAfter = String(count?.resetSeconds ?? 1);
+      return new Problem(limitedAs403 ? 'forbidden' : 'rate_limited', 'The API key has been used too often.', {
+        headers: { ...headers, ...fields, 'retry-after': retryAfter },
+      });
+    }
+    default:
+      return new Problem('unauthorized', 'The API key is not accepted.', { headers: refusedChallenge });
+  }
+}
+
+/** Each is always there: through some gateways a missing one would let the client's own header pass. */
+function identityOf({ key, count }: Verdict): Record<string, string> {
+  if (key === null) throw new Error('a valid verdict has its key');
+  return {
+    'x-latchkey-key-id': key.id,
+    'x-latchkey-organization-id': key.organization_id,
+    'x-latchkey-partner-id': key.partner_id ?? '',
+    'x-latchkey-permission': key.permission,
+    ...(count === null ? {} : rateLimitFields(count)),
+  };
+}

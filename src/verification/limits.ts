@@ -1,0 +1,117 @@
+import type { ApiKeyRecord } from '../auth/store.ts';
+
+/** What a use counts against. */
+export interface Bucket {
+  /** The owner's id, or the key's for a limit of its own. */
+  id: string;
+  requests: number;
+  windowSeconds: number;
+}
+
+/** How a use was counted: by the bucket that refused it, else by the one with the least left. */
+export interface Count {
+  isExceeded: boolean;
+  limit: number;
+  windowSeconds: number;
+  remaining: number;
+  resetSeconds: number;
+  /** Whose limit it is. */
+  policy: 'owner' | 'key';
+}
+
+/**
+ * Counts uses of keys in windows that begin with their first use. Both buckets are looked at before either is counted,
+ * so a use that one of them refuses costs the other nothing. A use of cost 0 is looked at only.
+ */
+export interface UseLimits {
+  count(buckets: UseBuckets, cost: number): Count | Promise<Count>;
+}
+
+/** The owner's bucket, which all keys of the partner, or of the default row, share; and a key's own besides. */
+export type UseBuckets = readonly [owner: Bucket, key?: Bucket];
+
+export function bucketsOf(key: ApiKeyRecord): UseBuckets {
+  const owner = {
+    id: key.partner_id ?? key.organization_id,
+    requests: key.owner_limit_requests,
+    windowSeconds: key.owner_limit_window_seconds,
+  };
+  if (key.rate_limit_requests === null || key.rate_limit_window_seconds === null) return [owner];
+  return [owner, { id: key.id, requests: key.rate_limit_requests, windowSeconds: key.rate_limit_window_seconds }];
+}
+
+/** A bucket of another window is another bucket, so a changed limit acts at once. */
+export function bucketName({ id, windowSeconds }: Bucket): string {
+  return `${id}:${windowSeconds}`;
+}
+
+/** What one bucket has counted. */
+export interface Level {
+  used: number;
+  resetMs: number;
+}
+
+/** @param levels after the counting, in the buckets' order @param refusedBy the index of the bucket that refused */
+export function toCount(buckets: UseBuckets, levels: readonly Level[], refusedBy: number | undefined): Count {
+  const counts = buckets.map((bucket, index) => {
+    const { used, resetMs } = levels[index] ?? { used: 0, resetMs: 0 };
+    return {
+      isExceeded: refusedBy === index,
+      limit: bucket?.requests ?? 0,
+      windowSeconds: bucket?.windowSeconds ?? 0,
+      remaining: Math.max(0, (bucket?.requests ?? 0) - used),
+      resetSeconds: Math.max(1, Math.ceil(resetMs / 1000)),
+      policy: index === 0 ? ('owner' as const) : ('key' as const),
+    };
+  });
+  const [owner, key] = counts;
+  if (owner === undefined) throw new Error('a use is counted against at least one bucket');
+  if (key === undefined || owner.isExceeded) return owner;
+  return key.isExceeded || key.remaining <= owner.remaining ? key : owner;
+}
+
+interface Window {
+  used: number;
+  endsAtMs: number;
+}
+
+const sweepEveryMs = 60_000;
+
+/**
+ * Counts in this process's memory. No bucket is pushed out while its window lasts; there are no more of them than owners
+ * and keys with limits of their own, because only good keys are counted.
+ * @param nowMs a monotonic clock
+ */
+export function createMemoryLimits(nowMs: () => number = () => performance.now()): UseLimits {
+  const windows = new Map<string, Window>();
+  let sweptAtMs = nowMs();
+
+  function sweep(now: number): void {
+    if (now - sweptAtMs < sweepEveryMs) return;
+    sweptAtMs = now;
+    for (const [name, { endsAtMs }] of windows) if (endsAtMs <= now) windows.delete(name);
+  }
+
+  function windowOf(bucket: Bucket, now: number): Window {
+    const name = bucketName(bucket);
+    const known = windows.get(name);
+    if (known !== undefined && known.endsAtMs > now) return known;
+    const begun = { used: 0, endsAtMs: now + bucket.windowSeconds * 1000 };
+    windows.set(name, begun);
+    return begun;
+  }
+
+  return {
+    count(buckets, cost) {
+      const now = nowMs();
+      sweep(now);
+      const present = buckets.map((bucket) => windowOf(bucket as Bucket, now));
+      const refusing = present.findIndex(
+        ({ used }, index) => cost > 0 && used + cost > (buckets[index]?.requests ?? 0),
+      );
+      if (refusing < 0) for (const window of present) window.used += cost;
+      const levels = present.map(({ used, endsAtMs }) => ({ used, resetMs: endsAtMs - now }));
+      return toCount(buckets, levels, refusing < 0 ? undefined : refusing);
+    },
+  };
+}

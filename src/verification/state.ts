@@ -1,0 +1,59 @@
+import type { FastifyBaseLogger } from 'fastify';
+import { createRecords, type Records } from '../auth/records.ts';
+import { type ChangeFeed, followChanges } from '../db/change-feed.ts';
+import type { Db } from '../db/client.ts';
+import { createDatabaseClock, type DatabaseClock } from '../db/clock.ts';
+import { createMemoryLimits, type UseLimits } from './limits.ts';
+import { createSharedLimits } from './shared-limits.ts';
+import { createUsageRecorder, type UsageRecorder } from './usage-recorder.ts';
+
+/** What verification keeps in memory, and what keeps that right. */
+export interface VerificationState {
+  clock: DatabaseClock;
+  feed: ChangeFeed;
+  records: Records;
+  limits: UseLimits;
+  usage: UsageRecorder;
+  /** Writes what was counted, and ends the connections. */
+  close(): Promise<void>;
+}
+
+export interface VerificationStateOptions {
+  db: Db;
+  /** For the connection that listens: not through a transaction pooler. */
+  listenUrl: string;
+  /** Undefined: rate limits are counted in this process. */
+  redisUrl: string | undefined;
+  capacity: number;
+  staleMs: number;
+  hourlyDays: number;
+  clockShiftMs: () => number;
+  logger: Pick<FastifyBaseLogger, 'info' | 'warn'>;
+}
+
+export function startVerificationState(options: VerificationStateOptions): VerificationState {
+  const { db, logger } = options;
+  const clock = createDatabaseClock(options.clockShiftMs);
+  const feed = followChanges({
+    url: options.listenUrl,
+    clock,
+    onTurn: (isLive, cause) => {
+      if (isLive) logger.info('Changes are followed; verification answers from memory.');
+      else logger.warn({ err: cause }, 'Changes can not be followed; each verification reads its record.');
+    },
+  });
+  const { capacity, staleMs, hourlyDays, redisUrl } = options;
+  const records = createRecords({ db, clock, feed, logger, capacity, staleMs });
+  const usage = createUsageRecorder({ db, clock, logger, hourlyDays });
+  const shared = redisUrl === undefined ? undefined : createSharedLimits({ url: redisUrl, logger });
+  return {
+    clock,
+    feed,
+    records,
+    limits: shared ?? createMemoryLimits(),
+    usage,
+    async close() {
+      await Promise.all([usage.close(), shared?.close(), feed.close()]);
+    },
+  };
+}

@@ -1,0 +1,128 @@
+import type { FastifyBaseLogger } from 'fastify';
+import type { ApiKeyRecord } from '../auth/store.ts';
+import type { Db } from '../db/client.ts';
+import type { DatabaseClock } from '../db/clock.ts';
+import { addUsage, foldUsage, type UsageRow } from './usage-store.ts';
+
+export type UseOutcome = 'allowed' | 'denied' | 'rate_limited';
+
+/** Counts how keys are used. Counting never waits; what was counted is written in batches. */
+export interface UsageRecorder {
+  add(key: ApiKeyRecord, outcome: UseOutcome): void;
+  /** Writes what is in memory. */
+  flush(): Promise<void>;
+  /** Stops the timers and writes the rest. */
+  close(): Promise<void>;
+}
+
+interface UsageRecorderOptions {
+  db: Db;
+  clock: DatabaseClock;
+  logger: Pick<FastifyBaseLogger, 'warn'>;
+  /** Hours before today that are kept as hours; older ones are folded into days. */
+  hourlyDays: number;
+}
+
+const flushEveryMs = 1_000;
+const foldEveryMs = 3_600_000;
+const hourMs = 3_600_000;
+const dayMs = 86_400_000;
+const rowsInBatch = 2_000;
+
+/** Rows held while the database does not take them: an hour of a hundred thousand keys. Past it, counts are dropped. */
+const rowsHeld = 100_000;
+
+export function createUsageRecorder({ db, clock, logger, hourlyDays }: UsageRecorderOptions): UsageRecorder {
+  let counted = new Map<string, UsageRow>();
+  let flushing: Promise<void> | undefined;
+  let dropped = 0;
+
+  function rowOf(key: ApiKeyRecord, nowMs: number): UsageRow | undefined {
+    const hour = nowMs - (nowMs % hourMs);
+    const name = `${key.id} ${hour}`;
+    const known = counted.get(name);
+    if (known !== undefined) return known;
+    if (counted.size >= rowsHeld) return undefined;
+    const row = {
+      organization_id: key.organization_id,
+      partner_id: key.partner_id,
+      key_id: key.id,
+      hour: new Date(hour),
+      allowed: 0,
+      denied: 0,
+      rate_limited: 0,
+      last_used_at: null,
+    };
+    counted.set(name, row);
+    return row;
+  }
+
+  async function writeAll(): Promise<void> {
+    const rows = [...counted.values()];
+    counted = new Map();
+    while (rows.length > 0) {
+      const batch = rows.splice(0, rowsInBatch);
+      try {
+        await addUsage(db, batch);
+      } catch (error) {
+        for (const row of [...batch, ...rows]) putBack(row);
+        logger.warn({ err: error, rows: counted.size, dropped }, 'Usage could not be written; it is kept for later.');
+        return;
+      }
+    }
+  }
+
+  function putBack(row: UsageRow): void {
+    const name = `${row.key_id} ${row.hour.getTime()}`;
+    const present = counted.get(name);
+    if (present === undefined) {
+      if (counted.size < rowsHeld) counted.set(name, row);
+      else dropped += 1;
+      return;
+    }
+    present.allowed += row.allowed;
+    present.denied += row.denied;
+    present.rate_limited += row.rate_limited;
+    present.last_used_at ??= row.last_used_at;
+  }
+
+  /** One at a time: what is counted meanwhile goes with the next. */
+  function flush(): Promise<void> {
+    flushing ??= writeAll().finally(() => {
+      flushing = undefined;
+    });
+    return flushing;
+  }
+
+  function fold(): void {
+    const today = clock.nowMs() - (clock.nowMs() % dayMs);
+    foldUsage(db, new Date(today - hourlyDays * dayMs)).catch((error: unknown) => {
+      logger.warn({ err: error }, 'Old hours of usage could not be folded into days.');
+    });
+  }
+
+  const timers = [
+    setInterval(() => {
+      if (counted.size > 0) void flush();
+    }, flushEveryMs).unref(),
+    setInterval(fold, foldEveryMs).unref(),
+  ];
+  return {
+    add(key, outcome) {
+      const nowMs = clock.nowMs();
+      const row = rowOf(key, nowMs);
+      if (row === undefined) {
+        dropped += 1;
+        return;
+      }
+      row[outcome] += 1;
+      if (outcome === 'allowed') row.last_used_at = new Date(nowMs);
+    },
+    flush,
+    async close() {
+      for (const timer of timers) clearInterval(timer);
+      await flush();
+      if (counted.size > 0) await flush();
+    },
+  };
+}

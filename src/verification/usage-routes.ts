@@ -1,0 +1,142 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { Problem } from '../core/errors.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
+import { organizationOf } from '../http/guard.ts';
+import { idParam, timestampInput, timestampView } from '../http/schemas.ts';
+import { getKey } from '../keys/store.ts';
+import { getPartner } from '../partners/store.ts';
+import { findLastUse, listUsage, type UsagePeriod, type UsageQuery } from './usage-store.ts';
+
+const dayMs = 86_400_000;
+
+/** How far back is shown where nothing is said, and how much at most is asked for at once. */
+const spans = {
+  hour: { defaultMs: dayMs, mostMs: 31 * dayMs },
+  day: { defaultMs: 30 * dayMs, mostMs: 366 * dayMs },
+};
+
+const usageQuery = z.strictObject({
+  from: timestampInput.optional().meta({ description: 'Inclusive. Left out: a day, or 30 days, before `to`.' }),
+  to: timestampInput.optional().meta({ description: 'Exclusive. Left out: now.' }),
+  granularity: z.enum(['hour', 'day']).default('hour'),
+});
+
+const counts = {
+  allowed: z.int().meta({ example: 1204 }),
+  denied: z.int().meta({ description: 'Refused for its state, address or permission.', example: 3 }),
+  rateLimited: z.int().meta({ example: 0 }),
+};
+
+const usageView = z
+  .object({
+    from: timestampView,
+    to: timestampView,
+    granularity: z.enum(['hour', 'day']),
+    lastUsedAt: timestampView.nullable(),
+    total: z.object(counts),
+    data: z
+      .array(z.object({ start: timestampView, ...counts }))
+      .meta({ description: 'Oldest first. Periods without use are left out.' }),
+  })
+  .meta({ id: 'Usage' });
+
+const description =
+  'Counted in hours and days of UTC. Old hours are kept as days only. What was just used shows within two seconds.';
+
+export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
+  const { db } = transactor;
+
+  async function usageOf(of: UsageQuery['of'], organizationId: UsageQuery['organizationId'], query: UsageWish) {
+    const now = await currentTime(db, transactor.clockShiftMs);
+    const range = rangeOf(query, now);
+    const [periods, lastUsedAt] = await Promise.all([
+      listUsage(db, { organizationId, of, ...range }),
+      findLastUse(db, of),
+    ]);
+    return toUsageView(range, periods, lastUsedAt);
+  }
+
+  app.get(
+    '/keys/:keyId/usage',
+    {
+      config: { access: { role: 'admin', scope: 'read' } },
+      schema: {
+        operationId: 'getKeyUsage',
+        tags: ['Keys'],
+        summary: 'How often a key was used, and how that ended',
+        description,
+        params: z.object({ keyId: idParam('key', 'Which key') }),
+        querystring: usageQuery,
+        response: { 200: usageView },
+      },
+    },
+    async (request) => {
+      const organizationId = organizationOf(request);
+      const { id: keyId } = await getKey(db, organizationId, request.params.keyId);
+      return usageOf({ keyId }, organizationId, request.query);
+    },
+  );
+
+  app.get(
+    '/partners/:partnerId/usage',
+    {
+      config: { access: { role: 'admin', scope: 'read' } },
+      schema: {
+        operationId: 'getPartnerUsage',
+        tags: ['Partners'],
+        summary: "How often a partner's keys were used, deleted ones too",
+        description,
+        params: z.object({ partnerId: idParam('partner', 'Which partner') }),
+        querystring: usageQuery,
+        response: { 200: usageView },
+      },
+    },
+    async (request) => {
+      const organizationId = organizationOf(request);
+      const { id: partnerId } = await getPartner(db, organizationId, request.params.partnerId);
+      return usageOf({ partnerId }, organizationId, request.query);
+    },
+  );
+};
+
+type UsageWish = z.output<typeof usageQuery>;
+type Range = Pick<UsageQuery, 'from' | 'to' | 'granularity'>;
+
+/** @throws Problem `validation_failed` for a range that is empty or too long */
+function rangeOf({ from, to = undefined, granularity }: UsageWish, now: Date): Range {
+  const span = spans[granularity];
+  const end = to ?? now;
+  const start = from ?? new Date(end.getTime() - span.defaultMs);
+  const lengthMs = end.getTime() - start.getTime();
+  if (lengthMs <= 0) throw refusedRange('must be before `to`');
+  if (lengthMs > span.mostMs) {
+    throw refusedRange(`must be at most ${span.mostMs / dayMs} days before \`to\` for granularity ${granularity}`);
+  }
+  return { from: start, to: end, granularity };
+}
+
+function refusedRange(message: string): Problem {
+  return new Problem('validation_failed', `query.from: ${message}`, { errors: [{ path: 'query.from', message }] });
+}
+
+function toUsageView({ from, to, granularity }: Range, periods: UsagePeriod[], lastUsedAt: Date | null) {
+  const sum = (count: (period: UsagePeriod) => number) => periods.reduce((total, period) => total + count(period), 0);
+  return {
+    from: from.toISOString(),
+    to: to.toISOString(),
+    granularity,
+    lastUsedAt: lastUsedAt?.toISOString() ?? null,
+    total: {
+      allowed: sum(({ allowed }) => allowed),
+      denied: sum(({ denied }) => denied),
+      rateLimited: sum(({ rate_limited }) => rate_limited),
+    },
+    data: periods.map((period) => ({
+      start: period.start.toISOString(),
+      allowed: period.allowed,
+      denied: period.denied,
+      rateLimited: period.rate_limited,
+    })),
+  };
+}

@@ -1,0 +1,104 @@
+import { sql } from 'kysely';
+import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
+import type { Db } from '../db/client.ts';
+import type { UsageHoursTable } from '../db/schema.ts';
+
+export interface UsageRow extends UsageHoursTable {
+  last_used_at: Date | null;
+}
+
+/** Adds a batch to what is there. Rows are in the order of their keys, so that two replicas do not deadlock. */
+export async function addUsage(db: Db, rows: UsageRow[]): Promise<void> {
+  const batch = JSON.stringify(rows.map((row) => ({ ...row, hour: row.hour.toISOString() })));
+  await db.transaction().execute(async (tx) => {
+    await sql`
+      insert into usage_hours (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited)
+      select organization_id, partner_id, key_id, hour, allowed, denied, rate_limited
+      from jsonb_to_recordset(${batch}::jsonb) as batch (organization_id text, partner_id text, key_id text,
+        hour timestamptz, allowed bigint, denied bigint, rate_limited bigint)
+      order by key_id, hour
+      on conflict (key_id, hour) do update set allowed = usage_hours.allowed + excluded.allowed,
+        denied = usage_hours.denied + excluded.denied,
+        rate_limited = usage_hours.rate_limited + excluded.rate_limited`.execute(tx);
+    await sql`
+      insert into key_last_uses (key_id, at)
+      select key_id, max(last_used_at)
+      from jsonb_to_recordset(${batch}::jsonb) as batch (key_id text, last_used_at timestamptz)
+      where last_used_at is not null group by key_id order by key_id
+      on conflict (key_id) do update set at = greatest(key_last_uses.at, excluded.at)`.execute(tx);
+  });
+}
+
+const foldLock = 'latchkey usage fold';
+
+/**
+ * Folds hours before `before`, which is the start of a day of UTC, into days. One replica does it, others pass by.
+ * @returns how many hours were folded
+ */
+export async function foldUsage(db: Db, before: Date): Promise<number> {
+  return db.transaction().execute(async (tx) => {
+    const { rows: locks } = await sql<{ mine: boolean }>`
+      select pg_try_advisory_xact_lock(hashtext(${foldLock})) as mine`.execute(tx);
+    if (locks[0]?.mine !== true) return 0;
+    const { rows } = await sql<{ folded: number }>`
+      with moved as (delete from usage_hours where hour < ${before} returning *),
+      added as (
+        insert into usage_days (organization_id, partner_id, key_id, day, allowed, denied, rate_limited)
+        select organization_id, partner_id, key_id, date_trunc('day', hour, 'UTC'),
+          sum(allowed), sum(denied), sum(rate_limited)
+        from moved group by 1, 2, 3, 4
+        on conflict (key_id, day) do update set allowed = usage_days.allowed + excluded.allowed,
+          denied = usage_days.denied + excluded.denied,
+          rate_limited = usage_days.rate_limited + excluded.rate_limited)
+      select count(*)::int as folded from moved`.execute(tx);
+    return rows[0]?.folded ?? 0;
+  });
+}
+
+export interface UsageQuery {
+  organizationId: OrganizationId;
+  of: { keyId: KeyId } | { partnerId: PartnerId };
+  /** Inclusive. */
+  from: Date;
+  /** Exclusive. */
+  to: Date;
+  granularity: 'hour' | 'day';
+}
+
+export interface UsagePeriod {
+  start: Date;
+  allowed: number;
+  denied: number;
+  rate_limited: number;
+}
+
+/** Periods in which there was any use, oldest first. A day is one of UTC. */
+export async function listUsage(
+  db: Db,
+  { organizationId, of, from, to, granularity }: UsageQuery,
+): Promise<UsagePeriod[]> {
+  const owner = 'keyId' in of ? sql`key_id = ${of.keyId}` : sql`partner_id = ${of.partnerId}`;
+  const hours = sql`select hour as start, allowed, denied, rate_limited from usage_hours
+    where organization_id = ${organizationId} and ${owner} and hour >= ${from} and hour < ${to}`;
+  const all =
+    granularity === 'hour'
+      ? hours
+      : sql`${hours} union all select day, allowed, denied, rate_limited from usage_days
+          where organization_id = ${organizationId} and ${owner} and day >= ${from} and day < ${to}`;
+  const { rows } = await sql<UsagePeriod>`
+    select date_trunc(${granularity}, start, 'UTC') as start, sum(allowed)::bigint as allowed,
+      sum(denied)::bigint as denied, sum(rate_limited)::bigint as rate_limited
+    from (${all}) as found group by 1 order by 1`.execute(db);
+  return rows;
+}
+
+/** When the key, or any of the partner's, was last allowed something. */
+export async function findLastUse(db: Db, of: UsageQuery['of']): Promise<Date | null> {
+  const { rows } = await ('keyId' in of
+    ? sql<{ at: Date | null }>`select max(at) as at from key_last_uses where key_id = ${of.keyId}`
+    : sql<{ at: Date | null }>`
+        select max(at) as at from key_last_uses join api_keys on api_keys.id = key_last_uses.key_id
+        where partner_id = ${of.partnerId}`
+  ).execute(db);
+  return rows[0]?.at ?? null;
+}

@@ -1,0 +1,59 @@
+import { z } from 'zod';
+import type { ApiKeyRecord } from '../auth/store.ts';
+import { idView, metadataView, timestampView } from '../http/schemas.ts';
+import { verdictCodes } from './policy.ts';
+import type { Verdict } from './verifier.ts';
+
+export const verdictView = z
+  .object({
+    valid: z.boolean(),
+    code: z.enum(verdictCodes),
+    keyId: idView('key').nullable(),
+    organizationId: idView('org').nullable(),
+    partnerId: idView('partner').nullable(),
+    partnerEmail: z.string().nullable().meta({ example: 'team@partner.example' }),
+    permission: z.enum(['read', 'write', 'read_write']).nullable(),
+    name: z.string().nullable().meta({ example: 'Billing export' }),
+    metadata: metadataView.nullable(),
+    expiresAt: timestampView.nullable(),
+    rateLimit: z
+      .object({ limit: z.int(), remaining: z.int(), resetSeconds: z.int() })
+      .nullable()
+      .meta({
+        description: 'Of the limit that has the least left. Null where something else refused the key.',
+        example: { limit: 1000, remaining: 999, resetSeconds: 60 },
+      }),
+  })
+  .meta({
+    id: 'Verdict',
+    description: 'Nothing is told about the key where code is malformed or not_found.',
+  });
+
+/** The members that tell about the key, as JSON without the braces: made once for each record that is read. */
+const factsOf = new WeakMap<ApiKeyRecord, string>();
+
+function describe(key: ApiKeyRecord | null): string {
+  const known = key === null ? undefined : factsOf.get(key);
+  if (known !== undefined) return known;
+  const facts = JSON.stringify({
+    keyId: key?.id ?? null,
+    organizationId: key?.organization_id ?? null,
+    partnerId: key?.partner_id ?? null,
+    partnerEmail: key?.partner_email ?? null,
+    permission: key?.permission ?? null,
+    name: key?.name ?? null,
+    metadata: key?.metadata ?? null,
+    expiresAt: key?.expires_at?.toISOString() ?? null,
+  }).slice(1, -1);
+  if (key !== null) factsOf.set(key, facts);
+  return facts;
+}
+
+/** A verdict as JSON, in the shape of `verdictView`; a test holds the two together. */
+export function verdictText({ code, key, count }: Verdict): string {
+  const limits =
+    count === null
+      ? 'null'
+      : `{"limit":${count.limit},"remaining":${count.remaining},"resetSeconds":${count.resetSeconds}}`;
+  return `{"valid":${code === 'valid'},"code":"${code}",${describe(key)},"rateLimit":${limits}}`;
+}
