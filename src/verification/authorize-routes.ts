@@ -1,4 +1,4 @@
-import type { IncomingHttpHeaders } from 'node:http';
+import { type IncomingHttpHeaders, METHODS } from 'node:http';
 import type { FastifyContextConfig, FastifyReply, FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
@@ -25,6 +25,10 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
   app.setValidatorCompiler(() => (value: unknown) => ({ value }));
   app.removeAllContentTypeParsers();
   app.addContentTypeParser('*', (_request, _body, done) => done(null));
+  for (const method of METHODS) {
+    // WebDAV's and all the others. CONNECT never reaches a router: it asks for a tunnel.
+    if (method !== 'CONNECT' && !app.supportedMethods.includes(method)) app.addHttpMethod(method, { hasBody: true });
+  }
   const answer = (methodOf: (request: FastifyRequest) => string | undefined) => {
     return async (request: FastifyRequest, reply: FastifyReply) => {
       const method = methodOf(request);
