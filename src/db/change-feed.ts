@@ -46,53 +46,51 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
   const closing = new AbortController();
   let caughtUpAtMs = Number.NEGATIVE_INFINITY;
   let isConnected = false;
-  let wasLive = false;
+  let wasLive: boolean | undefined;
   const isLive = () => isConnected && performance.now() - caughtUpAtMs < silenceAllowedMs;
   const turn = (cause?: Error) => {
-    if (isLive() === wasLive) return;
-    wasLive = !wasLive;
+    const isStarting = wasLive === undefined && cause === undefined && !isLive();
+    if (isLive() === wasLive || isStarting) return;
+    wasLive = isLive();
     onTurn?.(wasLive, cause);
+  };
+
+  const connection = {
+    connectionString: options.url,
+    application_name: 'latchkey changes',
+    connectionTimeoutMillis: silenceAllowedMs,
+    query_timeout: silenceAllowedMs,
+    keepAlive: true,
   };
 
   /** One connection's life. Resolves with what ended it. */
   async function listen(): Promise<Error> {
-    const client = new pg.Client({
-      connectionString: options.url,
-      application_name: 'latchkey changes',
-      connectionTimeoutMillis: silenceAllowedMs,
-      query_timeout: silenceAllowedMs,
-      keepAlive: true,
-    });
+    const client = new pg.Client(connection);
     const lost = new Promise<Error>((resolve) => {
       client.on('error', resolve);
       client.on('end', () => resolve(new Error('the connection has ended')));
       closing.signal.addEventListener('abort', () => resolve(new Error('the service is stopping')), { once: true });
     });
-    const identity = randomUUID();
-    const beats = new Map<string, number>();
+    let awaited: Beat | undefined;
     client.on('notification', ({ payload = '' }) => {
-      const sentAtMs = beats.get(payload);
-      if (sentAtMs !== undefined) {
-        beats.delete(payload);
-        caughtUpAtMs = sentAtMs;
+      if (payload === awaited?.payload) {
+        caughtUpAtMs = awaited.sentAtMs;
         isConnected = true;
+        awaited.arrive();
         turn();
       } else if (payload === everything) for (const listener of listeners) listener.restarted();
       else for (const listener of listeners) listener.changed(payload);
     });
+    const orLost = <Value>(promise: Promise<Value>) => Promise.race([promise, rejected(lost)]);
     try {
-      await Promise.race([client.connect().then(() => client.query(`listen ${channel}`)), rejected(lost)]);
+      await orLost(client.connect().then(() => client.query(`listen ${channel}`)));
       for (const listener of listeners) listener.restarted();
-      const connectedAtMs = performance.now();
-      for (let beat = 1; ; beat++) {
-        const sentAtMs = performance.now();
-        const payload = `beat ${identity}.${beat}`;
-        beats.set(payload, sentAtMs);
-        await Promise.race([sendBeat(client, payload, sentAtMs), rejected(lost)]);
-        await Promise.race([delay(heartbeatEveryMs, undefined, { ref: false }), rejected(lost)]);
-        if (performance.now() - Math.max(caughtUpAtMs, connectedAtMs) > silenceAllowedMs) {
-          throw new Error('notifications do not arrive; behind a transaction pooler set LISTEN_DATABASE_URL');
-        }
+      for (let send = sendFromElsewhere; ; send = (beat) => sendBeat(client, beat)) {
+        const beat = createBeat();
+        awaited = beat;
+        await orLost(send(beat));
+        await orLost(Promise.race([beat.arrived, silence()]));
+        await orLost(delay(heartbeatEveryMs, undefined, { ref: false }));
       }
     } catch (error) {
       return error as Error;
@@ -103,7 +101,22 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
     }
   }
 
-  async function sendBeat(client: pg.Client, payload: string, sentAtMs: number): Promise<void> {
+  /**
+   * A transaction pooler hands a connection what it has itself caused to be told, and nothing else, so that beats of its
+   * own would come back and changes would not. The first beat therefore comes from another connection.
+   */
+  async function sendFromElsewhere({ payload }: Beat): Promise<void> {
+    const client = new pg.Client(connection);
+    client.on('error', () => undefined);
+    try {
+      await client.connect();
+      await client.query('select pg_notify($1, $2)', [channel, payload]);
+    } finally {
+      await client.end();
+    }
+  }
+
+  async function sendBeat(client: pg.Client, { payload, sentAtMs }: Beat): Promise<void> {
     const { rows } = await client.query<{ now: Date }>('select clock_timestamp() as now, pg_notify($1, $2)', [
       channel,
       payload,
@@ -111,7 +124,7 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
     if (rows[0] !== undefined) clock.sample(rows[0].now.getTime(), sentAtMs, performance.now());
   }
 
-  const watch = setInterval(turn, heartbeatEveryMs).unref();
+  const watch = setInterval(() => turn(), heartbeatEveryMs).unref();
   const running = (async () => {
     while (!closing.signal.aborted) {
       const cause = await listen();
@@ -134,6 +147,29 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
       await running;
     },
   };
+}
+
+/** A message to oneself, to see whether messages arrive. */
+interface Beat {
+  payload: string;
+  /** Monotonic milliseconds. */
+  sentAtMs: number;
+  arrive: () => void;
+  arrived: Promise<void>;
+}
+
+function createBeat(): Beat {
+  let arrive: () => void = () => undefined;
+  const arrived = new Promise<void>((resolve) => {
+    arrive = resolve;
+  });
+  return { payload: `beat ${randomUUID()}`, sentAtMs: performance.now(), arrive, arrived };
+}
+
+/** Rejects when a beat should have arrived long ago. */
+async function silence(): Promise<never> {
+  await delay(silenceAllowedMs, undefined, { ref: false });
+  throw new Error('notifications do not arrive; behind a transaction pooler set LISTEN_DATABASE_URL');
 }
 
 /** Rejects with the error that the promise brings; never resolves. */

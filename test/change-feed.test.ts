@@ -1,0 +1,145 @@
+import t, { type Test } from 'tap';
+import { type Json, startService, type TestService } from './support/app.ts';
+import { createDatabase, dbQuery } from './support/database.ts';
+import { eventually } from './support/process.ts';
+import { proxyTo } from './support/proxy.ts';
+
+// Deleted on one replica is refused on the others, whatever becomes of the notifications.
+
+/** A verifier for all organizations: each service of a test has made one of its own. */
+async function verifierForAll({ operator, as }: TestService) {
+  const { body } = await operator.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'For all' });
+  return as(body.token);
+}
+
+async function twoReplicas(t: Test, listenUrl?: string) {
+  const a = await startService(t);
+  const { urls, keyring } = a;
+  const b = await startService(t, { urls, keyring, ...(listenUrl === undefined ? {} : { state: { listenUrl } }) });
+  const token = (await verifierForAll(a)).token;
+  const ask = async (service: TestService, key: string) => {
+    const { body } = await service.as(token).post('/v1/verify', { key, permission: 'read' });
+    return body.code as string;
+  };
+  const isLive = async () => b.verification.feed.isLive() && a.verification.feed.isLive();
+  await eventually(isLive);
+  return { a, b, ask };
+}
+
+t.test('deleted on one replica: refused on the other within 100 ms, 100 times out of 100', async (t) => {
+  const { a, b, ask } = await twoReplicas(t);
+  const delaysMs: number[] = [];
+  for (let round = 0; round < 100; round++) {
+    const { body: key } = await a.admin.post('/v1/keys', {});
+    t.equal(await ask(b, key.key), 'valid');
+    await a.admin.delete(`/v1/keys/${key.id}`);
+    const deletedAtMs = performance.now();
+    t.equal(await ask(a, key.key), 'deleted', 'on the replica that deleted it: at once');
+    while ((await ask(b, key.key)) === 'valid' && performance.now() - deletedAtMs < 1_000);
+    delaysMs.push(performance.now() - deletedAtMs);
+  }
+  t.equal(delaysMs.filter((delayMs) => delayMs < 100).length, 100, `slowest: ${Math.max(...delaysMs)} ms`);
+});
+
+t.test('whoever changes whatever decides, by whatever way, the answer follows', async (t) => {
+  const { a, b, ask } = await twoReplicas(t);
+  const { body: partner } = await a.admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const [key] = partner.keys;
+  const follows = (code: string) => eventually(async () => (await ask(b, key.key)) === code, 1_000);
+  await follows('valid');
+  const byHand = (sql: string) => dbQuery(a.urls.superuser, sql);
+  await byHand('update partners set suspended_at = now()');
+  await follows('partner_suspended');
+  await byHand('update partners set suspended_at = null');
+  await follows('valid');
+  await byHand('update organizations set rate_limit_requests = 1');
+  await follows('rate_limited');
+  await a.admin.put('/v1/rate-limit', { requests: 1_000, windowSeconds: 60 });
+  await follows('valid');
+  await byHand("update api_keys set expires_at = now() - interval '1 second'");
+  await follows('expired');
+  await byHand('update api_keys set expires_at = null');
+  await follows('valid');
+  await a.admin.delete(`/v1/partners/${partner.id}`);
+  await follows('deleted');
+  await byHand('truncate api_keys cascade');
+  await follows('not_found');
+});
+
+t.test('a revoked access token is refused on every replica', async (t) => {
+  const { a, b } = await twoReplicas(t);
+  const wish = { role: 'verifier', scopes: ['read'], name: 'Soon revoked' };
+  const { body: token } = await a.operator.post('/v1/access-tokens', wish);
+  t.equal((await b.as(token.token).get('/v1/self')).status, 200);
+  await a.operator.delete(`/v1/access-tokens/${token.id}`);
+  await eventually(async () => (await b.as(token.token).get('/v1/self')).status === 401, 1_000);
+});
+
+for (const [what, cut] of [
+  ['swallowed', 'swallow'],
+  ['cut off', 'end'],
+] as const) {
+  t.test(`notifications ${what}: within 3 s nothing is answered from memory, and all of it comes back`, async (t) => {
+    const urls = await createDatabase(t);
+    const proxy = await proxyTo(t, urls.app);
+    const service = await startService(t, { urls, state: { listenUrl: proxy.url } });
+    const { feed } = service.verification;
+    await eventually(async () => feed.isLive());
+    const { body: key } = await service.admin.post('/v1/keys', {});
+    const ask = async () =>
+      (await service.verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code as string;
+    t.equal(await ask(), 'valid');
+
+    const cutAtMs = performance.now();
+    proxy.refuse(true);
+    if (cut === 'swallow') proxy.swallow(true);
+    else proxy.end();
+    await dbQuery(urls.superuser, 'update api_keys set suspended_at = now()');
+    await eventually(async () => !feed.isLive());
+    t.ok(performance.now() - cutAtMs < 3_000, 'the heartbeat has noticed');
+    t.equal(await ask(), 'suspended', 'the change that was never told of');
+    await dbQuery(urls.superuser, 'update api_keys set suspended_at = null');
+    t.equal(await ask(), 'valid', 'each answer is read now');
+    await dbQuery(urls.superuser, 'update api_keys set suspended_at = now()');
+
+    proxy.swallow(false);
+    proxy.refuse(false);
+    proxy.end();
+    await eventually(async () => feed.isLive(), 5_000);
+    t.equal(await ask(), 'suspended', 'memory was emptied before it is used again');
+    const said = service.logLines.join('');
+    t.match(said, 'Changes can not be followed');
+    t.match(said, 'Changes are followed');
+  });
+}
+
+t.test('a record that is changed while it is read is not kept as it was before', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier, urls, verification } = service;
+  await eventually(async () => verification.feed.isLive());
+  const ask = async (key: string) => (await verifier.post('/v1/verify', { key, permission: 'read' })).body.code;
+  for (let round = 0; round < 60; round++) {
+    const { body: key } = await admin.post('/v1/keys', {});
+    const suspend = () => dbQuery(urls.superuser, 'update api_keys set suspended_at = now() where id = $1', [key.id]);
+    const early = Array.from({ length: 5 }, () => ask(key.key));
+    const [, ...codes] = await Promise.all([suspend(), ...early]);
+    t.ok(codes.every((code) => code === 'valid' || code === 'suspended'));
+    await eventually(async () => (await ask(key.key)) === 'suspended', 1_000);
+    await admin.delete(`/v1/keys/${key.id}`);
+  }
+});
+
+t.test('an organization or partner changed while one of its keys is read, too', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier, urls, verification } = service;
+  await eventually(async () => verification.feed.isLive());
+  for (let round = 0; round < 40; round++) {
+    const email = `p${round}@p.example`;
+    const { body: partner } = await admin.post('/v1/partners', { email, permissions: ['read'] });
+    const key = partner.keys[0].key as string;
+    const ask = async () => (await verifier.post('/v1/verify', { key, permission: 'read' })).body as Json;
+    const change = dbQuery(urls.superuser, 'update partners set suspended_at = now() where id = $1', [partner.id]);
+    await Promise.all([change, ask(), ask()]);
+    await eventually(async () => (await ask()).code === 'partner_suspended', 1_000);
+  }
+});

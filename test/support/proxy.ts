@@ -1,0 +1,57 @@
+import { type AddressInfo, connect as connectSocket, createServer, type Socket } from 'node:net';
+import type { Test } from 'tap';
+
+export interface Proxy {
+  /** The same place, by way of the proxy. */
+  url: string;
+  /** Breaks the connections that there are; new ones are taken. */
+  end(): void;
+  /** Whether bytes vanish, in both directions and without a word. */
+  swallow(on: boolean): void;
+  /** Whether new connections are closed as soon as they are made. */
+  refuse(on: boolean): void;
+}
+
+/** A way to a server that can be made to swallow everything, or to break. */
+export async function proxyTo(t: Test, url: string): Promise<Proxy> {
+  const target = new URL(url);
+  const [port, host] = [Number(target.port || 5432), target.hostname];
+  const sockets = new Set<Socket>();
+  let isSwallowing = false;
+  let isRefusing = false;
+  const server = createServer((near) => {
+    if (isRefusing) {
+      near.destroy();
+      return;
+    }
+    const far = connectSocket(port, host);
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      sockets.add(from);
+      from.on('data', (chunk) => isSwallowing || to.write(chunk));
+      from.on('error', () => undefined);
+      from.on('close', () => to.destroy());
+    }
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const end = () => {
+    for (const socket of sockets) socket.destroy();
+  };
+  t.teardown(() => {
+    end();
+    server.close();
+  });
+  target.host = `127.0.0.1:${(server.address() as AddressInfo).port}`;
+  return {
+    url: target.href,
+    end,
+    swallow: (on: boolean) => {
+      isSwallowing = on;
+    },
+    refuse: (on: boolean) => {
+      isRefusing = on;
+    },
+  };
+}
