@@ -1,0 +1,150 @@
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+import t from 'tap';
+import { idSuffix, type KeyId, newId } from '../src/core/ids.ts';
+import { mintToken } from '../src/crypto/token.ts';
+import { startService } from './support/app.ts';
+import { eventually } from './support/process.ts';
+
+setFlagsFromString('--expose-gc');
+const collectGarbage = runInNewContext('gc') as () => void;
+
+const unknownKey = () => mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(newId('key')) }).reveal();
+const wrongSecretOf = (id: KeyId) => mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(id) }).reveal();
+
+t.test('a flood of wrong keys: no argon2id run, few queries, no memory, and good keys go on', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier, hasher, client, verification } = service;
+  await eventually(async () => verification.feed.isLive());
+  const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 1_000_000, windowSeconds: 60 } });
+  await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 60 });
+  const ask = async (presented: string) =>
+    (await verifier.post('/v1/verify', { key: presented, permission: 'read' })).body.code as string;
+  t.equal(await ask(key.key), 'valid');
+  const runsBefore = hasher.runs;
+  let queries = 0;
+  client.pool.on('acquire', () => {
+    queries += 1;
+  });
+
+  const waves = [
+    ['unknown ids', unknownKey, 'not_found'],
+    ['wrong secrets of a key that exists', () => wrongSecretOf(key.id), 'not_found'],
+    ['wrong checksums', () => `${unknownKey().slice(0, -6)}000000`, 'malformed'],
+  ] as const;
+  const inWave = 3_000;
+  const atOnce = 100;
+  const good: string[] = [];
+  const flood = async () => {
+    for (const [what, make, code] of waves) {
+      const queriesBefore = queries;
+      for (let sent = 0; sent < inWave; sent += atOnce) {
+        const [mine, ...codes] = await Promise.all([
+          ask(key.key),
+          ...Array.from({ length: atOnce }, () => ask(make())),
+        ]);
+        good.push(mine ?? '');
+        if (codes.some((given) => given !== code)) t.fail(`${what}: ${codes}`);
+      }
+      const allowed = what === 'unknown ids' ? inWave / 10 : 5;
+      t.ok(queries - queriesBefore <= allowed, `${what}: ${queries - queriesBefore} queries for ${inWave} keys`);
+    }
+  };
+  await flood();
+  service.logLines.length = 0;
+  collectGarbage();
+  const heapBefore = process.memoryUsage().heapUsed;
+  await flood();
+  service.logLines.length = 0;
+  collectGarbage();
+  const grownBy = process.memoryUsage().heapUsed - heapBefore;
+  t.ok(grownBy < 8 * 1024 * 1024, `the heap grew by ${grownBy} bytes in ${waves.length * inWave} wrong keys`);
+  t.equal(hasher.runs, runsBefore, 'argon2id never ran');
+  t.ok(good.every((code) => code === 'valid'));
+});
+
+t.test('one unknown id asked for by many at once, and again: one query', async (t) => {
+  const { verifier, client, verification } = await startService(t);
+  await eventually(async () => verification.feed.isLive());
+  await verifier.post('/v1/verify', { key: unknownKey(), permission: 'read' });
+  let queries = 0;
+  client.pool.on('acquire', () => {
+    queries += 1;
+  });
+  const key = unknownKey();
+  for (let turn = 0; turn < 3; turn++) {
+    await Promise.all(Array.from({ length: 100 }, () => verifier.post('/v1/verify', { key, permission: 'read' })));
+  }
+  t.equal(queries, 1);
+});
+
+t.test('a key that this process has never seen: one query, no argon2id', async (t) => {
+  const first = await startService(t);
+  const { body: key } = await first.admin.post('/v1/keys', {});
+  const { urls, keyring } = first;
+  const second = await startService(t, { urls, keyring });
+  await eventually(async () => second.verification.feed.isLive());
+  const wish = { role: 'verifier', scopes: ['read'], name: 'For all' };
+  const verifier = second.as((await second.operator.post('/v1/access-tokens', wish)).body.token);
+  await verifier.get('/v1/self');
+  const runsBefore = second.hasher.runs;
+  let queries = 0;
+  second.client.pool.on('acquire', () => {
+    queries += 1;
+  });
+  const ask = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'write' })).body.code;
+  t.equal(await ask(), 'valid');
+  t.equal(queries, 1);
+  for (let turn = 0; turn < 20; turn++) t.equal(await ask(), 'valid');
+  t.equal(queries, 1, 'from now on memory answers');
+  t.equal(second.hasher.runs, runsBefore);
+});
+
+t.test('neither the answer nor its time tells whether an id exists', async (t) => {
+  const service = await startService(t);
+  const { app, admin, verifier, verification } = service;
+  await eventually(async () => verification.feed.isLive());
+  const { body: key } = await admin.post('/v1/keys', {});
+  const authorize = async (presented: string) => {
+    const startedAtMs = performance.now();
+    const response = await app.inject({
+      url: '/v1/authorize',
+      headers: {
+        authorization: `Bearer ${presented}`,
+        'x-latchkey-token': verifier.token,
+        'x-forwarded-method': 'GET',
+      },
+    });
+    const tookMs = performance.now() - startedAtMs;
+    const { date, 'x-request-id': requestId, ...headers } = response.headers;
+    const body = response.body.replaceAll(String(requestId), 'the request id');
+    return { tookMs, answer: JSON.stringify({ status: response.statusCode, headers, body }) };
+  };
+  const wrongs = {
+    unknown: unknownKey,
+    wrongSecret: () => wrongSecretOf(key.id),
+    badChecksum: () => `${unknownKey().slice(0, -6)}000000`,
+  };
+  const answers = new Set<string>();
+  for (const make of Object.values(wrongs)) answers.add((await authorize(make())).answer);
+  t.equal(answers.size, 1, 'byte by byte the same, but for the request id');
+  t.match([...answers][0], '"status":401');
+
+  // Each is shown a second time, so that both are known; the two alternate, so that this machine's noise meets both.
+  const medianOf = (values: number[]) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0;
+  const compare = async () => {
+    const times = { unknown: [] as number[], wrongSecret: [] as number[] };
+    for (let round = 0; round < 400; round++) {
+      for (const which of ['unknown', 'wrongSecret'] as const) {
+        const presented = wrongs[which]();
+        await authorize(presented);
+        times[which].push((await authorize(presented)).tookMs);
+      }
+    }
+    const [unknown, wrongSecret] = [medianOf(times.unknown), medianOf(times.wrongSecret)];
+    return { unknown, wrongSecret, isAlike: Math.abs(unknown - wrongSecret) <= Math.max(0.1, unknown * 0.05) };
+  };
+  let last = await compare();
+  for (let attempt = 1; attempt < 3 && !last.isAlike; attempt++) last = await compare();
+  t.ok(last.isAlike, `medians in ms: ${JSON.stringify(last)}`);
+});
