@@ -25,6 +25,10 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
   app.setValidatorCompiler(() => (value: unknown) => ({ value }));
   app.removeAllContentTypeParsers();
   app.addContentTypeParser('*', (_request, _body, done) => done(null));
+  app.addHook('onRequest', async ({ raw }) => {
+    // A type that is not well formed would be refused before any parser is chosen.
+    delete raw.headers['content-type'];
+  });
   for (const method of METHODS) {
     // WebDAV's and all the others. CONNECT never reaches a router: it asks for a tunnel.
     if (method !== 'CONNECT' && !app.supportedMethods.includes(method)) app.addHttpMethod(method, { hasBody: true });
