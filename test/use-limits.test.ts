@@ -1,0 +1,148 @@
+import fc from 'fast-check';
+import t from 'tap';
+import { createMemoryLimits, type UseBuckets } from '../src/verification/limits.ts';
+import { startService } from './support/app.ts';
+
+// How much keys may be used. The limits of Latchkey's own endpoints are another story: limits.test.ts.
+
+const bucket = (id: string, requests: number, windowSeconds = 60) => ({ id, requests, windowSeconds });
+
+t.test('one bucket: the limit and not one more, until the window ends', async (t) => {
+  let now = 0;
+  const limits = createMemoryLimits(() => now);
+  const use = async (cost = 1) => limits.count([bucket('a', 3)], cost);
+  for (const remaining of [2, 1, 0]) {
+    t.match(await use(), {
+      isExceeded: false,
+      limit: 3,
+      remaining,
+      windowSeconds: 60,
+      resetSeconds: 60,
+      policy: 'owner',
+    });
+  }
+  now = 59_001;
+  t.match(await use(), { isExceeded: true, remaining: 0, resetSeconds: 1 });
+  now = 60_000;
+  t.match(
+    await use(),
+    { isExceeded: false, remaining: 2, resetSeconds: 60 },
+    'the next window begins with its first use',
+  );
+});
+
+t.test('cost: as much as was asked for or nothing; 0 only looks', async (t) => {
+  const limits = createMemoryLimits(() => 0);
+  const use = async (cost: number) => limits.count([bucket('a', 10)], cost);
+  t.match(await use(0), { isExceeded: false, remaining: 10 });
+  t.match(await use(8), { isExceeded: false, remaining: 2 });
+  t.match(await use(3), { isExceeded: true, remaining: 2 }, 'what does not fit is not counted');
+  t.match(await use(2), { isExceeded: false, remaining: 0 });
+  t.match(await use(0), { isExceeded: false, remaining: 0 }, 'looking is never refused');
+});
+
+t.test('two buckets: what one refuses costs the other nothing', async (t) => {
+  const limits = createMemoryLimits(() => 0);
+  const owner = bucket('owner', 5);
+  const narrow: UseBuckets = [owner, bucket('narrow', 2)];
+  const wide: UseBuckets = [owner, bucket('wide', 100)];
+  t.match(await limits.count(narrow, 1), { isExceeded: false, policy: 'key', limit: 2, remaining: 1 });
+  t.match(await limits.count(narrow, 1), { isExceeded: false, policy: 'key', remaining: 0 });
+  for (let turn = 0; turn < 10; turn++) {
+    t.match(await limits.count(narrow, 1), { isExceeded: true, policy: 'key', limit: 2 });
+  }
+  for (const remaining of [2, 1, 0]) {
+    t.match(await limits.count(wide, 1), { isExceeded: false, policy: 'owner', limit: 5, remaining });
+  }
+  t.match(await limits.count(wide, 1), { isExceeded: true, policy: 'owner' });
+  t.match(await limits.count([bucket('other', 1), bucket('wide', 100)], 0), { remaining: 1, policy: 'owner' });
+});
+
+t.test('a changed limit acts at once, in either direction; another window is another bucket', async (t) => {
+  const limits = createMemoryLimits(() => 0);
+  const use = async (requests: number, windowSeconds = 60) => limits.count([bucket('a', requests, windowSeconds)], 1);
+  for (let turn = 0; turn < 5; turn++) t.equal((await use(10)).isExceeded, false);
+  t.match(await use(3), { isExceeded: true, limit: 3, remaining: 0 });
+  t.match(await use(6), { isExceeded: false, remaining: 0 });
+  t.match(await use(6), { isExceeded: true });
+  t.match(await use(6, 30), { isExceeded: false, remaining: 5, resetSeconds: 30 });
+});
+
+t.test('whatever is used when: a bucket admits what fits into its window, and not one more', async (t) => {
+  const windowMs = 5_000;
+  const limitOf = (id: string) => (id.startsWith('owner') ? 12 : 5);
+  const uses = fc.array(
+    fc.record({ owner: fc.nat(2), key: fc.nat(3), cost: fc.integer({ min: 0, max: 6 }), afterMs: fc.nat(4_000) }),
+    { maxLength: 200 },
+  );
+  const agreesWithModel = fc.asyncProperty(uses, async (sequence) => {
+    let now = 0;
+    const limits = createMemoryLimits(() => now);
+    // The model keeps every use, and adds up anew each time those of the window that began with the first of them.
+    const seen = new Map<string, Array<{ atMs: number; counted: number }>>();
+    const usedBy = (id: string) => {
+      let window = { atMs: Number.NEGATIVE_INFINITY, used: 0 };
+      for (const { atMs, counted } of seen.get(id) ?? []) {
+        if (atMs >= window.atMs + windowMs) window = { atMs, used: 0 };
+        window.used += counted;
+      }
+      return now < window.atMs + windowMs ? window.used : 0;
+    };
+    for (const { owner, key, cost, afterMs } of sequence) {
+      now += afterMs;
+      const ids = [`owner${owner}`, `key${key}`] as const;
+      const { isExceeded } = await limits.count([bucket(ids[0], 12, 5), bucket(ids[1], 5, 5)], cost);
+      const fits = ids.every((id) => usedBy(id) + cost <= limitOf(id));
+      if (isExceeded === (fits || cost === 0)) return false;
+      for (const id of ids) seen.set(id, [...(seen.get(id) ?? []), { atMs: now, counted: isExceeded ? 0 : cost }]);
+      if (ids.some((id) => usedBy(id) > limitOf(id))) return false;
+    }
+    return true;
+  });
+  await t.resolves(fc.assert(agreesWithModel, { numRuns: 200 }));
+});
+
+t.test('over the wire: all keys of an owner share its bucket, and a key may have a smaller one besides', async (t) => {
+  const { admin, verifier, as } = await startService(t);
+  const ask = async (key: string, more = {}) =>
+    (await verifier.post('/v1/verify', { key, permission: 'read', ...more })).body;
+  const { body: partner } = await admin.post('/v1/partners', {
+    email: 'p@p.example',
+    permissions: ['read'],
+    rateLimit: { requests: 6, windowSeconds: 60 },
+  });
+  const [first] = partner.keys;
+  const { body: second } = await admin.post('/v1/keys', {
+    partnerId: partner.id,
+    rateLimit: { requests: 2, windowSeconds: 60 },
+  });
+  t.match(await ask(first.key), { code: 'valid', rateLimit: { limit: 6, remaining: 5, resetSeconds: 60 } });
+  t.match(await ask(second.key), { code: 'valid', rateLimit: { limit: 2, remaining: 1 } });
+  t.match(await ask(second.key), { code: 'valid', rateLimit: { limit: 2, remaining: 0 } });
+  t.match(await ask(second.key), { valid: false, code: 'rate_limited', rateLimit: { limit: 2, remaining: 0 } });
+  t.match(await ask(first.key, { cost: 0 }), { code: 'valid', rateLimit: { limit: 6, remaining: 3 } });
+  t.match(await ask(first.key, { cost: 3 }), { code: 'valid', rateLimit: { remaining: 0 } });
+  t.match(await ask(first.key), { code: 'rate_limited' });
+  t.match(await ask(first.key, { permission: 'write' }), { code: 'insufficient_permission', rateLimit: null });
+
+  const { body: ours } = await admin.post('/v1/keys', {});
+  t.match(await ask(ours.key), { code: 'valid', rateLimit: { limit: 1000, remaining: 999 } }, 'another owner');
+  await admin.patch(`/v1/partners/${partner.id}`, { rateLimit: { requests: 8, windowSeconds: 60 } });
+  t.match(await ask(first.key), { code: 'valid', rateLimit: { limit: 8, remaining: 1 } }, 'at once');
+  await admin.patch(`/v1/partners/${partner.id}`, { rateLimit: null });
+  t.match(await ask(first.key), { code: 'valid', rateLimit: { limit: 1000 } });
+
+  await t.test('a key that asks about itself is used, and limited, too', async (t) => {
+    await admin.put('/v1/rate-limit', { requests: 3, windowSeconds: 60 });
+    const self = () => as(ours.key).get('/v1/self');
+    const [one, two, three] = [await self(), await self(), await self()];
+    t.same(
+      [one, two, three].map(({ status }) => status),
+      [200, 200, 429],
+    );
+    t.match(one.headers, { 'ratelimit-policy': '"owner";q=3;w=60', ratelimit: /^"owner";r=1;t=\d+$/ });
+    t.same(one.body.rateLimit, { requests: 3, windowSeconds: 60 });
+    t.match(three.headers['retry-after'], /^\d+$/);
+    t.match(await ask(ours.key), { code: 'rate_limited' });
+  });
+});
