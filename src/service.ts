@@ -88,6 +88,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       isStopping: () => stopping,
     });
     closers.push(() => app.close());
+    await verification.ready;
     const url = await listen(app, config, embedded !== undefined);
     return {
       url,

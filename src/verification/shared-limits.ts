@@ -5,6 +5,8 @@ import { bucketName, createMemoryLimits, toCount, type UseBuckets, type UseLimit
 export interface SharedLimits extends UseLimits {
   /** `shared`: counted in Redis; `memory`: Redis has failed, and each replica counts by itself. */
   readonly mode: 'shared' | 'memory';
+  /** Resolves as soon as it is known whether Redis answers. */
+  readonly decided: Promise<void>;
   close(): Promise<void>;
 }
 
@@ -59,11 +61,16 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
     scripts: { countUse: { lua: countScript } },
   });
   const countUse = (redis as unknown as { countUse: CountCommand }).countUse.bind(redis);
-  let mode: SharedLimits['mode'] = 'memory';
+  let mode: SharedLimits['mode'] | undefined;
+  let decide: () => void = () => undefined;
+  const decided = new Promise<void>((resolve) => {
+    decide = resolve;
+  });
 
   function turn(next: SharedLimits['mode'], cause?: unknown): void {
     if (next === mode) return;
     mode = next;
+    decide();
     if (next === 'shared') logger.info('Rate limits are counted in Redis.');
     else logger.warn({ err: cause }, 'Redis does not answer; each replica counts rate limits in its own memory.');
   }
@@ -77,7 +84,7 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
   redis.on('error', (error) => turn('memory', error));
   redis.on('close', () => turn('memory', new Error('the connection was closed')));
   const timer = setInterval(() => {
-    if (mode === 'memory') void probe();
+    if (mode !== 'shared') void probe();
   }, probeEveryMs).unref();
 
   async function countInRedis(buckets: UseBuckets, cost: number) {
@@ -102,8 +109,9 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
 
   return {
     get mode() {
-      return mode;
+      return mode ?? 'memory';
     },
+    decided,
     count: (buckets, cost) => (mode === 'shared' ? countInRedis(buckets, cost) : memory.count(buckets, cost)),
     async close() {
       clearInterval(timer);

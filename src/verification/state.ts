@@ -14,6 +14,8 @@ export interface VerificationState {
   records: Records;
   limits: UseLimits;
   usage: UsageRecorder;
+  /** Resolves once it is known where limits are counted: the first use should not be counted elsewhere. */
+  ready: Promise<void>;
   /** Writes what was counted, and ends the connections. */
   close(): Promise<void>;
 }
@@ -52,6 +54,7 @@ export function startVerificationState(options: VerificationStateOptions): Verif
     records,
     limits: shared ?? createMemoryLimits(),
     usage,
+    ready: shared?.decided ?? Promise.resolve(),
     async close() {
       await Promise.all([usage.close(), shared?.close(), feed.close()]);
     },

@@ -1,0 +1,114 @@
+import t, { type Test } from 'tap';
+import { createSharedLimits, type SharedLimits } from '../src/verification/shared-limits.ts';
+import { startService } from './support/app.ts';
+import { eventually } from './support/process.ts';
+import { unlessInstalled } from './support/programs.ts';
+import { startRedis } from './support/redis.ts';
+
+const skip = unlessInstalled('redis-server');
+
+/** Several replicas with one Redis. */
+async function startReplicas(t: Test, count: number, overrides: Parameters<typeof startService>[1] = {}) {
+  const redis = await startRedis(t);
+  const first = await startService(t, { ...overrides, state: { redisUrl: redis.url } });
+  const { urls, keyring } = first;
+  const others = await Promise.all(
+    Array.from({ length: count - 1 }, () =>
+      startService(t, { ...overrides, urls, keyring, state: { redisUrl: redis.url } }),
+    ),
+  );
+  const replicas = [first, ...others];
+  const modeOf = (replica: typeof first) => (replica.verification.limits as SharedLimits).mode;
+  await eventually(async () => replicas.every((replica) => modeOf(replica) === 'shared'));
+  const wish = { role: 'verifier', scopes: ['read'], name: 'For all' };
+  const { body: token } = await first.operator.post('/v1/access-tokens', wish);
+  const ask = async (replica: typeof first, key: string, more = {}) =>
+    (await replica.as(token.token).post('/v1/verify', { key, permission: 'read', ...more })).body;
+  return { redis, first, replicas, modeOf, ask };
+}
+
+t.test('three replicas share one limit: what is admitted is the limit', { skip }, async (t) => {
+  const { first, replicas, ask } = await startReplicas(t, 3);
+  const requests = 200;
+  await first.admin.put('/v1/rate-limit', { requests, windowSeconds: 60 });
+  const { body: key } = await first.admin.post('/v1/keys', {});
+  const codes = await Promise.all(
+    Array.from({ length: requests * 2 }, async (_, index) => {
+      const replica = replicas[index % replicas.length] ?? first;
+      return (await ask(replica, key.key)).code as string;
+    }),
+  );
+  const admitted = codes.filter((code) => code === 'valid').length;
+  t.ok(admitted >= requests * 0.95 && admitted <= requests * 1.1, `${admitted} of ${requests}`);
+  t.equal(admitted + codes.filter((code) => code === 'rate_limited').length, codes.length);
+});
+
+t.test('the same rules as in memory: two buckets, cost, changes at once', { skip }, async (t) => {
+  const { first, replicas, ask } = await startReplicas(t, 2);
+  const [a, b] = replicas as [typeof first, typeof first];
+  const { body: partner } = await first.admin.post('/v1/partners', {
+    email: 'p@p.example',
+    permissions: ['read'],
+    rateLimit: { requests: 6, windowSeconds: 60 },
+  });
+  const [wide] = partner.keys;
+  const rateLimit = { requests: 2, windowSeconds: 60 };
+  const { body: narrow } = await first.admin.post('/v1/keys', { partnerId: partner.id, rateLimit });
+  t.match(await ask(a, narrow.key), { code: 'valid', rateLimit: { limit: 2, remaining: 1, resetSeconds: 60 } });
+  t.match(await ask(b, narrow.key), { code: 'valid', rateLimit: { limit: 2, remaining: 0 } });
+  for (const replica of [a, b, a, b]) {
+    t.match(await ask(replica, narrow.key), { code: 'rate_limited', rateLimit: { limit: 2, remaining: 0 } });
+  }
+  t.match(await ask(b, wide.key, { cost: 0 }), { code: 'valid', rateLimit: { limit: 6, remaining: 4 } });
+  t.match(await ask(a, wide.key, { cost: 5 }), { code: 'rate_limited', rateLimit: { remaining: 4 } });
+  t.match(await ask(a, wide.key, { cost: 4 }), { code: 'valid', rateLimit: { remaining: 0 } });
+  await first.admin.patch(`/v1/partners/${partner.id}`, { rateLimit: { requests: 7, windowSeconds: 60 } });
+  t.match(await ask(a, wide.key), { code: 'valid', rateLimit: { limit: 7, remaining: 0 } });
+  await first.admin.patch(`/v1/partners/${partner.id}`, { rateLimit: { requests: 2, windowSeconds: 1 } });
+  t.match(await ask(a, wide.key), { code: 'valid', rateLimit: { limit: 2, remaining: 1, resetSeconds: 1 } });
+  t.match(await ask(a, wide.key), { code: 'valid' });
+  t.match(await ask(a, wide.key), { code: 'rate_limited' });
+  await eventually(async () => (await ask(a, wide.key)).code === 'valid', 5_000);
+});
+
+for (const [how, break_] of [
+  ['killed', 'SIGKILL'],
+  ['stopped, so that it is silent', 'SIGSTOP'],
+] as const) {
+  t.test(`Redis ${how}: both replicas go on in memory and say so, and share again after`, { skip }, async (t) => {
+    const { redis, first, replicas, modeOf, ask } = await startReplicas(t, 2);
+    await first.admin.put('/v1/rate-limit', { requests: 50, windowSeconds: 60 });
+    const { body: key } = await first.admin.post('/v1/keys', {});
+    for (const replica of replicas) t.equal((await ask(replica, key.key)).code, 'valid');
+    redis.process.child.kill(break_);
+    const during = await Promise.all(
+      replicas.flatMap((replica) => Array.from({ length: 20 }, async () => (await ask(replica, key.key)).code)),
+    );
+    t.ok(during.every((code) => code === 'valid'));
+    await eventually(async () => replicas.every((replica) => modeOf(replica) === 'memory'));
+    for (const replica of replicas) {
+      t.match(replica.logLines.join(''), 'each replica counts rate limits in its own memory');
+      const startedAtMs = performance.now();
+      for (let turn = 0; turn < 100; turn++) await ask(replica, key.key);
+      t.ok(performance.now() - startedAtMs < 5_000, 'and does not wait for Redis each time');
+      t.equal((await ask(replica, key.key)).code, 'rate_limited', 'each has its own limit now');
+    }
+    if (break_ === 'SIGSTOP') redis.process.child.kill('SIGCONT');
+    else await startRedis(t, Number(new URL(redis.url).port));
+    await eventually(async () => replicas.every((replica) => modeOf(replica) === 'shared'));
+    const { body: other } = await first.admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+    await ask(replicas[0] ?? first, other.keys[0].key);
+    t.match(await ask(replicas[1] ?? first, other.keys[0].key), { rateLimit: { remaining: 48 } });
+  });
+}
+
+t.test('a Redis that was never there: memory, from the start', async (t) => {
+  const lines: string[] = [];
+  const note = (...parts: unknown[]) => void lines.push(JSON.stringify(parts));
+  const limits = createSharedLimits({ url: 'redis://127.0.0.1:1', logger: { warn: note, info: note } });
+  t.teardown(() => limits.close());
+  t.match(await limits.count([{ id: 'a', requests: 1, windowSeconds: 60 }], 1), { isExceeded: false });
+  t.match(await limits.count([{ id: 'a', requests: 1, windowSeconds: 60 }], 1), { isExceeded: true });
+  t.equal(limits.mode, 'memory');
+  await eventually(async () => lines.join('').includes('Redis does not answer'));
+});

@@ -1,0 +1,17 @@
+import type { Test } from 'tap';
+import { freePort } from './ports.ts';
+import { type RunningProcess, run } from './process.ts';
+
+export interface RunningRedis {
+  url: string;
+  process: RunningProcess;
+}
+
+/** A real Redis that keeps nothing on disk. It is gone when the test ends. */
+export async function startRedis(t: Test, port?: number): Promise<RunningRedis> {
+  const listenPort = port ?? (await freePort());
+  const args = ['--port', String(listenPort), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'];
+  const process = run(t, 'redis-server', args);
+  await process.until(/Ready to accept connections/);
+  return { url: `redis://127.0.0.1:${listenPort}`, process };
+}
