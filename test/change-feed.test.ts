@@ -143,3 +143,27 @@ t.test('an organization or partner changed while one of its keys is read, too', 
     await eventually(async () => (await ask()).code === 'partner_suspended', 1_000);
   }
 });
+
+t.test('more keys than memory takes: each answer is right, before and after a change of what they share', async (t) => {
+  const { admin, verifier, verification } = await startService(t, { state: { capacity: 3 } });
+  await eventually(async () => verification.feed.isLive());
+  const keys: Json[] = [];
+  for (let number = 0; number < 8; number++) {
+    const { body } = await admin.post('/v1/partners', { email: `p${number}@p.example`, permissions: ['read'] });
+    keys.push(body.keys[0]);
+  }
+  const askAll = () =>
+    Promise.all(keys.map(async ({ key }) => (await verifier.post('/v1/verify', { key, permission: 'read' })).body));
+  for (const requests of [1_000, 500, 2_000]) {
+    await admin.put('/v1/rate-limit', { requests, windowSeconds: 60 });
+    for (let round = 0; round < 3; round++) {
+      t.ok((await askAll()).every(({ code, rateLimit }) => code === 'valid' && rateLimit.limit === requests));
+    }
+  }
+  const [first, ...others] = keys;
+  await admin.delete(`/v1/keys/${first.id}`);
+  t.same(
+    (await askAll()).map(({ code }) => code),
+    ['deleted', ...others.map(() => 'valid')],
+  );
+});

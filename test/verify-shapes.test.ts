@@ -1,0 +1,162 @@
+import fc from 'fast-check';
+import t from 'tap';
+import type { ApiKeyRecord } from '../src/auth/store.ts';
+import { newId } from '../src/core/ids.ts';
+import { verdictCodes } from '../src/verification/policy.ts';
+import { verdictText, verdictView } from '../src/verification/verdict-view.ts';
+import type { Verdict } from '../src/verification/verifier.ts';
+import { readVerifyRequest, verifyRequest } from '../src/verification/verify-request.ts';
+import { startService } from './support/app.ts';
+
+// The hot path reads and writes JSON without zod. These hold it to the schemas that the API document is made from.
+
+const addresses = [
+  '203.0.113.7',
+  '::1',
+  '::ffff:203.0.113.7',
+  'fe80::1%eth0',
+  '1.2.3',
+  '',
+  '300.1.1.1',
+  'x'.repeat(46),
+];
+
+/** Requests that are right, or wrong in one place or in many. */
+const requests = fc.oneof(
+  fc.anything(),
+  fc.record(
+    {
+      key: fc.oneof(fc.string(), fc.string({ minLength: 999, maxLength: 1_002 }), fc.anything()),
+      permission: fc.oneof(fc.constantFrom('read', 'write', 'read_write', 'READ'), fc.anything()),
+      ip: fc.oneof(fc.constantFrom(...addresses), fc.ipV4(), fc.ipV6(), fc.anything()),
+      cost: fc.oneof(fc.integer({ min: -2, max: 1_002 }), fc.double(), fc.anything()),
+      other: fc.anything(),
+    },
+    { requiredKeys: [] },
+  ),
+  fc.record(
+    {
+      key: fc.string(),
+      permission: fc.constantFrom('read', 'write'),
+      ip: fc.oneof(fc.ipV4(), fc.ipV6()),
+      cost: fc.nat(1_000),
+    },
+    { requiredKeys: ['key', 'permission'] },
+  ),
+);
+
+t.test('what the quick reader takes is what the schema takes, to the same end', async (t) => {
+  let taken = 0;
+  const agrees = fc.property(requests, (body) => {
+    // A body comes from JSON: it has no undefined, no prototype of its own and no symbols.
+    const json: unknown = JSON.parse(JSON.stringify(body ?? null) ?? 'null');
+    const quick = readVerifyRequest(json);
+    const slow = verifyRequest.safeParse(json);
+    if (quick === undefined) return !slow.success;
+    taken += 1;
+    return slow.success && JSON.stringify(sorted(quick)) === JSON.stringify(sorted(slow.data));
+  });
+  fc.assert(agrees, { numRuns: 3_000 });
+  t.ok(taken > 300, `${taken} of them were right`);
+});
+
+function sorted(value: object): object {
+  return Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)));
+}
+
+const anyKey = fc
+  .record({
+    partner: fc.boolean(),
+    name: fc.option(fc.string()),
+    metadata: fc.dictionary(fc.string(), fc.jsonValue()),
+    expires: fc.option(fc.date({ noInvalidDate: true, min: new Date(0), max: new Date('9999-01-01') })),
+    permission: fc.constantFrom('read' as const, 'write' as const, 'read_write' as const),
+  })
+  .map(
+    ({ partner, name, metadata, expires, permission }) =>
+      ({
+        id: newId('key'),
+        organization_id: newId('org'),
+        partner_id: partner ? newId('partner') : null,
+        partner_email: partner ? 'p@p.example' : null,
+        permission,
+        name,
+        metadata,
+        expires_at: expires,
+      }) as unknown as ApiKeyRecord,
+  );
+
+const anyCount = fc.record({
+  isExceeded: fc.boolean(),
+  limit: fc.integer({ min: 1, max: 1_000_000_000 }),
+  windowSeconds: fc.integer({ min: 1, max: 86_400 }),
+  remaining: fc.nat(1_000_000_000),
+  resetSeconds: fc.integer({ min: 1, max: 86_400 }),
+  policy: fc.constantFrom('owner' as const, 'key' as const),
+});
+
+t.test('the text of a verdict is JSON of the declared shape, with nothing more in it', async (t) => {
+  const verdicts = fc.oneof(
+    fc.constantFrom('malformed' as const, 'not_found' as const).map((code) => ({ code, key: null, count: null })),
+    fc.record({ code: fc.constantFrom(...verdictCodes), key: anyKey, count: fc.option(anyCount) }),
+  ) as fc.Arbitrary<Verdict>;
+  const isOfShape = fc.property(verdicts, (verdict) => {
+    for (let turn = 0; turn < 2; turn++) {
+      const value: unknown = JSON.parse(verdictText(verdict));
+      t.strictSame(verdictView.strict().parse(value), value);
+      const { valid, code, keyId, name } = verdictView.parse(value);
+      if (valid !== (code === 'valid') || code !== verdict.code) return false;
+      if (keyId !== (verdict.key?.id ?? null) || name !== (verdict.key?.name ?? null)) return false;
+    }
+    return true;
+  });
+  t.doesNotThrow(() => fc.assert(isOfShape, { numRuns: 300 }));
+});
+
+t.test('introspection by RFC 7662', async (t) => {
+  const { app, admin, verifier, operator, organizationId, verification, later } = await startService(t);
+  const ask = async (form: string, token = verifier.token, contentType = 'application/x-www-form-urlencoded') => {
+    const response = await app.inject({
+      method: 'POST',
+      url: '/v1/introspect',
+      headers: { authorization: `Bearer ${token}`, 'content-type': contentType },
+      payload: form,
+    });
+    return { status: response.statusCode, body: response.json() };
+  };
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['write'] });
+  const expiresAt = new Date(Math.ceil(verification.clock.nowMs() / 1000) * 1000 + 60_000);
+  const { body: ours } = await admin.post('/v1/keys', { expiresAt: expiresAt.toISOString() });
+  const [theirs] = partner.keys;
+  t.same((await ask(`token=${theirs.key}`)).body, {
+    active: true,
+    scope: 'write',
+    client_id: partner.id,
+    sub: theirs.id,
+    iat: Math.floor(Date.parse(theirs.createdAt) / 1000),
+  });
+  t.match((await ask(`token=${ours.key}&token_type_hint=access_token`)).body, {
+    active: true,
+    scope: 'read write',
+    client_id: organizationId,
+    exp: expiresAt.getTime() / 1000,
+  });
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  const { body: stranger } = await operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
+  await admin.delete(`/v1/keys/${theirs.id}`);
+  later(120_000);
+  for (const [what, key] of [
+    ['nonsense', 'nonsense'],
+    ['deleted', theirs.key],
+    ['expired', ours.key],
+    ["another organization's", stranger.key],
+    ['an access token', verifier.token],
+  ] as const) {
+    t.strictSame((await ask(`token=${key}`)).body, { active: false }, what);
+  }
+  t.match(await ask('token_type_hint=x'), { status: 400, body: { errors: [{ path: 'body.token' }] } });
+  t.match(await ask('token=a&more=b'), { status: 400 });
+  t.match(await ask('{"token":"x"}', verifier.token, 'application/json'), { status: 415 });
+  const { body: usage } = await admin.get(`/v1/keys/${ours.id}/usage`);
+  t.match(usage.total, { allowed: 0, denied: 0 }, 'it counts nothing');
+});
