@@ -1,0 +1,319 @@
+import { createHash, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
+import { type AddressInfo, createServer, type Socket } from 'node:net';
+import t, { type Test } from 'tap';
+import { startService, type TestService } from './support/app.ts';
+import {
+  ask,
+  type Backend,
+  type Passed,
+  type StartGateway,
+  startBackend,
+  startCaddy,
+  startNginx,
+} from './support/gateways.ts';
+import { freePort } from './support/ports.ts';
+import { unlessInstalled } from './support/programs.ts';
+
+// The snippets of docs/gateways.md in the real programs, between real clients, a real Latchkey and a backend.
+
+for (const [program, start] of [
+  ['nginx', startNginx],
+  ['caddy', startCaddy],
+] as const) {
+  t.test(`${program} asks as docs/gateways.md has it`, { skip: unlessInstalled(program) }, (t) => story(t, start));
+}
+
+async function story(t: Test, start: StartGateway): Promise<void> {
+  // The gateway calls from 127.0.0.1; clients call from other addresses of this machine, or from that one too.
+  const service = await startService(t, { trustProxy: ['127.0.0.1'] });
+  await service.app.listen({ port: 0, host: '127.0.0.1' });
+  const latchkeyPort = (service.app.server.address() as AddressInfo).port;
+  const backend = await startBackend(t);
+  const token = service.verifier.token;
+  const gateway = await start(t, { latchkeyPort, backendPort: backend.port, token });
+  const client = (question: Parameters<typeof ask>[1]) => ask(gateway.port, question);
+  const [reading, writing] = await Promise.all([newKey(service, 'read'), newKey(service, 'write')]);
+
+  await t.test('a good key passes, and the backend learns whose it is', async (t) => {
+    for (const headers of [{ 'x-api-key': reading.key }, { authorization: `Bearer ${reading.key}` }]) {
+      const reply = await client({ path: '/some/path?page=2', headers });
+      t.match(reply, { status: 200, text: 'the backend' });
+      t.match(reply.headers['ratelimit'], /^"owner";r=\d+;t=\d+$/, 'the client learns its limit');
+      t.match(reply.headers['ratelimit-policy'], '"owner";q=1000;w=60');
+      const passed = latest(backend);
+      t.match(passed, { method: 'GET', url: '/some/path?page=2' });
+      t.same(identityIn(passed), reading.identity);
+      t.notOk(
+        passed.fields.some(([, value]) => value.includes(reading.key)),
+        'the key ends at the gateway',
+      );
+    }
+    for (const status of [401, 403, 500]) {
+      const reply = await client({ path: `/${status}`, headers: { 'x-api-key': reading.key } });
+      t.match(reply, { status, text: 'the backend' }, 'what the backend refuses is its own affair');
+    }
+  });
+
+  await t.test('an organization’s own key has no partner, whatever its client says', async (t) => {
+    const { body: own } = await service.admin.post('/v1/keys', {});
+    const { body: partner } = await service.admin.get(`/v1/keys/${reading.id}`);
+    await client({ headers: { 'x-api-key': own.key, 'x-latchkey-partner-id': partner.partnerId } });
+    t.same(identityIn(latest(backend)), {
+      'x-latchkey-key-id': own.id,
+      'x-latchkey-organization-id': service.organizationId,
+      'x-latchkey-partner-id': '',
+      'x-latchkey-permission': 'read_write',
+    });
+  });
+
+  await t.test('reading is not writing, nor the other way', async (t) => {
+    for (const [method, allowed, refused] of [
+      ['GET', reading, writing],
+      ['OPTIONS', reading, writing],
+      ['POST', writing, reading],
+      ['PUT', writing, reading],
+      ['PATCH', writing, reading],
+      ['DELETE', writing, reading],
+    ] as const) {
+      t.equal((await client({ method, headers: { 'x-api-key': allowed.key } })).status, 200, method);
+      t.same([latest(backend).method, identityIn(latest(backend))], [method, allowed.identity]);
+      const reply = await passesNothing(t, backend, client({ method, headers: { 'x-api-key': refused.key } }));
+      t.match(reply, { status: 403, headers: { 'x-latchkey-code': 'insufficient_permission' } }, method);
+    }
+  });
+
+  await t.test('without a good key: 401 with the challenge', async (t) => {
+    const other = reading.key.slice(0, -1);
+    for (const headers of [
+      {},
+      { 'x-api-key': '' },
+      { 'x-api-key': other },
+      { authorization: 'Basic YTpi' },
+      { authorization: `Bearer ${writing.key}`, 'x-api-key': reading.key },
+      { 'x-api-key': token },
+      { 'x-api-key': other, 'x-latchkey-token': token, 'x-latchkey-key-id': reading.id },
+    ]) {
+      const reply = await passesNothing(t, backend, client({ headers }));
+      t.equal(reply.status, 401);
+      t.match(reply.headers['www-authenticate'], /^Bearer realm="api", error="invalid_token"/);
+    }
+  });
+
+  await t.test('a client that tells another method than its own gets nowhere', async (t) => {
+    for (const forged of methodForgeries) {
+      const asReader = { method: 'POST', headers: { 'x-api-key': reading.key, ...forged } };
+      const reply = await passesNothing(t, backend, client({ ...asReader, body: Buffer.from('x') }));
+      t.match(
+        reply,
+        { status: 403, headers: { 'x-latchkey-code': 'insufficient_permission' } },
+        JSON.stringify(forged),
+      );
+      const asWriter = { method: 'POST', headers: { 'x-api-key': writing.key, ...forged } };
+      t.equal((await client(asWriter)).status, 200, 'nor does it harm itself');
+      t.notOk(
+        latest(backend).fields.some(([name]) => /override/.test(name)),
+        'the backend is told no other method',
+      );
+    }
+  });
+
+  await t.test('a client that says who it is is not heard', async (t) => {
+    for (const forged of identityForgeries) {
+      const reply = await client({ headers: { 'x-api-key': reading.key, ...forged } });
+      t.equal(reply.status, 200);
+      t.same(identityIn(latest(backend)), reading.identity, JSON.stringify(forged));
+    }
+  });
+
+  await t.test(
+    'allowed addresses are about the client’s own, whatever it claims',
+    { skip: process.platform !== 'linux' && 'only Linux has the other addresses of 127.0.0.0/8' },
+    async (t) => {
+      const limited = await newKey(service, 'read', { allowedIps: ['127.0.0.2'] });
+      const headers = { 'x-api-key': limited.key };
+      t.equal((await client({ headers, from: '127.0.0.2' })).status, 200);
+      for (const from of ['127.0.0.3', '127.0.0.1']) {
+        for (const forged of [{}, ...addressForgeries]) {
+          const reply = await passesNothing(t, backend, client({ headers: { ...headers, ...forged }, from }));
+          t.match(reply, { status: 403, headers: { 'x-latchkey-code': 'ip_not_allowed' } }, from);
+        }
+      }
+    },
+  );
+
+  await t.test('over its limit: 429, and when to come back', async (t) => {
+    const limited = await newKey(service, 'write', { rateLimit: { requests: 2, windowSeconds: 86_400 } });
+    const question = { method: 'POST', headers: { 'x-api-key': limited.key } };
+    t.equal((await client(question)).status, 200);
+    t.equal((await client(question)).status, 200);
+    const reply = await passesNothing(t, backend, client(question));
+    t.match(reply, { status: 429, headers: { 'x-latchkey-code': 'rate_limited' } });
+    const seconds = Number(reply.headers['retry-after']);
+    t.ok(seconds >= 1 && seconds <= 86_400, `Retry-After: ${seconds}`);
+    t.match(reply.headers['ratelimit'], /^"key";r=0;t=\d+$/);
+  });
+
+  await t.test('Latchkey gets no body, no cookie and no query, on connections that are kept', async (t) => {
+    const asked: Array<{ url: string | undefined; headers: IncomingHttpHeaders }> = [];
+    let connections = 0;
+    const keep = ({ url, headers }: IncomingMessage) => void asked.push({ url, headers });
+    const count = () => {
+      connections += 1;
+    };
+    service.app.server.on('request', keep).on('connection', count);
+    const body = randomBytes(900_000);
+    const sha256 = createHash('sha256').update(body).digest('hex');
+    for (const length of [{ 'content-length': String(body.length) }, { 'transfer-encoding': 'chunked' }]) {
+      const headers = { 'x-api-key': writing.key, 'content-type': 'text/csv', cookie: 'a=b', ...length };
+      t.equal((await client({ method: 'PUT', path: '/?q=1', headers, body })).status, 200);
+      t.equal(latest(backend).sha256, sha256, 'the backend gets the body as it was');
+      t.equal(latest(backend).headers.cookie, 'a=b');
+      const refused = { ...headers, 'x-api-key': reading.key };
+      t.equal((await client({ method: 'PUT', headers: refused, body })).status, 403);
+    }
+    for (let round = 0; round < 20; round += 1) await client({ headers: { 'x-api-key': reading.key } });
+    service.app.server.off('request', keep).off('connection', count);
+    t.equal(asked.length, 24);
+    for (const { url, headers } of asked) {
+      t.notMatch(url, /q=1/);
+      t.same(
+        [headers['content-length'] ?? '0', headers['transfer-encoding'], headers.cookie],
+        ['0', undefined, undefined],
+      );
+    }
+    t.ok(connections <= 2, `${connections} connections for 24 questions`);
+  });
+
+  await t.test('a deleted key is refused from the reply to its delete on', async (t) => {
+    for (let round = 0; round < 5; round += 1) {
+      const { key, id } = await newKey(service, 'read');
+      t.equal((await client({ headers: { 'x-api-key': key } })).status, 200);
+      t.equal((await service.admin.delete(`/v1/keys/${id}?reason=unused`)).status, 200);
+      t.equal((await passesNothing(t, backend, client({ headers: { 'x-api-key': key } }))).status, 401);
+    }
+  });
+
+  await t.test('a gateway that Latchkey does not know passes nothing', async (t) => {
+    const stranger = await start(t, { latchkeyPort, backendPort: backend.port, token: reading.key });
+    const reply = await passesNothing(t, backend, ask(stranger.port, { headers: { 'x-api-key': reading.key } }));
+    t.equal(reply.status, 503);
+    t.match(service.logLines.join(''), /x-latchkey-token of 127\.0\.0\.1 is not the token of a verifier/);
+  });
+
+  await t.test('where Latchkey is silent nothing passes', async (t) => {
+    const silent = await listenInSilence(t);
+    const places: Array<[string, number]> = [
+      ['nobody listens', await freePort()],
+      ['nobody answers', silent],
+    ];
+    for (const [what, port] of places) {
+      const alone = await start(t, { latchkeyPort: port, backendPort: backend.port, token });
+      const startedAt = Date.now();
+      const reply = await passesNothing(t, backend, ask(alone.port, { headers: { 'x-api-key': reading.key } }));
+      t.ok([502, 503, 504].includes(reply.status), `${what}: ${reply.status}`);
+      t.ok(Date.now() - startedAt < 20_000, `${what}: refused after ${Date.now() - startedAt} ms`);
+      requireNoToken(t, alone.process.output());
+    }
+    await service.app.close();
+    const reply = await passesNothing(t, backend, client({ headers: { 'x-api-key': reading.key } }));
+    t.ok([502, 503, 504].includes(reply.status), `gone while it was in use: ${reply.status}`);
+  });
+
+  requireNoToken(t, gateway.process.output());
+}
+
+const methodForgeries: Array<Record<string, string>> = [
+  {},
+  { 'x-forwarded-method': 'GET' },
+  { 'x-original-method': 'GET' },
+  { 'x-forwarded-method': 'GET', 'x-original-method': 'GET' },
+  { 'x-forwarded-method': 'GET', connection: 'close, x-forwarded-method' },
+  { x_forwarded_method: 'GET', x_original_method: 'GET' },
+  {
+    'x-http-method-override': 'GET',
+    'x-http-method': 'GET',
+    'x-method-override': 'GET',
+    x_http_method_override: 'GET',
+  },
+];
+
+const identityNames = ['key-id', 'organization-id', 'partner-id', 'permission'];
+
+const identityForgeries: Array<Record<string, string>> = [
+  Object.fromEntries(identityNames.map((name) => [`x-latchkey-${name}`, 'forged'])),
+  Object.fromEntries(identityNames.map((name) => [`X_Latchkey_${name.replace('-', '_')}`, 'forged'])),
+  Object.fromEntries(identityNames.map((name) => [`x-LATCHKEY_${name}`, 'forged'])),
+  { connection: `close, ${identityNames.map((name) => `X-Latchkey-${name}`).join(', ')}` },
+];
+
+const addressForgeries: Array<Record<string, string>> = [
+  { 'x-forwarded-for': '127.0.0.2' },
+  { 'x-forwarded-for': '127.0.0.2, 127.0.0.1' },
+  { 'x-forwarded-for': '127.0.0.2', connection: 'close, x-forwarded-for' },
+  { forwarded: 'for=127.0.0.2', 'x-real-ip': '127.0.0.2', 'x-client-ip': '127.0.0.2' },
+];
+
+interface NewKey {
+  id: string;
+  key: string;
+  /** What a backend is to be told about it. */
+  identity: Record<string, string>;
+}
+
+/** A key of a partner of its own. */
+async function newKey(service: TestService, permission: 'read' | 'write', limits: object = {}): Promise<NewKey> {
+  const email = `${randomBytes(6).toString('hex')}@p.example`;
+  const { body: partner } = await service.admin.post('/v1/partners', { email, permissions: [permission] });
+  const [{ id, key }] = partner.keys;
+  await service.admin.patch(`/v1/keys/${id}`, limits);
+  const identity = {
+    'x-latchkey-key-id': id,
+    'x-latchkey-organization-id': service.organizationId,
+    'x-latchkey-partner-id': partner.id,
+    'x-latchkey-permission': permission,
+  };
+  return { id, key, identity };
+}
+
+function latest(backend: Backend): Passed {
+  const passed = backend.passed.at(-1);
+  if (passed === undefined) throw new Error('nothing has reached the backend');
+  return passed;
+}
+
+/** All that a backend could take for an identity, in whatever way it reads names. nginx leaves out what is empty. */
+function identityIn({ fields }: Passed): Record<string, string> {
+  const found: Record<string, string> = { 'x-latchkey-partner-id': '' };
+  for (const [name, value] of fields) {
+    if (!/^x[-_]latchkey/.test(name)) continue;
+    found[name] = found[name] ? `${found[name]}, ${value}` : value;
+  }
+  return found;
+}
+
+/** The reply, and that the backend has not seen the request. */
+async function passesNothing<Reply>(t: Test, backend: Backend, asking: Promise<Reply>): Promise<Reply> {
+  const before = backend.passed.length;
+  const reply = await asking;
+  t.equal(backend.passed.length, before, 'the backend sees nothing of it');
+  return reply;
+}
+
+/** Takes connections and never says a word. */
+async function listenInSilence(t: Test): Promise<number> {
+  const sockets = new Set<Socket>();
+  const server = createServer((socket) => sockets.add(socket)).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  t.teardown(() => {
+    for (const socket of sockets) socket.destroy();
+    server.close();
+  });
+  return (server.address() as AddressInfo).port;
+}
+
+/** Neither a client's key nor the gateway's own token is in what a gateway writes. */
+function requireNoToken(t: Test, output: string): void {
+  t.equal(/lk_[kv]_[0-9a-z]{26}_/.exec(output), null);
+}

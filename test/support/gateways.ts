@@ -1,0 +1,161 @@
+import { createHash } from 'node:crypto';
+import { once } from 'node:events';
+import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer, type IncomingHttpHeaders, request } from 'node:http';
+import { type AddressInfo, connect } from 'node:net';
+import { tmpdir, userInfo } from 'node:os';
+import path from 'node:path';
+import type { Test } from 'tap';
+import { freePort } from './ports.ts';
+import { eventually, type RunningProcess, run } from './process.ts';
+
+/** What a gateway stands between, and the token with which it names itself. */
+interface Surroundings {
+  latchkeyPort: number;
+  backendPort: number;
+  token: string;
+}
+
+export interface Gateway {
+  port: number;
+  process: RunningProcess;
+}
+
+export type StartGateway = (t: Test, surroundings: Surroundings) => Promise<Gateway>;
+
+/** The fenced blocks of a program's section in docs/gateways.md, in order: what people paste is what is tested. */
+async function snippetsOf(section: string): Promise<string[]> {
+  const page = await readFile('docs/gateways.md', 'utf8');
+  const text = page.split(/^## /m).find((part) => part.startsWith(`${section}\n`)) ?? '';
+  return [...text.matchAll(/^```\w+\n(.*?)^```$/gms)].map(([, snippet = '']) => snippet);
+}
+
+/** Puts this machine's places into a snippet, and fails where the snippet does not name them as expected. */
+function fill(snippet: string | undefined, places: Record<string, string>): string {
+  return Object.entries(places).reduce((text, [place, here]) => {
+    if (text.split(place).length !== 2) throw new Error(`docs/gateways.md should have «${place}» once`);
+    return text.replace(place, here);
+  }, snippet ?? '');
+}
+
+async function folder(t: Test): Promise<string> {
+  const directory = await mkdtemp(path.join(tmpdir(), 'latchkey-gateway-'));
+  t.teardown(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
+  return directory;
+}
+
+async function whenItListens(port: number, process: RunningProcess): Promise<Gateway> {
+  await eventually(async () => {
+    if (process.child.exitCode !== null) throw new Error(`the gateway has ended:\n${process.output()}`);
+    const socket = connect(port, '127.0.0.1');
+    const isOpen = await once(socket, 'connect').then(
+      () => true,
+      () => false,
+    );
+    socket.destroy();
+    return isOpen;
+  });
+  return { port, process };
+}
+
+/** nginx in the foreground, with all its files in a folder of its own. */
+export const startNginx: StartGateway = async (t, { latchkeyPort, backendPort, token }) => {
+  const [directory, port, [site, tokenFile]] = await Promise.all([folder(t), freePort(), snippetsOf('nginx')]);
+  await writeFile(path.join(directory, 'token.conf'), fill(tokenFile, { 'lk_v_…': token }), { mode: 0o600 });
+  await writeFile(
+    path.join(directory, 'site.conf'),
+    fill(site, {
+      'server 127.0.0.1:8080;': `server 127.0.0.1:${latchkeyPort};`,
+      'proxy_pass http://127.0.0.1:9000;': `proxy_pass http://127.0.0.1:${backendPort};`,
+      'listen 80;': `listen 127.0.0.1:${port};`,
+      '/etc/nginx/latchkey-token.conf': path.join(directory, 'token.conf'),
+    }),
+  );
+  const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((part) => `${part}_temp_path ${part};`);
+  const main = [
+    'daemon off;',
+    `user ${userInfo().username};`,
+    'pid nginx.pid;',
+    'error_log stderr;',
+    'events {}',
+    `http { access_log access.log; ${temporary.join(' ')} include site.conf; }`,
+  ];
+  await writeFile(path.join(directory, 'nginx.conf'), main.join('\n'));
+  await chmod(directory, 0o755);
+  return whenItListens(port, run(t, 'nginx', ['-p', directory, '-c', 'nginx.conf', '-e', 'stderr']));
+};
+
+/** Caddy without its administration port, with all its files in a folder of its own. */
+export const startCaddy: StartGateway = async (t, { latchkeyPort, backendPort, token }) => {
+  const [directory, port, [caddyfile]] = await Promise.all([folder(t), freePort(), snippetsOf('Caddy')]);
+  const config = path.join(directory, 'Caddyfile');
+  await writeFile(
+    config,
+    fill(caddyfile, {
+      '{\n\tlog {': '{\n\tadmin off\n\tdefault_bind 127.0.0.1\n\tlog {',
+      'api.example.com {': `http://127.0.0.1:${port} {\n\tlog`,
+      'forward_auth 127.0.0.1:8080 {': `forward_auth 127.0.0.1:${latchkeyPort} {`,
+      'reverse_proxy 127.0.0.1:9000 {': `reverse_proxy 127.0.0.1:${backendPort} {`,
+    }),
+  );
+  const env = { LATCHKEY_VERIFIER_TOKEN: token, HOME: directory, XDG_CONFIG_HOME: directory, XDG_DATA_HOME: directory };
+  return whenItListens(port, run(t, 'caddy', ['run', '--config', config], { env }));
+};
+
+/** A request as it has reached the backend. */
+export interface Passed {
+  method: string;
+  url: string;
+  headers: IncomingHttpHeaders;
+  /** Each as it was sent, twice where it was sent twice. */
+  fields: Array<[name: string, value: string]>;
+  sha256: string;
+}
+
+export interface Backend {
+  port: number;
+  passed: Passed[];
+}
+
+/** What stands behind a gateway: it keeps what reaches it, and answers with the status that the path ends in, else 200. */
+export async function startBackend(t: Test): Promise<Backend> {
+  const passed: Passed[] = [];
+  const server = createServer(async (request, response) => {
+    const hash = createHash('sha256');
+    for await (const chunk of request) hash.update(chunk);
+    const { method = '', url = '', headers, rawHeaders } = request;
+    const fields = rawHeaders.flatMap(
+      (name, at): Array<[string, string]> => (at % 2 === 0 ? [[name.toLowerCase(), rawHeaders[at + 1] ?? '']] : []),
+    );
+    passed.push({ method, url, headers, fields, sha256: hash.digest('hex') });
+    response.writeHead(Number(/\/(\d{3})$/.exec(url)?.[1] ?? 200)).end('the backend');
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  t.teardown(() => {
+    server.close();
+    server.closeAllConnections();
+  });
+  return { port: (server.address() as AddressInfo).port, passed };
+}
+
+interface Question {
+  method?: string;
+  path?: string;
+  headers?: Record<string, string | string[]>;
+  body?: Buffer;
+  /** The address from which the client calls. */
+  from?: string;
+}
+
+/** A client of a gateway, which may send what it likes. */
+export async function ask(port: number, { method = 'GET', path = '/', headers = {}, body, from }: Question = {}) {
+  const localAddress = from ?? '127.0.0.1';
+  const sent = request({ host: '127.0.0.1', port, localAddress, method, path, agent: false, headers });
+  sent.end(body);
+  const [response] = (await once(sent, 'response')) as [import('node:http').IncomingMessage];
+  let text = '';
+  for await (const chunk of response.setEncoding('utf8')) text += chunk;
+  response.socket.destroy();
+  return { status: response.statusCode ?? 0, headers: response.headers, text };
+}
