@@ -8,6 +8,8 @@ export interface Proxy {
   end(): void;
   /** Whether bytes vanish, in both directions and without a word. */
   swallow(on: boolean): void;
+  /** Whether the server's replies are kept back; what was kept is passed on when this ends. */
+  hold(on: boolean): void;
   /** Whether new connections are closed as soon as they are made. */
   refuse(on: boolean): void;
 }
@@ -19,6 +21,8 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
   const sockets = new Set<Socket>();
   let isSwallowing = false;
   let isRefusing = false;
+  let isHolding = false;
+  let held: Array<() => void> = [];
   const server = createServer((near) => {
     if (isRefusing) {
       near.destroy();
@@ -30,7 +34,11 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
       [far, near],
     ] as const) {
       sockets.add(from);
-      from.on('data', (chunk) => isSwallowing || to.write(chunk));
+      from.on('data', (chunk) => {
+        if (isSwallowing) return;
+        if (isHolding && from === far) held.push(() => to.write(chunk));
+        else to.write(chunk);
+      });
       from.on('error', () => undefined);
       from.on('close', () => to.destroy());
     }
@@ -49,6 +57,12 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
     end,
     swallow: (on: boolean) => {
       isSwallowing = on;
+    },
+    hold: (on: boolean) => {
+      isHolding = on;
+      if (on) return;
+      for (const passOn of held) passOn();
+      held = [];
     },
     refuse: (on: boolean) => {
       isRefusing = on;
