@@ -48,7 +48,9 @@ async function runTap(): Promise<number> {
   const counts = countAsserts(await readFile(output, 'utf8').catch(() => ''));
   // A file that could not run at all has no failed assert, and yet it failed.
   const failed = code === 0 ? counts.failed : Math.max(1, counts.failed);
-  process.stdout.write(`\n${counts.passed} passed, ${failed} failed\n`);
+  for (const skipped of counts.skipped) process.stdout.write(`\nskipped: ${skipped}`);
+  const andSkipped = counts.skipped.length === 0 ? '' : `, ${counts.skipped.length} skipped`;
+  process.stdout.write(`\n${counts.passed} passed, ${failed} failed${andSkipped}\n`);
   return failed === 0 && counts.passed > 0 ? 0 : 1;
 }
 
