@@ -55,8 +55,8 @@ export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOption
   }
 
   return (record, token) => {
-    if (record === undefined) return decoyMatches(primary, token);
     const fingerprint = fingerprintOf(token);
+    if (record === undefined) return decoyMatches(primary, token);
     const vouchedFor = fingerprints.get(record);
     if (vouchedFor !== undefined && isSameFingerprint(vouchedFor, fingerprint)) return true;
     const entry = crypto.keyring.get(record.tag_keyring_id);
