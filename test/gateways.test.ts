@@ -1,12 +1,13 @@
 import { createHash, randomBytes } from 'node:crypto';
-import { once } from 'node:events';
 import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
-import { type AddressInfo, createServer, type Socket } from 'node:net';
+import type { AddressInfo } from 'node:net';
 import t, { type Test } from 'tap';
 import { startService, type TestService } from './support/app.ts';
 import {
   ask,
   type Backend,
+  identityIn,
+  listenInSilence,
   type Passed,
   type StartGateway,
   startBackend,
@@ -44,12 +45,15 @@ async function story(t: Test, start: StartGateway): Promise<void> {
       t.match(reply.headers['ratelimit-policy'], '"owner";q=1000;w=60');
       const passed = latest(backend);
       t.match(passed, { method: 'GET', url: '/some/path?page=2' });
+      t.match(passed.headers, { host: /^127\.0\.0\.1/, 'x-forwarded-for': '127.0.0.1' });
       t.same(identityIn(passed), reading.identity);
       t.notOk(
         passed.fields.some(([, value]) => value.includes(reading.key)),
         'the key ends at the gateway',
       );
     }
+    const asking = await client({ path: '/_latchkey', headers: { 'x-api-key': reading.key } });
+    t.equal(asking.headers['x-latchkey-key-id'], undefined, 'a client cannot ask by itself');
     for (const status of [401, 403, 500]) {
       const reply = await client({ path: `/${status}`, headers: { 'x-api-key': reading.key } });
       t.match(reply, { status, text: 'the backend' }, 'what the backend refuses is its own affair');
@@ -58,8 +62,8 @@ async function story(t: Test, start: StartGateway): Promise<void> {
 
   await t.test('an organization’s own key has no partner, whatever its client says', async (t) => {
     const { body: own } = await service.admin.post('/v1/keys', {});
-    const { body: partner } = await service.admin.get(`/v1/keys/${reading.id}`);
-    await client({ headers: { 'x-api-key': own.key, 'x-latchkey-partner-id': partner.partnerId } });
+    const { 'x-latchkey-partner-id': partner = '' } = reading.identity;
+    await client({ headers: { 'x-api-key': own.key, 'x-latchkey-partner-id': partner } });
     t.same(identityIn(latest(backend)), {
       'x-latchkey-key-id': own.id,
       'x-latchkey-organization-id': service.organizationId,
@@ -113,7 +117,7 @@ async function story(t: Test, start: StartGateway): Promise<void> {
       const asWriter = { method: 'POST', headers: { 'x-api-key': writing.key, ...forged } };
       t.equal((await client(asWriter)).status, 200, 'nor does it harm itself');
       t.notOk(
-        latest(backend).fields.some(([name]) => /override/.test(name)),
+        latest(backend).fields.some(([name]) => /override|http.method/.test(name)),
         'the backend is told no other method',
       );
     }
@@ -283,34 +287,12 @@ function latest(backend: Backend): Passed {
   return passed;
 }
 
-/** All that a backend could take for an identity, in whatever way it reads names. nginx leaves out what is empty. */
-function identityIn({ fields }: Passed): Record<string, string> {
-  const found: Record<string, string> = { 'x-latchkey-partner-id': '' };
-  for (const [name, value] of fields) {
-    if (!/^x[-_]latchkey/.test(name)) continue;
-    found[name] = found[name] ? `${found[name]}, ${value}` : value;
-  }
-  return found;
-}
-
 /** The reply, and that the backend has not seen the request. */
 async function passesNothing<Reply>(t: Test, backend: Backend, asking: Promise<Reply>): Promise<Reply> {
   const before = backend.passed.length;
   const reply = await asking;
   t.equal(backend.passed.length, before, 'the backend sees nothing of it');
   return reply;
-}
-
-/** Takes connections and never says a word. */
-async function listenInSilence(t: Test): Promise<number> {
-  const sockets = new Set<Socket>();
-  const server = createServer((socket) => sockets.add(socket)).listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  t.teardown(() => {
-    for (const socket of sockets) socket.destroy();
-    server.close();
-  });
-  return (server.address() as AddressInfo).port;
 }
 
 /** Neither a client's key nor the gateway's own token is in what a gateway writes. */

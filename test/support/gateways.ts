@@ -1,8 +1,8 @@
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { createServer, type IncomingHttpHeaders, request } from 'node:http';
-import { type AddressInfo, connect } from 'node:net';
+import { createServer, type IncomingHttpHeaders, type IncomingMessage, request } from 'node:http';
+import { type AddressInfo, connect, createServer as createSocketServer, type Socket } from 'node:net';
 import { tmpdir, userInfo } from 'node:os';
 import path from 'node:path';
 import type { Test } from 'tap';
@@ -139,6 +139,16 @@ export async function startBackend(t: Test): Promise<Backend> {
   return { port: (server.address() as AddressInfo).port, passed };
 }
 
+/** All that a backend could take for an identity, in whatever way it reads names. nginx leaves out what is empty. */
+export function identityIn({ fields }: Passed): Record<string, string> {
+  const found: Record<string, string> = { 'x-latchkey-partner-id': '' };
+  for (const [name, value] of fields) {
+    if (!/^x[-_]latchkey/.test(name)) continue;
+    found[name] = found[name] ? `${found[name]}, ${value}` : value;
+  }
+  return found;
+}
+
 interface Question {
   method?: string;
   path?: string;
@@ -153,9 +163,21 @@ export async function ask(port: number, { method = 'GET', path = '/', headers = 
   const localAddress = from ?? '127.0.0.1';
   const sent = request({ host: '127.0.0.1', port, localAddress, method, path, agent: false, headers });
   sent.end(body);
-  const [response] = (await once(sent, 'response')) as [import('node:http').IncomingMessage];
+  const [response] = (await once(sent, 'response')) as [IncomingMessage];
   let text = '';
   for await (const chunk of response.setEncoding('utf8')) text += chunk;
   response.socket.destroy();
   return { status: response.statusCode ?? 0, headers: response.headers, text };
+}
+
+/** Takes connections and never says a word. */
+export async function listenInSilence(t: Test): Promise<number> {
+  const sockets = new Set<Socket>();
+  const server = createSocketServer((socket) => sockets.add(socket)).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  t.teardown(() => {
+    for (const socket of sockets) socket.destroy();
+    server.close();
+  });
+  return (server.address() as AddressInfo).port;
 }
