@@ -27,7 +27,7 @@ async function parseJson(_request: unknown, body: Buffer): Promise<unknown> {
   } catch (cause) {
     throw new Problem('bad_request', 'The body is not valid JSON.', { cause });
   }
-  const bad = findUnstorable(value);
+  const bad = mayHoldUnstorable(text) ? findUnstorable(value) : undefined;
   if (bad !== undefined) {
     throw new Problem('validation_failed', `${bad.path}: ${bad.message}`, { errors: [bad] });
   }
@@ -63,6 +63,11 @@ function requireShallow(text: string): void {
 
 /** The name that would reach an object's prototype when code copies members without care. */
 const poisonous = '__proto__';
+
+/** JSON forbids a bare U+0000 and UTF-8 a lone surrogate, so without an escape, or the name, there is none. Spares a search. */
+function mayHoldUnstorable(text: string): boolean {
+  return text.includes('\\u') || text.includes(poisonous);
+}
 
 /** The first string or member name that cannot be stored: U+0000, a lone surrogate, `__proto__`. */
 function findUnstorable(value: unknown, path = 'body'): { path: string; message: string } | undefined {
