@@ -20,10 +20,13 @@ import { type EndpointLimits, endpointLimits } from './http/rate-limit.ts';
 import { requestLog } from './http/request-log.ts';
 import { serverOptions } from './http/server-options.ts';
 import { strictRoutes } from './http/strict-routes.ts';
+import { keyLifecycleRoutes } from './keys/lifecycle-routes.ts';
 import { createKeyMint } from './keys/mint.ts';
 import { keyRoutes } from './keys/routes.ts';
+import { keyViewersRoutes } from './keys/viewers-routes.ts';
 import { operatorOrganizationRoutes, organizationRoutes } from './organizations/routes.ts';
 import { partnerRoutes } from './partners/routes.ts';
+import { recoveryRoutes } from './recovery/routes.ts';
 import { rowRoutes } from './rows/routes.ts';
 import { authorizeRoutes } from './verification/authorize-routes.ts';
 import { introspectionRoutes, verificationRoutes } from './verification/routes.ts';
@@ -39,6 +42,7 @@ export interface AppDeps {
   verification: Pick<VerificationState, 'clock' | 'records' | 'limits' | 'usage'>;
   limits: EndpointLimits;
   undoWindowSeconds: number;
+  retentionSeconds: number;
   trustProxy: string[] | false;
   version: string;
   isStopping?: () => boolean;
@@ -47,7 +51,7 @@ export interface AppDeps {
 
 /** The whole service but its process: every registration, in order. */
 export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
-  const { transactor, crypto, undoWindowSeconds, isStopping = () => false } = deps;
+  const { transactor, crypto, undoWindowSeconds, retentionSeconds, isStopping = () => false } = deps;
   const { clock, records, limits, usage } = deps.verification;
   const { db } = transactor;
   const tokenPrefix = crypto.prefix;
@@ -93,9 +97,13 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db), isStopping });
 
   const v1 = { prefix: '/v1' };
+  const windows = { undoWindowSeconds, retentionSeconds };
   await app.register(rowRoutes, { ...v1, transactor, tokenPrefix, undoWindowSeconds });
   await app.register(keyRoutes, { ...v1, transactor, mint, keyring: crypto.keyring, tokenPrefix, undoWindowSeconds });
-  await app.register(partnerRoutes, { ...v1, transactor, mint, tokenPrefix, undoWindowSeconds });
+  await app.register(keyLifecycleRoutes, { ...v1, transactor, mint, tokenPrefix, ...windows });
+  await app.register(keyViewersRoutes, { ...v1, db });
+  await app.register(partnerRoutes, { ...v1, transactor, mint, tokenPrefix, ...windows });
+  await app.register(recoveryRoutes, { ...v1, transactor, ...windows });
   await app.register(historyRoutes, { ...v1, db });
   await app.register(organizationRoutes, { ...v1, transactor });
   await app.register(operatorOrganizationRoutes, { ...v1, transactor });

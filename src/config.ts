@@ -130,9 +130,9 @@ export const environment = z.object({
     description: 'Refused access tokens a minute from one address.',
     example: '60',
   }),
-  REVEAL_LIMIT: integer(1, 1_000_000_000).default(60).meta({
+  REVEAL_LIMIT: integer(1, 1_000_000_000).default(10).meta({
     description: 'Reveals a minute of one admin.',
-    example: '60',
+    example: '10',
   }),
   VERIFY_STALE_SECONDS: integer(0, 86_400).default(30).meta({
     description: 'How long known keys go on working while Postgres does not answer; 0: not at all.',
@@ -153,6 +153,10 @@ export const environment = z.object({
   UNDO_WINDOW_SECONDS: integer(0, 31_536_000).default(86_400).meta({
     description: 'How long an admin can undo a deletion.',
     example: '86400',
+  }),
+  RETENTION_SECONDS: integer(0, 315_360_000).default(2_592_000).meta({
+    description: 'How long an operator can bring back what was deleted; then it is purged for good.',
+    example: '2592000',
   }),
   ARGON2_MEMORY_KIB: integer(8, 65_536).default(19_456).meta({
     description: 'Memory of one argon2id run.',
@@ -196,6 +200,12 @@ export function readConfig(env: NodeJS.ProcessEnv, needs: { keyring: boolean } =
   if (given['MIGRATION_DATABASE_URL'] !== undefined && given['DATABASE_URL'] === undefined && needs.keyring) {
     problems.push(
       'MIGRATION_DATABASE_URL is set without DATABASE_URL, and the service would start an embedded database: set both or neither.',
+    );
+  }
+  if (parsed.success && parsed.data.UNDO_WINDOW_SECONDS > parsed.data.RETENTION_SECONDS) {
+    const { UNDO_WINDOW_SECONDS: undo, RETENTION_SECONDS: retention } = parsed.data;
+    problems.push(
+      `UNDO_WINDOW_SECONDS (${undo}) must not be longer than RETENTION_SECONDS (${retention}), for example UNDO_WINDOW_SECONDS=${retention}.`,
     );
   }
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems);

@@ -33,6 +33,7 @@ export async function describeApi(): Promise<string> {
     },
     limits: { callerLimit: 1, addressLimit: 1, revealLimit: 1 },
     undoWindowSeconds: 0,
+    retentionSeconds: 0,
     trustProxy: false,
     version: packageVersion(),
   });

@@ -83,6 +83,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
         revealLimit: config.REVEAL_LIMIT,
       },
       undoWindowSeconds: config.UNDO_WINDOW_SECONDS,
+      retentionSeconds: config.RETENTION_SECONDS,
       trustProxy: config.TRUST_PROXY ?? false,
       version: packageVersion(),
       isStopping: () => stopping,

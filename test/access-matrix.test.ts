@@ -50,7 +50,12 @@ async function castOf(service: TestService): Promise<Cast> {
 async function idsOf({ admin, organizationId }: TestService): Promise<Record<string, string>> {
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@partner.example', permissions: ['read'] });
   const { body: tokens } = await admin.get('/v1/access-tokens');
+  const { body: deleted } = await admin.post('/v1/keys', {});
+  await admin.delete(`/v1/keys/${deleted.id}`);
+  const { body: request } = await admin.post('/v1/recovery-requests', { keyId: deleted.id, details: 'By mistake' });
   return {
+    recoveryRequestId: request.id,
+    deletedKeyId: deleted.id,
     keyId: partner.keys[0].id,
     partnerId: partner.id,
     accessTokenId: tokens.data[0].id,
@@ -63,6 +68,7 @@ const unknownIds: Record<string, string> = {
   keyId: newId('key'),
   partnerId: newId('partner'),
   accessTokenId: newId('token'),
+  recoveryRequestId: newId('recovery'),
   organizationId: newId('org'),
 };
 
@@ -249,6 +255,10 @@ t.test("another organization's ids answer as ids that do not exist", async (t) =
   await t.test('in bodies and filters too', async (t) => {
     const created = await stranger.post('/v1/keys', { partnerId: ours['partnerId'] });
     t.equal(created.status, 404);
+    for (const subject of [{ keyId: ours['deletedKeyId'] }, { partnerId: ours['partnerId'] }]) {
+      t.equal((await stranger.post('/v1/recovery-requests', { ...subject, details: 'Mine' })).status, 404);
+    }
+    t.same((await stranger.get('/v1/recovery-requests')).body.data, []);
     t.same((await stranger.get(`/v1/keys?partnerId=${ours['partnerId']}`)).body.data, []);
     t.same((await stranger.get(`/v1/history?keyId=${ours['keyId']}`)).body.data, []);
     t.same((await stranger.get(`/v1/history?partnerId=${ours['partnerId']}`)).body.data, []);

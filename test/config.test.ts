@@ -76,6 +76,10 @@ t.test('what fits no other variable', async (t) => {
       /^LATCHKEY_KEYRING_FILE: can not be read/,
     ],
     [{ MIGRATION_DATABASE_URL: ownDatabase.DATABASE_URL }, /without DATABASE_URL/],
+    [
+      { RETENTION_SECONDS: '3600' },
+      /^UNDO_WINDOW_SECONDS \(86400\) must not be longer than RETENTION_SECONDS \(3600\)/,
+    ],
   ];
   for (const [env, problem] of table) {
     const problems = problemsOf(env);

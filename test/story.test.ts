@@ -21,7 +21,16 @@ t.test('an organization runs its keys', async (t) => {
     const { status, body } = await admin.get('/v1/rows');
     t.equal(status, 200);
     t.same(body, {
-      data: [{ partnerId: null, partnerEmail: null, permission: 'read_write', keys: [], freePlaces: 2 }],
+      data: [
+        {
+          partnerId: null,
+          partnerEmail: null,
+          permission: 'read_write',
+          keys: [],
+          freePlaces: 2,
+          expiringSoon: [],
+        },
+      ],
       nextCursor: null,
     });
   });

@@ -90,6 +90,8 @@ export async function loadApiKeys(db: Db, clock: DatabaseClock, ids: KeyId[]): P
       timeColumn,
     ])
     .where('key.id', '=', sql<KeyId>`any(${ids})`)
+    .where('key.purged_at', 'is', null)
+    .$narrowType<{ tag: Buffer; tag_keyring_id: string }>()
     .execute();
   sampleTime(clock, rows, sentAtMs);
   return rows;
@@ -107,6 +109,7 @@ export async function replaceTag(
       .updateTable('api_keys')
       .set(tag)
       .where('id', '=', id as KeyId)
+      .where('purged_at', 'is', null)
       .execute();
   } else {
     await db

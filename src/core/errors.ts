@@ -95,7 +95,7 @@ export const problemKinds = {
     status: 409,
     title: 'Row full',
     explanation: 'A key row holds at most two live keys, and this one has two.',
-    remedy: 'Delete one of the keys that the detail names, then create the new one.',
+    remedy: 'Delete one of the keys that the detail names, then try again.',
   },
   partner_exists: {
     status: 409,

@@ -11,8 +11,9 @@ export type PartnerId = Id<'partner'>;
 export type KeyId = Id<'key'>;
 export type AccessTokenId = Id<'token'>;
 export type EventId = Id<'event'>;
+export type RecoveryRequestId = Id<'recovery'>;
 
-export type IdKind = 'org' | 'partner' | 'key' | 'token' | 'event';
+export type IdKind = 'org' | 'partner' | 'key' | 'token' | 'event' | 'recovery';
 
 const alphabet = '0123456789abcdefghjkmnpqrstvwxyz';
 

@@ -1,6 +1,6 @@
 import type { ColumnType, Generated } from 'kysely';
 import type { Actor } from '../core/actor.ts';
-import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
+import type { AccessTokenId, KeyId, OrganizationId, PartnerId, RecoveryRequestId } from '../core/ids.ts';
 import type { Access, Permission } from '../core/permissions.ts';
 
 /** The tables as the service sees them. `migrations/` makes them; names there and here are the same. */
@@ -19,6 +19,9 @@ export interface Database {
   usage_hours: UsageHoursTable;
   usage_days: UsageDaysTable;
   key_last_uses: KeyLastUsesTable;
+  recovery_requests: RecoveryRequestsTable;
+  expiry_notices: ExpiryNoticesTable;
+  deleted_key_uses: DeletedKeyUsesTable;
 }
 
 export interface InstallationTable {
@@ -69,8 +72,9 @@ export interface ApiKeysTable {
   permission: Permission;
   slot: 1 | 2;
   name: string | null;
-  tag: Buffer;
-  tag_keyring_id: string;
+  /** Null once the key was purged. */
+  tag: Buffer | null;
+  tag_keyring_id: string | null;
   argon2id_hash: string | null;
   sealed: Buffer | null;
   sealed_keyring_id: string | null;
@@ -85,6 +89,8 @@ export interface ApiKeysTable {
   suspended_at: Date | null;
   deleted_at: Date | null;
   delete_reason: DeleteReason | null;
+  /** From then on only history and usage remember the key. */
+  purged_at: Date | null;
 }
 
 export interface AccessTokensTable {
@@ -135,6 +141,8 @@ export interface UsageHoursTable {
   allowed: number;
   denied: number;
   rate_limited: number;
+  /** Of those denied: because the key was deleted. */
+  after_deletion: number;
 }
 
 /** Hours folded into days of UTC. */
@@ -145,4 +153,34 @@ export interface UsageDaysTable extends Omit<UsageHoursTable, 'hour'> {
 export interface KeyLastUsesTable {
   key_id: KeyId;
   at: Date;
+}
+
+export type RecoveryStatus = 'open' | 'approved' | 'declined';
+
+export interface RecoveryRequestsTable {
+  id: RecoveryRequestId;
+  organization_id: OrganizationId;
+  key_id: KeyId | null;
+  partner_id: PartnerId | null;
+  details: string;
+  status: RecoveryStatus;
+  respond_by: Date;
+  created_at: Date;
+  created_by: Json<Actor>;
+  answered_at: Date | null;
+  answered_by: ColumnType<Actor | null, string | undefined, string>;
+  note: string | null;
+}
+
+/** That an event has told of a key's expiry, so many days ahead of it. */
+export interface ExpiryNoticesTable {
+  key_id: KeyId;
+  expires_at: Date;
+  days_ahead: number;
+}
+
+/** That an event has told that a deleted key was presented within this hour. */
+export interface DeletedKeyUsesTable {
+  key_id: KeyId;
+  hour: Date;
 }

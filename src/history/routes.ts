@@ -17,7 +17,7 @@ import {
 } from '../http/schemas.ts';
 import type { StoredEvent } from './chain.ts';
 import { historyActions } from './events.ts';
-import { type HistoryFilter, historyKnows, listEvents, verifyChain } from './store.ts';
+import { type HistoryFilter, historyKnows, isSequence, listEvents, verifyChain } from './store.ts';
 
 const hashView = z.string().meta({ example: '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08' });
 
@@ -169,5 +169,3 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
     return toPage(events, limit, (event) => String(event.sequence), toView);
   }
 };
-
-const isSequence = (text: string): text is `${number}` => /^[1-9][0-9]{0,14}$/.test(text);

@@ -28,6 +28,9 @@ const storedEventColumns = [
   'hash',
 ] as const;
 
+/** An event's place in its chain, as a cursor carries it. */
+export const isSequence = (text: string): text is `${number}` => /^[1-9][0-9]{0,14}$/.test(text);
+
 /** Newest first, `limit + 1` at most: the one too many tells that there is another page. */
 export async function listEvents(
   db: Db,

@@ -87,6 +87,19 @@ export function text(most: number) {
     .refine((value) => value.trim() === value, 'must not begin or end with white space');
 }
 
+/** Text of several lines. */
+export function prose(most: number) {
+  return z
+    .string()
+    .min(1)
+    .max(most)
+    .refine(
+      (value) => !controlCharacters.test(value.replaceAll(/\r?\n/g, '')),
+      'must not contain control characters other than line breaks',
+    )
+    .refine((value) => value.trim() === value, 'must not begin or end with white space');
+}
+
 export const nameInput = text(200).meta({ example: 'Billing export' });
 
 export const emailInput = z

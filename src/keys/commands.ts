@@ -1,5 +1,5 @@
 import { Problem } from '../core/errors.ts';
-import { newId, type PartnerId } from '../core/ids.ts';
+import { type KeyId, newId, type PartnerId } from '../core/ids.ts';
 import type { Permission } from '../core/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../core/rate-limit.ts';
 import type { Secret } from '../crypto/secret.ts';
@@ -45,7 +45,7 @@ export interface CreatedKey {
   plaintext: Secret;
 }
 
-interface KeyDeps {
+export interface KeyDeps {
   transactor: Transactor;
   mint: KeyMint;
 }
@@ -64,13 +64,13 @@ export async function createKey(deps: KeyDeps, by: OrganizationDoer, given: NewK
   });
 }
 
-interface Owner {
+export interface Owner {
   partner: Partner | null;
   mayBeRevealed: boolean;
 }
 
 /** Locks what the new key depends on: its owner must stay live, and the organization must go on keeping plaintexts. */
-async function lockOwner(work: Work<OrganizationDoer>, partnerId: string | undefined): Promise<Owner> {
+export async function lockOwner(work: Work<OrganizationDoer>, partnerId: string | undefined): Promise<Owner> {
   const { organizationId } = work.by;
   if (partnerId === undefined) {
     const organization = await lockOrganization(work.tx, organizationId);
@@ -88,6 +88,8 @@ interface KeyToAdd extends Owner {
   permission: Permission;
   minted: MintedKey;
   settings: KeySettings;
+  /** The key that it is to take over from, in a rotation. */
+  replaces?: KeyId;
 }
 
 /** Puts a minted key into its row and records it. The owner is locked by the caller. */
@@ -113,7 +115,11 @@ export async function addKey(work: Work<OrganizationDoer>, wanted: KeyToAdd): Pr
     action: 'key.created',
     keyId: key.id,
     partnerId,
-    details: { permission: key.permission, ...describe(settings) },
+    details: {
+      permission: key.permission,
+      ...describe(settings),
+      ...(wanted.replaces === undefined ? {} : { replacesKeyId: wanted.replaces }),
+    },
   });
   return { key, plaintext: minted.plaintext };
 }
@@ -226,7 +232,7 @@ function withoutUndefined(patch: KeyPatch): Partial<KeySettings> {
   };
 }
 
-function settingsOf(key: Key): KeySettings {
+export function settingsOf(key: Key): KeySettings {
   return {
     name: key.name,
     expiresAt: key.expires_at,

@@ -1,5 +1,6 @@
 import { type InputError, Problem } from '../core/errors.ts';
 import type { Access, Permission } from '../core/permissions.ts';
+import { type RestoreWay, type RestoreWindows, requireOpenWindow, windowEnd } from '../core/restore-window.ts';
 
 /** The rules of keys and rows, without a database. */
 
@@ -28,7 +29,19 @@ export function restorableUntil(
   undoWindowSeconds: number,
 ): Date | null {
   if (key.deleted_at === null || key.delete_reason === 'compromised') return null;
-  return new Date(key.deleted_at.getTime() + undoWindowSeconds * 1000);
+  return windowEnd(key.deleted_at, undoWindowSeconds);
+}
+
+/** So long before its expiry a key is said to be about to expire. */
+const soonMs = 7 * 86_400_000;
+
+/** Which of the keys are about to expire, the first one first. One that has expired is no longer about to. */
+export function expiringSoon<Id>(keys: ReadonlyArray<{ id: Id; expires_at: Date | null }>, now: Date): Id[] {
+  return keys
+    .flatMap(({ id, expires_at: at }) => (at === null ? [] : [{ id, leftMs: at.getTime() - now.getTime() }]))
+    .filter(({ leftMs }) => leftMs > 0 && leftMs <= soonMs)
+    .sort((one, other) => one.leftMs - other.leftMs)
+    .map(({ id }) => id);
 }
 
 /** A row holds this many live keys, so that one can be replaced with no downtime. */
@@ -40,7 +53,7 @@ interface Occupant {
 }
 
 /**
- * The place for a new key in a row.
+ * The place for one more key in a row.
  * @throws Problem `row_full`, naming the keys that fill it
  */
 export function freeSlot(occupants: readonly Occupant[]): 1 | 2 {
@@ -50,7 +63,7 @@ export function freeSlot(occupants: readonly Occupant[]): 1 | 2 {
   const keyIds = occupants.map((occupant) => occupant.id);
   throw new Problem(
     'row_full',
-    `The row already holds two live keys, ${keyIds.join(' and ')}. Delete one of them, then create the new one.`,
+    `The row already holds two live keys, ${keyIds.join(' and ')}. Delete one of them first.`,
     { members: { keyIds } },
   );
 }
@@ -95,4 +108,66 @@ function invalid(error: InputError): Problem {
 export function requireLiveKey(key: { id: string; deleted_at: Date | null }): void {
   if (key.deleted_at === null) return;
   throw new Problem('already_deleted', `Key ${key.id} was deleted at ${key.deleted_at.toISOString()}.`);
+}
+
+interface DeletedKey {
+  id: string;
+  deleted_at: Date | null;
+  delete_reason: string | null;
+  purged_at: Date | null;
+}
+
+/**
+ * Whether the deletion itself can be taken back; its owner and its row have a say besides.
+ * @returns when the key was deleted
+ * @throws Problem `conflict` (it is live), `not_restorable`, `not_found` (to an admin a purged key does not exist)
+ */
+export function requireRestorableKey(
+  key: DeletedKey,
+  circumstances: { way: RestoreWay; windows: RestoreWindows; now: Date },
+): Date {
+  if (key.deleted_at === null) throw new Problem('conflict', `Key ${key.id} is not deleted.`);
+  if (key.purged_at !== null) {
+    if (circumstances.way === 'undo') throw new Problem('not_found', 'There is no such key in this organization.');
+    throw new Problem('not_restorable', `Key ${key.id} was purged at ${key.purged_at.toISOString()}.`);
+  }
+  if (key.delete_reason === 'compromised') {
+    throw new Problem('not_restorable', `Key ${key.id} was deleted as compromised, which cannot be undone.`);
+  }
+  requireOpenWindow(`Key ${key.id}`, key.deleted_at, circumstances);
+  return key.deleted_at;
+}
+
+/**
+ * A key comes back only to an owner that may have it.
+ * @param partner null for a key of the default row
+ * @throws Problem `not_restorable`
+ */
+export function requireOwnerTakesKey(
+  key: { id: string; permission: Permission },
+  partner: { id: string; deleted_at: Date | null; permissions: readonly Access[] } | null,
+): void {
+  if (partner === null) return;
+  if (partner.deleted_at !== null) {
+    throw new Problem(
+      'not_restorable',
+      `Partner ${partner.id} is deleted. Restoring the partner brings back the keys that its deletion took.`,
+    );
+  }
+  if (partner.permissions.some((permission) => permission === key.permission)) return;
+  throw new Problem(
+    'not_restorable',
+    `Partner ${partner.id} was granted ${partner.permissions.join(' and ')}; key ${key.id} carries ${key.permission}.`,
+  );
+}
+
+/**
+ * Only a key that works is replaced by another: nothing dead comes back to life.
+ * @throws Problem `already_deleted`, `conflict`
+ */
+export function requireRotatableKey(key: KeyState & { id: string }, now: Date): void {
+  requireLiveKey(key);
+  const status = statusOf(key, now);
+  if (status === 'active') return;
+  throw new Problem('conflict', `Key ${key.id} is ${status}; only an active key is rotated.`);
 }

@@ -33,6 +33,7 @@ const columns = [
   'suspended_at',
   'deleted_at',
   'delete_reason',
+  'purged_at',
   sql<Date | null>`(select at from key_last_uses where key_id = api_keys.id)`.as('last_used_at'),
 ] as const;
 
@@ -43,27 +44,43 @@ export interface RowAddress {
   permission: Permission;
 }
 
-/** @throws Problem `not_found`, also for another organization's key */
+/** @throws Problem `not_found`, also for another organization's key and for one that was purged */
 export async function getKey(db: Db, organizationId: OrganizationId, id: string): Promise<Key> {
+  return found(await selectKey(db, organizationId, id).where('purged_at', 'is', null).executeTakeFirst());
+}
+
+/** For a change of the key, or a look at it. @throws Problem `not_found`, as `getKey` */
+export async function lockKey(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
+  const query = selectKey(tx, organizationId, id).where('purged_at', 'is', null);
+  return found(await query.forNoKeyUpdate().executeTakeFirst());
+}
+
+/** Also one that was purged: for whoever has to say what became of it. @throws Problem `not_found` */
+export async function lockKeyOrRemains(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
+  return found(await selectKey(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst());
+}
+
+/** What never changes about a key, also about one that was purged. @throws Problem `not_found` */
+export async function getKeyOwner(
+  db: Db,
+  organizationId: OrganizationId,
+  id: string,
+): Promise<{ keyId: KeyId; partnerId: PartnerId | null }> {
   const key = await db
     .selectFrom('api_keys')
-    .select(columns)
+    .select(['id as keyId', 'partner_id as partnerId'])
     .where('organization_id', '=', organizationId)
     .where('id', '=', id as KeyId)
     .executeTakeFirst();
   return found(key);
 }
 
-/** For a change of the key, or a look at it. */
-export async function lockKey(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
-  const key = await tx
+function selectKey(db: Db, organizationId: OrganizationId, id: string) {
+  return db
     .selectFrom('api_keys')
     .select(columns)
     .where('organization_id', '=', organizationId)
-    .where('id', '=', id as KeyId)
-    .forNoKeyUpdate()
-    .executeTakeFirst();
-  return found(key);
+    .where('id', '=', id as KeyId);
 }
 
 export interface SealedColumns {
@@ -153,6 +170,7 @@ export async function listKeys(
     .selectFrom('api_keys')
     .select(columns)
     .where('organization_id', '=', organizationId)
+    .where('purged_at', 'is', null)
     .where(statusCondition(filter, page.now))
     .orderBy('id', 'desc')
     .limit(page.limit + 1);
@@ -182,7 +200,7 @@ function statusCondition({ status, restorableAfter }: KeyFilter, now: Date) {
   }
 }
 
-export type NewKey = Omit<Selectable<ApiKeysTable>, 'suspended_at' | 'deleted_at' | 'delete_reason'>;
+export type NewKey = Omit<Selectable<ApiKeysTable>, 'suspended_at' | 'deleted_at' | 'delete_reason' | 'purged_at'>;
 
 export async function insertKey(tx: Tx, key: NewKey): Promise<Key> {
   return tx
@@ -221,7 +239,40 @@ export async function markKeysDeleted(
     .execute();
 }
 
-function found(key: Key | undefined): Key {
+/** @param suspendedAt null: it is allowed again */
+export async function markKeySuspended(tx: Tx, id: KeyId, suspendedAt: Date | null): Promise<Key> {
+  return tx
+    .updateTable('api_keys')
+    .set({ suspended_at: suspendedAt })
+    .where('id', '=', id)
+    .returning(columns)
+    .executeTakeFirstOrThrow();
+}
+
+/** Live again as it was, in this place of its row. */
+export async function markKeyRestored(tx: Tx, id: KeyId, slot: 1 | 2): Promise<Key> {
+  return tx
+    .updateTable('api_keys')
+    .set({ deleted_at: null, delete_reason: null, slot })
+    .where('id', '=', id)
+    .returning(columns)
+    .executeTakeFirstOrThrow();
+}
+
+/** The keys that the partner's deletion took, locked; those that were declared compromised since are not among them. */
+export async function lockKeysTakenWithPartner(tx: Tx, partnerId: PartnerId, deletedAt: Date): Promise<Key[]> {
+  return tx
+    .selectFrom('api_keys')
+    .select(columns)
+    .where('partner_id', '=', partnerId)
+    .where('delete_reason', '=', 'partner_deleted')
+    .where('deleted_at', '=', deletedAt)
+    .orderBy('id')
+    .forNoKeyUpdate()
+    .execute();
+}
+
+function found<Found>(key: Found | undefined): Found {
   if (key === undefined) throw new Problem('not_found', 'There is no such key in this organization.');
   return key;
 }

@@ -144,7 +144,7 @@ async function deleteKeysOfRows(
   await deleteKeys(work, await lockLiveKeysOfPartner(work.tx, partner.id, permissions), reason);
 }
 
-function requireLivePartner(partner: Partner): void {
+export function requireLivePartner(partner: Partner): void {
   if (partner.deleted_at === null) return;
   throw new Problem('already_deleted', `Partner ${partner.id} was deleted at ${partner.deleted_at.toISOString()}.`);
 }

@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { isId, type PartnerId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import { toRateLimit } from '../core/rate-limit.ts';
+import { type RestoreWindows, windowEnd } from '../core/restore-window.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import {
@@ -22,7 +23,9 @@ import {
 import type { KeyMint } from '../keys/mint.ts';
 import { createdKeyView, toCreatedKeyView } from '../keys/views.ts';
 import { createPartner, deletePartner, patchPartner } from './commands.ts';
+import { restorePartner } from './restore-commands.ts';
 import { getPartner, listPartners, type Partner } from './store.ts';
+import { resumePartner, suspendPartner } from './suspend-commands.ts';
 
 const fields = {
   id: idView('partner'),
@@ -66,15 +69,14 @@ const partnerPatch = z
   })
   .meta({ example: { permissions: ['read'] } });
 
-export interface PartnerRoutesOptions {
+export interface PartnerRoutesOptions extends RestoreWindows {
   transactor: Transactor;
   mint: KeyMint;
   tokenPrefix: string;
-  undoWindowSeconds: number;
 }
 
 export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async (app, options) => {
-  const { transactor, mint, tokenPrefix, undoWindowSeconds } = options;
+  const { transactor, mint, tokenPrefix, undoWindowSeconds, retentionSeconds } = options;
   const { db } = transactor;
   const params = z.object({ partnerId: idParam('partner', 'Which partner') });
   const toView = (partner: Partner) => toPartnerView(partner, undoWindowSeconds);
@@ -173,6 +175,61 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     },
     async (request) => toView(await deletePartner(transactor, organizationDoerOf(request), request.params.partnerId)),
   );
+
+  app.post(
+    '/partners/:partnerId/suspend',
+    {
+      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted'] },
+      schema: {
+        operationId: 'suspendPartner',
+        tags: ['Partners'],
+        summary: 'Refuse all keys of a partner without deleting them',
+        params,
+        response: { 200: partnerView },
+      },
+    },
+    async (request) => toView(await suspendPartner(transactor, organizationDoerOf(request), request.params.partnerId)),
+  );
+
+  app.post(
+    '/partners/:partnerId/resume',
+    {
+      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted'] },
+      schema: {
+        operationId: 'resumePartner',
+        tags: ['Partners'],
+        summary: 'Allow the keys of a suspended partner again',
+        description: 'Keys that are suspended themselves stay so.',
+        params,
+        response: { 200: partnerView },
+      },
+    },
+    async (request) => toView(await resumePartner(transactor, organizationDoerOf(request), request.params.partnerId)),
+  );
+
+  app.post(
+    '/partners/:partnerId/restore',
+    {
+      config: {
+        access: { role: 'admin', scope: 'write' },
+        problems: ['not_restorable', 'partner_exists', 'conflict'],
+      },
+      schema: {
+        operationId: 'restorePartner',
+        tags: ['Partners'],
+        summary: 'Undo the deletion of a partner',
+        description:
+          'Until restorableUntil. Brings back exactly the keys that the deletion took, all or nothing; ' +
+          'after that an operator can, through a recovery request.',
+        params,
+        response: { 200: partnerView },
+      },
+    },
+    async (request) => {
+      const windows = { undoWindowSeconds, retentionSeconds };
+      return toView(await restorePartner(transactor, organizationDoerOf(request), request.params.partnerId, windows));
+    },
+  );
 };
 
 const isPartnerId = (text: string): text is PartnerId => isId('partner', text);
@@ -191,6 +248,6 @@ function toPartnerView(partner: Partner, undoWindowSeconds: number): z.infer<typ
     createdBy: partner.created_by,
     suspendedAt: suspendedAt?.toISOString() ?? null,
     deletedAt: deletedAt?.toISOString() ?? null,
-    restorableUntil: deletedAt === null ? null : new Date(deletedAt.getTime() + undoWindowSeconds * 1000).toISOString(),
+    restorableUntil: deletedAt === null ? null : windowEnd(deletedAt, undoWindowSeconds).toISOString(),
   };
 }

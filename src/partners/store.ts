@@ -82,6 +82,15 @@ export async function markPartnerDeleted(tx: Tx, id: PartnerId, deletedAt: Date)
   await tx.updateTable('partners').set({ deleted_at: deletedAt }).where('id', '=', id).execute();
 }
 
+/** @param suspendedAt null: its keys are allowed again */
+export async function markPartnerSuspended(tx: Tx, id: PartnerId, suspendedAt: Date | null): Promise<void> {
+  await tx.updateTable('partners').set({ suspended_at: suspendedAt }).where('id', '=', id).execute();
+}
+
+export async function markPartnerRestored(tx: Tx, id: PartnerId): Promise<void> {
+  await tx.updateTable('partners').set({ deleted_at: null }).where('id', '=', id).execute();
+}
+
 function found(partner: Partner | undefined): Partner {
   if (partner === undefined) throw new Problem('not_found', 'There is no such partner in this organization.');
   return partner;

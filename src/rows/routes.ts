@@ -6,7 +6,7 @@ import type { Permission } from '../core/permissions.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 import { organizationOf } from '../http/guard.ts';
 import { idView, pageOf, pageQuery } from '../http/schemas.ts';
-import { rowPlaces } from '../keys/policy.ts';
+import { expiringSoon, rowPlaces } from '../keys/policy.ts';
 import { type Key, liveKeysOfOwners } from '../keys/store.ts';
 import { type KeyViewContext, keyView, toKeyView } from '../keys/views.ts';
 import { listPartnerRows, type PartnerRow, positionOf, type RowPosition } from './store.ts';
@@ -18,6 +18,9 @@ const rowView = z
     permission: z.enum(['read', 'write', 'read_write']),
     keys: z.array(keyView).meta({ description: 'The live keys, oldest first: at most two.' }),
     freePlaces: z.int().meta({ example: 1 }),
+    expiringSoon: z
+      .array(idView('key'))
+      .meta({ description: 'Those of the keys that expire within 7 days, what expires first at the top.' }),
   })
   .meta({ id: 'Row' });
 
@@ -99,5 +102,6 @@ function toView(row: Row, allKeys: readonly Key[], context: KeyViewContext): z.i
     permission: row.permission,
     keys: keys.map((key) => toKeyView(key, context)),
     freePlaces: rowPlaces - keys.length,
+    expiringSoon: expiringSoon(keys, context.now),
   };
 }

@@ -3,6 +3,7 @@ import { createRecords, type Records } from '../auth/records.ts';
 import { type ChangeFeed, followChanges } from '../db/change-feed.ts';
 import type { Db } from '../db/client.ts';
 import { createDatabaseClock, type DatabaseClock } from '../db/clock.ts';
+import { createDeletedUses } from './deleted-uses.ts';
 import { createMemoryLimits, type UseLimits } from './limits.ts';
 import { createSharedLimits } from './shared-limits.ts';
 import { createUsageRecorder, type UsageRecorder } from './usage-recorder.ts';
@@ -46,7 +47,9 @@ export function startVerificationState(options: VerificationStateOptions): Verif
   });
   const { capacity, staleMs, hourlyDays, redisUrl } = options;
   const records = createRecords({ db, clock, feed, logger, capacity, staleMs });
-  const usage = createUsageRecorder({ db, clock, logger, hourlyDays });
+  const transactor = { db, clockShiftMs: options.clockShiftMs };
+  const deletedUses = createDeletedUses({ transactor, clock, logger });
+  const usage = createUsageRecorder({ db, clock, deletedUses, logger, hourlyDays });
   const shared = redisUrl === undefined ? undefined : createSharedLimits({ url: redisUrl, logger });
   return {
     clock,

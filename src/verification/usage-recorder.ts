@@ -2,13 +2,16 @@ import type { FastifyBaseLogger } from 'fastify';
 import type { ApiKeyRecord } from '../auth/store.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
-import { addUsage, foldUsage, type UsageRow } from './usage-store.ts';
+import type { DeletedUses } from './deleted-uses.ts';
+import { addUsage, foldUsage, forgetDeletedUses, type UsageRow } from './usage-store.ts';
 
 export type UseOutcome = 'allowed' | 'denied' | 'rate_limited';
 
 /** Counts how keys are used. Counting never waits; what was counted is written in batches. */
 export interface UsageRecorder {
   add(key: ApiKeyRecord, outcome: UseOutcome): void;
+  /** A deleted key, which history is to tell of besides. @param ip the client's address, where it is known */
+  addDeleted(key: ApiKeyRecord, ip: string | undefined, options: { isCounted: boolean }): void;
   /** Writes what is in memory. */
   flush(): Promise<void>;
   /** Stops the timers and writes the rest. */
@@ -18,6 +21,7 @@ export interface UsageRecorder {
 interface UsageRecorderOptions {
   db: Db;
   clock: DatabaseClock;
+  deletedUses: DeletedUses;
   logger: Pick<FastifyBaseLogger, 'warn'>;
   /** Hours before today that are kept as hours; older ones are folded into days. */
   hourlyDays: number;
@@ -32,7 +36,13 @@ const rowsInBatch = 2_000;
 /** Rows held while the database does not take them: an hour of a hundred thousand keys. Past it, counts are dropped. */
 const rowsHeld = 100_000;
 
-export function createUsageRecorder({ db, clock, logger, hourlyDays }: UsageRecorderOptions): UsageRecorder {
+export function createUsageRecorder({
+  db,
+  clock,
+  deletedUses,
+  logger,
+  hourlyDays,
+}: UsageRecorderOptions): UsageRecorder {
   let counted = new Map<string, UsageRow>();
   let flushing: Promise<void> | undefined;
   let dropped = 0;
@@ -51,6 +61,7 @@ export function createUsageRecorder({ db, clock, logger, hourlyDays }: UsageReco
       allowed: 0,
       denied: 0,
       rate_limited: 0,
+      after_deletion: 0,
       last_used_at: null,
     };
     counted.set(name, row);
@@ -83,14 +94,17 @@ export function createUsageRecorder({ db, clock, logger, hourlyDays }: UsageReco
     present.allowed += row.allowed;
     present.denied += row.denied;
     present.rate_limited += row.rate_limited;
+    present.after_deletion += row.after_deletion;
     present.last_used_at ??= row.last_used_at;
   }
 
   /** One at a time: what is counted meanwhile goes with the next. */
   function flush(): Promise<void> {
-    flushing ??= writeAll().finally(() => {
-      flushing = undefined;
-    });
+    flushing ??= Promise.all([writeAll(), deletedUses.flush()])
+      .then(() => undefined)
+      .finally(() => {
+        flushing = undefined;
+      });
     return flushing;
   }
 
@@ -99,24 +113,34 @@ export function createUsageRecorder({ db, clock, logger, hourlyDays }: UsageReco
     foldUsage(db, new Date(today - hourlyDays * dayMs)).catch((error: unknown) => {
       logger.warn({ err: error }, 'Old hours of usage could not be folded into days.');
     });
+    forgetDeletedUses(db, new Date(clock.nowMs() - dayMs)).catch((error: unknown) => {
+      logger.warn({ err: error }, 'Notes on uses of deleted keys could not be thrown away.');
+    });
   }
 
   const timers = [
     setInterval(() => {
-      if (counted.size > 0) void flush();
+      if (counted.size > 0 || deletedUses.isWaiting()) void flush();
     }, flushEveryMs).unref(),
     setInterval(fold, foldEveryMs).unref(),
   ];
+
+  function count(key: ApiKeyRecord, ...columns: Array<UseOutcome | 'after_deletion'>): void {
+    const nowMs = clock.nowMs();
+    const row = rowOf(key, nowMs);
+    if (row === undefined) {
+      dropped += 1;
+      return;
+    }
+    for (const column of columns) row[column] += 1;
+    if (columns.includes('allowed')) row.last_used_at = new Date(nowMs);
+  }
+
   return {
-    add(key, outcome) {
-      const nowMs = clock.nowMs();
-      const row = rowOf(key, nowMs);
-      if (row === undefined) {
-        dropped += 1;
-        return;
-      }
-      row[outcome] += 1;
-      if (outcome === 'allowed') row.last_used_at = new Date(nowMs);
+    add: count,
+    addDeleted(key, ip, { isCounted }) {
+      if (isCounted) count(key, 'denied', 'after_deletion');
+      deletedUses.note(key, ip);
     },
     flush,
     async close() {

@@ -4,7 +4,7 @@ import { Problem } from '../core/errors.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 import { organizationOf } from '../http/guard.ts';
 import { idParam, timestampInput, timestampView } from '../http/schemas.ts';
-import { getKey } from '../keys/store.ts';
+import { getKeyOwner } from '../keys/store.ts';
 import { getPartner } from '../partners/store.ts';
 import { findLastUse, listUsage, type UsagePeriod, type UsageQuery } from './usage-store.ts';
 
@@ -26,6 +26,7 @@ const counts = {
   allowed: z.int().meta({ example: 1204 }),
   denied: z.int().meta({ description: 'Refused for its state, address or permission.', example: 3 }),
   rateLimited: z.int().meta({ example: 0 }),
+  afterDeletion: z.int().meta({ description: 'Of those denied: the key had been deleted.', example: 0 }),
 };
 
 const usageView = z
@@ -73,7 +74,7 @@ export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = as
     },
     async (request) => {
       const organizationId = organizationOf(request);
-      const { id: keyId } = await getKey(db, organizationId, request.params.keyId);
+      const { keyId } = await getKeyOwner(db, organizationId, request.params.keyId);
       return usageOf({ keyId }, organizationId, request.query);
     },
   );
@@ -131,12 +132,14 @@ function toUsageView({ from, to, granularity }: Range, periods: UsagePeriod[], l
       allowed: sum(({ allowed }) => allowed),
       denied: sum(({ denied }) => denied),
       rateLimited: sum(({ rate_limited }) => rate_limited),
+      afterDeletion: sum(({ after_deletion }) => after_deletion),
     },
     data: periods.map((period) => ({
       start: period.start.toISOString(),
       allowed: period.allowed,
       denied: period.denied,
       rateLimited: period.rate_limited,
+      afterDeletion: period.after_deletion,
     })),
   };
 }

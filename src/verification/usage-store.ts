@@ -1,6 +1,6 @@
 import { sql } from 'kysely';
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
-import type { Db } from '../db/client.ts';
+import type { Db, Tx } from '../db/client.ts';
 import type { UsageHoursTable } from '../db/schema.ts';
 
 export interface UsageRow extends UsageHoursTable {
@@ -12,14 +12,16 @@ export async function addUsage(db: Db, rows: UsageRow[]): Promise<void> {
   const batch = JSON.stringify(rows.map((row) => ({ ...row, hour: row.hour.toISOString() })));
   await db.transaction().execute(async (tx) => {
     await sql`
-      insert into usage_hours (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited)
-      select organization_id, partner_id, key_id, hour, allowed, denied, rate_limited
+      insert into usage_hours
+        (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion)
+      select organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion
       from jsonb_to_recordset(${batch}::jsonb) as batch (organization_id text, partner_id text, key_id text,
-        hour timestamptz, allowed bigint, denied bigint, rate_limited bigint)
+        hour timestamptz, allowed bigint, denied bigint, rate_limited bigint, after_deletion bigint)
       order by key_id, hour
       on conflict (key_id, hour) do update set allowed = usage_hours.allowed + excluded.allowed,
         denied = usage_hours.denied + excluded.denied,
-        rate_limited = usage_hours.rate_limited + excluded.rate_limited`.execute(tx);
+        rate_limited = usage_hours.rate_limited + excluded.rate_limited,
+        after_deletion = usage_hours.after_deletion + excluded.after_deletion`.execute(tx);
     await sql`
       insert into key_last_uses (key_id, at)
       select key_id, max(last_used_at)
@@ -43,13 +45,15 @@ export async function foldUsage(db: Db, before: Date): Promise<number> {
     const { rows } = await sql<{ folded: number }>`
       with moved as (delete from usage_hours where hour < ${before} returning *),
       added as (
-        insert into usage_days (organization_id, partner_id, key_id, day, allowed, denied, rate_limited)
+        insert into usage_days
+          (organization_id, partner_id, key_id, day, allowed, denied, rate_limited, after_deletion)
         select organization_id, partner_id, key_id, date_trunc('day', hour, 'UTC'),
-          sum(allowed), sum(denied), sum(rate_limited)
+          sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion)
         from moved group by 1, 2, 3, 4
         on conflict (key_id, day) do update set allowed = usage_days.allowed + excluded.allowed,
           denied = usage_days.denied + excluded.denied,
-          rate_limited = usage_days.rate_limited + excluded.rate_limited)
+          rate_limited = usage_days.rate_limited + excluded.rate_limited,
+          after_deletion = usage_days.after_deletion + excluded.after_deletion)
       select count(*)::int as folded from moved`.execute(tx);
     return rows[0]?.folded ?? 0;
   });
@@ -70,6 +74,7 @@ export interface UsagePeriod {
   allowed: number;
   denied: number;
   rate_limited: number;
+  after_deletion: number;
 }
 
 /** Periods in which there was any use, oldest first. A day is one of UTC. */
@@ -78,16 +83,17 @@ export async function listUsage(
   { organizationId, of, from, to, granularity }: UsageQuery,
 ): Promise<UsagePeriod[]> {
   const owner = 'keyId' in of ? sql`key_id = ${of.keyId}` : sql`partner_id = ${of.partnerId}`;
-  const hours = sql`select hour as start, allowed, denied, rate_limited from usage_hours
+  const hours = sql`select hour as start, allowed, denied, rate_limited, after_deletion from usage_hours
     where organization_id = ${organizationId} and ${owner} and hour >= ${from} and hour < ${to}`;
   const all =
     granularity === 'hour'
       ? hours
-      : sql`${hours} union all select day, allowed, denied, rate_limited from usage_days
+      : sql`${hours} union all select day, allowed, denied, rate_limited, after_deletion from usage_days
           where organization_id = ${organizationId} and ${owner} and day >= ${from} and day < ${to}`;
   const { rows } = await sql<UsagePeriod>`
     select date_trunc(${granularity}, start, 'UTC') as start, sum(allowed)::bigint as allowed,
-      sum(denied)::bigint as denied, sum(rate_limited)::bigint as rate_limited
+      sum(denied)::bigint as denied, sum(rate_limited)::bigint as rate_limited,
+      sum(after_deletion)::bigint as after_deletion
     from (${all}) as found group by 1 order by 1`.execute(db);
   return rows;
 }
@@ -101,4 +107,40 @@ export async function findLastUse(db: Db, of: UsageQuery['of']): Promise<Date | 
         where partner_id = ${of.partnerId}`
   ).execute(db);
   return rows[0]?.at ?? null;
+}
+
+/** That a deleted key was presented: the first time that is known of within an hour. */
+export interface DeletedUse {
+  organizationId: OrganizationId;
+  partnerId: PartnerId | null;
+  keyId: KeyId;
+  hour: Date;
+  presentedAt: Date;
+  /** The client's address, where the caller has told it. */
+  ip: string | null;
+}
+
+/** What makes two uses one and the same: key and hour. */
+export function nameOfUse({ keyId, hour }: Pick<DeletedUse, 'keyId' | 'hour'>): string {
+  return `${keyId} ${hour.getTime()}`;
+}
+
+/**
+ * Claims these hours for the caller's events. Rows are in the order of their keys, as in `addUsage`.
+ * @returns the uses whose hours nobody else had claimed
+ */
+export async function insertDeletedUses(tx: Tx, uses: readonly DeletedUse[]): Promise<DeletedUse[]> {
+  const batch = JSON.stringify(uses.map(({ keyId, hour }) => ({ key_id: keyId, hour: hour.toISOString() })));
+  const { rows } = await sql<{ keyId: KeyId; hour: Date }>`
+    insert into deleted_key_uses (key_id, hour)
+    select key_id, hour from jsonb_to_recordset(${batch}::jsonb) as batch (key_id text, hour timestamptz)
+    order by key_id, hour
+    on conflict do nothing returning key_id as "keyId", hour`.execute(tx);
+  const claimed = new Set(rows.map(nameOfUse));
+  return uses.filter((use) => claimed.has(nameOfUse(use)));
+}
+
+/** Hours that nobody presents a key in any more. */
+export async function forgetDeletedUses(db: Db, before: Date): Promise<void> {
+  await db.deleteFrom('deleted_key_uses').where('hour', '<', before).execute();
 }

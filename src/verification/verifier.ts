@@ -69,7 +69,9 @@ export function createVerifier(options: VerifierOptions): Verifier {
       if ('code' in key) return key;
       const code = decide(key, wanted, new Date(clock.nowMs()));
       if (code !== 'valid') {
-        if (cost > 0) usage.add(key, 'denied');
+        // Asked without counting, too: whoever asks so has been presented the key all the same.
+        if (code === 'deleted') usage.addDeleted(key, wanted.ip, { isCounted: cost > 0 });
+        else if (cost > 0) usage.add(key, 'denied');
         return { code, key, count: null } as Verdict;
       }
       const counted = limits.count(bucketsOf(key), cost);

@@ -102,6 +102,7 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     crypto,
     limits: { callerLimit: 1_000_000, addressLimit: 1_000_000, revealLimit: 1_000_000 },
     undoWindowSeconds: 86_400,
+    retentionSeconds: 2_592_000,
     trustProxy: false,
     version: '0.0.0',
     ...others,

@@ -1,0 +1,78 @@
+import type { Actor } from '../core/actor.ts';
+import { workInBatches } from '../db/batches.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
+import { record } from '../history/record.ts';
+import {
+  insertExpiryNotices,
+  lockKeysToAnnounce,
+  lockKeysToPurge,
+  markKeysPurged,
+  organizationsWithExpiries,
+  organizationsWithPurges,
+} from './jobs-store.ts';
+
+/** What is done to keys in the background. Each is safe to run twice, and by several at once. */
+
+/** Keys in one transaction: it holds the chain's head while it records them. */
+const batchSize = 100;
+
+const secondMs = 1_000;
+const dayMs = 86_400_000;
+
+const jobActor = (name: string): Actor => ({ type: 'system', id: name, name, email: null });
+
+/**
+ * Removes hash, tag and sealed value of keys whose retention has ended, for good. From then on only history and usage
+ * know them.
+ * @returns how many were purged
+ */
+export async function purgeDeletedKeys({
+  transactor,
+  retentionSeconds,
+}: {
+  transactor: Transactor;
+  retentionSeconds: number;
+}): Promise<number> {
+  const endedAt = (now: Date) => new Date(now.getTime() - retentionSeconds * secondMs);
+  const now = await currentTime(transactor.db, transactor.clockShiftMs);
+  return workInBatches({
+    transactor,
+    actor: jobActor('purge'),
+    organizationIds: await organizationsWithPurges(transactor.db, endedAt(now)),
+    batchSize,
+    async step(work, count) {
+      const keys = await lockKeysToPurge(work.tx, work.by.organizationId, endedAt(work.now), count);
+      const ids = keys.map((key) => key.id);
+      await markKeysPurged(work.tx, ids, work.now);
+      for (const { id, partner_id, deleted_at, delete_reason } of keys) {
+        const details = { deletedAt: deleted_at.toISOString(), deleteReason: delete_reason };
+        record(work, { action: 'key.purged', keyId: id, partnerId: partner_id, details });
+      }
+      return keys.length;
+    },
+  });
+}
+
+/**
+ * Records that live keys are about to expire: 7 days and 1 day ahead, once each for a key and its expiry. What comes
+ * late, as for a key that was made with an hour to live, is told once and with the days that are really left.
+ * @returns how many were looked at
+ */
+export async function announceExpiries({ transactor }: { transactor: Transactor }): Promise<number> {
+  const now = await currentTime(transactor.db, transactor.clockShiftMs);
+  return workInBatches({
+    transactor,
+    actor: jobActor('expiry-notices'),
+    organizationIds: await organizationsWithExpiries(transactor.db, now),
+    batchSize,
+    async step(work, count) {
+      const keys = await lockKeysToAnnounce(work.tx, work.by.organizationId, work.now, count);
+      for (const { id, partner_id, expires_at } of await insertExpiryNotices(work.tx, keys)) {
+        const daysLeft = Math.ceil((expires_at.getTime() - work.now.getTime()) / dayMs);
+        const details = { expiresAt: expires_at.toISOString(), daysLeft };
+        record(work, { action: 'key.expiry_announced', keyId: id, partnerId: partner_id, details });
+      }
+      return keys.length;
+    },
+  });
+}

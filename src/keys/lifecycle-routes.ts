@@ -1,0 +1,126 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import type { RestoreWindows } from '../core/restore-window.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
+import { organizationDoerOf } from '../http/guard.ts';
+import { idParam } from '../http/schemas.ts';
+import type { KeyMint } from './mint.ts';
+import { restoreKey } from './restore-commands.ts';
+import { rotateKey } from './rotate-commands.ts';
+import type { Key } from './store.ts';
+import { resumeKey, suspendKey } from './suspend-commands.ts';
+import { createdKeyView, type KeyViewContext, keyView, toCreatedKeyView, toKeyView } from './views.ts';
+
+const longestEndSeconds = 31_536_000;
+
+const rotateRequest = z
+  .strictObject({
+    expireOldAfterSeconds: z
+      .int()
+      .min(0)
+      .max(longestEndSeconds)
+      .optional()
+      .meta({ description: 'When the old key expires; an earlier expiry of its own stays. Left out: it goes on.' }),
+  })
+  .nullish()
+  .meta({ example: { expireOldAfterSeconds: 86_400 } });
+
+export interface KeyLifecycleRoutesOptions extends RestoreWindows {
+  transactor: Transactor;
+  mint: KeyMint;
+  tokenPrefix: string;
+}
+
+/** What a key goes through between its creation and its deletion, and back. */
+export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions> = async (app, options) => {
+  const { transactor, mint, tokenPrefix, undoWindowSeconds, retentionSeconds } = options;
+  const params = z.object({ keyId: idParam('key', 'Which key') });
+  const viewContext = async (): Promise<KeyViewContext> => ({
+    tokenPrefix,
+    undoWindowSeconds,
+    now: await currentTime(transactor.db, transactor.clockShiftMs),
+  });
+  const show = async (key: Key) => toKeyView(key, await viewContext());
+
+  app.post(
+    '/keys/:keyId/rotate',
+    {
+      config: {
+        access: { role: 'admin', scope: 'write' },
+        problems: ['row_full', 'already_deleted', 'conflict', 'overloaded'],
+      },
+      schema: {
+        operationId: 'rotateKey',
+        tags: ['Keys'],
+        summary: 'Add the key that is to take over from this one',
+        description:
+          'The new key has the same name, limit, allowed addresses and metadata, and no expiry. ' +
+          'Only an active key is rotated, and only into a free place of its row.',
+        params,
+        body: rotateRequest,
+        response: { 201: createdKeyView },
+      },
+    },
+    async (request, reply) => {
+      const { keyId } = request.params;
+      const created = await rotateKey({ transactor, mint }, organizationDoerOf(request), keyId, request.body ?? {});
+      const view = toCreatedKeyView(created, await viewContext());
+      return reply.code(201).header('location', `/v1/keys/${view.id}`).send(view);
+    },
+  );
+
+  app.post(
+    '/keys/:keyId/suspend',
+    {
+      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted'] },
+      schema: {
+        operationId: 'suspendKey',
+        tags: ['Keys'],
+        summary: 'Refuse a key without deleting it',
+        description: 'At once and everywhere. It keeps its place in the row.',
+        params,
+        response: { 200: keyView },
+      },
+    },
+    async (request) => show(await suspendKey(transactor, organizationDoerOf(request), request.params.keyId)),
+  );
+
+  app.post(
+    '/keys/:keyId/resume',
+    {
+      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted'] },
+      schema: {
+        operationId: 'resumeKey',
+        tags: ['Keys'],
+        summary: 'Allow a suspended key again',
+        params,
+        response: { 200: keyView },
+      },
+    },
+    async (request) => show(await resumeKey(transactor, organizationDoerOf(request), request.params.keyId)),
+  );
+
+  app.post(
+    '/keys/:keyId/restore',
+    {
+      config: {
+        access: { role: 'admin', scope: 'write' },
+        problems: ['not_restorable', 'row_full', 'conflict'],
+      },
+      schema: {
+        operationId: 'restoreKey',
+        tags: ['Keys'],
+        summary: 'Undo the deletion of a key',
+        description:
+          'Until restorableUntil, and as it was: a suspended or expired key comes back so. ' +
+          'After that an operator can bring it back, through a recovery request.',
+        params,
+        response: { 200: keyView },
+      },
+    },
+    async (request) => {
+      const windows = { undoWindowSeconds, retentionSeconds };
+      return show(await restoreKey(transactor, organizationDoerOf(request), request.params.keyId, windows));
+    },
+  );
+};

@@ -1,0 +1,75 @@
+import type { PartnerId, RecoveryRequestId } from '../core/ids.ts';
+import type { RestoreWindows } from '../core/restore-window.ts';
+import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { record } from '../history/record.ts';
+import { lockOrganization } from '../organizations/store.ts';
+import { lockPartner, type Partner } from '../partners/store.ts';
+import { freeSlot, requireOwnerTakesKey, requireRestorableKey } from './policy.ts';
+import { getKeyOwner, type Key, liveKeysOfRow, lockKeyOrRemains, markKeyRestored } from './store.ts';
+
+/** In which circumstances something comes back. */
+export interface Restoring {
+  windows: RestoreWindows;
+  /** The request that an operator approves; null where an admin undoes its own deletion. */
+  recoveryRequestId: RecoveryRequestId | null;
+}
+
+/**
+ * Undoes a deletion: the key works again at once, as it was. Into a full row nothing comes back.
+ * @throws Problem `not_found`, `conflict` (it is live), `not_restorable`, `row_full`
+ */
+export async function restoreKey(
+  transactor: Transactor,
+  by: OrganizationDoer,
+  keyId: string,
+  windows: RestoreWindows,
+): Promise<Key> {
+  return transact(transactor, by, (work) => bringKeyBack(work, keyId, { windows, recoveryRequestId: null }));
+}
+
+/** The same within a transaction. Locks the owner before the key, as everything does that fills a row. */
+export async function bringKeyBack(
+  work: Work<OrganizationDoer>,
+  keyId: string,
+  { windows, recoveryRequestId }: Restoring,
+): Promise<Key> {
+  const { organizationId } = work.by;
+  const { partnerId } = await getKeyOwner(work.tx, organizationId, keyId);
+  const partner = await lockOwnerEvenDeleted(work, partnerId);
+  const key = await lockKeyOrRemains(work.tx, organizationId, keyId);
+  const way = recoveryRequestId === null ? 'undo' : 'recovery';
+  requireRestorableKey(key, { way, windows, now: work.now });
+  requireOwnerTakesKey(key, partner);
+  const row = { organizationId, partnerId, permission: key.permission };
+  return putKeyBack(work, key, freeSlot(await liveKeysOfRow(work.tx, row)), recoveryRequestId);
+}
+
+async function lockOwnerEvenDeleted(
+  { tx, by }: Work<OrganizationDoer>,
+  partnerId: PartnerId | null,
+): Promise<Partner | null> {
+  if (partnerId !== null) return lockPartner(tx, by.organizationId, partnerId);
+  await lockOrganization(tx, by.organizationId);
+  return null;
+}
+
+/** Makes a locked key live again and records it. The place is free, and the owner is locked. */
+export async function putKeyBack(
+  work: Work<OrganizationDoer>,
+  key: Key,
+  slot: 1 | 2,
+  recoveryRequestId: RecoveryRequestId | null,
+): Promise<Key> {
+  const restored = await markKeyRestored(work.tx, key.id, slot);
+  record(work, {
+    action: 'key.restored',
+    keyId: key.id,
+    partnerId: key.partner_id,
+    details: {
+      deletedAt: key.deleted_at?.toISOString() ?? null,
+      deleteReason: key.delete_reason,
+      recoveryRequestId,
+    },
+  });
+  return restored;
+}

@@ -1,0 +1,57 @@
+import { newId } from '../core/ids.ts';
+import { type OrganizationDoer, transact, type Work } from '../db/work.ts';
+import { record } from '../history/record.ts';
+import { addKey, type CreatedKey, type KeyDeps, lockOwner, settingsOf } from './commands.ts';
+import { requireRotatableKey } from './policy.ts';
+import { getKeyOwner, type Key, lockKey, updateKey } from './store.ts';
+
+export interface RotateRequest {
+  /** Undefined: the old key goes on as it is. */
+  expireOldAfterSeconds?: number | undefined;
+}
+
+/**
+ * Adds the second key of the row, set up as the first one, which may get an end. The new key takes over no expiry: that
+ * of the old one is why it is being replaced.
+ * @throws Problem `not_found`, `already_deleted`, `conflict` (not active), `row_full`, `overloaded`
+ */
+export async function rotateKey(
+  deps: KeyDeps,
+  by: OrganizationDoer,
+  keyId: string,
+  { expireOldAfterSeconds }: RotateRequest,
+): Promise<CreatedKey> {
+  const { partnerId } = await getKeyOwner(deps.transactor.db, by.organizationId, keyId);
+  // Hashed before the transaction: 25 ms of work must not hold a lock.
+  const minted = await deps.mint.mint(newId('key'), by.organizationId);
+  return transact(deps.transactor, by, async (work) => {
+    const owner = await lockOwner(work, partnerId ?? undefined);
+    const old = await lockKey(work.tx, work.by.organizationId, keyId);
+    requireRotatableKey(old, work.now);
+    const settings = { ...settingsOf(old), expiresAt: null };
+    const created = await addKey(work, {
+      ...owner,
+      permission: old.permission,
+      minted,
+      settings,
+      replaces: old.id,
+    });
+    const changes = await shortenLife(work, old, expireOldAfterSeconds);
+    record(work, {
+      action: 'key.rotated',
+      keyId: old.id,
+      partnerId,
+      details: { newKeyId: created.key.id, changes },
+    });
+    return created;
+  });
+}
+
+/** An earlier end that the key already has stays. */
+async function shortenLife(work: Work, old: Key, afterSeconds: number | undefined) {
+  if (afterSeconds === undefined) return {};
+  const end = new Date(work.now.getTime() + afterSeconds * 1000);
+  if (old.expires_at !== null && old.expires_at <= end) return {};
+  await updateKey(work.tx, old.id, { expires_at: end });
+  return { expiresAt: { from: old.expires_at?.toISOString() ?? null, to: end.toISOString() } };
+}

@@ -1,0 +1,31 @@
+import { type OrganizationDoer, type Transactor, transact } from '../db/work.ts';
+import { record } from '../history/record.ts';
+import { requireLiveKey } from './policy.ts';
+import { type Key, lockKey, markKeySuspended } from './store.ts';
+
+/** From the moment of the commit the key is refused everywhere. @throws Problem `not_found`, `already_deleted` */
+export function suspendKey(transactor: Transactor, by: OrganizationDoer, keyId: string): Promise<Key> {
+  return changeSuspension(transactor, by, keyId, 'key.suspended');
+}
+
+/** Takes a suspension back; a key that has expired meanwhile stays so. @throws Problem `not_found`, `already_deleted` */
+export function resumeKey(transactor: Transactor, by: OrganizationDoer, keyId: string): Promise<Key> {
+  return changeSuspension(transactor, by, keyId, 'key.resumed');
+}
+
+async function changeSuspension(
+  transactor: Transactor,
+  by: OrganizationDoer,
+  keyId: string,
+  action: 'key.suspended' | 'key.resumed',
+): Promise<Key> {
+  return transact(transactor, by, async (work) => {
+    const key = await lockKey(work.tx, work.by.organizationId, keyId);
+    requireLiveKey(key);
+    const suspends = action === 'key.suspended';
+    if (suspends === (key.suspended_at !== null)) return key;
+    const changed = await markKeySuspended(work.tx, key.id, suspends ? work.now : null);
+    record(work, { action, keyId: key.id, partnerId: key.partner_id, details: {} });
+    return changed;
+  });
+}

@@ -1,0 +1,64 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { decodeCursor, toPage } from '../core/page.ts';
+import type { Db } from '../db/client.ts';
+import { isSequence } from '../history/store.ts';
+import { organizationOf } from '../http/guard.ts';
+import { actorView, idParam, pageOf, pageQuery, timestampView } from '../http/schemas.ts';
+import { getKeyOwner } from './store.ts';
+import { listViewers, type Viewer } from './viewers-store.ts';
+
+const looksShown = 20;
+
+const viewerView = z
+  .object({
+    admin: actorView.meta({ description: 'As it was at the last look.' }),
+    tokenCreatedBy: actorView.nullable().meta({ description: 'Who made the access token that the admin looked with.' }),
+    times: z.int().meta({ example: 3 }),
+    first: timestampView,
+    last: timestampView,
+    looks: z
+      .array(
+        z.object({
+          at: timestampView,
+          reason: z.string().nullable().meta({ example: 'The partner lost it' }),
+          recipient: z.string().nullable().meta({ example: 'ops@partner.example' }),
+        }),
+      )
+      .meta({ description: `The last ${looksShown} looks, newest first; all of them are in the key's history.` }),
+  })
+  .meta({ id: 'Viewer' });
+
+type ViewerView = z.infer<typeof viewerView>;
+
+/** Who knows a key's plaintext. */
+export const keyViewersRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db }) => {
+  app.get(
+    '/keys/:keyId/viewers',
+    {
+      config: { access: { role: 'admin', scope: 'read' }, problems: ['cursor_invalid'] },
+      schema: {
+        operationId: 'listKeyViewers',
+        tags: ['Keys'],
+        summary: 'Who has looked at a key, who did so first most recently on top',
+        description: 'Also of a key that was deleted or purged. Whoever created it has seen it too: see createdBy.',
+        params: z.object({ keyId: idParam('key', 'Which key') }),
+        querystring: z.strictObject(pageQuery),
+        response: { 200: pageOf(viewerView) },
+      },
+    },
+    async (request) => {
+      const { limit, cursor } = request.query;
+      const organizationId = organizationOf(request);
+      const position = decodeCursor(cursor, isSequence);
+      const before = position === undefined ? undefined : Number(position);
+      const { keyId } = await getKeyOwner(db, organizationId, request.params.keyId);
+      const viewers = await listViewers(db, organizationId, keyId, { limit, before, looksShown });
+      return toPage(viewers, limit, (viewer) => String(viewer.first_sequence), toView);
+    },
+  );
+};
+
+function toView({ admin, token_created_by, times, first, last, looks }: Viewer): ViewerView {
+  return { admin, tokenCreatedBy: token_created_by, times, first, last, looks };
+}

@@ -1,0 +1,53 @@
+import { Problem } from '../core/errors.ts';
+import { type RestoreWindows, requireOpenWindow } from '../core/restore-window.ts';
+import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { record } from '../history/record.ts';
+import { putKeyBack, type Restoring } from '../keys/restore-commands.ts';
+import { lockKeysTakenWithPartner } from '../keys/store.ts';
+import { lockPartner, markPartnerRestored, type Partner } from './store.ts';
+
+/**
+ * Undoes a deletion: the partner is back with exactly the keys that its deletion took, all of it or nothing. Keys that
+ * were deleted before, or declared compromised since, stay deleted.
+ * @throws Problem `not_found`, `conflict` (it is live), `not_restorable`, `partner_exists`
+ */
+export async function restorePartner(
+  transactor: Transactor,
+  by: OrganizationDoer,
+  partnerId: string,
+  windows: RestoreWindows,
+): Promise<Partner> {
+  return transact(transactor, by, (work) => bringPartnerBack(work, partnerId, { windows, recoveryRequestId: null }));
+}
+
+/** The same within a transaction. */
+export async function bringPartnerBack(
+  work: Work<OrganizationDoer>,
+  partnerId: string,
+  { windows, recoveryRequestId }: Restoring,
+): Promise<Partner> {
+  const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
+  const deletedAt = requireDeletedPartner(partner);
+  const way = recoveryRequestId === null ? 'undo' : 'recovery';
+  requireOpenWindow(`Partner ${partner.id}`, deletedAt, { way, windows, now: work.now });
+  const keys = await lockKeysTakenWithPartner(work.tx, partner.id, deletedAt);
+  const purged = keys.find((key) => key.purged_at !== null);
+  if (purged !== undefined) {
+    throw new Problem('not_restorable', `Key ${purged.id} of partner ${partner.id} has been purged already.`);
+  }
+  await markPartnerRestored(work.tx, partner.id);
+  record(work, {
+    action: 'partner.restored',
+    partnerId: partner.id,
+    details: { email: partner.email, deletedAt: deletedAt.toISOString(), recoveryRequestId },
+  });
+  // Their places are free: nothing gets into a deleted partner's rows.
+  for (const key of keys) await putKeyBack(work, key, key.slot, recoveryRequestId);
+  return { ...partner, deleted_at: null };
+}
+
+/** @returns when it was deleted @throws Problem `conflict` */
+export function requireDeletedPartner(partner: Partner): Date {
+  if (partner.deleted_at === null) throw new Problem('conflict', `Partner ${partner.id} is not deleted.`);
+  return partner.deleted_at;
+}

@@ -1,0 +1,148 @@
+import { Problem } from '../core/errors.ts';
+import { type KeyId, newId, type PartnerId } from '../core/ids.ts';
+import { type RestoreWindows, requireOpenWindow } from '../core/restore-window.ts';
+import { type Doer, type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { record } from '../history/record.ts';
+import { requireRestorableKey } from '../keys/policy.ts';
+import { bringKeyBack } from '../keys/restore-commands.ts';
+import { getKeyOwner, lockKey } from '../keys/store.ts';
+import { bringPartnerBack, requireDeletedPartner } from '../partners/restore-commands.ts';
+import { lockPartner } from '../partners/store.ts';
+import { requireOpen, respondBy } from './policy.ts';
+import {
+  findOpenRequest,
+  getRecoveryRequest,
+  insertRecoveryRequest,
+  lockRecoveryRequest,
+  markAnswered,
+  type RecoveryRequest,
+  type RecoverySubject,
+} from './store.ts';
+
+export interface RecoveryDeps {
+  transactor: Transactor;
+  windows: RestoreWindows;
+}
+
+/**
+ * Asks an operator to bring back what an admin no longer can. At most one request about the same key or partner waits
+ * for its answer.
+ * @throws Problem `not_found`, `conflict` (it is live, or a request is open), `not_restorable`
+ */
+export async function requestRecovery(
+  { transactor, windows }: RecoveryDeps,
+  by: OrganizationDoer,
+  { subject, details }: { subject: RecoverySubject; details: string },
+): Promise<RecoveryRequest> {
+  return transact(transactor, by, async (work) => {
+    const deletedAt = await lockDeleted(work, subject, windows);
+    requireNoneOpen(await findOpenRequest(work.tx, subject));
+    const request = await insertRecoveryRequest(work.tx, {
+      id: newId('recovery'),
+      organization_id: work.by.organizationId,
+      key_id: 'keyId' in subject ? subject.keyId : null,
+      partner_id: 'partnerId' in subject ? subject.partnerId : null,
+      details,
+      respond_by: respondBy(deletedAt, work.now, windows),
+      created_at: work.now,
+      created_by: work.by.actor,
+    });
+    record(work, {
+      action: 'recovery.requested',
+      ...(await subjectOf(work, request)),
+      details: { recoveryRequestId: request.id, details, respondBy: request.respond_by.toISOString() },
+    });
+    return request;
+  });
+}
+
+/** Locks what is asked back, which must still be there to be given. @returns when it was deleted */
+async function lockDeleted(
+  work: Work<OrganizationDoer>,
+  subject: RecoverySubject,
+  windows: RestoreWindows,
+): Promise<Date> {
+  const { tx, now, by } = work;
+  const circumstances = { way: 'recovery', windows, now } as const;
+  if ('keyId' in subject) {
+    return requireRestorableKey(await lockKey(tx, by.organizationId, subject.keyId), circumstances);
+  }
+  const partner = await lockPartner(tx, by.organizationId, subject.partnerId);
+  const deletedAt = requireDeletedPartner(partner);
+  requireOpenWindow(`Partner ${partner.id}`, deletedAt, circumstances);
+  return deletedAt;
+}
+
+function requireNoneOpen(open: RecoveryRequest | undefined): void {
+  if (open === undefined) return;
+  throw new Problem('conflict', `Recovery request ${open.id} about the same is still open.`, {
+    members: { recoveryRequestId: open.id },
+  });
+}
+
+/**
+ * Brings back what was asked for, in the same transaction. What cannot come back leaves the request open.
+ * @throws Problem `not_found`, `conflict` (answered already, or it is live), `not_restorable`, `row_full`, `partner_exists`
+ */
+export async function approveRecovery(
+  { transactor, windows }: RecoveryDeps,
+  by: Doer,
+  requestId: string,
+  note: string | null,
+): Promise<RecoveryRequest> {
+  return answer(transactor, by, requestId, async (work, request) => {
+    const restoring = { windows, recoveryRequestId: request.id };
+    const { key_id: keyId, partner_id: partnerId } = request;
+    await recordAnswer(work, 'recovery.approved', request, note);
+    if (keyId !== null) await bringKeyBack(work, keyId, restoring);
+    if (partnerId !== null) await bringPartnerBack(work, partnerId, restoring);
+    return markAnswered(work.tx, request.id, { status: 'approved', at: work.now, by: work.by.actor, note });
+  });
+}
+
+/** @throws Problem `not_found`, `conflict` (answered already) */
+export async function declineRecovery(
+  { transactor }: Pick<RecoveryDeps, 'transactor'>,
+  by: Doer,
+  requestId: string,
+  note: string,
+): Promise<RecoveryRequest> {
+  return answer(transactor, by, requestId, async (work, request) => {
+    await recordAnswer(work, 'recovery.declined', request, note);
+    return markAnswered(work.tx, request.id, { status: 'declined', at: work.now, by: work.by.actor, note });
+  });
+}
+
+/** The answer is recorded in the organization that asked, whether or not the operator has named it. */
+async function answer(
+  transactor: Transactor,
+  by: Doer,
+  requestId: string,
+  act: (work: Work<OrganizationDoer>, request: RecoveryRequest) => Promise<RecoveryRequest>,
+): Promise<RecoveryRequest> {
+  const { organization_id: organizationId } = await getRecoveryRequest(transactor.db, by.organizationId, requestId);
+  return transact(transactor, { ...by, organizationId }, async (work) => {
+    const request = await lockRecoveryRequest(work.tx, organizationId, requestId);
+    requireOpen(request);
+    return act(work, request);
+  });
+}
+
+async function recordAnswer(
+  work: Work<OrganizationDoer>,
+  action: 'recovery.approved' | 'recovery.declined',
+  request: RecoveryRequest,
+  note: string | null,
+): Promise<void> {
+  const subject = await subjectOf(work, request);
+  record(work, { action, ...subject, details: { recoveryRequestId: request.id, note } });
+}
+
+/** As history files it: a partner's key under the partner too. */
+async function subjectOf(
+  { tx, by }: Work<OrganizationDoer>,
+  request: RecoveryRequest,
+): Promise<{ keyId: KeyId | null; partnerId: PartnerId | null }> {
+  const { key_id: keyId, partner_id: partnerId } = request;
+  return keyId === null ? { keyId, partnerId } : getKeyOwner(tx, by.organizationId, keyId);
+}

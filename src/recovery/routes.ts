@@ -1,0 +1,174 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { isId, type RecoveryRequestId } from '../core/ids.ts';
+import { decodeCursor, toPage } from '../core/page.ts';
+import type { RestoreWindows } from '../core/restore-window.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
+import { accessTokenOf, doerOf, organizationDoerOf } from '../http/guard.ts';
+import { exampleId, idParam, idSchema, pageOf, pageQuery, prose } from '../http/schemas.ts';
+import { approveRecovery, declineRecovery, requestRecovery } from './commands.ts';
+import { recoveryStatuses } from './policy.ts';
+import {
+  getRecoveryRequest,
+  isUrgency,
+  listByUrgency,
+  listNewest,
+  type RecoveryRequest,
+  type RecoverySubject,
+  urgencyOf,
+} from './store.ts';
+import { recoveryRequestView, toRecoveryRequestView } from './views.ts';
+
+const longestText = 2_000;
+
+const newRequest = z
+  .strictObject({
+    keyId: idSchema('key').optional(),
+    partnerId: idSchema('partner').optional().meta({ description: 'With the keys that its deletion took.' }),
+    details: prose(longestText).meta({ description: 'What the operator needs to know.' }),
+  })
+  .refine(({ keyId, partnerId }) => (keyId === undefined) !== (partnerId === undefined), {
+    error: 'must name either keyId or partnerId',
+  })
+  .meta({ example: { keyId: exampleId('key'), details: 'Deleted by mistake; the billing export needs it.' } });
+
+const approval = z
+  .strictObject({ note: prose(longestText).optional() })
+  .nullish()
+  .meta({ example: { note: 'As agreed by phone.' } });
+
+const refusal = z
+  .strictObject({ note: prose(longestText).meta({ description: 'Why not, for the admin.' }) })
+  .meta({ example: { note: 'The partner has left.' } });
+
+export interface RecoveryRoutesOptions extends RestoreWindows {
+  transactor: Transactor;
+}
+
+export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = async (app, options) => {
+  const { transactor, undoWindowSeconds, retentionSeconds } = options;
+  const deps = { transactor, windows: { undoWindowSeconds, retentionSeconds } };
+  const { db } = transactor;
+  const params = z.object({ recoveryRequestId: idParam('recovery', 'Which recovery request') });
+  const currentView = async () => {
+    const now = await currentTime(db, transactor.clockShiftMs);
+    return (request: RecoveryRequest) => toRecoveryRequestView(request, now);
+  };
+  const show = async (request: RecoveryRequest) => (await currentView())(request);
+
+  app.get(
+    '/recovery-requests',
+    {
+      config: { access: { role: 'admin', scope: 'read', installation: true }, problems: ['cursor_invalid'] },
+      schema: {
+        operationId: 'listRecoveryRequests',
+        tags: ['Recovery'],
+        summary: 'Recovery requests',
+        description:
+          'For admins newest first. For operators what is due first at the top, so overdue ones lead, then what has been ' +
+          'answered, newest first. An operator that names no organization sees those of all.',
+        querystring: z.strictObject({ ...pageQuery, status: z.enum(recoveryStatuses).optional() }),
+        response: { 200: pageOf(recoveryRequestView) },
+      },
+    },
+    async (request) => {
+      const { limit, cursor, status } = request.query;
+      const { role, actsIn } = accessTokenOf(request);
+      const filter = { organizationId: actsIn, status };
+      const toView = await currentView();
+      if (role === 'operator') {
+        const after = decodeCursor(cursor, isUrgency);
+        return toPage(await listByUrgency(db, filter, { limit, after }), limit, urgencyOf, toView);
+      }
+      const before = decodeCursor(cursor, isRecoveryRequestId);
+      return toPage(await listNewest(db, filter, { limit, before }), limit, (item) => item.id, toView);
+    },
+  );
+
+  app.post(
+    '/recovery-requests',
+    {
+      config: {
+        access: { role: 'admin', scope: 'write' },
+        problems: ['not_found', 'conflict', 'not_restorable'],
+      },
+      schema: {
+        operationId: 'createRecoveryRequest',
+        tags: ['Recovery'],
+        summary: 'Ask an operator to bring back a deleted key or partner',
+        description: 'Until the retention time ends. One request about the same key or partner at a time.',
+        body: newRequest,
+        response: { 201: recoveryRequestView },
+      },
+    },
+    async (request, reply) => {
+      const { keyId, partnerId, details } = request.body;
+      const subject = keyId === undefined ? { partnerId } : { keyId };
+      const wish = { subject: subject as RecoverySubject, details };
+      const view = await show(await requestRecovery(deps, organizationDoerOf(request), wish));
+      return reply.code(201).header('location', `/v1/recovery-requests/${view.id}`).send(view);
+    },
+  );
+
+  app.get(
+    '/recovery-requests/:recoveryRequestId',
+    {
+      config: { access: { role: 'admin', scope: 'read', installation: true } },
+      schema: {
+        operationId: 'getRecoveryRequest',
+        tags: ['Recovery'],
+        summary: 'One recovery request',
+        params,
+        response: { 200: recoveryRequestView },
+      },
+    },
+    async (request) => {
+      const { actsIn } = accessTokenOf(request);
+      return show(await getRecoveryRequest(db, actsIn, request.params.recoveryRequestId));
+    },
+  );
+
+  app.post(
+    '/recovery-requests/:recoveryRequestId/approve',
+    {
+      config: {
+        access: { role: 'operator', scope: 'write' },
+        problems: ['conflict', 'not_restorable', 'row_full', 'partner_exists'],
+      },
+      schema: {
+        operationId: 'approveRecoveryRequest',
+        tags: ['Recovery'],
+        summary: 'Bring back what was asked for',
+        description: 'What cannot come back, such as into a full row, is refused and leaves the request open.',
+        params,
+        body: approval,
+        response: { 200: recoveryRequestView },
+      },
+    },
+    async (request) => {
+      const note = request.body?.note ?? null;
+      return show(await approveRecovery(deps, doerOf(request), request.params.recoveryRequestId, note));
+    },
+  );
+
+  app.post(
+    '/recovery-requests/:recoveryRequestId/decline',
+    {
+      config: { access: { role: 'operator', scope: 'write' }, problems: ['conflict'] },
+      schema: {
+        operationId: 'declineRecoveryRequest',
+        tags: ['Recovery'],
+        summary: 'Decline a recovery request, saying why',
+        params,
+        body: refusal,
+        response: { 200: recoveryRequestView },
+      },
+    },
+    async (request) => {
+      const { note } = request.body;
+      return show(await declineRecovery(deps, doerOf(request), request.params.recoveryRequestId, note));
+    },
+  );
+};
+
+const isRecoveryRequestId = (value: string): value is RecoveryRequestId => isId('recovery', value);

@@ -1,0 +1,157 @@
+import { type Selectable, type SqlBool, sql } from 'kysely';
+import type { Actor } from '../core/actor.ts';
+import { Problem } from '../core/errors.ts';
+import { isId, type KeyId, type OrganizationId, type PartnerId, type RecoveryRequestId } from '../core/ids.ts';
+import type { Db, Tx } from '../db/client.ts';
+import type { RecoveryRequestsTable, RecoveryStatus } from '../db/schema.ts';
+
+export type RecoveryRequest = Selectable<RecoveryRequestsTable>;
+
+const columns = [
+  'id',
+  'organization_id',
+  'key_id',
+  'partner_id',
+  'details',
+  'status',
+  'respond_by',
+  'created_at',
+  'created_by',
+  'answered_at',
+  'answered_by',
+  'note',
+] as const;
+
+/** @param organizationId null: of whatever organization @throws Problem `not_found` */
+export async function getRecoveryRequest(
+  db: Db,
+  organizationId: OrganizationId | null,
+  id: string,
+): Promise<RecoveryRequest> {
+  return found(await select(db, organizationId, id).executeTakeFirst());
+}
+
+/** For an answer: it is given once. @throws Problem `not_found` */
+export async function lockRecoveryRequest(
+  tx: Tx,
+  organizationId: OrganizationId,
+  id: string,
+): Promise<RecoveryRequest> {
+  return found(await select(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst());
+}
+
+function select(db: Db, organizationId: OrganizationId | null, id: string) {
+  const query = db
+    .selectFrom('recovery_requests')
+    .select(columns)
+    .where('id', '=', id as RecoveryRequestId);
+  return organizationId === null ? query : query.where('organization_id', '=', organizationId);
+}
+
+/** What is asked back. */
+export type RecoverySubject = { keyId: KeyId } | { partnerId: PartnerId };
+
+/** The request about it that waits for an answer. The subject must be locked by whoever is about to add one. */
+export async function findOpenRequest(tx: Tx, subject: RecoverySubject): Promise<RecoveryRequest | undefined> {
+  const query = tx.selectFrom('recovery_requests').select(columns).where('status', '=', 'open');
+  return (
+    'keyId' in subject ? query.where('key_id', '=', subject.keyId) : query.where('partner_id', '=', subject.partnerId)
+  ).executeTakeFirst();
+}
+
+export interface RecoveryFilter {
+  /** Null: those of all organizations. */
+  organizationId: OrganizationId | null;
+  status: RecoveryStatus | undefined;
+}
+
+/** Newest first, one more than `limit`. */
+export async function listNewest(
+  db: Db,
+  filter: RecoveryFilter,
+  page: { limit: number; before: RecoveryRequestId | undefined },
+): Promise<RecoveryRequest[]> {
+  const query = filtered(db, filter)
+    .orderBy('id', 'desc')
+    .limit(page.limit + 1);
+  return (page.before === undefined ? query : query.where('id', '<', page.before)).execute();
+}
+
+/**
+ * Where a request stands in the order of urgency: open ones first, what is due first at the top, and so whatever is
+ * overdue; then the answered ones, newest first. Time alone moves nothing in it, so no page misses a request.
+ */
+export type Urgency = `open/${number}/${RecoveryRequestId}` | `answered/${RecoveryRequestId}`;
+
+export function urgencyOf({ id, status, respond_by: due }: RecoveryRequest): Urgency {
+  return status === 'open' ? `open/${due.getTime()}/${id}` : `answered/${id}`;
+}
+
+export function isUrgency(text: string): text is Urgency {
+  const [, due, id] = /^(?:open\/([0-9]{1,15})|answered)\/([a-z0-9_]+)$/.exec(text) ?? [];
+  return id !== undefined && isId('recovery', id) && (due === undefined || String(Number(due)) === due);
+}
+
+/** One more than `limit`. */
+export async function listByUrgency(
+  db: Db,
+  filter: RecoveryFilter,
+  page: { limit: number; after: Urgency | undefined },
+): Promise<RecoveryRequest[]> {
+  const query = filtered(db, filter)
+    .orderBy(sql`status <> 'open'`)
+    .orderBy(sql`case status when 'open' then respond_by end`)
+    .orderBy(sql`case status when 'open' then id end`)
+    .orderBy('id', 'desc')
+    .limit(page.limit + 1);
+  return (page.after === undefined ? query : query.where(isBeyond(page.after))).execute();
+}
+
+function isBeyond(urgency: Urgency) {
+  const [group, ...place] = urgency.split('/');
+  const id = place.at(-1);
+  if (group === 'answered') return sql<SqlBool>`status <> 'open' and id < ${id}`;
+  return sql<SqlBool>`(status <> 'open' or (respond_by, id) > (${new Date(Number(place[0]))}, ${id}))`;
+}
+
+function filtered(db: Db, { organizationId, status }: RecoveryFilter) {
+  const all = db.selectFrom('recovery_requests').select(columns);
+  const own = organizationId === null ? all : all.where('organization_id', '=', organizationId);
+  return status === undefined ? own : own.where('status', '=', status);
+}
+
+export type NewRecoveryRequest = Omit<RecoveryRequest, 'status' | 'answered_at' | 'answered_by' | 'note'>;
+
+export async function insertRecoveryRequest(tx: Tx, request: NewRecoveryRequest): Promise<RecoveryRequest> {
+  return tx
+    .insertInto('recovery_requests')
+    .values({ ...request, status: 'open', created_by: JSON.stringify(request.created_by) })
+    .returning(columns)
+    .executeTakeFirstOrThrow();
+}
+
+export interface Answer {
+  status: 'approved' | 'declined';
+  at: Date;
+  by: Actor;
+  note: string | null;
+}
+
+export async function markAnswered(tx: Tx, id: RecoveryRequestId, answer: Answer): Promise<RecoveryRequest> {
+  return tx
+    .updateTable('recovery_requests')
+    .set({
+      status: answer.status,
+      answered_at: answer.at,
+      answered_by: JSON.stringify(answer.by),
+      note: answer.note,
+    })
+    .where('id', '=', id)
+    .returning(columns)
+    .executeTakeFirstOrThrow();
+}
+
+function found(request: RecoveryRequest | undefined): RecoveryRequest {
+  if (request === undefined) throw new Problem('not_found', 'There is no such recovery request.');
+  return request;
+}

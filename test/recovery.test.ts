@@ -1,0 +1,293 @@
+import t from 'tap';
+import { isUrgency } from '../src/recovery/store.ts';
+import { type Client, type Json, startService, type TestService } from './support/app.ts';
+
+const day = 86_400_000;
+
+const events = async (admin: Client, count = 200): Promise<Json[]> =>
+  (await admin.get(`/v1/history?limit=${count}`)).body.data;
+
+const verdictOf = async ({ verifier }: TestService, { key, permission }: Json): Promise<string> =>
+  (await verifier.post('/v1/verify', { key, permission: permission === 'write' ? 'write' : 'read' })).body.code;
+
+async function deletedKey(admin: Client, row: Record<string, unknown> = {}): Promise<Json> {
+  const { body: key } = await admin.post('/v1/keys', row);
+  await admin.delete(`/v1/keys/${key.id}`);
+  return key;
+}
+
+t.test('a key that an admin can no longer restore comes back through an operator', async (t) => {
+  const service = await startService(t);
+  const { admin, operator } = service;
+  const key = await deletedKey(admin);
+  service.later(20 * day);
+  t.equal((await admin.post(`/v1/keys/${key.id}/restore`)).body.code, 'not_restorable');
+
+  const asked = await admin.post('/v1/recovery-requests', {
+    keyId: key.id,
+    details: 'By mistake.\nThe export needs it.',
+  });
+  t.equal(asked.status, 201);
+  const request = asked.body;
+  t.equal(asked.headers['location'], `/v1/recovery-requests/${request.id}`);
+  t.match(request, {
+    organizationId: service.organizationId,
+    keyId: key.id,
+    partnerId: null,
+    details: 'By mistake.\nThe export needs it.',
+    status: 'open',
+    overdue: false,
+    createdBy: { type: 'admin', email: 'ada@example.com' },
+    answeredAt: null,
+    answeredBy: null,
+    note: null,
+  });
+  t.equal(Date.parse(request.respondBy) - Date.parse(request.createdAt), day);
+  t.match((await events(admin, 1))[0], {
+    action: 'recovery.requested',
+    keyId: key.id,
+    details: { recoveryRequestId: request.id, details: request.details, respondBy: request.respondBy },
+  });
+
+  const twice = await admin.post('/v1/recovery-requests', { keyId: key.id, details: 'Again' });
+  t.match(twice, { status: 409, body: { code: 'conflict', recoveryRequestId: request.id } });
+  t.match(twice.body.detail, request.id);
+
+  const approved = await operator.post(`/v1/recovery-requests/${request.id}/approve`, { note: 'As agreed by phone.' });
+  t.equal(approved.status, 200);
+  t.match(approved.body, { status: 'approved', note: 'As agreed by phone.', answeredBy: { type: 'operator' } });
+  t.same((await admin.get(`/v1/recovery-requests/${request.id}`)).body, approved.body, 'the admin sees the note');
+  t.equal(await verdictOf(service, key), 'valid');
+  t.match(await events(admin, 2), [
+    {
+      action: 'key.restored',
+      keyId: key.id,
+      actor: { type: 'operator' },
+      details: { deleteReason: 'other', recoveryRequestId: request.id },
+    },
+    {
+      action: 'recovery.approved',
+      keyId: key.id,
+      organizationId: service.organizationId,
+      details: { recoveryRequestId: request.id, note: 'As agreed by phone.' },
+    },
+  ]);
+  t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+});
+
+t.test('an answer is given once', async (t) => {
+  const service = await startService(t);
+  const { admin, operator } = service;
+  const ask = async (key: Json) =>
+    (await admin.post('/v1/recovery-requests', { keyId: key.id, details: 'Please' })).body as Json;
+  const [one, two] = [await ask(await deletedKey(admin)), await ask(await deletedKey(admin))];
+  const unexplained = await operator.post(`/v1/recovery-requests/${one.id}/decline`, {});
+  t.match(unexplained, { status: 400, body: { errors: [{ path: 'body.note' }] } });
+  const declined = await operator.post(`/v1/recovery-requests/${one.id}/decline`, { note: 'The partner has left.' });
+  t.match(declined, { status: 200, body: { status: 'declined', note: 'The partner has left.' } });
+  t.match((await events(admin, 1))[0], {
+    action: 'recovery.declined',
+    details: { recoveryRequestId: one.id, note: 'The partner has left.' },
+  });
+  t.match(await operator.post(`/v1/recovery-requests/${two.id}/approve`), { status: 200, body: { note: null } });
+  const count = (await events(admin)).length;
+  for (const { id } of [one, two]) {
+    for (const answer of ['approve', 'decline']) {
+      const reply = await operator.post(`/v1/recovery-requests/${id}/${answer}`, { note: 'Again' });
+      t.match(reply, { status: 409, body: { code: 'conflict', detail: /was (approved|declined) at/ } });
+    }
+  }
+  t.equal((await events(admin)).length, count);
+  t.equal((await admin.post('/v1/recovery-requests', { keyId: one.keyId, details: 'Please' })).status, 201, 'anew');
+  t.same(
+    (await admin.get('/v1/recovery-requests?status=declined')).body.data.map((item: Json) => item.id),
+    [one.id],
+  );
+});
+
+t.test('a partner comes back with the keys that its deletion took', async (t) => {
+  const service = await startService(t);
+  const { admin, operator } = service;
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
+  const [readKey, writeKey] = partner.keys;
+  await admin.delete(`/v1/keys/${readKey.id}`);
+  await admin.delete(`/v1/partners/${partner.id}`);
+  service.later(2 * day);
+  const ask = { partnerId: partner.id, details: 'Back, please' };
+  const { body: request } = await admin.post('/v1/recovery-requests', ask);
+  t.match(request, { keyId: null, partnerId: partner.id });
+  t.equal((await admin.post('/v1/recovery-requests', ask)).body.recoveryRequestId, request.id);
+  const { body: ofKey } = await admin.post('/v1/recovery-requests', { keyId: writeKey.id, details: 'This one' });
+  const orphan = await operator.post(`/v1/recovery-requests/${ofKey.id}/approve`);
+  t.match(orphan, { status: 409, body: { code: 'not_restorable', detail: /Partner .* is deleted/ } });
+
+  t.equal((await operator.post(`/v1/recovery-requests/${request.id}/approve`)).status, 200);
+  t.equal(await verdictOf(service, writeKey), 'valid');
+  t.equal(await verdictOf(service, readKey), 'deleted', 'deleted before its partner was');
+  t.same(
+    (await events(admin, 3)).map(({ action, partnerId }) => [action, partnerId]),
+    ['key.restored', 'partner.restored', 'recovery.approved'].map((action) => [action, partner.id]),
+  );
+  const moot = await operator.post(`/v1/recovery-requests/${ofKey.id}/approve`);
+  t.match(moot, { status: 409, body: { code: 'conflict', detail: /is not deleted/ } });
+  t.equal((await operator.get(`/v1/recovery-requests/${ofKey.id}`)).body.status, 'open');
+});
+
+t.test('what cannot come back says why and leaves its request open', async (t) => {
+  const service = await startService(t);
+  const { admin, operator } = service;
+  const approve = (request: Json) => operator.post(`/v1/recovery-requests/${request.id}/approve`);
+  const ask = async (subject: Record<string, string>) => {
+    const { status, body } = await admin.post('/v1/recovery-requests', { ...subject, details: 'Please' });
+    t.equal(status, 201);
+    return body as Json;
+  };
+  const displaced = await ask({ keyId: (await deletedKey(admin)).id });
+  const leaked = await ask({ keyId: (await deletedKey(admin)).id });
+  await admin.delete(`/v1/keys/${leaked.keyId}?reason=compromised`);
+  const filling = [(await admin.post('/v1/keys', {})).body, (await admin.post('/v1/keys', {})).body];
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  await admin.delete(`/v1/partners/${partner.id}`);
+  const replaced = await ask({ partnerId: partner.id });
+  await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const late = await ask({ keyId: (await deletedKey(admin, { partnerId: await livePartner(admin) })).id });
+
+  const count = (await events(admin)).length;
+  t.match(await approve(displaced), { status: 409, body: { code: 'row_full', keyIds: filling.map(({ id }) => id) } });
+  t.match(await approve(leaked), { status: 409, body: { code: 'not_restorable', detail: /compromised/ } });
+  t.match(await approve(replaced), { status: 409, body: { code: 'partner_exists' } });
+  service.later(30 * day);
+  t.match(await approve(late), {
+    status: 409,
+    body: { code: 'not_restorable', detail: /could be brought back until/ },
+  });
+  t.equal((await events(admin)).length, count);
+  for (const { id } of [displaced, leaked, replaced, late]) {
+    t.match((await admin.get(`/v1/recovery-requests/${id}`)).body, { status: 'open', overdue: true, note: null });
+    const { status } = await operator.post(`/v1/recovery-requests/${id}/decline`, { note: 'It cannot come back.' });
+    t.equal(status, 200);
+  }
+});
+
+async function livePartner(admin: Client): Promise<string> {
+  return (await admin.post('/v1/partners', { email: 'q@p.example', permissions: ['read'] })).body.id;
+}
+
+t.test('what can be asked for', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const { body: live } = await admin.post('/v1/keys', {});
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const leaked = await deletedKey(admin);
+  await admin.delete(`/v1/keys/${leaked.id}?reason=compromised`);
+  const old = await deletedKey(admin);
+  const ask = (body: Record<string, unknown>) => admin.post('/v1/recovery-requests', { details: 'Please', ...body });
+  const count = (await events(admin)).length;
+  for (const [subject, status, code] of [
+    [{}, 400, 'validation_failed'],
+    [{ keyId: old.id, partnerId: partner.id }, 400, 'validation_failed'],
+    [{ keyId: 'nonsense' }, 400, 'validation_failed'],
+    [{ keyId: old.id, details: '' }, 400, 'validation_failed'],
+    [{ keyId: old.id, details: 'a\u0007b' }, 400, 'validation_failed'],
+    [{ keyId: 'key_01k9s3v5wqe8n8x4r2m6t7yb0c' }, 404, 'not_found'],
+    [{ partnerId: 'partner_01k9s3v5wqe8n8x4r2m6t7yb0c' }, 404, 'not_found'],
+    [{ keyId: live.id }, 409, 'conflict'],
+    [{ partnerId: partner.id }, 409, 'conflict'],
+    [{ keyId: leaked.id }, 409, 'not_restorable'],
+  ] as const) {
+    t.match(await ask(subject), { status, body: { code } }, JSON.stringify(subject));
+  }
+  service.later(30 * day - 3_600_000);
+  const { body: hurried } = await ask({ keyId: old.id });
+  const left = Date.parse(hurried.respondBy) - Date.parse(hurried.createdAt);
+  t.ok(left > 0 && left <= 3_600_000, 'the answer is due before the key is purged');
+  service.later(3_600_000);
+  t.match(await ask({ keyId: old.id }), { status: 409, body: { code: 'not_restorable' } });
+  t.equal((await events(admin)).length, count + 1);
+});
+
+t.test('operators see those of all organizations, overdue ones first, on pages that miss none', async (t) => {
+  const service = await startService(t);
+  const { admin, operator, as } = service;
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  const inOther = { 'latchkey-organization': other.id };
+  const wish = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@example.com' };
+  const eve = as((await operator.post('/v1/access-tokens', wish, inOther)).body.token);
+  const ask = async (who: Client): Promise<string> => {
+    const { id } = await deletedKey(who);
+    return (await who.post('/v1/recovery-requests', { keyId: id, details: 'Please' })).body.id;
+  };
+  const made: string[] = [];
+  for (const who of [admin, eve, admin, eve, admin, eve]) {
+    made.push(await ask(who));
+    service.later(6 * 3_600_000);
+  }
+  const [first, second, third, fourth, fifth, sixth] = made as [string, string, string, string, string, string];
+  for (const id of [second, fifth]) await operator.post(`/v1/recovery-requests/${id}/decline`, { note: 'No' });
+
+  const list = async (who: Client, query = '', headers = {}) =>
+    (await who.get(`/v1/recovery-requests?limit=200${query}`, headers)).body.data as Json[];
+  const idsOf = (requests: Json[]) => requests.map(({ id }) => id);
+  const all = await list(operator);
+  t.same(idsOf(all), [first, third, fourth, sixth, fifth, second], 'due first at the top, then answered, newest first');
+  t.same(
+    all.map(({ overdue }) => overdue),
+    [true, true, false, false, false, false],
+  );
+  t.same(idsOf(await list(operator, '&status=open')), [first, third, fourth, sixth]);
+  t.same(idsOf(await list(operator, '', inOther)), [fourth, sixth, second]);
+  t.same(idsOf(await list(admin)), [fifth, third, first], 'an admin sees its own, newest first');
+  t.same(idsOf(await list(eve)), [sixth, fourth, second]);
+  t.equal((await admin.get(`/v1/recovery-requests/${second}`)).status, 404);
+  t.equal((await operator.get(`/v1/recovery-requests/${second}`, inOther)).status, 200);
+  const elsewhere = { 'latchkey-organization': service.organizationId };
+  t.equal((await operator.get(`/v1/recovery-requests/${second}`, elsewhere)).status, 404);
+  t.equal((await operator.post(`/v1/recovery-requests/${fourth}/approve`, {}, elsewhere)).status, 404);
+
+  const pages = async (who: Client, limit: number, between: () => Promise<unknown>) => {
+    const found: string[] = [];
+    for (let cursor = ''; ; ) {
+      const { status, body } = await who.get(`/v1/recovery-requests?limit=${limit}${cursor}`);
+      t.equal(status, 200);
+      found.push(...idsOf(body.data));
+      if (body.nextCursor === null) return found;
+      cursor = `&cursor=${body.nextCursor}`;
+      await between();
+    }
+  };
+  for (const limit of [1, 2, 4, 5]) t.same(await pages(operator, limit, async () => undefined), idsOf(all));
+  t.same(await pages(admin, 1, async () => undefined), [fifth, third, first]);
+  const answered = [fourth, sixth];
+  const moved = await pages(operator, 1, async () => {
+    const id = answered.pop();
+    if (id !== undefined) await operator.post(`/v1/recovery-requests/${id}/decline`, { note: 'No' });
+  });
+  t.same([...new Set(moved)].sort(), [...made].sort(), 'nothing is missed that is answered meanwhile');
+
+  for (const [who, cursor] of [
+    [operator, 'x'],
+    [operator, Buffer.from(first).toString('base64url')],
+    [operator, Buffer.from(`open/01/${first}`).toString('base64url')],
+    [admin, Buffer.from(`answered/${first}`).toString('base64url')],
+  ] as const) {
+    t.equal((await who.get(`/v1/recovery-requests?cursor=${cursor}`)).body.code, 'cursor_invalid', cursor);
+  }
+  t.equal(isUrgency(`open/123/${first}`), true);
+  t.equal(isUrgency(`open/${first}`), false);
+  t.equal(isUrgency('answered/nonsense'), false);
+});
+
+t.test('admins do not answer, and operators ask only in the name of an organization', async (t) => {
+  const { admin, operator, organizationId } = await startService(t);
+  const key = await deletedKey(admin);
+  const ask = { keyId: key.id, details: 'For them' };
+  t.equal((await operator.post('/v1/recovery-requests', ask)).body.code, 'bad_request');
+  const { status, body } = await operator.post('/v1/recovery-requests', ask, {
+    'latchkey-organization': organizationId,
+  });
+  t.equal(status, 201);
+  t.equal((await admin.post(`/v1/recovery-requests/${body.id}/approve`)).status, 403);
+  t.equal((await admin.post(`/v1/recovery-requests/${body.id}/decline`, { note: 'No' })).status, 403);
+  t.equal((await admin.get(`/v1/recovery-requests/${body.id}`)).body.status, 'open');
+  t.match((await events(admin, 1))[0], { action: 'recovery.requested', actor: { type: 'operator' } });
+});

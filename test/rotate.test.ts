@@ -1,0 +1,157 @@
+import t from 'tap';
+import { expiringSoon } from '../src/keys/policy.ts';
+import { type Client, type Json, startService } from './support/app.ts';
+
+const hour = 3_600_000;
+
+const events = async (admin: Client, count = 200): Promise<Json[]> =>
+  (await admin.get(`/v1/history?limit=${count}`)).body.data;
+
+t.test('a key is replaced with no downtime: the new one is set up as the old one, which gets an end', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier } = service;
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
+  const [old] = partner.keys;
+  const settings = {
+    name: 'Export',
+    metadata: { team: 'a', deep: { list: [1, null] } },
+    allowedIps: ['203.0.113.0/24'],
+    rateLimit: { requests: 5, windowSeconds: 60 },
+  };
+  await admin.patch(`/v1/keys/${old.id}`, settings);
+
+  const {
+    status,
+    headers,
+    body: created,
+  } = await admin.post(`/v1/keys/${old.id}/rotate`, {
+    expireOldAfterSeconds: 3_600,
+  });
+  t.equal(status, 201);
+  t.equal(headers['location'], `/v1/keys/${created.id}`);
+  t.match(created, { ...settings, partnerId: partner.id, permission: 'read', status: 'active', expiresAt: null });
+  const { key, ...shown } = created;
+  t.same((await admin.get(`/v1/keys/${created.id}`)).body, shown);
+  t.same((await admin.post(`/v1/keys/${created.id}/reveal`)).body, { key });
+
+  const { body: ending } = await admin.get(`/v1/keys/${old.id}`);
+  t.equal(Date.parse(ending.expiresAt) - Date.parse(created.createdAt), hour);
+  const [, rotated, made] = await events(admin, 3);
+  t.match(rotated, {
+    action: 'key.rotated',
+    keyId: old.id,
+    partnerId: partner.id,
+    details: { newKeyId: created.id, changes: { expiresAt: { from: null, to: ending.expiresAt } } },
+  });
+  t.match(made, { action: 'key.created', keyId: created.id, details: { ...settings, replacesKeyId: old.id } });
+
+  const ask = async (presented: Json) =>
+    (await verifier.post('/v1/verify', { key: presented.key, permission: 'read', ip: '203.0.113.7' })).body.code;
+  t.same([await ask(old), await ask(created)], ['valid', 'valid']);
+  service.later(hour);
+  t.same([await ask(old), await ask(created)], ['expired', 'valid']);
+});
+
+t.test('without an end the old key goes on as it is', async (t) => {
+  const { admin } = await startService(t);
+  const { body: created } = await admin.post('/v1/keys', { name: 'Old' });
+  const { body: before } = await admin.get(`/v1/keys/${created.id}`);
+  for (const body of [undefined, {}]) {
+    const { status, body: second } = await admin.post(`/v1/keys/${created.id}/rotate`, body);
+    t.equal(status, 201);
+    t.same((await admin.get(`/v1/keys/${created.id}`)).body, before);
+    t.match((await events(admin, 1))[0], { action: 'key.rotated', details: { newKeyId: second.id, changes: {} } });
+    await admin.delete(`/v1/keys/${second.id}`);
+  }
+});
+
+t.test('an end is only ever brought forward', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const expiresAt = new Date(Date.now() + 2 * hour).toISOString();
+  const { body: old } = await admin.post('/v1/keys', { expiresAt });
+  const rotate = async (expireOldAfterSeconds: number) => {
+    const { body } = await admin.post(`/v1/keys/${old.id}/rotate`, { expireOldAfterSeconds });
+    t.equal(body.expiresAt, null, 'the new key has no end');
+    await admin.delete(`/v1/keys/${body.id}`);
+    return (await admin.get(`/v1/keys/${old.id}`)).body;
+  };
+  t.equal((await rotate(86_400)).expiresAt, expiresAt);
+  t.same((await events(admin, 2))[1].details.changes, {});
+  t.ok((await rotate(60)).expiresAt < expiresAt);
+  const { status } = await rotate(0);
+  t.equal(status, 'expired', 'at once');
+  for (const expireOldAfterSeconds of [-1, 0.5, 31_536_001, '60', null]) {
+    const { body } = await admin.post(`/v1/keys/${old.id}/rotate`, { expireOldAfterSeconds });
+    t.equal(body.errors[0].path, 'body.expireOldAfterSeconds');
+  }
+});
+
+t.test('nothing dead comes back to life, and a full row stays as it is', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier } = service;
+  const rotate = (key: Json) => admin.post(`/v1/keys/${key.id}/rotate`, { expireOldAfterSeconds: 60 });
+  const { body: key } = await admin.post('/v1/keys', { expiresAt: new Date(Date.now() + hour).toISOString() });
+  const { body: second } = await admin.post('/v1/keys', {});
+  const { body: before } = await admin.get('/v1/keys');
+  let count = (await events(admin)).length;
+  const full = await rotate(key);
+  t.match(full, { status: 409, body: { code: 'row_full', keyIds: [key.id, second.id] } });
+  t.same((await admin.get('/v1/keys')).body, before);
+  await admin.delete(`/v1/keys/${second.id}`);
+  await admin.post(`/v1/keys/${key.id}/suspend`);
+  count = (await events(admin)).length;
+  t.match(await rotate(key), { status: 409, body: { code: 'conflict', detail: /is suspended/ } });
+  t.match(await rotate(second), { status: 409, body: { code: 'already_deleted' } });
+  t.match(await rotate({ id: 'key_01k9s3v5wqe8n8x4r2m6t7yb0c' }), { status: 404 });
+  await admin.post(`/v1/keys/${key.id}/resume`);
+  service.later(hour);
+  t.match(await rotate(key), { status: 409, body: { code: 'conflict', detail: /is expired/ } });
+  t.equal((await events(admin)).length, count + 1, 'only that it was resumed');
+  t.equal((await admin.get('/v1/rows')).body.data[0].freePlaces, 1);
+  t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'expired');
+});
+
+t.test('under a suspended partner a key may be replaced: neither works before the partner is resumed', async (t) => {
+  const { admin, verifier } = await startService(t);
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const [old] = partner.keys;
+  await admin.post(`/v1/partners/${partner.id}/suspend`);
+  const { status, body: created } = await admin.post(`/v1/keys/${old.id}/rotate`, { expireOldAfterSeconds: 0 });
+  t.equal(status, 201);
+  const ask = async (key: Json) =>
+    (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code as string;
+  t.same([await ask(old), await ask(created)], ['partner_suspended', 'partner_suspended']);
+  await admin.post(`/v1/partners/${partner.id}/resume`);
+  t.same([await ask(old), await ask(created)], ['expired', 'valid']);
+});
+
+t.test('in an organization that keeps no plaintexts the new one is in the reply alone', async (t) => {
+  const { admin } = await startService(t);
+  const { body: old } = await admin.post('/v1/keys', {});
+  await admin.patch('/v1/organization', { keyReveal: 'never' });
+  const { body: created } = await admin.post(`/v1/keys/${old.id}/rotate`);
+  t.ok(created.key);
+  t.equal((await admin.post(`/v1/keys/${created.id}/reveal`)).body.code, 'reveal_disabled');
+  t.match((await events(admin, 1))[0], { action: 'key.rotated' });
+});
+
+t.test('rows tell what is about to expire', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const expiresIn = (days: number) => new Date(Date.now() + days * 24 * hour).toISOString();
+  const { body: later } = await admin.post('/v1/keys', { expiresAt: expiresIn(8) });
+  const { body: sooner } = await admin.post('/v1/keys', { expiresAt: expiresIn(2) });
+  const soon = async () => (await admin.get('/v1/rows')).body.data[0].expiringSoon;
+  t.same(await soon(), [sooner.id]);
+  service.later(1.5 * 24 * hour);
+  t.same(await soon(), [sooner.id, later.id], 'what expires first at the top');
+  service.later(24 * hour);
+  t.same(await soon(), [later.id], 'what has expired is no longer about to');
+
+  const now = new Date('2026-06-01T12:00:00.000Z');
+  const after = (ms: number) => ({ id: ms, expires_at: new Date(now.getTime() + ms) });
+  const week = 7 * 24 * hour;
+  const keys = [{ id: 'never', expires_at: null }, after(week), after(week + 1), after(0), after(1), after(-1)];
+  t.same(expiringSoon<unknown>(keys, now), [1, week]);
+});
