@@ -13,6 +13,7 @@ import { historyRoutes } from './history/routes.ts';
 import { errorHandler } from './http/error-handler.ts';
 import { guard } from './http/guard.ts';
 import { healthRoutes } from './http/health.ts';
+import { idempotency } from './http/idempotency.ts';
 import { jsonBody } from './http/json-body.ts';
 import { openApi } from './http/openapi.ts';
 import { problemRoutes } from './http/problem-routes.ts';
@@ -21,6 +22,7 @@ import { requestLog } from './http/request-log.ts';
 import { serverOptions } from './http/server-options.ts';
 import { strictRoutes } from './http/strict-routes.ts';
 import { createKeyMint } from './keys/mint.ts';
+import { createReopener } from './keys/reveal.ts';
 import { keyRoutes } from './keys/routes.ts';
 import { operatorOrganizationRoutes, organizationRoutes } from './organizations/routes.ts';
 import { partnerRoutes } from './partners/routes.ts';
@@ -87,6 +89,10 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(errorHandler, { translate: toProblem });
   await app.register(endpointLimits, deps.limits);
   await app.register(guard, { authenticate, organizationExists: (id) => organizationExists(db, id) });
+  await app.register(idempotency, {
+    transactor,
+    reopener: createReopener({ transactor, keyring: crypto.keyring }),
+  });
   await app.register(requestLog);
   await app.register(openApi, { version: deps.version });
   await app.register(problemRoutes);

@@ -17,6 +17,7 @@ const privileges: Record<string, string> = {
   usage_hours: 'select, insert, update, delete',
   usage_days: 'select, insert, update',
   key_last_uses: 'select, insert, update',
+  idempotency_keys: 'select, insert, delete',
 };
 
 /** The role does not exist and may not be made by the one that migrates. The message has the two statements. */

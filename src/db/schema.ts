@@ -19,6 +19,7 @@ export interface Database {
   usage_hours: UsageHoursTable;
   usage_days: UsageDaysTable;
   key_last_uses: KeyLastUsesTable;
+  idempotency_keys: IdempotencyKeysTable;
 }
 
 export interface InstallationTable {
@@ -146,3 +147,22 @@ export interface KeyLastUsesTable {
   key_id: KeyId;
   at: Date;
 }
+
+/** Replies that are given again to a request that comes again. */
+export interface IdempotencyKeysTable {
+  address: Buffer;
+  request_hash: Buffer;
+  reply: Json<KeptReply>;
+  created_at: Date;
+}
+
+/** All of a reply but the plaintexts in it, of which only the places are known. */
+export interface KeptReply {
+  status: number;
+  headers: Record<string, string>;
+  body: unknown;
+  /** Each the steps from the body to the member that is missing. */
+  secrets: ReadonlyArray<Path>;
+}
+
+export type Path = ReadonlyArray<string | number>;

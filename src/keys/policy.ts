@@ -1,3 +1,4 @@
+import { entityTagOf } from '../core/entity-tag.ts';
 import { type InputError, Problem } from '../core/errors.ts';
 import type { Access, Permission } from '../core/permissions.ts';
 
@@ -95,4 +96,9 @@ function invalid(error: InputError): Problem {
 export function requireLiveKey(key: { id: string; deleted_at: Date | null }): void {
   if (key.deleted_at === null) return;
   throw new Problem('already_deleted', `Key ${key.id} was deleted at ${key.deleted_at.toISOString()}.`);
+}
+
+/** The key's version, which its use leaves as it is. */
+export function keyTag({ last_used_at, ...kept }: KeyState & { id: string; last_used_at: Date | null }): string {
+  return entityTagOf(kept);
 }
