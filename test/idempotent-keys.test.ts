@@ -94,6 +94,30 @@ t.test('a key that reveal would not show is not in a replay either', async (t) =
   }
 });
 
+t.test(
+  'a key that is deleted while it is replayed: every retry is answered, and nobody looks after the end',
+  async (t) => {
+    const service = await startService(t);
+    const { admin } = service;
+    const shown = new Set<boolean>();
+    for (let round = 0; round < 15; round++) {
+      const retry = () => admin.post('/v1/keys', {}, withKey(`k${round}`));
+      const { body: key } = await retry();
+      const [deleted, ...replies] = await Promise.all([admin.delete(`/v1/keys/${key.id}`), retry(), retry(), retry()]);
+      t.equal(deleted?.status, 200);
+      for (const { status, body } of replies) {
+        t.same([status, body], [201, body.key === undefined ? without(key) : key]);
+        shown.add(body.key !== undefined);
+      }
+      const { body: history } = await admin.get(`/v1/keys/${key.id}/history`);
+      t.equal(history.data[0].action, 'key.deleted', 'no look after the end');
+      const seen = replies.filter(({ body }) => body.key !== undefined).length;
+      t.equal(history.data.filter((event: Json) => event.action === 'key.revealed').length, seen);
+    }
+    t.comment(`with and without a key: ${[...shown]}`);
+  },
+);
+
 t.test('an organization that never seals shows a key in the first reply alone', async (t) => {
   const service = await startService(t);
   const { admin } = service;
