@@ -13,6 +13,7 @@ import { historyRoutes } from './history/routes.ts';
 import { errorHandler } from './http/error-handler.ts';
 import { guard } from './http/guard.ts';
 import { healthRoutes } from './http/health.ts';
+import { idempotency } from './http/idempotency.ts';
 import { jsonBody } from './http/json-body.ts';
 import { openApi } from './http/openapi.ts';
 import { problemRoutes } from './http/problem-routes.ts';
@@ -22,6 +23,7 @@ import { serverOptions } from './http/server-options.ts';
 import { strictRoutes } from './http/strict-routes.ts';
 import { keyLifecycleRoutes } from './keys/lifecycle-routes.ts';
 import { createKeyMint } from './keys/mint.ts';
+import { createReopener } from './keys/reveal.ts';
 import { keyRoutes } from './keys/routes.ts';
 import { keyViewersRoutes } from './keys/viewers-routes.ts';
 import { operatorOrganizationRoutes, organizationRoutes } from './organizations/routes.ts';
@@ -91,6 +93,10 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(errorHandler, { translate: toProblem });
   await app.register(endpointLimits, deps.limits);
   await app.register(guard, { authenticate, organizationExists: (id) => organizationExists(db, id) });
+  await app.register(idempotency, {
+    transactor,
+    reopener: createReopener({ transactor, keyring: crypto.keyring }),
+  });
   await app.register(requestLog);
   await app.register(openApi, { version: deps.version });
   await app.register(problemRoutes);
@@ -100,7 +106,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const windows = { undoWindowSeconds, retentionSeconds };
   await app.register(rowRoutes, { ...v1, transactor, tokenPrefix, undoWindowSeconds });
   await app.register(keyRoutes, { ...v1, transactor, mint, keyring: crypto.keyring, tokenPrefix, undoWindowSeconds });
-  await app.register(keyLifecycleRoutes, { ...v1, transactor, mint, tokenPrefix, ...windows });
+  await app.register(keyLifecycleRoutes, { ...v1, mint, tokenPrefix, ...windows });
   await app.register(keyViewersRoutes, { ...v1, db });
   await app.register(partnerRoutes, { ...v1, transactor, mint, tokenPrefix, ...windows });
   await app.register(recoveryRoutes, { ...v1, transactor, ...windows });

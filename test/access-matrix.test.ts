@@ -282,15 +282,28 @@ t.test('public routes answer without a credential, and a bad one does not matter
   }
 });
 
-t.test('a route without declared access or reply does not start', async (t) => {
-  const app = fastify();
-  await app.register(strictRoutes, { tokenPrefix: 'lk' });
-  t.throws(
-    () => app.get('/open', { schema: { response: { 200: {} } } }, async () => ({})),
-    /declares no config.access/,
-  );
-  t.throws(
-    () => app.get('/open', { config: { access: 'public' } }, async () => ({})),
-    /declares no response schema for its success/,
-  );
-});
+t.test(
+  'a route without declared access or reply, or a POST that is silent about retries, does not start',
+  async (t) => {
+    const app = fastify();
+    await app.register(strictRoutes, { tokenPrefix: 'lk' });
+    t.throws(
+      () => app.get('/open', { schema: { response: { 200: {} } } }, async () => ({})),
+      /declares no config.access/,
+    );
+    t.throws(
+      () => app.get('/open', { config: { access: 'public' } }, async () => ({})),
+      /declares no response schema for its success/,
+    );
+    const changing: AccessRule[] = [
+      { role: 'admin', scope: 'write' },
+      { role: 'operator', scope: 'write' },
+    ];
+    for (const access of changing) {
+      t.throws(
+        () => app.post('/change', { config: { access }, schema: { response: { 200: {} } } }, async () => ({})),
+        /POST \/change declares no config.idempotencyKey/,
+      );
+    }
+  },
+);

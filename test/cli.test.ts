@@ -33,17 +33,20 @@ t.test('a Postgres of ones own, from empty to the first verified key', async (t)
 
   t.match(await call('migrate', '--status'), {
     code: 1,
-    stdout: 'pending  0001-initial\npending  0002-verification\npending  0003-recovery\n',
+    stdout: 'pending  0001-initial\npending  0002-verification\npending  0003-recovery\npending  0004-idempotency\n',
   });
   t.match(await call('migrate', '--dry-run'), {
     code: 0,
-    stdout: 'would apply: 0001-initial, 0002-verification, 0003-recovery\n',
+    stdout: 'would apply: 0001-initial, 0002-verification, 0003-recovery, 0004-idempotency\n',
   });
-  t.match(await call('migrate'), { code: 0, stdout: 'applied: 0001-initial, 0002-verification, 0003-recovery\n' });
+  t.match(await call('migrate'), {
+    code: 0,
+    stdout: 'applied: 0001-initial, 0002-verification, 0003-recovery, 0004-idempotency\n',
+  });
   t.match(await call('migrate'), { code: 0, stdout: 'The schema is up to date.\n' });
   t.match(await call('migrate', '--status'), {
     code: 0,
-    stdout: 'applied  0001-initial\napplied  0002-verification\napplied  0003-recovery\n',
+    stdout: 'applied  0001-initial\napplied  0002-verification\napplied  0003-recovery\napplied  0004-idempotency\n',
   });
 
   const made = await call('bootstrap', '--organization', 'Example Inc', '--admin-email', 'ada@example.com');

@@ -134,6 +134,12 @@ const table: Record<string, Case> = {
     code: 'validation_failed',
     path: 'body.metadata.__proto__',
   },
+  'a number that JavaScript takes for infinite': {
+    body: metadata('{"a":[-1e999]}'),
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.metadata.a.0',
+  },
   'U+0000 in a value': {
     body: metadata('{"a":"\\u0000"}'),
     status: 400,

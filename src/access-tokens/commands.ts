@@ -40,7 +40,7 @@ export async function mintAccessToken(crypto: TokenCrypto, role: TokenRole): Pro
  * @throws Problem `validation_failed`, `forbidden`, `overloaded`
  */
 export async function createAccessToken(
-  deps: { transactor: Transactor; crypto: TokenCrypto },
+  deps: { transactor: Transactor<CreatedAccessToken>; crypto: TokenCrypto },
   by: Doer,
   makerScopes: readonly Access[],
   given: NewAccessToken,

@@ -18,7 +18,7 @@ import {
   timestampInput,
   timestampView,
 } from '../http/schemas.ts';
-import { createAccessToken, deleteAccessToken, tokenKindOf } from './commands.ts';
+import { type CreatedAccessToken, createAccessToken, deleteAccessToken, tokenKindOf } from './commands.ts';
 import { type AccessToken, getAccessToken, listAccessTokens } from './store.ts';
 
 const fields = {
@@ -40,8 +40,8 @@ const accessTokenView = z.object(fields).meta({ id: 'AccessToken' });
 const createdAccessTokenView = z
   .object({
     ...fields,
-    token: z.string().meta({
-      description: 'The plaintext. It is shown this once and can not be shown again.',
+    token: z.string().optional().meta({
+      description: 'The plaintext. It is shown this once and can not be shown again: a replayed reply is without it.',
       example: 'lk_v_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…',
     }),
   })
@@ -90,7 +90,11 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
   app.post(
     '/access-tokens',
     {
-      config: { access: { role: 'admin', scope: 'write', installation: true }, problems: ['overloaded'] },
+      config: {
+        access: { role: 'admin', scope: 'write', installation: true },
+        idempotencyKey: 'taken',
+        problems: ['overloaded'],
+      },
       schema: {
         operationId: 'createAccessToken',
         tags: ['Administration'],
@@ -106,9 +110,14 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
       const { email, expiresAt, ...rest } = request.body;
       const given = { ...rest, email: email ?? null, expiresAt: expiresAt ?? null };
       const { scopes } = accessTokenOf(request);
-      const created = await createAccessToken({ transactor, crypto }, doerOf(request), scopes, given);
-      const view = { ...toView(created.accessToken), token: created.plaintext.reveal() };
-      return reply.code(201).header('location', `/v1/access-tokens/${view.id}`).send(view);
+      return app.runOnce(request, reply, {
+        run: (transactor: Transactor<CreatedAccessToken>) =>
+          createAccessToken({ transactor, crypto }, doerOf(request), scopes, given),
+        show: ({ accessToken, plaintext }) => ({
+          view: { ...toView(accessToken), token: plaintext },
+          location: `/v1/access-tokens/${accessToken.id}`,
+        }),
+      });
     },
   );
 

@@ -174,7 +174,7 @@ export const problemKinds = {
     title: 'Unavailable',
     explanation: 'A part that Latchkey needs, such as its database, cannot be reached.',
     remedy:
-      'Wait for the seconds in Retry-After and try again. If it was a change, read first whether it happened: its confirmation may have been lost.',
+      'Wait for the seconds in Retry-After and try again. A change may have happened and its confirmation been lost: with an Idempotency-Key send it again, else read first.',
   },
 } as const satisfies Record<string, ProblemKind>;
 

@@ -20,6 +20,7 @@ const privileges: Record<string, string> = {
   recovery_requests: 'select, insert, update',
   expiry_notices: 'select, insert',
   deleted_key_uses: 'select, insert, delete',
+  idempotency_keys: 'select, insert, delete',
 };
 
 /** The role does not exist and may not be made by the one that migrates. The message has the two statements. */

@@ -2,6 +2,7 @@ import { type Kysely, type Migration, Migrator, sql } from 'kysely';
 import * as initial from '../../migrations/0001-initial.ts';
 import * as verification from '../../migrations/0002-verification.ts';
 import * as recovery from '../../migrations/0003-recovery.ts';
+import * as idempotency from '../../migrations/0004-idempotency.ts';
 import type { Db } from './client.ts';
 import { grantToApp, prepareAppRole } from './grants.ts';
 
@@ -10,6 +11,7 @@ const migrations: Record<string, Migration> = {
   '0001-initial': initial,
   '0002-verification': verification,
   '0003-recovery': recovery,
+  '0004-idempotency': idempotency,
 };
 
 const migrationTable = 'schema_migrations';

@@ -22,6 +22,7 @@ export interface Database {
   recovery_requests: RecoveryRequestsTable;
   expiry_notices: ExpiryNoticesTable;
   deleted_key_uses: DeletedKeyUsesTable;
+  idempotency_keys: IdempotencyKeysTable;
 }
 
 export interface InstallationTable {
@@ -184,3 +185,22 @@ export interface DeletedKeyUsesTable {
   key_id: KeyId;
   hour: Date;
 }
+
+/** Replies that are given again to a request that comes again. */
+export interface IdempotencyKeysTable {
+  address: Buffer;
+  request_hash: Buffer;
+  reply: Json<KeptReply>;
+  created_at: Date;
+}
+
+/** All of a reply but the plaintexts in it, of which only the places are known. */
+export interface KeptReply {
+  status: number;
+  headers: Record<string, string>;
+  body: unknown;
+  /** Each the steps from the body to the member that is missing. */
+  secrets: ReadonlyArray<Path>;
+}
+
+export type Path = ReadonlyArray<string | number>;

@@ -29,12 +29,17 @@ export interface Work<By extends Doer = Doer> {
   changed: Set<string>;
 }
 
-export interface Transactor {
+/** @typeParam Result what the transactions give back, where `onDone` asks for it */
+export interface Transactor<in Result = unknown> {
   db: Db;
   /** Milliseconds added to the database's time: tests move the clock with it. */
   clockShiftMs: () => number;
   /** Told of what a transaction has changed, as soon as it has ended. */
   onChanged?: (ids: Iterable<string>) => void;
+  /** Run in each transaction before anything else. What it throws ends the transaction. */
+  onBegin?: (work: Work) => Promise<void>;
+  /** Run in each transaction when all but its history is written. What it throws undoes it. */
+  onDone?: (work: Work, result: Result) => Promise<void>;
 }
 
 const attempts = 5;
@@ -44,7 +49,7 @@ const attempts = 5;
  * effect outside of the transaction.
  */
 export async function transact<By extends Doer, Result>(
-  transactor: Transactor,
+  transactor: Transactor<Result>,
   by: By,
   act: (work: Work<By>) => Promise<Result>,
 ): Promise<Result> {
@@ -54,7 +59,9 @@ export async function transact<By extends Doer, Result>(
       return await transactor.db.transaction().execute(async (tx) => {
         const now = await currentTime(tx, transactor.clockShiftMs);
         const work: Work<By> = { tx, now, by, beforeCommit: [], changed };
+        await transactor.onBegin?.(work);
         const result = await act(work);
+        await transactor.onDone?.(work, result);
         for (const step of work.beforeCommit) await step();
         return result;
       });

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import canonicalize from 'canonicalize';
+import { canonicalJson } from '../core/canonical-json.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import type { ChainedEvent } from './events.ts';
 
@@ -20,13 +20,7 @@ export function chainOf(organizationId: OrganizationId | null): string {
 
 /** The event's canonical text: JSON by RFC 8785. */
 export function toCanonical(event: ChainedEvent): string {
-  return canonicalText(event);
-}
-
-function canonicalText(value: unknown): string {
-  const text = canonicalize(value);
-  if (text === undefined) throw new TypeError('an event has no canonical form');
-  return text;
+  return canonicalJson(event);
 }
 
 export function chainHash(previousHash: Buffer, canonical: string): Buffer {
@@ -65,7 +59,7 @@ function columnsAgree(row: StoredEvent): boolean {
   const event = parseEvent(row.canonical);
   return (
     event !== undefined &&
-    canonicalText(event) === row.canonical &&
+    canonicalJson(event) === row.canonical &&
     chainOf(event.organizationId) === row.chain &&
     event.sequence === row.sequence &&
     event.id === row.id &&

@@ -69,11 +69,14 @@ function mayHoldUnstorable(text: string): boolean {
   return text.includes('\\u') || text.includes(poisonous);
 }
 
-/** The first string or member name that cannot be stored: U+0000, a lone surrogate, `__proto__`. */
+/** The first value or member name that cannot be stored: U+0000, a lone surrogate, `__proto__`, a number over 1.8e308. */
 function findUnstorable(value: unknown, path = 'body'): { path: string; message: string } | undefined {
   if (typeof value === 'string') {
     const message = whatIsWrong(value);
     return message === undefined ? undefined : { path, message };
+  }
+  if (value === Number.POSITIVE_INFINITY || value === Number.NEGATIVE_INFINITY) {
+    return { path, message: 'must be a number that a double can hold' };
   }
   if (Array.isArray(value)) {
     return firstOf(

@@ -5,7 +5,11 @@ import { problemMediaType } from './problem.ts';
 
 export type JsonObject = Record<string, unknown>;
 
+/** Where an operation carries the headers of its success until the document is finished. */
+export const replyHeadersMember = 'x-reply-headers';
+
 interface Operation {
+  [replyHeadersMember]?: JsonObject;
   requestBody?: { required?: boolean; content: Record<string, { schema: JsonObject }> };
   responses: Record<string, JsonObject>;
 }
@@ -23,8 +27,9 @@ export function finishDocument(generated: unknown): unknown {
 
 function finishOperation(operation: Operation): void {
   for (const [status, response] of Object.entries(operation.responses)) {
-    operation.responses[status] = finishResponse(status, response);
+    operation.responses[status] = finishResponse(status, response, operation[replyHeadersMember] ?? {});
   }
+  delete operation[replyHeadersMember];
   for (const media of Object.values(operation.requestBody?.content ?? {})) {
     const { anyOf, ...said } = media.schema as { anyOf?: JsonObject[] };
     if (anyOf?.length !== 2 || anyOf[1]?.['type'] !== 'null') continue;
@@ -35,7 +40,7 @@ function finishOperation(operation: Operation): void {
 }
 
 /** A problem is a response component, which the generator takes for a schema; a success gets its headers. */
-function finishResponse(status: string, response: JsonObject): JsonObject {
+function finishResponse(status: string, response: JsonObject, ownHeaders: JsonObject): JsonObject {
   const content = response['content'] as Record<string, { schema: JsonObject }> | undefined;
   const reference = content?.['application/json']?.schema['$ref'];
   if (typeof reference === 'string' && reference.startsWith('#/components/responses/')) return { $ref: reference };
@@ -43,7 +48,7 @@ function finishResponse(status: string, response: JsonObject): JsonObject {
   return {
     ...response,
     description: status === '201' ? 'Created.' : 'Done.',
-    headers: { ...requestIdHeader, ...(status === '201' ? location : {}) },
+    headers: { ...requestIdHeader, ...(status === '201' ? location : {}), ...ownHeaders },
   };
 }
 

@@ -6,7 +6,7 @@ import { jsonSchemaTransform, jsonSchemaTransformObject } from 'fastify-type-pro
 import { z } from 'zod';
 import { type ProblemCode, problemKinds } from '../core/errors.ts';
 import type { AccessRule } from './access.ts';
-import { finishDocument, type JsonObject, problemResponses } from './openapi-document.ts';
+import { finishDocument, type JsonObject, problemResponses, replyHeadersMember } from './openapi-document.ts';
 import { isBodyless, ungoverned } from './strict-routes.ts';
 
 declare module 'fastify' {
@@ -100,24 +100,59 @@ function describe(route: RouteOptions, schema: JsonObject): JsonObject {
   return {
     ...schema,
     ...(isBodyless(route) ? { body: undefined } : {}),
-    ...(takesOperators(access) ? { headers: organizationHeader } : {}),
+    ...headersOf(route, access),
     description: said + who,
     security: securityOf(access),
   };
 }
 
-function takesOperators(access: AccessRule): boolean {
-  return access !== 'public' && access.role === 'admin' && access.operator !== false;
+/** The headers that an operation takes, and with which its success is answered. */
+function headersOf({ method, config = {} }: RouteOptions, access: AccessRule): JsonObject {
+  const takesOperators = access !== 'public' && access.role === 'admin' && access.operator !== false;
+  const isOnce = config.idempotencyKey === 'taken';
+  const isPatch = config.entityTag === true && method === 'PATCH';
+  const properties = {
+    ...(takesOperators ? { 'Latchkey-Organization': organizationHeader } : {}),
+    ...(isOnce ? { 'Idempotency-Key': idempotencyKeyHeader } : {}),
+    ...(isPatch ? { 'If-Match': ifMatchHeader } : {}),
+  };
+  return {
+    ...(Object.keys(properties).length === 0 ? {} : { headers: { type: 'object', properties } }),
+    [replyHeadersMember]: { ...(config.entityTag ? entityTagReply : {}), ...(isOnce ? replayedReply : {}) },
+  };
 }
 
 const organizationHeader = {
-  type: 'object',
-  properties: {
-    'Latchkey-Organization': {
-      type: 'string',
-      description: 'For operators: the id of the organization in which to act.',
-      example: 'org_01k9s3v5wqe8n8x4r2m6t7yb0c',
-    },
+  type: 'string',
+  description: 'For operators: the id of the organization in which to act.',
+  example: 'org_01k9s3v5wqe8n8x4r2m6t7yb0c',
+};
+
+const idempotencyKeyHeader = {
+  type: 'string',
+  minLength: 1,
+  maxLength: 255,
+  pattern: '^[\\x20-\\x7e]+$',
+  description:
+    'For safe retries: within 24 hours the same request with the same key is not done again but answered as the first time. ' +
+    'A plaintext key is in it for 15 minutes more, as a recorded look, an access token never again.',
+  example: '0f8fad5b-d9cb-469f-a165-70867728950e',
+};
+
+const ifMatchHeader = {
+  type: 'string',
+  description: 'The ETag of the version that is to be changed, or several; another one is refused with 412.',
+  example: '"xk9Zq2vTt0m4yWb1u7cD3A"',
+};
+
+const entityTagReply = {
+  ETag: { description: 'The version of the resource, for If-Match.', schema: { type: 'string' } },
+};
+
+const replayedReply = {
+  'Idempotent-Replayed': {
+    description: '`true` where this is the reply to an earlier request with the same Idempotency-Key.',
+    schema: { type: 'string', enum: ['true'] },
   },
 };
 
@@ -151,6 +186,8 @@ function problemsOf(route: RouteOptions, access: AccessRule): ProblemCode[] {
   if (access !== 'public' && access.role !== 'any') codes.push('forbidden');
   if (route.url.includes(':') || (access !== 'public' && access.role === 'admin')) codes.push('not_found');
   if (route.schema?.body !== undefined && !isBodyless(route)) codes.push('payload_too_large', 'unsupported_media_type');
+  if (route.config?.idempotencyKey === 'taken') codes.push('idempotency_in_progress', 'idempotency_mismatch');
+  if (route.config?.entityTag === true && route.method === 'PATCH') codes.push('precondition_failed');
   return codes;
 }
 

@@ -50,10 +50,20 @@ export const strictRoutes = fp<{ tokenPrefix: string }>(
 function requireDeclarations(route: RouteOptions): void {
   const name = `${String(route.method)} ${route.url}`;
   if (route.config?.access === undefined) throw new Error(`${name} declares no config.access`);
+  if (isChangingPost(route) && route.config.idempotencyKey === undefined) {
+    throw new Error(`${name} declares no config.idempotencyKey`);
+  }
   const response = route.schema?.response as Record<string, unknown> | undefined;
   if (response === undefined || !Object.keys(response).some((status) => status.startsWith('2'))) {
     throw new Error(`${name} declares no response schema for its success`);
   }
+}
+
+/** By the role and scope that it takes: whoever only asks has the role verifier or the scope read. */
+function isChangingPost({ method, config }: RouteOptions): boolean {
+  const access = config?.access;
+  if (![method].flat().includes('POST') || access === undefined || access === 'public') return false;
+  return (access.role === 'admin' || access.role === 'operator') && access.scope === 'write';
 }
 
 /** Whether a route takes no body but nothing, `null` or `{}`. */

@@ -1,3 +1,4 @@
+import { type ExpectedTags, requireExpected } from '../core/entity-tag.ts';
 import { Problem } from '../core/errors.ts';
 import { type KeyId, newId, type PartnerId } from '../core/ids.ts';
 import type { Permission } from '../core/permissions.ts';
@@ -10,7 +11,7 @@ import { record } from '../history/record.ts';
 import { lockOrganization, shareOrganization } from '../organizations/store.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
 import type { KeyMint, MintedKey } from './mint.ts';
-import { freeSlot, permissionFor, requireFuture, requireLiveKey } from './policy.ts';
+import { freeSlot, keyTag, permissionFor, requireFuture, requireLiveKey } from './policy.ts';
 import {
   findSealed,
   insertKey,
@@ -46,7 +47,7 @@ export interface CreatedKey {
 }
 
 export interface KeyDeps {
-  transactor: Transactor;
+  transactor: Transactor<CreatedKey>;
   mint: KeyMint;
 }
 
@@ -126,16 +127,18 @@ export async function addKey(work: Work<OrganizationDoer>, wanted: KeyToAdd): Pr
 
 export type KeyPatch = Partial<{ [Field in keyof KeySettings]: KeySettings[Field] | undefined }>;
 
-/** @throws Problem `not_found`, `already_deleted`, `validation_failed` (expiry in the past) */
+/** @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `validation_failed` (expiry in the past) */
 export async function patchKey(
   transactor: Transactor,
   by: OrganizationDoer,
   keyId: string,
   patch: KeyPatch,
+  expected: ExpectedTags,
 ): Promise<Key> {
   return transact(transactor, by, async (work) => {
     const key = await lockKey(work.tx, work.by.organizationId, keyId);
     requireLiveKey(key);
+    requireExpected(expected, keyTag(key));
     const present = settingsOf(key);
     const changes = changesBetween(describe(present), describePatch(patch));
     if (Object.keys(changes).length === 0) return key;

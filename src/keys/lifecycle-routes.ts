@@ -1,10 +1,12 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { RestoreWindows } from '../core/restore-window.ts';
-import { currentTime, type Transactor } from '../db/work.ts';
+import type { Transactor } from '../db/work.ts';
 import { organizationDoerOf } from '../http/guard.ts';
 import { idParam } from '../http/schemas.ts';
+import type { CreatedKey } from './commands.ts';
 import type { KeyMint } from './mint.ts';
+import { keyTag } from './policy.ts';
 import { restoreKey } from './restore-commands.ts';
 import { rotateKey } from './rotate-commands.ts';
 import type { Key } from './store.ts';
@@ -26,27 +28,24 @@ const rotateRequest = z
   .meta({ example: { expireOldAfterSeconds: 86_400 } });
 
 export interface KeyLifecycleRoutesOptions extends RestoreWindows {
-  transactor: Transactor;
   mint: KeyMint;
   tokenPrefix: string;
 }
 
 /** What a key goes through between its creation and its deletion, and back. */
 export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions> = async (app, options) => {
-  const { transactor, mint, tokenPrefix, undoWindowSeconds, retentionSeconds } = options;
+  const { mint, tokenPrefix, undoWindowSeconds, retentionSeconds } = options;
   const params = z.object({ keyId: idParam('key', 'Which key') });
-  const viewContext = async (): Promise<KeyViewContext> => ({
-    tokenPrefix,
-    undoWindowSeconds,
-    now: await currentTime(transactor.db, transactor.clockShiftMs),
-  });
-  const show = async (key: Key) => toKeyView(key, await viewContext());
+  const viewAt = (now: Date): KeyViewContext => ({ tokenPrefix, undoWindowSeconds, now });
+  const show = (key: Key, now: Date) => ({ view: toKeyView(key, viewAt(now)), etag: keyTag(key) });
 
   app.post(
     '/keys/:keyId/rotate',
     {
       config: {
         access: { role: 'admin', scope: 'write' },
+        idempotencyKey: 'taken',
+        entityTag: true,
         problems: ['row_full', 'already_deleted', 'conflict', 'overloaded'],
       },
       schema: {
@@ -62,17 +61,28 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
       },
     },
     async (request, reply) => {
-      const { keyId } = request.params;
-      const created = await rotateKey({ transactor, mint }, organizationDoerOf(request), keyId, request.body ?? {});
-      const view = toCreatedKeyView(created, await viewContext());
-      return reply.code(201).header('location', `/v1/keys/${view.id}`).send(view);
+      const by = organizationDoerOf(request);
+      return app.runOnce(request, reply, {
+        run: (once: Transactor<CreatedKey>) =>
+          rotateKey({ transactor: once, mint }, by, request.params.keyId, request.body ?? {}),
+        show: (created, now) => ({
+          view: toCreatedKeyView(created, viewAt(now)),
+          location: `/v1/keys/${created.key.id}`,
+          etag: keyTag(created.key),
+        }),
+      });
     },
   );
 
   app.post(
     '/keys/:keyId/suspend',
     {
-      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted'] },
+      config: {
+        access: { role: 'admin', scope: 'write' },
+        idempotencyKey: 'taken',
+        entityTag: true,
+        problems: ['already_deleted'],
+      },
       schema: {
         operationId: 'suspendKey',
         tags: ['Keys'],
@@ -82,13 +92,22 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
         response: { 200: keyView },
       },
     },
-    async (request) => show(await suspendKey(transactor, organizationDoerOf(request), request.params.keyId)),
+    async (request, reply) => {
+      const by = organizationDoerOf(request);
+      const run = (once: Transactor<Key>) => suspendKey(once, by, request.params.keyId);
+      return app.runOnce(request, reply, { run, show });
+    },
   );
 
   app.post(
     '/keys/:keyId/resume',
     {
-      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted'] },
+      config: {
+        access: { role: 'admin', scope: 'write' },
+        idempotencyKey: 'taken',
+        entityTag: true,
+        problems: ['already_deleted'],
+      },
       schema: {
         operationId: 'resumeKey',
         tags: ['Keys'],
@@ -97,7 +116,11 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
         response: { 200: keyView },
       },
     },
-    async (request) => show(await resumeKey(transactor, organizationDoerOf(request), request.params.keyId)),
+    async (request, reply) => {
+      const by = organizationDoerOf(request);
+      const run = (once: Transactor<Key>) => resumeKey(once, by, request.params.keyId);
+      return app.runOnce(request, reply, { run, show });
+    },
   );
 
   app.post(
@@ -105,6 +128,8 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
     {
       config: {
         access: { role: 'admin', scope: 'write' },
+        idempotencyKey: 'taken',
+        entityTag: true,
         problems: ['not_restorable', 'row_full', 'conflict'],
       },
       schema: {
@@ -118,9 +143,11 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
         response: { 200: keyView },
       },
     },
-    async (request) => {
+    async (request, reply) => {
+      const by = organizationDoerOf(request);
       const windows = { undoWindowSeconds, retentionSeconds };
-      return show(await restoreKey(transactor, organizationDoerOf(request), request.params.keyId, windows));
+      const run = (once: Transactor<Key>) => restoreKey(once, by, request.params.keyId, windows);
+      return app.runOnce(request, reply, { run, show });
     },
   );
 };

@@ -1,3 +1,4 @@
+import { entityTagOf } from '../core/entity-tag.ts';
 import { type InputError, Problem } from '../core/errors.ts';
 import type { Access, Permission } from '../core/permissions.ts';
 import { type RestoreWay, type RestoreWindows, requireOpenWindow, windowEnd } from '../core/restore-window.ts';
@@ -170,4 +171,9 @@ export function requireRotatableKey(key: KeyState & { id: string }, now: Date): 
   const status = statusOf(key, now);
   if (status === 'active') return;
   throw new Problem('conflict', `Key ${key.id} is ${status}; only an active key is rotated.`);
+}
+
+/** The key's version, which its use leaves as it is. */
+export function keyTag({ last_used_at, ...kept }: KeyState & { id: string; last_used_at: Date | null }): string {
+  return entityTagOf(kept);
 }

@@ -19,7 +19,7 @@ export interface Restoring {
  * @throws Problem `not_found`, `conflict` (it is live), `not_restorable`, `row_full`
  */
 export async function restoreKey(
-  transactor: Transactor,
+  transactor: Transactor<Key>,
   by: OrganizationDoer,
   keyId: string,
   windows: RestoreWindows,

@@ -3,7 +3,7 @@ import { type OrganizationDoer, transact, type Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { addKey, type CreatedKey, type KeyDeps, lockOwner, settingsOf } from './commands.ts';
 import { requireRotatableKey } from './policy.ts';
-import { getKeyOwner, type Key, lockKey, updateKey } from './store.ts';
+import { getKey, type Key, lockKey, updateKey } from './store.ts';
 
 export interface RotateRequest {
   /** Undefined: the old key goes on as it is. */
@@ -21,7 +21,7 @@ export async function rotateKey(
   keyId: string,
   { expireOldAfterSeconds }: RotateRequest,
 ): Promise<CreatedKey> {
-  const { partnerId } = await getKeyOwner(deps.transactor.db, by.organizationId, keyId);
+  const { partner_id: partnerId } = await getKey(deps.transactor.db, by.organizationId, keyId);
   // Hashed before the transaction: 25 ms of work must not hold a lock.
   const minted = await deps.mint.mint(newId('key'), by.organizationId);
   return transact(deps.transactor, by, async (work) => {

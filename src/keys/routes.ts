@@ -1,11 +1,12 @@
+import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { isId, type KeyId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import { unseal } from '../crypto/seal.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { expectedTags } from '../http/if-match.ts';
 import {
   allowedIpsInput,
   exampleId,
@@ -20,10 +21,11 @@ import {
   text,
   timestampInput,
 } from '../http/schemas.ts';
-import { createKey, deleteKey, patchKey, recordReveal } from './commands.ts';
-import { type KeyMint, sealBinding } from './mint.ts';
-import { keyStatuses } from './policy.ts';
-import { getKey, listKeys } from './store.ts';
+import { type CreatedKey, createKey, deleteKey, patchKey } from './commands.ts';
+import type { KeyMint } from './mint.ts';
+import { keyStatuses, keyTag } from './policy.ts';
+import { revealKey } from './reveal.ts';
+import { getKey, type Key, listKeys } from './store.ts';
 import { createdKeyView, type KeyViewContext, keyView, toCreatedKeyView, toKeyView } from './views.ts';
 
 const settings = {
@@ -75,11 +77,13 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
   const { transactor, keyring, tokenPrefix, undoWindowSeconds } = options;
   const { db } = transactor;
   const params = z.object({ keyId: idParam('key', 'Which key') });
-  const viewContext = async (): Promise<KeyViewContext> => ({
-    tokenPrefix,
-    undoWindowSeconds,
-    now: await currentTime(db, transactor.clockShiftMs),
-  });
+  const viewAt = (now: Date): KeyViewContext => ({ tokenPrefix, undoWindowSeconds, now });
+  const viewContext = async () => viewAt(await currentTime(db, transactor.clockShiftMs));
+  /** With the version that `If-Match` may ask for. */
+  const show = async (reply: FastifyReply, key: Key) => {
+    reply.header('etag', keyTag(key));
+    return toKeyView(key, await viewContext());
+  };
 
   app.get(
     '/keys',
@@ -118,6 +122,8 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     {
       config: {
         access: { role: 'admin', scope: 'write' },
+        idempotencyKey: 'taken',
+        entityTag: true,
         problems: ['row_full', 'already_deleted', 'not_found', 'overloaded'],
       },
       schema: {
@@ -131,21 +137,23 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     },
     async (request, reply) => {
       const { name, expiresAt, rateLimit, ...rest } = request.body;
-      const created = await createKey({ transactor, mint: options.mint }, organizationDoerOf(request), {
-        ...rest,
-        name: name ?? null,
-        expiresAt: expiresAt ?? null,
-        rateLimit: rateLimit ?? null,
+      const given = { ...rest, name: name ?? null, expiresAt: expiresAt ?? null, rateLimit: rateLimit ?? null };
+      const by = organizationDoerOf(request);
+      return app.runOnce(request, reply, {
+        run: (transactor: Transactor<CreatedKey>) => createKey({ transactor, mint: options.mint }, by, given),
+        show: (created, now) => ({
+          view: toCreatedKeyView(created, viewAt(now)),
+          location: `/v1/keys/${created.key.id}`,
+          etag: keyTag(created.key),
+        }),
       });
-      const view = toCreatedKeyView(created, await viewContext());
-      return reply.code(201).header('location', `/v1/keys/${view.id}`).send(view);
     },
   );
 
   app.get(
     '/keys/:keyId',
     {
-      config: { access: { role: 'admin', scope: 'read' } },
+      config: { access: { role: 'admin', scope: 'read' }, entityTag: true },
       schema: {
         operationId: 'getKey',
         tags: ['Keys'],
@@ -154,13 +162,13 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         response: { 200: keyView },
       },
     },
-    async (request) => toKeyView(await getKey(db, organizationOf(request), request.params.keyId), await viewContext()),
+    async (request, reply) => show(reply, await getKey(db, organizationOf(request), request.params.keyId)),
   );
 
   app.patch(
     '/keys/:keyId',
     {
-      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted'] },
+      config: { access: { role: 'admin', scope: 'write' }, entityTag: true, problems: ['already_deleted'] },
       schema: {
         operationId: 'updateKey',
         tags: ['Keys'],
@@ -171,9 +179,9 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         response: { 200: keyView },
       },
     },
-    async (request) => {
-      const key = await patchKey(transactor, organizationDoerOf(request), request.params.keyId, request.body);
-      return toKeyView(key, await viewContext());
+    async (request, reply) => {
+      const by = organizationDoerOf(request);
+      return show(reply, await patchKey(transactor, by, request.params.keyId, request.body, expectedTags(request)));
     },
   );
 
@@ -205,6 +213,8 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     {
       config: {
         access: { role: 'admin', scope: 'write', operator: false },
+        // Every look is an event of its own.
+        idempotencyKey: 'ignored',
         problems: ['already_deleted', 'reveal_disabled', 'rate_limited'],
       },
       schema: {
@@ -220,12 +230,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     async (request, reply) => {
       await app.endpointLimits.countReveal(request, reply);
       const by = organizationDoerOf(request);
-      const { key, sealed } = await recordReveal(transactor, by, request.params.keyId, request.body ?? {});
-      const plaintext = unseal(
-        keyring,
-        { keyringId: sealed.sealed_keyring_id, sealed: sealed.sealed },
-        sealBinding(by.organizationId, key.id),
-      );
+      const plaintext = await revealKey({ transactor, keyring }, by, request.params.keyId, request.body ?? {});
       return { key: plaintext.reveal() };
     },
   );

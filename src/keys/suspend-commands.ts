@@ -4,17 +4,17 @@ import { requireLiveKey } from './policy.ts';
 import { type Key, lockKey, markKeySuspended } from './store.ts';
 
 /** From the moment of the commit the key is refused everywhere. @throws Problem `not_found`, `already_deleted` */
-export function suspendKey(transactor: Transactor, by: OrganizationDoer, keyId: string): Promise<Key> {
+export function suspendKey(transactor: Transactor<Key>, by: OrganizationDoer, keyId: string): Promise<Key> {
   return changeSuspension(transactor, by, keyId, 'key.suspended');
 }
 
 /** Takes a suspension back; a key that has expired meanwhile stays so. @throws Problem `not_found`, `already_deleted` */
-export function resumeKey(transactor: Transactor, by: OrganizationDoer, keyId: string): Promise<Key> {
+export function resumeKey(transactor: Transactor<Key>, by: OrganizationDoer, keyId: string): Promise<Key> {
   return changeSuspension(transactor, by, keyId, 'key.resumed');
 }
 
 async function changeSuspension(
-  transactor: Transactor,
+  transactor: Transactor<Key>,
   by: OrganizationDoer,
   keyId: string,
   action: 'key.suspended' | 'key.resumed',

@@ -31,10 +31,15 @@ export const keyView = z.object(fields).meta({ id: 'Key' });
 export const createdKeyView = z
   .object({
     ...fields,
-    key: z.string().meta({
-      description: 'The plaintext. Keep it now; later it is shown by reveal only, and each look is recorded.',
-      example: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…',
-    }),
+    key: z
+      .string()
+      .optional()
+      .meta({
+        description:
+          'The plaintext. Keep it now; later it is shown by reveal only, and each look is recorded. ' +
+          'Left out only in a replayed reply, past 15 minutes or where reveal would be refused.',
+        example: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…',
+      }),
   })
   .meta({ id: 'CreatedKey' });
 
@@ -68,6 +73,6 @@ export function toKeyView(key: Key, context: KeyViewContext): z.infer<typeof key
 }
 
 /** With the plaintext: for the reply that creates the key and no other. */
-export function toCreatedKeyView(created: CreatedKey, context: KeyViewContext): z.infer<typeof createdKeyView> {
-  return { ...toKeyView(created.key, context), key: created.plaintext.reveal() };
+export function toCreatedKeyView(created: CreatedKey, context: KeyViewContext) {
+  return { ...toKeyView(created.key, context), key: created.plaintext };
 }

@@ -1,3 +1,4 @@
+import { type ExpectedTags, entityTagOf, requireExpected } from '../core/entity-tag.ts';
 import { newId } from '../core/ids.ts';
 import type { RateLimit } from '../core/rate-limit.ts';
 import type { KeyReveal } from '../db/schema.ts';
@@ -22,7 +23,7 @@ export interface NewOrganization {
 
 /** Its history begins with its own creation, so the event goes to the new organization's chain. */
 export async function createOrganization(
-  transactor: Transactor,
+  transactor: Transactor<Organization>,
   by: Doer,
   given: NewOrganization,
 ): Promise<Organization> {
@@ -53,14 +54,19 @@ export interface OrganizationPatch {
   keyReveal?: KeyReveal | undefined;
 }
 
-/** `keyReveal: "never"` also wipes what was sealed before, at once and for good. */
+/**
+ * `keyReveal: "never"` also wipes what was sealed before, at once and for good.
+ * @throws Problem `not_found`, `precondition_failed`
+ */
 export async function patchOrganization(
   transactor: Transactor,
   by: OrganizationDoer,
   given: OrganizationPatch,
+  expected: ExpectedTags,
 ): Promise<Organization> {
   return transact(transactor, by, async (work) => {
     const present = await lockOrganization(work.tx, work.by.organizationId);
+    requireExpected(expected, entityTagOf(present));
     const changes = changesBetween({ name: present.name, keyReveal: present.key_reveal }, given);
     if (Object.keys(changes).length === 0) return present;
     const next = { name: given.name ?? present.name, key_reveal: given.keyReveal ?? present.key_reveal };

@@ -1,9 +1,12 @@
+import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
+import { entityTagOf } from '../core/entity-tag.ts';
 import { isId, type OrganizationId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import type { Transactor } from '../db/work.ts';
 import { doerOf, organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { expectedTags } from '../http/if-match.ts';
 import {
   actorView,
   idParam,
@@ -52,6 +55,12 @@ function toView(organization: Organization) {
   };
 }
 
+/** With the version that `If-Match` may ask for. */
+function show(reply: FastifyReply, organization: Organization) {
+  reply.header('etag', entityTagOf(organization));
+  return toView(organization);
+}
+
 const isOrganizationId = (text: string): text is OrganizationId => isId('org', text);
 
 /** The caller's own organization: what an admin sees and sets. */
@@ -61,7 +70,7 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
   app.get(
     '/organization',
     {
-      config: { access: { role: 'admin', scope: 'read' } },
+      config: { access: { role: 'admin', scope: 'read' }, entityTag: true },
       schema: {
         operationId: 'getOrganization',
         tags: ['Administration'],
@@ -69,13 +78,13 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
         response: { 200: organizationView },
       },
     },
-    async (request) => toView(await getOrganization(db, organizationOf(request))),
+    async (request, reply) => show(reply, await getOrganization(db, organizationOf(request))),
   );
 
   app.patch(
     '/organization',
     {
-      config: { access: { role: 'admin', scope: 'write' } },
+      config: { access: { role: 'admin', scope: 'write' }, entityTag: true },
       schema: {
         operationId: 'updateOrganization',
         tags: ['Administration'],
@@ -85,7 +94,10 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
         response: { 200: organizationView },
       },
     },
-    async (request) => toView(await patchOrganization(transactor, organizationDoerOf(request), request.body)),
+    async (request, reply) => {
+      const by = organizationDoerOf(request);
+      return show(reply, await patchOrganization(transactor, by, request.body, expectedTags(request)));
+    },
   );
 
   app.get(
@@ -149,7 +161,7 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
   app.post(
     '/organizations',
     {
-      config: { access: { role: 'operator', scope: 'write' } },
+      config: { access: { role: 'operator', scope: 'write' }, idempotencyKey: 'taken', entityTag: true },
       schema: {
         operationId: 'createOrganization',
         tags: ['Administration'],
@@ -160,16 +172,21 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
         response: { 201: organizationView },
       },
     },
-    async (request, reply) => {
-      const organization = await createOrganization(transactor, doerOf(request), request.body);
-      return reply.code(201).header('location', `/v1/organizations/${organization.id}`).send(toView(organization));
-    },
+    async (request, reply) =>
+      app.runOnce(request, reply, {
+        run: (transactor: Transactor<Organization>) => createOrganization(transactor, doerOf(request), request.body),
+        show: (organization) => ({
+          view: toView(organization),
+          location: `/v1/organizations/${organization.id}`,
+          etag: entityTagOf(organization),
+        }),
+      }),
   );
 
   app.get(
     '/organizations/:organizationId',
     {
-      config: { access: { role: 'operator', scope: 'read' } },
+      config: { access: { role: 'operator', scope: 'read' }, entityTag: true },
       schema: {
         operationId: 'getOrganizationById',
         tags: ['Administration'],
@@ -178,13 +195,13 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
         response: { 200: organizationView },
       },
     },
-    async (request) => toView(await getOrganization(db, request.params.organizationId)),
+    async (request, reply) => show(reply, await getOrganization(db, request.params.organizationId)),
   );
 
   app.patch(
     '/organizations/:organizationId',
     {
-      config: { access: { role: 'operator', scope: 'write' } },
+      config: { access: { role: 'operator', scope: 'write' }, entityTag: true },
       schema: {
         operationId: 'updateOrganizationById',
         tags: ['Administration'],
@@ -194,9 +211,9 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
         response: { 200: organizationView },
       },
     },
-    async (request) => {
-      const organizationId = request.params.organizationId as OrganizationId;
-      return toView(await patchOrganization(transactor, { ...doerOf(request), organizationId }, request.body));
+    async (request, reply) => {
+      const by = { ...doerOf(request), organizationId: request.params.organizationId as OrganizationId };
+      return show(reply, await patchOrganization(transactor, by, request.body, expectedTags(request)));
     },
   );
 };

@@ -1,3 +1,4 @@
+import { type ExpectedTags, entityTagOf, requireExpected } from '../core/entity-tag.ts';
 import { Problem } from '../core/errors.ts';
 import { newId } from '../core/ids.ts';
 import { type Access, sortAccesses } from '../core/permissions.ts';
@@ -29,7 +30,7 @@ export interface CreatedPartner {
  * @throws Problem `partner_exists`, `overloaded`
  */
 export async function createPartner(
-  deps: { transactor: Transactor; mint: KeyMint },
+  deps: { transactor: Transactor<CreatedPartner>; mint: KeyMint },
   by: OrganizationDoer,
   given: NewPartner,
 ): Promise<CreatedPartner> {
@@ -89,17 +90,19 @@ export type PartnerPatch = { [Field in keyof PartnerFacts]?: PartnerFacts[Field]
 
 /**
  * A permission that is taken away takes that row's keys with it, at once. One that is added creates no key.
- * @throws Problem `not_found`, `already_deleted`, `partner_exists` (the new e-mail address)
+ * @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `partner_exists` (the new e-mail address)
  */
 export async function patchPartner(
   transactor: Transactor,
   by: OrganizationDoer,
   partnerId: string,
   patch: PartnerPatch,
+  expected: ExpectedTags,
 ): Promise<Partner> {
   return transact(transactor, by, async (work) => {
     const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
     requireLivePartner(partner);
+    requireExpected(expected, entityTagOf(partner));
     const present = fieldsOf(partner);
     const permissions = patch.permissions === undefined ? undefined : sortAccesses(patch.permissions);
     const changes = changesBetween({ ...present }, { ...patch, permissions });

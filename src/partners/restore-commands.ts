@@ -12,7 +12,7 @@ import { lockPartner, markPartnerRestored, type Partner } from './store.ts';
  * @throws Problem `not_found`, `conflict` (it is live), `not_restorable`, `partner_exists`
  */
 export async function restorePartner(
-  transactor: Transactor,
+  transactor: Transactor<Partner>,
   by: OrganizationDoer,
   partnerId: string,
   windows: RestoreWindows,

@@ -1,11 +1,14 @@
+import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
+import { entityTagOf } from '../core/entity-tag.ts';
 import { isId, type PartnerId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import { toRateLimit } from '../core/rate-limit.ts';
 import { type RestoreWindows, windowEnd } from '../core/restore-window.ts';
-import { currentTime, type Transactor } from '../db/work.ts';
+import type { Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { expectedTags } from '../http/if-match.ts';
 import {
   accessesInput,
   actorView,
@@ -22,7 +25,7 @@ import {
 } from '../http/schemas.ts';
 import type { KeyMint } from '../keys/mint.ts';
 import { createdKeyView, toCreatedKeyView } from '../keys/views.ts';
-import { createPartner, deletePartner, patchPartner } from './commands.ts';
+import { type CreatedPartner, createPartner, deletePartner, patchPartner } from './commands.ts';
 import { restorePartner } from './restore-commands.ts';
 import { getPartner, listPartners, type Partner } from './store.ts';
 import { resumePartner, suspendPartner } from './suspend-commands.ts';
@@ -80,6 +83,13 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
   const { db } = transactor;
   const params = z.object({ partnerId: idParam('partner', 'Which partner') });
   const toView = (partner: Partner) => toPartnerView(partner, undoWindowSeconds);
+  /** With the version that `If-Match` may ask for. */
+  const show = (reply: FastifyReply, partner: Partner) => {
+    reply.header('etag', entityTagOf(partner));
+    return toView(partner);
+  };
+
+  const showDone = (partner: Partner) => ({ view: toView(partner), etag: entityTagOf(partner) });
 
   app.get(
     '/partners',
@@ -108,7 +118,12 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
   app.post(
     '/partners',
     {
-      config: { access: { role: 'admin', scope: 'write' }, problems: ['partner_exists', 'overloaded'] },
+      config: {
+        access: { role: 'admin', scope: 'write' },
+        idempotencyKey: 'taken',
+        entityTag: true,
+        problems: ['partner_exists', 'overloaded'],
+      },
       schema: {
         operationId: 'createPartner',
         tags: ['Partners'],
@@ -119,18 +134,25 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       },
     },
     async (request, reply) => {
-      const created = await createPartner({ transactor, mint }, organizationDoerOf(request), request.body);
-      const context = { tokenPrefix, undoWindowSeconds, now: await currentTime(db, transactor.clockShiftMs) };
-      const keys = created.keys.map((key) => toCreatedKeyView(key, context));
-      const view = { ...toView(created.partner), keys };
-      return reply.code(201).header('location', `/v1/partners/${view.id}`).send(view);
+      const by = organizationDoerOf(request);
+      return app.runOnce(request, reply, {
+        run: (transactor: Transactor<CreatedPartner>) => createPartner({ transactor, mint }, by, request.body),
+        show: ({ partner, keys }, now) => ({
+          view: {
+            ...toView(partner),
+            keys: keys.map((key) => toCreatedKeyView(key, { tokenPrefix, undoWindowSeconds, now })),
+          },
+          location: `/v1/partners/${partner.id}`,
+          etag: entityTagOf(partner),
+        }),
+      });
     },
   );
 
   app.get(
     '/partners/:partnerId',
     {
-      config: { access: { role: 'admin', scope: 'read' } },
+      config: { access: { role: 'admin', scope: 'read' }, entityTag: true },
       schema: {
         operationId: 'getPartner',
         tags: ['Partners'],
@@ -139,13 +161,17 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         response: { 200: partnerView },
       },
     },
-    async (request) => toView(await getPartner(db, organizationOf(request), request.params.partnerId)),
+    async (request, reply) => show(reply, await getPartner(db, organizationOf(request), request.params.partnerId)),
   );
 
   app.patch(
     '/partners/:partnerId',
     {
-      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted', 'partner_exists'] },
+      config: {
+        access: { role: 'admin', scope: 'write' },
+        entityTag: true,
+        problems: ['already_deleted', 'partner_exists'],
+      },
       schema: {
         operationId: 'updatePartner',
         tags: ['Partners'],
@@ -157,8 +183,11 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         response: { 200: partnerView },
       },
     },
-    async (request) =>
-      toView(await patchPartner(transactor, organizationDoerOf(request), request.params.partnerId, request.body)),
+    async (request, reply) => {
+      const { params, body } = request;
+      const by = organizationDoerOf(request);
+      return show(reply, await patchPartner(transactor, by, params.partnerId, body, expectedTags(request)));
+    },
   );
 
   app.delete(
@@ -179,7 +208,12 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
   app.post(
     '/partners/:partnerId/suspend',
     {
-      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted'] },
+      config: {
+        access: { role: 'admin', scope: 'write' },
+        idempotencyKey: 'taken',
+        entityTag: true,
+        problems: ['already_deleted'],
+      },
       schema: {
         operationId: 'suspendPartner',
         tags: ['Partners'],
@@ -188,13 +222,22 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         response: { 200: partnerView },
       },
     },
-    async (request) => toView(await suspendPartner(transactor, organizationDoerOf(request), request.params.partnerId)),
+    async (request, reply) => {
+      const by = organizationDoerOf(request);
+      const run = (once: Transactor<Partner>) => suspendPartner(once, by, request.params.partnerId);
+      return app.runOnce(request, reply, { run, show: showDone });
+    },
   );
 
   app.post(
     '/partners/:partnerId/resume',
     {
-      config: { access: { role: 'admin', scope: 'write' }, problems: ['already_deleted'] },
+      config: {
+        access: { role: 'admin', scope: 'write' },
+        idempotencyKey: 'taken',
+        entityTag: true,
+        problems: ['already_deleted'],
+      },
       schema: {
         operationId: 'resumePartner',
         tags: ['Partners'],
@@ -204,7 +247,11 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         response: { 200: partnerView },
       },
     },
-    async (request) => toView(await resumePartner(transactor, organizationDoerOf(request), request.params.partnerId)),
+    async (request, reply) => {
+      const by = organizationDoerOf(request);
+      const run = (once: Transactor<Partner>) => resumePartner(once, by, request.params.partnerId);
+      return app.runOnce(request, reply, { run, show: showDone });
+    },
   );
 
   app.post(
@@ -212,6 +259,8 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     {
       config: {
         access: { role: 'admin', scope: 'write' },
+        idempotencyKey: 'taken',
+        entityTag: true,
         problems: ['not_restorable', 'partner_exists', 'conflict'],
       },
       schema: {
@@ -225,9 +274,11 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         response: { 200: partnerView },
       },
     },
-    async (request) => {
+    async (request, reply) => {
+      const by = organizationDoerOf(request);
       const windows = { undoWindowSeconds, retentionSeconds };
-      return toView(await restorePartner(transactor, organizationDoerOf(request), request.params.partnerId, windows));
+      const run = (once: Transactor<Partner>) => restorePartner(once, by, request.params.partnerId, windows);
+      return app.runOnce(request, reply, { run, show: showDone });
     },
   );
 };

@@ -4,17 +4,25 @@ import { requireLivePartner } from './commands.ts';
 import { lockPartner, markPartnerSuspended, type Partner } from './store.ts';
 
 /** From the moment of the commit all its keys are refused everywhere. @throws Problem `not_found`, `already_deleted` */
-export function suspendPartner(transactor: Transactor, by: OrganizationDoer, partnerId: string): Promise<Partner> {
+export function suspendPartner(
+  transactor: Transactor<Partner>,
+  by: OrganizationDoer,
+  partnerId: string,
+): Promise<Partner> {
   return changeSuspension(transactor, by, partnerId, 'partner.suspended');
 }
 
 /** Takes a suspension back; keys that are suspended themselves stay so. @throws Problem `not_found`, `already_deleted` */
-export function resumePartner(transactor: Transactor, by: OrganizationDoer, partnerId: string): Promise<Partner> {
+export function resumePartner(
+  transactor: Transactor<Partner>,
+  by: OrganizationDoer,
+  partnerId: string,
+): Promise<Partner> {
   return changeSuspension(transactor, by, partnerId, 'partner.resumed');
 }
 
 async function changeSuspension(
-  transactor: Transactor,
+  transactor: Transactor<Partner>,
   by: OrganizationDoer,
   partnerId: string,
   action: 'partner.suspended' | 'partner.resumed',

@@ -20,7 +20,7 @@ import {
 } from './store.ts';
 
 export interface RecoveryDeps {
-  transactor: Transactor;
+  transactor: Transactor<RecoveryRequest>;
   windows: RestoreWindows;
 }
 
@@ -115,7 +115,7 @@ export async function declineRecovery(
 
 /** The answer is recorded in the organization that asked, whether or not the operator has named it. */
 async function answer(
-  transactor: Transactor,
+  transactor: Transactor<RecoveryRequest>,
   by: Doer,
   requestId: string,
   act: (work: Work<OrganizationDoer>, request: RecoveryRequest) => Promise<RecoveryRequest>,

@@ -54,7 +54,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
     const now = await currentTime(db, transactor.clockShiftMs);
     return (request: RecoveryRequest) => toRecoveryRequestView(request, now);
   };
-  const show = async (request: RecoveryRequest) => (await currentView())(request);
+  const showDone = (request: RecoveryRequest, now: Date) => ({ view: toRecoveryRequestView(request, now) });
 
   app.get(
     '/recovery-requests',
@@ -90,6 +90,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
     {
       config: {
         access: { role: 'admin', scope: 'write' },
+        idempotencyKey: 'taken',
         problems: ['not_found', 'conflict', 'not_restorable'],
       },
       schema: {
@@ -105,8 +106,11 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
       const { keyId, partnerId, details } = request.body;
       const subject = keyId === undefined ? { partnerId } : { keyId };
       const wish = { subject: subject as RecoverySubject, details };
-      const view = await show(await requestRecovery(deps, organizationDoerOf(request), wish));
-      return reply.code(201).header('location', `/v1/recovery-requests/${view.id}`).send(view);
+      const by = organizationDoerOf(request);
+      return app.runOnce(request, reply, {
+        run: (once: Transactor<RecoveryRequest>) => requestRecovery({ ...deps, transactor: once }, by, wish),
+        show: (made, now) => ({ ...showDone(made, now), location: `/v1/recovery-requests/${made.id}` }),
+      });
     },
   );
 
@@ -124,7 +128,8 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
     },
     async (request) => {
       const { actsIn } = accessTokenOf(request);
-      return show(await getRecoveryRequest(db, actsIn, request.params.recoveryRequestId));
+      const toView = await currentView();
+      return toView(await getRecoveryRequest(db, actsIn, request.params.recoveryRequestId));
     },
   );
 
@@ -133,6 +138,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
     {
       config: {
         access: { role: 'operator', scope: 'write' },
+        idempotencyKey: 'taken',
         problems: ['conflict', 'not_restorable', 'row_full', 'partner_exists'],
       },
       schema: {
@@ -145,16 +151,21 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
         response: { 200: recoveryRequestView },
       },
     },
-    async (request) => {
+    async (request, reply) => {
       const note = request.body?.note ?? null;
-      return show(await approveRecovery(deps, doerOf(request), request.params.recoveryRequestId, note));
+      const { recoveryRequestId } = request.params;
+      return app.runOnce(request, reply, {
+        run: (once: Transactor<RecoveryRequest>) =>
+          approveRecovery({ ...deps, transactor: once }, doerOf(request), recoveryRequestId, note),
+        show: showDone,
+      });
     },
   );
 
   app.post(
     '/recovery-requests/:recoveryRequestId/decline',
     {
-      config: { access: { role: 'operator', scope: 'write' }, problems: ['conflict'] },
+      config: { access: { role: 'operator', scope: 'write' }, idempotencyKey: 'taken', problems: ['conflict'] },
       schema: {
         operationId: 'declineRecoveryRequest',
         tags: ['Recovery'],
@@ -164,9 +175,14 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
         response: { 200: recoveryRequestView },
       },
     },
-    async (request) => {
+    async (request, reply) => {
       const { note } = request.body;
-      return show(await declineRecovery(deps, doerOf(request), request.params.recoveryRequestId, note));
+      const { recoveryRequestId } = request.params;
+      return app.runOnce(request, reply, {
+        run: (once: Transactor<RecoveryRequest>) =>
+          declineRecovery({ transactor: once }, doerOf(request), recoveryRequestId, note),
+        show: showDone,
+      });
     },
   );
 };

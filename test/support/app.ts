@@ -48,6 +48,8 @@ export interface TestService {
   as(token: string): Client;
   /** Moves the service's clock on. */
   later(ms: number): void;
+  /** How far it has been moved. */
+  clockShiftMs(): number;
   logLines: string[];
 }
 
@@ -132,6 +134,7 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     later: (ms) => {
       shiftMs += ms;
     },
+    clockShiftMs,
     logLines,
   };
 }

@@ -1,0 +1,204 @@
+import t, { type Test } from 'tap';
+import { type Client, type Reply, startService, type TestService } from './support/app.ts';
+import { eventually } from './support/process.ts';
+
+// A resource's version, and changes that are meant for one.
+
+interface Subject {
+  path: string;
+  /** The reply that made it; undefined where the organization was there before. */
+  made: Reply | undefined;
+  who: Client;
+}
+
+async function subjectsOf({ admin, operator, organizationId }: TestService): Promise<Record<string, Subject>> {
+  const key = await admin.post('/v1/keys', { name: 'Old', metadata: { b: 1, a: [{ d: 1, c: 2 }] } });
+  const wish = { email: 'p@p.example', permissions: ['write', 'read'], rateLimit: { requests: 5, windowSeconds: 60 } };
+  const partner = await admin.post('/v1/partners', wish);
+  const organization = await operator.post('/v1/organizations', { name: 'Other' });
+  return {
+    'a key': { path: `/v1/keys/${key.body.id}`, made: key, who: admin },
+    'a partner': { path: `/v1/partners/${partner.body.id}`, made: partner, who: admin },
+    "the caller's organization": { path: '/v1/organization', made: undefined, who: admin },
+    'an organization by its id': { path: `/v1/organizations/${organizationId}`, made: undefined, who: operator },
+    'a new organization': { path: `/v1/organizations/${organization.body.id}`, made: organization, who: operator },
+  };
+}
+
+const tagOf = async ({ who, path }: Subject): Promise<string> => String((await who.get(path)).headers['etag']);
+
+async function isRefused(t: Test, reply: Reply, status: number, code: string): Promise<void> {
+  t.same([reply.status, reply.body.code], [status, code]);
+}
+
+t.test('every reply that shows a resource whole names its version, and a change of it names the next', async (t) => {
+  const service = await startService(t);
+  for (const [what, subject] of Object.entries(await subjectsOf(service))) {
+    await t.test(what, async (t) => {
+      const { path, made, who } = subject;
+      const first = await tagOf(subject);
+      t.match(first, /^"[\w-]{22}"$/);
+      if (made !== undefined) t.equal(made.headers['etag'], first, 'the reply that made it says the same');
+      const idle = await who.patch(path, {});
+      t.equal(idle.headers['etag'], first, 'what changes nothing leaves it');
+      const changed = await who.patch(path, { name: `Of ${what}` });
+      t.not(changed.headers['etag'], first);
+      t.equal(changed.headers['etag'], await tagOf(subject));
+    });
+  }
+});
+
+t.test('the two ways to the organization agree on its version', async (t) => {
+  const service = await startService(t);
+  const subjects = await subjectsOf(service);
+  const [own, byId] = [subjects["the caller's organization"], subjects['an organization by its id']] as Subject[];
+  const tag = await tagOf(own as Subject);
+  t.equal(await tagOf(byId as Subject), tag);
+  const change = await service.operator.patch(String(byId?.path), { name: 'New' }, { 'if-match': tag });
+  t.equal(change.status, 200);
+  t.equal(await tagOf(own as Subject), change.headers['etag']);
+});
+
+t.test('a change that is meant for another version does not happen', async (t) => {
+  const service = await startService(t);
+  const actions = async () => (await service.admin.get('/v1/history?limit=200')).body.data.length as number;
+  for (const [what, subject] of Object.entries(await subjectsOf(service))) {
+    await t.test(what, async (t) => {
+      const { path, who } = subject;
+      const seen = await tagOf(subject);
+      const { body: present, headers } = await who.patch(path, { name: 'Somebody else was first' });
+      const events = await actions();
+      for (const patch of [{ name: 'Mine' }, {}]) {
+        await isRefused(t, await who.patch(path, patch, { 'if-match': seen }), 412, 'precondition_failed');
+      }
+      t.equal(await actions(), events, 'and leaves no event');
+      t.match((await who.get(path)).body, { name: present.name });
+      const mine = await who.patch(path, { name: 'Mine' }, { 'if-match': String(headers['etag']) });
+      t.match(mine, { status: 200, body: { name: 'Mine' } });
+      t.equal((await who.patch(path, { name: 'Mine too' })).status, 200, 'without If-Match nothing is checked');
+    });
+  }
+});
+
+t.test('If-Match as RFC 9110 section 13.1.1 has it', async (t) => {
+  const service = await startService(t);
+  const subject = (await subjectsOf(service))['a key'] as Subject;
+  const { path, who } = subject;
+  const patch = async (ifMatch: string) =>
+    who.patch(path, { name: `N ${Math.random()}` }, { 'if-match': ifMatch.replace('TAG', await tagOf(subject)) });
+  for (const good of [
+    'TAG',
+    '*',
+    '"x", TAG',
+    'TAG , "x"',
+    ', ,TAG,',
+    'W/"x",\tTAG',
+    '"a,b", TAG',
+    '"", TAG',
+    '"é", TAG',
+  ]) {
+    t.equal((await patch(good)).status, 200, good);
+  }
+  const stale = await tagOf(subject);
+  await patch('*');
+  const others = [stale, '"x"', 'W/TAG', '""', `"a", W/"b", ${stale}`];
+  for (const other of others) await isRefused(t, await patch(other), 412, 'precondition_failed');
+  const malformed = [
+    '',
+    'x',
+    '"x',
+    'x"',
+    '*, TAG',
+    'TAG, *',
+    '"*',
+    'w/"x"',
+    'W/ "x"',
+    '"a" "b"',
+    ',',
+    '"a";"b"',
+    'TAGTAG',
+  ];
+  for (const bad of malformed) {
+    const reply = await patch(bad.replaceAll('TAG', stale));
+    await isRefused(t, reply, 400, 'validation_failed');
+    t.equal(reply.body.errors[0].path, 'headers.if-match', bad);
+  }
+  const startedAt = performance.now();
+  await isRefused(t, await patch(`${', '.repeat(7_500)}x`), 400, 'validation_failed');
+  t.ok(performance.now() - startedAt < 1_000, 'a long one is refused as fast');
+});
+
+t.test('a version is that of what can be changed: not of use, nor of time', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier, app } = service;
+  const expiresAt = new Date(Date.now() + 3_600_000).toISOString();
+  const { body: key, headers } = await admin.post('/v1/keys', { expiresAt });
+  await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
+  await service.verification.usage.flush();
+  await eventually(async () => (await admin.get(`/v1/keys/${key.id}`)).body.lastUsedAt !== null);
+  service.later(7_200_000);
+  const seen = await admin.get(`/v1/keys/${key.id}`);
+  t.equal(seen.body.status, 'expired');
+  t.equal(seen.headers['etag'], headers['etag']);
+  const head = await app.inject({
+    method: 'HEAD',
+    url: `/v1/keys/${key.id}`,
+    headers: { authorization: `Bearer ${admin.token}` },
+  });
+  t.equal(head.headers['etag'], headers['etag']);
+});
+
+t.test('every change has a version of its own, whichever command makes it', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const subjects = await subjectsOf(service);
+  const changes: Record<string, Array<(path: string) => Promise<Reply>>> = {
+    'a key': [
+      ...[{ name: 'x' }, { expiresAt: '2099-01-01T00:00:00Z' }, { rateLimit: { requests: 1, windowSeconds: 1 } }],
+      ...[{ allowedIps: ['10.0.0.0/8'] }, { metadata: { a: [{ d: 1, c: 3 }] } }],
+    ].map((patch) => (path) => admin.patch(path, patch)),
+    'a partner': [...[{ name: 'x' }, { email: 'q@p.example' }, { permissions: ['read'] }, { rateLimit: null }]].map(
+      (patch) => (path) => admin.patch(path, patch),
+    ),
+    "the caller's organization": [
+      (path) => admin.patch(path, { keyReveal: 'never' }),
+      () => admin.put('/v1/rate-limit', { requests: 7, windowSeconds: 60 }),
+    ],
+  };
+  for (const path of ['a key', 'a partner']) changes[path]?.push((path) => admin.delete(path));
+  for (const [what, acts] of Object.entries(changes)) {
+    const subject = subjects[what] as Subject;
+    const tags = [await tagOf(subject)];
+    for (const act of acts) {
+      t.equal((await act(subject.path)).status, 200);
+      tags.push(await tagOf(subject));
+    }
+    t.equal(new Set(tags).size, acts.length + 1, what);
+  }
+});
+
+t.test('what is gone is said before what is stale', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const { body: key, headers } = await admin.post('/v1/keys', {});
+  const ifMatch = { 'if-match': String(headers['etag']) };
+  await isRefused(t, await admin.patch('/v1/keys/key_x', { name: 'x' }, { 'if-match': '*' }), 404, 'not_found');
+  await admin.delete(`/v1/keys/${key.id}`);
+  await isRefused(t, await admin.patch(`/v1/keys/${key.id}`, { name: 'x' }, ifMatch), 409, 'already_deleted');
+});
+
+t.test('many changes of one version at once: exactly one of them happens', async (t) => {
+  const service = await startService(t);
+  for (const [what, subject] of Object.entries(await subjectsOf(service))) {
+    const { path, who } = subject;
+    for (let round = 0; round < 10; round++) {
+      const ifMatch = { 'if-match': await tagOf(subject) };
+      const names = Array.from({ length: 8 }, (_, index) => `${round} ${index}`);
+      const replies = await Promise.all(names.map((name) => who.patch(path, { name }, ifMatch)));
+      const won = replies.filter(({ status }) => status === 200);
+      t.equal(won.length, 1, what);
+      t.equal(replies.filter(({ status }) => status === 412).length, 7);
+      t.equal((await who.get(path)).body.name, won[0]?.body.name);
+    }
+  }
+});

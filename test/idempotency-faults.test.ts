@@ -1,0 +1,206 @@
+import t, { type Test } from 'tap';
+import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
+import { pruneIdempotency } from '../src/http/idempotency-store.ts';
+import { type Json, type Reply, startService, type TestService } from './support/app.ts';
+import { dbQuery, roleOf } from './support/database.ts';
+import { proxyThatLoses } from './support/lossy-proxy.ts';
+import { eventually, runEntry } from './support/process.ts';
+
+// Once, whatever goes wrong: many at once, a history that cannot be written, a service that is killed.
+
+const withKey = (key: string) => ({ 'idempotency-key': key });
+const isReplay = ({ headers }: Reply) => headers['idempotent-replayed'] === 'true';
+
+async function counts({ urls }: TestService): Promise<Record<string, unknown> | undefined> {
+  const [row] = await dbQuery(
+    urls.superuser,
+    `select (select count(*) from api_keys)::int as keys, (select count(*) from idempotency_keys)::int as replies,
+       (select count(*) from history where action = 'key.created')::int as events`,
+  );
+  return row;
+}
+
+t.test(
+  '20 at once with one Idempotency-Key, at two replicas: one effect, the rest replay or are told to wait',
+  async (t) => {
+    const service = await startService(t);
+    const { urls, keyring, admin } = service;
+    const replica = await startService(t, { urls, keyring });
+    const adminThere = replica.as(admin.token);
+    const outcomes = { done: 0, replayed: 0, told: 0 };
+    const rounds = 25;
+    for (let round = 0; round < rounds; round++) {
+      const wish = { email: `p${round}@p.example`, permissions: ['read'] };
+      const ask = (who = admin) => who.post('/v1/partners', wish, withKey(`round ${round}`));
+      const replies = await Promise.all(
+        Array.from({ length: 20 }, (_, index) => ask(index % 2 === 0 ? admin : adminThere)),
+      );
+      const done = replies.filter((reply) => reply.status === 201 && !isReplay(reply));
+      const replayed = replies.filter((reply) => reply.status === 201 && isReplay(reply));
+      const told = replies.filter(({ status }) => status === 409);
+      t.same([done.length, done.length + replayed.length + told.length], [1, 20]);
+      for (const { body } of replayed) t.same(body, done[0]?.body);
+      for (const { body, headers } of told) {
+        t.same([body.code, headers['retry-after']], ['idempotency_in_progress', '1']);
+      }
+      t.ok(isReplay(await ask()));
+      outcomes.done += done.length;
+      outcomes.replayed += replayed.length;
+      outcomes.told += told.length;
+    }
+    t.same(await counts(service), { keys: rounds, replies: rounds, events: rounds });
+    t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+    t.ok(outcomes.told > 0, `they did meet: ${JSON.stringify(outcomes)}`);
+  },
+);
+
+t.test('20 at once that ask for different things: one is done, and never two', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  for (let round = 0; round < 10; round++) {
+    const replies = await Promise.all(
+      Array.from({ length: 20 }, (_, index) => {
+        const wish = { email: `p${round}-${index}@p.example`, permissions: ['read'] };
+        return admin.post('/v1/partners', wish, withKey(`round ${round}`));
+      }),
+    );
+    t.equal(replies.filter(({ status }) => status === 201).length, 1);
+    const codes = new Set(replies.filter(({ status }) => status !== 201).map(({ body }) => body.code));
+    t.ok([...codes].every((code) => ['idempotency_in_progress', 'idempotency_mismatch'].includes(code)));
+  }
+  t.same(await counts(service), { keys: 10, replies: 10, events: 10 });
+});
+
+t.test('what cannot be recorded is not kept either, and a retry does it', async (t) => {
+  const service = await startService(t);
+  const { admin, urls } = service;
+  const role = roleOf(urls.app);
+  await dbQuery(urls.owner, `revoke execute on function history_append(text, text) from ${role}`);
+  t.equal((await admin.post('/v1/keys', {}, withKey('k'))).status, 503);
+  t.same(await counts(service), { keys: 0, replies: 0, events: 0 });
+  await dbQuery(urls.owner, `grant execute on function history_append(text, text) to ${role}`);
+  const retry = await admin.post('/v1/keys', {}, withKey('k'));
+  t.same([retry.status, isReplay(retry)], [201, false]);
+});
+
+t.test('what cannot be kept does not happen, and leaves no event', async (t) => {
+  const service = await startService(t);
+  const { admin, urls } = service;
+  const role = roleOf(urls.app);
+  await dbQuery(urls.owner, `revoke insert on idempotency_keys from ${role}`);
+  t.equal((await admin.post('/v1/keys', {}, withKey('k'))).status, 503);
+  t.same(await counts(service), { keys: 0, replies: 0, events: 0 });
+  t.equal((await admin.post('/v1/keys', {})).status, 201, 'without the header there is nothing to keep');
+  await dbQuery(urls.owner, `grant insert on idempotency_keys to ${role}`);
+  t.equal((await admin.post('/v1/keys', {}, withKey('k'))).status, 201);
+});
+
+t.test('a transaction that has to be run again is still one request', async (t) => {
+  const service = await startService(t);
+  const { admin, urls } = service;
+  await dbQuery(
+    urls.owner,
+    `create sequence runs;
+     create function fail_twice() returns trigger language plpgsql security definer as $$
+     begin
+       if nextval('public.runs') <= 2 then raise exception 'again' using errcode = 'serialization_failure'; end if;
+       return new;
+     end $$;
+     create trigger fail_twice before insert on idempotency_keys for each row execute function fail_twice()`,
+  );
+  const first = await admin.post('/v1/keys', {}, withKey('k'));
+  t.same([first.status, isReplay(first)], [201, false]);
+  t.same(await dbQuery(urls.owner, 'select last_value::int as runs from runs'), [{ runs: 3 }]);
+  t.same(await counts(service), { keys: 1, replies: 1, events: 1 });
+  t.same((await admin.post('/v1/keys', {}, withKey('k'))).body, first.body);
+});
+
+/** A service of its own process, whose way to the database is lost at the commit of the first change that is kept. */
+async function losingService(t: Test, what: 'the commit' | 'the reply to it') {
+  const keyring = generateKeyring(new Date());
+  const service = await startService(t, { keyring: parseKeyring(keyring) });
+  const { urls, admin } = service;
+  const proxy = await proxyThatLoses(t, urls.app, { what, marker: 'insert into "idempotency_keys"' });
+  const env = {
+    DATABASE_URL: proxy.url,
+    LISTEN_DATABASE_URL: urls.app,
+    DATABASE_TIMEOUT_MS: '60000',
+    LATCHKEY_KEYRING: keyring,
+    PORT: '0',
+  };
+  const process = runEntry(t, 'server.ts', [], { env });
+  const [, url = ''] = await process.until(/Server listening at (http:\/\/[^"]+)"/);
+  const headers = { authorization: `Bearer ${admin.token}`, 'content-type': 'application/json', ...withKey('k') };
+  const sent = fetch(`${url}/v1/keys`, { method: 'POST', headers, body: '{"name":"Once"}' });
+  const outcome = sent.then(
+    ({ status }) => status,
+    () => 'no reply',
+  );
+  return { service, proxy, process, outcome };
+}
+
+t.test('killed between commit and reply, then retried: one key, and the caller gets it', async (t) => {
+  const { service, proxy, process, outcome } = await losingService(t, 'the reply to it');
+  const { admin, verifier } = service;
+  await proxy.lost;
+  await eventually(async () => (await counts(service))?.['replies'] === 1);
+  process.child.kill('SIGKILL');
+  t.same(await process.exited, { code: null, signal: 'SIGKILL' });
+  t.equal(await outcome, 'no reply');
+
+  const retry = await admin.post('/v1/keys', { name: 'Once' }, withKey('k'));
+  t.same([retry.status, isReplay(retry), retry.body.name], [201, true, 'Once']);
+  t.equal((await verifier.post('/v1/verify', { key: retry.body.key, permission: 'write' })).body.valid, true);
+  t.same(await counts(service), { keys: 1, replies: 1, events: 1 });
+  const { body: history } = await admin.get(`/v1/keys/${retry.body.id}/history`);
+  t.same(
+    history.data.map((event: Json) => [event.action, event.details.reason]),
+    [
+      ['key.revealed', 'replay'],
+      ['key.created', undefined],
+    ],
+  );
+});
+
+t.test('killed before the commit, then retried: nothing was there, and now there is one key', async (t) => {
+  const { service, proxy, process, outcome } = await losingService(t, 'the commit');
+  const { admin } = service;
+  await proxy.lost;
+  const early = await admin.post('/v1/keys', { name: 'Once' }, withKey('k'));
+  t.same([early.status, early.body.code], [409, 'idempotency_in_progress'], 'while the first one is at it');
+  process.child.kill('SIGKILL');
+  t.same(await process.exited, { code: null, signal: 'SIGKILL' });
+  t.equal(await outcome, 'no reply');
+
+  const retry = await eventually(async () => {
+    const reply = await admin.post('/v1/keys', { name: 'Once' }, withKey('k'));
+    return reply.status === 201 && reply;
+  });
+  t.notOk(isReplay(retry));
+  t.same(await counts(service), { keys: 1, replies: 1, events: 1 });
+});
+
+t.test('replies that are too old are removed, in batches, and no others', async (t) => {
+  const service = await startService(t);
+  const { client, admin, later } = service;
+  const day = 86_400_000;
+  const post = (index: number) =>
+    admin.post('/v1/partners', { email: `p${index}@p.example`, permissions: ['read'] }, withKey(`k${index}`));
+  for (let index = 0; index < 5; index++) await post(index);
+  const prune = (shiftMs: number) => pruneIdempotency({ db: client.db, clockShiftMs: () => shiftMs }, 2);
+  t.equal(await prune(day - 60_000), 0);
+  later(day);
+  await post(5);
+  t.equal(await prune(day), 5);
+  t.equal(await prune(day), 0);
+  t.match(await counts(service), { replies: 1 });
+  t.ok(isReplay(await post(5)));
+});
+
+t.test("the service's role can keep replies and remove them, and change none", async (t) => {
+  const { admin, urls } = await startService(t);
+  await admin.post('/v1/keys', {}, withKey('k'));
+  for (const sql of [`update idempotency_keys set reply = '{}'`, 'truncate idempotency_keys']) {
+    await t.rejects(dbQuery(urls.app, sql), { code: '42501' });
+  }
+});

@@ -1,0 +1,221 @@
+import { once } from 'node:events';
+import { request as httpRequest, type IncomingMessage } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import t, { type Test } from 'tap';
+import { type Json, type Reply, startService, type TestService } from './support/app.ts';
+
+// A request that comes again with the same Idempotency-Key is answered, and not done again.
+
+const withKey = (key: string) => ({ 'idempotency-key': key });
+const hours = (count: number) => count * 3_600_000;
+
+const isReplay = ({ headers }: Reply) => headers['idempotent-replayed'] === 'true';
+
+async function countOf({ admin, operator }: TestService, action: string): Promise<number> {
+  const own = await admin.get(`/v1/history?limit=200&action=${action}`);
+  const installation = await operator.get(`/v1/history?limit=200&action=${action}`);
+  return own.body.data.length + installation.body.data.length;
+}
+
+/** Two requests to a route, which differ in their path or their body. */
+const requestsTo: Record<string, (service: TestService) => Promise<Array<[path: string, body: Json]>>> = {
+  '/v1/keys': async () => [
+    ['/v1/keys', { name: 'One', metadata: { b: [1, { d: 1, c: 2 }], a: 'ü' } }],
+    ['/v1/keys', { name: 'Two' }],
+  ],
+  '/v1/partners': async () => [
+    ['/v1/partners', { email: 'one@p.example', permissions: ['read', 'write'] }],
+    ['/v1/partners', { email: 'two@p.example', permissions: ['read', 'write'] }],
+  ],
+  '/v1/access-tokens': async () => [
+    ['/v1/access-tokens', { role: 'verifier', name: 'One', scopes: ['read'] }],
+    ['/v1/access-tokens', { role: 'verifier', name: 'Two', scopes: ['read'] }],
+  ],
+  '/v1/organizations': async () => [
+    ['/v1/organizations', { name: 'One' }],
+    ['/v1/organizations', { name: 'Two' }],
+  ],
+};
+
+t.test('every POST that says so', async (t) => {
+  const service = await startService(t);
+  const posts = service.app.routeList.filter(({ method, config }) => method === 'POST' && config?.idempotencyKey);
+  const taking = posts.filter(({ config }) => config?.idempotencyKey === 'taken');
+  t.ok(taking.length >= 4);
+  t.same(
+    posts.filter((route) => !taking.includes(route)).map(({ url }) => url),
+    ['/v1/keys/:keyId/reveal'],
+    'one does not, and has a reason',
+  );
+  for (const { url, config } of taking) {
+    await t.test(url, async (t) => {
+      const access = config?.access as { role: 'admin' | 'operator' };
+      const who = service[access.role];
+      const requests = requestsTo[url];
+      if (requests === undefined) throw new Error(`requestsTo has no requests to ${url}`);
+      const [[path, body], [otherPath, otherBody]] = (await requests(service)) as [[string, Json], [string, Json]];
+      const events = async () => (await who.get('/v1/history?limit=200')).body.data ?? [];
+      const first = await who.post(path, body, withKey(url));
+      t.ok([200, 201].includes(first.status), JSON.stringify(first.body));
+      t.notOk(isReplay(first));
+      const before = await events();
+      const again = await who.post(path, body, withKey(url));
+      t.ok(isReplay(again));
+      t.equal(again.status, first.status);
+      for (const name of ['location', 'etag', 'content-type']) t.equal(again.headers[name], first.headers[name], name);
+      if (url === '/v1/access-tokens') delete first.body.token;
+      t.equal(JSON.stringify(again.body), JSON.stringify(first.body), 'to the letter');
+      const since = (await events()).slice(0, -before.length);
+      t.ok(since.every((event: Json) => event.action === 'key.revealed' && event.details.reason === 'replay'));
+
+      const other = await who.post(otherPath, otherBody, withKey(url));
+      if (otherPath === path) t.same([other.status, other.body.code], [422, 'idempotency_mismatch']);
+      else t.same([other.status, isReplay(other)], [first.status, false], 'another path is another request');
+      const fresh = await who.post(otherPath, otherBody, withKey(`${url} again`));
+      t.ok(otherPath !== path || fresh.status === first.status, 'a mismatch has done nothing');
+    });
+  }
+});
+
+t.test('the same body is the same value, however it was written', async (t) => {
+  const { app, admin } = await startService(t);
+  const post = async (payload: string) => {
+    const headers = { authorization: `Bearer ${admin.token}`, 'content-type': 'application/json', ...withKey('k') };
+    const response = await app.inject({ method: 'POST', url: '/v1/keys', payload, headers });
+    return { status: response.statusCode, headers: response.headers, body: response.json() as Json };
+  };
+  const first = await post('{"name":"é","metadata":{"a":1,"b":[1,2],"c":{"x":0.1,"y":null}}}');
+  const same = await post('{ "metadata": {"c":{"y":null,"x":1e-1},"b":[1.0,2],"a":1}, "name": "\\u00e9" }');
+  t.ok(isReplay(same));
+  t.same(same.body, first.body);
+  for (const other of [
+    '{"name":"é","metadata":{"a":1,"b":[2,1],"c":{"x":0.1,"y":null}}}',
+    '{"name":"é","metadata":{"a":"1","b":[1,2],"c":{"x":0.1,"y":null}}}',
+    '{"name":"é","metadata":{"a":1,"b":[1,2],"c":{"x":0.1}}}',
+    '{"name":"é"}',
+    '{}',
+  ]) {
+    t.equal((await post(other)).body.code, 'idempotency_mismatch', other);
+  }
+});
+
+t.test('the same key of another caller, in another organization, for another route is another request', async (t) => {
+  const service = await startService(t);
+  const { admin, operator, as, organizationId } = service;
+  const wish = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
+  const bob = as((await admin.post('/v1/access-tokens', wish)).body.token);
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  const key = withKey('one for all');
+  const inOurs = { ...key, 'latchkey-organization': organizationId };
+  const inOther = { ...key, 'latchkey-organization': other.id };
+  const partner = (name: string) => ({ email: `${name}@p.example`, permissions: ['read'] });
+  const replies = [
+    await admin.post('/v1/keys', {}, key),
+    await bob.post('/v1/keys', {}, key),
+    await operator.post('/v1/keys', {}, inOther),
+    await admin.post('/v1/partners', partner('admin'), key),
+    await operator.post('/v1/partners', partner('operator'), inOurs),
+    await operator.post('/v1/partners', partner('operator'), inOther),
+    await operator.post('/v1/organizations', { name: 'Third' }, key),
+  ];
+  t.same(
+    replies.map((reply) => [reply.status, isReplay(reply)]),
+    replies.map(() => [201, false]),
+  );
+  t.equal(new Set(replies.map(({ body }) => body.id)).size, replies.length);
+  const named = await admin.post('/v1/keys', {}, { ...key, 'latchkey-organization': organizationId });
+  t.ok(isReplay(named), 'to name the organization in which one is changes nothing');
+});
+
+t.test('who may no longer call gets no replay', async (t) => {
+  const { admin, as } = await startService(t);
+  const wish = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
+  const { body: token } = await admin.post('/v1/access-tokens', wish);
+  const bob = as(token.token);
+  t.equal((await bob.post('/v1/keys', {}, withKey('k'))).status, 201);
+  await admin.delete(`/v1/access-tokens/${token.id}`);
+  t.equal((await bob.post('/v1/keys', {}, withKey('k'))).status, 401);
+});
+
+t.test('for 24 hours, and then it is done again', async (t) => {
+  const service = await startService(t);
+  const { admin, later } = service;
+  const { body: first } = await admin.post('/v1/keys', {}, withKey('k'));
+  later(hours(24) - 60_000);
+  const late = await admin.post('/v1/keys', {}, withKey('k'));
+  t.ok(isReplay(late));
+  t.equal(late.body.id, first.id);
+  later(60_000);
+  const later24 = await admin.post('/v1/keys', { name: 'Another' }, withKey('k'));
+  t.same([later24.status, isReplay(later24)], [201, false], 'also where the old reply was not removed yet');
+  t.equal((await admin.post('/v1/keys', { name: 'Another' }, withKey('k'))).body.id, later24.body.id);
+  t.equal(await countOf(service, 'key.created'), 2);
+});
+
+t.test('a refusal is not kept', async (t) => {
+  const { admin } = await startService(t);
+  const keys = [await admin.post('/v1/keys', {}), await admin.post('/v1/keys', {})];
+  t.equal((await admin.post('/v1/keys', { name: 'Third' }, withKey('k'))).body.code, 'row_full');
+  await admin.delete(`/v1/keys/${keys[0]?.body.id}`);
+  const now = await admin.post('/v1/keys', { name: 'Third' }, withKey('k'));
+  t.same([now.status, isReplay(now)], [201, false]);
+  t.equal((await admin.post('/v1/keys', { name: '' }, withKey('other'))).status, 400);
+  const corrected = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] }, withKey('other'));
+  t.equal(corrected.status, 201, 'and does not hold the key');
+});
+
+t.test('an Idempotency-Key is 1 to 255 printable ASCII characters, sent once', async (t) => {
+  const service = await startService(t);
+  const { admin, app } = service;
+  const isRefused = (t: Test, { status, body }: Reply, what: string) => {
+    t.same([status, body.code, body.errors?.[0].path], [400, 'validation_failed', 'headers.idempotency-key'], what);
+  };
+  for (const bad of ['', 'x'.repeat(256), 'ü', 'a\tb', 'a\u007fb', '\u00a0']) {
+    isRefused(t, await admin.post('/v1/keys', {}, withKey(bad)), JSON.stringify(bad));
+  }
+  for (const good of ['x', 'x'.repeat(255), '"in quotes"', ' ~ ', 'a, b']) {
+    const email = `p${Math.random()}@p.example`;
+    const wish = { email, permissions: ['read'] };
+    t.equal((await admin.post('/v1/partners', wish, withKey(good))).status, 201, good);
+    t.ok(isReplay(await admin.post('/v1/partners', wish, withKey(good))), good);
+  }
+  await app.listen({ port: 0, host: '127.0.0.1' });
+  const { port } = app.server.address() as AddressInfo;
+  for (const keys of [
+    ['a', 'b'],
+    ['a', 'a'],
+  ]) {
+    const authorization = `Bearer ${admin.token}`;
+    const headers = { authorization, 'content-type': 'application/json', 'Idempotency-Key': keys };
+    const sent = httpRequest({ port, host: '127.0.0.1', path: '/v1/keys', method: 'POST', headers }).end('{}');
+    const [response] = (await once(sent, 'response')) as [IncomingMessage];
+    const [chunk] = await once(response, 'data');
+    isRefused(t, { status: response.statusCode ?? 0, headers: {}, body: JSON.parse(String(chunk)) }, keys.join());
+  }
+  t.same((await admin.get('/v1/keys?partnerId=default')).body.data, [], 'nothing was done');
+});
+
+t.test('whoever only asks, or looks, is not held up by it', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier, app } = service;
+  const { body: key } = await admin.post('/v1/keys', {});
+  for (const header of [withKey('k'), withKey('k'), withKey('x'.repeat(256)), withKey('')]) {
+    const verdict = await verifier.post('/v1/verify', { key: key.key, permission: 'read', cost: 1 }, header);
+    t.same([verdict.status, verdict.body.valid, isReplay(verdict)], [200, true, false]);
+    const look = await admin.post(`/v1/keys/${key.id}/reveal`, {}, header);
+    t.same([look.status, look.body.key === key.key, isReplay(look)], [200, true, false]);
+    const form = { ...header, 'content-type': 'application/x-www-form-urlencoded' };
+    const headers = { ...form, authorization: `Bearer ${verifier.token}` };
+    const answer = await app.inject({ method: 'POST', url: '/v1/introspect', headers, payload: `token=${key.key}` });
+    t.match(answer.json(), { active: true });
+    const gateway = {
+      ...header,
+      'x-latchkey-token': verifier.token,
+      'x-api-key': key.key,
+      'x-forwarded-method': 'POST',
+    };
+    t.equal((await app.inject({ method: 'POST', url: '/v1/authorize', headers: gateway })).statusCode, 200);
+    t.equal((await admin.patch(`/v1/keys/${key.id}`, { name: 'x' }, header)).status, 200);
+  }
+  t.equal(await countOf(service, 'key.revealed'), 4, 'every look is its own event');
+});
