@@ -3,7 +3,8 @@ import { purgeDeletedKeys } from '../src/keys/jobs.ts';
 import { type Client, type Json, type Reply, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 
-// Real connections, many rounds. Each of these fails in most rounds when the lock that it is about is taken out.
+// Real connections, many rounds. Where a lock is missing, the database's own constraints still refuse what must not be,
+// but then somebody is answered 500, or that a free place is taken.
 
 const statuses = (replies: Reply[]) => replies.map((reply) => reply.status).sort();
 
@@ -58,7 +59,9 @@ t.test('a key restored while it is purged: one wins, never half', async (t) => {
     const key = await deletedKey(admin);
     const restore = () => admin.post(`/v1/keys/${key.id}/restore`);
     const [first, second] = round % 2 === 0 ? [restore, purge] : [purge, restore];
-    await Promise.all([first(), second()]);
+    const answers = await Promise.all([first(), second()]);
+    const refused = answers.filter((answer) => typeof answer !== 'number' && ![200, 404].includes(answer.status));
+    t.same(refused, [], 'as if one had come before the other');
     const { status, body } = await admin.get(`/v1/keys/${key.id}`);
     const { body: verdict } = await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
     outcomes.add(`${status} ${verdict.code}`);
@@ -84,7 +87,8 @@ t.test('a partner restored while its keys are purged: all of it or nothing', asy
     await admin.delete(`/v1/partners/${partner.id}`);
     const restore = () => admin.post(`/v1/partners/${partner.id}/restore`);
     const acts = round % 2 === 0 ? [restore, purge] : [purge, restore];
-    await Promise.all(acts.map((act) => act()));
+    const answers = await Promise.all(acts.map((act) => act()));
+    t.ok(answers.every((answer) => typeof answer === 'number' || [200, 409].includes(answer.status)));
     const { body } = await admin.get(`/v1/partners/${partner.id}`);
     const [row] = await dbQuery(
       urls.superuser,
@@ -194,7 +198,8 @@ t.test('a key restored while it is declared compromised stays deleted', async (t
       () => admin.post(`/v1/keys/${key.id}/restore`),
       () => admin.delete(`/v1/keys/${key.id}?reason=compromised`),
     ];
-    await Promise.all((round % 2 === 0 ? acts : acts.toReversed()).map((act) => act()));
+    const answers = await Promise.all((round % 2 === 0 ? acts : acts.toReversed()).map((act) => act()));
+    t.ok(answers.every(({ status }) => status === 200 || status === 409));
     t.match((await admin.get(`/v1/keys/${key.id}`)).body, { status: 'deleted', restorableUntil: null });
     t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'deleted');
   }

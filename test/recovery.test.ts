@@ -246,7 +246,7 @@ t.test('operators see those of all organizations, overdue ones first, on pages t
 
   const pages = async (who: Client, limit: number, between: () => Promise<unknown>) => {
     const found: string[] = [];
-    for (let cursor = ''; ; ) {
+    for (let cursor = ''; found.length < 20; ) {
       const { status, body } = await who.get(`/v1/recovery-requests?limit=${limit}${cursor}`);
       t.equal(status, 200);
       found.push(...idsOf(body.data));
@@ -254,6 +254,7 @@ t.test('operators see those of all organizations, overdue ones first, on pages t
       cursor = `&cursor=${body.nextCursor}`;
       await between();
     }
+    throw new Error('the pages never end');
   };
   for (const limit of [1, 2, 4, 5]) t.same(await pages(operator, limit, async () => undefined), idsOf(all));
   t.same(await pages(admin, 1, async () => undefined), [fifth, third, first]);

@@ -1,6 +1,7 @@
 import t from 'tap';
 import { idSuffix } from '../src/core/ids.ts';
 import { mintToken } from '../src/crypto/token.ts';
+import { forgetDeletedUses } from '../src/verification/usage-store.ts';
 import { type Client, type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
@@ -162,4 +163,21 @@ t.test('memory holds no more than one note for each key, however often it is pre
   t.same(rows, { marks: 1 });
   t.equal((await uses(admin)).length, 1);
   t.equal((await admin.get(`/v1/keys/${key.id}/usage`)).body.total.afterDeletion, 200);
+});
+
+t.test('the marks of hours that are over are thrown away', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier, verification, urls, client } = service;
+  const { body: key } = await admin.post('/v1/keys', {});
+  await admin.delete(`/v1/keys/${key.id}`);
+  for (const _ of ['today', 'tomorrow']) {
+    await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
+    await verification.usage.flush();
+    service.later(24 * hour);
+  }
+  const marks = () => dbQuery(urls.superuser, 'select hour from deleted_key_uses order by hour');
+  const [, second] = await marks();
+  await forgetDeletedUses(client.db, second?.['hour'] as Date);
+  t.same(await marks(), [second]);
+  t.equal((await uses(admin)).length, 2, 'history keeps both');
 });

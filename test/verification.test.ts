@@ -2,6 +2,7 @@ import t from 'tap';
 import { idSuffix, newId } from '../src/core/ids.ts';
 import { parseKeyring } from '../src/crypto/keyring.ts';
 import { mintToken } from '../src/crypto/token.ts';
+import { createMemoryLimits } from '../src/verification/limits.ts';
 import { type DecidedKey, decide, type VerdictCode, type Wanted } from '../src/verification/policy.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
@@ -224,3 +225,16 @@ t.test('nobody can buy argon2id runs by guessing at a key whose entry is gone', 
   t.equal(service.hasher.runs - before, 5, 'five failures in a minute, then no more');
   t.same(new Set(statuses), new Set([200, 503]));
 });
+
+t.test(
+  'a window that has just begun ends after its own length, whatever fraction of a millisecond it began at',
+  async (t) => {
+    let nowMs = 0;
+    const limits = createMemoryLimits(() => nowMs);
+    for (let index = 1; index <= 100; index++) {
+      nowMs = index * 1_234.567_89;
+      const count = await limits.count([{ id: `owner_${index}`, requests: 1, windowSeconds: 60 }], 1);
+      t.equal(count.resetSeconds, 60);
+    }
+  },
+);

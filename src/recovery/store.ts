@@ -92,14 +92,13 @@ export function isUrgency(text: string): text is Urgency {
   return id !== undefined && isId('recovery', id) && (due === undefined || String(Number(due)) === due);
 }
 
-/** One more than `limit`. */
+/** One more than `limit`. What has been answered is due no more, and what is null sorts last. */
 export async function listByUrgency(
   db: Db,
   filter: RecoveryFilter,
   page: { limit: number; after: Urgency | undefined },
 ): Promise<RecoveryRequest[]> {
   const query = filtered(db, filter)
-    .orderBy(sql`status <> 'open'`)
     .orderBy(sql`case status when 'open' then respond_by end`)
     .orderBy(sql`case status when 'open' then id end`)
     .orderBy('id', 'desc')

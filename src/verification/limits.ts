@@ -110,7 +110,8 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
         ({ used }, index) => cost > 0 && used + cost > (buckets[index]?.requests ?? 0),
       );
       if (refusing < 0) for (const window of present) window.used += cost;
-      const levels = present.map(({ used, endsAtMs }) => ({ used, resetMs: endsAtMs - now }));
+      // In whole milliseconds: fractions do not add up exactly, and a fraction too many would show as a second more.
+      const levels = present.map(({ used, endsAtMs }) => ({ used, resetMs: Math.round(endsAtMs - now) }));
       return toCount(buckets, levels, refusing < 0 ? undefined : refusing);
     },
   };
