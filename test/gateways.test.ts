@@ -45,7 +45,8 @@ async function story(t: Test, start: StartGateway): Promise<void> {
       t.match(reply.headers['ratelimit-policy'], '"owner";q=1000;w=60');
       const passed = latest(backend);
       t.match(passed, { method: 'GET', url: '/some/path?page=2' });
-      t.match(passed.headers, { host: /^127\.0\.0\.1/, 'x-forwarded-for': '127.0.0.1' });
+      t.equal(passed.headers['x-forwarded-for'], '127.0.0.1');
+      t.match(passed.headers.host, new RegExp(`^127\\.0\\.0\\.1(:${gateway.port})?$`), 'the host is the client’s');
       t.same(identityIn(passed), reading.identity);
       t.notOk(
         passed.fields.some(([, value]) => value.includes(reading.key)),
@@ -181,7 +182,7 @@ async function story(t: Test, start: StartGateway): Promise<void> {
     service.app.server.off('request', keep).off('connection', count);
     t.equal(asked.length, 24);
     for (const { url, headers } of asked) {
-      t.notMatch(url, /q=1/);
+      t.notMatch(JSON.stringify([url, headers]), /q=1/);
       t.same(
         [headers['content-length'] ?? '0', headers['transfer-encoding'], headers.cookie],
         ['0', undefined, undefined],
