@@ -19,6 +19,7 @@ export interface Database {
   usage_hours: UsageHoursTable;
   usage_days: UsageDaysTable;
   key_last_uses: KeyLastUsesTable;
+  job_runs: JobRunsTable;
 }
 
 export interface InstallationTable {
@@ -145,4 +146,17 @@ export interface UsageDaysTable extends Omit<UsageHoursTable, 'hour'> {
 export interface KeyLastUsesTable {
   key_id: KeyId;
   at: Date;
+}
+
+/** What is known of each background job's runs, whichever replica ran it. */
+export interface JobRunsTable {
+  name: string;
+  first_seen_at: Generated<Date>;
+  last_started_at: Date | null;
+  last_succeeded_at: Date | null;
+  last_failed_at: Date | null;
+  last_error: string | null;
+  /** How many things the last good run did, and how long it took. */
+  last_count: number | null;
+  last_duration_ms: number | null;
 }
