@@ -1,47 +1,11 @@
-import { type AddressInfo, connect as connectSocket, createServer, type Socket } from 'node:net';
 import { sql } from 'kysely';
-import t, { type Test } from 'tap';
+import t from 'tap';
 import { connect } from '../src/db/client.ts';
 import { transact } from '../src/db/work.ts';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase, dbQuery, roleOf } from './support/database.ts';
 import { eventually } from './support/process.ts';
-
-/** A way to Postgres that can be made to swallow everything, or to break. */
-async function proxyTo(t: Test, url: string) {
-  const target = new URL(url);
-  const [port, host] = [Number(target.port || 5432), target.hostname];
-  const sockets = new Set<Socket>();
-  let isSwallowing = false;
-  const server = createServer((near) => {
-    const far = connectSocket(port, host);
-    for (const [from, to] of [
-      [near, far],
-      [far, near],
-    ] as const) {
-      sockets.add(from);
-      from.on('data', (chunk) => isSwallowing || to.write(chunk));
-      from.on('error', () => undefined);
-      from.on('close', () => to.destroy());
-    }
-  });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const end = () => {
-    for (const socket of sockets) socket.destroy();
-  };
-  t.teardown(() => {
-    end();
-    server.close();
-  });
-  target.host = `127.0.0.1:${(server.address() as AddressInfo).port}`;
-  return {
-    url: target.href,
-    end,
-    swallow: (on: boolean) => {
-      isSwallowing = on;
-    },
-  };
-}
+import { proxyTo } from './support/proxy.ts';
 
 t.test('a black-holed database answers 503 within two seconds, and the service comes back by itself', async (t) => {
   const urls = await createDatabase(t);

@@ -2,7 +2,7 @@ import type { FastifyBaseLogger } from 'fastify';
 import type { ApiKeyRecord } from '../auth/store.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
-import { addUsage, foldUsage, type UsageRow } from './usage-store.ts';
+import { addUsage, type UsageRow } from './usage-store.ts';
 
 export type UseOutcome = 'allowed' | 'denied' | 'rate_limited';
 
@@ -11,7 +11,7 @@ export interface UsageRecorder {
   add(key: ApiKeyRecord, outcome: UseOutcome): void;
   /** Writes what is in memory. */
   flush(): Promise<void>;
-  /** Stops the timers and writes the rest. */
+  /** Stops the timer and writes the rest. */
   close(): Promise<void>;
 }
 
@@ -19,20 +19,16 @@ interface UsageRecorderOptions {
   db: Db;
   clock: DatabaseClock;
   logger: Pick<FastifyBaseLogger, 'warn'>;
-  /** Hours before today that are kept as hours; older ones are folded into days. */
-  hourlyDays: number;
 }
 
 const flushEveryMs = 1_000;
-const foldEveryMs = 3_600_000;
 const hourMs = 3_600_000;
-const dayMs = 86_400_000;
 const rowsInBatch = 2_000;
 
 /** Rows held while the database does not take them: an hour of a hundred thousand keys. Past it, counts are dropped. */
 const rowsHeld = 100_000;
 
-export function createUsageRecorder({ db, clock, logger, hourlyDays }: UsageRecorderOptions): UsageRecorder {
+export function createUsageRecorder({ db, clock, logger }: UsageRecorderOptions): UsageRecorder {
   let counted = new Map<string, UsageRow>();
   let flushing: Promise<void> | undefined;
   let dropped = 0;
@@ -94,19 +90,9 @@ export function createUsageRecorder({ db, clock, logger, hourlyDays }: UsageReco
     return flushing;
   }
 
-  function fold(): void {
-    const today = clock.nowMs() - (clock.nowMs() % dayMs);
-    foldUsage(db, new Date(today - hourlyDays * dayMs)).catch((error: unknown) => {
-      logger.warn({ err: error }, 'Old hours of usage could not be folded into days.');
-    });
-  }
-
-  const timers = [
-    setInterval(() => {
-      if (counted.size > 0) void flush();
-    }, flushEveryMs).unref(),
-    setInterval(fold, foldEveryMs).unref(),
-  ];
+  const timer = setInterval(() => {
+    if (counted.size > 0) void flush();
+  }, flushEveryMs).unref();
   return {
     add(key, outcome) {
       const nowMs = clock.nowMs();
@@ -120,7 +106,7 @@ export function createUsageRecorder({ db, clock, logger, hourlyDays }: UsageReco
     },
     flush,
     async close() {
-      for (const timer of timers) clearInterval(timer);
+      clearInterval(timer);
       await flush();
       if (counted.size > 0) await flush();
     },
