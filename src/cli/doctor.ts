@@ -4,14 +4,19 @@ import type { Keyring } from '../crypto/keyring.ts';
 import { connect, type Db } from '../db/client.ts';
 import { checkGuarantees } from '../db/guarantees.ts';
 import { confirmInstallation, unknownKeyringIds } from '../db/installation.ts';
+import { countKeyringUse } from '../db/keyring-use.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
 import { isUnavailable } from '../db/pg-error.ts';
 import { currentTime } from '../db/work.ts';
 import { jobs } from '../jobs/list.ts';
 import { type JobState, stateOf } from '../jobs/policy.ts';
 import { type JobRun, listJobRuns } from '../jobs/store.ts';
+import { tellKeyringUse } from './keyring-use.ts';
 import { locate } from './locate.ts';
-import { print } from './print.ts';
+import { print, wrong } from './print.ts';
+
+/** Some of what is asked reads every key. */
+const queryTimeoutMs = 60_000;
 
 export function doctorCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('doctor')
@@ -20,7 +25,8 @@ export function doctorCommand(env: NodeJS.ProcessEnv): Command {
       const config = readConfig(env);
       print('ok      The configuration can be read.');
       const { url, keyring } = await locate(config);
-      const client = connect({ url, poolSize: 2, timeoutMs: config.DATABASE_TIMEOUT_MS });
+      const connectTimeoutMs = config.DATABASE_TIMEOUT_MS;
+      const client = connect({ url, poolSize: 2, timeoutMs: queryTimeoutMs, connectTimeoutMs });
       try {
         await examine(client.db, config, keyring);
       } catch (error) {
@@ -41,6 +47,7 @@ async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> 
   const unknown = await unknownKeyringIds(db, keyring);
   if (unknown.length === 0) print('ok      The keyring has every entry that keys were sealed under.');
   else wrong(`Keys were sealed under ${unknown.join(', ')}, which the keyring lacks: they can not be revealed.`);
+  for (const line of tellKeyringUse(keyring, await countKeyringUse(db))) print(`note    ${line}`);
   for (const { name, kept, remedy } of await checkGuarantees(db)) {
     if (kept) print(`ok      ${name}.`);
     else wrong(`Not so: ${name}. ${remedy}`);
@@ -75,9 +82,4 @@ function tellJob(state: JobState, run: JobRun | undefined): string {
     case 'overdue':
       return `is overdue; ${lastGood}. Jobs run in the service: is one running, and what does its log say?`;
   }
-}
-
-function wrong(what: string): void {
-  print(`wrong   ${what}`);
-  process.exitCode = 1;
 }

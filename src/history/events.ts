@@ -15,6 +15,8 @@ export const historyActions = [
   'key.updated',
   'key.deleted',
   'rate_limit.updated',
+  'keyring.rekey_started',
+  'keyring.rekeyed',
 ] as const;
 
 export type HistoryAction = (typeof historyActions)[number];
