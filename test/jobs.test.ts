@@ -1,3 +1,4 @@
+import { readFile } from 'node:fs/promises';
 import t, { type Test } from 'tap';
 import { newId } from '../src/core/ids.ts';
 import { connect, type Db } from '../src/db/client.ts';
@@ -157,6 +158,15 @@ t.test('every job has a name of its own that is fit for a metric, says what it d
     t.match(does, /^[A-Z].*\.$/);
     t.ok(periodMsOf(schedule, new Date()) >= 60_000);
   }
+});
+
+t.test('docs/jobs.md lists every job', async (t) => {
+  const page = await readFile('docs/jobs.md', 'utf8');
+  const listed = [...page.matchAll(/^\| `(\w+)` \| .* \| (.*) \|$/gm)].map(([, name, does]) => ({ name, does }));
+  t.same(
+    listed,
+    jobs.map(({ name, does }) => ({ name, does })),
+  );
 });
 
 t.test('how long it is between two times at which a schedule is due', async (t) => {

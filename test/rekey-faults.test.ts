@@ -88,8 +88,10 @@ t.test('while keys are verified, revealed and deleted, no answer is wrong', asyn
 t.test('a key that somebody holds locked is passed by, and waited for', async (t) => {
   const service = await startService(t, { keyring: keyringOf('new', 'old') });
   const { urls } = service;
-  const [held, other] = await dbWriteKeys(urls.superuser, keyringOf('old'), service.bootstrapped.organizationId, 2);
+  const { organizationId } = service.bootstrapped;
+  const [held, wiped, other] = await dbWriteKeys(urls.superuser, keyringOf('old'), organizationId, 3);
   const letGo = await hold(service, held?.id);
+  const letGoOfWiped = await hold(service, wiped?.id);
   const rekeying = startRekey(t, urls.app, 'new', 'old');
   const isDone = async (id: string | undefined) => {
     const [row] = await dbQuery(urls.superuser, 'select sealed_keyring_id as entry from api_keys where id = $1', [id]);
@@ -97,12 +99,18 @@ t.test('a key that somebody holds locked is passed by, and waited for', async (t
   };
   await eventually(() => isDone(other?.id));
   t.equal(await isDone(held?.id), false);
+  await letGoOfWiped('sealed = null, sealed_keyring_id = null');
   await letGo();
   t.equal((await rekeying.exited).code, 0);
   t.equal(await isDone(held?.id), true);
+  t.same(
+    await dbQuery(urls.superuser, 'select sealed, tag_keyring_id as tag from api_keys where id = $1', [wiped?.id]),
+    [{ sealed: null, tag: 'old' }],
+    'what was wiped meanwhile is not brought back',
+  );
 
   await t.test('but not for ever', async (t) => {
-    const [stuck] = await dbWriteKeys(urls.superuser, keyringOf('old'), service.bootstrapped.organizationId, 1);
+    const [stuck] = await dbWriteKeys(urls.superuser, keyringOf('old'), organizationId, 1);
     const letGo = await hold(service, stuck?.id);
     const given = await runRekey(t, urls.app, 'new', 'old');
     t.match(given, { code: 1, output: /^wrong {3}1 keys were locked by somebody else all the time\./m });

@@ -13,8 +13,8 @@ export function showProgress(what: string): Progress {
 
 function barOf(what: string): Progress {
   // Line wrapping stays on: it would stay off where the command is interrupted.
-  const format = `${what} [{bar}] {percentage} % | {value} of {total} | {eta_formatted} to go`;
-  const bar = new SingleBar({ format, linewrap: true, hideCursor: false, stream: process.stderr });
+  const format = `${what} [{bar}] {percentage} %, {value} of {total}, {eta_formatted} left`;
+  const bar = new SingleBar({ format, barsize: 25, linewrap: true, hideCursor: false, stream: process.stderr });
   return {
     show({ done, total }) {
       if (bar.isActive) bar.update(done);

@@ -24,13 +24,14 @@ export const entriesOf = (url: string) =>
      from api_keys group by 1, 2 order by 1, 2`,
   );
 
-/** Locks a key, as a transaction does that changes it. */
-export async function hold({ client }: TestService, id: string | undefined): Promise<() => Promise<void>> {
+/** Locks a key, as a transaction does that changes it. What it changes can be said when it lets go. */
+export async function hold({ client }: TestService, id: string | undefined) {
   const holder = await client.pool.connect();
   await holder.query('begin');
   await holder.query('select from api_keys where id = $1 for update', [id]);
-  return async () => {
-    await holder.query('rollback');
+  return async (change?: string) => {
+    if (change !== undefined) await holder.query(`update api_keys set ${change} where id = $1`, [id]);
+    await holder.query('commit');
     holder.release();
   };
 }
