@@ -18,7 +18,6 @@ export async function describeApi(): Promise<string> {
     redisUrl: undefined,
     capacity: 1,
     staleMs: 0,
-    hourlyDays: 1,
     clockShiftMs: () => 0,
     logger,
   });

@@ -12,6 +12,8 @@ import { confirmInstallation } from './db/installation.ts';
 import { migrate, requireCurrentSchema } from './db/migrator.ts';
 import type { Transactor } from './db/work.ts';
 import { type EmbeddedInstance, startEmbeddedInstance } from './embedded-instance.ts';
+import { jobs } from './jobs/list.ts';
+import { startJobs } from './jobs/runner.ts';
 import { isAnyOrganizationThere } from './organizations/store.ts';
 import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
@@ -59,7 +61,6 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       redisUrl: config.REDIS_URL,
       capacity: config.VERIFY_CACHE_SIZE,
       staleMs: config.VERIFY_STALE_SECONDS * 1000,
-      hourlyDays: config.USAGE_HOURLY_DAYS,
       clockShiftMs: noShift,
       logger,
     });
@@ -88,8 +89,15 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       version: packageVersion(),
       isStopping: () => stopping,
     });
-    closers.push(() => app.close());
     await verification.ready;
+    const jobRunner = startJobs({
+      ...transactor,
+      url: config.LISTEN_DATABASE_URL ?? database.appUrl,
+      jobs,
+      settings: { usageHourlyDays: config.USAGE_HOURLY_DAYS, retentionSeconds: config.RETENTION_SECONDS },
+      logger,
+    });
+    closers.push(async () => void (await Promise.all([app.close(), jobRunner.close()])));
     const url = await listen(app, config, embedded !== undefined);
     return {
       url,
@@ -126,7 +134,7 @@ function databaseAccess(config: Config, embedded: EmbeddedInstance | undefined):
 async function migrateAsOwner({ ownerUrl, appRole }: DatabaseAccess, logger: Logger): Promise<void> {
   const owner = connect({ url: ownerUrl, poolSize: 2 });
   try {
-    const applied = await migrate(owner.db, { appRole });
+    const applied = await migrate(owner, { appRole });
     if (applied.length > 0) logger.info({ applied }, 'The schema was migrated.');
   } finally {
     await owner.close();

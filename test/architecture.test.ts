@@ -16,6 +16,7 @@ const ranks: string[][] = [
   ['history'],
   features,
   ['verification'],
+  ['jobs'],
   ['version.ts', 'config.ts', 'logger.ts', 'bootstrap.ts', 'app.ts'],
   ['describe-api.ts', 'embedded-instance.ts'],
   ['service.ts'],

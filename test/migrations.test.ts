@@ -5,7 +5,14 @@ import { startService } from './support/app.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { runEntry } from './support/process.ts';
 
-const newest = ['0001-initial', '0002-verification', '0003-recovery', '0004-idempotency'];
+const newest = [
+  '0001-initial',
+  '0002-verification',
+  '0003-recovery',
+  '0004-idempotency',
+  '0005-jobs',
+  'graphile_worker@19',
+];
 
 t.test('from empty to current, and a second time there is nothing to do', async (t) => {
   const urls = await createDatabase(t, { migrated: false });

@@ -1,6 +1,6 @@
 import t from 'tap';
 import { generateKeyring } from '../src/crypto/keyring.ts';
-import { foldUsage } from '../src/verification/usage-store.ts';
+import { foldOldUsage } from '../src/verification/usage-store.ts';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { eventually, request, runEntry } from './support/process.ts';
@@ -142,8 +142,8 @@ t.test('old hours become days, and nothing is lost or counted twice', async (t) 
   const before = await read();
   t.match(before.total, { allowed: 240, denied: 480, rateLimited: 720 });
   t.equal(before.data.length, 10);
-  const cutoff = new Date(today - 5 * dayMs);
-  const folded = await Promise.all([foldUsage(client.db, cutoff), foldUsage(client.db, cutoff)]);
+  const fold = () => foldOldUsage({ db: client.db, clockShiftMs: () => 0 }, 5);
+  const folded = await Promise.all([fold(), fold()]);
   t.equal(folded[0] + folded[1], 120, 'once, though two began');
   const { from, to, ...after } = await read();
   t.match(before, after);
@@ -152,7 +152,7 @@ t.test('old hours become days, and nothing is lost or counted twice', async (t) 
     'select (select count(*)::int from usage_hours) as hours, (select count(*)::int from usage_days) as days',
   );
   t.same(rows, { hours: 120, days: 5 });
-  t.equal(await foldUsage(client.db, cutoff), 0);
+  t.equal(await fold(), 0);
 });
 
 t.test('a database that does not take it loses no count', async (t) => {

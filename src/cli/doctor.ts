@@ -1,16 +1,22 @@
-import { readFile } from 'node:fs/promises';
-import path from 'node:path';
 import { Command } from 'commander';
 import { type Config, readConfig } from '../config.ts';
-import { type Keyring, parseKeyring } from '../crypto/keyring.ts';
+import type { Keyring } from '../crypto/keyring.ts';
 import { connect, type Db } from '../db/client.ts';
-import { defaultDataDirectory } from '../db/embedded/start.ts';
 import { checkGuarantees } from '../db/guarantees.ts';
 import { confirmInstallation, unknownKeyringIds } from '../db/installation.ts';
+import { countKeyringUse } from '../db/keyring-use.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
 import { isUnavailable } from '../db/pg-error.ts';
-import type { Credentials } from '../embedded-instance.ts';
-import { print } from './print.ts';
+import { currentTime } from '../db/work.ts';
+import { jobs } from '../jobs/list.ts';
+import { type JobState, stateOf } from '../jobs/policy.ts';
+import { type JobRun, listJobRuns } from '../jobs/store.ts';
+import { tellKeyringUse } from './keyring-use.ts';
+import { locate } from './locate.ts';
+import { print, wrong } from './print.ts';
+
+/** Some of what is asked reads every key. */
+const queryTimeoutMs = 60_000;
 
 export function doctorCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('doctor')
@@ -19,7 +25,8 @@ export function doctorCommand(env: NodeJS.ProcessEnv): Command {
       const config = readConfig(env);
       print('ok      The configuration can be read.');
       const { url, keyring } = await locate(config);
-      const client = connect({ url, poolSize: 2, timeoutMs: config.DATABASE_TIMEOUT_MS });
+      const connectTimeoutMs = config.DATABASE_TIMEOUT_MS;
+      const client = connect({ url, poolSize: 2, timeoutMs: queryTimeoutMs, connectTimeoutMs });
       try {
         await examine(client.db, config, keyring);
       } catch (error) {
@@ -40,34 +47,39 @@ async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> 
   const unknown = await unknownKeyringIds(db, keyring);
   if (unknown.length === 0) print('ok      The keyring has every entry that keys were sealed under.');
   else wrong(`Keys were sealed under ${unknown.join(', ')}, which the keyring lacks: they can not be revealed.`);
+  for (const line of tellKeyringUse(keyring, await countKeyringUse(db))) print(`note    ${line}`);
   for (const { name, kept, remedy } of await checkGuarantees(db)) {
     if (kept) print(`ok      ${name}.`);
     else wrong(`Not so: ${name}. ${remedy}`);
   }
+  await examineJobs(db);
 }
 
-function wrong(what: string): void {
-  print(`wrong   ${what}`);
-  process.exitCode = 1;
-}
-
-/** Without DATABASE_URL: the embedded instance of this folder, which must be running. */
-async function locate(config: Config): Promise<{ url: string; keyring: Keyring }> {
-  if (config.DATABASE_URL !== undefined && config.keyring !== undefined) {
-    return { url: config.DATABASE_URL, keyring: config.keyring };
+async function examineJobs(db: Db): Promise<void> {
+  const now = await currentTime(db, () => 0);
+  const runs = new Map((await listJobRuns(db)).map((run) => [run.name, run]));
+  for (const job of jobs) {
+    const run = runs.get(job.name);
+    const state = stateOf(job, run, now);
+    const told = tellJob(state, run);
+    if (state === 'failed' || state === 'overdue') wrong(`Job ${job.name} ${told}`);
+    else print(`ok      Job ${job.name} ${told}`);
   }
-  const file = path.join(
-    path.resolve(config.LATCHKEY_DATA_DIR ?? defaultDataDirectory(process.cwd())),
-    'credentials.json',
-  );
-  try {
-    const { databaseUrl, keyringFile } = JSON.parse(await readFile(file, 'utf8')) as Credentials;
-    return { url: databaseUrl, keyring: config.keyring ?? parseKeyring(await readFile(keyringFile, 'utf8')) };
-  } catch (cause) {
-    throw new Error(
-      `DATABASE_URL is not set, and ${file} of an embedded instance can not be read. Start the service first, or set ` +
-        'DATABASE_URL or LATCHKEY_DATA_DIR.',
-      { cause },
-    );
+}
+
+function tellJob(state: JobState, run: JobRun | undefined): string {
+  const succeeded = run?.last_succeeded_at?.toISOString();
+  const lastGood = succeeded === undefined ? 'it has never succeeded' : `it last succeeded ${succeeded}`;
+  switch (state) {
+    case 'not_started':
+      return 'has not run yet: no service has been started.';
+    case 'waiting':
+      return 'has not run yet: it has not been due.';
+    case 'good':
+      return `last ran ${succeeded}: ${run?.last_count} done in ${run?.last_duration_ms} ms.`;
+    case 'failed':
+      return `failed ${run?.last_failed_at?.toISOString()} (${run?.last_error}); ${lastGood}. It is tried again; the log has more.`;
+    case 'overdue':
+      return `is overdue; ${lastGood}. Jobs run in the service: is one running, and what does its log say?`;
   }
 }

@@ -6,6 +6,7 @@ import { doctorCommand } from './doctor.ts';
 import { exitCodeOf } from './exit-code.ts';
 import { migrateCommand } from './migrate.ts';
 import { openApiCommand } from './openapi.ts';
+import { rekeyCommand } from './rekey.ts';
 import { serve } from './serve.ts';
 
 const program = new Command('latchkey')
@@ -20,6 +21,7 @@ program
 program.addCommand(migrateCommand(process.env));
 program.addCommand(bootstrapCommand(process.env));
 program.addCommand(doctorCommand(process.env));
+program.addCommand(rekeyCommand(process.env));
 program.addCommand(openApiCommand());
 
 // commander's own exit code for wrong usage is that of any failure.

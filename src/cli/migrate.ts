@@ -15,7 +15,7 @@ export function migrateCommand(env: NodeJS.ProcessEnv): Command {
       try {
         if (options.status) await tellStatus(client.db);
         else if (options.dryRun) tell('would apply', await tryMigrations(client.db));
-        else tell('applied', await migrate(client.db, { appRole: appRole(config) }));
+        else tell('applied', await migrate(client, { appRole: appRole(config) }));
       } finally {
         await client.close();
       }

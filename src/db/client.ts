@@ -23,6 +23,8 @@ interface ClientOptions {
    * Leave it out for work that may take long, such as a migration.
    */
   timeoutMs?: number;
+  /** The wait for a connection alone, where it should end sooner than a query. */
+  connectTimeoutMs?: number;
   /** Told of connections that were lost, such as by a restart of Postgres; the pool opens new ones by itself. */
   onLost?: (error: Error) => void;
 }
@@ -44,7 +46,10 @@ export function connect(options: ClientOptions): DatabaseClient {
     types: typesWithSafeIntegers,
     ...(options.timeoutMs === undefined
       ? {}
-      : { query_timeout: options.timeoutMs, connectionTimeoutMillis: options.timeoutMs }),
+      : {
+          query_timeout: options.timeoutMs,
+          connectionTimeoutMillis: options.connectTimeoutMs ?? options.timeoutMs,
+        }),
   });
   const onLost = (error: Error) => options.onLost?.(error);
   pool.on('error', onLost);

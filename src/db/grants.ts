@@ -1,5 +1,6 @@
 import { sql } from 'kysely';
 import type { Db, Tx } from './client.ts';
+import { workerSchema, workerTables } from './worker-schema.ts';
 
 /**
  * What the service's role may do, in one place and applied anew by every `latchkey migrate`, so that a role that was
@@ -21,6 +22,7 @@ const privileges: Record<string, string> = {
   expiry_notices: 'select, insert',
   deleted_key_uses: 'select, insert, delete',
   idempotency_keys: 'select, insert, delete',
+  job_runs: 'select, insert, update',
 };
 
 /** The role does not exist and may not be made by the one that migrates. The message has the two statements. */
@@ -60,6 +62,7 @@ export async function grantToApp(db: Db, role: string, migrationTable: string): 
     for (const statement of statementsFor(grantee, migrationTable, await currentDatabase(tx))) {
       await sql.raw(statement).execute(tx);
     }
+    await letIntoWorkerTables(tx, role);
   });
 }
 
@@ -71,7 +74,27 @@ function statementsFor(grantee: string, migrationTable: string, database: string
     ...Object.entries(privileges).map(([table, granted]) => `grant ${granted} on ${table} to ${grantee}`),
     `grant select on ${migrationTable} to ${grantee}`,
     `grant execute on function history_begin(text), history_append(text, text) to ${grantee}`,
+    `grant usage on schema ${workerSchema} to ${grantee}`,
+    `revoke all on all tables in schema ${workerSchema} from ${grantee}`,
+    `grant select on ${workerSchema}.migrations, ${workerSchema}.jobs to ${grantee}`,
+    `grant select, insert, update, delete on ${workerTables.map((table) => `${workerSchema}.${table}`)} to ${grantee}`,
   ];
+}
+
+/** Grants alone show the role no rows: graphile-worker's tables are under row-level security, without any policy. */
+async function letIntoWorkerTables(tx: Tx, role: string): Promise<void> {
+  const policy = sql.id('latchkey_service');
+  for (const table of workerTables) {
+    const name = sql.table(`${workerSchema}.${table}`);
+    // Making a policy locks the table against every worker, so one that is there and right is left alone.
+    const { rows } = await sql`
+      select 1 from pg_policies where schemaname = ${workerSchema} and tablename = ${table}
+        and policyname = 'latchkey_service' and roles = array[${role}]::name[]
+        and cmd = 'ALL' and qual = 'true' and with_check = 'true'`.execute(tx);
+    if (rows.length > 0) continue;
+    await sql`drop policy if exists ${policy} on ${name}`.execute(tx);
+    await sql`create policy ${policy} on ${name} to ${sql.id(role)} using (true) with check (true)`.execute(tx);
+  }
 }
 
 async function currentDatabase(tx: Tx): Promise<string> {

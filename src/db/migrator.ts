@@ -3,8 +3,16 @@ import * as initial from '../../migrations/0001-initial.ts';
 import * as verification from '../../migrations/0002-verification.ts';
 import * as recovery from '../../migrations/0003-recovery.ts';
 import * as idempotency from '../../migrations/0004-idempotency.ts';
-import type { Db } from './client.ts';
+import * as jobs from '../../migrations/0005-jobs.ts';
+import type { DatabaseClient, Db } from './client.ts';
 import { grantToApp, prepareAppRole } from './grants.ts';
+import {
+  findWorkerRevision,
+  migrateWorkerSchema,
+  nameOfRevision,
+  workerRevision,
+  workerSchema,
+} from './worker-schema.ts';
 
 /** In order, for good: a migration that was released is never renamed, edited or taken out. */
 const migrations: Record<string, Migration> = {
@@ -12,6 +20,7 @@ const migrations: Record<string, Migration> = {
   '0002-verification': verification,
   '0003-recovery': recovery,
   '0004-idempotency': idempotency,
+  '0005-jobs': jobs,
 };
 
 const migrationTable = 'schema_migrations';
@@ -31,16 +40,26 @@ export class SchemaMismatch extends Error {
 }
 
 export async function migrationStatus(db: Db): Promise<MigrationStatus> {
-  const { rows: found } = await sql<{ oid: string | null }>`select to_regclass(${migrationTable}) as oid`.execute(db);
-  const known = Object.keys(migrations);
-  if (found[0]?.oid === null) return { applied: [], pending: known, unknown: [] };
-  const { rows } = await sql<{ name: string }>`select name from ${sql.table(migrationTable)} order by name`.execute(db);
-  const applied = rows.map((row) => row.name);
+  const applied = [...(await appliedMigrations(db)), ...(await appliedWorkerRevision(db))];
+  const known = [...Object.keys(migrations), nameOfRevision(workerRevision)];
   return {
     applied,
     pending: known.filter((name) => !applied.includes(name)),
     unknown: applied.filter((name) => !known.includes(name)),
   };
+}
+
+async function appliedMigrations(db: Db): Promise<string[]> {
+  const { rows: found } = await sql<{ oid: string | null }>`select to_regclass(${migrationTable}) as oid`.execute(db);
+  if (found[0]?.oid === null) return [];
+  const { rows } = await sql<{ name: string }>`select name from ${sql.table(migrationTable)} order by name`.execute(db);
+  return rows.map((row) => row.name);
+}
+
+/** graphile-worker's schema as one more name: an older revision counts as not applied, a newer one is unknown here. */
+async function appliedWorkerRevision(db: Db): Promise<string[]> {
+  const revision = await findWorkerRevision(db);
+  return revision < workerRevision ? [] : [nameOfRevision(revision)];
 }
 
 /**
@@ -68,12 +87,14 @@ interface MigrateOptions {
 }
 
 /**
- * Brings the schema up to date and applies the grants. Safe to run twice, by two at once (the second waits), and after
- * one that was killed: each run is one transaction.
+ * Brings the schema up to date, then graphile-worker's, and applies the grants. Safe to run twice, by two at once (the
+ * second waits), and after one that was killed: Latchkey's own migrations are one transaction.
+ * @param client needs two connections
  * @returns the names of the migrations that this run applied
  * @throws SchemaMismatch where a newer program has migrated
  */
-export async function migrate(db: Db, { appRole }: MigrateOptions): Promise<string[]> {
+export async function migrate(client: DatabaseClient, { appRole }: MigrateOptions): Promise<string[]> {
+  const { db } = client;
   const { unknown } = await migrationStatus(db);
   if (unknown.length > 0) await requireCurrentSchema(db);
   if (appRole !== undefined) await prepareAppRole(db, appRole);
@@ -85,14 +106,17 @@ export async function migrate(db: Db, { appRole }: MigrateOptions): Promise<stri
   });
   const { error, results } = await migrator.migrateToLatest();
   if (error !== undefined) throw error;
+  const applied = (results ?? []).map((result) => result.migrationName);
+  if (await migrateWorkerSchema(client)) applied.push(nameOfRevision(workerRevision));
   if (appRole !== undefined) await grantToApp(db, appRole, migrationTable);
-  return (results ?? []).map((result) => result.migrationName);
+  return applied;
 }
 
 class DryRunEnds extends Error {}
 
 /**
- * Runs what is pending and rolls it back, so what it reports would really have worked.
+ * Runs what is pending and rolls it back, so what it reports would really have worked. Of graphile-worker's migrations,
+ * which commit by themselves, only the right to begin is tried.
  * @returns the names of the migrations that would be applied
  */
 export async function tryMigrations(db: Db): Promise<string[]> {
@@ -100,6 +124,9 @@ export async function tryMigrations(db: Db): Promise<string[]> {
   try {
     await db.transaction().execute(async (tx) => {
       for (const name of pending) await migrations[name]?.up(tx as unknown as Kysely<unknown>);
+      if (pending.includes(nameOfRevision(workerRevision))) {
+        await sql`create schema if not exists ${sql.id(workerSchema)}`.execute(tx);
+      }
       throw new DryRunEnds();
     });
   } catch (error) {

@@ -23,6 +23,7 @@ export interface Database {
   expiry_notices: ExpiryNoticesTable;
   deleted_key_uses: DeletedKeyUsesTable;
   idempotency_keys: IdempotencyKeysTable;
+  job_runs: JobRunsTable;
 }
 
 export interface InstallationTable {
@@ -204,3 +205,16 @@ export interface KeptReply {
 }
 
 export type Path = ReadonlyArray<string | number>;
+
+/** What is known of each background job's runs, whichever replica ran it. */
+export interface JobRunsTable {
+  name: string;
+  first_seen_at: Generated<Date>;
+  last_started_at: Date | null;
+  last_succeeded_at: Date | null;
+  last_failed_at: Date | null;
+  last_error: string | null;
+  /** How many things the last good run did, and how long it took. */
+  last_count: number | null;
+  last_duration_ms: number | null;
+}

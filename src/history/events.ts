@@ -28,6 +28,8 @@ export const historyActions = [
   'recovery.requested',
   'recovery.approved',
   'recovery.declined',
+  'keyring.rekey_started',
+  'keyring.rekeyed',
 ] as const;
 
 export type HistoryAction = (typeof historyActions)[number];

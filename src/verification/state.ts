@@ -29,7 +29,6 @@ export interface VerificationStateOptions {
   redisUrl: string | undefined;
   capacity: number;
   staleMs: number;
-  hourlyDays: number;
   clockShiftMs: () => number;
   logger: Pick<FastifyBaseLogger, 'info' | 'warn'>;
 }
@@ -45,11 +44,11 @@ export function startVerificationState(options: VerificationStateOptions): Verif
       else logger.warn({ err: cause }, 'Changes can not be followed; each verification reads its record.');
     },
   });
-  const { capacity, staleMs, hourlyDays, redisUrl } = options;
+  const { capacity, staleMs, redisUrl } = options;
   const records = createRecords({ db, clock, feed, logger, capacity, staleMs });
   const transactor = { db, clockShiftMs: options.clockShiftMs };
   const deletedUses = createDeletedUses({ transactor, clock, logger });
-  const usage = createUsageRecorder({ db, clock, deletedUses, logger, hourlyDays });
+  const usage = createUsageRecorder({ db, clock, deletedUses, logger });
   const shared = redisUrl === undefined ? undefined : createSharedLimits({ url: redisUrl, logger });
   return {
     clock,

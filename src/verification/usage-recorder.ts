@@ -3,7 +3,7 @@ import type { ApiKeyRecord } from '../auth/store.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import type { DeletedUses } from './deleted-uses.ts';
-import { addUsage, foldUsage, forgetDeletedUses, type UsageRow } from './usage-store.ts';
+import { addUsage, type UsageRow } from './usage-store.ts';
 
 export type UseOutcome = 'allowed' | 'denied' | 'rate_limited';
 
@@ -14,7 +14,7 @@ export interface UsageRecorder {
   addDeleted(key: ApiKeyRecord, ip: string | undefined, options: { isCounted: boolean }): void;
   /** Writes what is in memory. */
   flush(): Promise<void>;
-  /** Stops the timers and writes the rest. */
+  /** Stops the timer and writes the rest. */
   close(): Promise<void>;
 }
 
@@ -23,26 +23,16 @@ interface UsageRecorderOptions {
   clock: DatabaseClock;
   deletedUses: DeletedUses;
   logger: Pick<FastifyBaseLogger, 'warn'>;
-  /** Hours before today that are kept as hours; older ones are folded into days. */
-  hourlyDays: number;
 }
 
 const flushEveryMs = 1_000;
-const foldEveryMs = 3_600_000;
 const hourMs = 3_600_000;
-const dayMs = 86_400_000;
 const rowsInBatch = 2_000;
 
 /** Rows held while the database does not take them: an hour of a hundred thousand keys. Past it, counts are dropped. */
 const rowsHeld = 100_000;
 
-export function createUsageRecorder({
-  db,
-  clock,
-  deletedUses,
-  logger,
-  hourlyDays,
-}: UsageRecorderOptions): UsageRecorder {
+export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRecorderOptions): UsageRecorder {
   let counted = new Map<string, UsageRow>();
   let flushing: Promise<void> | undefined;
   let dropped = 0;
@@ -108,23 +98,6 @@ export function createUsageRecorder({
     return flushing;
   }
 
-  function fold(): void {
-    const today = clock.nowMs() - (clock.nowMs() % dayMs);
-    foldUsage(db, new Date(today - hourlyDays * dayMs)).catch((error: unknown) => {
-      logger.warn({ err: error }, 'Old hours of usage could not be folded into days.');
-    });
-    forgetDeletedUses(db, new Date(clock.nowMs() - dayMs)).catch((error: unknown) => {
-      logger.warn({ err: error }, 'Notes on uses of deleted keys could not be thrown away.');
-    });
-  }
-
-  const timers = [
-    setInterval(() => {
-      if (counted.size > 0 || deletedUses.isWaiting()) void flush();
-    }, flushEveryMs).unref(),
-    setInterval(fold, foldEveryMs).unref(),
-  ];
-
   function count(key: ApiKeyRecord, ...columns: Array<UseOutcome | 'after_deletion'>): void {
     const nowMs = clock.nowMs();
     const row = rowOf(key, nowMs);
@@ -136,6 +109,9 @@ export function createUsageRecorder({
     if (columns.includes('allowed')) row.last_used_at = new Date(nowMs);
   }
 
+  const timer = setInterval(() => {
+    if (counted.size > 0 || deletedUses.isWaiting()) void flush();
+  }, flushEveryMs).unref();
   return {
     add: count,
     addDeleted(key, ip, { isCounted }) {
@@ -144,7 +120,7 @@ export function createUsageRecorder({
     },
     flush,
     async close() {
-      for (const timer of timers) clearInterval(timer);
+      clearInterval(timer);
       await flush();
       if (counted.size > 0) await flush();
     },

@@ -2,6 +2,7 @@ import { sql } from 'kysely';
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { UsageHoursTable } from '../db/schema.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
 
 export interface UsageRow extends UsageHoursTable {
   last_used_at: Date | null;
@@ -31,17 +32,16 @@ export async function addUsage(db: Db, rows: UsageRow[]): Promise<void> {
   });
 }
 
-const foldLock = 'latchkey usage fold';
+const dayMs = 86_400_000;
 
 /**
- * Folds hours before `before`, which is the start of a day of UTC, into days. One replica does it, others pass by.
+ * Folds hours into days, but for those of today and of the days before it that are kept by the hour.
  * @returns how many hours were folded
  */
-export async function foldUsage(db: Db, before: Date): Promise<number> {
+export async function foldOldUsage({ db, clockShiftMs }: Transactor, hourlyDays: number): Promise<number> {
   return db.transaction().execute(async (tx) => {
-    const { rows: locks } = await sql<{ mine: boolean }>`
-      select pg_try_advisory_xact_lock(hashtext(${foldLock})) as mine`.execute(tx);
-    if (locks[0]?.mine !== true) return 0;
+    const nowMs = (await currentTime(tx, clockShiftMs)).getTime();
+    const before = new Date(nowMs - (nowMs % dayMs) - hourlyDays * dayMs);
     const { rows } = await sql<{ folded: number }>`
       with moved as (delete from usage_hours where hour < ${before} returning *),
       added as (
@@ -140,7 +140,13 @@ export async function insertDeletedUses(tx: Tx, uses: readonly DeletedUse[]): Pr
   return uses.filter((use) => claimed.has(nameOfUse(use)));
 }
 
-/** Hours that nobody presents a key in any more. */
-export async function forgetDeletedUses(db: Db, before: Date): Promise<void> {
-  await db.deleteFrom('deleted_key_uses').where('hour', '<', before).execute();
+/** Hours that are over for a day, and in which nobody can present a key any more. @returns how many */
+export async function forgetDeletedUses({ db, clockShiftMs }: Transactor): Promise<number> {
+  const now = await currentTime(db, clockShiftMs);
+  const before = new Date(now.getTime() - dayMs);
+  const { numDeletedRows } = await db
+    .deleteFrom('deleted_key_uses')
+    .where('hour', '<', before)
+    .executeTakeFirstOrThrow();
+  return Number(numDeletedRows);
 }

@@ -87,7 +87,6 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     redisUrl: undefined,
     capacity: 10_000,
     staleMs: 30_000,
-    hourlyDays: 35,
     clockShiftMs,
     logger,
     ...state,

@@ -24,9 +24,9 @@ export async function createDatabase(
 }
 
 export async function migrateAs(urls: ClusterUrls): Promise<string[]> {
-  const owner = connect({ url: urls.owner, poolSize: 1 });
+  const owner = connect({ url: urls.owner, poolSize: 2 });
   try {
-    return await migrate(owner.db, { appRole: roleOf(urls.app) });
+    return await migrate(owner, { appRole: roleOf(urls.app) });
   } finally {
     await owner.close();
   }

@@ -31,7 +31,12 @@ const plainEnvironment = { PATH: process.env['PATH'], HOME: process.env['HOME'],
 
 /** Runs one of our entries from the sources, such as `server.ts` or `cli/latchkey.ts`. It is gone when the test ends. */
 export function runEntry(t: Test, entry: string, args: string[] = [], options: Options = {}): RunningProcess {
-  return run(t, process.execPath, [`--import=${tsx}`, path.join(root, 'src', entry), ...args], options);
+  return runScript(t, path.join(root, 'src', entry), args, options);
+}
+
+/** Runs a TypeScript file as a process of its own. */
+export function runScript(t: Test, file: string, args: string[] = [], options: Options = {}): RunningProcess {
+  return run(t, process.execPath, [`--import=${tsx}`, file, ...args], options);
 }
 
 export function run(t: Test, program: string, args: string[], { env = {}, cwd = root, ...identity }: Options = {}) {

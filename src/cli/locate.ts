@@ -1,0 +1,30 @@
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
+import type { Config } from '../config.ts';
+import { type Keyring, parseKeyring } from '../crypto/keyring.ts';
+import { defaultDataDirectory } from '../db/embedded/start.ts';
+import type { Credentials } from '../embedded-instance.ts';
+
+/**
+ * The database as the service's role, and its keyring. Without DATABASE_URL: those of the embedded instance of this
+ * folder, which must be running.
+ */
+export async function locate(config: Config): Promise<{ url: string; keyring: Keyring }> {
+  if (config.DATABASE_URL !== undefined && config.keyring !== undefined) {
+    return { url: config.DATABASE_URL, keyring: config.keyring };
+  }
+  const file = path.join(
+    path.resolve(config.LATCHKEY_DATA_DIR ?? defaultDataDirectory(process.cwd())),
+    'credentials.json',
+  );
+  try {
+    const { databaseUrl, keyringFile } = JSON.parse(await readFile(file, 'utf8')) as Credentials;
+    return { url: databaseUrl, keyring: config.keyring ?? parseKeyring(await readFile(keyringFile, 'utf8')) };
+  } catch (cause) {
+    throw new Error(
+      `DATABASE_URL is not set, and ${file} of an embedded instance can not be read. Start the service first, or set ` +
+        'DATABASE_URL or LATCHKEY_DATA_DIR.',
+      { cause },
+    );
+  }
+}

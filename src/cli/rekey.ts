@@ -1,0 +1,57 @@
+import { Command } from 'commander';
+import { readConfig } from '../config.ts';
+import type { Keyring } from '../crypto/keyring.ts';
+import { connect } from '../db/client.ts';
+import { confirmInstallation } from '../db/installation.ts';
+import { countKeyringUse } from '../db/keyring-use.ts';
+import { requireCurrentSchema } from '../db/migrator.ts';
+import { type RekeyResult, rekey } from '../keys/rekey.ts';
+import { tellKeyringUse } from './keyring-use.ts';
+import { locate } from './locate.ts';
+import { print, wrong } from './print.ts';
+import { showProgress } from './progress.ts';
+
+const connectTimeoutMs = 10_000;
+const queryTimeoutMs = 120_000;
+
+export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
+  return new Command('rekey')
+    .description(
+      "seal and tag every key anew under the keyring's primary entry, beside a running service; may be interrupted and run again",
+    )
+    .action(async () => {
+      const config = readConfig(env);
+      const { url, keyring } = await locate(config);
+      const client = connect({ url, poolSize: 2, timeoutMs: queryTimeoutMs, connectTimeoutMs });
+      try {
+        await requireCurrentSchema(client.db);
+        await confirmInstallation(client.db, { tokenPrefix: config.TOKEN_PREFIX, keyring });
+        const transactor = { db: client.db, clockShiftMs: () => 0 };
+        const progress = showProgress('Rekeying');
+        const result = await rekey({ transactor, keyring, onProgress: progress.show }).finally(progress.end);
+        tellResult(keyring, result);
+        for (const line of tellKeyringUse(keyring, await countKeyringUse(client.db))) print(line);
+      } finally {
+        await client.close();
+      }
+    });
+}
+
+function tellResult(keyring: Keyring, { renewed, unopened, locked, since }: RekeyResult): void {
+  const primary = keyring.primary.id;
+  for (const { id, reason } of unopened) wrong(`${id} was left as it is: ${reasons[reason]}.`);
+  if (locked > 0) wrong(`${locked} keys were locked by somebody else all the time. Run this again.`);
+  if (since > 0) {
+    wrong(
+      `${since} keys were sealed or tagged under another entry while this ran: a service has another primary. ` +
+        `Let every one of them start with ${primary} in the first place, then run this again.`,
+    );
+  }
+  print(renewed === 0 ? `Nothing was moved to ${primary}.` : `${renewed} keys were moved to ${primary}.`);
+}
+
+const reasons: Record<RekeyResult['unopened'][number]['reason'], string> = {
+  unknown_keyring_entry: 'the keyring lacks the entry that it was sealed under',
+  not_authentic: 'its sealed value was changed, or belongs to another key',
+  tag_differs: 'its sealed value is not what its tag was made of',
+};

@@ -1,0 +1,38 @@
+import { pruneIdempotency } from '../http/idempotency-store.ts';
+import { announceExpiries, purgeDeletedKeys } from '../keys/jobs.ts';
+import { foldOldUsage, forgetDeletedUses } from '../verification/usage-store.ts';
+import type { Job } from './job.ts';
+
+/** Every background job. A new one needs its lines here and nothing else; what it needs to know goes into `JobSettings`. */
+export const jobs: readonly Job[] = [
+  {
+    name: 'fold_usage',
+    does: 'Folds old hours of usage into days.',
+    schedule: '7 * * * *',
+    run: ({ transactor, settings }) => foldOldUsage(transactor, settings.usageHourlyDays),
+  },
+  {
+    name: 'purge_keys',
+    does: 'Removes what could check or show a deleted key whose retention has ended.',
+    schedule: '*/10 * * * *',
+    run: ({ transactor, settings: { retentionSeconds } }) => purgeDeletedKeys({ transactor, retentionSeconds }),
+  },
+  {
+    name: 'announce_expiries',
+    does: 'Records that keys are about to expire, 7 days and 1 day ahead.',
+    schedule: '*/5 * * * *',
+    run: ({ transactor }) => announceExpiries({ transactor }),
+  },
+  {
+    name: 'prune_idempotency',
+    does: 'Removes replies that are too old to be given again.',
+    schedule: '23 * * * *',
+    run: ({ transactor }) => pruneIdempotency(transactor),
+  },
+  {
+    name: 'forget_deleted_uses',
+    does: 'Removes notes of hours in which a deleted key was presented; history keeps the event.',
+    schedule: '41 * * * *',
+    run: ({ transactor }) => forgetDeletedUses(transactor),
+  },
+];

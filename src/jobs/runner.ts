@@ -1,0 +1,154 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { FastifyBaseLogger } from 'fastify';
+import { type JobHelpers, parseCronItems, type Runner, run } from 'graphile-worker';
+import { connect } from '../db/client.ts';
+import { requireCurrentSchema } from '../db/migrator.ts';
+import type { Transactor } from '../db/work.ts';
+import { workerSchema } from '../db/worker-schema.ts';
+import type { Job, JobSettings } from './job.ts';
+import { runAlone } from './lock.ts';
+import { describeError } from './policy.ts';
+import { periodMsOf } from './schedule.ts';
+import { forgetAbandoned, insertJobs, markFailed, markStarted, markSucceeded } from './store.ts';
+import { toWorkerLogger } from './worker-log.ts';
+
+/** Runs jobs when they are due, for as long as it is open. */
+export interface JobRunner {
+  /** Takes no more jobs, and leaves one that does not end soon to another replica or the next start. */
+  close(): Promise<void>;
+}
+
+interface JobRunnerOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged'> {
+  /** As the service's role; not through a transaction pooler. */
+  url: string;
+  jobs: readonly Job[];
+  settings: JobSettings;
+  logger: Pick<FastifyBaseLogger, 'debug' | 'info' | 'warn'>;
+}
+
+/** Jobs at once in one replica, and the connections that it takes: one listens, some ask for work, some do it. */
+const jobsAtOnce = 2;
+const connections = 6;
+
+/** Jobs are in no hurry, but a connection whose packets vanish must not hold them up for good. */
+const queryTimeoutMs = 600_000;
+const connectTimeoutMs = 10_000;
+
+const askAgainAfterMs = 2_000;
+const restartAfterMs = { least: 1_000, most: 30_000 };
+const jobMayEndWithinMs = 3_000;
+const closeWithinMs = 5_000;
+
+/**
+ * Starts at once and never fails: without a database, or with one that is lost later, it tries again until it is closed.
+ *
+ * What keeps graphile-worker's queue simple: a job's row carries the job's name as its key. What was due several times
+ * while nobody ran is done once; a row that a killed worker has left locked loses its key when the job is due the next
+ * time, and is never taken up again.
+ */
+export function startJobs(options: JobRunnerOptions): JobRunner {
+  const { url, jobs, logger } = options;
+  const client = connect({
+    url,
+    poolSize: connections,
+    timeoutMs: queryTimeoutMs,
+    connectTimeoutMs,
+    onLost: (error) => logger.warn({ err: error }, "A job's connection to Postgres was lost."),
+  });
+  const { db } = client;
+  const transactor = { db, clockShiftMs: options.clockShiftMs, onChanged: options.onChanged ?? (() => undefined) };
+  const closing = new AbortController();
+  let runner: Runner | undefined;
+
+  async function perform(job: Job, signal: AbortSignal): Promise<void> {
+    const wasRun = await runAlone(url, job.name, async () => {
+      const startedAtMs = performance.now();
+      await markStarted(db, job.name);
+      try {
+        const count = await job.run({ transactor, settings: options.settings, signal });
+        const durationMs = performance.now() - startedAtMs;
+        await markSucceeded(db, job.name, { count, durationMs });
+        logger.info({ job: job.name, count, durationMs }, 'A job has run.');
+      } catch (error) {
+        logger.warn({ err: error, job: job.name }, 'A job has failed; it is tried again.');
+        await markFailed(db, job.name, describeError(error));
+        throw error;
+      }
+    });
+    if (!wasRun) logger.info({ job: job.name }, 'A job is still running elsewhere, so it was not begun here.');
+  }
+
+  /** Resolves or throws when it has ended, which without `close` it does only in trouble. */
+  async function work(): Promise<void> {
+    // Where the schema is older, graphile-worker would set about migrating it.
+    await requireCurrentSchema(db);
+    await insertJobs(
+      db,
+      jobs.map(({ name }) => name),
+    );
+    await forgetAbandoned(db);
+    const now = new Date();
+    runner = await run({
+      pgPool: client.pool,
+      schema: workerSchema,
+      concurrency: jobsAtOnce,
+      pollInterval: askAgainAfterMs,
+      noHandleSignals: true,
+      gracefulShutdownAbortTimeout: jobMayEndWithinMs,
+      logger: toWorkerLogger(logger),
+      taskList: Object.fromEntries(
+        jobs.map((job) => [
+          job.name,
+          (_payload, { abortSignal }: JobHelpers) => unlessAborted(perform(job, abortSignal), abortSignal),
+        ]),
+      ),
+      parsedCronItems: parseCronItems(jobs.map((job) => toCronItem(job, now))),
+      // Without a delay it does not wait for what a lost connection makes of the reply, and the whole process ends.
+      preset: { worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0 } },
+    });
+    if (closing.signal.aborted) await runner.stop();
+    await runner.promise;
+  }
+
+  const working = (async () => {
+    for (let pauseMs = restartAfterMs.least; !closing.signal.aborted; ) {
+      const startedAtMs = performance.now();
+      try {
+        await work();
+      } catch (error) {
+        logger.warn({ err: error }, 'Jobs can not be run; this is tried again.');
+      }
+      const workedForLong = performance.now() - startedAtMs > restartAfterMs.most;
+      pauseMs = workedForLong ? restartAfterMs.least : Math.min(2 * pauseMs, restartAfterMs.most);
+      await delay(pauseMs, undefined, { signal: closing.signal, ref: false }).catch(() => undefined);
+    }
+  })();
+
+  return {
+    async close() {
+      closing.abort();
+      const ended = Promise.all([runner?.stop().catch(() => undefined), working]).then(() => client.close());
+      ended.catch((error: unknown) => logger.warn({ err: error }, 'Jobs did not end in order.'));
+      await Promise.race([ended, delay(closeWithinMs, undefined, { ref: false })]);
+    },
+  };
+}
+
+/** Stops waiting for work that goes on when the service should end; what it does from then on is lost with the process. */
+function unlessAborted<Result>(work: Promise<Result>, signal: AbortSignal): Promise<Result> {
+  return new Promise((resolve, reject) => {
+    const giveUp = () => reject(new Error('the service stopped before the job had ended'));
+    signal.addEventListener('abort', giveUp, { once: true });
+    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', giveUp));
+  });
+}
+
+function toCronItem({ name, schedule }: Job, now: Date) {
+  return {
+    task: name,
+    identifier: name,
+    match: schedule,
+    // What was due last is made up for, however long nobody was there: one period back it was due for certain.
+    options: { backfillPeriod: periodMsOf(schedule, now), jobKey: name, jobKeyMode: 'replace' as const },
+  };
+}

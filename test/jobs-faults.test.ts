@@ -1,0 +1,177 @@
+import path from 'node:path';
+import t, { type Test } from 'tap';
+import { connect, type Db } from '../src/db/client.ts';
+import { listJobRuns } from '../src/jobs/store.ts';
+import type { ClusterUrls } from './support/cluster.ts';
+import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
+import { dbDue, dbMissed, dbQueue, makeJob, startReplica } from './support/jobs.ts';
+import { eventually, runScript } from './support/process.ts';
+import { proxyTo } from './support/proxy.ts';
+
+async function openDatabase(t: Test): Promise<{ urls: ClusterUrls; db: Db }> {
+  const urls = await createDatabase(t);
+  const client = connect({ url: urls.app, poolSize: 2 });
+  t.teardown(() => client.close());
+  return { urls, db: client.db };
+}
+
+const runOf = async (db: Db, name: string) => (await listJobRuns(db)).find((run) => run.name === name);
+const hasSucceeded = async (db: Db, name: string) => (await runOf(db, name))?.last_succeeded_at != null;
+
+t.test('a worker that is killed at work: the job is done when it is due the next time, and only then', async (t) => {
+  const { urls, db } = await openDatabase(t);
+  const script = path.join(import.meta.dirname, 'support', 'hanging-job.ts');
+  const doomed = runScript(t, script, [urls.app, 'survivor']);
+  await eventually(async () => runOf(db, 'survivor'));
+  await dbDue(urls, 'survivor');
+  await doomed.until(/it hangs/);
+  doomed.child.kill('SIGKILL');
+  await doomed.exited;
+  t.match(await runOf(db, 'survivor'), { last_succeeded_at: null, last_failed_at: null });
+
+  let runs = 0;
+  const job = makeJob('survivor', async () => {
+    runs += 1;
+    return 1;
+  });
+  const second = startReplica(t, urls.app, [job]);
+  await eventually(async () => /looking for jobs/.test(second.logLines.join('')));
+  t.same(
+    await dbQueue(urls),
+    [{ name: 'survivor', key: 'survivor', locked: true }],
+    'it is not taken from who may live',
+  );
+  await dbDue(urls, 'survivor');
+  await eventually(() => hasSucceeded(db, 'survivor'));
+  t.equal(runs, 1);
+
+  await t.test('and the row that it left goes when its lock is old', async (t) => {
+    t.same(await dbQueue(urls), [{ name: 'survivor', key: null, locked: true }]);
+    await dbQuery(urls.superuser, "update graphile_worker._private_jobs set locked_at = now() - interval '5 hours'");
+    startReplica(t, urls.app, [job]);
+    await eventually(async () => (await dbQueue(urls)).length === 0);
+    t.equal(runs, 1);
+  });
+});
+
+t.test('a service that stops does not wait for a job that hangs, and the next one takes it up', async (t) => {
+  const { urls, db } = await openDatabase(t);
+  let wasAborted = false;
+  let end: () => void = () => undefined;
+  const hanging = makeJob('patient', (deps) => {
+    deps.signal.addEventListener('abort', () => {
+      wasAborted = true;
+    });
+    return new Promise((resolve) => {
+      end = () => resolve(0);
+    });
+  });
+  const first = startReplica(t, urls.app, [hanging]);
+  await eventually(async () => runOf(db, 'patient'));
+  await dbDue(urls, 'patient');
+  await eventually(async () => (await runOf(db, 'patient'))?.last_started_at != null);
+  const startedAt = performance.now();
+  await first.close();
+  t.ok(performance.now() - startedAt < 7_000, 'within seconds');
+  t.equal(wasAborted, true, 'the job was told');
+  t.match(await dbQueue(urls), [{ name: 'patient', key: 'patient', locked: false }]);
+  t.match(await runOf(db, 'patient'), { last_failed_at: null }, 'it was interrupted and has not failed');
+  end();
+  startReplica(t, urls.app, [makeJob('patient', async () => 1)]);
+  await eventually(async () => (await runOf(db, 'patient'))?.last_count === 1);
+});
+
+t.test('an idle replica ends at once', async (t) => {
+  const { urls, db } = await openDatabase(t);
+  const replica = startReplica(t, urls.app, [makeJob('idle', async () => 0)]);
+  await eventually(async () => runOf(db, 'idle'));
+  const startedAt = performance.now();
+  await replica.close();
+  t.ok(performance.now() - startedAt < 2_000);
+});
+
+t.test('connections that are killed at any moment end no job for good, and never the process', async (t) => {
+  const { urls, db } = await openDatabase(t);
+  let runs = 0;
+  const job = makeJob('steadfast', async ({ transactor }) => {
+    await transactor.db.selectFrom('job_runs').select('name').execute();
+    runs += 1;
+    return 1;
+  });
+  startReplica(t, urls.app, [job]);
+  startReplica(t, urls.app, [job]);
+  await eventually(async () => runOf(db, 'steadfast'));
+  const kill = () =>
+    dbQuery(
+      urls.superuser,
+      `select pg_terminate_backend(pid) from pg_stat_activity
+       where usename = $1 and datname = current_database() and application_name <> 'test'`,
+      [roleOf(urls.app)],
+    );
+  for (let round = 0; round < 150; round++) {
+    await dbQuery(urls.superuser, "select graphile_worker.add_job('steadfast', job_key := 'steadfast')");
+    await kill();
+  }
+  const before = runs;
+  await dbQuery(urls.superuser, "select graphile_worker.add_job('steadfast', job_key := 'steadfast')");
+  await eventually(async () => runs > before, 60_000);
+});
+
+t.test('a database that is not there at the start, goes away and comes back: jobs go on by themselves', async (t) => {
+  const { urls, db } = await openDatabase(t);
+  const proxy = await proxyTo(t, urls.app);
+  let runs = 0;
+  const job = makeJob(
+    'returning',
+    async () => {
+      runs += 1;
+      return 1;
+    },
+    '*/5 * * * *',
+  );
+  proxy.refuse(true);
+  const replica = startReplica(t, proxy.url, [job]);
+  await eventually(async () => /can not be run/.test(replica.logLines.join('')));
+  await dbMissed(urls, 'returning');
+  proxy.refuse(false);
+  await eventually(() => hasSucceeded(db, 'returning'));
+  t.equal(runs, 1, 'and what was due meanwhile is made up for');
+
+  proxy.refuse(true);
+  proxy.end();
+  await eventually(async () => /trying again/.test(replica.logLines.join('')));
+  proxy.refuse(false);
+  await dbDue(urls, 'returning');
+  await eventually(async () => runs >= 2, 60_000);
+
+  await t.test('and it ends within seconds while the database is away', async (t) => {
+    proxy.refuse(true);
+    proxy.end();
+    const startedAt = performance.now();
+    await replica.close();
+    t.ok(performance.now() - startedAt < 7_000);
+    proxy.refuse(false);
+  });
+});
+
+t.test(
+  'the service never migrates the schema of its jobs, not even as the owner; it waits until it is there',
+  async (t) => {
+    for (const asRole of ['app', 'owner'] as const) {
+      const { urls, db } = await openDatabase(t);
+      await dbQuery(urls.owner, 'drop schema graphile_worker cascade');
+      let runs = 0;
+      const job = makeJob('late', async () => {
+        runs += 1;
+        return 1;
+      });
+      const replica = startReplica(t, urls[asRole], [job]);
+      await eventually(async () => /graphile_worker@19 not applied/.test(replica.logLines.join('')));
+      t.same(await dbQuery(urls.owner, "select to_regnamespace('graphile_worker') as there"), [{ there: null }]);
+      t.same(await migrateAs(urls), ['graphile_worker@19']);
+      await eventually(async () => runOf(db, 'late'));
+      await dbDue(urls, 'late');
+      await eventually(async () => runs === 1);
+    }
+  },
+);

@@ -1,0 +1,253 @@
+import { readFile } from 'node:fs/promises';
+import t, { type Test } from 'tap';
+import { newId } from '../src/core/ids.ts';
+import { connect, type Db } from '../src/db/client.ts';
+import { jobs } from '../src/jobs/list.ts';
+import { describeError, stateOf } from '../src/jobs/policy.ts';
+import { periodMsOf } from '../src/jobs/schedule.ts';
+import { type JobRun, listJobRuns } from '../src/jobs/store.ts';
+import { type Json, startService } from './support/app.ts';
+import type { ClusterUrls } from './support/cluster.ts';
+import { createDatabase, dbQuery } from './support/database.ts';
+import { dbDue, dbMissed, dbQueue, makeJob, startReplica } from './support/jobs.ts';
+import { eventually } from './support/process.ts';
+
+const hourMs = 3_600_000;
+
+async function openDatabase(t: Test): Promise<{ urls: ClusterUrls; db: Db }> {
+  const urls = await createDatabase(t);
+  const client = connect({ url: urls.app, poolSize: 2 });
+  t.teardown(() => client.close());
+  return { urls, db: client.db };
+}
+
+const runOf = async (db: Db, name: string) => (await listJobRuns(db)).find((run) => run.name === name);
+
+/** Waits for the turn of a real minute, so it is begun before everything else and looked at last. */
+const atTheMinute = (async () => {
+  const { urls, db } = await openDatabase(t);
+  const ran: number[] = [];
+  const job = makeJob('every_minute', async () => ran.push(Date.now()), '* * * * *');
+  for (let replica = 0; replica < 3; replica++) startReplica(t, urls.app, [job]);
+  await eventually(async () => (await runOf(db, job.name))?.last_succeeded_at != null, 90_000);
+  await eventually(async () => (await dbQueue(urls)).length === 0);
+  return ran;
+})();
+
+t.test('what a run did is known: when, how long, how much', async (t) => {
+  const { urls, db } = await openDatabase(t);
+  startReplica(t, urls.app, [makeJob('count_to_three', async () => 3)]);
+  await eventually(async () => runOf(db, 'count_to_three'));
+  t.match(await runOf(db, 'count_to_three'), { last_started_at: null, last_succeeded_at: null, last_count: null });
+  await dbDue(urls, 'count_to_three');
+  const run = await eventually(async () => {
+    const found = await runOf(db, 'count_to_three');
+    return found?.last_succeeded_at !== null && found;
+  });
+  t.match(run, { last_count: 3, last_failed_at: null, last_error: null });
+  t.type(run.last_duration_ms, 'number');
+  t.ok(run.last_started_at !== null && run.last_succeeded_at !== null && run.last_started_at < run.last_succeeded_at);
+});
+
+t.test('a job that fails is tried again, its failure is kept, and nothing secret with it', async (t) => {
+  const { urls, db } = await openDatabase(t);
+  const secret = `lk_k_${'0'.repeat(26)}_${'aB3'.repeat(16)}`;
+  let attempts = 0;
+  const replica = startReplica(t, urls.app, [
+    makeJob('fail_once', async () => {
+      attempts += 1;
+      if (attempts === 1) throw Object.assign(new Error(`it met ${secret}`), { code: '23505' });
+      return 1;
+    }),
+  ]);
+  await eventually(async () => runOf(db, 'fail_once'));
+  await dbDue(urls, 'fail_once');
+  const failed = await eventually(async () => {
+    const run = await runOf(db, 'fail_once');
+    return run?.last_failed_at !== null && run;
+  });
+  t.equal(failed.last_error, 'Error 23505: it met lk_k_…_…');
+  t.notMatch(replica.logLines.join(''), 'aB3aB3aB3aB3');
+  const good = await eventually(async () => {
+    const run = await runOf(db, 'fail_once');
+    return run?.last_succeeded_at != null && run;
+  });
+  t.ok(good.last_failed_at !== null && good.last_succeeded_at !== null && good.last_failed_at < good.last_succeeded_at);
+});
+
+t.test('however many replicas start at once, what was missed is done once', async (t) => {
+  const { urls, db } = await openDatabase(t);
+  const ran: string[] = [];
+  const names = ['first', 'second', 'third', 'fourth', 'fifth'];
+  const missed = names.map((name) => makeJob(name, async () => ran.push(name), '*/5 * * * *'));
+  for (const name of names) await dbMissed(urls, name);
+  for (let replica = 0; replica < 4; replica++) startReplica(t, urls.app, missed);
+  await eventually(async () => (await listJobRuns(db)).filter((run) => run.last_succeeded_at !== null).length === 5);
+  await eventually(async () => (await dbQueue(urls)).length === 0);
+  t.same(ran.sort(), [...names].sort());
+});
+
+t.test('a job that was never due since it is known is not made up for', async (t) => {
+  const { urls, db } = await openDatabase(t);
+  startReplica(t, urls.app, [makeJob('newcomer', async () => 1, '*/5 * * * *')]);
+  await eventually(async () => runOf(db, 'newcomer'));
+  await dbDue(urls, 'newcomer');
+  const run = await eventually(async () => {
+    const found = await runOf(db, 'newcomer');
+    return found?.last_succeeded_at !== null && found;
+  });
+  t.equal(
+    stateOf(
+      makeJob('newcomer', async () => 1, '*/5 * * * *'),
+      run,
+      new Date(),
+    ),
+    'good',
+  );
+});
+
+t.test('a job that is at work is not begun elsewhere', async (t) => {
+  const { urls, db } = await openDatabase(t);
+  let running = 0;
+  let most = 0;
+  let end: () => void = () => undefined;
+  const slow = makeJob('slow', async () => {
+    running += 1;
+    most = Math.max(most, running);
+    await new Promise<void>((resolve) => {
+      end = resolve;
+    });
+    running -= 1;
+    return 1;
+  });
+  const replicas = [startReplica(t, urls.app, [slow]), startReplica(t, urls.app, [slow])];
+  await eventually(async () => runOf(db, 'slow'));
+  await dbDue(urls, 'slow');
+  await eventually(async () => running === 1);
+  await dbDue(urls, 'slow');
+  await eventually(async () => replicas.some(({ logLines }) => /still running elsewhere/.test(logLines.join(''))));
+  end();
+  await eventually(async () => (await runOf(db, 'slow'))?.last_succeeded_at != null);
+  t.equal(most, 1);
+});
+
+t.test('hours of usage are folded into days, but for those that are kept', async (t) => {
+  const { urls, db } = await openDatabase(t);
+  const organizationId = newId('org');
+  const keyId = newId('key');
+  const today = Date.now() - (Date.now() % (24 * hourMs));
+  const add = (hour: number) =>
+    dbQuery(urls.app, 'insert into usage_hours values ($1, null, $2, $3, 2, 1, 0)', [
+      organizationId,
+      keyId,
+      new Date(hour),
+    ]);
+  const old = today - 3 * 24 * hourMs;
+  for (const hour of [old, old + hourMs, old + 23 * hourMs, today - 24 * hourMs, today]) await add(hour);
+  await dbMissed(urls, 'fold_usage');
+  startReplica(t, urls.app, jobs, { usageHourlyDays: 2 });
+  await eventually(async () => (await runOf(db, 'fold_usage'))?.last_count === 3);
+  const days = await dbQuery(urls.app, 'select day, allowed, denied from usage_days');
+  t.same(days, [{ day: new Date(old), allowed: '6', denied: '3' }]);
+  t.equal((await dbQuery(urls.app, 'select 1 from usage_hours')).length, 2);
+});
+
+t.test('each job finds what is due, and may do what it has to as the service sees the database', async (t) => {
+  const service = await startService(t);
+  const { urls, admin, verifier, client } = service;
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const day = 24 * hourMs;
+  const expiresAt = new Date(Date.now() + 33 * day).toISOString();
+  await admin.post('/v1/keys', { expiresAt }, { 'idempotency-key': 'kept for a day' });
+  await admin.delete(`/v1/keys/${partner.keys[0].id}`);
+  await verifier.post('/v1/verify', { key: partner.keys[0].key, permission: 'read' });
+  await service.verification.usage.flush();
+  await dbQuery(urls.superuser, "update usage_hours set hour = hour - interval '9 days'");
+  for (const { name } of jobs) await dbMissed(urls, name);
+  startReplica(t, urls.app, jobs, { clockShiftMs: () => 31 * day });
+  for (const { name } of jobs) {
+    const run = await eventually(async () => {
+      const found = await runOf(client.db, name);
+      return found?.last_succeeded_at != null && found;
+    });
+    t.equal(run.last_count, 1, `${name} did one thing`);
+  }
+  const { body: history } = await admin.get('/v1/history');
+  const told = new Set(history.data.map(({ action }: Json) => action));
+  t.ok(told.has('key.purged') && told.has('key.expiry_announced'), [...told].join(', '));
+  t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+});
+
+t.test('every job has a name of its own that is fit for a metric, says what it does, and is due', async (t) => {
+  t.equal(new Set(jobs.map(({ name }) => name)).size, jobs.length);
+  for (const { name, does, schedule } of jobs) {
+    t.match(name, /^[a-z]+(_[a-z]+)*$/);
+    t.match(does, /^[A-Z].*\.$/);
+    t.ok(periodMsOf(schedule, new Date()) >= 60_000);
+  }
+});
+
+t.test('docs/jobs.md lists every job', async (t) => {
+  const page = await readFile('docs/jobs.md', 'utf8');
+  const listed = [...page.matchAll(/^\| `(\w+)` \| .* \| (.*) \|$/gm)].map(([, name, does]) => ({ name, does }));
+  t.same(
+    listed,
+    jobs.map(({ name, does }) => ({ name, does })),
+  );
+});
+
+t.test('how long it is between two times at which a schedule is due', async (t) => {
+  const now = new Date('2026-03-01T12:34:56Z');
+  const days = 24 * hourMs;
+  for (const [schedule, periodMs] of [
+    ['* * * * *', 60_000],
+    ['*/5 * * * *', 300_000],
+    ['7 * * * *', hourMs],
+    ['30 3 * * *', days],
+    ['0 4 * * 1', 7 * days],
+    ['0 0 1 * *', 28 * days],
+    ['0 0 1 1 *', 365 * days],
+  ] as const) {
+    t.equal(periodMsOf(schedule, now), periodMs, schedule);
+  }
+  t.throws(() => periodMsOf('0 0 31 2 *', now), /never due/);
+  t.throws(() => periodMsOf('whenever', now));
+});
+
+t.test('how a job stands', async (t) => {
+  const now = new Date('2026-03-01T12:00:00Z');
+  const ago = (hours: number) => new Date(now.getTime() - hours * hourMs);
+  const job = makeJob('hourly', async () => 0, '7 * * * *');
+  const run: JobRun = {
+    name: 'hourly',
+    first_seen_at: ago(100),
+    last_started_at: null,
+    last_succeeded_at: null,
+    last_failed_at: null,
+    last_error: null,
+    last_count: null,
+    last_duration_ms: null,
+  };
+  t.equal(stateOf(job, undefined, now), 'not_started');
+  t.equal(stateOf(job, { ...run, first_seen_at: ago(3) }, now), 'waiting');
+  t.equal(stateOf(job, { ...run, first_seen_at: ago(3.1) }, now), 'overdue');
+  t.equal(stateOf(job, { ...run, last_succeeded_at: ago(3) }, now), 'good');
+  t.equal(stateOf(job, { ...run, last_succeeded_at: ago(3.1) }, now), 'overdue');
+  t.equal(stateOf(job, { ...run, last_succeeded_at: ago(2), last_failed_at: ago(1) }, now), 'failed');
+  t.equal(stateOf(job, { ...run, last_succeeded_at: ago(1), last_failed_at: ago(2) }, now), 'good');
+  t.equal(stateOf(job, { ...run, first_seen_at: ago(2), last_failed_at: ago(1) }, now), 'failed');
+  t.equal(stateOf(job, { ...run, last_succeeded_at: ago(9), last_failed_at: ago(1) }, now), 'overdue');
+});
+
+t.test('an error is kept by its name, its code and what is harmless of its message', async (t) => {
+  t.equal(describeError(new TypeError('x is not a function')), 'TypeError: x is not a function');
+  t.equal(describeError('thrown'), 'string');
+  t.equal(describeError(new Error(`hash ${'f'.repeat(64)} of ${'Zm9v'.repeat(11)}=`)), 'Error: hash … of …');
+  t.equal(describeError(new Error('long '.repeat(100))).length, 'Error: '.length + 200);
+});
+
+t.test('at the turn of a minute, three replicas do what is due once', async (t) => {
+  const ran = await atTheMinute;
+  t.equal(ran.length, 1);
+  t.ok(Number(ran[0]) % 60_000 < 20_000, 'shortly after the minute');
+});

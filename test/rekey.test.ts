@@ -1,0 +1,158 @@
+import t from 'tap';
+import { tellKeyringUse } from '../src/cli/keyring-use.ts';
+import { startService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { dbWriteKeys, keyringOf } from './support/keyrings.ts';
+import { entriesOf, hold, runRekey, startRekey } from './support/rekey.ts';
+
+const eventsOf = (url: string) =>
+  dbQuery(
+    url,
+    `select action, actor_id, canonical::jsonb -> 'details' as details from history
+     where chain = 'installation' and action like 'keyring.%' order by sequence`,
+  );
+
+t.test('a keyring is rotated through, and every key works at every step', async (t) => {
+  const first = await startService(t, { keyring: keyringOf('old') });
+  const { urls, admin } = first;
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
+  const { body: own } = await admin.post('/v1/keys', {});
+  const { body: unsealed } = await admin.post('/v1/keys', {});
+  await dbQuery(urls.superuser, 'update api_keys set sealed = null, sealed_keyring_id = null where id = $1', [
+    unsealed.id,
+  ]);
+  const [deleted, compromised] = [
+    (await admin.post('/v1/keys', { partnerId: partner.id, permission: 'read' })).body,
+    (await admin.post('/v1/keys', { partnerId: partner.id, permission: 'write' })).body,
+  ];
+  await admin.delete(`/v1/keys/${deleted.id}`);
+  await admin.delete(`/v1/keys/${compromised.id}?reason=compromised`);
+  const live = [own, ...partner.keys];
+  const wanted = (key: { permission: string }) => (key.permission === 'write' ? 'write' : 'read');
+
+  const second = await startService(t, { urls, keyring: keyringOf('old', 'new') });
+  const third = await startService(t, { urls, keyring: keyringOf('new', 'old') });
+  const { body: late } = await third
+    .as(admin.token)
+    .post('/v1/partners', { email: 'q@p.example', permissions: ['read'] });
+  live.push(...late.keys);
+
+  const { code, output } = await runRekey(t, urls.app, 'new', 'old');
+  t.equal(code, 0);
+  t.match(output, /^Rekeying 0 of 4\nRekeying 4 of 4\n4 keys were moved to new\.$/m);
+  t.match(output, /^Keyring entry new \(primary\): 5 sealed keys, tags of 5 keys and \d+ access tokens\.$/m);
+  t.match(
+    output,
+    /^Keyring entry old \(secondary\): 0 sealed keys, tags of 1 keys and \d+ access tokens, the tags that are all that is left of 1 compromised keys\. Without it argon2id checks each of these once, at its next use, and compromised keys are no longer told from unknown ones\.$/m,
+  );
+  t.same(await entriesOf(urls.superuser), [
+    { sealed: '-', tag: 'old', keys: 2 },
+    { sealed: 'new', tag: 'new', keys: 5 },
+  ]);
+  t.same(await eventsOf(urls.superuser), [
+    { action: 'keyring.rekey_started', actor_id: 'rekey', details: { primary: 'new', keys: 4 } },
+    { action: 'keyring.rekeyed', actor_id: 'rekey', details: { primary: 'new', keys: 4, unopened: 0, locked: 0 } },
+  ]);
+
+  const last = await startService(t, { urls, keyring: keyringOf('new') });
+  for (const [name, service] of Object.entries({ second, third, last })) {
+    const verifier = service.as(first.verifier.token);
+    const ask = (key: string, permission: string) => verifier.post('/v1/verify', { key, permission });
+    await ask(own.key, 'read');
+    const before = service.hasher.runs;
+    for (const key of live) {
+      t.equal((await ask(key.key, wanted(key))).body.code, 'valid', `${name}: ${key.permission}`);
+      const revealed = await service.as(admin.token).post(`/v1/keys/${key.id}/reveal`);
+      t.equal(revealed.body.key, key.key, `${name} reveals`);
+    }
+    t.equal((await ask(deleted.key, 'read')).body.code, 'deleted');
+    const argon2Runs = service.hasher.runs - before;
+    t.equal(argon2Runs, name === 'last' ? 1 : 0, 'argon2id had to vouch for nothing but the admin token');
+  }
+
+  await t.test('a key without a sealed value passes through argon2id once and has a new tag', async (t) => {
+    const verifier = last.as(first.verifier.token);
+    const before = last.hasher.runs;
+    t.equal((await verifier.post('/v1/verify', { key: unsealed.key, permission: 'read' })).body.code, 'valid');
+    t.equal(last.hasher.runs, before + 1);
+    const [row] = await dbQuery(urls.superuser, 'select tag_keyring_id from api_keys where id = $1', [unsealed.id]);
+    t.same(row, { tag_keyring_id: 'new' });
+    t.equal((await verifier.post('/v1/verify', { key: unsealed.key, permission: 'read' })).body.code, 'valid');
+    t.equal(last.hasher.runs, before + 1);
+    t.equal((await verifier.post('/v1/verify', { key: compromised.key, permission: 'read' })).body.code, 'not_found');
+  });
+
+  await t.test('a second run finds nothing to do, and records nothing', async (t) => {
+    t.match(await runRekey(t, urls.app, 'new', 'old'), { code: 0, output: /^Nothing was moved to new\.$/m });
+    t.equal((await eventsOf(urls.superuser)).length, 2);
+    const { body } = await last.as(first.operator.token).get('/v1/history/verify');
+    t.match(body, { valid: true });
+  });
+});
+
+t.test('what does not open is named, left as it is, and never counted as done', async (t) => {
+  const service = await startService(t, { keyring: keyringOf('new', 'old', 'older') });
+  const { urls } = service;
+  const { organizationId } = service.bootstrapped;
+  const [flipped, foreign, retagged, good] = await dbWriteKeys(urls.superuser, keyringOf('old'), organizationId, 4);
+  const [lost] = await dbWriteKeys(urls.superuser, keyringOf('older'), organizationId, 1);
+  const sql = {
+    flip: 'update api_keys set sealed = set_byte(sealed, 20, get_byte(sealed, 20) # 1) where id = $1',
+    swap: 'update api_keys set sealed = (select sealed from api_keys where id = $2) where id = $1',
+    retag: 'update api_keys set tag = (select tag from api_keys where id = $2) where id = $1',
+  };
+  await dbQuery(urls.superuser, sql.flip, [flipped?.id]);
+  await dbQuery(urls.superuser, sql.swap, [foreign?.id, good?.id]);
+  await dbQuery(urls.superuser, sql.retag, [retagged?.id, good?.id]);
+  const dump = () => dbQuery(urls.superuser, 'select * from api_keys where id <> $1 order by id', [good?.id]);
+  const before = await dump();
+  const { code, output } = await runRekey(t, urls.app, 'new', 'old');
+  t.equal(code, 1);
+  t.match(output, `wrong   ${flipped?.id} was left as it is: its sealed value was changed`);
+  t.match(output, `wrong   ${foreign?.id} was left as it is: its sealed value was changed, or belongs to another key`);
+  t.match(output, `wrong   ${retagged?.id} was left as it is: its sealed value is not what its tag was made of`);
+  t.match(output, `wrong   ${lost?.id} was left as it is: the keyring lacks the entry`);
+  t.match(output, /^1 keys were moved to new\.$/m);
+  t.match(output, /^Keyring entry older \(not in the keyring\): 1 sealed keys/m);
+  t.notMatch(output, /lk_k_/);
+  t.same(await dump(), before);
+  t.match((await eventsOf(urls.superuser)).at(-1), { details: { keys: 1, unopened: 4 } });
+});
+
+t.test('a service that still has another primary is noticed', async (t) => {
+  const service = await startService(t, { keyring: keyringOf('new', 'old') });
+  const { urls } = service;
+  const writeOld = () => dbWriteKeys(urls.superuser, keyringOf('old'), service.bootstrapped.organizationId, 1);
+  const [held] = await writeOld();
+  const letGo = await hold(service, held?.id);
+  const rekeying = startRekey(t, urls.app, 'new', 'old');
+  await rekeying.until(/Rekeying 0 of 1/);
+  await writeOld();
+  await letGo();
+  t.equal((await rekeying.exited).code, 1);
+  t.match(rekeying.output(), /^wrong {3}1 keys were sealed or tagged under another entry while this ran/m);
+});
+
+t.test('what rests on each entry is told in words', async (t) => {
+  const keyring = keyringOf('k3', 'k2', 'k1');
+  const use = { sealedKeys: 0, taggedKeys: 0, taggedTokens: 0, bareTags: 0 };
+  t.same(tellKeyringUse(keyring, []), [
+    'Keyring entry k3 (primary): nothing rests on it yet.',
+    'Keyring entry k2 (secondary): nothing rests on it, it can go.',
+    'Keyring entry k1 (secondary): nothing rests on it, it can go.',
+  ]);
+  t.same(
+    tellKeyringUse(keyring, [
+      { ...use, keyringId: 'k0', sealedKeys: 1, taggedKeys: 1 },
+      { ...use, keyringId: 'k1', sealedKeys: 2, taggedKeys: 3, taggedTokens: 4 },
+      { ...use, keyringId: 'k2', bareTags: 5 },
+      { ...use, keyringId: 'k3', sealedKeys: 6, taggedKeys: 7 },
+    ]),
+    [
+      'Keyring entry k3 (primary): 6 sealed keys, tags of 7 keys and 0 access tokens.',
+      'Keyring entry k2 (secondary): 0 sealed keys, tags of 0 keys and 0 access tokens, the tags that are all that is left of 5 compromised keys. Without it compromised keys are no longer told from unknown ones.',
+      'Keyring entry k1 (secondary): 2 sealed keys, tags of 3 keys and 4 access tokens. `latchkey rekey` moves what is sealed to the primary.',
+      'Keyring entry k0 (not in the keyring): 1 sealed keys, tags of 1 keys and 0 access tokens.',
+    ],
+  );
+});

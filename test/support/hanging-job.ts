@@ -1,0 +1,23 @@
+import { startJobs } from '../../src/jobs/runner.ts';
+import { createLogger } from '../../src/logger.ts';
+
+// A replica of its own process, whose job begins and never ends: `hanging-job.ts <database URL> <job's name>`.
+
+const [url = '', name = ''] = process.argv.slice(2);
+startJobs({
+  url,
+  jobs: [
+    {
+      name,
+      does: 'Hangs.',
+      schedule: '0 0 1 1 *',
+      run: () => {
+        process.stdout.write('it hangs\n');
+        return new Promise<number>(() => undefined);
+      },
+    },
+  ],
+  settings: { usageHourlyDays: 1, retentionSeconds: 1 },
+  clockShiftMs: () => 0,
+  logger: createLogger({ level: 'warn', tokenPrefix: 'lk' }),
+});

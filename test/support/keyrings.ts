@@ -1,0 +1,69 @@
+import { idSuffix, type KeyId, newId, type OrganizationId, type PartnerId } from '../../src/core/ids.ts';
+import { type Keyring, parseKeyring } from '../../src/crypto/keyring.ts';
+import { seal } from '../../src/crypto/seal.ts';
+import { tagOf } from '../../src/crypto/tag.ts';
+import { mintToken } from '../../src/crypto/token.ts';
+import { sealBinding } from '../../src/keys/mint.ts';
+import { dbQuery } from './database.ts';
+
+/** An entry of a keyring as text; the same id has the same bytes. */
+export function entryText(id: string): string {
+  return `${id}:${Buffer.alloc(32, id).toString('base64')}`;
+}
+
+export function keyringText(...ids: string[]): string {
+  return ids.map(entryText).join(',');
+}
+
+export function keyringOf(...ids: string[]): Keyring {
+  return parseKeyring(keyringText(...ids));
+}
+
+export interface WrittenKey {
+  id: KeyId;
+  partnerId: PartnerId;
+  plaintext: string;
+}
+
+/** Many live keys at once, each of a partner of its own, sealed and tagged under the keyring's primary. */
+export async function dbWriteKeys(
+  url: string,
+  keyring: Keyring,
+  organizationId: OrganizationId,
+  count: number,
+): Promise<WrittenKey[]> {
+  const written: WrittenKey[] = [];
+  const columns = { sealed: [] as Buffer[], tags: [] as Buffer[] };
+  for (let index = 0; index < count; index++) {
+    const id = newId('key');
+    const plaintext = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(id) });
+    written.push({ id, partnerId: newId('partner'), plaintext: plaintext.reveal() });
+    columns.sealed.push(seal(keyring, plaintext, sealBinding(organizationId, id)).sealed);
+    columns.tags.push(tagOf(keyring.primary, plaintext));
+  }
+  const creator = JSON.stringify({ type: 'system', id: 'test', name: 'test', email: null });
+  const partnerIds = written.map(({ partnerId }) => partnerId);
+  await dbQuery(
+    url,
+    `insert into partners (id, organization_id, email, permissions, created_at, created_by)
+     select id, $1, id || '@p.example', array['read'], now(), $3 from unnest($2::text[]) as partner (id)`,
+    [organizationId, partnerIds, creator],
+  );
+  await dbQuery(
+    url,
+    `insert into api_keys (id, organization_id, partner_id, permission, slot, tag, tag_keyring_id, argon2id_hash,
+       sealed, sealed_keyring_id, last_four, allowed_ips, metadata, created_at, created_by)
+     select id, $1, partner_id, 'read', 1, tag, $2, 'none', sealed, $2, right(id, 4), '{}', '{}', now(), $7
+     from unnest($3::text[], $4::text[], $5::bytea[], $6::bytea[]) as key (id, partner_id, tag, sealed)`,
+    [
+      organizationId,
+      keyring.primary.id,
+      written.map(({ id }) => id),
+      partnerIds,
+      columns.tags,
+      columns.sealed,
+      creator,
+    ],
+  );
+  return written;
+}

@@ -1,0 +1,132 @@
+import { readdirSync } from 'node:fs';
+import path from 'node:path';
+import t from 'tap';
+import { connect } from '../src/db/client.ts';
+import { migrationStatus, requireCurrentSchema } from '../src/db/migrator.ts';
+import { workerRevision, workerTables } from '../src/db/worker-schema.ts';
+import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
+import { dbDue, dbQueue } from './support/jobs.ts';
+import { eventually } from './support/process.ts';
+
+t.test('the revision that is asked for is the newest one of the installed graphile-worker', async (t) => {
+  const files = readdirSync(path.join('node_modules', 'graphile-worker', 'sql'));
+  t.equal(Math.max(...files.map((file) => Number.parseInt(file, 10))), workerRevision);
+  const urls = await createDatabase(t);
+  t.same(await dbQuery(urls.superuser, 'select max(id) as id from graphile_worker.migrations'), [
+    { id: workerRevision },
+  ]);
+  const guarded = await dbQuery(
+    urls.superuser,
+    `select relname from pg_class where relnamespace = 'graphile_worker'::regnamespace and relrowsecurity order by 1`,
+  );
+  t.same(
+    guarded.map(({ relname }) => relname),
+    [...workerTables].sort(),
+  );
+});
+
+t.test('its tables belong to the role that migrates; the service uses them and can change none', async (t) => {
+  const urls = await createDatabase(t);
+  const owners = await dbQuery(
+    urls.superuser,
+    `select distinct relowner::regrole::text as owner from pg_class where relnamespace = 'graphile_worker'::regnamespace`,
+  );
+  t.same(owners, [{ owner: roleOf(urls.owner) }]);
+  await dbDue(urls, 'anything');
+  t.equal((await dbQuery(urls.app, 'select 1 from graphile_worker._private_jobs')).length, 1);
+  for (const statement of [
+    'alter table graphile_worker._private_jobs disable row level security',
+    'drop table graphile_worker._private_jobs',
+    'truncate graphile_worker._private_jobs',
+    'create table graphile_worker.more (n int)',
+    'insert into graphile_worker.migrations (id) values (20)',
+    'drop policy latchkey_service on graphile_worker._private_jobs',
+  ]) {
+    await t.rejects(dbQuery(urls.app, statement), { code: '42501' }, statement);
+  }
+});
+
+t.test('a migration that was killed within it: the next one goes on where it ended', async (t) => {
+  const urls = await createDatabase(t, { migrated: false });
+  // It hangs at a type that its eleventh step makes, on a lock that somebody else holds, and is killed there.
+  await dbQuery(
+    urls.superuser,
+    `create function hold() returns event_trigger language plpgsql as $$ begin perform pg_advisory_xact_lock(11); end $$;
+     create event trigger hold on ddl_command_start when tag in ('CREATE TYPE') execute function hold();`,
+  );
+  const holder = connect({ url: urls.superuser, poolSize: 1 });
+  t.teardown(() => holder.close());
+  const client = await holder.pool.connect();
+  await client.query('begin; select pg_advisory_xact_lock(11)');
+  const hanging = migrateAs(urls);
+  hanging.catch(() => undefined);
+  await eventually(async () => {
+    const ended = await dbQuery(
+      urls.superuser,
+      `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and usename = $1
+       and exists (select from pg_stat_activity where datname = current_database() and usename = $1 and wait_event = 'advisory')`,
+      [roleOf(urls.owner)],
+    );
+    return ended.length > 0;
+  });
+  await t.rejects(hanging);
+  await client.query('rollback');
+  client.release();
+  await dbQuery(urls.superuser, 'drop event trigger hold');
+
+  const [found] = await dbQuery(urls.superuser, 'select max(id) as id from graphile_worker.migrations');
+  t.ok(Number(found?.['id']) > 0 && Number(found?.['id']) < workerRevision, `it got to step ${found?.['id']}`);
+  const service = connect({ url: urls.app, poolSize: 1 });
+  t.teardown(() => service.close());
+  t.same(await migrateAs(urls), [`graphile_worker@${workerRevision}`]);
+  await requireCurrentSchema(service.db);
+});
+
+t.test('missing, older, newer or closed to the service: it is refused, and told why', async (t) => {
+  const cases = [
+    ['missing', 'drop schema graphile_worker cascade', /graphile_worker@19 not applied.*`latchkey migrate`/],
+    ['older', 'delete from graphile_worker.migrations where id > 18', /graphile_worker@19 not applied/],
+    ['newer', 'insert into graphile_worker.migrations (id) values (20)', /newer Latchkey.*graphile_worker@20/],
+    ['closed', 'revoke usage on schema graphile_worker from ROLE', /graphile_worker@19 not applied/],
+  ] as const;
+  for (const [name, statement, message] of cases) {
+    const urls = await createDatabase(t);
+    await dbQuery(urls.owner, statement.replace('ROLE', roleOf(urls.app)));
+    const { db, close } = connect({ url: urls.app, poolSize: 1 });
+    await t.rejects(requireCurrentSchema(db), { name: 'SchemaMismatch', message }, name);
+    await close();
+    if (name === 'newer') await t.rejects(migrateAs(urls), { name: 'SchemaMismatch', message });
+  }
+});
+
+t.test('what the service may do is granted anew by every run, to the role of now', async (t) => {
+  const urls = await createDatabase(t);
+  const app = roleOf(urls.app);
+  await dbQuery(
+    urls.owner,
+    `drop policy latchkey_service on graphile_worker._private_jobs;
+     drop policy latchkey_service on graphile_worker._private_tasks;
+     create policy latchkey_service on graphile_worker._private_tasks to public using (true) with check (false);
+     revoke all on graphile_worker._private_jobs from ${app};`,
+  );
+  t.same(await migrateAs(urls), []);
+  await dbDue(urls, 'anything');
+  t.match(await dbQueue(urls), [{ name: 'anything' }]);
+  const policies = await dbQuery(
+    urls.superuser,
+    `select tablename, roles::text[] from pg_policies where schemaname = 'graphile_worker' order by 1`,
+  );
+  t.same(
+    policies,
+    [...workerTables].sort().map((tablename) => ({ tablename, roles: [app] })),
+  );
+});
+
+t.test('with one role for everything, jobs can be queued as well', async (t) => {
+  const urls = await createDatabase(t);
+  await dbDue({ ...urls, app: urls.owner }, 'anything');
+  const { db, close } = connect({ url: urls.owner, poolSize: 1 });
+  t.teardown(close);
+  await requireCurrentSchema(db);
+  t.match(await migrationStatus(db), { pending: [], unknown: [] });
+});
