@@ -15,6 +15,7 @@ import { guard } from './http/guard.ts';
 import { healthRoutes } from './http/health.ts';
 import { idempotency } from './http/idempotency.ts';
 import { jsonBody } from './http/json-body.ts';
+import { metricsRoutes } from './http/metrics-routes.ts';
 import { openApi } from './http/openapi.ts';
 import { problemRoutes } from './http/problem-routes.ts';
 import { type EndpointLimits, endpointLimits } from './http/rate-limit.ts';
@@ -26,6 +27,7 @@ import { createKeyMint } from './keys/mint.ts';
 import { createReopener } from './keys/reveal.ts';
 import { keyRoutes } from './keys/routes.ts';
 import { keyViewersRoutes } from './keys/viewers-routes.ts';
+import { createMetrics } from './metrics.ts';
 import { operatorOrganizationRoutes, organizationRoutes } from './organizations/routes.ts';
 import { partnerRoutes } from './partners/routes.ts';
 import { recoveryRoutes } from './recovery/routes.ts';
@@ -100,6 +102,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(requestLog);
   await app.register(openApi, { version: deps.version });
   await app.register(problemRoutes);
+  await app.register(metricsRoutes, { metrics: createMetrics({ ...transactor, logger: deps.logger }) });
   await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db), isStopping });
 
   const v1 = { prefix: '/v1' };

@@ -42,7 +42,8 @@ function finishOperation(operation: Operation): void {
 /** A problem is a response component, which the generator takes for a schema; a success gets its headers. */
 function finishResponse(status: string, response: JsonObject, ownHeaders: JsonObject): JsonObject {
   const content = response['content'] as Record<string, { schema: JsonObject }> | undefined;
-  const reference = content?.['application/json']?.schema['$ref'];
+  const [media] = Object.values(content ?? {});
+  const reference = media?.schema['$ref'];
   if (typeof reference === 'string' && reference.startsWith('#/components/responses/')) return { $ref: reference };
   const location = { Location: { description: 'The path of what was created.', schema: { type: 'string' } } };
   return {

@@ -154,3 +154,14 @@ function found(request: RecoveryRequest | undefined): RecoveryRequest {
   if (request === undefined) throw new Problem('not_found', 'There is no such recovery request.');
   return request;
 }
+
+/** Open requests, of all organizations, whose answer was due before now. */
+export async function countOverdue(db: Db, now: Date): Promise<number> {
+  const { count } = await db
+    .selectFrom('recovery_requests')
+    .select(({ fn }) => fn.countAll<number>().as('count'))
+    .where('status', '=', 'open')
+    .where('respond_by', '<', now)
+    .executeTakeFirstOrThrow();
+  return count;
+}
