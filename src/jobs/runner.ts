@@ -35,7 +35,7 @@ const queryTimeoutMs = 600_000;
 const connectTimeoutMs = 10_000;
 
 const askAgainAfterMs = 2_000;
-const restartAfterMs = { least: 1_000, most: 30_000 };
+const restartAfterMs = { least: 1_000, most: 10_000 };
 const jobMayEndWithinMs = 3_000;
 const closeWithinMs = 5_000;
 
