@@ -46,7 +46,9 @@ export const guard = fp<GuardOptions>(
       requireRole(rule, principal);
       if (principal.kind === 'api_key') return;
       requireScope(rule, principal);
-      principal.actsIn = await organizationFor(request, rule, principal);
+      const named = request.headers['latchkey-organization'];
+      principal.actsIn =
+        named === undefined ? ownOrganization(rule, principal) : await namedOrganization(principal, named);
     });
 
     async function identify(request: FastifyRequest, reply: FastifyReply): Promise<Principal> {
@@ -81,17 +83,10 @@ export const guard = fp<GuardOptions>(
       return principal;
     }
 
-    async function organizationFor(
-      request: FastifyRequest,
-      rule: ProtectedRule,
+    async function namedOrganization(
       principal: AccessTokenPrincipal,
-    ): Promise<OrganizationId | null> {
-      const named = request.headers['latchkey-organization'];
-      if (named === undefined) {
-        const needsOne = principal.role === 'operator' && rule.role === 'admin' && rule.installation !== true;
-        if (!needsOne) return principal.organizationId;
-        throw new Problem('bad_request', 'An operator names the organization in the Latchkey-Organization header.');
-      }
+      named: string | string[],
+    ): Promise<OrganizationId> {
       const mayUse = principal.organizationId === null || principal.organizationId === named;
       if (typeof named === 'string' && isId('org', named) && mayUse && (await options.organizationExists(named))) {
         return named;
@@ -101,6 +96,12 @@ export const guard = fp<GuardOptions>(
   },
   { name: 'guard', dependencies: ['endpoint-limits'] },
 );
+
+function ownOrganization(rule: ProtectedRule, principal: AccessTokenPrincipal): OrganizationId | null {
+  const needsOne = principal.role === 'operator' && rule.role === 'admin' && rule.installation !== true;
+  if (!needsOne) return principal.organizationId;
+  throw new Problem('bad_request', 'An operator names the organization in the Latchkey-Organization header.');
+}
 
 function requireRole(rule: ProtectedRule, principal: Principal): void {
   if (rule.role === 'any') return;

@@ -34,14 +34,16 @@ export const strictRoutes = fp<{ tokenPrefix: string }>(
       route.schema = { ...route.schema, querystring: route.schema?.querystring ?? nothing };
       if (takesBody(route)) route.schema.body ??= noBody;
     });
-    app.addHook('onRequest', async (request, reply) => {
+    app.addHook('onRequest', (request, reply, done) => {
       reply.headers(commonHeaders(request.id));
       requireHost(request);
       const { access } = request.routeOptions.config;
       // What a gateway passes on is its client's, and none of it but the credential is looked at.
-      if (access !== undefined && access !== 'public' && access.role === 'gateway') return;
-      refuseTokenInUrl(request, tokenPrefix);
-      refuseNulInUrl(request);
+      if (access === undefined || access === 'public' || access.role !== 'gateway') {
+        refuseTokenInUrl(request, tokenPrefix);
+        refuseNulInUrl(request);
+      }
+      done();
     });
   },
   { name: 'strict-routes' },

@@ -71,6 +71,7 @@ export function toCount(buckets: UseBuckets, levels: readonly Level[], refusedBy
 }
 
 interface Window {
+  windowSeconds: number;
   used: number;
   endsAtMs: number;
 }
@@ -89,15 +90,14 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
   function sweep(now: number): void {
     if (now - sweptAtMs < sweepEveryMs) return;
     sweptAtMs = now;
-    for (const [name, { endsAtMs }] of windows) if (endsAtMs <= now) windows.delete(name);
+    for (const [id, { endsAtMs }] of windows) if (endsAtMs <= now) windows.delete(id);
   }
 
-  function windowOf(bucket: Bucket, now: number): Window {
-    const name = bucketName(bucket);
-    const known = windows.get(name);
-    if (known !== undefined && known.endsAtMs > now) return known;
-    const begun = { used: 0, endsAtMs: now + bucket.windowSeconds * 1000 };
-    windows.set(name, begun);
+  function windowOf({ id, windowSeconds }: Bucket, now: number): Window {
+    const known = windows.get(id);
+    if (known !== undefined && known.endsAtMs > now && known.windowSeconds === windowSeconds) return known;
+    const begun = { windowSeconds, used: 0, endsAtMs: now + windowSeconds * 1000 };
+    windows.set(id, begun);
     return begun;
   }
 

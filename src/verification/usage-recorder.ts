@@ -27,22 +27,24 @@ interface UsageRecorderOptions {
 
 const flushEveryMs = 1_000;
 const hourMs = 3_600_000;
-const rowsInBatch = 2_000;
+/** Small enough that making one does not hold up the requests of the moment. */
+const rowsInBatch = 500;
 
 /** Rows held while the database does not take them: an hour of a hundred thousand keys. Past it, counts are dropped. */
 const rowsHeld = 100_000;
 
 export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRecorderOptions): UsageRecorder {
-  let counted = new Map<string, UsageRow>();
+  /** By hour and by key: so that counting, which each request does, has no name to put together. */
+  let counted = new Map<number, Map<string, UsageRow>>();
+  let held = 0;
   let flushing: Promise<void> | undefined;
   let dropped = 0;
 
   function rowOf(key: ApiKeyRecord, nowMs: number): UsageRow | undefined {
     const hour = nowMs - (nowMs % hourMs);
-    const name = `${key.id} ${hour}`;
-    const known = counted.get(name);
+    const known = counted.get(hour)?.get(key.id);
     if (known !== undefined) return known;
-    if (counted.size >= rowsHeld) return undefined;
+    if (held >= rowsHeld) return undefined;
     const row = {
       organization_id: key.organization_id,
       partner_id: key.partner_id,
@@ -54,30 +56,37 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
       after_deletion: 0,
       last_used_at: null,
     };
-    counted.set(name, row);
+    hold(row);
     return row;
   }
 
+  function hold(row: UsageRow): void {
+    const hour = row.hour.getTime();
+    const rows = counted.get(hour) ?? new Map<string, UsageRow>();
+    counted.set(hour, rows.set(row.key_id, row));
+    held += 1;
+  }
+
   async function writeAll(): Promise<void> {
-    const rows = [...counted.values()];
+    const rows = [...counted.values()].flatMap((ofHour) => [...ofHour.values()]);
     counted = new Map();
+    held = 0;
     while (rows.length > 0) {
       const batch = rows.splice(0, rowsInBatch);
       try {
         await addUsage(db, batch);
       } catch (error) {
         for (const row of [...batch, ...rows]) putBack(row);
-        logger.warn({ err: error, rows: counted.size, dropped }, 'Usage could not be written; it is kept for later.');
+        logger.warn({ err: error, rows: held, dropped }, 'Usage could not be written; it is kept for later.');
         return;
       }
     }
   }
 
   function putBack(row: UsageRow): void {
-    const name = `${row.key_id} ${row.hour.getTime()}`;
-    const present = counted.get(name);
+    const present = counted.get(row.hour.getTime())?.get(row.key_id);
     if (present === undefined) {
-      if (counted.size < rowsHeld) counted.set(name, row);
+      if (held < rowsHeld) hold(row);
       else dropped += 1;
       return;
     }
@@ -110,7 +119,7 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
   }
 
   const timer = setInterval(() => {
-    if (counted.size > 0 || deletedUses.isWaiting()) void flush();
+    if (held > 0 || deletedUses.isWaiting()) void flush();
   }, flushEveryMs).unref();
   return {
     add: count,
@@ -122,7 +131,7 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     async close() {
       clearInterval(timer);
       await flush();
-      if (counted.size > 0) await flush();
+      if (held > 0) await flush();
     },
   };
 }
