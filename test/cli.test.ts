@@ -1,7 +1,7 @@
 import t, { type Test } from 'tap';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import type { ClusterUrls } from './support/cluster.ts';
-import { createDatabase, dbQuery, roleOf } from './support/database.ts';
+import { createDatabase, roleOf } from './support/database.ts';
 import { request, runEntry } from './support/process.ts';
 
 const keyring = generateKeyring(new Date());
@@ -85,23 +85,6 @@ t.test('a Postgres of ones own, from empty to the first verified key', async (t)
     t.match(output, /^ok {6}The triggers that keep history append-only are there and always fire\.$/m);
     t.match(output, /^ok {6}The keyring has every entry that keys were sealed under\.$/m);
     t.match(output, /^ok {6}Job fold_usage has not run yet: it has not been due\.$/m);
-  });
-
-  await t.test('doctor tells how each job stands', async (t) => {
-    const tell = async (columns: string) => {
-      await dbQuery(urls.app, `update job_runs set ${columns} where name = 'fold_usage'`);
-      return call('doctor');
-    };
-    t.match(await tell("last_succeeded_at = '2026-01-02T03:04:05Z'"), {
-      code: 1,
-      output: /^wrong {3}Job fold_usage is overdue; it last succeeded 2026-01-02T03:04:05\.000Z\. /m,
-    });
-    const good = await tell('last_succeeded_at = now(), last_count = 12, last_duration_ms = 34');
-    t.match(good.output, /^ok {6}Job fold_usage last ran 20.*Z: 12 done in 34 ms\.$/m);
-    t.match(await tell("last_failed_at = now(), last_error = 'Error: no'"), {
-      code: 1,
-      output: /^wrong {3}Job fold_usage failed 20.*Z \(Error: no\); it last succeeded 20/m,
-    });
   });
 
   await t.test('doctor and the start warn where one role does it all; strict refuses', async (t) => {
