@@ -53,7 +53,24 @@ t.test('a transaction pooler', { skip: unlessInstalled('pgbouncer') }, async (t)
     t.equal(await ask(), 'valid');
     await dbQuery(urls.superuser, 'update api_keys set suspended_at = now() where id = $1', [key.id]);
     t.equal(await ask(), 'suspended');
-    await eventually(async () => service.logLines.join('').includes('set LISTEN_DATABASE_URL'));
+    await eventually(async () =>
+      service.logLines.join('').includes('LISTEN_DATABASE_URL must lead to the same database'),
+    );
     t.equal(service.verification.feed.isLive(), false);
   });
+});
+
+t.test('listening to another database: nothing is answered from memory, and the log says so', async (t) => {
+  const elsewhere = await createDatabase(t);
+  const service = await startService(t, { state: { listenUrl: elsewhere.app } });
+  const { body: key } = await service.admin.post('/v1/keys', {});
+  const ask = async () =>
+    (await service.verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code as string;
+  t.equal(await ask(), 'valid');
+  await dbQuery(service.urls.superuser, 'update api_keys set suspended_at = now() where id = $1', [key.id]);
+  t.equal(await ask(), 'suspended');
+  await eventually(async () =>
+    service.logLines.join('').includes('LISTEN_DATABASE_URL must lead to the same database'),
+  );
+  t.equal(service.verification.feed.isLive(), false);
 });

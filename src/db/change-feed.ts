@@ -22,6 +22,8 @@ export interface ChangeFeed {
 }
 
 export interface ChangeFeedOptions {
+  /** Sends a notification the way on which changes are made, which is what the feed must hear. */
+  notify: (channel: string, payload: string) => Promise<void>;
   /** A direct connection: a pooler that hands out connections by transaction does not deliver notifications. */
   url: string;
   clock: DatabaseClock;
@@ -32,13 +34,19 @@ export interface ChangeFeedOptions {
 const channel = 'latchkey_changes';
 const everything = '*';
 const heartbeatEveryMs = 500;
+/**
+ * After so many heartbeats one goes the way of the service's own queries: a transaction pooler hands a connection what it
+ * has itself caused to be told and nothing else, and a connection to another database would hear itself as well.
+ */
+const beatsBetweenProofs = 10;
 /** Longer silence than this and the feed is not live: a connection can be dead without telling. */
 const silenceAllowedMs = 2_000;
 const reconnectAfterMs = 250;
 
 /**
  * Listens on a connection of its own, and reconnects for as long as it is open. Postgres delivers notifications in the
- * order of commits, so a heartbeat that comes back through the channel proves that all before it has arrived.
+ * order of commits, so a heartbeat that comes back through the channel proves that all before it has arrived. The first
+ * one, and one now and then, goes the way on which the service makes its changes.
  */
 export function followChanges(options: ChangeFeedOptions): ChangeFeed {
   const { clock, onTurn } = options;
@@ -66,53 +74,65 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
   /** One connection's life. Resolves with what ended it. */
   async function listen(): Promise<Error> {
     const client = new pg.Client(connection);
-    const lost = new Promise<Error>((resolve) => {
-      client.on('error', resolve);
-      client.on('end', () => resolve(new Error('the connection has ended')));
-      closing.signal.addEventListener('abort', () => resolve(new Error('the service is stopping')), { once: true });
-    });
-    let awaited: Beat | undefined;
+    let giveUp: (cause: Error) => void = () => undefined;
+    let lost: Error | undefined;
+    const lose = (cause: Error) => {
+      lost ??= cause;
+      giveUp(lost);
+    };
+    const stop = () => lose(new Error('the service is stopping'));
+    client.on('error', lose);
+    client.on('end', () => lose(new Error('the connection has ended')));
+    closing.signal.addEventListener('abort', stop, { once: true });
+    /** Of its own for each wait: whatever waits beside a promise that lives as long as the connection is never let go. */
+    const orLost = <Value>(promise: Promise<Value>) =>
+      new Promise<Value>((resolve, reject) => {
+        giveUp = reject;
+        if (lost !== undefined) reject(lost);
+        promise.then(resolve, reject);
+      });
+    const beats = new Map<string, Beat>();
     client.on('notification', ({ payload = '' }) => {
-      if (payload === awaited?.payload) {
-        caughtUpAtMs = awaited.sentAtMs;
+      const beat = beats.get(payload);
+      if (beat !== undefined) {
+        caughtUpAtMs = Math.max(caughtUpAtMs, beat.sentAtMs);
         isConnected = true;
-        awaited.arrive();
+        beat.arrive();
         turn();
       } else if (payload === everything) for (const listener of listeners) listener.restarted();
       else for (const listener of listeners) listener.changed(payload);
     });
-    const orLost = <Value>(promise: Promise<Value>) => Promise.race([promise, rejected(lost)]);
+    const exchange = async (send: (beat: Beat) => Promise<void>) => {
+      const beat = createBeat();
+      beats.set(beat.payload, beat);
+      try {
+        await send(beat);
+        await arrival(beat);
+      } finally {
+        beats.delete(beat.payload);
+      }
+    };
+    const loseIfUnheard = (error: unknown) => {
+      if (error instanceof Unheard) lose(error);
+    };
+    const sendTheServicesWay = ({ payload }: Beat) => options.notify(channel, payload);
     try {
       await orLost(client.connect().then(() => client.query(`listen ${channel}`)));
       for (const listener of listeners) listener.restarted();
-      for (let send = sendFromElsewhere; ; send = (beat) => sendBeat(client, beat)) {
-        const beat = createBeat();
-        awaited = beat;
-        await orLost(send(beat));
-        await orLost(Promise.race([beat.arrived, silence()]));
+      await orLost(exchange(sendTheServicesWay));
+      for (let number = 1; ; number++) {
         await orLost(delay(heartbeatEveryMs, undefined, { ref: false }));
+        await orLost(exchange((beat) => sendBeat(client, beat)));
+        // Not waited for: the service's own connections may all be busy, and that says nothing of this one.
+        if (number % beatsBetweenProofs === 0) void exchange(sendTheServicesWay).catch(loseIfUnheard);
       }
     } catch (error) {
       return error as Error;
     } finally {
       isConnected = false;
+      closing.signal.removeEventListener('abort', stop);
       void client.end().catch(() => undefined);
       client.connection.stream.destroy();
-    }
-  }
-
-  /**
-   * A transaction pooler hands a connection what it has itself caused to be told, and nothing else, so that beats of its
-   * own would come back and changes would not. The first beat therefore comes from another connection.
-   */
-  async function sendFromElsewhere({ payload }: Beat): Promise<void> {
-    const client = new pg.Client(connection);
-    client.on('error', () => undefined);
-    try {
-      await client.connect();
-      await client.query('select pg_notify($1, $2)', [channel, payload]);
-    } finally {
-      await client.end();
     }
   }
 
@@ -166,13 +186,22 @@ function createBeat(): Beat {
   return { payload: `beat ${randomUUID()}`, sentAtMs: performance.now(), arrive, arrived };
 }
 
-/** Rejects when a beat should have arrived long ago. */
-async function silence(): Promise<never> {
-  await delay(silenceAllowedMs, undefined, { ref: false });
-  throw new Error('notifications do not arrive; behind a transaction pooler set LISTEN_DATABASE_URL');
+/** A message that should have arrived long ago. */
+class Unheard extends Error {
+  constructor() {
+    super(
+      'notifications do not arrive; LISTEN_DATABASE_URL must lead to the same database, past any transaction pooler',
+    );
+  }
 }
 
-/** Rejects with the error that the promise brings; never resolves. */
-async function rejected(lost: Promise<Error>): Promise<never> {
-  throw await lost;
+/** @throws Unheard */
+function arrival({ arrived }: Beat): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Unheard()), silenceAllowedMs);
+    void arrived.then(() => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
 }

@@ -36,8 +36,26 @@ const typesWithSafeIntegers: pg.CustomTypesConfig = {
       : pg.types.getTypeParser(oid, format)) as pg.CustomTypesConfig['getTypeParser'],
 };
 
+/**
+ * A connection that dies when a query has not been answered in time. pg only stops waiting: the statement goes on, the
+ * `rollback` behind it would never be sent, and whoever got the connection next would commit what nobody was told of.
+ */
+class MortalClient extends pg.Client {
+  // pg declares eight forms of it; whichever is used, what comes back is what the caller gets.
+  override query = ((...given: Parameters<pg.Client['query']>) => {
+    const result: unknown = super.query(...given);
+    if (result instanceof Promise) result.catch((error: unknown) => this.#dieOf(error));
+    return result;
+  }) as pg.Client['query'];
+
+  #dieOf(error: unknown): void {
+    if (error instanceof Error && error.message === 'Query read timeout') this.connection.stream.destroy();
+  }
+}
+
 export function connect(options: ClientOptions): DatabaseClient {
   const pool = new pg.Pool({
+    Client: MortalClient,
     connectionString: options.url,
     max: options.poolSize,
     application_name: 'latchkey',

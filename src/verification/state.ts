@@ -1,4 +1,5 @@
 import type { FastifyBaseLogger } from 'fastify';
+import { sql } from 'kysely';
 import { createRecords, type Records } from '../auth/records.ts';
 import { type ChangeFeed, followChanges } from '../db/change-feed.ts';
 import type { Db } from '../db/client.ts';
@@ -38,6 +39,9 @@ export function startVerificationState(options: VerificationStateOptions): Verif
   const clock = createDatabaseClock(options.clockShiftMs);
   const feed = followChanges({
     url: options.listenUrl,
+    notify: async (channel, payload) => {
+      await sql`select pg_notify(${channel}, ${payload})`.execute(db);
+    },
     clock,
     onTurn: (isLive, cause) => {
       if (isLive) logger.info('Changes are followed; verification answers from memory.');
