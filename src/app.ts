@@ -120,7 +120,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(verificationRoutes, { ...v1, verifier });
   await app.register(authorizeRoutes, { ...v1, verifier });
   await app.register(introspectionRoutes, { ...v1, verifier });
-  await app.register(selfRoutes, { ...v1, limits });
+  await app.register(selfRoutes, { ...v1, limits, usage });
   await app.register(usageRoutes, { ...v1, transactor });
   return app;
 }

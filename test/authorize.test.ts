@@ -58,6 +58,8 @@ t.test('200 tells whose key it is, in headers that are always there', async (t) 
 
 t.test('GET, HEAD and OPTIONS need read; everything else needs write', async (t) => {
   const { ask, told, reading, writing } = await startGateway(t);
+  const own = await ask(writing.key, { method: 'QUERY', url: '/v1/authorize/search' });
+  t.equal(own.status, 200, 'QUERY needs a Content-Type elsewhere');
   for (const method of METHODS) {
     const isReading = ['GET', 'HEAD', 'OPTIONS'].includes(method);
     const [mayRead, mayWrite] = [await ask(reading.key, told(method)), await ask(writing.key, told(method))];
@@ -66,6 +68,24 @@ t.test('GET, HEAD and OPTIONS need read; everything else needs write', async (t)
     t.equal(refused.headers['x-latchkey-code'], 'insufficient_permission');
     t.equal((await ask(reading.key, { headers: { 'x-original-method': method } })).status, mayRead.status);
   }
+});
+
+t.test('two keys in two Authorization fields are no key', async (t) => {
+  const { app, verifier, reading, both } = await startGateway(t);
+  await app.listen({ port: 0, host: '127.0.0.1' });
+  const { port } = app.server.address() as AddressInfo;
+  const ask = (...keys: string[]) =>
+    new Promise<number>((resolve, reject) => {
+      const headers = ['host', 'x', 'x-latchkey-token', verifier.token, 'x-forwarded-method', 'GET'];
+      for (const key of keys) headers.push('authorization', `Bearer ${key}`);
+      const sent = httpRequest({ port, host: '127.0.0.1', path: '/v1/authorize', headers }, (response) => {
+        response.resume().on('end', () => resolve(response.statusCode ?? 0));
+      });
+      sent.on('error', reject).end();
+    });
+  t.equal(await ask(reading.key), 200);
+  t.equal(await ask(reading.key, reading.key), 200, 'twice the same is one');
+  t.equal(await ask(reading.key, both.key), 401);
 });
 
 t.test("the client's method: told once, or the answer is no", async (t) => {

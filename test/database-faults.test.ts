@@ -1,4 +1,5 @@
 import { sql } from 'kysely';
+import pg from 'pg';
 import t from 'tap';
 import { connect } from '../src/db/client.ts';
 import { transact } from '../src/db/work.ts';
@@ -79,6 +80,40 @@ t.test(
     t.ok(partners >= replies.filter((status) => status === 201).length, 'nothing acknowledged is lost');
   },
 );
+
+t.test('what was answered 503 because it took too long is never committed by somebody else', async (t) => {
+  const urls = await createDatabase(t);
+  // One connection, so that the next request gets the one on which the first has failed.
+  const client = connect({ url: urls.app, poolSize: 1, timeoutMs: 1_000 });
+  t.teardown(() => client.close());
+  const service = await startService(t, { urls, transactor: { db: client.db, clockShiftMs: () => 0 } });
+  await eventually(async () => service.verification.feed.isLive());
+  const { body: key } = await service.admin.post('/v1/keys', {});
+  const { body: partner } = await service.admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const ask = async () =>
+    (await service.verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code as string;
+  const holder = new pg.Client(urls.superuser);
+  await holder.connect();
+  t.teardown(() => holder.end());
+  await holder.query('begin; select * from history_heads for update');
+  const startedAt = performance.now();
+  t.equal((await service.admin.delete(`/v1/keys/${key.id}`)).status, 503);
+  t.ok(performance.now() - startedAt < 2_500);
+  await holder.query('rollback');
+  await eventually(async () => (await ask()) === 'valid', 3_000);
+  const renamed = await eventually(async () => {
+    const reply = await service.admin.patch(`/v1/partners/${partner.id}`, { name: 'Next' });
+    return reply.status === 200 && reply;
+  });
+  t.equal(renamed.body.name, 'Next');
+  t.equal(await ask(), 'valid');
+  t.equal((await service.admin.get(`/v1/keys/${key.id}`)).body.status, 'active');
+  const { body: history } = await service.admin.get(`/v1/keys/${key.id}/history`);
+  t.same(
+    history.data.map((event: Json) => event.action),
+    ['key.created'],
+  );
+});
 
 t.test('a deadlock is tried again, and both acts are done', async (t) => {
   const urls = await createDatabase(t);

@@ -98,6 +98,11 @@ t.test('a key that this process has never seen: one query, no argon2id', async (
   t.equal(queries, 1);
   for (let turn = 0; turn < 20; turn++) t.equal(await ask(), 'valid');
   t.equal(queries, 1, 'from now on memory answers');
+  const question = { key: key.key, permission: 'write' };
+  const fresh = () => verifier.post('/v1/verify', question, { 'cache-control': 'max-age=0, No-Cache' });
+  t.equal((await fresh()).body.code, 'valid');
+  t.equal((await fresh()).body.code, 'valid');
+  t.equal(queries, 3, 'unless it is asked to read afresh');
   t.equal(second.hasher.runs, runsBefore);
 });
 

@@ -1,6 +1,8 @@
+import { Redis } from 'ioredis';
 import t, { type Test } from 'tap';
 import { createSharedLimits, type SharedLimits } from '../src/verification/shared-limits.ts';
 import { startService } from './support/app.ts';
+import { freePort } from './support/ports.ts';
 import { eventually } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { startRedis } from './support/redis.ts';
@@ -89,6 +91,7 @@ for (const [how, break_] of [
     for (const replica of replicas) {
       t.match(replica.logLines.join(''), 'each replica counts rate limits in its own memory');
       const startedAtMs = performance.now();
+      t.equal((await ask(replica, key.key)).rateLimit.limit, 50);
       for (let turn = 0; turn < 100; turn++) await ask(replica, key.key);
       t.ok(performance.now() - startedAtMs < 5_000, 'and does not wait for Redis each time');
       t.equal((await ask(replica, key.key)).code, 'rate_limited', 'each has its own limit now');
@@ -111,4 +114,52 @@ t.test('a Redis that was never there: memory, from the start', async (t) => {
   t.match(await limits.count([{ id: 'a', requests: 1, windowSeconds: 60 }], 1), { isExceeded: true });
   t.equal(limits.mode, 'memory');
   await eventually(async () => lines.join('').includes('Redis does not answer'));
+});
+
+t.test('a failure does not hand out the whole limit once more', { skip }, async (t) => {
+  const { redis, first, replicas, ask } = await startReplicas(t, 1);
+  const [only] = replicas as [typeof first];
+  await first.admin.put('/v1/rate-limit', { requests: 20, windowSeconds: 60 });
+  const { body: key } = await first.admin.post('/v1/keys', {});
+  for (let turn = 0; turn < 18; turn++) await ask(only, key.key);
+  redis.process.child.kill('SIGKILL');
+  const codes: string[] = [];
+  for (let turn = 0; turn < 6; turn++) codes.push((await ask(only, key.key)).code);
+  t.equal(codes.filter((code) => code === 'valid').length, 2, 'memory goes on from what Redis has told');
+});
+
+t.test('a Redis that answers and takes no writes is of no use, and the log says so once', { skip }, async (t) => {
+  const { redis, first, modeOf, ask } = await startReplicas(t, 1);
+  const { body: key } = await first.admin.post('/v1/keys', {});
+  const port = await freePort();
+  const client = new Redis(redis.url);
+  t.teardown(() => client.disconnect());
+  await client.replicaof('127.0.0.1', port);
+  await eventually(async () => {
+    t.equal((await ask(first, key.key)).code, 'valid');
+    return modeOf(first) === 'memory';
+  });
+  const before = first.logLines.length;
+  for (const deadline = Date.now() + 1_500; Date.now() < deadline; ) await ask(first, key.key);
+  const said = first.logLines.slice(before).filter((line) => /Redis/.test(line));
+  t.ok(said.length <= 1, said.join(''));
+  await client.replicaof('NO', 'ONE');
+  await eventually(async () => modeOf(first) === 'shared');
+});
+
+t.test('a bucket that somebody has broken begins anew', { skip }, async (t) => {
+  const { redis, first, replicas, ask } = await startReplicas(t, 1);
+  const [only] = replicas as [typeof first];
+  await first.admin.put('/v1/rate-limit', { requests: 2, windowSeconds: 60 });
+  const { body: key } = await first.admin.post('/v1/keys', {});
+  for (let turn = 0; turn < 3; turn++) await ask(only, key.key);
+  t.equal((await ask(only, key.key)).code, 'rate_limited');
+  const client = new Redis(redis.url);
+  t.teardown(() => client.disconnect());
+  const [bucket = ''] = await client.keys('latchkey:limit:org_*');
+  await client.persist(bucket);
+  t.equal((await ask(only, key.key)).code, 'valid', 'it would never have ended');
+  await client.set(bucket, 'rubbish', 'PX', 60_000);
+  t.equal((await ask(only, key.key)).code, 'valid');
+  t.ok((await client.pttl(bucket)) > 0);
 });

@@ -32,13 +32,18 @@ t.test('one bucket: the limit and not one more, until the window ends', async (t
 });
 
 t.test('cost: as much as was asked for or nothing; 0 only looks', async (t) => {
-  const limits = createMemoryLimits(() => 0);
+  let now = 0;
+  const limits = createMemoryLimits(() => now);
   const use = async (cost: number) => limits.count([bucket('a', 10)], cost);
   t.match(await use(0), { isExceeded: false, remaining: 10 });
   t.match(await use(8), { isExceeded: false, remaining: 2 });
   t.match(await use(3), { isExceeded: true, remaining: 2 }, 'what does not fit is not counted');
   t.match(await use(2), { isExceeded: false, remaining: 0 });
   t.match(await use(0), { isExceeded: false, remaining: 0 }, 'looking is never refused');
+  const looked = createMemoryLimits(() => now);
+  looked.count([bucket('a', 10)], 0);
+  now = 59_000;
+  t.match(looked.count([bucket('a', 10)], 1), { resetSeconds: 60 }, 'and begins no window');
 });
 
 t.test('two buckets: what one refuses costs the other nothing', async (t) => {
@@ -78,7 +83,7 @@ t.test('whatever is used when: a bucket admits what fits into its window, and no
   const agreesWithModel = fc.asyncProperty(uses, async (sequence) => {
     let now = 0;
     const limits = createMemoryLimits(() => now);
-    // The model keeps every use, and adds up anew each time those of the window that began with the first of them.
+    // The model keeps every use that was counted, and adds up anew each time those of the window that began with the first of them.
     const seen = new Map<string, Array<{ atMs: number; counted: number }>>();
     const usedBy = (id: string) => {
       let window = { atMs: Number.NEGATIVE_INFINITY, used: 0 };
@@ -94,7 +99,10 @@ t.test('whatever is used when: a bucket admits what fits into its window, and no
       const { isExceeded } = await limits.count([bucket(ids[0], 12, 5), bucket(ids[1], 5, 5)], cost);
       const fits = ids.every((id) => usedBy(id) + cost <= limitOf(id));
       if (isExceeded === (fits || cost === 0)) return false;
-      for (const id of ids) seen.set(id, [...(seen.get(id) ?? []), { atMs: now, counted: isExceeded ? 0 : cost }]);
+      for (const id of ids) {
+        const counted = isExceeded ? 0 : cost;
+        if (counted > 0) seen.set(id, [...(seen.get(id) ?? []), { atMs: now, counted }]);
+      }
       if (ids.some((id) => usedBy(id) > limitOf(id))) return false;
     }
     return true;
@@ -103,7 +111,7 @@ t.test('whatever is used when: a bucket admits what fits into its window, and no
 });
 
 t.test('over the wire: all keys of an owner share its bucket, and a key may have a smaller one besides', async (t) => {
-  const { admin, verifier, as } = await startService(t);
+  const { admin, verifier, verification, as } = await startService(t);
   const ask = async (key: string, more = {}) =>
     (await verifier.post('/v1/verify', { key, permission: 'read', ...more })).body;
   const { body: partner } = await admin.post('/v1/partners', {
@@ -144,5 +152,8 @@ t.test('over the wire: all keys of an owner share its bucket, and a key may have
     t.same(one.body.rateLimit, { requests: 3, windowSeconds: 60 });
     t.match(three.headers['retry-after'], /^\d+$/);
     t.match(await ask(ours.key), { code: 'rate_limited' });
+    await verification.usage.flush();
+    const { body: usage } = await admin.get(`/v1/keys/${ours.id}/usage`);
+    t.match(usage.total, { allowed: 3, rateLimited: 2 }, 'one verification, three of itself, one more verification');
   });
 });

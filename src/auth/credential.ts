@@ -1,4 +1,4 @@
-import type { IncomingHttpHeaders } from 'node:http';
+import type { IncomingMessage } from 'node:http';
 import { Problem } from '../core/errors.ts';
 
 /**
@@ -6,7 +6,9 @@ import { Problem } from '../core/errors.ts';
  * @returns undefined where none was sent
  * @throws Problem `bad_request` for two that differ, `unauthorized` for another scheme than Bearer
  */
-export function readCredential(headers: IncomingHttpHeaders): string | undefined {
+export function readCredential(request: Pick<IncomingMessage, 'headers' | 'rawHeaders'>): string | undefined {
+  const { headers } = request;
+  requireOneAuthorization(request.rawHeaders);
   const bearer = headers.authorization === undefined ? undefined : bearerToken(headers.authorization);
   const apiKey = headers['x-api-key'];
   // Node joins a repeated header of this kind with a comma, which no token contains.
@@ -15,6 +17,20 @@ export function readCredential(headers: IncomingHttpHeaders): string | undefined
     throw new Problem('bad_request', 'Authorization and X-API-Key carry different credentials. Send one of them.');
   }
   return bearer ?? other;
+}
+
+/** Node keeps the first of a repeated Authorization; another program on the way may have looked at the last. */
+function requireOneAuthorization(rawHeaders: readonly string[]): void {
+  let found: string | undefined;
+  for (let index = 0; index < rawHeaders.length; index += 2) {
+    const name = rawHeaders[index] ?? '';
+    if (name.length !== 'authorization'.length || name.toLowerCase() !== 'authorization') continue;
+    const value = rawHeaders[index + 1];
+    if (found !== undefined && value !== found) {
+      throw new Problem('bad_request', 'Authorization was sent twice, with different credentials. Send one of them.');
+    }
+    found = value;
+  }
 }
 
 function bearerToken(authorization: string): string {

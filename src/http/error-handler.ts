@@ -67,7 +67,10 @@ function logOnce(request: FastifyRequest, problem: Problem, cause: unknown): voi
 /** Fastify's own refusals, by its error codes: https://fastify.dev/docs/latest/Reference/Errors/ */
 const problemOfFastifyError: Record<string, [code: ProblemCode, detail: string]> = {
   FST_ERR_CTP_BODY_TOO_LARGE: ['payload_too_large', 'The body is over 64 KiB.'],
-  FST_ERR_CTP_INVALID_MEDIA_TYPE: ['unsupported_media_type', 'Send the body as application/json in UTF-8.'],
+  FST_ERR_CTP_INVALID_MEDIA_TYPE: [
+    'unsupported_media_type',
+    'This endpoint does not read bodies of this type. Where its description names no other, it is application/json.',
+  ],
   FST_ERR_CTP_EMPTY_TYPE: ['unsupported_media_type', 'The body has no Content-Type; send application/json.'],
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: ['bad_request', 'The body is not as long as Content-Length says.'],
   FST_ERR_CTP_EMPTY_JSON_BODY: ['bad_request', 'The body is empty, though its type is application/json.'],

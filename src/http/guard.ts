@@ -53,7 +53,7 @@ export const guard = fp<GuardOptions>(
 
     async function identify(request: FastifyRequest, reply: FastifyReply): Promise<Principal> {
       try {
-        const token = readCredential(request.headers);
+        const token = readCredential(request.raw);
         if (token === undefined) {
           throw unauthorized('unauthorized', 'Send an access token as Authorization: Bearer <token>.');
         }
@@ -88,8 +88,9 @@ export const guard = fp<GuardOptions>(
       named: string | string[],
     ): Promise<OrganizationId> {
       const mayUse = principal.organizationId === null || principal.organizationId === named;
-      if (typeof named === 'string' && isId('org', named) && mayUse && (await options.organizationExists(named))) {
-        return named;
+      if (typeof named === 'string' && isId('org', named) && mayUse) {
+        // Its own is there for certain, and asking would make every verification wait for the database.
+        if (named === principal.organizationId || (await options.organizationExists(named))) return named;
       }
       throw new Problem('not_found', 'There is no organization with the id in Latchkey-Organization.');
     }

@@ -1,4 +1,4 @@
-import { type IncomingHttpHeaders, METHODS } from 'node:http';
+import { type IncomingMessage, METHODS } from 'node:http';
 import type { FastifyContextConfig, FastifyReply, FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
@@ -26,8 +26,8 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
   app.removeAllContentTypeParsers();
   app.addContentTypeParser('*', (_request, _body, done) => done(null));
   app.addHook('onRequest', async ({ raw }) => {
-    // A type that is not well formed would be refused before any parser is chosen.
-    delete raw.headers['content-type'];
+    // The client's own would be refused where it is not well formed, and QUERY where there is none.
+    raw.headers['content-type'] = 'application/octet-stream';
   });
   for (const method of METHODS) {
     // WebDAV's and all the others. CONNECT never reaches a router: it asks for a tunnel.
@@ -38,7 +38,7 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
       const method = methodOf(request);
       if (method === undefined) throw methodUnknown();
       const verdict = await verifier.verify({
-        key: clientKey(request.headers) ?? '',
+        key: clientKey(request.raw) ?? '',
         wanted: { permission: permissionFor(method), ip: request.ip },
         asker: accessTokenOf(request).organizationId,
         cost: 1,
@@ -86,9 +86,9 @@ function permissionFor(method: string): Access {
 }
 
 /** The one credential that the client sent; undefined for none, for two that differ, and for another scheme. */
-function clientKey(headers: IncomingHttpHeaders): string | undefined {
+function clientKey(request: IncomingMessage): string | undefined {
   try {
-    return readCredential(headers);
+    return readCredential(request);
   } catch (error) {
     if (error instanceof Problem) return undefined;
     throw error;

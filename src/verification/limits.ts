@@ -28,7 +28,7 @@ export interface UseLimits {
 }
 
 /** The owner's bucket, which all keys of the partner, or of the default row, share; and a key's own besides. */
-export type UseBuckets = readonly [owner: Bucket, key?: Bucket];
+export type UseBuckets = readonly [owner: Bucket] | readonly [owner: Bucket, key: Bucket];
 
 export function bucketsOf(key: ApiKeyRecord): UseBuckets {
   const owner = {
@@ -57,9 +57,9 @@ export function toCount(buckets: UseBuckets, levels: readonly Level[], refusedBy
     const { used, resetMs } = levels[index] ?? { used: 0, resetMs: 0 };
     return {
       isExceeded: refusedBy === index,
-      limit: bucket?.requests ?? 0,
-      windowSeconds: bucket?.windowSeconds ?? 0,
-      remaining: Math.max(0, (bucket?.requests ?? 0) - used),
+      limit: bucket.requests,
+      windowSeconds: bucket.windowSeconds,
+      remaining: Math.max(0, bucket.requests - used),
       resetSeconds: Math.max(1, Math.ceil(resetMs / 1000)),
       policy: index === 0 ? ('owner' as const) : ('key' as const),
     };
@@ -76,6 +76,13 @@ interface Window {
   endsAtMs: number;
 }
 
+/** Limits that are counted in this process, and may go on from where another counter has stopped. */
+export interface MemoryLimits extends UseLimits {
+  count(buckets: UseBuckets, cost: number): Count;
+  /** Takes over what another counter has told of a bucket. */
+  adopt(bucket: Bucket, level: Level): void;
+}
+
 const sweepEveryMs = 60_000;
 
 /**
@@ -83,7 +90,7 @@ const sweepEveryMs = 60_000;
  * and keys with limits of their own, because only good keys are counted.
  * @param nowMs a monotonic clock
  */
-export function createMemoryLimits(nowMs: () => number = () => performance.now()): UseLimits {
+export function createMemoryLimits(nowMs: () => number = () => performance.now()): MemoryLimits {
   const windows = new Map<string, Window>();
   let sweptAtMs = nowMs();
 
@@ -93,26 +100,33 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
     for (const [id, { endsAtMs }] of windows) if (endsAtMs <= now) windows.delete(id);
   }
 
+  /** The bucket's window, or one that would begin now. */
   function windowOf({ id, windowSeconds }: Bucket, now: number): Window {
     const known = windows.get(id);
     if (known !== undefined && known.endsAtMs > now && known.windowSeconds === windowSeconds) return known;
-    const begun = { windowSeconds, used: 0, endsAtMs: now + windowSeconds * 1000 };
-    windows.set(id, begun);
-    return begun;
+    return { windowSeconds, used: 0, endsAtMs: now + windowSeconds * 1000 };
+  }
+
+  function use(bucket: Bucket, window: Window, cost: number): void {
+    window.used += cost;
+    if (windows.get(bucket.id) !== window) windows.set(bucket.id, window);
   }
 
   return {
     count(buckets, cost) {
       const now = nowMs();
       sweep(now);
-      const present = buckets.map((bucket) => windowOf(bucket as Bucket, now));
-      const refusing = present.findIndex(
-        ({ used }, index) => cost > 0 && used + cost > (buckets[index]?.requests ?? 0),
-      );
-      if (refusing < 0) for (const window of present) window.used += cost;
+      const present = buckets.map((bucket) => ({ bucket, window: windowOf(bucket, now) }));
+      const refusing = present.findIndex(({ bucket, window }) => cost > 0 && window.used + cost > bucket.requests);
+      if (refusing < 0 && cost > 0) for (const { bucket, window } of present) use(bucket, window, cost);
       // In whole milliseconds: fractions do not add up exactly, and a fraction too many would show as a second more.
-      const levels = present.map(({ used, endsAtMs }) => ({ used, resetMs: Math.round(endsAtMs - now) }));
+      const levels = present.map(({ window: { used, endsAtMs } }) => ({ used, resetMs: Math.round(endsAtMs - now) }));
       return toCount(buckets, levels, refusing < 0 ? undefined : refusing);
+    },
+    adopt({ id, windowSeconds }, { used, resetMs }) {
+      const now = nowMs();
+      sweep(now);
+      if (used > 0) windows.set(id, { windowSeconds, used, endsAtMs: now + resetMs });
     },
   };
 }

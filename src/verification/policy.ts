@@ -1,4 +1,4 @@
-import { BlockList, isIPv4, isIPv6 } from 'node:net';
+import { BlockList, isIP, isIPv4, isIPv6 } from 'node:net';
 import { type Access, type Permission, permits } from '../core/permissions.ts';
 
 /** What a verification can say of a key, each with its rule in `decide`. */
@@ -43,22 +43,37 @@ export function decide(key: DecidedKey, wanted: Wanted, now: Date): VerdictCode 
   return 'valid';
 }
 
+/** Networks by the list that they were made from: making them takes longer than all the rest of a verification. */
+const networksOf = new WeakMap<readonly string[], Record<'ipv4' | 'ipv6', BlockList>>();
+
 /** A key with a list is good only where the address is known and on it. IPv4 in IPv6 (`::ffff:…`) counts as IPv4. */
 function isAllowed(allowed: readonly string[], ip: string | undefined): boolean {
   if (allowed.length === 0) return true;
   if (ip === undefined) return false;
-  const client = unmapped(ip);
+  const client = unmapped(withoutZone(ip));
+  if (isIP(client) === 0) return false;
+  const known = networksOf.get(allowed) ?? toNetworks(allowed);
+  networksOf.set(allowed, known);
   const family = isIPv4(client) ? 'ipv4' : 'ipv6';
-  const networks = new BlockList();
+  return known[family].check(client, family);
+}
+
+/** For clients of each family: a BlockList takes IPv4 for a part of IPv6, so `::/0` would let all of IPv4 in. */
+function toNetworks(allowed: readonly string[]): Record<'ipv4' | 'ipv6', BlockList> {
+  const networks = { ipv4: new BlockList(), ipv6: new BlockList() };
   for (const entry of allowed) {
     const [address = '', bits] = entry.split('/');
-    const entryFamily = isIPv4(address) ? 'ipv4' : 'ipv6';
-    const prefix = bits === undefined ? (entryFamily === 'ipv4' ? 32 : 128) : Number(bits);
-    // A BlockList takes IPv4 for a part of IPv6, so ::/0 would let all of IPv4 in; only what is written as mapped does.
-    if (family === 'ipv4' && entryFamily === 'ipv6' && prefix < mappedPrefix) continue;
-    networks.addSubnet(address, prefix, entryFamily);
+    const family = isIPv4(address) ? 'ipv4' : 'ipv6';
+    const prefix = bits === undefined ? (family === 'ipv4' ? 32 : 128) : Number(bits);
+    networks.ipv6.addSubnet(address, prefix, family);
+    if (family === 'ipv4' || prefix >= mappedPrefix) networks.ipv4.addSubnet(address, prefix, family);
   }
-  return networks.check(client, family);
+  return networks;
+}
+
+/** RFC 4007 section 11: a zone says by which interface this machine reaches a link-local address. */
+function withoutZone(ip: string): string {
+  return ip.split('%', 1)[0] ?? ip;
 }
 
 /** Bits before the IPv4 address in `::ffff:0:0/96`. */

@@ -7,6 +7,7 @@ import { Problem } from '../core/errors.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
 import { idView, rateLimitView, timestampView } from '../http/schemas.ts';
 import { bucketsOf, type UseLimits } from './limits.ts';
+import type { UsageRecorder } from './usage-recorder.ts';
 
 const selfView = z
   .object({
@@ -27,8 +28,13 @@ const selfView = z
   })
   .meta({ id: 'Self' });
 
+interface SelfRoutesOptions {
+  limits: UseLimits;
+  usage: UsageRecorder;
+}
+
 /** A credential describes itself: for whoever holds one and wants to know what it is. */
-export const selfRoutes: FastifyPluginAsyncZod<{ limits: UseLimits }> = async (app, { limits }) => {
+export const selfRoutes: FastifyPluginAsyncZod<SelfRoutesOptions> = async (app, options) => {
   app.get(
     '/self',
     {
@@ -43,7 +49,7 @@ export const selfRoutes: FastifyPluginAsyncZod<{ limits: UseLimits }> = async (a
     async (request, reply) => {
       const { principal } = request;
       if (principal === null) throw new Error('the guard has let nobody in');
-      if (principal.kind === 'api_key') await countUse(limits, principal, reply);
+      if (principal.kind === 'api_key') await countUse(options, principal, reply);
       return toSelfView(principal);
     },
   );
@@ -56,9 +62,14 @@ function limitOf(record: ApiKeyRecord) {
 }
 
 /** A key that asks about itself is used, like at a backend. @throws Problem `rate_limited` */
-async function countUse(limits: UseLimits, { record }: ApiKeyPrincipal, reply: FastifyReply): Promise<void> {
+async function countUse(
+  { limits, usage }: SelfRoutesOptions,
+  { record }: ApiKeyPrincipal,
+  reply: FastifyReply,
+): Promise<void> {
   const count = await limits.count(bucketsOf(record), 1);
   reply.headers(rateLimitFields(count));
+  usage.add(record, count.isExceeded ? 'rate_limited' : 'allowed');
   if (!count.isExceeded) return;
   throw new Problem('rate_limited', `The key's limit is ${count.limit} in ${count.windowSeconds} seconds.`, {
     headers: { 'retry-after': String(count.resetSeconds) },

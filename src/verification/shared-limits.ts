@@ -17,34 +17,41 @@ interface SharedLimitsOptions {
 }
 
 /**
- * Looks at every bucket and counts them all or none, as one step of the server.
+ * Looks at every bucket and counts them all or none, as one step of the server. A bucket that has no end, or holds no
+ * number, is not one of ours and begins anew.
  * KEYS: the buckets. ARGV: the cost, then for each bucket its limit and its window in milliseconds.
  * Returns the place of the bucket that refuses (0: none), then for each what it has counted and when it ends.
  */
 const countScript = `
 local cost = tonumber(ARGV[1])
 local refusing = 0
-local answer = { 0 }
+local used = {}
+local left = {}
 for place, name in ipairs(KEYS) do
-  local used = tonumber(redis.call('get', name) or '0')
-  if refusing == 0 and cost > 0 and used + cost > tonumber(ARGV[place * 2]) then refusing = place end
+  left[place] = redis.call('pttl', name)
+  used[place] = left[place] > 0 and tonumber(redis.call('get', name)) or 0
+  if used[place] == 0 then left[place] = tonumber(ARGV[place * 2 + 1]) end
+  if refusing == 0 and cost > 0 and used[place] + cost > tonumber(ARGV[place * 2]) then refusing = place end
 end
+local answer = { refusing }
 for place, name in ipairs(KEYS) do
-  local window = tonumber(ARGV[place * 2 + 1])
   if refusing == 0 and cost > 0 then
-    redis.call('incrby', name, cost)
-    if redis.call('pttl', name) < 0 then redis.call('pexpire', name, window) end
+    used[place] = used[place] + cost
+    redis.call('set', name, used[place], 'px', left[place])
   end
-  local left = redis.call('pttl', name)
-  table.insert(answer, tonumber(redis.call('get', name) or '0'))
-  table.insert(answer, left < 0 and window or left)
+  table.insert(answer, used[place])
+  table.insert(answer, left[place])
 end
-answer[1] = refusing
 return answer`;
 
 /** Longer than this and a verification does not wait for Redis any more. */
 const patienceMs = 250;
 const probeEveryMs = 500;
+
+/** A bucket that belongs to nobody. */
+const probedBucket = 'latchkey:limit:probe';
+const probesAllowed = 1_000_000_000;
+const probedBucketMs = 1_000;
 
 type CountCommand = (keys: number, ...parts: Array<string | number>) => Promise<number[]>;
 
@@ -58,6 +65,8 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
     enableAutoPipelining: true,
     maxRetriesPerRequest: 0,
     retryStrategy: (attempt) => Math.min(attempt * 100, 1_000),
+    // After a failover the old primary may still be there, as a replica; the name leads to the new one.
+    reconnectOnError: (error) => error.message.startsWith('READONLY'),
     scripts: { countUse: { lua: countScript } },
   });
   const countUse = (redis as unknown as { countUse: CountCommand }).countUse.bind(redis);
@@ -75,8 +84,9 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
     else logger.warn({ err: cause }, 'Redis does not answer; each replica counts rate limits in its own memory.');
   }
 
+  /** By a count: a server that answers and takes no writes, such as a replica or one without memory, is of no use here. */
   const probe = () =>
-    redis.ping().then(
+    countUse(1, probedBucket, 1, probesAllowed, probedBucketMs).then(
       () => turn('shared'),
       (error: unknown) => turn('memory', error),
     );
@@ -88,18 +98,20 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
   }, probeEveryMs).unref();
 
   async function countInRedis(buckets: UseBuckets, cost: number) {
-    const parts = buckets.flatMap((bucket) => (bucket === undefined ? [] : [bucket]));
-    const [owner] = buckets;
     try {
       const answer = await countUse(
-        parts.length,
-        // The braces keep all buckets of one use in the same slot of a cluster.
-        ...parts.map((bucket) => `latchkey:limit:{${owner.id}}:${bucketName(bucket)}`),
+        buckets.length,
+        ...buckets.map((bucket) => `latchkey:limit:${bucketName(bucket)}`),
         cost,
-        ...parts.flatMap(({ requests, windowSeconds }) => [requests, windowSeconds * 1000]),
+        ...buckets.flatMap(({ requests, windowSeconds }) => [requests, windowSeconds * 1000]),
       );
       const [refusing = 0, ...rest] = answer;
-      const levels = parts.map((_, index) => ({ used: rest[index * 2] ?? 0, resetMs: rest[index * 2 + 1] ?? 0 }));
+      const levels = buckets.map((bucket, index) => {
+        const level = { used: rest[index * 2] ?? 0, resetMs: rest[index * 2 + 1] ?? 0 };
+        // So that a failure does not hand out the whole limit once more.
+        memory.adopt(bucket, level);
+        return level;
+      });
       return toCount(buckets, levels, refusing === 0 ? undefined : refusing - 1);
     } catch (error) {
       turn('memory', error);
@@ -115,6 +127,7 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
     count: (buckets, cost) => (mode === 'shared' ? countInRedis(buckets, cost) : memory.count(buckets, cost)),
     async close() {
       clearInterval(timer);
+      redis.removeAllListeners('close');
       redis.disconnect();
     },
   };
