@@ -23,6 +23,7 @@ create table recovery_requests (
   organization_id text collate "C" not null,
   key_id text collate "C",
   partner_id text collate "C",
+  subject_deleted_at timestamptz not null,
   details text not null,
   status text not null,
   respond_by timestamptz not null,

@@ -20,12 +20,16 @@ async function counts({ urls }: TestService): Promise<Record<string, unknown> | 
   return row;
 }
 
+const withoutKeys = ({ keys, ...partner }: Json) => ({ ...partner, keys: keys.map(({ key, ...view }: Json) => view) });
+
 t.test(
   '20 at once with one Idempotency-Key, at two replicas: one effect, the rest replay or are told to wait',
   async (t) => {
-    const service = await startService(t);
+    // As many looks as an admin has unless more are configured: a replay past them goes without the key.
+    const limits = { callerLimit: 1_000_000, addressLimit: 1_000_000, revealLimit: 10 };
+    const service = await startService(t, { limits });
     const { urls, keyring, admin } = service;
-    const replica = await startService(t, { urls, keyring });
+    const replica = await startService(t, { urls, keyring, limits });
     const adminThere = replica.as(admin.token);
     const outcomes = { done: 0, replayed: 0, told: 0 };
     const rounds = 25;
@@ -39,7 +43,7 @@ t.test(
       const replayed = replies.filter((reply) => reply.status === 201 && isReplay(reply));
       const told = replies.filter(({ status }) => status === 409);
       t.same([done.length, done.length + replayed.length + told.length], [1, 20]);
-      for (const { body } of replayed) t.same(body, done[0]?.body);
+      for (const { body } of replayed) t.same(withoutKeys(body), withoutKeys(done[0]?.body));
       for (const { body, headers } of told) {
         t.same([body.code, headers['retry-after']], ['idempotency_in_progress', '1']);
       }

@@ -137,9 +137,9 @@ t.test('a replay with a key counts as a reveal', async (t) => {
   const wish = { email: 'p@p.example', permissions: ['read', 'write'] };
   const { body: partner } = await admin.post('/v1/partners', wish, withKey('k'));
   t.equal((await admin.post('/v1/partners', wish, withKey('k'))).status, 201, 'two of three');
-  const refused = await admin.post('/v1/partners', wish, withKey('k'));
-  t.same([refused.status, refused.body.code], [429, 'rate_limited']);
-  t.ok(Number(refused.headers['retry-after']) >= 1);
+  const third = await admin.post('/v1/partners', wish, withKey('k'));
+  t.same([third.status, isReplay(third)], [201, true], 'what cannot be shown is left out');
+  t.ok(third.body.keys.every((key: Json) => key.id !== undefined && key.key === undefined));
   t.equal((await admin.post(`/v1/keys/${partner.keys[0].id}/reveal`)).status, 429, 'one count for both');
   t.equal((await looks(service)).length, 2, 'what is refused is not recorded');
   later(minutes(15));
@@ -193,8 +193,8 @@ t.test('a sealed value that was tampered with is recorded and refused, never ano
   const swap = 'update api_keys set sealed = (select sealed from api_keys where id = $2) where id = $1';
   await dbQuery(urls.superuser, swap, [first.body.id, other.id]);
   const again = await admin.post('/v1/keys', {}, withKey('k'));
-  t.same([again.status, again.body.code], [500, 'internal']);
-  t.notOk(JSON.stringify(again.body).includes(other.key));
+  t.same([again.status, isReplay(again)], [201, true], 'what was done can be learnt of');
+  t.same(again.body, without(first.body));
   t.equal((await looks(service)).length, 1);
 });
 

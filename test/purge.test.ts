@@ -69,7 +69,7 @@ t.test('what is past its retention is purged for good, and nothing else is', asy
     purged.find((event) => event.keyId === readKey.id),
     {
       partnerId: partner.id,
-      actor: { type: 'system', id: 'purge' },
+      actor: { type: 'system', id: 'purge_keys' },
       request: null,
       details: { deletedAt: deleted.deletedAt, deleteReason: 'unused' },
     },
@@ -234,7 +234,7 @@ t.test('an expiry is announced seven days and one day ahead, once each', async (
   t.same((await announced())[0], [key.id, 7]);
   t.match((await events(admin, `&action=key.expiry_announced&keyId=${key.id}`))[0], {
     partnerId: partner.id,
-    actor: { type: 'system', id: 'expiry-notices' },
+    actor: { type: 'system', id: 'announce_expiries' },
     request: null,
     details: { expiresAt, daysLeft: 7 },
   });

@@ -10,18 +10,36 @@ export interface BatchedWork {
   organizationIds: readonly OrganizationId[];
   /** How much one transaction does at most. */
   batchSize: number;
+  /** Once it is aborted no further transaction is begun. */
+  signal?: AbortSignal | undefined;
   /** @returns how much was done: less than `batchSize` where nothing more is due */
   step: (work: Work<OrganizationDoer>, batchSize: number) => Promise<number>;
 }
 
-/** Each transaction is in one organization, because it is recorded in that one's chain. @returns how much was done */
+/**
+ * Each transaction is in one organization, because it is recorded in that one's chain.
+ * @returns how much was done
+ * @throws AggregateError when all others are done, where some organization's work could not be
+ */
 export async function workInBatches(given: BatchedWork): Promise<number> {
-  const { transactor, actor, organizationIds, batchSize, step } = given;
+  const failures: unknown[] = [];
   let total = 0;
-  for (const organizationId of organizationIds) {
-    for (let done = batchSize; done === batchSize; total += done) {
-      done = await transact(transactor, { actor, organizationId, request: null }, (work) => step(work, batchSize));
+  for (const organizationId of given.organizationIds) {
+    try {
+      total += await workInOrganization(given, organizationId);
+    } catch (error) {
+      failures.push(error);
     }
+  }
+  if (failures.length > 0) throw new AggregateError(failures, `It failed in ${failures.length} organizations.`);
+  return total;
+}
+
+async function workInOrganization(given: BatchedWork, organizationId: OrganizationId): Promise<number> {
+  const { transactor, actor, batchSize, step, signal } = given;
+  let total = 0;
+  for (let done = batchSize; done === batchSize && signal?.aborted !== true; total += done) {
+    done = await transact(transactor, { actor, organizationId, request: null }, (work) => step(work, batchSize));
   }
   return total;
 }

@@ -164,6 +164,8 @@ export interface RecoveryRequestsTable {
   organization_id: OrganizationId;
   key_id: KeyId | null;
   partner_id: PartnerId | null;
+  /** Which deletion is to be undone: a later one is another matter. */
+  subject_deleted_at: Date;
   details: string;
   status: RecoveryStatus;
   respond_by: Date;

@@ -31,7 +31,8 @@ export function claimOf(request: FastifyRequest): Claim | undefined {
   const route = [request.method, request.routeOptions.url, request.params];
   return {
     address: sha256([id, actsIn, route, key]),
-    requestHash: sha256([request.query, request.body ?? null]),
+    // No body, null and {} ask for the same.
+    requestHash: sha256([request.query, request.body ?? {}]),
   };
 }
 

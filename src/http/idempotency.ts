@@ -116,13 +116,24 @@ export const idempotency = fp<IdempotencyOptions>(
       return send<View>(reply, answer.reply, secrets);
     }
 
+    /** Whether this admin's limit allows so many looks. Where it does not, the reply goes without them. */
+    async function mayLook(request: FastifyRequest, reply: FastifyReply, looks: number): Promise<boolean> {
+      try {
+        for (let look = 0; look < looks; look++) await app.endpointLimits.countReveal(request, reply);
+        return true;
+      } catch (error) {
+        if (error instanceof Problem && error.code === 'rate_limited') return false;
+        throw error;
+      }
+    }
+
     /** Operators may not look, so what they have created is not opened to them again either. */
     async function reopen(request: FastifyRequest, reply: FastifyReply, kept: KeptReply): Promise<PlacedSecret[]> {
       if (accessTokenOf(request).role !== 'admin') return [];
       const by = organizationDoerOf(request);
       const places = kept.secrets.map((path) => ({ path, id: ownerOf(kept.body, path) }));
       const openable = await reopener.findOpenable(by.organizationId, places.map(({ id }) => id).filter(isKeyId));
-      for (const _ of openable) await app.endpointLimits.countReveal(request, reply);
+      if (!(await mayLook(request, reply, openable.length))) return [];
       const opened: PlacedSecret[] = [];
       for (const { path, id } of places) {
         const secret = isKeyId(id) && openable.includes(id) ? await reopener.open(by, id) : undefined;

@@ -1,5 +1,6 @@
 import { pruneIdempotency } from '../http/idempotency-store.ts';
 import { announceExpiries, purgeDeletedKeys } from '../keys/jobs.ts';
+import { wipeSeals } from '../organizations/commands.ts';
 import { foldOldUsage, forgetDeletedUses } from '../verification/usage-store.ts';
 import type { Job } from './job.ts';
 
@@ -15,13 +16,20 @@ export const jobs: readonly Job[] = [
     name: 'purge_keys',
     does: 'Removes what could check or show a deleted key whose retention has ended.',
     schedule: '*/10 * * * *',
-    run: ({ transactor, settings: { retentionSeconds } }) => purgeDeletedKeys({ transactor, retentionSeconds }),
+    run: ({ transactor, settings: { retentionSeconds }, signal }) =>
+      purgeDeletedKeys({ transactor, retentionSeconds, signal }),
   },
   {
     name: 'announce_expiries',
     does: 'Records that keys are about to expire, 7 days and 1 day ahead.',
     schedule: '*/5 * * * *',
-    run: ({ transactor }) => announceExpiries({ transactor }),
+    run: ({ transactor, signal }) => announceExpiries({ transactor, signal }),
+  },
+  {
+    name: 'wipe_seals',
+    does: 'Removes plaintexts that an organization no longer wants to be kept, where its own request could not.',
+    schedule: '53 * * * *',
+    run: ({ transactor }) => wipeSeals(transactor, null),
   },
   {
     name: 'prune_idempotency',

@@ -30,5 +30,7 @@ export function describeError(error: unknown): string {
   if (!(error instanceof Error)) return typeof error;
   const { code } = error as { code?: unknown };
   const name = typeof code === 'string' ? `${error.name} ${code}` : error.name;
-  return `${name}: ${error.message.replace(unbroken, '…').slice(0, 200)}`;
+  const causes: unknown[] = error instanceof AggregateError ? error.errors.slice(0, 3) : [];
+  const message = [error.message, ...causes.map(describeError)].join(' ');
+  return `${name}: ${message.replace(unbroken, '…').slice(0, 200)}`;
 }

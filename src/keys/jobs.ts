@@ -21,6 +21,11 @@ const dayMs = 86_400_000;
 
 const jobActor = (name: string): Actor => ({ type: 'system', id: name, name, email: null });
 
+interface KeyJobDeps {
+  transactor: Transactor;
+  signal?: AbortSignal;
+}
+
 /**
  * Removes hash, tag and sealed value of keys whose retention has ended, for good. From then on only history and usage
  * know them.
@@ -29,17 +34,16 @@ const jobActor = (name: string): Actor => ({ type: 'system', id: name, name, ema
 export async function purgeDeletedKeys({
   transactor,
   retentionSeconds,
-}: {
-  transactor: Transactor;
-  retentionSeconds: number;
-}): Promise<number> {
+  signal,
+}: KeyJobDeps & { retentionSeconds: number }): Promise<number> {
   const endedAt = (now: Date) => new Date(now.getTime() - retentionSeconds * secondMs);
   const now = await currentTime(transactor.db, transactor.clockShiftMs);
   return workInBatches({
     transactor,
-    actor: jobActor('purge'),
+    actor: jobActor('purge_keys'),
     organizationIds: await organizationsWithPurges(transactor.db, endedAt(now)),
     batchSize,
+    signal,
     async step(work, count) {
       const keys = await lockKeysToPurge(work.tx, work.by.organizationId, endedAt(work.now), count);
       const ids = keys.map((key) => key.id);
@@ -58,13 +62,14 @@ export async function purgeDeletedKeys({
  * late, as for a key that was made with an hour to live, is told once and with the days that are really left.
  * @returns how many were looked at
  */
-export async function announceExpiries({ transactor }: { transactor: Transactor }): Promise<number> {
+export async function announceExpiries({ transactor, signal }: KeyJobDeps): Promise<number> {
   const now = await currentTime(transactor.db, transactor.clockShiftMs);
   return workInBatches({
     transactor,
-    actor: jobActor('expiry-notices'),
+    actor: jobActor('announce_expiries'),
     organizationIds: await organizationsWithExpiries(transactor.db, now),
     batchSize,
+    signal,
     async step(work, count) {
       const keys = await lockKeysToAnnounce(work.tx, work.by.organizationId, work.now, count);
       for (const { id, partner_id, expires_at } of await insertExpiryNotices(work.tx, keys)) {

@@ -1,5 +1,6 @@
+import { Problem } from '../core/errors.ts';
 import type { PartnerId, RecoveryRequestId } from '../core/ids.ts';
-import type { RestoreWindows } from '../core/restore-window.ts';
+import type { RestoreWay, RestoreWindows } from '../core/restore-window.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';
@@ -10,8 +11,17 @@ import { getKeyOwner, type Key, liveKeysOfRow, lockKeyOrRemains, markKeyRestored
 /** In which circumstances something comes back. */
 export interface Restoring {
   windows: RestoreWindows;
-  /** The request that an operator approves; null where an admin undoes its own deletion. */
-  recoveryRequestId: RecoveryRequestId | null;
+  /** The request that an operator approves, and the deletion that it is about; null where an admin undoes its own. */
+  recovery: { requestId: RecoveryRequestId; deletedAt: Date } | null;
+}
+
+/** @throws Problem `conflict` where what is deleted now was deleted again since the request */
+export function requireSameDeletion(what: string, deletedAt: Date, { recovery }: Restoring): void {
+  if (recovery === null || recovery.deletedAt.getTime() === deletedAt.getTime()) return;
+  throw new Problem(
+    'conflict',
+    `${what} has come back and was deleted again at ${deletedAt.toISOString()}, which is not what the request is about.`,
+  );
 }
 
 /**
@@ -24,24 +34,25 @@ export async function restoreKey(
   keyId: string,
   windows: RestoreWindows,
 ): Promise<Key> {
-  return transact(transactor, by, (work) => bringKeyBack(work, keyId, { windows, recoveryRequestId: null }));
+  return transact(transactor, by, (work) => bringKeyBack(work, keyId, { windows, recovery: null }));
 }
 
 /** The same within a transaction. Locks the owner before the key, as everything does that fills a row. */
-export async function bringKeyBack(
-  work: Work<OrganizationDoer>,
-  keyId: string,
-  { windows, recoveryRequestId }: Restoring,
-): Promise<Key> {
+export async function bringKeyBack(work: Work<OrganizationDoer>, keyId: string, restoring: Restoring): Promise<Key> {
   const { organizationId } = work.by;
   const { partnerId } = await getKeyOwner(work.tx, organizationId, keyId);
   const partner = await lockOwnerEvenDeleted(work, partnerId);
   const key = await lockKeyOrRemains(work.tx, organizationId, keyId);
-  const way = recoveryRequestId === null ? 'undo' : 'recovery';
-  requireRestorableKey(key, { way, windows, now: work.now });
+  const way = wayOf(restoring);
+  const deletedAt = requireRestorableKey(key, { way, windows: restoring.windows, now: work.now });
+  requireSameDeletion(`Key ${key.id}`, deletedAt, restoring);
   requireOwnerTakesKey(key, partner);
   const row = { organizationId, partnerId, permission: key.permission };
-  return putKeyBack(work, key, freeSlot(await liveKeysOfRow(work.tx, row)), recoveryRequestId);
+  return putKeyBack(work, key, freeSlot(await liveKeysOfRow(work.tx, row)), restoring);
+}
+
+export function wayOf({ recovery }: Restoring): RestoreWay {
+  return recovery === null ? 'undo' : 'recovery';
 }
 
 async function lockOwnerEvenDeleted(
@@ -58,7 +69,7 @@ export async function putKeyBack(
   work: Work<OrganizationDoer>,
   key: Key,
   slot: 1 | 2,
-  recoveryRequestId: RecoveryRequestId | null,
+  { recovery }: Restoring,
 ): Promise<Key> {
   const restored = await markKeyRestored(work.tx, key.id, slot);
   record(work, {
@@ -68,7 +79,7 @@ export async function putKeyBack(
     details: {
       deletedAt: key.deleted_at?.toISOString() ?? null,
       deleteReason: key.delete_reason,
-      recoveryRequestId,
+      recoveryRequestId: recovery?.requestId ?? null,
     },
   });
   return restored;

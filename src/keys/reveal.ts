@@ -1,7 +1,7 @@
 import { Problem } from '../core/errors.ts';
 import type { KeyId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import { unseal } from '../crypto/seal.ts';
+import { SealBroken, unseal } from '../crypto/seal.ts';
 import type { Secret } from '../crypto/secret.ts';
 import type { OrganizationDoer, Transactor } from '../db/work.ts';
 import type { Reopener } from '../http/idempotency.ts';
@@ -40,7 +40,8 @@ export function createReopener(deps: RevealDeps): Reopener {
   };
 }
 
+/** What was done was done, whether or not its plaintext still opens: the caller must be able to learn of it. */
 function undefinedIfNotOpen(error: unknown): undefined {
-  if (error instanceof Problem && error.status < 500) return undefined;
+  if (error instanceof SealBroken || (error instanceof Problem && error.status < 500)) return undefined;
   throw error;
 }

@@ -1,5 +1,5 @@
 import { type ExpectedTags, entityTagOf, requireExpected } from '../core/entity-tag.ts';
-import { newId } from '../core/ids.ts';
+import { newId, type OrganizationId } from '../core/ids.ts';
 import type { RateLimit } from '../core/rate-limit.ts';
 import type { KeyReveal } from '../db/schema.ts';
 import { type Doer, type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
@@ -10,7 +10,7 @@ import {
   lockOrganization,
   type Organization,
   updateOrganization,
-  wipeSealedKeys,
+  wipeUnwantedSeals,
 } from './store.ts';
 
 /** What an organization starts with; it applies where a partner or key has no limit of its own. */
@@ -55,7 +55,8 @@ export interface OrganizationPatch {
 }
 
 /**
- * `keyReveal: "never"` also wipes what was sealed before, at once and for good.
+ * `keyReveal: "never"` ends all reveals with the commit, and before this returns also wipes what was sealed, for good. What
+ * a failure leaves of it a job wipes.
  * @throws Problem `not_found`, `precondition_failed`
  */
 export async function patchOrganization(
@@ -64,17 +65,33 @@ export async function patchOrganization(
   given: OrganizationPatch,
   expected: ExpectedTags,
 ): Promise<Organization> {
-  return transact(transactor, by, async (work) => {
+  const organization = await transact(transactor, by, async (work) => {
     const present = await lockOrganization(work.tx, work.by.organizationId);
     requireExpected(expected, entityTagOf(present));
     const changes = changesBetween({ name: present.name, keyReveal: present.key_reveal }, given);
     if (Object.keys(changes).length === 0) return present;
     const next = { name: given.name ?? present.name, key_reveal: given.keyReveal ?? present.key_reveal };
     await updateOrganization(work.tx, present.id, next);
-    if (next.key_reveal === 'never') await wipeSealedKeys(work.tx, present.id);
     record(work, { action: 'organization.updated', details: { changes } });
     return { ...present, ...next };
   });
+  if (organization.key_reveal === 'never') await wipeSeals(transactor, organization.id);
+  return organization;
+}
+
+/** Keys in one transaction: the notices of their change take a moment each. */
+const wipedAtOnce = 2_000;
+
+/** @param organizationId null: of whatever organization wants none @returns how many */
+export async function wipeSeals(
+  { db }: Pick<Transactor, 'db'>,
+  organizationId: OrganizationId | null,
+): Promise<number> {
+  let total = 0;
+  for (let wiped = wipedAtOnce; wiped === wipedAtOnce; total += wiped) {
+    wiped = await db.transaction().execute((tx) => wipeUnwantedSeals(tx, organizationId, wipedAtOnce));
+  }
+  return total;
 }
 
 export async function putRateLimit(transactor: Transactor, by: OrganizationDoer, given: RateLimit): Promise<RateLimit> {

@@ -86,14 +86,28 @@ export async function updateOrganization(
   await tx.updateTable('organizations').set(fields).where('id', '=', id).execute();
 }
 
-/** The seals of all of the organization's keys, for an organization that no longer wants any to be kept. */
-export async function wipeSealedKeys(tx: Tx, id: OrganizationId): Promise<void> {
-  await tx
+/**
+ * Removes sealed values of keys of organizations that no longer want any to be kept, so many at most.
+ * @param id null: of whatever organization
+ * @returns how many
+ */
+export async function wipeUnwantedSeals(tx: Tx, id: OrganizationId | null, count: number): Promise<number> {
+  const unwanted = tx
+    .selectFrom('api_keys')
+    .innerJoin('organizations', 'organizations.id', 'api_keys.organization_id')
+    .select('api_keys.id')
+    .where('organizations.key_reveal', '=', 'never')
+    .where('api_keys.sealed', 'is not', null)
+    .$if(id !== null, (query) => query.where('organizations.id', '=', id as OrganizationId))
+    .orderBy('api_keys.id')
+    .limit(count)
+    .forNoKeyUpdate('api_keys');
+  const { numUpdatedRows } = await tx
     .updateTable('api_keys')
     .set({ sealed: null, sealed_keyring_id: null })
-    .where('organization_id', '=', id)
-    .where('sealed', 'is not', null)
-    .execute();
+    .where('id', 'in', unwanted)
+    .executeTakeFirstOrThrow();
+  return Number(numUpdatedRows);
 }
 
 function found(organization: Organization | undefined): Organization {

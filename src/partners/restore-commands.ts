@@ -2,7 +2,7 @@ import { Problem } from '../core/errors.ts';
 import { type RestoreWindows, requireOpenWindow } from '../core/restore-window.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
-import { putKeyBack, type Restoring } from '../keys/restore-commands.ts';
+import { putKeyBack, type Restoring, requireSameDeletion, wayOf } from '../keys/restore-commands.ts';
 import { lockKeysTakenWithPartner } from '../keys/store.ts';
 import { lockPartner, markPartnerRestored, type Partner } from './store.ts';
 
@@ -17,19 +17,20 @@ export async function restorePartner(
   partnerId: string,
   windows: RestoreWindows,
 ): Promise<Partner> {
-  return transact(transactor, by, (work) => bringPartnerBack(work, partnerId, { windows, recoveryRequestId: null }));
+  return transact(transactor, by, (work) => bringPartnerBack(work, partnerId, { windows, recovery: null }));
 }
 
 /** The same within a transaction. */
 export async function bringPartnerBack(
   work: Work<OrganizationDoer>,
   partnerId: string,
-  { windows, recoveryRequestId }: Restoring,
+  restoring: Restoring,
 ): Promise<Partner> {
   const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
   const deletedAt = requireDeletedPartner(partner);
-  const way = recoveryRequestId === null ? 'undo' : 'recovery';
-  requireOpenWindow(`Partner ${partner.id}`, deletedAt, { way, windows, now: work.now });
+  const { windows, recovery } = restoring;
+  requireOpenWindow(`Partner ${partner.id}`, deletedAt, { way: wayOf(restoring), windows, now: work.now });
+  requireSameDeletion(`Partner ${partner.id}`, deletedAt, restoring);
   const keys = await lockKeysTakenWithPartner(work.tx, partner.id, deletedAt);
   const purged = keys.find((key) => key.purged_at !== null);
   if (purged !== undefined) {
@@ -39,10 +40,14 @@ export async function bringPartnerBack(
   record(work, {
     action: 'partner.restored',
     partnerId: partner.id,
-    details: { email: partner.email, deletedAt: deletedAt.toISOString(), recoveryRequestId },
+    details: {
+      email: partner.email,
+      deletedAt: deletedAt.toISOString(),
+      recoveryRequestId: recovery?.requestId ?? null,
+    },
   });
   // Their places are free: nothing gets into a deleted partner's rows.
-  for (const key of keys) await putKeyBack(work, key, key.slot, recoveryRequestId);
+  for (const key of keys) await putKeyBack(work, key, key.slot, restoring);
   return { ...partner, deleted_at: null };
 }
 

@@ -3,11 +3,11 @@ import { type KeyId, newId, type PartnerId } from '../core/ids.ts';
 import { type RestoreWindows, requireOpenWindow } from '../core/restore-window.ts';
 import { type Doer, type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
-import { requireRestorableKey } from '../keys/policy.ts';
+import { requireOwnerTakesKey, requireRestorableKey } from '../keys/policy.ts';
 import { bringKeyBack } from '../keys/restore-commands.ts';
 import { getKeyOwner, lockKey } from '../keys/store.ts';
 import { bringPartnerBack, requireDeletedPartner } from '../partners/restore-commands.ts';
-import { lockPartner } from '../partners/store.ts';
+import { getPartner, lockPartner } from '../partners/store.ts';
 import { requireOpen, respondBy } from './policy.ts';
 import {
   findOpenRequest,
@@ -36,12 +36,13 @@ export async function requestRecovery(
 ): Promise<RecoveryRequest> {
   return transact(transactor, by, async (work) => {
     const deletedAt = await lockDeleted(work, subject, windows);
-    requireNoneOpen(await findOpenRequest(work.tx, subject));
+    await closeEarlier(work, await findOpenRequest(work.tx, subject), deletedAt);
     const request = await insertRecoveryRequest(work.tx, {
       id: newId('recovery'),
       organization_id: work.by.organizationId,
       key_id: 'keyId' in subject ? subject.keyId : null,
       partner_id: 'partnerId' in subject ? subject.partnerId : null,
+      subject_deleted_at: deletedAt,
       details,
       respond_by: respondBy(deletedAt, work.now, windows),
       created_at: work.now,
@@ -65,7 +66,10 @@ async function lockDeleted(
   const { tx, now, by } = work;
   const circumstances = { way: 'recovery', windows, now } as const;
   if ('keyId' in subject) {
-    return requireRestorableKey(await lockKey(tx, by.organizationId, subject.keyId), circumstances);
+    const key = await lockKey(tx, by.organizationId, subject.keyId);
+    const deletedAt = requireRestorableKey(key, circumstances);
+    requireOwnerTakesKey(key, key.partner_id && (await getPartner(tx, by.organizationId, key.partner_id)));
+    return deletedAt;
   }
   const partner = await lockPartner(tx, by.organizationId, subject.partnerId);
   const deletedAt = requireDeletedPartner(partner);
@@ -73,11 +77,24 @@ async function lockDeleted(
   return deletedAt;
 }
 
-function requireNoneOpen(open: RecoveryRequest | undefined): void {
+/**
+ * A request about an earlier deletion, which was undone meanwhile, makes room for the new one.
+ * @throws Problem `conflict` where the open one is about the same deletion
+ */
+async function closeEarlier(
+  work: Work<OrganizationDoer>,
+  open: RecoveryRequest | undefined,
+  deletedAt: Date,
+): Promise<void> {
   if (open === undefined) return;
-  throw new Problem('conflict', `Recovery request ${open.id} about the same is still open.`, {
-    members: { recoveryRequestId: open.id },
-  });
+  if (open.subject_deleted_at.getTime() === deletedAt.getTime()) {
+    throw new Problem('conflict', `Recovery request ${open.id} about the same is still open.`, {
+      members: { recoveryRequestId: open.id },
+    });
+  }
+  const note = 'What it asked for had come back before it was answered.';
+  await recordAnswer(work, 'recovery.declined', open, note);
+  await markAnswered(work.tx, open.id, { status: 'declined', at: work.now, by: work.by.actor, note });
 }
 
 /**
@@ -91,7 +108,8 @@ export async function approveRecovery(
   note: string | null,
 ): Promise<RecoveryRequest> {
   return answer(transactor, by, requestId, async (work, request) => {
-    const restoring = { windows, recoveryRequestId: request.id };
+    const recovery = { requestId: request.id, deletedAt: request.subject_deleted_at };
+    const restoring = { windows, recovery };
     const { key_id: keyId, partner_id: partnerId } = request;
     await recordAnswer(work, 'recovery.approved', request, note);
     if (keyId !== null) await bringKeyBack(work, keyId, restoring);

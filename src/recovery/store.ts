@@ -12,6 +12,7 @@ const columns = [
   'organization_id',
   'key_id',
   'partner_id',
+  'subject_deleted_at',
   'details',
   'status',
   'respond_by',

@@ -1,0 +1,39 @@
+import t from 'tap';
+import { type Json, startService } from './support/app.ts';
+
+// What is asked back is one deletion, and not whatever may be deleted later.
+
+t.test('a request brings back the deletion that it was made about, and no later one', async (t) => {
+  const { admin, operator, verifier } = await startService(t);
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const { body: key } = await admin.post('/v1/keys', {});
+  for (const [subject, url] of [
+    [{ keyId: key.id }, `/v1/keys/${key.id}`],
+    [{ partnerId: partner.id }, `/v1/partners/${partner.id}`],
+  ] as const) {
+    await admin.delete(url);
+    const { body: early } = await admin.post('/v1/recovery-requests', { ...subject, details: 'By mistake' });
+    t.equal((await admin.post(`${url}/restore`)).status, 200);
+    await admin.delete(url);
+    const approved = await operator.post(`/v1/recovery-requests/${early.id}/approve`);
+    t.same([approved.status, approved.body.code], [409, 'conflict']);
+    t.equal((await admin.get(url)).body.status, 'deleted');
+    const { status, body: fresh } = await admin.post('/v1/recovery-requests', { ...subject, details: 'Again' });
+    t.equal(status, 201, 'the earlier one makes room');
+    t.equal((await admin.get(`/v1/recovery-requests/${early.id}`)).body.status, 'declined');
+    t.equal((await admin.post('/v1/recovery-requests', { ...subject, details: 'Thrice' })).body.code, 'conflict');
+    t.equal((await operator.post(`/v1/recovery-requests/${fresh.id}/approve`)).status, 200);
+    const { body: history } = await admin.get('/v1/history?limit=5');
+    t.ok(history.data.some(({ action }: Json) => action === 'recovery.declined'));
+  }
+  t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'valid');
+});
+
+t.test('a key whose partner is deleted is asked back with the partner, not alone', async (t) => {
+  const { admin } = await startService(t);
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  await admin.delete(`/v1/partners/${partner.id}`);
+  const alone = await admin.post('/v1/recovery-requests', { keyId: partner.keys[0].id, details: 'By mistake' });
+  t.same([alone.status, alone.body.code], [409, 'not_restorable']);
+  t.match(alone.body.detail, partner.id);
+});
