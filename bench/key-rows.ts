@@ -1,0 +1,95 @@
+import pg from 'pg';
+import type { Actor } from '../src/core/actor.ts';
+import { idSuffix, newId, type OrganizationId } from '../src/core/ids.ts';
+import type { Keyring } from '../src/crypto/keyring.ts';
+import type { Secret } from '../src/crypto/secret.ts';
+import { tagOf } from '../src/crypto/tag.ts';
+import { mintToken } from '../src/crypto/token.ts';
+
+const slots = [1, 2];
+const partnersInBatch = 2_000;
+
+const actor: Actor = { type: 'system', id: 'bench', name: 'bench', email: null };
+
+interface KeyRow {
+  id: string;
+  partner_id: string;
+  slot: number;
+  tag: Buffer;
+  last_four: string;
+}
+
+/**
+ * Writes partners with two keys each, past the API, where each key would cost an argon2id run. The tags are right, so
+ * the keys verify; the argon2id hash is one for all, because nothing of what is measured looks at it.
+ * @returns the plaintexts
+ */
+export async function dbAddKeys(
+  url: string,
+  given: { organizationId: OrganizationId; keyring: Keyring; argon2idHash: string; partners: number },
+): Promise<string[]> {
+  const { organizationId, keyring, argon2idHash } = given;
+  const plaintexts: string[] = [];
+  const client = new pg.Client({ connectionString: url });
+  await client.connect();
+  try {
+    for (let left = given.partners; left > 0; left -= partnersInBatch) {
+      const partnerIds = Array.from({ length: Math.min(left, partnersInBatch) }, () => newId('partner'));
+      const keys = partnerIds.flatMap((partnerId) => slots.map((slot) => mint(keyring, partnerId, slot)));
+      plaintexts.push(...keys.map(({ token }) => token.reveal()));
+      await client.query(
+        `insert into partners (id, organization_id, email, name, permissions, created_at, created_by)
+         select id, $1, id || '@bench.example', 'Bench', '{read}', now(), $2 from unnest($3::text[]) id`,
+        [organizationId, actor, partnerIds],
+      );
+      await client.query(
+        `insert into api_keys (id, organization_id, partner_id, permission, slot, name, tag, tag_keyring_id,
+           argon2id_hash, last_four, allowed_ips, metadata, created_at, created_by)
+         select key.id, $1, key.partner_id, 'read', key.slot, 'Bench', key.tag, $2, $3, key.last_four, '{}',
+           '{"environment":"bench"}', now(), $4
+         from unnest($5::text[], $6::text[], $7::smallint[], $8::bytea[], $9::text[])
+           as key (id, partner_id, slot, tag, last_four)`,
+        [
+          organizationId,
+          keyring.primary.id,
+          argon2idHash,
+          actor,
+          ...(['id', 'partner_id', 'slot', 'tag', 'last_four'] as const).map((column) =>
+            keys.map(({ row }) => row[column]),
+          ),
+        ],
+      );
+    }
+    await client.query('analyze');
+  } finally {
+    await client.end();
+  }
+  return plaintexts;
+}
+
+/** So high that nothing that is measured reaches them. */
+export async function dbLiftLimits(url: string): Promise<void> {
+  const client = new pg.Client({ connectionString: url });
+  await client.connect();
+  await client.query('update organizations set rate_limit_requests = 1000000000, rate_limit_window_seconds = 86400');
+  await client.end();
+}
+
+function mint(keyring: Keyring, partnerId: string, slot: number): { row: KeyRow; token: Secret } {
+  const id = newId('key');
+  const token = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(id) });
+  const tag = tagOf(keyring.primary, token);
+  return { row: { id, partner_id: partnerId, slot, tag, last_four: token.reveal().slice(-4) }, token };
+}
+
+/** As they would be presented by somebody who guesses: well formed, with a right checksum, for ids that exist or do not. */
+export function wrongKeys(
+  rightKeys: readonly string[],
+  count: number,
+): { wrongSecrets: string[]; unknownIds: string[] } {
+  const mintFor = (suffix: string) => mintToken({ prefix: 'lk', kind: 'k', idSuffix: suffix }).reveal();
+  return {
+    wrongSecrets: rightKeys.slice(0, count).map((key) => mintFor(key.slice(5, 31))),
+    unknownIds: Array.from({ length: count }, () => mintFor(idSuffix(newId('key')))),
+  };
+}

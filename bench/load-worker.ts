@@ -1,0 +1,120 @@
+import { createConnection, type Socket } from 'node:net';
+import { createHistogram } from 'node:perf_hooks';
+import type { LoadJob, LoadResult, WorkerMessage } from './load.ts';
+import { zipfPicks } from './zipf.ts';
+
+// The process that asks. It writes ready-made bytes and looks for the end of each answer: a client that costs as much
+// as the server would hide what the server costs.
+
+const silenceAllowedMs = 5_000;
+
+const keySets = new Map<string, string[]>();
+
+process.on('message', (message: WorkerMessage) => {
+  if ('keys' in message) keySets.set(message.name, message.keys);
+  else void run(message.job).then((result) => process.send?.(result));
+});
+process.on('disconnect', () => process.exit(0));
+
+/** Which key comes next; undefined when all have been. */
+function picker({ keySet, order, from = 0, to }: LoadJob): () => string | undefined {
+  const keys = keySets.get(keySet)?.slice(from, to) ?? [];
+  let next = 0;
+  if (order === 'once') return () => keys[next++];
+  if (order === 'around') return () => keys[next++ % keys.length];
+  const picks = zipfPicks(keys.length, 2 ** 18);
+  next = Math.floor(Math.random() * picks.length);
+  return () => keys[picks[next++ % picks.length] ?? 0];
+}
+
+async function run(job: LoadJob): Promise<LoadResult> {
+  const { before, after } = job.question;
+  const nextKey = picker(job);
+  const micros = createHistogram({ lowest: 1, highest: 60_000_000, figures: 3 });
+  const expectedStart = `HTTP/1.1 ${job.question.status} `;
+  const endsAtMs = performance.now() + job.seconds * 1000;
+  const pace = createPace(job.requestsASecond);
+  let [answers, wrong] = [0, 0];
+
+  function converse(socket: Socket, done: () => void): void {
+    let sentAtMs = 0;
+    let kept = '';
+    const send = () => {
+      const key = performance.now() < endsAtMs ? nextKey() : undefined;
+      if (key === undefined) {
+        socket.destroy();
+        done();
+        return;
+      }
+      sentAtMs = performance.now();
+      socket.write(before + key + after, 'latin1');
+    };
+    socket.setEncoding('latin1');
+    socket.on('data', (chunk: string) => {
+      const text = kept === '' ? chunk : kept + chunk;
+      kept = '';
+      if (!isWhole(text)) {
+        kept = text;
+        return;
+      }
+      micros.record(Math.max(1, Math.round((performance.now() - sentAtMs) * 1000)));
+      answers += 1;
+      if (!text.startsWith(expectedStart) || !text.includes(job.question.text)) wrong += 1;
+      pace.permit(send);
+    });
+    pace.permit(send);
+  }
+
+  const rest = job.requestsASecond === undefined ? stayAwake() : () => undefined;
+  const startedAtMs = performance.now();
+  await Promise.all(
+    Array.from({ length: job.connections }, () => {
+      const socket = createConnection({ port: job.port, host: '127.0.0.1', noDelay: true });
+      return new Promise<void>((resolve, reject) => {
+        socket.on('error', reject);
+        socket.setTimeout(silenceAllowedMs, () => reject(new Error('an answer did not come')));
+        socket.on('connect', () => converse(socket, resolve));
+      });
+    }),
+  );
+  const seconds = (performance.now() - startedAtMs) / 1000;
+  pace.end();
+  rest();
+  const at = (percentile: number) => (answers === 0 ? 0 : micros.percentile(percentile) / 1000);
+  return { answers, wrong, seconds, p50Ms: at(50), p99Ms: at(99) };
+}
+
+/**
+ * Never sleeps while it asks. Waking a sleeping process is the server's work, in its system call that sends the answer,
+ * and can cost more than the answer itself: the slower of two servers would pay it more often.
+ */
+function stayAwake(): () => void {
+  let isAwake = true;
+  const look = () => {
+    if (isAwake) setImmediate(look);
+  };
+  look();
+  return () => {
+    isAwake = false;
+  };
+}
+
+function isWhole(text: string): boolean {
+  const headEnd = text.indexOf('\r\n\r\n');
+  if (headEnd < 0) return false;
+  const length = /\r\ncontent-length: (\d+)/i.exec(text)?.[1];
+  return text.length >= headEnd + 4 + Number(length ?? 0);
+}
+
+/** Lets so many through each second, in steps of a few milliseconds; all at once where no pace is set. */
+function createPace(requestsASecond: number | undefined) {
+  if (requestsASecond === undefined) return { permit: (send: () => void) => send(), end: () => undefined };
+  const waiting: Array<() => void> = [];
+  const startedAtMs = performance.now();
+  let permitted = 0;
+  const timer = setInterval(() => {
+    const due = ((performance.now() - startedAtMs) / 1000) * requestsASecond;
+    for (; permitted < due; permitted++) waiting.shift()?.();
+  }, 2);
+  return { permit: (send: () => void) => void waiting.push(send), end: () => clearInterval(timer) };
+}

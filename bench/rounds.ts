@@ -1,0 +1,84 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Load, LoadJob } from './load.ts';
+import type { Facts, Server } from './servers.ts';
+
+/** Between two turns: what the one before has left to do, such as writing what it counted, is not the next one's. */
+const restMs = 300;
+
+/** One thing that is measured: what is asked of which server. */
+export interface Contestant {
+  name: string;
+  server: Server;
+  job: (round: number) => Omit<LoadJob, 'port' | 'seconds'>;
+}
+
+/** One turn of one contestant. */
+export interface Turn {
+  answersASecond: number;
+  /** Time that the server's process has computed for each answer. */
+  cpuMicros: number;
+  p50Ms: number;
+  p99Ms: number;
+}
+
+export interface Measured {
+  name: string;
+  turns: Turn[];
+  rssBeforeBytes: number;
+  rssAfterBytes: number;
+}
+
+async function takeTurn(load: Load, { name, server, job }: Contestant, round: number, seconds: number): Promise<Turn> {
+  const before = await server.facts();
+  const result = await load.run({ ...job(round), port: server.port, seconds });
+  const after = await server.facts();
+  if (result.wrong > 0 || result.answers === 0) {
+    throw new Error(`${name}: ${result.wrong} of ${result.answers} answers were not the expected ones`);
+  }
+  return {
+    answersASecond: result.answers / result.seconds,
+    cpuMicros: (after.cpuMicros - before.cpuMicros) / result.answers,
+    p50Ms: result.p50Ms,
+    p99Ms: result.p99Ms,
+  };
+}
+
+/**
+ * Lets all have their turns in each round, forwards in one and backwards in the next: what else the machine does hits
+ * all of them alike, and a ratio is made from turns that lie close together.
+ */
+export async function alternate(
+  load: Load,
+  contestants: readonly Contestant[],
+  { rounds, seconds }: { rounds: number; seconds: number },
+): Promise<Measured[]> {
+  const measured = new Map<Contestant, Measured>();
+  for (let round = 0; round < rounds; round++) {
+    for (const contestant of round % 2 === 0 ? contestants : contestants.toReversed()) {
+      await delay(restMs);
+      const before: Facts = await contestant.server.facts();
+      const known = measured.get(contestant);
+      const turn = await takeTurn(load, contestant, round, seconds);
+      const { rssBytes: rssAfterBytes } = await contestant.server.facts();
+      measured.set(contestant, {
+        name: contestant.name,
+        turns: [...(known?.turns ?? []), turn],
+        rssBeforeBytes: known?.rssBeforeBytes ?? before.rssBytes,
+        rssAfterBytes,
+      });
+    }
+  }
+  return [...measured.values()];
+}
+
+export function median(values: readonly number[]): number {
+  const sorted = values.toSorted((one, other) => one - other);
+  const middle = sorted.length >> 1;
+  const upper = sorted[middle] ?? Number.NaN;
+  return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? Number.NaN) + upper) / 2;
+}
+
+/** The median of the ratios of turns of the same round. */
+export function ratioOf(turns: readonly Turn[], others: readonly Turn[], member: keyof Turn): number {
+  return median(turns.map((turn, round) => turn[member] / (others[round]?.[member] ?? Number.NaN)));
+}

@@ -1,0 +1,92 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { questionsOf, seeFirst, startServers, takeTurns, warmUp } from './contests.ts';
+import { flood } from './flood.ts';
+import { wrongKeys } from './key-rows.ts';
+import { type Load, startLoad } from './load.ts';
+import { measureNotifying } from './notifying.ts';
+import { judge } from './promises.ts';
+import { describeMachine, type Results, toText, writeResults } from './report.ts';
+import { openStage, type Stage } from './stage.ts';
+
+// Measures Latchkey beside a bare Fastify route, in turns on the same machine: `npm run bench`, or, for a rough look
+// within a minute, `npm run bench -- --quick`. Whatever it starts it ends.
+
+const quick = process.argv.includes('--quick');
+const sizes = quick
+  ? { keys: 10_000, rounds: 4, seconds: 0.4, floodSeconds: 4, writeRounds: 2, writeSeconds: 0.5, settleMs: 1_500 }
+  : { keys: 100_000, rounds: 12, seconds: 0.8, floodSeconds: 12, writeRounds: 4, writeSeconds: 1.5, settleMs: 6_000 };
+const endsWithinMs = quick ? 60_000 : 300_000;
+
+const stage = await openStage();
+const load = startLoad();
+const end = async () => {
+  load.stop();
+  await stage.close();
+};
+const giveUp = (why: string) => {
+  process.stderr.write(`bench: ${why}\n`);
+  void end().finally(() => process.exit(1));
+};
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => giveUp(signal));
+setTimeout(() => giveUp(`not done within ${endsWithinMs / 1000} s`), endsWithinMs).unref();
+
+try {
+  const results = await measure(stage, load);
+  process.stdout.write(`\n${toText(results)}\n\n${writeResults(results)}\n`);
+} finally {
+  await end();
+}
+process.exit(0);
+
+async function measure(stage: Stage, load: Load): Promise<Results> {
+  say(`${sizes.keys} keys are written`);
+  const keys = await stage.addKeys(stage.bootstrapped.organizationId, sizes.keys / 2);
+  const { wrongSecrets, unknownIds } = wrongKeys(keys, sizes.keys / 5);
+  load.give('good', keys);
+  load.give('wrong secrets', wrongSecrets);
+  load.give('unknown ids', unknownIds);
+
+  say('the servers warm up');
+  const servers = await startServers(stage);
+  const questions = questionsOf(stage.bootstrapped.verifierToken.reveal());
+  await warmUp(load, servers, questions);
+
+  say('each key is seen for the first time');
+  const before = await servers.many.facts(true);
+  const sight = await seeFirst(load, servers, questions, { rounds: 10, keys: keys.length });
+  // By then what was counted is in the database, and what is left in memory are the keys.
+  await delay(sizes.settleMs);
+  const after = await servers.many.facts(true);
+
+  say('all take turns');
+  const rows = await takeTurns(load, servers, questions, sizes);
+
+  say('wrong keys come beside a good client');
+  const flooded = await flood({
+    server: servers.many,
+    load,
+    good: { question: questions.verify, keys },
+    wrong: { question: questions.verifyWrong, keys: [...wrongSecrets, ...unknownIds] },
+    seconds: sizes.floodSeconds,
+  });
+
+  say('changes are written');
+  const { writeRounds: rounds, writeSeconds: seconds } = sizes;
+  const notifying = await measureNotifying(stage, { writerCounts: [1, 8], rounds, seconds });
+  return {
+    date: new Date().toISOString(),
+    machine: describeMachine(),
+    quick,
+    keys: keys.length,
+    rows: [...rows, sight],
+    promises: judge(rows, flooded),
+    bytesPerKnownKey: (after.usedBytes - before.usedBytes) / keys.length,
+    flood: flooded,
+    notifying,
+    notMeasured: servers.redis === undefined ? ['With Redis: not measured, redis-server is not installed.'] : [],
+  };
+}
+
+function say(what: string): void {
+  process.stderr.write(`${new Date().toISOString().slice(11, 19)} ${what}\n`);
+}
