@@ -24,7 +24,7 @@ t.test('two at once: one waits for the other, and both end well', async (t) => {
   for (let round = 0; round < 5; round++) {
     const urls = await createDatabase(t, { migrated: false });
     const results = await Promise.all([migrateAs(urls), migrateAs(urls), migrateAs(urls)]);
-    t.same(results.flat(), newest);
+    t.same(results.flat().sort(), newest);
   }
 });
 
