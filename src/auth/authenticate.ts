@@ -1,7 +1,7 @@
 import type { Problem } from '../core/errors.ts';
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import { Secret } from '../crypto/secret.ts';
-import { parseToken } from '../crypto/token.ts';
+import { idSuffixAt, parseToken } from '../crypto/token.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { unauthorized } from './credential.ts';
 import type { AccessTokenPrincipal, ApiKeyPrincipal, Principal } from './principal.ts';
@@ -22,13 +22,27 @@ export type Authenticate = (token: string) => Promise<Principal>;
 
 /** Bearer → Principal. */
 export function createAuthenticator({ records, clock, prefix, ...check }: AuthenticatorOptions): Authenticate {
+  function recall(token: Secret, text: string): AccessTokenRecord | undefined {
+    const record = records.accessTokens.atHand(`token_${idSuffixAt(text, prefix)}` as AccessTokenId);
+    return record !== undefined && check.checkAccessToken.knows(record, token) ? record : undefined;
+  }
+
+  function admit(record: AccessTokenRecord): AccessTokenPrincipal {
+    if (record.deleted_at !== null) throw refused();
+    requireUnexpired(record, clock);
+    return accessTokenPrincipal(record);
+  }
+
   return async (text) => {
+    const token = new Secret(text);
+    // A backend asks with the same token each time.
+    const known = recall(token, text);
+    if (known !== undefined) return admit(known);
     const parsed = parseToken(text, prefix);
     if (parsed === undefined) {
       const detail = 'The credential is not a whole token: form or checksum is wrong.';
       throw unauthorized('token_malformed', detail, 'invalid_token');
     }
-    const token = new Secret(text);
     if (parsed.kind === 'k') {
       const record = await records.apiKeys.get(`key_${parsed.idSuffix}` as KeyId);
       const matches = await check.checkKey(record, token);
@@ -36,14 +50,10 @@ export function createAuthenticator({ records, clock, prefix, ...check }: Authen
       requireUnexpired(record, clock);
       return apiKeyPrincipal(record);
     }
-    // A backend asks with the same token each time. What is in memory is not waited for.
-    const got = records.accessTokens.get(`token_${parsed.idSuffix}` as AccessTokenId);
-    const record = got instanceof Promise ? await got : got;
-    const checked = check.checkAccessToken(record, token);
-    const matches = checked instanceof Promise ? await checked : checked;
-    if (record === undefined || !matches || record.deleted_at !== null) throw refused();
-    requireUnexpired(record, clock);
-    return accessTokenPrincipal(record);
+    const record = await records.accessTokens.get(`token_${parsed.idSuffix}` as AccessTokenId);
+    const matches = await check.checkAccessToken(record, token);
+    if (record === undefined || !matches) throw refused();
+    return admit(record);
   };
 }
 

@@ -11,6 +11,8 @@ export interface RecordCache<Id extends string, Found> {
    * @throws Problem `unavailable` where the database does not answer and memory is too old
    */
   get(id: Id, fresh?: boolean): Found | undefined | Promise<Found | undefined>;
+  /** What is in memory and sure to be right. Nothing is read. */
+  atHand(id: Id): Found | undefined;
   /** Forgets whatever depends on this id, and what is being read of it right now is read again. */
   invalidate(id: string): void;
 }
@@ -118,6 +120,11 @@ export function createRecordCache<Id extends string, Found>(
     if (isFailing) return getWhileFailing(id, entry);
     // While the feed is down, a query that began before this request could be from before a change it must see.
     return read(id, !feed.isLive()).catch((error: unknown) => staleOr(error, id));
+  }
+
+  function atHand(id: Id): Found | undefined {
+    const entry = entries.get(id);
+    return entry !== undefined && feed.isLive() ? entry.found : undefined;
   }
 
   function isSound({ loadedAtMs }: Entry<Found>): boolean {
@@ -229,7 +236,7 @@ export function createRecordCache<Id extends string, Found>(
     options.onTurn?.(failing, cause);
   }
 
-  return { get, invalidate };
+  return { get, atHand, invalidate };
 }
 
 /** `Promise.withResolvers()`, which Node 20 does not have. */

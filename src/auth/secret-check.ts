@@ -18,8 +18,12 @@ interface SecretCheckOptions {
   retag: (id: KeyId | AccessTokenId, tag: { tag: Buffer; tag_keyring_id: string }) => Promise<void>;
 }
 
-/** Whether a token is the one that a record was made for; undefined record: do the same work and say no. */
-export type SecretCheck = (record: CheckedRecord | undefined, token: Secret) => boolean | Promise<boolean>;
+export interface SecretCheck {
+  /** Whether a token is the one that a record was made for; undefined record: do the same work and say no. */
+  (record: CheckedRecord | undefined, token: Secret): boolean | Promise<boolean>;
+  /** Whether this token has already been found right for this copy of the record. Then nothing else need be asked of it. */
+  knows(record: CheckedRecord, token: Secret): boolean;
+}
 
 /**
  * The tag decides, in microseconds. Only where the record's tag was made under a keyring entry that is gone does the
@@ -54,18 +58,22 @@ export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOption
     return true;
   }
 
-  return (record, token) => {
-    const fingerprint = fingerprintOf(token);
+  function check(record: CheckedRecord | undefined, token: Secret): boolean | Promise<boolean> {
     if (record === undefined) return decoyMatches(primary, token);
-    const vouchedFor = fingerprints.get(record);
-    if (vouchedFor !== undefined && isSameFingerprint(vouchedFor, fingerprint)) return true;
     const entry = crypto.keyring.get(record.tag_keyring_id);
     if (entry !== undefined) {
       const matches = tagMatches(entry, token, record.tag);
-      if (matches) fingerprints.set(record, fingerprint);
+      if (matches) fingerprints.set(record, fingerprintOf(token));
       return matches;
     }
     if (record.argon2id_hash === null) return decoyMatches(primary, token);
     return checkSlowly(record, record.argon2id_hash, token);
-  };
+  }
+
+  function knows(record: CheckedRecord, token: Secret): boolean {
+    const known = fingerprints.get(record);
+    return known !== undefined && isSameFingerprint(known, fingerprintOf(token));
+  }
+
+  return Object.assign(check, { knows });
 }

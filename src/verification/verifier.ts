@@ -3,7 +3,7 @@ import type { SecretCheck } from '../auth/secret-check.ts';
 import type { ApiKeyRecord } from '../auth/store.ts';
 import type { KeyId, OrganizationId } from '../core/ids.ts';
 import { Secret } from '../crypto/secret.ts';
-import { parseToken } from '../crypto/token.ts';
+import { idSuffixAt, parseToken } from '../crypto/token.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { bucketsOf, type Count, type UseLimits } from './limits.ts';
 import { decide, type VerdictCode, type Wanted } from './policy.ts';
@@ -52,21 +52,25 @@ const notFound = { code: 'not_found', key: null, count: null } as const;
 export function createVerifier(options: VerifierOptions): Verifier {
   const { apiKeys, clock, prefix, checkSecret, limits, usage } = options;
 
-  async function find(presented: string, asker: OrganizationId | null, fresh: boolean) {
+  /** Of a key that was presented before and found right. Form, checksum and tag would say nothing new. */
+  function recall(presented: string): ApiKeyRecord | undefined {
+    const record = apiKeys.atHand(`key_${idSuffixAt(presented, prefix)}` as KeyId);
+    return record !== undefined && checkSecret.knows(record, new Secret(presented)) ? record : undefined;
+  }
+
+  async function find(presented: string, fresh: boolean): Promise<ApiKeyRecord | 'malformed' | undefined> {
     const parsed = parseToken(presented, prefix);
-    if (parsed?.kind !== 'k') return malformed;
-    const got = apiKeys.get(`key_${parsed.idSuffix}` as KeyId, fresh);
-    const record = got instanceof Promise ? await got : got;
-    const checked = checkSecret(record, new Secret(presented));
-    const matches = checked === true || (checked !== false && (await checked));
-    const isAskers = asker === null || record?.organization_id === asker;
-    return record === undefined || !matches || !isAskers ? notFound : record;
+    if (parsed?.kind !== 'k') return 'malformed';
+    const record = await apiKeys.get(`key_${parsed.idSuffix}` as KeyId, fresh);
+    const matches = await checkSecret(record, new Secret(presented));
+    return matches ? record : undefined;
   }
 
   return {
     async verify({ key: presented, wanted, asker, cost, fresh }) {
-      const key = await find(presented, asker, fresh);
-      if ('code' in key) return key;
+      const key = (fresh ? undefined : recall(presented)) ?? (await find(presented, fresh));
+      if (key === 'malformed') return malformed;
+      if (key === undefined || (asker !== null && key.organization_id !== asker)) return notFound;
       const code = decide(key, wanted, new Date(clock.nowMs()));
       if (code !== 'valid') {
         // Asked without counting, too: whoever asks so has been presented the key all the same.
