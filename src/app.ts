@@ -70,7 +70,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
         }),
     });
   const checkKey = secretCheckFor('api_keys');
-  const authenticate = createAuthenticator({
+  const authenticator = createAuthenticator({
     records,
     clock,
     prefix: tokenPrefix,
@@ -94,7 +94,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(jsonBody);
   await app.register(errorHandler, { translate: toProblem });
   await app.register(endpointLimits, deps.limits);
-  await app.register(guard, { authenticate, organizationExists: (id) => organizationExists(db, id) });
+  await app.register(guard, { authenticator, organizationExists: (id) => organizationExists(db, id) });
   await app.register(idempotency, {
     transactor,
     reopener: createReopener({ transactor, keyring: crypto.keyring }),

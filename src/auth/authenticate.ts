@@ -17,14 +17,21 @@ interface AuthenticatorOptions {
   checkAccessToken: SecretCheck;
 }
 
-/** @throws Problem `token_malformed`, `unauthorized`, `token_expired`, `unavailable` */
-export type Authenticate = (token: string) => Promise<Principal>;
-
 /** Bearer → Principal. */
-export function createAuthenticator({ records, clock, prefix, ...check }: AuthenticatorOptions): Authenticate {
-  function recall(token: Secret, text: string): AccessTokenRecord | undefined {
+export interface Authenticator {
+  /** @throws Problem `token_malformed`, `unauthorized`, `token_expired`, `unavailable` */
+  authenticate(token: string): Promise<Principal>;
+  /**
+   * The same at once, for an access token that was found right before; undefined: it has to be looked at.
+   * @throws Problem `unauthorized`, `token_expired`
+   */
+  recall(token: string): AccessTokenPrincipal | undefined;
+}
+
+export function createAuthenticator({ records, clock, prefix, ...check }: AuthenticatorOptions): Authenticator {
+  function recall(text: string): AccessTokenPrincipal | undefined {
     const record = records.accessTokens.atHand(`token_${idSuffixAt(text, prefix)}` as AccessTokenId);
-    return record !== undefined && check.checkAccessToken.knows(record, token) ? record : undefined;
+    return record !== undefined && check.checkAccessToken.knows(record, new Secret(text)) ? admit(record) : undefined;
   }
 
   function admit(record: AccessTokenRecord): AccessTokenPrincipal {
@@ -33,11 +40,8 @@ export function createAuthenticator({ records, clock, prefix, ...check }: Authen
     return accessTokenPrincipal(record);
   }
 
-  return async (text) => {
+  async function authenticate(text: string): Promise<Principal> {
     const token = new Secret(text);
-    // A backend asks with the same token each time.
-    const known = recall(token, text);
-    if (known !== undefined) return admit(known);
     const parsed = parseToken(text, prefix);
     if (parsed === undefined) {
       const detail = 'The credential is not a whole token: form or checksum is wrong.';
@@ -54,7 +58,9 @@ export function createAuthenticator({ records, clock, prefix, ...check }: Authen
     const matches = await check.checkAccessToken(record, token);
     if (record === undefined || !matches) throw refused();
     return admit(record);
-  };
+  }
+
+  return { authenticate, recall };
 }
 
 function isDead(key: ApiKeyRecord): boolean {

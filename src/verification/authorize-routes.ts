@@ -7,6 +7,7 @@ import { Problem } from '../core/errors.ts';
 import type { Access } from '../core/permissions.ts';
 import { accessTokenOf } from '../http/guard.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
+import { answerWith } from './answer.ts';
 import type { Verdict, Verifier } from './verifier.ts';
 
 const description = `For gateways that ask before they pass a request on: nginx \`auth_request\`, Caddy and Traefik forward auth.
@@ -25,27 +26,30 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
   app.setValidatorCompiler(() => (value: unknown) => ({ value }));
   app.removeAllContentTypeParsers();
   app.addContentTypeParser('*', (_request, _body, done) => done(null));
-  app.addHook('onRequest', async ({ raw }) => {
+  app.addHook('onRequest', ({ raw }, _reply, done) => {
     // The client's own would be refused where it is not well formed, and QUERY where there is none.
     raw.headers['content-type'] = 'application/octet-stream';
+    done();
   });
   for (const method of METHODS) {
     // WebDAV's and all the others. CONNECT never reaches a router: it asks for a tunnel.
     if (method !== 'CONNECT' && !app.supportedMethods.includes(method)) app.addHttpMethod(method, { hasBody: true });
   }
   const answer = (methodOf: (request: FastifyRequest) => string | undefined) => {
-    return async (request: FastifyRequest, reply: FastifyReply) => {
+    return (request: FastifyRequest, reply: FastifyReply): void => {
       const method = methodOf(request);
       if (method === undefined) throw methodUnknown();
-      const verdict = await verifier.verify({
+      const verdict = verifier.verify({
         key: clientKey(request.raw) ?? '',
         wanted: { permission: permissionFor(method), ip: request.ip },
         asker: accessTokenOf(request).organizationId,
         cost: 1,
         fresh: false,
       });
-      if (verdict.code !== 'valid') throw refusal(verdict, wantsLimitedAs403(request));
-      return reply.headers(identityOf(verdict)).send();
+      answerWith(reply, verdict, (of) => {
+        if (of.code !== 'valid') throw refusal(of, wantsLimitedAs403(request));
+        reply.headers(identityOf(of)).send();
+      });
     };
   };
   const schema = {

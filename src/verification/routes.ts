@@ -3,6 +3,7 @@ import type { FastifySchemaCompiler } from 'fastify';
 import { type FastifyPluginAsyncZod, validatorCompiler } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { accessTokenOf } from '../http/guard.ts';
+import { answerWith } from './answer.ts';
 import { verdictText, verdictView } from './verdict-view.ts';
 import type { Verifier } from './verifier.ts';
 import { readVerifyRequest, verifyRequest } from './verify-request.ts';
@@ -39,9 +40,9 @@ export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> =
         response: { 200: verdictView },
       },
     },
-    async (request, reply) => {
+    (request, reply) => {
       const { key, permission, ip, cost } = request.body;
-      const verdict = await verifier.verify({
+      const verdict = verifier.verify({
         key,
         wanted: { permission, ip },
         asker: accessTokenOf(request).actsIn,
@@ -49,7 +50,9 @@ export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> =
         fresh: asksForFresh(request.headers['cache-control']),
       });
       // A string is sent as it is; the type says that this is meant.
-      return reply.type('application/json; charset=utf-8').send(verdictText(verdict) as never);
+      answerWith(reply as never, verdict, (of) => {
+        reply.type('application/json; charset=utf-8').send(verdictText(of) as never);
+      });
     },
   );
 };

@@ -33,7 +33,7 @@ export interface Question {
 
 export interface Verifier {
   /** @throws Problem `overloaded` where the argon2id path is asked too often, `unavailable` */
-  verify(question: Question): Promise<Verdict>;
+  verify(question: Question): Verdict | Promise<Verdict>;
 }
 
 interface VerifierOptions {
@@ -66,22 +66,32 @@ export function createVerifier(options: VerifierOptions): Verifier {
     return matches ? record : undefined;
   }
 
-  return {
-    async verify({ key: presented, wanted, asker, cost, fresh }) {
-      const key = (fresh ? undefined : recall(presented)) ?? (await find(presented, fresh));
-      if (key === 'malformed') return malformed;
-      if (key === undefined || (asker !== null && key.organization_id !== asker)) return notFound;
-      const code = decide(key, wanted, new Date(clock.nowMs()));
-      if (code !== 'valid') {
-        // Asked without counting, too: whoever asks so has been presented the key all the same.
-        if (code === 'deleted') usage.addDeleted(key, wanted.ip, { isCounted: cost > 0 });
-        else if (cost > 0) usage.add(key, 'denied');
-        return { code, key, count: null } as Verdict;
-      }
-      const counted = limits.count(bucketsOf(key), cost);
-      const count = counted instanceof Promise ? await counted : counted;
+  async function findAndJudge(question: Question): Promise<Verdict> {
+    const key = await find(question.key, question.fresh);
+    return key === 'malformed' ? malformed : judge(key, question);
+  }
+
+  function judge(key: ApiKeyRecord | undefined, { wanted, asker, cost }: Question): Verdict | Promise<Verdict> {
+    if (key === undefined || (asker !== null && key.organization_id !== asker)) return notFound;
+    const code = decide(key, wanted, new Date(clock.nowMs()));
+    if (code !== 'valid') {
+      // Asked without counting, too: whoever asks so has been presented the key all the same.
+      if (code === 'deleted') usage.addDeleted(key, wanted.ip, { isCounted: cost > 0 });
+      else if (cost > 0) usage.add(key, 'denied');
+      return { code, key, count: null } as Verdict;
+    }
+    const counted = limits.count(bucketsOf(key), cost);
+    const conclude = (count: Count): Verdict => {
       if (cost > 0) usage.add(key, count.isExceeded ? 'rate_limited' : 'allowed');
       return { code: count.isExceeded ? 'rate_limited' : 'valid', key, count };
+    };
+    return counted instanceof Promise ? counted.then(conclude) : conclude(counted);
+  }
+
+  return {
+    verify(question) {
+      const known = question.fresh ? undefined : recall(question.key);
+      return known === undefined ? findAndJudge(question) : judge(known, question);
     },
   };
 }
