@@ -1,6 +1,6 @@
 import { isIP } from 'node:net';
 import { DeliveryFailed, type DeliveryFailure } from './delivery-failed.ts';
-import { type Lookup, lookupInDns } from './name-lookup.ts';
+import { createDnsLookup, type Lookup } from './name-lookup.ts';
 import { type EgressRules, hostOf, isPublicAddress, requireSendableUrl, urlProblem } from './public-address.ts';
 import { exchange, type WebhookReply } from './reply.ts';
 import { connectToFirst, secure } from './sockets.ts';
@@ -41,7 +41,7 @@ const ownHeaders = { 'content-type': 'application/json', 'user-agent': 'Latchkey
 
 /** The one way in which requests leave Latchkey for places that its users name. */
 export function createWebhookClient(options: WebhookClientOptions): WebhookClient {
-  const { timeoutMs = 15_000, replyLimitBytes = 16_384, lookup = lookupInDns, ca, ...rules } = options;
+  const { timeoutMs = 15_000, replyLimitBytes = 16_384, lookup = createDnsLookup(), ca, ...rules } = options;
   const underWay = new Map<AbortController, Promise<unknown>>();
   const closed = new AbortController();
 
