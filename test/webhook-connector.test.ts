@@ -5,7 +5,7 @@ import { gzipSync } from 'node:zlib';
 import t, { type Test } from 'tap';
 import { DeliveryFailed } from '../src/webhooks/delivery-failed.ts';
 import { createDnsLookup } from '../src/webhooks/name-lookup.ts';
-import { retryAfterSecondsOf } from '../src/webhooks/reply.ts';
+import { exchange, retryAfterSecondsOf } from '../src/webhooks/reply.ts';
 import { type HttpListener, type Listener, listenHttp, listenRaw } from './support/listeners.ts';
 import { startNameServer } from './support/name-server.ts';
 import { eventually } from './support/process.ts';
@@ -46,6 +46,14 @@ t.test('a connection serves one delivery: the next one is checked anew', async (
   for (const _ of [1, 2, 3]) await post(urlOf(receiver), {}, '{}');
   t.equal(receiver.connections(), 3);
   await noLeftover(receiver);
+});
+
+t.test('a request that cannot be written leaves no connection behind', async (t) => {
+  const receiver = await listenHttp(t);
+  const { post } = startWebhookClient(t, { opened });
+  t.ok((await failureOf(post(urlOf(receiver), { 'webhook-id': 'msg_1\r\nx: y' }, '{}'))) instanceof Error);
+  await noLeftover(receiver);
+  t.same(receiver.arrived, []);
 });
 
 t.test('every step is bounded by the time of the whole', async (t) => {
@@ -196,6 +204,12 @@ t.test('what is no reply is said to be broken', async (t) => {
     t.equal(listener.connections(), 1, 'and not tried again here');
     await noLeftover(listener);
   }
+  const ended = connect((await listenHttp(t)).port, '127.0.0.1');
+  await once(ended, 'connect');
+  ended.destroy();
+  const asked = { url: new URL('http://127.0.0.1/'), headers: {}, body: '', replyLimitBytes: 1 };
+  const never = new AbortController().signal;
+  t.ok((await failureOf(exchange(ended, { ...asked, signal: never }))) instanceof Error, 'a connection that has ended');
   const resetting = await listenRaw(t, (socket) => socket.resetAndDestroy());
   t.match(await failureOf(post(urlOf(resetting), {}, '{}')), { reason: /^(reply_broken|connect_failed)$/ }, 'a reset');
 });

@@ -1,6 +1,7 @@
 import t, { type Test } from 'tap';
 import { createCertificateAuthority } from './support/certificates.ts';
 import { type HttpListener, listenHttp, listenHttps } from './support/listeners.ts';
+import { eventually } from './support/process.ts';
 import { failureOf, startWebhookClient } from './support/webhook-client.ts';
 
 // Deliveries over TLS: to whom the certificate belongs, and to nobody else.
@@ -13,6 +14,7 @@ const client = (t: Test) => startWebhookClient(t, { ...here, ca: authority.certi
 
 const refusedBy = async (t: Test, receiver: HttpListener, url: string, { post } = client(t)) => {
   t.match(await failureOf(post(url, {}, '{"a":1}')), { reason: 'tls_failed' }, url);
+  await eventually(async () => receiver.open() === 0);
   t.same(receiver.arrived, [], 'nothing was sent');
 };
 
