@@ -6,7 +6,6 @@ import { exchange, type WebhookReply } from './reply.ts';
 import { connectToFirst, secure } from './sockets.ts';
 
 export { DeliveryFailed } from './delivery-failed.ts';
-export type { WebhookReply } from './reply.ts';
 
 export interface WebhookClientOptions extends EgressRules {
   /** For the whole exchange, from the lookup to the end of the reply. 15,000 unless told. */
