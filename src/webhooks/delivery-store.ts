@@ -23,22 +23,27 @@ const columns = [
   'finished_at',
 ] as const;
 
-/** Newest first, one more than `limit`. */
+/** Newest first, one more than `limit`. A delivery and its attempts are read as of one moment. */
 export async function listDeliveries(
   db: Db,
   endpointId: WebhookId,
   filter: { status: DeliveryStatus | undefined },
   page: { limit: number; before: DeliveryId | undefined },
 ): Promise<DeliveryWithAttempts[]> {
-  let query = db
-    .selectFrom('webhook_deliveries')
-    .select(columns)
-    .where('endpoint_id', '=', endpointId)
-    .orderBy('id', 'desc')
-    .limit(page.limit + 1);
-  if (page.before !== undefined) query = query.where('id', '<', page.before);
-  if (filter.status !== undefined) query = query.where('status', '=', filter.status);
-  return withAttempts(db, await query.execute());
+  return db
+    .transaction()
+    .setIsolationLevel('repeatable read')
+    .execute(async (tx) => {
+      let query = tx
+        .selectFrom('webhook_deliveries')
+        .select(columns)
+        .where('endpoint_id', '=', endpointId)
+        .orderBy('id', 'desc')
+        .limit(page.limit + 1);
+      if (page.before !== undefined) query = query.where('id', '<', page.before);
+      if (filter.status !== undefined) query = query.where('status', '=', filter.status);
+      return withAttempts(tx, await query.execute());
+    });
 }
 
 export async function withAttempts(db: Db, deliveries: readonly Delivery[]): Promise<DeliveryWithAttempts[]> {
