@@ -40,7 +40,7 @@ create table webhook_endpoints (
   constraint webhook_endpoints_disabled_whole check ((disabled_at is null) = (disabled_reason is null)),
   constraint webhook_endpoints_disabled_reason_known check (disabled_reason in ('requested', 'gone', 'failing'))
 );
-create index webhook_endpoints_live on webhook_endpoints (organization_id, id desc) where deleted_at is null;
+create index webhook_endpoints_by_organization on webhook_endpoints (organization_id, id desc);
 `;
 
 // No foreign key leads to history: a delivery only names the event's place in its chain.

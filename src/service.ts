@@ -104,7 +104,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     const jobRunner = startJobs({
       ...background,
       jobs,
-      tasks: { [sendTask]: (payload) => sender.wake((payload as SendPayload).webhookId) },
+      tasks: { [sendTask]: (payload) => sender.wake((payload as SendPayload).organizationId) },
       settings: { usageHourlyDays: config.USAGE_HOURLY_DAYS, retentionSeconds: config.RETENTION_SECONDS },
     });
     closers.push(async () => void (await Promise.all([app.close(), jobRunner.close(), sender.close()])));

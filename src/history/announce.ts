@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
 import { type DeliveryId, newId, type OrganizationId, type WebhookId } from '../core/ids.ts';
 import type { Tx } from '../db/client.ts';
-import { wakeSenders } from '../db/worker-queue.ts';
+import { wakeSender } from '../db/worker-queue.ts';
 import { announcedTo, payloadFor } from './announced.ts';
 import type { ChainedEvent } from './events.ts';
 
@@ -29,7 +29,9 @@ export async function announce(tx: Tx, organizationId: OrganizationId, events: r
   const announcements = listeners.flatMap((listener) =>
     events.filter((event) => isTold(listener, event)).map((event) => announcementOf(listener, event)),
   );
-  if (announcements.length > 0) await insertDeliveries(tx, announcements);
+  if (announcements.length === 0) return;
+  await insertDeliveries(tx, announcements);
+  await wakeSender(tx, organizationId);
 }
 
 async function listenersTo(
@@ -75,5 +77,4 @@ async function insertDeliveries(tx: Tx, announcements: readonly Announcement[]):
       ${column(({ event }) => event.sequence)}::bigint[], ${column(({ event }) => event.action)}::text[],
       ${column(({ payload }) => payload)}::text[], ${column(({ event }) => event.at)}::timestamptz[])
       as delivery (id, endpoint_id, sequence, action, payload, at)`.execute(tx);
-  await wakeSenders(tx, [...new Set(column(({ endpointId }) => endpointId))]);
 }

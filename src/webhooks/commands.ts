@@ -3,7 +3,7 @@ import { newId, type PartnerId, type WebhookId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { Secret } from '../crypto/secret.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
-import { wakeSenders } from '../db/worker-queue.ts';
+import { wakeSender } from '../db/worker-queue.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';
@@ -127,7 +127,7 @@ export async function deleteWebhook(transactor: Transactor, by: OrganizationDoer
     const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
     await markWebhookDeleted(work.tx, webhook.id, work.now);
     recordOf(work, webhook, 'webhook.deleted', { url: shownUrl(webhook.url) });
-    wakeAfterwards(work, webhook.id);
+    wakeAfterwards(work);
     return { ...webhook, previous_until: null, deleted_at: work.now };
   });
 }
@@ -159,7 +159,7 @@ export async function disableWebhook(
     if (webhook.disabled_at !== null) return webhook;
     await markWebhookDisabled(work.tx, webhook.id, work.now, 'requested');
     recordOf(work, webhook, 'webhook.disabled', { reason: 'requested', failingSince: null });
-    wakeAfterwards(work, webhook.id);
+    wakeAfterwards(work);
     return { ...webhook, disabled_at: work.now, disabled_reason: 'requested' };
   });
 }
@@ -201,6 +201,6 @@ export function recordOf(
 }
 
 /** Rows of the queue are locked after the chain's head, as everywhere. */
-export function wakeAfterwards(work: Work, id: WebhookId): void {
-  work.beforeCommit.push(() => wakeSenders(work.tx, [id]));
+export function wakeAfterwards(work: Work<OrganizationDoer>): void {
+  work.beforeCommit.push(() => wakeSender(work.tx, work.by.organizationId));
 }

@@ -25,7 +25,7 @@ export async function redeliver(
     requireEnabled(webhook);
     const delivery = await markDueAgain(work.tx, present.id, work.now);
     recordOf(work, webhook, 'webhook.redelivered', { deliveryId: delivery.id, since: null, deliveries: 1 });
-    wakeAfterwards(work, webhook.id);
+    wakeAfterwards(work);
     const [shown] = await withAttempts(work.tx, [delivery]);
     return { attemptList: [], ...delivery, ...shown };
   });
@@ -58,7 +58,7 @@ export async function redeliverFailed(
     if (deliveries > 0) {
       const details = { deliveryId: null, since: since.toISOString(), deliveries };
       recordOf(work, webhook, 'webhook.redelivered', details);
-      wakeAfterwards(work, webhook.id);
+      wakeAfterwards(work);
     }
     return { deliveries, isCutShort: deliveries === redeliveredAtOnce };
   });

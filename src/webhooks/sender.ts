@@ -1,17 +1,17 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { FastifyBaseLogger } from 'fastify';
-import type { WebhookId } from '../core/ids.ts';
+import type { OrganizationId, WebhookId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect } from '../db/client.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 import { type Claim, claimDue, send, settle } from './attempt.ts';
 import type { WebhookClient } from './connector.ts';
-import { endpointsWithDue, release } from './sending-store.ts';
+import { endpointsToLookAt, endpointsWithDue, hasDue, release } from './sending-store.ts';
 
 /** Sends what is due, for as long as it is open. Several of them, in whatever processes, share the work. */
 export interface WebhookSender {
-  /** Something may be due to this endpoint. */
-  wake(id: WebhookId): void;
+  /** Something may be due to this organization's endpoints. */
+  wake(organizationId: OrganizationId): void;
   /** Takes nothing more, and gives back what does not end soon. */
   close(): Promise<void>;
 }
@@ -56,39 +56,28 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     onChanged: options.onChanged ?? (() => undefined),
   };
   const closing = new AbortController();
-  const underWay = new Set<Promise<void>>();
-  /** Endpoints that are being looked at, and whether they were called meanwhile. */
-  const looking = new Map<WebhookId, { again: boolean }>();
+  const looking = new Set<Promise<void>>();
+  const sending = new Set<Promise<void>>();
 
-  function wake(id: WebhookId): void {
-    const present = looking.get(id);
-    if (present !== undefined) present.again = true;
-    else if (!closing.signal.aborted) track(look(id));
-  }
+  const lookAtOrganization = oneAtATime(async (id: OrganizationId) => {
+    const now = await currentTime(db, options.clockShiftMs);
+    for (const webhookId of await endpointsToLookAt(db, id, now)) look(lookAtEndpoint, webhookId);
+  });
 
-  function track(work: Promise<void>): void {
-    const tracked = work.finally(() => underWay.delete(tracked));
-    underWay.add(tracked);
-  }
-
-  async function look(id: WebhookId): Promise<void> {
-    const state = { again: true };
-    looking.set(id, state);
-    try {
-      while (state.again && !closing.signal.aborted && underWay.size < sendsAtOnce) {
-        state.again = false;
-        const { claims, more } = await claimDue(transactor, id);
-        state.again ||= more;
-        for (const claim of claims) track(deliver(claim));
-      }
-    } catch (error) {
-      logger.warn(
-        { err: error, webhookId: id },
-        'What is due to a webhook could not be taken up; this is tried again.',
-      );
-    } finally {
-      looking.delete(id);
+  const lookAtEndpoint = oneAtATime(async (id: WebhookId) => {
+    for (let more = true; more && sending.size < sendsAtOnce; ) {
+      const claimed = await claimDue(transactor, id);
+      for (const claim of claimed.claims) track(sending, deliver(claim));
+      more = claimed.more;
     }
+  });
+
+  function look<Id>(at: (id: Id) => Promise<void>, id: Id): void {
+    if (closing.signal.aborted) return;
+    const looked = at(id).catch((error: unknown) => {
+      logger.warn({ err: error, id }, 'What is due to webhooks could not be taken up; this is tried again.');
+    });
+    track(looking, looked);
   }
 
   async function deliver(claim: Claim): Promise<void> {
@@ -103,7 +92,10 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
       if (closing.signal.aborted) await giveBack(claim);
       else logger.warn({ err: error, ...facts }, 'What came of a delivery could not be kept; it is sent again.');
     }
-    wake(claim.webhook.id);
+    if (closing.signal.aborted) return;
+    if (await hasDue(db, claim.webhook.id, options.clockShiftMs()).catch(() => false)) {
+      look(lookAtEndpoint, claim.webhook.id);
+    }
   }
 
   async function giveBack({ delivery }: Claim): Promise<void> {
@@ -119,7 +111,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
       let pauseMs = lookEveryMs;
       try {
         const now = await currentTime(db, options.clockShiftMs);
-        for (const id of await endpointsWithDue(db, now)) wake(id);
+        for (const id of await endpointsWithDue(db, now)) look(lookAtEndpoint, id);
       } catch (error) {
         pauseMs = lookAgainAfterMs;
         logger.warn({ err: error }, 'What is due to webhooks could not be asked; this is tried again.');
@@ -129,14 +121,49 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   })();
 
   return {
-    wake,
+    wake: (organizationId) => look(lookAtOrganization, organizationId),
     async close() {
       closing.abort();
-      const ended = () => Promise.allSettled([...underWay, watching]);
-      await Promise.race([ended(), delay(mayEndWithinMs, undefined, { ref: false })]);
+      await Promise.race([
+        allEnded(looking).then(() => allEnded(sending)),
+        delay(mayEndWithinMs, undefined, { ref: false }),
+      ]);
       await client.close();
-      await ended();
+      await Promise.all([allEnded(looking), watching]);
+      await allEnded(sending);
       await database.close();
     },
+  };
+}
+
+function track(works: Set<Promise<void>>, work: Promise<void>): void {
+  const tracked = work.finally(() => works.delete(tracked));
+  works.add(tracked);
+}
+
+/** Also those that are begun meanwhile. */
+async function allEnded(works: ReadonlySet<Promise<void>>): Promise<void> {
+  while (works.size > 0) await Promise.allSettled(works);
+}
+
+/** Runs `act` for one id at a time. Called for it meanwhile, it is run once more when it has ended. */
+function oneAtATime<Id>(act: (id: Id) => Promise<void>): (id: Id) => Promise<void> {
+  const present = new Map<Id, { again: boolean }>();
+  return async (id) => {
+    const running = present.get(id);
+    if (running !== undefined) {
+      running.again = true;
+      return;
+    }
+    const state = { again: true };
+    present.set(id, state);
+    try {
+      while (state.again) {
+        state.again = false;
+        await act(id);
+      }
+    } finally {
+      present.delete(id);
+    }
   };
 }

@@ -1,7 +1,8 @@
 import { sql } from 'kysely';
-import type { DeliveryId, WebhookId } from '../core/ids.ts';
+import type { DeliveryId, OrganizationId, WebhookId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { WebhookAttemptsTable } from '../db/schema.ts';
+import type { Transactor } from '../db/work.ts';
 
 /** What a sender takes up, and what it writes down of it. The endpoint is locked wherever a `Tx` is asked for. */
 
@@ -28,6 +29,27 @@ export async function endpointsWithDue(db: Db, now: Date): Promise<WebhookId[]> 
       select from webhook_deliveries where endpoint_id = endpoint.id and status = 'pending' and due_at <= ${now}
     )`.execute(db);
   return rows.map(({ id }) => id);
+}
+
+/** Those of an organization's endpoints that have something due, and those that are sent nothing while something waits. */
+export async function endpointsToLookAt(db: Db, organizationId: OrganizationId, now: Date): Promise<WebhookId[]> {
+  const { rows } = await sql<{ id: WebhookId }>`
+    select id from webhook_endpoints as endpoint
+    where organization_id = ${organizationId} and exists (
+      select from webhook_deliveries where endpoint_id = endpoint.id and status = 'pending'
+        and (due_at <= ${now} or endpoint.disabled_at is not null or endpoint.deleted_at is not null)
+    )`.execute(db);
+  return rows.map(({ id }) => id);
+}
+
+/** Whether something waits to be taken up. */
+export async function hasDue(db: Db, endpointId: WebhookId, clockShiftMs: number): Promise<boolean> {
+  const { rows } = await sql<{ due: boolean }>`
+    select exists (
+      select from webhook_deliveries where endpoint_id = ${endpointId} and status = 'pending'
+        and due_at <= clock_timestamp() + ${clockShiftMs}::float8 * interval '1 millisecond'
+    ) as due`.execute(db);
+  return rows[0]?.due === true;
 }
 
 /** The next ones that are due, as many as may be under way at once. They are this sender's until the lease ends. */
@@ -62,6 +84,32 @@ export async function failPending(tx: Tx, endpointId: WebhookId, now: Date, limi
       order by due_at limit ${limit} for update skip locked
     )`.execute(tx);
   return Number(numAffectedRows ?? 0);
+}
+
+/**
+ * A success, written down where it changes nothing but the delivery: it is still the sender's own, and its endpoint was
+ * not failing.
+ * @returns whether that is so
+ */
+export async function markDelivered(
+  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
+  { id, leased_until }: ClaimedDelivery,
+  { at, status, duration_ms, reply }: Pick<WebhookAttemptsTable, 'at' | 'status' | 'duration_ms' | 'reply'>,
+): Promise<boolean> {
+  const { rows } = await sql`
+    with delivered as (
+      update webhook_deliveries
+      set status = 'delivered', attempts = attempts + 1, leased_until = null,
+        finished_at = clock_timestamp() + ${clockShiftMs()}::float8 * interval '1 millisecond'
+      where id = ${id} and status = 'pending' and leased_until = ${leased_until} and not exists (
+        select from webhook_endpoints where id = endpoint_id and failing_since is not null
+      )
+      returning attempts
+    )
+    insert into webhook_attempts (delivery_id, number, at, status, duration_ms, reply)
+    select ${id}, attempts, ${at}::timestamptz, ${status}::int, ${duration_ms}::bigint, ${reply}::text from delivered
+    returning number`.execute(db);
+  return rows.length > 0;
 }
 
 /** A delivery that an attempt was made of. Undefined where it was pruned meanwhile. */

@@ -69,7 +69,7 @@ export function startSending(
   const runner = startJobs({
     ...shared,
     jobs: [],
-    tasks: { [sendTask]: (payload) => sender.wake((payload as SendPayload).webhookId) },
+    tasks: { [sendTask]: (payload) => sender.wake((payload as SendPayload).organizationId) },
     settings: { usageHourlyDays: 35, retentionSeconds: 2_592_000 },
   });
   const close = async () => void (await Promise.all([runner.close(), sender.close()]));
