@@ -44,7 +44,7 @@ t.test('secrets are sealed anew under the primary entry, and sign as before', as
 
   const last = await startService(t, { urls, keyring: keyringOf('new') });
   startSending(t, last);
-  await admin.post('/v1/keys', {});
+  await last.as(admin.token).post('/v1/keys', {});
   await eventually(async () => receiver.received.length === 1);
   const [call] = receiver.received as [Received];
   for (const secret of [webhook.secret, rotated.secret]) {
