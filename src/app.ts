@@ -38,12 +38,16 @@ import { selfRoutes } from './verification/self-routes.ts';
 import type { VerificationState } from './verification/state.ts';
 import { usageRoutes } from './verification/usage-routes.ts';
 import { createVerifier } from './verification/verifier.ts';
+import type { WebhookClient } from './webhooks/connector.ts';
+import { webhookDeliveryRoutes } from './webhooks/delivery-routes.ts';
+import { webhookRoutes } from './webhooks/routes.ts';
 
 export interface AppDeps {
   logger: FastifyBaseLogger;
   transactor: Transactor;
   crypto: TokenCrypto;
   verification: Pick<VerificationState, 'clock' | 'records' | 'limits' | 'usage'>;
+  webhookClient: Pick<WebhookClient, 'checkUrl'>;
   limits: EndpointLimits;
   undoWindowSeconds: number;
   retentionSeconds: number;
@@ -113,6 +117,8 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(keyViewersRoutes, { ...v1, db });
   await app.register(partnerRoutes, { ...v1, transactor, mint, tokenPrefix, ...windows });
   await app.register(recoveryRoutes, { ...v1, transactor, ...windows });
+  await app.register(webhookRoutes, { ...v1, transactor, keyring: crypto.keyring, client: deps.webhookClient });
+  await app.register(webhookDeliveryRoutes, { ...v1, transactor });
   await app.register(historyRoutes, { ...v1, db });
   await app.register(organizationRoutes, { ...v1, transactor });
   await app.register(operatorOrganizationRoutes, { ...v1, transactor });

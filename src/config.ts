@@ -158,6 +158,14 @@ export const environment = z.object({
     description: 'How long an operator can bring back what was deleted; then it is purged for good.',
     example: '2592000',
   }),
+  WEBHOOK_ALLOW_HTTP: boolean.default(false).meta({
+    description: 'Let webhooks lead to http:// as well as https://.',
+    example: 'true',
+  }),
+  WEBHOOK_ALLOW_CIDRS: networks.optional().meta({
+    description: 'Networks that webhooks may lead to although they are not public; with commas. Not set: none.',
+    example: '10.20.0.0/16,fd00::/8',
+  }),
   ARGON2_MEMORY_KIB: integer(8, 65_536).default(19_456).meta({
     description: 'Memory of one argon2id run.',
     example: '19456',

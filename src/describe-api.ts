@@ -6,6 +6,7 @@ import { connect } from './db/client.ts';
 import { openApiText } from './http/openapi.ts';
 import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
+import { createWebhookClient } from './webhooks/connector.ts';
 
 /** The OpenAPI document as it is committed: the real routes of an app that never meets a database. */
 export async function describeApi(): Promise<string> {
@@ -30,6 +31,7 @@ export async function describeApi(): Promise<string> {
       keyring: parseKeyring(generateKeyring(new Date())),
       hasher: createSecretHasher({ memoryKib: 8, timeCost: 1, parallelism: 1, concurrency: 1, queueLimit: 0 }),
     },
+    webhookClient: createWebhookClient({ allowHttp: false, allowedRanges: [] }),
     limits: { callerLimit: 1, addressLimit: 1, revealLimit: 1 },
     undoWindowSeconds: 0,
     retentionSeconds: 0,

@@ -9,15 +9,30 @@ interface LoggerSettings {
   destination?: { write(line: string): void };
 }
 
-/** JSON lines; on a terminal a readable form of them. Nothing that looks like a token gets through, wherever it stands. */
+/**
+ * JSON lines; on a terminal a readable form of them. Nothing that looks like a token or a webhook's secret gets through,
+ * wherever it stands.
+ */
 export function createLogger({ level, tokenPrefix, destination }: LoggerSettings): Logger {
-  const token = new RegExp(`(${tokenPrefix}_[kavo]_)${idSuffixPattern}_[0-9A-Za-z]{1,49}`, 'g');
+  const token = new RegExp(`(${tokenPrefix}_[kavo]_)${idSuffixPattern}_[0-9A-Za-z]{1,49}|(whsec_)[0-9A-Za-z+/=]+`, 'g');
   const options: LoggerOptions = {
     level,
     timestamp: pino.stdTimeFunctions.isoTime,
-    redact: { paths: ['*.authorization', '*.password', '*.key', '*.token', 'authorization', 'key', 'token'] },
+    redact: {
+      paths: [
+        '*.authorization',
+        '*.password',
+        '*.key',
+        '*.token',
+        '*.secret',
+        'authorization',
+        'key',
+        'token',
+        'secret',
+      ],
+    },
     serializers: { err: errorFacts },
-    hooks: { streamWrite: (line) => line.replace(token, '$1…') },
+    hooks: { streamWrite: (line) => line.replace(token, '$1$2…') },
   };
   if (destination !== undefined) return pino(options, destination);
   if (process.stdout.isTTY) return pino(options, pretty({ sync: true, ignore: 'pid,hostname' }));

@@ -11,12 +11,16 @@ import { checkGuarantees } from './db/guarantees.ts';
 import { confirmInstallation } from './db/installation.ts';
 import { migrate, requireCurrentSchema } from './db/migrator.ts';
 import type { Transactor } from './db/work.ts';
+import { type SendPayload, sendTask } from './db/worker-queue.ts';
 import { type EmbeddedInstance, startEmbeddedInstance } from './embedded-instance.ts';
 import { jobs } from './jobs/list.ts';
 import { startJobs } from './jobs/runner.ts';
 import { isAnyOrganizationThere } from './organizations/store.ts';
 import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
+import { createWebhookClient } from './webhooks/connector.ts';
+import { parseRanges } from './webhooks/public-address.ts';
+import { startWebhookSender } from './webhooks/sender.ts';
 
 /** The service as a whole: with its database, listening. */
 export interface Service {
@@ -72,12 +76,17 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     };
     const bootstrapped = embedded === undefined ? undefined : await bootstrapOnce(embedded, transactor, crypto);
 
+    const egress = {
+      allowHttp: config.WEBHOOK_ALLOW_HTTP,
+      allowedRanges: parseRanges(config.WEBHOOK_ALLOW_CIDRS ?? []),
+    };
     let stopping = false;
     const app = await buildApp({
       logger,
       transactor,
       crypto,
       verification,
+      webhookClient: createWebhookClient(egress),
       limits: {
         callerLimit: config.CALLER_LIMIT,
         addressLimit: config.ADDRESS_LIMIT,
@@ -90,14 +99,15 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       isStopping: () => stopping,
     });
     await verification.ready;
+    const background = { ...transactor, url: config.LISTEN_DATABASE_URL ?? database.appUrl, logger };
+    const sender = startWebhookSender({ ...background, keyring: crypto.keyring, client: createWebhookClient(egress) });
     const jobRunner = startJobs({
-      ...transactor,
-      url: config.LISTEN_DATABASE_URL ?? database.appUrl,
+      ...background,
       jobs,
+      tasks: { [sendTask]: (payload) => sender.wake((payload as SendPayload).organizationId) },
       settings: { usageHourlyDays: config.USAGE_HOURLY_DAYS, retentionSeconds: config.RETENTION_SECONDS },
-      logger,
     });
-    closers.push(async () => void (await Promise.all([app.close(), jobRunner.close()])));
+    closers.push(async () => void (await Promise.all([app.close(), jobRunner.close(), sender.close()])));
     const url = await listen(app, config, embedded !== undefined);
     return {
       url,

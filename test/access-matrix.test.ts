@@ -53,7 +53,11 @@ async function idsOf({ admin, organizationId }: TestService): Promise<Record<str
   const { body: deleted } = await admin.post('/v1/keys', {});
   await admin.delete(`/v1/keys/${deleted.id}`);
   const { body: request } = await admin.post('/v1/recovery-requests', { keyId: deleted.id, details: 'By mistake' });
+  const { body: webhook } = await admin.post('/v1/webhooks', { url: 'http://127.0.0.1:9/', events: ['*'] });
+  const { body: deliveries } = await admin.get(`/v1/webhooks/${webhook.id}/deliveries`);
   return {
+    webhookId: webhook.id,
+    deliveryId: deliveries.data[0].id,
     recoveryRequestId: request.id,
     deletedKeyId: deleted.id,
     keyId: partner.keys[0].id,
@@ -69,6 +73,8 @@ const unknownIds: Record<string, string> = {
   partnerId: newId('partner'),
   accessTokenId: newId('token'),
   recoveryRequestId: newId('recovery'),
+  webhookId: newId('webhook'),
+  deliveryId: newId('delivery'),
   organizationId: newId('org'),
 };
 
@@ -88,6 +94,8 @@ const bodies: Record<string, unknown> = {
   'PATCH /v1/keys/:keyId': { name: 'Changed' },
   'PATCH /v1/partners/:partnerId': { name: 'Changed' },
   'PATCH /v1/organizations/:organizationId': { name: 'Changed' },
+  'PATCH /v1/webhooks/:webhookId': { description: 'Changed' },
+  'POST /v1/webhooks/:webhookId/deliveries/redeliver': { since: '2026-01-01T00:00:00Z' },
 };
 
 t.test('every route but the public ones', async (t) => {

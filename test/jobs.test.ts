@@ -156,6 +156,7 @@ t.test('each job finds what is due, and may do what it has to as the service see
   const service = await startService(t);
   const { urls, admin, verifier, client } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  await admin.post('/v1/webhooks', { url: 'http://127.0.0.1:9/', events: ['webhook.created'] });
   const day = 24 * hourMs;
   const expiresAt = new Date(Date.now() + 33 * day).toISOString();
   await admin.post('/v1/keys', { expiresAt }, { 'idempotency-key': 'kept for a day' });

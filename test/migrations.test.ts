@@ -11,6 +11,7 @@ const newest = [
   '0003-recovery',
   '0004-idempotency',
   '0005-jobs',
+  '0006-webhooks',
   'graphile_worker@19',
 ];
 

@@ -109,7 +109,10 @@ t.test('what does not open is named, left as it is, and never counted as done', 
   const { code, output } = await runRekey(t, urls.app, 'new', 'old');
   t.equal(code, 1);
   t.match(output, `wrong   ${flipped?.id} was left as it is: its sealed value was changed`);
-  t.match(output, `wrong   ${foreign?.id} was left as it is: its sealed value was changed, or belongs to another key`);
+  t.match(
+    output,
+    `wrong   ${foreign?.id} was left as it is: its sealed value was changed, or belongs to another record`,
+  );
   t.match(output, `wrong   ${retagged?.id} was left as it is: its sealed value is not what its tag was made of`);
   t.match(output, `wrong   ${lost?.id} was left as it is: the keyring lacks the entry`);
   t.match(output, /^1 keys were moved to new\.$/m);
@@ -135,7 +138,7 @@ t.test('a service that still has another primary is noticed', async (t) => {
 
 t.test('what rests on each entry is told in words', async (t) => {
   const keyring = keyringOf('k3', 'k2', 'k1');
-  const use = { sealedKeys: 0, taggedKeys: 0, taggedTokens: 0, bareTags: 0 };
+  const use = { sealedKeys: 0, webhooks: 0, taggedKeys: 0, taggedTokens: 0, bareTags: 0 };
   t.same(tellKeyringUse(keyring, []), [
     'Keyring entry k3 (primary): nothing rests on it yet.',
     'Keyring entry k2 (secondary): nothing rests on it, it can go.',
@@ -146,10 +149,10 @@ t.test('what rests on each entry is told in words', async (t) => {
       { ...use, keyringId: 'k0', sealedKeys: 1, taggedKeys: 1 },
       { ...use, keyringId: 'k1', sealedKeys: 2, taggedKeys: 3, taggedTokens: 4 },
       { ...use, keyringId: 'k2', bareTags: 5 },
-      { ...use, keyringId: 'k3', sealedKeys: 6, taggedKeys: 7 },
+      { ...use, keyringId: 'k3', sealedKeys: 6, webhooks: 2, taggedKeys: 7 },
     ]),
     [
-      'Keyring entry k3 (primary): 6 sealed keys, tags of 7 keys and 0 access tokens.',
+      'Keyring entry k3 (primary): 6 sealed keys, tags of 7 keys and 0 access tokens, the secrets of 2 webhooks.',
       'Keyring entry k2 (secondary): 0 sealed keys, tags of 0 keys and 0 access tokens, the tags that are all that is left of 5 compromised keys. Without it compromised keys are no longer told from unknown ones.',
       'Keyring entry k1 (secondary): 2 sealed keys, tags of 3 keys and 4 access tokens. `latchkey rekey` moves what is sealed to the primary.',
       'Keyring entry k0 (not in the keyring): 1 sealed keys, tags of 1 keys and 0 access tokens.',

@@ -45,8 +45,11 @@ async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> 
   await confirmInstallation(db, { tokenPrefix: config.TOKEN_PREFIX, keyring });
   print('ok      Prefix and keyring are those of this installation.');
   const unknown = await unknownKeyringIds(db, keyring);
-  if (unknown.length === 0) print('ok      The keyring has every entry that keys were sealed under.');
-  else wrong(`Keys were sealed under ${unknown.join(', ')}, which the keyring lacks: they can not be revealed.`);
+  if (unknown.length === 0) print('ok      The keyring has every entry that something was sealed under.');
+  else
+    wrong(
+      `Something was sealed under ${unknown.join(', ')}, which the keyring lacks: keys can not be revealed, webhooks not signed.`,
+    );
   for (const line of tellKeyringUse(keyring, await countKeyringUse(db))) print(`note    ${line}`);
   for (const { name, kept, remedy } of await checkGuarantees(db)) {
     if (kept) print(`ok      ${name}.`);

@@ -17,16 +17,18 @@ function placeOf(keyring: Keyring, id: string): string {
   return keyring.get(id) === undefined ? 'not in the keyring' : 'secondary';
 }
 
-function countsOf({ sealedKeys, taggedKeys, taggedTokens, bareTags }: KeyringUse): string {
+function countsOf({ sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags }: KeyringUse): string {
   const counts = [`${sealedKeys} sealed keys`, `tags of ${taggedKeys} keys and ${taggedTokens} access tokens`];
+  if (webhooks > 0) counts.push(`the secrets of ${webhooks} webhooks`);
   if (bareTags > 0) counts.push(`the tags that are all that is left of ${bareTags} compromised keys`);
   return counts.join(', ');
 }
 
 /** What a secondary entry is still good for, and what its retirement costs. */
-function whatItMeans(keyring: Keyring, { keyringId, sealedKeys, taggedKeys, taggedTokens, bareTags }: KeyringUse) {
+function whatItMeans(keyring: Keyring, use: KeyringUse) {
+  const { keyringId, sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags } = use;
   const isThere = keyring.get(keyringId) !== undefined;
-  if (sealedKeys > 0) return isThere ? ' `latchkey rekey` moves what is sealed to the primary.' : '';
+  if (sealedKeys + webhooks > 0) return isThere ? ' `latchkey rekey` moves what is sealed to the primary.' : '';
   const meanings: string[] = [];
   if (taggedKeys + taggedTokens > 0) meanings.push('argon2id checks each of these once, at its next use');
   if (bareTags > 0) meanings.push('compromised keys are no longer told from unknown ones');

@@ -6,6 +6,7 @@ import { confirmInstallation } from '../db/installation.ts';
 import { countKeyringUse } from '../db/keyring-use.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
 import { type RekeyResult, rekey } from '../keys/rekey.ts';
+import { rekeyWebhooks, type WebhookRekeyResult } from '../webhooks/rekey.ts';
 import { tellKeyringUse } from './keyring-use.ts';
 import { locate } from './locate.ts';
 import { print, wrong } from './print.ts';
@@ -17,7 +18,7 @@ const queryTimeoutMs = 120_000;
 export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('rekey')
     .description(
-      "seal and tag every key anew under the keyring's primary entry, beside a running service; may be interrupted and run again",
+      "seal and tag every key, and seal every webhook's secret, anew under the keyring's primary entry, beside a running service; may be interrupted and run again",
     )
     .action(async () => {
       const config = readConfig(env);
@@ -30,6 +31,7 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
         const progress = showProgress('Rekeying');
         const result = await rekey({ transactor, keyring, onProgress: progress.show }).finally(progress.end);
         tellResult(keyring, result);
+        tellWebhooks(keyring, await rekeyWebhooks({ transactor, keyring }));
         for (const line of tellKeyringUse(keyring, await countKeyringUse(client.db))) print(line);
       } finally {
         await client.close();
@@ -50,8 +52,14 @@ function tellResult(keyring: Keyring, { renewed, unopened, locked, since }: Reke
   print(renewed === 0 ? `Nothing was moved to ${primary}.` : `${renewed} keys were moved to ${primary}.`);
 }
 
+function tellWebhooks(keyring: Keyring, { renewed, unopened, left }: WebhookRekeyResult): void {
+  for (const { id, reason } of unopened) wrong(`${id} was left as it is: ${reasons[reason]}.`);
+  if (left > 0) wrong(`The secrets of ${left} webhooks are not under ${keyring.primary.id} yet. Run this again.`);
+  if (renewed > 0) print(`The secrets of ${renewed} webhooks were moved to ${keyring.primary.id}.`);
+}
+
 const reasons: Record<RekeyResult['unopened'][number]['reason'], string> = {
   unknown_keyring_entry: 'the keyring lacks the entry that it was sealed under',
-  not_authentic: 'its sealed value was changed, or belongs to another key',
+  not_authentic: 'its sealed value was changed, or belongs to another record',
   tag_differs: 'its sealed value is not what its tag was made of',
 };

@@ -12,8 +12,10 @@ export type KeyId = Id<'key'>;
 export type AccessTokenId = Id<'token'>;
 export type EventId = Id<'event'>;
 export type RecoveryRequestId = Id<'recovery'>;
+export type WebhookId = Id<'webhook'>;
+export type DeliveryId = Id<'delivery'>;
 
-export type IdKind = 'org' | 'partner' | 'key' | 'token' | 'event' | 'recovery';
+export type IdKind = 'org' | 'partner' | 'key' | 'token' | 'event' | 'recovery' | 'webhook' | 'delivery';
 
 const alphabet = '0123456789abcdefghjkmnpqrstvwxyz';
 

@@ -4,7 +4,7 @@ import { Secret } from './secret.ts';
 
 /** What a sealed value belongs to. It opens there and nowhere else. */
 export interface SealBinding {
-  purpose: 'api_key';
+  purpose: 'api_key' | 'webhook';
   organizationId: string;
   recordId: string;
 }

@@ -23,6 +23,9 @@ const privileges: Record<string, string> = {
   deleted_key_uses: 'select, insert, delete',
   idempotency_keys: 'select, insert, delete',
   job_runs: 'select, insert, update',
+  webhook_endpoints: 'select, insert, update',
+  webhook_deliveries: 'select, insert, update, delete',
+  webhook_attempts: 'select, insert',
 };
 
 /** The role does not exist and may not be made by the one that migrates. The message has the two statements. */

@@ -1,3 +1,4 @@
+import { sql } from 'kysely';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { Db } from './client.ts';
 
@@ -42,13 +43,14 @@ export async function confirmInstallation(
   }
 }
 
-/** Ids of keyring entries that keys were sealed under and that this keyring lacks. */
+/** Ids of keyring entries that keys, or secrets of webhooks, were sealed under and that this keyring lacks. */
 export async function unknownKeyringIds(db: Db, keyring: Keyring): Promise<string[]> {
-  const rows = await db
-    .selectFrom('api_keys')
-    .select('sealed_keyring_id')
-    .distinct()
-    .where('sealed_keyring_id', 'is not', null)
-    .execute();
-  return rows.flatMap(({ sealed_keyring_id: id }) => (id === null || keyring.get(id) !== undefined ? [] : [id]));
+  const { rows } = await sql<{ id: string }>`
+    select sealed_keyring_id as id from api_keys where sealed_keyring_id is not null
+    union
+    select sealed_keyring_id from webhook_endpoints where sealed_keyring_id is not null
+    union
+    select previous_sealed_keyring_id from webhook_endpoints where previous_sealed_keyring_id is not null
+    order by id`.execute(db);
+  return rows.map(({ id }) => id).filter((id) => keyring.get(id) === undefined);
 }

@@ -6,6 +6,8 @@ export interface KeyringUse {
   keyringId: string;
   /** Keys whose sealed value only this entry opens: without it they can not be revealed. */
   sealedKeys: number;
+  /** Webhooks with a secret that only this entry opens: without it nothing is sent to them. */
+  webhooks: number;
   /** Keys, and live access tokens, whose tag was made under it: without it argon2id checks each at its next use. */
   taggedKeys: number;
   taggedTokens: number;
@@ -18,6 +20,7 @@ export async function countKeyringUse(db: Db): Promise<KeyringUse[]> {
   const { rows } = await sql<KeyringUse>`
     select keyring_id as "keyringId",
       (count(*) filter (where thing = 'sealed key'))::int as "sealedKeys",
+      (count(*) filter (where thing = 'webhook'))::int as "webhooks",
       (count(*) filter (where thing = 'tagged key'))::int as "taggedKeys",
       (count(*) filter (where thing = 'tagged token'))::int as "taggedTokens",
       (count(*) filter (where thing = 'bare tag'))::int as "bareTags"
@@ -28,6 +31,11 @@ export async function countKeyringUse(db: Db): Promise<KeyringUse[]> {
       from api_keys where tag is not null
       union all
       select tag_keyring_id, 'tagged token' from access_tokens where deleted_at is null
+      union all
+      select sealed_keyring_id, 'webhook' from webhook_endpoints where sealed is not null
+      union all
+      select previous_sealed_keyring_id, 'webhook' from webhook_endpoints
+      where previous_sealed is not null and previous_sealed_keyring_id <> sealed_keyring_id
     ) as things
     group by keyring_id order by keyring_id`.execute(db);
   return rows;

@@ -4,6 +4,7 @@ import * as verification from '../../migrations/0002-verification.ts';
 import * as recovery from '../../migrations/0003-recovery.ts';
 import * as idempotency from '../../migrations/0004-idempotency.ts';
 import * as jobs from '../../migrations/0005-jobs.ts';
+import * as webhooks from '../../migrations/0006-webhooks.ts';
 import type { DatabaseClient, Db } from './client.ts';
 import { grantToApp, prepareAppRole } from './grants.ts';
 import {
@@ -21,6 +22,7 @@ const migrations: Record<string, Migration> = {
   '0003-recovery': recovery,
   '0004-idempotency': idempotency,
   '0005-jobs': jobs,
+  '0006-webhooks': webhooks,
 };
 
 const migrationTable = 'schema_migrations';

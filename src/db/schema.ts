@@ -1,6 +1,14 @@
 import type { ColumnType, Generated } from 'kysely';
 import type { Actor } from '../core/actor.ts';
-import type { AccessTokenId, KeyId, OrganizationId, PartnerId, RecoveryRequestId } from '../core/ids.ts';
+import type {
+  AccessTokenId,
+  DeliveryId,
+  KeyId,
+  OrganizationId,
+  PartnerId,
+  RecoveryRequestId,
+  WebhookId,
+} from '../core/ids.ts';
 import type { Access, Permission } from '../core/permissions.ts';
 
 /** The tables as the service sees them. `migrations/` makes them; names there and here are the same. */
@@ -24,6 +32,9 @@ export interface Database {
   deleted_key_uses: DeletedKeyUsesTable;
   idempotency_keys: IdempotencyKeysTable;
   job_runs: JobRunsTable;
+  webhook_endpoints: WebhookEndpointsTable;
+  webhook_deliveries: WebhookDeliveriesTable;
+  webhook_attempts: WebhookAttemptsTable;
 }
 
 export interface InstallationTable {
@@ -219,4 +230,67 @@ export interface JobRunsTable {
   /** How many things the last good run did, and how long it took. */
   last_count: number | null;
   last_duration_ms: number | null;
+}
+
+/** Why an endpoint is sent nothing: somebody asked for it, it answered 410, or it has failed for days. */
+export type DisabledReason = 'requested' | 'gone' | 'failing';
+
+export interface WebhookEndpointsTable {
+  id: WebhookId;
+  organization_id: OrganizationId;
+  /** Null: it is told of the whole organization. */
+  partner_id: PartnerId | null;
+  url: string;
+  /** Actions of history, or `*` alone. */
+  events: string[];
+  description: string | null;
+  /** The signing secret; null once the endpoint was deleted. */
+  sealed: Buffer | null;
+  sealed_keyring_id: string | null;
+  /** The secret before, which signs along until a time. */
+  previous_sealed: Buffer | null;
+  previous_sealed_keyring_id: string | null;
+  previous_until: Date | null;
+  created_at: Date;
+  created_by: Json<Actor>;
+  /** Every attempt since then has failed. */
+  failing_since: Date | null;
+  disabled_at: Date | null;
+  disabled_reason: DisabledReason | null;
+  deleted_at: Date | null;
+}
+
+export type DeliveryStatus = 'pending' | 'delivered' | 'failed';
+
+export interface WebhookDeliveriesTable {
+  /** The `webhook-id` of every attempt. */
+  id: DeliveryId;
+  endpoint_id: WebhookId;
+  /** The event's place in its organization's chain. */
+  sequence: number;
+  action: string;
+  /** The very text that is sent. */
+  payload: string;
+  status: DeliveryStatus;
+  attempts: Generated<number>;
+  /** Failed attempts since the delivery was made or asked for again: its place in the schedule. */
+  failures: Generated<number>;
+  /** When a sender may take it up: the next attempt's time, and while one is under way the end of its lease. */
+  due_at: Date;
+  /** Somebody is sending it until then at most. */
+  leased_until: Date | null;
+  created_at: Date;
+  finished_at: Date | null;
+}
+
+export interface WebhookAttemptsTable {
+  delivery_id: DeliveryId;
+  number: number;
+  at: Date;
+  /** The status of the reply; null where none came, and then there is a reason. */
+  status: number | null;
+  reason: string | null;
+  duration_ms: number;
+  /** The beginning of the reply's body. */
+  reply: string | null;
 }

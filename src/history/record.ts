@@ -2,6 +2,7 @@ import { sql } from 'kysely';
 import { newId } from '../core/ids.ts';
 import type { Tx } from '../db/client.ts';
 import type { Doer, Work } from '../db/work.ts';
+import { announce } from './announce.ts';
 import { chainOf, toCanonical } from './chain.ts';
 import type { ChainedEvent, Happening } from './events.ts';
 
@@ -23,8 +24,7 @@ export function record(work: Work, happening: Happening): void {
 
 /** The id of the record that an event is about. */
 function subjectOf({ by }: Work, { keyId, partnerId, details }: Happening): string {
-  const { accessTokenId } = details;
-  if (typeof accessTokenId === 'string') return accessTokenId;
+  for (const id of [details['accessTokenId'], details['webhookId']]) if (typeof id === 'string') return id;
   return keyId ?? partnerId ?? by.organizationId ?? 'installation';
 }
 
@@ -37,12 +37,13 @@ async function append(tx: Tx, by: Doer, happenings: Happening[]): Promise<void> 
   const place = begun.rows[0];
   if (place === undefined) throw new Error('history_begin returned no row');
   const at = new Date(place.at_ms).toISOString();
-  const canonicals = happenings.map((happening, index) =>
-    toCanonical(toEvent(by, happening, place.next_sequence + index, at)),
-  );
+  const events = happenings.map((happening, index) => toEvent(by, happening, place.next_sequence + index, at));
   await sql`
     select history_append(${chain}, event.canonical)
-    from unnest(${canonicals}::text[]) with ordinality as event (canonical, place) order by event.place`.execute(tx);
+    from unnest(${events.map(toCanonical)}::text[]) with ordinality as event (canonical, place) order by event.place`.execute(
+    tx,
+  );
+  if (by.organizationId !== null) await announce(tx, by.organizationId, events);
 }
 
 function toEvent(by: Doer, happening: Happening, sequence: number, at: string): ChainedEvent {

@@ -21,6 +21,7 @@ const tags = [
   { name: 'Keys', description: 'API keys: create, look at, change, delete.' },
   { name: 'Partners', description: 'Outside teams and companies that were granted read, write or both.' },
   { name: 'Recovery', description: 'Asking an operator to bring back what an admin can no longer restore.' },
+  { name: 'Webhooks', description: 'Telling other systems of what happens, signed by Standard Webhooks.' },
   { name: 'Verification', description: 'For backends: is this key good, and what may it do?' },
   { name: 'Rate limits', description: 'How much the keys of an organization may be used.' },
   { name: 'History', description: 'The append-only, hash-chained record of every change and every look.' },

@@ -2,6 +2,7 @@ import { pruneIdempotency } from '../http/idempotency-store.ts';
 import { announceExpiries, purgeDeletedKeys } from '../keys/jobs.ts';
 import { wipeSeals } from '../organizations/commands.ts';
 import { foldOldUsage, forgetDeletedUses } from '../verification/usage-store.ts';
+import { pruneDeliveries } from '../webhooks/delivery-store.ts';
 import type { Job } from './job.ts';
 
 /** Every background job. A new one needs its lines here and nothing else; what it needs to know goes into `JobSettings`. */
@@ -42,5 +43,11 @@ export const jobs: readonly Job[] = [
     does: 'Removes notes of hours in which a deleted key was presented; history keeps the event.',
     schedule: '41 * * * *',
     run: ({ transactor }) => forgetDeletedUses(transactor),
+  },
+  {
+    name: 'prune_webhook_deliveries',
+    does: 'Removes deliveries of webhooks, with their attempts, 30 days after the event.',
+    schedule: '53 * * * *',
+    run: ({ transactor }) => pruneDeliveries(transactor),
   },
 ];

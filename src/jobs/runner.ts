@@ -23,12 +23,14 @@ interface JobRunnerOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged'
   url: string;
   jobs: readonly Job[];
   settings: JobSettings;
+  /** What other transactions have put into the queue, by name: each at once, and too short to be interrupted. */
+  tasks?: Record<string, (payload: unknown) => void>;
   logger: Pick<FastifyBaseLogger, 'debug' | 'info' | 'warn'>;
 }
 
-/** Jobs at once in one replica, and the connections that it takes: one listens, some ask for work, some do it. */
-const jobsAtOnce = 2;
-const connections = 6;
+/** At once in one replica, so that tasks get through beside jobs; and the connections that it takes: one listens, some ask for work, some do it. */
+const jobsAtOnce = 4;
+const connections = 8;
 
 /** Jobs are in no hurry, but a connection whose packets vanish must not hold them up for good. */
 const queryTimeoutMs = 600_000;
@@ -47,7 +49,7 @@ const closeWithinMs = 5_000;
  * time, and is never taken up again.
  */
 export function startJobs(options: JobRunnerOptions): JobRunner {
-  const { url, jobs, logger } = options;
+  const { url, jobs, tasks = {}, logger } = options;
   const client = connect({
     url,
     poolSize: connections,
@@ -96,12 +98,15 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
       noHandleSignals: true,
       gracefulShutdownAbortTimeout: jobMayEndWithinMs,
       logger: toWorkerLogger(logger),
-      taskList: Object.fromEntries(
-        jobs.map((job) => [
-          job.name,
-          (_payload, { abortSignal }: JobHelpers) => unlessAborted(perform(job, abortSignal), abortSignal),
-        ]),
-      ),
+      taskList: {
+        ...tasks,
+        ...Object.fromEntries(
+          jobs.map((job) => [
+            job.name,
+            (_payload: unknown, { abortSignal }: JobHelpers) => unlessAborted(perform(job, abortSignal), abortSignal),
+          ]),
+        ),
+      },
       parsedCronItems: parseCronItems(jobs.map((job) => toCronItem(job, now))),
       // Without a delay it does not wait for what a lost connection makes of the reply, and the whole process ends.
       preset: { worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0 } },

@@ -11,6 +11,8 @@ import {
   type VerificationState,
   type VerificationStateOptions,
 } from '../../src/verification/state.ts';
+import { createWebhookClient } from '../../src/webhooks/connector.ts';
+import { parseRanges } from '../../src/webhooks/public-address.ts';
 import type { ClusterUrls } from './cluster.ts';
 import { createDatabase, dbDump } from './database.ts';
 
@@ -63,7 +65,7 @@ type Overrides = Partial<Omit<AppDeps, 'crypto' | 'verification'>> & {
 /** argon2id at its cheapest: what it costs is tested elsewhere. */
 const cheapHashing = { memoryKib: 8, timeCost: 1, parallelism: 1, concurrency: 4, queueLimit: 1_000 };
 
-const anyToken = /lk_[kavo]_[0-9a-hjkmnp-tv-z]{26}_[0-9A-Za-z]{20,}|6c6b5f[0-9a-f]{2}5f/;
+const anyToken = /lk_[kavo]_[0-9a-hjkmnp-tv-z]{26}_[0-9A-Za-z]{20,}|6c6b5f[0-9a-f]{2}5f|whsec_|77687365635f/;
 
 /** The real app on a database of its own, with an organization and its first tokens. */
 export async function startService(t: Test, overrides: Overrides = {}): Promise<TestService> {
@@ -101,6 +103,7 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     transactor,
     verification,
     crypto,
+    webhookClient: createWebhookClient({ allowHttp: true, allowedRanges: parseRanges(['127.0.0.0/8']) }),
     limits: { callerLimit: 1_000_000, addressLimit: 1_000_000, revealLimit: 1_000_000 },
     undoWindowSeconds: 86_400,
     retentionSeconds: 2_592_000,

@@ -1,0 +1,80 @@
+import { sql } from 'kysely';
+import { type DeliveryId, newId, type OrganizationId, type WebhookId } from '../core/ids.ts';
+import type { Tx } from '../db/client.ts';
+import { wakeSender } from '../db/worker-queue.ts';
+import { announcedTo, payloadFor } from './announced.ts';
+import type { ChainedEvent } from './events.ts';
+
+/** An endpoint as far as it matters who is told what. */
+interface Listener {
+  id: WebhookId;
+  partner_id: string | null;
+  events: string[];
+}
+
+interface Announcement {
+  id: DeliveryId;
+  endpointId: WebhookId;
+  event: ChainedEvent;
+  payload: string;
+}
+
+/**
+ * Writes a delivery for each endpoint that asked for what has just been recorded, in the same transaction: both are there
+ * after the commit or neither. The chain's head is locked, so an endpoint that was made earlier in the chain is seen.
+ * Costs one query where nobody listens.
+ */
+export async function announce(tx: Tx, organizationId: OrganizationId, events: readonly ChainedEvent[]): Promise<void> {
+  const listeners = await listenersTo(tx, organizationId, events);
+  const announcements = listeners.flatMap((listener) =>
+    events.filter((event) => isTold(listener, event)).map((event) => announcementOf(listener, event)),
+  );
+  if (announcements.length === 0) return;
+  await insertDeliveries(tx, announcements);
+  await wakeSender(tx, organizationId);
+}
+
+async function listenersTo(
+  tx: Tx,
+  organizationId: OrganizationId,
+  events: readonly ChainedEvent[],
+): Promise<Listener[]> {
+  const { rows } = await sql<Listener>`
+    select id, partner_id, events from webhook_endpoints
+    where organization_id = ${organizationId} and deleted_at is null and disabled_at is null
+      and (events && ${events.map(({ action }) => action)}::text[] or events = '{*}'
+        or id = any(${events.map(testedBy).filter((id) => id !== undefined)}::text[]))`.execute(tx);
+  return rows;
+}
+
+function isTold({ id, partner_id, events }: Listener, event: ChainedEvent): boolean {
+  const tested = testedBy(event);
+  if (tested !== undefined) return tested === id;
+  if (partner_id !== null && partner_id !== event.partnerId) return false;
+  const asked = events.includes('*') || events.includes(event.action);
+  return asked && announcedTo(audienceOf(partner_id), [event.action]).length > 0;
+}
+
+function testedBy({ action, details }: ChainedEvent): unknown {
+  return action === 'webhook.tested' ? details['webhookId'] : undefined;
+}
+
+function audienceOf(partnerId: string | null) {
+  return partnerId === null ? 'organization' : 'partner';
+}
+
+function announcementOf({ id, partner_id }: Listener, event: ChainedEvent): Announcement {
+  return { id: newId('delivery'), endpointId: id, event, payload: payloadFor(audienceOf(partner_id), event) };
+}
+
+/** Their time is the event's: the database's, also where the service's clock was moved. */
+async function insertDeliveries(tx: Tx, announcements: readonly Announcement[]): Promise<void> {
+  const column = <Value>(read: (announcement: Announcement) => Value) => announcements.map(read);
+  await sql`
+    insert into webhook_deliveries (id, endpoint_id, sequence, action, payload, status, due_at, created_at)
+    select id, endpoint_id, sequence, action, payload, 'pending', at, at
+    from unnest(${column(({ id }) => id)}::text[], ${column(({ endpointId }) => endpointId)}::text[],
+      ${column(({ event }) => event.sequence)}::bigint[], ${column(({ event }) => event.action)}::text[],
+      ${column(({ payload }) => payload)}::text[], ${column(({ event }) => event.at)}::timestamptz[])
+      as delivery (id, endpoint_id, sequence, action, payload, at)`.execute(tx);
+}

@@ -1,0 +1,164 @@
+import type { Actor } from '../core/actor.ts';
+import type { WebhookId } from '../core/ids.ts';
+import type { Keyring } from '../crypto/keyring.ts';
+import { SealBroken } from '../crypto/seal.ts';
+import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { recordOf, wakeAfterwards } from './commands.ts';
+import { DeliveryFailed, type WebhookClient } from './connector.ts';
+import { openSecrets } from './mint.ts';
+import { decide, isSuccess, leaseMs, type Outcome, reasonToDisable, sendsAtOncePerEndpoint } from './policy.ts';
+import {
+  type ClaimedDelivery,
+  countAttempt,
+  failPending,
+  insertAttempt,
+  leaseDue,
+  lockAttempted,
+  markDelivered,
+  type Standing,
+  updateStanding,
+} from './sending-store.ts';
+import { signDelivery } from './signature.ts';
+import { lockForSending, markFailingSince, markWebhookDisabled, type SendingWebhook } from './store.ts';
+
+/** One attempt: a transaction takes the delivery, it is sent outside of any, and another one writes down what came of it. */
+
+export interface Claim {
+  webhook: SendingWebhook;
+  delivery: ClaimedDelivery;
+  /** The database's time when it was taken. */
+  at: Date;
+}
+
+const failedAtOnce = 1_000;
+
+const sender: Actor = { type: 'system', id: 'webhooks', name: 'webhooks', email: null };
+
+/**
+ * Takes what is due to an endpoint, as much as may be under way at once. What waits for an endpoint that was disabled or
+ * deleted fails.
+ * @returns `more`: there is reason to ask again at once
+ */
+export async function claimDue(
+  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
+  id: WebhookId,
+): Promise<{ claims: Claim[]; more: boolean }> {
+  return db.transaction().execute(async (tx) => {
+    const webhook = await lockForSending(tx, id);
+    if (webhook === undefined) return { claims: [], more: false };
+    const at = new Date(webhook.locked_at.getTime() + clockShiftMs());
+    if (!webhook.is_live) {
+      return { claims: [], more: (await failPending(tx, id, at, failedAtOnce)) === failedAtOnce };
+    }
+    const leasedUntil = new Date(at.getTime() + leaseMs);
+    const deliveries = await leaseDue(tx, id, { now: at, leasedUntil, atOnce: sendsAtOncePerEndpoint });
+    return { claims: deliveries.map((delivery) => ({ webhook, delivery, at })), more: false };
+  });
+}
+
+/**
+ * Sends it, signed with the secrets of now.
+ * @throws what the client throws when it is closed: nothing is known of the endpoint then
+ */
+export async function send(
+  { keyring, client }: { keyring: Keyring; client: Pick<WebhookClient, 'post'> },
+  { webhook, delivery, at }: Claim,
+): Promise<{ outcome: Outcome; error?: unknown }> {
+  const nothing = { status: null, retryAfterSeconds: null, reply: null } as const;
+  try {
+    const secrets = openSecrets(keyring, webhook, at);
+    const timestampSeconds = Math.floor(at.getTime() / 1_000);
+    const signed = signDelivery(secrets, { id: delivery.id, timestampSeconds, body: delivery.payload });
+    const { status, retryAfterSeconds, body, durationMs } = await client.post(
+      webhook.url,
+      { ...signed },
+      delivery.payload,
+    );
+    return { outcome: { status, reason: null, retryAfterSeconds, reply: excerptOf(body), durationMs } };
+  } catch (error) {
+    if (error instanceof DeliveryFailed) {
+      return { outcome: { ...nothing, reason: error.reason, durationMs: error.durationMs }, error };
+    }
+    if (error instanceof SealBroken) {
+      return { outcome: { ...nothing, reason: 'secret_unreadable', durationMs: 0 }, error };
+    }
+    throw error;
+  }
+}
+
+const excerptLength = 1_000;
+
+function excerptOf(body: string): string {
+  return body.slice(0, excerptLength).toWellFormed();
+}
+
+/** Writes down what came of an attempt, and what follows from it for the delivery and its endpoint. */
+export async function settle(transactor: Transactor, claim: Claim, outcome: Outcome): Promise<void> {
+  const { webhook, delivery, at } = claim;
+  // What nearly always happens, at the price of one statement.
+  if (isSuccess(outcome)) {
+    const attempt = { at, status: outcome.status, duration_ms: outcome.durationMs, reply: outcome.reply };
+    if (await markDelivered(transactor, delivery, attempt)) return;
+  }
+  const by = { actor: sender, organizationId: webhook.organization_id, request: null };
+  await transact(transactor, by, async (work) => {
+    const present = await lockForSending(work.tx, webhook.id);
+    const known = await lockAttempted(work.tx, delivery.id);
+    if (present === undefined || known === undefined) return;
+    const number = known.attempts + 1;
+    const { status, reason, durationMs, reply } = outcome;
+    await insertAttempt(work.tx, {
+      delivery_id: delivery.id,
+      number,
+      at,
+      status,
+      reason,
+      reply,
+      duration_ms: durationMs,
+    });
+    const isOurs = known.status === 'pending' && known.leased_until?.getTime() === delivery.leased_until.getTime();
+    // A success is one, also where the lease had ended. What a failure means is up to whoever holds the delivery now.
+    if (isOurs || (isSuccess(outcome) && known.status !== 'delivered')) {
+      await updateStanding(work.tx, delivery.id, standingAfter(outcome, { ...known, number }, work.now));
+    } else {
+      await countAttempt(work.tx, delivery.id, number);
+    }
+    await judgeEndpoint(work, present, outcome);
+  });
+}
+
+function standingAfter(
+  outcome: Outcome,
+  { failures, number: attempts }: { failures: number; number: number },
+  now: Date,
+): Standing {
+  const decision = decide(outcome, failures, Math.random());
+  const done = { attempts, leased_until: null };
+  switch (decision.kind) {
+    case 'delivered':
+      return { ...done, status: 'delivered', failures, finished_at: now };
+    case 'failed':
+      return { ...done, status: 'failed', failures: failures + 1, finished_at: now };
+    case 'retry': {
+      const due_at = new Date(now.getTime() + decision.delayMs);
+      return { ...done, status: 'pending', failures: failures + 1, due_at, finished_at: null };
+    }
+  }
+}
+
+/** The endpoint is locked, so of several senders one disables it and records it. */
+async function judgeEndpoint(work: Work<OrganizationDoer>, webhook: SendingWebhook, outcome: Outcome): Promise<void> {
+  const { id, failing_since } = webhook;
+  if (!webhook.is_live) return;
+  if (isSuccess(outcome)) {
+    if (failing_since !== null) await markFailingSince(work.tx, id, null);
+    return;
+  }
+  const failingSince = failing_since ?? work.now;
+  if (failing_since === null) await markFailingSince(work.tx, id, failingSince);
+  const reason = reasonToDisable(outcome, failingSince, work.now);
+  if (reason === undefined) return;
+  await markWebhookDisabled(work.tx, id, work.now, reason);
+  recordOf(work, webhook, 'webhook.disabled', { reason, failingSince: failingSince.toISOString() });
+  wakeAfterwards(work);
+}

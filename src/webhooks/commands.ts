@@ -1,0 +1,206 @@
+import { Problem } from '../core/errors.ts';
+import { newId, type PartnerId, type WebhookId } from '../core/ids.ts';
+import type { Keyring } from '../crypto/keyring.ts';
+import type { Secret } from '../crypto/secret.ts';
+import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { wakeSender } from '../db/worker-queue.ts';
+import { changesBetween } from '../history/changes.ts';
+import { record } from '../history/record.ts';
+import { lockOrganization } from '../organizations/store.ts';
+import { requireLivePartner } from '../partners/commands.ts';
+import { lockPartner } from '../partners/store.ts';
+import type { WebhookClient } from './connector.ts';
+import { type MintedSecret, mintSecret } from './mint.ts';
+import { endpointsAllowed, oldSecretSignsMs, requireEnabled, requireTellable, shownUrl, sortEvents } from './policy.ts';
+import {
+  countWebhooks,
+  insertWebhook,
+  lockWebhook,
+  markWebhookDeleted,
+  markWebhookDisabled,
+  markWebhookEnabled,
+  replaceSecret,
+  updateWebhook,
+  type Webhook,
+} from './store.ts';
+
+export interface NewWebhook {
+  url: string;
+  events: readonly string[];
+  partnerId: PartnerId | null;
+  description: string | null;
+}
+
+export interface WebhookWithSecret {
+  webhook: Webhook;
+  secret: Secret;
+}
+
+type UrlCheck = Pick<WebhookClient, 'checkUrl'>;
+
+/**
+ * The URL's name is resolved before the transaction, so that nobody waits for it.
+ * @throws Problem `validation_failed`, `not_found` (the partner), `already_deleted` (the partner), `conflict` (too many)
+ */
+export async function createWebhook(
+  deps: { transactor: Transactor<WebhookWithSecret>; keyring: Keyring; client: UrlCheck },
+  by: OrganizationDoer,
+  given: NewWebhook,
+): Promise<WebhookWithSecret> {
+  requireTellable(given.events, given.partnerId);
+  await deps.client.checkUrl(given.url);
+  const id = newId('webhook');
+  const minted = mintSecret(deps.keyring, by.organizationId, id);
+  return transact(deps.transactor, by, async (work) => {
+    await lockOrganization(work.tx, work.by.organizationId);
+    await requirePlace(work);
+    if (given.partnerId !== null) {
+      requireLivePartner(await lockPartner(work.tx, work.by.organizationId, given.partnerId));
+    }
+    return { webhook: await addWebhook(work, id, given, minted.columns), secret: minted.secret };
+  });
+}
+
+async function requirePlace({ tx, by }: Work<OrganizationDoer>): Promise<void> {
+  if ((await countWebhooks(tx, by.organizationId)) < endpointsAllowed) return;
+  throw new Problem('conflict', `An organization has at most ${endpointsAllowed} webhooks: delete one first.`);
+}
+
+async function addWebhook(
+  work: Work<OrganizationDoer>,
+  id: WebhookId,
+  { url, partnerId, description, ...given }: NewWebhook,
+  secret: MintedSecret['columns'],
+): Promise<Webhook> {
+  const events = sortEvents(given.events);
+  const row = {
+    id,
+    organization_id: work.by.organizationId,
+    partner_id: partnerId,
+    url,
+    events,
+    description,
+    created_at: work.now,
+    created_by: work.by.actor,
+  };
+  const webhook = await insertWebhook(work.tx, row, secret);
+  recordOf(work, webhook, 'webhook.created', { url: shownUrl(url), events, description });
+  return webhook;
+}
+
+export interface WebhookPatch {
+  url?: string | undefined;
+  events?: readonly string[] | undefined;
+  description?: string | null | undefined;
+}
+
+/** @throws Problem `not_found`, `validation_failed` */
+export async function patchWebhook(
+  deps: { transactor: Transactor; client: UrlCheck },
+  by: OrganizationDoer,
+  id: string,
+  patch: WebhookPatch,
+): Promise<Webhook> {
+  if (patch.url !== undefined) await deps.client.checkUrl(patch.url);
+  return transact(deps.transactor, by, async (work) => {
+    const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
+    const { url, events, description } = webhook;
+    const given = { ...patch, events: patch.events === undefined ? undefined : sortEvents(patch.events) };
+    requireTellable(given.events ?? [], webhook.partner_id);
+    const changes = changesBetween({ url, events, description }, given);
+    if (Object.keys(changes).length === 0) return webhook;
+    const next = {
+      url: given.url ?? url,
+      events: given.events ?? events,
+      description: given.description === undefined ? description : given.description,
+    };
+    await updateWebhook(work.tx, webhook.id, next);
+    const shown = changes['url'] === undefined ? {} : { url: { from: shownUrl(url), to: shownUrl(next.url) } };
+    recordOf(work, webhook, 'webhook.updated', { changes: { ...changes, ...shown } });
+    return { ...webhook, ...next };
+  });
+}
+
+/** What has not been sent yet is not sent any more. @throws Problem `not_found` */
+export async function deleteWebhook(transactor: Transactor, by: OrganizationDoer, id: string): Promise<Webhook> {
+  return transact(transactor, by, async (work) => {
+    const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
+    await markWebhookDeleted(work.tx, webhook.id, work.now);
+    recordOf(work, webhook, 'webhook.deleted', { url: shownUrl(webhook.url) });
+    wakeAfterwards(work);
+    return { ...webhook, previous_until: null, deleted_at: work.now };
+  });
+}
+
+/** @throws Problem `not_found` */
+export async function enableWebhook(
+  transactor: Transactor<Webhook>,
+  by: OrganizationDoer,
+  id: string,
+): Promise<Webhook> {
+  return transact(transactor, by, async (work) => {
+    const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
+    if (webhook.disabled_at === null) return webhook;
+    await markWebhookEnabled(work.tx, webhook.id);
+    const details = { disabledAt: webhook.disabled_at.toISOString(), reason: webhook.disabled_reason };
+    recordOf(work, webhook, 'webhook.enabled', details);
+    return { ...webhook, disabled_at: null, disabled_reason: null, failing_since: null };
+  });
+}
+
+/** What has not been sent yet has failed, and can be asked for again later. @throws Problem `not_found` */
+export async function disableWebhook(
+  transactor: Transactor<Webhook>,
+  by: OrganizationDoer,
+  id: string,
+): Promise<Webhook> {
+  return transact(transactor, by, async (work) => {
+    const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
+    if (webhook.disabled_at !== null) return webhook;
+    await markWebhookDisabled(work.tx, webhook.id, work.now, 'requested');
+    recordOf(work, webhook, 'webhook.disabled', { reason: 'requested', failingSince: null });
+    wakeAfterwards(work);
+    return { ...webhook, disabled_at: work.now, disabled_reason: 'requested' };
+  });
+}
+
+/** The present secret signs along for 24 hours. @throws Problem `not_found` */
+export async function rotateSecret(
+  deps: { transactor: Transactor<WebhookWithSecret>; keyring: Keyring },
+  by: OrganizationDoer,
+  id: string,
+): Promise<WebhookWithSecret> {
+  return transact(deps.transactor, by, async (work) => {
+    const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
+    const { secret, columns } = mintSecret(deps.keyring, work.by.organizationId, webhook.id);
+    const previousUntil = new Date(work.now.getTime() + oldSecretSignsMs);
+    await replaceSecret(work.tx, webhook.id, columns, previousUntil);
+    recordOf(work, webhook, 'webhook.secret_rotated', { previousUntil: previousUntil.toISOString() });
+    return { webhook: { ...webhook, previous_until: previousUntil }, secret };
+  });
+}
+
+/** Has an event sent to this endpoint alone, whatever it has asked for. @throws Problem `not_found`, `conflict` */
+export async function testWebhook(transactor: Transactor<Webhook>, by: OrganizationDoer, id: string): Promise<Webhook> {
+  return transact(transactor, by, async (work) => {
+    const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
+    requireEnabled(webhook);
+    recordOf(work, webhook, 'webhook.tested', {});
+    return webhook;
+  });
+}
+
+/** A partner's endpoint is in the partner's history too. */
+export function recordOf(
+  work: Work,
+  { id, partner_id }: Pick<Webhook, 'id' | 'partner_id'>,
+  action: `webhook.${'created' | 'updated' | 'deleted' | 'enabled' | 'disabled' | 'secret_rotated' | 'tested' | 'redelivered'}`,
+  details: Record<string, unknown>,
+): void {
+  record(work, { action, partnerId: partner_id, details: { webhookId: id, ...details } });
+}
+
+/** Rows of the queue are locked after the chain's head, as everywhere. */
+export function wakeAfterwards(work: Work<OrganizationDoer>): void {
+  work.beforeCommit.push(() => wakeSender(work.tx, work.by.organizationId));
+}

@@ -1,0 +1,105 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { type DeliveryId, isId } from '../core/ids.ts';
+import { decodeCursor, toPage } from '../core/page.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
+import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { idParam, pageOf, pageQuery, timestampInput } from '../http/schemas.ts';
+import { type Redelivered, redeliver, redeliverFailed } from './delivery-commands.ts';
+import { type DeliveryWithAttempts, listDeliveries } from './delivery-store.ts';
+import { getWebhook } from './store.ts';
+import { deliveryView, toDeliveryView } from './views.ts';
+
+const redeliverRequest = z
+  .strictObject({ since: timestampInput.meta({ description: 'Events of this time or later.' }) })
+  .meta({ example: { since: '2026-11-23T09:30:00.000Z' } });
+
+const redeliveredView = z
+  .object({
+    deliveries: z.int().meta({ description: 'How many are sent again.' }),
+    isCutShort: z.boolean().meta({ description: 'There may be more of them: ask again.' }),
+  })
+  .meta({ id: 'RedeliveredWebhooks', example: { deliveries: 12, isCutShort: false } });
+
+/** What was sent to a webhook, and how that went. */
+export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
+  const { db } = transactor;
+  const webhookId = idParam('webhook', 'Which webhook');
+
+  app.get(
+    '/webhooks/:webhookId/deliveries',
+    {
+      config: { access: { role: 'admin', scope: 'read' }, problems: ['cursor_invalid'] },
+      schema: {
+        operationId: 'listWebhookDeliveries',
+        tags: ['Webhooks'],
+        summary: 'What was sent to a webhook, newest first, with each attempt',
+        description: 'Of the last 30 days.',
+        params: z.object({ webhookId }),
+        querystring: z.strictObject({
+          ...pageQuery,
+          status: z.enum(['pending', 'delivered', 'failed']).optional(),
+        }),
+        response: { 200: pageOf(deliveryView) },
+      },
+    },
+    async (request) => {
+      const { limit, cursor, status } = request.query;
+      const page = { limit, before: decodeCursor(cursor, isDeliveryId) };
+      const { id } = await getWebhook(db, organizationOf(request), request.params.webhookId);
+      const deliveries = await listDeliveries(db, id, { status }, page);
+      const now = await currentTime(db, transactor.clockShiftMs);
+      return toPage(
+        deliveries,
+        limit,
+        (delivery) => delivery.id,
+        (delivery) => toDeliveryView(delivery, now),
+      );
+    },
+  );
+
+  app.post(
+    '/webhooks/:webhookId/deliveries/:deliveryId/redeliver',
+    {
+      config: { access: { role: 'admin', scope: 'write' }, idempotencyKey: 'taken', problems: ['conflict'] },
+      schema: {
+        operationId: 'redeliverWebhook',
+        tags: ['Webhooks'],
+        summary: 'Send a delivery again, under the same webhook-id',
+        params: z.object({ webhookId, deliveryId: idParam('delivery', 'Which delivery') }),
+        response: { 200: deliveryView },
+      },
+    },
+    async (request, reply) =>
+      app.runOnce(request, reply, {
+        run: (once: Transactor<DeliveryWithAttempts>) => redeliver(once, organizationDoerOf(request), request.params),
+        show: (delivery, now) => ({ view: toDeliveryView(delivery, now) }),
+      }),
+  );
+
+  app.post(
+    '/webhooks/:webhookId/deliveries/redeliver',
+    {
+      config: { access: { role: 'admin', scope: 'write' }, idempotencyKey: 'taken', problems: ['conflict'] },
+      schema: {
+        operationId: 'redeliverFailedWebhooks',
+        tags: ['Webhooks'],
+        summary: 'Send again all that has failed since a time',
+        description: 'Oldest first, at most 10,000 at once.',
+        params: z.object({ webhookId }),
+        body: redeliverRequest,
+        response: { 200: redeliveredView },
+      },
+    },
+    async (request, reply) => {
+      const { since } = request.body;
+      return app.runOnce(request, reply, {
+        run: (once: Transactor<Redelivered>) =>
+          redeliverFailed(once, organizationDoerOf(request), request.params.webhookId, since),
+        show: (redelivered) => ({ view: redelivered }),
+      });
+    },
+  );
+};
+
+const isDeliveryId = (value: string): value is DeliveryId => isId('delivery', value);

@@ -1,0 +1,134 @@
+import { type Selectable, sql } from 'kysely';
+import { Problem } from '../core/errors.ts';
+import type { DeliveryId, WebhookId } from '../core/ids.ts';
+import type { Db, Tx } from '../db/client.ts';
+import type { DeliveryStatus, WebhookAttemptsTable, WebhookDeliveriesTable } from '../db/schema.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
+
+export type Delivery = Omit<Selectable<WebhookDeliveriesTable>, 'payload'>;
+export type Attempt = Selectable<WebhookAttemptsTable>;
+export type DeliveryWithAttempts = Delivery & { attemptList: Attempt[] };
+
+const columns = [
+  'id',
+  'endpoint_id',
+  'sequence',
+  'action',
+  'status',
+  'attempts',
+  'failures',
+  'due_at',
+  'leased_until',
+  'created_at',
+  'finished_at',
+] as const;
+
+/** Newest first, one more than `limit`. A delivery and its attempts are read as of one moment. */
+export async function listDeliveries(
+  db: Db,
+  endpointId: WebhookId,
+  filter: { status: DeliveryStatus | undefined },
+  page: { limit: number; before: DeliveryId | undefined },
+): Promise<DeliveryWithAttempts[]> {
+  return db
+    .transaction()
+    .setIsolationLevel('repeatable read')
+    .execute(async (tx) => {
+      let query = tx
+        .selectFrom('webhook_deliveries')
+        .select(columns)
+        .where('endpoint_id', '=', endpointId)
+        .orderBy('id', 'desc')
+        .limit(page.limit + 1);
+      if (page.before !== undefined) query = query.where('id', '<', page.before);
+      if (filter.status !== undefined) query = query.where('status', '=', filter.status);
+      return withAttempts(tx, await query.execute());
+    });
+}
+
+export async function withAttempts(db: Db, deliveries: readonly Delivery[]): Promise<DeliveryWithAttempts[]> {
+  const attempts = await db
+    .selectFrom('webhook_attempts')
+    .select(['delivery_id', 'number', 'at', 'status', 'reason', 'duration_ms', 'reply'])
+    .where('delivery_id', '=', sql<DeliveryId>`any(${deliveries.map(({ id }) => id)})`)
+    .orderBy('number')
+    .execute();
+  return deliveries.map((delivery) => ({
+    ...delivery,
+    attemptList: attempts.filter((attempt) => attempt.delivery_id === delivery.id),
+  }));
+}
+
+/** @throws Problem `not_found`, also for another endpoint's delivery */
+export async function lockDelivery(tx: Tx, endpointId: WebhookId, id: string): Promise<Delivery> {
+  const delivery = await tx
+    .selectFrom('webhook_deliveries')
+    .select(columns)
+    .where('endpoint_id', '=', endpointId)
+    .where('id', '=', id as DeliveryId)
+    .forUpdate()
+    .executeTakeFirst();
+  if (delivery === undefined) throw new Problem('not_found', 'There is no such delivery to this webhook.');
+  return delivery;
+}
+
+/** From the beginning of the schedule. One that is under way stays under way. */
+export async function markDueAgain(tx: Tx, id: DeliveryId, now: Date): Promise<Delivery> {
+  return tx
+    .updateTable('webhook_deliveries')
+    .set({ status: 'pending', failures: 0, due_at: now, finished_at: null })
+    .where('id', '=', id)
+    .returning(columns)
+    .executeTakeFirstOrThrow();
+}
+
+/** Those that failed, of events since a time, oldest first. @returns how many */
+export async function markFailedDueAgain(
+  tx: Tx,
+  endpointId: WebhookId,
+  { since, now, limit }: { since: Date; now: Date; limit: number },
+): Promise<number> {
+  const failed = tx
+    .selectFrom('webhook_deliveries')
+    .select('id')
+    .where('endpoint_id', '=', endpointId)
+    .where('status', '=', 'failed')
+    .where('created_at', '>=', since)
+    .orderBy('created_at')
+    .limit(limit);
+  const { numUpdatedRows } = await tx
+    .updateTable('webhook_deliveries')
+    .set({ status: 'pending', failures: 0, due_at: now, finished_at: null })
+    .where('id', 'in', failed)
+    .executeTakeFirstOrThrow();
+  return Number(numUpdatedRows);
+}
+
+/** How long deliveries are kept. */
+const keptMs = 30 * 24 * 3_600_000;
+
+const prunedAtOnce = 1_000;
+
+/** Removes old deliveries with their attempts, in batches that are transactions of their own. @returns how many */
+export async function pruneDeliveries(
+  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
+  batchSize = prunedAtOnce,
+): Promise<number> {
+  const now = await currentTime(db, clockShiftMs);
+  const until = new Date(now.getTime() - keptMs);
+  for (let pruned = 0; ; ) {
+    const { numDeletedRows } = await db.transaction().execute((tx) => deleteOldest(tx, until, batchSize));
+    pruned += Number(numDeletedRows);
+    if (numDeletedRows < batchSize) return pruned;
+  }
+}
+
+function deleteOldest(tx: Tx, until: Date, count: number) {
+  const oldest = tx
+    .selectFrom('webhook_deliveries')
+    .select('id')
+    .where('created_at', '<=', until)
+    .orderBy('created_at')
+    .limit(count);
+  return tx.deleteFrom('webhook_deliveries').where('id', 'in', oldest).executeTakeFirstOrThrow();
+}

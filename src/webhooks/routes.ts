@@ -1,0 +1,225 @@
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { isId, type WebhookId } from '../core/ids.ts';
+import { decodeCursor, toPage } from '../core/page.ts';
+import type { Keyring } from '../crypto/keyring.ts';
+import type { Transactor } from '../db/work.ts';
+import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { idParam, idSchema, pageOf, pageQuery, text } from '../http/schemas.ts';
+import {
+  createWebhook,
+  deleteWebhook,
+  disableWebhook,
+  enableWebhook,
+  patchWebhook,
+  rotateSecret,
+  testWebhook,
+  type WebhookWithSecret,
+} from './commands.ts';
+import type { WebhookClient } from './connector.ts';
+import { webhookEvents } from './policy.ts';
+import { getWebhook, listWebhooks, type Webhook } from './store.ts';
+import { toWebhookView, toWebhookWithSecretView, webhookView, webhookWithSecretView } from './views.ts';
+
+const eventsInput = z
+  .array(z.enum(webhookEvents as [string, ...string[]], 'must be an action of history that is told, or *'))
+  .min(1)
+  .max(webhookEvents.length)
+  .refine((events) => new Set(events).size === events.length, 'must not name an event twice')
+  .refine((events) => events.length === 1 || !events.includes('*'), 'must not name others beside *')
+  .meta({ example: ['key.created', 'key.deleted'], uniqueItems: true });
+
+const fields = {
+  url: z.string().min(1).max(2_048).meta({ example: 'https://hooks.example.com/latchkey' }),
+  events: eventsInput,
+  description: text(200).nullish().meta({ example: 'Billing' }),
+};
+
+const newWebhook = z
+  .strictObject({
+    ...fields,
+    partnerId: idSchema('partner').nullish().meta({ description: 'It is told of this partner and its keys only.' }),
+  })
+  .meta({ example: { url: 'https://hooks.example.com/latchkey', events: ['key.created', 'key.deleted'] } });
+
+const webhookPatch = z
+  .strictObject({
+    url: fields.url.optional(),
+    events: fields.events.optional(),
+    description: fields.description,
+  })
+  .meta({ example: { events: ['*'] } });
+
+export interface WebhookRoutesOptions {
+  transactor: Transactor;
+  keyring: Keyring;
+  client: Pick<WebhookClient, 'checkUrl'>;
+}
+
+export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async (app, options) => {
+  const { transactor, keyring, client } = options;
+  const { db } = transactor;
+  const params = z.object({ webhookId: idParam('webhook', 'Which webhook') });
+
+  app.get(
+    '/webhooks',
+    {
+      config: { access: { role: 'admin', scope: 'read' }, problems: ['cursor_invalid'] },
+      schema: {
+        operationId: 'listWebhooks',
+        tags: ['Webhooks'],
+        summary: 'Webhooks, newest first',
+        querystring: z.strictObject({ ...pageQuery, partnerId: idSchema('partner').optional() }),
+        response: { 200: pageOf(webhookView) },
+      },
+    },
+    async (request) => {
+      const { limit, cursor, partnerId } = request.query;
+      const page = { limit, before: decodeCursor(cursor, isWebhookId) };
+      const webhooks = await listWebhooks(db, organizationOf(request), { partnerId }, page);
+      return toPage(webhooks, limit, (webhook) => webhook.id, toWebhookView);
+    },
+  );
+
+  app.post(
+    '/webhooks',
+    {
+      config: {
+        access: { role: 'admin', scope: 'write' },
+        idempotencyKey: 'taken',
+        problems: ['not_found', 'already_deleted', 'conflict'],
+      },
+      schema: {
+        operationId: 'createWebhook',
+        tags: ['Webhooks'],
+        summary: 'Have events sent to a URL',
+        description: 'Signed by the Standard Webhooks specification. The reply has the signing secret, this once.',
+        body: newWebhook,
+        response: { 201: webhookWithSecretView },
+      },
+    },
+    async (request, reply) => {
+      const { url, events, partnerId, description } = request.body;
+      const given = { url, events, partnerId: partnerId ?? null, description: description ?? null };
+      return app.runOnce(request, reply, {
+        run: (once: Transactor<WebhookWithSecret>) =>
+          createWebhook({ transactor: once, keyring, client }, organizationDoerOf(request), given),
+        show: (created) => ({
+          view: toWebhookWithSecretView(created),
+          location: `/v1/webhooks/${created.webhook.id}`,
+        }),
+      });
+    },
+  );
+
+  app.get(
+    '/webhooks/:webhookId',
+    {
+      config: { access: { role: 'admin', scope: 'read' } },
+      schema: {
+        operationId: 'getWebhook',
+        tags: ['Webhooks'],
+        summary: 'One webhook, never its secret',
+        params,
+        response: { 200: webhookView },
+      },
+    },
+    async (request) => toWebhookView(await getWebhook(db, organizationOf(request), request.params.webhookId)),
+  );
+
+  app.patch(
+    '/webhooks/:webhookId',
+    {
+      config: { access: { role: 'admin', scope: 'write' } },
+      schema: {
+        operationId: 'updateWebhook',
+        tags: ['Webhooks'],
+        summary: 'Change where a webhook leads, or what it is told',
+        params,
+        body: webhookPatch,
+        response: { 200: webhookView },
+      },
+    },
+    async (request) => {
+      const by = organizationDoerOf(request);
+      return toWebhookView(await patchWebhook({ transactor, client }, by, request.params.webhookId, request.body));
+    },
+  );
+
+  app.delete(
+    '/webhooks/:webhookId',
+    {
+      config: { access: { role: 'admin', scope: 'write' } },
+      schema: {
+        operationId: 'deleteWebhook',
+        tags: ['Webhooks'],
+        summary: 'Delete a webhook with its secrets; nothing more is sent',
+        params,
+        response: { 200: webhookView },
+      },
+    },
+    async (request) =>
+      toWebhookView(await deleteWebhook(transactor, organizationDoerOf(request), request.params.webhookId)),
+  );
+
+  app.post(
+    '/webhooks/:webhookId/rotate-secret',
+    {
+      config: { access: { role: 'admin', scope: 'write' }, idempotencyKey: 'taken' },
+      schema: {
+        operationId: 'rotateWebhookSecret',
+        tags: ['Webhooks'],
+        summary: 'A new signing secret; the old one signs along for 24 hours',
+        description: 'One that signs along already from an earlier rotation signs no more.',
+        params,
+        response: { 200: webhookWithSecretView },
+      },
+    },
+    async (request, reply) =>
+      app.runOnce(request, reply, {
+        run: (once: Transactor<WebhookWithSecret>) =>
+          rotateSecret({ transactor: once, keyring }, organizationDoerOf(request), request.params.webhookId),
+        show: (rotated) => ({ view: toWebhookWithSecretView(rotated) }),
+      }),
+  );
+
+  const acts = [
+    {
+      act: 'enable',
+      command: enableWebhook,
+      operationId: 'enableWebhook',
+      summary: 'Send to a webhook again what happens from now on',
+      problems: [],
+    },
+    {
+      act: 'disable',
+      command: disableWebhook,
+      operationId: 'disableWebhook',
+      summary: 'Send nothing to a webhook; what waits for it has failed',
+      problems: [],
+    },
+    {
+      act: 'test',
+      command: testWebhook,
+      operationId: 'testWebhook',
+      summary: 'Send webhook.tested to a webhook, whatever it has asked for',
+      problems: ['conflict'],
+    },
+  ] as const;
+  for (const { act, command, operationId, summary, problems } of acts) {
+    app.post(
+      `/webhooks/:webhookId/${act}`,
+      {
+        config: { access: { role: 'admin', scope: 'write' }, idempotencyKey: 'taken', problems: [...problems] },
+        schema: { operationId, tags: ['Webhooks'], summary, params, response: { 200: webhookView } },
+      },
+      async (request, reply) =>
+        app.runOnce(request, reply, {
+          run: (once: Transactor<Webhook>) => command(once, organizationDoerOf(request), request.params.webhookId),
+          show: (webhook) => ({ view: toWebhookView(webhook) }),
+        }),
+    );
+  }
+};
+
+const isWebhookId = (value: string): value is WebhookId => isId('webhook', value);

@@ -1,0 +1,169 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { FastifyBaseLogger } from 'fastify';
+import type { OrganizationId, WebhookId } from '../core/ids.ts';
+import type { Keyring } from '../crypto/keyring.ts';
+import { connect } from '../db/client.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
+import { type Claim, claimDue, send, settle } from './attempt.ts';
+import type { WebhookClient } from './connector.ts';
+import { endpointsToLookAt, endpointsWithDue, hasDue, release } from './sending-store.ts';
+
+/** Sends what is due, for as long as it is open. Several of them, in whatever processes, share the work. */
+export interface WebhookSender {
+  /** Something may be due to this organization's endpoints. */
+  wake(organizationId: OrganizationId): void;
+  /** Takes nothing more, and gives back what does not end soon. */
+  close(): Promise<void>;
+}
+
+interface WebhookSenderOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged'> {
+  /** As the service's role. */
+  url: string;
+  keyring: Keyring;
+  /** Closed with the sender. */
+  client: WebhookClient;
+  logger: Pick<FastifyBaseLogger, 'debug' | 'warn'>;
+}
+
+/** A hanging receiver costs a socket here, and nobody else anything. */
+const sendsAtOnce = 500;
+
+const connections = 4;
+const queryTimeoutMs = 10_000;
+
+/** Whoever was not woken is found by looking: retries, and what a killed sender has left behind. */
+const lookEveryMs = 1_000;
+const lookAgainAfterMs = 5_000;
+
+const mayEndWithinMs = 2_000;
+
+/**
+ * Starts at once and never fails: what could not be read or written because the database was away is due again later. A
+ * sender that is killed leaves deliveries under a lease; when it ends, another takes them up under the same id.
+ */
+export function startWebhookSender(options: WebhookSenderOptions): WebhookSender {
+  const { keyring, client, logger } = options;
+  const database = connect({
+    url: options.url,
+    poolSize: connections,
+    timeoutMs: queryTimeoutMs,
+    onLost: (error) => logger.warn({ err: error }, 'A connection of the webhook sender was lost.'),
+  });
+  const { db } = database;
+  const transactor: Transactor = {
+    db,
+    clockShiftMs: options.clockShiftMs,
+    onChanged: options.onChanged ?? (() => undefined),
+  };
+  const closing = new AbortController();
+  const looking = new Set<Promise<void>>();
+  const sending = new Set<Promise<void>>();
+
+  const lookAtOrganization = oneAtATime(async (id: OrganizationId) => {
+    const now = await currentTime(db, options.clockShiftMs);
+    for (const webhookId of await endpointsToLookAt(db, id, now)) look(lookAtEndpoint, webhookId);
+  });
+
+  const lookAtEndpoint = oneAtATime(async (id: WebhookId) => {
+    for (let more = true; more && sending.size < sendsAtOnce; ) {
+      const claimed = await claimDue(transactor, id);
+      for (const claim of claimed.claims) track(sending, deliver(claim));
+      more = claimed.more;
+    }
+  });
+
+  function look<Id>(at: (id: Id) => Promise<void>, id: Id): void {
+    if (closing.signal.aborted) return;
+    const looked = at(id).catch((error: unknown) => {
+      logger.warn({ err: error, id }, 'What is due to webhooks could not be taken up; this is tried again.');
+    });
+    track(looking, looked);
+  }
+
+  async function deliver(claim: Claim): Promise<void> {
+    const facts = { webhookId: claim.webhook.id, deliveryId: claim.delivery.id };
+    try {
+      const { outcome, error } = await send({ keyring, client }, claim);
+      const { status, reason, durationMs } = outcome;
+      if (reason === 'secret_unreadable') logger.warn({ err: error, ...facts }, "A webhook's secret does not open.");
+      else logger.debug({ err: error, ...facts, status, reason, durationMs }, 'A webhook was called.');
+      await settle(transactor, claim, outcome);
+    } catch (error) {
+      if (closing.signal.aborted) await giveBack(claim);
+      else logger.warn({ err: error, ...facts }, 'What came of a delivery could not be kept; it is sent again.');
+    }
+    if (closing.signal.aborted) return;
+    if (await hasDue(db, claim.webhook.id, options.clockShiftMs()).catch(() => false)) {
+      look(lookAtEndpoint, claim.webhook.id);
+    }
+  }
+
+  async function giveBack({ delivery }: Claim): Promise<void> {
+    try {
+      await release(db, delivery, await currentTime(db, options.clockShiftMs));
+    } catch (error) {
+      logger.warn({ err: error, deliveryId: delivery.id }, 'A delivery could not be given back; its lease will end.');
+    }
+  }
+
+  const watching = (async () => {
+    while (!closing.signal.aborted) {
+      let pauseMs = lookEveryMs;
+      try {
+        const now = await currentTime(db, options.clockShiftMs);
+        for (const id of await endpointsWithDue(db, now)) look(lookAtEndpoint, id);
+      } catch (error) {
+        pauseMs = lookAgainAfterMs;
+        logger.warn({ err: error }, 'What is due to webhooks could not be asked; this is tried again.');
+      }
+      await delay(pauseMs, undefined, { signal: closing.signal, ref: false }).catch(() => undefined);
+    }
+  })();
+
+  return {
+    wake: (organizationId) => look(lookAtOrganization, organizationId),
+    async close() {
+      closing.abort();
+      await Promise.race([
+        allEnded(looking).then(() => allEnded(sending)),
+        delay(mayEndWithinMs, undefined, { ref: false }),
+      ]);
+      await client.close();
+      await Promise.all([allEnded(looking), watching]);
+      await allEnded(sending);
+      await database.close();
+    },
+  };
+}
+
+function track(works: Set<Promise<void>>, work: Promise<void>): void {
+  const tracked = work.finally(() => works.delete(tracked));
+  works.add(tracked);
+}
+
+/** Also those that are begun meanwhile. */
+async function allEnded(works: ReadonlySet<Promise<void>>): Promise<void> {
+  while (works.size > 0) await Promise.allSettled(works);
+}
+
+/** Runs `act` for one id at a time. Called for it meanwhile, it is run once more when it has ended. */
+function oneAtATime<Id>(act: (id: Id) => Promise<void>): (id: Id) => Promise<void> {
+  const present = new Map<Id, { again: boolean }>();
+  return async (id) => {
+    const running = present.get(id);
+    if (running !== undefined) {
+      running.again = true;
+      return;
+    }
+    const state = { again: true };
+    present.set(id, state);
+    try {
+      while (state.again) {
+        state.again = false;
+        await act(id);
+      }
+    } finally {
+      present.delete(id);
+    }
+  };
+}

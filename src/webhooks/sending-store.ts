@@ -1,0 +1,148 @@
+import { sql } from 'kysely';
+import type { DeliveryId, OrganizationId, WebhookId } from '../core/ids.ts';
+import type { Db, Tx } from '../db/client.ts';
+import type { WebhookAttemptsTable } from '../db/schema.ts';
+import type { Transactor } from '../db/work.ts';
+
+/** What a sender takes up, and what it writes down of it. The endpoint is locked wherever a `Tx` is asked for. */
+
+export interface ClaimedDelivery {
+  id: DeliveryId;
+  payload: string;
+  leased_until: Date;
+}
+
+/**
+ * Endpoints that have something due at a time. Goes from endpoint to endpoint through the index, so that one with a long
+ * queue costs no more than one with a short one.
+ */
+export async function endpointsWithDue(db: Db, now: Date): Promise<WebhookId[]> {
+  const { rows } = await sql<{ id: WebhookId }>`
+    with recursive endpoint (id) as (
+      select min(endpoint_id) from webhook_deliveries where status = 'pending'
+      union all
+      select (select min(endpoint_id) from webhook_deliveries where status = 'pending' and endpoint_id > endpoint.id)
+      from endpoint where endpoint.id is not null
+    )
+    select id from endpoint
+    where exists (
+      select from webhook_deliveries where endpoint_id = endpoint.id and status = 'pending' and due_at <= ${now}
+    )`.execute(db);
+  return rows.map(({ id }) => id);
+}
+
+/** Those of an organization's endpoints that have something due, and those that are sent nothing while something waits. */
+export async function endpointsToLookAt(db: Db, organizationId: OrganizationId, now: Date): Promise<WebhookId[]> {
+  const { rows } = await sql<{ id: WebhookId }>`
+    select id from webhook_endpoints as endpoint
+    where organization_id = ${organizationId} and exists (
+      select from webhook_deliveries where endpoint_id = endpoint.id and status = 'pending'
+        and (due_at <= ${now} or endpoint.disabled_at is not null or endpoint.deleted_at is not null)
+    )`.execute(db);
+  return rows.map(({ id }) => id);
+}
+
+/** Whether something waits to be taken up. */
+export async function hasDue(db: Db, endpointId: WebhookId, clockShiftMs: number): Promise<boolean> {
+  const { rows } = await sql<{ due: boolean }>`
+    select exists (
+      select from webhook_deliveries where endpoint_id = ${endpointId} and status = 'pending'
+        and due_at <= clock_timestamp() + ${clockShiftMs}::float8 * interval '1 millisecond'
+    ) as due`.execute(db);
+  return rows[0]?.due === true;
+}
+
+/** The next ones that are due, as many as may be under way at once. They are this sender's until the lease ends. */
+export async function leaseDue(
+  tx: Tx,
+  endpointId: WebhookId,
+  { now, leasedUntil, atOnce }: { now: Date; leasedUntil: Date; atOnce: number },
+): Promise<ClaimedDelivery[]> {
+  const { rows } = await sql<ClaimedDelivery>`
+    update webhook_deliveries set leased_until = ${leasedUntil}, due_at = ${leasedUntil}
+    where id in (
+      select id from webhook_deliveries
+      where endpoint_id = ${endpointId} and status = 'pending' and due_at <= ${now}
+        and (leased_until is null or leased_until <= ${now})
+      order by due_at, id
+      limit greatest(0, ${atOnce} - (
+        select count(*) from webhook_deliveries
+        where endpoint_id = ${endpointId} and status = 'pending' and leased_until > ${now}
+      ))
+      for update skip locked
+    )
+    returning id, payload, leased_until`.execute(tx);
+  return rows;
+}
+
+/** Those that wait when their endpoint is sent nothing any more. @returns how many */
+export async function failPending(tx: Tx, endpointId: WebhookId, now: Date, limit: number): Promise<number> {
+  const { numAffectedRows } = await sql`
+    update webhook_deliveries set status = 'failed', leased_until = null, finished_at = ${now}
+    where id in (
+      select id from webhook_deliveries where endpoint_id = ${endpointId} and status = 'pending'
+      order by due_at limit ${limit} for update skip locked
+    )`.execute(tx);
+  return Number(numAffectedRows ?? 0);
+}
+
+/**
+ * A success, written down where it changes nothing but the delivery: it is still the sender's own, and its endpoint was
+ * not failing.
+ * @returns whether that is so
+ */
+export async function markDelivered(
+  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
+  { id, leased_until }: ClaimedDelivery,
+  { at, status, duration_ms, reply }: Pick<WebhookAttemptsTable, 'at' | 'status' | 'duration_ms' | 'reply'>,
+): Promise<boolean> {
+  const { rows } = await sql`
+    with delivered as (
+      update webhook_deliveries
+      set status = 'delivered', attempts = attempts + 1, leased_until = null,
+        finished_at = clock_timestamp() + ${clockShiftMs()}::float8 * interval '1 millisecond'
+      where id = ${id} and status = 'pending' and leased_until = ${leased_until} and not exists (
+        select from webhook_endpoints where id = endpoint_id and failing_since is not null
+      )
+      returning attempts
+    )
+    insert into webhook_attempts (delivery_id, number, at, status, duration_ms, reply)
+    select ${id}, attempts, ${at}::timestamptz, ${status}::int, ${duration_ms}::bigint, ${reply}::text from delivered
+    returning number`.execute(db);
+  return rows.length > 0;
+}
+
+/** A delivery that an attempt was made of. Undefined where it was pruned meanwhile. */
+export async function lockAttempted(tx: Tx, id: DeliveryId) {
+  return tx
+    .selectFrom('webhook_deliveries')
+    .select(['status', 'attempts', 'failures', 'leased_until'])
+    .where('id', '=', id)
+    .forUpdate()
+    .executeTakeFirst();
+}
+
+export async function insertAttempt(tx: Tx, attempt: WebhookAttemptsTable): Promise<void> {
+  await tx.insertInto('webhook_attempts').values(attempt).execute();
+}
+
+/** How a delivery stands after an attempt. */
+export type Standing =
+  | { status: 'pending'; attempts: number; failures: number; due_at: Date; leased_until: null; finished_at: null }
+  | { status: 'delivered' | 'failed'; attempts: number; failures: number; leased_until: null; finished_at: Date };
+
+export async function updateStanding(tx: Tx, id: DeliveryId, standing: Standing): Promise<void> {
+  await tx.updateTable('webhook_deliveries').set(standing).where('id', '=', id).execute();
+}
+
+/** One more attempt of a delivery that another sender has taken up meanwhile, or that has ended. */
+export async function countAttempt(tx: Tx, id: DeliveryId, attempts: number): Promise<void> {
+  await tx.updateTable('webhook_deliveries').set({ attempts }).where('id', '=', id).execute();
+}
+
+/** Gives a delivery back at once, where its attempt was not made. */
+export async function release(db: Db, { id, leased_until }: ClaimedDelivery, now: Date): Promise<void> {
+  await sql`
+    update webhook_deliveries set leased_until = null, due_at = ${now}
+    where id = ${id} and leased_until = ${leased_until}`.execute(db);
+}

@@ -1,0 +1,187 @@
+import { type Selectable, sql } from 'kysely';
+import { Problem } from '../core/errors.ts';
+import type { OrganizationId, PartnerId, WebhookId } from '../core/ids.ts';
+import type { Db, Tx } from '../db/client.ts';
+import type { DisabledReason, WebhookEndpointsTable } from '../db/schema.ts';
+import type { MintedSecret } from './mint.ts';
+
+type SecretColumn = 'sealed' | 'sealed_keyring_id' | 'previous_sealed' | 'previous_sealed_keyring_id';
+
+/** An endpoint without its secrets: they leave through no view. */
+export type Webhook = Omit<Selectable<WebhookEndpointsTable>, SecretColumn>;
+
+const columns = [
+  'id',
+  'organization_id',
+  'partner_id',
+  'url',
+  'events',
+  'description',
+  'previous_until',
+  'created_at',
+  'created_by',
+  'failing_since',
+  'disabled_at',
+  'disabled_reason',
+  'deleted_at',
+] as const;
+
+/** @throws Problem `not_found`, also for another organization's endpoint and for one that was deleted */
+export async function getWebhook(db: Db, organizationId: OrganizationId, id: string): Promise<Webhook> {
+  return found(await selectWebhook(db, organizationId, id).executeTakeFirst());
+}
+
+/** For a change of the endpoint. @throws Problem `not_found`, as `getWebhook` */
+export async function lockWebhook(tx: Tx, organizationId: OrganizationId, id: string): Promise<Webhook> {
+  return found(await selectWebhook(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst());
+}
+
+function selectWebhook(db: Db, organizationId: OrganizationId, id: string) {
+  return db
+    .selectFrom('webhook_endpoints')
+    .select(columns)
+    .where('organization_id', '=', organizationId)
+    .where('id', '=', id as WebhookId)
+    .where('deleted_at', 'is', null);
+}
+
+/** Newest first, one more than `limit`. */
+export async function listWebhooks(
+  db: Db,
+  organizationId: OrganizationId,
+  filter: { partnerId: PartnerId | undefined },
+  page: { limit: number; before: WebhookId | undefined },
+): Promise<Webhook[]> {
+  let query = db
+    .selectFrom('webhook_endpoints')
+    .select(columns)
+    .where('organization_id', '=', organizationId)
+    .where('deleted_at', 'is', null)
+    .orderBy('id', 'desc')
+    .limit(page.limit + 1);
+  if (page.before !== undefined) query = query.where('id', '<', page.before);
+  if (filter.partnerId !== undefined) query = query.where('partner_id', '=', filter.partnerId);
+  return query.execute();
+}
+
+/** The organization must be locked by whoever is about to add one. */
+export async function countWebhooks(tx: Tx, organizationId: OrganizationId): Promise<number> {
+  const { count } = await tx
+    .selectFrom('webhook_endpoints')
+    .select(({ fn }) => fn.countAll<number>().as('count'))
+    .where('organization_id', '=', organizationId)
+    .where('deleted_at', 'is', null)
+    .executeTakeFirstOrThrow();
+  return count;
+}
+
+export type NewWebhookRow = Pick<
+  Webhook,
+  'id' | 'organization_id' | 'partner_id' | 'url' | 'events' | 'description' | 'created_at' | 'created_by'
+>;
+
+export async function insertWebhook(tx: Tx, webhook: NewWebhookRow, secret: MintedSecret['columns']): Promise<Webhook> {
+  return tx
+    .insertInto('webhook_endpoints')
+    .values({ ...webhook, ...secret, created_by: JSON.stringify(webhook.created_by) })
+    .returning(columns)
+    .executeTakeFirstOrThrow();
+}
+
+export async function updateWebhook(
+  tx: Tx,
+  id: WebhookId,
+  fields: Pick<Webhook, 'url' | 'events' | 'description'>,
+): Promise<void> {
+  await tx.updateTable('webhook_endpoints').set(fields).where('id', '=', id).execute();
+}
+
+export async function markWebhookEnabled(tx: Tx, id: WebhookId): Promise<void> {
+  await tx
+    .updateTable('webhook_endpoints')
+    .set({ disabled_at: null, disabled_reason: null, failing_since: null })
+    .where('id', '=', id)
+    .execute();
+}
+
+export async function markWebhookDisabled(tx: Tx, id: WebhookId, at: Date, reason: DisabledReason): Promise<void> {
+  await tx
+    .updateTable('webhook_endpoints')
+    .set({ disabled_at: at, disabled_reason: reason })
+    .where('id', '=', id)
+    .execute();
+}
+
+/** Its secrets go with it. */
+export async function markWebhookDeleted(tx: Tx, id: WebhookId, deletedAt: Date): Promise<void> {
+  await tx
+    .updateTable('webhook_endpoints')
+    .set({
+      deleted_at: deletedAt,
+      sealed: null,
+      sealed_keyring_id: null,
+      previous_sealed: null,
+      previous_sealed_keyring_id: null,
+      previous_until: null,
+    })
+    .where('id', '=', id)
+    .execute();
+}
+
+/** The secret of now becomes the one before, which signs along until a time; the one before that signs no more. */
+export async function replaceSecret(
+  tx: Tx,
+  id: WebhookId,
+  secret: MintedSecret['columns'],
+  previousUntil: Date,
+): Promise<void> {
+  await tx
+    .updateTable('webhook_endpoints')
+    .set(({ ref }) => ({
+      ...secret,
+      previous_sealed: ref('sealed'),
+      previous_sealed_keyring_id: ref('sealed_keyring_id'),
+      previous_until: previousUntil,
+    }))
+    .where('id', '=', id)
+    .execute();
+}
+
+/** @param since null: an attempt has succeeded */
+export async function markFailingSince(tx: Tx, id: WebhookId, since: Date | null): Promise<void> {
+  await tx.updateTable('webhook_endpoints').set({ failing_since: since }).where('id', '=', id).execute();
+}
+
+/** An endpoint as a sender needs it, also one that was disabled or deleted. */
+export type SendingWebhook = Pick<
+  Selectable<WebhookEndpointsTable>,
+  SecretColumn | 'id' | 'organization_id' | 'partner_id' | 'url' | 'previous_until' | 'failing_since'
+> & { is_live: boolean /** The database's time. */; locked_at: Date };
+
+/** Lets one sender at a time decide what is sent to an endpoint next. */
+export async function lockForSending(tx: Tx, id: WebhookId): Promise<SendingWebhook | undefined> {
+  return tx
+    .selectFrom('webhook_endpoints')
+    .select([
+      'id',
+      'organization_id',
+      'partner_id',
+      'url',
+      'sealed',
+      'sealed_keyring_id',
+      'previous_sealed',
+      'previous_sealed_keyring_id',
+      'previous_until',
+      'failing_since',
+      sql<boolean>`disabled_at is null and deleted_at is null`.as('is_live'),
+      sql<Date>`date_trunc('milliseconds', clock_timestamp())`.as('locked_at'),
+    ])
+    .where('id', '=', id)
+    .forNoKeyUpdate()
+    .executeTakeFirst();
+}
+
+function found(webhook: Webhook | undefined): Webhook {
+  if (webhook === undefined) throw new Problem('not_found', 'There is no such webhook in this organization.');
+  return webhook;
+}

@@ -1,0 +1,110 @@
+import { z } from 'zod';
+import type { Secret } from '../crypto/secret.ts';
+import { actorView, idView, timestampView } from '../http/schemas.ts';
+import type { DeliveryWithAttempts } from './delivery-store.ts';
+import { webhookEvents } from './policy.ts';
+import type { Webhook } from './store.ts';
+
+const fields = {
+  id: idView('webhook'),
+  organizationId: idView('org'),
+  partnerId: idView('partner').nullable().meta({ description: 'Null: it is told of the whole organization.' }),
+  url: z.string().meta({ example: 'https://hooks.example.com/latchkey' }),
+  events: z.array(z.string().meta({ enum: [...webhookEvents] })).meta({ example: ['key.created', 'key.deleted'] }),
+  description: z.string().nullable().meta({ example: 'Billing' }),
+  status: z.enum(['enabled', 'disabled']),
+  disabledAt: timestampView.nullable(),
+  disabledReason: z.enum(['requested', 'gone', 'failing']).nullable().meta({
+    description: 'gone: it has answered 410. failing: every attempt of five days has failed.',
+    example: null,
+  }),
+  failingSince: timestampView.nullable().meta({ description: 'Every attempt since then has failed.' }),
+  previousSecretUntil: timestampView.nullable().meta({ description: 'Until then the secret before signs along.' }),
+  createdAt: timestampView,
+  createdBy: actorView,
+  deletedAt: timestampView.nullable(),
+};
+
+export const webhookView = z.object(fields).meta({ id: 'Webhook' });
+
+export const webhookWithSecretView = z
+  .object({
+    ...fields,
+    secret: z.string().optional().meta({
+      description: 'It is shown this once and can not be shown again: a replayed reply is without it.',
+      example: 'whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD',
+    }),
+  })
+  .meta({ id: 'WebhookWithSecret' });
+
+export function toWebhookView(webhook: Webhook): z.infer<typeof webhookView> {
+  const { disabled_at: disabledAt, previous_until: previousUntil } = webhook;
+  return {
+    id: webhook.id,
+    organizationId: webhook.organization_id,
+    partnerId: webhook.partner_id,
+    url: webhook.url,
+    events: webhook.events,
+    description: webhook.description,
+    status: disabledAt === null ? 'enabled' : 'disabled',
+    disabledAt: disabledAt?.toISOString() ?? null,
+    disabledReason: webhook.disabled_reason,
+    failingSince: webhook.failing_since?.toISOString() ?? null,
+    previousSecretUntil: previousUntil?.toISOString() ?? null,
+    createdAt: webhook.created_at.toISOString(),
+    createdBy: webhook.created_by,
+    deletedAt: webhook.deleted_at?.toISOString() ?? null,
+  };
+}
+
+export function toWebhookWithSecretView({ webhook, secret }: { webhook: Webhook; secret: Secret }) {
+  return { ...toWebhookView(webhook), secret };
+}
+
+const attemptView = z
+  .object({
+    number: z.int().meta({ example: 1 }),
+    at: timestampView,
+    status: z.int().nullable().meta({ description: 'Of the reply; null where none came.', example: 503 }),
+    reason: z.string().nullable().meta({ description: 'Why no reply came.', example: null }),
+    durationMs: z.int().meta({ example: 41 }),
+    reply: z.string().nullable().meta({ description: "The beginning of the reply's body.", example: 'try later' }),
+  })
+  .meta({ id: 'WebhookAttempt' });
+
+export const deliveryView = z
+  .object({
+    id: idView('delivery').meta({ description: 'The webhook-id of every attempt.' }),
+    webhookId: idView('webhook'),
+    event: z.string().meta({ description: 'The action of history that it tells of.', example: 'key.created' }),
+    sequence: z.int().meta({ description: "The event's place in the organization's history.", example: 42 }),
+    status: z.enum(['pending', 'delivered', 'failed']),
+    createdAt: timestampView,
+    nextAttemptAt: timestampView.nullable().meta({ description: 'Null where none is due, or one is under way.' }),
+    finishedAt: timestampView.nullable(),
+    attempts: z.array(attemptView),
+  })
+  .meta({ id: 'WebhookDelivery' });
+
+export function toDeliveryView(delivery: DeliveryWithAttempts, now: Date): z.infer<typeof deliveryView> {
+  const { leased_until: leasedUntil } = delivery;
+  const isUnderWay = leasedUntil !== null && leasedUntil > now;
+  return {
+    id: delivery.id,
+    webhookId: delivery.endpoint_id,
+    event: delivery.action,
+    sequence: delivery.sequence,
+    status: delivery.status,
+    createdAt: delivery.created_at.toISOString(),
+    nextAttemptAt: delivery.status !== 'pending' || isUnderWay ? null : delivery.due_at.toISOString(),
+    finishedAt: delivery.finished_at?.toISOString() ?? null,
+    attempts: delivery.attemptList.map(({ number, at, status, reason, duration_ms, reply }) => ({
+      number,
+      at: at.toISOString(),
+      status,
+      reason,
+      durationMs: duration_ms,
+      reply,
+    })),
+  };
+}

@@ -1,0 +1,91 @@
+import { once } from 'node:events';
+import { createServer as createHttpServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { createServer as createHttpsServer } from 'node:https';
+import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
+import type { TLSSocket } from 'node:tls';
+import type { Test } from 'tap';
+
+/** A server of a test's own, which counts whoever comes. */
+export interface Listener {
+  port: number;
+  /** How many connections there have been, whatever came of them. */
+  connections(): number;
+  /** How many of them are still open. */
+  open(): number;
+}
+
+export interface Arrived {
+  method: string;
+  url: string;
+  headers: IncomingMessage['headers'];
+  /** What the TLS handshake named; undefined without TLS. */
+  servername: string | false | null | undefined;
+  /** The raw bytes of the body. */
+  body: Buffer;
+}
+
+export type HttpListener = Listener & { arrived: Arrived[] };
+
+const noContent: Answer = (response) => response.writeHead(204).end();
+
+type Answer = (response: ServerResponse, request: Arrived) => void;
+
+/** Takes connections and does with them as it is told. */
+export async function listenRaw(t: Test, serve: (socket: Socket) => void, host = '127.0.0.1'): Promise<Listener> {
+  return listen(t, createServer(serve), host);
+}
+
+/** Listens at every address of this machine, of both families where it has them. */
+export async function listenEverywhere(t: Test): Promise<Listener> {
+  const serve = (socket: Socket) => {
+    socket.end('HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n');
+    socket.resume();
+  };
+  return listenRaw(t, serve, '::').catch(() => listenRaw(t, serve, '0.0.0.0'));
+}
+
+/** Keeps what arrives, and answers 204 unless it is told otherwise. */
+export async function listenHttp(t: Test, answer: Answer = noContent) {
+  const arrived: Arrived[] = [];
+  return { arrived, ...(await listen(t, createHttpServer(keeping(arrived, answer)))) } satisfies HttpListener;
+}
+
+export async function listenHttps(t: Test, certificate: { cert: string; key: string }): Promise<HttpListener> {
+  const arrived: Arrived[] = [];
+  const server = createHttpsServer(certificate, keeping(arrived, noContent));
+  return { arrived, ...(await listen(t, server)) };
+}
+
+function keeping(arrived: Arrived[], answer: Answer) {
+  return async (request: IncomingMessage, response: ServerResponse) => {
+    const chunks: Buffer[] = [];
+    for await (const chunk of request) chunks.push(chunk);
+    const { method = '', url = '', headers } = request;
+    const { servername } = request.socket as TLSSocket;
+    const whole = { method, url, headers, servername, body: Buffer.concat(chunks) };
+    arrived.push(whole);
+    answer(response, whole);
+  };
+}
+
+async function listen(t: Test, server: Server, host = '127.0.0.1'): Promise<Listener> {
+  const sockets = new Set<Socket>();
+  let connections = 0;
+  server.on('connection', (socket: Socket) => {
+    connections += 1;
+    sockets.add(socket);
+    socket.on('error', () => undefined);
+    socket.on('close', () => sockets.delete(socket));
+  });
+  server.listen(0, host);
+  await once(server, 'listening');
+  t.teardown(() => {
+    for (const socket of sockets) socket.destroy();
+    server.close();
+  });
+  return {
+    port: (server.address() as AddressInfo).port,
+    connections: () => connections,
+    open: () => sockets.size,
+  };
+}

@@ -1,0 +1,26 @@
+import type { Test } from 'tap';
+import { createWebhookClient, type WebhookClient, type WebhookClientOptions } from '../../src/webhooks/connector.ts';
+import { parseRanges } from '../../src/webhooks/public-address.ts';
+
+/** A client that may use http, and reach what a test opens. It is closed when the test ends. */
+export function startWebhookClient(
+  t: Test,
+  { opened = [], ...options }: Partial<WebhookClientOptions> & { opened?: string[] } = {},
+): WebhookClient {
+  const client = createWebhookClient({
+    allowHttp: true,
+    allowedRanges: parseRanges(opened),
+    timeoutMs: 10_000,
+    ...options,
+  });
+  t.teardown(() => client.close());
+  return client;
+}
+
+/** What an attempt failed with; undefined where it did not. */
+export function failureOf(attempt: Promise<unknown>): Promise<unknown> {
+  return attempt.then(
+    () => undefined,
+    (error: unknown) => error,
+  );
+}

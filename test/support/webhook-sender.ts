@@ -1,0 +1,21 @@
+import { type SendPayload, sendTask } from '../../src/db/worker-queue.ts';
+import { startJobs } from '../../src/jobs/runner.ts';
+import { createLogger } from '../../src/logger.ts';
+import { createWebhookClient } from '../../src/webhooks/connector.ts';
+import { parseRanges } from '../../src/webhooks/public-address.ts';
+import { startWebhookSender } from '../../src/webhooks/sender.ts';
+import { keyringOf } from './keyrings.ts';
+
+// What a service does for webhooks, in a process of its own: `webhook-sender.ts <database URL> <keyring entry>`.
+
+const [url = '', entry = ''] = process.argv.slice(2);
+const shared = { url, clockShiftMs: () => 0, logger: createLogger({ level: 'warn', tokenPrefix: 'lk' }) };
+const client = createWebhookClient({ allowHttp: true, allowedRanges: parseRanges(['127.0.0.0/8']) });
+const sender = startWebhookSender({ ...shared, keyring: keyringOf(entry), client });
+startJobs({
+  ...shared,
+  jobs: [],
+  tasks: { [sendTask]: (payload) => sender.wake((payload as SendPayload).organizationId) },
+  settings: { usageHourlyDays: 35, retentionSeconds: 2_592_000 },
+});
+process.stdout.write('it sends\n');

@@ -1,0 +1,89 @@
+import { createServer, type IncomingHttpHeaders, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import type { Test } from 'tap';
+import { type SendPayload, sendTask } from '../../src/db/worker-queue.ts';
+import { startJobs } from '../../src/jobs/runner.ts';
+import { createLogger } from '../../src/logger.ts';
+import { createWebhookClient } from '../../src/webhooks/connector.ts';
+import { parseRanges } from '../../src/webhooks/public-address.ts';
+import { startWebhookSender, type WebhookSender } from '../../src/webhooks/sender.ts';
+import type { Json, TestService } from './app.ts';
+
+/** A call as it arrived, byte for byte. */
+export interface Received {
+  path: string;
+  headers: IncomingHttpHeaders;
+  body: Buffer;
+  at: number;
+  json: Json;
+}
+
+export interface Receiver {
+  /** Leads to this machine by http, which the test's service lets through. */
+  url: string;
+  received: Received[];
+  /** What the next calls are answered with. */
+  reply: (call: Received, response: ServerResponse) => void;
+}
+
+export const idOf = ({ headers }: Received) => String(headers['webhook-id']);
+
+/** Somebody else's server, on a real socket. */
+export async function startReceiver(t: Test): Promise<Receiver> {
+  const receiver: Receiver = { url: '', received: [], reply: (_call, response) => void response.writeHead(204).end() };
+  const server = createServer(async (request, response) => {
+    const chunks: Buffer[] = [];
+    for await (const chunk of request) chunks.push(chunk);
+    const body = Buffer.concat(chunks);
+    const json = JSON.parse(body.toString('utf8'));
+    const call = { path: request.url ?? '', headers: request.headers, body, at: performance.now(), json };
+    receiver.received.push(call);
+    receiver.reply(call, response);
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  t.teardown(() => {
+    server.closeAllConnections();
+    return new Promise((resolve) => server.close(resolve));
+  });
+  receiver.url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/hook`;
+  return receiver;
+}
+
+export const localEgress = { allowHttp: true, allowedRanges: parseRanges(['127.0.0.0/8']) };
+
+/** What sends, as in a service: the sender, and the queue that wakes it. It is closed when the test ends. */
+export function startSending(
+  t: Test,
+  service: Pick<TestService, 'urls' | 'keyring' | 'clockShiftMs'>,
+  { timeoutMs = 15_000 } = {},
+): WebhookSender & { logLines: string[] } {
+  const logLines: string[] = [];
+  const logger = createLogger({
+    level: 'debug',
+    tokenPrefix: 'lk',
+    destination: { write: (line) => void logLines.push(line) },
+  });
+  const shared = { url: service.urls.app, clockShiftMs: service.clockShiftMs, logger };
+  const client = createWebhookClient({ ...localEgress, timeoutMs });
+  const sender = startWebhookSender({ ...shared, keyring: service.keyring, client });
+  const runner = startJobs({
+    ...shared,
+    jobs: [],
+    tasks: { [sendTask]: (payload) => sender.wake((payload as SendPayload).organizationId) },
+    settings: { usageHourlyDays: 35, retentionSeconds: 2_592_000 },
+  });
+  const close = async () => void (await Promise.all([runner.close(), sender.close()]));
+  t.teardown(close);
+  return { wake: sender.wake, close, logLines };
+}
+
+/** Makes an endpoint, and fails where that is refused. */
+export async function makeWebhook({ admin }: Pick<TestService, 'admin'>, wish: Json): Promise<Json> {
+  const { status, body } = await admin.post('/v1/webhooks', { events: ['*'], ...wish });
+  if (status !== 201) throw new Error(JSON.stringify(body));
+  return body;
+}
+
+export async function deliveriesOf({ admin }: Pick<TestService, 'admin'>, { id }: Json): Promise<Json[]> {
+  return (await admin.get(`/v1/webhooks/${id}/deliveries?limit=200`)).body.data;
+}

@@ -1,0 +1,305 @@
+import { once } from 'node:events';
+import { connect, type Socket } from 'node:net';
+import { Worker } from 'node:worker_threads';
+import { gzipSync } from 'node:zlib';
+import t, { type Test } from 'tap';
+import { DeliveryFailed } from '../src/webhooks/delivery-failed.ts';
+import { createDnsLookup } from '../src/webhooks/name-lookup.ts';
+import { exchange, retryAfterSecondsOf } from '../src/webhooks/reply.ts';
+import { type HttpListener, type Listener, listenHttp, listenRaw } from './support/listeners.ts';
+import { startNameServer } from './support/name-server.ts';
+import { eventually } from './support/process.ts';
+import { failureOf, startWebhookClient } from './support/webhook-client.ts';
+
+// One exchange with an endpoint: whatever the other side does, it ends in time, in little memory, and has a name.
+
+const opened = ['127.0.0.0/8'];
+const urlOf = ({ port }: Listener) => `http://127.0.0.1:${port}/hook?from=latchkey`;
+const noLeftover = (listener: Listener) => eventually(async () => listener.open() === 0);
+
+t.test('a delivery arrives as it was given, byte by byte', async (t) => {
+  const receiver = await listenHttp(t, (response) => response.writeHead(202, { 'x-more': 'y' }).end('taken'));
+  const { post } = startWebhookClient(t, { opened });
+  const body = '{"name":"Zoë \u{1f511}","same":"as given"}';
+  const reply = await post(urlOf(receiver), { 'webhook-id': 'msg_1', 'webhook-timestamp': '1' }, body);
+  t.match(reply, { status: 202, retryAfterSeconds: null, body: 'taken' });
+  t.ok(reply.durationMs >= 0 && reply.durationMs < 10_000);
+  const [arrived] = receiver.arrived;
+  t.match(arrived, { method: 'POST', url: '/hook?from=latchkey', body: Buffer.from(body) });
+  t.match(arrived?.headers, {
+    host: `127.0.0.1:${receiver.port}`,
+    'webhook-id': 'msg_1',
+    'webhook-timestamp': '1',
+    'content-type': 'application/json',
+    'content-length': String(Buffer.byteLength(body)),
+    'user-agent': 'Latchkey-Webhooks',
+    connection: 'close',
+  });
+  t.equal(arrived?.headers['accept-encoding'], undefined);
+});
+
+t.test('a connection serves one delivery: the next one is checked anew', async (t) => {
+  const receiver = await listenHttp(t, (response) => {
+    response.writeHead(200, { connection: 'keep-alive', 'keep-alive': 'timeout=600' }).end();
+  });
+  const { post } = startWebhookClient(t, { opened });
+  for (const _ of [1, 2, 3]) await post(urlOf(receiver), {}, '{}');
+  t.equal(receiver.connections(), 3);
+  await noLeftover(receiver);
+});
+
+t.test('a request that cannot be written leaves no connection behind', async (t) => {
+  const receiver = await listenHttp(t);
+  const { post } = startWebhookClient(t, { opened });
+  t.ok((await failureOf(post(urlOf(receiver), { 'webhook-id': 'msg_1\r\nx: y' }, '{}'))) instanceof Error);
+  await noLeftover(receiver);
+  t.same(receiver.arrived, []);
+});
+
+t.test('every step is bounded by the time of the whole', async (t) => {
+  const timeoutMs = 400;
+  const silent = await listenRaw(t, (socket) => socket.resume());
+  const drip = (socket: Socket, head: string, part: string) => {
+    socket.resume();
+    socket.write(head);
+    const timer = setInterval(() => socket.write(part), 20);
+    socket.on('close', () => clearInterval(timer));
+  };
+  const drippingHead = await listenRaw(t, (socket) => drip(socket, 'HTTP/1.1 200 OK\r\n', 'x: y\r\n'));
+  const drippingEarlyHints = await listenRaw(t, (socket) => drip(socket, '', 'HTTP/1.1 103 Early Hints\r\n\r\n'));
+  const drippingBody = await listenRaw(t, (socket) => drip(socket, 'HTTP/1.1 200 OK\r\n\r\n', '.'));
+  const unread = await listenRaw(t, (socket) => {
+    // It sees that it was left only when it reads at last.
+    setTimeout(() => socket.resume(), 3 * timeoutMs);
+    socket.pause();
+  });
+  const cases: Array<[what: string, listener: Listener, body: string]> = [
+    ['no reply', silent, '{}'],
+    ['a head without an end', drippingHead, '{}'],
+    ['interim replies without an end', drippingEarlyHints, '{}'],
+    ['a body without an end', drippingBody, '{}'],
+    ['a request that is not read', unread, 'x'.repeat(20_000_000)],
+  ];
+  for (const [what, listener, body] of cases) {
+    const { post } = startWebhookClient(t, { opened, timeoutMs });
+    const failure = await failureOf(post(urlOf(listener), {}, body));
+    t.match(failure, { reason: 'timed_out' }, what);
+    t.ok(failure instanceof DeliveryFailed && failure.durationMs >= timeoutMs - 5 && failure.durationMs < 5_000, what);
+    await noLeftover(listener);
+  }
+
+  await t.test('a stalled TLS handshake', async (t) => {
+    const { post } = startWebhookClient(t, { opened, timeoutMs });
+    t.match(await failureOf(post(`https://127.0.0.1:${silent.port}/`, {}, '{}')), { reason: 'timed_out' });
+    await noLeftover(silent);
+  });
+
+  await t.test('a name that is not answered for', async (t) => {
+    let signalled = false;
+    const lookup = (_name: string, signal: AbortSignal) => {
+      signal.addEventListener('abort', () => {
+        signalled = true;
+      });
+      return new Promise<string[]>(() => undefined);
+    };
+    const { post, checkUrl } = startWebhookClient(t, { opened, timeoutMs, lookup });
+    t.match(await failureOf(post('http://hook.example.com/', {}, '{}')), { reason: 'timed_out' });
+    t.ok(signalled, 'the lookup was told');
+    await t.rejects(checkUrl('http://hook.example.com/'), { code: 'validation_failed' });
+  });
+
+  await t.test('a connection into a black hole', async (t) => {
+    const { port, waiting } = await startBlackHole(t);
+    const { post } = startWebhookClient(t, { opened, timeoutMs });
+    t.match(await failureOf(post(`http://127.0.0.1:${port}/`, {}, '{}')), { reason: 'timed_out' });
+    t.ok(waiting.at(-1)?.connecting, 'nobody can connect there');
+  });
+});
+
+/** A port at which connections are neither taken nor refused: a full queue before a process that is busy for ever. */
+async function startBlackHole(t: Test): Promise<{ port: number; waiting: Socket[] }> {
+  const code = `
+    const { createServer } = require('node:net');
+    const { parentPort } = require('node:worker_threads');
+    const server = createServer().listen({ port: 0, host: '127.0.0.1', backlog: 1 }, () => {
+      parentPort.postMessage(server.address().port);
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
+    });`;
+  const worker = new Worker(code, { eval: true });
+  t.teardown(() => worker.terminate());
+  const [port] = (await once(worker, 'message')) as [number];
+  const waiting = Array.from({ length: 8 }, () => connect(port, '127.0.0.1').on('error', () => undefined));
+  t.teardown(() => {
+    for (const socket of waiting) socket.destroy();
+  });
+  await eventually(async () => waiting.some((socket) => !socket.connecting));
+  return { port, waiting };
+}
+
+t.test('of a reply only the beginning is read, and its text can be kept', async (t) => {
+  const replies: Array<[what: string, body: Buffer, text: string]> = [
+    ['nothing', Buffer.alloc(0), ''],
+    ['all of a short one', Buffer.from('Zoë'), 'Zoë'],
+    ['as much as is allowed', Buffer.alloc(16_384, 'a'), 'a'.repeat(16_384)],
+    ['a byte more', Buffer.alloc(16_385, 'a'), 'a'.repeat(16_384)],
+    ['U+0000', Buffer.from('a\u0000b'), 'a\ufffdb'],
+    ['what is not UTF-8', Buffer.from([0x61, 0xff, 0xc3]), 'a\ufffd\ufffd'],
+    ['a surrogate', Buffer.from([0xed, 0xa0, 0x80]), '\ufffd\ufffd\ufffd'],
+  ];
+  const { post } = startWebhookClient(t, { opened });
+  for (const [what, body, text] of replies) {
+    const receiver = await listenHttp(t, (response) => response.end(body));
+    t.equal((await post(urlOf(receiver), {}, '{}')).body, text, what);
+    await noLeftover(receiver);
+  }
+
+  await t.test('a body without an end is cut off', async (t) => {
+    let sent = 0;
+    const receiver = await listenHttp(t, (response) => {
+      const more = () => {
+        while (!response.destroyed) {
+          sent += 65_536;
+          if (!response.write(Buffer.alloc(65_536, 'a'))) break;
+        }
+      };
+      response.on('drain', more);
+      more();
+    });
+    const reply = await post(urlOf(receiver), {}, '{}');
+    t.match(reply, { status: 200 });
+    t.equal(reply.body.length, 16_384);
+    await noLeftover(receiver);
+    t.ok(sent < 64 * 1024 * 1024, `${sent} bytes were sent`);
+  });
+
+  await t.test('a compressed one is not inflated', async (t) => {
+    const receiver = await listenHttp(t, (response) => {
+      response.writeHead(200, { 'content-encoding': 'gzip' }).end(gzipSync(Buffer.alloc(10_000_000)));
+    });
+    const reply = await post(urlOf(receiver), {}, '{}');
+    t.equal(reply.body.slice(0, 2), '\u001f\ufffd', 'as it came');
+    t.equal(reply.body.includes('\u0000'), false);
+  });
+});
+
+t.test('what is no reply is said to be broken', async (t) => {
+  const big = 'x'.repeat(20_000);
+  const replies = {
+    'the end at once': '',
+    'something else': 'SSH-2.0-OpenSSH_9.6\r\n',
+    'half a head': 'HTTP/1.1 200 OK\r\nContent-Le',
+    'half a body': 'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf',
+    'half a chunk': 'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nhalf',
+    'a wrong chunk': 'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n',
+    'two lengths': 'HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na',
+    'a header too long': `HTTP/1.1 200 OK\r\nX: ${big}\r\n\r\n`,
+    'headers too many': `HTTP/1.1 200 OK\r\n${'X: yyyyyyyyyyyy\r\n'.repeat(2_000)}\r\n`,
+    'another protocol': 'HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n',
+    'HTTP/2': 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n',
+  };
+  const { post } = startWebhookClient(t, { opened });
+  for (const [what, reply] of Object.entries(replies)) {
+    const listener = await listenRaw(t, (socket) => socket.once('data', () => socket.end(reply)));
+    t.match(await failureOf(post(urlOf(listener), {}, '{}')), { reason: 'reply_broken' }, what);
+    t.equal(listener.connections(), 1, 'and not tried again here');
+    await noLeftover(listener);
+  }
+  const ended = connect((await listenHttp(t)).port, '127.0.0.1');
+  await once(ended, 'connect');
+  ended.destroy();
+  const asked = { url: new URL('http://127.0.0.1/'), headers: {}, body: '', replyLimitBytes: 1 };
+  const never = new AbortController().signal;
+  t.ok((await failureOf(exchange(ended, { ...asked, signal: never }))) instanceof Error, 'a connection that has ended');
+  const resetting = await listenRaw(t, (socket) => socket.resetAndDestroy());
+  t.match(await failureOf(post(urlOf(resetting), {}, '{}')), { reason: /^(reply_broken|connect_failed)$/ }, 'a reset');
+});
+
+t.test('where nobody listens the connection fails, and another address of the name is tried', async (t) => {
+  const receiver = await listenHttp(t);
+  const gone = await listenRaw(t, (socket) => socket.destroy());
+  const { post } = startWebhookClient(t, { opened, lookup: async () => ['127.0.0.2', '127.0.0.1', '127.0.0.3'] });
+  t.match(await post(`http://hook.example.com:${receiver.port}/`, {}, '{}'), { status: 204 });
+  const { post: postNowhere } = startWebhookClient(t, { opened, lookup: async () => ['127.0.0.2', '127.0.0.3'] });
+  const failure = await failureOf(postNowhere(`http://hook.example.com:${gone.port}/`, {}, '{}'));
+  t.match(failure, { reason: 'connect_failed', message: 'No connection could be made.' });
+  t.equal(gone.connections(), 0);
+});
+
+t.test('Retry-After is read in both of its forms', async (t) => {
+  const now = new Date('2030-01-02T03:04:05.500Z');
+  const read = (value: string | string[] | undefined) =>
+    retryAfterSecondsOf(value === undefined ? {} : { 'retry-after': value as string }, now);
+  t.equal(read(undefined), null);
+  t.equal(read('0'), 0);
+  t.equal(read(' 120 '), 120);
+  t.equal(read(['7', '9']), 7);
+  t.equal(read('Wed, 02 Jan 2030 03:04:10 GMT'), 5);
+  t.equal(read('Wed, 02 Jan 2030 03:04:05 GMT'), 0);
+  t.equal(read('Wed, 21 Oct 2015 07:28:00 GMT'), 0);
+  for (const junk of [
+    '',
+    '-1',
+    '1.5',
+    '1e3',
+    '0x10',
+    'soon',
+    '99999999999',
+    '2030-01-02',
+    'Wed, 99 Foo 2030 03:04:10 GMT',
+  ]) {
+    t.equal(read(junk), null, junk);
+  }
+  const receiver = await listenHttp(t, (response) => response.writeHead(503, { 'retry-after': '120' }).end());
+  const { post } = startWebhookClient(t, { opened });
+  t.match(await post(urlOf(receiver), {}, '{}'), { status: 503, retryAfterSeconds: 120 });
+});
+
+t.test('a proxy that the environment names is not asked', async (t) => {
+  const [receiver, proxy] = [await listenHttp(t), await listenHttp(t)];
+  const names = ['HTTP_PROXY', 'http_proxy', 'HTTPS_PROXY', 'https_proxy', 'ALL_PROXY', 'NODE_USE_ENV_PROXY'];
+  const before = names.map((name) => [name, process.env[name]] as const);
+  t.teardown(() => {
+    for (const [name, value] of before) {
+      if (value === undefined) delete process.env[name];
+      else process.env[name] = value;
+    }
+  });
+  for (const name of names) process.env[name] = name.startsWith('NODE') ? '1' : `http://127.0.0.1:${proxy.port}`;
+  const { post } = startWebhookClient(t, { opened });
+  t.match(await post(urlOf(receiver), {}, '{}'), { status: 204 });
+  t.equal(proxy.connections(), 0);
+});
+
+t.test('a client that is closed ends what is under way, and says nothing of the endpoint', async (t) => {
+  const silent = await listenRaw(t, (socket) => socket.resume());
+  const client = startWebhookClient(t, { opened });
+  const underWay = failureOf(client.post(urlOf(silent), {}, '{}'));
+  await eventually(async () => silent.open() === 1);
+  await client.close();
+  for (const failure of [await underWay, await failureOf(client.post(urlOf(silent), {}, '{}'))]) {
+    t.ok(failure instanceof Error && !(failure instanceof DeliveryFailed), String(failure));
+  }
+  await noLeftover(silent);
+  t.equal(silent.connections(), 1);
+});
+
+t.test('names are asked from name servers, for both families', async (t) => {
+  const receiver: HttpListener = await listenHttp(t);
+  const { server, asked } = await startNameServer(t, {
+    'hook.example.com': { A: ['127.0.0.1'] },
+    'both.example.com': { A: ['127.0.0.1'], AAAA: ['fd00:0:0:0:0:0:0:1'] },
+    'none.example.com': {},
+    'silent.example.com': 'silence',
+  });
+  const { post } = startWebhookClient(t, { opened, timeoutMs: 1_000, lookup: createDnsLookup([server]) });
+  const to = (name: string) => post(`http://${name}.example.com:${receiver.port}/`, {}, '{}');
+  t.match(await to('hook'), { status: 204 });
+  t.same(asked.sort(), ['hook.example.com A', 'hook.example.com AAAA']);
+  t.match(await failureOf(to('both')), { reason: 'address_refused' }, 'one address of each family, and one is private');
+  t.match(await failureOf(to('none')), { reason: 'dns_failed' });
+  t.match(await failureOf(to('unknown')), { reason: 'dns_failed' });
+  t.match(await failureOf(to('silent')), { reason: 'timed_out' });
+  const { post: postToNobody } = startWebhookClient(t, { opened, lookup: async () => [] });
+  t.match(await failureOf(postToNobody('http://hook.example.com/', {}, '{}')), { reason: 'dns_failed' });
+  t.equal(receiver.connections(), 1);
+});

@@ -1,0 +1,260 @@
+import type { ServerResponse } from 'node:http';
+import { Webhook as StandardWebhook } from 'standardwebhooks';
+import { Webhook as SvixWebhook } from 'svix';
+import t, { type Test } from 'tap';
+import { type Json, startService, type TestService } from './support/app.ts';
+import { eventually } from './support/process.ts';
+import {
+  deliveriesOf,
+  idOf,
+  makeWebhook,
+  type Received,
+  type Receiver,
+  startReceiver,
+  startSending,
+} from './support/webhooks.ts';
+
+// What arrives, and what becomes of what does not.
+
+const hourMs = 3_600_000;
+
+async function startStory(t: Test, options: { timeoutMs?: number } = {}) {
+  const service = await startService(t);
+  const receiver = await startReceiver(t);
+  const sending = startSending(t, service, options);
+  return { service, receiver, sending, admin: service.admin };
+}
+
+/** An endpoint that is told of one thing, and of it already. */
+async function tell(service: TestService, receiver: Receiver, wish: Json = {}): Promise<Json> {
+  const webhook = await makeWebhook(service, { url: receiver.url, events: ['key.created'], ...wish });
+  await happen(service);
+  return webhook;
+}
+
+async function happen({ admin }: TestService): Promise<void> {
+  const { status, body } = await admin.post('/v1/partners', {
+    email: `${Math.random()}@p.example`,
+    permissions: ['read'],
+  });
+  if (status !== 201) throw new Error(JSON.stringify(body));
+}
+
+const settled = (service: TestService, webhook: Json, isAwaited: (delivery: Json) => boolean) =>
+  eventually(async () => (await deliveriesOf(service, webhook)).find(isAwaited));
+
+const attempted = (count: number) => (delivery: Json) => delivery.attempts.length >= count;
+
+/** As a receiver would do it: the raw bytes and the headers. */
+function verifies(secret: string, { body, headers }: Received): { standard: boolean; svix: boolean } {
+  const accepts = (receiver: StandardWebhook | SvixWebhook) => {
+    try {
+      receiver.verify(body.toString('utf8'), headers as Record<string, string>);
+      return true;
+    } catch {
+      return false;
+    }
+  };
+  return { standard: accepts(new StandardWebhook(secret)), svix: accepts(new SvixWebhook(secret)) };
+}
+
+t.test('it arrives within moments, and receivers of others verify its raw bytes', async (t) => {
+  const { service, receiver } = await startStory(t);
+  const webhook = await tell(service, receiver);
+  const delivery = await settled(service, webhook, ({ status }) => status === 'delivered');
+  t.match(delivery, {
+    event: 'key.created',
+    nextAttemptAt: null,
+    attempts: [{ number: 1, status: 204, reason: null }],
+  });
+  const [call] = receiver.received as [Received];
+  t.equal(receiver.received.length, 1);
+  t.match(call.headers, { 'content-type': 'application/json', 'webhook-id': delivery.id });
+  t.match(call.json, { type: 'key.created', data: { sequence: delivery.sequence, detailsOmitted: false } });
+  t.same(verifies(webhook.secret, call), { standard: true, svix: true });
+  const changed = { ...call, body: Buffer.from(call.body.toString('utf8').replace('key.created', 'key.deleted')) };
+  t.same(verifies(webhook.secret, changed), { standard: false, svix: false });
+  const renamed = { ...call, headers: { ...call.headers, 'webhook-id': 'delivery_x' } };
+  t.same(verifies(webhook.secret, renamed), { standard: false, svix: false });
+  t.same(verifies((await tell(service, receiver)).secret, call), { standard: false, svix: false }, 'its own secret');
+});
+
+t.test('during a rotation both secrets verify, and after 24 hours only the new one', async (t) => {
+  const { service, receiver, admin } = await startStory(t);
+  const webhook = await tell(service, receiver);
+  const rotate = async () => (await admin.post(`/v1/webhooks/${webhook.id}/rotate-secret`)).body.secret;
+  const second = await rotate();
+  const nextCall = async () => {
+    const before = receiver.received.length;
+    await happen(service);
+    await eventually(async () => receiver.received.length > before);
+    return receiver.received.at(-1) as Received;
+  };
+  await eventually(async () => receiver.received.length === 1);
+  const during = await nextCall();
+  for (const secret of [webhook.secret, second]) t.same(verifies(secret, during), { standard: true, svix: true });
+  const third = await rotate();
+  const afterAnother = await nextCall();
+  t.same(
+    [webhook.secret, second, third].map((secret) => verifies(secret, afterAnother).standard),
+    [false, true, true],
+    'of three, the last two',
+  );
+  service.later(24 * hourMs);
+  const dayLater = await nextCall();
+  t.match(dayLater.headers['webhook-signature'], /^v1,[^ ]+$/, 'one signature is left');
+  const signs = Number(dayLater.headers['webhook-timestamp']);
+  t.ok(Math.abs(signs * 1_000 - Date.now() - 24 * hourMs) < 60_000, 'by the time of now');
+  const expected = new StandardWebhook(third).sign(idOf(dayLater), new Date(signs * 1_000), dayLater.body.toString());
+  t.equal(dayLater.headers['webhook-signature'], expected);
+});
+
+t.test('what a reply means', async (t) => {
+  const { service, receiver, admin } = await startStory(t, { timeoutMs: 1_500 });
+  const target = await startReceiver(t);
+  const table: Array<[path: string, after: (call: Received, response: ServerResponse) => void, expected: Json]> = [
+    [
+      '200',
+      (_, response) => response.writeHead(200).end('thank you'),
+      { status: 'delivered', attempts: [{ status: 200, reply: 'thank you' }] },
+    ],
+    ['299', (_, response) => response.writeHead(299).end(), { status: 'delivered', attempts: [{ status: 299 }] }],
+    [
+      '302',
+      (_, response) => response.writeHead(302, { location: target.url }).end(),
+      { status: 'pending', attempts: [{ status: 302 }] },
+    ],
+    [
+      '308',
+      (_, response) => response.writeHead(308, { location: target.url }).end(),
+      { status: 'pending', attempts: [{ status: 308 }] },
+    ],
+    [
+      '400',
+      (_, response) => response.writeHead(400).end('\u0000 é'),
+      { status: 'pending', attempts: [{ status: 400, reply: '� é' }] },
+    ],
+    [
+      '500',
+      (_, response) => response.writeHead(500).end('x'.repeat(5_000)),
+      { status: 'pending', attempts: [{ status: 500, reply: 'x'.repeat(1_000) }] },
+    ],
+    [
+      'reset',
+      (_, response) => response.socket?.destroy(),
+      { status: 'pending', attempts: [{ status: null, reason: 'reply_broken' }] },
+    ],
+    ['silence', () => undefined, { status: 'pending', attempts: [{ status: null, reason: 'timed_out' }] }],
+  ];
+  const replies = new Map(table.map(([path, reply]) => [`/${path}`, reply]));
+  receiver.reply = (call, response) => void replies.get(call.path)?.(call, response);
+  const webhooks = [];
+  for (const [path] of table) {
+    webhooks.push(await makeWebhook(service, { url: new URL(`/${path}`, receiver.url).href, events: ['key.created'] }));
+  }
+  const nobody = await makeWebhook(service, { url: 'http://127.0.0.1:9/', events: ['key.created'] });
+  await happen(service);
+  for (const [index, [path, , expected]] of table.entries()) {
+    const delivery = await settled(service, webhooks[index], attempted(1));
+    t.match(delivery, expected, path);
+    t.equal(delivery.attempts.length, 1, path);
+    const { body } = await admin.get(`/v1/webhooks/${webhooks[index].id}`);
+    t.equal(body.failingSince !== null, delivery.status === 'pending', path);
+  }
+  const refused = await settled(service, nobody, attempted(1));
+  t.match(refused, { status: 'pending', attempts: [{ status: null, reason: 'connect_failed', reply: null }] });
+  t.equal(target.received.length, 0, 'no redirect is followed');
+});
+
+t.test('429 and 503 say when to come again, within bounds', async (t) => {
+  const { service, receiver } = await startStory(t);
+  const table: Array<[status: number, retryAfter: string | undefined, leastMs: number]> = [
+    [429, '120', 120_000],
+    [503, '3600', hourMs],
+    [503, '1', 5_000],
+    [503, '9999999', 24 * hourMs],
+    [503, undefined, 5_000],
+    [500, '120', 5_000],
+  ];
+  for (const [status, retryAfter, leastMs] of table) {
+    receiver.reply = (_, response) =>
+      void response.writeHead(status, retryAfter === undefined ? {} : { 'retry-after': retryAfter }).end();
+    const webhook = await tell(service, receiver);
+    const delivery = await settled(service, webhook, attempted(1));
+    const waitMs = Date.parse(delivery.nextAttemptAt) - Date.parse(delivery.attempts[0].at);
+    const what = `${status} with ${retryAfter}: ${waitMs} ms`;
+    t.ok(waitMs >= leastMs && waitMs <= leastMs * 1.1 + 2_000, what);
+    await service.admin.delete(`/v1/webhooks/${webhook.id}`);
+  }
+});
+
+t.test('a failure is tried again by the schedule, under the same webhook-id, and then it has failed', async (t) => {
+  const { service, receiver } = await startStory(t);
+  receiver.reply = (_, response) => void response.writeHead(500).end();
+  const webhook = await tell(service, receiver);
+  const minutes = [5 / 60, 5, 30, 120, 300, 600, 840, 1_200, 1_440];
+  for (const [index, minute] of minutes.entries()) {
+    const delivery = await settled(service, webhook, attempted(index + 1));
+    t.equal(delivery.status, 'pending');
+    const waitMs = Date.parse(delivery.nextAttemptAt) - Date.parse(delivery.attempts[index].at);
+    const leastMs = minute * 60_000;
+    t.ok(waitMs >= leastMs && waitMs <= leastMs * 1.1 + 2_000, `${waitMs} ms after attempt ${index + 1}`);
+    service.later(waitMs + 1_000);
+  }
+  const last = await settled(service, webhook, ({ status }) => status === 'failed');
+  t.match(last, { nextAttemptAt: null, finishedAt: /^2/ });
+  t.same(
+    last.attempts.map(({ number }: Json) => number),
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+  );
+  t.equal(receiver.received.length, 10);
+  t.same(new Set(receiver.received.map(idOf)), new Set([last.id]));
+  const signatures = receiver.received.map(({ headers }) => headers['webhook-signature']);
+  t.equal(new Set(signatures).size, 10, 'each attempt is signed with its own time');
+
+  await t.test('one that has failed can be asked for again, from the beginning of the schedule', async (t) => {
+    const again = await service.admin.post(`/v1/webhooks/${webhook.id}/deliveries/${last.id}/redeliver`);
+    t.match(again, { status: 200, body: { id: last.id, status: 'pending', finishedAt: null } });
+    const delivery = await settled(service, webhook, attempted(11));
+    t.equal(delivery.status, 'pending');
+    t.ok(Date.parse(delivery.nextAttemptAt) - Date.parse(delivery.attempts[10].at) < 8_000);
+    receiver.reply = (_, response) => void response.writeHead(204).end();
+    service.later(10_000);
+    await settled(service, webhook, ({ status }) => status === 'delivered');
+    t.equal((await service.admin.get(`/v1/webhooks/${webhook.id}`)).body.failingSince, null);
+    t.same(new Set(receiver.received.map(idOf)), new Set([last.id]));
+  });
+});
+
+t.test('whoever answers 410 is sent nothing more', async (t) => {
+  const { service, receiver, admin } = await startStory(t);
+  receiver.reply = (_, response) => void response.writeHead(410).end();
+  const webhook = await tell(service, receiver);
+  const delivery = await settled(service, webhook, ({ status }) => status === 'failed');
+  t.match(delivery.attempts, [{ number: 1, status: 410 }]);
+  t.match((await admin.get(`/v1/webhooks/${webhook.id}`)).body, { status: 'disabled', disabledReason: 'gone' });
+  await happen(service);
+  t.equal((await deliveriesOf(service, webhook)).length, 1, 'nothing is kept for it either');
+  const { body: history } = await admin.get('/v1/history?action=webhook.disabled');
+  t.match(history.data, [
+    { actor: { type: 'system', id: 'webhooks' }, details: { webhookId: webhook.id, reason: 'gone' } },
+  ]);
+  t.equal(history.data.length, 1);
+  t.equal((await admin.post(`/v1/webhooks/${webhook.id}/deliveries/${delivery.id}/redeliver`)).body.code, 'conflict');
+});
+
+t.test('a test goes to one endpoint alone, whatever it has asked for', async (t) => {
+  const { service, receiver, admin } = await startStory(t);
+  const other = await startReceiver(t);
+  const webhook = await makeWebhook(service, { url: receiver.url, events: ['partner.deleted'] });
+  const all = await makeWebhook(service, { url: other.url });
+  await eventually(async () => other.received.length === 1);
+  t.equal((await admin.post(`/v1/webhooks/${webhook.id}/test`)).status, 200);
+  await settled(service, webhook, ({ event, status }) => event === 'webhook.tested' && status === 'delivered');
+  t.match(receiver.received[0]?.json, { type: 'webhook.tested', data: { details: { webhookId: webhook.id } } });
+  t.same(verifies(webhook.secret, receiver.received[0] as Received), { standard: true, svix: true });
+  t.same(
+    (await deliveriesOf(service, all)).map(({ event }) => event),
+    ['webhook.created'],
+  );
+});

@@ -1,0 +1,142 @@
+import t from 'tap';
+import { type Json, startService, type TestService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { deliveriesOf, makeWebhook } from './support/webhooks.ts';
+
+// What endpoints are told of, and in which words.
+
+const url = 'http://127.0.0.1:9/hook';
+
+async function partnerOf({ admin }: TestService): Promise<Json> {
+  const email = `${Math.random()}@p.example`;
+  return (await admin.post('/v1/partners', { email, permissions: ['read', 'write'] })).body;
+}
+
+/** What it is told of, oldest first. */
+async function toldTo(service: TestService, webhook: Json): Promise<string[]> {
+  return (await deliveriesOf(service, webhook)).toReversed().map(({ event }) => event);
+}
+
+t.test('an endpoint is told of what it has asked for, and a partner’s of that partner and its keys', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const partner = await partnerOf(service);
+  const all = await makeWebhook(service, { url });
+  const some = await makeWebhook(service, { url, events: ['key.deleted', 'rate_limit.updated'] });
+  const partners = await makeWebhook(service, { url, partnerId: partner.id });
+  const off = await makeWebhook(service, { url });
+  await admin.post(`/v1/webhooks/${off.id}/disable`);
+  const other = await partnerOf(service);
+  const [key] = partner.keys;
+  await admin.post(`/v1/keys/${key.id}/reveal`, { reason: 'To see' });
+  await admin.patch(`/v1/keys/${key.id}`, { name: 'Mine', metadata: { team: 'ours' } });
+  await admin.put('/v1/rate-limit', { requests: 5, windowSeconds: 1 });
+  await admin.delete(`/v1/keys/${other.keys[0].id}`);
+  await admin.delete(`/v1/keys/${key.id}`);
+  const request = await admin.post('/v1/recovery-requests', { partnerId: partner.id, details: 'x' });
+  t.equal(request.body.code, 'conflict', 'it is live');
+  await admin.delete(`/v1/partners/${partner.id}`);
+  await admin.post('/v1/recovery-requests', { partnerId: partner.id, details: 'By mistake' });
+
+  t.same((await toldTo(service, all)).slice(3), [
+    'webhook.created',
+    'webhook.disabled',
+    'partner.created',
+    'key.created',
+    'key.created',
+    'key.revealed',
+    'key.updated',
+    'rate_limit.updated',
+    'key.deleted',
+    'key.deleted',
+    'partner.deleted',
+    'key.deleted',
+    'recovery.requested',
+  ]);
+  t.same(await toldTo(service, some), ['rate_limit.updated', 'key.deleted', 'key.deleted', 'key.deleted']);
+  t.same(await toldTo(service, partners), ['key.updated', 'key.deleted', 'partner.deleted', 'key.deleted']);
+  t.same((await toldTo(service, off)).slice(1), [], 'from its own creation on it was told of nothing');
+  t.same(
+    (await admin.get(`/v1/webhooks?partnerId=${partner.id}`)).body.data.map(({ id }: Json) => id),
+    [partners.id],
+  );
+  const { body: own } = await admin.get(`/v1/partners/${partner.id}/history`);
+  t.ok(
+    own.data.some(({ action }: Json) => action === 'webhook.created'),
+    'it is in the partner’s history too',
+  );
+  t.equal(
+    (await admin.post('/v1/webhooks', { url, events: ['*'], partnerId: partner.id })).body.code,
+    'already_deleted',
+  );
+});
+
+t.test('a body has ids and facts, and a partner reads no internals in it', async (t) => {
+  const service = await startService(t);
+  const { admin, urls, organizationId } = service;
+  const partner = await partnerOf(service);
+  const all = await makeWebhook(service, { url, events: ['key.updated', 'key.created'] });
+  const partners = await makeWebhook(service, { url, events: ['key.updated'], partnerId: partner.id });
+  await admin.patch(`/v1/keys/${partner.keys[0].id}`, { name: 'Mine', metadata: { team: 'ours' } });
+  const payloads = async (webhook: Json, action: string): Promise<Json[]> => {
+    const sql = 'select payload from webhook_deliveries where endpoint_id = $1 and action = $2 order by id';
+    return (await dbQuery(urls.app, sql, [webhook.id, action])).map(({ payload }) => JSON.parse(String(payload)));
+  };
+  const [event] = (await admin.get('/v1/history?action=key.updated')).body.data;
+  const common = {
+    eventId: event.id,
+    sequence: event.sequence,
+    organizationId,
+    keyId: partner.keys[0].id,
+    partnerId: partner.id,
+    actor: { type: 'admin', id: event.actor.id },
+    detailsOmitted: false,
+  };
+  const name = { from: null, to: 'Mine' };
+  const metadata = { from: {}, to: { team: 'ours' } };
+  t.same(await payloads(all, 'key.updated'), [
+    { type: 'key.updated', timestamp: event.at, data: { ...common, details: { changes: { name, metadata } } } },
+  ]);
+  t.same(await payloads(partners, 'key.updated'), [
+    { type: 'key.updated', timestamp: event.at, data: { ...common, details: { changes: { name } } } },
+  ]);
+
+  await t.test('under 20 kB: details that are longer are left out, and it says so', async (t) => {
+    const { body: key } = await admin.post('/v1/keys', { metadata: { long: 'ü'.repeat(8_100) } });
+    await admin.patch(`/v1/keys/${key.id}`, { metadata: { long: 'é'.repeat(8_100) } });
+    const [created] = await payloads(all, 'key.created');
+    t.equal(created.data.details.metadata.long.length, 8_100);
+    const [, updated] = await payloads(all, 'key.updated');
+    t.match(updated.data, { keyId: key.id, details: null, detailsOmitted: true });
+    const sizes = await dbQuery(urls.app, 'select max(octet_length(payload)) as longest from webhook_deliveries');
+    t.ok(Number(sizes[0]?.['longest']) < 20_000);
+  });
+});
+
+t.test('what the system does by itself is told as well', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier } = service;
+  const partner = await partnerOf(service);
+  const webhook = await makeWebhook(service, { url, partnerId: partner.id, events: ['key.used_after_deletion'] });
+  await admin.delete(`/v1/keys/${partner.keys[0].id}`);
+  await verifier.post('/v1/verify', { key: partner.keys[0].key, permission: 'read' });
+  await service.verification.usage.flush();
+  t.same(await toldTo(service, webhook), ['key.used_after_deletion']);
+});
+
+t.test('a change that is undone is told to nobody; one that cannot be told does not happen', async (t) => {
+  const service = await startService(t);
+  const { admin, urls } = service;
+  const webhook = await makeWebhook(service, { url });
+  const before = await toldTo(service, webhook);
+  const app = new URL(urls.app).username;
+  await dbQuery(urls.owner, `revoke execute on function history_append(text, text) from ${app}`);
+  t.equal((await admin.post('/v1/keys', {})).status, 503);
+  await dbQuery(urls.owner, `grant execute on function history_append(text, text) to ${app}`);
+  t.same(await toldTo(service, webhook), before);
+  await dbQuery(urls.owner, `revoke insert on webhook_deliveries from ${app}`);
+  t.equal((await admin.post('/v1/keys', {})).status, 503);
+  await dbQuery(urls.owner, `grant insert on webhook_deliveries to ${app}`);
+  t.same((await admin.get('/v1/keys')).body.data, []);
+  t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+});

@@ -1,0 +1,159 @@
+import path from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import t, { type Test } from 'tap';
+import { type Json, startService, type TestService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { keyringOf } from './support/keyrings.ts';
+import { eventually, runScript } from './support/process.ts';
+import { proxyTo } from './support/proxy.ts';
+import { deliveriesOf, idOf, makeWebhook, startReceiver, startSending } from './support/webhooks.ts';
+
+// Senders that are killed, a commit that fails, a database that goes away.
+
+const entry = 'k1';
+
+async function startSender(t: Test, { urls }: TestService) {
+  const sender = runScript(t, path.join(import.meta.dirname, 'support', 'webhook-sender.ts'), [urls.app, entry]);
+  await sender.until(/it sends/);
+  return sender;
+}
+
+async function partnerOf({ admin }: TestService): Promise<Json> {
+  const { body } = await admin.post('/v1/partners', { email: `${Math.random()}@p.example`, permissions: ['read'] });
+  return body;
+}
+
+t.test(
+  '200 events, the sender killed three times: each arrives, and twice only under the same webhook-id',
+  async (t) => {
+    const service = await startService(t, { keyring: keyringOf(entry) });
+    const { admin, urls } = service;
+    const receiver = await startReceiver(t);
+    // Long enough for a kill to come between the call and what is written down of it.
+    receiver.reply = async (_, response) => {
+      await delay(5 + Math.random() * 40);
+      response.writeHead(204).end();
+    };
+    const keys: string[] = [];
+    for (let count = 0; count < 20; count++) {
+      const partner = await partnerOf(service);
+      await makeWebhook(service, { url: receiver.url, partnerId: partner.id, events: ['key.updated'] });
+      keys.push(partner.keys[0].id);
+    }
+    const happening = (async () => {
+      for (let round = 1; round <= 10; round++) {
+        for (const key of keys) await admin.patch(`/v1/keys/${key}`, { name: `Round ${round}` });
+      }
+    })();
+    for (let kills = 0; kills < 3; kills++) {
+      const sender = await startSender(t, service);
+      const before = receiver.received.length;
+      await eventually(async () => receiver.received.length >= before + 10, 60_000);
+      await delay(Math.random() * 300);
+      sender.child.kill('SIGKILL');
+      await sender.exited;
+    }
+    await happening;
+    await startSender(t, service);
+    await eventually(async () => {
+      const left = await dbQuery(urls.app, "select 1 from webhook_deliveries where status <> 'delivered'");
+      return left.length === 0;
+    }, 120_000);
+
+    const { body } = await admin.get('/v1/history?action=key.updated&limit=200');
+    const idsOf = new Map<number, Set<string>>();
+    for (const call of receiver.received) {
+      const ids = idsOf.get(call.json.data.sequence) ?? new Set();
+      idsOf.set(call.json.data.sequence, ids.add(idOf(call)));
+    }
+    t.equal(body.data.length, 200);
+    t.same(new Set(idsOf.keys()), new Set(body.data.map(({ sequence }: Json) => sequence)), 'every event has arrived');
+    t.ok(
+      [...idsOf.values()].every((ids) => ids.size === 1),
+      'one event has one id',
+    );
+    t.equal(new Set(receiver.received.map(idOf)).size, 200, 'and one id one event');
+    const bodies = new Map<string, string>();
+    for (const call of receiver.received) {
+      t.equal(bodies.get(idOf(call)) ?? call.body.toString(), call.body.toString());
+      bodies.set(idOf(call), call.body.toString());
+    }
+    t.comment(`200 events, ${receiver.received.length - 200} arrived twice`);
+  },
+);
+
+t.test('a change that is rolled back at the last moment is told to nobody', async (t) => {
+  const service = await startService(t);
+  const { admin, urls } = service;
+  const receiver = await startReceiver(t);
+  startSending(t, service);
+  const webhook = await makeWebhook(service, { url: receiver.url, events: ['partner.created', 'partner.suspended'] });
+  const { id } = await partnerOf(service);
+  await eventually(async () => receiver.received.length === 1);
+  // The commit itself fails, when everything is written.
+  await dbQuery(
+    urls.superuser,
+    `create function refuse() returns trigger language plpgsql as $$ begin raise exception 'refused at the commit'; end $$;
+     create constraint trigger refuse after insert on webhook_deliveries deferrable initially deferred
+       for each row execute function refuse();`,
+  );
+  t.equal((await admin.post(`/v1/partners/${id}/suspend`)).status, 500);
+  await dbQuery(urls.superuser, 'drop trigger refuse on webhook_deliveries');
+  t.equal((await admin.get(`/v1/partners/${id}`)).body.suspendedAt, null);
+  await partnerOf(service);
+  await eventually(async () => receiver.received.length === 2);
+  t.same(
+    receiver.received.map(({ json }) => json.type),
+    ['partner.created', 'partner.created'],
+  );
+  t.equal((await deliveriesOf(service, webhook)).length, 2);
+});
+
+t.test(
+  'a database that goes away while it is called: it is sent again under the same id when it is back',
+  async (t) => {
+    const service = await startService(t);
+    const receiver = await startReceiver(t);
+    const proxy = await proxyTo(t, service.urls.app);
+    let answer: () => void = () => undefined;
+    receiver.reply = (_, response) => {
+      answer = () => void response.writeHead(204).end();
+    };
+    const sending = startSending(t, { ...service, urls: { ...service.urls, app: proxy.url } });
+    const webhook = await makeWebhook(service, { url: receiver.url, events: ['partner.created'] });
+    await partnerOf(service);
+    await eventually(async () => receiver.received.length === 1);
+    proxy.refuse(true);
+    proxy.end();
+    answer();
+    receiver.reply = (_, response) => void response.writeHead(204).end();
+    await eventually(async () => /could not be kept/.test(sending.logLines.join('')));
+    proxy.refuse(false);
+    service.later(30_000);
+    const delivery = await eventually(async () => {
+      const [found] = await deliveriesOf(service, webhook);
+      return found.status === 'delivered' && found;
+    }, 60_000);
+    t.same(new Set(receiver.received.map(idOf)), new Set([delivery.id]));
+  },
+);
+
+t.test('a service that stops gives back what does not end, and another goes on at once', async (t) => {
+  const service = await startService(t);
+  const receiver = await startReceiver(t);
+  receiver.reply = () => undefined;
+  const first = startSending(t, service);
+  const webhook = await makeWebhook(service, { url: receiver.url, events: ['partner.created'] });
+  await partnerOf(service);
+  await eventually(async () => receiver.received.length === 1);
+  const startedAt = performance.now();
+  await first.close();
+  t.ok(performance.now() - startedAt < 7_000, 'within seconds');
+  const [waiting] = await deliveriesOf(service, webhook);
+  t.match(waiting, { status: 'pending', attempts: [] });
+  t.ok(waiting.nextAttemptAt, 'its lease is given back');
+  receiver.reply = (_, response) => void response.writeHead(204).end();
+  startSending(t, service);
+  await eventually(async () => receiver.received.length === 2);
+  t.equal(new Set(receiver.received.map(idOf)).size, 1);
+});

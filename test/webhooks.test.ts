@@ -1,0 +1,228 @@
+import t from 'tap';
+import { historyActions } from '../src/history/events.ts';
+import { type Json, startService, type TestService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { deliveriesOf, makeWebhook } from './support/webhooks.ts';
+
+// Endpoints: who may have one, what it is told, and what is left of its secret. What is sent is another file's story.
+
+const url = 'http://127.0.0.1:9/hook';
+
+async function historyOf({ admin }: TestService, webhookId: string): Promise<Json[]> {
+  const { body } = await admin.get('/v1/history?limit=200');
+  return body.data.filter((event: Json) => event.details.webhookId === webhookId).toReversed();
+}
+
+async function partnerOf({ admin }: TestService): Promise<Json> {
+  const email = `${Math.random()}@p.example`;
+  return (await admin.post('/v1/partners', { email, permissions: ['read', 'write'] })).body;
+}
+
+t.test('an endpoint, from its creation to its deletion', async (t) => {
+  const service = await startService(t);
+  const { admin, organizationId } = service;
+  const wish = { url: `${url}?token=theirs`, events: ['key.deleted', 'key.created'], description: 'Billing' };
+  const { status, headers, body } = await admin.post('/v1/webhooks', wish);
+  t.equal(status, 201);
+  t.equal(headers.location, `/v1/webhooks/${body.id}`);
+  t.match(body, { secret: /^whsec_[A-Za-z0-9+/]{43}=$/ });
+  const { secret, ...made } = body;
+  t.match(made, {
+    id: /^webhook_/,
+    organizationId,
+    partnerId: null,
+    url: wish.url,
+    events: ['key.created', 'key.deleted'],
+    description: 'Billing',
+    status: 'enabled',
+    disabledAt: null,
+    disabledReason: null,
+    failingSince: null,
+    previousSecretUntil: null,
+    createdBy: { type: 'admin', email: 'ada@example.com' },
+    deletedAt: null,
+  });
+  const path = `/v1/webhooks/${made.id}`;
+  t.same((await admin.get(path)).body, made, 'the secret is shown once');
+  t.same((await admin.get('/v1/webhooks')).body, { data: [made], nextCursor: null });
+
+  const patched = await admin.patch(path, { url, events: ['*'], description: null });
+  t.same(patched.body, { ...made, url, events: ['*'], description: null });
+  t.same((await admin.patch(path, { url, events: ['*'] })).body, patched.body, 'what changes nothing');
+  const disabled = await admin.post(`${path}/disable`);
+  t.match(disabled.body, { status: 'disabled', disabledReason: 'requested', disabledAt: /^2/ });
+  t.same((await admin.post(`${path}/disable`)).body, disabled.body);
+  t.match((await admin.post(`${path}/test`)).body, { code: 'conflict' }, 'what is disabled is sent nothing');
+  t.same((await admin.post(`${path}/enable`)).body, patched.body);
+  t.same((await admin.post(`${path}/enable`)).body, patched.body);
+  t.same((await admin.post(`${path}/test`)).body, patched.body);
+  const rotated = await admin.post(`${path}/rotate-secret`);
+  t.not(rotated.body.secret, secret);
+  const inADay = Date.parse(rotated.body.previousSecretUntil) - Date.now();
+  t.ok(Math.abs(inADay - 86_400_000) < 60_000);
+  const deleted = await admin.delete(path);
+  t.match(deleted, { status: 200, body: { deletedAt: /^2/, previousSecretUntil: null } });
+  for (const reply of [await admin.get(path), await admin.delete(path), await admin.post(`${path}/rotate-secret`)]) {
+    t.match(reply, { status: 404, body: { code: 'not_found' } });
+  }
+  t.same((await admin.get('/v1/webhooks')).body.data, []);
+
+  const events = await historyOf(service, made.id);
+  t.same(
+    events.map(({ action, details }) => [action, { ...details, webhookId: undefined }]),
+    [
+      [
+        'webhook.created',
+        {
+          webhookId: undefined,
+          url: `${url}?…`,
+          events: ['key.created', 'key.deleted'],
+          description: 'Billing',
+        },
+      ],
+      [
+        'webhook.updated',
+        {
+          webhookId: undefined,
+          changes: {
+            url: { from: `${url}?…`, to: url },
+            events: { from: ['key.created', 'key.deleted'], to: ['*'] },
+            description: { from: 'Billing', to: null },
+          },
+        },
+      ],
+      ['webhook.disabled', { webhookId: undefined, reason: 'requested', failingSince: null }],
+      ['webhook.enabled', { webhookId: undefined, disabledAt: disabled.body.disabledAt, reason: 'requested' }],
+      ['webhook.tested', { webhookId: undefined }],
+      ['webhook.secret_rotated', { webhookId: undefined, previousUntil: rotated.body.previousSecretUntil }],
+      ['webhook.deleted', { webhookId: undefined, url }],
+    ],
+  );
+  t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+});
+
+t.test('secrets are sealed, and go with the endpoint', async (t) => {
+  const service = await startService(t);
+  const { admin, urls } = service;
+  const webhook = await makeWebhook(service, { url });
+  await admin.post(`/v1/webhooks/${webhook.id}/rotate-secret`);
+  const columns = 'sealed, previous_sealed, sealed_keyring_id, previous_sealed_keyring_id, previous_until';
+  const row = async () => (await dbQuery(urls.superuser, `select ${columns} from webhook_endpoints`))[0] ?? {};
+  const sealed = await row();
+  t.ok(Buffer.isBuffer(sealed['sealed']) && Buffer.isBuffer(sealed['previous_sealed']));
+  const raw = Buffer.from(webhook.secret.slice('whsec_'.length), 'base64');
+  for (const value of Object.values(sealed)) {
+    if (!Buffer.isBuffer(value)) continue;
+    t.notOk(value.includes(raw) || value.includes(webhook.secret), 'not as text and not as bytes');
+  }
+  await admin.delete(`/v1/webhooks/${webhook.id}`);
+  t.ok(Object.values(await row()).every((value) => value === null));
+});
+
+t.test('a secret is never replayed', async (t) => {
+  const { admin } = await startService(t);
+  const key = { 'idempotency-key': 'k' };
+  const wish = { url, events: ['*'] };
+  const { secret, ...first } = (await admin.post('/v1/webhooks', wish, key)).body;
+  t.match(secret, /^whsec_/);
+  const again = await admin.post('/v1/webhooks', wish, key);
+  t.same([again.status, again.headers['idempotent-replayed'], again.body], [201, 'true', first]);
+  const path = `/v1/webhooks/${first.id}/rotate-secret`;
+  t.match((await admin.post(path, undefined, key)).body.secret, /^whsec_/);
+  const rotatedAgain = await admin.post(path, undefined, key);
+  t.same([rotatedAgain.headers['idempotent-replayed'], rotatedAgain.body.secret], ['true', undefined]);
+  t.equal((await admin.get('/v1/webhooks')).body.data.length, 1);
+});
+
+t.test('what is refused, each with its path', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const { id: partnerId } = await partnerOf(service);
+  const table: Array<[what: Json, path: string]> = [
+    [{ events: ['*'] }, 'body.url'],
+    [{ url: 'ftp://example.com', events: ['*'] }, 'body.url'],
+    [{ url: 'nonsense', events: ['*'] }, 'body.url'],
+    [{ url: 'http://10.0.0.1/', events: ['*'] }, 'body.url'],
+    [{ url: 'http://user:pass@127.0.0.1/', events: ['*'] }, 'body.url'],
+    [{ url: `http://127.0.0.1/${'x'.repeat(2_048)}`, events: ['*'] }, 'body.url'],
+    [{ url }, 'body.events'],
+    [{ url, events: [] }, 'body.events'],
+    [{ url, events: ['key.eaten'] }, 'body.events.0'],
+    [{ url, events: ['key.created', 'organization.created'] }, 'body.events.1'],
+    [{ url, events: ['webhook.tested'] }, 'body.events.0'],
+    [{ url, events: ['key.created', 'key.created'] }, 'body.events'],
+    [{ url, events: ['*', 'key.created'] }, 'body.events'],
+    [{ url, events: 'key.created' }, 'body.events'],
+    [{ url, events: ['*'], description: '' }, 'body.description'],
+    [{ url, events: ['*'], partnerId: 'partner_x' }, 'body.partnerId'],
+    [{ url, events: ['partner.created', 'key.revealed'], partnerId }, 'body.events.1'],
+    [{ url, events: ['rate_limit.updated'], partnerId }, 'body.events.0'],
+  ];
+  for (const [wish, path] of table) {
+    const { status, body } = await admin.post('/v1/webhooks', wish);
+    t.same([status, body.code, body.errors?.[0].path], [400, 'validation_failed', path], JSON.stringify(wish));
+  }
+  const webhook = await makeWebhook(service, { url, partnerId });
+  for (const [patch, path] of [
+    [{ url: 'http://10.0.0.1/' }, 'body.url'],
+    [{ events: ['key.revealed'] }, 'body.events.0'],
+    [{ partnerId: null }, 'body.partnerId'],
+  ] as const) {
+    const { status, body } = await admin.patch(`/v1/webhooks/${webhook.id}`, patch);
+    t.same([status, body.errors[0].path], [400, path], JSON.stringify(patch));
+  }
+  t.equal((await historyOf(service, webhook.id)).length, 1, 'nothing was changed');
+});
+
+t.test('an organization has 50 endpoints at most, however many are asked for at once', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  for (let count = 0; count < 47; count++) await makeWebhook(service, { url });
+  const replies = await Promise.all(
+    Array.from({ length: 8 }, () => admin.post('/v1/webhooks', { url, events: ['*'] })),
+  );
+  t.same(replies.map(({ status }) => status).sort(), [201, 201, 201, 409, 409, 409, 409, 409]);
+  t.equal(replies.find(({ status }) => status === 409)?.body.code, 'conflict');
+  const { body } = await admin.get('/v1/webhooks?limit=30');
+  t.equal(body.data.length, 30);
+  const { body: rest } = await admin.get(`/v1/webhooks?limit=30&cursor=${body.nextCursor}`);
+  t.same([rest.data.length, rest.nextCursor], [20, null]);
+  await admin.delete(`/v1/webhooks/${rest.data[0].id}`);
+  t.equal((await admin.post('/v1/webhooks', { url, events: ['*'] })).status, 201);
+});
+
+t.test('another organization is told nothing, and finds nothing', async (t) => {
+  const service = await startService(t);
+  const { operator } = service;
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  const inOther = { 'latchkey-organization': other.id };
+  const token = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@example.com' };
+  const eve = service.as((await operator.post('/v1/access-tokens', token, inOther)).body.token);
+  const { body: theirs } = await eve.post('/v1/webhooks', { url, events: ['*'] });
+  const ours = await makeWebhook(service, { url });
+  const partner = await partnerOf(service);
+  t.equal((await eve.post('/v1/webhooks', { url, events: ['*'], partnerId: partner.id })).status, 404);
+  t.same((await eve.get(`/v1/webhooks/${theirs.id}/deliveries`)).body.data.length, 1, 'its own creation');
+  const [delivery] = await deliveriesOf(service, ours);
+  const foreign = [
+    `/v1/webhooks/${ours.id}/deliveries/${delivery.id}/redeliver`,
+    `/v1/webhooks/${theirs.id}/deliveries/${delivery.id}/redeliver`,
+  ];
+  for (const path of foreign) t.equal((await eve.post(path)).status, 404, path);
+  t.same(
+    (await eve.get('/v1/webhooks')).body.data.map(({ id }: Json) => id),
+    [theirs.id],
+  );
+  t.equal((await deliveriesOf(service, ours)).length, 4, 'its creation, and the partner with two keys');
+});
+
+t.test('every action is one of those that can be asked for, or has a reason not to be', async (t) => {
+  const { admin } = await startService(t);
+  const refused: string[] = [];
+  for (const action of historyActions) {
+    const { status, body } = await admin.post('/v1/webhooks', { url, events: [action] });
+    if (status === 201) await admin.delete(`/v1/webhooks/${body.id}`);
+    else refused.push(action);
+  }
+  t.same(refused, ['organization.created', 'webhook.tested', 'keyring.rekey_started', 'keyring.rekeyed']);
+});
