@@ -139,7 +139,7 @@ export const environment = z.object({
     example: '30',
   }),
   VERIFY_CACHE_SIZE: integer(100, 10_000_000).default(200_000).meta({
-    description: 'Keys kept in memory at most, about 1.5 KB each.',
+    description: 'Keys kept in memory at most, about 2.7 KB each.',
     example: '200000',
   }),
   REDIS_URL: z.string().refine(isRedisUrl, 'must be a URL of the form redis://host:6379').optional().meta({
