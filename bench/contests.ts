@@ -72,13 +72,14 @@ function contestant(
 const oneKey = { keySet: 'good', order: 'around', from: 0, to: 1 } as const;
 
 /** Until the code that they run is compiled. */
-export async function warmUp(load: Load, { bare, one, many, redis }: Servers, questions: Questions): Promise<void> {
-  const servers = [bare, one, many, ...(redis === undefined ? [] : [redis])];
-  const all = servers.flatMap((server) => [
+export async function warmUp(load: Load, servers: Servers, questions: Questions, seconds: number): Promise<void> {
+  const { bare, one, many, redis } = servers;
+  const present = [bare, one, many, ...(redis === undefined ? [] : [redis])];
+  const all = present.flatMap((server) => [
     contestant('warm up', server, questions.verify, oneKey),
     contestant('warm up', server, questions.authorize, oneKey),
   ]);
-  await alternate(load, all, { rounds: 2, seconds: 0.7 });
+  await alternate(load, all, { rounds: 2, seconds });
 }
 
 /** Each key once, a part of them in each round. */

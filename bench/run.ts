@@ -13,8 +13,18 @@ import { openStage, type Stage } from './stage.ts';
 
 const quick = process.argv.includes('--quick');
 const sizes = quick
-  ? { keys: 10_000, rounds: 4, seconds: 0.4, floodSeconds: 4, writeRounds: 2, writeSeconds: 0.5, settleMs: 1_500 }
-  : { keys: 100_000, rounds: 12, seconds: 0.8, floodSeconds: 12, writeRounds: 4, writeSeconds: 1.5, settleMs: 6_000 };
+  ? { keys: 5_000, warmUpSeconds: 0.4, rounds: 3, seconds: 0.3, floodSeconds: 3, writeRounds: 1, writeSeconds: 0.5 }
+  : {
+      keys: 100_000,
+      warmUpSeconds: 0.8,
+      rounds: 10,
+      seconds: 0.7,
+      floodSeconds: 12,
+      writeRounds: 4,
+      writeSeconds: 1.5,
+    };
+/** By then what was counted is in the database, and what is left in memory are the keys. */
+const settleMs = quick ? 1_500 : 6_000;
 const endsWithinMs = quick ? 60_000 : 300_000;
 
 const stage = await openStage();
@@ -49,13 +59,12 @@ async function measure(stage: Stage, load: Load): Promise<Results> {
   say('the servers warm up');
   const servers = await startServers(stage);
   const questions = questionsOf(stage.bootstrapped.verifierToken.reveal());
-  await warmUp(load, servers, questions);
+  await warmUp(load, servers, questions, sizes.warmUpSeconds);
 
   say('each key is seen for the first time');
   const before = await servers.many.facts(true);
-  const sight = await seeFirst(load, servers, questions, { rounds: 10, keys: keys.length });
-  // By then what was counted is in the database, and what is left in memory are the keys.
-  await delay(sizes.settleMs);
+  const sight = await seeFirst(load, servers, questions, { rounds: quick ? 2 : 10, keys: keys.length });
+  await delay(settleMs);
   const after = await servers.many.facts(true);
 
   say('all take turns');

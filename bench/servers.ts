@@ -22,6 +22,8 @@ export interface Server {
 }
 
 const probe = path.join(import.meta.dirname, 'probe.mjs');
+/** What `npm start` gives to Node; see docs/performance.md. */
+const nodeFlags = ['--min-semi-space-size=16'];
 const readyWithinMs = 20_000;
 const stopWithinMs = 12_000;
 
@@ -31,7 +33,7 @@ export async function startServer(
   { env = {}, imports = [] }: { env?: NodeJS.ProcessEnv; imports?: string[] } = {},
 ): Promise<Server> {
   const port = await freePort();
-  const args = ['--expose-gc', ...[...imports, probe].map((name) => `--import=${name}`), entry];
+  const args = [...nodeFlags, '--expose-gc', ...[...imports, probe].map((name) => `--import=${name}`), entry];
   const child = spawn(process.execPath, args, {
     stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
     env: { PATH: process.env['PATH'], NODE_ENV: 'production', HOST: '127.0.0.1', PORT: String(port), ...env },
