@@ -36,9 +36,9 @@ const networks = z
   .refine((parts) => parts.every(isNetwork), 'must be addresses or networks with commas between them');
 
 function isNetwork(text: string): boolean {
-  const [address = '', bits] = text.split('/');
+  const [, address = '', bits] = /^([0-9a-f.:]+)(?:\/([0-9]{1,3}))?$/i.exec(text) ?? [];
   const version = isIP(address);
-  if (version === 0 || bits === '') return false;
+  if (version === 0) return false;
   try {
     new BlockList().addSubnet(address, Number(bits ?? 32), version === 4 ? 'ipv4' : 'ipv6');
     return true;

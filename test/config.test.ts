@@ -41,6 +41,8 @@ t.test('every problem at once, each with its name and an example, none with its 
     TOKEN_PREFIX: 'L',
     LOG_LEVEL: 'loud',
     TRUST_PROXY: '10.0.0.0/99',
+    WEBHOOK_ALLOW_HTTP: '1',
+    WEBHOOK_ALLOW_CIDRS: '10.0.0.0/8,10.0.0.0/8.0',
     MIGRATE_ON_START: 'yes',
     APP_ROLE: 'x; drop',
     LATCHKEY_KEYRING: 'a:hunter2',
@@ -60,6 +62,8 @@ t.test('every problem at once, each with its name and an example, none with its 
     'PORT',
     'TOKEN_PREFIX',
     'TRUST_PROXY',
+    'WEBHOOK_ALLOW_CIDRS',
+    'WEBHOOK_ALLOW_HTTP',
   ]);
   for (const problem of problems) {
     t.match(problem, /for example [A-Z_0-9]+=\S/);

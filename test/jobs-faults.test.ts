@@ -2,6 +2,7 @@ import path from 'node:path';
 import t, { type Test } from 'tap';
 import { connect, type Db } from '../src/db/client.ts';
 import { listJobRuns } from '../src/jobs/store.ts';
+import { forgivingPool } from '../src/jobs/worker-pool.ts';
 import type { ClusterUrls } from './support/cluster.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { dbDue, dbMissed, dbQueue, makeJob, startReplica } from './support/jobs.ts';
@@ -184,3 +185,20 @@ t.test(
     }
   },
 );
+
+t.test('a connection that is given back twice, as graphile-worker does when it breaks, ends nothing', async (t) => {
+  const { urls } = await openDatabase(t);
+  const { pool, close } = connect({ url: urls.app, poolSize: 1 });
+  t.teardown(close);
+  const forgiving = forgivingPool(pool);
+  await new Promise<void>((resolve) => {
+    forgiving.connect((_error, _client, release) => {
+      release();
+      release();
+      resolve();
+    });
+  });
+  t.same((await forgiving.query('select 1 as one')).rows, [{ one: 1 }]);
+  const client = await forgiving.connect();
+  client.release();
+});

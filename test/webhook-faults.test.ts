@@ -42,13 +42,17 @@ t.test(
     }
     const happening = (async () => {
       for (let round = 1; round <= 10; round++) {
-        for (const key of keys) await admin.patch(`/v1/keys/${key}`, { name: `Round ${round}` });
+        for (const key of keys) {
+          await admin.patch(`/v1/keys/${key}`, { name: `Round ${round}` });
+          // Events go on while senders come and go: none of them is killed with all of the work in its hands.
+          await delay(40);
+        }
       }
     })();
     for (let kills = 0; kills < 3; kills++) {
       const sender = await startSender(t, service);
       const before = receiver.received.length;
-      await eventually(async () => receiver.received.length >= before + 10, 60_000);
+      await eventually(async () => receiver.received.length >= before + 5, 60_000);
       await delay(Math.random() * 300);
       sender.child.kill('SIGKILL');
       await sender.exited;

@@ -11,6 +11,7 @@ import { describeError } from './policy.ts';
 import { periodMsOf } from './schedule.ts';
 import { forgetAbandoned, insertJobs, markFailed, markStarted, markSucceeded } from './store.ts';
 import { toWorkerLogger } from './worker-log.ts';
+import { forgivingPool } from './worker-pool.ts';
 
 /** Runs jobs when they are due, for as long as it is open. */
 export interface JobRunner {
@@ -91,7 +92,7 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
     await forgetAbandoned(db);
     const now = new Date();
     runner = await run({
-      pgPool: client.pool,
+      pgPool: forgivingPool(client.pool),
       schema: workerSchema,
       concurrency: jobsAtOnce,
       pollInterval: askAgainAfterMs,
