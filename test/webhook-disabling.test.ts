@@ -59,6 +59,7 @@ t.test('after 120 hours of failures alone an endpoint is disabled, once, and som
   t.equal(disabled.disabledReason, 'failing');
   const deliveries = await settled(service, webhook, ({ status }) => status !== 'pending');
   t.equal(deliveries.filter(({ status }: Json) => status === 'failed').length, 6, 'what waits has failed');
+  await eventually(async () => watcher.received.length > 0);
   await Promise.all(senders.map(({ close }) => close()));
   const { body: history } = await admin.get('/v1/history?action=webhook.disabled');
   t.equal(history.data.length, 1, 'of three senders one has said so');
