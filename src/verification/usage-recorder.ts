@@ -26,75 +26,86 @@ interface UsageRecorderOptions {
 }
 
 const flushEveryMs = 1_000;
-const hourMs = 3_600_000;
+const hourLengthMs = 3_600_000;
 /** Small enough that making one does not hold up the requests of the moment. */
-const rowsInBatch = 500;
+const keysInBatch = 500;
 
-/** Rows held while the database does not take them: an hour of a hundred thousand keys. Past it, counts are dropped. */
-const rowsHeld = 100_000;
+/** Keys that wait to be written while the database takes nothing, or are at hand. Past it, counts are dropped. */
+const keysHeld = 100_000;
+
+/** What a key has been used within an hour, as far as that is not written yet. */
+interface Counter {
+  readonly key: ApiKeyRecord;
+  readonly hourMs: number;
+  allowed: number;
+  denied: number;
+  rate_limited: number;
+  after_deletion: number;
+  lastUsedMs: number | null;
+  isWaiting: boolean;
+}
+
+const outcomes = ['allowed', 'denied', 'rate_limited', 'after_deletion'] as const;
 
 export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRecorderOptions): UsageRecorder {
-  /** By hour and by key: so that counting, which each request does, has no name to put together. */
-  let counted = new Map<number, Map<string, UsageRow>>();
-  let held = 0;
+  /** Those of one hour. They stay when they are written: to make thousands anew each second costs more than to count. */
+  let counters = new Map<string, Counter>();
+  let countersHourMs = 0;
+  let waiting: Counter[] = [];
   let flushing: Promise<void> | undefined;
   let dropped = 0;
 
-  function rowOf(key: ApiKeyRecord, nowMs: number): UsageRow | undefined {
-    const hour = nowMs - (nowMs % hourMs);
-    const known = counted.get(hour)?.get(key.id);
+  function counterOf(key: ApiKeyRecord, nowMs: number): Counter {
+    const hourMs = nowMs - (nowMs % hourLengthMs);
+    if (hourMs !== countersHourMs || counters.size >= keysHeld) {
+      counters = new Map();
+      countersHourMs = hourMs;
+    }
+    const known = counters.get(key.id);
     if (known !== undefined) return known;
-    if (held >= rowsHeld) return undefined;
-    const row = {
-      organization_id: key.organization_id,
-      partner_id: key.partner_id,
-      key_id: key.id,
-      hour: new Date(hour),
-      allowed: 0,
-      denied: 0,
-      rate_limited: 0,
-      after_deletion: 0,
-      last_used_at: null,
-    };
-    hold(row);
-    return row;
+    const zeros = { allowed: 0, denied: 0, rate_limited: 0, after_deletion: 0 };
+    const counter = { key, hourMs, ...zeros, lastUsedMs: null, isWaiting: false };
+    counters.set(key.id, counter);
+    return counter;
   }
 
-  function hold(row: UsageRow): void {
-    const hour = row.hour.getTime();
-    const rows = counted.get(hour) ?? new Map<string, UsageRow>();
-    counted.set(hour, rows.set(row.key_id, row));
-    held += 1;
+  function wait(counter: Counter): boolean {
+    if (counter.isWaiting) return true;
+    if (waiting.length >= keysHeld) {
+      dropped += 1;
+      return false;
+    }
+    counter.isWaiting = true;
+    waiting.push(counter);
+    return true;
   }
 
   async function writeAll(): Promise<void> {
-    const rows = [...counted.values()].flatMap((ofHour) => [...ofHour.values()]);
-    counted = new Map();
-    held = 0;
-    while (rows.length > 0) {
-      const batch = rows.splice(0, rowsInBatch);
+    const taken = waiting;
+    waiting = [];
+    for (let from = 0; from < taken.length; from += keysInBatch) {
+      const batch = taken.slice(from, from + keysInBatch);
+      const rows = batch.map(takeRow);
       try {
-        await addUsage(db, batch);
+        await addUsage(db, rows);
       } catch (error) {
-        for (const row of [...batch, ...rows]) putBack(row);
-        logger.warn({ err: error, rows: held, dropped }, 'Usage could not be written; it is kept for later.');
+        for (const [index, row] of rows.entries()) putBack(batch[index], row);
+        for (const counter of taken.slice(from + keysInBatch)) requeue(counter);
+        logger.warn({ err: error, rows: waiting.length, dropped }, 'Usage could not be written; it is kept for later.');
         return;
       }
     }
   }
 
-  function putBack(row: UsageRow): void {
-    const present = counted.get(row.hour.getTime())?.get(row.key_id);
-    if (present === undefined) {
-      if (held < rowsHeld) hold(row);
-      else dropped += 1;
-      return;
-    }
-    present.allowed += row.allowed;
-    present.denied += row.denied;
-    present.rate_limited += row.rate_limited;
-    present.after_deletion += row.after_deletion;
-    present.last_used_at ??= row.last_used_at;
+  function putBack(counter: Counter | undefined, row: UsageRow): void {
+    if (counter === undefined || !wait(counter)) return;
+    for (const outcome of outcomes) counter[outcome] += row[outcome];
+    counter.lastUsedMs ??= row.last_used_at?.getTime() ?? null;
+  }
+
+  function requeue(counter: Counter): void {
+    counter.isWaiting = false;
+    wait(counter);
   }
 
   /** One at a time: what is counted meanwhile goes with the next. */
@@ -107,31 +118,48 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     return flushing;
   }
 
-  function count(key: ApiKeyRecord, ...columns: Array<UseOutcome | 'after_deletion'>): void {
+  function count(key: ApiKeyRecord, outcome: UseOutcome, alsoAfterDeletion = false): void {
     const nowMs = clock.nowMs();
-    const row = rowOf(key, nowMs);
-    if (row === undefined) {
-      dropped += 1;
-      return;
-    }
-    for (const column of columns) row[column] += 1;
-    if (columns.includes('allowed')) row.last_used_at = new Date(nowMs);
+    const counter = counterOf(key, nowMs);
+    if (!wait(counter)) return;
+    counter[outcome] += 1;
+    if (alsoAfterDeletion) counter.after_deletion += 1;
+    if (outcome === 'allowed') counter.lastUsedMs = nowMs;
   }
 
   const timer = setInterval(() => {
-    if (held > 0 || deletedUses.isWaiting()) void flush();
+    if (waiting.length > 0 || deletedUses.isWaiting()) void flush();
   }, flushEveryMs).unref();
   return {
-    add: count,
+    add: (key, outcome) => count(key, outcome),
     addDeleted(key, ip, { isCounted }) {
-      if (isCounted) count(key, 'denied', 'after_deletion');
+      if (isCounted) count(key, 'denied', true);
       deletedUses.note(key, ip);
     },
     flush,
     async close() {
       clearInterval(timer);
       await flush();
-      if (held > 0) await flush();
+      if (waiting.length > 0) await flush();
     },
+  };
+}
+
+/** What was counted, as a row to be added; the counter begins anew. */
+function takeRow(counter: Counter): UsageRow {
+  const { key, hourMs, allowed, denied, rate_limited, after_deletion, lastUsedMs } = counter;
+  for (const outcome of outcomes) counter[outcome] = 0;
+  counter.lastUsedMs = null;
+  counter.isWaiting = false;
+  return {
+    organization_id: key.organization_id,
+    partner_id: key.partner_id,
+    key_id: key.id,
+    hour: new Date(hourMs),
+    allowed,
+    denied,
+    rate_limited,
+    after_deletion,
+    last_used_at: lastUsedMs === null ? null : new Date(lastUsedMs),
   };
 }

@@ -8,28 +8,31 @@ export interface UsageRow extends UsageHoursTable {
   last_used_at: Date | null;
 }
 
-/** Adds a batch to what is there. Rows are in the order of their keys, so that two replicas do not deadlock. */
+/**
+ * Adds a batch to what is there, in one statement: thousands of keys may be used each second. Rows are in the order of their
+ * keys, so that two replicas do not deadlock.
+ */
 export async function addUsage(db: Db, rows: UsageRow[]): Promise<void> {
-  const batch = JSON.stringify(rows.map((row) => ({ ...row, hour: row.hour.toISOString() })));
-  await db.transaction().execute(async (tx) => {
-    await sql`
+  await sql`
+    with batch as materialized (
+      select * from json_to_recordset(${JSON.stringify(rows)}::json) as batch (organization_id text, partner_id text,
+        key_id text, hour timestamptz, allowed bigint, denied bigint, rate_limited bigint, after_deletion bigint,
+        last_used_at timestamptz)
+    ),
+    hours as (
       insert into usage_hours
         (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion)
-      select organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion
-      from jsonb_to_recordset(${batch}::jsonb) as batch (organization_id text, partner_id text, key_id text,
-        hour timestamptz, allowed bigint, denied bigint, rate_limited bigint, after_deletion bigint)
-      order by key_id, hour
+      select organization_id, partner_id, key_id, hour,
+        sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion)
+      from batch group by 1, 2, 3, 4 order by key_id, hour
       on conflict (key_id, hour) do update set allowed = usage_hours.allowed + excluded.allowed,
         denied = usage_hours.denied + excluded.denied,
         rate_limited = usage_hours.rate_limited + excluded.rate_limited,
-        after_deletion = usage_hours.after_deletion + excluded.after_deletion`.execute(tx);
-    await sql`
-      insert into key_last_uses (key_id, at)
-      select key_id, max(last_used_at)
-      from jsonb_to_recordset(${batch}::jsonb) as batch (key_id text, last_used_at timestamptz)
-      where last_used_at is not null group by key_id order by key_id
-      on conflict (key_id) do update set at = greatest(key_last_uses.at, excluded.at)`.execute(tx);
-  });
+        after_deletion = usage_hours.after_deletion + excluded.after_deletion
+    )
+    insert into key_last_uses (key_id, at)
+    select key_id, max(last_used_at) from batch where last_used_at is not null group by key_id order by key_id
+    on conflict (key_id) do update set at = greatest(key_last_uses.at, excluded.at)`.execute(db);
 }
 
 const dayMs = 86_400_000;
