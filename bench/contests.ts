@@ -1,7 +1,7 @@
 import type { Load, LoadJob } from './load.ts';
 import { authorizeQuestion, type Question, verifyQuestion } from './questions.ts';
 import { type Row, toRow } from './report.ts';
-import { alternate, type Contestant, type Measured } from './rounds.ts';
+import { alternate, type Contestant, type Measured, type Pace } from './rounds.ts';
 import type { Server } from './servers.ts';
 import type { Stage } from './stage.ts';
 
@@ -24,12 +24,6 @@ export async function startServers(stage: Stage): Promise<Servers> {
     many: await stage.startLatchkey(),
     redis: redisUrl === undefined ? undefined : await stage.startLatchkey({ REDIS_URL: redisUrl }),
   };
-}
-
-export interface Pace {
-  rounds: number;
-  /** Of one turn. */
-  seconds: number;
 }
 
 const connections = 16;
@@ -104,7 +98,11 @@ export async function seeFirst(
   };
   const baseline = contestant(names.bareVerify, bare, verify, oneKey);
   const seconds = 10;
-  const [beside, measured] = await alternate(load, [{ ...baseline, job: sight.job }, sight], { rounds, seconds });
+  const [beside, measured] = await alternate(load, [{ ...baseline, job: sight.job }, sight], {
+    rounds,
+    seconds,
+    restMs: 300,
+  });
   return rowOf(measured, beside);
 }
 

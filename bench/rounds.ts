@@ -2,14 +2,19 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Load, LoadJob } from './load.ts';
 import type { Facts, Server } from './servers.ts';
 
-/** Between two turns: what the one before has left to do, such as writing what it counted, is not the next one's. */
-const restMs = 300;
-
 /** One thing that is measured: what is asked of which server. */
 export interface Contestant {
   name: string;
   server: Server;
   job: (round: number) => Omit<LoadJob, 'port' | 'seconds'>;
+}
+
+export interface Pace {
+  rounds: number;
+  /** Of one turn. */
+  seconds: number;
+  /** Between two turns: what one has left to do, such as writing what it counted, would be work beside the next. */
+  restMs?: number;
 }
 
 /** One turn of one contestant. */
@@ -50,7 +55,7 @@ async function takeTurn(load: Load, { name, server, job }: Contestant, round: nu
 export async function alternate(
   load: Load,
   contestants: readonly Contestant[],
-  { rounds, seconds }: { rounds: number; seconds: number },
+  { rounds, seconds, restMs = 0 }: Pace,
 ): Promise<Measured[]> {
   const measured = new Map<Contestant, Measured>();
   for (let round = 0; round < rounds; round++) {

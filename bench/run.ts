@@ -13,7 +13,16 @@ import { openStage, type Stage } from './stage.ts';
 
 const quick = process.argv.includes('--quick');
 const sizes = quick
-  ? { keys: 5_000, warmUpSeconds: 0.4, rounds: 3, seconds: 0.3, floodSeconds: 3, writeRounds: 1, writeSeconds: 0.5 }
+  ? {
+      keys: 5_000,
+      warmUpSeconds: 0.4,
+      rounds: 3,
+      seconds: 0.3,
+      restMs: 300,
+      floodSeconds: 3,
+      writeRounds: 1,
+      writeSeconds: 0.5,
+    }
   : {
       keys: 100_000,
       warmUpSeconds: 0.8,
