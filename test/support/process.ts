@@ -75,6 +75,11 @@ export function run(t: Test, program: string, args: string[], { env = {}, cwd = 
   } satisfies RunningProcess;
 }
 
+/** The same without what tap has each Node load first: as people run it. */
+export function runPlainly(t: Test, program: string, args: string[] = [], options: Options = {}): RunningProcess {
+  return run(t, 'env', ['-u', 'NODE_OPTIONS', program, ...args], options);
+}
+
 /** Polls until `check` gives something, with a limit. */
 export async function eventually<Found>(
   check: () => Promise<Found | undefined | false>,
