@@ -5,6 +5,7 @@ import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import type { Test } from 'tap';
+import { requireDocumented } from './document.ts';
 
 export interface RunningProcess {
   child: ChildProcess;
@@ -105,6 +106,9 @@ export async function request(
     },
     ...(body === undefined ? {} : { body: JSON.stringify(body) }),
   });
+  const { status, headers } = response;
+  const text = await response.text();
+  requireDocumented({ method, url, status, contentType: headers.get('content-type') ?? undefined, text });
   // biome-ignore lint/suspicious/noExplicitAny: a reply's members are what the tests are about to assert
-  return { status: response.status, headers: response.headers, body: (await response.json()) as any };
+  return { status, headers, body: JSON.parse(text) as any };
 }
