@@ -10,7 +10,8 @@ export type Program =
   | 'python3'
   | 'openssl'
   | 'curl'
-  | 'psql';
+  | 'psql'
+  | 'jq';
 
 /** For tap's `skip`: false where the program is there, else the word. */
 export function unlessInstalled(program: Program): string | false {
