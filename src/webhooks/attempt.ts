@@ -4,7 +4,8 @@ import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
 import { recordOf, wakeAfterwards } from './commands.ts';
-import { DeliveryFailed, type WebhookClient } from './connector.ts';
+import type { WebhookClient } from './connector.ts';
+import { DeliveryFailed } from './delivery-failed.ts';
 import { openSecrets } from './mint.ts';
 import { decide, isSuccess, leaseMs, type Outcome, reasonToDisable, sendsAtOncePerEndpoint } from './policy.ts';
 import {
