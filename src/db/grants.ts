@@ -18,7 +18,7 @@ const privileges: Record<string, string> = {
   usage_hours: 'select, insert, update, delete',
   usage_days: 'select, insert, update',
   recovery_requests: 'select, insert, update',
-  expiry_notices: 'select, insert',
+  expiry_notices: 'select, insert, delete',
   deleted_key_uses: 'select, insert, delete',
   idempotency_keys: 'select, insert, delete',
   job_runs: 'select, insert, update',
