@@ -53,7 +53,7 @@ t.test('where hundreds of receivers hang at once, one that is well is told as so
   const receiver = await startReceiver(t);
   await makeWebhook(service, { url: receiver.url, events: ['key.created'] });
   await dbMakeEndpoints(service, { url: `http://127.0.0.1:${hanging.port}/`, count: 300, due: 2 });
-  startSending(t, service);
+  startSending(t, service, { timeoutMs: 25_000 });
   await eventually(async () => hanging.open() >= 480, 60_000);
   const waitsMs: number[] = [];
   for (let event = 0; event < 10; event++) {

@@ -144,6 +144,16 @@ t.test('a body has ids and facts, and a partner reads no internals in it', async
   });
 });
 
+t.test('for one that was deleted nothing is kept any more, its own deletion included', async (t) => {
+  const service = await startService(t);
+  const { admin, urls } = service;
+  const webhook = await makeWebhook(service, { url });
+  await admin.delete(`/v1/webhooks/${webhook.id}`);
+  await admin.post('/v1/keys', {});
+  t.same(await dbQuery(urls.app, 'select action from webhook_deliveries'), [{ action: 'webhook.created' }]);
+  t.equal((await admin.get('/v1/history')).body.data[0].action, 'key.created');
+});
+
 t.test('what the system does by itself is told as well', async (t) => {
   const service = await startService(t);
   const { admin, verifier } = service;
