@@ -1,6 +1,5 @@
 import t from 'tap';
-import type { OrganizationId } from '../src/core/ids.ts';
-import { newId } from '../src/core/ids.ts';
+import { newId, type OrganizationId } from '../src/core/ids.ts';
 import { mintSecret } from '../src/webhooks/mint.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
@@ -10,7 +9,7 @@ import { idOf, makeWebhook, startReceiver, startSending } from './support/webhoo
 
 // Many endpoints, or many deliveries, at once.
 
-/** Endpoints in one statement, each with something due. Whether they have failed before is as in the parameter. */
+/** Endpoints that have failed before, in one statement, each with something due. */
 async function dbMakeEndpoints(service: TestService, wish: { url: string; count: number; due: number }): Promise<void> {
   const organizationId = service.organizationId as OrganizationId;
   const made = Array.from({ length: wish.count }, () => {
