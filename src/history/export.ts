@@ -71,5 +71,6 @@ export async function verifyExport(
 /** Where even the first line is damaged, whose it was is not known, and the flaw is in it. */
 function chainNamedBy(link: Link | undefined): string {
   const event = link === undefined ? undefined : parseEvent(link.canonical);
-  return event === undefined ? 'unknown' : chainOf(event.organizationId);
+  const chain: unknown = event === undefined ? undefined : chainOf(event.organizationId);
+  return typeof chain === 'string' ? chain : 'unknown';
 }
