@@ -64,7 +64,8 @@ async function openToAppend(file: string): Promise<FileHandle> {
   try {
     const handle = await open(file, 'a', mode);
     // Where the file system lets a file only grow (chattr +a) not even this would be allowed, so only where it is needed.
-    if (((await handle.stat()).mode & 0o777) !== mode) await handle.chmod(mode);
+    const stats = await handle.stat();
+    if (stats.isFile() && (stats.mode & 0o777) !== mode) await handle.chmod(mode);
     return handle;
   } catch (cause) {
     throw new CheckpointFileError(
