@@ -33,6 +33,11 @@ function isRedisUrl(text: string): boolean {
   return url !== undefined && ['redis:', 'rediss:'].includes(url.protocol);
 }
 
+function isHttpUrl(text: string): boolean {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  return url !== undefined && ['http:', 'https:'].includes(url.protocol);
+}
+
 const networks = z
   .string()
   .transform((text) => text.split(',').map((part) => part.trim()))
@@ -179,6 +184,15 @@ export const environment = z.object({
   WEBHOOK_ALLOW_CIDRS: networks.optional().meta({
     description: 'Networks that webhooks may lead to although they are not public; with commas. Not set: none.',
     example: '10.20.0.0/16,fd00::/8',
+  }),
+  CHECKPOINT_FILE: z.string().optional().meta({
+    description:
+      'Where signed checkpoints of the history are appended, and remembered beyond a restart. Not set: only in memory and in the log.',
+    example: '/var/lib/latchkey/checkpoints',
+  }),
+  CHECKPOINT_URL: z.string().refine(isHttpUrl, 'must be a URL of the form https://host/path').optional().meta({
+    description: 'Where signed checkpoints are sent to by POST, so that they leave the machine. Not set: nowhere.',
+    example: 'https://user:password@archive.example.com/latchkey',
   }),
   ARGON2_MEMORY_KIB: integer(8, 65_536).default(19_456).meta({
     description: 'Memory of one argon2id run.',

@@ -5,6 +5,7 @@ import { type Bootstrapped, bootstrap } from '../../src/bootstrap.ts';
 import { generateKeyring, type Keyring, parseKeyring } from '../../src/crypto/keyring.ts';
 import { createSecretHasher, type SecretHasher } from '../../src/crypto/secret-hash.ts';
 import { connect, type DatabaseClient } from '../../src/db/client.ts';
+import { createCheckpoints } from '../../src/history/checkpoints.ts';
 import { createLogger } from '../../src/logger.ts';
 import {
   startVerificationState,
@@ -104,6 +105,7 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     transactor,
     verification,
     crypto,
+    checkpoints: createCheckpoints({ db: given.db, keyring, logger }),
     webhookClient: createWebhookClient({ allowHttp: true, allowedRanges: parseRanges(['127.0.0.0/8']) }),
     limits: { callerLimit: 1_000_000, addressLimit: 1_000_000, revealLimit: 1_000_000 },
     undoWindowSeconds: 86_400,
