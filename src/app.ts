@@ -9,6 +9,9 @@ import { createAttemptLimit } from './crypto/attempt-limit.ts';
 import { requireCurrentSchema } from './db/migrator.ts';
 import { toProblem } from './db/pg-error.ts';
 import type { Transactor } from './db/work.ts';
+import { checkpointRoutes, publicKeyRoutes } from './history/checkpoint-routes.ts';
+import type { Checkpoints } from './history/checkpoints.ts';
+import { historyExportRoutes } from './history/export-routes.ts';
 import { historyRoutes } from './history/routes.ts';
 import { errorHandler } from './http/error-handler.ts';
 import { guard } from './http/guard.ts';
@@ -48,6 +51,7 @@ export interface AppDeps {
   crypto: TokenCrypto;
   verification: Pick<VerificationState, 'clock' | 'records' | 'limits' | 'usage'>;
   webhookClient: Pick<WebhookClient, 'checkUrl'>;
+  checkpoints: Checkpoints;
   limits: EndpointLimits;
   undoWindowSeconds: number;
   retentionSeconds: number;
@@ -106,7 +110,9 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(requestLog);
   await app.register(openApi, { version: deps.version });
   await app.register(problemRoutes);
-  await app.register(metricsRoutes, { metrics: createMetrics({ ...transactor, logger: deps.logger }) });
+  await app.register(metricsRoutes, {
+    metrics: createMetrics({ ...transactor, checkpoints: deps.checkpoints, logger: deps.logger }),
+  });
   await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db), isStopping });
 
   const v1 = { prefix: '/v1' };
@@ -120,6 +126,9 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(webhookRoutes, { ...v1, transactor, keyring: crypto.keyring, client: deps.webhookClient });
   await app.register(webhookDeliveryRoutes, { ...v1, transactor });
   await app.register(historyRoutes, { ...v1, db });
+  await app.register(historyExportRoutes, { ...v1, db });
+  await app.register(checkpointRoutes, { ...v1, checkpoints: deps.checkpoints });
+  await app.register(publicKeyRoutes, { checkpoints: deps.checkpoints });
   await app.register(organizationRoutes, { ...v1, transactor });
   await app.register(operatorOrganizationRoutes, { ...v1, transactor });
   await app.register(accessTokenRoutes, { ...v1, transactor, crypto });

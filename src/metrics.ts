@@ -2,6 +2,7 @@ import type { FastifyBaseLogger } from 'fastify';
 import { Gauge, Registry } from 'prom-client';
 import type { Db } from './db/client.ts';
 import { currentTime } from './db/work.ts';
+import type { Checkpoints } from './history/checkpoints.ts';
 import type { Metrics } from './http/metrics-routes.ts';
 import { listJobRuns } from './jobs/store.ts';
 import { countOverdue } from './recovery/store.ts';
@@ -9,13 +10,14 @@ import { countOverdue } from './recovery/store.ts';
 interface MetricsOptions {
   db: Db;
   clockShiftMs: () => number;
+  checkpoints: Pick<Checkpoints, 'refused'>;
   logger: Pick<FastifyBaseLogger, 'warn'>;
 }
 
 /** How the service is doing. No ids and no secrets are labels. */
 export function createMetrics(options: MetricsOptions): Metrics {
   const registry = new Registry();
-  const readers = [readJobs(registry, options), readRecovery(registry, options)];
+  const readers = [readJobs(registry, options), readRecovery(registry, options), readCheckpoints(registry, options)];
   return {
     contentType: registry.contentType,
     async text() {
@@ -55,4 +57,13 @@ function readRecovery(registry: Registry, { db, clockShiftMs }: MetricsOptions):
     registers: [registry],
   });
   return async () => overdue.set(await countOverdue(db, await currentTime(db, clockShiftMs)));
+}
+
+function readCheckpoints(registry: Registry, { checkpoints }: MetricsOptions): () => Promise<void> {
+  const refused = new Gauge({
+    name: 'latchkey_history_checkpoints_refused',
+    help: 'Chains of history that this replica refuses to sign, because they are not what was signed before.',
+    registers: [registry],
+  });
+  return async () => refused.set(checkpoints.refused());
 }
