@@ -4,8 +4,10 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { Readable } from 'node:stream';
+import pg from 'pg';
 import type { Test } from 'tap';
 import { canonicalJson } from '../../src/core/canonical-json.ts';
+import { newId } from '../../src/core/ids.ts';
 import { createNoteSigner } from '../../src/crypto/signed-note.ts';
 import type { Link } from '../../src/history/chain.ts';
 import type { ChainVerdict } from '../../src/history/chain-walk.ts';
@@ -106,4 +108,61 @@ export function findByScript(
   const isAllGood = findings.every(({ firstBad }) => firstBad === undefined);
   if ((status === 0) !== isAllGood) throw new Error(`exit code ${status}: ${stdout}`);
   return findings;
+}
+
+/**
+ * Puts events behind the last one of a chain, past `history_append`, which would take a minute for a million.
+ * As a superuser one may insert; the chain is as sound as if the service had written it.
+ */
+export async function dbAddEvents(superuserUrl: string, chain: string, count: number): Promise<void> {
+  const client = new pg.Client(superuserUrl);
+  await client.connect();
+  try {
+    const { rows } = await client.query('select sequence::int, hash from history_heads where chain = $1', [chain]);
+    let { sequence, hash } = rows[0] as { sequence: number; hash: Buffer };
+    const at = new Date().toISOString();
+    for (let left = count; left > 0; left -= insertedAtOnce) {
+      const texts: string[] = [];
+      const hashes: Buffer[] = [hash];
+      for (let index = 0; index < Math.min(left, insertedAtOnce); index++) {
+        sequence += 1;
+        const text = canonicalJson(eventOf(chain, sequence, at));
+        hash = sha256(hash, text);
+        texts.push(text);
+        hashes.push(hash);
+      }
+      await client.query(
+        `insert into history (chain, sequence, id, at, action, actor_id, key_id, partner_id, canonical, previous_hash, hash)
+         select $1, (event ->> 'sequence')::bigint, event ->> 'id', $4::timestamptz, event ->> 'action',
+           event -> 'actor' ->> 'id', event ->> 'keyId', event ->> 'partnerId', text, previous_hash, hash
+         from unnest($2::text[], $3::bytea[], $5::bytea[]) as row (text, previous_hash, hash), lateral (select text::jsonb as event) as parsed`,
+        [chain, texts, hashes.slice(0, -1), at, hashes.slice(1)],
+      );
+    }
+    await client.query('update history_heads set sequence = $2, hash = $3, at = $4 where chain = $1', [
+      chain,
+      sequence,
+      hash,
+      at,
+    ]);
+  } finally {
+    await client.end();
+  }
+}
+
+const insertedAtOnce = 2_000;
+
+function eventOf(chain: string, sequence: number, at: string) {
+  return {
+    id: newId('event'),
+    organizationId: chain === 'installation' ? null : chain,
+    sequence,
+    at,
+    action: 'key.revealed',
+    actor: { type: 'admin', id: newId('token'), name: 'First admin', email: 'ada@example.com' },
+    keyId: newId('key'),
+    partnerId: newId('partner'),
+    request: { id: `r-${sequence}`, ip: '203.0.113.7', userAgent: 'curl/8.5.0' },
+    details: { reason: 'The partner lost it', recipient: null },
+  };
 }
