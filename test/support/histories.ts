@@ -11,7 +11,7 @@ import { newId } from '../../src/core/ids.ts';
 import { createNoteSigner } from '../../src/crypto/signed-note.ts';
 import type { Link } from '../../src/history/chain.ts';
 import type { ChainVerdict } from '../../src/history/chain-walk.ts';
-import { type Checkpoint, publicKeysText, signCheckpoint } from '../../src/history/checkpoint.ts';
+import { type Checkpoint, parseCheckpoint, publicKeysText, signCheckpoint } from '../../src/history/checkpoint.ts';
 import { toExportLine, verifyExport } from '../../src/history/export.ts';
 import { linesOf } from '../../src/history/lines.ts';
 import { keyringOf } from './keyrings.ts';
@@ -47,6 +47,14 @@ export const publicKey = publicKeysText([signer]);
 
 export function noteOf(checkpoint: Checkpoint): string {
   return signCheckpoint(checkpoint, [signer]);
+}
+
+/** The checkpoints of a text that has several. */
+export function checkpointsIn(text: string): Checkpoint[] {
+  return text
+    .split(/\n\n(?=latchkey\/)/)
+    .map((note) => parseCheckpoint(`${note.trimEnd()}\n`))
+    .filter((checkpoint) => checkpoint !== undefined);
 }
 
 export interface Finding {
