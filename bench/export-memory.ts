@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { request } from 'node:http';
+import pg from 'pg';
 import { dbAddEvents } from '../test/support/histories.ts';
 import { openStage } from './stage.ts';
 
@@ -16,6 +17,8 @@ let kept = false;
 try {
   const { organizationId, adminToken } = stage.bootstrapped;
   say(`${events} events are written`);
+  // Only the order is asked for here, and without these it is written in a tenth of the time.
+  await dbDropFilters(stage.urls.superuser);
   await dbAddEvents(stage.urls.superuser, organizationId, events);
   const server = await stage.startLatchkey();
   const begin = async () => {
@@ -53,5 +56,12 @@ try {
   say(`${kept ? 'kept' : 'missed'}: it grows by less than ${megabytes(mostGrowthBytes)}: ${megabytes(growth)}`);
 } finally {
   await stage.close();
+}
+async function dbDropFilters(url: string): Promise<void> {
+  const superuser = new pg.Client(url);
+  await superuser.connect();
+  const names = ['key', 'partner', 'actor', 'action', 'time'].map((by) => `history_by_${by}`);
+  await superuser.query(`drop index ${names.join(', ')}`);
+  await superuser.end();
 }
 process.exit(kept ? 0 : 1);

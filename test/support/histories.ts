@@ -130,21 +130,36 @@ export async function dbAddEvents(superuserUrl: string, chain: string, count: nu
     let { sequence, hash } = rows[0] as { sequence: number; hash: Buffer };
     const at = new Date().toISOString();
     for (let left = count; left > 0; left -= insertedAtOnce) {
+      const events: Array<ReturnType<typeof eventOf>> = [];
       const texts: string[] = [];
       const hashes: Buffer[] = [hash];
       for (let index = 0; index < Math.min(left, insertedAtOnce); index++) {
         sequence += 1;
-        const text = canonicalJson(eventOf(chain, sequence, at));
+        const event = eventOf(chain, sequence, at);
+        const text = canonicalJson(event);
         hash = sha256(hash, text);
+        events.push(event);
         texts.push(text);
         hashes.push(hash);
       }
       await client.query(
         `insert into history (chain, sequence, id, at, action, actor_id, key_id, partner_id, canonical, previous_hash, hash)
-         select $1, (event ->> 'sequence')::bigint, event ->> 'id', $4::timestamptz, event ->> 'action',
-           event -> 'actor' ->> 'id', event ->> 'keyId', event ->> 'partnerId', text, previous_hash, hash
-         from unnest($2::text[], $3::bytea[], $5::bytea[]) as row (text, previous_hash, hash), lateral (select text::jsonb as event) as parsed`,
-        [chain, texts, hashes.slice(0, -1), at, hashes.slice(1)],
+         select $1, sequence, id, $2, $3, actor_id, key_id, partner_id, canonical, previous_hash, hash
+         from unnest($4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::bytea[], $11::bytea[])
+           as event (sequence, id, actor_id, key_id, partner_id, canonical, previous_hash, hash)`,
+        [
+          chain,
+          at,
+          'key.revealed',
+          events.map((event) => event.sequence),
+          events.map(({ id }) => id),
+          events.map(({ actor }) => actor.id),
+          events.map(({ keyId }) => keyId),
+          events.map(({ partnerId }) => partnerId),
+          texts,
+          hashes.slice(0, -1),
+          hashes.slice(1),
+        ],
       );
     }
     await client.query('update history_heads set sequence = $2, hash = $3, at = $4 where chain = $1', [
