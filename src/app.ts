@@ -10,6 +10,7 @@ import { requireCurrentSchema } from './db/migrator.ts';
 import { toProblem } from './db/pg-error.ts';
 import type { Transactor } from './db/work.ts';
 import { historyRoutes } from './history/routes.ts';
+import { connections } from './http/connections.ts';
 import { errorHandler } from './http/error-handler.ts';
 import { guard } from './http/guard.ts';
 import { healthRoutes } from './http/health.ts';
@@ -53,13 +54,14 @@ export interface AppDeps {
   retentionSeconds: number;
   trustProxy: string[] | false;
   version: string;
-  isStopping?: () => boolean;
+  /** Aborted when the service is told to stop, while it still takes requests. */
+  draining?: AbortSignal;
   receiveTimeoutMs?: number;
 }
 
 /** The whole service but its process: every registration, in order. */
 export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
-  const { transactor, crypto, undoWindowSeconds, retentionSeconds, isStopping = () => false } = deps;
+  const { transactor, crypto, undoWindowSeconds, retentionSeconds, draining = new AbortController().signal } = deps;
   const { clock, records, limits, usage } = deps.verification;
   const { db } = transactor;
   const tokenPrefix = crypto.prefix;
@@ -94,6 +96,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const app = fastify(serverOptions(deps));
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
+  await app.register(connections, { draining });
   await app.register(strictRoutes, { tokenPrefix });
   await app.register(jsonBody);
   await app.register(errorHandler, { translate: toProblem });
@@ -107,7 +110,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(openApi, { version: deps.version });
   await app.register(problemRoutes);
   await app.register(metricsRoutes, { metrics: createMetrics({ ...transactor, logger: deps.logger }) });
-  await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db), isStopping });
+  await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db), draining });
 
   const v1 = { prefix: '/v1' };
   const windows = { undoWindowSeconds, retentionSeconds };

@@ -60,6 +60,10 @@ export const environment = z.object({
     description: 'Port to listen on. If not set: 8080, or another one if that is taken and the database is embedded.',
     example: '8080',
   }),
+  DRAIN_SECONDS: integer(0, 300).default(1).meta({
+    description: 'How long a service that is told to stop says so on /readyz and still takes requests.',
+    example: '10',
+  }),
   DATABASE_URL: postgresUrl.optional().meta({
     description: "Your own Postgres (15 to 18), as the service's role. Not set: an embedded one is started.",
     example: 'postgres://latchkey_app:…@db:5432/latchkey',

@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import type { FastifyInstance } from 'fastify';
 import type { Logger } from 'pino';
 import { buildApp } from './app.ts';
@@ -16,6 +17,7 @@ import { type EmbeddedInstance, startEmbeddedInstance } from './embedded-instanc
 import { jobs } from './jobs/list.ts';
 import { startJobs } from './jobs/runner.ts';
 import { isAnyOrganizationThere } from './organizations/store.ts';
+import { createShutdown, type Phase } from './shutdown.ts';
 import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
 import { createWebhookClient } from './webhooks/connector.ts';
@@ -28,11 +30,24 @@ export interface Service {
   url: string;
   /** With the embedded database: where the first tokens are, and what they are if this start made them. */
   embedded: { credentialsFile: string; bootstrapped: Bootstrapped | undefined } | undefined;
-  /** Answers what it has accepted, takes nothing more, and ends with its database. */
-  stop(): Promise<void>;
+  /**
+   * Says that it is about to end, answers what it has accepted, and ends with its database.
+   * @returns the names of the phases that did not end in order
+   */
+  stop(): Promise<string[]>;
 }
 
 const defaultPort = 8_080;
+
+/**
+ * What each phase of the end may take. Those that end one after the other take less than 10 s together, with a drain of
+ * 1 s; only an embedded Postgres comes on top.
+ */
+const phaseTimeoutsMs = { requests: 5_200, jobs: 5_200, webhooks: 5_200, usage: 2_000, database: 500, postgres: 5_000 };
+
+function phase(name: keyof typeof phaseTimeoutsMs, run: () => Promise<unknown>): Phase {
+  return { name, timeoutMs: phaseTimeoutsMs[name], run };
+}
 
 /** The first admin of an embedded instance. */
 const firstAdminEmail = 'admin@example.com';
@@ -42,18 +57,15 @@ const firstAdminEmail = 'admin@example.com';
  * @throws EmbeddedPostgresError, SchemaMismatch, InstallationMismatch, GuaranteeBroken, or what `listen` throws
  */
 export async function startService(config: Config, logger: Logger): Promise<Service> {
-  const closers: Array<() => Promise<void>> = [];
-  const closeAll = async () => {
-    for (const close of closers.reverse()) await close();
-  };
+  const shutdown = createShutdown(logger);
   try {
     const embedded = config.DATABASE_URL === undefined ? await startEmbeddedInstance(config, logger) : undefined;
-    if (embedded !== undefined) closers.push(() => embedded.postgres.stop());
+    if (embedded !== undefined) shutdown.add(phase('postgres', () => embedded.postgres.stop()));
     const database = databaseAccess(config, embedded);
     if (embedded !== undefined || config.MIGRATE_ON_START) await migrateAsOwner(database, logger);
 
     const client = connectForService(database.appUrl, config, logger);
-    closers.push(() => client.close());
+    shutdown.add(phase('database', () => client.close()));
     await requireCurrentSchema(client.db);
     const crypto = tokenCrypto(config, embedded);
     await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring: crypto.keyring });
@@ -68,7 +80,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       clockShiftMs: noShift,
       logger,
     });
-    closers.push(() => verification.close());
+    shutdown.add(phase('usage', () => verification.close()));
     const transactor: Transactor = {
       db: client.db,
       clockShiftMs: noShift,
@@ -80,7 +92,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       allowHttp: config.WEBHOOK_ALLOW_HTTP,
       allowedRanges: parseRanges(config.WEBHOOK_ALLOW_CIDRS ?? []),
     };
-    let stopping = false;
+    const draining = new AbortController();
     const app = await buildApp({
       logger,
       transactor,
@@ -96,7 +108,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       retentionSeconds: config.RETENTION_SECONDS,
       trustProxy: config.TRUST_PROXY ?? false,
       version: packageVersion(),
-      isStopping: () => stopping,
+      draining: draining.signal,
     });
     await verification.ready;
     const background = { ...transactor, url: config.LISTEN_DATABASE_URL ?? database.appUrl, logger };
@@ -107,18 +119,24 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       tasks: { [sendTask]: (payload) => sender.wake((payload as SendPayload).organizationId) },
       settings: { usageHourlyDays: config.USAGE_HOURLY_DAYS, retentionSeconds: config.RETENTION_SECONDS },
     });
-    closers.push(async () => void (await Promise.all([app.close(), jobRunner.close(), sender.close()])));
+    shutdown.add(
+      phase('requests', () => app.close()),
+      phase('jobs', () => jobRunner.close()),
+      phase('webhooks', () => sender.close()),
+    );
     const url = await listen(app, config, embedded !== undefined);
+    const drainMs = config.DRAIN_SECONDS * 1_000;
+    shutdown.add({ name: 'drain', timeoutMs: drainMs + 500, run: () => delay(drainMs) });
     return {
       url,
       embedded: embedded && { credentialsFile: embedded.credentialsFile, bootstrapped },
-      async stop() {
-        stopping = true;
-        await closeAll();
+      stop() {
+        draining.abort();
+        return shutdown.run();
       },
     };
   } catch (error) {
-    await closeAll();
+    await shutdown.run();
     throw error;
   }
 }
