@@ -6,6 +6,7 @@ import type { TokenCrypto } from './auth/mint.ts';
 import { createSecretCheck } from './auth/secret-check.ts';
 import { organizationExists, replaceTag } from './auth/store.ts';
 import { createAttemptLimit } from './crypto/attempt-limit.ts';
+import { PoolUsedUp } from './db/client.ts';
 import { requireCurrentSchema } from './db/migrator.ts';
 import { toProblem } from './db/pg-error.ts';
 import type { Transactor } from './db/work.ts';
@@ -18,6 +19,7 @@ import { idempotency } from './http/idempotency.ts';
 import { jsonBody } from './http/json-body.ts';
 import { metricsRoutes } from './http/metrics-routes.ts';
 import { openApi } from './http/openapi.ts';
+import { overload } from './http/overload.ts';
 import { problemRoutes } from './http/problem-routes.ts';
 import { type EndpointLimits, endpointLimits } from './http/rate-limit.ts';
 import { requestLog } from './http/request-log.ts';
@@ -57,6 +59,13 @@ export interface AppDeps {
   /** Aborted when the service is told to stop, while it still takes requests. */
   draining?: AbortSignal;
   receiveTimeoutMs?: number;
+  /** Past this mean delay of the event loop requests are refused. */
+  eventLoopDelayLimitMs?: number;
+}
+
+/** Whoever has too much to do is ready all the same: to send it nothing would only move the work to the others. */
+function unlessUsedUp(error: unknown): void {
+  if (!(error instanceof PoolUsedUp)) throw error;
 }
 
 /** The whole service but its process: every registration, in order. */
@@ -98,6 +107,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   app.setSerializerCompiler(serializerCompiler);
   await app.register(connections, { draining });
   await app.register(strictRoutes, { tokenPrefix });
+  await app.register(overload, { delayLimitMs: deps.eventLoopDelayLimitMs ?? 500 });
   await app.register(jsonBody);
   await app.register(errorHandler, { translate: toProblem });
   await app.register(endpointLimits, deps.limits);
@@ -110,7 +120,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(openApi, { version: deps.version });
   await app.register(problemRoutes);
   await app.register(metricsRoutes, { metrics: createMetrics({ ...transactor, logger: deps.logger }) });
-  await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db), draining });
+  await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db).catch(unlessUsedUp), draining });
 
   const v1 = { prefix: '/v1' };
   const windows = { undoWindowSeconds, retentionSeconds };

@@ -96,6 +96,15 @@ export const environment = z.object({
     description: 'Past this a query, or the wait for a connection, is answered 503.',
     example: '1500',
   }),
+  DATABASE_QUEUE_LIMIT: integer(1, 100_000).default(200).meta({
+    description: 'Requests that may wait for a connection to Postgres at once; past it the answer is 503.',
+    example: '400',
+  }),
+  EVENT_LOOP_DELAY_LIMIT_MS: integer(20, 60_000).default(500).meta({
+    description:
+      'A process that is later than this in the mean answers 503; verification only past four times as much.',
+    example: '1000',
+  }),
   LATCHKEY_DATA_DIR: z.string().optional().meta({
     description:
       'Where the embedded database, its keyring and credentials.json lie. Not set: .latchkey in the working folder, or for root below /var/lib/latchkey.',

@@ -104,6 +104,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
         addressLimit: config.ADDRESS_LIMIT,
         revealLimit: config.REVEAL_LIMIT,
       },
+      eventLoopDelayLimitMs: config.EVENT_LOOP_DELAY_LIMIT_MS,
       undoWindowSeconds: config.UNDO_WINDOW_SECONDS,
       retentionSeconds: config.RETENTION_SECONDS,
       trustProxy: config.TRUST_PROXY ?? false,
@@ -174,6 +175,7 @@ function connectForService(url: string, config: Config, logger: Logger): Databas
     url,
     poolSize: config.DATABASE_POOL_SIZE,
     timeoutMs: config.DATABASE_TIMEOUT_MS,
+    queueLimit: config.DATABASE_QUEUE_LIMIT,
     onLost: (error) => logger.warn({ err: error }, 'A connection to Postgres was lost.'),
   });
 }

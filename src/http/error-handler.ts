@@ -57,7 +57,9 @@ function answer(request: FastifyRequest, reply: FastifyReply, problem: Problem, 
 }
 
 function logOnce(request: FastifyRequest, problem: Problem, cause: unknown): void {
-  if (problem.status >= 500) {
+  // Whoever has too much to do does not write a stack for each refusal.
+  if (problem.code === 'overloaded') request.log.warn({ code: problem.code }, problem.detail);
+  else if (problem.status >= 500) {
     request.log.error({ err: cause instanceof Problem ? (cause.cause ?? cause) : cause }, problem.detail);
   } else {
     request.log.debug({ code: problem.code }, problem.detail);
