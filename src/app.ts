@@ -1,5 +1,6 @@
 import fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify';
 import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
+import type { Registry } from 'prom-client';
 import { accessTokenRoutes } from './access-tokens/routes.ts';
 import { createAuthenticator } from './auth/authenticate.ts';
 import type { TokenCrypto } from './auth/mint.ts';
@@ -17,7 +18,7 @@ import { guard } from './http/guard.ts';
 import { healthRoutes } from './http/health.ts';
 import { idempotency } from './http/idempotency.ts';
 import { jsonBody } from './http/json-body.ts';
-import { metricsRoutes } from './http/metrics-routes.ts';
+import { type Metrics, metricsRoutes } from './http/metrics-routes.ts';
 import { openApi } from './http/openapi.ts';
 import { overload } from './http/overload.ts';
 import { problemRoutes } from './http/problem-routes.ts';
@@ -30,7 +31,7 @@ import { createKeyMint } from './keys/mint.ts';
 import { createReopener } from './keys/reveal.ts';
 import { keyRoutes } from './keys/routes.ts';
 import { keyViewersRoutes } from './keys/viewers-routes.ts';
-import { createMetrics } from './metrics.ts';
+import { countEvents, createMetrics, createTallies, type MetricsOptions, type Tallies } from './metrics.ts';
 import { operatorOrganizationRoutes, organizationRoutes } from './organizations/routes.ts';
 import { partnerRoutes } from './partners/routes.ts';
 import { recoveryRoutes } from './recovery/routes.ts';
@@ -45,11 +46,25 @@ import type { WebhookClient } from './webhooks/connector.ts';
 import { webhookDeliveryRoutes } from './webhooks/delivery-routes.ts';
 import { webhookRoutes } from './webhooks/routes.ts';
 
+declare module 'fastify' {
+  interface FastifyInstance {
+    metrics: Metrics;
+  }
+}
+
 export interface AppDeps {
   logger: FastifyBaseLogger;
   transactor: Transactor;
   crypto: TokenCrypto;
-  verification: Pick<VerificationState, 'clock' | 'records' | 'limits' | 'usage'>;
+  verification: Pick<VerificationState, 'clock' | 'feed' | 'records' | 'limits' | 'usage'>;
+  /** Counted in here and by what else of the service is at work. */
+  tallies?: Tallies;
+  /** The connections of `transactor`. */
+  pool: MetricsOptions['pool'];
+  /** With the metrics of the process itself. */
+  registry?: Registry;
+  /** Metrics have a port of their own. */
+  metricsElsewhere?: boolean;
   webhookClient: Pick<WebhookClient, 'checkUrl'>;
   limits: EndpointLimits;
   undoWindowSeconds: number;
@@ -70,8 +85,10 @@ function unlessUsedUp(error: unknown): void {
 
 /** The whole service but its process: every registration, in order. */
 export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
-  const { transactor, crypto, undoWindowSeconds, retentionSeconds, draining = new AbortController().signal } = deps;
+  const { crypto, undoWindowSeconds, retentionSeconds, draining = new AbortController().signal } = deps;
+  const { tallies = createTallies() } = deps;
   const { clock, records, limits, usage } = deps.verification;
+  const transactor: Transactor = { ...deps.transactor, onRecorded: (actions) => countEvents(tallies, actions) };
   const { db } = transactor;
   const tokenPrefix = crypto.prefix;
   const attempts = createAttemptLimit();
@@ -99,6 +116,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
     checkSecret: checkKey,
     limits,
     usage,
+    tally: tallies.verdicts,
   });
   const mint = createKeyMint(crypto);
 
@@ -109,17 +127,26 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(strictRoutes, { tokenPrefix });
   await app.register(overload, { delayLimitMs: deps.eventLoopDelayLimitMs ?? 500 });
   await app.register(jsonBody);
-  await app.register(errorHandler, { translate: toProblem });
+  await app.register(errorHandler, { translate: toProblem, tally: tallies.problems });
   await app.register(endpointLimits, deps.limits);
   await app.register(guard, { authenticator, organizationExists: (id) => organizationExists(db, id) });
   await app.register(idempotency, {
     transactor,
     reopener: createReopener({ transactor, keyring: crypto.keyring }),
   });
-  await app.register(requestLog);
+  await app.register(requestLog, { times: tallies.times });
   await app.register(openApi, { version: deps.version });
   await app.register(problemRoutes);
-  await app.register(metricsRoutes, { metrics: createMetrics({ ...transactor, logger: deps.logger }) });
+  const metrics = createMetrics({
+    ...deps,
+    ...deps.verification,
+    db,
+    clockShiftMs: transactor.clockShiftMs,
+    tallies,
+    hasher: crypto.hasher,
+  });
+  app.decorate('metrics', metrics);
+  if (deps.metricsElsewhere !== true) await app.register(metricsRoutes, { metrics });
   await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db).catch(unlessUsedUp), draining });
 
   const v1 = { prefix: '/v1' };

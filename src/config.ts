@@ -64,6 +64,10 @@ export const environment = z.object({
     description: 'How long a service that is told to stop says so on /readyz and still takes requests.',
     example: '10',
   }),
+  METRICS_PORT: integer(0, 65_535).optional().meta({
+    description: 'A port of its own for /metrics, which is then not on PORT. Not set: /metrics is on PORT.',
+    example: '9464',
+  }),
   DATABASE_URL: postgresUrl.optional().meta({
     description: "Your own Postgres (15 to 18), as the service's role. Not set: an embedded one is started.",
     example: 'postgres://latchkey_app:…@db:5432/latchkey',

@@ -25,6 +25,7 @@ export async function describeApi(): Promise<string> {
   const app = await buildApp({
     logger,
     verification,
+    pool: client.pool,
     transactor: { db: client.db, clockShiftMs: () => 0 },
     crypto: {
       prefix: 'lk',

@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { FastifyInstance } from 'fastify';
 import type { Logger } from 'pino';
+import { collectDefaultMetrics, Registry } from 'prom-client';
 import { buildApp } from './app.ts';
 import type { TokenCrypto } from './auth/mint.ts';
 import { type Bootstrapped, bootstrap } from './bootstrap.ts';
@@ -14,8 +15,10 @@ import { migrate, requireCurrentSchema } from './db/migrator.ts';
 import type { Transactor } from './db/work.ts';
 import { type SendPayload, sendTask } from './db/worker-queue.ts';
 import { type EmbeddedInstance, startEmbeddedInstance } from './embedded-instance.ts';
+import { buildMetricsServer } from './http/metrics-routes.ts';
 import { jobs } from './jobs/list.ts';
 import { startJobs } from './jobs/runner.ts';
+import { countEvents, createTallies } from './metrics.ts';
 import { isAnyOrganizationThere } from './organizations/store.ts';
 import { createShutdown, type Phase } from './shutdown.ts';
 import { startVerificationState } from './verification/state.ts';
@@ -43,7 +46,15 @@ const defaultPort = 8_080;
  * What each phase of the end may take. Those that end one after the other take less than 10 s together, with a drain of
  * 1 s; only an embedded Postgres comes on top.
  */
-const phaseTimeoutsMs = { requests: 5_200, jobs: 5_200, webhooks: 5_200, usage: 2_000, database: 500, postgres: 5_000 };
+const phaseTimeoutsMs = {
+  requests: 5_200,
+  jobs: 5_200,
+  webhooks: 5_200,
+  metrics: 300,
+  usage: 2_000,
+  database: 500,
+  postgres: 5_000,
+};
 
 function phase(name: keyof typeof phaseTimeoutsMs, run: () => Promise<unknown>): Phase {
   return { name, timeoutMs: phaseTimeoutsMs[name], run };
@@ -71,6 +82,8 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring: crypto.keyring });
     await requireGuarantees(client, config, logger);
     const noShift = () => 0;
+    const tallies = createTallies();
+    const onRecorded = (actions: readonly string[]) => countEvents(tallies, actions);
     const verification = startVerificationState({
       db: client.db,
       listenUrl: config.LISTEN_DATABASE_URL ?? database.appUrl,
@@ -78,6 +91,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       capacity: config.VERIFY_CACHE_SIZE,
       staleMs: config.VERIFY_STALE_SECONDS * 1000,
       clockShiftMs: noShift,
+      onRecorded,
       logger,
     });
     shutdown.add(phase('usage', () => verification.close()));
@@ -85,6 +99,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       db: client.db,
       clockShiftMs: noShift,
       onChanged: (ids) => verification.records.invalidate(ids),
+      onRecorded,
     };
     const bootstrapped = embedded === undefined ? undefined : await bootstrapOnce(embedded, transactor, crypto);
 
@@ -96,6 +111,10 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     const app = await buildApp({
       logger,
       transactor,
+      tallies,
+      pool: client.pool,
+      registry: registryOfProcess(),
+      metricsElsewhere: config.METRICS_PORT !== undefined,
       crypto,
       verification,
       webhookClient: createWebhookClient(egress),
@@ -113,13 +132,27 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     });
     await verification.ready;
     const background = { ...transactor, url: config.LISTEN_DATABASE_URL ?? database.appUrl, logger };
-    const sender = startWebhookSender({ ...background, keyring: crypto.keyring, client: createWebhookClient(egress) });
+    const sender = startWebhookSender({
+      ...background,
+      keyring: crypto.keyring,
+      client: createWebhookClient(egress),
+      tally: tallies.webhookAttempts,
+    });
     const jobRunner = startJobs({
       ...background,
       jobs,
       tasks: { [sendTask]: (payload) => sender.wake((payload as SendPayload).organizationId) },
       settings: { usageHourlyDays: config.USAGE_HOURLY_DAYS, retentionSeconds: config.RETENTION_SECONDS },
     });
+    if (config.METRICS_PORT !== undefined) {
+      const server = await buildMetricsServer(app.metrics, { logger, tokenPrefix: config.TOKEN_PREFIX });
+      shutdown.add(phase('metrics', () => server.close()));
+      await server.listen({
+        host: config.HOST,
+        port: config.METRICS_PORT,
+        listenTextResolver: (address) => `Metrics are at ${address}/metrics`,
+      });
+    }
     shutdown.add(
       phase('requests', () => app.close()),
       phase('jobs', () => jobRunner.close()),
@@ -178,6 +211,12 @@ function connectForService(url: string, config: Config, logger: Logger): Databas
     queueLimit: config.DATABASE_QUEUE_LIMIT,
     onLost: (error) => logger.warn({ err: error }, 'A connection to Postgres was lost.'),
   });
+}
+
+function registryOfProcess(): Registry {
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry });
+  return registry;
 }
 
 /** How tokens are made and checked by this configuration. */

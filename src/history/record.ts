@@ -12,6 +12,7 @@ import type { ChainedEvent, Happening } from './events.ts';
  */
 export function record(work: Work, happening: Happening): void {
   work.changed.add(subjectOf(work, happening));
+  work.recorded.push(happening.action);
   const waiting = happeningsOf.get(work);
   if (waiting !== undefined) {
     waiting.push(happening);

@@ -9,18 +9,24 @@ import { problemBody, problemHeaders } from './problem.ts';
 export interface ErrorHandlerOptions {
   /** Errors of other layers, such as the database's, as problems; undefined for what it does not know. */
   translate: (error: unknown) => Problem | undefined;
+  /** How often each problem was answered. */
+  tally?: Record<ProblemCode, number>;
 }
 
 /** The one exit for everything that goes wrong: a problem document, and one line in the log. */
 export const errorHandler = fp<ErrorHandlerOptions>(
-  async (app, { translate }) => {
+  async (app, { translate, tally }) => {
+    const refuse = (request: FastifyRequest, reply: FastifyReply, problem: Problem, cause: unknown) => {
+      if (tally !== undefined) tally[problem.code] += 1;
+      return answer(request, reply, problem, cause);
+    };
     app.setErrorHandler((error: unknown, request, reply) => {
       const problem = toProblem(error, translate);
-      return answer(request, reply, isGateways(request) ? forGateway(problem) : problem, error);
+      return refuse(request, reply, isGateways(request) ? forGateway(problem) : problem, error);
     });
     app.setNotFoundHandler((request, reply) => {
       const problem = notFound(request, methodsOfPath(app, pathOf(request)));
-      return answer(request, reply, problem, problem);
+      return refuse(request, reply, problem, problem);
     });
   },
   { name: 'error-handler', dependencies: ['strict-routes'] },

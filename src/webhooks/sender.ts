@@ -6,6 +6,7 @@ import { connect } from '../db/client.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 import { type Claim, claimDue, send, settle } from './attempt.ts';
 import type { WebhookClient } from './connector.ts';
+import { type AttemptOutcome, outcomeWord } from './policy.ts';
 import { endpointsToLookAt, endpointsWithDue, hasDue, release } from './sending-store.ts';
 
 /** Sends what is due, for as long as it is open. Several of them, in whatever processes, share the work. */
@@ -16,12 +17,14 @@ export interface WebhookSender {
   close(): Promise<void>;
 }
 
-interface WebhookSenderOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged'> {
+interface WebhookSenderOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged' | 'onRecorded'> {
   /** As the service's role. */
   url: string;
   keyring: Keyring;
   /** Closed with the sender. */
   client: WebhookClient;
+  /** How often calls have ended in which way. */
+  tally?: Record<AttemptOutcome, number>;
   logger: Pick<FastifyBaseLogger, 'debug' | 'warn'>;
 }
 
@@ -54,6 +57,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     db,
     clockShiftMs: options.clockShiftMs,
     onChanged: options.onChanged ?? (() => undefined),
+    onRecorded: options.onRecorded ?? (() => undefined),
   };
   const closing = new AbortController();
   const looking = new Set<Promise<void>>();
@@ -85,6 +89,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     try {
       const { outcome, error } = await send({ keyring, client }, claim);
       const { status, reason, durationMs } = outcome;
+      if (options.tally !== undefined) options.tally[outcomeWord(outcome)] += 1;
       if (reason === 'secret_unreadable') logger.warn({ err: error, ...facts }, "A webhook's secret does not open.");
       else logger.debug({ err: error, ...facts, status, reason, durationMs }, 'A webhook was called.');
       await settle(transactor, claim, outcome);

@@ -101,6 +101,7 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
   const app = await buildApp({
     logger,
     transactor,
+    pool: client.pool,
     verification,
     crypto,
     webhookClient: createWebhookClient({ allowHttp: true, allowedRanges: parseRanges(['127.0.0.0/8']) }),
