@@ -6,6 +6,7 @@ import { createAuthenticator } from './auth/authenticate.ts';
 import type { TokenCrypto } from './auth/mint.ts';
 import { createSecretCheck } from './auth/secret-check.ts';
 import { organizationExists, replaceTag } from './auth/store.ts';
+import { passingTracer, type Tracer } from './core/trace.ts';
 import { createAttemptLimit } from './crypto/attempt-limit.ts';
 import { PoolUsedUp } from './db/client.ts';
 import { requireCurrentSchema } from './db/migrator.ts';
@@ -26,6 +27,7 @@ import { type EndpointLimits, endpointLimits } from './http/rate-limit.ts';
 import { requestLog } from './http/request-log.ts';
 import { serverOptions } from './http/server-options.ts';
 import { strictRoutes } from './http/strict-routes.ts';
+import { tracing } from './http/tracing.ts';
 import { keyLifecycleRoutes } from './keys/lifecycle-routes.ts';
 import { createKeyMint } from './keys/mint.ts';
 import { createReopener } from './keys/reveal.ts';
@@ -57,6 +59,8 @@ export interface AppDeps {
   transactor: Transactor;
   crypto: TokenCrypto;
   verification: Pick<VerificationState, 'clock' | 'feed' | 'records' | 'limits' | 'usage'>;
+  /** Passes on the caller's trace unless told otherwise. */
+  tracer?: Tracer;
   /** Counted in here and by what else of the service is at work. */
   tallies?: Tallies;
   /** The connections of `transactor`. */
@@ -124,6 +128,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
   await app.register(connections, { draining });
+  await app.register(tracing, { tracer: deps.tracer ?? passingTracer });
   await app.register(strictRoutes, { tokenPrefix });
   await app.register(overload, { delayLimitMs: deps.eventLoopDelayLimitMs ?? 500 });
   await app.register(jsonBody);

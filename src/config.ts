@@ -30,6 +30,11 @@ function isRedisUrl(text: string): boolean {
   return url !== undefined && ['redis:', 'rediss:'].includes(url.protocol);
 }
 
+function isHttpUrl(text: string): boolean {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  return url !== undefined && ['http:', 'https:'].includes(url.protocol);
+}
+
 const networks = z
   .string()
   .transform((text) => text.split(',').map((part) => part.trim()))
@@ -67,6 +72,18 @@ export const environment = z.object({
   METRICS_PORT: integer(0, 65_535).optional().meta({
     description: 'A port of its own for /metrics, which is then not on PORT. Not set: /metrics is on PORT.',
     example: '9464',
+  }),
+  OTEL_EXPORTER_OTLP_ENDPOINT: z
+    .string()
+    .refine(isHttpUrl, 'must be a URL of the form http://host:4318')
+    .optional()
+    .meta({
+      description: 'Where spans are sent by OTLP over HTTP. Not set: none are recorded.',
+      example: 'http://collector:4318',
+    }),
+  OTEL_SERVICE_NAME: z.string().max(255).default('latchkey').meta({
+    description: 'What this service is called in traces.',
+    example: 'latchkey-eu',
   }),
   DATABASE_URL: postgresUrl.optional().meta({
     description: "Your own Postgres (15 to 18), as the service's role. Not set: an embedded one is started.",
@@ -134,6 +151,10 @@ export const environment = z.object({
   LOG_LEVEL: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent']).default('info').meta({
     description: 'The least that is logged.',
     example: 'debug',
+  }),
+  LOG_FORMAT: z.enum(['json', 'pretty']).optional().meta({
+    description: 'Not set: readable on a terminal, JSON lines elsewhere.',
+    example: 'json',
   }),
   TRUST_PROXY: networks.optional().meta({
     description: 'Proxies whose X-Forwarded-For is believed; with commas. Not set: nobody’s.',

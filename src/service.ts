@@ -6,6 +6,7 @@ import { buildApp } from './app.ts';
 import type { TokenCrypto } from './auth/mint.ts';
 import { type Bootstrapped, bootstrap } from './bootstrap.ts';
 import type { Config } from './config.ts';
+import { passingTracer } from './core/trace.ts';
 import { createSecretHasher } from './crypto/secret-hash.ts';
 import { connect, type DatabaseClient } from './db/client.ts';
 import { embeddedRoles } from './db/embedded/cluster.ts';
@@ -21,6 +22,7 @@ import { startJobs } from './jobs/runner.ts';
 import { countEvents, createTallies } from './metrics.ts';
 import { isAnyOrganizationThere } from './organizations/store.ts';
 import { createShutdown, type Phase } from './shutdown.ts';
+import { startTelemetry } from './telemetry.ts';
 import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
 import { createWebhookClient } from './webhooks/connector.ts';
@@ -51,7 +53,8 @@ const phaseTimeoutsMs = {
   jobs: 5_200,
   webhooks: 5_200,
   metrics: 300,
-  usage: 2_000,
+  traces: 500,
+  usage: 1_800,
   database: 500,
   postgres: 5_000,
 };
@@ -83,6 +86,12 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     await requireGuarantees(client, config, logger);
     const noShift = () => 0;
     const tallies = createTallies();
+    const endpoint = config.OTEL_EXPORTER_OTLP_ENDPOINT;
+    const telemetry =
+      endpoint === undefined
+        ? undefined
+        : await startTelemetry({ endpoint, serviceName: config.OTEL_SERVICE_NAME, version: packageVersion(), logger });
+    if (telemetry !== undefined) shutdown.add(phase('traces', () => telemetry.close()));
     const onRecorded = (actions: readonly string[]) => countEvents(tallies, actions);
     const verification = startVerificationState({
       db: client.db,
@@ -112,6 +121,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       logger,
       transactor,
       tallies,
+      ...(telemetry === undefined ? {} : { tracer: telemetry.tracer }),
       pool: client.pool,
       registry: registryOfProcess(),
       metricsElsewhere: config.METRICS_PORT !== undefined,
@@ -137,6 +147,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       keyring: crypto.keyring,
       client: createWebhookClient(egress),
       tally: tallies.webhookAttempts,
+      tracer: telemetry?.tracer ?? passingTracer,
     });
     const jobRunner = startJobs({
       ...background,

@@ -13,7 +13,7 @@ import { serve } from './support/served.ts';
 // Told to stop, the service says so, answers whatever it has accepted, and is gone soon.
 
 t.test('SIGTERM under load with clients that keep their connections: nothing accepted is dropped', async (t) => {
-  const { process: service, url, urls, tokens } = await serve(t, { LOG_LEVEL: 'debug' });
+  const { process: service, url, urls, tokens } = await serve(t, { LOG_LEVEL: 'debug', DRAIN_SECONDS: '3' });
   const { adminToken = '', verifierToken = '' } = tokens;
   const { body: key } = await request(`${url}/v1/keys`, { method: 'POST', token: adminToken, body: {} });
   const client = () => {
@@ -64,7 +64,7 @@ t.test('SIGTERM under load with clients that keep their connections: nothing acc
       }
     }
   };
-  const load = [...Array.from({ length: 20 }, busy), ...[0, 1, 2, 3].map(writer)];
+  const load = [...Array.from({ length: 12 }, busy), ...[0, 1, 2, 3].map(writer)];
   await eventually(async () => accepted > 200);
 
   // Begun before the signal, and held up by a lock until after it.

@@ -13,7 +13,11 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<void> {
   let logger: Logger | undefined;
   try {
     const config = readConfig(env);
-    logger = createLogger({ level: config.LOG_LEVEL, tokenPrefix: config.TOKEN_PREFIX });
+    logger = createLogger({
+      level: config.LOG_LEVEL,
+      format: config.LOG_FORMAT,
+      tokenPrefix: config.TOKEN_PREFIX,
+    });
     endOnUncaught(logger);
     const stopSignal = nextStopSignal();
     const service = await startService(config, logger);

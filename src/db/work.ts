@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { sql } from 'kysely';
 import type { Actor, RequestFacts } from '../core/actor.ts';
 import type { OrganizationId } from '../core/ids.ts';
+import type { TraceContext } from '../core/trace.ts';
 import type { Db, Tx } from './client.ts';
 import { isTransient } from './pg-error.ts';
 
@@ -10,6 +11,8 @@ export interface Doer {
   actor: Actor;
   organizationId: OrganizationId | null;
   request: RequestFacts | null;
+  /** The trace that this is a step of, if it is one of any. */
+  trace?: TraceContext | undefined;
 }
 
 /** A doer in an organization, which is what all but the installation's own affairs need. */

@@ -44,7 +44,7 @@ async function append(tx: Tx, by: Doer, happenings: Happening[]): Promise<void> 
     from unnest(${events.map(toCanonical)}::text[]) with ordinality as event (canonical, place) order by event.place`.execute(
     tx,
   );
-  if (by.organizationId !== null) await announce(tx, by.organizationId, events);
+  if (by.organizationId !== null) await announce(tx, by.organizationId, { events, trace: by.trace });
 }
 
 function toEvent(by: Doer, happening: Happening, sequence: number, at: string): ChainedEvent {

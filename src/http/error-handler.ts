@@ -5,6 +5,7 @@ import { hasZodFastifySchemaValidationErrors } from 'fastify-type-provider-zod';
 import { type InputError, Problem, type ProblemCode } from '../core/errors.ts';
 import { inputErrorsOf } from './input-errors.ts';
 import { problemBody, problemHeaders } from './problem.ts';
+import { traceIdOf } from './tracing.ts';
 
 export interface ErrorHandlerOptions {
   /** Errors of other layers, such as the database's, as problems; undefined for what it does not know. */
@@ -59,16 +60,17 @@ function answer(request: FastifyRequest, reply: FastifyReply, problem: Problem, 
   return reply
     .code(problem.status)
     .headers({ ...retryAfter, ...problemHeaders(request.id), ...problem.headers })
-    .send(problemBody(problem, request.id));
+    .send(problemBody(problem, request.id, traceIdOf(request)));
 }
 
 function logOnce(request: FastifyRequest, problem: Problem, cause: unknown): void {
+  const traceId = traceIdOf(request);
   // Whoever has too much to do does not write a stack for each refusal.
-  if (problem.code === 'overloaded') request.log.warn({ code: problem.code }, problem.detail);
+  if (problem.code === 'overloaded') request.log.warn({ traceId, code: problem.code }, problem.detail);
   else if (problem.status >= 500) {
-    request.log.error({ err: cause instanceof Problem ? (cause.cause ?? cause) : cause }, problem.detail);
+    request.log.error({ traceId, err: cause instanceof Problem ? (cause.cause ?? cause) : cause }, problem.detail);
   } else {
-    request.log.debug({ code: problem.code }, problem.detail);
+    request.log.debug({ traceId, code: problem.code }, problem.detail);
   }
 }
 

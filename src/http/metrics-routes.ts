@@ -1,9 +1,11 @@
 import fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify';
 import { type FastifyPluginAsyncZod, serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
 import { z } from 'zod';
+import { passingTracer } from '../core/trace.ts';
 import { errorHandler } from './error-handler.ts';
 import { serverOptions } from './server-options.ts';
 import { strictRoutes } from './strict-routes.ts';
+import { tracing } from './tracing.ts';
 
 /** How the service is doing, as somebody collects it. */
 export interface Metrics {
@@ -38,6 +40,7 @@ export async function buildMetricsServer(
   const app = fastify(serverOptions({ logger, trustProxy: false }));
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
+  await app.register(tracing, { tracer: passingTracer });
   await app.register(strictRoutes, { tokenPrefix });
   await app.register(errorHandler, { translate: () => undefined });
   await app.register(metricsRoutes, { metrics });

@@ -1,5 +1,6 @@
 import fp from 'fastify-plugin';
 import type { RequestTimes, RouteTimes } from './request-times.ts';
+import { traceIdOf } from './tracing.ts';
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -26,6 +27,7 @@ export const requestLog = fp<{ times?: RequestTimes }>(
       if (times !== undefined) (request.routeOptions.config.times ?? elsewhere)?.observe(status, durationMs);
       const facts = {
         reqId: request.id,
+        traceId: traceIdOf(request),
         method: request.method,
         path: request.raw.url?.split('?', 1)[0],
         status,

@@ -10,6 +10,7 @@ export interface ClaimedDelivery {
   id: DeliveryId;
   payload: string;
   leased_until: Date;
+  traceparent: string | null;
 }
 
 /**
@@ -71,7 +72,7 @@ export async function leaseDue(
       ))
       for update skip locked
     )
-    returning id, payload, leased_until`.execute(tx);
+    returning id, payload, leased_until, traceparent`.execute(tx);
   return rows;
 }
 

@@ -6,20 +6,28 @@ export interface KeptReply {
   body: string;
 }
 
+export interface KeptRequest {
+  method?: string;
+  token?: string;
+  body?: unknown;
+  headers?: Record<string, string>;
+}
+
 /** A client with one connection, which it keeps for as long as the server lets it. */
 export interface KeepAliveClient {
   /** @throws where no whole reply comes */
-  ask(path: string, options?: { method?: string; token?: string; body?: unknown }): Promise<KeptReply>;
+  ask(path: string, options?: KeptRequest): Promise<KeptReply>;
   close(): void;
 }
 
 export function keepAliveClient(origin: string): KeepAliveClient {
   const agent = new Agent({ keepAlive: true, maxSockets: 1 });
   return {
-    ask: (path, { method = 'GET', token, body } = {}) =>
+    ask: (path, { method = 'GET', token, body, headers: given = {} } = {}) =>
       new Promise((resolve, reject) => {
         const text = body === undefined ? undefined : JSON.stringify(body);
         const headers = {
+          ...given,
           ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
           ...(text === undefined
             ? {}

@@ -15,7 +15,14 @@ export interface Served {
 
 export async function serve(t: Test, env: NodeJS.ProcessEnv = {}): Promise<Served> {
   const urls = await createDatabase(t);
-  const environment = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: generateKeyring(new Date()), PORT: '0' };
+  const environment = {
+    DATABASE_URL: urls.app,
+    LATCHKEY_KEYRING: generateKeyring(new Date()),
+    PORT: '0',
+    // A machine on which many tests run is late by itself.
+    DATABASE_TIMEOUT_MS: '20000',
+    EVENT_LOOP_DELAY_LIMIT_MS: '60000',
+  };
   const names = ['--organization', 'Example', '--admin-email', 'ada@example.com'];
   const bootstrap = runEntry(t, 'cli/latchkey.ts', ['bootstrap', ...names], { env: environment });
   await bootstrap.exited;
