@@ -12,6 +12,9 @@ import { PoolUsedUp } from './db/client.ts';
 import { requireCurrentSchema } from './db/migrator.ts';
 import { toProblem } from './db/pg-error.ts';
 import type { Transactor } from './db/work.ts';
+import { checkpointRoutes, publicKeyRoutes } from './history/checkpoint-routes.ts';
+import type { Checkpoints } from './history/checkpoints.ts';
+import { historyExportRoutes } from './history/export-routes.ts';
 import { historyRoutes } from './history/routes.ts';
 import { connections } from './http/connections.ts';
 import { errorHandler } from './http/error-handler.ts';
@@ -70,6 +73,7 @@ export interface AppDeps {
   /** Metrics have a port of their own. */
   metricsElsewhere?: boolean;
   webhookClient: Pick<WebhookClient, 'checkUrl'>;
+  checkpoints: Checkpoints;
   limits: EndpointLimits;
   undoWindowSeconds: number;
   retentionSeconds: number;
@@ -165,6 +169,9 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(webhookRoutes, { ...v1, transactor, keyring: crypto.keyring, client: deps.webhookClient });
   await app.register(webhookDeliveryRoutes, { ...v1, transactor });
   await app.register(historyRoutes, { ...v1, db });
+  await app.register(historyExportRoutes, { ...v1, db });
+  await app.register(checkpointRoutes, { ...v1, checkpoints: deps.checkpoints });
+  await app.register(publicKeyRoutes, { checkpoints: deps.checkpoints });
   await app.register(organizationRoutes, { ...v1, transactor });
   await app.register(operatorOrganizationRoutes, { ...v1, transactor });
   await app.register(accessTokenRoutes, { ...v1, transactor, crypto });

@@ -8,6 +8,7 @@ import type { SecretHasher } from './crypto/secret-hash.ts';
 import type { ChangeFeed } from './db/change-feed.ts';
 import type { Db } from './db/client.ts';
 import { currentTime } from './db/work.ts';
+import type { Checkpoints } from './history/checkpoints.ts';
 import { type HistoryAction, historyActions } from './history/events.ts';
 import type { Metrics } from './http/metrics-routes.ts';
 import { bucketsMs, createRequestTimes, type RequestTimes } from './http/request-times.ts';
@@ -58,6 +59,7 @@ export interface MetricsOptions {
   pool: Pick<pg.Pool, 'totalCount' | 'idleCount' | 'waitingCount'>;
   db: Db;
   clockShiftMs: () => number;
+  checkpoints: Pick<Checkpoints, 'refused'>;
   logger: Pick<FastifyBaseLogger, 'warn'>;
 }
 
@@ -124,7 +126,7 @@ function by(label: string, tally: Record<string, number>): Sample[] {
 
 /** What this process knows of itself. */
 function defineOwn(registry: Registry, options: MetricsOptions): void {
-  const { tallies, hasher, feed, records, limits, pool } = options;
+  const { tallies, hasher, feed, records, limits, pool, checkpoints } = options;
   gauge(registry, { name: 'build_info', help: 'Always 1.', labels: ['version', 'node'] }, () => [
     [{ version: options.version, node: process.version }, 1],
   ]);
@@ -195,6 +197,14 @@ function defineOwn(registry: Registry, options: MetricsOptions): void {
       [{ state: 'idle' }, pool.idleCount],
       [{ state: 'busy' }, pool.totalCount - pool.idleCount],
     ],
+  );
+  gauge(
+    registry,
+    {
+      name: 'history_checkpoints_refused',
+      help: 'Chains of history that this replica refuses to sign, because they are not what was signed before.',
+    },
+    () => [[{}, checkpoints.refused()]],
   );
   gauge(registry, { name: 'database_waiting', help: 'Requests that wait for a connection to Postgres.' }, () => [
     [{}, pool.waitingCount],

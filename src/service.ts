@@ -16,6 +16,7 @@ import { migrate, requireCurrentSchema } from './db/migrator.ts';
 import type { Transactor } from './db/work.ts';
 import { type SendPayload, sendTask } from './db/worker-queue.ts';
 import { type EmbeddedInstance, startEmbeddedInstance } from './embedded-instance.ts';
+import { openCheckpointing } from './history/checkpointing.ts';
 import { buildMetricsServer } from './http/metrics-routes.ts';
 import { jobs } from './jobs/list.ts';
 import { startJobs } from './jobs/runner.ts';
@@ -49,13 +50,14 @@ const defaultPort = 8_080;
  * 1 s; only an embedded Postgres comes on top.
  */
 const phaseTimeoutsMs = {
-  requests: 5_200,
-  jobs: 5_200,
-  webhooks: 5_200,
+  requests: 4_200,
+  jobs: 4_200,
+  webhooks: 4_200,
   metrics: 300,
-  traces: 500,
-  usage: 1_800,
-  database: 500,
+  checkpoints: 1_900,
+  usage: 1_500,
+  traces: 450,
+  database: 400,
   postgres: 5_000,
 };
 
@@ -68,7 +70,8 @@ const firstAdminEmail = 'admin@example.com';
 
 /**
  * Configuration → database → app → listen.
- * @throws EmbeddedPostgresError, SchemaMismatch, InstallationMismatch, GuaranteeBroken, or what `listen` throws
+ * @throws EmbeddedPostgresError, SchemaMismatch, InstallationMismatch, GuaranteeBroken, CheckpointFileError, or what
+ * `listen` throws
  */
 export async function startService(config: Config, logger: Logger): Promise<Service> {
   const shutdown = createShutdown(logger);
@@ -112,6 +115,15 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     };
     const bootstrapped = embedded === undefined ? undefined : await bootstrapOnce(embedded, transactor, crypto);
 
+    const checkpointing = await openCheckpointing({
+      db: client.db,
+      keyring: crypto.keyring,
+      file: config.CHECKPOINT_FILE,
+      url: config.CHECKPOINT_URL,
+      logger,
+    });
+    shutdown.add(phase('checkpoints', () => checkpointing.close()));
+
     const egress = {
       allowHttp: config.WEBHOOK_ALLOW_HTTP,
       allowedRanges: parseRanges(config.WEBHOOK_ALLOW_CIDRS ?? []),
@@ -128,6 +140,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       crypto,
       verification,
       webhookClient: createWebhookClient(egress),
+      checkpoints: checkpointing.checkpoints,
       limits: {
         callerLimit: config.CALLER_LIMIT,
         addressLimit: config.ADDRESS_LIMIT,
@@ -141,6 +154,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       draining: draining.signal,
     });
     await verification.ready;
+    checkpointing.start();
     const background = { ...transactor, url: config.LISTEN_DATABASE_URL ?? database.appUrl, logger };
     const sender = startWebhookSender({
       ...background,

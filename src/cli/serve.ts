@@ -6,7 +6,7 @@ import { exitCodeOf } from './exit-code.ts';
 import { welcome } from './welcome.ts';
 
 /** Past this a stop that hangs is ended the hard way, however its phases fare; what the drain takes comes on top. */
-const stopWithinMs = 9_500;
+const stopWithinMs = 9_900;
 
 /** Runs the service until a signal ends it. */
 export async function serve(env: NodeJS.ProcessEnv): Promise<void> {

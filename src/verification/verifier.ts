@@ -90,7 +90,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
     }
     const counted = limits.count(bucketsOf(key), cost);
     const conclude = (count: Count): Verdict => {
-      if (cost > 0) usage.add(key, count.isExceeded ? 'rate_limited' : 'allowed');
+      if (cost > 0) usage.add(key, count.isExceeded ? 'rateLimited' : 'allowed');
       const counted = count.isExceeded ? 'rate_limited' : 'valid';
       tally[counted] += 1;
       return { code: counted, key, count };
