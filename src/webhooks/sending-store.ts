@@ -10,6 +10,7 @@ export interface ClaimedDelivery {
   id: DeliveryId;
   payload: string;
   leased_until: Date;
+  traceparent: string | null;
 }
 
 export interface EndpointWithDue {
@@ -81,7 +82,7 @@ export async function leaseDue(
       )))
       for update skip locked
     )
-    returning id, payload, leased_until`.execute(tx);
+    returning id, payload, leased_until, traceparent`.execute(tx);
   return rows;
 }
 
@@ -155,4 +156,12 @@ export async function release(db: Db, { id, leased_until }: ClaimedDelivery, now
   await sql`
     update webhook_deliveries set leased_until = null, due_at = ${now}
     where id = ${id} and leased_until = ${leased_until}`.execute(db);
+}
+
+/** What is not over yet: how many, and how long the one that has waited longest has been due. */
+export async function backlogOf(db: Db, now: Date): Promise<{ pending: number; oldestDueSeconds: number }> {
+  const { rows } = await sql<{ pending: number; oldest: Date | null }>`
+    select count(*) as pending, min(due_at) as oldest from webhook_deliveries where status = 'pending'`.execute(db);
+  const { pending = 0, oldest = null } = rows[0] ?? {};
+  return { pending, oldestDueSeconds: oldest === null ? 0 : Math.max(0, (now.getTime() - oldest.getTime()) / 1_000) };
 }
