@@ -2,7 +2,7 @@ import type { Db } from '../db/client.ts';
 import { chainOf, flawOfLink, type Link, parseEvent } from './chain.ts';
 import { type ChainVerdict, type ChainWalk, walkChain } from './chain-walk.ts';
 import type { Checkpoint } from './checkpoint.ts';
-import { readEvents } from './store.ts';
+import { readLinks } from './store.ts';
 
 /**
  * A history as NDJSON, oldest first. A line is the event's canonical text, with the two hashes put in before its last
@@ -38,7 +38,7 @@ function decode(line: Buffer): string | undefined {
 
 /** The lines of a chain up to the event with the number `last`, a batch at a time. */
 export async function* exportChain(db: Db, chain: string, last: number): AsyncGenerator<Buffer> {
-  for await (const events of readEvents(db, chain, last)) yield Buffer.from(events.map(toExportLine).join(''));
+  for await (const links of readLinks(db, chain, last)) yield Buffer.from(links.map(toExportLine).join(''));
 }
 
 interface ExportOptions {

@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
 import type { OrganizationId } from '../core/ids.ts';
 import type { Db } from '../db/client.ts';
-import { chainOf, firstPreviousHash, type StoredEvent } from './chain.ts';
+import { chainOf, firstPreviousHash, type Link, type StoredEvent } from './chain.ts';
 
 export interface HistoryFilter {
   keyId?: string | undefined;
@@ -121,20 +121,35 @@ const batchSize = 250;
  * A chain from its first event to the one with the number `last`, in batches. Each is a query of its own, so no
  * connection is held while the reader is busy or slow.
  */
-export async function* readEvents(db: Db, chain: string, last: number): AsyncGenerator<StoredEvent[]> {
+export function readEvents(db: Db, chain: string, last: number): AsyncGenerator<StoredEvent[]> {
+  return inBatches(last, (after) => ofChain(db, chain, { after, last }).select(storedEventColumns).execute());
+}
+
+/** The same, of each event only what the chain is made of. */
+export function readLinks(db: Db, chain: string, last: number): AsyncGenerator<Array<Link & { sequence: number }>> {
+  const columns = ['sequence', 'canonical', 'previous_hash', 'hash'] as const;
+  return inBatches(last, (after) => ofChain(db, chain, { after, last }).select(columns).execute());
+}
+
+function ofChain(db: Db, chain: string, { after, last }: { after: number; last: number }) {
+  return db
+    .selectFrom('history')
+    .where('chain', '=', chain)
+    .where('sequence', '>', after)
+    .where('sequence', '<=', last)
+    .orderBy('sequence')
+    .limit(batchSize);
+}
+
+async function* inBatches<Row extends { sequence: number }>(
+  last: number,
+  read: (after: number) => Promise<Row[]>,
+): AsyncGenerator<Row[]> {
   for (let after = 0; after < last; ) {
-    const events = await db
-      .selectFrom('history')
-      .select(storedEventColumns)
-      .where('chain', '=', chain)
-      .where('sequence', '>', after)
-      .where('sequence', '<=', last)
-      .orderBy('sequence')
-      .limit(batchSize)
-      .execute();
-    yield events;
-    const newest = events.at(-1);
-    if (newest === undefined || events.length < batchSize) return;
+    const rows = await read(after);
+    yield rows;
+    const newest = rows.at(-1);
+    if (newest === undefined || rows.length < batchSize) return;
     after = newest.sequence;
   }
 }
