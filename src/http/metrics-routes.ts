@@ -18,7 +18,7 @@ export const metricsRoutes: FastifyPluginAsyncZod<{ metrics: Metrics }> = async 
   app.get(
     '/metrics',
     {
-      config: { access: 'public' },
+      config: { access: 'public', problems: ['not_found'] },
       schema: {
         operationId: 'getMetrics',
         tags: ['About'],
