@@ -132,6 +132,7 @@ function problemResponse(status: number, codes: ProblemCode[]): JsonObject {
           detail: explanation,
           code: first,
           requestId: '019abf6e-7c2e-7f4e-9a61-0f0f6d5b9c11',
+          traceId: '019abf6e7c2e7f4e9a610f0f6d5b9c11',
         },
       },
     },
