@@ -40,7 +40,7 @@ t.test('a look whose commit, or the reply to it, is lost: 503, and nothing is op
     const reply = await request(`${url}/v1/keys/${key.id}/reveal`, { method: 'POST', token: admin.token });
     await proxy.lost;
     t.equal(reply.status, 503, what);
-    t.same(Object.keys(reply.body), ['type', 'title', 'status', 'detail', 'code', 'requestId'], what);
+    t.same(Object.keys(reply.body), ['type', 'title', 'status', 'detail', 'code', 'requestId', 'traceId'], what);
     t.notMatch(JSON.stringify(reply.body), key.key, what);
     process.child.kill('SIGKILL');
     await process.exited;
