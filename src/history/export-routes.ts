@@ -39,7 +39,7 @@ export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app
     },
     async (request, reply) => {
       const { chain, sequence } = await readHead(db, chainOf(accessTokenOf(request).actsIn));
-      const stream = Readable.from(exportChain(db, chain, sequence), { objectMode: false, highWaterMark: 1 });
+      const stream = Readable.from(exportChain(db, chain, sequence), { highWaterMark: 1 });
       running.add(stream);
       stream.on('close', () => running.delete(stream));
       return reply.type('application/x-ndjson; charset=utf-8').send(stream);
