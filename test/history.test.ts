@@ -219,7 +219,11 @@ t.test('what cannot be recorded does not happen', async (t) => {
   for (const { status, headers, body } of refused) {
     t.equal(status, 503);
     t.equal(headers['retry-after'], '1');
-    t.same(Object.keys(body), ['type', 'title', 'status', 'detail', 'code', 'requestId'], 'a body like any other');
+    t.same(
+      Object.keys(body),
+      ['type', 'title', 'status', 'detail', 'code', 'requestId', 'traceId'],
+      'a body like any other',
+    );
   }
   t.equal((await admin.get('/v1/keys')).status, 200, 'plain reads go on');
   t.equal((await service.verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'valid');
