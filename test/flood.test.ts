@@ -3,6 +3,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import t from 'tap';
 import { idSuffix, type KeyId, newId } from '../src/core/ids.ts';
+import { traceIdOfRequestId } from '../src/core/trace.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { startService } from './support/app.ts';
 import { eventually } from './support/process.ts';
@@ -123,7 +124,9 @@ t.test('neither the answer nor its time tells whether an id exists', async (t) =
     });
     const tookMs = performance.now() - startedAtMs;
     const { date, 'x-request-id': requestId, ...headers } = response.headers;
-    const body = response.body.replaceAll(String(requestId), 'the request id');
+    const body = response.body
+      .replaceAll(String(requestId), 'the request id')
+      .replaceAll(traceIdOfRequestId(String(requestId)), 'the trace id');
     return { tookMs, answer: JSON.stringify({ status: response.statusCode, headers, body }) };
   };
   const wrongs = {
