@@ -9,6 +9,8 @@ import { createAttemptLimit } from './crypto/attempt-limit.ts';
 import { requireCurrentSchema } from './db/migrator.ts';
 import { toProblem } from './db/pg-error.ts';
 import type { Transactor } from './db/work.ts';
+import { createRefusalRecorder } from './history/refusal-recorder.ts';
+import { watchRefusals } from './history/refusal-watch.ts';
 import { historyRoutes } from './history/routes.ts';
 import { errorHandler } from './http/error-handler.ts';
 import { guard } from './http/guard.ts';
@@ -90,13 +92,18 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
     usage,
   });
   const mint = createKeyMint(crypto);
+  const metrics = createMetrics({ ...transactor, logger: deps.logger });
+  const refusals = createRefusalRecorder({ db, clock, logger: deps.logger });
+  const { countUnknownCaller } = metrics;
 
   const app = fastify(serverOptions(deps));
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
   await app.register(strictRoutes, { tokenPrefix });
   await app.register(jsonBody);
-  await app.register(errorHandler, { translate: toProblem });
+  const onProblem = watchRefusals({ recorder: refusals, countUnknownCaller });
+  await app.register(errorHandler, { translate: toProblem, onProblem });
+  app.addHook('onClose', () => refusals.close());
   await app.register(endpointLimits, deps.limits);
   await app.register(guard, { authenticator, organizationExists: (id) => organizationExists(db, id) });
   await app.register(idempotency, {
@@ -106,7 +113,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(requestLog);
   await app.register(openApi, { version: deps.version });
   await app.register(problemRoutes);
-  await app.register(metricsRoutes, { metrics: createMetrics({ ...transactor, logger: deps.logger }) });
+  await app.register(metricsRoutes, { metrics });
   await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db), isStopping });
 
   const v1 = { prefix: '/v1' };

@@ -1,5 +1,6 @@
 import type { FastifyBaseLogger } from 'fastify';
-import { Gauge, Registry } from 'prom-client';
+import { Counter, Gauge, Registry } from 'prom-client';
+import { type ProblemCode, problemCodes, problemKinds } from './core/errors.ts';
 import type { Db } from './db/client.ts';
 import { currentTime } from './db/work.ts';
 import type { Metrics } from './http/metrics-routes.ts';
@@ -12,12 +13,18 @@ interface MetricsOptions {
   logger: Pick<FastifyBaseLogger, 'warn'>;
 }
 
+interface ServiceMetrics extends Metrics {
+  /** Counts a request whose credential was refused, or that was not looked at any more. */
+  countUnknownCaller(code: ProblemCode): void;
+}
+
 /** How the service is doing. No ids and no secrets are labels. */
-export function createMetrics(options: MetricsOptions): Metrics {
+export function createMetrics(options: MetricsOptions): ServiceMetrics {
   const registry = new Registry();
   const readers = [readJobs(registry, options), readRecovery(registry, options)];
   return {
     contentType: registry.contentType,
+    countUnknownCaller: countUnknownCallers(registry),
     async text() {
       // What is known of the whole installation is asked of the database when somebody looks.
       for (const read of readers) {
@@ -28,6 +35,19 @@ export function createMetrics(options: MetricsOptions): Metrics {
       return registry.metrics();
     },
   };
+}
+
+function countUnknownCallers(registry: Registry): (code: ProblemCode) => void {
+  const counter = new Counter({
+    name: 'latchkey_refused_credentials_total',
+    help: 'Requests whose credential was refused, by code; rate_limited: beyond what one address may try.',
+    labelNames: ['code'],
+    registers: [registry],
+  });
+  // Each is there from the start, so that a first refusal shows as an increase.
+  for (const code of problemCodes.filter((code) => [401, 429].includes(problemKinds[code].status)))
+    counter.inc({ code }, 0);
+  return (code) => counter.inc({ code });
 }
 
 function readJobs(registry: Registry, { db }: MetricsOptions): () => Promise<void> {

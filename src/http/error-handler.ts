@@ -9,13 +9,16 @@ import { problemBody, problemHeaders } from './problem.ts';
 export interface ErrorHandlerOptions {
   /** Errors of other layers, such as the database's, as problems; undefined for what it does not know. */
   translate: (error: unknown) => Problem | undefined;
+  /** Told of each problem before it is answered. */
+  onProblem: (request: FastifyRequest, problem: Problem) => void;
 }
 
 /** The one exit for everything that goes wrong: a problem document, and one line in the log. */
 export const errorHandler = fp<ErrorHandlerOptions>(
-  async (app, { translate }) => {
+  async (app, { translate, onProblem }) => {
     app.setErrorHandler((error: unknown, request, reply) => {
       const problem = toProblem(error, translate);
+      onProblem(request, problem);
       return answer(request, reply, isGateways(request) ? forGateway(problem) : problem, error);
     });
     app.setNotFoundHandler((request, reply) => {
