@@ -184,10 +184,13 @@ export class GuaranteeBroken extends Error {
 
 async function requireGuarantees(client: DatabaseClient, config: Config, logger: Logger): Promise<void> {
   const broken = (await checkGuarantees(client.db)).filter((guarantee) => !guarantee.kept);
-  for (const { name, remedy } of broken) {
-    if (config.LATCHKEY_STRICT) throw new GuaranteeBroken(`LATCHKEY_STRICT: not so: ${name}. ${remedy}`);
-    logger.warn(`Not so: ${name}. ${remedy}`);
+  const told = broken.map(({ name, remedy }) => `Not so: ${name}. ${remedy}`);
+  if (config.LATCHKEY_STRICT && told.length > 0) {
+    throw new GuaranteeBroken(
+      ['LATCHKEY_STRICT is set, and the database does not protect history:', ...told].join('\n  '),
+    );
   }
+  for (const line of told) logger.warn(line);
 }
 
 async function bootstrapOnce(

@@ -17,7 +17,7 @@ t.test('doctor tells how each job stands, and what rests on each keyring entry',
   t.match(untouched.output, /^ok {6}Job fold_usage has not run yet: no service has been started\.$/m);
   t.match(
     untouched.output,
-    /^note {4}Keyring entry new \(primary\): 1 sealed keys, tags of 1 keys and 3 access tokens\.$/m,
+    /^note {4}Keyring entry new \(primary\): 1 sealed key, the tags of 1 key and 3 access tokens\.$/m,
   );
   t.match(untouched.output, /^note {4}Keyring entry old \(secondary\): nothing rests on it, it can go\.$/m);
 

@@ -3,6 +3,7 @@ import { readConfig } from '../config.ts';
 import { createLogger } from '../logger.ts';
 import { type Service, startService } from '../service.ts';
 import { exitCodeOf } from './exit-code.ts';
+import { describeFailure } from './failure.ts';
 import { welcome } from './welcome.ts';
 
 /** Past this a stop that hangs is ended the hard way. */
@@ -22,7 +23,7 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<void> {
     await stop(service, logger);
   } catch (error) {
     // Before there is a service there is one person who reads this.
-    process.stderr.write(`latchkey: ${error instanceof Error ? error.message : String(error)}\n`);
+    process.stderr.write(`latchkey: ${describeFailure(error, env)}\n`);
     logger?.debug({ err: error }, 'The service did not start.');
     process.exit(exitCodeOf(error));
   }
