@@ -2,9 +2,13 @@ import fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify';
 import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
 import { accessTokenRoutes } from './access-tokens/routes.ts';
 import { createAuthenticator } from './auth/authenticate.ts';
+import type { IssuerKeys } from './auth/issuer-keys.ts';
 import type { TokenCrypto } from './auth/mint.ts';
+import type { OidcSettings } from './auth/oidc-settings.ts';
+import { createPeople } from './auth/people.ts';
 import { createSecretCheck } from './auth/secret-check.ts';
 import { organizationExists, replaceTag } from './auth/store.ts';
+import type { OrganizationId } from './core/ids.ts';
 import { createAttemptLimit } from './crypto/attempt-limit.ts';
 import { requireCurrentSchema } from './db/migrator.ts';
 import { toProblem } from './db/pg-error.ts';
@@ -51,6 +55,8 @@ export interface AppDeps {
   verification: Pick<VerificationState, 'clock' | 'records' | 'limits' | 'usage'>;
   webhookClient: Pick<WebhookClient, 'checkUrl'>;
   limits: EndpointLimits;
+  /** Undefined: nobody comes from an identity provider. */
+  oidc?: { settings: OidcSettings; keys: IssuerKeys } | undefined;
   undoWindowSeconds: number;
   retentionSeconds: number;
   trustProxy: string[] | false;
@@ -83,6 +89,8 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
     checkKey,
     checkAccessToken: secretCheckFor('access_tokens'),
   });
+  const exists = (id: OrganizationId) => organizationExists(db, id);
+  const people = deps.oidc && createPeople({ ...deps.oidc, clock, organizationExists: exists });
   const verifier = createVerifier({
     apiKeys: records.apiKeys,
     clock,
@@ -105,7 +113,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(errorHandler, { translate: toProblem, onProblem });
   app.addHook('onClose', () => refusals.close());
   await app.register(endpointLimits, deps.limits);
-  await app.register(guard, { authenticator, organizationExists: (id) => organizationExists(db, id) });
+  await app.register(guard, { authenticator, people, organizationExists: exists });
   await app.register(idempotency, {
     transactor,
     reopener: createReopener({ transactor, keyring: crypto.keyring }),

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { BlockList, isIP } from 'node:net';
 import { z } from 'zod';
+import { type OidcSettings, oidcEnvironment, oidcProblems, oidcSettingsOf } from './auth/oidc-settings.ts';
 import { type Keyring, KeyringError, parseKeyring } from './crypto/keyring.ts';
 
 /** The exit code for a configuration that cannot work: EX_CONFIG of sysexits(3). */
@@ -158,6 +159,7 @@ export const environment = z.object({
     description: 'How long an operator can bring back what was deleted; then it is purged for good.',
     example: '2592000',
   }),
+  ...oidcEnvironment,
   WEBHOOK_ALLOW_HTTP: boolean.default(false).meta({
     description: 'Let webhooks lead to http:// as well as https://.',
     example: 'true',
@@ -182,6 +184,8 @@ export const environment = z.object({
 export type Config = Readonly<Omit<z.infer<typeof environment>, 'LATCHKEY_KEYRING' | 'LATCHKEY_KEYRING_FILE'>> & {
   /** Undefined where none is configured: the embedded start makes one. */
   readonly keyring: Keyring | undefined;
+  /** Undefined: no admins come from an identity provider. */
+  readonly oidc: OidcSettings | undefined;
 };
 
 /** Everything that is wrong with the environment, one line each, with the variable's name and an example. */
@@ -216,9 +220,10 @@ export function readConfig(env: NodeJS.ProcessEnv, needs: { keyring: boolean } =
       `UNDO_WINDOW_SECONDS (${undo}) must not be longer than RETENTION_SECONDS (${retention}), for example UNDO_WINDOW_SECONDS=${retention}.`,
     );
   }
+  if (parsed.success) problems.push(...oidcProblems(parsed.data));
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems);
   const { LATCHKEY_KEYRING, LATCHKEY_KEYRING_FILE, ...variables } = parsed.data;
-  return Object.freeze({ ...variables, keyring });
+  return Object.freeze({ ...variables, keyring, oidc: oidcSettingsOf(variables) });
 }
 
 /** The value itself is not repeated: it may be a password. */

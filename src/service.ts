@@ -1,6 +1,7 @@
 import type { FastifyInstance } from 'fastify';
 import type { Logger } from 'pino';
 import { buildApp } from './app.ts';
+import { createIssuerKeys } from './auth/issuer-keys.ts';
 import type { TokenCrypto } from './auth/mint.ts';
 import { type Bootstrapped, bootstrap } from './bootstrap.ts';
 import type { Config } from './config.ts';
@@ -92,6 +93,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
         addressLimit: config.ADDRESS_LIMIT,
         revealLimit: config.REVEAL_LIMIT,
       },
+      oidc: config.oidc && { settings: config.oidc, keys: createIssuerKeys({ issuer: config.oidc.issuer, logger }) },
       undoWindowSeconds: config.UNDO_WINDOW_SECONDS,
       retentionSeconds: config.RETENTION_SECONDS,
       trustProxy: config.TRUST_PROXY ?? false,

@@ -1,4 +1,6 @@
 import { Command } from 'commander';
+import { fetchKeys } from '../auth/issuer-keys.ts';
+import { organizationExists } from '../auth/store.ts';
 import { type Config, readConfig } from '../config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect, type Db } from '../db/client.ts';
@@ -13,7 +15,7 @@ import { type JobRun, listJobRuns } from '../jobs/store.ts';
 import { describeFailure } from './failure.ts';
 import { tellKeyringUse } from './keyring-use.ts';
 import { locate } from './locate.ts';
-import { print, warning, wrong } from './print.ts';
+import { counted, print, warning, wrong } from './print.ts';
 
 /** Some of what is asked reads every key. */
 const queryTimeoutMs = 60_000;
@@ -56,6 +58,7 @@ async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> 
     else wrong(`Not so: ${name}. ${remedy}`);
   }
   await examineJobs(db);
+  await examineIssuer(db, config);
 }
 
 /** Whoever has a database of one's own with two roles counts on what they are for. */
@@ -73,6 +76,23 @@ async function examineJobs(db: Db): Promise<void> {
     const told = tellJob(state, run);
     if (state === 'failed' || state === 'overdue') wrong(`Job ${job.name} ${told}`);
     else print(`ok      Job ${job.name} ${told}`);
+  }
+}
+
+async function examineIssuer(db: Db, { oidc }: Config): Promise<void> {
+  if (oidc === undefined) return;
+  const { issuer, organization } = oidc;
+  try {
+    const { keys } = await fetchKeys(issuer);
+    print(`ok      The identity provider ${issuer} answers, and publishes ${counted(keys.length, 'key')}.`);
+  } catch (error) {
+    wrong(
+      `No keys of the identity provider ${issuer} can be fetched: ${describeFailure(error, {})}. Is it as OIDC_ISSUER says?`,
+    );
+  }
+  const ids = 'id' in organization ? [organization.id] : [...(organization.ids?.values() ?? [])];
+  for (const id of ids) {
+    if (!(await organizationExists(db, id))) wrong(`There is no organization ${id}: nobody comes in whom that means.`);
   }
 }
 

@@ -87,7 +87,11 @@ const historyFilter = z
       .meta({ description: '`refused`: attempts that were refused with 403 or 429, counted by the hour, not events.' }),
     keyId: idSchema('key').optional(),
     partnerId: idSchema('partner').optional(),
-    actorId: z.string().max(200).optional().meta({ description: 'The id of the access token that acted.' }),
+    actorId: z
+      .string()
+      .max(1_000)
+      .optional()
+      .meta({ description: 'Who acted: the id of an access token, or issuer#subject.' }),
     action: z.enum(historyActions).optional(),
     operation: z.string().max(100).optional().meta({ description: 'Of refused attempts: the operationId.' }),
     code: z.enum(refusalCodes).optional().meta({ description: 'Of refused attempts: with what.' }),
