@@ -12,7 +12,7 @@ import { currentTime } from '../db/work.ts';
 import { jobs } from '../jobs/list.ts';
 import { type JobState, stateOf } from '../jobs/policy.ts';
 import { type JobRun, listJobRuns } from '../jobs/store.ts';
-import { describeFailure } from './failure.ts';
+import { describeFailure, messageOf } from './failure.ts';
 import { tellKeyringUse } from './keyring-use.ts';
 import { locate } from './locate.ts';
 import { counted, print, warning, wrong } from './print.ts';
@@ -86,9 +86,7 @@ async function examineIssuer(db: Db, { oidc }: Config): Promise<void> {
     const { keys } = await fetchKeys(issuer);
     print(`ok      The identity provider ${issuer} answers, and publishes ${counted(keys.length, 'key')}.`);
   } catch (error) {
-    wrong(
-      `No keys of the identity provider ${issuer} can be fetched: ${describeFailure(error, {})}. Is it as OIDC_ISSUER says?`,
-    );
+    wrong(`No keys of the identity provider ${issuer} can be fetched: ${messageOf(error)}. Is it as OIDC_ISSUER says?`);
   }
   const ids = 'id' in organization ? [organization.id] : [...(organization.ids?.values() ?? [])];
   for (const id of ids) {

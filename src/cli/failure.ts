@@ -11,8 +11,9 @@ export function describeFailure(error: unknown, env: NodeJS.ProcessEnv): string 
   return `The database can not be reached: ${message}. ${hint}`;
 }
 
-/** That of an AggregateError is empty; those of its errors are not. */
-function messageOf(error: unknown): string {
+/** Of some errors only what is behind them says something: an AggregateError's message is empty, and `fetch failed` is all that fetch says. */
+export function messageOf(error: unknown): string {
   if (error instanceof AggregateError && error.message === '') return error.errors.map(messageOf).join(', ');
+  if (error instanceof TypeError && error.cause instanceof Error) return messageOf(error.cause);
   return error instanceof Error ? error.message : String(error);
 }
