@@ -13,6 +13,9 @@ import { createAttemptLimit } from './crypto/attempt-limit.ts';
 import { requireCurrentSchema } from './db/migrator.ts';
 import { toProblem } from './db/pg-error.ts';
 import type { Transactor } from './db/work.ts';
+import { checkpointRoutes, publicKeyRoutes } from './history/checkpoint-routes.ts';
+import type { Checkpoints } from './history/checkpoints.ts';
+import { historyExportRoutes } from './history/export-routes.ts';
 import { createRefusalRecorder } from './history/refusal-recorder.ts';
 import { watchRefusals } from './history/refusal-watch.ts';
 import { historyRoutes } from './history/routes.ts';
@@ -54,6 +57,7 @@ export interface AppDeps {
   crypto: TokenCrypto;
   verification: Pick<VerificationState, 'clock' | 'records' | 'limits' | 'usage'>;
   webhookClient: Pick<WebhookClient, 'checkUrl'>;
+  checkpoints: Checkpoints;
   limits: EndpointLimits;
   /** Undefined: nobody comes from an identity provider. */
   oidc?: { settings: OidcSettings; keys: IssuerKeys } | undefined;
@@ -100,7 +104,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
     usage,
   });
   const mint = createKeyMint(crypto);
-  const metrics = createMetrics({ ...transactor, logger: deps.logger });
+  const metrics = createMetrics({ ...transactor, checkpoints: deps.checkpoints, logger: deps.logger });
   const refusals = createRefusalRecorder({ db, clock, logger: deps.logger });
   const { countUnknownCaller } = metrics;
 
@@ -135,6 +139,9 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(webhookRoutes, { ...v1, transactor, keyring: crypto.keyring, client: deps.webhookClient });
   await app.register(webhookDeliveryRoutes, { ...v1, transactor });
   await app.register(historyRoutes, { ...v1, db });
+  await app.register(historyExportRoutes, { ...v1, db });
+  await app.register(checkpointRoutes, { ...v1, checkpoints: deps.checkpoints });
+  await app.register(publicKeyRoutes, { checkpoints: deps.checkpoints });
   await app.register(organizationRoutes, { ...v1, transactor });
   await app.register(operatorOrganizationRoutes, { ...v1, transactor });
   await app.register(accessTokenRoutes, { ...v1, transactor, crypto });

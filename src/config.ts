@@ -1,8 +1,8 @@
-import { readFileSync } from 'node:fs';
 import { BlockList, isIP } from 'node:net';
 import { z } from 'zod';
 import { type OidcSettings, oidcEnvironment, oidcProblems, oidcSettingsOf } from './auth/oidc-settings.ts';
 import { type Keyring, KeyringError, parseKeyring } from './crypto/keyring.ts';
+import { readSecretFiles, type SecretFileName, type SecretName, type SecretsRead } from './secret-files.ts';
 
 /** The exit code for a configuration that cannot work: EX_CONFIG of sysexits(3). */
 export const configExitCode = 78;
@@ -22,13 +22,21 @@ const postgresUrl = z
   .refine(isPostgresUrl, 'must be a URL of the form postgres://user:password@host:5432/database');
 
 function isPostgresUrl(text: string): boolean {
+  // The parser drops line breaks without a word, and a file may have a second line.
+  if (/\s/.test(text)) return false;
   const url = URL.canParse(text) ? new URL(text) : undefined;
   return url !== undefined && ['postgres:', 'postgresql:'].includes(url.protocol);
 }
 
 function isRedisUrl(text: string): boolean {
+  if (/\s/.test(text)) return false;
   const url = URL.canParse(text) ? new URL(text) : undefined;
   return url !== undefined && ['redis:', 'rediss:'].includes(url.protocol);
+}
+
+function isHttpUrl(text: string): boolean {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  return url !== undefined && ['http:', 'https:'].includes(url.protocol);
 }
 
 const networks = z
@@ -48,6 +56,16 @@ function isNetwork(text: string): boolean {
   }
 }
 
+function secretFile(name: SecretName) {
+  return z
+    .string()
+    .optional()
+    .meta({
+      description: `A file with the same text, instead of ${name}.`,
+      example: `/run/secrets/${name.toLowerCase()}`,
+    });
+}
+
 /**
  * Every variable that Latchkey reads from the environment: its form, its default, and for people a description and an
  * example. The README's table is held against this by a test. An empty variable counts as one that is not set.
@@ -65,10 +83,12 @@ export const environment = z.object({
     description: "Your own Postgres (15 to 18), as the service's role. Not set: an embedded one is started.",
     example: 'postgres://latchkey_app:…@db:5432/latchkey',
   }),
+  DATABASE_URL_FILE: secretFile('DATABASE_URL'),
   MIGRATION_DATABASE_URL: postgresUrl.optional().meta({
     description: 'The same database as the role that owns the schema, for `latchkey migrate`.',
     example: 'postgres://latchkey_owner:…@db:5432/latchkey',
   }),
+  MIGRATION_DATABASE_URL_FILE: secretFile('MIGRATION_DATABASE_URL'),
   APP_ROLE: z
     .string()
     .regex(/^[a-z_][a-z0-9_]{0,62}$/, 'must be a role name of a-z, 0-9 and _')
@@ -85,6 +105,7 @@ export const environment = z.object({
     description: 'A direct way to the same database, where DATABASE_URL leads through a transaction pooler.',
     example: 'postgres://latchkey_app:…@db:5432/latchkey',
   }),
+  LISTEN_DATABASE_URL_FILE: secretFile('LISTEN_DATABASE_URL'),
   DATABASE_POOL_SIZE: integer(1, 500).default(10).meta({
     description: 'Connections to Postgres at most.',
     example: '20',
@@ -102,10 +123,7 @@ export const environment = z.object({
     description: 'The server secrets, `id:base64,id:base64…`, 32 bytes each; the first one is primary.',
     example: 'k20260101:$(openssl rand -base64 32)',
   }),
-  LATCHKEY_KEYRING_FILE: z.string().optional().meta({
-    description: 'A file with the same text, instead of LATCHKEY_KEYRING.',
-    example: '/run/secrets/latchkey-keyring',
-  }),
+  LATCHKEY_KEYRING_FILE: secretFile('LATCHKEY_KEYRING'),
   LATCHKEY_STRICT: boolean.default(false).meta({
     description: 'Refuse to start where the database does not protect history, instead of warning.',
     example: 'true',
@@ -147,6 +165,7 @@ export const environment = z.object({
     description: 'A Redis or Valkey in which replicas count rate limits together. Not set: each counts by itself.',
     example: 'redis://cache:6379',
   }),
+  REDIS_URL_FILE: secretFile('REDIS_URL'),
   USAGE_HOURLY_DAYS: integer(1, 3_650).default(35).meta({
     description: 'Days for which usage is kept by the hour; older hours are folded into days.',
     example: '35',
@@ -168,6 +187,15 @@ export const environment = z.object({
     description: 'Networks that webhooks may lead to although they are not public; with commas. Not set: none.',
     example: '10.20.0.0/16,fd00::/8',
   }),
+  CHECKPOINT_FILE: z.string().optional().meta({
+    description:
+      'Where signed checkpoints of the history are appended, and remembered beyond a restart. Not set: only in memory and in the log.',
+    example: '/var/lib/latchkey/checkpoints',
+  }),
+  CHECKPOINT_URL: z.string().refine(isHttpUrl, 'must be a URL of the form https://host/path').optional().meta({
+    description: 'Where signed checkpoints are sent to by POST, so that they leave the machine. Not set: nowhere.',
+    example: 'https://user:password@archive.example.com/latchkey',
+  }),
   ARGON2_MEMORY_KIB: integer(8, 65_536).default(19_456).meta({
     description: 'Memory of one argon2id run.',
     example: '19456',
@@ -181,7 +209,7 @@ export const environment = z.object({
   }),
 });
 
-export type Config = Readonly<Omit<z.infer<typeof environment>, 'LATCHKEY_KEYRING' | 'LATCHKEY_KEYRING_FILE'>> & {
+export type Config = Readonly<Omit<z.infer<typeof environment>, 'LATCHKEY_KEYRING' | SecretFileName>> & {
   /** Undefined where none is configured: the embedded start makes one. */
   readonly keyring: Keyring | undefined;
   /** Undefined: no admins come from an identity provider. */
@@ -205,11 +233,14 @@ export class ConfigError extends Error {
  * @throws ConfigError
  */
 export function readConfig(env: NodeJS.ProcessEnv, needs: { keyring: boolean } = { keyring: true }): Config {
-  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== undefined && value !== ''));
+  const secrets = readSecretFiles(setVariables(env));
+  const given = secrets.env;
   const parsed = environment.safeParse(given);
-  const problems = parsed.success ? [] : parsed.error.issues.map(describeIssue);
-  const keyring = readKeyring(given, needs.keyring, problems);
-  if (given['MIGRATION_DATABASE_URL'] !== undefined && given['DATABASE_URL'] === undefined && needs.keyring) {
+  const problems = [...secrets.problems];
+  if (!parsed.success) problems.push(...parsed.error.issues.map((issue) => describeIssue(issue, secrets)));
+  const keyring = readKeyring(secrets, needs.keyring, problems);
+  const mayBeEmbedded = given['DATABASE_URL'] === undefined && !secrets.isUnreadable('DATABASE_URL');
+  if (given['MIGRATION_DATABASE_URL'] !== undefined && mayBeEmbedded && needs.keyring) {
     problems.push(
       'MIGRATION_DATABASE_URL is set without DATABASE_URL, and the service would start an embedded database: set both or neither.',
     );
@@ -222,13 +253,21 @@ export function readConfig(env: NodeJS.ProcessEnv, needs: { keyring: boolean } =
   }
   if (parsed.success) problems.push(...oidcProblems(parsed.data));
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems);
-  const { LATCHKEY_KEYRING, LATCHKEY_KEYRING_FILE, ...variables } = parsed.data;
+  const { LATCHKEY_KEYRING, ...variables } = parsed.data;
   return Object.freeze({ ...variables, keyring, oidc: oidcSettingsOf(variables) });
 }
 
+function setVariables(env: NodeJS.ProcessEnv): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(env).filter((entry): entry is [string, string] => entry[1] !== undefined && entry[1] !== ''),
+  );
+}
+
 /** The value itself is not repeated: it may be a password. */
-function describeIssue(issue: z.core.$ZodIssue): string {
+function describeIssue(issue: z.core.$ZodIssue, { sourceOf }: SecretsRead): string {
   const name = String(issue.path[0]);
+  const source = sourceOf(name);
+  if (source !== name) return `${source}: the text of the file ${issue.message}.`;
   return `${name} ${issue.message}, for example ${name}=${exampleOf(name)}`;
 }
 
@@ -238,22 +277,19 @@ export function exampleOf(name: string): string {
   return String(z.globalRegistry.get(schema)?.['example'] ?? '');
 }
 
-function readKeyring(env: Record<string, unknown>, needed: boolean, problems: string[]): Keyring | undefined {
-  const { LATCHKEY_KEYRING: text, LATCHKEY_KEYRING_FILE: file } = env;
-  if (text !== undefined && file !== undefined) {
-    problems.push('LATCHKEY_KEYRING and LATCHKEY_KEYRING_FILE are both set: set one of them.');
-    return undefined;
+function readKeyring(secrets: SecretsRead, needed: boolean, problems: string[]): Keyring | undefined {
+  const { LATCHKEY_KEYRING: text, DATABASE_URL: url } = secrets.env;
+  if (text !== undefined) {
+    try {
+      return parseKeyring(text);
+    } catch (error) {
+      if (!(error instanceof KeyringError)) throw error;
+      const name = secrets.sourceOf('LATCHKEY_KEYRING');
+      problems.push(`${name}: ${error.message}, for example ${name}=${exampleOf(name)}`);
+      return undefined;
+    }
   }
-  const name = file === undefined ? 'LATCHKEY_KEYRING' : 'LATCHKEY_KEYRING_FILE';
-  try {
-    if (file !== undefined) return parseKeyring(readFileSync(String(file), 'utf8'));
-    if (text !== undefined) return parseKeyring(String(text));
-  } catch (error) {
-    const why = error instanceof KeyringError ? error.message : `can not be read (${String(error)})`;
-    problems.push(`${name}: ${why}, for example ${name}=${exampleOf(name)}`);
-    return undefined;
-  }
-  if (needed && env['DATABASE_URL'] !== undefined) {
+  if (needed && url !== undefined && !secrets.isUnreadable('LATCHKEY_KEYRING')) {
     problems.push(
       `LATCHKEY_KEYRING or LATCHKEY_KEYRING_FILE must be set with DATABASE_URL, for example LATCHKEY_KEYRING=${exampleOf('LATCHKEY_KEYRING')}. ` +
         'Keep it apart from the database and its backups.',

@@ -3,6 +3,7 @@ import { Counter, Gauge, Registry } from 'prom-client';
 import { type ProblemCode, problemCodes, problemKinds } from './core/errors.ts';
 import type { Db } from './db/client.ts';
 import { currentTime } from './db/work.ts';
+import type { Checkpoints } from './history/checkpoints.ts';
 import type { Metrics } from './http/metrics-routes.ts';
 import { listJobRuns } from './jobs/store.ts';
 import { countOverdue } from './recovery/store.ts';
@@ -10,6 +11,7 @@ import { countOverdue } from './recovery/store.ts';
 interface MetricsOptions {
   db: Db;
   clockShiftMs: () => number;
+  checkpoints: Pick<Checkpoints, 'refused'>;
   logger: Pick<FastifyBaseLogger, 'warn'>;
 }
 
@@ -21,7 +23,7 @@ interface ServiceMetrics extends Metrics {
 /** How the service is doing. No ids and no secrets are labels. */
 export function createMetrics(options: MetricsOptions): ServiceMetrics {
   const registry = new Registry();
-  const readers = [readJobs(registry, options), readRecovery(registry, options)];
+  const readers = [readJobs(registry, options), readRecovery(registry, options), readCheckpoints(registry, options)];
   return {
     contentType: registry.contentType,
     countUnknownCaller: countUnknownCallers(registry),
@@ -75,4 +77,13 @@ function readRecovery(registry: Registry, { db, clockShiftMs }: MetricsOptions):
     registers: [registry],
   });
   return async () => overdue.set(await countOverdue(db, await currentTime(db, clockShiftMs)));
+}
+
+function readCheckpoints(registry: Registry, { checkpoints }: MetricsOptions): () => Promise<void> {
+  const refused = new Gauge({
+    name: 'latchkey_history_checkpoints_refused',
+    help: 'Chains of history that this replica refuses to sign, because they are not what was signed before.',
+    registers: [registry],
+  });
+  return async () => refused.set(checkpoints.refused());
 }

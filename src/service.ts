@@ -14,6 +14,7 @@ import { migrate, requireCurrentSchema } from './db/migrator.ts';
 import type { Transactor } from './db/work.ts';
 import { type SendPayload, sendTask } from './db/worker-queue.ts';
 import { type EmbeddedInstance, startEmbeddedInstance } from './embedded-instance.ts';
+import { openCheckpointing } from './history/checkpointing.ts';
 import { jobs } from './jobs/list.ts';
 import { startJobs } from './jobs/runner.ts';
 import { isAnyOrganizationThere } from './organizations/store.ts';
@@ -40,7 +41,8 @@ const firstAdminEmail = 'admin@example.com';
 
 /**
  * Configuration → database → app → listen.
- * @throws EmbeddedPostgresError, SchemaMismatch, InstallationMismatch, GuaranteeBroken, or what `listen` throws
+ * @throws EmbeddedPostgresError, SchemaMismatch, InstallationMismatch, GuaranteeBroken, CheckpointFileError, or what
+ * `listen` throws
  */
 export async function startService(config: Config, logger: Logger): Promise<Service> {
   const closers: Array<() => Promise<void>> = [];
@@ -77,6 +79,15 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     };
     const bootstrapped = embedded === undefined ? undefined : await bootstrapOnce(embedded, transactor, crypto);
 
+    const checkpointing = await openCheckpointing({
+      db: client.db,
+      keyring: crypto.keyring,
+      file: config.CHECKPOINT_FILE,
+      url: config.CHECKPOINT_URL,
+      logger,
+    });
+    closers.push(() => checkpointing.close());
+
     const egress = {
       allowHttp: config.WEBHOOK_ALLOW_HTTP,
       allowedRanges: parseRanges(config.WEBHOOK_ALLOW_CIDRS ?? []),
@@ -88,6 +99,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       crypto,
       verification,
       webhookClient: createWebhookClient(egress),
+      checkpoints: checkpointing.checkpoints,
       limits: {
         callerLimit: config.CALLER_LIMIT,
         addressLimit: config.ADDRESS_LIMIT,
@@ -101,6 +113,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       isStopping: () => stopping,
     });
     await verification.ready;
+    checkpointing.start();
     const background = { ...transactor, url: config.LISTEN_DATABASE_URL ?? database.appUrl, logger };
     const sender = startWebhookSender({ ...background, keyring: crypto.keyring, client: createWebhookClient(egress) });
     const jobRunner = startJobs({

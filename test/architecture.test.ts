@@ -17,7 +17,7 @@ const ranks: string[][] = [
   features,
   ['verification'],
   ['jobs'],
-  ['version.ts', 'config.ts', 'logger.ts', 'metrics.ts', 'bootstrap.ts', 'app.ts'],
+  ['version.ts', 'secret-files.ts', 'config.ts', 'logger.ts', 'metrics.ts', 'bootstrap.ts', 'app.ts'],
   ['describe-api.ts', 'embedded-instance.ts'],
   ['service.ts'],
   ['cli'],

@@ -167,6 +167,7 @@ t.test('each job finds what is due, and may do what it has to as the service see
   await verifier.get('/v1/keys');
   const aged = "update refused_attempts set hour = hour - interval '60 days' returning 1";
   await eventually(async () => (await dbQuery(urls.superuser, aged)).length === 1);
+  await dbQuery(urls.superuser, 'insert into expiry_notices values ($1, now(), 1)', [partner.keys[0].id]);
   const { body: other } = await service.operator.post('/v1/organizations', { name: 'Other' });
   await service.operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
   await dbQuery(urls.superuser, "update organizations set key_reveal = 'never' where id = $1", [other.id]);

@@ -13,6 +13,7 @@ const newest = [
   '0005-jobs',
   '0006-webhooks',
   '0007-refused-attempts',
+  '0010-last-use',
   'graphile_worker@19',
 ];
 

@@ -100,7 +100,8 @@ export function createIssuerKeys({ issuer, logger, timings }: IssuerKeysOptions)
         return await keys.find(header, token);
       } catch (error) {
         if (!(error instanceof errors.JWKSNoMatchingKey)) throw error;
-        if (mayTry()) await fetchAgain();
+        // Unless others have been fetched meanwhile, for somebody else.
+        if (known === keys && mayTry()) await fetchAgain();
         // Then nobody can say whether this is a new key.
         if (failure !== undefined) throw unavailable();
         return (await knownKeys()).find(header, token);

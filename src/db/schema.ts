@@ -27,7 +27,6 @@ export interface Database {
   history_heads: HistoryHeadsTable;
   usage_hours: UsageHoursTable;
   usage_days: UsageDaysTable;
-  key_last_uses: KeyLastUsesTable;
   recovery_requests: RecoveryRequestsTable;
   expiry_notices: ExpiryNoticesTable;
   deleted_key_uses: DeletedKeyUsesTable;
@@ -158,16 +157,13 @@ export interface UsageHoursTable {
   rate_limited: number;
   /** Of those denied: because the key was deleted. */
   after_deletion: number;
+  /** When the key was last allowed something in this time. */
+  last_used_at: Date | null;
 }
 
 /** Hours folded into days of UTC. */
 export interface UsageDaysTable extends Omit<UsageHoursTable, 'hour'> {
   day: Date;
-}
-
-export interface KeyLastUsesTable {
-  key_id: KeyId;
-  at: Date;
 }
 
 export type RecoveryStatus = 'open' | 'approved' | 'declined';

@@ -22,7 +22,7 @@ interface Announcement {
 /**
  * Writes a delivery for each endpoint that asked for what has just been recorded, in the same transaction: both are there
  * after the commit or neither. The chain's head is locked, so an endpoint that was made earlier in the chain is seen.
- * Costs one query where nobody listens.
+ * Whoever is no partner any more hears of that, and of nothing after it. Costs one query where nobody listens.
  */
 export async function announce(tx: Tx, organizationId: OrganizationId, events: readonly ChainedEvent[]): Promise<void> {
   const listeners = await listenersTo(tx, organizationId, events);
@@ -39,11 +39,17 @@ async function listenersTo(
   organizationId: OrganizationId,
   events: readonly ChainedEvent[],
 ): Promise<Listener[]> {
+  const tested = events.map(testedBy).filter((id) => id !== undefined);
+  const leaving = events.filter(({ action }) => action === 'partner.deleted').map(({ partnerId }) => partnerId);
   const { rows } = await sql<Listener>`
-    select id, partner_id, events from webhook_endpoints
+    select id, partner_id, events from webhook_endpoints as endpoint
     where organization_id = ${organizationId} and deleted_at is null and disabled_at is null
-      and (events && ${events.map(({ action }) => action)}::text[] or events = '{*}'
-        or id = any(${events.map(testedBy).filter((id) => id !== undefined)}::text[]))`.execute(tx);
+      and (id = any(${tested}::text[]) or (
+        (events && ${events.map(({ action }) => action)}::text[] or events = '{*}')
+        and (partner_id is null or partner_id = any(${leaving}::text[]) or exists (
+          select from partners where id = endpoint.partner_id and deleted_at is null
+        ))
+      ))`.execute(tx);
   return rows;
 }
 

@@ -15,11 +15,12 @@ import {
   timestampInput,
   timestampView,
 } from '../http/schemas.ts';
-import type { StoredEvent } from './chain.ts';
+import { chainOf, type StoredEvent } from './chain.ts';
 import { historyActions } from './events.ts';
 import { listRefusals, type RefusalFilter } from './refusals-store.ts';
 import { isRefusalId, refusalCodes, refusalView, toRefusalView } from './refusals-view.ts';
-import { type HistoryFilter, historyKnows, isSequence, listEvents, verifyChain } from './store.ts';
+import { type HistoryFilter, historyKnows, isSequence, listEvents } from './store.ts';
+import { verifyChain } from './verify.ts';
 
 const hashView = z.string().meta({ example: '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08' });
 
@@ -48,8 +49,12 @@ const eventView = z
 
 type EventView = z.infer<typeof eventView>;
 
-const eventPage = pageOf(eventView).meta({ id: 'EventPage' });
-const refusalPage = pageOf(refusalView).meta({ id: 'RefusedAttemptsPage' });
+const eventPage = pageOf(eventView)
+  .extend({ class: z.enum(['events']) })
+  .meta({ id: 'EventPage' });
+const refusalPage = pageOf(refusalView)
+  .extend({ class: z.enum(['refused']) })
+  .meta({ id: 'RefusedAttemptsPage' });
 
 /** The reply is made from the canonical text, which is what the hash covers; columns only filter. */
 function toView(stored: StoredEvent): EventView {
@@ -127,15 +132,16 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
           "An operator that names no organization reads the installation's own history. `class=refused` lists refused " +
           'attempts instead, with other entries.',
         querystring: historyFilter,
-        response: { 200: z.union([eventPage, refusalPage]) },
+        response: { 200: z.discriminatedUnion('class', [eventPage, refusalPage]) },
       },
     },
     async (request) => {
       const { actsIn } = accessTokenOf(request);
       const { limit, cursor, class: wanted, operation, code, ...filter } = request.query;
-      if (wanted === 'events') return readPage(actsIn, filter, { limit, cursor });
+      if (wanted === 'events') return { class: wanted, ...(await readPage(actsIn, filter, { limit, cursor })) };
       const { actorId: callerId, from, to } = filter;
-      return readRefusals(actsIn, { callerId, operation, code, from, to }, { limit, cursor });
+      const refusals = { callerId, operation, code, from, to };
+      return { class: wanted, ...(await readRefusals(actsIn, refusals, { limit, cursor })) };
     },
   );
 
@@ -153,7 +159,15 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         response: { 200: verdictView },
       },
     },
-    async (request) => verifyChain(db, accessTokenOf(request).actsIn),
+    async (request) => {
+      const { events, head, flaw } = await verifyChain(db, chainOf(accessTokenOf(request).actsIn));
+      return {
+        valid: flaw === undefined,
+        events,
+        head: events === 0 ? null : head.toString('hex'),
+        firstBadSequence: flaw?.sequence ?? null,
+      };
+    },
   );
 
   app.get(

@@ -82,7 +82,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
     }
     const counted = limits.count(bucketsOf(key), cost);
     const conclude = (count: Count): Verdict => {
-      if (cost > 0) usage.add(key, count.isExceeded ? 'rate_limited' : 'allowed');
+      if (cost > 0) usage.add(key, count.isExceeded ? 'rateLimited' : 'allowed');
       return { code: count.isExceeded ? 'rate_limited' : 'valid', key, count };
     };
     return counted instanceof Promise ? counted.then(conclude) : conclude(counted);

@@ -4,7 +4,8 @@ import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
 import { recordOf, wakeAfterwards } from './commands.ts';
-import { DeliveryFailed, type WebhookClient } from './connector.ts';
+import type { WebhookClient } from './connector.ts';
+import { DeliveryFailed } from './delivery-failed.ts';
 import { openSecrets } from './mint.ts';
 import { decide, isSuccess, leaseMs, type Outcome, reasonToDisable, sendsAtOncePerEndpoint } from './policy.ts';
 import {
@@ -37,11 +38,13 @@ const sender: Actor = { type: 'system', id: 'webhooks', name: 'webhooks', email:
 /**
  * Takes what is due to an endpoint, as much as may be under way at once. What waits for an endpoint that was disabled or
  * deleted fails.
+ * @param placesFor how many more calls of this endpoint the sender has room for
  * @returns `more`: there is reason to ask again at once
  */
 export async function claimDue(
   { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
   id: WebhookId,
+  placesFor: (webhook: SendingWebhook) => number,
 ): Promise<{ claims: Claim[]; more: boolean }> {
   return db.transaction().execute(async (tx) => {
     const webhook = await lockForSending(tx, id);
@@ -50,8 +53,10 @@ export async function claimDue(
     if (!webhook.is_live) {
       return { claims: [], more: (await failPending(tx, id, at, failedAtOnce)) === failedAtOnce };
     }
+    const places = placesFor(webhook);
+    if (places <= 0) return { claims: [], more: false };
     const leasedUntil = new Date(at.getTime() + leaseMs);
-    const deliveries = await leaseDue(tx, id, { now: at, leasedUntil, atOnce: sendsAtOncePerEndpoint });
+    const deliveries = await leaseDue(tx, id, { now: at, leasedUntil, atOnce: sendsAtOncePerEndpoint, places });
     return { claims: deliveries.map((delivery) => ({ webhook, delivery, at })), more: false };
   });
 }

@@ -6,7 +6,9 @@ import { connect } from '../db/client.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 import { type Claim, claimDue, send, settle } from './attempt.ts';
 import type { WebhookClient } from './connector.ts';
+import { isSuccess } from './policy.ts';
 import { endpointsToLookAt, endpointsWithDue, hasDue, release } from './sending-store.ts';
+import type { SendingWebhook } from './store.ts';
 
 /** Sends what is due, for as long as it is open. Several of them, in whatever processes, share the work. */
 export interface WebhookSender {
@@ -25,8 +27,12 @@ interface WebhookSenderOptions extends Pick<Transactor, 'clockShiftMs' | 'onChan
   logger: Pick<FastifyBaseLogger, 'debug' | 'warn'>;
 }
 
-/** A hanging receiver costs a socket here, and nobody else anything. */
-const sendsAtOnce = 500;
+/**
+ * A receiver that hangs costs two sockets here, and nobody else anything. Those that fail have half of the places, so that
+ * others still get through where hundreds hang at once, as when the net of a large host is down.
+ */
+const sendsAtOnce = 1_000;
+const failingSendsAtOnce = 500;
 
 const connections = 4;
 const queryTimeoutMs = 10_000;
@@ -58,6 +64,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   const closing = new AbortController();
   const looking = new Set<Promise<void>>();
   const sending = new Set<Promise<void>>();
+  const sendingToFailing = new Set<Promise<void>>();
 
   const lookAtOrganization = oneAtATime(async (id: OrganizationId) => {
     const now = await currentTime(db, options.clockShiftMs);
@@ -66,11 +73,21 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
 
   const lookAtEndpoint = oneAtATime(async (id: WebhookId) => {
     for (let more = true; more && sending.size < sendsAtOnce; ) {
-      const claimed = await claimDue(transactor, id);
-      for (const claim of claimed.claims) track(sending, deliver(claim));
+      const claimed = await claimDue(transactor, id, placesFor);
+      for (const claim of claimed.claims) {
+        const delivered = deliver(claim);
+        track(sending, delivered);
+        if (isFailing(claim.webhook)) track(sendingToFailing, delivered);
+      }
       more = claimed.more;
     }
   });
+
+  /** What the transactions of a moment take, one for each connection at most, may go beyond it. */
+  function placesFor(webhook: SendingWebhook): number {
+    const places = sendsAtOnce - sending.size;
+    return isFailing(webhook) ? Math.min(places, failingSendsAtOnce - sendingToFailing.size) : places;
+  }
 
   function look<Id>(at: (id: Id) => Promise<void>, id: Id): void {
     if (closing.signal.aborted) return;
@@ -88,6 +105,8 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
       if (reason === 'secret_unreadable') logger.warn({ err: error, ...facts }, "A webhook's secret does not open.");
       else logger.debug({ err: error, ...facts, status, reason, durationMs }, 'A webhook was called.');
       await settle(transactor, claim, outcome);
+      // The places of those that fail go round: who has had one waits for its turn.
+      if (!isSuccess(outcome)) return;
     } catch (error) {
       if (closing.signal.aborted) await giveBack(claim);
       else logger.warn({ err: error, ...facts }, 'What came of a delivery could not be kept; it is sent again.');
@@ -134,6 +153,10 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
       await database.close();
     },
   };
+}
+
+function isFailing({ failing_since }: SendingWebhook): boolean {
+  return failing_since !== null;
 }
 
 function track(works: Set<Promise<void>>, work: Promise<void>): void {

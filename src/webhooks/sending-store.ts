@@ -14,7 +14,8 @@ export interface ClaimedDelivery {
 
 /**
  * Endpoints that have something due at a time. Goes from endpoint to endpoint through the index, so that one with a long
- * queue costs no more than one with a short one.
+ * queue costs no more than one with a short one. In an order that chance makes: where a sender has not places enough for
+ * all of them, everybody's turn comes.
  */
 export async function endpointsWithDue(db: Db, now: Date): Promise<WebhookId[]> {
   const { rows } = await sql<{ id: WebhookId }>`
@@ -27,7 +28,8 @@ export async function endpointsWithDue(db: Db, now: Date): Promise<WebhookId[]> 
     select id from endpoint
     where exists (
       select from webhook_deliveries where endpoint_id = endpoint.id and status = 'pending' and due_at <= ${now}
-    )`.execute(db);
+    )
+    order by random()`.execute(db);
   return rows.map(({ id }) => id);
 }
 
@@ -52,11 +54,14 @@ export async function hasDue(db: Db, endpointId: WebhookId, clockShiftMs: number
   return rows[0]?.due === true;
 }
 
-/** The next ones that are due, as many as may be under way at once. They are this sender's until the lease ends. */
+/**
+ * The next ones that are due, as many as may be under way at once and as the sender has places for. They are this
+ * sender's until the lease ends.
+ */
 export async function leaseDue(
   tx: Tx,
   endpointId: WebhookId,
-  { now, leasedUntil, atOnce }: { now: Date; leasedUntil: Date; atOnce: number },
+  { now, leasedUntil, atOnce, places }: { now: Date; leasedUntil: Date; atOnce: number; places: number },
 ): Promise<ClaimedDelivery[]> {
   const { rows } = await sql<ClaimedDelivery>`
     update webhook_deliveries set leased_until = ${leasedUntil}, due_at = ${leasedUntil}
@@ -65,10 +70,10 @@ export async function leaseDue(
       where endpoint_id = ${endpointId} and status = 'pending' and due_at <= ${now}
         and (leased_until is null or leased_until <= ${now})
       order by due_at, id
-      limit greatest(0, ${atOnce} - (
+      limit least(${places}::bigint, greatest(0, ${atOnce} - (
         select count(*) from webhook_deliveries
         where endpoint_id = ${endpointId} and status = 'pending' and leased_until > ${now}
-      ))
+      )))
       for update skip locked
     )
     returning id, payload, leased_until`.execute(tx);
