@@ -1,60 +1,11 @@
-import { BlockList, isIP } from 'node:net';
 import { z } from 'zod';
 import { type OidcSettings, oidcEnvironment, oidcProblems, oidcSettingsOf } from './auth/oidc-settings.ts';
+import { boolean, httpUrl, integer, networks, postgresUrl, redisUrl } from './config-forms.ts';
 import { type Keyring, KeyringError, parseKeyring } from './crypto/keyring.ts';
 import { readSecretFiles, type SecretFileName, type SecretName, type SecretsRead } from './secret-files.ts';
 
 /** The exit code for a configuration that cannot work: EX_CONFIG of sysexits(3). */
 export const configExitCode = 78;
-
-function integer(least: number, most: number) {
-  return z
-    .string()
-    .regex(/^[0-9]{1,12}$/, `must be a whole number from ${least} to ${most}`)
-    .transform(Number)
-    .refine((value) => value >= least && value <= most, `must be a whole number from ${least} to ${most}`);
-}
-
-const boolean = z.enum(['true', 'false'], 'must be true or false').transform((text) => text === 'true');
-
-const postgresUrl = z
-  .string()
-  .refine(isPostgresUrl, 'must be a URL of the form postgres://user:password@host:5432/database');
-
-function isPostgresUrl(text: string): boolean {
-  // The parser drops line breaks without a word, and a file may have a second line.
-  if (/\s/.test(text)) return false;
-  const url = URL.canParse(text) ? new URL(text) : undefined;
-  return url !== undefined && ['postgres:', 'postgresql:'].includes(url.protocol);
-}
-
-function isRedisUrl(text: string): boolean {
-  if (/\s/.test(text)) return false;
-  const url = URL.canParse(text) ? new URL(text) : undefined;
-  return url !== undefined && ['redis:', 'rediss:'].includes(url.protocol);
-}
-
-function isHttpUrl(text: string): boolean {
-  const url = URL.canParse(text) ? new URL(text) : undefined;
-  return url !== undefined && ['http:', 'https:'].includes(url.protocol);
-}
-
-const networks = z
-  .string()
-  .transform((text) => text.split(',').map((part) => part.trim()))
-  .refine((parts) => parts.every(isNetwork), 'must be addresses or networks with commas between them');
-
-function isNetwork(text: string): boolean {
-  const [, address = '', bits] = /^([0-9a-f.:]+)(?:\/([0-9]{1,3}))?$/i.exec(text) ?? [];
-  const version = isIP(address);
-  if (version === 0) return false;
-  try {
-    new BlockList().addSubnet(address, Number(bits ?? 32), version === 4 ? 'ipv4' : 'ipv6');
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 function secretFile(name: SecretName) {
   return z
@@ -78,6 +29,22 @@ export const environment = z.object({
   PORT: integer(0, 65_535).optional().meta({
     description: 'Port to listen on. If not set: 8080, or another one if that is taken and the database is embedded.',
     example: '8080',
+  }),
+  DRAIN_SECONDS: integer(0, 300).default(1).meta({
+    description: 'How long a service that is told to stop says so on /readyz and still takes requests.',
+    example: '10',
+  }),
+  METRICS_PORT: integer(0, 65_535).optional().meta({
+    description: 'A port of its own for /metrics, which is then not on PORT. Not set: /metrics is on PORT.',
+    example: '9464',
+  }),
+  OTEL_EXPORTER_OTLP_ENDPOINT: httpUrl.optional().meta({
+    description: 'Where spans are sent by OTLP over HTTP. Not set: none are recorded.',
+    example: 'http://collector:4318',
+  }),
+  OTEL_SERVICE_NAME: z.string().max(255).default('latchkey').meta({
+    description: 'What this service is called in traces.',
+    example: 'latchkey-eu',
   }),
   DATABASE_URL: postgresUrl.optional().meta({
     description: "Your own Postgres (15 to 18), as the service's role. Not set: an embedded one is started.",
@@ -114,6 +81,15 @@ export const environment = z.object({
     description: 'Past this a query, or the wait for a connection, is answered 503.',
     example: '1500',
   }),
+  DATABASE_QUEUE_LIMIT: integer(1, 100_000).default(200).meta({
+    description: 'Requests that may wait for a connection to Postgres at once; past it the answer is 503.',
+    example: '400',
+  }),
+  EVENT_LOOP_DELAY_LIMIT_MS: integer(20, 60_000).default(500).meta({
+    description:
+      'A process that is later than this in the mean answers 503; verification only past four times as much.',
+    example: '1000',
+  }),
   LATCHKEY_DATA_DIR: z.string().optional().meta({
     description:
       'Where the embedded database, its keyring and credentials.json lie. Not set: .latchkey in the working folder, or for root below /var/lib/latchkey.',
@@ -136,6 +112,10 @@ export const environment = z.object({
   LOG_LEVEL: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent']).default('info').meta({
     description: 'The least that is logged.',
     example: 'debug',
+  }),
+  LOG_FORMAT: z.enum(['json', 'pretty']).optional().meta({
+    description: 'Not set: readable on a terminal, JSON lines elsewhere.',
+    example: 'json',
   }),
   TRUST_PROXY: networks.optional().meta({
     description: 'Proxies whose X-Forwarded-For is believed; with commas. Not set: nobody’s.',
@@ -161,7 +141,7 @@ export const environment = z.object({
     description: 'Keys kept in memory at most, about 2.7 KB each.',
     example: '200000',
   }),
-  REDIS_URL: z.string().refine(isRedisUrl, 'must be a URL of the form redis://host:6379').optional().meta({
+  REDIS_URL: redisUrl.optional().meta({
     description: 'A Redis or Valkey in which replicas count rate limits together. Not set: each counts by itself.',
     example: 'redis://cache:6379',
   }),
@@ -192,10 +172,11 @@ export const environment = z.object({
       'Where signed checkpoints of the history are appended, and remembered beyond a restart. Not set: only in memory and in the log.',
     example: '/var/lib/latchkey/checkpoints',
   }),
-  CHECKPOINT_URL: z.string().refine(isHttpUrl, 'must be a URL of the form https://host/path').optional().meta({
+  CHECKPOINT_URL: httpUrl.optional().meta({
     description: 'Where signed checkpoints are sent to by POST, so that they leave the machine. Not set: nowhere.',
     example: 'https://user:password@archive.example.com/latchkey',
   }),
+  CHECKPOINT_URL_FILE: secretFile('CHECKPOINT_URL'),
   ARGON2_MEMORY_KIB: integer(8, 65_536).default(19_456).meta({
     description: 'Memory of one argon2id run.',
     example: '19456',

@@ -27,6 +27,7 @@ export async function describeApi(): Promise<string> {
   const app = await buildApp({
     logger,
     verification,
+    pool: client.pool,
     transactor: { db: client.db, clockShiftMs: () => 0 },
     checkpoints: createCheckpoints({ db: client.db, keyring, logger }),
     crypto: {

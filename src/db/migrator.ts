@@ -7,6 +7,7 @@ import * as jobs from '../../migrations/0005-jobs.ts';
 import * as webhooks from '../../migrations/0006-webhooks.ts';
 import * as refusedAttempts from '../../migrations/0007-refused-attempts.ts';
 import * as lastUse from '../../migrations/0010-last-use.ts';
+import * as deliveryTraces from '../../migrations/0011-delivery-traces.ts';
 import type { DatabaseClient, Db } from './client.ts';
 import { grantToApp, prepareAppRole } from './grants.ts';
 import {
@@ -27,6 +28,7 @@ const migrations: Record<string, Migration> = {
   '0006-webhooks': webhooks,
   '0007-refused-attempts': refusedAttempts,
   '0010-last-use': lastUse,
+  '0011-delivery-traces': deliveryTraces,
 };
 
 const migrationTable = 'schema_migrations';

@@ -279,6 +279,8 @@ export interface WebhookDeliveriesTable {
   leased_until: Date | null;
   created_at: Date;
   finished_at: Date | null;
+  /** The trace of the request that caused it, as the header says it. */
+  traceparent: string | null;
 }
 
 export interface WebhookAttemptsTable {

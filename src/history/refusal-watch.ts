@@ -5,25 +5,35 @@ import { isId, type OrganizationId } from '../core/ids.ts';
 import type { RefusedCaller } from '../db/refused-attempts-table.ts';
 import type { RefusalRecorder } from './refusal-recorder.ts';
 
+/** With what a credential is refused; `rate_limited`: it was not worth a look any more. */
+export const credentialRefusals = [
+  'unauthorized',
+  'token_malformed',
+  'token_expired',
+  'rate_limited',
+] as const satisfies readonly ProblemCode[];
+
+export type CredentialRefusal = (typeof credentialRefusals)[number];
+
 interface RefusalWatchOptions {
   recorder: Pick<RefusalRecorder, 'note'>;
-  /** Told of each request whose credential was refused: nobody knows who made it, so it is counted and nothing more. */
-  countUnknownCaller: (code: ProblemCode) => void;
+  /** Requests whose credential was refused: nobody knows who made them, so they are counted and nothing more. */
+  tally: Record<CredentialRefusal, number>;
 }
 
 /**
  * Sees to it that refusals leave a trace: of a caller who is not known a count and a line in the log, of one who is known
  * a row by the hour. What a gateway's client was refused is none of these, nor a key that asks about itself too often.
  */
-export function watchRefusals({ recorder, countUnknownCaller }: RefusalWatchOptions) {
+export function watchRefusals({ recorder, tally }: RefusalWatchOptions) {
   return (request: FastifyRequest, { code, status }: Problem): void => {
     const { access } = request.routeOptions.config;
     if (access === undefined || access === 'public' || access.role === 'gateway') return;
     const { principal } = request;
     const operation = operationOf(request);
     if (principal === null) {
-      if (status !== 401 && status !== 429) return;
-      countUnknownCaller(code);
+      if (!isCredentialRefusal(code)) return;
+      tally[code] += 1;
       // One that is over its address's limit is not worth a line: that limit is what bounds the lines.
       if (status === 401) request.log.info({ code, operation, ip: request.ip }, 'A credential was refused.');
     } else if ((status === 403 || status === 429) && access.role !== 'any') {
@@ -31,6 +41,10 @@ export function watchRefusals({ recorder, countUnknownCaller }: RefusalWatchOpti
       recorder.note({ organizationId, caller: callerOf(principal), operation, code, ip: request.ip });
     }
   };
+}
+
+function isCredentialRefusal(code: ProblemCode): code is CredentialRefusal {
+  return credentialRefusals.some((refusal) => refusal === code);
 }
 
 function operationOf({ routeOptions: { schema, url = '' } }: FastifyRequest): string {

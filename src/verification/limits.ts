@@ -24,6 +24,8 @@ export interface Count {
  * so a use that one of them refuses costs the other nothing. A use of cost 0 is looked at only.
  */
 export interface UseLimits {
+  /** `shared`: counted in Redis; `memory`: in this process. */
+  readonly mode: 'shared' | 'memory';
   count(buckets: UseBuckets, cost: number): Count | Promise<Count>;
 }
 
@@ -113,6 +115,7 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
   }
 
   return {
+    mode: 'memory',
     count(buckets, cost) {
       const now = nowMs();
       sweep(now);

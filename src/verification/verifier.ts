@@ -43,6 +43,8 @@ interface VerifierOptions {
   checkSecret: SecretCheck;
   limits: UseLimits;
   usage: UsageRecorder;
+  /** How many answers there were of each code; introspection asks for two. */
+  tally: Record<VerdictCode, number>;
 }
 
 const malformed = { code: 'malformed', key: null, count: null } as const;
@@ -50,7 +52,7 @@ const notFound = { code: 'not_found', key: null, count: null } as const;
 
 /** Cheapest checks first, each refusing before the next is paid: form, record, secret, state, limits. */
 export function createVerifier(options: VerifierOptions): Verifier {
-  const { apiKeys, clock, prefix, checkSecret, limits, usage } = options;
+  const { apiKeys, clock, prefix, checkSecret, limits, usage, tally } = options;
 
   /** Of a key that was presented before and found right. Form, checksum and tag would say nothing new. */
   function recall(presented: string): ApiKeyRecord | undefined {
@@ -68,13 +70,19 @@ export function createVerifier(options: VerifierOptions): Verifier {
 
   async function findAndJudge(question: Question): Promise<Verdict> {
     const key = await find(question.key, question.fresh);
-    return key === 'malformed' ? malformed : judge(key, question);
+    if (key !== 'malformed') return judge(key, question);
+    tally.malformed += 1;
+    return malformed;
   }
 
   function judge(key: ApiKeyRecord | undefined, { wanted, asker, cost }: Question): Verdict | Promise<Verdict> {
-    if (key === undefined || (asker !== null && key.organization_id !== asker)) return notFound;
+    if (key === undefined || (asker !== null && key.organization_id !== asker)) {
+      tally.not_found += 1;
+      return notFound;
+    }
     const code = decide(key, wanted, new Date(clock.nowMs()));
     if (code !== 'valid') {
+      tally[code] += 1;
       // Asked without counting, too: whoever asks so has been presented the key all the same.
       if (code === 'deleted') usage.addDeleted(key, wanted.ip, { isCounted: cost > 0 });
       else if (cost > 0) usage.add(key, 'denied');
@@ -83,7 +91,9 @@ export function createVerifier(options: VerifierOptions): Verifier {
     const counted = limits.count(bucketsOf(key), cost);
     const conclude = (count: Count): Verdict => {
       if (cost > 0) usage.add(key, count.isExceeded ? 'rateLimited' : 'allowed');
-      return { code: count.isExceeded ? 'rate_limited' : 'valid', key, count };
+      const counted = count.isExceeded ? 'rate_limited' : 'valid';
+      tally[counted] += 1;
+      return { code: counted, key, count };
     };
     return counted instanceof Promise ? counted.then(conclude) : conclude(counted);
   }

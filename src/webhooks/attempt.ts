@@ -1,5 +1,6 @@
 import type { Actor } from '../core/actor.ts';
 import type { WebhookId } from '../core/ids.ts';
+import { parseTraceparent, type Tracer, toTraceparent } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
@@ -66,8 +67,30 @@ export async function claimDue(
  * @throws what the client throws when it is closed: nothing is known of the endpoint then
  */
 export async function send(
+  { keyring, client, tracer }: { keyring: Keyring; client: Pick<WebhookClient, 'post'>; tracer: Tracer },
+  claim: Claim,
+): Promise<{ outcome: Outcome; error?: unknown }> {
+  const span = tracer.start(parseTraceparent(claim.delivery.traceparent), {
+    name: 'POST webhook',
+    kind: 'client',
+    facts: { 'http.request.method': 'POST', 'latchkey.webhook_id': claim.webhook.id },
+  });
+  const headers = span === undefined ? {} : { traceparent: toTraceparent(span.context) };
+  let status: number | null = null;
+  try {
+    const sent = await post({ keyring, client }, claim, headers);
+    ({ status } = sent.outcome);
+    return sent;
+  } finally {
+    const facts = status === null ? {} : { 'http.response.status_code': status };
+    span?.end(facts, { isError: status === null || status >= 400 });
+  }
+}
+
+async function post(
   { keyring, client }: { keyring: Keyring; client: Pick<WebhookClient, 'post'> },
   { webhook, delivery, at }: Claim,
+  headers: Record<string, string>,
 ): Promise<{ outcome: Outcome; error?: unknown }> {
   const nothing = { status: null, retryAfterSeconds: null, reply: null } as const;
   try {
@@ -76,7 +99,7 @@ export async function send(
     const signed = signDelivery(secrets, { id: delivery.id, timestampSeconds, body: delivery.payload });
     const { status, retryAfterSeconds, body, durationMs } = await client.post(
       webhook.url,
-      { ...signed },
+      { ...signed, ...headers },
       delivery.payload,
     );
     return { outcome: { status, reason: null, retryAfterSeconds, reply: excerptOf(body), durationMs } };

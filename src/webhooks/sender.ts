@@ -1,12 +1,13 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import type { OrganizationId, WebhookId } from '../core/ids.ts';
+import { passingTracer, type Tracer } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect } from '../db/client.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 import { type Claim, claimDue, send, settle } from './attempt.ts';
 import type { WebhookClient } from './connector.ts';
-import { isSuccess } from './policy.ts';
+import { type AttemptOutcome, isSuccess, outcomeWord } from './policy.ts';
 import { endpointsToLookAt, endpointsWithDue, hasDue, release } from './sending-store.ts';
 import type { SendingWebhook } from './store.ts';
 
@@ -18,12 +19,16 @@ export interface WebhookSender {
   close(): Promise<void>;
 }
 
-interface WebhookSenderOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged'> {
+interface WebhookSenderOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged' | 'onRecorded'> {
   /** As the service's role. */
   url: string;
   keyring: Keyring;
   /** Closed with the sender. */
   client: WebhookClient;
+  /** Passes on the trace of what is told unless told otherwise. */
+  tracer?: Tracer;
+  /** How often calls have ended in which way. */
+  tally?: Record<AttemptOutcome, number>;
   logger: Pick<FastifyBaseLogger, 'debug' | 'warn'>;
 }
 
@@ -48,7 +53,7 @@ const mayEndWithinMs = 2_000;
  * sender that is killed leaves deliveries under a lease; when it ends, another takes them up under the same id.
  */
 export function startWebhookSender(options: WebhookSenderOptions): WebhookSender {
-  const { keyring, client, logger } = options;
+  const { keyring, client, logger, tracer = passingTracer } = options;
   const database = connect({
     url: options.url,
     poolSize: connections,
@@ -60,6 +65,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     db,
     clockShiftMs: options.clockShiftMs,
     onChanged: options.onChanged ?? (() => undefined),
+    onRecorded: options.onRecorded ?? (() => undefined),
   };
   const closing = new AbortController();
   const looking = new Set<Promise<void>>();
@@ -72,7 +78,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   });
 
   const lookAtEndpoint = oneAtATime(async (id: WebhookId) => {
-    for (let more = true; more && sending.size < sendsAtOnce; ) {
+    for (let more = true; more; ) {
       const claimed = await claimDue(transactor, id, placesFor);
       for (const claim of claimed.claims) {
         const delivered = deliver(claim);
@@ -84,9 +90,9 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   });
 
   /** What the transactions of a moment take, one for each connection at most, may go beyond it. */
-  function placesFor(webhook: SendingWebhook): number {
+  function placesFor(endpoint: Pick<SendingWebhook, 'failing_since'>): number {
     const places = sendsAtOnce - sending.size;
-    return isFailing(webhook) ? Math.min(places, failingSendsAtOnce - sendingToFailing.size) : places;
+    return isFailing(endpoint) ? Math.min(places, failingSendsAtOnce - sendingToFailing.size) : places;
   }
 
   function look<Id>(at: (id: Id) => Promise<void>, id: Id): void {
@@ -100,8 +106,9 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   async function deliver(claim: Claim): Promise<void> {
     const facts = { webhookId: claim.webhook.id, deliveryId: claim.delivery.id };
     try {
-      const { outcome, error } = await send({ keyring, client }, claim);
+      const { outcome, error } = await send({ keyring, client, tracer }, claim);
       const { status, reason, durationMs } = outcome;
+      if (options.tally !== undefined) options.tally[outcomeWord(outcome)] += 1;
       if (reason === 'secret_unreadable') logger.warn({ err: error, ...facts }, "A webhook's secret does not open.");
       else logger.debug({ err: error, ...facts, status, reason, durationMs }, 'A webhook was called.');
       await settle(transactor, claim, outcome);
@@ -130,7 +137,9 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
       let pauseMs = lookEveryMs;
       try {
         const now = await currentTime(db, options.clockShiftMs);
-        for (const id of await endpointsWithDue(db, now)) look(lookAtEndpoint, id);
+        for (const endpoint of await endpointsWithDue(db, now)) {
+          if (placesFor(endpoint) > 0) look(lookAtEndpoint, endpoint.id);
+        }
       } catch (error) {
         pauseMs = lookAgainAfterMs;
         logger.warn({ err: error }, 'What is due to webhooks could not be asked; this is tried again.');
@@ -155,7 +164,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   };
 }
 
-function isFailing({ failing_since }: SendingWebhook): boolean {
+function isFailing({ failing_since }: Pick<SendingWebhook, 'failing_since'>): boolean {
   return failing_since !== null;
 }
 

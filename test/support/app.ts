@@ -103,6 +103,7 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
   const app = await buildApp({
     logger,
     transactor,
+    pool: client.pool,
     verification,
     crypto,
     checkpoints: createCheckpoints({ db: given.db, keyring, logger }),
@@ -112,6 +113,8 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     retentionSeconds: 2_592_000,
     trustProxy: false,
     version: '0.0.0',
+    // The tests' own work goes on in the same loop.
+    eventLoopDelayLimitMs: 60_000,
     ...others,
   });
   await app.ready();
