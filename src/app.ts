@@ -3,9 +3,13 @@ import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod
 import type { Registry } from 'prom-client';
 import { accessTokenRoutes } from './access-tokens/routes.ts';
 import { createAuthenticator } from './auth/authenticate.ts';
+import type { IssuerKeys } from './auth/issuer-keys.ts';
 import type { TokenCrypto } from './auth/mint.ts';
+import type { OidcSettings } from './auth/oidc-settings.ts';
+import { createPeople } from './auth/people.ts';
 import { createSecretCheck } from './auth/secret-check.ts';
 import { organizationExists, replaceTag } from './auth/store.ts';
+import type { OrganizationId } from './core/ids.ts';
 import { passingTracer, type Tracer } from './core/trace.ts';
 import { createAttemptLimit } from './crypto/attempt-limit.ts';
 import { PoolUsedUp } from './db/client.ts';
@@ -15,6 +19,8 @@ import type { Transactor } from './db/work.ts';
 import { checkpointRoutes, publicKeyRoutes } from './history/checkpoint-routes.ts';
 import type { Checkpoints } from './history/checkpoints.ts';
 import { historyExportRoutes } from './history/export-routes.ts';
+import { createRefusalRecorder } from './history/refusal-recorder.ts';
+import { watchRefusals } from './history/refusal-watch.ts';
 import { historyRoutes } from './history/routes.ts';
 import { connections } from './http/connections.ts';
 import { errorHandler } from './http/error-handler.ts';
@@ -75,6 +81,8 @@ export interface AppDeps {
   webhookClient: Pick<WebhookClient, 'checkUrl'>;
   checkpoints: Checkpoints;
   limits: EndpointLimits;
+  /** Undefined: nobody comes from an identity provider. */
+  oidc?: { settings: OidcSettings; keys: IssuerKeys } | undefined;
   undoWindowSeconds: number;
   retentionSeconds: number;
   trustProxy: string[] | false;
@@ -117,6 +125,8 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
     checkKey,
     checkAccessToken: secretCheckFor('access_tokens'),
   });
+  const exists = (id: OrganizationId) => organizationExists(db, id);
+  const people = deps.oidc && createPeople({ ...deps.oidc, clock, organizationExists: exists });
   const verifier = createVerifier({
     apiKeys: records.apiKeys,
     clock,
@@ -127,6 +137,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
     tally: tallies.verdicts,
   });
   const mint = createKeyMint(crypto);
+  const refusals = createRefusalRecorder({ db, clock, logger: deps.logger });
 
   const app = fastify(serverOptions(deps));
   app.setValidatorCompiler(validatorCompiler);
@@ -136,9 +147,11 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(strictRoutes, { tokenPrefix });
   await app.register(overload, { delayLimitMs: deps.eventLoopDelayLimitMs ?? 500 });
   await app.register(jsonBody);
-  await app.register(errorHandler, { translate: toProblem, tally: tallies.problems });
+  const onProblem = watchRefusals({ recorder: refusals, tally: tallies.refusedCredentials });
+  await app.register(errorHandler, { translate: toProblem, tally: tallies.problems, onProblem });
+  app.addHook('onClose', () => refusals.close());
   await app.register(endpointLimits, deps.limits);
-  await app.register(guard, { authenticator, organizationExists: (id) => organizationExists(db, id) });
+  await app.register(guard, { authenticator, people, organizationExists: exists });
   await app.register(idempotency, {
     transactor,
     reopener: createReopener({ transactor, keyring: crypto.keyring }),

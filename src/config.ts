@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { type OidcSettings, oidcEnvironment, oidcProblems, oidcSettingsOf } from './auth/oidc-settings.ts';
 import { boolean, httpUrl, integer, networks, postgresUrl, redisUrl } from './config-forms.ts';
 import { type Keyring, KeyringError, parseKeyring } from './crypto/keyring.ts';
 import { readSecretFiles, type SecretFileName, type SecretName, type SecretsRead } from './secret-files.ts';
@@ -157,6 +158,7 @@ export const environment = z.object({
     description: 'How long an operator can bring back what was deleted; then it is purged for good.',
     example: '2592000',
   }),
+  ...oidcEnvironment,
   WEBHOOK_ALLOW_HTTP: boolean.default(false).meta({
     description: 'Let webhooks lead to http:// as well as https://.',
     example: 'true',
@@ -191,6 +193,8 @@ export const environment = z.object({
 export type Config = Readonly<Omit<z.infer<typeof environment>, 'LATCHKEY_KEYRING' | SecretFileName>> & {
   /** Undefined where none is configured: the embedded start makes one. */
   readonly keyring: Keyring | undefined;
+  /** Undefined: no admins come from an identity provider. */
+  readonly oidc: OidcSettings | undefined;
 };
 
 /** Everything that is wrong with the environment, one line each, with the variable's name and an example. */
@@ -228,9 +232,10 @@ export function readConfig(env: NodeJS.ProcessEnv, needs: { keyring: boolean } =
       `UNDO_WINDOW_SECONDS (${undo}) must not be longer than RETENTION_SECONDS (${retention}), for example UNDO_WINDOW_SECONDS=${retention}.`,
     );
   }
+  if (parsed.success) problems.push(...oidcProblems(parsed.data));
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems);
   const { LATCHKEY_KEYRING, ...variables } = parsed.data;
-  return Object.freeze({ ...variables, keyring });
+  return Object.freeze({ ...variables, keyring, oidc: oidcSettingsOf(variables) });
 }
 
 function setVariables(env: NodeJS.ProcessEnv): Record<string, string> {

@@ -10,6 +10,7 @@ import type { Db } from './db/client.ts';
 import { currentTime } from './db/work.ts';
 import type { Checkpoints } from './history/checkpoints.ts';
 import { type HistoryAction, historyActions } from './history/events.ts';
+import { type CredentialRefusal, credentialRefusals } from './history/refusal-watch.ts';
 import type { Metrics } from './http/metrics-routes.ts';
 import { bucketsMs, createRequestTimes, type RequestTimes } from './http/request-times.ts';
 import { listJobRuns } from './jobs/store.ts';
@@ -23,6 +24,8 @@ import { backlogOf } from './webhooks/sending-store.ts';
 export interface Tallies {
   times: RequestTimes;
   problems: Record<ProblemCode, number>;
+  /** Requests of nobody who is known, by what they were refused with. */
+  refusedCredentials: Record<CredentialRefusal, number>;
   verdicts: Record<VerdictCode, number>;
   events: Record<HistoryAction, number>;
   webhookAttempts: Record<AttemptOutcome, number>;
@@ -32,6 +35,7 @@ export function createTallies(): Tallies {
   return {
     times: createRequestTimes(),
     problems: zeros(problemCodes),
+    refusedCredentials: zeros(credentialRefusals),
     verdicts: zeros(verdictCodes),
     events: zeros(historyActions),
     webhookAttempts: zeros(attemptOutcomes),
@@ -135,6 +139,15 @@ function defineOwn(registry: Registry, options: MetricsOptions): void {
     registry,
     { name: 'problems_total', help: 'Requests refused or failed, by problem code.', labels: ['code'] },
     () => by('code', tallies.problems),
+  );
+  counter(
+    registry,
+    {
+      name: 'refused_credentials_total',
+      help: 'Requests whose credential was refused, by code; rate_limited: beyond what one address may try.',
+      labels: ['code'],
+    },
+    () => by('code', tallies.refusedCredentials),
   );
   counter(registry, { name: 'verifications_total', help: 'Answers about API keys, by code.', labels: ['code'] }, () =>
     by('code', tallies.verdicts),

@@ -3,6 +3,7 @@ import type { FastifyInstance } from 'fastify';
 import type { Logger } from 'pino';
 import { collectDefaultMetrics, Registry } from 'prom-client';
 import { buildApp } from './app.ts';
+import { createIssuerKeys } from './auth/issuer-keys.ts';
 import type { TokenCrypto } from './auth/mint.ts';
 import { type Bootstrapped, bootstrap } from './bootstrap.ts';
 import type { Config } from './config.ts';
@@ -146,6 +147,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
         addressLimit: config.ADDRESS_LIMIT,
         revealLimit: config.REVEAL_LIMIT,
       },
+      oidc: config.oidc && { settings: config.oidc, keys: createIssuerKeys({ issuer: config.oidc.issuer, logger }) },
       eventLoopDelayLimitMs: config.EVENT_LOOP_DELAY_LIMIT_MS,
       undoWindowSeconds: config.UNDO_WINDOW_SECONDS,
       retentionSeconds: config.RETENTION_SECONDS,
@@ -268,10 +270,13 @@ export class GuaranteeBroken extends Error {
 
 async function requireGuarantees(client: DatabaseClient, config: Config, logger: Logger): Promise<void> {
   const broken = (await checkGuarantees(client.db)).filter((guarantee) => !guarantee.kept);
-  for (const { name, remedy } of broken) {
-    if (config.LATCHKEY_STRICT) throw new GuaranteeBroken(`LATCHKEY_STRICT: not so: ${name}. ${remedy}`);
-    logger.warn(`Not so: ${name}. ${remedy}`);
+  const told = broken.map(({ name, remedy }) => `Not so: ${name}. ${remedy}`);
+  if (config.LATCHKEY_STRICT && told.length > 0) {
+    throw new GuaranteeBroken(
+      ['LATCHKEY_STRICT is set, and the database does not protect history:', ...told].join('\n  '),
+    );
   }
+  for (const line of told) logger.warn(line);
 }
 
 async function bootstrapOnce(

@@ -10,6 +10,13 @@ import { type SecretName, secretNames } from '../src/secret-files.ts';
 const keyring = generateKeyring(new Date());
 const ownDatabase = { DATABASE_URL: 'postgres://app:pw@db/latchkey', LATCHKEY_KEYRING: keyring };
 
+const organization = 'org_01k9s3v5wqe8n8x4r2m6t7yb0c';
+const oidc = {
+  OIDC_ISSUER: 'https://login.example.com/realms/company',
+  OIDC_AUDIENCE: 'https://latchkey.example.com',
+  OIDC_ORGANIZATION: organization,
+};
+
 function problemsOf(env: NodeJS.ProcessEnv): readonly string[] {
   try {
     readConfig(env);
@@ -86,6 +93,13 @@ t.test('what fits no other variable', async (t) => {
       /^UNDO_WINDOW_SECONDS \(86400\) must not be longer than RETENTION_SECONDS \(3600\)/,
     ],
   ];
+  table.push(
+    [{ OIDC_AUDIENCE: 'x' }, /^OIDC_AUDIENCE is set without OIDC_ISSUER/],
+    [{ ...oidc, OIDC_AUDIENCE: '' }, /^OIDC_AUDIENCE must be set with OIDC_ISSUER/],
+    [{ ...oidc, OIDC_ORGANIZATION: '' }, /^Either OIDC_ORGANIZATION or OIDC_ORGANIZATION_CLAIM must be set/],
+    [{ ...oidc, OIDC_ORGANIZATION_CLAIM: 'org' }, /^Either OIDC_ORGANIZATION or OIDC_ORGANIZATION_CLAIM must be set/],
+    [{ ...oidc, OIDC_ORGANIZATIONS: `acme=${organization}` }, /^OIDC_ORGANIZATIONS says what values/],
+  );
   for (const [env, problem] of table) {
     const problems = problemsOf(env);
     t.equal(problems.length, 1);
@@ -160,5 +174,57 @@ t.test('every example of the schema is accepted', async (t) => {
   for (const [name, schema] of Object.entries(environment.shape)) {
     const example = z.globalRegistry.get(schema)?.['example'];
     t.ok(schema.safeParse(example).success, `${name}=${String(example)}`);
+  }
+});
+
+t.test('an identity provider, and what its claims mean', async (t) => {
+  t.equal(readConfig({}).oidc, undefined);
+  t.match(readConfig(oidc).oidc, {
+    issuer: oidc.OIDC_ISSUER,
+    audience: oidc.OIDC_AUDIENCE,
+    organization: { id: organization },
+    rolesClaim: 'roles',
+    readRoles: ['latchkey-read'],
+    writeRoles: ['latchkey-write'],
+    takesUntypedTokens: false,
+    requiresNbf: true,
+  });
+  const { OIDC_ORGANIZATION, ...others } = oidc;
+  const claimed = readConfig({
+    ...others,
+    OIDC_ORGANIZATION_CLAIM: 'tid',
+    OIDC_ORGANIZATIONS: `acme = ${organization}, globex=org_01k9s3v5wqe8n8x4r2m6t7yb0d`,
+    OIDC_READ_ROLES: 'Auditors, Latchkey Admins',
+  }).oidc;
+  t.match(claimed, { organization: { claim: 'tid' }, readRoles: ['Auditors', 'Latchkey Admins'] });
+  const ids = claimed !== undefined && 'ids' in claimed.organization ? claimed.organization.ids : undefined;
+  t.equal(ids?.get('acme'), organization);
+  t.equal(ids?.size, 2);
+  for (const issuer of ['http://127.0.0.1:8080', 'http://localhost/realms/x', 'https://login.example.com/']) {
+    t.same(problemsOf({ ...oidc, OIDC_ISSUER: issuer }), []);
+  }
+  for (const [name, value] of [
+    ['OIDC_ISSUER', 'http://login.example.com'],
+    ['OIDC_ISSUER', 'https://login.example.com/?a=b'],
+    ['OIDC_ISSUER', 'https://login.example.com/#a'],
+    ['OIDC_ISSUER', 'https://user:pw@login.example.com/'],
+    ['OIDC_ISSUER', 'login.example.com'],
+    ['OIDC_ORGANIZATION', 'acme'],
+    ['OIDC_ROLES_CLAIM', 'two words'],
+    ['OIDC_READ_ROLES', 'a,,b'],
+    ['OIDC_UNTYPED_TOKENS', 'yes'],
+  ] as const) {
+    const problems = problemsOf({ ...oidc, [name]: value });
+    t.match(problems, [new RegExp(`^${name} must be .*for example ${name}=`)], `${name}=${value}`);
+  }
+  for (const pairs of [
+    'acme',
+    'acme=globex',
+    `=${organization}`,
+    `a=${organization},a=${organization}`,
+    `a=b=${organization}`,
+  ]) {
+    const problems = problemsOf({ ...others, OIDC_ORGANIZATION_CLAIM: 'tid', OIDC_ORGANIZATIONS: pairs });
+    t.match(problems, [/^OIDC_ORGANIZATIONS must/], pairs);
   }
 });

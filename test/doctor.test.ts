@@ -1,6 +1,8 @@
 import t from 'tap';
+import { newId } from '../src/core/ids.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
+import { startIssuer } from './support/issuer.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { runEntry } from './support/process.ts';
 
@@ -17,7 +19,7 @@ t.test('doctor tells how each job stands, and what rests on each keyring entry',
   t.match(untouched.output, /^ok {6}Job fold_usage has not run yet: no service has been started\.$/m);
   t.match(
     untouched.output,
-    /^note {4}Keyring entry new \(primary\): 1 sealed keys, tags of 1 keys and 3 access tokens\.$/m,
+    /^note {4}Keyring entry new \(primary\): 1 sealed key, the tags of 1 key and 3 access tokens\.$/m,
   );
   t.match(untouched.output, /^note {4}Keyring entry old \(secondary\): nothing rests on it, it can go\.$/m);
 
@@ -35,5 +37,38 @@ t.test('doctor tells how each job stands, and what rests on each keyring entry',
   t.match(await doctor(), {
     code: 1,
     output: /^wrong {3}Job fold_usage failed 20.*Z \(Error: no\); it last succeeded 20/m,
+  });
+});
+
+t.test('doctor asks the identity provider for its keys, and whether the organizations are there', async (t) => {
+  const issuer = await startIssuer(t);
+  const { urls, organizationId } = await startService(t, { keyring: keyringOf('new') });
+  const doctor = async (env: NodeJS.ProcessEnv) => {
+    const process = runEntry(t, 'cli/latchkey.ts', ['doctor'], {
+      env: {
+        DATABASE_URL: urls.app,
+        LATCHKEY_KEYRING: keyringText('new'),
+        OIDC_ISSUER: issuer.url,
+        OIDC_AUDIENCE: 'https://latchkey.example',
+        ...env,
+      },
+    });
+    const { code } = await process.exited;
+    return { code, output: process.output() };
+  };
+  const good = await doctor({ OIDC_ORGANIZATION: organizationId });
+  t.match(good, { code: 0, output: /^ok {6}The identity provider http:\S+ answers, and publishes 1 key\.$/m });
+  const missing = newId('org');
+  const mapped = await doctor({
+    OIDC_ORGANIZATION_CLAIM: 'org',
+    OIDC_ORGANIZATIONS: `a=${organizationId},b=${missing}`,
+  });
+  t.match(mapped, { code: 1, output: new RegExp(`^wrong {3}There is no organization ${missing}`, 'm') });
+  t.notMatch(mapped.output, `no organization ${organizationId}`);
+  await issuer.goDown();
+  t.match(await doctor({ OIDC_ORGANIZATION: organizationId }), {
+    code: 1,
+    output:
+      /^wrong {3}No keys of the identity provider http:\S+ can be fetched: .*ECONNREFUSED.* as OIDC_ISSUER says\?$/m,
   });
 });

@@ -164,6 +164,9 @@ t.test('each job finds what is due, and may do what it has to as the service see
   await verifier.post('/v1/verify', { key: partner.keys[0].key, permission: 'read' });
   await service.verification.usage.flush();
   await dbQuery(urls.superuser, "update usage_hours set hour = hour - interval '9 days'");
+  await verifier.get('/v1/keys');
+  const aged = "update refused_attempts set hour = hour - interval '60 days' returning 1";
+  await eventually(async () => (await dbQuery(urls.superuser, aged)).length === 1);
   await dbQuery(urls.superuser, 'insert into expiry_notices values ($1, now(), 1)', [partner.keys[0].id]);
   const { body: other } = await service.operator.post('/v1/organizations', { name: 'Other' });
   await service.operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });

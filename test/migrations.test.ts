@@ -12,6 +12,7 @@ const newest = [
   '0004-idempotency',
   '0005-jobs',
   '0006-webhooks',
+  '0007-refused-attempts',
   '0010-last-use',
   '0011-delivery-traces',
   'graphile_worker@19',

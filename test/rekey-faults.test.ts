@@ -113,7 +113,7 @@ t.test('a key that somebody holds locked is passed by, and waited for', async (t
     const [stuck] = await dbWriteKeys(urls.superuser, keyringOf('old'), organizationId, 1);
     const letGo = await hold(service, stuck?.id);
     const given = await runRekey(t, urls.app, 'new', 'old');
-    t.match(given, { code: 1, output: /^wrong {3}1 keys were locked by somebody else all the time\./m });
+    t.match(given, { code: 1, output: /^wrong {3}1 key was locked by somebody else all the time\./m });
     await letGo();
   });
 });

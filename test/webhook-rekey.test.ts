@@ -23,13 +23,13 @@ t.test('secrets are sealed anew under the primary entry, and sign as before', as
     await process.exited;
     return process.output();
   };
-  t.match(await doctor('new', 'old'), /old \(secondary\): .*, the secrets of 1 webhooks\. `latchkey rekey` moves what/);
+  t.match(await doctor('new', 'old'), /old \(secondary\): .*, the secrets of 1 webhook\. `latchkey rekey` moves what/);
   t.match(await doctor('new'), /wrong {3}Something was sealed under old, which the keyring lacks/);
 
   const { code, output } = await runRekey(t, urls.app, 'new', 'old');
   t.equal(code, 0);
-  t.match(output, /^The secrets of 1 webhooks were moved to new\.$/m);
-  t.match(output, /^Keyring entry new \(primary\): .*, the secrets of 1 webhooks\.$/m);
+  t.match(output, /^The secrets of 1 webhook were moved to new\.$/m);
+  t.match(output, /^Keyring entry new \(primary\): the secrets of 1 webhook\.$/m);
   const rows = await dbQuery(
     urls.superuser,
     'select sealed_keyring_id as now, previous_sealed_keyring_id as before from webhook_endpoints where id = $1',
@@ -79,7 +79,7 @@ t.test(
     const { code, output } = await rekeying;
     t.equal(code, 1);
     t.match(output, `wrong   ${bad.id} was left as it is: its sealed value was changed`);
-    t.match(output, /^The secrets of 1 webhooks were moved to new\.$/m);
+    t.match(output, /^The secrets of 1 webhook were moved to new\.$/m);
     t.notMatch(output, /whsec_/);
   },
 );

@@ -4,7 +4,10 @@ import type { Access, Permission } from '../core/permissions.ts';
 import type { ApiKeyRecord } from './store.ts';
 
 /** Who calls, as the presented credential proves it. */
-export type Principal = AccessTokenPrincipal | ApiKeyPrincipal;
+export type Principal = CallerPrincipal | ApiKeyPrincipal;
+
+/** Whoever has a role here: by an access token of Latchkey's own, or by one of the company's identity provider. */
+export type CallerPrincipal = AccessTokenPrincipal | OidcPrincipal;
 
 export interface AccessTokenPrincipal {
   kind: 'access_token';
@@ -20,6 +23,22 @@ export interface AccessTokenPrincipal {
   actsIn: OrganizationId | null;
 }
 
+/** A person whom the company's identity provider vouches for. Never an operator. */
+export interface OidcPrincipal {
+  kind: 'oidc';
+  role: 'admin';
+  /** Issuer and subject, by which history and every limit know the person, whatever token it comes with. */
+  id: `${string}#${string}`;
+  issuer: string;
+  subject: string;
+  organizationId: OrganizationId;
+  name: string;
+  email: string | null;
+  scopes: Access[];
+  expiresAt: Date;
+  actsIn: OrganizationId | null;
+}
+
 export interface ApiKeyPrincipal {
   kind: 'api_key';
   id: KeyId;
@@ -32,6 +51,8 @@ export interface ApiKeyPrincipal {
   record: ApiKeyRecord;
 }
 
-export function actorOf(principal: AccessTokenPrincipal): Actor {
-  return { type: principal.role, id: principal.id, name: principal.name, email: principal.email };
+export function actorOf(principal: CallerPrincipal): Actor {
+  const { role: type, id, name, email } = principal;
+  if (principal.kind === 'access_token') return { type, id, name, email };
+  return { type, id, name, email, issuer: principal.issuer, subject: principal.subject };
 }

@@ -1,4 +1,6 @@
 import { Command } from 'commander';
+import { fetchKeys } from '../auth/issuer-keys.ts';
+import { organizationExists } from '../auth/store.ts';
 import { type Config, readConfig } from '../config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect, type Db } from '../db/client.ts';
@@ -6,14 +8,14 @@ import { checkGuarantees } from '../db/guarantees.ts';
 import { confirmInstallation, unknownKeyringIds } from '../db/installation.ts';
 import { countKeyringUse } from '../db/keyring-use.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
-import { isUnavailable } from '../db/pg-error.ts';
 import { currentTime } from '../db/work.ts';
 import { jobs } from '../jobs/list.ts';
 import { type JobState, stateOf } from '../jobs/policy.ts';
 import { type JobRun, listJobRuns } from '../jobs/store.ts';
+import { describeFailure, messageOf } from './failure.ts';
 import { tellKeyringUse } from './keyring-use.ts';
 import { locate } from './locate.ts';
-import { print, wrong } from './print.ts';
+import { counted, print, warning, wrong } from './print.ts';
 
 /** Some of what is asked reads every key. */
 const queryTimeoutMs = 60_000;
@@ -30,8 +32,7 @@ export function doctorCommand(env: NodeJS.ProcessEnv): Command {
       try {
         await examine(client.db, config, keyring);
       } catch (error) {
-        const unreachable = isUnavailable(error) ? 'The database can not be reached: ' : '';
-        wrong(`${unreachable}${error instanceof Error ? error.message : String(error)}`);
+        wrong(describeFailure(error, env));
       } finally {
         await client.close();
       }
@@ -53,9 +54,17 @@ async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> 
   for (const line of tellKeyringUse(keyring, await countKeyringUse(db))) print(`note    ${line}`);
   for (const { name, kept, remedy } of await checkGuarantees(db)) {
     if (kept) print(`ok      ${name}.`);
+    else if (mayBeMissing(config)) warning(`Not so: ${name}. ${remedy}`);
     else wrong(`Not so: ${name}. ${remedy}`);
   }
   await examineJobs(db);
+  await examineIssuer(db, config);
+}
+
+/** Whoever has a database of one's own with two roles counts on what they are for. */
+function mayBeMissing({ LATCHKEY_STRICT, DATABASE_URL, MIGRATION_DATABASE_URL }: Config): boolean {
+  const hasTwoRoles = MIGRATION_DATABASE_URL !== undefined && MIGRATION_DATABASE_URL !== DATABASE_URL;
+  return !LATCHKEY_STRICT && !hasTwoRoles;
 }
 
 async function examineJobs(db: Db): Promise<void> {
@@ -67,6 +76,21 @@ async function examineJobs(db: Db): Promise<void> {
     const told = tellJob(state, run);
     if (state === 'failed' || state === 'overdue') wrong(`Job ${job.name} ${told}`);
     else print(`ok      Job ${job.name} ${told}`);
+  }
+}
+
+async function examineIssuer(db: Db, { oidc }: Config): Promise<void> {
+  if (oidc === undefined) return;
+  const { issuer, organization } = oidc;
+  try {
+    const { keys } = await fetchKeys(issuer);
+    print(`ok      The identity provider ${issuer} answers, and publishes ${counted(keys.length, 'key')}.`);
+  } catch (error) {
+    wrong(`No keys of the identity provider ${issuer} can be fetched: ${messageOf(error)}. Is it as OIDC_ISSUER says?`);
+  }
+  const ids = 'id' in organization ? [organization.id] : [...(organization.ids?.values() ?? [])];
+  for (const id of ids) {
+    if (!(await organizationExists(db, id))) wrong(`There is no organization ${id}: nobody comes in whom that means.`);
   }
 }
 

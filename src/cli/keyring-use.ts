@@ -1,5 +1,6 @@
 import type { Keyring } from '../crypto/keyring.ts';
 import type { KeyringUse } from '../db/keyring-use.ts';
+import { counted } from './print.ts';
 
 /** A line for each entry of the keyring, and for each that is still used without being there. */
 export function tellKeyringUse(keyring: Keyring, uses: readonly KeyringUse[]): string[] {
@@ -18,9 +19,14 @@ function placeOf(keyring: Keyring, id: string): string {
 }
 
 function countsOf({ sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags }: KeyringUse): string {
-  const counts = [`${sealedKeys} sealed keys`, `tags of ${taggedKeys} keys and ${taggedTokens} access tokens`];
-  if (webhooks > 0) counts.push(`the secrets of ${webhooks} webhooks`);
-  if (bareTags > 0) counts.push(`the tags that are all that is left of ${bareTags} compromised keys`);
+  const tagged: string[] = [];
+  if (taggedKeys > 0) tagged.push(counted(taggedKeys, 'key'));
+  if (taggedTokens > 0) tagged.push(counted(taggedTokens, 'access token'));
+  const counts: string[] = [];
+  if (sealedKeys > 0) counts.push(counted(sealedKeys, 'sealed key'));
+  if (tagged.length > 0) counts.push(`the tags of ${tagged.join(' and ')}`);
+  if (webhooks > 0) counts.push(`the secrets of ${counted(webhooks, 'webhook')}`);
+  if (bareTags > 0) counts.push(`the tags that are all that is left of ${counted(bareTags, 'compromised key')}`);
   return counts.join(', ');
 }
 

@@ -5,6 +5,7 @@ import { auditCommand } from './audit.ts';
 import { bootstrapCommand } from './bootstrap.ts';
 import { doctorCommand } from './doctor.ts';
 import { exitCodeOf } from './exit-code.ts';
+import { describeFailure } from './failure.ts';
 import { migrateCommand } from './migrate.ts';
 import { openApiCommand } from './openapi.ts';
 import { rekeyCommand } from './rekey.ts';
@@ -35,6 +36,6 @@ for (const command of [program, ...commands]) {
 try {
   await program.parseAsync();
 } catch (error) {
-  process.stderr.write(`latchkey: ${error instanceof Error ? error.message : String(error)}\n`);
+  process.stderr.write(`latchkey: ${describeFailure(error, process.env)}\n`);
   process.exitCode = exitCodeOf(error);
 }

@@ -3,8 +3,18 @@ export function print(line: string): void {
   process.stdout.write(`${line}\n`);
 }
 
+/** A line for what somebody should know who counts on more. */
+export function warning(what: string): void {
+  print(`warning ${what}`);
+}
+
 /** A line for what somebody has to see to. The command goes on, and ends with exit code 1. */
 export function wrong(what: string): void {
   print(`wrong   ${what}`);
   process.exitCode = 1;
+}
+
+/** So many of something, as one says it: `1 key`, `2 keys`. */
+export function counted(count: number, one: string, many = `${one}s`): string {
+  return `${count} ${count === 1 ? one : many}`;
 }

@@ -9,7 +9,7 @@ import { type RekeyResult, rekey } from '../keys/rekey.ts';
 import { rekeyWebhooks, type WebhookRekeyResult } from '../webhooks/rekey.ts';
 import { tellKeyringUse } from './keyring-use.ts';
 import { locate } from './locate.ts';
-import { print, wrong } from './print.ts';
+import { counted, print, wrong } from './print.ts';
 import { showProgress } from './progress.ts';
 
 const connectTimeoutMs = 10_000;
@@ -42,20 +42,26 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
 function tellResult(keyring: Keyring, { renewed, unopened, locked, since }: RekeyResult): void {
   const primary = keyring.primary.id;
   for (const { id, reason } of unopened) wrong(`${id} was left as it is: ${reasons[reason]}.`);
-  if (locked > 0) wrong(`${locked} keys were locked by somebody else all the time. Run this again.`);
+  if (locked > 0)
+    wrong(`${counted(locked, 'key was', 'keys were')} locked by somebody else all the time. Run this again.`);
   if (since > 0) {
     wrong(
-      `${since} keys were sealed or tagged under another entry while this ran: a service has another primary. ` +
+      `${counted(since, 'key was', 'keys were')} sealed or tagged under another entry while this ran: a service has another primary. ` +
         `Let every one of them start with ${primary} in the first place, then run this again.`,
     );
   }
-  print(renewed === 0 ? `Nothing was moved to ${primary}.` : `${renewed} keys were moved to ${primary}.`);
+  print(
+    renewed === 0
+      ? `Nothing was moved to ${primary}.`
+      : `${counted(renewed, 'key was', 'keys were')} moved to ${primary}.`,
+  );
 }
 
 function tellWebhooks(keyring: Keyring, { renewed, unopened, left }: WebhookRekeyResult): void {
   for (const { id, reason } of unopened) wrong(`${id} was left as it is: ${reasons[reason]}.`);
-  if (left > 0) wrong(`The secrets of ${left} webhooks are not under ${keyring.primary.id} yet. Run this again.`);
-  if (renewed > 0) print(`The secrets of ${renewed} webhooks were moved to ${keyring.primary.id}.`);
+  const primary = keyring.primary.id;
+  if (left > 0) wrong(`The secrets of ${counted(left, 'webhook')} are not under ${primary} yet. Run this again.`);
+  if (renewed > 0) print(`The secrets of ${counted(renewed, 'webhook')} were moved to ${primary}.`);
 }
 
 const reasons: Record<RekeyResult['unopened'][number]['reason'], string> = {

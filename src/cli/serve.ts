@@ -3,6 +3,7 @@ import { readConfig } from '../config.ts';
 import { createLogger } from '../logger.ts';
 import { type Service, startService } from '../service.ts';
 import { exitCodeOf } from './exit-code.ts';
+import { describeFailure } from './failure.ts';
 import { welcome } from './welcome.ts';
 
 /** Past this a stop that hangs is ended the hard way, however its phases fare; what the drain takes comes on top. */
@@ -26,7 +27,7 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<void> {
     await stop(service, logger, config.DRAIN_SECONDS * 1_000);
   } catch (error) {
     // Before there is a service there is one person who reads this.
-    process.stderr.write(`latchkey: ${error instanceof Error ? error.message : String(error)}\n`);
+    process.stderr.write(`latchkey: ${describeFailure(error, env)}\n`);
     logger?.debug({ err: error }, 'The service did not start.');
     process.exit(exitCodeOf(error));
   }

@@ -14,8 +14,9 @@ export type EventId = Id<'event'>;
 export type RecoveryRequestId = Id<'recovery'>;
 export type WebhookId = Id<'webhook'>;
 export type DeliveryId = Id<'delivery'>;
+export type RefusalId = Id<'refusal'>;
 
-export type IdKind = 'org' | 'partner' | 'key' | 'token' | 'event' | 'recovery' | 'webhook' | 'delivery';
+export type IdKind = 'org' | 'partner' | 'key' | 'token' | 'event' | 'recovery' | 'webhook' | 'delivery' | 'refusal';
 
 const alphabet = '0123456789abcdefghjkmnpqrstvwxyz';
 

@@ -25,6 +25,7 @@ const privileges: Record<string, string> = {
   webhook_endpoints: 'select, insert, update',
   webhook_deliveries: 'select, insert, update, delete',
   webhook_attempts: 'select, insert',
+  refused_attempts: 'select, insert, update, delete',
 };
 
 /** The role does not exist and may not be made by the one that migrates. The message has the two statements. */

@@ -10,6 +10,7 @@ import type {
   WebhookId,
 } from '../core/ids.ts';
 import type { Access, Permission } from '../core/permissions.ts';
+import type { RefusedAttemptsTable } from './refused-attempts-table.ts';
 
 /** The tables as the service sees them. `migrations/` makes them; names there and here are the same. */
 
@@ -34,6 +35,7 @@ export interface Database {
   webhook_endpoints: WebhookEndpointsTable;
   webhook_deliveries: WebhookDeliveriesTable;
   webhook_attempts: WebhookAttemptsTable;
+  refused_attempts: RefusedAttemptsTable;
 }
 
 export interface InstallationTable {

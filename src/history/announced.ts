@@ -63,13 +63,18 @@ const longestPayloadBytes = 19_000;
 /** @returns the text that is signed and sent, of less than 20 kB */
 export function payloadFor(audience: Audience, event: ChainedEvent): string {
   const { organizationId, sequence, keyId, partnerId } = event;
-  const actor = { type: event.actor.type, id: event.actor.id };
+  const actor = { type: event.actor.type, id: actorIdFor(audience, event.actor) };
   const details = audience === 'partner' ? withoutInternals(event.details) : event.details;
   const facts = { eventId: event.id, sequence, organizationId, keyId, partnerId, actor };
   const textWith = (data: Pick<Payload['data'], 'details' | 'detailsOmitted'>) =>
     JSON.stringify({ type: event.action, timestamp: event.at, data: { ...facts, ...data } } satisfies Payload);
   const whole = textWith({ details, detailsOmitted: false });
   return Buffer.byteLength(whole) <= longestPayloadBytes ? whole : textWith({ details: null, detailsOmitted: true });
+}
+
+/** Who works for the organization, and how it logs in, is no matter of its partners. */
+function actorIdFor(audience: Audience, { id, issuer }: ChainedEvent['actor']): string {
+  return audience === 'partner' && issuer !== undefined ? 'oidc' : id;
 }
 
 /** `metadata` is what the organization tells its backends about a key; the partner does not get to see it. */

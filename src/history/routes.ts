@@ -17,6 +17,8 @@ import {
 } from '../http/schemas.ts';
 import { chainOf, type StoredEvent } from './chain.ts';
 import { historyActions } from './events.ts';
+import { listRefusals, type RefusalFilter } from './refusals-store.ts';
+import { isRefusalId, refusalCodes, refusalView, toRefusalView } from './refusals-view.ts';
 import { type HistoryFilter, historyKnows, isSequence, listEvents } from './store.ts';
 import { verifyChain } from './verify.ts';
 
@@ -47,6 +49,13 @@ const eventView = z
 
 type EventView = z.infer<typeof eventView>;
 
+const eventPage = pageOf(eventView)
+  .extend({ class: z.enum(['events']) })
+  .meta({ id: 'EventPage' });
+const refusalPage = pageOf(refusalView)
+  .extend({ class: z.enum(['refused']) })
+  .meta({ id: 'RefusedAttemptsPage' });
+
 /** The reply is made from the canonical text, which is what the hash covers; columns only filter. */
 function toView(stored: StoredEvent): EventView {
   return {
@@ -61,14 +70,45 @@ const timeFilter = {
   to: timestampInput.optional().meta({ description: 'Before this time.' }),
 };
 
-const historyFilter = z.strictObject({
-  ...pageQuery,
-  keyId: idSchema('key').optional(),
-  partnerId: idSchema('partner').optional(),
-  actorId: z.string().max(200).optional().meta({ description: 'The id of the access token that acted.' }),
-  action: z.enum(historyActions).optional(),
-  ...timeFilter,
-});
+/** Which filter is for which class only, and why the other one has nothing to look for. */
+const filtersOf = {
+  events: {
+    keyId: 'a refused attempt is about no key; one that was made with a key is found by actorId',
+    partnerId: 'a refused attempt is about no partner',
+    action: 'an action is what was done, and a refused attempt did nothing; use operation',
+  },
+  refused: {
+    operation: 'events are found by action',
+    code: 'an event was not refused',
+  },
+} as const;
+
+const historyFilter = z
+  .strictObject({
+    ...pageQuery,
+    class: z
+      .enum(['events', 'refused'])
+      .default('events')
+      .meta({ description: '`refused`: attempts that were refused with 403 or 429, counted by the hour, not events.' }),
+    keyId: idSchema('key').optional(),
+    partnerId: idSchema('partner').optional(),
+    actorId: z
+      .string()
+      .max(1_000)
+      .optional()
+      .meta({ description: 'Who acted: the id of an access token, or issuer#subject.' }),
+    action: z.enum(historyActions).optional(),
+    operation: z.string().max(100).optional().meta({ description: 'Of refused attempts: the operationId.' }),
+    code: z.enum(refusalCodes).optional().meta({ description: 'Of refused attempts: with what.' }),
+    ...timeFilter,
+  })
+  .superRefine((query, context) => {
+    const foreign = filtersOf[query.class === 'events' ? 'refused' : 'events'];
+    for (const [name, why] of Object.entries(foreign)) {
+      if (query[name as keyof typeof query] === undefined) continue;
+      context.addIssue({ code: 'custom', path: [name], message: `does not go with class=${query.class}: ${why}` });
+    }
+  });
 
 const verdictView = z
   .object({
@@ -88,14 +128,20 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         operationId: 'listHistory',
         tags: ['History'],
         summary: 'Who did what, newest first',
-        description: "An operator that names no organization reads the installation's own history.",
+        description:
+          "An operator that names no organization reads the installation's own history. `class=refused` lists refused " +
+          'attempts instead, with other entries.',
         querystring: historyFilter,
-        response: { 200: pageOf(eventView) },
+        response: { 200: z.discriminatedUnion('class', [eventPage, refusalPage]) },
       },
     },
     async (request) => {
-      const { limit, cursor, ...filter } = request.query;
-      return readPage(accessTokenOf(request).actsIn, filter, { limit, cursor });
+      const { actsIn } = accessTokenOf(request);
+      const { limit, cursor, class: wanted, operation, code, ...filter } = request.query;
+      if (wanted === 'events') return { class: wanted, ...(await readPage(actsIn, filter, { limit, cursor })) };
+      const { actorId: callerId, from, to } = filter;
+      const refusals = { callerId, operation, code, from, to };
+      return { class: wanted, ...(await readRefusals(actsIn, refusals, { limit, cursor })) };
     },
   );
 
@@ -165,6 +211,16 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
       throw new Problem('not_found', 'There is nothing with this id in this organization, and never was.');
     }
     return readPage(organizationId, subject, page);
+  }
+
+  async function readRefusals(
+    organizationId: OrganizationId | null,
+    filter: RefusalFilter,
+    { limit, cursor }: { limit: number; cursor?: string | undefined },
+  ) {
+    const before = decodeCursor(cursor, isRefusalId);
+    const refusals = await listRefusals(db, organizationId, filter, { limit, before });
+    return toPage(refusals, limit, ({ id }) => id, toRefusalView);
   }
 
   async function readPage(

@@ -12,17 +12,20 @@ export interface ErrorHandlerOptions {
   translate: (error: unknown) => Problem | undefined;
   /** How often each problem was answered. */
   tally?: Record<ProblemCode, number>;
+  /** Told of each problem before it is answered. */
+  onProblem?: (request: FastifyRequest, problem: Problem) => void;
 }
 
 /** The one exit for everything that goes wrong: a problem document, and one line in the log. */
 export const errorHandler = fp<ErrorHandlerOptions>(
-  async (app, { translate, tally }) => {
+  async (app, { translate, tally, onProblem }) => {
     const refuse = (request: FastifyRequest, reply: FastifyReply, problem: Problem, cause: unknown) => {
       if (tally !== undefined) tally[problem.code] += 1;
       return answer(request, reply, problem, cause);
     };
     app.setErrorHandler((error: unknown, request, reply) => {
       const problem = toProblem(error, translate);
+      onProblem?.(request, problem);
       return refuse(request, reply, isGateways(request) ? forGateway(problem) : problem, error);
     });
     app.setNotFoundHandler((request, reply) => {

@@ -2,7 +2,8 @@ import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import type { Authenticator } from '../auth/authenticate.ts';
 import { readCredential, unauthorized } from '../auth/credential.ts';
-import { type AccessTokenPrincipal, actorOf, type Principal } from '../auth/principal.ts';
+import type { People } from '../auth/people.ts';
+import { type AccessTokenPrincipal, actorOf, type CallerPrincipal, type Principal } from '../auth/principal.ts';
 import type { RequestFacts } from '../core/actor.ts';
 import { Problem } from '../core/errors.ts';
 import { isId, type OrganizationId } from '../core/ids.ts';
@@ -18,6 +19,8 @@ declare module 'fastify' {
 
 interface GuardOptions {
   authenticator: Authenticator;
+  /** Undefined: nobody comes from an identity provider. */
+  people?: People | undefined;
   organizationExists: (id: OrganizationId) => Promise<boolean>;
 }
 
@@ -31,7 +34,7 @@ export const gatewayHeader = 'x-latchkey-token';
  * body is read.
  */
 export const guard = fp<GuardOptions>(
-  async (app, { authenticator, organizationExists }) => {
+  async (app, { authenticator, people, organizationExists }) => {
     app.decorateRequest('principal', null);
     app.addHook('onRequest', (request, reply, done) => {
       const rule = request.routeOptions.config.access;
@@ -87,7 +90,7 @@ export const guard = fp<GuardOptions>(
         if (token === undefined) {
           throw unauthorized('unauthorized', 'Send an access token as Authorization: Bearer <token>.');
         }
-        return await authenticator.authenticate(token);
+        return await (people?.isToken(token) ? people.authenticate(token) : authenticator.authenticate(token));
       } catch (error) {
         if (error instanceof Problem && error.status === 401) await app.endpointLimits.countRefusal(request, reply);
         throw error;
@@ -113,10 +116,7 @@ export const guard = fp<GuardOptions>(
       return principal;
     }
 
-    async function namedOrganization(
-      principal: AccessTokenPrincipal,
-      named: string | string[],
-    ): Promise<OrganizationId> {
+    async function namedOrganization(principal: CallerPrincipal, named: string | string[]): Promise<OrganizationId> {
       const mayUse = principal.organizationId === null || principal.organizationId === named;
       if (typeof named === 'string' && isId('org', named) && mayUse) {
         // Its own is there for certain, and asking would make every verification wait for the database.
@@ -128,7 +128,7 @@ export const guard = fp<GuardOptions>(
   { name: 'guard', dependencies: ['endpoint-limits'] },
 );
 
-function ownOrganization(rule: ProtectedRule, principal: AccessTokenPrincipal): OrganizationId | null {
+function ownOrganization(rule: ProtectedRule, principal: CallerPrincipal): OrganizationId | null {
   const needsOne = principal.role === 'operator' && rule.role === 'admin' && rule.installation !== true;
   if (!needsOne) return principal.organizationId;
   throw new Problem('bad_request', 'An operator names the organization in the Latchkey-Organization header.');
@@ -145,7 +145,7 @@ function requireRole(rule: ProtectedRule, principal: Principal): void {
 }
 
 /** The challenge is that of RFC 6750 section 3.1. */
-function requireScope(rule: ProtectedRule, principal: AccessTokenPrincipal): void {
+function requireScope(rule: ProtectedRule, principal: CallerPrincipal): void {
   if (rule.role === 'any' || principal.scopes.includes(rule.scope)) return;
   throw new Problem(
     'scope_missing',
@@ -159,10 +159,11 @@ function requireScope(rule: ProtectedRule, principal: AccessTokenPrincipal): voi
   );
 }
 
-/** The principal of a route whose rule lets only access tokens in. */
-export function accessTokenOf(request: FastifyRequest): AccessTokenPrincipal {
-  if (request.principal?.kind !== 'access_token') throw new Error('the route lets in more than access tokens');
-  return request.principal;
+/** The principal of a route whose rule lets only access tokens in, Latchkey's own or an identity provider's. */
+export function accessTokenOf(request: FastifyRequest): CallerPrincipal {
+  const { principal } = request;
+  if (principal === null || principal.kind === 'api_key') throw new Error('the route lets in more than access tokens');
+  return principal;
 }
 
 /** Who does what this request asks, for history. */

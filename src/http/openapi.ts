@@ -53,6 +53,12 @@ export const openApi = fp<{ version: string }>(
               name: 'X-Latchkey-Token',
               description: "A verifier's token",
             },
+            identityToken: {
+              type: 'http',
+              scheme: 'bearer',
+              bearerFormat: 'JWT',
+              description: "An access token of the company's identity provider, where one is set up: docs/oidc.md",
+            },
             apiKeyHeader: { type: 'apiKey', in: 'header', name: 'X-API-Key', description: 'The same token' },
           },
           responses: problemResponses() as Record<string, never>,
@@ -161,7 +167,8 @@ function securityOf(access: AccessRule): JsonObject[] {
   if (access === 'public') return [];
   if (access.role === 'gateway') return [{ gatewayHeader: ['verifier:read'] }];
   const scopes = access.role === 'any' ? [] : [`${access.role}:${access.scope}`];
-  return [{ bearer: scopes }, { apiKeyHeader: scopes }];
+  const takesPeople = access.role === 'admin' || access.role === 'any';
+  return [{ bearer: scopes }, { apiKeyHeader: scopes }, ...(takesPeople ? [{ identityToken: scopes }] : [])];
 }
 
 function whoMayCall(access: Exclude<AccessRule, 'public'>): string {

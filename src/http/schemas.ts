@@ -163,6 +163,11 @@ export const actorView = z
     id: z.string(),
     name: z.string(),
     email: z.string().nullable(),
+    issuer: z
+      .string()
+      .optional()
+      .meta({ description: 'Who vouched for a person from an identity provider; then id is issuer#subject.' }),
+    subject: z.string().optional().meta({ description: 'As whom the issuer knows the person.' }),
   })
   .meta({
     id: 'Actor',

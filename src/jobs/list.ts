@@ -1,3 +1,4 @@
+import { pruneRefusals } from '../history/refusals-store.ts';
 import { pruneIdempotency } from '../http/idempotency-store.ts';
 import { announceExpiries, forgetExpiryNotices, purgeDeletedKeys } from '../keys/jobs.ts';
 import { wipeSeals } from '../organizations/commands.ts';
@@ -55,5 +56,11 @@ export const jobs: readonly Job[] = [
     does: 'Removes deliveries of webhooks, with their attempts, 30 days after the event.',
     schedule: '53 * * * *',
     run: ({ transactor }) => pruneDeliveries(transactor),
+  },
+  {
+    name: 'prune_refused_attempts',
+    does: 'Removes counts of refused attempts that are 90 days old.',
+    schedule: '29 * * * *',
+    run: ({ transactor }) => pruneRefusals(transactor),
   },
 ];

@@ -11,7 +11,7 @@ import type { UsageRecorder } from './usage-recorder.ts';
 
 const selfView = z
   .object({
-    kind: z.enum(['access_token', 'api_key']),
+    kind: z.enum(['access_token', 'oidc', 'api_key']).meta({ description: '`oidc`: a token of an identity provider.' }),
     id: z.string().meta({ example: 'key_01k9s3v5wqe8n8x4r2m6t7yb0c' }),
     organizationId: idView('org').nullable().meta({ description: 'Null: for the whole installation.' }),
     partnerId: idView('partner').nullable(),

@@ -42,7 +42,9 @@ const actions: string[] = [];
 let pages = 0;
 for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
   const page = await ok(listHistory({ limit: 2, partnerId: partner.id, ...(cursor === undefined ? {} : { cursor }) }));
-  actions.push(...page.data.map((event) => event.action));
+  if (page.class !== 'events') throw new Error('events were asked for');
+  // What the service itself says, a second after a deleted key was presented, may have come already or not.
+  actions.push(...page.data.filter(({ actor }) => actor.type !== 'system').map(({ action }) => action));
   cursor = page.nextCursor;
 }
 

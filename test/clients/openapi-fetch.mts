@@ -48,7 +48,9 @@ let pages = 0;
 for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
   const query = { limit: 2, partnerId: partner.id, ...(cursor === undefined ? {} : { cursor }) };
   const page = await answered(admin.GET('/v1/history', { params: { query } }));
-  actions.push(...page.data.map((event) => event.action));
+  if (page.class !== 'events') throw new Error('events were asked for');
+  // What the service itself says, a second after a deleted key was presented, may have come already or not.
+  actions.push(...page.data.filter(({ actor }) => actor.type !== 'system').map(({ action }) => action));
   cursor = page.nextCursor;
 }
 

@@ -1,0 +1,115 @@
+import { sql } from 'kysely';
+import { newId, type OrganizationId, type RefusalId } from '../core/ids.ts';
+import type { Db, Tx } from '../db/client.ts';
+import type { RefusedCaller } from '../db/refused-attempts-table.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
+
+/** Attempts of one caller at one operation that were refused for the same reason within one hour. */
+export interface RefusedAttempts {
+  organizationId: OrganizationId | null;
+  hour: Date;
+  /** Null: several callers, counted together because there were too many to tell them apart. Then so is the operation. */
+  caller: RefusedCaller | null;
+  operation: string | null;
+  code: string;
+  count: number;
+  firstAt: Date;
+  lastAt: Date;
+  lastIp: string;
+}
+
+export interface ListedRefusals extends RefusedAttempts {
+  id: RefusalId;
+}
+
+/**
+ * Adds a batch to what is there, in one statement. An organization that does not exist, which only an operator can name,
+ * stands for the installation. Rows are in one order, so that two replicas do not deadlock.
+ */
+export async function addRefusals(db: Db, refusals: readonly RefusedAttempts[]): Promise<void> {
+  const batch = refusals.map((refusal) => ({ id: newId('refusal'), ...refusal }));
+  await sql`
+    insert into refused_attempts
+      (id, organization_id, hour, caller_id, caller, operation, code, count, first_at, last_at, last_ip)
+    select min(batch.id), organization.id, hour, caller ->> 'id', (array_agg(caller order by "lastAt" desc))[1], operation,
+      code, sum(count), min("firstAt"), max("lastAt"), (array_agg("lastIp" order by "lastAt" desc))[1]
+    from jsonb_to_recordset(${JSON.stringify(batch)}::jsonb) as batch (id text, "organizationId" text, hour timestamptz,
+      caller jsonb, operation text, code text, count bigint, "firstAt" timestamptz, "lastAt" timestamptz, "lastIp" text)
+    left join organizations as organization on organization.id = batch."organizationId"
+    group by organization.id, hour, caller ->> 'id', operation, code
+    order by organization.id, hour, caller ->> 'id', operation, code
+    on conflict (organization_id, hour, caller_id, operation, code) do update set
+      caller = excluded.caller,
+      count = refused_attempts.count + excluded.count,
+      first_at = least(refused_attempts.first_at, excluded.first_at),
+      last_at = greatest(refused_attempts.last_at, excluded.last_at),
+      last_ip = case when excluded.last_at >= refused_attempts.last_at then excluded.last_ip
+        else refused_attempts.last_ip end`.execute(db);
+}
+
+export interface RefusalFilter {
+  callerId?: string | undefined;
+  operation?: string | undefined;
+  code?: string | undefined;
+  /** Inclusive. */
+  from?: Date | undefined;
+  /** Exclusive. */
+  to?: Date | undefined;
+}
+
+/** In the order in which they were first written, newest first; `limit + 1` at most. A null organization: the installation. */
+export async function listRefusals(
+  db: Db,
+  organizationId: OrganizationId | null,
+  { callerId, operation, code, from, to }: RefusalFilter,
+  page: { limit: number; before: RefusalId | undefined },
+): Promise<ListedRefusals[]> {
+  let query = db
+    .selectFrom('refused_attempts')
+    .select([
+      'id',
+      'organization_id as organizationId',
+      'hour',
+      'caller',
+      'operation',
+      'code',
+      'count',
+      'first_at as firstAt',
+      'last_at as lastAt',
+      'last_ip as lastIp',
+    ])
+    .where(sql<boolean>`organization_id ${organizationId === null ? sql`is null` : sql`= ${organizationId}`}`)
+    .orderBy('id', 'desc')
+    .limit(page.limit + 1);
+  if (page.before !== undefined) query = query.where('id', '<', page.before);
+  if (callerId !== undefined) query = query.where('caller_id', '=', callerId);
+  if (operation !== undefined) query = query.where('operation', '=', operation);
+  if (code !== undefined) query = query.where('code', '=', code);
+  if (from !== undefined) query = query.where('last_at', '>=', from);
+  if (to !== undefined) query = query.where('first_at', '<', to);
+  return query.execute();
+}
+
+/** How long refused attempts are kept. */
+const keptMs = 90 * 24 * 3_600_000;
+
+const prunedAtOnce = 1_000;
+
+/** Removes what is too old, in batches that are transactions of their own. @returns how many rows */
+export async function pruneRefusals(
+  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
+  batchSize = prunedAtOnce,
+): Promise<number> {
+  const now = await currentTime(db, clockShiftMs);
+  const until = new Date(now.getTime() - keptMs);
+  for (let pruned = 0; ; ) {
+    const { numDeletedRows } = await db.transaction().execute((tx) => deleteOldest(tx, until, batchSize));
+    pruned += Number(numDeletedRows);
+    if (numDeletedRows < batchSize) return pruned;
+  }
+}
+
+function deleteOldest(tx: Tx, until: Date, count: number) {
+  const oldest = tx.selectFrom('refused_attempts').select('id').where('hour', '<', until).orderBy('hour').limit(count);
+  return tx.deleteFrom('refused_attempts').where('id', 'in', oldest).executeTakeFirstOrThrow();
+}

@@ -1,0 +1,49 @@
+import { z } from 'zod';
+import { problemCodes, problemKinds } from '../core/errors.ts';
+import { isId, type RefusalId } from '../core/ids.ts';
+import { exampleId, idView, timestampView } from '../http/schemas.ts';
+import type { ListedRefusals } from './refusals-store.ts';
+
+/** With what a known caller can be refused. */
+export const refusalCodes = problemCodes.filter((code) => [403, 429].includes(problemKinds[code].status));
+
+export const refusalView = z
+  .object({
+    id: idView('refusal'),
+    organizationId: idView('org').nullable().meta({ description: 'Null: the installation itself.' }),
+    hour: timestampView.meta({ description: 'The beginning of the hour, in UTC, in which these attempts were made.' }),
+    caller: z
+      .object({
+        type: z.enum(['admin', 'operator', 'verifier', 'api_key']),
+        id: z.string(),
+        name: z.string().nullable(),
+        email: z.string().nullable(),
+      })
+      .nullable()
+      .meta({
+        description:
+          'As it was at the last attempt. Null, and operation too: several, counted together because there were too many.',
+        example: { type: 'verifier', id: exampleId('token'), name: 'Checkout backend', email: null },
+      }),
+    operation: z.string().nullable().meta({ description: 'An operationId of this document.', example: 'revealKey' }),
+    status: z.int().meta({ example: 403 }),
+    code: z.string().meta({ enum: refusalCodes, example: 'forbidden' }),
+    count: z.int().meta({ example: 3 }),
+    firstAt: timestampView,
+    lastAt: timestampView,
+    lastIp: z.string().meta({ example: '203.0.113.7' }),
+  })
+  .meta({
+    id: 'RefusedAttempts',
+    description: 'How often one caller was refused one operation within one hour, by reason.',
+  });
+
+export function toRefusalView(refusals: ListedRefusals): z.infer<typeof refusalView> {
+  const { id, organizationId, caller, operation, code, count, lastIp } = refusals;
+  const status = problemKinds[code as (typeof problemCodes)[number]].status;
+  const hour = refusals.hour.toISOString();
+  const [firstAt, lastAt] = [refusals.firstAt.toISOString(), refusals.lastAt.toISOString()];
+  return { id, organizationId, hour, caller, operation, status, code, count, firstAt, lastAt, lastIp };
+}
+
+export const isRefusalId = (text: string): text is RefusalId => isId('refusal', text);

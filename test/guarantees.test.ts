@@ -1,0 +1,316 @@
+import path from 'node:path';
+import t, { type Test } from 'tap';
+import { generateKeyring } from '../src/crypto/keyring.ts';
+import { connect } from '../src/db/client.ts';
+import { startEmbeddedPostgres } from '../src/db/embedded/start.ts';
+import { checkGuarantees, type GuaranteeFacts, judgeGuarantees } from '../src/db/guarantees.ts';
+import { dbQuery, migrateAs } from './support/database.ts';
+import { scratch } from './support/instance.ts';
+import { runEntry } from './support/process.ts';
+
+// A Postgres of its own: that of the other tests trades safety for speed, and here settings of the whole server change.
+
+const directory = await scratch(t);
+const postgres = await startEmbeddedPostgres({
+  dataDirectory: directory,
+  copiesDirectory: path.join(directory, 'programs'),
+  port: 0,
+});
+t.teardown(() => postgres.stop());
+const { urls } = postgres;
+await migrateAs(urls);
+const app = 'latchkey_app';
+const owner = 'latchkey_owner';
+
+async function broken(url = urls.app): Promise<string[]> {
+  const { db, close } = connect({ url, poolSize: 1 });
+  try {
+    return (await checkGuarantees(db)).filter(({ kept }) => !kept).map(({ name, remedy }) => `${name}. ${remedy}`);
+  } finally {
+    await close();
+  }
+}
+
+const asSuperuser = async (...statements: string[]) => {
+  for (const statement of statements) await dbQuery(urls.superuser, statement);
+};
+
+interface Breakage {
+  what: string;
+  break: string[];
+  mend: string[];
+  /** What is told then, and nothing else. */
+  told: RegExp[];
+}
+
+const noSuperuser = /^The service connects as a role that is no superuser/;
+const noBypass = /^The service's role does not bypass row security/;
+const noOwner = /^The service's role neither owns history nor may write.* owns history, or what it lies in/;
+const noWriter = /^The service's role neither owns history nor may write.* may write to history without its chain/;
+const noTrigger = /^The trigger that keeps history append-only/;
+
+const alwaysFire = 'alter table history enable always trigger history_append_only';
+const triggerFor = (events: string, condition = '') => [
+  'drop trigger if exists history_append_only on history',
+  `create trigger history_append_only before ${events} on history for each statement ${condition} execute function history_refuse_change()`,
+  alwaysFire,
+];
+const makeTrigger = triggerFor('update or delete or truncate');
+const functionOf = (body: string) =>
+  `create or replace function history_refuse_change() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$${body}$$`;
+const refusal = `
+begin
+  raise exception 'history is append-only: % is refused', tg_op using errcode = 'insufficient_privilege';
+end `;
+
+const granted = (role: string, told: RegExp[]): Breakage => ({
+  what: `member of ${role}`,
+  break: [`grant ${role} to ${app}`],
+  mend: [`revoke ${role} from ${app}`],
+  told,
+});
+const given = (privilege: string): Breakage => ({
+  what: privilege,
+  break: [`grant ${privilege} to ${app}`],
+  mend: [`revoke ${privilege} from ${app}`],
+  told: [noWriter],
+});
+
+const breakages: Breakage[] = [
+  {
+    what: 'a superuser',
+    break: [`alter role ${app} superuser`],
+    mend: [`alter role ${app} nosuperuser`],
+    // Such a one is a member of every role there is, that of Postgres's own superuser with BYPASSRLS included.
+    told: [noSuperuser, noBypass, noOwner],
+  },
+  granted('postgres', [noSuperuser, noBypass, noWriter]),
+  granted('pg_write_server_files', [noSuperuser]),
+  granted('pg_execute_server_program', [noSuperuser]),
+  {
+    what: 'BYPASSRLS',
+    break: [`alter role ${app} bypassrls`],
+    mend: [`alter role ${app} nobypassrls`],
+    told: [/^The service's role does not bypass row security. Role latchkey_app has BYPASSRLS/],
+  },
+  {
+    what: 'BYPASSRLS of a role that it may become',
+    break: ['create role passing bypassrls', `grant passing to ${app}`],
+    mend: ['drop role passing'],
+    told: [/^The service's role does not bypass row security. Role latchkey_app \(as passing\) has BYPASSRLS/],
+  },
+  granted(owner, [/Role latchkey_app \(as latchkey_owner, pg_database_owner\) owns history, or what it lies in/]),
+  {
+    what: 'member of the owner without inheriting its rights',
+    break: [`grant ${owner} to ${app} with inherit false`],
+    mend: [`revoke ${owner} from ${app}`],
+    told: [noOwner],
+  },
+  {
+    what: 'owner of the table',
+    break: [`alter table history owner to ${app}`],
+    mend: [
+      `alter table history owner to ${owner}`,
+      `revoke all on history from ${app}`,
+      `grant select on history to ${app}`,
+    ],
+    told: [noOwner],
+  },
+  {
+    what: 'owner of the function by which history is written',
+    break: [`alter function history_append(text, text) owner to ${app}`],
+    mend: [
+      `alter function history_append(text, text) owner to ${owner}`,
+      `grant execute on function history_append(text, text) to ${app}`,
+    ],
+    told: [noOwner],
+  },
+  {
+    what: 'owner of the schema',
+    break: [`alter schema public owner to ${app}`],
+    mend: ['alter schema public owner to pg_database_owner'],
+    told: [noOwner],
+  },
+  {
+    what: 'owner of the database',
+    break: [`alter database latchkey owner to ${app}`],
+    mend: [`alter database latchkey owner to ${owner}`, `grant connect on database latchkey to ${app}`],
+    told: [noOwner],
+  },
+  given('insert on history'),
+  given('update (canonical) on history'),
+  given('truncate on history'),
+  given('trigger on history'),
+  given('update on history_heads'),
+  granted('pg_write_all_data', [noWriter]),
+  {
+    what: 'trigger disabled',
+    break: ['alter table history disable trigger history_append_only'],
+    mend: [alwaysFire],
+    told: [noTrigger],
+  },
+  {
+    what: 'trigger that a replica does not fire',
+    break: ['alter table history enable trigger history_append_only'],
+    mend: [alwaysFire],
+    told: [noTrigger],
+  },
+  {
+    what: 'trigger dropped',
+    break: ['drop trigger history_append_only on history'],
+    mend: makeTrigger,
+    told: [noTrigger],
+  },
+  {
+    what: 'trigger under another name',
+    break: ['alter trigger history_append_only on history rename to other'],
+    mend: ['alter trigger other on history rename to history_append_only'],
+    told: [noTrigger],
+  },
+  {
+    what: 'trigger that lets delete through',
+    break: triggerFor('update or truncate'),
+    mend: makeTrigger,
+    told: [noTrigger],
+  },
+  {
+    what: 'trigger for one column only',
+    break: triggerFor('update of id or delete or truncate'),
+    mend: makeTrigger,
+    told: [noTrigger],
+  },
+  {
+    what: 'trigger under a condition',
+    break: triggerFor('update or delete or truncate', 'when (false)'),
+    mend: makeTrigger,
+    told: [noTrigger],
+  },
+  {
+    what: 'trigger whose function does nothing',
+    break: [functionOf('begin return null; end')],
+    mend: [functionOf(refusal)],
+    told: [noTrigger],
+  },
+  {
+    what: 'fsync',
+    break: ['alter system set fsync = off', 'select pg_reload_conf()'],
+    mend: ['alter system reset fsync', 'select pg_reload_conf()'],
+    told: [/^fsync is on\. It is off/],
+  },
+  {
+    what: 'full_page_writes',
+    break: ['alter system set full_page_writes = off', 'select pg_reload_conf()'],
+    mend: ['alter system reset full_page_writes', 'select pg_reload_conf()'],
+    told: [/^full_page_writes is on\. It is off/],
+  },
+  {
+    what: 'synchronous_commit for this role alone',
+    break: [`alter role ${app} in database latchkey set synchronous_commit = off`],
+    mend: [`alter role ${app} in database latchkey reset synchronous_commit`],
+    told: [/^synchronous_commit is on\. It is off/],
+  },
+];
+
+/** A change of the server's settings reaches its processes one by one. */
+async function untilTold(expected: number): Promise<string[]> {
+  for (const deadline = Date.now() + 10_000; ; ) {
+    const told = await broken();
+    if (told.length === expected || Date.now() > deadline) return told;
+  }
+}
+
+t.test('each guarantee is missed when it is broken, and it alone', async (t) => {
+  t.same(await broken(), []);
+  for (const breakage of breakages) {
+    await t.test(breakage.what, async (t) => {
+      await asSuperuser(...breakage.break);
+      const told = await untilTold(breakage.told.length);
+      await asSuperuser(...breakage.mend);
+      t.equal(told.length, breakage.told.length, told.join('\n'));
+      for (const [index, pattern] of breakage.told.entries()) t.match(told[index], pattern);
+      t.same(await untilTold(0), []);
+    });
+  }
+});
+
+t.test('membership is no matter of form: with it history can be changed', async (t) => {
+  await asSuperuser(`grant ${owner} to ${app} with inherit false`);
+  const { pool, close } = connect({ url: urls.app, poolSize: 1 });
+  t.teardown(close);
+  await t.rejects(pool.query('drop trigger history_append_only on history'), { code: '42501' });
+  await pool.query(`set role ${owner}; drop trigger history_append_only on history`);
+  await asSuperuser(
+    `revoke ${owner} from ${app}`,
+    ...makeTrigger.map((statement) => `set role ${owner}; ${statement}`),
+  );
+  t.same(await untilTold(0), []);
+});
+
+t.test('a role that is put on at login is looked behind', async (t) => {
+  await asSuperuser(`grant ${app} to postgres`, `alter role postgres in database latchkey set role = ${app}`);
+  const told = await broken(urls.superuser);
+  await asSuperuser(`set role none; alter role postgres in database latchkey reset role; revoke ${app} from postgres`);
+  t.match(told[0], noSuperuser);
+});
+
+t.test('until Postgres 15 the right to create roles is the right to any role', async (t) => {
+  const sound: GuaranteeFacts = {
+    role: 'app',
+    superusers: [],
+    bypassingRowSecurity: [],
+    owners: [],
+    writers: [],
+    mayCreateRoles: true,
+    isTriggerSound: true,
+    fsync: 'on',
+    fullPageWrites: 'on',
+    synchronousCommit: 'remote_apply',
+    version: 160_004,
+  };
+  const missed = (facts: Partial<GuaranteeFacts>) =>
+    judgeGuarantees({ ...sound, ...facts }).filter(({ kept }) => !kept);
+  t.same(missed({}), []);
+  t.match(missed({ version: 150_010 }), [{ remedy: /CREATEROLE/ }]);
+  t.same(missed({ version: 150_010, mayCreateRoles: false }), []);
+  for (const version of [140_012, 190_000])
+    t.match(missed({ version, mayCreateRoles: false }), [{ name: /of a version/ }]);
+});
+
+const keyring = generateKeyring(new Date());
+
+async function latchkey(t: Test, command: string, env: NodeJS.ProcessEnv = {}) {
+  const process = runEntry(t, 'cli/latchkey.ts', [command], {
+    env: { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyring, PORT: '0', ...env },
+  });
+  const { code } = await process.exited;
+  return { code, output: process.output() };
+}
+
+t.test('what doctor and the start make of it', async (t) => {
+  const two = { MIGRATION_DATABASE_URL: urls.owner };
+  const strict = { LATCHKEY_STRICT: 'true' };
+  const good = await latchkey(t, 'doctor', { ...two, ...strict });
+  t.equal(good.code, 0, good.output);
+  t.notMatch(good.output, /^(wrong|warning)/m);
+
+  await asSuperuser(`alter role ${app} in database latchkey set synchronous_commit = off`, `grant ${owner} to ${app}`);
+  const one = await latchkey(t, 'doctor');
+  t.equal(one.code, 0, 'with one URL nobody counts on more');
+  t.match(one.output, /^warning Not so: synchronous_commit is on\./m);
+  t.match(one.output, /^warning Not so: The service's role neither owns history/m);
+  for (const env of [two, strict]) {
+    const { code, output } = await latchkey(t, 'doctor', env);
+    t.equal(code, 1);
+    t.match(output, /^wrong {3}Not so: synchronous_commit is on\./m);
+  }
+
+  const refused = await latchkey(t, 'serve', { ...two, ...strict });
+  t.equal(refused.code, 78);
+  t.match(refused.output, /LATCHKEY_STRICT is set.*\n.*neither owns history.*\n.*synchronous_commit is on/);
+  const warned = runEntry(t, 'server.ts', [], {
+    env: { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyring, PORT: '0', ...two },
+  });
+  await warned.until(/Server listening/);
+  t.match(warned.output(), /"level":40.*Not so: synchronous_commit is on/);
+  await asSuperuser(`alter role ${app} in database latchkey reset synchronous_commit`, `revoke ${owner} from ${app}`);
+});

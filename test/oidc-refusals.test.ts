@@ -1,0 +1,199 @@
+import { createSecretKey } from 'node:crypto';
+import { exportSPKI, generateKeyPair, importJWK, type JWTPayload, SignJWT, UnsecuredJWT } from 'jose';
+import t, { type Test } from 'tap';
+import { startService } from './support/app.ts';
+import { audience, type Issuer, oidcOf, startIssuer } from './support/issuer.ts';
+
+// Everything here is a token that the issuer would not have given, or not for this; all but one thing about it is right.
+
+async function start(t: Test, options: Parameters<typeof oidcOf>[2] = {}, addressLimit = 1e6) {
+  const issuer = await startIssuer(t);
+  const limits = { callerLimit: 1e6, addressLimit, revealLimit: 1e6 };
+  const organization = { claim: 'organization', ids: undefined };
+  const service = await startService(t, { limits, oidc: oidcOf(issuer, organization, options) });
+  const nowSeconds = Math.floor(Date.now() / 1_000);
+  /** What the issuer says of somebody who may do everything. */
+  const good = (changes: Record<string, unknown> = {}): JWTPayload => ({
+    iss: issuer.url,
+    aud: audience,
+    sub: 'ada',
+    iat: nowSeconds,
+    nbf: nowSeconds,
+    exp: nowSeconds + 600,
+    scope: 'keys',
+    organization: service.organizationId,
+    roles: ['latchkey-read', 'latchkey-write'],
+    ...changes,
+  });
+  const ask = (token: string) => service.as(token).get('/v1/keys');
+  return { ...service, issuer, good, ask, nowSeconds };
+}
+
+t.test('one thing wrong is enough, and it is said which', async (t) => {
+  const { issuer, good, ask, nowSeconds } = await start(t);
+  t.equal((await ask(await issuer.sign(good()))).status, 200);
+  t.equal((await ask(await issuer.sign(good({ aud: ['https://other.example', audience] })))).status, 200);
+  t.equal((await ask(await issuer.sign(good(), { typ: 'application/at+jwt' }))).status, 200);
+  t.equal((await ask(await issuer.sign(good({ exp: nowSeconds - 5 })))).status, 200, 'clocks differ by seconds');
+  t.equal((await ask(await issuer.sign(good({ exp: nowSeconds + 3_600 })))).status, 200);
+
+  const claims: Array<[what: string, changes: Record<string, unknown>, detail: RegExp, code?: string]> = [
+    ['another issuer', { iss: 'https://evil.example' }, /another issuer/],
+    ['nearly this issuer', { iss: `${issuer.url}/` }, /another issuer/],
+    ['no issuer', { iss: undefined }, /another issuer/],
+    ['another audience', { aud: 'https://other.example' }, /another audience/],
+    ['a longer audience', { aud: `${audience}.evil.example` }, /another audience/],
+    ['no audience', { aud: undefined }, /has no aud/],
+    ['expired', { iat: nowSeconds - 700, nbf: nowSeconds - 700, exp: nowSeconds - 30 }, /expired/, 'token_expired'],
+    ['no expiry', { exp: undefined }, /has no exp/],
+    ['an expiry that is no number', { exp: '9999999999' }, /wrong form/],
+    ['not valid yet', { nbf: nowSeconds + 60 }, /not valid yet/],
+    ['no nbf', { nbf: undefined }, /has no nbf/],
+    ['made in the future', { iat: nowSeconds + 60, exp: nowSeconds + 600 }, /made in the future/],
+    ['no time of issue', { iat: undefined }, /has no iat/],
+    ['made for longer than an hour', { exp: nowSeconds + 3_601 }, /longer than an hour/],
+    ['made for long and nearly over', { iat: nowSeconds - 3_000, exp: nowSeconds + 601 }, /longer than an hour/],
+    ['older than an hour', { iat: nowSeconds - 3_700, exp: nowSeconds - 100 }, /expired/, 'token_expired'],
+    ['no subject', { sub: undefined }, /has no sub/],
+    ['an empty subject', { sub: '' }, /no subject/],
+    ['a subject of two lines', { sub: 'a\nb' }, /no subject/],
+    ['a long subject', { sub: 'a'.repeat(256) }, /no subject/],
+    ['no role', { roles: undefined }, /no role/],
+    ['another role', { roles: ['latchkey-readers'] }, /no role/],
+    ['a role that is an object', { roles: { 'latchkey-read': true } }, /no role/],
+    ['an ID token by its nonce', { nonce: 'n' }, /no access token/],
+    ['an ID token by its hash', { at_hash: 'h' }, /no access token/],
+    ["a provider's refresh token", { typ: 'Refresh' }, /no access token/],
+  ];
+  for (const [what, changes, detail, code = 'unauthorized'] of claims) {
+    const reply = await ask(await issuer.sign(good(changes)));
+    t.match(reply, { status: 401, body: { code, detail } }, what);
+    t.match(reply.headers['www-authenticate'], /^Bearer realm="latchkey", error="invalid_token"/, what);
+  }
+});
+
+t.test('who signed it, and how', async (t) => {
+  const { issuer, good, ask } = await start(t);
+  const { kid, publicJwk } = issuer.signingKey();
+  const header = { alg: 'RS256', typ: 'at+jwt', kid };
+  const mallory = await generateKeyPair('RS256');
+  const elliptic = await generateKeyPair('ES256');
+  const publicKey = await importJWK(publicJwk, 'RS256', { extractable: true });
+  const spki = await exportSPKI(publicKey as Parameters<typeof exportSPKI>[0]);
+  const real = await issuer.sign(good());
+  const [head = '', body = '', signature = ''] = real.split('.');
+  const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString('base64url');
+  const sign = (key: Parameters<SignJWT['sign']>[0], protectedHeader: { alg: string; [name: string]: unknown }) =>
+    new SignJWT(good()).setProtectedHeader(protectedHeader).sign(key);
+
+  const tokens: Array<[what: string, token: string, detail: RegExp]> = [
+    ['nobody: the algorithm none', new UnsecuredJWT(good()).encode(), /algorithm that is not taken|well-formed/],
+    ['nobody, and says RS256', `${head}.${body}.`, /signature|well-formed/],
+    [
+      'nobody, with the algorithm none and a signature',
+      `${encode({ ...header, alg: 'none' })}.${body}.${signature}`,
+      /algorithm/,
+    ],
+    [
+      'whoever knows the public key, as HS256',
+      await sign(createSecretKey(spki, 'utf8'), { ...header, alg: 'HS256' }),
+      /algorithm/,
+    ],
+    [
+      'whoever knows the public key as a JWK, as HS256',
+      await sign(createSecretKey(JSON.stringify(publicJwk), 'utf8'), { ...header, alg: 'HS256' }),
+      /algorithm/,
+    ],
+    ['somebody else under its key id', await sign(mallory.privateKey, header), /signature/],
+    [
+      'somebody else under another key id',
+      await sign(mallory.privateKey, { ...header, kid: 'mallory' }),
+      /does not publish/,
+    ],
+    [
+      'somebody else, whose key comes along',
+      await sign(mallory.privateKey, {
+        ...header,
+        kid: 'mallory',
+        jku: 'http://evil.example/jwks',
+        jwk: { kty: 'RSA' },
+      }),
+      /does not publish/,
+    ],
+    ['another kind of key', await sign(elliptic.privateKey, { ...header, alg: 'ES256' }), /does not publish/],
+    ['the issuer, but changed', `${head}.${encode(good({ sub: 'root' }))}.${signature}`, /signature/],
+    ['the issuer, but cut', real.slice(0, -4), /signature/],
+  ];
+  for (const [what, token, detail] of tokens) {
+    t.match(await ask(token), { status: 401, body: { detail } }, what);
+  }
+});
+
+t.test('what is no token at all, or too much of one', async (t) => {
+  const { issuer, good, ask } = await start(t);
+  const huge = await issuer.sign(good({ groups: Array.from({ length: 600 }, (_, index) => `a group ${index}`) }));
+  t.ok(huge.length > 8_192 && huge.length < 16_000);
+  t.match(await ask(huge), { status: 401, body: { detail: /longer than 8192/ } });
+  const large = await issuer.sign(good({ groups: Array.from({ length: 300 }, (_, index) => `a group ${index}`) }));
+  t.ok(large.length > 4_000 && large.length < 8_192);
+  t.equal((await ask(large)).status, 200);
+  for (const token of [
+    'a.b.c',
+    'e30.e30.',
+    'eyJhbGciOiJSUzI1NiJ9.W10.AAAA',
+    'eyJhbGciOiJSUzI1NiJ9.bm90IGpzb24.AAAA',
+    '-.-.-',
+  ]) {
+    t.match(await ask(token), { status: 401, body: { code: /token_malformed|unauthorized/ } }, token);
+  }
+  for (const token of ['a.b', 'a.b.c.d', 'a.b.c.d.e', '..', 'ä.b.c']) {
+    t.match(await ask(token), { status: 401, body: { code: 'token_malformed' } }, token);
+  }
+});
+
+t.test('ID tokens are refused, however an operator has set it up', async (t) => {
+  const login = async (issuer: Issuer, claims: Record<string, unknown>) => {
+    issuer.people.set('ada', { roles: ['latchkey-read'], ...claims });
+    return issuer.tokensOf('ada');
+  };
+  const strict = await start(t);
+  const { idToken, accessToken } = await login(strict.issuer, { organization: strict.organizationId });
+  t.match(await strict.ask(idToken), { status: 401, body: { detail: /no nbf/ } });
+  t.equal((await strict.ask(accessToken)).status, 200);
+  const untyped = await strict.issuer.sign(strict.good(), { typ: 'JWT' });
+  t.match(await strict.ask(untyped), { status: 401, body: { detail: /no access token/ } });
+
+  // The audience is that of the client itself, as happens where one application is both.
+  const settings = { takesUntypedTokens: true, audience: 'dashboard' };
+  const lenient = await start(t, { settings: { ...settings, requiresNbf: false } });
+  const own = await login(lenient.issuer, { organization: lenient.organizationId });
+  t.match(await lenient.ask(own.idToken), { status: 401, body: { detail: /looks like an ID token/ } });
+  const say = (changes: Record<string, unknown>, header: Record<string, unknown>) =>
+    lenient.issuer.sign(lenient.good({ aud: 'dashboard', nbf: undefined, ...changes }), header);
+  t.equal((await lenient.ask(await say({}, { typ: 'JWT' }))).status, 200);
+  t.equal((await lenient.ask(await say({}, { typ: undefined }))).status, 200);
+  t.equal((await lenient.ask(await say({ scope: undefined, scp: ['keys'] }, { typ: 'JWT' }))).status, 200);
+  t.equal((await lenient.ask(await say({ scope: undefined }, { typ: 'at+jwt' }))).status, 200);
+  for (const [changes, header] of [
+    [{ scope: undefined }, { typ: 'JWT' }],
+    [{ nonce: 'n' }, { typ: 'JWT' }],
+    [{ typ: 'ID' }, { typ: 'JWT' }],
+    [{ events: {} }, { typ: 'JWT' }],
+    [{}, { typ: 'logout+jwt' }],
+    [{}, { typ: 'dpop+jwt' }],
+  ] as const) {
+    t.match(await lenient.ask(await say(changes, header)), { status: 401, body: { detail: /no access token/ } });
+  }
+});
+
+t.test('refused JWTs count for their address like any other credential, good ones do not', async (t) => {
+  const { issuer, good, ask, app } = await start(t, {}, 3);
+  const bad = await issuer.sign(good({ aud: 'other' }));
+  const token = await issuer.sign(good());
+  for (let attempt = 0; attempt < 10; attempt++) t.equal((await ask(token)).status, 200);
+  for (let attempt = 0; attempt < 3; attempt++) t.equal((await ask(bad)).status, 401);
+  t.match(await ask(bad), { status: 429, body: { code: 'rate_limited' } });
+  t.equal((await ask(token)).status, 200, 'and a good one is still taken');
+  const { body } = await app.inject('/metrics');
+  t.match(body, /^latchkey_refused_credentials_total\{code="unauthorized"\} 3$/m);
+});

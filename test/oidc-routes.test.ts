@@ -1,0 +1,63 @@
+import t from 'tap';
+import { newId } from '../src/core/ids.ts';
+import type { AccessRule } from '../src/http/access.ts';
+import { startService } from './support/app.ts';
+import { oidcOf, startIssuer } from './support/issuer.ts';
+
+// Over the live route list, like the access matrix: what an admin's token may, a person with the same scopes may, no more.
+
+t.test('on every route a person is answered as an admin with the same scopes', async (t) => {
+  const issuer = await startIssuer(t);
+  const service = await startService(t, { oidc: oidcOf(issuer, { claim: 'organization', ids: undefined }) });
+  const { app, admin, as, organizationId } = service;
+  const scopesOf = { read: ['latchkey-read'], write: ['latchkey-write'] };
+  const pairs = [];
+  for (const scope of ['read', 'write'] as const) {
+    const given = { role: 'admin', scopes: [scope], name: 'Same', email: 'same@example.com' };
+    const { body } = await admin.post('/v1/access-tokens', given);
+    issuer.people.set(scope, { organization: organizationId, roles: scopesOf[scope] });
+    pairs.push({ scope, token: as(body.token), person: as((await issuer.tokensOf(scope)).accessToken) });
+  }
+  const nowSeconds = Math.floor(Date.now() / 1_000);
+  const times = { iat: nowSeconds, nbf: nowSeconds, exp: nowSeconds + 600 };
+  const wrongAudience = await issuer.sign({ iss: issuer.url, aud: 'other', sub: 'x', ...times });
+
+  const guarded = app.routeList.filter(({ config }) => {
+    const rule = config?.access as AccessRule;
+    return rule !== 'public' && rule.role !== 'gateway';
+  });
+  t.ok(guarded.length >= 40);
+  let refused = 0;
+  for (const route of guarded) {
+    // Of an organization and things that do not exist: what counts is who gets as far as that.
+    const url = route.url.replaceAll(/:(\w+)Id/g, (_, name: string) => newId(name === 'organization' ? 'org' : 'key'));
+    for (const method of [route.method].flat().filter((method) => method !== 'HEAD')) {
+      const call = async (token: string) => {
+        const headers = { authorization: `Bearer ${token}` };
+        const response = await app.inject({ method: method as 'GET', url, headers });
+        return { status: response.statusCode, code: response.json().code };
+      };
+      t.match(await call(wrongAudience), { status: 401, code: 'unauthorized' }, `${method} ${route.url}`);
+      for (const { scope, token, person } of pairs) {
+        const [expected, found] = [await call(token.token), await call(person.token)];
+        t.same(found, expected, `${method} ${route.url} with ${scope}`);
+        if (found.status === 403) refused += 1;
+      }
+    }
+  }
+  t.ok(refused > 40, `${refused} were refused`);
+});
+
+t.test("a token ends by the database's clock", async (t) => {
+  const issuer = await startIssuer(t);
+  const { as, organizationId, later } = await startService(t, {
+    oidc: oidcOf(issuer, { claim: 'organization', ids: undefined }),
+  });
+  issuer.people.set('ada', { organization: organizationId, roles: ['latchkey-read'] });
+  const ada = as((await issuer.tokensOf('ada')).accessToken);
+  t.equal((await ada.get('/v1/keys')).status, 200);
+  later(9 * 60_000);
+  t.equal((await ada.get('/v1/keys')).status, 200);
+  later(2 * 60_000);
+  t.match(await ada.get('/v1/keys'), { status: 401, body: { code: 'token_expired' } });
+});

@@ -1,0 +1,211 @@
+import t, { type Test } from 'tap';
+import { newId, type OrganizationId } from '../src/core/ids.ts';
+import { type Json, startService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { type Issuer, oidcOf, startIssuer } from './support/issuer.ts';
+import { eventually } from './support/process.ts';
+
+const both = ['latchkey-read', 'latchkey-write'];
+const generous = { callerLimit: 1e6, addressLimit: 1e6, revealLimit: 1e6 };
+
+/** A service whose admins come from an issuer, which names the organization by the claim `organization`. */
+async function startWithPeople(t: Test, limits = generous, map?: Map<string, OrganizationId>) {
+  const issuer = await startIssuer(t);
+  const organization = { claim: 'organization', ids: map };
+  const service = await startService(t, { limits, oidc: oidcOf(issuer, organization) });
+  const addPerson = (subject: string, claims: Record<string, unknown> = {}) =>
+    issuer.people.set(subject, { organization: service.organizationId, roles: both, ...claims });
+  const login = async (subject: string) => service.as((await issuer.tokensOf(subject)).accessToken);
+  return { ...service, issuer, addPerson, login };
+}
+
+const idOf = (issuer: Issuer, subject: string) => `${issuer.url}#${subject}`;
+
+t.test('a person whom the issuer vouches for is an admin, and history knows who it was', async (t) => {
+  const service = await startWithPeople(t);
+  const { issuer, addPerson, login, organizationId, admin } = service;
+  addPerson('ada', { name: 'Ada Admin', email: 'ada@company.example' });
+  const ada = await login('ada');
+  const actor = {
+    type: 'admin',
+    id: idOf(issuer, 'ada'),
+    name: 'Ada Admin',
+    email: 'ada@company.example',
+    issuer: issuer.url,
+    subject: 'ada',
+  };
+
+  const self = await ada.get('/v1/self');
+  t.match(self, {
+    status: 200,
+    body: { kind: 'oidc', id: actor.id, organizationId, name: 'Ada Admin', role: 'admin', scopes: ['read', 'write'] },
+  });
+  t.ok(Date.parse(self.body.expiresAt) > Date.now());
+  const created = await ada.post('/v1/keys', { name: 'Made by a person' });
+  t.equal(created.status, 201);
+  t.same(created.body.createdBy, actor);
+  t.equal((await ada.post(`/v1/keys/${created.body.id}/reveal`, { reason: 'lost' })).body.key, created.body.key);
+
+  const { body: history } = await ada.get(`/v1/history?actorId=${encodeURIComponent(actor.id)}`);
+  t.same(
+    history.data.map(({ action, actor }: Json) => ({ action, actor })),
+    [
+      { action: 'key.revealed', actor },
+      { action: 'key.created', actor },
+    ],
+  );
+  t.match((await ada.get('/v1/history/verify')).body, { valid: true });
+
+  await admin.post(`/v1/keys/${created.body.id}/reveal`, {});
+  const { body: viewers } = await ada.get(`/v1/keys/${created.body.id}/viewers`);
+  t.match(viewers.data, [
+    { admin: { id: /^token_/, name: 'First admin' }, tokenCreatedBy: { type: 'system' } },
+    { admin: actor, tokenCreatedBy: null, times: 1 },
+  ]);
+  t.notOk('issuer' in viewers.data[0].admin);
+
+  const made = await ada.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'Backend' });
+  t.match(made, { status: 201, body: { createdBy: actor } });
+  t.notMatch(service.logLines.join(''), /eyJ[\w-]+\./, 'no token is in the log');
+});
+
+t.test('nobody gets more than was mapped, and never the role of an operator', async (t) => {
+  const { addPerson, login, organizationId, operator, logLines, issuer } = await startWithPeople(t);
+  addPerson('rita', { roles: ['latchkey-read', 'operator', 'admin'], role: 'operator', scope: 'write' });
+  addPerson('wim', { roles: 'something latchkey-write' });
+  const [rita, wim] = [await login('rita'), await login('wim')];
+  t.equal((await rita.get('/v1/keys')).status, 200);
+  t.match(await rita.post('/v1/keys', {}), { status: 403, body: { code: 'scope_missing', requiredScope: 'write' } });
+  t.match(await rita.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'x' }), { status: 403 });
+  t.equal((await wim.post('/v1/keys', {})).status, 201);
+  t.match(await wim.get('/v1/keys'), { status: 403, body: { requiredScope: 'read' } });
+  t.match(await wim.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'x' }), { status: 403 });
+  for (const path of ['/v1/organizations', `/v1/organizations/${organizationId}`]) {
+    t.match(await rita.get(path), { status: 403, body: { requiredRole: 'operator' } });
+  }
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  for (const named of [other.id, newId('org')]) {
+    t.equal((await rita.get('/v1/keys', { 'latchkey-organization': named })).status, 404);
+  }
+  t.equal((await rita.get('/v1/keys', { 'latchkey-organization': organizationId })).status, 200);
+  t.match(await rita.post('/v1/verify', { key: 'x', permission: 'read' }), { status: 403 });
+
+  const refusals = await eventually(async () => {
+    const { body } = await rita.get(`/v1/history?class=refused&actorId=${encodeURIComponent(idOf(issuer, 'rita'))}`);
+    return body.data.length >= 4 && body.data;
+  });
+  t.match(refusals.at(-1), { caller: { type: 'admin', id: idOf(issuer, 'rita') }, operation: 'createKey' });
+  t.notMatch(logLines.join(''), /eyJ[\w-]+\./);
+});
+
+t.test('the organization is that of the claim, as it is or by a table; of none nobody comes in', async (t) => {
+  const ids = new Map<string, OrganizationId>();
+  const { addPerson, login, organizationId, operator } = await startWithPeople(t, generous, ids);
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  ids
+    .set('acme', organizationId as OrganizationId)
+    .set('globex', other.id)
+    .set('gone', newId('org'));
+  for (const [organization, id] of [
+    ['acme', organizationId],
+    [['globex'], other.id],
+  ] as const) {
+    addPerson('ada', { organization });
+    const { body } = await (await login('ada')).get('/v1/organization');
+    t.equal(body.id, id);
+  }
+  for (const organization of [
+    undefined,
+    '',
+    'initech',
+    'gone',
+    organizationId,
+    ['acme', 'globex'],
+    {},
+    7,
+    '__proto__',
+  ]) {
+    addPerson('ada', { organization });
+    const { status, body } = await (await login('ada')).get('/v1/organization');
+    t.equal(status, 401, JSON.stringify(organization));
+    t.match(body, { code: 'unauthorized', detail: /names no organization/ });
+  }
+});
+
+t.test("one organization's people have no way to another's", async (t) => {
+  const { addPerson, login, operator, admin } = await startWithPeople(t);
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  const { body: key } = await admin.post('/v1/keys', {});
+  addPerson('eve', { organization: other.id });
+  const eve = await login('eve');
+  t.equal((await eve.get(`/v1/keys/${key.id}`)).status, 404);
+  t.equal((await eve.post(`/v1/keys/${key.id}/reveal`, {})).status, 404);
+  t.same((await eve.get('/v1/keys')).body.data, []);
+  addPerson('nobody', { organization: newId('org') });
+  t.match(await (await login('nobody')).get('/v1/keys'), { status: 401, body: { detail: /organization that exists/ } });
+});
+
+t.test('limits and Idempotency-Key know the person, whatever token it comes with', async (t) => {
+  const { addPerson, login, admin, urls } = await startWithPeople(t, {
+    callerLimit: 5,
+    addressLimit: 1e6,
+    revealLimit: 1,
+  });
+  addPerson('ada', { name: 'Ada' });
+  addPerson('bob', { name: 'Bob' });
+  const [first, second, bob] = [await login('ada'), await login('ada'), await login('bob')];
+  t.not(first.token, second.token);
+  const once = { 'idempotency-key': 'the same' };
+  const { body: key } = await first.post('/v1/keys', {}, once);
+  const again = await second.post('/v1/keys', {}, once);
+  t.equal(again.headers['idempotent-replayed'], 'true');
+  t.equal(again.body.id, key.id);
+  t.equal((await bob.post('/v1/keys', {}, once)).status, 201, 'another person is another caller');
+  t.equal((await dbQuery(urls.superuser, 'select 1 from api_keys')).length, 2);
+
+  t.match(await second.post(`/v1/keys/${key.id}/reveal`, {}), { status: 429, body: { detail: /looked at too many/ } });
+  t.equal((await bob.post(`/v1/keys/${key.id}/reveal`, {})).status, 200);
+  for (let request = 0; request < 2; request++) t.equal((await first.get('/v1/rows')).status, 200);
+  t.match(await second.get('/v1/rows'), { status: 429, body: { code: 'rate_limited' } });
+  t.equal((await admin.get('/v1/rows')).status, 200);
+});
+
+t.test("a partner's webhook does not learn how the organization's people log in", async (t) => {
+  const { addPerson, login, urls } = await startWithPeople(t);
+  addPerson('ada', { name: 'Ada', email: 'ada@company.example' });
+  const ada = await login('ada');
+  const { body: partner } = await ada.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const url = 'http://127.0.0.1:9/';
+  await ada.post('/v1/webhooks', { url, events: ['key.deleted'], partnerId: partner.id });
+  await ada.post('/v1/webhooks', { url, events: ['key.deleted'] });
+  await ada.delete(`/v1/keys/${partner.keys[0].id}`);
+  const payloads = await dbQuery(
+    urls.superuser,
+    `select partner_id is not null as partners, payload::jsonb #>> '{data,actor,id}' as actor
+     from webhook_deliveries join webhook_endpoints on webhook_endpoints.id = endpoint_id order by 1`,
+  );
+  t.match(payloads, [
+    { partners: false, actor: /#ada$/ },
+    { partners: true, actor: 'oidc' },
+  ]);
+});
+
+t.test('a JWT is never looked up as a token of our own, nor the other way round', async (t) => {
+  const { addPerson, login, app, admin, issuer, logLines } = await startWithPeople(t);
+  addPerson('ada');
+  const ada = await login('ada');
+  const fetched = issuer.keyFetches();
+  t.equal((await app.inject({ url: '/v1/keys', headers: { 'x-api-key': ada.token } })).statusCode, 200);
+  t.equal((await admin.get('/v1/keys')).status, 200);
+  const gateway = { 'x-latchkey-token': ada.token, 'x-api-key': 'x', 'x-forwarded-method': 'GET' };
+  t.equal((await app.inject({ url: '/v1/authorize', headers: gateway })).statusCode, 503);
+  t.match(logLines.join(''), /is not the token of a verifier/);
+  const asKey = await admin.post('/v1/keys', {});
+  t.equal(asKey.status, 201);
+  t.equal(issuer.keyFetches(), fetched, 'and nothing more was asked of the issuer');
+
+  const without = await startService(t);
+  t.match(await without.as(ada.token).get('/v1/keys'), { status: 401, body: { code: 'token_malformed' } });
+  const verdict = await without.verifier.post('/v1/verify', { key: ada.token, permission: 'read' });
+  t.match(verdict.body, { valid: false, code: 'malformed' });
+});

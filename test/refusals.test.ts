@@ -1,0 +1,293 @@
+import t, { type Test } from 'tap';
+import { newId } from '../src/core/ids.ts';
+import { createDatabaseClock } from '../src/db/clock.ts';
+import { createRefusalRecorder, type Refusal } from '../src/history/refusal-recorder.ts';
+import { listRefusals, pruneRefusals } from '../src/history/refusals-store.ts';
+import { type Client, type Json, startService, type TestService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { eventually } from './support/process.ts';
+
+const hourMs = 3_600_000;
+
+/** Waits until so many attempts are counted in what the caller sees. */
+async function refusalsOf(client: Client, attempts: number, headers: Record<string, string> = {}): Promise<Json[]> {
+  return eventually(async () => {
+    const { body } = await client.get('/v1/history?class=refused', headers);
+    const counted = body.data.reduce((sum: number, { count }: Json) => sum + count, 0);
+    return counted >= attempts && body.data;
+  });
+}
+
+async function readOnlyAdmin({ admin, as }: TestService): Promise<Client & { id: string }> {
+  const given = { role: 'admin', scopes: ['read'], name: 'Rita Reader', email: 'rita@example.com' };
+  const { body } = await admin.post('/v1/access-tokens', given);
+  return { ...as(body.token), id: body.id };
+}
+
+t.test('attempts of known callers are counted by caller, operation, reason and hour', async (t) => {
+  const service = await startService(t, { limits: { callerLimit: 1e6, addressLimit: 1e6, revealLimit: 1 } });
+  const { admin, verifier, operator, organizationId, as } = service;
+  const reader = await readOnlyAdmin(service);
+  const { body: key } = await admin.post('/v1/keys', { name: 'Presented here' });
+  const { body: events } = await admin.get('/v1/history?limit=200');
+  const inOurs = { 'latchkey-organization': organizationId };
+
+  for (let attempt = 0; attempt < 3; attempt++) t.equal((await reader.post('/v1/keys', {})).status, 403);
+  t.equal((await verifier.get('/v1/keys')).status, 403);
+  t.equal((await as(key.key).get('/v1/keys')).status, 403);
+  t.equal((await admin.post('/v1/verify', { key: key.key, permission: 'read' })).status, 403);
+  t.equal((await operator.post(`/v1/keys/${key.id}/reveal`, {}, inOurs)).status, 403);
+  t.equal((await admin.post(`/v1/keys/${key.id}/reveal`, {})).status, 200);
+  t.equal((await admin.post(`/v1/keys/${key.id}/reveal`, {})).status, 429);
+  // Not refused, or by nobody who is known, or no matter of management.
+  t.equal((await admin.get(`/v1/keys/${newId('key')}`)).status, 404);
+  t.equal((await as('lk_a_nonsense').get('/v1/keys')).status, 401);
+  t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read', cost: 1_000 })).status, 200);
+
+  const refusals = await refusalsOf(admin, 8);
+  const brief = refusals.map(({ caller, operation, status, code, count }) => [
+    caller.type,
+    caller.name,
+    operation,
+    status,
+    code,
+    count,
+  ]);
+  const names = { operator: 'First operator', admin: 'First admin', verifier: 'First verifier' };
+  t.same(
+    new Set(brief.map((row) => JSON.stringify(row))),
+    new Set(
+      [
+        ['admin', 'Rita Reader', 'createKey', 403, 'scope_missing', 3],
+        ['verifier', names.verifier, 'listKeys', 403, 'forbidden', 1],
+        ['api_key', 'Presented here', 'listKeys', 403, 'forbidden', 1],
+        ['admin', names.admin, 'verifyKey', 403, 'forbidden', 1],
+        ['operator', names.operator, 'revealKey', 403, 'forbidden', 1],
+        ['admin', names.admin, 'revealKey', 429, 'rate_limited', 1],
+      ].map((row) => JSON.stringify(row)),
+    ),
+  );
+  const mine = refusals.find(({ caller }) => caller.id === reader.id);
+  t.match(mine, { id: /^refusal_/, organizationId, lastIp: '127.0.0.1', caller: { email: 'rita@example.com' } });
+  t.ok(mine.firstAt < mine.lastAt && Math.abs(Date.parse(mine.lastAt) - Date.now()) < 60_000);
+  t.equal(Date.parse(mine.hour) % hourMs, 0);
+
+  // They stand outside of the chain: one look is all that was recorded.
+  const { body: after } = await admin.get('/v1/history?limit=200');
+  t.equal(after.data.length, events.data.length + 1);
+  t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+});
+
+t.test('filters, pages, and what does not go together', async (t) => {
+  const service = await startService(t);
+  const { admin, verifier } = service;
+  const reader = await readOnlyAdmin(service);
+  for (const path of ['/v1/keys', '/v1/partners', '/v1/webhooks']) {
+    t.equal((await verifier.get(path)).status, 403);
+    t.equal((await reader.post(path, {})).status, 403);
+  }
+  const all = await refusalsOf(admin, 6);
+  t.equal(all.length, 6);
+  const list = async (query: string) => (await admin.get(`/v1/history?class=refused&${query}`)).body.data as Json[];
+  t.same(
+    await list(`actorId=${reader.id}`),
+    all.filter(({ caller }) => caller.id === reader.id),
+  );
+  t.same((await list('operation=createKey')).length, 1);
+  t.same((await list('code=scope_missing')).length, 3);
+  t.same(await list('code=rate_limited'), []);
+  const newest = all.map(({ lastAt }) => lastAt).sort()[5];
+  t.same(
+    await list(`from=${newest}`),
+    all.filter(({ lastAt }) => lastAt >= newest),
+  );
+  t.same(
+    await list(`to=${newest}`),
+    all.filter(({ firstAt }) => firstAt < newest),
+  );
+
+  const paged: Json[] = [];
+  for (let cursor = ''; ; ) {
+    const { body } = await admin.get(`/v1/history?class=refused&limit=4${cursor}`);
+    paged.push(...body.data);
+    if (body.nextCursor === null) break;
+    cursor = `&cursor=${body.nextCursor}`;
+  }
+  t.same(paged, all);
+
+  const { body: events } = await admin.get('/v1/history?limit=1');
+  const foreign = await admin.get(`/v1/history?class=refused&cursor=${events.nextCursor}`);
+  t.match(foreign, { status: 400, body: { code: 'cursor_invalid' } });
+  for (const [query, path, why] of [
+    [`class=refused&keyId=${newId('key')}`, 'query.keyId', /class=refused.*actorId/],
+    [`class=refused&partnerId=${newId('partner')}`, 'query.partnerId', /class=refused/],
+    ['class=refused&action=key.created', 'query.action', /class=refused.*operation/],
+    ['operation=createKey', 'query.operation', /class=events.*action/],
+    ['class=events&code=forbidden', 'query.code', /class=events/],
+    ['class=refused&code=not_found', 'query.code', /./],
+    ['class=all', 'query.class', /./],
+  ] as const) {
+    const { status, body } = await admin.get(`/v1/history?${query}`);
+    t.equal(status, 400, query);
+    t.match(body.errors, [{ path, message: why }], query);
+  }
+});
+
+t.test('each organization sees its own, and operators those of the installation', async (t) => {
+  const service = await startService(t);
+  const { admin, operator, verifier, as } = service;
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  const inOther = { 'latchkey-organization': other.id };
+  const eve = { role: 'admin', scopes: ['read'], name: 'Eve', email: 'eve@example.com' };
+  const { body: token } = await operator.post('/v1/access-tokens', eve, inOther);
+  const everywhere = { role: 'verifier', scopes: ['read'], name: 'Edge' };
+  const { body: edge } = await operator.post('/v1/access-tokens', everywhere);
+
+  await verifier.get('/v1/keys');
+  await as(token.token).post('/v1/keys', {});
+  await operator.post(`/v1/keys/${newId('key')}/reveal`, {}, inOther);
+  await operator.post('/v1/keys', {}, { 'latchkey-organization': newId('org') });
+  await operator.post(`/v1/keys/${newId('key')}/reveal`, {}, { 'latchkey-organization': newId('org') });
+  await operator.post(`/v1/keys/${newId('key')}/reveal`, {}, { 'latchkey-organization': newId('org') });
+  await as(edge.token).get('/v1/keys');
+
+  const callersOf = (refusals: Json[]) => refusals.map(({ caller, count }) => `${caller.name} ${count}`).sort();
+  t.same(callersOf(await refusalsOf(admin, 1)), ['First verifier 1']);
+  t.same(callersOf(await refusalsOf(as(token.token), 2)), ['Eve 1', 'First operator 1']);
+  t.same(callersOf(await refusalsOf(operator, 2, inOther)), ['Eve 1', 'First operator 1']);
+  // Organizations that do not exist count for the installation.
+  t.same(callersOf(await refusalsOf(operator, 3)), ['Edge 1', 'First operator 2']);
+});
+
+t.test('a refused credential is a count and a line, and no row', async (t) => {
+  const service = await startService(t, { limits: { callerLimit: 1e6, addressLimit: 3, revealLimit: 1e6 } });
+  const { app, as, logLines, urls } = service;
+  for (let attempt = 0; attempt < 5; attempt++) await as(`lk_a_nonsense${attempt}`).get('/v1/keys');
+  await app.inject('/v1/keys');
+  const { body: metrics } = await app.inject('/metrics');
+  t.match(metrics, /^latchkey_refused_credentials_total\{code="token_malformed"\} 3$/m);
+  t.match(metrics, /^latchkey_refused_credentials_total\{code="rate_limited"\} 3$/m);
+  t.match(metrics, /^latchkey_refused_credentials_total\{code="unauthorized"\} 0$/m);
+  const lines = logLines.filter((line) => /A credential was refused/.test(line)).map((line) => JSON.parse(line));
+  t.equal(lines.length, 3, 'not one more than the limit of the address lets through');
+  t.match(lines[0], { code: 'token_malformed', operation: 'listKeys', ip: '127.0.0.1', reqId: /./ });
+  await app.close();
+  t.same(await dbQuery(urls.superuser, 'select 1 from refused_attempts'), []);
+});
+
+t.test('what is in memory when the service ends is written', async (t) => {
+  const { app, verifier, urls } = await startService(t);
+  await verifier.get('/v1/keys');
+  await app.close();
+  t.match(await dbQuery(urls.superuser, 'select operation, count from refused_attempts'), [
+    { operation: 'listKeys', count: '1' },
+  ]);
+});
+
+/** A recorder by itself, with a clock and bounds of the test's own. */
+async function startRecorder(t: Test, bounds: { rowsInHour?: number; rowsHeld?: number }) {
+  const service = await startService(t);
+  const { client, organizationId, clockShiftMs, logLines } = service;
+  const warnings: Json[] = [];
+  const logger = { warn: (facts: Json) => void warnings.push(facts) };
+  const clock = createDatabaseClock(clockShiftMs);
+  const recorder = createRefusalRecorder({ db: client.db, clock, logger, bounds });
+  t.teardown(() => recorder.close());
+  const note = (given: Partial<Refusal> & { who?: string } = {}) => {
+    const { who = 'token_1', ...others } = given;
+    const caller = { type: 'verifier' as const, id: who, name: who, email: null };
+    const organization = organizationId as Refusal['organizationId'];
+    recorder.note({
+      organizationId: organization,
+      caller,
+      operation: 'listKeys',
+      code: 'forbidden',
+      ip: '::1',
+      ...others,
+    });
+  };
+  const list = () => listRefusals(client.db, organizationId as never, {}, { limit: 1_000, before: undefined });
+  return { ...service, recorder, note, list, warnings, logLines };
+}
+
+t.test('callers that are refused on purpose fill neither table nor memory', async (t) => {
+  const { recorder, note, list, later } = await startRecorder(t, { rowsInHour: 10 });
+  for (let attempt = 0; attempt < 5_000; attempt++) note({ who: `token_${attempt}`, operation: `op${attempt % 7}` });
+  note({ who: 'token_3', operation: 'op3' });
+  note({ who: 'somebody', code: 'rate_limited', ip: '::2' });
+  await recorder.flush();
+  const rows = await list();
+  t.equal(rows.length, 12);
+  const together = rows.filter(({ caller }) => caller === null);
+  t.same(together.map(({ operation, code, count }) => [operation, code, count]).sort(), [
+    [null, 'forbidden', 4_990],
+    [null, 'rate_limited', 1],
+  ]);
+  t.equal(rows.find(({ caller }) => caller?.id === 'token_3')?.count, 2, 'who has a row goes on to be counted in it');
+
+  // The next hour begins anew, and what is together already gets no second row.
+  for (let attempt = 0; attempt < 100; attempt++) note({ who: `later_${attempt}` });
+  later(hourMs);
+  note({ who: 'later_99' });
+  await recorder.flush();
+  const after = await list();
+  t.equal(after.find(({ caller, code }) => caller === null && code === 'forbidden')?.count, 5_090);
+  t.equal(after.find(({ caller }) => caller?.id === 'later_99')?.count, 1);
+});
+
+t.test('while the database takes nothing, counts are kept, and no more than there is room for', async (t) => {
+  const { recorder, note, list, warnings, urls } = await startRecorder(t, { rowsHeld: 5 });
+  await dbQuery(urls.owner, 'alter table refused_attempts rename to gone');
+  note({ who: 'token_1' });
+  await recorder.flush();
+  t.match(warnings, [{ rows: 1, dropped: 0 }]);
+  note({ who: 'token_1', ip: '::2' });
+  for (let attempt = 2; attempt < 10; attempt++) note({ who: `token_${attempt}` });
+  await recorder.flush();
+  t.match(warnings[1], { rows: 5, dropped: 4 });
+  await dbQuery(urls.owner, 'alter table gone rename to refused_attempts');
+  await recorder.flush();
+  const rows = await list();
+  t.equal(rows.length, 5);
+  t.match(
+    rows.find(({ caller }) => caller?.id === 'token_1'),
+    { count: 2, lastIp: '::2' },
+  );
+});
+
+t.test('replicas that count the same at once add up, without a deadlock', async (t) => {
+  const { client, organizationId, list } = await startRecorder(t, {});
+  const hour = new Date(Date.now() - (Date.now() % hourMs));
+  const replicas = Array.from({ length: 8 }, () => {
+    const clock = createDatabaseClock();
+    return createRefusalRecorder({ db: client.db, clock, logger: { warn: (facts: unknown) => t.fail(String(facts)) } });
+  });
+  for (const [index, replica] of replicas.entries()) {
+    const ids = Array.from({ length: 50 }, (_, id) => `token_${id}`);
+    for (const id of index % 2 === 0 ? ids : ids.reverse()) {
+      const caller = { type: 'admin' as const, id, name: 'A', email: null };
+      const organization = organizationId as Refusal['organizationId'];
+      replica.note({ organizationId: organization, caller, operation: 'x', code: 'forbidden', ip: '::1' });
+    }
+  }
+  await Promise.all(replicas.map((replica) => replica.close()));
+  const rows = (await list()).filter((row) => row.hour >= hour);
+  t.equal(rows.length, 50);
+  t.ok(rows.every(({ count }) => count === 8));
+});
+
+t.test('after 90 days they go, in batches', async (t) => {
+  const { recorder, note, list, client, clockShiftMs, later } = await startRecorder(t, {});
+  for (let attempt = 0; attempt < 25; attempt++) note({ who: `token_${attempt}` });
+  later(89 * 24 * hourMs);
+  note({ who: 'recent' });
+  await recorder.flush();
+  const prune = () => pruneRefusals({ db: client.db, clockShiftMs }, 10);
+  t.equal(await prune(), 0);
+  later(25 * hourMs + hourMs);
+  t.equal(await prune(), 25);
+  t.same(
+    (await list()).map(({ caller }) => caller?.id),
+    ['recent'],
+  );
+});
