@@ -33,6 +33,8 @@ import { partnerRoutes } from './partners/routes.ts';
 import { recoveryRoutes } from './recovery/routes.ts';
 import { rowRoutes } from './rows/routes.ts';
 import { authorizeRoutes } from './verification/authorize-routes.ts';
+import { batchRoutes } from './verification/batch-routes.ts';
+import { changeRoutes } from './verification/change-routes.ts';
 import { introspectionRoutes, verificationRoutes } from './verification/routes.ts';
 import { selfRoutes } from './verification/self-routes.ts';
 import type { VerificationState } from './verification/state.ts';
@@ -46,7 +48,7 @@ export interface AppDeps {
   logger: FastifyBaseLogger;
   transactor: Transactor;
   crypto: TokenCrypto;
-  verification: Pick<VerificationState, 'clock' | 'records' | 'limits' | 'usage'>;
+  verification: Pick<VerificationState, 'clock' | 'feed' | 'records' | 'limits' | 'usage'>;
   webhookClient: Pick<WebhookClient, 'checkUrl'>;
   limits: EndpointLimits;
   undoWindowSeconds: number;
@@ -55,12 +57,14 @@ export interface AppDeps {
   version: string;
   isStopping?: () => boolean;
   receiveTimeoutMs?: number;
+  /** Clients at once that follow changes. */
+  changeStreams?: number;
 }
 
 /** The whole service but its process: every registration, in order. */
 export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const { transactor, crypto, undoWindowSeconds, retentionSeconds, isStopping = () => false } = deps;
-  const { clock, records, limits, usage } = deps.verification;
+  const { clock, feed, records, limits, usage } = deps.verification;
   const { db } = transactor;
   const tokenPrefix = crypto.prefix;
   const attempts = createAttemptLimit();
@@ -124,6 +128,8 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(operatorOrganizationRoutes, { ...v1, transactor });
   await app.register(accessTokenRoutes, { ...v1, transactor, crypto });
   await app.register(verificationRoutes, { ...v1, verifier });
+  await app.register(batchRoutes, { ...v1, verifier });
+  await app.register(changeRoutes, { ...v1, feed, clock, records, streamsAtOnce: deps.changeStreams ?? 1_000 });
   await app.register(authorizeRoutes, { ...v1, verifier });
   await app.register(introspectionRoutes, { ...v1, verifier });
   await app.register(selfRoutes, { ...v1, limits, usage });

@@ -97,6 +97,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       trustProxy: config.TRUST_PROXY ?? false,
       version: packageVersion(),
       isStopping: () => stopping,
+      changeStreams: config.CHANGE_STREAMS,
     });
     await verification.ready;
     const background = { ...transactor, url: config.LISTEN_DATABASE_URL ?? database.appUrl, logger };

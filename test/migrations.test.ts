@@ -12,6 +12,7 @@ const newest = [
   '0004-idempotency',
   '0005-jobs',
   '0006-webhooks',
+  '0009-changes',
   'graphile_worker@19',
 ];
 

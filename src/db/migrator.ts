@@ -5,6 +5,7 @@ import * as recovery from '../../migrations/0003-recovery.ts';
 import * as idempotency from '../../migrations/0004-idempotency.ts';
 import * as jobs from '../../migrations/0005-jobs.ts';
 import * as webhooks from '../../migrations/0006-webhooks.ts';
+import * as changes from '../../migrations/0009-changes.ts';
 import type { DatabaseClient, Db } from './client.ts';
 import { grantToApp, prepareAppRole } from './grants.ts';
 import {
@@ -23,6 +24,7 @@ const migrations: Record<string, Migration> = {
   '0004-idempotency': idempotency,
   '0005-jobs': jobs,
   '0006-webhooks': webhooks,
+  '0009-changes': changes,
 };
 
 const migrationTable = 'schema_migrations';

@@ -29,6 +29,11 @@ export interface Question {
   cost: number;
   /** Read the record from the database. */
   fresh: boolean;
+  /**
+   * That so many uses were let in by an earlier answer: they are counted whatever the key is now, `cost` for all of them.
+   * Undefined where somebody asks before a use.
+   */
+  usesBefore?: number | undefined;
 }
 
 export interface Verifier {
@@ -71,8 +76,10 @@ export function createVerifier(options: VerifierOptions): Verifier {
     return key === 'malformed' ? malformed : judge(key, question);
   }
 
-  function judge(key: ApiKeyRecord | undefined, { wanted, asker, cost }: Question): Verdict | Promise<Verdict> {
+  function judge(key: ApiKeyRecord | undefined, question: Question): Verdict | Promise<Verdict> {
+    const { wanted, asker, cost, usesBefore } = question;
     if (key === undefined || (asker !== null && key.organization_id !== asker)) return notFound;
+    if (usesBefore !== undefined) return countBefore(key, question, usesBefore);
     const code = decide(key, wanted, new Date(clock.nowMs()));
     if (code !== 'valid') {
       // Asked without counting, too: whoever asks so has been presented the key all the same.
@@ -86,6 +93,15 @@ export function createVerifier(options: VerifierOptions): Verifier {
       return { code: count.isExceeded ? 'rate_limited' : 'valid', key, count };
     };
     return counted instanceof Promise ? counted.then(conclude) : conclude(counted);
+  }
+
+  /** The answer is the key's state of now. What was let in before a deletion is no use after it. */
+  function countBefore(key: ApiKeyRecord, { wanted, cost }: Question, uses: number): Verdict | Promise<Verdict> {
+    usage.add(key, 'allowed', uses);
+    const code = decide(key, wanted, new Date(clock.nowMs()));
+    const added = limits.add(bucketsOf(key), cost);
+    const conclude = (count: Count) => ({ code, key, count: code === 'valid' ? count : null }) as Verdict;
+    return added instanceof Promise ? added.then(conclude) : conclude(added);
   }
 
   return {
