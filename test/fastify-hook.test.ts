@@ -71,6 +71,8 @@ t.test('a handler knows whose request it is', async (t) => {
     expiresAt: null,
   };
   t.strictSame(await seen(reading.key), expected);
+  const plain = await fetch(`${backend.url}/hello`, { headers: { 'x-api-key': reading.key } });
+  t.equal(plain.headers.get('ratelimit'), null, 'limits are told of only where that was asked for');
   t.strictSame(await seen(reading.key), expected, 'from memory too');
   t.match(await seen(own.key), {
     partnerId: null,
@@ -84,7 +86,7 @@ t.test('a handler knows whose request it is', async (t) => {
 t.test('refusals are problems with the headers that clients need', async (t) => {
   const { service, own, reading, options } = await scene(t);
   const { body: limited } = await service.admin.post('/v1/keys', { rateLimit: { requests: 2, windowSeconds: 60 } });
-  const backend = await startBackend(t, options, routes);
+  const backend = await startBackend(t, { ...options, rateLimitFields: true }, routes);
   const ask = async (headers: Record<string, string>, path = '/hello', method = 'GET') => {
     const response = await fetch(backend.url + path, { method, headers });
     const text = await response.text();
@@ -150,6 +152,7 @@ t.test('the application’s own header, cost and denial', async (t) => {
     t,
     {
       ...options,
+      rateLimitFields: true,
       header: 'X-Acme-Key',
       cost: (request) => (request.url === '/hello' ? 10 : 1),
       onDenied: (denial, request, reply) => {

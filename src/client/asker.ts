@@ -12,7 +12,10 @@ export interface Report {
 
 /** Puts questions and reports together into few requests. */
 export interface Asker {
-  /** @param fresh read the record from the database @throws CallFailed, LatchkeyUnavailable where too many wait */
+  /**
+   * @param fresh read the record from the database
+   * @throws CallFailed, LatchkeyUnavailable where too many wait
+   */
   ask(entry: Entry, fresh: boolean): Promise<EntryAnswer>;
   /** Sends what there is to report, and resolves when it is answered. */
   report(): Promise<void>;
@@ -28,7 +31,6 @@ interface AskerOptions {
 
 interface Wish {
   entry: Entry;
-  fresh: boolean;
   resolve: (answer: EntryAnswer) => void;
   reject: (error: Error) => void;
 }
@@ -40,7 +42,7 @@ const reportsInRequest = 250;
 const questionsWaiting = 10_000;
 
 export function createAsker({ call, takeReports, onCalled }: AskerOptions): Asker {
-  const waiting: Wish[] = [];
+  const waiting: { fresh: Wish[]; known: Wish[] } = { fresh: [], known: [] };
   let running = 0;
   let isStarting = false;
   let reporting: Promise<void> | undefined;
@@ -56,17 +58,21 @@ export function createAsker({ call, takeReports, onCalled }: AskerOptions): Aske
   }
 
   function start(): void {
-    while (waiting.length > 0 && running < requestsAtOnce) {
-      const wishes = waiting.splice(0, questionsInRequest);
-      void send(wishes, takeReports(reportsInRequest));
+    while (waiting.known.length > 0 && running < requestsAtOnce) {
+      // Reports come first: what is asked then is judged with everything counted that was let in before.
+      const reports = takeReports(reportsInRequest);
+      void send(waiting.known.splice(0, questionsInRequest), reports, false);
+    }
+    while (waiting.fresh.length > 0 && running < requestsAtOnce) {
+      // By themselves: the records of all others would be read from the database as well.
+      void send(waiting.fresh.splice(0, questionsInRequest), [], true);
     }
   }
 
-  /** Reports come first: what is asked then is judged with everything counted that was let in before. */
-  async function send(wishes: Wish[], reports: Report[]): Promise<boolean> {
+  /** @returns whether it was answered */
+  async function send(wishes: Wish[], reports: Report[], fresh: boolean): Promise<boolean> {
     running += 1;
     const entries = [...reports, ...wishes].map(({ entry }) => entry);
-    const fresh = wishes.some((wish) => wish.fresh);
     const sentAtMs = performance.now();
     try {
       const answers = await verifyBatch(call, entries, fresh);
@@ -89,17 +95,18 @@ export function createAsker({ call, takeReports, onCalled }: AskerOptions): Aske
   async function reportAll(): Promise<void> {
     for (;;) {
       const reports = takeReports(reportsInRequest);
-      if (reports.length === 0 || !(await send([], reports))) return;
+      if (reports.length === 0 || !(await send([], reports, false))) return;
     }
   }
 
   return {
     ask(entry, fresh) {
-      if (waiting.length >= questionsWaiting) {
+      const queue = fresh ? waiting.fresh : waiting.known;
+      if (queue.length >= questionsWaiting) {
         return Promise.reject(new LatchkeyUnavailable('Too many questions wait for an answer.'));
       }
       return new Promise((resolve, reject) => {
-        waiting.push({ entry, fresh, resolve, reject });
+        queue.push({ entry, resolve, reject });
         startSoon();
       });
     },

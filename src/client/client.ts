@@ -2,9 +2,10 @@ import type { Access } from '../core/permissions.ts';
 import { createAsker, type Report } from './asker.ts';
 import { followChanges } from './change-stream.ts';
 import { createKnownKeys, grantName, hashOf, idsOf, type KnownKey, learnLimit } from './known-keys.ts';
+import { deepFreeze, limitOf, malformed, verdictOf } from './local-verdict.ts';
 import { CallFailed, type EntryAnswer } from './service-call.ts';
 import { createUnreported } from './unreported.ts';
-import { LatchkeyUnavailable, permissionFor, type Question, type RateLimitState, type Verdict } from './verdict.ts';
+import { LatchkeyUnavailable, permissionFor, type Question, type Verdict } from './verdict.ts';
 
 export { LatchkeyUnavailable, permissionFor, type Question, type RateLimitState, type Verdict } from './verdict.ts';
 export type { Access };
@@ -52,21 +53,6 @@ interface Flight {
 const longestKey = 1_000;
 const greatestCost = 1_000;
 
-const malformed: Verdict = {
-  valid: false,
-  code: 'malformed',
-  keyId: null,
-  organizationId: null,
-  partnerId: null,
-  partnerEmail: null,
-  permission: null,
-  name: null,
-  metadata: null,
-  expiresAt: null,
-  dependsOnIp: null,
-  rateLimit: null,
-};
-
 /** Asks Latchkey whether keys are good, and answers from memory where that is sure to be right. */
 export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
   const cacheMs = (options.cacheSeconds ?? 30) * 1_000;
@@ -112,7 +98,7 @@ export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
       entry: use.entry,
       answered(answer, sentAtMs) {
         unreported.settle(use);
-        if ('valid' in answer) hearOfReported(use.of, use.grant, answer, sentAtMs);
+        if ('valid' in answer) hearOf(use.of, use.grant, answer, sentAtMs);
       },
       failed(failure) {
         if (failure.why === 'broken') unreported.settle(use, 'perhaps counted');
@@ -122,11 +108,27 @@ export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
   }
 
   /** The answer may be of a replica that has not heard of a change yet, so it takes away and confirms, but teaches nothing. */
-  function hearOfReported(key: KnownKey, grant: string, verdict: Verdict, sentAtMs: number): void {
+  function hearOf(key: KnownKey, grant: string, verdict: Verdict, sentAtMs: number): void {
     learnLimit(key, verdict.rateLimit, performance.now());
     if (known.get(key.hash) !== key) return;
-    if (!verdict.valid) known.forget(key.hash);
+    if (!verdict.valid && verdict.code !== 'rate_limited') known.forget(key.hash);
     else if (key.grants.has(grant)) key.grants.set(grant, sentAtMs);
+  }
+
+  /** What a key that is known was good for, as far as this question goes. */
+  function grantOf(question: Question, hash: string, nowMs: number): { key: KnownKey; grant: string } | undefined {
+    const key = known.get(hash);
+    if (key === undefined || key.expiresAtMs <= stream.serverNowMs(nowMs)) return undefined;
+    const grant = grantName(key.facts, question);
+    const grantedAtMs = key.grants.get(grant);
+    return grantedAtMs === undefined || nowMs - grantedAtMs >= cacheMs ? undefined : { key, grant };
+  }
+
+  function noteRefusal(key: KnownKey, { cost = 1 }: Question, { valid, rateLimit }: Verdict, nowMs: number): void {
+    key.refused = undefined;
+    if (valid || rateLimit === null) return;
+    // Latchkey tells whole seconds, rounded up: a second less is sure to lie within the window.
+    key.refused = { cost, untilMs: nowMs + Math.min(1_000, (rateLimit.resetSeconds - 1) * 1_000) };
   }
 
   /** @param way `stale`: Latchkey cannot be asked */
@@ -181,9 +183,18 @@ export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
   async function fly(flight: Flight, question: Question, hash: string): Promise<Verdict> {
     const { key, permission, ip, cost = 1 } = question;
     const askedAtMs = performance.now();
+    const entry = { key, permission, cost, ...(ip === undefined ? {} : { ip }) };
+    const isAlive = stream.isAlive(askedAtMs);
+    const before = isAlive ? grantOf(question, hash, askedAtMs) : undefined;
+    if (before !== undefined) {
+      // Good as far as is known; this is about its limit.
+      const verdict = verdictIn(await asker.ask(entry, false));
+      hearOf(before.key, before.grant, verdict, askedAtMs);
+      noteRefusal(before.key, question, verdict, performance.now());
+      return verdict;
+    }
     // Read afresh: the replica that answers may not have heard yet of a change that this stream has told of already.
-    const fresh = stream.isAlive(askedAtMs);
-    const verdict = verdictIn(await asker.ask({ key, permission, cost, ...(ip === undefined ? {} : { ip }) }, fresh));
+    const verdict = verdictIn(await asker.ask(entry, isAlive));
     const mayBeKept = !flight.mustNotBeKept && !idsOf(verdict).some((id) => flight.changed.has(id));
     if (!mayBeKept) return verdict;
     if (verdict.valid || verdict.code === 'rate_limited') learn(question, hash, verdict, askedAtMs);
@@ -197,11 +208,7 @@ export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
     deepFreeze(facts.metadata);
     const key = known.learn(hash, question, facts, askedAtMs);
     learnLimit(key, verdict.rateLimit, nowMs);
-    key.refused = undefined;
-    if (verdict.valid || verdict.rateLimit === null) return;
-    // Latchkey tells whole seconds, rounded up: a second less is sure to lie within the window.
-    const untilMs = nowMs + Math.min(1_000, (verdict.rateLimit.resetSeconds - 1) * 1_000);
-    key.refused = { cost: question.cost ?? 1, untilMs };
+    noteRefusal(key, question, verdict, nowMs);
   }
 
   /** @throws LatchkeyUnavailable */
@@ -268,36 +275,4 @@ function baseOf(url: string): string {
 function verdictIn(answer: EntryAnswer): Verdict {
   if ('valid' in answer) return answer;
   throw new LatchkeyUnavailable(`Latchkey could not answer (${answer.status}): ${answer.detail}`);
-}
-
-/** Of both limits the one with the least left, as Latchkey would tell it. */
-function limitOf({ ownerLimit, keyLimit }: KnownKey, nowMs: number): RateLimitState | null {
-  const [owner, key] = [ownerLimit.state('owner', nowMs), keyLimit.state('key', nowMs)];
-  if (owner === undefined || key === undefined) return owner ?? key ?? null;
-  return key.remaining <= owner.remaining ? key : owner;
-}
-
-/** Written out: this is on every request's path, and copying by a spread takes longer. */
-function verdictOf(facts: Verdict, rateLimit: RateLimitState | null): Verdict {
-  return {
-    valid: true,
-    code: 'valid',
-    keyId: facts.keyId,
-    organizationId: facts.organizationId,
-    partnerId: facts.partnerId,
-    partnerEmail: facts.partnerEmail,
-    permission: facts.permission,
-    name: facts.name,
-    metadata: facts.metadata,
-    expiresAt: facts.expiresAt,
-    dependsOnIp: facts.dependsOnIp,
-    rateLimit,
-  };
-}
-
-/** Many requests share it, and none may change it for the others. */
-function deepFreeze(value: unknown): void {
-  if (typeof value !== 'object' || value === null || Object.isFrozen(value)) return;
-  Object.freeze(value);
-  for (const member of Object.values(value)) deepFreeze(member);
 }

@@ -42,6 +42,8 @@ export interface LatchkeyOptions extends Omit<ClientOptions, 'onTurn'> {
   header?: string;
   /** How much a request counts; 1 where nothing is said. */
   cost?: (request: FastifyRequest) => number;
+  /** Whether answers that are not refusals tell the key's limits too, in RateLimit and RateLimit-Policy. Not by default. */
+  rateLimitFields?: boolean;
   /**
    * Answers a refused request in the application's own way: what it returns is sent as the body. Status and headers are set
    * already and may be changed. Where it returns nothing, the problem document is sent. It cannot let the request in.
@@ -53,7 +55,7 @@ const permissions: ReadonlySet<unknown> = new Set([undefined, 'read', 'write', '
 
 /** Lets requests in only with a key that Latchkey says is good: every route that is registered after it. */
 export const latchkey = fp<LatchkeyOptions>(
-  async (app, { header, cost, onDenied, ...options }) => {
+  async (app, { header, cost, onDenied, rateLimitFields: tellsLimits = false, ...options }) => {
     const { log } = app;
     const client: LatchkeyClient = createLatchkeyClient({
       ...options,
@@ -112,7 +114,7 @@ export const latchkey = fp<LatchkeyOptions>(
         return;
       }
       request.apiKey = apiKeyIn(verdict);
-      reply.headers(rateLimitFields(verdict.rateLimit));
+      if (tellsLimits) reply.headers(rateLimitFields(verdict.rateLimit));
       done();
     }
 
