@@ -1,9 +1,10 @@
 import { spawnSync } from 'node:child_process';
 import { cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
-import t from 'tap';
-import { startListening } from './support/hook.ts';
+import t, { type Test } from 'tap';
+import { type ListeningService, startListening } from './support/hook.ts';
 import { scratch } from './support/instance.ts';
+import { freePort } from './support/ports.ts';
 import { run } from './support/process.ts';
 
 // What a backend gets that installs the package: two entries with their types, and of Latchkey's libraries only what they need.
@@ -42,26 +43,40 @@ t.test('the entries reach nothing of the service but words and errors', async (t
   t.ok(reach('src/server.ts').libraries.has('pg'), 'what is looked for this way would be found');
 });
 
+const tsc = path.join(root, 'node_modules/typescript/bin/tsc');
+
+function must(program: string, args: string[], cwd: string): string {
+  const { status, stdout, stderr } = spawnSync(program, args, { cwd, encoding: 'utf8' });
+  if (status !== 0) throw new Error(`${program} ${args.join(' ')}:\n${stdout}${stderr}`);
+  return stdout;
+}
+
+/** Puts the packed package into `node_modules`, with what it needs and nothing else. */
+function install(directory: string, backend: string): void {
+  const at = (...names: string[]) => path.join(directory, ...names);
+  must(process.execPath, [tsc, '-p', 'tsconfig.build.json', '--outDir', at('package/dist')], root);
+  for (const file of ['package.json', 'README.md', 'openapi', 'docs']) {
+    cpSync(path.join(root, file), at('package', file), { recursive: true });
+  }
+  must('npm', ['pack', '--ignore-scripts', '--pack-destination', directory], at('package'));
+  const [tarball = ''] = readdirSync(directory).filter((name) => name.endsWith('.tgz'));
+  const modules = path.join(backend, 'node_modules');
+  mkdirSync(path.join(modules, 'latchkey'), { recursive: true });
+  must('tar', ['-xzf', tarball, '--strip-components=1', '-C', path.join(modules, 'latchkey')], directory);
+  for (const library of [...librariesNeeded, '@types/node']) {
+    mkdirSync(path.dirname(path.join(modules, library)), { recursive: true });
+    symlinkSync(path.join(root, 'node_modules', library), path.join(modules, library));
+  }
+}
+
 t.test('packed, installed and used, with its types, where no other library of Latchkey’s is', async (t) => {
   const directory = await scratch(t);
   const at = (...names: string[]) => path.join(directory, ...names);
-  const must = (program: string, args: string[], cwd: string) => {
-    const { status, stdout, stderr } = spawnSync(program, args, { cwd, encoding: 'utf8' });
-    if (status !== 0) throw new Error(`${program} ${args.join(' ')}:\n${stdout}${stderr}`);
-    return stdout;
-  };
-  const tsc = path.join(root, 'node_modules/typescript/bin/tsc');
-  must(process.execPath, [tsc, '-p', 'tsconfig.build.json', '--outDir', at('package/dist')], root);
-  for (const file of ['package.json', 'README.md', 'openapi', 'docs'])
-    cpSync(path.join(root, file), at('package', file), { recursive: true });
-  must('npm', ['pack', '--ignore-scripts', '--pack-destination', directory], at('package'));
-  const [tarball = ''] = readdirSync(directory).filter((name) => name.endsWith('.tgz'));
-  mkdirSync(at('backend/node_modules/latchkey'), { recursive: true });
-  must('tar', ['-xzf', tarball, '--strip-components=1', '-C', at('backend/node_modules/latchkey')], directory);
-  for (const library of [...librariesNeeded, '@types/node']) {
-    mkdirSync(path.dirname(at('backend/node_modules', library)), { recursive: true });
-    symlinkSync(path.join(root, 'node_modules', library), at('backend/node_modules', library));
-  }
+  install(directory, at('backend'));
+  cpSync(path.join(root, 'docs/examples/issues-api'), at('backend/issues-api'), {
+    recursive: true,
+    filter: (file) => !file.includes('node_modules'),
+  });
 
   writeFileSync(at('backend/package.json'), '{"name":"backend","private":true,"type":"module"}');
   writeFileSync(
@@ -146,4 +161,58 @@ console.log(JSON.stringify({ status: reply.statusCode, id: reply.json().id, code
     () => must(process.execPath, ['--input-type=module', '-e', "import 'latchkey/dist/src/app.js'"], at('backend')),
     /ERR_PACKAGE_PATH_NOT_EXPORTED/,
   );
+
+  await t.test('the example does what its page and the README say', (t) =>
+    runExample(t, service, at('backend/issues-api')),
+  );
 });
+
+async function runExample(t: Test, service: ListeningService, directory: string): Promise<void> {
+  const port = await freePort();
+  const server = run(t, process.execPath, ['server.js'], {
+    cwd: directory,
+    env: { LATCHKEY_URL: service.url, LATCHKEY_TOKEN: service.verifier.token, PORT: String(port) },
+  });
+  await server.until(/Server listening at/);
+  await server.until(/answered from memory/);
+  for (const page of ['README.md', 'docs/examples/issues-api/README.md']) {
+    const env: Record<string, string> = { ADMIN_TOKEN: service.admin.token };
+    const commands = curlsOf(page).filter((command) => /\/issues|\/v1\/partners|\$READ_KEY_ID/.test(command));
+    const outputs: string[] = [];
+    for (const command of commands) {
+      const line = command.replaceAll('http://127.0.0.1:8080', service.url).replaceAll(':3000', `:${port}`);
+      // Not waited for in one step: the service is in this process.
+      const child = run(t, 'sh', ['-c', line], { env });
+      await child.exited;
+      outputs.push(child.stdout());
+      if (!command.includes('/v1/partners')) continue;
+      const { id, keys } = JSON.parse(child.stdout());
+      Object.assign(env, { READ_KEY: keys[0].key, READ_KEY_ID: keys[0].id, PARTNER_ID: id });
+    }
+    const statuses = outputs.map((output) => /^HTTP\/1\.1 (\d+)/.exec(output)?.[1] ?? 'json');
+    t.same(statuses, ['json', '200', '403', 'json', '401'], page);
+    t.match(outputs[1], 'The door squeaks');
+    t.match(outputs[2], '"code":"forbidden"');
+    await service.admin.delete(`/v1/partners/${env['PARTNER_ID']}`);
+  }
+  const { body: own } = await service.admin.post('/v1/keys', {});
+  const ask = (path: string, init: RequestInit = {}) =>
+    fetch(`http://127.0.0.1:${port}${path}`, {
+      ...init,
+      headers: { 'x-api-key': own.key, 'content-type': 'application/json' },
+    });
+  const created = await ask('/issues', { method: 'POST', body: '{"title":"The window is stuck"}' });
+  t.match({ status: created.status, body: await created.json() }, { status: 201, body: { createdBy: own.id } });
+  const found = await ask('/issues/search', { method: 'POST', body: '{"text":"window"}' });
+  t.match(await found.json(), { data: [{ title: 'The window is stuck' }] });
+  t.equal((await fetch(`http://127.0.0.1:${port}/health`)).status, 200);
+  server.child.kill('SIGTERM');
+  t.match(await server.exited, { code: 0 }, 'nothing holds it up when it is to end');
+}
+
+/** The curl commands of a page, as they are to be pasted. */
+function curlsOf(page: string): string[] {
+  const text = readFileSync(path.join(root, page), 'utf8');
+  const blocks = [...text.matchAll(/^```sh\n(.*?)^```/gms)].map(([, block = '']) => block.replaceAll('\\\n', ' '));
+  return blocks.flatMap((block) => block.split('\n')).filter((line) => line.startsWith('curl '));
+}
