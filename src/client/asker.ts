@@ -96,6 +96,8 @@ export function createAsker({ call, takeReports, onCalled }: AskerOptions): Aske
     for (;;) {
       const reports = takeReports(reportsInRequest);
       if (reports.length === 0 || !(await send([], reports, false))) return;
+      // What has come meanwhile is the next round's: uses come all the time.
+      if (reports.length < reportsInRequest) return;
     }
   }
 
