@@ -256,6 +256,8 @@ export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
     async close() {
       isClosed = true;
       clearInterval(timer);
+      // One may be on its way, and what came after it waits.
+      await asker.report();
       await asker.report();
       await stream.close();
     },

@@ -37,7 +37,7 @@ export function createUnreported(): Unreported {
     get size() {
       return waiting.size;
     },
-    add(key, grant, { key: text, permission, ip }, cost, nowMs) {
+    add(key, grant, question, cost, nowMs) {
       key.ownerLimit.pending += cost;
       key.keyLimit.pending += cost;
       const use = waiting.get(key);
@@ -46,6 +46,7 @@ export function createUnreported(): Unreported {
         use.entry.cost += cost;
         return;
       }
+      const { key: text, permission, ip } = question;
       const before = kept.get(key) ?? { uses: 0, cost: 0, sinceMs: nowMs };
       kept.delete(key);
       const entry = {
