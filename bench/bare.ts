@@ -11,6 +11,7 @@ import { authorizeAnswer, verifyAnswer } from './questions.ts';
 const logger = createLogger({ level: process.env['LOG_LEVEL'] ?? 'info', tokenPrefix: 'lk' });
 const app = fastify(serverOptions({ logger, trustProxy: false }));
 app.decorateRequest('principal', null);
+app.decorateRequest('span', null);
 app.register(requestLog);
 app.get('/readyz', async () => ({}));
 app.post('/v1/verify', async (request, reply) =>

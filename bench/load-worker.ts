@@ -16,20 +16,36 @@ process.on('message', (message: WorkerMessage) => {
 });
 process.on('disconnect', () => process.exit(0));
 
-/** Which key comes next; undefined when all have been. */
-function picker({ keySet, order, from = 0, to }: LoadJob): () => string | undefined {
+/** As many as a turn asks for; they are gone through again where it asks for more. */
+const zipfRequests = 2 ** 16;
+
+/** The keys that are asked for, in that order. */
+function keysInOrder({ keySet, order, from = 0, to }: LoadJob): string[] {
   const keys = keySets.get(keySet)?.slice(from, to) ?? [];
+  return order === 'zipf' ? Array.from(zipfPicks(keys.length, zipfRequests), (place) => keys[place] ?? '') : keys;
+}
+
+/**
+ * What is written comes next; undefined when all has been written. All requests lie side by side in the order in which
+ * they go out: to gather each from all over memory would cost this process more the more keys there are.
+ */
+function requestsOf(job: LoadJob): () => Buffer | undefined {
+  const texts = keysInOrder(job).map((key) => job.question.before + key + job.question.after);
+  const length = texts[0]?.length ?? 0;
+  const requests = Buffer.from(texts.join(''), 'latin1');
   let next = 0;
-  if (order === 'once') return () => keys[next++];
-  if (order === 'around') return () => keys[next++ % keys.length];
-  const picks = zipfPicks(keys.length, 2 ** 18);
-  next = Math.floor(Math.random() * picks.length);
-  return () => keys[picks[next++ % picks.length] ?? 0];
+  return () => {
+    if (next === requests.length) {
+      if (job.order === 'once') return undefined;
+      next = 0;
+    }
+    next += length;
+    return requests.subarray(next - length, next);
+  };
 }
 
 async function run(job: LoadJob): Promise<LoadResult> {
-  const { before, after } = job.question;
-  const nextKey = picker(job);
+  const nextRequest = requestsOf(job);
   const micros = createHistogram({ lowest: 1, highest: 60_000_000, figures: 3 });
   const expectedStart = `HTTP/1.1 ${job.question.status} `;
   const endsAtMs = performance.now() + job.seconds * 1000;
@@ -40,14 +56,14 @@ async function run(job: LoadJob): Promise<LoadResult> {
     let sentAtMs = 0;
     let kept = '';
     const send = () => {
-      const key = performance.now() < endsAtMs ? nextKey() : undefined;
-      if (key === undefined) {
+      const request = performance.now() < endsAtMs ? nextRequest() : undefined;
+      if (request === undefined) {
         socket.destroy();
         done();
         return;
       }
       sentAtMs = performance.now();
-      socket.write(before + key + after, 'latin1');
+      socket.write(request);
     };
     socket.setEncoding('latin1');
     socket.on('data', (chunk: string) => {

@@ -1,33 +1,42 @@
 import fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify';
 import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
+import type { Registry } from 'prom-client';
 import { accessTokenRoutes } from './access-tokens/routes.ts';
 import { createAuthenticator } from './auth/authenticate.ts';
 import type { TokenCrypto } from './auth/mint.ts';
 import { createSecretCheck } from './auth/secret-check.ts';
 import { organizationExists, replaceTag } from './auth/store.ts';
+import { passingTracer, type Tracer } from './core/trace.ts';
 import { createAttemptLimit } from './crypto/attempt-limit.ts';
+import { PoolUsedUp } from './db/client.ts';
 import { requireCurrentSchema } from './db/migrator.ts';
 import { toProblem } from './db/pg-error.ts';
 import type { Transactor } from './db/work.ts';
+import { checkpointRoutes, publicKeyRoutes } from './history/checkpoint-routes.ts';
+import type { Checkpoints } from './history/checkpoints.ts';
+import { historyExportRoutes } from './history/export-routes.ts';
 import { historyRoutes } from './history/routes.ts';
+import { connections } from './http/connections.ts';
 import { errorHandler } from './http/error-handler.ts';
 import { guard } from './http/guard.ts';
 import { healthRoutes } from './http/health.ts';
 import { idempotency } from './http/idempotency.ts';
 import { jsonBody } from './http/json-body.ts';
-import { metricsRoutes } from './http/metrics-routes.ts';
+import { type Metrics, metricsRoutes } from './http/metrics-routes.ts';
 import { openApi } from './http/openapi.ts';
+import { overload } from './http/overload.ts';
 import { problemRoutes } from './http/problem-routes.ts';
 import { type EndpointLimits, endpointLimits } from './http/rate-limit.ts';
 import { requestLog } from './http/request-log.ts';
 import { serverOptions } from './http/server-options.ts';
 import { strictRoutes } from './http/strict-routes.ts';
+import { tracing } from './http/tracing.ts';
 import { keyLifecycleRoutes } from './keys/lifecycle-routes.ts';
 import { createKeyMint } from './keys/mint.ts';
 import { createReopener } from './keys/reveal.ts';
 import { keyRoutes } from './keys/routes.ts';
 import { keyViewersRoutes } from './keys/viewers-routes.ts';
-import { createMetrics } from './metrics.ts';
+import { countEvents, createMetrics, createTallies, type MetricsOptions, type Tallies } from './metrics.ts';
 import { operatorOrganizationRoutes, organizationRoutes } from './organizations/routes.ts';
 import { partnerRoutes } from './partners/routes.ts';
 import { recoveryRoutes } from './recovery/routes.ts';
@@ -44,27 +53,54 @@ import type { WebhookClient } from './webhooks/connector.ts';
 import { webhookDeliveryRoutes } from './webhooks/delivery-routes.ts';
 import { webhookRoutes } from './webhooks/routes.ts';
 
+declare module 'fastify' {
+  interface FastifyInstance {
+    metrics: Metrics;
+  }
+}
+
 export interface AppDeps {
   logger: FastifyBaseLogger;
   transactor: Transactor;
   crypto: TokenCrypto;
   verification: Pick<VerificationState, 'clock' | 'feed' | 'records' | 'limits' | 'usage'>;
+  /** Passes on the caller's trace unless told otherwise. */
+  tracer?: Tracer;
+  /** Counted in here and by what else of the service is at work. */
+  tallies?: Tallies;
+  /** The connections of `transactor`. */
+  pool: MetricsOptions['pool'];
+  /** With the metrics of the process itself. */
+  registry?: Registry;
+  /** Metrics have a port of their own. */
+  metricsElsewhere?: boolean;
   webhookClient: Pick<WebhookClient, 'checkUrl'>;
+  checkpoints: Checkpoints;
   limits: EndpointLimits;
   undoWindowSeconds: number;
   retentionSeconds: number;
   trustProxy: string[] | false;
   version: string;
-  isStopping?: () => boolean;
+  /** Aborted when the service is told to stop, while it still takes requests. */
+  draining?: AbortSignal;
   receiveTimeoutMs?: number;
   /** Clients at once that follow changes. */
   changeStreams?: number;
+  /** Past this mean delay of the event loop requests are refused. */
+  eventLoopDelayLimitMs?: number;
+}
+
+/** Whoever has too much to do is ready all the same: to send it nothing would only move the work to the others. */
+function unlessUsedUp(error: unknown): void {
+  if (!(error instanceof PoolUsedUp)) throw error;
 }
 
 /** The whole service but its process: every registration, in order. */
 export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
-  const { transactor, crypto, undoWindowSeconds, retentionSeconds, isStopping = () => false } = deps;
+  const { crypto, undoWindowSeconds, retentionSeconds, draining = new AbortController().signal } = deps;
+  const { tallies = createTallies() } = deps;
   const { clock, feed, records, limits, usage } = deps.verification;
+  const transactor: Transactor = { ...deps.transactor, onRecorded: (actions) => countEvents(tallies, actions) };
   const { db } = transactor;
   const tokenPrefix = crypto.prefix;
   const attempts = createAttemptLimit();
@@ -92,26 +128,39 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
     checkSecret: checkKey,
     limits,
     usage,
+    tally: tallies.verdicts,
   });
   const mint = createKeyMint(crypto);
 
   const app = fastify(serverOptions(deps));
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
+  await app.register(connections, { draining });
+  await app.register(tracing, { tracer: deps.tracer ?? passingTracer });
   await app.register(strictRoutes, { tokenPrefix });
+  await app.register(overload, { delayLimitMs: deps.eventLoopDelayLimitMs ?? 500 });
   await app.register(jsonBody);
-  await app.register(errorHandler, { translate: toProblem });
+  await app.register(errorHandler, { translate: toProblem, tally: tallies.problems });
   await app.register(endpointLimits, deps.limits);
   await app.register(guard, { authenticator, organizationExists: (id) => organizationExists(db, id) });
   await app.register(idempotency, {
     transactor,
     reopener: createReopener({ transactor, keyring: crypto.keyring }),
   });
-  await app.register(requestLog);
+  await app.register(requestLog, { times: tallies.times });
   await app.register(openApi, { version: deps.version });
   await app.register(problemRoutes);
-  await app.register(metricsRoutes, { metrics: createMetrics({ ...transactor, logger: deps.logger }) });
-  await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db), isStopping });
+  const metrics = createMetrics({
+    ...deps,
+    ...deps.verification,
+    db,
+    clockShiftMs: transactor.clockShiftMs,
+    tallies,
+    hasher: crypto.hasher,
+  });
+  app.decorate('metrics', metrics);
+  if (deps.metricsElsewhere !== true) await app.register(metricsRoutes, { metrics });
+  await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db).catch(unlessUsedUp), draining });
 
   const v1 = { prefix: '/v1' };
   const windows = { undoWindowSeconds, retentionSeconds };
@@ -124,12 +173,22 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(webhookRoutes, { ...v1, transactor, keyring: crypto.keyring, client: deps.webhookClient });
   await app.register(webhookDeliveryRoutes, { ...v1, transactor });
   await app.register(historyRoutes, { ...v1, db });
+  await app.register(historyExportRoutes, { ...v1, db });
+  await app.register(checkpointRoutes, { ...v1, checkpoints: deps.checkpoints });
+  await app.register(publicKeyRoutes, { checkpoints: deps.checkpoints });
   await app.register(organizationRoutes, { ...v1, transactor });
   await app.register(operatorOrganizationRoutes, { ...v1, transactor });
   await app.register(accessTokenRoutes, { ...v1, transactor, crypto });
   await app.register(verificationRoutes, { ...v1, verifier });
   await app.register(batchRoutes, { ...v1, verifier });
-  await app.register(changeRoutes, { ...v1, feed, clock, records, streamsAtOnce: deps.changeStreams ?? 1_000 });
+  await app.register(changeRoutes, {
+    ...v1,
+    feed,
+    clock,
+    records,
+    streamsAtOnce: deps.changeStreams ?? 1_000,
+    draining,
+  });
   await app.register(authorizeRoutes, { ...v1, verifier });
   await app.register(introspectionRoutes, { ...v1, verifier });
   await app.register(selfRoutes, { ...v1, limits, usage });

@@ -1,50 +1,19 @@
-import { readFileSync } from 'node:fs';
-import { BlockList, isIP } from 'node:net';
 import { z } from 'zod';
+import { boolean, httpUrl, integer, networks, postgresUrl, redisUrl } from './config-forms.ts';
 import { type Keyring, KeyringError, parseKeyring } from './crypto/keyring.ts';
+import { readSecretFiles, type SecretFileName, type SecretName, type SecretsRead } from './secret-files.ts';
 
 /** The exit code for a configuration that cannot work: EX_CONFIG of sysexits(3). */
 export const configExitCode = 78;
 
-function integer(least: number, most: number) {
+function secretFile(name: SecretName) {
   return z
     .string()
-    .regex(/^[0-9]{1,12}$/, `must be a whole number from ${least} to ${most}`)
-    .transform(Number)
-    .refine((value) => value >= least && value <= most, `must be a whole number from ${least} to ${most}`);
-}
-
-const boolean = z.enum(['true', 'false'], 'must be true or false').transform((text) => text === 'true');
-
-const postgresUrl = z
-  .string()
-  .refine(isPostgresUrl, 'must be a URL of the form postgres://user:password@host:5432/database');
-
-function isPostgresUrl(text: string): boolean {
-  const url = URL.canParse(text) ? new URL(text) : undefined;
-  return url !== undefined && ['postgres:', 'postgresql:'].includes(url.protocol);
-}
-
-function isRedisUrl(text: string): boolean {
-  const url = URL.canParse(text) ? new URL(text) : undefined;
-  return url !== undefined && ['redis:', 'rediss:'].includes(url.protocol);
-}
-
-const networks = z
-  .string()
-  .transform((text) => text.split(',').map((part) => part.trim()))
-  .refine((parts) => parts.every(isNetwork), 'must be addresses or networks with commas between them');
-
-function isNetwork(text: string): boolean {
-  const [, address = '', bits] = /^([0-9a-f.:]+)(?:\/([0-9]{1,3}))?$/i.exec(text) ?? [];
-  const version = isIP(address);
-  if (version === 0) return false;
-  try {
-    new BlockList().addSubnet(address, Number(bits ?? 32), version === 4 ? 'ipv4' : 'ipv6');
-    return true;
-  } catch {
-    return false;
-  }
+    .optional()
+    .meta({
+      description: `A file with the same text, instead of ${name}.`,
+      example: `/run/secrets/${name.toLowerCase()}`,
+    });
 }
 
 /**
@@ -60,14 +29,32 @@ export const environment = z.object({
     description: 'Port to listen on. If not set: 8080, or another one if that is taken and the database is embedded.',
     example: '8080',
   }),
+  DRAIN_SECONDS: integer(0, 300).default(1).meta({
+    description: 'How long a service that is told to stop says so on /readyz and still takes requests.',
+    example: '10',
+  }),
+  METRICS_PORT: integer(0, 65_535).optional().meta({
+    description: 'A port of its own for /metrics, which is then not on PORT. Not set: /metrics is on PORT.',
+    example: '9464',
+  }),
+  OTEL_EXPORTER_OTLP_ENDPOINT: httpUrl.optional().meta({
+    description: 'Where spans are sent by OTLP over HTTP. Not set: none are recorded.',
+    example: 'http://collector:4318',
+  }),
+  OTEL_SERVICE_NAME: z.string().max(255).default('latchkey').meta({
+    description: 'What this service is called in traces.',
+    example: 'latchkey-eu',
+  }),
   DATABASE_URL: postgresUrl.optional().meta({
     description: "Your own Postgres (15 to 18), as the service's role. Not set: an embedded one is started.",
     example: 'postgres://latchkey_app:…@db:5432/latchkey',
   }),
+  DATABASE_URL_FILE: secretFile('DATABASE_URL'),
   MIGRATION_DATABASE_URL: postgresUrl.optional().meta({
     description: 'The same database as the role that owns the schema, for `latchkey migrate`.',
     example: 'postgres://latchkey_owner:…@db:5432/latchkey',
   }),
+  MIGRATION_DATABASE_URL_FILE: secretFile('MIGRATION_DATABASE_URL'),
   APP_ROLE: z
     .string()
     .regex(/^[a-z_][a-z0-9_]{0,62}$/, 'must be a role name of a-z, 0-9 and _')
@@ -84,6 +71,7 @@ export const environment = z.object({
     description: 'A direct way to the same database, where DATABASE_URL leads through a transaction pooler.',
     example: 'postgres://latchkey_app:…@db:5432/latchkey',
   }),
+  LISTEN_DATABASE_URL_FILE: secretFile('LISTEN_DATABASE_URL'),
   DATABASE_POOL_SIZE: integer(1, 500).default(10).meta({
     description: 'Connections to Postgres at most.',
     example: '20',
@@ -91,6 +79,15 @@ export const environment = z.object({
   DATABASE_TIMEOUT_MS: integer(100, 600_000).default(1_500).meta({
     description: 'Past this a query, or the wait for a connection, is answered 503.',
     example: '1500',
+  }),
+  DATABASE_QUEUE_LIMIT: integer(1, 100_000).default(200).meta({
+    description: 'Requests that may wait for a connection to Postgres at once; past it the answer is 503.',
+    example: '400',
+  }),
+  EVENT_LOOP_DELAY_LIMIT_MS: integer(20, 60_000).default(500).meta({
+    description:
+      'A process that is later than this in the mean answers 503; verification only past four times as much.',
+    example: '1000',
   }),
   LATCHKEY_DATA_DIR: z.string().optional().meta({
     description:
@@ -101,10 +98,7 @@ export const environment = z.object({
     description: 'The server secrets, `id:base64,id:base64…`, 32 bytes each; the first one is primary.',
     example: 'k20260101:$(openssl rand -base64 32)',
   }),
-  LATCHKEY_KEYRING_FILE: z.string().optional().meta({
-    description: 'A file with the same text, instead of LATCHKEY_KEYRING.',
-    example: '/run/secrets/latchkey-keyring',
-  }),
+  LATCHKEY_KEYRING_FILE: secretFile('LATCHKEY_KEYRING'),
   LATCHKEY_STRICT: boolean.default(false).meta({
     description: 'Refuse to start where the database does not protect history, instead of warning.',
     example: 'true',
@@ -117,6 +111,10 @@ export const environment = z.object({
   LOG_LEVEL: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent']).default('info').meta({
     description: 'The least that is logged.',
     example: 'debug',
+  }),
+  LOG_FORMAT: z.enum(['json', 'pretty']).optional().meta({
+    description: 'Not set: readable on a terminal, JSON lines elsewhere.',
+    example: 'json',
   }),
   TRUST_PROXY: networks.optional().meta({
     description: 'Proxies whose X-Forwarded-For is believed; with commas. Not set: nobody’s.',
@@ -146,10 +144,11 @@ export const environment = z.object({
     description: 'Backends at once that follow changes by `/v1/changes`; one token may hold half of them.',
     example: '1000',
   }),
-  REDIS_URL: z.string().refine(isRedisUrl, 'must be a URL of the form redis://host:6379').optional().meta({
+  REDIS_URL: redisUrl.optional().meta({
     description: 'A Redis or Valkey in which replicas count rate limits together. Not set: each counts by itself.',
     example: 'redis://cache:6379',
   }),
+  REDIS_URL_FILE: secretFile('REDIS_URL'),
   USAGE_HOURLY_DAYS: integer(1, 3_650).default(35).meta({
     description: 'Days for which usage is kept by the hour; older hours are folded into days.',
     example: '35',
@@ -170,6 +169,16 @@ export const environment = z.object({
     description: 'Networks that webhooks may lead to although they are not public; with commas. Not set: none.',
     example: '10.20.0.0/16,fd00::/8',
   }),
+  CHECKPOINT_FILE: z.string().optional().meta({
+    description:
+      'Where signed checkpoints of the history are appended, and remembered beyond a restart. Not set: only in memory and in the log.',
+    example: '/var/lib/latchkey/checkpoints',
+  }),
+  CHECKPOINT_URL: httpUrl.optional().meta({
+    description: 'Where signed checkpoints are sent to by POST, so that they leave the machine. Not set: nowhere.',
+    example: 'https://user:password@archive.example.com/latchkey',
+  }),
+  CHECKPOINT_URL_FILE: secretFile('CHECKPOINT_URL'),
   ARGON2_MEMORY_KIB: integer(8, 65_536).default(19_456).meta({
     description: 'Memory of one argon2id run.',
     example: '19456',
@@ -183,7 +192,7 @@ export const environment = z.object({
   }),
 });
 
-export type Config = Readonly<Omit<z.infer<typeof environment>, 'LATCHKEY_KEYRING' | 'LATCHKEY_KEYRING_FILE'>> & {
+export type Config = Readonly<Omit<z.infer<typeof environment>, 'LATCHKEY_KEYRING' | SecretFileName>> & {
   /** Undefined where none is configured: the embedded start makes one. */
   readonly keyring: Keyring | undefined;
 };
@@ -205,11 +214,14 @@ export class ConfigError extends Error {
  * @throws ConfigError
  */
 export function readConfig(env: NodeJS.ProcessEnv, needs: { keyring: boolean } = { keyring: true }): Config {
-  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== undefined && value !== ''));
+  const secrets = readSecretFiles(setVariables(env));
+  const given = secrets.env;
   const parsed = environment.safeParse(given);
-  const problems = parsed.success ? [] : parsed.error.issues.map(describeIssue);
-  const keyring = readKeyring(given, needs.keyring, problems);
-  if (given['MIGRATION_DATABASE_URL'] !== undefined && given['DATABASE_URL'] === undefined && needs.keyring) {
+  const problems = [...secrets.problems];
+  if (!parsed.success) problems.push(...parsed.error.issues.map((issue) => describeIssue(issue, secrets)));
+  const keyring = readKeyring(secrets, needs.keyring, problems);
+  const mayBeEmbedded = given['DATABASE_URL'] === undefined && !secrets.isUnreadable('DATABASE_URL');
+  if (given['MIGRATION_DATABASE_URL'] !== undefined && mayBeEmbedded && needs.keyring) {
     problems.push(
       'MIGRATION_DATABASE_URL is set without DATABASE_URL, and the service would start an embedded database: set both or neither.',
     );
@@ -221,13 +233,21 @@ export function readConfig(env: NodeJS.ProcessEnv, needs: { keyring: boolean } =
     );
   }
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems);
-  const { LATCHKEY_KEYRING, LATCHKEY_KEYRING_FILE, ...variables } = parsed.data;
+  const { LATCHKEY_KEYRING, ...variables } = parsed.data;
   return Object.freeze({ ...variables, keyring });
 }
 
+function setVariables(env: NodeJS.ProcessEnv): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(env).filter((entry): entry is [string, string] => entry[1] !== undefined && entry[1] !== ''),
+  );
+}
+
 /** The value itself is not repeated: it may be a password. */
-function describeIssue(issue: z.core.$ZodIssue): string {
+function describeIssue(issue: z.core.$ZodIssue, { sourceOf }: SecretsRead): string {
   const name = String(issue.path[0]);
+  const source = sourceOf(name);
+  if (source !== name) return `${source}: the text of the file ${issue.message}.`;
   return `${name} ${issue.message}, for example ${name}=${exampleOf(name)}`;
 }
 
@@ -237,22 +257,19 @@ export function exampleOf(name: string): string {
   return String(z.globalRegistry.get(schema)?.['example'] ?? '');
 }
 
-function readKeyring(env: Record<string, unknown>, needed: boolean, problems: string[]): Keyring | undefined {
-  const { LATCHKEY_KEYRING: text, LATCHKEY_KEYRING_FILE: file } = env;
-  if (text !== undefined && file !== undefined) {
-    problems.push('LATCHKEY_KEYRING and LATCHKEY_KEYRING_FILE are both set: set one of them.');
-    return undefined;
+function readKeyring(secrets: SecretsRead, needed: boolean, problems: string[]): Keyring | undefined {
+  const { LATCHKEY_KEYRING: text, DATABASE_URL: url } = secrets.env;
+  if (text !== undefined) {
+    try {
+      return parseKeyring(text);
+    } catch (error) {
+      if (!(error instanceof KeyringError)) throw error;
+      const name = secrets.sourceOf('LATCHKEY_KEYRING');
+      problems.push(`${name}: ${error.message}, for example ${name}=${exampleOf(name)}`);
+      return undefined;
+    }
   }
-  const name = file === undefined ? 'LATCHKEY_KEYRING' : 'LATCHKEY_KEYRING_FILE';
-  try {
-    if (file !== undefined) return parseKeyring(readFileSync(String(file), 'utf8'));
-    if (text !== undefined) return parseKeyring(String(text));
-  } catch (error) {
-    const why = error instanceof KeyringError ? error.message : `can not be read (${String(error)})`;
-    problems.push(`${name}: ${why}, for example ${name}=${exampleOf(name)}`);
-    return undefined;
-  }
-  if (needed && env['DATABASE_URL'] !== undefined) {
+  if (needed && url !== undefined && !secrets.isUnreadable('LATCHKEY_KEYRING')) {
     problems.push(
       `LATCHKEY_KEYRING or LATCHKEY_KEYRING_FILE must be set with DATABASE_URL, for example LATCHKEY_KEYRING=${exampleOf('LATCHKEY_KEYRING')}. ` +
         'Keep it apart from the database and its backups.',

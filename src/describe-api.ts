@@ -3,6 +3,7 @@ import { buildApp } from './app.ts';
 import { generateKeyring, parseKeyring } from './crypto/keyring.ts';
 import { createSecretHasher } from './crypto/secret-hash.ts';
 import { connect } from './db/client.ts';
+import { createCheckpoints } from './history/checkpoints.ts';
 import { openApiText } from './http/openapi.ts';
 import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
@@ -22,13 +23,16 @@ export async function describeApi(): Promise<string> {
     clockShiftMs: () => 0,
     logger,
   });
+  const keyring = parseKeyring(generateKeyring(new Date()));
   const app = await buildApp({
     logger,
     verification,
+    pool: client.pool,
     transactor: { db: client.db, clockShiftMs: () => 0 },
+    checkpoints: createCheckpoints({ db: client.db, keyring, logger }),
     crypto: {
       prefix: 'lk',
-      keyring: parseKeyring(generateKeyring(new Date())),
+      keyring,
       hasher: createSecretHasher({ memoryKib: 8, timeCost: 1, parallelism: 1, concurrency: 1, queueLimit: 0 }),
     },
     webhookClient: createWebhookClient({ allowHttp: false, allowedRanges: [] }),

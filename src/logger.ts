@@ -5,6 +5,8 @@ import { idSuffixPattern } from './core/ids.ts';
 interface LoggerSettings {
   level: string;
   tokenPrefix: string;
+  /** Readable on a terminal and JSON elsewhere unless told. */
+  format?: 'json' | 'pretty' | undefined;
   /** Where the lines go; standard output unless a test wants to read them. */
   destination?: { write(line: string): void };
 }
@@ -13,7 +15,7 @@ interface LoggerSettings {
  * JSON lines; on a terminal a readable form of them. Nothing that looks like a token or a webhook's secret gets through,
  * wherever it stands.
  */
-export function createLogger({ level, tokenPrefix, destination }: LoggerSettings): Logger {
+export function createLogger({ level, tokenPrefix, format, destination }: LoggerSettings): Logger {
   const token = new RegExp(`(${tokenPrefix}_[kavo]_)${idSuffixPattern}_[0-9A-Za-z]{1,49}|(whsec_)[0-9A-Za-z+/=]+`, 'g');
   const options: LoggerOptions = {
     level,
@@ -35,7 +37,8 @@ export function createLogger({ level, tokenPrefix, destination }: LoggerSettings
     hooks: { streamWrite: (line) => line.replace(token, '$1$2…') },
   };
   if (destination !== undefined) return pino(options, destination);
-  if (process.stdout.isTTY) return pino(options, pretty({ sync: true, ignore: 'pid,hostname' }));
+  const isPretty = format === undefined ? process.stdout.isTTY === true : format === 'pretty';
+  if (isPretty) return pino(options, pretty({ sync: true, ignore: 'pid,hostname' }));
   return pino(options);
 }
 

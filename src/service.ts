@@ -1,9 +1,12 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import type { FastifyInstance } from 'fastify';
 import type { Logger } from 'pino';
+import { collectDefaultMetrics, Registry } from 'prom-client';
 import { buildApp } from './app.ts';
 import type { TokenCrypto } from './auth/mint.ts';
 import { type Bootstrapped, bootstrap } from './bootstrap.ts';
 import type { Config } from './config.ts';
+import { passingTracer } from './core/trace.ts';
 import { createSecretHasher } from './crypto/secret-hash.ts';
 import { connect, type DatabaseClient } from './db/client.ts';
 import { embeddedRoles } from './db/embedded/cluster.ts';
@@ -13,9 +16,14 @@ import { migrate, requireCurrentSchema } from './db/migrator.ts';
 import type { Transactor } from './db/work.ts';
 import { type SendPayload, sendTask } from './db/worker-queue.ts';
 import { type EmbeddedInstance, startEmbeddedInstance } from './embedded-instance.ts';
+import { openCheckpointing } from './history/checkpointing.ts';
+import { buildMetricsServer } from './http/metrics-routes.ts';
 import { jobs } from './jobs/list.ts';
 import { startJobs } from './jobs/runner.ts';
+import { countEvents, createTallies } from './metrics.ts';
 import { isAnyOrganizationThere } from './organizations/store.ts';
+import { createShutdown, type Phase } from './shutdown.ts';
+import { startTelemetry } from './telemetry.ts';
 import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
 import { createWebhookClient } from './webhooks/connector.ts';
@@ -28,37 +36,66 @@ export interface Service {
   url: string;
   /** With the embedded database: where the first tokens are, and what they are if this start made them. */
   embedded: { credentialsFile: string; bootstrapped: Bootstrapped | undefined } | undefined;
-  /** Answers what it has accepted, takes nothing more, and ends with its database. */
-  stop(): Promise<void>;
+  /**
+   * Says that it is about to end, answers what it has accepted, and ends with its database.
+   * @returns the names of the phases that did not end in order
+   */
+  stop(): Promise<string[]>;
 }
 
 const defaultPort = 8_080;
+
+/**
+ * What each phase of the end may take. Those that end one after the other take less than 10 s together, with a drain of
+ * 1 s; only an embedded Postgres comes on top.
+ */
+const phaseTimeoutsMs = {
+  requests: 4_200,
+  jobs: 4_200,
+  webhooks: 4_200,
+  metrics: 300,
+  checkpoints: 1_900,
+  usage: 1_500,
+  traces: 450,
+  database: 400,
+  postgres: 5_000,
+};
+
+function phase(name: keyof typeof phaseTimeoutsMs, run: () => Promise<unknown>): Phase {
+  return { name, timeoutMs: phaseTimeoutsMs[name], run };
+}
 
 /** The first admin of an embedded instance. */
 const firstAdminEmail = 'admin@example.com';
 
 /**
  * Configuration → database → app → listen.
- * @throws EmbeddedPostgresError, SchemaMismatch, InstallationMismatch, GuaranteeBroken, or what `listen` throws
+ * @throws EmbeddedPostgresError, SchemaMismatch, InstallationMismatch, GuaranteeBroken, CheckpointFileError, or what
+ * `listen` throws
  */
 export async function startService(config: Config, logger: Logger): Promise<Service> {
-  const closers: Array<() => Promise<void>> = [];
-  const closeAll = async () => {
-    for (const close of closers.reverse()) await close();
-  };
+  const shutdown = createShutdown(logger);
   try {
     const embedded = config.DATABASE_URL === undefined ? await startEmbeddedInstance(config, logger) : undefined;
-    if (embedded !== undefined) closers.push(() => embedded.postgres.stop());
+    if (embedded !== undefined) shutdown.add(phase('postgres', () => embedded.postgres.stop()));
     const database = databaseAccess(config, embedded);
     if (embedded !== undefined || config.MIGRATE_ON_START) await migrateAsOwner(database, logger);
 
     const client = connectForService(database.appUrl, config, logger);
-    closers.push(() => client.close());
+    shutdown.add(phase('database', () => client.close()));
     await requireCurrentSchema(client.db);
     const crypto = tokenCrypto(config, embedded);
     await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring: crypto.keyring });
     await requireGuarantees(client, config, logger);
     const noShift = () => 0;
+    const tallies = createTallies();
+    const endpoint = config.OTEL_EXPORTER_OTLP_ENDPOINT;
+    const telemetry =
+      endpoint === undefined
+        ? undefined
+        : await startTelemetry({ endpoint, serviceName: config.OTEL_SERVICE_NAME, version: packageVersion(), logger });
+    if (telemetry !== undefined) shutdown.add(phase('traces', () => telemetry.close()));
+    const onRecorded = (actions: readonly string[]) => countEvents(tallies, actions);
     const verification = startVerificationState({
       db: client.db,
       listenUrl: config.LISTEN_DATABASE_URL ?? database.appUrl,
@@ -66,60 +103,100 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       capacity: config.VERIFY_CACHE_SIZE,
       staleMs: config.VERIFY_STALE_SECONDS * 1000,
       clockShiftMs: noShift,
+      onRecorded,
       logger,
     });
-    closers.push(() => verification.close());
+    shutdown.add(phase('usage', () => verification.close()));
     const transactor: Transactor = {
       db: client.db,
       clockShiftMs: noShift,
       onChanged: (ids) => verification.records.invalidate(ids),
+      onRecorded,
     };
     const bootstrapped = embedded === undefined ? undefined : await bootstrapOnce(embedded, transactor, crypto);
+
+    const checkpointing = await openCheckpointing({
+      db: client.db,
+      keyring: crypto.keyring,
+      file: config.CHECKPOINT_FILE,
+      url: config.CHECKPOINT_URL,
+      logger,
+    });
+    shutdown.add(phase('checkpoints', () => checkpointing.close()));
 
     const egress = {
       allowHttp: config.WEBHOOK_ALLOW_HTTP,
       allowedRanges: parseRanges(config.WEBHOOK_ALLOW_CIDRS ?? []),
     };
-    let stopping = false;
+    const draining = new AbortController();
     const app = await buildApp({
       logger,
       transactor,
+      tallies,
+      ...(telemetry === undefined ? {} : { tracer: telemetry.tracer }),
+      pool: client.pool,
+      registry: registryOfProcess(),
+      metricsElsewhere: config.METRICS_PORT !== undefined,
       crypto,
       verification,
       webhookClient: createWebhookClient(egress),
+      checkpoints: checkpointing.checkpoints,
       limits: {
         callerLimit: config.CALLER_LIMIT,
         addressLimit: config.ADDRESS_LIMIT,
         revealLimit: config.REVEAL_LIMIT,
       },
+      eventLoopDelayLimitMs: config.EVENT_LOOP_DELAY_LIMIT_MS,
       undoWindowSeconds: config.UNDO_WINDOW_SECONDS,
       retentionSeconds: config.RETENTION_SECONDS,
       trustProxy: config.TRUST_PROXY ?? false,
       version: packageVersion(),
-      isStopping: () => stopping,
       changeStreams: config.CHANGE_STREAMS,
+      draining: draining.signal,
     });
     await verification.ready;
+    checkpointing.start();
     const background = { ...transactor, url: config.LISTEN_DATABASE_URL ?? database.appUrl, logger };
-    const sender = startWebhookSender({ ...background, keyring: crypto.keyring, client: createWebhookClient(egress) });
+    const sender = startWebhookSender({
+      ...background,
+      keyring: crypto.keyring,
+      client: createWebhookClient(egress),
+      tally: tallies.webhookAttempts,
+      tracer: telemetry?.tracer ?? passingTracer,
+    });
     const jobRunner = startJobs({
       ...background,
       jobs,
       tasks: { [sendTask]: (payload) => sender.wake((payload as SendPayload).organizationId) },
       settings: { usageHourlyDays: config.USAGE_HOURLY_DAYS, retentionSeconds: config.RETENTION_SECONDS },
     });
-    closers.push(async () => void (await Promise.all([app.close(), jobRunner.close(), sender.close()])));
+    if (config.METRICS_PORT !== undefined) {
+      const server = await buildMetricsServer(app.metrics, { logger, tokenPrefix: config.TOKEN_PREFIX });
+      shutdown.add(phase('metrics', () => server.close()));
+      await server.listen({
+        host: config.HOST,
+        port: config.METRICS_PORT,
+        listenTextResolver: (address) => `Metrics are at ${address}/metrics`,
+      });
+    }
+    shutdown.add(
+      phase('requests', () => app.close()),
+      phase('jobs', () => jobRunner.close()),
+      phase('webhooks', () => sender.close()),
+    );
     const url = await listen(app, config, embedded !== undefined);
+    const drainMs = config.DRAIN_SECONDS * 1_000;
+    shutdown.add({ name: 'drain', timeoutMs: drainMs + 500, run: () => delay(drainMs) });
     return {
       url,
       embedded: embedded && { credentialsFile: embedded.credentialsFile, bootstrapped },
-      async stop() {
-        stopping = true;
-        await closeAll();
+      stop() {
+        draining.abort();
+        return shutdown.run();
       },
     };
   } catch (error) {
-    await closeAll();
+    await shutdown.run();
     throw error;
   }
 }
@@ -157,8 +234,15 @@ function connectForService(url: string, config: Config, logger: Logger): Databas
     url,
     poolSize: config.DATABASE_POOL_SIZE,
     timeoutMs: config.DATABASE_TIMEOUT_MS,
+    queueLimit: config.DATABASE_QUEUE_LIMIT,
     onLost: (error) => logger.warn({ err: error }, 'A connection to Postgres was lost.'),
   });
+}
+
+function registryOfProcess(): Registry {
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry });
+  return registry;
 }
 
 /** How tokens are made and checked by this configuration. */

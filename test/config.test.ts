@@ -5,6 +5,7 @@ import t from 'tap';
 import { z } from 'zod';
 import { ConfigError, environment, readConfig } from '../src/config.ts';
 import { generateKeyring } from '../src/crypto/keyring.ts';
+import { type SecretName, secretNames } from '../src/secret-files.ts';
 
 const keyring = generateKeyring(new Date());
 const ownDatabase = { DATABASE_URL: 'postgres://app:pw@db/latchkey', LATCHKEY_KEYRING: keyring };
@@ -92,12 +93,52 @@ t.test('what fits no other variable', async (t) => {
   }
 });
 
-t.test('the keyring comes from the variable or from a file', async (t) => {
-  const file = path.join(mkdtempSync(path.join(tmpdir(), 'latchkey-config-')), 'keyring');
-  writeFileSync(file, `${keyring}\n`);
-  const { DATABASE_URL } = ownDatabase;
-  t.equal(readConfig({ DATABASE_URL, LATCHKEY_KEYRING_FILE: file }).keyring?.primary.id, keyring.split(':')[0]);
-  t.equal(readConfig(ownDatabase).keyring?.primary.id, keyring.split(':')[0]);
+const secretTexts: Record<SecretName, string> = {
+  DATABASE_URL: 'postgres://app:hunter2@db/latchkey',
+  MIGRATION_DATABASE_URL: 'postgres://owner:hunter2@db/latchkey',
+  LISTEN_DATABASE_URL: 'postgres://app:hunter2@direct/latchkey',
+  REDIS_URL: 'redis://:hunter2@cache:6379',
+  CHECKPOINT_URL: 'https://latchkey:hunter2@archive.example.com/latchkey',
+  LATCHKEY_KEYRING: keyring,
+};
+
+function writeSecret(text: string): string {
+  const file = path.join(mkdtempSync(path.join(tmpdir(), 'latchkey-config-')), 'secret');
+  writeFileSync(file, text);
+  return file;
+}
+
+t.test('every secret comes from its variable or from a file, and is the same', async (t) => {
+  const plain = readConfig(secretTexts);
+  for (const end of ['', '\n', '\r\n', '\n\n']) {
+    const files = Object.entries(secretTexts).map(([name, text]) => [`${name}_FILE`, writeSecret(text + end)]);
+    const config = readConfig(Object.fromEntries(files));
+    t.equal(config.keyring?.primary.id, keyring.split(':')[0]);
+    t.same({ ...config, keyring: undefined }, { ...plain, keyring: undefined }, JSON.stringify(end));
+  }
+  t.same(Object.keys(secretTexts).sort(), [...secretNames].sort());
+});
+
+t.test('a file that can not be had never starts anything else instead', async (t) => {
+  for (const name of secretNames) {
+    const { [name]: text, ...others } = secretTexts;
+    t.same(problemsOf({ ...secretTexts, [`${name}_FILE`]: '/x' }), [
+      `${name} and ${name}_FILE are both set: set one of them.`,
+    ]);
+    for (const [file, why] of [
+      ['/nowhere', /^[A-Z_]+_FILE: can not be read \(ENOENT/],
+      [tmpdir(), /^[A-Z_]+_FILE: can not be read \(EISDIR/],
+      [writeSecret('\n'), /^[A-Z_]+_FILE: .* is empty\.$/],
+      [writeSecret(`!${text}`), /^[A-Z_]+_FILE: /],
+      [writeSecret(`${text}\nhunter2`), /^[A-Z_]+_FILE: /],
+    ] as const) {
+      const problems = problemsOf({ ...others, [`${name}_FILE`]: file });
+      t.equal(problems.length, 1, `${name} from ${file}`);
+      t.match(problems[0], why);
+      t.ok(problems[0]?.startsWith(`${name}_FILE`));
+      t.notMatch(problems[0], 'hunter2');
+    }
+  }
 });
 
 t.test("the README's table of variables is the schema's", async (t) => {

@@ -164,6 +164,7 @@ t.test('each job finds what is due, and may do what it has to as the service see
   await verifier.post('/v1/verify', { key: partner.keys[0].key, permission: 'read' });
   await service.verification.usage.flush();
   await dbQuery(urls.superuser, "update usage_hours set hour = hour - interval '9 days'");
+  await dbQuery(urls.superuser, 'insert into expiry_notices values ($1, now(), 1)', [partner.keys[0].id]);
   const { body: other } = await service.operator.post('/v1/organizations', { name: 'Other' });
   await service.operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
   await dbQuery(urls.superuser, "update organizations set key_reveal = 'never' where id = $1", [other.id]);

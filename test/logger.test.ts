@@ -4,6 +4,8 @@ import { idSuffix, newId } from '../src/core/ids.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { createLogger } from '../src/logger.ts';
 import { startService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { run } from './support/process.ts';
 
 t.test('no token gets into the log, wherever it stands', async (t) => {
   const lines: string[] = [];
@@ -54,4 +56,41 @@ t.test('each reply has one line: who asked what and how it ended, and nothing th
     reqId: headers['x-request-id'],
   });
   t.notMatch(logLines.join(''), 'business');
+});
+
+t.test('the line of a reply has a level by how it ended', async (t) => {
+  const { app, admin, urls, logLines } = await startService(t);
+  const levelOf = async (act: () => Promise<unknown>) => {
+    logLines.length = 0;
+    await act();
+    const lines = logLines.map((line) => JSON.parse(line)).filter((line) => line.msg === 'request');
+    t.equal(lines.length, 1);
+    return lines[0]?.level;
+  };
+  t.equal(await levelOf(() => admin.get('/v1/keys')), 30);
+  t.equal(await levelOf(() => app.inject('/nothing')), 40);
+  await dbQuery(urls.superuser, 'alter table api_keys rename to api_keys_away');
+  t.equal(await levelOf(() => admin.get('/v1/keys')), 50);
+  await dbQuery(urls.superuser, 'alter table api_keys_away rename to api_keys');
+});
+
+t.test('for people: readable on a terminal or where asked for, JSON elsewhere', async (t) => {
+  const script = `
+    const { createLogger } = await import('./src/logger.ts');
+    const format = process.env.FORMAT === '' ? undefined : process.env.FORMAT;
+    if (process.env.TERMINAL === 'yes') process.stdout.isTTY = true;
+    createLogger({ level: 'info', tokenPrefix: 'lk', format }).info({ port: 1 }, 'It is up.');`;
+  const written = async (env: Record<string, string>) => {
+    const child = run(t, process.execPath, ['--import=tsx', '--input-type=module', '-e', script], { env });
+    await child.until(/It is up/);
+    await child.exited;
+    return child.stdout();
+  };
+  t.match(JSON.parse(await written({ FORMAT: '' })), { msg: 'It is up.', port: 1 });
+  t.match(JSON.parse(await written({ FORMAT: 'json', TERMINAL: 'yes' })), { msg: 'It is up.' });
+  for (const env of [{ FORMAT: '', TERMINAL: 'yes' }, { FORMAT: 'pretty' }]) {
+    const text = await written(env);
+    t.match(text, /INFO.*It is up\.[\s\S]*port/);
+    t.notMatch(text, '"msg"');
+  }
 });

@@ -13,6 +13,8 @@ const newest = [
   '0005-jobs',
   '0006-webhooks',
   '0009-changes',
+  '0010-last-use',
+  '0011-delivery-traces',
   'graphile_worker@19',
 ];
 

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import t from 'tap';
 import { describeApi } from '../src/describe-api.ts';
 import { historyActions } from '../src/history/events.ts';
+import { toOpenApi30 } from '../src/http/openapi-3-0.ts';
 import { toMarkdown } from '../src/http/openapi-markdown.ts';
 import type { Json } from './support/app.ts';
 import { startService } from './support/app.ts';
@@ -22,6 +23,67 @@ t.test('the pages for people say the same', async (t) => {
   const history = readFileSync('docs/history.md', 'utf8');
   const listed = [...history.matchAll(/^\| `([a-z_]+\.[a-z_]+)` \|/gm)].map(([, action]) => action);
   t.same(listed.sort(), [...historyActions].sort(), 'docs/history.md lists every action');
+});
+
+t.test('the 3.0 document is the same one, in the words of 3.0', async (t) => {
+  const committed30 = readFileSync('openapi/openapi-3.0.json', 'utf8');
+  t.equal(
+    committed30,
+    `${JSON.stringify(toOpenApi30(document), null, 2)}\n`,
+    'if the change is meant: npm run openapi',
+  );
+  const document30: Json = JSON.parse(committed30);
+  t.equal(document30.openapi, '3.0.3');
+  t.same(outline(document30), outline(document), 'the same operations with the same replies');
+  t.notMatch(committed30, /"type": (\[|"null")/, 'null is said by `nullable`');
+  t.same(document30.components.schemas.Key.properties.expiresAt, {
+    ...document.components.schemas.Key.properties.expiresAt.anyOf[0],
+    nullable: true,
+  });
+  const [bearer] = document30.paths['/v1/keys'].get.security;
+  t.same(bearer, { bearer: [] });
+});
+
+function outline({ paths }: Json) {
+  return Object.entries<Json>(paths).flatMap(([path, item]) =>
+    Object.entries<Json>(item).map(([method, { operationId, responses, parameters = [] }]) => ({
+      operation: `${method} ${path} ${operationId}`,
+      replies: Object.keys(responses),
+      parameters: parameters.map(({ name }: Json) => name),
+    })),
+  );
+}
+
+t.test('what 3.0 has no word for is refused, not left out', async (t) => {
+  const withSchema = (schema: object) => ({
+    info: {},
+    components: { schemas: { Thing: schema, Other: { type: 'object' } } },
+  });
+  const severalOrNull = { anyOf: [{ type: 'string' }, { type: 'integer' }, { type: 'null' }] };
+  for (const schema of [
+    { const: 1 },
+    { type: ['string', 'integer'] },
+    severalOrNull,
+    { properties: { a: { prefixItems: [] } } },
+  ]) {
+    t.throws(() => toOpenApi30(withSchema(schema)), /OpenAPI 3\.0 has/, JSON.stringify(schema));
+  }
+  const translated: Json = toOpenApi30(
+    withSchema({
+      properties: {
+        type: { type: 'string', example: { type: ['kept', 'null'] } },
+        enum: { anyOf: [{ type: 'string', enum: ['a'] }, { type: 'null' }] },
+        named: { anyOf: [{ $ref: '#/components/schemas/Other' }, { type: 'null' }], description: 'said' },
+        beside: { $ref: '#/components/schemas/Other', description: 'said' },
+      },
+    }),
+  );
+  t.same(translated.components.schemas.Thing.properties, {
+    type: { type: 'string', example: { type: ['kept', 'null'] } },
+    enum: { type: 'string', enum: ['a', null], nullable: true },
+    named: { type: 'object', allOf: [{ $ref: '#/components/schemas/Other' }], description: 'said', nullable: true },
+    beside: { allOf: [{ $ref: '#/components/schemas/Other' }], description: 'said' },
+  });
 });
 
 t.test('the service serves the same document', async (t) => {

@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap';
-import { announceExpiries, purgeDeletedKeys } from '../src/keys/jobs.ts';
+import { announceExpiries, forgetExpiryNotices, purgeDeletedKeys } from '../src/keys/jobs.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
@@ -248,8 +248,16 @@ t.test('an expiry is announced seven days and one day ahead, once each', async (
   await admin.patch(`/v1/keys/${key.id}`, { expiresAt: expiresIn(14 * day) });
   await announceExpiries({ transactor });
   t.same((await announced())[0], [key.id, 5], 'a new expiry is told of anew, with the days that are left');
+  const notes = async () => (await dbQuery(service.urls.app, 'select 1 from expiry_notices')).length;
+  t.same(
+    [await forgetExpiryNotices(transactor), await notes()],
+    [1, 3],
+    'what is told of stays known until it is over',
+  );
+  t.equal(await announceExpiries({ transactor }), 0, 'so it is not told of again');
   later(30 * day);
   t.equal(await announceExpiries({ transactor }), 0, 'what has expired is no news');
+  t.same([await forgetExpiryNotices(transactor), await notes()], [3, 0]);
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 

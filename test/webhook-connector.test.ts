@@ -109,7 +109,7 @@ t.test('every step is bounded by the time of the whole', async (t) => {
   });
 
   await t.test('a connection into a black hole', async (t) => {
-    const { port, waiting } = await startBlackHole(t);
+    const { port, waiting } = await startBlackHole(t, { host: '127.0.0.1', port: 0 });
     const { post } = startWebhookClient(t, { opened, timeoutMs });
     t.match(await failureOf(post(`http://127.0.0.1:${port}/`, {}, '{}')), { reason: 'timed_out' });
     t.ok(waiting.at(-1)?.connecting, 'nobody can connect there');
@@ -117,18 +117,18 @@ t.test('every step is bounded by the time of the whole', async (t) => {
 });
 
 /** A port at which connections are neither taken nor refused: a full queue before a process that is busy for ever. */
-async function startBlackHole(t: Test): Promise<{ port: number; waiting: Socket[] }> {
+async function startBlackHole(t: Test, place: { host: string; port: number }) {
   const code = `
     const { createServer } = require('node:net');
-    const { parentPort } = require('node:worker_threads');
-    const server = createServer().listen({ port: 0, host: '127.0.0.1', backlog: 1 }, () => {
+    const { parentPort, workerData } = require('node:worker_threads');
+    const server = createServer().listen({ ...workerData, backlog: 1 }, () => {
       parentPort.postMessage(server.address().port);
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
     });`;
-  const worker = new Worker(code, { eval: true });
+  const worker = new Worker(code, { eval: true, workerData: place });
   t.teardown(() => worker.terminate());
   const [port] = (await once(worker, 'message')) as [number];
-  const waiting = Array.from({ length: 8 }, () => connect(port, '127.0.0.1').on('error', () => undefined));
+  const waiting = Array.from({ length: 8 }, () => connect(port, place.host).on('error', () => undefined));
   t.teardown(() => {
     for (const socket of waiting) socket.destroy();
   });
@@ -223,6 +223,20 @@ t.test('where nobody listens the connection fails, and another address of the na
   const failure = await failureOf(postNowhere(`http://hook.example.com:${gone.port}/`, {}, '{}'));
   t.match(failure, { reason: 'connect_failed', message: 'No connection could be made.' });
   t.equal(gone.connections(), 0);
+
+  await t.test('also where the first one keeps silent', async (t) => {
+    await startBlackHole(t, { host: '127.0.0.2', port: receiver.port });
+    const before = performance.now();
+    t.match(await post(`http://hook.example.com:${receiver.port}/`, {}, '{}'), { status: 204 });
+    t.ok(performance.now() - before > 1_000, 'it was waited for');
+  });
+});
+
+t.test('whoever registers a name that is not answered for waits 5 seconds at most', async (t) => {
+  const { checkUrl } = startWebhookClient(t, { timeoutMs: 15_000, lookup: () => new Promise(() => undefined) });
+  const before = performance.now();
+  await t.rejects(checkUrl('https://hook.example.com/'), { code: 'validation_failed' });
+  t.ok(performance.now() - before < 10_000);
 });
 
 t.test('Retry-After is read in both of its forms', async (t) => {

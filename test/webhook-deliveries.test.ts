@@ -212,12 +212,21 @@ t.test('a failure is tried again by the schedule, under the same webhook-id, and
   const signatures = receiver.received.map(({ headers }) => headers['webhook-signature']);
   t.equal(new Set(signatures).size, 10, 'each attempt is signed with its own time');
 
-  await t.test('one that has failed can be asked for again, from the beginning of the schedule', async (t) => {
+  await t.test('what has failed can be asked for again, from the beginning of the schedule', async (t) => {
+    const since = new Date(0).toISOString();
+    const all = await service.admin.post(`/v1/webhooks/${webhook.id}/deliveries/redeliver`, { since });
+    t.same(all.body, { deliveries: 1, isCutShort: false });
+    const { status, nextAttemptAt, attempts } = await settled(service, webhook, attempted(11));
+    t.equal(status, 'pending');
+    t.ok(Date.parse(nextAttemptAt) - Date.parse(attempts[10].at) < 8_000);
+  });
+
+  await t.test('so can any other', async (t) => {
     const again = await service.admin.post(`/v1/webhooks/${webhook.id}/deliveries/${last.id}/redeliver`);
     t.match(again, { status: 200, body: { id: last.id, status: 'pending', finishedAt: null } });
-    const delivery = await settled(service, webhook, attempted(11));
+    const delivery = await settled(service, webhook, attempted(12));
     t.equal(delivery.status, 'pending');
-    t.ok(Date.parse(delivery.nextAttemptAt) - Date.parse(delivery.attempts[10].at) < 8_000);
+    t.ok(Date.parse(delivery.nextAttemptAt) - Date.parse(delivery.attempts[11].at) < 8_000);
     receiver.reply = (_, response) => void response.writeHead(204).end();
     service.later(10_000);
     await settled(service, webhook, ({ status }) => status === 'delivered');

@@ -56,6 +56,22 @@ t.test('an endpoint is told of what it has asked for, and a partner’s of that 
   t.same(await toldTo(service, some), ['rate_limit.updated', 'key.deleted', 'key.deleted', 'key.deleted']);
   t.same(await toldTo(service, partners), ['key.updated', 'key.deleted', 'partner.deleted', 'key.deleted']);
   t.same((await toldTo(service, off)).slice(1), [], 'from its own creation on it was told of nothing');
+
+  await t.test('who is no partner any more is told nothing more, until that is undone', async (t) => {
+    const before = await toldTo(service, partners);
+    const { length } = await toldTo(service, all);
+    const used = { key: partner.keys[1].key, permission: 'write' };
+    t.match((await service.verifier.post('/v1/verify', used)).body, { code: 'deleted' });
+    await service.verification.usage.flush();
+    t.same((await toldTo(service, all)).slice(length), ['key.used_after_deletion']);
+    t.same(await toldTo(service, partners), before);
+    t.equal((await admin.post(`/v1/webhooks/${partners.id}/test`)).status, 200);
+    t.same((await toldTo(service, partners)).slice(before.length), ['webhook.tested'], 'but for what is asked for');
+    t.equal((await admin.post(`/v1/partners/${partner.id}/restore`)).status, 200);
+    const told = (await toldTo(service, partners)).slice(before.length + 1);
+    t.same(told.toSorted(), ['key.restored', 'partner.restored']);
+    await admin.delete(`/v1/partners/${partner.id}`);
+  });
   t.same(
     (await admin.get(`/v1/webhooks?partnerId=${partner.id}`)).body.data.map(({ id }: Json) => id),
     [partners.id],
@@ -76,7 +92,11 @@ t.test('a body has ids and facts, and a partner reads no internals in it', async
   const { admin, urls, organizationId } = service;
   const partner = await partnerOf(service);
   const all = await makeWebhook(service, { url, events: ['key.updated', 'key.created'] });
-  const partners = await makeWebhook(service, { url, events: ['key.updated'], partnerId: partner.id });
+  const partners = await makeWebhook(service, {
+    url,
+    events: ['key.created', 'key.updated'],
+    partnerId: partner.id,
+  });
   await admin.patch(`/v1/keys/${partner.keys[0].id}`, { name: 'Mine', metadata: { team: 'ours' } });
   const payloads = async (webhook: Json, action: string): Promise<Json[]> => {
     const sql = 'select payload from webhook_deliveries where endpoint_id = $1 and action = $2 order by id';
@@ -101,16 +121,37 @@ t.test('a body has ids and facts, and a partner reads no internals in it', async
     { type: 'key.updated', timestamp: event.at, data: { ...common, details: { changes: { name } } } },
   ]);
 
+  await t.test('of a new key neither', async (t) => {
+    await admin.delete(`/v1/keys/${partner.keys[0].id}`);
+    const wish = { partnerId: partner.id, permission: 'read', metadata: { team: 'ours' }, name: 'New' };
+    await admin.post('/v1/keys', wish);
+    const [ours] = (await payloads(all, 'key.created')).slice(-1);
+    const [theirs] = await payloads(partners, 'key.created');
+    t.match(ours?.data.details, { name: 'New', metadata: { team: 'ours' } });
+    t.match(theirs?.data.details, { name: 'New' });
+    t.equal(theirs?.data.details.metadata, undefined);
+  });
+
   await t.test('under 20 kB: details that are longer are left out, and it says so', async (t) => {
     const { body: key } = await admin.post('/v1/keys', { metadata: { long: 'ü'.repeat(8_100) } });
     await admin.patch(`/v1/keys/${key.id}`, { metadata: { long: 'é'.repeat(8_100) } });
-    const [created] = await payloads(all, 'key.created');
+    const [, created] = await payloads(all, 'key.created');
     t.equal(created.data.details.metadata.long.length, 8_100);
     const [, updated] = await payloads(all, 'key.updated');
     t.match(updated.data, { keyId: key.id, details: null, detailsOmitted: true });
     const sizes = await dbQuery(urls.app, 'select max(octet_length(payload)) as longest from webhook_deliveries');
     t.ok(Number(sizes[0]?.['longest']) < 20_000);
   });
+});
+
+t.test('for one that was deleted nothing is kept any more, its own deletion included', async (t) => {
+  const service = await startService(t);
+  const { admin, urls } = service;
+  const webhook = await makeWebhook(service, { url });
+  await admin.delete(`/v1/webhooks/${webhook.id}`);
+  await admin.post('/v1/keys', {});
+  t.same(await dbQuery(urls.app, 'select action from webhook_deliveries'), [{ action: 'webhook.created' }]);
+  t.equal((await admin.get('/v1/history')).body.data[0].action, 'key.created');
 });
 
 t.test('what the system does by itself is told as well', async (t) => {

@@ -161,3 +161,65 @@ t.test('a service that stops gives back what does not end, and another goes on a
   await eventually(async () => receiver.received.length === 2);
   t.equal(new Set(receiver.received.map(idOf)).size, 1);
 });
+
+t.test('of a call whose lease has ended a success counts, and a failure is up to whoever has it now', async (t) => {
+  const service = await startService(t);
+  const receiver = await startReceiver(t);
+  const answers: Array<(status: number) => void> = [];
+  receiver.reply = (_, response) => void answers.push((status) => response.writeHead(status).end());
+  for (let count = 0; count < 2; count++) startSending(t, service);
+  const webhook = await makeWebhook(service, { url: receiver.url, events: ['partner.created'] });
+  const afterAttempts = (count: number) =>
+    eventually(async () => {
+      const [delivery] = await deliveriesOf(service, webhook);
+      return delivery.attempts.length === count && delivery;
+    });
+  const callTwice = async (before: number) => {
+    await eventually(async () => answers.length === before + 1);
+    service.later(30_000);
+    await eventually(async () => answers.length === before + 2);
+  };
+  await partnerOf(service);
+  await callTwice(0);
+  answers[0]?.(500);
+  t.match(await afterAttempts(1), { status: 'pending', nextAttemptAt: null }, 'it is under way still');
+  answers[1]?.(500);
+  const failed = await afterAttempts(2);
+  t.equal(failed.status, 'pending');
+  const waitMs = Date.parse(failed.nextAttemptAt) - Date.parse(failed.attempts[1].at);
+  t.ok(waitMs < 60_000, `${waitMs} ms, as after one failure`);
+  service.later(waitMs);
+  await callTwice(2);
+  answers[2]?.(204);
+  t.match(await afterAttempts(3), { status: 'delivered', nextAttemptAt: null });
+  answers[3]?.(500);
+  t.match(await afterAttempts(4), { status: 'delivered', attempts: [{}, {}, { status: 204 }, { status: 500 }] });
+  t.equal(new Set(receiver.received.map(idOf)).size, 1);
+});
+
+t.test('one that is asked for again while it is under way is not called twice at once', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const receiver = await startReceiver(t);
+  let answer: () => void = () => undefined;
+  receiver.reply = (_, response) => {
+    if (receiver.received.length > 1) response.writeHead(204).end();
+    else answer = () => void response.writeHead(204).end();
+  };
+  startSending(t, service);
+  const webhook = await makeWebhook(service, { url: receiver.url, events: ['partner.created'] });
+  await partnerOf(service);
+  await eventually(async () => receiver.received.length === 1);
+  const [{ id }] = await deliveriesOf(service, webhook);
+  const again = await admin.post(`/v1/webhooks/${webhook.id}/deliveries/${id}/redeliver`);
+  t.match(again, { status: 200, body: { status: 'pending', nextAttemptAt: null } });
+  await partnerOf(service);
+  const [second] = await eventually(async () => {
+    const found = await deliveriesOf(service, webhook);
+    return found[0].status === 'delivered' && found;
+  });
+  t.same(receiver.received.map(idOf), [id, second.id]);
+  answer();
+  await eventually(async () => (await deliveriesOf(service, webhook))[1].status === 'delivered');
+  t.equal(receiver.received.length, 2);
+});

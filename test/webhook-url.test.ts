@@ -1,12 +1,11 @@
 import { BlockList } from 'node:net';
 import fc from 'fast-check';
 import t from 'tap';
-import { Problem } from '../src/core/errors.ts';
 import { isPublicAddress, parseRanges, requireSendableUrl } from '../src/webhooks/public-address.ts';
 
 // The rules by which a URL and an address are judged, without a connection.
 
-const strict = { allowHttp: false, allowedRanges: [] };
+const strict = { allowHttp: false };
 
 t.test('a URL is refused for its form, with the reason', async (t) => {
   const refused: Array<[url: string, message: RegExp]> = [
@@ -43,13 +42,12 @@ t.test('a URL is refused for its form, with the reason', async (t) => {
       errors: [{ path: 'body.url', message }],
     });
   }
-  t.throws(() => requireSendableUrl('https://127.0.0.1/', strict), Problem);
   t.equal(
     requireSendableUrl('https://Bücher.example:443/a b'.replace(' ', '%20'), strict).href,
     'https://xn--bcher-kva.example/a%20b',
   );
   t.equal(requireSendableUrl('https://8.8.8.8/?a=b', strict).href, 'https://8.8.8.8/?a=b');
-  t.equal(requireSendableUrl('http://hook.example.com/', { ...strict, allowHttp: true }).protocol, 'http:');
+  t.equal(requireSendableUrl('http://hook.example.com/', { allowHttp: true }).protocol, 'http:');
 });
 
 t.test('an opened network is reached, and nothing beside it', async (t) => {
@@ -60,8 +58,6 @@ t.test('an opened network is reached, and nothing beside it', async (t) => {
   for (const address of ['10.0.255.255', '10.2.0.0', '127.0.0.2', 'fc00::1', '::ffff:10.1.0.1', 'fd12::1%lo', '10.1']) {
     t.notOk(isPublicAddress(address, allowedRanges), address);
   }
-  const { href } = requireSendableUrl('https://10.1.2.3/', { allowHttp: false, allowedRanges });
-  t.equal(href, 'https://10.1.2.3/');
   for (const wrong of [
     '',
     '10.0.0.0/33',

@@ -13,8 +13,22 @@ export interface RecordCache<Id extends string, Found> {
   get(id: Id, fresh?: boolean): Found | undefined | Promise<Found | undefined>;
   /** What is in memory and sure to be right. Nothing is read. */
   atHand(id: Id): Found | undefined;
+  /** How lookups have ended since the start. */
+  readonly lookups: Readonly<CacheLookups>;
+  /** Records in memory. */
+  size(): number;
   /** Forgets whatever depends on this id, and what is being read of it right now is read again. */
   invalidate(id: string): void;
+}
+
+export interface CacheLookups {
+  hit: number;
+  /** It was read, or shared what somebody else was reading. */
+  miss: number;
+  /** Known not to exist. */
+  unknown: number;
+  /** In memory and used although it could not be read anew. */
+  stale: number;
 }
 
 export interface RecordCacheOptions<Id extends string, Found> {
@@ -75,6 +89,7 @@ export function createRecordCache<Id extends string, Found>(
   const waiting = new Map<Id, Wish<Id, Found>>();
   const running = new Map<Id, Wish<Id, Found>>();
   const batches = new Set<Batch>();
+  const lookups: CacheLookups = { hit: 0, miss: 0, unknown: 0, stale: 0 };
   let isFailing = false;
   let probe: Promise<void> | undefined;
 
@@ -113,18 +128,30 @@ export function createRecordCache<Id extends string, Found>(
   }
 
   function get(id: Id, fresh = false): Found | undefined | Promise<Found | undefined> {
-    if (fresh) return read(id, true);
+    if (fresh) {
+      lookups.miss += 1;
+      return read(id, true);
+    }
     const entry = entries.get(id);
-    if (entry !== undefined && feed.isLive()) return entry.found;
-    if (entry === undefined && unknown.has(id)) return undefined;
+    if (entry !== undefined && feed.isLive()) {
+      lookups.hit += 1;
+      return entry.found;
+    }
+    if (entry === undefined && unknown.has(id)) {
+      lookups.unknown += 1;
+      return undefined;
+    }
     if (isFailing) return getWhileFailing(id, entry);
+    lookups.miss += 1;
     // While the feed is down, a query that began before this request could be from before a change it must see.
     return read(id, !feed.isLive()).catch((error: unknown) => staleOr(error, id));
   }
 
   function atHand(id: Id): Found | undefined {
     const entry = entries.get(id);
-    return entry !== undefined && feed.isLive() ? entry.found : undefined;
+    if (entry === undefined || !feed.isLive()) return undefined;
+    lookups.hit += 1;
+    return entry.found;
   }
 
   function isSound({ loadedAtMs }: Entry<Found>): boolean {
@@ -134,6 +161,7 @@ export function createRecordCache<Id extends string, Found>(
   function staleOr(error: unknown, id: Id): Found {
     const entry = entries.get(id);
     if (!isUnavailable(error) || entry === undefined || !isSound(entry)) throw error;
+    lookups.stale += 1;
     return entry.found;
   }
 
@@ -147,7 +175,10 @@ export function createRecordCache<Id extends string, Found>(
       .finally(() => {
         probe = undefined;
       });
-    if (entry !== undefined && isSound(entry)) return entry.found;
+    if (entry !== undefined && isSound(entry)) {
+      lookups.stale += 1;
+      return entry.found;
+    }
     return probe.then(() => {
       if (!isFailing) return get(id);
       throw new Problem('unavailable', 'The database does not answer, and this is not known well enough without it.');
@@ -236,7 +267,7 @@ export function createRecordCache<Id extends string, Found>(
     options.onTurn?.(failing, cause);
   }
 
-  return { get, atHand, invalidate };
+  return { get, atHand, invalidate, lookups, size: () => entries.size };
 }
 
 /** `Promise.withResolvers()`, which Node 20 does not have. */

@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { Command } from 'commander';
 import { packageVersion } from '../version.ts';
+import { auditCommand } from './audit.ts';
 import { bootstrapCommand } from './bootstrap.ts';
 import { doctorCommand } from './doctor.ts';
 import { exitCodeOf } from './exit-code.ts';
@@ -22,10 +23,12 @@ program.addCommand(migrateCommand(process.env));
 program.addCommand(bootstrapCommand(process.env));
 program.addCommand(doctorCommand(process.env));
 program.addCommand(rekeyCommand(process.env));
+program.addCommand(auditCommand(process.env));
 program.addCommand(openApiCommand());
 
 // commander's own exit code for wrong usage is that of any failure.
-for (const command of [program, ...program.commands]) {
+const commands = program.commands.flatMap((command) => [command, ...command.commands]);
+for (const command of [program, ...commands]) {
   command.exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));
 }
 

@@ -5,21 +5,25 @@ import { type Service, startService } from '../service.ts';
 import { exitCodeOf } from './exit-code.ts';
 import { welcome } from './welcome.ts';
 
-/** Past this a stop that hangs is ended the hard way. */
-const stopWithinMs = 10_000;
+/** Past this a stop that hangs is ended the hard way, however its phases fare; what the drain takes comes on top. */
+const stopWithinMs = 9_900;
 
 /** Runs the service until a signal ends it. */
 export async function serve(env: NodeJS.ProcessEnv): Promise<void> {
   let logger: Logger | undefined;
   try {
     const config = readConfig(env);
-    logger = createLogger({ level: config.LOG_LEVEL, tokenPrefix: config.TOKEN_PREFIX });
+    logger = createLogger({
+      level: config.LOG_LEVEL,
+      format: config.LOG_FORMAT,
+      tokenPrefix: config.TOKEN_PREFIX,
+    });
     endOnUncaught(logger);
     const stopSignal = nextStopSignal();
     const service = await startService(config, logger);
     if (service.embedded !== undefined) process.stdout.write(welcome(service.url, service.embedded));
     await stopSignal;
-    await stop(service, logger);
+    await stop(service, logger, config.DRAIN_SECONDS * 1_000);
   } catch (error) {
     // Before there is a service there is one person who reads this.
     process.stderr.write(`latchkey: ${error instanceof Error ? error.message : String(error)}\n`);
@@ -28,14 +32,15 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<void> {
   }
 }
 
-async function stop(service: Service, logger: Logger): Promise<void> {
+async function stop(service: Service, logger: Logger, drainMs: number): Promise<void> {
   logger.info('Stopping.');
+  const withinMs = Math.max(drainMs - 1_000, 0) + stopWithinMs;
   setTimeout(() => {
-    logger.error(`Not everything ended within ${stopWithinMs / 1000} s.`);
+    logger.error(`Not everything ended within ${withinMs / 1_000} s.`);
     process.exit(1);
-  }, stopWithinMs).unref();
-  await service.stop();
-  process.exit(0);
+  }, withinMs).unref();
+  const failed = await service.stop();
+  process.exit(failed.length === 0 ? 0 : 1);
 }
 
 const signals = ['SIGTERM', 'SIGINT'] as const;

@@ -121,6 +121,14 @@ export const problemKinds = {
     explanation: 'A request with the same Idempotency-Key is still running.',
     remedy: 'Wait a moment and send the same request again.',
   },
+  history_altered: {
+    status: 409,
+    title: 'History altered',
+    explanation:
+      'The history in the database is shorter than, or differs from, what an earlier checkpoint has signed. No checkpoint is signed that contradicts an earlier one.',
+    remedy:
+      'Keep all earlier checkpoints, and tell the people who run this service. `latchkey audit verify` names the first bad event.',
+  },
   precondition_failed: {
     status: 412,
     title: 'Precondition failed',

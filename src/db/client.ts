@@ -25,6 +25,8 @@ interface ClientOptions {
   timeoutMs?: number;
   /** The wait for a connection alone, where it should end sooner than a query. */
   connectTimeoutMs?: number;
+  /** Who may wait for a connection at once; past it the answer is `overloaded`. As many as come unless told. */
+  queueLimit?: number;
   /** Told of connections that were lost, such as by a restart of Postgres; the pool opens new ones by itself. */
   onLost?: (error: Error) => void;
 }
@@ -53,6 +55,36 @@ class MortalClient extends pg.Client {
   }
 }
 
+/** Every connection is at work, the database answers, and there are more who wait than it can serve in time. */
+export class PoolUsedUp extends Error {
+  override readonly name = 'PoolUsedUp';
+}
+
+/** What pg says to those who waited in vain for a connection that others have. */
+const waitedInVain = 'timeout exceeded when trying to connect';
+
+/** The pool as it is asked for connections, which says by its error whether the work is too much or the database silent. */
+function boundedPool(pool: pg.Pool, queueLimit: number) {
+  let lastServedMs = Number.NEGATIVE_INFINITY;
+  pool.on('release', (_error, client) => {
+    // One that died of a silent database has served nobody.
+    if (!client.connection.stream.destroyed) lastServedMs = performance.now();
+  });
+  return {
+    async connect(): Promise<pg.PoolClient> {
+      if (pool.waitingCount >= queueLimit) throw new PoolUsedUp(`${pool.waitingCount} wait for a connection already`);
+      const askedAtMs = performance.now();
+      try {
+        return await pool.connect();
+      } catch (error) {
+        if (!(error instanceof Error && error.message === waitedInVain) || lastServedMs < askedAtMs) throw error;
+        throw new PoolUsedUp('others had all connections for too long', { cause: error });
+      }
+    },
+    end: () => pool.end(),
+  };
+}
+
 export function connect(options: ClientOptions): DatabaseClient {
   const pool = new pg.Pool({
     Client: MortalClient,
@@ -74,6 +106,8 @@ export function connect(options: ClientOptions): DatabaseClient {
   // The pool listens only to clients that lie idle in it. One that is lost between two queries of a transaction would
   // end the whole process.
   pool.on('connect', (client) => client.on('error', onLost));
-  const db = new Kysely<Database>({ dialect: new PostgresDialect({ pool }) });
+  const db = new Kysely<Database>({
+    dialect: new PostgresDialect({ pool: boundedPool(pool, options.queueLimit ?? Number.POSITIVE_INFINITY) }),
+  });
   return { db, pool, close: () => db.destroy() };
 }

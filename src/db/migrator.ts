@@ -6,6 +6,8 @@ import * as idempotency from '../../migrations/0004-idempotency.ts';
 import * as jobs from '../../migrations/0005-jobs.ts';
 import * as webhooks from '../../migrations/0006-webhooks.ts';
 import * as changes from '../../migrations/0009-changes.ts';
+import * as lastUse from '../../migrations/0010-last-use.ts';
+import * as deliveryTraces from '../../migrations/0011-delivery-traces.ts';
 import type { DatabaseClient, Db } from './client.ts';
 import { grantToApp, prepareAppRole } from './grants.ts';
 import {
@@ -25,6 +27,8 @@ const migrations: Record<string, Migration> = {
   '0005-jobs': jobs,
   '0006-webhooks': webhooks,
   '0009-changes': changes,
+  '0010-last-use': lastUse,
+  '0011-delivery-traces': deliveryTraces,
 };
 
 const migrationTable = 'schema_migrations';

@@ -1,5 +1,6 @@
 import pg from 'pg';
 import { Problem } from '../core/errors.ts';
+import { PoolUsedUp } from './client.ts';
 
 /** SQLSTATE codes: https://www.postgresql.org/docs/current/errcodes-appendix.html */
 const serializationFailure = '40001';
@@ -43,8 +44,9 @@ const networkCodes = new Set([
 /** Classes 08 connection exception, 53 insufficient resources, 57 operator intervention, 58 system error. */
 const unavailableClass = /^(08|53|57|58)/;
 
-/** True where Postgres could not be reached or would not serve: the caller may try again later. */
+/** True where Postgres could not be reached, or would not or could not serve: the caller may try again later. */
 export function isUnavailable(error: unknown): boolean {
+  if (error instanceof PoolUsedUp) return true;
   if (error instanceof AggregateError) return error.errors.every(isUnavailable);
   if (!(error instanceof Error)) return false;
   if (error instanceof pg.DatabaseError) {
@@ -59,6 +61,9 @@ export function isUnavailable(error: unknown): boolean {
  * A missing privilege is `unavailable`: it is how a database refuses to record, and nothing has happened then.
  */
 export function toProblem(error: unknown): Problem | undefined {
+  if (error instanceof PoolUsedUp) {
+    return new Problem('overloaded', 'The database has more to do than it can do in time.', { cause: error });
+  }
   const constraint = violatedConstraint(error);
   if (constraint !== undefined) return problemOfConstraint[constraint]?.();
   const refused = error instanceof pg.DatabaseError && error.code === insufficientPrivilege;

@@ -26,7 +26,6 @@ export interface Database {
   history_heads: HistoryHeadsTable;
   usage_hours: UsageHoursTable;
   usage_days: UsageDaysTable;
-  key_last_uses: KeyLastUsesTable;
   recovery_requests: RecoveryRequestsTable;
   expiry_notices: ExpiryNoticesTable;
   deleted_key_uses: DeletedKeyUsesTable;
@@ -156,16 +155,13 @@ export interface UsageHoursTable {
   rate_limited: number;
   /** Of those denied: because the key was deleted. */
   after_deletion: number;
+  /** When the key was last allowed something in this time. */
+  last_used_at: Date | null;
 }
 
 /** Hours folded into days of UTC. */
 export interface UsageDaysTable extends Omit<UsageHoursTable, 'hour'> {
   day: Date;
-}
-
-export interface KeyLastUsesTable {
-  key_id: KeyId;
-  at: Date;
 }
 
 export type RecoveryStatus = 'open' | 'approved' | 'declined';
@@ -281,6 +277,8 @@ export interface WebhookDeliveriesTable {
   leased_until: Date | null;
   created_at: Date;
   finished_at: Date | null;
+  /** The trace of the request that caused it, as the header says it. */
+  traceparent: string | null;
 }
 
 export interface WebhookAttemptsTable {

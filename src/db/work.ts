@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { sql } from 'kysely';
 import type { Actor, RequestFacts } from '../core/actor.ts';
 import type { OrganizationId } from '../core/ids.ts';
+import type { TraceContext } from '../core/trace.ts';
 import type { Db, Tx } from './client.ts';
 import { isTransient } from './pg-error.ts';
 
@@ -10,6 +11,8 @@ export interface Doer {
   actor: Actor;
   organizationId: OrganizationId | null;
   request: RequestFacts | null;
+  /** The trace that this is a step of, if it is one of any. */
+  trace?: TraceContext | undefined;
 }
 
 /** A doer in an organization, which is what all but the installation's own affairs need. */
@@ -27,6 +30,8 @@ export interface Work<By extends Doer = Doer> {
   beforeCommit: Array<() => Promise<void>>;
   /** Ids of what is changed here. Copies of it in memory are dropped before anybody hears of the change. */
   changed: Set<string>;
+  /** What history will say of it, by its words. */
+  recorded: string[];
 }
 
 /** @typeParam Result what the transactions give back, where `onDone` asks for it */
@@ -36,6 +41,8 @@ export interface Transactor<in Result = unknown> {
   clockShiftMs: () => number;
   /** Told of what a transaction has changed, as soon as it has ended. */
   onChanged?: (ids: Iterable<string>) => void;
+  /** Told what was recorded, when it is committed. */
+  onRecorded?: (actions: readonly string[]) => void;
   /** Run in each transaction before anything else. What it throws ends the transaction. */
   onBegin?: (work: Work) => Promise<void>;
   /** Run in each transaction when all but its history is written. What it throws undoes it. */
@@ -55,16 +62,19 @@ export async function transact<By extends Doer, Result>(
 ): Promise<Result> {
   for (let attempt = 1; ; attempt++) {
     const changed = new Set<string>();
+    const recorded: string[] = [];
     try {
-      return await transactor.db.transaction().execute(async (tx) => {
+      const done = await transactor.db.transaction().execute(async (tx) => {
         const now = await currentTime(tx, transactor.clockShiftMs);
-        const work: Work<By> = { tx, now, by, beforeCommit: [], changed };
+        const work: Work<By> = { tx, now, by, beforeCommit: [], changed, recorded };
         await transactor.onBegin?.(work);
         const result = await act(work);
         await transactor.onDone?.(work, result);
         for (const step of work.beforeCommit) await step();
         return result;
       });
+      transactor.onRecorded?.(recorded);
+      return done;
     } catch (error) {
       if (attempt === attempts || !isTransient(error)) throw error;
       await delay(Math.random() * 20 * 2 ** attempt);

@@ -1,5 +1,6 @@
 import { sql } from 'kysely';
 import { type DeliveryId, newId, type OrganizationId, type WebhookId } from '../core/ids.ts';
+import { type TraceContext, toTraceparent } from '../core/trace.ts';
 import type { Tx } from '../db/client.ts';
 import { wakeSender } from '../db/worker-queue.ts';
 import { announcedTo, payloadFor } from './announced.ts';
@@ -22,15 +23,19 @@ interface Announcement {
 /**
  * Writes a delivery for each endpoint that asked for what has just been recorded, in the same transaction: both are there
  * after the commit or neither. The chain's head is locked, so an endpoint that was made earlier in the chain is seen.
- * Costs one query where nobody listens.
+ * Whoever is no partner any more hears of that, and of nothing after it. Costs one query where nobody listens.
  */
-export async function announce(tx: Tx, organizationId: OrganizationId, events: readonly ChainedEvent[]): Promise<void> {
+export async function announce(
+  tx: Tx,
+  organizationId: OrganizationId,
+  { events, trace }: { events: readonly ChainedEvent[]; trace: TraceContext | undefined },
+): Promise<void> {
   const listeners = await listenersTo(tx, organizationId, events);
   const announcements = listeners.flatMap((listener) =>
     events.filter((event) => isTold(listener, event)).map((event) => announcementOf(listener, event)),
   );
   if (announcements.length === 0) return;
-  await insertDeliveries(tx, announcements);
+  await insertDeliveries(tx, announcements, trace === undefined ? null : toTraceparent(trace));
   await wakeSender(tx, organizationId);
 }
 
@@ -39,11 +44,17 @@ async function listenersTo(
   organizationId: OrganizationId,
   events: readonly ChainedEvent[],
 ): Promise<Listener[]> {
+  const tested = events.map(testedBy).filter((id) => id !== undefined);
+  const leaving = events.filter(({ action }) => action === 'partner.deleted').map(({ partnerId }) => partnerId);
   const { rows } = await sql<Listener>`
-    select id, partner_id, events from webhook_endpoints
+    select id, partner_id, events from webhook_endpoints as endpoint
     where organization_id = ${organizationId} and deleted_at is null and disabled_at is null
-      and (events && ${events.map(({ action }) => action)}::text[] or events = '{*}'
-        or id = any(${events.map(testedBy).filter((id) => id !== undefined)}::text[]))`.execute(tx);
+      and (id = any(${tested}::text[]) or (
+        (events && ${events.map(({ action }) => action)}::text[] or events = '{*}')
+        and (partner_id is null or partner_id = any(${leaving}::text[]) or exists (
+          select from partners where id = endpoint.partner_id and deleted_at is null
+        ))
+      ))`.execute(tx);
   return rows;
 }
 
@@ -68,11 +79,16 @@ function announcementOf({ id, partner_id }: Listener, event: ChainedEvent): Anno
 }
 
 /** Their time is the event's: the database's, also where the service's clock was moved. */
-async function insertDeliveries(tx: Tx, announcements: readonly Announcement[]): Promise<void> {
+async function insertDeliveries(
+  tx: Tx,
+  announcements: readonly Announcement[],
+  traceparent: string | null,
+): Promise<void> {
   const column = <Value>(read: (announcement: Announcement) => Value) => announcements.map(read);
   await sql`
-    insert into webhook_deliveries (id, endpoint_id, sequence, action, payload, status, due_at, created_at)
-    select id, endpoint_id, sequence, action, payload, 'pending', at, at
+    insert into webhook_deliveries (id, endpoint_id, sequence, action, payload, status, due_at, created_at,
+      traceparent)
+    select id, endpoint_id, sequence, action, payload, 'pending', at, at, ${traceparent}::text
     from unnest(${column(({ id }) => id)}::text[], ${column(({ endpointId }) => endpointId)}::text[],
       ${column(({ event }) => event.sequence)}::bigint[], ${column(({ event }) => event.action)}::text[],
       ${column(({ payload }) => payload)}::text[], ${column(({ event }) => event.at)}::timestamptz[])

@@ -27,8 +27,16 @@ export function chainHash(previousHash: Buffer, canonical: string): Buffer {
   return createHash('sha256').update(previousHash).update(canonical, 'utf8').digest();
 }
 
-/** A stored row of history: the canonical text, the chain's two hashes, and the columns that only serve filters. */
-export interface StoredEvent {
+/** What a chain is made of. */
+export interface Link {
+  /** The event's text: exactly the bytes that are hashed. */
+  canonical: string;
+  previous_hash: Buffer;
+  hash: Buffer;
+}
+
+/** A stored row of history: the link, and the columns that only serve filters. */
+export interface StoredEvent extends Link {
   chain: string;
   sequence: number;
   id: string;
@@ -37,29 +45,42 @@ export interface StoredEvent {
   actor_id: string;
   key_id: string | null;
   partner_id: string | null;
-  canonical: string;
-  previous_hash: Buffer;
-  hash: Buffer;
 }
 
-/**
- * Whether a row stands where the chain says and says what its columns say.
- * @param previousHash the hash of the row before, or 32 zero bytes
- */
-export function isSoundLink(row: StoredEvent, sequence: number, previousHash: Buffer): boolean {
-  return (
-    row.sequence === sequence &&
-    row.previous_hash.equals(previousHash) &&
-    row.hash.equals(chainHash(previousHash, row.canonical)) &&
-    columnsAgree(row)
-  );
+/** Where a link has to stand. */
+export interface Place {
+  chain: string;
+  sequence: number;
+  /** The hash of the event before, or 32 zero bytes. */
+  previousHash: Buffer;
 }
 
-function columnsAgree(row: StoredEvent): boolean {
+/** What keeps a link from its place, in words for people; undefined where it belongs there. */
+export function flawOfLink(link: Link, place: Place): string | undefined {
+  return flawOf(parseEvent(link.canonical), link, place);
+}
+
+/** The same for a row, whose columns must say what its text says. */
+export function flawOfRow(row: StoredEvent, place: Place): string | undefined {
   const event = parseEvent(row.canonical);
+  const flaw = flawOf(event, row, place);
+  if (flaw !== undefined || event === undefined) return flaw;
+  return columnsAgree(event, row) ? undefined : 'its columns say something else than its text';
+}
+
+function flawOf(event: ChainedEvent | undefined, link: Link, place: Place): string | undefined {
+  const { chain, sequence, previousHash } = place;
+  if (event === undefined) return 'its text is not JSON by RFC 8785';
+  if (event.sequence !== sequence)
+    return `an event that says it is number ${String(event.sequence)} stands in its place`;
+  if (chainOf(event.organizationId) !== chain) return 'it belongs to another organization';
+  if (!link.previous_hash.equals(previousHash)) return 'it does not follow the event before it';
+  if (!link.hash.equals(chainHash(previousHash, link.canonical))) return 'its text is not the one that was hashed';
+  return undefined;
+}
+
+function columnsAgree(event: ChainedEvent, row: StoredEvent): boolean {
   return (
-    event !== undefined &&
-    canonicalJson(event) === row.canonical &&
     chainOf(event.organizationId) === row.chain &&
     event.sequence === row.sequence &&
     event.id === row.id &&
@@ -71,11 +92,12 @@ function columnsAgree(row: StoredEvent): boolean {
   );
 }
 
-/** Undefined where the text is no JSON object at all, which only an edit by hand can cause. */
-function parseEvent(canonical: string): ChainedEvent | undefined {
+/** Undefined where the text is not an object in canonical form, which only an edit by hand can cause. */
+export function parseEvent(canonical: string): ChainedEvent | undefined {
   try {
     const value: unknown = JSON.parse(canonical);
-    return typeof value === 'object' && value !== null ? (value as ChainedEvent) : undefined;
+    const isObject = typeof value === 'object' && value !== null && !Array.isArray(value);
+    return isObject && canonicalJson(value) === canonical ? (value as ChainedEvent) : undefined;
   } catch {
     return undefined;
   }

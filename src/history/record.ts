@@ -12,6 +12,7 @@ import type { ChainedEvent, Happening } from './events.ts';
  */
 export function record(work: Work, happening: Happening): void {
   work.changed.add(subjectOf(work, happening));
+  work.recorded.push(happening.action);
   const waiting = happeningsOf.get(work);
   if (waiting !== undefined) {
     waiting.push(happening);
@@ -43,7 +44,7 @@ async function append(tx: Tx, by: Doer, happenings: Happening[]): Promise<void> 
     from unnest(${events.map(toCanonical)}::text[]) with ordinality as event (canonical, place) order by event.place`.execute(
     tx,
   );
-  if (by.organizationId !== null) await announce(tx, by.organizationId, events);
+  if (by.organizationId !== null) await announce(tx, by.organizationId, { events, trace: by.trace });
 }
 
 function toEvent(by: Doer, happening: Happening, sequence: number, at: string): ChainedEvent {

@@ -15,9 +15,10 @@ import {
   timestampInput,
   timestampView,
 } from '../http/schemas.ts';
-import type { StoredEvent } from './chain.ts';
+import { chainOf, type StoredEvent } from './chain.ts';
 import { historyActions } from './events.ts';
-import { type HistoryFilter, historyKnows, isSequence, listEvents, verifyChain } from './store.ts';
+import { type HistoryFilter, historyKnows, isSequence, listEvents } from './store.ts';
+import { verifyChain } from './verify.ts';
 
 const hashView = z.string().meta({ example: '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08' });
 
@@ -112,7 +113,15 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         response: { 200: verdictView },
       },
     },
-    async (request) => verifyChain(db, accessTokenOf(request).actsIn),
+    async (request) => {
+      const { events, head, flaw } = await verifyChain(db, chainOf(accessTokenOf(request).actsIn));
+      return {
+        valid: flaw === undefined,
+        events,
+        head: events === 0 ? null : head.toString('hex'),
+        firstBadSequence: flaw?.sequence ?? null,
+      };
+    },
   );
 
   app.get(

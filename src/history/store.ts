@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
 import type { OrganizationId } from '../core/ids.ts';
 import type { Db } from '../db/client.ts';
-import { chainOf, firstPreviousHash, isSoundLink, type StoredEvent } from './chain.ts';
+import { chainOf, firstPreviousHash, type StoredEvent } from './chain.ts';
 
 export interface HistoryFilter {
   keyId?: string | undefined;
@@ -72,60 +72,81 @@ export async function historyKnows(
   return row !== undefined;
 }
 
-export interface ChainVerdict {
-  valid: boolean;
-  /** How many events were read. */
-  events: number;
-  /** The last sound event's hash, lower-case hex; null for an empty history. */
-  head: string | null;
-  /** The first sequence number at which the chain is not as it was written; null where it is whole. */
-  firstBadSequence: number | null;
+export interface ChainHead {
+  chain: string;
+  /** How many events the chain has; 0 where there is none. */
+  sequence: number;
+  hash: Buffer;
 }
 
-const batchSize = 1_000;
+/** What the database keeps beside a chain as its end. */
+export async function readHead(db: Db, chain: string): Promise<ChainHead> {
+  const head = await db
+    .selectFrom('history_heads')
+    .select(['chain', 'sequence', 'hash'])
+    .where('chain', '=', chain)
+    .executeTakeFirst();
+  return head ?? { chain, sequence: 0, hash: firstPreviousHash };
+}
+
+/** Every chain that has an end, by name, in batches; see `readHead`. */
+export async function listHeads(db: Db, page: { after: string; limit: number }): Promise<ChainHead[]> {
+  return db
+    .selectFrom('history_heads')
+    .select(['chain', 'sequence', 'hash'])
+    .where('chain', '>', page.after)
+    .orderBy('chain')
+    .limit(page.limit)
+    .execute();
+}
+
+/** Every chain that there are events of, or that has an end: also one that somebody has put there by hand. */
+export async function listChains(db: Db): Promise<string[]> {
+  const { rows } = await sql<{ chain: string }>`
+    with recursive named as (
+      select min(chain) as chain from history
+      union all
+      select (select min(chain) from history where chain > named.chain) from named where named.chain is not null)
+    select chain from named where chain is not null
+    union
+    select chain from history_heads where sequence > 0
+    order by chain`.execute(db);
+  return rows.map(({ chain }) => chain);
+}
+
+/** So few that neither the events of a batch nor what is done with them between two turns of the event loop is much. */
+const batchSize = 250;
 
 /**
- * Recomputes a chain from its first event, in batches, so in constant memory. The head that the database keeps beside
- * it must agree, so a tail that was cut without touching the head shows too.
+ * A chain from its first event to the one with the number `last`, in batches. Each is a query of its own, so no
+ * connection is held while the reader is busy or slow.
  */
-export async function verifyChain(db: Db, organizationId: OrganizationId | null): Promise<ChainVerdict> {
-  const chain = chainOf(organizationId);
-  return db
-    .transaction()
-    .setIsolationLevel('repeatable read')
-    .setAccessMode('read only')
-    .execute(async (tx) => {
-      let events = 0;
-      let previousHash: Buffer = firstPreviousHash;
-      for (;;) {
-        const rows = await tx
-          .selectFrom('history')
-          .select(storedEventColumns)
-          .where('chain', '=', chain)
-          .where('sequence', '>', events)
-          .orderBy('sequence')
-          .limit(batchSize)
-          .execute();
-        for (const row of rows) {
-          if (!isSoundLink(row, events + 1, previousHash)) return verdict(events, previousHash, events + 1);
-          events += 1;
-          previousHash = row.hash;
-        }
-        if (rows.length < batchSize) break;
-      }
-      const { rows: heads } = await sql<{ sequence: number; hash: Buffer }>`
-        select sequence, hash from history_heads where chain = ${chain}`.execute(tx);
-      const head = heads[0] ?? { sequence: 0, hash: firstPreviousHash };
-      const whole = head.sequence === events && head.hash.equals(previousHash);
-      return verdict(events, previousHash, whole ? null : events + 1);
-    });
+export async function* readEvents(db: Db, chain: string, last: number): AsyncGenerator<StoredEvent[]> {
+  for (let after = 0; after < last; ) {
+    const events = await db
+      .selectFrom('history')
+      .select(storedEventColumns)
+      .where('chain', '=', chain)
+      .where('sequence', '>', after)
+      .where('sequence', '<=', last)
+      .orderBy('sequence')
+      .limit(batchSize)
+      .execute();
+    yield events;
+    const newest = events.at(-1);
+    if (newest === undefined || events.length < batchSize) return;
+    after = newest.sequence;
+  }
 }
 
-function verdict(events: number, head: Buffer, firstBadSequence: number | null): ChainVerdict {
-  return {
-    valid: firstBadSequence === null,
-    events,
-    head: events === 0 ? null : head.toString('hex'),
-    firstBadSequence,
-  };
+/** The first event that stands outside of its chain: before the first, or behind the one that the head names as last. */
+export async function findStray(db: Db, chain: string): Promise<number | undefined> {
+  const { rows } = await sql<{ sequence: number | null }>`
+    select coalesce(
+      (select min(sequence) from history where chain = ${chain} and sequence < 1),
+      (select min(sequence) from history where chain = ${chain}
+        and sequence > coalesce((select sequence from history_heads where chain = ${chain}), 0))) as sequence`.execute(
+    db,
+  );
+  return rows[0]?.sequence ?? undefined;
 }

@@ -5,22 +5,29 @@ import { hasZodFastifySchemaValidationErrors } from 'fastify-type-provider-zod';
 import { type InputError, Problem, type ProblemCode } from '../core/errors.ts';
 import { inputErrorsOf } from './input-errors.ts';
 import { problemBody, problemHeaders } from './problem.ts';
+import { traceIdOf } from './tracing.ts';
 
 export interface ErrorHandlerOptions {
   /** Errors of other layers, such as the database's, as problems; undefined for what it does not know. */
   translate: (error: unknown) => Problem | undefined;
+  /** How often each problem was answered. */
+  tally?: Record<ProblemCode, number>;
 }
 
 /** The one exit for everything that goes wrong: a problem document, and one line in the log. */
 export const errorHandler = fp<ErrorHandlerOptions>(
-  async (app, { translate }) => {
+  async (app, { translate, tally }) => {
+    const refuse = (request: FastifyRequest, reply: FastifyReply, problem: Problem, cause: unknown) => {
+      if (tally !== undefined) tally[problem.code] += 1;
+      return answer(request, reply, problem, cause);
+    };
     app.setErrorHandler((error: unknown, request, reply) => {
       const problem = toProblem(error, translate);
-      return answer(request, reply, isGateways(request) ? forGateway(problem) : problem, error);
+      return refuse(request, reply, isGateways(request) ? forGateway(problem) : problem, error);
     });
     app.setNotFoundHandler((request, reply) => {
       const problem = notFound(request, methodsOfPath(app, pathOf(request)));
-      return answer(request, reply, problem, problem);
+      return refuse(request, reply, problem, problem);
     });
   },
   { name: 'error-handler', dependencies: ['strict-routes'] },
@@ -53,14 +60,17 @@ function answer(request: FastifyRequest, reply: FastifyReply, problem: Problem, 
   return reply
     .code(problem.status)
     .headers({ ...retryAfter, ...problemHeaders(request.id), ...problem.headers })
-    .send(problemBody(problem, request.id));
+    .send(problemBody(problem, request.id, traceIdOf(request)));
 }
 
 function logOnce(request: FastifyRequest, problem: Problem, cause: unknown): void {
-  if (problem.status >= 500) {
-    request.log.error({ err: cause instanceof Problem ? (cause.cause ?? cause) : cause }, problem.detail);
+  const traceId = traceIdOf(request);
+  // Whoever has too much to do does not write a stack for each refusal.
+  if (problem.code === 'overloaded') request.log.warn({ traceId, code: problem.code }, problem.detail);
+  else if (problem.status >= 500) {
+    request.log.error({ traceId, err: cause instanceof Problem ? (cause.cause ?? cause) : cause }, problem.detail);
   } else {
-    request.log.debug({ code: problem.code }, problem.detail);
+    request.log.debug({ traceId, code: problem.code }, problem.detail);
   }
 }
 

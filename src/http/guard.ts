@@ -168,7 +168,12 @@ export function accessTokenOf(request: FastifyRequest): AccessTokenPrincipal {
 /** Who does what this request asks, for history. */
 export function doerOf(request: FastifyRequest): Doer {
   const principal = accessTokenOf(request);
-  return { actor: actorOf(principal), organizationId: principal.actsIn, request: factsOf(request) };
+  return {
+    actor: actorOf(principal),
+    organizationId: principal.actsIn,
+    request: factsOf(request),
+    trace: request.span?.context,
+  };
 }
 
 /** The same on routes where an organization is always named. */

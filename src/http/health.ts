@@ -5,14 +5,14 @@ import { Problem } from '../core/errors.ts';
 export interface HealthOptions {
   /** Resolves where the service can do its work. @throws what keeps it from that */
   checkReadiness: () => Promise<void>;
-  /** True from the first signal to stop on: no new work should come here. */
-  isStopping: () => boolean;
+  /** Aborted from the first signal to stop on: no new work should come here. */
+  draining: AbortSignal;
 }
 
 const healthView = z.object({ status: z.literal('ok') });
 
 /** For whoever runs the service: is the process alive, and should requests be sent to it? */
-export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, { checkReadiness, isStopping }) => {
+export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, { checkReadiness, draining }) => {
   app.get(
     '/livez',
     {
@@ -39,7 +39,7 @@ export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, { 
       },
     },
     async () => {
-      if (isStopping()) throw new Problem('unavailable', 'The service is stopping.');
+      if (draining.aborted) throw new Problem('unavailable', 'The service is stopping.');
       await checkReadiness().catch((cause: unknown) => {
         throw new Problem('unavailable', 'The database can not be used.', { cause });
       });

@@ -1,5 +1,11 @@
-import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
+import fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify';
+import { type FastifyPluginAsyncZod, serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
 import { z } from 'zod';
+import { passingTracer } from '../core/trace.ts';
+import { errorHandler } from './error-handler.ts';
+import { serverOptions } from './server-options.ts';
+import { strictRoutes } from './strict-routes.ts';
+import { tracing } from './tracing.ts';
 
 /** How the service is doing, as somebody collects it. */
 export interface Metrics {
@@ -17,6 +23,7 @@ export const metricsRoutes: FastifyPluginAsyncZod<{ metrics: Metrics }> = async 
         operationId: 'getMetrics',
         tags: ['About'],
         summary: 'How the service is doing, in the text format of Prometheus',
+        description: 'With METRICS_PORT it is on that port, and not on this one.',
         produces: ['text/plain'],
         response: { 200: z.string().meta({ example: 'latchkey_recovery_requests_overdue 0' }) },
       },
@@ -24,3 +31,18 @@ export const metricsRoutes: FastifyPluginAsyncZod<{ metrics: Metrics }> = async 
     async (_request, reply) => reply.type(metrics.contentType).send(await metrics.text()),
   );
 };
+
+/** The same on a port of its own, where the one of the API is open to more people than should see how it is doing. */
+export async function buildMetricsServer(
+  metrics: Metrics,
+  { logger, tokenPrefix }: { logger: FastifyBaseLogger; tokenPrefix: string },
+): Promise<FastifyInstance> {
+  const app = fastify(serverOptions({ logger, trustProxy: false }));
+  app.setValidatorCompiler(validatorCompiler);
+  app.setSerializerCompiler(serializerCompiler);
+  await app.register(tracing, { tracer: passingTracer });
+  await app.register(strictRoutes, { tokenPrefix });
+  await app.register(errorHandler, { translate: () => undefined });
+  await app.register(metricsRoutes, { metrics });
+  return app;
+}

@@ -1,9 +1,10 @@
 import { type Problem, problemKinds } from '../core/errors.ts';
+import { traceIdOfRequestId } from '../core/trace.ts';
 
 export const problemMediaType = 'application/problem+json';
 
 /** The problem document of RFC 9457 as text. */
-export function problemBody(problem: Problem, requestId: string): string {
+export function problemBody(problem: Problem, requestId: string, traceId = traceIdOfRequestId(requestId)): string {
   const { title, status } = problemKinds[problem.code];
   return JSON.stringify({
     type: `/problems/${problem.code}`,
@@ -12,6 +13,7 @@ export function problemBody(problem: Problem, requestId: string): string {
     detail: problem.detail,
     code: problem.code,
     requestId,
+    traceId,
     ...(problem.errors === undefined ? {} : { errors: problem.errors }),
     ...problem.members,
   });

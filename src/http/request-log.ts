@@ -1,21 +1,42 @@
 import fp from 'fastify-plugin';
+import type { RequestTimes, RouteTimes } from './request-times.ts';
+import { traceIdOf } from './tracing.ts';
+
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** Where the route's times are kept. */
+    times?: RouteTimes;
+  }
+}
 
 /** One line for each reply: what was asked by whom and how it ended. Never a query, a header or a body. */
-export const requestLog = fp(
-  async (app) => {
+export const requestLog = fp<{ times?: RequestTimes }>(
+  async (app, { times }) => {
     // None of this can be a secret by its name, and looking for one took longer than the rest of the line. What has the form
     // of a token is taken out of this line too.
     const log = app.log.child({}, { redact: [] });
+    const elsewhere = times?.of([], 'none');
+    if (times !== undefined) {
+      app.addHook('onRoute', (route) => {
+        route.config = { ...route.config, times: times.of([route.method].flat(), route.url) };
+      });
+    }
     app.addHook('onResponse', (request, reply, done) => {
+      const status = reply.statusCode;
+      const durationMs = reply.elapsedTime;
+      if (times !== undefined) (request.routeOptions.config.times ?? elsewhere)?.observe(status, durationMs);
       const facts = {
         reqId: request.id,
+        traceId: traceIdOf(request),
         method: request.method,
         path: request.raw.url?.split('?', 1)[0],
-        status: reply.statusCode,
-        durationMs: Math.round(reply.elapsedTime * 10) / 10,
+        status,
+        durationMs: Math.round(durationMs * 10) / 10,
         callerId: request.principal?.id,
       };
-      log.info(facts, 'request');
+      if (status < 400) log.info(facts, 'request');
+      else if (status < 500) log.warn(facts, 'request');
+      else log.error(facts, 'request');
       done();
     });
   },

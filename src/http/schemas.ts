@@ -178,6 +178,9 @@ export const problemView = z
     detail: z.string(),
     code: z.enum(problemCodes),
     requestId: z.string(),
+    traceId: z
+      .string()
+      .meta({ description: "The trace of W3C Trace Context: the caller's own, where it has sent one." }),
     errors: z.array(z.object({ path: z.string(), message: z.string() })).optional(),
   })
   .meta({
@@ -191,5 +194,6 @@ export const problemView = z
       detail: 'There is no such key in this organization.',
       code: 'not_found',
       requestId: '019abf6e-7c2e-7f4e-9a61-0f0f6d5b9c11',
+      traceId: '019abf6e7c2e7f4e9a610f0f6d5b9c11',
     },
   });

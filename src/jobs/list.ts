@@ -1,5 +1,5 @@
 import { pruneIdempotency } from '../http/idempotency-store.ts';
-import { announceExpiries, purgeDeletedKeys } from '../keys/jobs.ts';
+import { announceExpiries, forgetExpiryNotices, purgeDeletedKeys } from '../keys/jobs.ts';
 import { wipeSeals } from '../organizations/commands.ts';
 import { foldOldUsage, forgetDeletedUses } from '../verification/usage-store.ts';
 import { pruneDeliveries } from '../webhooks/delivery-store.ts';
@@ -43,6 +43,12 @@ export const jobs: readonly Job[] = [
     does: 'Removes notes of hours in which a deleted key was presented; history keeps the event.',
     schedule: '41 * * * *',
     run: ({ transactor }) => forgetDeletedUses(transactor),
+  },
+  {
+    name: 'forget_expiry_notices',
+    does: 'Removes notes of announced expiries that are over; history keeps the event.',
+    schedule: '47 * * * *',
+    run: ({ transactor }) => forgetExpiryNotices(transactor),
   },
   {
     name: 'prune_webhook_deliveries',

@@ -19,7 +19,7 @@ export interface JobRunner {
   close(): Promise<void>;
 }
 
-interface JobRunnerOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged'> {
+interface JobRunnerOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged' | 'onRecorded'> {
   /** As the service's role; not through a transaction pooler. */
   url: string;
   jobs: readonly Job[];
@@ -59,7 +59,9 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
     onLost: (error) => logger.warn({ err: error }, "A job's connection to Postgres was lost."),
   });
   const { db } = client;
-  const transactor = { db, clockShiftMs: options.clockShiftMs, onChanged: options.onChanged ?? (() => undefined) };
+  const nothing = () => undefined;
+  const { clockShiftMs, onChanged = nothing, onRecorded = nothing } = options;
+  const transactor = { db, clockShiftMs, onChanged, onRecorded };
   const closing = new AbortController();
   let runner: Runner | undefined;
 

@@ -115,3 +115,11 @@ export async function insertExpiryNotices(tx: Tx, keys: readonly KeyToAnnounce[]
   const ids = new Set(claimed.map((row) => row.key_id));
   return keys.filter((key) => ids.has(key.id));
 }
+
+export async function deleteExpiryNotices(db: Db, expiredBefore: Date): Promise<number> {
+  const { numDeletedRows } = await db
+    .deleteFrom('expiry_notices')
+    .where('expires_at', '<', expiredBefore)
+    .executeTakeFirstOrThrow();
+  return Number(numDeletedRows);
+}

@@ -3,6 +3,7 @@ import { workInBatches } from '../db/batches.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import {
+  deleteExpiryNotices,
   insertExpiryNotices,
   lockKeysToAnnounce,
   lockKeysToPurge,
@@ -80,4 +81,10 @@ export async function announceExpiries({ transactor, signal }: KeyJobDeps): Prom
       return keys.length;
     },
   });
+}
+
+/** Removes notes of what was announced, a day after the expiry: nothing is said of it from then on. @returns how many */
+export async function forgetExpiryNotices({ db, clockShiftMs }: Transactor): Promise<number> {
+  const now = await currentTime(db, clockShiftMs);
+  return deleteExpiryNotices(db, new Date(now.getTime() - dayMs));
 }

@@ -34,7 +34,11 @@ const columns = [
   'deleted_at',
   'delete_reason',
   'purged_at',
-  sql<Date | null>`(select at from key_last_uses where key_id = api_keys.id)`.as('last_used_at'),
+  sql<Date | null>`coalesce(
+    (select last_used_at from usage_hours where key_id = api_keys.id and last_used_at is not null
+      order by hour desc limit 1),
+    (select last_used_at from usage_days where key_id = api_keys.id and last_used_at is not null
+      order by day desc limit 1))`.as('last_used_at'),
 ] as const;
 
 /** Which row: its owner (null: the organization itself) and its permission. */

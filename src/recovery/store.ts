@@ -166,3 +166,13 @@ export async function countOverdue(db: Db, now: Date): Promise<number> {
     .executeTakeFirstOrThrow();
   return count;
 }
+
+/** Requests of all organizations that wait for an answer. */
+export async function countOpen(db: Db): Promise<number> {
+  const { count } = await db
+    .selectFrom('recovery_requests')
+    .select(({ fn }) => fn.countAll<number>().as('count'))
+    .where('status', '=', 'open')
+    .executeTakeFirstOrThrow();
+  return count;
+}

@@ -13,6 +13,8 @@ interface ChangeRoutesOptions {
   clock: DatabaseClock;
   records: Pick<Records, 'accessTokens'>;
   streamsAtOnce: number;
+  /** Aborted when the service is told to stop, while it still takes requests. */
+  draining: AbortSignal;
 }
 
 const description = `Server-Sent Events, for backends that keep answers of verify and have to know when to forget them. An answer
@@ -33,14 +35,15 @@ too slow is told to forget everything, and cut off when it takes nothing for 5 s
 
 /** For backends that answer from memory: what has changed, as it changes. */
 export const changeRoutes: FastifyPluginAsyncZod<ChangeRoutesOptions> = async (app, options) => {
-  const { feed, clock, records, streamsAtOnce } = options;
+  const { feed, clock, records, streamsAtOnce, draining } = options;
   const mayStillFollow = async ({ id }: AccessTokenPrincipal) => {
     const token = await records.accessTokens.get(id, true);
     return token !== undefined && token.deleted_at === null && token.scopes.includes('read');
   };
   const streams = createChangeStreams({ feed, clock, mayStillFollow, streamsAtOnce, logger: app.log });
-  // Before the server closes, which would wait for them.
+  // Before the server closes, which would wait for them; and as soon as their clients should go elsewhere.
   app.addHook('preClose', async () => streams.close());
+  draining.addEventListener('abort', () => streams.close(), { once: true });
   app.get(
     '/changes',
     {

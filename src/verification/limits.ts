@@ -24,6 +24,8 @@ export interface Count {
  * so a use that one of them refuses costs the other nothing. A use of cost 0 is looked at only.
  */
 export interface UseLimits {
+  /** `shared`: counted in Redis; `memory`: in this process. */
+  readonly mode: 'shared' | 'memory';
   count(buckets: UseBuckets, cost: number): Count | Promise<Count>;
   /** Counts what has been let in already, past a limit too. Nothing is refused. */
   add(buckets: UseBuckets, cost: number): Count | Promise<Count>;
@@ -128,6 +130,7 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
   }
 
   return {
+    mode: 'memory',
     count: (buckets, cost) => countUnless(buckets, cost, true),
     add: (buckets, cost) => countUnless(buckets, cost, false),
     adopt({ id, windowSeconds }, { used, resetMs }) {

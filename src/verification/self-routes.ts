@@ -69,7 +69,7 @@ async function countUse(
 ): Promise<void> {
   const count = await limits.count(bucketsOf(record), 1);
   reply.headers(rateLimitFields(count));
-  usage.add(record, count.isExceeded ? 'rate_limited' : 'allowed');
+  usage.add(record, count.isExceeded ? 'rateLimited' : 'allowed');
   if (!count.isExceeded) return;
   throw new Problem('rate_limited', `The key's limit is ${count.limit} in ${count.windowSeconds} seconds.`, {
     headers: { 'retry-after': String(count.resetSeconds) },

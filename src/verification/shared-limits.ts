@@ -3,8 +3,6 @@ import { Redis } from 'ioredis';
 import { bucketName, createMemoryLimits, toCount, type UseBuckets, type UseLimits } from './limits.ts';
 
 export interface SharedLimits extends UseLimits {
-  /** `shared`: counted in Redis; `memory`: Redis has failed, and each replica counts by itself. */
-  readonly mode: 'shared' | 'memory';
   /** Resolves as soon as it is known whether Redis answers. */
   readonly decided: Promise<void>;
   close(): Promise<void>;

@@ -4,6 +4,7 @@ import { createRecords, type Records } from '../auth/records.ts';
 import { type ChangeFeed, followChanges } from '../db/change-feed.ts';
 import type { Db } from '../db/client.ts';
 import { createDatabaseClock, type DatabaseClock } from '../db/clock.ts';
+import type { Transactor } from '../db/work.ts';
 import { createDeletedUses } from './deleted-uses.ts';
 import { createMemoryLimits, type UseLimits } from './limits.ts';
 import { createSharedLimits } from './shared-limits.ts';
@@ -31,6 +32,7 @@ export interface VerificationStateOptions {
   capacity: number;
   staleMs: number;
   clockShiftMs: () => number;
+  onRecorded?: Transactor['onRecorded'];
   logger: Pick<FastifyBaseLogger, 'info' | 'warn'>;
 }
 
@@ -50,7 +52,8 @@ export function startVerificationState(options: VerificationStateOptions): Verif
   });
   const { capacity, staleMs, redisUrl } = options;
   const records = createRecords({ db, clock, feed, logger, capacity, staleMs });
-  const transactor = { db, clockShiftMs: options.clockShiftMs };
+  const { clockShiftMs, onRecorded = () => undefined } = options;
+  const transactor = { db, clockShiftMs, onRecorded };
   const deletedUses = createDeletedUses({ transactor, clock, logger });
   const usage = createUsageRecorder({ db, clock, deletedUses, logger });
   const shared = redisUrl === undefined ? undefined : createSharedLimits({ url: redisUrl, logger });

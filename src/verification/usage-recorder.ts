@@ -3,9 +3,9 @@ import type { ApiKeyRecord } from '../auth/store.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import type { DeletedUses } from './deleted-uses.ts';
-import { addUsage, type UsageRow } from './usage-store.ts';
+import { addUsage, type Usage } from './usage-store.ts';
 
-export type UseOutcome = 'allowed' | 'denied' | 'rate_limited';
+export type UseOutcome = 'allowed' | 'denied' | 'rateLimited';
 
 /** Counts how keys are used. Counting never waits; what was counted is written in batches. */
 export interface UsageRecorder {
@@ -40,13 +40,12 @@ interface Counter {
   readonly hourMs: number;
   allowed: number;
   denied: number;
-  rate_limited: number;
-  after_deletion: number;
-  lastUsedMs: number | null;
+  rateLimited: number;
+  afterDeletion: number;
+  /** 0: not yet. */
+  lastUsedMs: number;
   isWaiting: boolean;
 }
-
-const outcomes = ['allowed', 'denied', 'rate_limited', 'after_deletion'] as const;
 
 export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRecorderOptions): UsageRecorder {
   /** Those of one hour. They stay when they are written: to make thousands anew each second costs more than to count. */
@@ -64,8 +63,8 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     }
     const known = counters.get(key.id);
     if (known !== undefined) return known;
-    const zeros = { allowed: 0, denied: 0, rate_limited: 0, after_deletion: 0 };
-    const counter = { key, hourMs, ...zeros, lastUsedMs: null, isWaiting: false };
+    const zeros = { allowed: 0, denied: 0, rateLimited: 0, afterDeletion: 0, lastUsedMs: 0 };
+    const counter = { key, hourMs, ...zeros, isWaiting: false };
     counters.set(key.id, counter);
     return counter;
   }
@@ -86,11 +85,11 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     waiting = [];
     for (let from = 0; from < taken.length; from += keysInBatch) {
       const batch = taken.slice(from, from + keysInBatch);
-      const rows = batch.map(takeRow);
+      const usages = batch.map(takeUsage);
       try {
-        await addUsage(db, rows);
+        await addUsage(db, usages);
       } catch (error) {
-        for (const [index, row] of rows.entries()) putBack(batch[index], row);
+        for (const [index, usage] of usages.entries()) putBack(batch[index], usage);
         for (const counter of taken.slice(from + keysInBatch)) requeue(counter);
         logger.warn({ err: error, rows: waiting.length, dropped }, 'Usage could not be written; it is kept for later.');
         return;
@@ -98,10 +97,13 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     }
   }
 
-  function putBack(counter: Counter | undefined, row: UsageRow): void {
+  function putBack(counter: Counter | undefined, usage: Usage): void {
     if (counter === undefined || !wait(counter)) return;
-    for (const outcome of outcomes) counter[outcome] += row[outcome];
-    counter.lastUsedMs ??= row.last_used_at?.getTime() ?? null;
+    counter.allowed += usage.allowed;
+    counter.denied += usage.denied;
+    counter.rateLimited += usage.rateLimited;
+    counter.afterDeletion += usage.afterDeletion;
+    counter.lastUsedMs = Math.max(counter.lastUsedMs, usage.lastUsedMs);
   }
 
   function requeue(counter: Counter): void {
@@ -124,7 +126,7 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     const counter = counterOf(key, nowMs);
     if (!wait(counter)) return;
     counter[outcome] += uses;
-    if (alsoAfterDeletion) counter.after_deletion += 1;
+    if (alsoAfterDeletion) counter.afterDeletion += 1;
     if (outcome === 'allowed') counter.lastUsedMs = nowMs;
   }
 
@@ -146,21 +148,10 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
   };
 }
 
-/** What was counted, as a row to be added; the counter begins anew. */
-function takeRow(counter: Counter): UsageRow {
-  const { key, hourMs, allowed, denied, rate_limited, after_deletion, lastUsedMs } = counter;
-  for (const outcome of outcomes) counter[outcome] = 0;
-  counter.lastUsedMs = null;
-  counter.isWaiting = false;
-  return {
-    organization_id: key.organization_id,
-    partner_id: key.partner_id,
-    key_id: key.id,
-    hour: new Date(hourMs),
-    allowed,
-    denied,
-    rate_limited,
-    after_deletion,
-    last_used_at: lastUsedMs === null ? null : new Date(lastUsedMs),
-  };
+/** What was counted; the counter begins anew. */
+function takeUsage(counter: Counter): Usage {
+  const { key, hourMs, allowed, denied, rateLimited, afterDeletion, lastUsedMs } = counter;
+  Object.assign(counter, { allowed: 0, denied: 0, rateLimited: 0, afterDeletion: 0, lastUsedMs: 0, isWaiting: false });
+  const { organization_id: organizationId, partner_id: partnerId, id: keyId } = key;
+  return { organizationId, partnerId, keyId, hourMs, allowed, denied, rateLimited, afterDeletion, lastUsedMs };
 }

@@ -1,38 +1,53 @@
 import { sql } from 'kysely';
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
-import type { UsageHoursTable } from '../db/schema.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 
-export interface UsageRow extends UsageHoursTable {
-  last_used_at: Date | null;
+/** What a key was used within an hour. */
+export interface Usage {
+  organizationId: OrganizationId;
+  partnerId: PartnerId | null;
+  keyId: KeyId;
+  /** When the hour began, in milliseconds since 1970, as all times here: thousands of these are made each second. */
+  hourMs: number;
+  allowed: number;
+  denied: number;
+  rateLimited: number;
+  /** Of those denied: because the key was deleted. */
+  afterDeletion: number;
+  /** When the key was last allowed something; 0: not in this hour. */
+  lastUsedMs: number;
 }
 
 /**
  * Adds a batch to what is there, in one statement: thousands of keys may be used each second. Rows are in the order of their
- * keys, so that two replicas do not deadlock.
+ * keys, so that two replicas do not deadlock. Arrays are read by Postgres in a fraction of the time that JSON takes.
  */
-export async function addUsage(db: Db, rows: UsageRow[]): Promise<void> {
+export async function addUsage(db: Db, batch: readonly Usage[]): Promise<void> {
+  const column = (read: (usage: Usage) => string | number | null) => arrayOf(batch, read);
   await sql`
-    with batch as materialized (
-      select * from json_to_recordset(${JSON.stringify(rows)}::json) as batch (organization_id text, partner_id text,
-        key_id text, hour timestamptz, allowed bigint, denied bigint, rate_limited bigint, after_deletion bigint,
-        last_used_at timestamptz)
-    ),
-    hours as (
-      insert into usage_hours
-        (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion)
-      select organization_id, partner_id, key_id, hour,
-        sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion)
-      from batch group by 1, 2, 3, 4 order by key_id, hour
-      on conflict (key_id, hour) do update set allowed = usage_hours.allowed + excluded.allowed,
-        denied = usage_hours.denied + excluded.denied,
-        rate_limited = usage_hours.rate_limited + excluded.rate_limited,
-        after_deletion = usage_hours.after_deletion + excluded.after_deletion
-    )
-    insert into key_last_uses (key_id, at)
-    select key_id, max(last_used_at) from batch where last_used_at is not null group by key_id order by key_id
-    on conflict (key_id) do update set at = greatest(key_last_uses.at, excluded.at)`.execute(db);
+    insert into usage_hours (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion,
+      last_used_at)
+    select organization_id, partner_id, key_id, to_timestamp(hour_ms / 1000.0),
+      sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion),
+      to_timestamp(nullif(max(last_used_ms), 0) / 1000.0)
+    from unnest(${column((usage) => usage.organizationId)}::text[], ${column((usage) => usage.partnerId)}::text[],
+      ${column((usage) => usage.keyId)}::text[], ${column((usage) => usage.hourMs)}::bigint[],
+      ${column((usage) => usage.allowed)}::bigint[], ${column((usage) => usage.denied)}::bigint[],
+      ${column((usage) => usage.rateLimited)}::bigint[], ${column((usage) => usage.afterDeletion)}::bigint[],
+      ${column((usage) => Math.floor(usage.lastUsedMs))}::bigint[])
+      as batch (organization_id, partner_id, key_id, hour_ms, allowed, denied, rate_limited, after_deletion, last_used_ms)
+    group by 1, 2, 3, hour_ms order by key_id, hour_ms
+    on conflict (key_id, hour) do update set allowed = usage_hours.allowed + excluded.allowed,
+      denied = usage_hours.denied + excluded.denied,
+      rate_limited = usage_hours.rate_limited + excluded.rate_limited,
+      after_deletion = usage_hours.after_deletion + excluded.after_deletion,
+      last_used_at = greatest(usage_hours.last_used_at, excluded.last_used_at)`.execute(db);
+}
+
+/** An array as Postgres reads it. Of ids and numbers alone: nothing in them has to be quoted. */
+function arrayOf(batch: readonly Usage[], read: (usage: Usage) => string | number | null): string {
+  return `{${batch.map((usage) => read(usage) ?? 'null').join(',')}}`;
 }
 
 const dayMs = 86_400_000;
@@ -49,14 +64,15 @@ export async function foldOldUsage({ db, clockShiftMs }: Transactor, hourlyDays:
       with moved as (delete from usage_hours where hour < ${before} returning *),
       added as (
         insert into usage_days
-          (organization_id, partner_id, key_id, day, allowed, denied, rate_limited, after_deletion)
+          (organization_id, partner_id, key_id, day, allowed, denied, rate_limited, after_deletion, last_used_at)
         select organization_id, partner_id, key_id, date_trunc('day', hour, 'UTC'),
-          sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion)
+          sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion), max(last_used_at)
         from moved group by 1, 2, 3, 4
         on conflict (key_id, day) do update set allowed = usage_days.allowed + excluded.allowed,
           denied = usage_days.denied + excluded.denied,
           rate_limited = usage_days.rate_limited + excluded.rate_limited,
-          after_deletion = usage_days.after_deletion + excluded.after_deletion)
+          after_deletion = usage_days.after_deletion + excluded.after_deletion,
+          last_used_at = greatest(usage_days.last_used_at, excluded.last_used_at))
       select count(*)::int as folded from moved`.execute(tx);
     return rows[0]?.folded ?? 0;
   });
@@ -103,12 +119,10 @@ export async function listUsage(
 
 /** When the key, or any of the partner's, was last allowed something. */
 export async function findLastUse(db: Db, of: UsageQuery['of']): Promise<Date | null> {
-  const { rows } = await ('keyId' in of
-    ? sql<{ at: Date | null }>`select max(at) as at from key_last_uses where key_id = ${of.keyId}`
-    : sql<{ at: Date | null }>`
-        select max(at) as at from key_last_uses join api_keys on api_keys.id = key_last_uses.key_id
-        where partner_id = ${of.partnerId}`
-  ).execute(db);
+  const owner = 'keyId' in of ? sql`key_id = ${of.keyId}` : sql`partner_id = ${of.partnerId}`;
+  const { rows } = await sql<{ at: Date | null }>`
+    select greatest((select max(last_used_at) from usage_hours where ${owner}),
+      (select max(last_used_at) from usage_days where ${owner})) as at`.execute(db);
   return rows[0]?.at ?? null;
 }
 

@@ -48,6 +48,8 @@ interface VerifierOptions {
   checkSecret: SecretCheck;
   limits: UseLimits;
   usage: UsageRecorder;
+  /** How many answers there were of each code; introspection asks for two. */
+  tally: Record<VerdictCode, number>;
 }
 
 const malformed = { code: 'malformed', key: null, count: null } as const;
@@ -55,7 +57,7 @@ const notFound = { code: 'not_found', key: null, count: null } as const;
 
 /** Cheapest checks first, each refusing before the next is paid: form, record, secret, state, limits. */
 export function createVerifier(options: VerifierOptions): Verifier {
-  const { apiKeys, clock, prefix, checkSecret, limits, usage } = options;
+  const { apiKeys, clock, prefix, checkSecret, limits, usage, tally } = options;
 
   /** Of a key that was presented before and found right. Form, checksum and tag would say nothing new. */
   function recall(presented: string): ApiKeyRecord | undefined {
@@ -73,15 +75,21 @@ export function createVerifier(options: VerifierOptions): Verifier {
 
   async function findAndJudge(question: Question): Promise<Verdict> {
     const key = await find(question.key, question.fresh);
-    return key === 'malformed' ? malformed : judge(key, question);
+    if (key !== 'malformed') return judge(key, question);
+    tally.malformed += 1;
+    return malformed;
   }
 
   function judge(key: ApiKeyRecord | undefined, question: Question): Verdict | Promise<Verdict> {
     const { wanted, asker, cost, usesBefore } = question;
-    if (key === undefined || (asker !== null && key.organization_id !== asker)) return notFound;
+    if (key === undefined || (asker !== null && key.organization_id !== asker)) {
+      tally.not_found += 1;
+      return notFound;
+    }
     if (usesBefore !== undefined) return countBefore(key, question, usesBefore);
     const code = decide(key, wanted, new Date(clock.nowMs()));
     if (code !== 'valid') {
+      tally[code] += 1;
       // Asked without counting, too: whoever asks so has been presented the key all the same.
       if (code === 'deleted') usage.addDeleted(key, wanted.ip, { isCounted: cost > 0 });
       else if (cost > 0) usage.add(key, 'denied');
@@ -89,8 +97,10 @@ export function createVerifier(options: VerifierOptions): Verifier {
     }
     const counted = limits.count(bucketsOf(key), cost);
     const conclude = (count: Count): Verdict => {
-      if (cost > 0) usage.add(key, count.isExceeded ? 'rate_limited' : 'allowed');
-      return { code: count.isExceeded ? 'rate_limited' : 'valid', key, count };
+      if (cost > 0) usage.add(key, count.isExceeded ? 'rateLimited' : 'allowed');
+      const counted = count.isExceeded ? 'rate_limited' : 'valid';
+      tally[counted] += 1;
+      return { code: counted, key, count };
     };
     return counted instanceof Promise ? counted.then(conclude) : conclude(counted);
   }
@@ -98,6 +108,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
   /** The answer is the key's state of now. What was let in before a deletion is no use after it. */
   function countBefore(key: ApiKeyRecord, { wanted, cost }: Question, uses: number): Verdict | Promise<Verdict> {
     usage.add(key, 'allowed', uses);
+    tally.valid += uses;
     const code = decide(key, wanted, new Date(clock.nowMs()));
     const added = limits.add(bucketsOf(key), cost);
     const conclude = (count: Count) => ({ code, key, count: code === 'valid' ? count : null }) as Verdict;

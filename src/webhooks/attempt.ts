@@ -1,10 +1,12 @@
 import type { Actor } from '../core/actor.ts';
 import type { WebhookId } from '../core/ids.ts';
+import { parseTraceparent, type Tracer, toTraceparent } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
 import { recordOf, wakeAfterwards } from './commands.ts';
-import { DeliveryFailed, type WebhookClient } from './connector.ts';
+import type { WebhookClient } from './connector.ts';
+import { DeliveryFailed } from './delivery-failed.ts';
 import { openSecrets } from './mint.ts';
 import { decide, isSuccess, leaseMs, type Outcome, reasonToDisable, sendsAtOncePerEndpoint } from './policy.ts';
 import {
@@ -37,11 +39,13 @@ const sender: Actor = { type: 'system', id: 'webhooks', name: 'webhooks', email:
 /**
  * Takes what is due to an endpoint, as much as may be under way at once. What waits for an endpoint that was disabled or
  * deleted fails.
+ * @param placesFor how many more calls of this endpoint the sender has room for
  * @returns `more`: there is reason to ask again at once
  */
 export async function claimDue(
   { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
   id: WebhookId,
+  placesFor: (webhook: SendingWebhook) => number,
 ): Promise<{ claims: Claim[]; more: boolean }> {
   return db.transaction().execute(async (tx) => {
     const webhook = await lockForSending(tx, id);
@@ -50,8 +54,10 @@ export async function claimDue(
     if (!webhook.is_live) {
       return { claims: [], more: (await failPending(tx, id, at, failedAtOnce)) === failedAtOnce };
     }
+    const places = placesFor(webhook);
+    if (places <= 0) return { claims: [], more: false };
     const leasedUntil = new Date(at.getTime() + leaseMs);
-    const deliveries = await leaseDue(tx, id, { now: at, leasedUntil, atOnce: sendsAtOncePerEndpoint });
+    const deliveries = await leaseDue(tx, id, { now: at, leasedUntil, atOnce: sendsAtOncePerEndpoint, places });
     return { claims: deliveries.map((delivery) => ({ webhook, delivery, at })), more: false };
   });
 }
@@ -61,8 +67,30 @@ export async function claimDue(
  * @throws what the client throws when it is closed: nothing is known of the endpoint then
  */
 export async function send(
+  { keyring, client, tracer }: { keyring: Keyring; client: Pick<WebhookClient, 'post'>; tracer: Tracer },
+  claim: Claim,
+): Promise<{ outcome: Outcome; error?: unknown }> {
+  const span = tracer.start(parseTraceparent(claim.delivery.traceparent), {
+    name: 'POST webhook',
+    kind: 'client',
+    facts: { 'http.request.method': 'POST', 'latchkey.webhook_id': claim.webhook.id },
+  });
+  const headers = span === undefined ? {} : { traceparent: toTraceparent(span.context) };
+  let status: number | null = null;
+  try {
+    const sent = await post({ keyring, client }, claim, headers);
+    ({ status } = sent.outcome);
+    return sent;
+  } finally {
+    const facts = status === null ? {} : { 'http.response.status_code': status };
+    span?.end(facts, { isError: status === null || status >= 400 });
+  }
+}
+
+async function post(
   { keyring, client }: { keyring: Keyring; client: Pick<WebhookClient, 'post'> },
   { webhook, delivery, at }: Claim,
+  headers: Record<string, string>,
 ): Promise<{ outcome: Outcome; error?: unknown }> {
   const nothing = { status: null, retryAfterSeconds: null, reply: null } as const;
   try {
@@ -71,7 +99,7 @@ export async function send(
     const signed = signDelivery(secrets, { id: delivery.id, timestampSeconds, body: delivery.payload });
     const { status, retryAfterSeconds, body, durationMs } = await client.post(
       webhook.url,
-      { ...signed },
+      { ...signed, ...headers },
       delivery.payload,
     );
     return { outcome: { status, reason: null, retryAfterSeconds, reply: excerptOf(body), durationMs } };

@@ -104,7 +104,7 @@ export async function patchWebhook(
   if (patch.url !== undefined) await deps.client.checkUrl(patch.url);
   return transact(deps.transactor, by, async (work) => {
     const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
-    const { url, events, description } = webhook;
+    const { url, events, description, failing_since } = webhook;
     const given = { ...patch, events: patch.events === undefined ? undefined : sortEvents(patch.events) };
     requireTellable(given.events ?? [], webhook.partner_id);
     const changes = changesBetween({ url, events, description }, given);
@@ -113,6 +113,8 @@ export async function patchWebhook(
       url: given.url ?? url,
       events: given.events ?? events,
       description: given.description === undefined ? description : given.description,
+      // Whatever failed, it was not this address.
+      failing_since: changes['url'] === undefined ? failing_since : null,
     };
     await updateWebhook(work.tx, webhook.id, next);
     const shown = changes['url'] === undefined ? {} : { url: { from: shownUrl(url), to: shownUrl(next.url) } };

@@ -1,11 +1,16 @@
 import { isIP } from 'node:net';
 import { DeliveryFailed, type DeliveryFailure } from './delivery-failed.ts';
 import { createDnsLookup, type Lookup } from './name-lookup.ts';
-import { type EgressRules, hostOf, isPublicAddress, requireSendableUrl, urlProblem } from './public-address.ts';
+import {
+  type EgressRules,
+  hostOf,
+  isPublicAddress,
+  isThisMachine,
+  requireSendableUrl,
+  urlProblem,
+} from './public-address.ts';
 import { exchange, type WebhookReply } from './reply.ts';
 import { connectToFirst, secure } from './sockets.ts';
-
-export { DeliveryFailed } from './delivery-failed.ts';
 
 export interface WebhookClientOptions extends EgressRules {
   /** For the whole exchange, from the lookup to the end of the reply. 15,000 unless told. */
@@ -49,6 +54,7 @@ export function createWebhookClient(options: WebhookClientOptions): WebhookClien
       const url = requireSendableUrl(text, rules);
       await within(Math.min(timeoutMs, checkTimeoutMs), (signal) => checkedAddresses(url, signal)).catch((error) => {
         if (!(error instanceof DeliveryFailed)) throw error;
+        if (isIP(hostOf(url)) !== 0) throw urlProblem('must lead to a public address');
         // One message for both: what the names of an internal net are is nobody's business.
         throw urlProblem('must lead to a public address; this one does not, or its name cannot be resolved');
       });
@@ -102,6 +108,7 @@ export function createWebhookClient(options: WebhookClientOptions): WebhookClien
   /** Those that answer by IPv4 first: a machine without IPv6 loses no time. */
   async function checkedAddresses(url: URL, signal: AbortSignal): Promise<string[]> {
     const host = hostOf(url);
+    if (isThisMachine(host)) throw new DeliveryFailed('address_refused');
     const found = isIP(host) === 0 ? await orFail('dns_failed', lookup(host, signal)) : [host];
     const addresses = [...new Set(found)].sort((one, other) => isIP(one) - isIP(other));
     if (addresses.length === 0) throw new DeliveryFailed('dns_failed');

@@ -2,7 +2,7 @@
 export const deliveryFailures = {
   url_refused: 'The URL may not be called.',
   dns_failed: 'The name could not be resolved.',
-  address_refused: 'The name leads to an address that is not public.',
+  address_refused: 'The name, or the address in the URL, leads to an address that is not public.',
   connect_failed: 'No connection could be made.',
   tls_failed: 'The TLS handshake failed, or the certificate is not good for this name.',
   reply_broken: 'The connection ended before a whole reply was there, or the reply was not HTTP.',

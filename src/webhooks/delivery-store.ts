@@ -5,7 +5,7 @@ import type { Db, Tx } from '../db/client.ts';
 import type { DeliveryStatus, WebhookAttemptsTable, WebhookDeliveriesTable } from '../db/schema.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 
-export type Delivery = Omit<Selectable<WebhookDeliveriesTable>, 'payload'>;
+export type Delivery = Omit<Selectable<WebhookDeliveriesTable>, 'payload' | 'traceparent'>;
 export type Attempt = Selectable<WebhookAttemptsTable>;
 export type DeliveryWithAttempts = Delivery & { attemptList: Attempt[] };
 

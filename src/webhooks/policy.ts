@@ -3,7 +3,7 @@ import type { PartnerId } from '../core/ids.ts';
 import type { DisabledReason } from '../db/schema.ts';
 import { announcedTo } from '../history/announced.ts';
 import { type HistoryAction, historyActions } from '../history/events.ts';
-import type { DeliveryFailure } from './delivery-failed.ts';
+import { type DeliveryFailure, deliveryFailures } from './delivery-failed.ts';
 
 /** The rules of webhooks, without a database. */
 
@@ -99,6 +99,21 @@ export function decide(outcome: Outcome, failures: number, random: number): Deci
 
 export function isSuccess({ status }: Outcome): boolean {
   return status !== null && status >= 200 && status < 300;
+}
+
+/** How an attempt can end, in one word. `refused`: by a status that is no success. */
+export const attemptOutcomes = [
+  'delivered',
+  'refused',
+  'secret_unreadable',
+  ...(Object.keys(deliveryFailures) as DeliveryFailure[]),
+] as const;
+
+export type AttemptOutcome = (typeof attemptOutcomes)[number];
+
+export function outcomeWord(outcome: Outcome): AttemptOutcome {
+  if (isSuccess(outcome)) return 'delivered';
+  return outcome.reason ?? 'refused';
 }
 
 /** Whether an endpoint is to be disabled after a failed attempt, and why. */

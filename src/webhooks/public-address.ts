@@ -57,12 +57,12 @@ function contains([network, prefixLength]: AddressRange, address: ipaddr.IPv4 | 
 }
 
 /**
- * A URL as it may be registered and called. The WHATWG parser has written its host in one way by then: names in ASCII and
- * lower case, IPv4 addresses in decimal whatever way they were spelled. Names still have to be resolved and their
- * addresses checked.
+ * A URL whose form lets it be registered and called. The WHATWG parser has written its host in one way by then: names in
+ * ASCII and lower case, IPv4 addresses in decimal whatever way they were spelled. Where it leads is still to be checked,
+ * an address in it as well as those of a name.
  * @throws Problem `validation_failed` with path `body.url`
  */
-export function requireSendableUrl(text: string, rules: EgressRules): URL {
+export function requireSendableUrl(text: string, rules: Pick<EgressRules, 'allowHttp'>): URL {
   const url = parseUrl(text);
   const message = url === undefined ? 'must be a URL, with no blanks in it' : objectionTo(url, text, rules);
   if (url === undefined || message !== undefined) throw urlProblem(message ?? '');
@@ -70,9 +70,7 @@ export function requireSendableUrl(text: string, rules: EgressRules): URL {
 }
 
 export function urlProblem(message: string): Problem {
-  return new Problem('validation_failed', 'The URL of a webhook may not be called.', {
-    errors: [{ path: 'body.url', message }],
-  });
+  return new Problem('validation_failed', `body.url: ${message}`, { errors: [{ path: 'body.url', message }] });
 }
 
 /** The parser would drop tabs and line ends, and read slashes into what has none. */
@@ -81,18 +79,20 @@ function parseUrl(text: string): URL | undefined {
   return isWhole && URL.canParse(text) ? new URL(text) : undefined;
 }
 
-function objectionTo(url: URL, text: string, { allowHttp, allowedRanges }: EgressRules): string | undefined {
+function objectionTo(url: URL, text: string, { allowHttp }: Pick<EgressRules, 'allowHttp'>): string | undefined {
   if (text.length > urlLengthLimit || url.href.length > urlLengthLimit) {
     return `must have at most ${urlLengthLimit} characters`;
   }
   if (url.protocol !== 'https:' && !(allowHttp && url.protocol === 'http:')) return 'must begin with https://';
   if (url.username !== '' || url.password !== '') return 'must not have a user or a password in it';
   if (url.href.includes('#')) return 'must not have a fragment';
-  const host = hostOf(url);
-  if (isIP(host) !== 0) return isPublicAddress(host, allowedRanges) ? undefined : 'must lead to a public address';
-  if (host.endsWith('.')) return 'must not have a dot behind the name';
-  if (host === 'localhost' || host.endsWith('.localhost')) return 'must lead to a public address';
+  if (url.hostname.endsWith('.')) return 'must not have a dot behind the name';
   return undefined;
+}
+
+/** RFC 6761 section 6.3: these names are this machine, whatever a name server says of them. */
+export function isThisMachine(host: string): boolean {
+  return host === 'localhost' || host.endsWith('.localhost');
 }
 
 /** The host of a URL as addresses are written elsewhere: an IPv6 address without its brackets. */

@@ -1,12 +1,15 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import type { OrganizationId, WebhookId } from '../core/ids.ts';
+import { passingTracer, type Tracer } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect } from '../db/client.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 import { type Claim, claimDue, send, settle } from './attempt.ts';
 import type { WebhookClient } from './connector.ts';
+import { type AttemptOutcome, isSuccess, outcomeWord } from './policy.ts';
 import { endpointsToLookAt, endpointsWithDue, hasDue, release } from './sending-store.ts';
+import type { SendingWebhook } from './store.ts';
 
 /** Sends what is due, for as long as it is open. Several of them, in whatever processes, share the work. */
 export interface WebhookSender {
@@ -16,17 +19,25 @@ export interface WebhookSender {
   close(): Promise<void>;
 }
 
-interface WebhookSenderOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged'> {
+interface WebhookSenderOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged' | 'onRecorded'> {
   /** As the service's role. */
   url: string;
   keyring: Keyring;
   /** Closed with the sender. */
   client: WebhookClient;
+  /** Passes on the trace of what is told unless told otherwise. */
+  tracer?: Tracer;
+  /** How often calls have ended in which way. */
+  tally?: Record<AttemptOutcome, number>;
   logger: Pick<FastifyBaseLogger, 'debug' | 'warn'>;
 }
 
-/** A hanging receiver costs a socket here, and nobody else anything. */
-const sendsAtOnce = 500;
+/**
+ * A receiver that hangs costs two sockets here, and nobody else anything. Those that fail have half of the places, so that
+ * others still get through where hundreds hang at once, as when the net of a large host is down.
+ */
+const sendsAtOnce = 1_000;
+const failingSendsAtOnce = 500;
 
 const connections = 4;
 const queryTimeoutMs = 10_000;
@@ -42,7 +53,7 @@ const mayEndWithinMs = 2_000;
  * sender that is killed leaves deliveries under a lease; when it ends, another takes them up under the same id.
  */
 export function startWebhookSender(options: WebhookSenderOptions): WebhookSender {
-  const { keyring, client, logger } = options;
+  const { keyring, client, logger, tracer = passingTracer } = options;
   const database = connect({
     url: options.url,
     poolSize: connections,
@@ -54,10 +65,12 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     db,
     clockShiftMs: options.clockShiftMs,
     onChanged: options.onChanged ?? (() => undefined),
+    onRecorded: options.onRecorded ?? (() => undefined),
   };
   const closing = new AbortController();
   const looking = new Set<Promise<void>>();
   const sending = new Set<Promise<void>>();
+  const sendingToFailing = new Set<Promise<void>>();
 
   const lookAtOrganization = oneAtATime(async (id: OrganizationId) => {
     const now = await currentTime(db, options.clockShiftMs);
@@ -65,12 +78,22 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   });
 
   const lookAtEndpoint = oneAtATime(async (id: WebhookId) => {
-    for (let more = true; more && sending.size < sendsAtOnce; ) {
-      const claimed = await claimDue(transactor, id);
-      for (const claim of claimed.claims) track(sending, deliver(claim));
+    for (let more = true; more; ) {
+      const claimed = await claimDue(transactor, id, placesFor);
+      for (const claim of claimed.claims) {
+        const delivered = deliver(claim);
+        track(sending, delivered);
+        if (isFailing(claim.webhook)) track(sendingToFailing, delivered);
+      }
       more = claimed.more;
     }
   });
+
+  /** What the transactions of a moment take, one for each connection at most, may go beyond it. */
+  function placesFor(endpoint: Pick<SendingWebhook, 'failing_since'>): number {
+    const places = sendsAtOnce - sending.size;
+    return isFailing(endpoint) ? Math.min(places, failingSendsAtOnce - sendingToFailing.size) : places;
+  }
 
   function look<Id>(at: (id: Id) => Promise<void>, id: Id): void {
     if (closing.signal.aborted) return;
@@ -83,11 +106,14 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   async function deliver(claim: Claim): Promise<void> {
     const facts = { webhookId: claim.webhook.id, deliveryId: claim.delivery.id };
     try {
-      const { outcome, error } = await send({ keyring, client }, claim);
+      const { outcome, error } = await send({ keyring, client, tracer }, claim);
       const { status, reason, durationMs } = outcome;
+      if (options.tally !== undefined) options.tally[outcomeWord(outcome)] += 1;
       if (reason === 'secret_unreadable') logger.warn({ err: error, ...facts }, "A webhook's secret does not open.");
       else logger.debug({ err: error, ...facts, status, reason, durationMs }, 'A webhook was called.');
       await settle(transactor, claim, outcome);
+      // The places of those that fail go round: who has had one waits for its turn.
+      if (!isSuccess(outcome)) return;
     } catch (error) {
       if (closing.signal.aborted) await giveBack(claim);
       else logger.warn({ err: error, ...facts }, 'What came of a delivery could not be kept; it is sent again.');
@@ -111,7 +137,9 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
       let pauseMs = lookEveryMs;
       try {
         const now = await currentTime(db, options.clockShiftMs);
-        for (const id of await endpointsWithDue(db, now)) look(lookAtEndpoint, id);
+        for (const endpoint of await endpointsWithDue(db, now)) {
+          if (placesFor(endpoint) > 0) look(lookAtEndpoint, endpoint.id);
+        }
       } catch (error) {
         pauseMs = lookAgainAfterMs;
         logger.warn({ err: error }, 'What is due to webhooks could not be asked; this is tried again.');
@@ -134,6 +162,10 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
       await database.close();
     },
   };
+}
+
+function isFailing({ failing_since }: Pick<SendingWebhook, 'failing_since'>): boolean {
+  return failing_since !== null;
 }
 
 function track(works: Set<Promise<void>>, work: Promise<void>): void {

@@ -10,25 +10,33 @@ export interface ClaimedDelivery {
   id: DeliveryId;
   payload: string;
   leased_until: Date;
+  traceparent: string | null;
+}
+
+export interface EndpointWithDue {
+  id: WebhookId;
+  failing_since: Date | null;
 }
 
 /**
  * Endpoints that have something due at a time. Goes from endpoint to endpoint through the index, so that one with a long
- * queue costs no more than one with a short one.
+ * queue costs no more than one with a short one. In an order that chance makes: where a sender has not places enough for
+ * all of them, everybody's turn comes.
  */
-export async function endpointsWithDue(db: Db, now: Date): Promise<WebhookId[]> {
-  const { rows } = await sql<{ id: WebhookId }>`
+export async function endpointsWithDue(db: Db, now: Date): Promise<EndpointWithDue[]> {
+  const { rows } = await sql<EndpointWithDue>`
     with recursive endpoint (id) as (
       select min(endpoint_id) from webhook_deliveries where status = 'pending'
       union all
       select (select min(endpoint_id) from webhook_deliveries where status = 'pending' and endpoint_id > endpoint.id)
       from endpoint where endpoint.id is not null
     )
-    select id from endpoint
+    select id, failing_since from endpoint join webhook_endpoints using (id)
     where exists (
       select from webhook_deliveries where endpoint_id = endpoint.id and status = 'pending' and due_at <= ${now}
-    )`.execute(db);
-  return rows.map(({ id }) => id);
+    )
+    order by random()`.execute(db);
+  return rows;
 }
 
 /** Those of an organization's endpoints that have something due, and those that are sent nothing while something waits. */
@@ -52,11 +60,14 @@ export async function hasDue(db: Db, endpointId: WebhookId, clockShiftMs: number
   return rows[0]?.due === true;
 }
 
-/** The next ones that are due, as many as may be under way at once. They are this sender's until the lease ends. */
+/**
+ * The next ones that are due, as many as may be under way at once and as the sender has places for. They are this
+ * sender's until the lease ends.
+ */
 export async function leaseDue(
   tx: Tx,
   endpointId: WebhookId,
-  { now, leasedUntil, atOnce }: { now: Date; leasedUntil: Date; atOnce: number },
+  { now, leasedUntil, atOnce, places }: { now: Date; leasedUntil: Date; atOnce: number; places: number },
 ): Promise<ClaimedDelivery[]> {
   const { rows } = await sql<ClaimedDelivery>`
     update webhook_deliveries set leased_until = ${leasedUntil}, due_at = ${leasedUntil}
@@ -65,13 +76,13 @@ export async function leaseDue(
       where endpoint_id = ${endpointId} and status = 'pending' and due_at <= ${now}
         and (leased_until is null or leased_until <= ${now})
       order by due_at, id
-      limit greatest(0, ${atOnce} - (
+      limit least(${places}::bigint, greatest(0, ${atOnce} - (
         select count(*) from webhook_deliveries
         where endpoint_id = ${endpointId} and status = 'pending' and leased_until > ${now}
-      ))
+      )))
       for update skip locked
     )
-    returning id, payload, leased_until`.execute(tx);
+    returning id, payload, leased_until, traceparent`.execute(tx);
   return rows;
 }
 
@@ -145,4 +156,12 @@ export async function release(db: Db, { id, leased_until }: ClaimedDelivery, now
   await sql`
     update webhook_deliveries set leased_until = null, due_at = ${now}
     where id = ${id} and leased_until = ${leased_until}`.execute(db);
+}
+
+/** What is not over yet: how many, and how long the one that has waited longest has been due. */
+export async function backlogOf(db: Db, now: Date): Promise<{ pending: number; oldestDueSeconds: number }> {
+  const { rows } = await sql<{ pending: number; oldest: Date | null }>`
+    select count(*) as pending, min(due_at) as oldest from webhook_deliveries where status = 'pending'`.execute(db);
+  const { pending = 0, oldest = null } = rows[0] ?? {};
+  return { pending, oldestDueSeconds: oldest === null ? 0 : Math.max(0, (now.getTime() - oldest.getTime()) / 1_000) };
 }

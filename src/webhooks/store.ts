@@ -91,7 +91,7 @@ export async function insertWebhook(tx: Tx, webhook: NewWebhookRow, secret: Mint
 export async function updateWebhook(
   tx: Tx,
   id: WebhookId,
-  fields: Pick<Webhook, 'url' | 'events' | 'description'>,
+  fields: Pick<Webhook, 'url' | 'events' | 'description' | 'failing_since'>,
 ): Promise<void> {
   await tx.updateTable('webhook_endpoints').set(fields).where('id', '=', id).execute();
 }

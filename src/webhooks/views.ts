@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import type { Secret } from '../crypto/secret.ts';
 import { actorView, idView, timestampView } from '../http/schemas.ts';
+import { deliveryFailures } from './delivery-failed.ts';
 import type { DeliveryWithAttempts } from './delivery-store.ts';
 import { webhookEvents } from './policy.ts';
 import type { Webhook } from './store.ts';
@@ -66,7 +67,13 @@ const attemptView = z
     number: z.int().meta({ example: 1 }),
     at: timestampView,
     status: z.int().nullable().meta({ description: 'Of the reply; null where none came.', example: 503 }),
-    reason: z.string().nullable().meta({ description: 'Why no reply came.', example: null }),
+    reason: z
+      .string()
+      .nullable()
+      .meta({
+        description: `Why no reply came: ${[...Object.keys(deliveryFailures), 'secret_unreadable'].join(', ')}.`,
+        example: null,
+      }),
     durationMs: z.int().meta({ example: 41 }),
     reply: z.string().nullable().meta({ description: "The beginning of the reply's body.", example: 'try later' }),
   })

@@ -1,10 +1,11 @@
-import type { FastifyInstance, LightMyRequestResponse } from 'fastify';
+import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fastify';
 import type { Test } from 'tap';
 import { type AppDeps, buildApp } from '../../src/app.ts';
 import { type Bootstrapped, bootstrap } from '../../src/bootstrap.ts';
 import { generateKeyring, type Keyring, parseKeyring } from '../../src/crypto/keyring.ts';
 import { createSecretHasher, type SecretHasher } from '../../src/crypto/secret-hash.ts';
 import { connect, type DatabaseClient } from '../../src/db/client.ts';
+import { createCheckpoints } from '../../src/history/checkpoints.ts';
 import { createLogger } from '../../src/logger.ts';
 import {
   startVerificationState,
@@ -15,6 +16,7 @@ import { createWebhookClient } from '../../src/webhooks/connector.ts';
 import { parseRanges } from '../../src/webhooks/public-address.ts';
 import type { ClusterUrls } from './cluster.ts';
 import { createDatabase, dbDump } from './database.ts';
+import { requireDocumented } from './document.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: a reply's members are what the tests are about to assert
 export type Json = any;
@@ -101,17 +103,22 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
   const app = await buildApp({
     logger,
     transactor,
+    pool: client.pool,
     verification,
     crypto,
+    checkpoints: createCheckpoints({ db: given.db, keyring, logger }),
     webhookClient: createWebhookClient({ allowHttp: true, allowedRanges: parseRanges(['127.0.0.0/8']) }),
     limits: { callerLimit: 1_000_000, addressLimit: 1_000_000, revealLimit: 1_000_000 },
     undoWindowSeconds: 86_400,
     retentionSeconds: 2_592_000,
     trustProxy: false,
     version: '0.0.0',
+    // The tests' own work goes on in the same loop.
+    eventLoopDelayLimitMs: 60_000,
     ...others,
   });
   await app.ready();
+  checkReplies(app);
   t.teardown(async () => {
     await app.close();
     await verification.close();
@@ -145,6 +152,23 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
 function requireNoPlaintext(where: string, text: string): void {
   const found = anyToken.exec(text);
   if (found !== null) throw new Error(`${where} has a plaintext: ${text.slice(found.index - 100, found.index + 60)}`);
+}
+
+/** Holds for every service of every test, too: it answers nothing but what the OpenAPI document says. */
+function checkReplies(app: FastifyInstance): void {
+  const inject = app.inject.bind(app) as (options: InjectOptions | string) => Promise<LightMyRequestResponse>;
+  const checked = async (options: InjectOptions | string) => {
+    const response = await inject(options);
+    requireDocumented({
+      method: response.raw.req.method ?? 'GET',
+      url: response.raw.req.url ?? '',
+      status: response.statusCode,
+      contentType: response.headers['content-type']?.toString(),
+      text: response.body,
+    });
+    return response;
+  };
+  app.inject = checked as typeof app.inject;
 }
 
 function clientOf(app: FastifyInstance, token: string): Client {

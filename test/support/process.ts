@@ -5,6 +5,7 @@ import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import type { Test } from 'tap';
+import { requireDocumented } from './document.ts';
 
 export interface RunningProcess {
   child: ChildProcess;
@@ -75,6 +76,11 @@ export function run(t: Test, program: string, args: string[], { env = {}, cwd = 
   } satisfies RunningProcess;
 }
 
+/** The same without what tap has each Node load first: as people run it. */
+export function runPlainly(t: Test, program: string, args: string[] = [], options: Options = {}): RunningProcess {
+  return run(t, 'env', ['-u', 'NODE_OPTIONS', program, ...args], options);
+}
+
 /** Polls until `check` gives something, with a limit. */
 export async function eventually<Found>(
   check: () => Promise<Found | undefined | false>,
@@ -100,6 +106,9 @@ export async function request(
     },
     ...(body === undefined ? {} : { body: JSON.stringify(body) }),
   });
+  const { status, headers } = response;
+  const text = await response.text();
+  requireDocumented({ method, url, status, contentType: headers.get('content-type') ?? undefined, text });
   // biome-ignore lint/suspicious/noExplicitAny: a reply's members are what the tests are about to assert
-  return { status: response.status, headers: response.headers, body: (await response.json()) as any };
+  return { status, headers, body: JSON.parse(text) as any };
 }

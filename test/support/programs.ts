@@ -1,7 +1,17 @@
 import { spawnSync } from 'node:child_process';
 
 /** Programs that are used where they are installed; tests that need them are skipped, with a word, where they are not. */
-export type Program = 'nginx' | 'caddy' | 'redis-server' | 'pgbouncer' | 'node' | 'python3' | 'openssl' | 'curl';
+export type Program =
+  | 'nginx'
+  | 'caddy'
+  | 'redis-server'
+  | 'pgbouncer'
+  | 'node'
+  | 'python3'
+  | 'openssl'
+  | 'curl'
+  | 'psql'
+  | 'jq';
 
 /** For tap's `skip`: false where the program is there, else the word. */
 export function unlessInstalled(program: Program): string | false {

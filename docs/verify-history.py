@@ -1,0 +1,354 @@
+#!/usr/bin/env python3
+"""Checks exports of Latchkey's history, and checkpoints, without Latchkey.
+
+    curl -H "Authorization: Bearer $TOKEN" https://latchkey.example.com/v1/history/export > history.ndjson
+    verify-history.py history.ndjson
+    verify-history.py history.ndjson --checkpoint checkpoints --public-key history-key
+
+Needs Python 3.8 or newer and nothing else; checkpoints need `openssl` 3 as well. Shares no code with Latchkey. What it
+checks stands in docs/history.md. For each export it prints a line; exit code 0: all is well, 1: something is not,
+2: wrong usage.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+FIRST_PREVIOUS_HASH = bytes(32)
+INSTALLATION = "installation"
+
+LINE = re.compile(
+    rb'(?P<event>\{.*),"previousHash":"(?P<previous>[0-9a-f]{64})","hash":"(?P<hash>[0-9a-f]{64})"\}', re.DOTALL
+)
+
+
+class Bad(Exception):
+    """Something that is not as it should be, in words for people."""
+
+
+# --- Events ---------------------------------------------------------------------------------------------------------
+
+
+def number_text(value):
+    """A number as ECMAScript writes it (RFC 8785 section 3.2.2.3): the shortest digits that give the same double."""
+    if value != value or value in (float("inf"), float("-inf")):
+        raise Bad("it has a number that JSON can not hold")
+    if value == 0:
+        return "0"
+    sign = "-" if value < 0 else ""
+    # repr() gives the shortest digits too, only in another layout.
+    mantissa, _, exponent = repr(abs(value)).partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    if fraction == "0":
+        fraction = ""
+    digits = (whole + fraction).lstrip("0")
+    # The value is 0.DIGITS times ten to the power of `point`.
+    point = len(whole) + int(exponent or "0") - (len(whole + fraction) - len(digits))
+    digits = digits.rstrip("0")
+    count = len(digits)
+    if count <= point <= 21:
+        return sign + digits + "0" * (point - count)
+    if 0 < point <= 21:
+        return sign + digits[:point] + "." + digits[point:]
+    if -6 < point <= 0:
+        return sign + "0." + "0" * -point + digits
+    power = point - 1
+    tail = "." + digits[1:] if count > 1 else ""
+    return sign + digits[0] + tail + "e" + ("+" if power > 0 else "-") + str(abs(power))
+
+
+def canonical_text(value):
+    """JSON by RFC 8785. Numbers must be floats, as `parse_event` reads them."""
+    if value is None:
+        return "null"
+    if value is True:
+        return "true"
+    if value is False:
+        return "false"
+    if isinstance(value, float):
+        return number_text(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return "[" + ",".join(canonical_text(item) for item in value) + "]"
+    # Members are sorted by their UTF-16 code units, not by code points.
+    names = sorted(value, key=lambda name: name.encode("utf-16-be", "surrogatepass"))
+    return "{" + ",".join(canonical_text(name) + ":" + canonical_text(value[name]) for name in names) + "}"
+
+
+def refuse_constant(name):
+    raise Bad("it has " + name + ", which is no JSON")
+
+
+def parse_event(text):
+    try:
+        event = json.loads(
+            text.decode("utf-8"), parse_int=float, parse_float=float, parse_constant=refuse_constant
+        )
+        if not isinstance(event, dict) or canonical_text(event).encode("utf-8") != text:
+            raise Bad("its text is not JSON by RFC 8785")
+    except (ValueError, RecursionError) as error:
+        raise Bad("its text is not JSON by RFC 8785") from error
+    return event
+
+
+def chain_of(event):
+    organization = event.get("organizationId")
+    return INSTALLATION if organization is None else organization
+
+
+class Verdict:
+    def __init__(self):
+        self.chain = None
+        self.events = 0
+        self.head = FIRST_PREVIOUS_HASH
+        self.first_bad = None
+        self.why = None
+        self.agreeing = 0
+
+    def fail(self, sequence, why):
+        if self.first_bad is None:
+            self.first_bad, self.why = sequence, why
+
+
+def verify_export(lines, checkpoints_of, chain=None):
+    """Walks through an export line by line, and stops at the first bad one."""
+    verdict = Verdict()
+    proven_to = 0
+    ahead = None
+
+    def compare():
+        nonlocal proven_to
+        while ahead and ahead[0][0] == verdict.events and verdict.first_bad is None:
+            size, head = ahead.pop(0)
+            if head != verdict.head:
+                verdict.fail(
+                    min(proven_to + 1, max(size, 1)),
+                    "somewhere from here to %d it is not what a checkpoint has signed: it was rewritten, or an older "
+                    "backup has gone on" % size,
+                )
+            else:
+                verdict.agreeing += 1
+                proven_to = verdict.events
+
+    def begin(name):
+        nonlocal ahead
+        verdict.chain = name if isinstance(name, str) else "unknown"
+        ahead = sorted(checkpoints_of(verdict.chain))
+        compare()
+
+    if chain is not None:
+        begin(chain)
+    for line in lines:
+        if verdict.first_bad is not None:
+            break
+        sequence = verdict.events + 1
+        try:
+            match = LINE.fullmatch(line[:-1] if line.endswith(b"\n") else line)
+            if match is None:
+                raise Bad("it is not a line of an export")
+            text = match["event"] + b"}"
+            event = parse_event(text)
+            if verdict.chain is None:
+                begin(chain_of(event))
+                if verdict.first_bad is not None:
+                    break
+            if type(event.get("sequence")) is not float or event["sequence"] != sequence:
+                raise Bad("another event stands in its place")
+            if chain_of(event) != verdict.chain:
+                raise Bad("it belongs to another organization")
+            if bytes.fromhex(match["previous"].decode()) != verdict.head:
+                raise Bad("it does not follow the event before it")
+            head = hashlib.sha256(verdict.head + text).digest()
+            if bytes.fromhex(match["hash"].decode()) != head:
+                raise Bad("its text is not the one that was hashed")
+        except Bad as error:
+            verdict.fail(sequence, str(error))
+            break
+        verdict.events, verdict.head = sequence, head
+        compare()
+    if verdict.first_bad is None and ahead:
+        verdict.fail(
+            verdict.events + 1,
+            "a checkpoint has signed %d events: the tail was cut, or this is an older backup" % ahead[-1][0],
+        )
+    return verdict
+
+
+# --- Checkpoints ----------------------------------------------------------------------------------------------------
+
+BODY = re.compile(
+    r"latchkey/(installation|org_[0-7][0-9a-hjkmnp-tv-z]{25})\n(0|[1-9][0-9]{0,14})\n([A-Za-z0-9+/]{43}=)\n"
+)
+SIGNATURE = re.compile(r"— ([^\s+]+) ([A-Za-z0-9+/]+={0,2})")
+VERIFIER_KEY = re.compile(r"([^\s+]+)\+([0-9a-f]{8})\+([A-Za-z0-9+/]+={0,2})")
+
+ED25519 = b"\x01"
+# What stands before the 32 bytes of an Ed25519 public key in DER (RFC 8410 section 4).
+PUBLIC_KEY_PREFIX = bytes.fromhex("302a300506032b6570032100")
+
+
+def decode_base64(text):
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return b""
+
+
+def read_public_keys(path):
+    """The keys of a file as /.well-known/latchkey-history-key gives it: by name and key id."""
+    keys = {}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            match = VERIFIER_KEY.fullmatch(line.strip())
+            if match is None:
+                continue
+            name, key_id, encoded = match.groups()
+            content = decode_base64(encoded)
+            expected = hashlib.sha256(name.encode() + b"\n" + content).hexdigest()[:8]
+            if len(content) == 33 and content[:1] == ED25519 and expected == key_id:
+                keys[(name, key_id)] = content[1:]
+    if not keys:
+        raise SystemExit("%s: has no line of the form latchkey+…+…" % path)
+    return keys
+
+
+def is_signed(body, key, signature):
+    """Whether Ed25519 by `openssl` says so."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: os.path.join(folder, name) for name in ("key", "body", "signature")}
+        for name, content in (("key", PUBLIC_KEY_PREFIX + key), ("body", body), ("signature", signature)):
+            with open(paths[name], "wb") as file:
+                file.write(content)
+        command = ["openssl", "pkeyutl", "-verify", "-pubin", "-keyform", "DER", "-inkey", paths["key"], "-rawin"]
+        command += ["-in", paths["body"], "-sigfile", paths["signature"]]
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def split_notes(path):
+    """The notes of a file that has one after the other: body, blank line, signatures."""
+    with open(path, "rb") as file:
+        lines = [line.decode("utf-8", "replace") for line in file.read().split(b"\n")]
+    notes, body, signatures, is_over = [], [], [], False
+    for line in lines + [""]:
+        if line.startswith("— "):
+            signatures.append(line)
+            continue
+        torn = bool(body) and (is_over or len(body) != 3) if line == "" else is_over
+        if signatures or torn:
+            notes.append((body, signatures))
+            body, signatures, is_over = [], [], False
+        if line == "":
+            is_over = bool(body)
+        else:
+            body.append(line)
+    if body or signatures:
+        notes.append((body, signatures))
+    return notes
+
+
+class Checkpoints:
+    """What a file of checkpoints has signed about each chain. A signature is checked when it is needed."""
+
+    def __init__(self, path, keys):
+        self.keys = keys
+        self.problems = []
+        self.unchecked = {}
+        self.checked = {}
+        torn = 0
+        for body, signatures in split_notes(path):
+            text = "".join(line + "\n" for line in body)
+            match = BODY.fullmatch(text)
+            found = [SIGNATURE.fullmatch(line) for line in signatures]
+            parsed = [(one[1], decode_base64(one[2])) for one in found if one is not None]
+            parsed = [(name, content) for name, content in parsed if len(content) == 68]
+            if match is None or not parsed or None in found:
+                torn += 1
+                continue
+            chain, size, head = match.groups()
+            note = (text, tuple(parsed), int(size), decode_base64(head))
+            self.unchecked.setdefault(chain, {})[note] = None
+        if torn:
+            print("note %d texts in %s are no whole checkpoints, as a crash leaves them" % (torn, path))
+
+    def chains(self):
+        return list(self.unchecked)
+
+    def of(self, chain):
+        if chain not in self.checked:
+            notes = self.unchecked.get(chain, {})
+            self.checked[chain] = [(size, head) for text, signatures, size, head in notes if self.holds(text, signatures)]
+        return self.checked[chain]
+
+    def holds(self, text, signatures):
+        is_known = False
+        for name, content in signatures:
+            key = self.keys.get((name, content[:4].hex()))
+            if key is None:
+                continue
+            if not is_signed(text.encode("utf-8"), key, content[4:]):
+                self.problems.append("a signature under %r is wrong" % text)
+                return False
+            is_known = True
+        if not is_known:
+            self.problems.append("%r is signed by no key that was given" % text)
+        return is_known
+
+
+# --- The command ----------------------------------------------------------------------------------------------------
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Checks exports of Latchkey's history, without Latchkey.")
+    parser.add_argument("export", nargs="+", help="what GET /v1/history/export gave; - for standard input")
+    parser.add_argument("--checkpoint", help="a checkpoint, or a file of several, to compare with")
+    parser.add_argument("--public-key", help="what /.well-known/latchkey-history-key said when it could be trusted")
+    parser.add_argument("--organization", help="whose history it should be: org_… or installation")
+    given = parser.parse_args()
+    if given.checkpoint is not None and given.public_key is None:
+        parser.error("--checkpoint needs --public-key")
+    checkpoints = None
+    if given.checkpoint is not None:
+        checkpoints = Checkpoints(given.checkpoint, read_public_keys(given.public_key))
+    chain = given.organization
+    if chain is None and checkpoints is not None and len(checkpoints.chains()) == 1:
+        chain = checkpoints.chains()[0]
+    is_good = True
+    for path in given.export:
+        is_good = tell(path, checkpoints, chain) and is_good
+    for problem in checkpoints.problems if checkpoints is not None else []:
+        print("bad  checkpoint: " + problem)
+        is_good = False
+    return 0 if is_good else 1
+
+
+def tell(path, checkpoints, chain):
+    checkpoints_of = checkpoints.of if checkpoints is not None else lambda name: []
+    file = sys.stdin.buffer if path == "-" else open(path, "rb")
+    with file:
+        verdict = verify_export(file, checkpoints_of, chain)
+    if verdict.first_bad is not None:
+        print("bad  %s: the first bad event is %d: %s" % (path, verdict.first_bad, verdict.why))
+        return False
+    if verdict.chain is None:
+        print("bad  %s: it is empty; --organization says whose history it should be" % path)
+        return False
+    compared = ""
+    if checkpoints is not None:
+        if verdict.agreeing == 0:
+            print("bad  %s: there is no checkpoint of %s among those that were given" % (path, verdict.chain))
+            return False
+        compared = ", as %d checkpoints say" % verdict.agreeing
+    words = (path, verdict.chain, verdict.events, verdict.head.hex(), compared)
+    print("ok   %s: %s: %d events, the last with the hash %s%s" % words)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

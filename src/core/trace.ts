@@ -1,0 +1,74 @@
+import { createHash, randomBytes } from 'node:crypto';
+
+/** A place in a trace that goes through several programs, by W3C Trace Context (level 1). */
+export interface TraceContext {
+  /** 32 lower-case hex digits. */
+  traceId: string;
+  /** Of the span that is the parent of what comes next: 16 lower-case hex digits. */
+  spanId: string;
+  /** Whether whoever passes it on has recorded something of it. */
+  isSampled: boolean;
+}
+
+const form = /^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$/;
+
+/** The header `traceparent`; undefined for what is none, which then begins anew (section 3.2). */
+export function parseTraceparent(header: unknown): TraceContext | undefined {
+  if (typeof header !== 'string') return undefined;
+  const [, version, traceId = '', spanId = '', flags = '', more] = form.exec(header) ?? [];
+  if (version === undefined || version === 'ff' || (version === '00' && more !== undefined)) return undefined;
+  if (/^0+$/.test(traceId) || /^0+$/.test(spanId)) return undefined;
+  return { traceId, spanId, isSampled: (Number.parseInt(flags, 16) & 1) === 1 };
+}
+
+export function toTraceparent({ traceId, spanId, isSampled }: TraceContext): string {
+  return `00-${traceId}-${spanId}-${isSampled ? '01' : '00'}`;
+}
+
+const uuid = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/;
+
+/**
+ * The trace of a request that came without one: the same for everybody who was told the same request id, and the digits of
+ * the id where it is a UUID.
+ */
+export function traceIdOfRequestId(requestId: string): string {
+  if (requestId.length === 36 && uuid.test(requestId)) return requestId.replaceAll('-', '');
+  return createHash('sha256').update(requestId).digest('hex').slice(0, 32);
+}
+
+/** Work that others see as one step of a trace. */
+export interface Span {
+  readonly context: TraceContext;
+  /** @param facts in the words of OpenTelemetry's semantic conventions */
+  end(facts: SpanFacts, outcome: { isError: boolean }): void;
+}
+
+export type SpanFacts = Record<string, string | number>;
+
+export interface SpanStart {
+  name: string;
+  kind: 'server' | 'client';
+  facts: SpanFacts;
+}
+
+/** Begins spans. Undefined where there is nothing to pass on and nobody records. */
+export interface Tracer {
+  readonly isRecording: boolean;
+  start(parent: TraceContext | undefined, span: SpanStart): Span | undefined;
+}
+
+/** Records nothing and passes on what came. */
+export const passingTracer: Tracer = {
+  isRecording: false,
+  start(parent) {
+    if (parent === undefined) return undefined;
+    return { context: { ...parent, spanId: newSpanId() }, end: () => undefined };
+  },
+};
+
+function newSpanId(): string {
+  const bytes = randomBytes(8);
+  // Zero means that there is none.
+  bytes[7] = (bytes[7] ?? 0) | 1;
+  return bytes.toString('hex');
+}

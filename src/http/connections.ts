@@ -1,0 +1,67 @@
+import type { ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
+import fp from 'fastify-plugin';
+
+interface ConnectionsOptions {
+  /** Aborted when clients should go elsewhere; what they have sent, and still send, is answered. */
+  draining: AbortSignal;
+}
+
+const lookEveryMs = 50;
+
+/** Whoever has connected and has not asked by then does not hold up the end. */
+const mayAskWithinMs = 1_000;
+
+/**
+ * Lets go of the clients without dropping what they have asked. Each reply from `draining` on carries `Connection: close`,
+ * so that a client knows not to ask again on this connection; in the end those that lie idle are closed. Node by itself
+ * closes what is idle at that moment and then waits for the others for as long as they are kept alive, and for those on
+ * which nothing was ever asked for good. Costs a request nothing before.
+ */
+export const connections = fp<ConnectionsOptions>(
+  async (app, { draining }) => {
+    const { server } = app;
+    const sockets = new Set<Socket>();
+    server.on('connection', (socket: Socket) => {
+      sockets.add(socket);
+      socket.once('close', () => sockets.delete(socket));
+    });
+    let isAsked = false;
+    const askToLeave = () => {
+      if (isAsked) return;
+      isAsked = true;
+      for (const socket of sockets) sayLast(responseOn(socket));
+      server.prependListener('request', (_request, response) => sayLast(response));
+    };
+    draining.addEventListener('abort', askToLeave, { once: true });
+
+    let looking: NodeJS.Timeout | undefined;
+    app.addHook('preClose', async () => {
+      askToLeave();
+      const startedAtMs = performance.now();
+      looking = setInterval(() => {
+        server.closeIdleConnections();
+        if (performance.now() - startedAtMs > mayAskWithinMs) closeSilent(sockets);
+      }, lookEveryMs);
+    });
+    app.addHook('onClose', async () => {
+      clearInterval(looking);
+      draining.removeEventListener('abort', askToLeave);
+    });
+  },
+  { name: 'connections' },
+);
+
+/** Those on which no request has arrived, or not the whole head of one: nothing was accepted there. */
+function closeSilent(sockets: ReadonlySet<Socket>): void {
+  for (const socket of sockets) if (responseOn(socket) === undefined) socket.destroy();
+}
+
+function sayLast(response: ServerResponse | undefined): void {
+  if (response?.headersSent === false) response.setHeader('connection', 'close');
+}
+
+/** The response that a request on this socket waits for. Node keeps it there and nowhere that is documented. */
+function responseOn(socket: Socket): ServerResponse | undefined {
+  return (socket as { _httpMessage?: ServerResponse | null })._httpMessage ?? undefined;
+}

@@ -1,0 +1,99 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Span as OtelSpan } from '@opentelemetry/api';
+import type { SpanExporter } from '@opentelemetry/sdk-trace';
+import type { Logger } from 'pino';
+import type { Span, TraceContext, Tracer } from './core/trace.ts';
+
+export interface Telemetry {
+  tracer: Tracer;
+  /** Sends what is left. */
+  close(): Promise<void>;
+}
+
+interface TelemetryOptions {
+  /** Where an OTLP receiver listens for HTTP, such as `http://collector:4318`. */
+  endpoint: string;
+  serviceName: string;
+  version: string;
+  logger: Pick<Logger, 'warn'>;
+}
+
+const exportTimeoutMs = 5_000;
+const sendEveryMs = 2_000;
+/** What is left at the end is worth no more than this. */
+const lastSendMs = 400;
+
+/**
+ * Records spans and sends them by OTLP over HTTP. OpenTelemetry is loaded here and nowhere else, so whoever does not ask
+ * for it does not pay for it. It reads its further settings by itself, such as OTEL_EXPORTER_OTLP_HEADERS.
+ */
+export async function startTelemetry({ endpoint, serviceName, version, logger }: TelemetryOptions): Promise<Telemetry> {
+  const [api, { BatchSpanProcessor, TracerProvider }, { OTLPTraceExporter }, { resourceFromAttributes }] =
+    await Promise.all([
+      import('@opentelemetry/api'),
+      import('@opentelemetry/sdk-trace'),
+      import('@opentelemetry/exporter-trace-otlp-http'),
+      import('@opentelemetry/resources'),
+    ]);
+  const exporter = new OTLPTraceExporter({
+    url: `${endpoint.replace(/\/+$/, '')}/v1/traces`,
+    timeoutMillis: exportTimeoutMs,
+  });
+  const provider = new TracerProvider({
+    resource: resourceFromAttributes({ 'service.name': serviceName, 'service.version': version }),
+    spanProcessors: [
+      new BatchSpanProcessor({ exporter: telling(exporter, logger), scheduledDelayMillis: sendEveryMs }),
+    ],
+  });
+  const tracer = provider.getTracer('latchkey', version);
+  const kinds = { server: api.SpanKind.SERVER, client: api.SpanKind.CLIENT };
+
+  function contextOf(parent: TraceContext | undefined) {
+    if (parent === undefined) return api.ROOT_CONTEXT;
+    const { traceId, spanId, isSampled } = parent;
+    const traceFlags = isSampled ? api.TraceFlags.SAMPLED : api.TraceFlags.NONE;
+    return api.trace.setSpanContext(api.ROOT_CONTEXT, { traceId, spanId, traceFlags, isRemote: true });
+  }
+
+  return {
+    tracer: {
+      isRecording: true,
+      start(parent, { name, kind, facts }) {
+        return toSpan(tracer.startSpan(name, { kind: kinds[kind], attributes: facts }, contextOf(parent)));
+      },
+    },
+    async close() {
+      const sent = provider.shutdown().catch(() => undefined);
+      await Promise.race([sent, delay(lastSendMs, undefined, { ref: false })]);
+    },
+  };
+
+  function toSpan(span: OtelSpan): Span {
+    const { traceId, spanId, traceFlags } = span.spanContext();
+    return {
+      context: { traceId, spanId, isSampled: (traceFlags & api.TraceFlags.SAMPLED) !== 0 },
+      end(facts, { isError }) {
+        span.setAttributes(facts);
+        if (isError) span.setStatus({ code: api.SpanStatusCode.ERROR });
+        span.end();
+      },
+    };
+  }
+}
+
+/** A receiver that is away costs its spans and nothing else, and the log says so once for each time. */
+function telling(exporter: SpanExporter, logger: Pick<Logger, 'warn'>): SpanExporter {
+  let wasFailing = false;
+  return {
+    export(spans, done) {
+      exporter.export(spans, (result) => {
+        const isFailing = result.code !== 0;
+        if (isFailing && !wasFailing) logger.warn({ err: result.error }, 'Spans could not be sent; they are dropped.');
+        wasFailing = isFailing;
+        done(result);
+      });
+    },
+    shutdown: () => exporter.shutdown(),
+    ...(exporter.forceFlush === undefined ? {} : { forceFlush: () => exporter.forceFlush?.() ?? Promise.resolve() }),
+  };
+}

@@ -1,0 +1,58 @@
+import { ok } from '@oazapfts/runtime';
+import {
+  createKey,
+  createPartner,
+  defaults,
+  deleteKey,
+  listHistory,
+  restoreKey,
+  revealKey,
+  rotateKey,
+  verifyKey,
+} from './client.ts';
+
+// The same tour with the functions that oazapfts makes of the 3.0 document.
+
+const { LATCHKEY_URL: baseUrl = '', ADMIN_TOKEN = '', VERIFIER_TOKEN = '' } = process.env;
+defaults.baseUrl = baseUrl;
+defaults.headers = { Authorization: `Bearer ${ADMIN_TOKEN}` };
+const asVerifier = { headers: { Authorization: `Bearer ${VERIFIER_TOKEN}` } };
+
+const verdictOn = async (key: string) => (await ok(verifyKey({ key, permission: 'read' }, asVerifier))).code;
+
+const partner = await ok(
+  createPartner({ email: 'oazapfts@partner.example', permissions: ['read'] }, { idempotencyKey: 'tour-oazapfts' }),
+);
+const [first] = partner.keys;
+if (first === undefined) throw new Error('the partner has no key');
+const verdicts = [await verdictOn(first.key ?? '')];
+
+// oazapfts announces JSON even where there is no body, which is refused as an empty one: an empty object is what is meant.
+const second = await ok(rotateKey(first.id, {}));
+verdicts.push(await verdictOn(second.key ?? ''));
+const revealed = await ok(revealKey(first.id, { reason: 'A tour' }));
+const third = await createKey({ partnerId: partner.id });
+
+const deleted = await ok(deleteKey(first.id, { reason: 'rotated' }));
+verdicts.push(await verdictOn(first.key ?? ''));
+const restored = await ok(restoreKey(first.id));
+verdicts.push(await verdictOn(first.key ?? ''));
+
+const actions: string[] = [];
+let pages = 0;
+for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
+  const page = await ok(listHistory({ limit: 2, partnerId: partner.id, ...(cursor === undefined ? {} : { cursor }) }));
+  actions.push(...page.data.map((event) => event.action));
+  cursor = page.nextCursor;
+}
+
+console.log(
+  JSON.stringify({
+    verdicts,
+    isSameKey: revealed.key === first.key,
+    refusal: third.status === 409 ? third.data.code : undefined,
+    statuses: [deleted.status, restored.status],
+    pages,
+    actions,
+  }),
+);

@@ -1,0 +1,174 @@
+import { once } from 'node:events';
+import { connect } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
+import pg from 'pg';
+import { pino } from 'pino';
+import t from 'tap';
+import { createShutdown } from '../src/shutdown.ts';
+import { dbQuery } from './support/database.ts';
+import { type KeptReply, keepAliveClient } from './support/keep-alive-client.ts';
+import { eventually, request } from './support/process.ts';
+import { serve } from './support/served.ts';
+
+// Told to stop, the service says so, answers whatever it has accepted, and is gone soon.
+
+t.test('SIGTERM under load with clients that keep their connections: nothing accepted is dropped', async (t) => {
+  const { process: service, url, urls, tokens } = await serve(t, { LOG_LEVEL: 'debug', DRAIN_SECONDS: '3' });
+  const { adminToken = '', verifierToken = '' } = tokens;
+  const { body: key } = await request(`${url}/v1/keys`, { method: 'POST', token: adminToken, body: {} });
+  const client = () => {
+    const made = keepAliveClient(url);
+    t.teardown(() => made.close());
+    return made;
+  };
+
+  // One that lies idle, one that has never asked, and one whose request does not end.
+  const idle = client();
+  await idle.ask('/livez');
+  const { port } = new URL(url);
+  const silent = connect(Number(port), '127.0.0.1');
+  const slow = connect(Number(port), '127.0.0.1');
+  for (const socket of [silent, slow]) socket.on('error', () => undefined).resume();
+  await Promise.all([once(silent, 'connect'), once(slow, 'connect')]);
+  slow.write('POST /v1/verify HTTP/1.1\r\nHost: x\r\n');
+
+  const verify = { method: 'POST', token: verifierToken, body: { key: key.key, permission: 'read' } };
+  const replies: KeptReply[] = [];
+  const dropped: unknown[] = [];
+  let accepted = 0;
+  const busy = async () => {
+    const own = client();
+    for (;;) {
+      try {
+        const reply = await own.ask('/v1/verify', verify);
+        replies.push(reply);
+        if (JSON.parse(reply.body).valid === true) accepted += 1;
+        if (reply.headers.connection === 'close') return;
+      } catch (error) {
+        dropped.push(error);
+        return;
+      }
+    }
+  };
+  const writer = async (number: number) => {
+    const own = client();
+    for (let turn = 0; ; turn++) {
+      const body = { email: `p${number}-${turn}@p.example`, permissions: ['read'] };
+      try {
+        const reply = await own.ask('/v1/partners', { method: 'POST', token: adminToken, body });
+        replies.push(reply);
+        if (reply.headers.connection === 'close') return;
+      } catch (error) {
+        dropped.push(error);
+        return;
+      }
+    }
+  };
+  const load = [...Array.from({ length: 12 }, busy), ...[0, 1, 2, 3].map(writer)];
+  await eventually(async () => accepted > 200);
+
+  // Begun before the signal, and held up by a lock until after it.
+  const holder = new pg.Client(urls.superuser);
+  await holder.connect();
+  t.teardown(() => holder.end().catch(() => undefined));
+  await holder.query('begin; select * from history_heads for update');
+  const heldPatch = client().ask(`/v1/keys/${key.id}`, { method: 'PATCH', token: adminToken, body: { name: 'Held' } });
+  await eventually(async () => {
+    const [row] = await dbQuery(
+      urls.superuser,
+      "select count(*)::int as waiting from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()",
+    );
+    return Number(row?.['waiting']) > 0;
+  });
+
+  const prober = client();
+  t.equal((await prober.ask('/readyz')).status, 200);
+  const signalledAtMs = performance.now();
+  service.child.kill('SIGTERM');
+  const unready = await eventually(async () => {
+    const reply = await prober.ask('/readyz');
+    return reply.status === 503 && reply;
+  });
+  t.match(JSON.parse(unready.body), { code: 'unavailable', detail: 'The service is stopping.' });
+  t.equal(unready.headers.connection, 'close');
+  const late = await client().ask('/v1/verify', verify);
+  t.match(JSON.parse(late.body), { valid: true }, 'a request that comes while others are told is answered, too');
+  accepted += 1;
+  await holder.query('rollback');
+  const patched = await heldPatch;
+  t.equal(patched.status, 200);
+  t.equal(patched.headers.connection, 'close', 'told with the reply, though it was asked before');
+
+  await Promise.all(load);
+  t.same(dropped, [], 'every request got its answer');
+  t.same([...new Set(replies.map(({ status }) => status))].sort(), [200, 201]);
+  t.same(await service.exited, { code: 0, signal: null });
+  const tookMs = performance.now() - signalledAtMs;
+  t.ok(tookMs < 10_000, `it took ${tookMs} ms`);
+  const [counts] = await dbQuery(
+    urls.superuser,
+    `select (select sum(allowed)::int from usage_hours) as used,
+      (select count(*)::int from partners) as partners,
+      (select count(*)::int from history where action = 'partner.created') as recorded`,
+  );
+  const created = replies.filter(({ status }) => status === 201).length;
+  t.same(counts, { used: accepted, partners: created, recorded: created }, 'usage is written, and nothing is half');
+  const phases = [...service.output().matchAll(/"phase":"([a-z]+)"/g)].map(([, name]) => name);
+  t.same(phases[0], 'drain');
+  t.same(phases.slice(1, 4).sort(), ['jobs', 'requests', 'webhooks']);
+  t.same(phases.slice(4), ['checkpoints', 'usage', 'database']);
+});
+
+t.test('a second signal ends it at once', async (t) => {
+  const { process: service, url } = await serve(t, { DRAIN_SECONDS: '60' });
+  service.child.kill('SIGTERM');
+  await eventually(async () => (await request(`${url}/readyz`)).status === 503);
+  await delay(200);
+  t.equal(service.child.exitCode, null, 'it drains');
+  service.child.kill('SIGTERM');
+  t.same(await service.exited, { code: 130, signal: null });
+});
+
+t.test('a request that does not end is given up in time, and the exit code says so', async (t) => {
+  const { process: service, url, tokens } = await serve(t, { DRAIN_SECONDS: '0' });
+  const { port } = new URL(url);
+  const socket = connect(Number(port), '127.0.0.1');
+  socket.on('error', () => undefined).resume();
+  await once(socket, 'connect');
+  socket.write(
+    `POST /v1/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${tokens['adminToken']}\r\n` +
+      'Content-Type: application/json\r\nContent-Length: 50\r\n\r\n{',
+  );
+  // Its head has arrived when something that was sent later has been answered.
+  await request(`${url}/livez`);
+  const signalledAtMs = performance.now();
+  service.child.kill('SIGTERM');
+  t.same(await service.exited, { code: 1, signal: null });
+  t.ok(performance.now() - signalledAtMs < 10_000);
+  t.match(service.output(), /"phase":"requests".*did not end in time/);
+});
+
+t.test(
+  'phases: later ones first, those that were given together side by side, and none waits for a late one',
+  async (t) => {
+    const shutdown = createShutdown(pino({ level: 'silent' }));
+    const ran: string[] = [];
+    const phase = (name: string, run: () => Promise<unknown> = async () => undefined) => ({
+      name,
+      timeoutMs: 100,
+      run: () => {
+        ran.push(name);
+        return run();
+      },
+    });
+    shutdown.add(phase('first'));
+    shutdown.add(
+      phase('failing', () => Promise.reject(new Error('no'))),
+      phase('beside it'),
+    );
+    shutdown.add(phase('hanging', () => new Promise(() => undefined)));
+    t.same(await shutdown.run(), ['hanging', 'failing']);
+    t.same(ran, ['hanging', 'failing', 'beside it', 'first']);
+    t.same(await shutdown.run(), [], 'once');
+  },
+);

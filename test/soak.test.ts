@@ -1,0 +1,46 @@
+import t from 'tap';
+import { compareBooks, countEvents, verifyChain } from '../bench/soak-books.ts';
+import { soak } from '../bench/soak-load.ts';
+import { dbQuery } from './support/database.ts';
+import { request } from './support/process.ts';
+import { serve } from './support/served.ts';
+
+// The short form of `npm run soak`, which lasts ten minutes and looks at the memory, too.
+
+t.test('a mixed load: the chain is whole, and history and usage are what was acknowledged', async (t) => {
+  const {
+    process: service,
+    url,
+    urls,
+    tokens,
+  } = await serve(t, {
+    LOG_LEVEL: 'info',
+    CALLER_LIMIT: '1000000000',
+    REVEAL_LIMIT: '1000000000',
+    ARGON2_MEMORY_KIB: '8',
+    ARGON2_TIME_COST: '1',
+  });
+  const target = { url, adminToken: tokens['adminToken'] ?? '', verifierToken: tokens['verifierToken'] ?? '' };
+  const unlimited = { requests: 1_000_000_000, windowSeconds: 60 };
+  await request(`${url}/v1/rate-limit`, { method: 'PUT', token: target.adminToken, body: unlimited });
+  const before = await countEvents(urls.superuser);
+  const books = await soak(target, {
+    seconds: 12,
+    verifiers: 8,
+    writers: 3,
+    readers: 2,
+    pauseMs: { verifiers: 2, others: 20 },
+  });
+  t.same(books.unexpected, []);
+  t.ok(books.allowed > 100 && (books.acts['partner.deleted'] ?? 0) > 2, `${books.allowed} verifications were allowed`);
+  const events = await verifyChain(target);
+  t.ok(events !== undefined && events > 20, 'the chain is whole');
+  service.child.kill('SIGTERM');
+  t.same(await service.exited, { code: 0, signal: null });
+  t.same(await compareBooks(urls.superuser, books, before), []);
+  await dbQuery(
+    urls.superuser,
+    'update usage_hours set allowed = allowed + 1 where key_id = (select min(key_id) from usage_hours)',
+  );
+  t.equal((await compareBooks(urls.superuser, books, before)).length, 1, 'a difference would show');
+});

@@ -1,0 +1,51 @@
+import { Agent, type IncomingHttpHeaders, request } from 'node:http';
+
+export interface KeptReply {
+  status: number;
+  headers: IncomingHttpHeaders;
+  body: string;
+}
+
+export interface KeptRequest {
+  method?: string;
+  token?: string;
+  body?: unknown;
+  headers?: Record<string, string>;
+}
+
+/** A client with one connection, which it keeps for as long as the server lets it. */
+export interface KeepAliveClient {
+  /** @throws where no whole reply comes */
+  ask(path: string, options?: KeptRequest): Promise<KeptReply>;
+  close(): void;
+}
+
+export function keepAliveClient(origin: string): KeepAliveClient {
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  return {
+    ask: (path, { method = 'GET', token, body, headers: given = {} } = {}) =>
+      new Promise((resolve, reject) => {
+        const text = body === undefined ? undefined : JSON.stringify(body);
+        const headers = {
+          ...given,
+          ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
+          ...(text === undefined
+            ? {}
+            : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }),
+        };
+        const asked = request(`${origin}${path}`, { agent, method, headers }, (response) => {
+          let received = '';
+          response.on('data', (chunk) => {
+            received += String(chunk);
+          });
+          response.on('error', reject);
+          response.on('end', () => {
+            resolve({ status: response.statusCode ?? 0, headers: response.headers, body: received });
+          });
+        });
+        asked.on('error', reject);
+        asked.end(text);
+      }),
+    close: () => agent.destroy(),
+  };
+}

@@ -1,0 +1,33 @@
+import type { Test } from 'tap';
+import { generateKeyring } from '../../src/crypto/keyring.ts';
+import type { ClusterUrls } from './cluster.ts';
+import { createDatabase } from './database.ts';
+import { type RunningProcess, runEntry } from './process.ts';
+
+/** A Latchkey in a process of its own, on a database of its own with an organization in it. */
+export interface Served {
+  process: RunningProcess;
+  url: string;
+  urls: ClusterUrls;
+  /** `organizationId`, `adminToken`, `verifierToken`, `operatorToken`. */
+  tokens: Record<string, string>;
+}
+
+export async function serve(t: Test, env: NodeJS.ProcessEnv = {}): Promise<Served> {
+  const urls = await createDatabase(t);
+  const environment = {
+    DATABASE_URL: urls.app,
+    LATCHKEY_KEYRING: generateKeyring(new Date()),
+    PORT: '0',
+    // A machine on which many tests run is late by itself.
+    DATABASE_TIMEOUT_MS: '20000',
+    EVENT_LOOP_DELAY_LIMIT_MS: '60000',
+  };
+  const names = ['--organization', 'Example', '--admin-email', 'ada@example.com'];
+  const bootstrap = runEntry(t, 'cli/latchkey.ts', ['bootstrap', ...names], { env: environment });
+  await bootstrap.exited;
+  const tokens = JSON.parse(bootstrap.stdout()) as Record<string, string>;
+  const process = runEntry(t, 'server.ts', [], { env: { ...environment, ...env } });
+  const [, url = ''] = await process.until(/Server listening at (http:\/\/[^"]+)"/);
+  return { process, url, urls, tokens };
+}

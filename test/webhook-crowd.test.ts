@@ -1,0 +1,107 @@
+import { isDeepStrictEqual } from 'node:util';
+import t from 'tap';
+import { newId, type OrganizationId } from '../src/core/ids.ts';
+import { mintSecret } from '../src/webhooks/mint.ts';
+import { startService, type TestService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { listenRaw } from './support/listeners.ts';
+import { eventually } from './support/process.ts';
+import { idOf, makeWebhook, startReceiver, startSending } from './support/webhooks.ts';
+
+// Many endpoints, or many deliveries, at once.
+
+/** Endpoints that have failed before, in one statement, each with something due. */
+async function dbMakeEndpoints(service: TestService, wish: { url: string; count: number; due: number }): Promise<void> {
+  const organizationId = service.organizationId as OrganizationId;
+  const made = Array.from({ length: wish.count }, () => {
+    const id = newId('webhook');
+    return { id, ...mintSecret(service.keyring, organizationId, id).columns };
+  });
+  const params = [
+    organizationId,
+    wish.url,
+    made.map(({ id }) => id),
+    made.map(({ sealed }) => sealed),
+    service.keyring.primary.id,
+  ];
+  await dbQuery(
+    service.urls.superuser,
+    `insert into webhook_endpoints
+       (id, organization_id, url, events, sealed, sealed_keyring_id, created_at, created_by, failing_since)
+     select id, $1, $2, '{key.purged}', sealed, $5, now(), '{}', now() from unnest($3::text[], $4::bytea[]) as made (id, sealed)`,
+    params,
+  );
+  await dbMakeDeliveries(service, 'pending', wish.due);
+}
+
+/** For each endpoint that is told of purges. */
+async function dbMakeDeliveries({ urls }: TestService, status: 'pending' | 'failed', count: number): Promise<void> {
+  await dbQuery(
+    urls.superuser,
+    `insert into webhook_deliveries
+       (id, endpoint_id, sequence, action, payload, status, due_at, created_at, finished_at)
+     select 'delivery_0' || lpad(to_hex(row_number() over ()), 25, '0'), id, number, 'key.purged', '{}', $1, now(), now(),
+       case when $1 = 'failed' then now() end
+     from webhook_endpoints, generate_series(1, $2::int) as number where events = '{key.purged}'`,
+    [status, count],
+  );
+}
+
+t.test('where hundreds of receivers hang at once, one that is well is told meanwhile', async (t) => {
+  const service = await startService(t);
+  const hanging = await listenRaw(t, (socket) => socket.resume());
+  const receiver = await startReceiver(t);
+  await makeWebhook(service, { url: receiver.url, events: ['key.created'] });
+  await dbMakeEndpoints(service, { url: `http://127.0.0.1:${hanging.port}/`, count: 300, due: 2 });
+  startSending(t, service, { timeoutMs: 25_000 });
+  await eventually(async () => hanging.open() >= 480, 60_000);
+  const waitsMs: number[] = [];
+  for (let event = 0; event < 5; event++) {
+    const startedAt = performance.now();
+    await service.admin.post('/v1/keys', {}).then(({ body }) => service.admin.delete(`/v1/keys/${body.id}`));
+    await eventually(async () => receiver.received.length === event + 1);
+    waitsMs.push(performance.now() - startedAt);
+  }
+  t.comment(`${hanging.open()} hang; the other one heard after ${waitsMs.map(Math.round).join(', ')} ms`);
+  t.ok(Math.max(...waitsMs) < 10_000, 'it has not waited for one of them to end');
+  t.ok(hanging.open() <= 510, `${hanging.open()} of 600 calls hang at once`);
+  t.equal(new Set(receiver.received.map(idOf)).size, 5);
+});
+
+t.test(
+  'of more than 10,000 that have failed, as many are sent again at once, and it says that there are more',
+  async (t) => {
+    const service = await startService(t);
+    const { admin } = service;
+    const receiver = await startReceiver(t);
+    const webhook = await makeWebhook(service, { url: receiver.url, events: ['key.purged'] });
+    await dbMakeDeliveries(service, 'failed', 10_003);
+    const again = async () => {
+      const since = new Date(0).toISOString();
+      return (await admin.post(`/v1/webhooks/${webhook.id}/deliveries/redeliver`, { since })).body;
+    };
+    t.same(await again(), { deliveries: 10_000, isCutShort: true });
+    t.same(await again(), { deliveries: 3, isCutShort: false });
+    t.same(await again(), { deliveries: 0, isCutShort: false });
+
+    await t.test('what waits for an endpoint fails with it, however much it is', async (t) => {
+      const statuses = () =>
+        dbQuery(service.urls.app, 'select status, count(*)::int from webhook_deliveries group by 1 order by 1');
+      t.same(await statuses(), [{ status: 'pending', count: 10_003 }]);
+      startSending(t, service);
+      await eventually(async () => receiver.received.length >= 100);
+      // What is not due is not looked for.
+      const later = "update webhook_deliveries set due_at = due_at + interval '1 hour'";
+      await dbQuery(service.urls.superuser, `${later} where status = 'pending' and leased_until is null`);
+      await admin.post(`/v1/webhooks/${webhook.id}/disable`);
+      await eventually(async () => {
+        const delivered = receiver.received.length;
+        const expected = [
+          { status: 'delivered', count: delivered },
+          { status: 'failed', count: 10_003 - delivered },
+        ];
+        return isDeepStrictEqual(await statuses(), expected);
+      });
+    });
+  },
+);
