@@ -24,7 +24,14 @@ export const verifyAnswer = JSON.stringify({
   name: 'Bench',
   metadata: { environment: 'bench' },
   expiresAt: null,
-  rateLimit: { limit: 1_000_000_000, remaining: 999_999_999, resetSeconds: 86_400 },
+  dependsOnIp: false,
+  rateLimit: {
+    policy: 'owner',
+    limit: 1_000_000_000,
+    windowSeconds: 86_400,
+    remaining: 999_999_999,
+    resetSeconds: 86_400,
+  },
 });
 
 export const authorizeAnswer = {

@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { questionsOf, seeFirst, startServers, takeTurns, warmUp } from './contests.ts';
 import { flood } from './flood.ts';
+import { compareBackends, judgeHook, startBackends } from './hook.ts';
 import { wrongKeys } from './key-rows.ts';
 import { type Load, startLoad } from './load.ts';
 import { measureNotifying } from './notifying.ts';
@@ -80,6 +81,12 @@ async function measure(stage: Stage, load: Load): Promise<Results> {
   say('all take turns');
   const rows = await takeTurns(load, servers, questions, sizes);
 
+  say('a backend has its turns, with the hook and without it');
+  const backends = await startBackends(stage, servers.one.port);
+  const hookRows = await compareBackends(load, backends, { rounds: sizes.rounds, seconds: sizes.seconds }).finally(
+    backends.stop,
+  );
+
   say('wrong keys come beside a good client');
   const flooded = await flood({
     server: servers.many,
@@ -98,8 +105,8 @@ async function measure(stage: Stage, load: Load): Promise<Results> {
     machine: describeMachine(),
     quick,
     keys: keys.length,
-    rows: [...rows, sight],
-    promises: [...judge(rows, flooded), ...judgeRecording(recording)],
+    rows: [...rows, sight, ...hookRows],
+    promises: [...judge(rows, flooded), judgeHook(hookRows), ...judgeRecording(recording)],
     bytesPerKnownKey: (after.usedBytes - before.usedBytes) / keys.length,
     flood: flooded,
     notifying,

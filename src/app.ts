@@ -48,6 +48,8 @@ import { partnerRoutes } from './partners/routes.ts';
 import { recoveryRoutes } from './recovery/routes.ts';
 import { rowRoutes } from './rows/routes.ts';
 import { authorizeRoutes } from './verification/authorize-routes.ts';
+import { batchRoutes } from './verification/batch-routes.ts';
+import { changeRoutes } from './verification/change-routes.ts';
 import { introspectionRoutes, verificationRoutes } from './verification/routes.ts';
 import { selfRoutes } from './verification/self-routes.ts';
 import type { VerificationState } from './verification/state.ts';
@@ -90,6 +92,8 @@ export interface AppDeps {
   /** Aborted when the service is told to stop, while it still takes requests. */
   draining?: AbortSignal;
   receiveTimeoutMs?: number;
+  /** Clients at once that follow changes. */
+  changeStreams?: number;
   /** Past this mean delay of the event loop requests are refused. */
   eventLoopDelayLimitMs?: number;
 }
@@ -103,7 +107,7 @@ function unlessUsedUp(error: unknown): void {
 export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const { crypto, undoWindowSeconds, retentionSeconds, draining = new AbortController().signal } = deps;
   const { tallies = createTallies() } = deps;
-  const { clock, records, limits, usage } = deps.verification;
+  const { clock, feed, records, limits, usage } = deps.verification;
   const transactor: Transactor = { ...deps.transactor, onRecorded: (actions) => countEvents(tallies, actions) };
   const { db } = transactor;
   const tokenPrefix = crypto.prefix;
@@ -189,6 +193,15 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(operatorOrganizationRoutes, { ...v1, transactor });
   await app.register(accessTokenRoutes, { ...v1, transactor, crypto });
   await app.register(verificationRoutes, { ...v1, verifier });
+  await app.register(batchRoutes, { ...v1, verifier });
+  await app.register(changeRoutes, {
+    ...v1,
+    feed,
+    clock,
+    records,
+    streamsAtOnce: deps.changeStreams ?? 1_000,
+    draining,
+  });
   await app.register(authorizeRoutes, { ...v1, verifier });
   await app.register(introspectionRoutes, { ...v1, verifier });
   await app.register(selfRoutes, { ...v1, limits, usage });

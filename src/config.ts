@@ -141,6 +141,10 @@ export const environment = z.object({
     description: 'Keys kept in memory at most, about 2.7 KB each.',
     example: '200000',
   }),
+  CHANGE_STREAMS: integer(0, 100_000).default(1_000).meta({
+    description: 'Backends at once that follow changes by `/v1/changes`; one token may hold half of them.',
+    example: '1000',
+  }),
   REDIS_URL: redisUrl.optional().meta({
     description: 'A Redis or Valkey in which replicas count rate limits together. Not set: each counts by itself.',
     example: 'redis://cache:6379',

@@ -153,6 +153,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       retentionSeconds: config.RETENTION_SECONDS,
       trustProxy: config.TRUST_PROXY ?? false,
       version: packageVersion(),
+      changeStreams: config.CHANGE_STREAMS,
       draining: draining.signal,
     });
     await verification.ready;

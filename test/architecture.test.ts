@@ -12,6 +12,8 @@ const ranks: string[][] = [
   ['crypto'],
   ['db'],
   ['auth'],
+  ['client'],
+  ['fastify'],
   ['http'],
   ['history'],
   features,

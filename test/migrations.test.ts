@@ -13,6 +13,7 @@ const newest = [
   '0005-jobs',
   '0006-webhooks',
   '0007-refused-attempts',
+  '0009-changes',
   '0010-last-use',
   '0011-delivery-traces',
   'graphile_worker@19',

@@ -115,6 +115,7 @@ t.test('the answer over the wire', async (t) => {
     name: null,
     metadata: null,
     expiresAt: null,
+    dependsOnIp: null,
     rateLimit: null,
   };
   const facts = {
@@ -126,10 +127,11 @@ t.test('the answer over the wire', async (t) => {
     name: null,
     metadata: {},
     expiresAt: null,
+    dependsOnIp: false,
   };
 
   await t.test('valid, with what the backend needs to know', async (t) => {
-    const rateLimit = { limit: 1000, remaining: 999, resetSeconds: 60 };
+    const rateLimit = { policy: 'owner', limit: 1000, windowSeconds: 60, remaining: 999, resetSeconds: 60 };
     t.same(await ask(key.key), { valid: true, code: 'valid', ...facts, rateLimit });
     const refused = { valid: false, code: 'insufficient_permission', ...facts, rateLimit: null };
     t.same(await ask(key.key, { permission: 'write' }), refused);

@@ -82,6 +82,7 @@ const anyKey = fc
         permission,
         name,
         metadata,
+        allowed_ips: partner ? ['10.0.0.0/8'] : [],
         expires_at: expires,
       }) as unknown as ApiKeyRecord,
   );

@@ -138,7 +138,7 @@ export const problemKinds = {
   payload_too_large: {
     status: 413,
     title: 'Payload too large',
-    explanation: 'A request body may have at most 64 KiB.',
+    explanation: 'A request body may have at most 64 KiB, or what the description of its endpoint says.',
     remedy: 'Send less.',
   },
   unsupported_media_type: {

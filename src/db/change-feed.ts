@@ -5,8 +5,8 @@ import type { DatabaseClock } from './clock.ts';
 
 /** What somebody who keeps copies of records is told. */
 export interface ChangeListener {
-  /** The record with this id was changed or deleted. */
-  changed(id: string): void;
+  /** The record with this id was changed or deleted. It belongs to this organization; null: to none. */
+  changed(id: string, organizationId: string | null): void;
   /** What came before may have been missed: forget everything. */
   restarted(): void;
 }
@@ -100,8 +100,12 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
         beat.arrive();
         turn();
       } else if (payload === everything) for (const listener of listeners) listener.restarted();
-      else for (const listener of listeners) listener.changed(payload);
+      else tell(payload);
     });
+    const tell = (payload: string) => {
+      const [id = '', organizationId = null] = payload.split(' ', 2);
+      for (const listener of listeners) listener.changed(id, organizationId);
+    };
     const exchange = async (send: (beat: Beat) => Promise<void>) => {
       const beat = createBeat();
       beats.set(beat.payload, beat);

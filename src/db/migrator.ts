@@ -6,6 +6,7 @@ import * as idempotency from '../../migrations/0004-idempotency.ts';
 import * as jobs from '../../migrations/0005-jobs.ts';
 import * as webhooks from '../../migrations/0006-webhooks.ts';
 import * as refusedAttempts from '../../migrations/0007-refused-attempts.ts';
+import * as changes from '../../migrations/0009-changes.ts';
 import * as lastUse from '../../migrations/0010-last-use.ts';
 import * as deliveryTraces from '../../migrations/0011-delivery-traces.ts';
 import type { DatabaseClient, Db } from './client.ts';
@@ -27,6 +28,7 @@ const migrations: Record<string, Migration> = {
   '0005-jobs': jobs,
   '0006-webhooks': webhooks,
   '0007-refused-attempts': refusedAttempts,
+  '0009-changes': changes,
   '0010-last-use': lastUse,
   '0011-delivery-traces': deliveryTraces,
 };

@@ -79,7 +79,7 @@ function logOnce(request: FastifyRequest, problem: Problem, cause: unknown): voi
 
 /** Fastify's own refusals, by its error codes: https://fastify.dev/docs/latest/Reference/Errors/ */
 const problemOfFastifyError: Record<string, [code: ProblemCode, detail: string]> = {
-  FST_ERR_CTP_BODY_TOO_LARGE: ['payload_too_large', 'The body is over 64 KiB.'],
+  FST_ERR_CTP_BODY_TOO_LARGE: ['payload_too_large', 'The body is longer than this endpoint takes.'],
   FST_ERR_CTP_INVALID_MEDIA_TYPE: [
     'unsupported_media_type',
     'This endpoint does not read bodies of this type. Where its description names no other, it is application/json.',

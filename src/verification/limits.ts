@@ -27,6 +27,8 @@ export interface UseLimits {
   /** `shared`: counted in Redis; `memory`: in this process. */
   readonly mode: 'shared' | 'memory';
   count(buckets: UseBuckets, cost: number): Count | Promise<Count>;
+  /** Counts what has been let in already, past a limit too. Nothing is refused. */
+  add(buckets: UseBuckets, cost: number): Count | Promise<Count>;
 }
 
 /** The owner's bucket, which all keys of the partner, or of the default row, share; and a key's own besides. */
@@ -81,6 +83,7 @@ interface Window {
 /** Limits that are counted in this process, and may go on from where another counter has stopped. */
 export interface MemoryLimits extends UseLimits {
   count(buckets: UseBuckets, cost: number): Count;
+  add(buckets: UseBuckets, cost: number): Count;
   /** Takes over what another counter has told of a bucket. */
   adopt(bucket: Bucket, level: Level): void;
 }
@@ -114,18 +117,22 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
     if (windows.get(bucket.id) !== window) windows.set(bucket.id, window);
   }
 
+  function countUnless(buckets: UseBuckets, cost: number, mayRefuse: boolean): Count {
+    const now = nowMs();
+    sweep(now);
+    const present = buckets.map((bucket) => ({ bucket, window: windowOf(bucket, now) }));
+    const isTooMuch = ({ bucket, window }: (typeof present)[number]) => window.used + cost > bucket.requests;
+    const refusing = mayRefuse && cost > 0 ? present.findIndex(isTooMuch) : -1;
+    if (refusing < 0 && cost > 0) for (const { bucket, window } of present) use(bucket, window, cost);
+    // In whole milliseconds: fractions do not add up exactly, and a fraction too many would show as a second more.
+    const levels = present.map(({ window: { used, endsAtMs } }) => ({ used, resetMs: Math.round(endsAtMs - now) }));
+    return toCount(buckets, levels, refusing < 0 ? undefined : refusing);
+  }
+
   return {
     mode: 'memory',
-    count(buckets, cost) {
-      const now = nowMs();
-      sweep(now);
-      const present = buckets.map((bucket) => ({ bucket, window: windowOf(bucket, now) }));
-      const refusing = present.findIndex(({ bucket, window }) => cost > 0 && window.used + cost > bucket.requests);
-      if (refusing < 0 && cost > 0) for (const { bucket, window } of present) use(bucket, window, cost);
-      // In whole milliseconds: fractions do not add up exactly, and a fraction too many would show as a second more.
-      const levels = present.map(({ window: { used, endsAtMs } }) => ({ used, resetMs: Math.round(endsAtMs - now) }));
-      return toCount(buckets, levels, refusing < 0 ? undefined : refusing);
-    },
+    count: (buckets, cost) => countUnless(buckets, cost, true),
+    add: (buckets, cost) => countUnless(buckets, cost, false),
     adopt({ id, windowSeconds }, { used, resetMs }) {
       const now = nowMs();
       sweep(now);

@@ -58,7 +58,7 @@ export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> =
 };
 
 /** RFC 9111 section 5.2.1.4. */
-function asksForFresh(cacheControl: string | undefined): boolean {
+export function asksForFresh(cacheControl: string | undefined): boolean {
   return cacheControl !== undefined && /(^|,)\s*no-cache\s*(,|$)/i.test(cacheControl);
 }
 

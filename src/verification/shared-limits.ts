@@ -17,19 +17,21 @@ interface SharedLimitsOptions {
 /**
  * Looks at every bucket and counts them all or none, as one step of the server. A bucket that has no end, or holds no
  * number, is not one of ours and begins anew.
- * KEYS: the buckets. ARGV: the cost, then for each bucket its limit and its window in milliseconds.
+ * KEYS: the buckets. ARGV: the cost, whether a bucket may refuse (1 or 0), then for each bucket its limit and its window
+ * in milliseconds.
  * Returns the place of the bucket that refuses (0: none), then for each what it has counted and when it ends.
  */
 const countScript = `
 local cost = tonumber(ARGV[1])
+local mayRefuse = cost > 0 and ARGV[2] == '1'
 local refusing = 0
 local used = {}
 local left = {}
 for place, name in ipairs(KEYS) do
   left[place] = redis.call('pttl', name)
   used[place] = left[place] > 0 and tonumber(redis.call('get', name)) or 0
-  if used[place] == 0 then left[place] = tonumber(ARGV[place * 2 + 1]) end
-  if refusing == 0 and cost > 0 and used[place] + cost > tonumber(ARGV[place * 2]) then refusing = place end
+  if used[place] == 0 then left[place] = tonumber(ARGV[place * 2 + 2]) end
+  if refusing == 0 and mayRefuse and used[place] + cost > tonumber(ARGV[place * 2 + 1]) then refusing = place end
 end
 local answer = { refusing }
 for place, name in ipairs(KEYS) do
@@ -84,7 +86,7 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
 
   /** By a count: a server that answers and takes no writes, such as a replica or one without memory, is of no use here. */
   const probe = () =>
-    countUse(1, probedBucket, 1, probesAllowed, probedBucketMs).then(
+    countUse(1, probedBucket, 1, 1, probesAllowed, probedBucketMs).then(
       () => turn('shared'),
       (error: unknown) => turn('memory', error),
     );
@@ -95,12 +97,13 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
     if (mode !== 'shared') void probe();
   }, probeEveryMs).unref();
 
-  async function countInRedis(buckets: UseBuckets, cost: number) {
+  async function countInRedis(buckets: UseBuckets, cost: number, way: 'count' | 'add') {
     try {
       const answer = await countUse(
         buckets.length,
         ...buckets.map((bucket) => `latchkey:limit:${bucketName(bucket)}`),
         cost,
+        way === 'count' ? 1 : 0,
         ...buckets.flatMap(({ requests, windowSeconds }) => [requests, windowSeconds * 1000]),
       );
       const [refusing = 0, ...rest] = answer;
@@ -113,16 +116,20 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
       return toCount(buckets, levels, refusing === 0 ? undefined : refusing - 1);
     } catch (error) {
       turn('memory', error);
-      return memory.count(buckets, cost);
+      return memory[way](buckets, cost);
     }
   }
+
+  const countBy = (way: 'count' | 'add') => (buckets: UseBuckets, cost: number) =>
+    mode === 'shared' ? countInRedis(buckets, cost, way) : memory[way](buckets, cost);
 
   return {
     get mode() {
       return mode ?? 'memory';
     },
     decided,
-    count: (buckets, cost) => (mode === 'shared' ? countInRedis(buckets, cost) : memory.count(buckets, cost)),
+    count: countBy('count'),
+    add: countBy('add'),
     async close() {
       clearInterval(timer);
       redis.removeAllListeners('close');

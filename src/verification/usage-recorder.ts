@@ -9,7 +9,8 @@ export type UseOutcome = 'allowed' | 'denied' | 'rateLimited';
 
 /** Counts how keys are used. Counting never waits; what was counted is written in batches. */
 export interface UsageRecorder {
-  add(key: ApiKeyRecord, outcome: UseOutcome): void;
+  /** @param uses of this outcome */
+  add(key: ApiKeyRecord, outcome: UseOutcome, uses?: number): void;
   /** A deleted key, which history is to tell of besides. @param ip the client's address, where it is known */
   addDeleted(key: ApiKeyRecord, ip: string | undefined, options: { isCounted: boolean }): void;
   /** Writes what is in memory. */
@@ -120,11 +121,11 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     return flushing;
   }
 
-  function count(key: ApiKeyRecord, outcome: UseOutcome, alsoAfterDeletion = false): void {
+  function count(key: ApiKeyRecord, outcome: UseOutcome, uses: number, alsoAfterDeletion = false): void {
     const nowMs = clock.nowMs();
     const counter = counterOf(key, nowMs);
     if (!wait(counter)) return;
-    counter[outcome] += 1;
+    counter[outcome] += uses;
     if (alsoAfterDeletion) counter.afterDeletion += 1;
     if (outcome === 'allowed') counter.lastUsedMs = nowMs;
   }
@@ -133,9 +134,9 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     if (waiting.length > 0 || deletedUses.isWaiting()) void flush();
   }, flushEveryMs).unref();
   return {
-    add: (key, outcome) => count(key, outcome),
+    add: (key, outcome, uses = 1) => count(key, outcome, uses),
     addDeleted(key, ip, { isCounted }) {
-      if (isCounted) count(key, 'denied', true);
+      if (isCounted) count(key, 'denied', 1, true);
       deletedUses.note(key, ip);
     },
     flush,

@@ -16,12 +16,22 @@ export const verdictView = z
     name: z.string().nullable().meta({ example: 'Billing export' }),
     metadata: metadataView.nullable(),
     expiresAt: timestampView.nullable(),
+    dependsOnIp: z.boolean().nullable().meta({
+      description: 'Whether the key has allowedIps, so that this holds for no other address.',
+      example: false,
+    }),
     rateLimit: z
-      .object({ limit: z.int(), remaining: z.int(), resetSeconds: z.int() })
+      .object({
+        policy: z.enum(['owner', 'key']).meta({ description: "The owner's limit, or one of the key's own." }),
+        limit: z.int(),
+        windowSeconds: z.int(),
+        remaining: z.int(),
+        resetSeconds: z.int(),
+      })
       .nullable()
       .meta({
         description: 'Of the limit that has the least left. Null where something else refused the key.',
-        example: { limit: 1000, remaining: 999, resetSeconds: 60 },
+        example: { policy: 'owner', limit: 1000, windowSeconds: 60, remaining: 999, resetSeconds: 60 },
       }),
   })
   .meta({
@@ -44,6 +54,7 @@ function describe(key: ApiKeyRecord | null): string {
     name: key?.name ?? null,
     metadata: key?.metadata ?? null,
     expiresAt: key?.expires_at?.toISOString() ?? null,
+    dependsOnIp: key === null ? null : key.allowed_ips.length > 0,
   }).slice(1, -1);
   if (key !== null) factsOf.set(key, facts);
   return facts;
@@ -54,6 +65,7 @@ export function verdictText({ code, key, count }: Verdict): string {
   const limits =
     count === null
       ? 'null'
-      : `{"limit":${count.limit},"remaining":${count.remaining},"resetSeconds":${count.resetSeconds}}`;
+      : `{"policy":"${count.policy}","limit":${count.limit},"windowSeconds":${count.windowSeconds},` +
+        `"remaining":${count.remaining},"resetSeconds":${count.resetSeconds}}`;
   return `{"valid":${code === 'valid'},"code":"${code}",${describe(key)},"rateLimit":${limits}}`;
 }

@@ -29,6 +29,11 @@ export interface Question {
   cost: number;
   /** Read the record from the database. */
   fresh: boolean;
+  /**
+   * That so many uses were let in by an earlier answer: they are counted whatever the key is now, `cost` for all of them.
+   * Undefined where somebody asks before a use.
+   */
+  usesBefore?: number | undefined;
 }
 
 export interface Verifier {
@@ -75,11 +80,13 @@ export function createVerifier(options: VerifierOptions): Verifier {
     return malformed;
   }
 
-  function judge(key: ApiKeyRecord | undefined, { wanted, asker, cost }: Question): Verdict | Promise<Verdict> {
+  function judge(key: ApiKeyRecord | undefined, question: Question): Verdict | Promise<Verdict> {
+    const { wanted, asker, cost, usesBefore } = question;
     if (key === undefined || (asker !== null && key.organization_id !== asker)) {
       tally.not_found += 1;
       return notFound;
     }
+    if (usesBefore !== undefined) return countBefore(key, question, usesBefore);
     const code = decide(key, wanted, new Date(clock.nowMs()));
     if (code !== 'valid') {
       tally[code] += 1;
@@ -96,6 +103,16 @@ export function createVerifier(options: VerifierOptions): Verifier {
       return { code: counted, key, count };
     };
     return counted instanceof Promise ? counted.then(conclude) : conclude(counted);
+  }
+
+  /** The answer is the key's state of now. What was let in before a deletion is no use after it. */
+  function countBefore(key: ApiKeyRecord, { wanted, cost }: Question, uses: number): Verdict | Promise<Verdict> {
+    usage.add(key, 'allowed', uses);
+    tally.valid += uses;
+    const code = decide(key, wanted, new Date(clock.nowMs()));
+    const added = limits.add(bucketsOf(key), cost);
+    const conclude = (count: Count) => ({ code, key, count: code === 'valid' ? count : null }) as Verdict;
+    return added instanceof Promise ? added.then(conclude) : conclude(added);
   }
 
   return {

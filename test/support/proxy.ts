@@ -6,10 +6,12 @@ export interface Proxy {
   url: string;
   /** Breaks the connections that there are; new ones are taken. */
   end(): void;
-  /** Whether bytes vanish, in both directions and without a word. */
-  swallow(on: boolean): void;
-  /** Whether the server's replies are kept back; what was kept is passed on when this ends. */
-  hold(on: boolean): void;
+  /** Whether bytes vanish, in both directions and without a word. @param only on connections that began with this text */
+  swallow(on: boolean, only?: string): void;
+  /** Whether the server's replies are kept back; what was kept is passed on when this ends. @param only as above */
+  hold(on: boolean, only?: string): void;
+  /** Whether there is something that was kept back. */
+  isHolding(): boolean;
   /** Whether new connections are closed as soon as they are made. */
   refuse(on: boolean): void;
 }
@@ -23,20 +25,26 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
   let isRefusing = false;
   let isHolding = false;
   let held: Array<() => void> = [];
+  let affected = '';
   const server = createServer((near) => {
     if (isRefusing) {
       near.destroy();
       return;
     }
     const far = connectSocket(port, host);
+    let beginning = '';
+    near.once('data', (chunk) => {
+      beginning = chunk.toString('latin1');
+    });
     for (const [from, to] of [
       [near, far],
       [far, near],
     ] as const) {
       sockets.add(from);
       from.on('data', (chunk) => {
-        if (isSwallowing) return;
-        if (isHolding && from === far) held.push(() => to.write(chunk));
+        const isAffected = beginning.startsWith(affected);
+        if (isSwallowing && isAffected) return;
+        if (isHolding && isAffected && from === far) held.push(() => to.write(chunk));
         else to.write(chunk);
       });
       from.on('error', () => undefined);
@@ -55,10 +63,13 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
   return {
     url: target.href,
     end,
-    swallow: (on: boolean) => {
+    swallow: (on: boolean, only = '') => {
+      affected = only;
       isSwallowing = on;
     },
-    hold: (on: boolean) => {
+    isHolding: () => held.length > 0,
+    hold: (on: boolean, only = '') => {
+      affected = only;
       isHolding = on;
       if (on) return;
       for (const passOn of held) passOn();

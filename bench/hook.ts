@@ -1,0 +1,65 @@
+import { createRequire } from 'node:module';
+import path from 'node:path';
+import { pathToFileURL } from 'node:url';
+import type { Load } from './load.ts';
+import type { Question } from './questions.ts';
+import { type Promised, type Row, toRow } from './report.ts';
+import { alternate, type Contestant, type Pace } from './rounds.ts';
+import { type Server, startServer } from './servers.ts';
+import type { Stage } from './stage.ts';
+
+/** A backend's smallest route, with the hook and without it. */
+export interface Backends {
+  bare: Server;
+  protected: Server;
+  stop(): Promise<void>;
+}
+
+const tsx = pathToFileURL(createRequire(import.meta.url).resolve('tsx')).href;
+
+/** @param latchkeyPort of the Latchkey that the protected one asks */
+export async function startBackends(stage: Stage, latchkeyPort: number): Promise<Backends> {
+  const start = (env: NodeJS.ProcessEnv) =>
+    startServer(path.join(import.meta.dirname, 'hello.ts'), { env, imports: [tsx] });
+  const token = stage.bootstrapped.verifierToken.reveal();
+  const [bare, hooked] = await Promise.all([
+    start({}),
+    start({ LATCHKEY_URL: `http://127.0.0.1:${latchkeyPort}`, LATCHKEY_TOKEN: token }),
+  ]);
+  return { bare, protected: hooked, stop: async () => void (await Promise.all([bare.stop(), hooked.stop()])) };
+}
+
+const connections = 16;
+const names = { bare: 'backend, GET /hello', protected: 'backend with the hook, 1 key' } as const;
+
+/** The same bytes to both. */
+const question: Question = {
+  before: 'GET /hello HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer ',
+  after: '\r\n\r\n',
+  status: 200,
+  text: '{"hello":"world"}',
+};
+
+/** Both warm, in turns. */
+export async function compareBackends(load: Load, backends: Backends, pace: Pace): Promise<Row[]> {
+  const contestant = (name: string, server: Server): Contestant => {
+    return { name, server, job: () => ({ question, connections, keySet: 'good', order: 'around', from: 0, to: 1 }) };
+  };
+  const contestants = [contestant(names.bare, backends.bare), contestant(names.protected, backends.protected)];
+  await alternate(load, contestants, { rounds: 2, seconds: pace.seconds });
+  const [bare, hooked] = await alternate(load, contestants, pace);
+  if (bare === undefined || hooked === undefined) throw new Error('nothing was measured');
+  return [toRow(bare, bare), toRow(hooked, bare)];
+}
+
+const least = 0.9;
+
+export function judgeHook(rows: readonly Row[]): Promised {
+  const hooked = rows.find(({ name }) => name === names.protected);
+  if (hooked === undefined) throw new Error('the hook was not measured');
+  return {
+    promise: `${names.protected}: at least ${least} of the unprotected one's requests a second`,
+    kept: hooked.ofBare >= least,
+    measured: `${hooked.ofBare.toFixed(2)} (by processor time ${hooked.ofBareByCpu.toFixed(2)})`,
+  };
+}

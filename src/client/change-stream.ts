@@ -1,0 +1,137 @@
+import { once } from 'node:events';
+import http, { type IncomingMessage } from 'node:http';
+import https from 'node:https';
+import { setTimeout as delay } from 'node:timers/promises';
+import { createEventReader, type ServerEvent } from './event-lines.ts';
+import type { ServiceCall } from './service-call.ts';
+
+/** Who keeps answers, and has to know when to forget them. */
+export interface Forgetful {
+  forget(ids: string[]): void;
+  forgetAll(): void;
+}
+
+/** `GET /v1/changes`, for as long as it is open. */
+export interface ChangeStream {
+  /** Whether every change of up to 5 s ago has been heard. Only then may anything be answered from memory. */
+  isAlive(nowMs: number): boolean;
+  /** The time by which keys expire: Latchkey's, as far as it is known. */
+  serverNowMs(nowMs: number): number;
+  close(): Promise<void>;
+}
+
+interface ChangeStreamOptions {
+  call: ServiceCall;
+  forgetful: Forgetful;
+  /** Told when it begins and ceases to be alive. */
+  onTurn: (isAlive: boolean, cause?: unknown) => void;
+}
+
+/** The heartbeat limit: nothing that is older than this is answered from memory. */
+export const silenceAllowedMs = 5_000;
+const lookEveryMs = 500;
+const leastDelayMs = 250;
+const mostDelayMs = 5_000;
+
+export function followChanges({ call, forgetful, onTurn }: ChangeStreamOptions): ChangeStream {
+  const closing = new AbortController();
+  let connection = new AbortController();
+  let isHeard = false;
+  /** All that was changed before this has been told; monotonic milliseconds. */
+  let vouchedAtMs = Number.NEGATIVE_INFINITY;
+  let clockOffsetMs = Date.now() - performance.now();
+  let wasAlive = false;
+  let failures = 0;
+  let heardAtMs = performance.now();
+
+  const isAlive = (nowMs: number) => isHeard && nowMs - vouchedAtMs < silenceAllowedMs;
+
+  function turn(cause?: unknown): void {
+    const alive = isAlive(performance.now());
+    if (alive === wasAlive) return;
+    wasAlive = alive;
+    onTurn(alive, cause);
+  }
+
+  function hear({ event, data }: ServerEvent): void {
+    const told = JSON.parse(data) as { ids?: string[]; at?: string; behindMs?: number; reason?: string };
+    if (event === 'change') forgetful.forget(told.ids ?? []);
+    else if (event === 'heartbeat') beat(told.at ?? '', told.behindMs ?? 0);
+    else if (event === 'reset' || event === 'hello') forgetful.forgetAll();
+    else if (event === 'down') lose(new Error('Latchkey itself does not hear of changes now'));
+    else if (event === 'end') throw new Error(`Latchkey has ended the stream: ${told.reason ?? ''}`);
+  }
+
+  function beat(at: string, behindMs: number): void {
+    const nowMs = performance.now();
+    // Before it was alive, answers were kept that no change would have taken away.
+    if (!isAlive(nowMs)) forgetful.forgetAll();
+    isHeard = true;
+    failures = 0;
+    vouchedAtMs = Math.max(vouchedAtMs, nowMs - behindMs);
+    if (!Number.isNaN(Date.parse(at))) clockOffsetMs = Date.parse(at) - nowMs;
+    turn();
+  }
+
+  function lose(cause: unknown): void {
+    isHeard = false;
+    turn(cause);
+  }
+
+  /** On a connection of its own, which ends with it; fetch would open another one in its place. */
+  async function open(signal: AbortSignal): Promise<IncomingMessage> {
+    const url = new URL(`${call.url}/v1/changes`);
+    const headers = { authorization: `Bearer ${call.token}`, accept: 'text/event-stream' };
+    const { request } = url.protocol === 'https:' ? https : http;
+    const asking = request(url, { agent: false, headers, signal });
+    // A connection that breaks later ends the loop that reads.
+    asking.on('error', () => undefined);
+    const [response] = (await once(asking.end(), 'response')) as [IncomingMessage];
+    return response;
+  }
+
+  /** One connection's life. Throws what ended it. */
+  async function listen(): Promise<never> {
+    connection = new AbortController();
+    const { signal } = connection;
+    heardAtMs = performance.now();
+    const response = await open(signal);
+    const { statusCode = 0 } = response;
+    response.setEncoding('utf8');
+    if (statusCode !== 200 || !response.headers['content-type']?.startsWith('text/event-stream')) {
+      throw new Error(`Latchkey answered ${statusCode}`);
+    }
+    const read = createEventReader();
+    for await (const chunk of response) {
+      heardAtMs = performance.now();
+      for (const event of read(chunk as string)) hear(event);
+    }
+    throw new Error('the stream has ended');
+  }
+
+  /** A connection can be dead without telling. */
+  const watch = setInterval(() => {
+    turn(new Error(`no heartbeat for ${silenceAllowedMs} ms`));
+    if (performance.now() - heardAtMs > silenceAllowedMs) connection.abort(new Error('nothing was heard'));
+  }, lookEveryMs).unref();
+
+  const running = (async () => {
+    while (!closing.signal.aborted) {
+      await listen().catch(lose);
+      connection.abort();
+      const delayMs = Math.min(mostDelayMs, leastDelayMs * 2 ** failures++) * (0.5 + Math.random() / 2);
+      await delay(delayMs, undefined, { signal: closing.signal, ref: false }).catch(() => undefined);
+    }
+  })();
+
+  return {
+    isAlive,
+    serverNowMs: (nowMs) => nowMs + clockOffsetMs,
+    async close() {
+      clearInterval(watch);
+      closing.abort();
+      connection.abort();
+      await running;
+    },
+  };
+}

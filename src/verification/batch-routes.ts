@@ -1,0 +1,96 @@
+import type { FastifyBaseLogger, FastifySchemaCompiler } from 'fastify';
+import { type FastifyPluginAsyncZod, validatorCompiler } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { Problem } from '../core/errors.ts';
+import type { OrganizationId } from '../core/ids.ts';
+import { toProblem } from '../db/pg-error.ts';
+import { accessTokenOf } from '../http/guard.ts';
+import { problemBody } from '../http/problem.ts';
+import { problemView } from '../http/schemas.ts';
+import { asksForFresh } from './routes.ts';
+import { verdictText, verdictView } from './verdict-view.ts';
+import type { Verifier } from './verifier.ts';
+import { batchEntry, batchOfAnything, batchRequest, entriesInBatch, readVerifyRequest } from './verify-request.ts';
+
+/** Room for as many entries as there may be, each with a key of any honest length and an IPv6 address. */
+export const batchBodyLimitBytes = 262_144;
+
+const batchView = z
+  .object({ data: z.array(z.union([verdictView, problemView])) })
+  .meta({ id: 'BatchAnswer', description: "In the entries' order; a problem where an entry could not be answered." });
+
+/** Whether there are entries, and not too many. What is wrong with one of them is that one's affair. */
+const batchValidator: FastifySchemaCompiler<z.ZodType> = (part) =>
+  validatorCompiler(part.httpPart === 'body' ? { ...part, schema: batchOfAnything } : part);
+
+/** For backends that ask about many keys at once, or tell afterwards what they have let in by an earlier answer. */
+export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
+  app.setValidatorCompiler(batchValidator);
+  app.post(
+    '/verify/batch',
+    {
+      bodyLimit: batchBodyLimitBytes,
+      config: { access: { role: 'verifier', scope: 'read' }, problems: ['overloaded'] },
+      schema: {
+        operationId: 'verifyKeys',
+        tags: ['Verification'],
+        summary: 'Are these keys good, and may they do this?',
+        description:
+          `Up to ${entriesInBatch} entries in a body of up to ${batchBodyLimitBytes / 1024} KiB, each answered as verify does, in the ` +
+          'same order. An entry that cannot be answered has a problem in its place and does not fail the others. ' +
+          '`Cache-Control: no-cache` reads the records afresh.',
+        body: batchRequest,
+        response: { 200: batchView },
+      },
+    },
+    async (request, reply) => {
+      const asker = accessTokenOf(request).actsIn;
+      const fresh = asksForFresh(request.headers['cache-control']);
+      const answers = request.body.entries.map((entry, index) =>
+        answerTo(entry, index, { verifier, asker, fresh, requestId: request.id, logger: request.log }),
+      );
+      const text = `{"data":[${(await Promise.all(answers)).join(',')}]}`;
+      // A string is sent as it is; the type says that this is meant.
+      return reply.type('application/json; charset=utf-8').send(text as never);
+    },
+  );
+};
+
+interface Circumstances {
+  verifier: Verifier;
+  asker: OrganizationId | null;
+  fresh: boolean;
+  requestId: string;
+  logger: FastifyBaseLogger;
+}
+
+/** @returns JSON of a verdict or of a problem */
+async function answerTo(entry: unknown, index: number, by: Circumstances): Promise<string> {
+  try {
+    const { key, permission, ip, cost, uses } = readEntry(entry, index);
+    const { asker, fresh } = by;
+    return verdictText(
+      await by.verifier.verify({ key, wanted: { permission, ip }, asker, cost, fresh, usesBefore: uses }),
+    );
+  } catch (error) {
+    const problem =
+      error instanceof Problem ? error : (toProblem(error) ?? new Problem('internal', 'Something failed.'));
+    if (problem.status >= 500) by.logger.error({ err: error }, problem.detail);
+    return problemBody(problem, by.requestId);
+  }
+}
+
+/** @throws Problem `validation_failed` */
+function readEntry(entry: unknown, index: number): z.output<typeof batchEntry> {
+  const quick = readVerifyRequest(entry);
+  if (quick !== undefined) return quick;
+  const parsed = batchEntry.safeParse(entry);
+  if (parsed.success) return parsed.data;
+  const errors = parsed.error.issues.flatMap((issue) => {
+    const path = ['body', 'entries', index, ...issue.path].join('.');
+    if (issue.code !== 'unrecognized_keys') return [{ path, message: issue.message }];
+    return issue.keys.map((key) => ({ path: `${path}.${key}`, message: 'is not known here' }));
+  });
+  const detail = errors.map(({ path, message }) => `${path}: ${message}`).join('; ');
+  throw new Problem('validation_failed', detail, { errors });
+}

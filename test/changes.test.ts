@@ -1,0 +1,193 @@
+import type { AddressInfo } from 'node:net';
+import t, { type Test } from 'tap';
+import { startService } from './support/app.ts';
+import { createDatabase, dbQuery } from './support/database.ts';
+import { follow } from './support/event-stream.ts';
+import { eventually } from './support/process.ts';
+import { proxyTo } from './support/proxy.ts';
+
+// Backends that keep answers hear what has changed, and when they cannot rely on hearing it.
+
+async function listening(t: Test, overrides: Parameters<typeof startService>[1] = {}) {
+  const service = await startService(t, overrides);
+  await service.app.listen({ port: 0, host: '127.0.0.1' });
+  await eventually(async () => service.verification.feed.isLive());
+  return { ...service, url: `http://127.0.0.1:${(service.app.server.address() as AddressInfo).port}` };
+}
+
+t.test('a verifier hears of its own organization, one for all of all', async (t) => {
+  const { url, admin, operator, verifier, organizationId } = await listening(t);
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  const there = { 'latchkey-organization': other.id };
+  const { body: global } = await operator.post('/v1/access-tokens', {
+    role: 'verifier',
+    scopes: ['read'],
+    name: 'All',
+  });
+  const own = await follow(t, url, verifier.token);
+  const all = await follow(t, url, global.token);
+  const named = await follow(t, url, global.token, there);
+  t.match(own, { status: 200, headers: { 'content-type': 'text/event-stream', 'cache-control': /no-store/ } });
+  t.match(await own.until('hello'), { data: { heartbeatMs: 1_000, silenceAllowedMs: 5_000 } });
+  t.equal(own.events[0]?.event, 'hello');
+  const { data: beat } = await own.until('heartbeat');
+  t.ok(beat.behindMs >= 0 && beat.behindMs < 2_000, 'and says how far it is behind');
+  t.ok(Math.abs(Date.parse(beat.at) - Date.now()) < 10_000);
+  await Promise.all([all.until('heartbeat'), named.until('heartbeat')]);
+
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const { body: theirs } = await operator.post('/v1/keys', {}, there);
+  await operator.delete(`/v1/keys/${theirs.id}`, there);
+  await admin.delete(`/v1/keys/${partner.keys[0].id}`);
+  await admin.patch(`/v1/partners/${partner.id}`, { name: 'Renamed' });
+  await admin.put('/v1/rate-limit', { requests: 5, windowSeconds: 60 });
+  const ours = [partner.keys[0].id, partner.id, organizationId];
+  for (const id of ours) {
+    await own.until('change', ({ ids }) => ids.includes(id));
+    await all.until('change', ({ ids }) => ids.includes(id));
+  }
+  await all.until('change', ({ ids }) => ids.includes(theirs.id));
+  await named.until('change', ({ ids }) => ids.includes(theirs.id));
+  t.notMatch(own.text(), theirs.id);
+  for (const id of ours) t.notMatch(named.text(), id);
+  t.notMatch(all.text(), 'token_', 'tokens are nobody’s answer');
+});
+
+t.test('a heartbeat comes each second, and a change at once', async (t) => {
+  const { url, admin, verifier } = await listening(t);
+  const stream = await follow(t, url, verifier.token);
+  await eventually(async () => stream.events.filter(({ event }) => event === 'heartbeat').length >= 4, 10_000);
+  const beats = stream.events.filter(({ event }) => event === 'heartbeat').map(({ atMs }) => atMs);
+  const gaps = beats.slice(1).map((atMs, index) => atMs - (beats[index] ?? 0));
+  t.ok(Math.max(...gaps) < 3_000, `${gaps}`);
+  const { body: key } = await admin.post('/v1/keys', {});
+  await admin.delete(`/v1/keys/${key.id}`);
+  const deletedAtMs = performance.now();
+  const { atMs } = await stream.until('change', ({ ids }) => ids.includes(key.id));
+  t.ok(atMs - deletedAtMs < 500, `${atMs - deletedAtMs} ms after the reply`);
+});
+
+t.test('a token that is revoked or expires ends the stream, and nobody else’s', async (t) => {
+  const { url, admin, verifier, later } = await listening(t);
+  const make = async (more = {}) =>
+    (await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'v', ...more })).body;
+  const revoked = await make();
+  const expiring = await make({ expiresAt: new Date(Date.now() + 60_000).toISOString() });
+  const [a, b, c] = await Promise.all(
+    [revoked.token, expiring.token, verifier.token].map((token) => follow(t, url, token)),
+  );
+  if (a === undefined || b === undefined || c === undefined) throw new Error('no streams');
+  await Promise.all([a, b, c].map((stream) => stream.until('heartbeat')));
+  await admin.delete(`/v1/access-tokens/${revoked.id}`);
+  t.match(await a.until('end'), { data: { reason: 'token_changed' } });
+  await eventually(async () => a.isOver());
+  t.equal((await follow(t, url, revoked.token)).status, 401);
+  later(61_000);
+  t.match(await b.until('end'), { data: { reason: 'token_expired' } });
+  await eventually(async () => b.isOver());
+  t.notOk(c.isOver());
+  c.close();
+});
+
+t.test('no more streams than there may be, and no token holds more than half of them', async (t) => {
+  const { url, admin, verifier } = await listening(t, { changeStreams: 4 });
+  const { body: second } = await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'v' });
+  const { body: third } = await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'v' });
+  const first = await follow(t, url, verifier.token);
+  t.equal(first.status, 200);
+  t.equal((await follow(t, url, verifier.token)).status, 200);
+  const refused = await follow(t, url, verifier.token);
+  t.match(refused, { status: 503, headers: { 'retry-after': '5', 'content-type': /problem/ } });
+  for (let turn = 0; turn < 2; turn++) t.equal((await follow(t, url, second.token)).status, 200);
+  t.equal((await follow(t, url, third.token)).status, 503, 'all are taken');
+  first.close();
+  await eventually(async () => (await follow(t, url, third.token)).status === 200);
+});
+
+t.test('a client that does not read is told to forget everything, and keeps nothing waiting here', async (t) => {
+  const { url, verifier, urls, organizationId } = await listening(t);
+  const slow = await follow(t, url, verifier.token);
+  await slow.until('heartbeat');
+  slow.pause();
+  // More than the kernel takes for a client that does not read.
+  const notices = 300_000;
+  await dbQuery(
+    urls.superuser,
+    `select pg_notify('latchkey_changes', 'key_' || lpad(number::text, 26, '0') || ' ' || $1)
+     from generate_series(1, ${notices}) as number`,
+    [organizationId],
+  );
+  const last = `key_${String(notices).padStart(26, '0')}`;
+  const quick = await follow(t, url, verifier.token);
+  await quick.until('heartbeat');
+  slow.resume();
+  await slow.until('reset');
+  t.ok(slow.text().length < (notices * last.length * 3) / 4, `${slow.text().length} bytes`);
+  t.notOk(slow.isOver());
+});
+
+for (const how of ['swallow', 'end'] as const) {
+  t.test(`the service's own feed is interrupted (${how}): down, then reset, then heartbeats again`, async (t) => {
+    const urls = await createDatabase(t);
+    const proxy = await proxyTo(t, urls.app);
+    const { url, verifier, verification } = await listening(t, { urls, state: { listenUrl: proxy.url } });
+    const stream = await follow(t, url, verifier.token);
+    await stream.until('heartbeat');
+    proxy.refuse(true);
+    if (how === 'swallow') proxy.swallow(true);
+    else proxy.end();
+    await stream.until('down');
+    const beats = () => stream.events.filter(({ event }) => event === 'heartbeat').length;
+    const before = beats();
+    await dbQuery(urls.superuser, "update organizations set name = 'Changed while nobody listened'");
+    await eventually(async () => stream.text().endsWith(':\n\n'), 5_000);
+    t.equal(beats(), before, 'no heartbeat while nothing is heard');
+    proxy.swallow(false);
+    proxy.refuse(false);
+    proxy.end();
+    await eventually(async () => verification.feed.isLive(), 8_000);
+    const reset = await stream.until('reset');
+    await eventually(async () => beats() > before);
+    const next = stream.events.filter(({ event }) => event === 'heartbeat')[before];
+    t.ok((next?.atMs ?? 0) >= reset.atMs, 'in this order');
+  });
+}
+
+t.test('a token that was revoked while nothing was heard does not follow on', async (t) => {
+  const urls = await createDatabase(t);
+  const proxy = await proxyTo(t, urls.app);
+  const { url, verifier } = await listening(t, { urls, state: { listenUrl: proxy.url } });
+  const stream = await follow(t, url, verifier.token);
+  await stream.until('heartbeat');
+  proxy.refuse(true);
+  proxy.end();
+  await stream.until('down');
+  await dbQuery(urls.superuser, 'update access_tokens set deleted_at = now() where role = $1', ['verifier']);
+  proxy.refuse(false);
+  t.match(await stream.until('end'), { data: { reason: 'token_changed' } });
+});
+
+t.test('the service stops: streams end with a word and do not hold it up', async (t) => {
+  const { url, verifier, app, logLines } = await listening(t);
+  const streams = await Promise.all([1, 2, 3].map(() => follow(t, url, verifier.token)));
+  await Promise.all(streams.map((stream) => stream.until('heartbeat')));
+  const startedAtMs = performance.now();
+  await app.close();
+  t.ok(performance.now() - startedAtMs < 5_000);
+  for (const stream of streams) {
+    t.match(await stream.until('end'), { data: { reason: 'stopping' } });
+    await eventually(async () => stream.isOver());
+  }
+  t.match(logLines.join(''), /"path":"\/v1\/changes","status":200/, 'each leaves its line in the log');
+});
+
+t.test('HEAD is not possible, and a gateway header is no credential', async (t) => {
+  const { app, verifier } = await startService(t);
+  const head = await app.inject({
+    method: 'HEAD',
+    url: '/v1/changes',
+    headers: { authorization: `Bearer ${verifier.token}` },
+  });
+  t.equal(head.statusCode, 405);
+  t.equal((await app.inject({ url: '/v1/changes', headers: { 'x-latchkey-token': verifier.token } })).statusCode, 401);
+});

@@ -1,0 +1,188 @@
+import t, { type Test } from 'tap';
+import type { ClientOptions } from '../src/client/client.ts';
+import { startBackend, startClient, startListening } from './support/hook.ts';
+import { eventually } from './support/process.ts';
+import { proxyTo } from './support/proxy.ts';
+
+// The way to Latchkey is cut, in whole or in part, and Latchkey is gone: never a wrong answer, and known keys for a while.
+
+async function behindProxy(t: Test, options: Partial<ClientOptions> = {}) {
+  const service = await startListening(t);
+  const proxy = await proxyTo(t, service.url);
+  const client = await startClient(t, { url: proxy.url, token: service.verifier.token, ...options });
+  const { body: key } = await service.admin.post('/v1/keys', {});
+  const { body: unseen } = await service.admin.post('/v1/keys', {});
+  const ask = async (presented: string = key.key) => {
+    try {
+      return (await client.verify({ key: presented, permission: 'read' })).code;
+    } catch (error) {
+      return (error as Error).name;
+    }
+  };
+  /** Whether the answer is there at once. */
+  const isFromMemory = (presented: string = key.key) => {
+    const answer = client.verify({ key: presented, permission: 'read' });
+    if (answer instanceof Promise) answer.catch(() => undefined);
+    return !(answer instanceof Promise);
+  };
+  t.equal(await ask(), 'valid');
+  return { service, proxy, client, key, unseen, ask, isFromMemory };
+}
+
+t.test(
+  'the stream is swallowed: nothing older than 5 s is answered, and then Latchkey is asked each time',
+  async (t) => {
+    const { service, proxy, client, key, ask, isFromMemory } = await behindProxy(t);
+    proxy.swallow(true, 'GET /v1/changes');
+    const deletedAtMs = performance.now();
+    await service.admin.delete(`/v1/keys/${key.id}`);
+    let lastGoodMs = 0;
+    await eventually(async () => {
+      const askedAtMs = performance.now();
+      const code = await ask();
+      if (code === 'valid') lastGoodMs = askedAtMs;
+      return code === 'deleted';
+    });
+    t.ok(lastGoodMs - deletedAtMs < 5_000, `answered for ${lastGoodMs - deletedAtMs} ms`);
+
+    const { body: other } = await service.admin.post('/v1/keys', {});
+    await eventually(async () => !client.isLive(), 6_000);
+    t.equal(await ask(other.key), 'valid');
+    t.notOk(isFromMemory(other.key));
+    await service.admin.post(`/v1/keys/${other.id}/suspend`);
+    t.equal(await ask(other.key), 'suspended', 'at once, because it is asked');
+    proxy.swallow(false);
+    proxy.end();
+    await eventually(async () => client.isLive(), 15_000);
+    await service.admin.post(`/v1/keys/${other.id}/resume`);
+    await eventually(async () => (await ask(other.key)) === 'valid', 1_000);
+    await eventually(async () => isFromMemory(other.key), 2_000);
+  },
+);
+
+t.test('changed while the stream was cut: after it comes back nothing from before is used', async (t) => {
+  const { service, proxy, client, key, ask } = await behindProxy(t);
+  proxy.refuse(true);
+  proxy.end();
+  await eventually(async () => !client.isLive());
+  t.equal(await ask(), 'valid', 'known, and Latchkey does not answer');
+  await service.admin.delete(`/v1/keys/${key.id}`);
+  proxy.refuse(false);
+  await eventually(async () => client.isLive(), 10_000);
+  t.equal(await ask(), 'deleted');
+});
+
+for (const how of ['cut off', 'silent'] as const) {
+  t.test(`Latchkey ${how}: known good keys until cacheSeconds, then none; unknown ones never`, async (t) => {
+    const cacheSeconds = 3;
+    const { proxy, client, unseen, ask, isFromMemory } = await behindProxy(t, {
+      cacheSeconds,
+      timeoutMs: 500,
+      reportEveryMs: 100,
+    });
+    const brokenAtMs = performance.now();
+    proxy.refuse(true);
+    if (how === 'silent') proxy.swallow(true);
+    else proxy.end();
+    let lastGoodMs = 0;
+    let slowestMs = 0;
+    let unknown = 0;
+    await eventually(async () => {
+      const askedAtMs = performance.now();
+      const code = await ask();
+      slowestMs = Math.max(slowestMs, performance.now() - askedAtMs);
+      if (code === 'valid') lastGoodMs = askedAtMs;
+      if ((await ask(unseen.key)) === 'valid') unknown += 1;
+      return code === 'LatchkeyUnavailable';
+    });
+    t.ok(lastGoodMs - brokenAtMs <= cacheSeconds * 1_000, `for ${lastGoodMs - brokenAtMs} ms`);
+    t.ok(lastGoodMs - brokenAtMs > (cacheSeconds - 2) * 1_000, `for ${lastGoodMs - brokenAtMs} ms`);
+    t.ok(slowestMs < 2_500, `nobody waits longer than a call or two may take: ${slowestMs} ms`);
+    t.equal(unknown, 0);
+    proxy.swallow(false);
+    proxy.refuse(false);
+    proxy.end();
+    await eventually(async () => (await ask(unseen.key)) === 'valid', 5_000);
+    await eventually(async () => client.isLive(), 12_000);
+    t.equal(await ask(), 'valid');
+    await eventually(async () => isFromMemory(), 2_000);
+  });
+}
+
+t.test('while Latchkey is gone limits and expiry hold by what is known', async (t) => {
+  const { service, proxy, client } = await behindProxy(t, { timeoutMs: 500 });
+  const { body: partner } = await service.admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const [limited] = partner.keys;
+  await service.admin.patch(`/v1/keys/${limited.id}`, { rateLimit: { requests: 5, windowSeconds: 3_600 } });
+  const expiresAt = new Date(service.verification.clock.nowMs() + 5_000).toISOString();
+  const { body: expiring } = await service.admin.post('/v1/keys', { partnerId: partner.id, expiresAt });
+  const code = async (key: string) => (await client.verify({ key, permission: 'read' })).code;
+  await eventually(async () => (await code(limited.key)) === 'valid' && (await code(expiring.key)) === 'valid');
+  proxy.refuse(true);
+  proxy.end();
+  await eventually(async () => !client.isLive());
+  const codes = [];
+  for (let turn = 0; turn < 6; turn++) codes.push(await code(limited.key));
+  t.same(codes, ['valid', 'valid', 'valid', 'valid', 'rate_limited', 'rate_limited']);
+  await eventually(async () => (await code(expiring.key)) === 'expired', 6_000);
+});
+
+t.test('a reply that was on its way when its key was changed is not kept', async (t) => {
+  const { service, proxy, client, key, unseen, isFromMemory } = await behindProxy(t);
+  proxy.hold(true, 'POST /v1/verify');
+  const asked = client.verify({ key: unseen.key, permission: 'read' });
+  // The answer is made, and waits in the proxy.
+  await eventually(async () => proxy.isHolding());
+  await service.admin.delete(`/v1/keys/${unseen.id}`);
+  // By the stream, which is not held, a key that is changed after it is heard of after it.
+  await service.admin.post(`/v1/keys/${key.id}/suspend`);
+  await eventually(async () => !isFromMemory());
+  proxy.hold(false);
+  t.equal((await asked).code, 'valid', 'it was asked before');
+  t.notOk(isFromMemory(unseen.key), 'and holds for nobody else');
+  t.equal((await client.verify({ key: unseen.key, permission: 'read' })).code, 'deleted');
+});
+
+t.test('a token that Latchkey does not take any more lets nobody in', async (t) => {
+  const { service, client, key } = await behindProxy(t);
+  const { body: tokens } = await service.admin.get('/v1/access-tokens');
+  const own = tokens.data.find(({ role }: { role: string }) => role === 'verifier');
+  await service.admin.delete(`/v1/access-tokens/${own.id}`);
+  await eventually(async () => {
+    try {
+      await client.verify({ key: key.key, permission: 'read' });
+      return false;
+    } catch (error) {
+      return /401/.test((error as Error).message);
+    }
+  }, 3_000);
+});
+
+t.test('Latchkey itself cannot hear of changes: it is asked each time', async (t) => {
+  const { url, admin, verifier, verification } = await startListening(t);
+  const client = await startClient(t, { url, token: verifier.token });
+  const { body: key } = await admin.post('/v1/keys', {});
+  await client.verify({ key: key.key, permission: 'read' });
+  await verification.feed.close();
+  await eventually(async () => !client.isLive(), 6_000);
+  t.ok(client.verify({ key: key.key, permission: 'read' }) instanceof Promise);
+  await admin.delete(`/v1/keys/${key.id}`);
+  t.equal((await client.verify({ key: key.key, permission: 'read' })).code, 'deleted');
+});
+
+t.test('a backend answers 503 as a problem, and is right again without a restart', async (t) => {
+  const service = await startListening(t);
+  const proxy = await proxyTo(t, service.url);
+  const backend = await startBackend(t, { url: proxy.url, token: service.verifier.token, timeoutMs: 500 });
+  const { body: key } = await service.admin.post('/v1/keys', {});
+  proxy.refuse(true);
+  proxy.end();
+  const response = await fetch(`${backend.url}/hello`, { headers: { 'x-api-key': key.key } });
+  t.equal(response.status, 503);
+  t.match(response.headers.get('content-type'), /^application\/problem\+json/);
+  t.equal(response.headers.get('retry-after'), '1');
+  t.match(await response.json(), { code: 'unavailable', status: 503 });
+  t.equal(await backend.status(undefined), 401, 'who sends no key is told so all the same');
+  proxy.refuse(false);
+  await eventually(async () => (await backend.status(key.key)) === 200, 5_000);
+});

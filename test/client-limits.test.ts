@@ -1,0 +1,97 @@
+import t from 'tap';
+import { LocalLimit } from '../src/client/local-limit.ts';
+import { startClient, startListening } from './support/hook.ts';
+import { eventually } from './support/process.ts';
+
+// Limits hold although most uses are let in without asking.
+
+t.test('one backend lets in exactly the limit, at whatever pace', async (t) => {
+  const { url, admin, verifier, verification } = await startListening(t);
+  await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 3_600 });
+  const client = await startClient(t, { url, token: verifier.token });
+  for (const [atOnce, cost] of [
+    [1, 1],
+    [7, 3],
+    [200, 1],
+  ] as const) {
+    const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 500, windowSeconds: 3_600 } });
+    let allowed = 0;
+    for (let round = 0; round * atOnce * cost < 700; round++) {
+      const verdicts = await Promise.all(
+        Array.from({ length: atOnce }, () => client.verify({ key: key.key, permission: 'read', cost })),
+      );
+      allowed += verdicts.filter(({ valid }) => valid).length;
+    }
+    t.equal(allowed, Math.floor(500 / cost), `${atOnce} at once, ${cost} each`);
+    await verification.usage.flush();
+    await eventually(async () => {
+      await verification.usage.flush();
+      const { body } = await admin.get(`/v1/keys/${key.id}/usage`);
+      return body.total.allowed === allowed;
+    });
+    await admin.delete(`/v1/keys/${key.id}`);
+  }
+});
+
+t.test('several backends go past it by at most a sixteenth each, and soon refuse', async (t) => {
+  const { url, admin, verifier } = await startListening(t);
+  await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 3_600 });
+  const options = { url, token: verifier.token };
+  const clients = await Promise.all([1, 2, 3, 4].map(() => startClient(t, options)));
+  const limit = 800;
+  const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: limit, windowSeconds: 3_600 } });
+  let allowed = 0;
+  for (let round = 0; round < 2 * limit; round += clients.length) {
+    const verdicts = await Promise.all(clients.map((client) => client.verify({ key: key.key, permission: 'read' })));
+    allowed += verdicts.filter(({ valid }) => valid).length;
+  }
+  t.ok(allowed >= limit, `${allowed} of ${limit}`);
+  t.ok(allowed <= limit + (limit / 16) * clients.length, `${allowed} of ${limit}`);
+  await eventually(async () => {
+    const verdicts = await Promise.all(clients.map((client) => client.verify({ key: key.key, permission: 'read' })));
+    return verdicts.every(({ code }) => code === 'rate_limited');
+  });
+});
+
+t.test('a window that ends lets in again, and a raised limit at once', async (t) => {
+  const { url, admin, verifier } = await startListening(t);
+  const client = await startClient(t, { url, token: verifier.token });
+  const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 3, windowSeconds: 2 } });
+  const ask = () => client.verify({ key: key.key, permission: 'read' });
+  const codes = [];
+  for (let turn = 0; turn < 4; turn++) codes.push((await ask()).code);
+  t.same(codes, ['valid', 'valid', 'valid', 'rate_limited']);
+  t.equal((await client.verify({ key: key.key, permission: 'read', cost: 0 })).code, 'valid', 'asking costs nothing');
+  const startedAtMs = performance.now();
+  await eventually(async () => (await ask()).valid);
+  t.ok(performance.now() - startedAtMs < 3_500);
+  for (let turn = 0; turn < 3; turn++) await ask();
+  t.equal((await ask()).code, 'rate_limited');
+  await admin.patch(`/v1/keys/${key.id}`, { rateLimit: { requests: 100, windowSeconds: 60 } });
+  await eventually(async () => (await ask()).valid, 1_000);
+});
+
+t.test('what is left is never more than Latchkey said, whatever order its replies come in', async (t) => {
+  const state = (remaining: number, resetSeconds = 60) => ({
+    policy: 'key' as const,
+    limit: 160,
+    windowSeconds: 60,
+    remaining,
+    resetSeconds,
+  });
+  const limit = new LocalLimit();
+  t.ok(limit.hasCredit(1_000, 0), 'nothing is known yet, and the other limit decides');
+  limit.learn(state(160), 0);
+  t.ok(limit.hasCredit(10, 1));
+  t.notOk(limit.hasCredit(11, 1), 'a sixteenth');
+  limit.pending = 4;
+  t.notOk(limit.hasCredit(7, 1));
+  limit.learn(state(100, 59), 900);
+  limit.learn(state(120, 60), 950);
+  t.match(limit.state('key', 950), { remaining: 96 });
+  t.notOk(limit.hasCredit(1, 61_000), 'the window is over: Latchkey has to be asked');
+  t.ok(limit.hasRest(160, 61_000), 'where it cannot be asked a new one begins');
+  limit.learn(state(30), 130_000);
+  limit.assumeCounted(4);
+  t.match(limit.state('key', 130_000), { remaining: 26, resetSeconds: 60 });
+});

@@ -1,0 +1,193 @@
+import t from 'tap';
+import type { z } from 'zod';
+import { createLatchkeyClient, type Question, type Verdict } from '../src/client/client.ts';
+import { createEventReader } from '../src/client/event-lines.ts';
+import type { verdictView } from '../src/verification/verdict-view.ts';
+import type { VerifyRequest } from '../src/verification/verify-request.ts';
+import { startClient, startListening } from './support/hook.ts';
+import { eventually } from './support/process.ts';
+
+// latchkey/client: the same answers as Latchkey's own, most of them without asking.
+
+type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
+type Flat<T> = { [Name in keyof T]: T[Name] };
+
+t.test('the types are those of the document', async (t) => {
+  // Compiled by `npm run typecheck`: the document is made from these schemas.
+  const verdicts: Same<Omit<Verdict, 'rateLimit'>, Flat<Omit<z.output<typeof verdictView>, 'rateLimit'>>> = true;
+  const limits: Same<
+    Flat<NonNullable<Verdict['rateLimit']>>,
+    NonNullable<z.output<typeof verdictView>['rateLimit']>
+  > = true;
+  const questions: Same<
+    Required<Question>,
+    { [Name in keyof VerifyRequest]-?: NonNullable<VerifyRequest[Name]> }
+  > = true;
+  t.ok(verdicts && limits && questions);
+});
+
+t.test('each answer is Latchkey’s, the first one and those from memory', async (t) => {
+  const { url, admin, verifier, operator } = await startListening(t);
+  const client = await startClient(t, { url, token: verifier.token });
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
+  const [reading, writing] = partner.keys;
+  const { body: bound } = await admin.post('/v1/keys', {
+    allowedIps: ['10.0.0.0/8'],
+    metadata: { team: { name: 'A' } },
+  });
+  const { body: gone } = await admin.post('/v1/keys', {});
+  await admin.delete(`/v1/keys/${gone.id}`);
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  const { body: theirs } = await operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
+  const table: Array<[question: Question, code: string]> = [
+    [{ key: reading.key, permission: 'read' }, 'valid'],
+    [{ key: reading.key, permission: 'write' }, 'insufficient_permission'],
+    [{ key: writing.key, permission: 'write', ip: '192.0.2.1' }, 'valid'],
+    [{ key: bound.key, permission: 'read', ip: '10.1.1.1' }, 'valid'],
+    [{ key: bound.key, permission: 'write', ip: '10.1.1.1' }, 'valid'],
+    [{ key: bound.key, permission: 'read', ip: '192.0.2.1' }, 'ip_not_allowed'],
+    [{ key: bound.key, permission: 'read' }, 'ip_not_allowed'],
+    [{ key: gone.key, permission: 'read' }, 'deleted'],
+    [{ key: theirs.key, permission: 'read' }, 'not_found'],
+    [{ key: 'nonsense', permission: 'read' }, 'malformed'],
+    [{ key: '', permission: 'read' }, 'malformed'],
+    [{ key: 'x'.repeat(1_001), permission: 'read' }, 'malformed'],
+  ];
+  for (let round = 0; round < 3; round++) {
+    for (const [question, code] of table) {
+      const answered = client.verify(question);
+      const isFromMemory = !(answered instanceof Promise);
+      t.equal(isFromMemory, (round > 0 && code === 'valid') || question.key.length > 1_000, `${code}, round ${round}`);
+      const verdict = await answered;
+      t.equal(verdict.code, code);
+      if (question.key.length > 1_000) continue;
+      const { body: expected } = await verifier.post('/v1/verify', { ...question, cost: 0 });
+      t.strictSame({ ...verdict, rateLimit: null }, { ...expected, rateLimit: null });
+      if (code === 'valid') t.match(verdict.rateLimit, { policy: 'owner', limit: 1_000, windowSeconds: 60 });
+    }
+  }
+  t.equal((await client.authorize({ key: reading.key, method: 'HEAD' })).code, 'valid');
+  t.equal((await client.authorize({ key: reading.key, method: 'DELETE' })).code, 'insufficient_permission');
+  const { metadata } = await client.verify({ key: bound.key, permission: 'read', ip: '10.1.1.1' });
+  t.throws(() => Object.assign(metadata?.['team'] as object, { name: 'B' }), 'what many share none can change');
+  t.throws(() => client.verify({ key: reading.key, permission: 'read', cost: 1.5 }), RangeError);
+  t.throws(() => client.verify({ key: reading.key, permission: 'read', cost: 1_001 }), RangeError);
+});
+
+t.test('a hundred at once for one key are one question, and each of them is counted', async (t) => {
+  const service = await startListening(t);
+  const { url, admin, verifier, verification, app } = service;
+  let questions = 0;
+  app.server.on('request', (request) => {
+    if (request.url === '/v1/verify/batch') questions += 1;
+  });
+  const client = await startClient(t, { url, token: verifier.token, reportEveryMs: 3_600_000 });
+  // Of a smaller limit fewer may be let in before Latchkey has to be asked.
+  await admin.put('/v1/rate-limit', { requests: 10_000, windowSeconds: 60 });
+  const { body: key } = await admin.post('/v1/keys', {});
+  const verdicts = await Promise.all(
+    Array.from({ length: 100 }, () => client.verify({ key: key.key, permission: 'read' })),
+  );
+  t.ok(verdicts.every(({ valid }) => valid));
+  t.equal(questions, 1);
+  const refused = await Promise.all(
+    Array.from({ length: 100 }, () => client.verify({ key: 'lk_k_no', permission: 'read' })),
+  );
+  t.ok(refused.every(({ code }) => code === 'malformed'));
+  t.equal(questions, 2);
+  await client.close();
+  t.equal(questions, 3, 'what was let in is reported once');
+  const { body } = await verifier.post('/v1/verify', { key: key.key, permission: 'read', cost: 0 });
+  await verification.usage.flush();
+  t.match((await admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed: 100 });
+  t.equal(body.rateLimit.remaining, 9_900);
+  t.throws(() => client.verify({ key: key.key, permission: 'read' }), { name: 'LatchkeyUnavailable' });
+});
+
+t.test('what changes is told within 200 ms, 100 times of 100, whatever it is', async (t) => {
+  const { url, admin, verifier } = await startListening(t);
+  const client = await startClient(t, { url, token: verifier.token });
+  const measure = async () => {
+    const tookMs: number[] = [];
+    for (let round = 0; round < 100; round++) {
+      const { body: key } = await admin.post('/v1/keys', {});
+      const ask = () => client.verify({ key: key.key, permission: 'read' });
+      t.equal((await ask()).code, 'valid');
+      t.notOk(ask() instanceof Promise, 'from memory');
+      await admin.delete(`/v1/keys/${key.id}`);
+      const deletedAtMs = performance.now();
+      while ((await ask()).code === 'valid' && performance.now() - deletedAtMs < 2_000) {
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      tookMs.push(performance.now() - deletedAtMs);
+    }
+    return Math.max(...tookMs);
+  };
+  // A machine that is busy with something else may stall a series; it does not stall each of three.
+  let slowestMs = await measure();
+  for (let series = 1; series < 3 && slowestMs >= 200; series++) slowestMs = await measure();
+  t.ok(slowestMs < 200, `the slowest of 100 took ${slowestMs} ms`);
+});
+
+t.test('partners, limits, names and permissions follow as well', async (t) => {
+  const { url, admin, verifier } = await startListening(t);
+  const client = await startClient(t, { url, token: verifier.token });
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const [key] = partner.keys;
+  const ask = () => client.verify({ key: key.key, permission: 'read' });
+  const follows = (code: string) => eventually(async () => (await ask()).code === code, 2_000);
+  await follows('valid');
+  await admin.post(`/v1/partners/${partner.id}/suspend`);
+  await follows('partner_suspended');
+  await admin.post(`/v1/partners/${partner.id}/resume`);
+  await follows('valid');
+  await admin.patch(`/v1/keys/${key.id}`, { name: 'Renamed', metadata: { a: 1 } });
+  await eventually(async () => (await ask()).name === 'Renamed', 2_000);
+  t.same((await ask()).metadata, { a: 1 });
+  await admin.patch(`/v1/keys/${key.id}`, { allowedIps: ['10.0.0.0/8'] });
+  await follows('ip_not_allowed');
+  await admin.patch(`/v1/keys/${key.id}`, { allowedIps: [] });
+  await follows('valid');
+  await admin.put('/v1/rate-limit', { requests: 7, windowSeconds: 60 });
+  await eventually(async () => (await ask()).rateLimit?.limit === 7, 2_000);
+});
+
+t.test('a key that expires is refused from then on, by Latchkey’s clock', async (t) => {
+  const { url, admin, verifier, verification } = await startListening(t);
+  const client = await startClient(t, { url, token: verifier.token });
+  const expiresAtMs = Math.ceil(verification.clock.nowMs()) + 1_500;
+  const { body: key } = await admin.post('/v1/keys', { expiresAt: new Date(expiresAtMs).toISOString() });
+  const ask = () => client.verify({ key: key.key, permission: 'read' });
+  t.equal((await ask()).code, 'valid');
+  t.notOk(ask() instanceof Promise);
+  let lastGoodMs = 0;
+  await eventually(async () => {
+    const nowMs = verification.clock.nowMs();
+    const { code } = await ask();
+    if (code === 'valid') lastGoodMs = nowMs;
+    return code === 'expired';
+  });
+  t.ok(lastGoodMs - expiresAtMs < 250, `used ${lastGoodMs - expiresAtMs} ms after its expiry`);
+});
+
+t.test('a URL that is none of HTTP is refused at once', async (t) => {
+  for (const url of ['latchkey', 'redis://127.0.0.1', 'http://127.0.0.1/?a=b', 'http://127.0.0.1/#a']) {
+    t.throws(() => createLatchkeyClient({ url, token: 'x' }), url);
+  }
+});
+
+t.test('events are read as they come, in whatever pieces', async (t) => {
+  const text =
+    ': a comment\nretry: 5\nevent: change\ndata: {"ids":\ndata: ["key_a"]}\n\ndata\n\nevent: down\r\ndata: {}\r\n\r\n';
+  const expected = [
+    { event: 'change', data: '{"ids":\n["key_a"]}' },
+    { event: 'message', data: '' },
+    { event: 'down', data: '{}' },
+  ];
+  for (let size = 1; size < text.length; size++) {
+    const read = createEventReader();
+    const pieces = text.match(new RegExp(`[^]{1,${size}}`, 'g')) ?? [];
+    t.same(pieces.flatMap(read), expected, `pieces of ${size}`);
+  }
+  t.throws(() => createEventReader()('x'.repeat(300_000)));
+});

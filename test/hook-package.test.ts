@@ -1,0 +1,218 @@
+import { spawnSync } from 'node:child_process';
+import { cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import t, { type Test } from 'tap';
+import { type ListeningService, startListening } from './support/hook.ts';
+import { scratch } from './support/instance.ts';
+import { freePort } from './support/ports.ts';
+import { run } from './support/process.ts';
+
+// What a backend gets that installs the package: two entries with their types, and of Latchkey's libraries only what they need.
+
+const root = path.dirname(import.meta.dirname);
+
+/** All that the hook may bring into a backend, beside Node itself. */
+const librariesNeeded = ['fastify', 'fastify-plugin', 'lru-cache'];
+
+/** Every file and library that an entry imports, by way of whatever. */
+function reach(entry: string, found = { files: new Set<string>(), libraries: new Set<string>() }) {
+  if (found.files.has(entry)) return found;
+  found.files.add(entry);
+  for (const [statement, name = ''] of readFileSync(entry, 'utf8').matchAll(
+    /^(?:import|export)\b[^;]*?from '([^']+)';/gm,
+  )) {
+    if (/^(import|export) type\b/.test(statement)) continue;
+    if (name.startsWith('.')) reach(path.join(path.dirname(entry), name), found);
+    else if (!name.startsWith('node:')) found.libraries.add(name);
+  }
+  return found;
+}
+
+t.test('the entries reach nothing of the service but words and errors', async (t) => {
+  for (const entry of ['src/client/client.ts', 'src/fastify/plugin.ts']) {
+    const { files, libraries } = reach(entry);
+    for (const library of libraries) t.ok(librariesNeeded.includes(library), `${entry} brings ${library}`);
+    for (const file of files) {
+      t.match(
+        file,
+        /^src\/(client|fastify)\/|^src\/core\/errors\.ts$|^src\/auth\/credential\.ts$/,
+        `${entry} brings ${file}`,
+      );
+    }
+  }
+  t.ok(reach('src/server.ts').libraries.has('pg'), 'what is looked for this way would be found');
+});
+
+const tsc = path.join(root, 'node_modules/typescript/bin/tsc');
+
+function must(program: string, args: string[], cwd: string): string {
+  const { status, stdout, stderr } = spawnSync(program, args, { cwd, encoding: 'utf8' });
+  if (status !== 0) throw new Error(`${program} ${args.join(' ')}:\n${stdout}${stderr}`);
+  return stdout;
+}
+
+/** Puts the packed package into `node_modules`, with what it needs and nothing else. */
+function install(directory: string, backend: string): void {
+  const at = (...names: string[]) => path.join(directory, ...names);
+  must(process.execPath, [tsc, '-p', 'tsconfig.build.json', '--outDir', at('package/dist')], root);
+  for (const file of ['package.json', 'README.md', 'openapi', 'docs']) {
+    cpSync(path.join(root, file), at('package', file), { recursive: true });
+  }
+  must('npm', ['pack', '--ignore-scripts', '--pack-destination', directory], at('package'));
+  const [tarball = ''] = readdirSync(directory).filter((name) => name.endsWith('.tgz'));
+  const modules = path.join(backend, 'node_modules');
+  mkdirSync(path.join(modules, 'latchkey'), { recursive: true });
+  must('tar', ['-xzf', tarball, '--strip-components=1', '-C', path.join(modules, 'latchkey')], directory);
+  for (const library of [...librariesNeeded, '@types/node']) {
+    mkdirSync(path.dirname(path.join(modules, library)), { recursive: true });
+    symlinkSync(path.join(root, 'node_modules', library), path.join(modules, library));
+  }
+}
+
+t.test('packed, installed and used, with its types, where no other library of Latchkey’s is', async (t) => {
+  const directory = await scratch(t);
+  const at = (...names: string[]) => path.join(directory, ...names);
+  install(directory, at('backend'));
+  cpSync(path.join(root, 'docs/examples/issues-api'), at('backend/issues-api'), {
+    recursive: true,
+    filter: (file) => !file.includes('node_modules'),
+  });
+
+  writeFileSync(at('backend/package.json'), '{"name":"backend","private":true,"type":"module"}');
+  writeFileSync(
+    at('backend/tsconfig.json'),
+    JSON.stringify({
+      compilerOptions: {
+        target: 'es2023',
+        module: 'nodenext',
+        strict: true,
+        noEmit: true,
+        exactOptionalPropertyTypes: true,
+        types: ['node'],
+        preserveSymlinks: true,
+        skipLibCheck: true,
+      },
+      files: ['backend.ts'],
+    }),
+  );
+  const typed = (permission: string) => `
+import fastify from 'fastify';
+import { createLatchkeyClient, type Verdict } from 'latchkey/client';
+import { latchkey, type ApiKey } from 'latchkey/fastify';
+const client = createLatchkeyClient({ url: 'http://127.0.0.1:8080', token: 'x' });
+export const verdict: Verdict = await client.verify({ key: 'x', permission: '${permission}' });
+const app = fastify();
+await app.register(latchkey, { url: 'http://127.0.0.1:8080', token: 'x', cacheSeconds: 10 });
+app.get('/', { config: { permission: '${permission}' } }, async (request) => {
+  const key: ApiKey | null = request.apiKey;
+  return { owner: key?.partnerId ?? key?.organizationId };
+});
+`;
+  writeFileSync(at('backend/backend.ts'), typed('read'));
+  must(process.execPath, [tsc, '-p', 'tsconfig.json'], at('backend'));
+  writeFileSync(at('backend/backend.ts'), typed('reed'));
+  t.throws(
+    () => must(process.execPath, [tsc, '-p', 'tsconfig.json'], at('backend')),
+    /reed/,
+    'the types are looked at',
+  );
+
+  const service = await startListening(t);
+  const { body: key } = await service.admin.post('/v1/keys', {});
+  writeFileSync(
+    at('backend/backend.mjs'),
+    `
+import { createRequire } from 'node:module';
+import fastify from 'fastify';
+import { createLatchkeyClient } from 'latchkey/client';
+import { latchkey } from 'latchkey/fastify';
+const options = { url: '${service.url}', token: process.env.TOKEN };
+const client = createLatchkeyClient(options);
+const app = fastify();
+await app.register(latchkey, options);
+app.get('/', async (request) => ({ id: request.apiKey.id }));
+const reply = await app.inject({ url: '/', headers: { 'x-api-key': process.env.KEY } });
+const { code } = await client.verify({ key: process.env.KEY, permission: 'write' });
+const loaded = Object.keys(createRequire(import.meta.url).cache);
+await client.close();
+await app.close();
+console.log(JSON.stringify({ status: reply.statusCode, id: reply.json().id, code, loaded }));
+`,
+  );
+  const child = run(t, process.execPath, ['backend.mjs'], {
+    cwd: at('backend'),
+    env: { TOKEN: service.verifier.token, KEY: key.key },
+  });
+  const { code } = await child.exited;
+  t.equal(code, 0, child.output());
+  const { loaded, ...seen } = JSON.parse(child.stdout());
+  t.same(seen, { status: 200, id: key.id, code: 'valid' });
+  t.ok(
+    loaded.some((file: string) => file.includes('/fastify/')),
+    'the list is the real one',
+  );
+  for (const library of ['pg', 'argon2', 'kysely', 'ioredis', 'graphile-worker']) {
+    t.notOk(
+      loaded.some((file: string) => file.includes(`/node_modules/${library}/`)),
+      library,
+    );
+  }
+  t.throws(
+    () => must(process.execPath, ['--input-type=module', '-e', "import 'latchkey/dist/src/app.js'"], at('backend')),
+    /ERR_PACKAGE_PATH_NOT_EXPORTED/,
+  );
+
+  await t.test('the example does what its page and the README say', (t) =>
+    runExample(t, service, at('backend/issues-api')),
+  );
+});
+
+async function runExample(t: Test, service: ListeningService, directory: string): Promise<void> {
+  const port = await freePort();
+  const server = run(t, process.execPath, ['server.js'], {
+    cwd: directory,
+    env: { LATCHKEY_URL: service.url, LATCHKEY_TOKEN: service.verifier.token, PORT: String(port) },
+  });
+  await server.until(/Server listening at/);
+  await server.until(/answered from memory/);
+  for (const page of ['README.md', 'docs/examples/issues-api/README.md']) {
+    const env: Record<string, string> = { ADMIN_TOKEN: service.admin.token };
+    const commands = curlsOf(page).filter((command) => /\/issues|\/v1\/partners|\$READ_KEY_ID/.test(command));
+    const outputs: string[] = [];
+    for (const command of commands) {
+      const line = command.replaceAll('http://127.0.0.1:8080', service.url).replaceAll(':3000', `:${port}`);
+      // Not waited for in one step: the service is in this process.
+      const child = run(t, 'sh', ['-c', line], { env });
+      await child.exited;
+      outputs.push(child.stdout());
+      if (!command.includes('/v1/partners')) continue;
+      const { id, keys } = JSON.parse(child.stdout());
+      Object.assign(env, { READ_KEY: keys[0].key, READ_KEY_ID: keys[0].id, PARTNER_ID: id });
+    }
+    const statuses = outputs.map((output) => /^HTTP\/1\.1 (\d+)/.exec(output)?.[1] ?? 'json');
+    t.same(statuses, ['json', '200', '403', 'json', '401'], page);
+    t.match(outputs[1], 'The door squeaks');
+    t.match(outputs[2], '"code":"forbidden"');
+    await service.admin.delete(`/v1/partners/${env['PARTNER_ID']}`);
+  }
+  const { body: own } = await service.admin.post('/v1/keys', {});
+  const ask = (path: string, init: RequestInit = {}) =>
+    fetch(`http://127.0.0.1:${port}${path}`, {
+      ...init,
+      headers: { 'x-api-key': own.key, 'content-type': 'application/json' },
+    });
+  const created = await ask('/issues', { method: 'POST', body: '{"title":"The window is stuck"}' });
+  t.match({ status: created.status, body: await created.json() }, { status: 201, body: { createdBy: own.id } });
+  const found = await ask('/issues/search', { method: 'POST', body: '{"text":"window"}' });
+  t.match(await found.json(), { data: [{ title: 'The window is stuck' }] });
+  t.equal((await fetch(`http://127.0.0.1:${port}/health`)).status, 200);
+  server.child.kill('SIGTERM');
+  t.match(await server.exited, { code: 0 }, 'nothing holds it up when it is to end');
+}
+
+/** The curl commands of a page, as they are to be pasted. */
+function curlsOf(page: string): string[] {
+  const text = readFileSync(path.join(root, page), 'utf8');
+  const blocks = [...text.matchAll(/^```sh\n(.*?)^```/gms)].map(([, block = '']) => block.replaceAll('\\\n', ' '));
+  return blocks.flatMap((block) => block.split('\n')).filter((line) => line.startsWith('curl '));
+}

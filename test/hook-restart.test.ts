@@ -1,0 +1,78 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import t, { type Test } from 'tap';
+import { idSuffix, newId } from '../src/core/ids.ts';
+import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
+import { mintToken } from '../src/crypto/token.ts';
+import { startService } from './support/app.ts';
+import { startBackend } from './support/hook.ts';
+import { freePort } from './support/ports.ts';
+import { eventually, runEntry } from './support/process.ts';
+
+// Latchkey is restarted, in order and by force, while a backend is used: nobody good is refused, nobody bad is let in.
+
+/** A Latchkey that the backend uses, as a process, and beside it a replica by which keys are changed. */
+async function twoReplicas(t: Test) {
+  const keyringText = generateKeyring(new Date());
+  const replica = await startService(t, { keyring: parseKeyring(keyringText) });
+  const port = await freePort();
+  const env = {
+    DATABASE_URL: replica.urls.app,
+    LATCHKEY_KEYRING: keyringText,
+    PORT: String(port),
+    LOG_LEVEL: 'warn',
+    ARGON2_MEMORY_KIB: '8',
+    ARGON2_TIME_COST: '1',
+  };
+  const start = async () => {
+    const latchkey = runEntry(t, 'server.ts', [], { env });
+    await eventually(async () => (await fetch(`http://127.0.0.1:${port}/readyz`).catch(() => undefined))?.ok, 30_000);
+    return latchkey;
+  };
+  return { replica, start, url: `http://127.0.0.1:${port}` };
+}
+
+t.test('restarts under load: no wrong answer in either direction', async (t) => {
+  const { replica, start, url } = await twoReplicas(t);
+  const { admin } = replica;
+  let latchkey = await start();
+  await admin.put('/v1/rate-limit', { requests: 100_000_000, windowSeconds: 3_600 });
+  const backend = await startBackend(t, { url, token: replica.verifier.token, timeoutMs: 1_000 });
+  const { body: good } = await admin.post('/v1/keys', {});
+  const { body: bad } = await admin.post('/v1/keys', {});
+  const never = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(newId('key')) }).reveal();
+  for (const key of [good, bad]) await eventually(async () => (await backend.status(key.key)) === 200);
+  await admin.delete(`/v1/keys/${bad.id}`);
+  await eventually(async () => (await backend.status(bad.key)) === 401, 1_000);
+
+  const seen = { good: new Map<number, number>(), bad: new Map<number, number>(), never: new Map<number, number>() };
+  let isOver = false;
+  const load = (Object.entries({ good: good.key, bad: bad.key, never }) as Array<[keyof typeof seen, string]>).flatMap(
+    ([name, key]) =>
+      Array.from({ length: 3 }, async () => {
+        while (!isOver) {
+          const status = await backend.status(key);
+          seen[name].set(status, (seen[name].get(status) ?? 0) + 1);
+          await delay(1);
+        }
+      }),
+  );
+  for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
+    latchkey.child.kill(signal);
+    await latchkey.exited;
+    // It is gone for a while, and that is noticed.
+    await eventually(async () => (await backend.status(never)) === 503);
+    latchkey = await start();
+    await eventually(async () => (await backend.status(never)) === 401);
+  }
+  const { body: last } = await admin.post('/v1/keys', {});
+  await eventually(async () => (await backend.status(last.key)) === 200);
+  await admin.delete(`/v1/keys/${last.id}`);
+  await eventually(async () => (await backend.status(last.key)) === 401, 2_000);
+  isOver = true;
+  await Promise.all(load);
+  const statuses = (counts: Map<number, number>) => [...counts.keys()].sort();
+  t.same(statuses(seen.good), [200], 'who is known is never refused');
+  t.ok((seen.good.get(200) ?? 0) > 100);
+  t.same(statuses(seen.bad), [401, 503], 'who is not good is never let in');
+  t.same(statuses(seen.never), [401, 503]);
+});

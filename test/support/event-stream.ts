@@ -1,0 +1,68 @@
+import { once } from 'node:events';
+import { type IncomingMessage, request } from 'node:http';
+import type { Test } from 'tap';
+import { eventually } from './process.ts';
+
+export interface StreamEvent {
+  event: string;
+  // biome-ignore lint/suspicious/noExplicitAny: an event's members are what the tests are about to assert
+  data: any;
+  /** When it came; monotonic milliseconds. */
+  atMs: number;
+}
+
+/** What came over `GET /v1/changes` so far. */
+export interface Followed {
+  status: number;
+  headers: IncomingMessage['headers'];
+  events: StreamEvent[];
+  /** Everything as it came, comments too. */
+  text(): string;
+  isOver(): boolean;
+  /** The first event of this kind that is there, or comes within 5 s. */
+  until(event: string, matches?: (data: StreamEvent['data']) => boolean): Promise<StreamEvent>;
+  /** Takes no more bytes, and after that again. */
+  pause(): void;
+  resume(): void;
+  close(): void;
+}
+
+export async function follow(t: Test, url: string, token: string, headers = {}): Promise<Followed> {
+  const asking = request(`${url}/v1/changes`, {
+    agent: false,
+    headers: { authorization: `Bearer ${token}`, ...headers },
+  });
+  asking.on('error', () => undefined);
+  asking.end();
+  const [response] = (await once(asking, 'response')) as [IncomingMessage];
+  t.teardown(() => asking.destroy());
+  const events: StreamEvent[] = [];
+  let [text, read, isOver] = ['', 0, false];
+  response.setEncoding('utf8');
+  response.on('data', (chunk: string) => {
+    text += chunk;
+    for (let end = text.indexOf('\n\n', read); end >= 0; end = text.indexOf('\n\n', read)) {
+      const lines = text.slice(read, end).split('\n');
+      read = end + 2;
+      const of = (name: string) => lines.find((line) => line.startsWith(`${name}: `))?.slice(name.length + 2);
+      const event = of('event');
+      if (event !== undefined) events.push({ event, data: JSON.parse(of('data') ?? ''), atMs: performance.now() });
+    }
+  });
+  response.on('error', () => undefined);
+  response.on('close', () => {
+    isOver = true;
+  });
+  return {
+    status: response.statusCode ?? 0,
+    headers: response.headers,
+    events,
+    text: () => text,
+    isOver: () => isOver,
+    until: (event, matches = () => true) =>
+      eventually(async () => events.find((one) => one.event === event && matches(one.data)), 5_000),
+    pause: () => void response.pause(),
+    resume: () => void response.resume(),
+    close: () => void asking.destroy(),
+  };
+}
