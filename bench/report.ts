@@ -3,6 +3,7 @@ import { arch, cpus, platform } from 'node:os';
 import path from 'node:path';
 import type { Flood } from './flood.ts';
 import type { Notifying } from './notifying.ts';
+import { type Recording, tellRecording } from './recording.ts';
 import { type Measured, median, ratioOf, type Turn } from './rounds.ts';
 
 /** One line of the table. */
@@ -39,6 +40,7 @@ export interface Results {
   bytesPerKnownKey: number;
   flood: Flood;
   notifying: Notifying[];
+  recording: Recording[];
   notMeasured: string[];
 }
 
@@ -106,6 +108,7 @@ export function toText(results: Results): string {
         `Recorded changes a second by ${writers} writers: ${Math.round(withTriggers)}; ` +
         `${Math.round(withoutTriggers)} without telling of them.`,
     ),
+    ...results.recording.map(tellRecording),
     ...results.notMeasured,
     '',
     ...promises.map(({ promise, kept, measured }) => `${kept ? 'kept  ' : 'missed'}  ${promise}: ${measured}`),

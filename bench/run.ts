@@ -5,6 +5,7 @@ import { wrongKeys } from './key-rows.ts';
 import { type Load, startLoad } from './load.ts';
 import { measureNotifying } from './notifying.ts';
 import { judge } from './promises.ts';
+import { judgeRecording, measureRecording } from './recording.ts';
 import { describeMachine, type Results, toText, writeResults } from './report.ts';
 import { openStage, type Stage } from './stage.ts';
 
@@ -91,16 +92,18 @@ async function measure(stage: Stage, load: Load): Promise<Results> {
   say('changes are written');
   const { writeRounds: rounds, writeSeconds: seconds } = sizes;
   const notifying = await measureNotifying(stage, { writerCounts: [1, 8], rounds, seconds });
+  const recording = await measureRecording(stage, { rounds: quick ? 1 : 4, seconds: quick ? 0.5 : 1 });
   return {
     date: new Date().toISOString(),
     machine: describeMachine(),
     quick,
     keys: keys.length,
     rows: [...rows, sight],
-    promises: judge(rows, flooded),
+    promises: [...judge(rows, flooded), ...judgeRecording(recording)],
     bytesPerKnownKey: (after.usedBytes - before.usedBytes) / keys.length,
     flood: flooded,
     notifying,
+    recording,
     notMeasured: servers.redis === undefined ? ['With Redis: not measured, redis-server is not installed.'] : [],
   };
 }

@@ -174,6 +174,7 @@ export const environment = z.object({
     description: 'Where signed checkpoints are sent to by POST, so that they leave the machine. Not set: nowhere.',
     example: 'https://user:password@archive.example.com/latchkey',
   }),
+  CHECKPOINT_URL_FILE: secretFile('CHECKPOINT_URL'),
   ARGON2_MEMORY_KIB: integer(8, 65_536).default(19_456).meta({
     description: 'Memory of one argon2id run.',
     example: '19456',

@@ -12,6 +12,7 @@ export const secretNames = [
   'LISTEN_DATABASE_URL',
   'LATCHKEY_KEYRING',
   'REDIS_URL',
+  'CHECKPOINT_URL',
 ] as const;
 
 export type SecretName = (typeof secretNames)[number];

@@ -20,6 +20,7 @@ const ranks: string[][] = [
   [
     'version.ts',
     'secret-files.ts',
+    'config-forms.ts',
     'config.ts',
     'logger.ts',
     'metrics.ts',

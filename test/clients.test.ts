@@ -1,7 +1,8 @@
-import { cp, mkdtemp, rm, symlink } from 'node:fs/promises';
+import { cp, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { pathToFileURL } from 'node:url';
 import t, { type Test } from 'tap';
 import { startService } from './support/app.ts';
 import { runPlainly, runScript } from './support/process.ts';
@@ -69,12 +70,40 @@ for (const [name, { tour, generate }] of Object.entries(generators)) {
   });
 }
 
-/** A folder with the tour in it, and with this project's packages. */
-async function clientFolder(t: Test, tour: string): Promise<string> {
+t.test('the TypeScript of docs/integration.md compiles, and tells whose key it is or how to refuse', async (t) => {
+  const page = await readFile('docs/integration.md', 'utf8');
+  const [, name = '', snippet = ''] = /^```ts\n\/\/ (\S+)\n(.*?)^```$/ms.exec(page) ?? [];
+  const folder = await clientFolder(t);
+  const types = path.join(folder, 'latchkey-api.d.ts');
+  const generate = generators['openapi-typescript with openapi-fetch']?.generate.slice(0, -1) ?? [];
+  await succeeds(t, process.execPath, [...generate, `--output=${types}`]);
+  await writeFile(path.join(folder, name), snippet);
+  await compiles(t, folder, name);
+
+  const service = await startService(t);
+  await service.app.listen({ port: 0, host: '127.0.0.1' });
+  process.env['LATCHKEY_URL'] = `http://127.0.0.1:${(service.app.server.address() as AddressInfo).port}`;
+  process.env['VERIFIER_TOKEN'] = service.verifier.token;
+  const { checkKey } = await import(pathToFileURL(path.join(folder, name)).href);
+  const partner = { email: 'team@partner.example', permissions: ['read'] };
+  const { body } = await service.admin.post('/v1/partners', partner);
+  const [{ key, id }] = body.keys;
+  t.match(await checkKey(key, 'read', '203.0.113.7'), { status: 200, partnerId: body.id });
+  t.same(await checkKey(key, 'write', '203.0.113.7'), { status: 403 });
+  t.same(await checkKey('lk_k_nothing', 'read', '203.0.113.7'), { status: 401 });
+  await service.admin.patch(`/v1/keys/${id}`, { rateLimit: { requests: 1, windowSeconds: 86_400 } });
+  await checkKey(key, 'read', '203.0.113.7');
+  t.same(await checkKey(key, 'read', '203.0.113.7'), { status: 429 });
+  await service.app.close();
+  t.same(await checkKey(key, 'read', '203.0.113.7'), { status: 503 });
+});
+
+/** A folder with a tour in it, where there is one, and with this project's packages. */
+async function clientFolder(t: Test, tour?: string): Promise<string> {
   const folder = await mkdtemp(path.join(tmpdir(), 'latchkey-client-'));
   t.teardown(() => rm(folder, { recursive: true, force: true }));
   await symlink(path.resolve('node_modules'), path.join(folder, 'node_modules'));
-  await cp(path.join('test', 'clients', tour), path.join(folder, tour));
+  if (tour !== undefined) await cp(path.join('test', 'clients', tour), path.join(folder, tour));
   return folder;
 }
 

@@ -98,6 +98,7 @@ const secretTexts: Record<SecretName, string> = {
   MIGRATION_DATABASE_URL: 'postgres://owner:hunter2@db/latchkey',
   LISTEN_DATABASE_URL: 'postgres://app:hunter2@direct/latchkey',
   REDIS_URL: 'redis://:hunter2@cache:6379',
+  CHECKPOINT_URL: 'https://latchkey:hunter2@archive.example.com/latchkey',
   LATCHKEY_KEYRING: keyring,
 };
 

@@ -157,11 +157,37 @@ t.test('no role can alter history', async (t) => {
     'delete from history_heads',
     'alter table history owner to current_user',
     'begin; lock table history in access exclusive mode',
+    'with gone as (delete from history returning 1) select * from gone',
+    'select * from history for update',
+    'select * from history for key share',
+    'alter table history enable replica trigger history_append_only',
+    'alter table history set unlogged',
+    'alter table history add column more text',
+    'alter table history drop constraint history_sequence_positive',
+    'create trigger t before insert on history for each row execute function history_refuse_change()',
+    'create policy p on history using (false)',
+    `alter function history_append(text, text) security invoker`,
+    `create or replace function history_append(p_chain text, p_canonical text) returns void language sql as 'select 1'`,
+    "grant update on history to current_user; update history set canonical = 'x'",
+    "insert into history_heads select 'installation', 0, sha256('x'), now() on conflict (chain) do update set sequence = 0",
+    'create table public.shadow (like history)',
+    'set session authorization default; reset role; truncate history cascade',
   ];
   for (const sql of asService) {
     await t.rejects(dbQuery(urls.app, sql), { code: /^(42501|42809|0LP01|22023)$/ }, `as the service: ${sql}`);
   }
-  for (const sql of ["update history set canonical = 'x'", 'delete from history', 'truncate history']) {
+  const asOwner = [
+    "update history set canonical = 'x'",
+    'delete from history',
+    'delete from history where false',
+    'truncate history',
+    'truncate history cascade',
+    `merge into history h using (select 1) s on true when matched then delete`,
+    `merge into history h using (select 1) s on true when matched then update set canonical = 'x'`,
+    `insert into history select * from history on conflict (id) do update set canonical = 'x'`,
+    'with gone as (delete from history returning 1) select * from gone',
+  ];
+  for (const sql of asOwner) {
     await t.rejects(dbQuery(urls.owner, sql), { code: '42501' }, `as the owner: ${sql}`);
     const replica = `set session_replication_role = replica; ${sql}`;
     await t.rejects(dbQuery(urls.superuser, replica), { code: '42501' }, `as a superuser that skips triggers: ${sql}`);

@@ -137,7 +137,7 @@ t.test('a port of its own: the metrics of the process too, there and nowhere els
     WEBHOOK_ALLOW_CIDRS: '127.0.0.1',
   });
   const token = tokens['adminToken'] ?? '';
-  t.equal((await request(`${url}/metrics`)).status, 404);
+  t.equal((await fetch(`${url}/metrics`)).status, 404);
   const there = `http://127.0.0.1:${metricsPort}`;
   t.match(await request(`${there}/v1/keys`, { token }), { status: 404, body: { code: 'not_found' } });
   const { status } = await request(`${url}/v1/webhooks`, {

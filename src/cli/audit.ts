@@ -1,6 +1,6 @@
 import { createReadStream } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
-import { Command, Option } from 'commander';
+import { Command, InvalidArgumentError, Option } from 'commander';
 import { type Config, readConfig } from '../config.ts';
 import { isId } from '../core/ids.ts';
 import type { NoteVerifier } from '../crypto/signed-note.ts';
@@ -49,7 +49,7 @@ export function auditCommand(env: NodeJS.ProcessEnv): Command {
 
 function parseChain(text: string): string {
   if (text === installationChain || isId('org', text)) return text;
-  throw new Error(`--organization must be the id of an organization or ${installationChain}.`);
+  throw new InvalidArgumentError(`It must be the id of an organization or ${installationChain}.`);
 }
 
 async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<void> {

@@ -78,7 +78,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   });
 
   const lookAtEndpoint = oneAtATime(async (id: WebhookId) => {
-    for (let more = true; more && sending.size < sendsAtOnce; ) {
+    for (let more = true; more; ) {
       const claimed = await claimDue(transactor, id, placesFor);
       for (const claim of claimed.claims) {
         const delivered = deliver(claim);
@@ -90,9 +90,9 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   });
 
   /** What the transactions of a moment take, one for each connection at most, may go beyond it. */
-  function placesFor(webhook: SendingWebhook): number {
+  function placesFor(endpoint: Pick<SendingWebhook, 'failing_since'>): number {
     const places = sendsAtOnce - sending.size;
-    return isFailing(webhook) ? Math.min(places, failingSendsAtOnce - sendingToFailing.size) : places;
+    return isFailing(endpoint) ? Math.min(places, failingSendsAtOnce - sendingToFailing.size) : places;
   }
 
   function look<Id>(at: (id: Id) => Promise<void>, id: Id): void {
@@ -137,7 +137,9 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
       let pauseMs = lookEveryMs;
       try {
         const now = await currentTime(db, options.clockShiftMs);
-        for (const id of await endpointsWithDue(db, now)) look(lookAtEndpoint, id);
+        for (const endpoint of await endpointsWithDue(db, now)) {
+          if (placesFor(endpoint) > 0) look(lookAtEndpoint, endpoint.id);
+        }
       } catch (error) {
         pauseMs = lookAgainAfterMs;
         logger.warn({ err: error }, 'What is due to webhooks could not be asked; this is tried again.');
@@ -162,7 +164,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   };
 }
 
-function isFailing({ failing_since }: SendingWebhook): boolean {
+function isFailing({ failing_since }: Pick<SendingWebhook, 'failing_since'>): boolean {
   return failing_since !== null;
 }
 

@@ -13,25 +13,30 @@ export interface ClaimedDelivery {
   traceparent: string | null;
 }
 
+export interface EndpointWithDue {
+  id: WebhookId;
+  failing_since: Date | null;
+}
+
 /**
  * Endpoints that have something due at a time. Goes from endpoint to endpoint through the index, so that one with a long
  * queue costs no more than one with a short one. In an order that chance makes: where a sender has not places enough for
  * all of them, everybody's turn comes.
  */
-export async function endpointsWithDue(db: Db, now: Date): Promise<WebhookId[]> {
-  const { rows } = await sql<{ id: WebhookId }>`
+export async function endpointsWithDue(db: Db, now: Date): Promise<EndpointWithDue[]> {
+  const { rows } = await sql<EndpointWithDue>`
     with recursive endpoint (id) as (
       select min(endpoint_id) from webhook_deliveries where status = 'pending'
       union all
       select (select min(endpoint_id) from webhook_deliveries where status = 'pending' and endpoint_id > endpoint.id)
       from endpoint where endpoint.id is not null
     )
-    select id from endpoint
+    select id, failing_since from endpoint join webhook_endpoints using (id)
     where exists (
       select from webhook_deliveries where endpoint_id = endpoint.id and status = 'pending' and due_at <= ${now}
     )
     order by random()`.execute(db);
-  return rows.map(({ id }) => id);
+  return rows;
 }
 
 /** Those of an organization's endpoints that have something due, and those that are sent nothing while something waits. */

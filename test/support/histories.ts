@@ -4,12 +4,14 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { Readable } from 'node:stream';
+import pg from 'pg';
 import type { Test } from 'tap';
 import { canonicalJson } from '../../src/core/canonical-json.ts';
+import { newId } from '../../src/core/ids.ts';
 import { createNoteSigner } from '../../src/crypto/signed-note.ts';
 import type { Link } from '../../src/history/chain.ts';
 import type { ChainVerdict } from '../../src/history/chain-walk.ts';
-import { type Checkpoint, publicKeysText, signCheckpoint } from '../../src/history/checkpoint.ts';
+import { type Checkpoint, parseCheckpoint, publicKeysText, signCheckpoint } from '../../src/history/checkpoint.ts';
 import { toExportLine, verifyExport } from '../../src/history/export.ts';
 import { linesOf } from '../../src/history/lines.ts';
 import { keyringOf } from './keyrings.ts';
@@ -45,6 +47,14 @@ export const publicKey = publicKeysText([signer]);
 
 export function noteOf(checkpoint: Checkpoint): string {
   return signCheckpoint(checkpoint, [signer]);
+}
+
+/** The checkpoints of a text that has several. */
+export function checkpointsIn(text: string): Checkpoint[] {
+  return text
+    .split(/\n\n(?=latchkey\/)/)
+    .map((note) => parseCheckpoint(`${note.trimEnd()}\n`))
+    .filter((checkpoint) => checkpoint !== undefined);
 }
 
 export interface Finding {
@@ -106,4 +116,76 @@ export function findByScript(
   const isAllGood = findings.every(({ firstBad }) => firstBad === undefined);
   if ((status === 0) !== isAllGood) throw new Error(`exit code ${status}: ${stdout}`);
   return findings;
+}
+
+/**
+ * Puts events behind the last one of a chain, past `history_append`, which would take a minute for a million.
+ * As a superuser one may insert; the chain is as sound as if the service had written it.
+ */
+export async function dbAddEvents(superuserUrl: string, chain: string, count: number): Promise<void> {
+  const client = new pg.Client(superuserUrl);
+  await client.connect();
+  try {
+    const { rows } = await client.query('select sequence::int, hash from history_heads where chain = $1', [chain]);
+    let { sequence, hash } = rows[0] as { sequence: number; hash: Buffer };
+    const at = new Date().toISOString();
+    for (let left = count; left > 0; left -= insertedAtOnce) {
+      const events: Array<ReturnType<typeof eventOf>> = [];
+      const texts: string[] = [];
+      const hashes: Buffer[] = [hash];
+      for (let index = 0; index < Math.min(left, insertedAtOnce); index++) {
+        sequence += 1;
+        const event = eventOf(chain, sequence, at);
+        const text = canonicalJson(event);
+        hash = sha256(hash, text);
+        events.push(event);
+        texts.push(text);
+        hashes.push(hash);
+      }
+      await client.query(
+        `insert into history (chain, sequence, id, at, action, actor_id, key_id, partner_id, canonical, previous_hash, hash)
+         select $1, sequence, id, $2, $3, actor_id, key_id, partner_id, canonical, previous_hash, hash
+         from unnest($4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::bytea[], $11::bytea[])
+           as event (sequence, id, actor_id, key_id, partner_id, canonical, previous_hash, hash)`,
+        [
+          chain,
+          at,
+          'key.revealed',
+          events.map((event) => event.sequence),
+          events.map(({ id }) => id),
+          events.map(({ actor }) => actor.id),
+          events.map(({ keyId }) => keyId),
+          events.map(({ partnerId }) => partnerId),
+          texts,
+          hashes.slice(0, -1),
+          hashes.slice(1),
+        ],
+      );
+    }
+    await client.query('update history_heads set sequence = $2, hash = $3, at = $4 where chain = $1', [
+      chain,
+      sequence,
+      hash,
+      at,
+    ]);
+  } finally {
+    await client.end();
+  }
+}
+
+const insertedAtOnce = 2_000;
+
+function eventOf(chain: string, sequence: number, at: string) {
+  return {
+    id: newId('event'),
+    organizationId: chain === 'installation' ? null : chain,
+    sequence,
+    at,
+    action: 'key.revealed',
+    actor: { type: 'admin', id: newId('token'), name: 'First admin', email: 'ada@example.com' },
+    keyId: newId('key'),
+    partnerId: newId('partner'),
+    request: { id: `r-${sequence}`, ip: '203.0.113.7', userAgent: 'curl/8.5.0' },
+    details: { reason: 'The partner lost it', recipient: null },
+  };
 }

@@ -1,0 +1,43 @@
+import type { Client, Reply } from './client.ts';
+
+interface Tokens {
+  adminToken: string;
+  operatorToken: string;
+  organizationId: string;
+}
+
+/** Lines to paste, and what each of them shows. */
+export async function whatToLookAt(
+  url: string,
+  admin: Client,
+  { adminToken, operatorToken, organizationId }: Tokens,
+): Promise<string> {
+  const { data: keys } = await admin.get('/v1/keys?limit=200');
+  const { data: partners } = await admin.get('/v1/partners?limit=200');
+  const partnerNamed = (name: string): Reply => partners.find((partner: Reply) => partner.name === name);
+  const keyOf = (name: string): Reply => keys.find((key: Reply) => key.partnerId === partnerNamed(name).id);
+  const line = (path: string, token = adminToken, more = '') =>
+    `curl -sw '\\n' '${url}${path}' -H 'X-API-Key: ${token}'${more}`;
+  const lines: Array<[what: string, command: string]> = [
+    ['Every row with its keys; shipping has two of which the old one ends in a week', line('/v1/rows')],
+    ['Who has looked at the key of marketplace, and what for', line(`/v1/keys/${keyOf('marketplace').id}/viewers`)],
+    [
+      'How much analytics was used: more than its limit of 50 an hour',
+      line(`/v1/partners/${partnerNamed('analytics').id}/usage`),
+    ],
+    ['The latest ten events: who did what, down to a leaked key that was used', line('/v1/history?limit=10')],
+    ['The whole chain, computed anew', line('/v1/history/verify')],
+    [
+      'What an operator sees: somebody asks for a key back',
+      line('/v1/recovery-requests', operatorToken, ` -H 'Latchkey-Organization: ${organizationId}'`),
+    ],
+    ['How the service is doing', line('/metrics')],
+  ];
+  const told = lines.map(([what, command]) => `${what}:\n${command}\n`).join('\n');
+  return `
+The demo's organization is filled, and Latchkey listens on ${url}. Paste one line after the other:
+
+${told}
+All of it is described at ${url}/docs. Ctrl-C ends it; the next start finds it as it was.
+`;
+}

@@ -1,0 +1,125 @@
+import { spawnSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import path from 'node:path';
+import t, { type Test } from 'tap';
+import { newId } from '../src/core/ids.ts';
+import { startService } from './support/app.ts';
+import { chainOfTexts, exportOf, noteOf, publicKey, scratchFolder, textOf } from './support/histories.ts';
+import { keyringOf, keyringText } from './support/keyrings.ts';
+import { runEntry } from './support/process.ts';
+
+// `latchkey audit verify` as a command: what it is given, what it says, and how it ends.
+
+async function audit(t: Test, args: string[], env: NodeJS.ProcessEnv = {}) {
+  const process = runEntry(t, 'cli/latchkey.ts', ['audit', 'verify', ...args], { env });
+  const { code } = await process.exited;
+  return { code, output: process.output() };
+}
+
+/** Without a data folder there is no embedded instance whose keyring could be found. */
+const nowhere = { LATCHKEY_DATA_DIR: '/nowhere' };
+
+const chain = newId('org');
+const links = chainOfTexts([1, 2, 3].map((sequence) => textOf(chain, sequence, { text: 'a \u2028 b' })));
+const noteAt = (size: number) => noteOf({ chain, size, hash: links[size - 1]?.hash ?? Buffer.alloc(32) });
+
+t.test('an export, without a database', async (t) => {
+  const folder = scratchFolder(t);
+  const file = (name: string, content: string | Buffer) => {
+    writeFileSync(path.join(folder, name), content);
+    return path.join(folder, name);
+  };
+  const text = file('export', exportOf(links));
+  const key = file('key', publicKey);
+  const head = links[2]?.hash.toString('hex');
+  t.match(await audit(t, ['--export', text]), {
+    code: 0,
+    output: `ok      ${chain}: 3 events, the last with the hash ${head}.\n`,
+  });
+  const checkpoints = file('checkpoints', `torn\n\n${noteAt(1)}\n${noteAt(3)}\n${noteAt(3)}\nlatchkey/`);
+  const compared = await audit(t, ['--export', text, '--checkpoint', checkpoints, '--public-key', key]);
+  t.equal(compared.code, 0);
+  t.match(compared.output, /^note {4}2 texts in .* are no whole checkpoints/m);
+  t.match(compared.output, new RegExp(`^ok {6}${chain}: 3 events, .*, as 2 checkpoints say\\.$`, 'm'));
+  const withKeyring = await audit(t, ['--export', text, '--checkpoint', checkpoints], {
+    ...nowhere,
+    LATCHKEY_KEYRING: keyringText('evidence'),
+  });
+  t.equal(withKeyring.code, 0, 'the keyring knows the keys too');
+
+  const empty = file('empty', '');
+  t.match(await audit(t, ['--export', empty, '--checkpoint', checkpoints, '--public-key', key]), {
+    code: 1,
+    output: `wrong   ${chain}: the first bad event is 1: a checkpoint has signed 3 events`,
+  });
+  const failures: Array<[what: string, args: string[], output: RegExp]> = [
+    ['nothing in it', ['--export', empty], /is empty\. --organization says whose history it should be/],
+    ['no key', ['--export', text, '--checkpoint', checkpoints], /give --public-key FILE, or the keyring/],
+    [
+      'a key file without a key',
+      ['--export', text, '--checkpoint', checkpoints, '--public-key', text],
+      /has no line of the form/,
+    ],
+    [
+      'a forged checkpoint',
+      ['--export', text, '--checkpoint', file('forged', noteAt(3).replace('\n3\n', '\n2\n')), '--public-key', key],
+      /^wrong {3}The signature under a checkpoint of org_.* with 2 events is wrong\.$/m,
+    ],
+    [
+      'checkpoints of somebody else',
+      [
+        '--export',
+        text,
+        '--checkpoint',
+        file('other', noteOf({ chain: 'installation', size: 1, hash: Buffer.alloc(32) })),
+        '--public-key',
+        key,
+        '--organization',
+        chain,
+      ],
+      /^wrong {3}org_.*: there is no checkpoint of it among those that were given\.$/m,
+    ],
+    [
+      'another organization',
+      ['--export', text, '--organization', newId('org')],
+      /first bad event is 1: it belongs to another/,
+    ],
+    ['a file that is not there', ['--export', '/no/such/file'], /ENOENT/],
+  ];
+  for (const [what, args, output] of failures) t.match(await audit(t, args, nowhere), { code: 1, output }, what);
+  t.match(await audit(t, ['--organization', 'nobody']), { code: 2, output: /It must be the id of an organization/ });
+  t.match(await audit(t, ['--eat']), { code: 2 });
+});
+
+t.test('a whole installation, and an export through a pipe', async (t) => {
+  const service = await startService(t, { keyring: keyringOf('evidence') });
+  const { urls, admin, organizationId, app } = service;
+  const { body: text } = await app.inject({
+    url: '/v1/history/export',
+    headers: { authorization: `Bearer ${admin.token}` },
+  });
+  const { body: note } = await app.inject({
+    url: '/v1/history/checkpoint',
+    headers: { authorization: `Bearer ${admin.token}` },
+  });
+  const file = path.join(scratchFolder(t), 'checkpoint');
+  writeFileSync(file, note);
+  const env = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyringText('evidence') };
+  const { code, output } = await audit(t, ['--checkpoint', file], env);
+  t.equal(code, 0);
+  t.match(output, /^Verifying events: 4 of 4$/m);
+  t.match(output, new RegExp(`^ok {6}${organizationId}: 3 events, .*, as 1 checkpoints say\\.$`, 'm'));
+  t.match(output, /^note {4}installation: there is no checkpoint of it/m);
+
+  const other = { ...env, LATCHKEY_KEYRING: keyringText('other') };
+  t.match(await audit(t, ['--checkpoint', file], other), {
+    code: 1,
+    output: /^wrong {3}1 checkpoints are signed by keys that were not given\.$/m,
+  });
+  const piped = spawnSync(
+    process.execPath,
+    ['--import=tsx', 'src/cli/latchkey.ts', 'audit', 'verify', '--export', '-'],
+    { input: text, encoding: 'utf8' },
+  );
+  t.match(piped, { status: 0, stdout: `ok      ${organizationId}: 3 events` });
+});

@@ -1,0 +1,77 @@
+import { mkdir, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import t, { type Test } from 'tap';
+import { scratch } from './support/instance.ts';
+import { type RunningProcess, run, runScript } from './support/process.ts';
+import { unlessInstalled } from './support/programs.ts';
+
+// `npm run demo`, as a person starts it, reads it, and ends it.
+
+const demo = path.resolve('docs/demo/run.ts');
+
+function startDemo(t: Test, env: NodeJS.ProcessEnv): RunningProcess {
+  return runScript(t, demo, [], { env: { PORT: '0', ...env } });
+}
+
+/** The commands that it prints, with what it says of each. */
+function commandsIn(output: string): Array<{ what: string; command: string }> {
+  return [...output.matchAll(/^(.+):\n(curl .*)$/gm)].map(([, what = '', command = '']) => ({ what, command }));
+}
+
+t.test('it fills an instance of its own, shows it, ends on Ctrl-C, and is there again', async (t) => {
+  const env = { LATCHKEY_DATA_DIR: await scratch(t) };
+  const first = startDemo(t, env);
+  await first.until(/Ctrl-C ends it/);
+  t.notMatch(first.output(), /"level":(40|50|60)|"level":"(warn|error|fatal)"/, 'nothing to worry about is logged');
+
+  const skip = unlessInstalled('curl');
+  await t.test('each line shows what it says', { skip }, async (t) => {
+    const commands = commandsIn(first.output());
+    const shows = [
+      /"partnerEmail":"keys@shipping\.example".*"expiringSoon":\["key_/,
+      /"The partner lost it".*/,
+      /"rateLimited":[1-9]/,
+      /"action":"key\.used_after_deletion".*"action":"key\.deleted"/,
+      /"valid":true/,
+      /"status":"open"/,
+      /^latchkey_/m,
+    ];
+    t.equal(commands.length, shows.length);
+    for (const [index, { what, command }] of commands.entries()) {
+      const shell = run(t, 'sh', ['-c', command]);
+      t.equal((await shell.exited).code, 0);
+      t.match(shell.stdout(), shows[index], what);
+    }
+  });
+
+  first.child.kill('SIGINT');
+  t.same(await first.exited, { code: 0, signal: null });
+
+  const second = startDemo(t, env);
+  await second.until(/Ctrl-C ends it/);
+  t.notMatch(second.output(), /Filling/, 'it is not filled twice');
+  second.child.kill('SIGTERM');
+  t.same(await second.exited, { code: 0, signal: null });
+});
+
+t.test('it fills nothing that is not its own', async (t) => {
+  const refused = async (env: NodeJS.ProcessEnv, why: RegExp) => {
+    const process = startDemo(t, env);
+    t.equal((await process.exited).code, 1);
+    t.match(process.output(), why);
+  };
+  const directory = await scratch(t);
+  await refused({ DATABASE_URL: 'postgres://a:b@127.0.0.1:1/c', LATCHKEY_DATA_DIR: directory }, /DATABASE_URL is set/);
+  await refused({ DATABASE_URL_FILE: '/x', LATCHKEY_DATA_DIR: directory }, /DATABASE_URL_FILE is set/);
+  await mkdir(path.join(directory, 'postgres'));
+  await refused({ LATCHKEY_DATA_DIR: directory }, /holds something that the demo has not made/);
+  await writeFile(path.join(directory, 'demo'), 'begun');
+  await refused({ LATCHKEY_DATA_DIR: directory }, /was interrupted/);
+});
+
+t.test('Ctrl-C while it is being filled ends it, too', async (t) => {
+  const running = startDemo(t, { LATCHKEY_DATA_DIR: await scratch(t) });
+  await running.until(/Filling/);
+  running.child.kill('SIGINT');
+  t.same(await running.exited, { code: 0, signal: null });
+});

@@ -1,0 +1,155 @@
+import { once } from 'node:events';
+import { request as httpRequest, type IncomingMessage } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import t from 'tap';
+import { connect } from '../src/db/client.ts';
+import { type Json, startService, type TestService } from './support/app.ts';
+import { createDatabase, dbQuery, roleOf } from './support/database.ts';
+import { dbAddEvents, findByLatchkey } from './support/histories.ts';
+import { eventually } from './support/process.ts';
+
+async function exported({ app, admin }: TestService, token = admin.token, headers: Record<string, string> = {}) {
+  const response = await app.inject({
+    url: '/v1/history/export',
+    headers: { authorization: `Bearer ${token}`, ...headers },
+  });
+  return { status: response.statusCode, headers: response.headers, text: response.body };
+}
+
+/** Begins to read over a real connection, and reads nothing of the body until it is told to. */
+async function beginExport({ app, admin }: TestService): Promise<IncomingMessage> {
+  const { port } = app.server.address() as AddressInfo;
+  const headers = { authorization: `Bearer ${admin.token}` };
+  const asked = httpRequest({ port, host: '127.0.0.1', path: '/v1/history/export', headers, agent: false });
+  asked.end();
+  const [response] = (await once(asked, 'response')) as [IncomingMessage];
+  return response;
+}
+
+const busyConnections = async ({ urls }: TestService) => {
+  const [row] = await dbQuery(
+    urls.superuser,
+    `select count(*)::int as busy from pg_stat_activity where usename = $1 and datname = current_database()
+     and state <> 'idle'`,
+    [roleOf(urls.app)],
+  );
+  return row?.['busy'];
+};
+
+t.test('the export is what the list shows, oldest first, a line each', async (t) => {
+  const service = await startService(t);
+  const { admin, operator, organizationId } = service;
+  const { body: key } = await admin.post('/v1/keys', { name: 'Of "quotes"' });
+  await admin.patch(`/v1/keys/${key.id}`, {
+    metadata: { '\u2028\u2029\r\n': 'lines \u2028', n: 1e21, z: [1.5e-7, '😀'] },
+  });
+  const { status, headers, text } = await exported(service);
+  t.equal(status, 200);
+  t.equal(headers['content-type'], 'application/x-ndjson; charset=utf-8');
+  t.equal(headers['cache-control'], 'no-store');
+  t.ok(text.endsWith('\n'));
+  const lines = text.trimEnd().split('\n');
+  const { body } = await admin.get('/v1/history?limit=200');
+  t.same(
+    lines.map((line) => JSON.parse(line)),
+    body.data.toReversed(),
+  );
+  for (const line of lines) {
+    t.match(line, /,"previousHash":"[0-9a-f]{64}","hash":"[0-9a-f]{64}"\}$/, 'the hashes are the last members');
+  }
+  t.same(await findByLatchkey(Buffer.from(text)), { firstBad: undefined, why: '' });
+
+  const installation = (await exported(service, operator.token)).text.trimEnd().split('\n');
+  t.same(
+    installation.map((line) => JSON.parse(line).organizationId),
+    [null],
+  );
+  t.equal((await exported(service, operator.token, { 'latchkey-organization': organizationId })).text, text);
+  const head = await service.app.inject({
+    method: 'HEAD',
+    url: '/v1/history/export',
+    headers: { authorization: `Bearer ${admin.token}` },
+  });
+  t.equal(head.statusCode, 405, 'nobody reads a million events to say nothing');
+});
+
+t.test('it ends with the event that was the last when it began, whatever happens meanwhile', async (t) => {
+  const service = await startService(t);
+  const { admin, app, urls, organizationId } = service;
+  await dbAddEvents(urls.superuser, organizationId, 3_000);
+  await app.listen({ port: 0, host: '127.0.0.1' });
+  const last = (await admin.get('/v1/history?limit=1')).body.data[0].sequence;
+  const response = await beginExport(service);
+  for (let requests = 1; requests <= 5; requests++) await admin.put('/v1/rate-limit', { requests, windowSeconds: 60 });
+  const chunks = await response.toArray();
+  const text = Buffer.concat(chunks);
+  const lines = text.toString().trimEnd().split('\n');
+  t.equal(lines.length, last);
+  t.equal((JSON.parse(lines.at(-1) ?? '') as Json).sequence, last);
+  t.equal((await findByLatchkey(text)).firstBad, undefined);
+});
+
+t.test('a slow reader holds no connection, and is in the way of nobody', async (t) => {
+  const urls = await createDatabase(t);
+  const client = connect({ url: urls.app, poolSize: 2, timeoutMs: 2_000 });
+  t.teardown(() => client.close());
+  const service = await startService(t, { urls, transactor: { db: client.db, clockShiftMs: () => 0 } });
+  const { admin, app, organizationId } = service;
+  await dbAddEvents(urls.superuser, organizationId, 40_000);
+  await app.listen({ port: 0, host: '127.0.0.1' });
+  // More of them than there are connections, and the sockets between hold less than there is to read.
+  const readers = await Promise.all(Array.from({ length: 6 }, () => beginExport(service)));
+  await eventually(async () => client.pool.idleCount === client.pool.totalCount && client.pool.waitingCount === 0);
+  t.equal(await busyConnections(service), 0);
+  t.equal((await admin.get('/v1/keys')).status, 200);
+  const [first, ...others] = readers;
+  for (const other of others) other.destroy();
+  const text = Buffer.concat((await first?.toArray()) ?? []);
+  t.equal(text.toString().trimEnd().split('\n').length, (await admin.get('/v1/history?limit=1')).body.data[0].sequence);
+});
+
+t.test('a reader that goes away is let go, and nothing more is read for it', async (t) => {
+  const service = await startService(t);
+  const { app, admin, urls, organizationId, client } = service;
+  await dbAddEvents(urls.superuser, organizationId, 40_000);
+  await app.listen({ port: 0, host: '127.0.0.1' });
+  let acquired = 0;
+  client.pool.on('acquire', () => {
+    acquired += 1;
+  });
+  const response = await beginExport(service);
+  await once(response, 'readable');
+  response.destroy();
+  await eventually(async () => (await connectionsOf(app)) === 0);
+  // Time in which it would have gone on.
+  for (let asked = 0; asked < 20; asked++) await admin.get('/v1/keys');
+  t.ok(acquired < 40_000 / 250, `${acquired} queries, and not the 160 that all of it takes`);
+  t.notMatch(service.logLines.join(''), '"level":50');
+});
+
+const connectionsOf = (app: TestService['app']) =>
+  new Promise<number>((resolve, reject) =>
+    app.server.getConnections((error, count) => (error === null ? resolve(count) : reject(error))),
+  );
+
+t.test('a stop does not wait for who reads slowly, and what is cut is seen to be cut', async (t) => {
+  const service = await startService(t);
+  const { app, urls, organizationId } = service;
+  await dbAddEvents(urls.superuser, organizationId, 40_000);
+  await app.listen({ port: 0, host: '127.0.0.1' });
+  const response = await beginExport(service);
+  const startedAt = performance.now();
+  await app.close();
+  t.ok(performance.now() - startedAt < 5_000);
+  await t.rejects(response.toArray(), { code: 'ECONNRESET' });
+});
+
+t.test('without a database it is a problem like any other', async (t) => {
+  const service = await startService(t);
+  const { urls } = service;
+  const role = roleOf(urls.app);
+  await dbQuery(urls.owner, `revoke select on history from ${role}`);
+  const { status, text } = await exported(service);
+  t.equal(status, 503);
+  t.equal(JSON.parse(text).code, 'unavailable');
+});

@@ -1,0 +1,154 @@
+import { randomBytes } from 'node:crypto';
+import t, { type Test } from 'tap';
+import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
+import { connect } from '../src/db/client.ts';
+import { checkGuarantees } from '../src/db/guarantees.ts';
+import { startService, type TestService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { proxyThatLoses } from './support/lossy-proxy.ts';
+import { eventually, request, runEntry } from './support/process.ts';
+
+// What is promised about records where the database, the way to it, or the service itself fails.
+
+/** A service in a process of its own on the same database. */
+async function startProcess(t: Test, keyring: string, env: NodeJS.ProcessEnv) {
+  const process = runEntry(t, 'server.ts', [], { env: { LATCHKEY_KEYRING: keyring, PORT: '0', ...env } });
+  const [, url = ''] = await process.until(/Server listening at (http:\/\/[^"]+)"/);
+  return { process, url };
+}
+
+const looksAt = async ({ urls }: TestService, keyId: string) => {
+  const sql = "select count(*)::int as looks from history where key_id = $1 and action = 'key.revealed'";
+  const [row] = await dbQuery(urls.superuser, sql, [keyId]);
+  return row?.['looks'];
+};
+
+t.test('a look whose commit, or the reply to it, is lost: 503, and nothing is opened', async (t) => {
+  for (const [what, looks] of [
+    ['the commit', 0],
+    ['the reply to it', 1],
+  ] as const) {
+    const keyring = generateKeyring(new Date());
+    const service = await startService(t, { keyring: parseKeyring(keyring) });
+    const { urls, admin } = service;
+    const { body: key } = await admin.post('/v1/keys', {});
+    const proxy = await proxyThatLoses(t, urls.app, { what, marker: 'history_append' });
+    const { process, url } = await startProcess(t, keyring, {
+      DATABASE_URL: proxy.url,
+      LISTEN_DATABASE_URL: urls.app,
+    });
+    const reply = await request(`${url}/v1/keys/${key.id}/reveal`, { method: 'POST', token: admin.token });
+    await proxy.lost;
+    t.equal(reply.status, 503, what);
+    t.same(Object.keys(reply.body), ['type', 'title', 'status', 'detail', 'code', 'requestId', 'traceId'], what);
+    t.notMatch(JSON.stringify(reply.body), key.key, what);
+    process.child.kill('SIGKILL');
+    await process.exited;
+    await eventually(async () => (await looksAt(service, key.id)) === looks);
+    t.pass(`${what}: ${looks} looks are recorded`);
+    t.equal((await admin.post(`/v1/keys/${key.id}/reveal`)).body.key, key.key, 'and the next look opens it');
+    t.equal(await looksAt(service, key.id), looks + 1);
+  }
+});
+
+t.test(
+  'the service is killed at any moment: nothing acknowledged is lost, and no change is without its event',
+  async (t) => {
+    const keyring = generateKeyring(new Date());
+    const service = await startService(t, { keyring: parseKeyring(keyring) });
+    const { urls, admin } = service;
+    const acknowledged = new Set<string>();
+    for (let round = 0; round < 4; round++) {
+      const { process, url } = await startProcess(t, keyring, { DATABASE_URL: urls.app });
+      let isGone = false;
+      void process.exited.then(() => {
+        isGone = true;
+      });
+      const write = async (worker: number) => {
+        for (let turn = 0; !isGone; turn++) {
+          const body = { email: `p${round}-${worker}-${turn}@p.example`, permissions: ['read', 'write'] };
+          const reply = await request(`${url}/v1/partners`, { method: 'POST', token: admin.token, body }).catch(
+            () => undefined,
+          );
+          if (reply?.status === 201) acknowledged.add(reply.body.id);
+        }
+      };
+      const writers = [0, 1, 2, 3].map(write);
+      const enough = 5 * (round + 1) + Math.floor(Math.random() * 10);
+      await eventually(async () => acknowledged.size >= enough);
+      process.child.kill('SIGKILL');
+      await Promise.all(writers);
+    }
+    const [state] = await dbQuery(
+      urls.superuser,
+      `select array(select id from partners) as partners,
+       (select count(*) from api_keys)::int as keys,
+       array(select partner_id from history where action = 'partner.created') as partner_events,
+       (select count(*) from history where action = 'key.created')::int as key_events`,
+    );
+    const { partners, keys, partner_events, key_events } = state as {
+      partners: string[];
+      keys: number;
+      partner_events: string[];
+      key_events: number;
+    };
+    t.same(
+      [...acknowledged].filter((id) => !partners.includes(id)),
+      [],
+      'nothing acknowledged is lost',
+    );
+    t.same(partner_events.sort(), partners.sort(), 'each change has its event, and each event its change');
+    t.same([keys, key_events], [2 * partners.length, 2 * partners.length]);
+    t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+  },
+);
+
+t.test('what the database does not guarantee is said, each by itself', async (t) => {
+  const { urls } = await startService(t);
+  const lacking = async (url: string) => {
+    const client = connect({ url, poolSize: 1 });
+    try {
+      const guarantees = await checkGuarantees(client.db);
+      return guarantees.filter(({ kept }) => !kept).map(({ name }) => name);
+    } finally {
+      await client.close();
+    }
+  };
+  // The tests' own Postgres is not durable, and nothing else is wrong with it.
+  const always = await lacking(urls.app);
+  t.ok(
+    always.every((name) => /^(fsync|full_page_writes|synchronous_commit) is on$/.test(name)),
+    always.join(),
+  );
+  const also = async (url: string) => (await lacking(url)).filter((name) => !always.includes(name));
+
+  const noSuperuser = 'The service connects as a role that is no superuser and does not bypass row security';
+  const noOwner = "The service's role neither owns history nor may write to it directly";
+  const triggers = 'The triggers that keep history append-only are there and always fire';
+  t.same(await also(urls.superuser), [noSuperuser, noOwner]);
+  t.same(await also(urls.owner), [noOwner]);
+  const careless = new URL(urls.app);
+  careless.searchParams.set('options', '-c synchronous_commit=off');
+  t.same((await lacking(careless.href)).includes('synchronous_commit is on'), true);
+
+  const role = `latchkey_bypass_${randomBytes(4).toString('hex')}`;
+  await dbQuery(urls.superuser, `create role ${role} login bypassrls password 'x'`);
+  t.teardown(() => dbQuery(urls.superuser, `drop role ${role}`));
+  const bypassing = new URL(urls.app);
+  bypassing.username = role;
+  bypassing.password = 'x';
+  t.same(await also(bypassing.href), [noSuperuser]);
+
+  for (const sql of [
+    'alter table history disable trigger history_append_only',
+    'alter table history enable trigger history_append_only',
+    'alter table history enable replica trigger history_append_only',
+  ]) {
+    await dbQuery(urls.superuser, sql);
+    t.same(await also(urls.app), [triggers], sql);
+  }
+  await dbQuery(urls.superuser, 'alter table history enable always trigger history_append_only');
+  t.same(await also(urls.app), []);
+  await dbQuery(urls.superuser, 'drop trigger history_append_only on history');
+  t.same(await also(urls.app), [triggers], 'dropped');
+});

@@ -1,0 +1,260 @@
+import { writeFileSync } from 'node:fs';
+import path from 'node:path';
+import t, { type Test } from 'tap';
+import { startService, type TestService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { checkpointsIn, type Finding, findByLatchkey, findByScript, scratchFolder } from './support/histories.ts';
+import { keyringOf, keyringText } from './support/keyrings.ts';
+import { runEntry } from './support/process.ts';
+import { unlessInstalled } from './support/programs.ts';
+
+// Whoever can do everything in the database: what was done is found, by the service, by `latchkey audit verify` beside the
+// database and without it, and by the script that shares no code with them.
+
+const events = 10;
+
+/** An organization with a history of its own, and what has been signed about it: the first four events, and all ten. */
+interface Lived {
+  chain: string;
+  change(requests: number): Promise<unknown>;
+  /** What GET shows, which is not always JSON. */
+  read(path: string): Promise<string>;
+  signed: string;
+}
+
+async function live({ app, operator }: TestService, name: string): Promise<Lived> {
+  const { body } = await operator.post('/v1/organizations', { name });
+  const named = { 'latchkey-organization': body.id as string };
+  const read = async (url: string) =>
+    (await app.inject({ url, headers: { authorization: `Bearer ${operator.token}`, ...named } })).body;
+  const change = (requests: number) =>
+    operator.put('/v1/rate-limit', { requests, windowSeconds: 60 + requests }, named);
+  for (let sequence = 2; sequence <= 4; sequence++) await change(sequence);
+  const early = await read('/v1/history/checkpoint');
+  for (let sequence = 5; sequence <= events; sequence++) await change(sequence);
+  return { chain: body.id, change, read, signed: `${early}\n${await read('/v1/history/checkpoint')}` };
+}
+
+async function audit(t: Test, args: string[], env: NodeJS.ProcessEnv) {
+  const process = runEntry(t, 'cli/latchkey.ts', ['audit', 'verify', ...args], { env });
+  const { code } = await process.exited;
+  return { code, output: process.output() };
+}
+
+/** What it says of one chain: the number of its first bad event, and why; nothing where it is well. */
+function findingIn(output: string, chain: string): Partial<Finding> {
+  const [, sequence, why] =
+    new RegExp(`^wrong {3}${chain}: the first bad event is (-?\\d+): (.*)$`, 'm').exec(output) ?? [];
+  if (sequence === undefined && !output.includes(`ok      ${chain}: `)) throw new Error(`${chain} is not in ${output}`);
+  return { firstBad: sequence === undefined ? undefined : Number(sequence), why: why ?? '' };
+}
+
+/** Run as a superuser who has taken the triggers away; `c` is the chain. */
+const withoutTriggers = (chain: string, sql: string) =>
+  `alter table history disable trigger history_append_only;
+   alter table history drop constraint if exists history_sequence_positive;
+   do $do$ declare c constant text := '${chain}'; r record; previous bytea; begin ${sql}; end $do$;
+   alter table history enable always trigger history_append_only`;
+
+/** All hashes from `sequence` on made anew, and the head with them: a chain that is sound in itself. */
+const rehashFrom = (sequence: number) => `
+  previous := coalesce((select hash from history where chain = c and sequence = ${sequence} - 1), decode(repeat('00', 32), 'hex'));
+  for r in select * from history where chain = c and sequence >= ${sequence} order by sequence loop
+    update history set previous_hash = previous, hash = sha256(previous || convert_to(canonical, 'UTF8'))
+      where chain = c and sequence = r.sequence returning hash into previous;
+  end loop;
+  update history_heads set hash = previous where chain = c`;
+
+interface Tampering {
+  what: string;
+  /** In PL/pgSQL; see `withoutTriggers`. */
+  sql: string;
+  /** What is done through the API afterwards. */
+  afterwards?: (lived: Lived) => Promise<unknown>;
+  /** Where a chain shows it alone, and where beside a checkpoint of all its events. */
+  alone: number | undefined;
+  compared: number;
+  /** What `latchkey audit verify` calls it. */
+  named: RegExp;
+}
+
+const edit = (sequence: number) =>
+  `update history set canonical = replace(canonical, 'lightMyRequest', 'somebody') where chain = c and sequence = ${sequence}`;
+const cutTo = (keep: number) =>
+  `delete from history where chain = c and sequence > ${keep};
+   update history_heads set sequence = ${keep}, hash = (select hash from history where chain = c and sequence = ${keep}) where chain = c`;
+
+const matrix: Tampering[] = [
+  { what: 'an edit', sql: edit(6), alone: 6, compared: 6, named: /its text is not the one that was hashed/ },
+  {
+    what: 'an edit with its own hash',
+    sql: `${edit(6)}; update history set hash = sha256(previous_hash || convert_to(canonical, 'UTF8')) where chain = c and sequence = 6`,
+    alone: 7,
+    compared: 7,
+    named: /it does not follow the event before it/,
+  },
+  {
+    what: 'a deletion',
+    sql: 'delete from history where chain = c and sequence = 6',
+    alone: 6,
+    compared: 6,
+    named: /an event that says it is number 7 stands in its place/,
+  },
+  {
+    what: 'a swap',
+    sql: `update history set sequence = case sequence when 5 then -6 else -5 end where chain = c and sequence in (5, 6);
+      update history set sequence = -sequence where chain = c and sequence < 0`,
+    alone: 5,
+    compared: 5,
+    named: /an event that says it is number 6 stands in its place/,
+  },
+  {
+    what: 'a tail that was cut as an old backup would have it',
+    sql: cutTo(7),
+    alone: undefined,
+    compared: 8,
+    named: /has signed 10 events: the tail was cut, or this is an older backup/,
+  },
+  {
+    what: 'an old backup that has gone on',
+    sql: cutTo(7),
+    afterwards: async ({ change }) => {
+      for (let requests = 100; requests < 105; requests++) await change(requests);
+    },
+    alone: undefined,
+    compared: 5,
+    named: /somewhere from here to 10 .*it was rewritten, or an older backup has gone on/,
+  },
+  {
+    what: 'a rewrite of the whole',
+    sql: `update history set canonical = replace(canonical, 'First operator', 'Another operator') where chain = c; ${rehashFrom(1)}`,
+    alone: undefined,
+    compared: 1,
+    named: /somewhere from here to 4 .*it was rewritten/,
+  },
+  {
+    what: 'a rewrite from an event on',
+    sql: `${edit(6)}; ${rehashFrom(6)}`,
+    alone: undefined,
+    compared: 5,
+    named: /somewhere from here to 10 .*it was rewritten/,
+  },
+];
+
+t.test('what was tampered with is found, by whoever looks', { skip: unlessInstalled('openssl') }, async (t) => {
+  const service = await startService(t, { keyring: keyringOf('evidence') });
+  const { urls } = service;
+  const histories: Lived[] = [];
+  for (const { what, sql, afterwards } of matrix) {
+    const history = await live(service, what);
+    await dbQuery(urls.superuser, withoutTriggers(history.chain, sql));
+    await afterwards?.(history);
+    histories.push(history);
+  }
+  const exports = await Promise.all(histories.map(({ read }) => read('/v1/history/export')));
+  const buffers = exports.map((text) => Buffer.from(text));
+  const notes = histories.map(({ signed }) => signed).join('\n');
+  const publicKey = (await service.app.inject('/.well-known/latchkey-history-key')).body;
+  const file = (name: string, text: string) => {
+    writeFileSync(path.join(folder, name), text);
+    return path.join(folder, name);
+  };
+  const folder = scratchFolder(t);
+  const comparing = ['--checkpoint', file('checkpoints', notes)];
+
+  const env = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyringText('evidence') };
+  const online = { alone: await audit(t, [], env), compared: await audit(t, comparing, env) };
+  t.same([online.alone.code, online.compared.code], [1, 1]);
+  const byScript = { alone: findByScript(t, buffers), compared: findByScript(t, buffers, { notes, publicKey }) };
+  for (const [index, { what, alone, compared, named }] of matrix.entries()) {
+    const { chain, read, signed } = histories[index] ?? (await live(service, 'never'));
+    t.equal(JSON.parse(await read('/v1/history/verify')).firstBadSequence ?? undefined, alone, `the service: ${what}`);
+    t.equal(findingIn(online.alone.output, chain).firstBad, alone, `beside the database: ${what}`);
+    t.match(findingIn(online.compared.output, chain), { firstBad: compared, why: named }, `with checkpoints: ${what}`);
+    const buffer = buffers[index] ?? Buffer.alloc(0);
+    const checkpoints = [...checkpointsIn(signed)];
+    t.equal((await findByLatchkey(buffer)).firstBad, alone, `an export: ${what}`);
+    t.match(
+      await findByLatchkey(buffer, checkpoints),
+      { firstBad: compared, why: named },
+      `and with checkpoints: ${what}`,
+    );
+    t.equal(byScript.alone[index]?.firstBad, alone, `the script: ${what}`);
+    t.equal(byScript.compared[index]?.firstBad, compared, `the script, with checkpoints: ${what}`);
+  }
+
+  const [chain = ''] = histories.map((history) => history.chain).slice(4);
+  const offline = ['--export', file('export', exports[4] ?? ''), ...comparing, '--public-key', file('key', publicKey)];
+  const found = await audit(t, offline, {});
+  t.equal(found.code, 1);
+  t.match(
+    findingIn(found.output, chain),
+    { firstBad: 8, why: /this is an older backup/ },
+    'the command, without a database',
+  );
+});
+
+t.test('what is seen in the database alone', async (t) => {
+  const table: Array<[what: string, sql: string, firstBad: number, named: RegExp]> = [
+    [
+      'a tail that was cut without its head',
+      'delete from history where chain = c and sequence > 7',
+      8,
+      /its head speaks of 10 events: the tail was cut/,
+    ],
+    [
+      'a column that says something else',
+      `update history set actor_id = 'token_x' where chain = c and sequence = 5`,
+      5,
+      /its columns say something else/,
+    ],
+    [
+      'a head that says something else',
+      `update history_heads set hash = sha256('x') where chain = c`,
+      10,
+      /its head has another hash/,
+    ],
+    [
+      'an event behind the head',
+      `update history_heads set sequence = 9, hash = (select hash from history where chain = c and sequence = 9) where chain = c`,
+      10,
+      /outside of the chain/,
+    ],
+    [
+      'an event before the first',
+      `insert into history select c, -3, id || 'x', at, action, actor_id, key_id, partner_id, canonical, previous_hash, hash from history where chain = c and sequence = 1`,
+      -3,
+      /outside of the chain/,
+    ],
+    [
+      'a text that no JSON parser takes',
+      `update history set canonical = 'x' where chain = c and sequence = 4`,
+      4,
+      /its text is not JSON by RFC 8785/,
+    ],
+    [
+      'a number that no JSON can hold',
+      `update history set canonical = replace(canonical, '"keyId":null', '"keyId":1e999') where chain = c and sequence = 4`,
+      4,
+      /its text is not JSON by RFC 8785/,
+    ],
+  ];
+  const service = await startService(t, { keyring: keyringOf('evidence') });
+  const { urls } = service;
+  const histories: Lived[] = [];
+  for (const [what, sql] of table) {
+    const history = await live(service, what);
+    await dbQuery(urls.superuser, withoutTriggers(history.chain, sql));
+    histories.push(history);
+  }
+  const { code, output } = await audit(t, [], { DATABASE_URL: urls.app });
+  t.equal(code, 1);
+  for (const [index, [what, , firstBad, named]] of table.entries()) {
+    const { chain, read } = histories[index] ?? (await live(service, 'never'));
+    const verdict = JSON.parse(await read('/v1/history/verify'));
+    t.match(verdict, { valid: false, firstBadSequence: firstBad }, `the service: ${what}`);
+    t.match(findingIn(output, chain), { firstBad, why: named }, `the command: ${what}`);
+  }
+  t.equal(findingIn(output, service.organizationId).firstBad, undefined, 'other chains are as they were');
+  t.equal(findingIn(output, 'installation').firstBad, undefined);
+});
