@@ -175,6 +175,7 @@ export function oidcOf(
       requiresNbf: true,
       ...settings,
     },
-    keys: createIssuerKeys({ issuer: issuer.url, logger, timings }),
+    // A busy machine is no silent issuer.
+    keys: createIssuerKeys({ issuer: issuer.url, logger, timings: { timeoutMs: 20_000, ...timings } }),
   };
 }
