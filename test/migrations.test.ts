@@ -13,9 +13,9 @@ const newest = [
   '0005-jobs',
   '0006-webhooks',
   '0007-refused-attempts',
-  '0009-changes',
-  '0010-last-use',
-  '0011-delivery-traces',
+  '0008-changes',
+  '0009-last-use',
+  '0010-delivery-traces',
   'graphile_worker@19',
 ];
 

@@ -6,9 +6,9 @@ import * as idempotency from '../../migrations/0004-idempotency.ts';
 import * as jobs from '../../migrations/0005-jobs.ts';
 import * as webhooks from '../../migrations/0006-webhooks.ts';
 import * as refusedAttempts from '../../migrations/0007-refused-attempts.ts';
-import * as changes from '../../migrations/0009-changes.ts';
-import * as lastUse from '../../migrations/0010-last-use.ts';
-import * as deliveryTraces from '../../migrations/0011-delivery-traces.ts';
+import * as changes from '../../migrations/0008-changes.ts';
+import * as lastUse from '../../migrations/0009-last-use.ts';
+import * as deliveryTraces from '../../migrations/0010-delivery-traces.ts';
 import type { DatabaseClient, Db } from './client.ts';
 import { grantToApp, prepareAppRole } from './grants.ts';
 import {
@@ -28,9 +28,9 @@ const migrations: Record<string, Migration> = {
   '0005-jobs': jobs,
   '0006-webhooks': webhooks,
   '0007-refused-attempts': refusedAttempts,
-  '0009-changes': changes,
-  '0010-last-use': lastUse,
-  '0011-delivery-traces': deliveryTraces,
+  '0008-changes': changes,
+  '0009-last-use': lastUse,
+  '0010-delivery-traces': deliveryTraces,
 };
 
 const migrationTable = 'schema_migrations';
