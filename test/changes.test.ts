@@ -110,7 +110,7 @@ t.test('a client that does not read is told to forget everything, and keeps noth
   await slow.until('heartbeat');
   slow.pause();
   // More than the kernel takes for a client that does not read.
-  const notices = 300_000;
+  const notices = 600_000;
   await dbQuery(
     urls.superuser,
     `select pg_notify('latchkey_changes', 'key_' || lpad(number::text, 26, '0') || ' ' || $1)

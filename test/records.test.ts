@@ -1,8 +1,5 @@
-import { randomBytes } from 'node:crypto';
 import t, { type Test } from 'tap';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
-import { connect } from '../src/db/client.ts';
-import { checkGuarantees } from '../src/db/guarantees.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { proxyThatLoses } from './support/lossy-proxy.ts';
@@ -102,53 +99,3 @@ t.test(
     t.match((await admin.get('/v1/history/verify')).body, { valid: true });
   },
 );
-
-t.test('what the database does not guarantee is said, each by itself', async (t) => {
-  const { urls } = await startService(t);
-  const lacking = async (url: string) => {
-    const client = connect({ url, poolSize: 1 });
-    try {
-      const guarantees = await checkGuarantees(client.db);
-      return guarantees.filter(({ kept }) => !kept).map(({ name }) => name);
-    } finally {
-      await client.close();
-    }
-  };
-  // The tests' own Postgres is not durable, and nothing else is wrong with it.
-  const always = await lacking(urls.app);
-  t.ok(
-    always.every((name) => /^(fsync|full_page_writes|synchronous_commit) is on$/.test(name)),
-    always.join(),
-  );
-  const also = async (url: string) => (await lacking(url)).filter((name) => !always.includes(name));
-
-  const noSuperuser = 'The service connects as a role that is no superuser and does not bypass row security';
-  const noOwner = "The service's role neither owns history nor may write to it directly";
-  const triggers = 'The triggers that keep history append-only are there and always fire';
-  t.same(await also(urls.superuser), [noSuperuser, noOwner]);
-  t.same(await also(urls.owner), [noOwner]);
-  const careless = new URL(urls.app);
-  careless.searchParams.set('options', '-c synchronous_commit=off');
-  t.same((await lacking(careless.href)).includes('synchronous_commit is on'), true);
-
-  const role = `latchkey_bypass_${randomBytes(4).toString('hex')}`;
-  await dbQuery(urls.superuser, `create role ${role} login bypassrls password 'x'`);
-  t.teardown(() => dbQuery(urls.superuser, `drop role ${role}`));
-  const bypassing = new URL(urls.app);
-  bypassing.username = role;
-  bypassing.password = 'x';
-  t.same(await also(bypassing.href), [noSuperuser]);
-
-  for (const sql of [
-    'alter table history disable trigger history_append_only',
-    'alter table history enable trigger history_append_only',
-    'alter table history enable replica trigger history_append_only',
-  ]) {
-    await dbQuery(urls.superuser, sql);
-    t.same(await also(urls.app), [triggers], sql);
-  }
-  await dbQuery(urls.superuser, 'alter table history enable always trigger history_append_only');
-  t.same(await also(urls.app), []);
-  await dbQuery(urls.superuser, 'drop trigger history_append_only on history');
-  t.same(await also(urls.app), [triggers], 'dropped');
-});
