@@ -1,7 +1,7 @@
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import type { AttemptLimit } from '../crypto/attempt-limit.ts';
 import type { Secret } from '../crypto/secret.ts';
-import { decoyMatches, fingerprintOf, isSameFingerprint, tagMatches, tagOf } from '../crypto/tag.ts';
+import { decoyMatches, fingerprintOf, tagMatches, tagOf } from '../crypto/tag.ts';
 import type { TokenCrypto } from './mint.ts';
 
 interface CheckedRecord {
@@ -34,7 +34,7 @@ export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOption
   const running = new Map<string, { tag: Buffer; matches: Promise<boolean> }>();
   const { primary } = crypto.keyring;
   /** Of the right token of a record, once the tag has said so: an HMAC costs four times as much and leaves more to collect. */
-  const fingerprints = new WeakMap<CheckedRecord, Buffer>();
+  const fingerprints = new WeakMap<CheckedRecord, string>();
 
   /** Requests with the same token share one attempt, or a busy key would be refused while its tag is made anew. */
   function checkSlowly(record: CheckedRecord, hash: string, token: Secret): Promise<boolean> {
@@ -72,7 +72,7 @@ export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOption
 
   function knows(record: CheckedRecord, token: Secret): boolean {
     const known = fingerprints.get(record);
-    return known !== undefined && isSameFingerprint(known, fingerprintOf(token));
+    return known !== undefined && known === fingerprintOf(token);
   }
 
   return Object.assign(check, { knows });

@@ -26,7 +26,7 @@ function parseJson(body: Buffer): unknown {
   } catch (cause) {
     throw new Problem('bad_request', 'The body is not valid JSON.', { cause });
   }
-  const bad = suspicious.test(text) ? findUnstorable(value) : undefined;
+  const bad = isSuspicious(text) ? findUnstorable(value) : undefined;
   if (bad !== undefined) {
     throw new Problem('validation_failed', `${bad.path}: ${bad.message}`, { errors: [bad] });
   }
@@ -45,8 +45,8 @@ function decodeUtf8(body: Buffer): string {
 
 /** Counts brackets outside of strings, before anything that recurses sees the text. */
 function requireShallow(text: string): void {
-  // With no more brackets than levels there is nothing to count, and splitting is quicker than looking at each character.
-  if (text.split('{').length + text.split('[').length - 2 <= deepest) return;
+  // With no more brackets than levels there is nothing to count, and most bodies have a few.
+  if (hasAtMost(deepest / 2, '{', text) && hasAtMost(deepest / 2, '[', text)) return;
   let depth = 0;
   let inString = false;
   for (let index = 0; index < text.length; index++) {
@@ -62,14 +62,35 @@ function requireShallow(text: string): void {
   }
 }
 
+function hasAtMost(most: number, bracket: string, text: string): boolean {
+  let found = 0;
+  for (let at = text.indexOf(bracket); at >= 0; at = text.indexOf(bracket, at + 1)) {
+    found += 1;
+    if (found > most) return false;
+  }
+  return true;
+}
+
 /** The name that would reach an object's prototype when code copies members without care. */
 const poisonous = '__proto__';
+
+/** A number that a double may be too small for: with an exponent, or with more digits than 1.8e308 has. */
+const exponent = /[:,[\s]-?\d[\d.]*[eE]/;
+const digitsOfLargest = 309;
+const manyDigits = new RegExp(`(?<!\\d)\\d{${digitsOfLargest}}`);
 
 /**
  * JSON forbids a bare U+0000 and UTF-8 a lone surrogate, so without an escape, the name, an exponent or hundreds of digits
  * there is nothing to find. Spares a search on the hot path.
  */
-const suspicious = /\\u|__proto__|[:,[\s]-?\d[\d.]*[eE]|(?<!\d)\d{309}/;
+function isSuspicious(text: string): boolean {
+  return (
+    text.includes('\\u') ||
+    text.includes(poisonous) ||
+    exponent.test(text) ||
+    (text.length >= digitsOfLargest && manyDigits.test(text))
+  );
+}
 
 /** The first value or member name that cannot be stored: U+0000, a lone surrogate, `__proto__`, a number over 1.8e308. */
 function findUnstorable(value: unknown, path = 'body'): { path: string; message: string } | undefined {

@@ -32,24 +32,20 @@ export const tracing = fp<{ tracer: Tracer }>(
         if (span !== undefined) {
           request.span = span;
           reply.header('traceparent', toTraceparent(span.context));
+          // No hook, which those would pay for, too, who have no span.
+          reply.raw.once('close', () => end(span, request, reply.statusCode));
         }
-      }
-      done();
-    });
-    app.addHook('onResponse', (request, reply, done) => {
-      if (request.span !== null) {
-        const { url } = request.routeOptions;
-        const facts = {
-          'http.response.status_code': reply.statusCode,
-          ...(url === undefined ? {} : { 'http.route': url }),
-        };
-        request.span.end(facts, { isError: reply.statusCode >= 500 });
       }
       done();
     });
   },
   { name: 'tracing' },
 );
+
+function end(span: Span, { routeOptions: { url } }: FastifyRequest, status: number): void {
+  const route = url === undefined ? {} : { 'http.route': url };
+  span.end({ 'http.response.status_code': status, ...route }, { isError: status >= 500 });
+}
 
 function nameOf({ method, routeOptions: { url } }: FastifyRequest): string {
   return url === undefined ? method : `${method} ${url}`;
