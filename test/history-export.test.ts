@@ -1,8 +1,11 @@
 import { once } from 'node:events';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { sql } from 'kysely';
 import t from 'tap';
 import { connect } from '../src/db/client.ts';
+import type { Link } from '../src/history/chain.ts';
+import { readHead, readLinks } from '../src/history/store.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { createDatabase, dbQuery, roleOf } from './support/database.ts';
 import { dbAddEvents, findByLatchkey } from './support/histories.ts';
@@ -87,6 +90,56 @@ t.test('it ends with the event that was the last when it began, whatever happens
   t.equal(lines.length, last);
   t.equal((JSON.parse(lines.at(-1) ?? '') as Json).sequence, last);
   t.equal((await findByLatchkey(text)).firstBad, undefined);
+});
+
+t.test('each event is read once, also where Postgres knows nothing about the table yet', async (t) => {
+  const { urls, organizationId } = await startService(t);
+  await dbAddEvents(urls.superuser, organizationId, 10_000);
+  // Statistics are told of by the session that made them.
+  const client = connect({ url: urls.app, poolSize: 1 });
+  t.teardown(() => client.close());
+  const { sequence } = await readHead(client.db, organizationId);
+  const batches: Link[][] = [];
+  let events = 0;
+  for await (const links of readLinks(client.db, organizationId, sequence)) {
+    events += links.length;
+    batches.push(links);
+  }
+  t.equal(events, sequence);
+  t.ok(
+    batches.every(({ length }) => length === 0),
+    'a spent batch keeps nothing alive',
+  );
+  await sql`select pg_stat_force_next_flush()`.execute(client.db);
+  const [{ analyzed, read } = {}] = await dbQuery(
+    urls.superuser,
+    `select i.idx_tup_read::int as read, t.last_autoanalyze as analyzed
+     from pg_stat_user_indexes i join pg_stat_user_tables t using (relid) where i.indexrelname = 'history_pk'`,
+  );
+  t.equal(analyzed, null);
+  t.ok(Number(read) >= events && Number(read) < 2 * events, `${read} entries of the index for ${events} events`);
+});
+
+t.test('what stands behind a hole is in the export, however wide the hole is', async (t) => {
+  const service = await startService(t);
+  const { urls, organizationId } = service;
+  await dbAddEvents(urls.superuser, organizationId, 2_000);
+  await dbQuery(
+    urls.superuser,
+    `alter table history disable trigger history_append_only;
+     delete from history where chain = '${organizationId}' and sequence between 300 and 1_400;
+     alter table history enable always trigger history_append_only`,
+  );
+  const { text } = await exported(service);
+  const sequences = text
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line).sequence as number);
+  const { sequence: last } = (await service.admin.get('/v1/history?limit=1')).body.data[0];
+  t.same(sequences.slice(298, 300), [299, 1_401]);
+  t.equal(sequences.at(-1), last);
+  t.equal((await findByLatchkey(Buffer.from(text))).firstBad, 300);
+  t.match((await service.admin.get('/v1/history/verify')).body, { valid: false, firstBadSequence: 300 });
 });
 
 t.test('a slow reader holds no connection, and is in the way of nobody', async (t) => {

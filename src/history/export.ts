@@ -36,10 +36,7 @@ function decode(line: Buffer): string | undefined {
   }
 }
 
-/**
- * The lines of a chain up to the event with the number `last`, a batch at a time. As text and not as bytes: what Node
- * holds outside of its heap it is slower to give back.
- */
+/** The lines of a chain up to the event with the number `last`, a batch at a time. */
 export async function* exportChain(db: Db, chain: string, last: number): AsyncGenerator<string> {
   for await (const links of readLinks(db, chain, last)) yield links.map(toExportLine).join('');
 }

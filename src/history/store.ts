@@ -119,39 +119,61 @@ const batchSize = 250;
 
 /**
  * A chain from its first event to the one with the number `last`, in batches. Each is a query of its own, so no
- * connection is held while the reader is busy or slow.
+ * connection is held while the reader is busy or slow. A batch is empty again as soon as the next one is asked for.
  */
 export function readEvents(db: Db, chain: string, last: number): AsyncGenerator<StoredEvent[]> {
-  return inBatches(last, (after) => ofChain(db, chain, { after, last }).select(storedEventColumns).execute());
+  return inBatches(db, { chain, last }, (range) => inRange(db, chain, range).select(storedEventColumns).execute());
 }
 
 /** The same, of each event only what the chain is made of. */
-export function readLinks(db: Db, chain: string, last: number): AsyncGenerator<Array<Link & { sequence: number }>> {
-  const columns = ['sequence', 'canonical', 'previous_hash', 'hash'] as const;
-  return inBatches(last, (after) => ofChain(db, chain, { after, last }).select(columns).execute());
+export function readLinks(db: Db, chain: string, last: number): AsyncGenerator<Link[]> {
+  const columns = ['canonical', 'previous_hash', 'hash'] as const;
+  return inBatches(db, { chain, last }, (range) => inRange(db, chain, range).select(columns).execute());
 }
 
-function ofChain(db: Db, chain: string, { after, last }: { after: number; last: number }) {
+/** Of sequence numbers, both ends inclusive. */
+interface Range {
+  first: number;
+  last: number;
+}
+
+/**
+ * The range is that of the batch and has no limit beside it: with an open end Postgres, as long as it has no statistics of
+ * a table that has grown quickly, reads and sorts all that is left of the chain for each batch.
+ */
+function inRange(db: Db, chain: string, { first, last }: Range) {
   return db
     .selectFrom('history')
     .where('chain', '=', chain)
-    .where('sequence', '>', after)
+    .where('sequence', '>=', first)
     .where('sequence', '<=', last)
-    .orderBy('sequence')
-    .limit(batchSize);
+    .orderBy('sequence');
 }
 
-async function* inBatches<Row extends { sequence: number }>(
-  last: number,
-  read: (after: number) => Promise<Row[]>,
+async function* inBatches<Row>(
+  db: Db,
+  { chain, last }: { chain: string; last: number },
+  read: (range: Range) => Promise<Row[]>,
 ): AsyncGenerator<Row[]> {
-  for (let after = 0; after < last; ) {
-    const rows = await read(after);
+  for (let first: number | undefined = 1; first !== undefined && first <= last; ) {
+    const rows = await read({ first, last: Math.min(first + batchSize - 1, last) });
+    first = rows.length > 0 ? first + batchSize : await findNext(db, chain, first);
+    if (rows.length === 0) continue;
     yield rows;
-    const newest = rows.at(-1);
-    if (newest === undefined || rows.length < batchSize) return;
-    after = newest.sequence;
+    // Spent results hang on to each other until the next full collection, and would keep the texts of all batches.
+    rows.length = 0;
   }
+}
+
+/** Where a chain goes on behind a hole, which only somebody who tampers with it can make. */
+async function findNext(db: Db, chain: string, after: number): Promise<number | undefined> {
+  const { next } = await db
+    .selectFrom('history')
+    .select(({ fn }) => fn.min('sequence').as('next'))
+    .where('chain', '=', chain)
+    .where('sequence', '>', after)
+    .executeTakeFirstOrThrow();
+  return next ?? undefined;
 }
 
 /** The first event that stands outside of its chain: before the first, or behind the one that the head names as last. */
