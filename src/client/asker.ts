@@ -31,6 +31,8 @@ interface AskerOptions {
 
 interface Wish {
   entry: Entry;
+  /** Monotonic milliseconds. */
+  sinceMs: number;
   resolve: (answer: EntryAnswer) => void;
   reject: (error: Error) => void;
 }
@@ -44,6 +46,7 @@ const questionsWaiting = 10_000;
 export function createAsker({ call, takeReports, onCalled }: AskerOptions): Asker {
   const waiting: { fresh: Wish[]; known: Wish[] } = { fresh: [], known: [] };
   let running = 0;
+  let wasFresh = false;
   let isStarting = false;
   let reporting: Promise<void> | undefined;
 
@@ -58,14 +61,22 @@ export function createAsker({ call, takeReports, onCalled }: AskerOptions): Aske
   }
 
   function start(): void {
-    while (waiting.known.length > 0 && running < requestsAtOnce) {
+    while (running < requestsAtOnce && waiting.known.length + waiting.fresh.length > 0) {
+      // By turns: neither those who try keys that do not exist nor those who use up a limit keep the others waiting.
+      wasFresh = waiting.known.length === 0 || (!wasFresh && waiting.fresh.length > 0);
+      // Fresh ones by themselves: the records of all others would be read from the database as well.
+      if (wasFresh) void send(waiting.fresh.splice(0, questionsInRequest), [], true);
       // Reports come first: what is asked then is judged with everything counted that was let in before.
-      const reports = takeReports(reportsInRequest);
-      void send(waiting.known.splice(0, questionsInRequest), reports, false);
+      else void send(waiting.known.splice(0, questionsInRequest), takeReports(reportsInRequest), false);
     }
-    while (waiting.fresh.length > 0 && running < requestsAtOnce) {
-      // By themselves: the records of all others would be read from the database as well.
-      void send(waiting.fresh.splice(0, questionsInRequest), [], true);
+  }
+
+  /** Whoever has waited as long as a call may take is not made to wait for one more. */
+  function rejectOld(queue: Wish[]): void {
+    const oldestMs = performance.now() - call.timeoutMs;
+    const old = queue.findIndex(({ sinceMs }) => sinceMs > oldestMs);
+    for (const wish of queue.splice(0, old < 0 ? queue.length : old)) {
+      wish.reject(new LatchkeyUnavailable('Latchkey was busy with other questions for too long.'));
     }
   }
 
@@ -88,6 +99,8 @@ export function createAsker({ call, takeReports, onCalled }: AskerOptions): Aske
       return false;
     } finally {
       running -= 1;
+      rejectOld(waiting.known);
+      rejectOld(waiting.fresh);
       start();
     }
   }
@@ -108,7 +121,7 @@ export function createAsker({ call, takeReports, onCalled }: AskerOptions): Aske
         return Promise.reject(new LatchkeyUnavailable('Too many questions wait for an answer.'));
       }
       return new Promise((resolve, reject) => {
-        queue.push({ entry, resolve, reject });
+        queue.push({ entry, sinceMs: performance.now(), resolve, reject });
         startSoon();
       });
     },

@@ -27,8 +27,21 @@ interface ChangeStreamOptions {
   onTurn: (isAlive: boolean, cause?: unknown) => void;
 }
 
+/** What a heartbeat tells. */
+interface Beat {
+  /** The time by which keys expire. */
+  at: string;
+  /** All that was committed so long before it was written has been told. */
+  behindMs: number;
+  /** How long after the opening of the stream it was written. */
+  openMs: number;
+}
+
 /** The heartbeat limit: nothing that is older than this is answered from memory. */
 export const silenceAllowedMs = 5_000;
+/** A stream whose heartbeats lag behind by more than this, so many times in a row, is opened anew. */
+const lagAllowedMs = silenceAllowedMs / 2;
+const lateBeatsAllowed = 3;
 const lookEveryMs = 500;
 const leastDelayMs = 250;
 const mostDelayMs = 5_000;
@@ -42,7 +55,9 @@ export function followChanges({ call, forgetful, onTurn }: ChangeStreamOptions):
   let clockOffsetMs = Date.now() - performance.now();
   let wasAlive = false;
   let failures = 0;
-  let heardAtMs = performance.now();
+  let lateBeats = 0;
+  let askedAtMs = performance.now();
+  let heardAtMs = askedAtMs;
 
   const isAlive = (nowMs: number) => isHeard && nowMs - vouchedAtMs < silenceAllowedMs;
 
@@ -54,22 +69,29 @@ export function followChanges({ call, forgetful, onTurn }: ChangeStreamOptions):
   }
 
   function hear({ event, data }: ServerEvent): void {
-    const told = JSON.parse(data) as { ids?: string[]; at?: string; behindMs?: number; reason?: string };
+    const told = JSON.parse(data) as { ids?: string[]; reason?: string } & Partial<Beat>;
     if (event === 'change') forgetful.forget(told.ids ?? []);
-    else if (event === 'heartbeat') beat(told.at ?? '', told.behindMs ?? 0);
+    else if (event === 'heartbeat') beat(told);
     else if (event === 'reset' || event === 'hello') forgetful.forgetAll();
     else if (event === 'down') lose(new Error('Latchkey itself does not hear of changes now'));
     else if (event === 'end') throw new Error(`Latchkey has ended the stream: ${told.reason ?? ''}`);
   }
 
-  function beat(at: string, behindMs: number): void {
+  /**
+   * It says what was true when it was written, and may have been on its way for long. It was written so long after the
+   * stream was opened as Latchkey says, and the stream was opened after it was asked for.
+   */
+  function beat({ at = '', behindMs = 0, openMs = 0 }: Partial<Beat>): void {
     const nowMs = performance.now();
+    const writtenAtMs = Math.min(nowMs, askedAtMs + openMs);
+    lateBeats = nowMs - writtenAtMs > lagAllowedMs ? lateBeats + 1 : 0;
+    if (lateBeats >= lateBeatsAllowed) throw new Error('what Latchkey tells arrives late');
     // Before it was alive, answers were kept that no change would have taken away.
     if (!isAlive(nowMs)) forgetful.forgetAll();
     isHeard = true;
-    failures = 0;
-    vouchedAtMs = Math.max(vouchedAtMs, nowMs - behindMs);
-    if (!Number.isNaN(Date.parse(at))) clockOffsetMs = Date.parse(at) - nowMs;
+    if (lateBeats === 0) failures = 0;
+    vouchedAtMs = Math.max(vouchedAtMs, writtenAtMs - behindMs);
+    if (!Number.isNaN(Date.parse(at))) clockOffsetMs = Date.parse(at) - writtenAtMs;
     turn();
   }
 
@@ -94,7 +116,9 @@ export function followChanges({ call, forgetful, onTurn }: ChangeStreamOptions):
   async function listen(): Promise<never> {
     connection = new AbortController();
     const { signal } = connection;
-    heardAtMs = performance.now();
+    askedAtMs = performance.now();
+    heardAtMs = askedAtMs;
+    lateBeats = 0;
     const response = await open(signal);
     const { statusCode = 0 } = response;
     response.setEncoding('utf8');

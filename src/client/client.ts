@@ -5,7 +5,7 @@ import { createKnownKeys, grantName, hashOf, idsOf, type KnownKey, learnLimit } 
 import { deepFreeze, limitOf, malformed, verdictOf } from './local-verdict.ts';
 import { CallFailed, type EntryAnswer } from './service-call.ts';
 import { createUnreported } from './unreported.ts';
-import { LatchkeyUnavailable, permissionFor, type Question, type Verdict } from './verdict.ts';
+import { addressOf, LatchkeyUnavailable, permissionFor, type Question, type Verdict } from './verdict.ts';
 
 export { LatchkeyUnavailable, permissionFor, type Question, type RateLimitState, type Verdict } from './verdict.ts';
 export type { Access };
@@ -49,8 +49,12 @@ interface Flight {
   mustNotBeKept: boolean;
 }
 
-/** Latchkey takes no longer ones. */
-const longestKey = 1_000;
+/**
+ * What a key may look like. Anything else is refused here: whoever wants to could send so much of it that no request to
+ * Latchkey would have room for the questions of others.
+ */
+const keyForm = /^\w+$/;
+const longestKey = 200;
 const greatestCost = 1_000;
 
 /** Asks Latchkey whether keys are good, and answers from memory where that is sure to be right. */
@@ -159,7 +163,7 @@ export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
 
   async function ask(question: Question, hash: string): Promise<Verdict> {
     if (isFailing) return askWhileFailing(question, hash);
-    const name = `${hash} ${question.permission} ${question.ip ?? ''}`;
+    const name = `${hash} ${question.permission} ${addressOf(question) ?? ''}`;
     // Who is known is asked about for its limit, and that is each use's own question.
     const mayShare = known.get(hash) === undefined && stream.isAlive(performance.now());
     const shared = mayShare ? flights.get(name) : undefined;
@@ -181,7 +185,8 @@ export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
 
   /** @throws CallFailed, LatchkeyUnavailable */
   async function fly(flight: Flight, question: Question, hash: string): Promise<Verdict> {
-    const { key, permission, ip, cost = 1 } = question;
+    const { key, permission, cost = 1 } = question;
+    const ip = addressOf(question);
     const askedAtMs = performance.now();
     const entry = { key, permission, cost, ...(ip === undefined ? {} : { ip }) };
     const isAlive = stream.isAlive(askedAtMs);
@@ -246,7 +251,7 @@ export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
     }
     if (question.key.length > longestKey) return malformed;
     const hash = hashOf(question.key);
-    return fromMemory(question, hash, 'live') ?? ask(question, hash);
+    return fromMemory(question, hash, 'live') ?? (keyForm.test(question.key) ? ask(question, hash) : malformed);
   }
 
   return {

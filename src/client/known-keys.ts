@@ -1,7 +1,7 @@
 import { hash } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
 import { LocalLimit } from './local-limit.ts';
-import type { Question, RateLimitState, Verdict } from './verdict.ts';
+import { addressOf, type Question, type RateLimitState, type Verdict } from './verdict.ts';
 
 /** A key that was good, by the hash of its text. The key itself is not kept. */
 export interface KnownKey {
@@ -25,8 +25,9 @@ export function hashOf(key: string): string {
 }
 
 /** What an answer holds for. */
-export function grantName({ dependsOnIp }: Pick<Verdict, 'dependsOnIp'>, { permission, ip }: Question): string {
-  return dependsOnIp === true ? `${permission} ${ip ?? ''}` : permission;
+export function grantName({ dependsOnIp }: Pick<Verdict, 'dependsOnIp'>, question: Question): string {
+  const { permission } = question;
+  return dependsOnIp === true ? `${permission} ${addressOf(question) ?? ''}` : permission;
 }
 
 /** Addresses for each key; a client that changes its address is asked about again. */

@@ -19,8 +19,8 @@ export interface EntryProblem {
 export type EntryAnswer = Verdict | EntryProblem;
 
 /**
- * Why there is no answer: nothing was sent (`unreachable`), Latchkey would not answer now (`unavailable`), it does not take
- * this token or this request (`refused`), or the connection broke and whether anything was counted is not known (`broken`).
+ * Why there is no answer: nothing was sent (`unreachable`), Latchkey would not answer this now (`unavailable`), it does not take
+ * this token (`refused`), or the connection broke and whether anything was counted is not known (`broken`).
  */
 export class CallFailed extends Error {
   override readonly name = 'CallFailed';
@@ -97,7 +97,7 @@ async function send(
     throw new CallFailed(why, `Latchkey did not answer: ${String(cause)}`, cause);
   }
   if (!response.ok) {
-    const why = response.status >= 500 || response.status === 429 ? 'unavailable' : 'refused';
+    const why = response.status === 401 || response.status === 403 ? 'refused' : 'unavailable';
     throw new CallFailed(why, `Latchkey answered ${response.status}: ${text.slice(0, 500)}`);
   }
   const answers = read(text);

@@ -1,6 +1,6 @@
 import type { KnownKey } from './known-keys.ts';
 import type { Entry } from './service-call.ts';
-import type { Question } from './verdict.ts';
+import { addressOf, type Question } from './verdict.ts';
 
 /** Uses of one key that were let in here and not told to Latchkey. */
 export interface Use {
@@ -46,7 +46,8 @@ export function createUnreported(): Unreported {
         use.entry.cost += cost;
         return;
       }
-      const { key: text, permission, ip } = question;
+      const { key: text, permission } = question;
+      const ip = addressOf(question);
       const before = kept.get(key) ?? { uses: 0, cost: 0, sinceMs: nowMs };
       kept.delete(key);
       const entry = {

@@ -1,3 +1,4 @@
+import { isIP } from 'node:net';
 import type { Access, Permission } from '../core/permissions.ts';
 
 /** What Latchkey says of a key. A test holds this to the shape in the OpenAPI document. */
@@ -52,6 +53,16 @@ export interface Question {
 /** GET, HEAD and OPTIONS read; all other methods write. */
 export function permissionFor(method: string): Access {
   return method === 'GET' || method === 'HEAD' || method === 'OPTIONS' ? 'read' : 'write';
+}
+
+/**
+ * The client's address as Latchkey takes it: without a zone (RFC 4007 section 11). What is no address, such as a proxy's
+ * `unknown`, is none: a key that is bound to addresses is then refused, and others do not depend on it.
+ */
+export function addressOf({ ip }: Question): string | undefined {
+  if (ip === undefined) return undefined;
+  const [address = ''] = ip.split('%', 1);
+  return isIP(address) === 0 ? undefined : address;
 }
 
 /** Latchkey did not answer, and nothing that is known says whether this key is good. */

@@ -24,7 +24,7 @@ depends on three ids: keyId, partnerId and organizationId. Its data is JSON:
 | event | data | means |
 | --- | --- | --- |
 | \`hello\` | \`{ heartbeatMs, silenceAllowedMs }\` | The first event. Forget all that was kept before it. |
-| \`heartbeat\` | \`{ at, behindMs }\` | Every change committed until \`behindMs\` milliseconds ago has been told. \`at\` is the time by which keys expire. |
+| \`heartbeat\` | \`{ at, behindMs, openMs }\` | Every change committed until \`behindMs\` milliseconds before has been told. \`at\` is the time by which keys expire. It was written \`openMs\` milliseconds after the stream was opened: by that a client sees how long it was on its way. |
 | \`change\` | \`{ ids }\` | Forget what depends on one of these. |
 | \`reset\` | \`{}\` | Changes may have been missed: forget everything. |
 | \`down\` | \`{}\` | Changes are not heard of now. Keep nothing and use nothing kept until the next heartbeat. |

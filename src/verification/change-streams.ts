@@ -32,6 +32,8 @@ interface Stream {
   /** Too many were waiting, or some were missed: one word says it all. */
   mustReset: boolean;
   isDown: boolean;
+  /** Monotonic milliseconds. */
+  openedAtMs: number;
   /** Since when the client has not taken what was written; monotonic milliseconds. */
   stuckSinceMs: number | undefined;
 }
@@ -116,8 +118,10 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
       return;
     }
     if (feed.isLive()) {
-      const behindMs = Math.max(0, Math.round(performance.now() - feed.caughtUpAtMs));
-      write(response, 'heartbeat', { at: new Date(clock.nowMs()).toISOString(), behindMs });
+      const nowMs = performance.now();
+      const behindMs = Math.max(0, Math.ceil(nowMs - feed.caughtUpAtMs));
+      const openMs = Math.floor(nowMs - stream.openedAtMs);
+      write(response, 'heartbeat', { at: new Date(clock.nowMs()).toISOString(), behindMs, openMs });
     } else if (stream.isDown) {
       // A comment: nothing is said, and whoever is in between sees that the connection is used.
       response.write(':\n\n');
@@ -161,6 +165,7 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
         waiting: new Set(),
         mustReset: false,
         isDown: false,
+        openedAtMs: performance.now(),
         stuckSinceMs: undefined,
       };
       streams.add(stream);

@@ -12,6 +12,12 @@ export interface Proxy {
   hold(on: boolean, only?: string): void;
   /** Whether there is something that was kept back. */
   isHolding(): boolean;
+  /** Makes the server's replies late by so much, in their order. @param only as above */
+  lag(ms: number, only?: string): void;
+  /** Makes those pieces of the server's replies vanish that contain this text. */
+  lose(text: string): void;
+  /** From now on the connections that there are swallow everything, for good. New ones work. @param only as above */
+  forsake(only?: string): void;
   /** Whether new connections are closed as soon as they are made. */
   refuse(on: boolean): void;
 }
@@ -26,6 +32,9 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
   let isHolding = false;
   let held: Array<() => void> = [];
   let affected = '';
+  let lagMs = 0;
+  let lost: string | undefined;
+  let forsaken = new WeakSet<Socket>();
   const server = createServer((near) => {
     if (isRefusing) {
       near.destroy();
@@ -43,8 +52,11 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
       sockets.add(from);
       from.on('data', (chunk) => {
         const isAffected = beginning.startsWith(affected);
+        if (forsaken.has(from) && isAffected) return;
+        if (from === far && lost !== undefined && chunk.includes(lost)) return;
         if (isSwallowing && isAffected) return;
         if (isHolding && isAffected && from === far) held.push(() => to.write(chunk));
+        else if (lagMs > 0 && isAffected && from === far) setTimeout(() => to.write(chunk), lagMs);
         else to.write(chunk);
       });
       from.on('error', () => undefined);
@@ -74,6 +86,17 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
       if (on) return;
       for (const passOn of held) passOn();
       held = [];
+    },
+    lag: (ms: number, only = '') => {
+      affected = only;
+      lagMs = ms;
+    },
+    lose: (text: string) => {
+      lost = text;
+    },
+    forsake: (only = '') => {
+      affected = only;
+      forsaken = new WeakSet(sockets);
     },
     refuse: (on: boolean) => {
       isRefusing = on;

@@ -1,0 +1,113 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import t, { type Test } from 'tap';
+import { idSuffix, newId } from '../src/core/ids.ts';
+import { mintToken } from '../src/crypto/token.ts';
+import { startBackend, startClient, startListening } from './support/hook.ts';
+import { eventually } from './support/process.ts';
+import { proxyTo } from './support/proxy.ts';
+
+// Whoever sends rubbish to a backend, or more than Latchkey answers, hurts nobody else.
+
+const anyKey = () => mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(newId('key')) }).reveal();
+
+async function behindProxy(t: Test, options: { timeoutMs?: number } = {}) {
+  const service = await startListening(t);
+  const proxy = await proxyTo(t, service.url);
+  const client = await startClient(t, { url: proxy.url, token: service.verifier.token, ...options });
+  const { body: key } = await service.admin.post('/v1/keys', {});
+  return { ...service, proxy, client, key };
+}
+
+t.test('rubbish at once with a good key: each has its answer, and what is known stays known', async (t) => {
+  const { admin, client, key } = await behindProxy(t);
+  const { body: other } = await admin.post('/v1/keys', {});
+  const ask = () => client.verify({ key: key.key, permission: 'read' });
+  t.equal((await ask()).code, 'valid');
+  const rubbish = (make: (index: number) => { key: string; ip?: string }) =>
+    Array.from({ length: 600 }, async (_, index) => (await client.verify({ ...make(index), permission: 'read' })).code);
+  for (const [what, make] of [
+    ['long', (index) => ({ key: '"'.repeat(990) + index })],
+    ['as long as is asked about', (index) => ({ key: `${'x'.repeat(196)}${index}` })],
+    ['not storable', (index) => ({ key: `lk_k_\u0000\ud800${index}` })],
+    ['with no address', (index) => ({ key: `lk_k_${index}`, ip: 'unknown, '.repeat(2_000) })],
+  ] as Array<[string, Parameters<typeof rubbish>[0]]>) {
+    const codes = rubbish(make);
+    const unseen = client.verify({ key: other.key, permission: 'read' });
+    t.equal((await unseen).code, 'valid', `${what}: beside it`);
+    t.same([...new Set(await Promise.all(codes))], ['malformed'], what);
+    t.notOk(ask() instanceof Promise, `${what}: still known`);
+    // Forgotten, so that it is asked about again.
+    await admin.patch(`/v1/keys/${other.id}`, { name: what });
+    await eventually(async () => client.verify({ key: other.key, permission: 'read' }) instanceof Promise);
+  }
+});
+
+t.test('an address with a zone is one, and what is no address is good for keys that are bound to none', async (t) => {
+  const { admin, client, key } = await behindProxy(t);
+  const { body: bound } = await admin.post('/v1/keys', { allowedIps: ['fe80::/10'] });
+  const code = async (presented: string, ip: string) =>
+    (await client.verify({ key: presented, permission: 'read', ip })).code;
+  for (let turn = 0; turn < 2; turn++) {
+    t.equal(await code(bound.key, 'fe80::1%eth0'), 'valid');
+    t.equal(await code(bound.key, 'unknown'), 'ip_not_allowed');
+    t.equal(await code(key.key, 'unknown'), 'valid');
+    t.equal(await code(key.key, '203.0.113.7:4711'), 'valid');
+  }
+});
+
+t.test('a proxy that forwards rubbish for an address does not make a 503 of it', async (t) => {
+  const { url, verifier, key } = await behindProxy(t);
+  const backend = await startBackend(t, { url, token: verifier.token }, undefined, { trustProxy: true });
+  for (const forwarded of ['unknown', '203.0.113.7:4711', 'x'.repeat(8_000)]) {
+    const headers = { 'x-api-key': key.key, 'x-forwarded-for': forwarded };
+    t.equal((await fetch(`${backend.url}/hello`, { headers })).status, 200, forwarded.slice(0, 20));
+  }
+});
+
+t.test('whoever uses up a small limit again and again keeps nobody waiting whose key is not known yet', async (t) => {
+  const { admin, proxy, client } = await behindProxy(t);
+  const { body: busy } = await admin.post('/v1/keys', { rateLimit: { requests: 10, windowSeconds: 1 } });
+  const askBusy = async () => (await client.verify({ key: busy.key, permission: 'read' })).code;
+  await askBusy();
+  proxy.lag(100, 'POST /v1/verify');
+  let isOver = false;
+  const load = (async () => {
+    const asked: Array<Promise<string>> = [];
+    while (!isOver) {
+      asked.push(askBusy());
+      await delay(1);
+    }
+    await Promise.all(asked);
+  })();
+  await delay(500);
+  const startedAtMs = performance.now();
+  const codes = Promise.all(
+    [1, 2, 3].map(async () => (await client.verify({ key: anyKey(), permission: 'read' })).code),
+  );
+  const answered = await Promise.race([codes, delay(1_900, 'not yet', { ref: false })]);
+  const tookMs = performance.now() - startedAtMs;
+  isOver = true;
+  await load;
+  t.same(answered, ['not_found', 'not_found', 'not_found'], `after ${tookMs} ms`);
+});
+
+t.test(
+  'Latchkey is silent and thousands ask: nobody waits for longer than two calls, and no more are sent',
+  async (t) => {
+    const timeoutMs = 1_000;
+    const { app, proxy, client } = await behindProxy(t, { timeoutMs });
+    let calls = 0;
+    app.server.on('request', ({ url }) => {
+      if (url === '/v1/verify/batch') calls += 1;
+    });
+    proxy.lag(60_000, 'POST /v1/verify');
+    const startedAtMs = performance.now();
+    const settled = await Promise.allSettled(
+      Array.from({ length: 9_000 }, (_, index) => client.verify({ key: `lk_k_${index}`, permission: 'read' })),
+    );
+    const tookMs = performance.now() - startedAtMs;
+    t.ok(settled.every(({ status }) => status === 'rejected'));
+    t.ok(tookMs < 3.5 * timeoutMs, `${tookMs} ms`);
+    t.ok(calls <= 16, `${calls} calls`);
+  },
+);
