@@ -16,7 +16,6 @@ interface LoggerSettings {
  * wherever it stands.
  */
 export function createLogger({ level, tokenPrefix, format, destination }: LoggerSettings): Logger {
-  const token = new RegExp(`(${tokenPrefix}_[kavo]_)${idSuffixPattern}_[0-9A-Za-z]{1,49}|(whsec_)[0-9A-Za-z+/=]+`, 'g');
   const options: LoggerOptions = {
     level,
     timestamp: pino.stdTimeFunctions.isoTime,
@@ -34,12 +33,21 @@ export function createLogger({ level, tokenPrefix, format, destination }: Logger
       ],
     },
     serializers: { err: errorFacts },
-    hooks: { streamWrite: (line) => line.replace(token, '$1$2…') },
+    hooks: { streamWrite: secretMask(tokenPrefix) },
   };
   if (destination !== undefined) return pino(options, destination);
   const isPretty = format === undefined ? process.stdout.isTTY === true : format === 'pretty';
   if (isPretty) return pino(options, pretty({ sync: true, ignore: 'pid,hostname' }));
   return pino(options);
+}
+
+/** @returns what takes everything out of a text that looks like a token or a webhook's secret */
+export function secretMask(tokenPrefix: string): (text: string) => string {
+  const secret = new RegExp(
+    `(${tokenPrefix}_[kavo]_)${idSuffixPattern}_[0-9A-Za-z]{1,49}|(whsec_)[0-9A-Za-z+/=]+`,
+    'g',
+  );
+  return (text) => text.replace(secret, '$1$2…');
 }
 
 interface ErrorFacts {

@@ -94,7 +94,13 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     const telemetry =
       endpoint === undefined
         ? undefined
-        : await startTelemetry({ endpoint, serviceName: config.OTEL_SERVICE_NAME, version: packageVersion(), logger });
+        : await startTelemetry({
+            endpoint,
+            serviceName: config.OTEL_SERVICE_NAME,
+            version: packageVersion(),
+            tokenPrefix: config.TOKEN_PREFIX,
+            logger,
+          });
     if (telemetry !== undefined) shutdown.add(phase('traces', () => telemetry.close()));
     const onRecorded = (actions: readonly string[]) => countEvents(tallies, actions);
     const verification = startVerificationState({

@@ -2,7 +2,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Span as OtelSpan } from '@opentelemetry/api';
 import type { SpanExporter } from '@opentelemetry/sdk-trace';
 import type { Logger } from 'pino';
-import type { Span, TraceContext, Tracer } from './core/trace.ts';
+import type { Span, SpanFacts, TraceContext, Tracer } from './core/trace.ts';
+import { secretMask } from './logger.ts';
 
 export interface Telemetry {
   tracer: Tracer;
@@ -15,6 +16,7 @@ interface TelemetryOptions {
   endpoint: string;
   serviceName: string;
   version: string;
+  tokenPrefix: string;
   logger: Pick<Logger, 'warn'>;
 }
 
@@ -27,7 +29,9 @@ const lastSendMs = 400;
  * Records spans and sends them by OTLP over HTTP. OpenTelemetry is loaded here and nowhere else, so whoever does not ask
  * for it does not pay for it. It reads its further settings by itself, such as OTEL_EXPORTER_OTLP_HEADERS.
  */
-export async function startTelemetry({ endpoint, serviceName, version, logger }: TelemetryOptions): Promise<Telemetry> {
+export async function startTelemetry(options: TelemetryOptions): Promise<Telemetry> {
+  const { endpoint, serviceName, version, logger } = options;
+  const mask = secretMask(options.tokenPrefix);
   const [api, { BatchSpanProcessor, TracerProvider }, { OTLPTraceExporter }, { resourceFromAttributes }] =
     await Promise.all([
       import('@opentelemetry/api'),
@@ -59,7 +63,7 @@ export async function startTelemetry({ endpoint, serviceName, version, logger }:
     tracer: {
       isRecording: true,
       start(parent, { name, kind, facts }) {
-        return toSpan(tracer.startSpan(name, { kind: kinds[kind], attributes: facts }, contextOf(parent)));
+        return toSpan(tracer.startSpan(name, { kind: kinds[kind], attributes: masked(facts) }, contextOf(parent)));
       },
     },
     async close() {
@@ -68,12 +72,19 @@ export async function startTelemetry({ endpoint, serviceName, version, logger }:
     },
   };
 
+  /** A path and a request id are the caller's own words, and spans leave the machine like the log. */
+  function masked(facts: SpanFacts): SpanFacts {
+    return Object.fromEntries(
+      Object.entries(facts).map(([name, fact]) => [name, typeof fact === 'string' ? mask(fact) : fact]),
+    );
+  }
+
   function toSpan(span: OtelSpan): Span {
     const { traceId, spanId, traceFlags } = span.spanContext();
     return {
       context: { traceId, spanId, isSampled: (traceFlags & api.TraceFlags.SAMPLED) !== 0 },
       end(facts, { isError }) {
-        span.setAttributes(facts);
+        span.setAttributes(masked(facts));
         if (isError) span.setStatus({ code: api.SpanStatusCode.ERROR });
         span.end();
       },

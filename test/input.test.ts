@@ -246,6 +246,8 @@ t.test('every problem that is named can be looked up', async (t) => {
 
 t.test('a wrong method on a known path is 405 with Allow', async (t) => {
   const { app, admin } = await startService(t);
+  const ask = (method: string, url: string) =>
+    app.inject({ method: method as 'GET', url, headers: { authorization: `Bearer ${admin.token}` } });
   for (const [method, url, allow] of [
     ['PUT', '/v1/keys', 'GET, HEAD, POST'],
     ['DELETE', '/v1/rows', 'GET, HEAD'],
@@ -254,11 +256,28 @@ t.test('a wrong method on a known path is 405 with Allow', async (t) => {
     ['GET', '/v1/verify', 'POST'],
     ['OPTIONS', '/v1/verify', 'POST'],
     ['POST', '/livez', 'GET, HEAD'],
+    ['QUERY', '/v1/keys', 'GET, HEAD, POST'],
+    ['PROPFIND', '/v1/keys', 'GET, HEAD, POST'],
   ] as const) {
-    const response = await app.inject({ method, url, headers: { authorization: `Bearer ${admin.token}` } });
+    const response = await ask(method, url);
     t.equal(response.statusCode, 405, `${method} ${url}`);
     t.equal(response.headers['allow'], allow);
     t.equal(response.json().code, 'method_not_allowed');
+  }
+  t.equal((await ask('QUERY', '/nothing')).json().code, 'not_found');
+});
+
+t.test('the reader of the document loads everything from where it is, by plain HTTP too', async (t) => {
+  const { app } = await startService(t);
+  const page = await app.inject({ url: '/docs/' });
+  const policy = String(page.headers['content-security-policy']);
+  t.match(policy, "default-src 'self';");
+  t.notMatch(policy, /https?:|upgrade-insecure-requests|unsafe|\*/);
+  const parts = [...page.body.matchAll(/(?:src|href)="([^"]+)"/g)].map(([, part = '']) => part);
+  t.ok(parts.length >= 5, `it has ${parts.length} parts`);
+  for (const part of parts) {
+    const { pathname } = new URL(part, 'http://x/docs/');
+    t.equal((await app.inject({ url: pathname })).statusCode, 200, pathname);
   }
 });
 

@@ -138,6 +138,10 @@ t.test('spans are sent by OTLP: requests and calls of webhooks, the last ones at
   t.match(collector.resources[0], { 'service.name': 'latchkey-test', 'service.version': /\d/ });
   t.notMatch(JSON.stringify(collector.spans), token);
 
+  // A path and a request id are whatever a careless caller writes into them.
+  const misplaced = { ...headers, traceparent: traceparent.replaceAll('4', '6'), 'x-request-id': token };
+  t.equal((await fetch(`${url}/v1/keys/${token}`, { headers: misplaced })).status, 404);
+
   const unsampled = `00-${traceId.replaceAll('4', '5')}-${parentId}-00`;
   await fetch(`${url}/v1/keys`, { headers: { ...headers, traceparent: unsampled } });
   const own = await fetch(`${url}/v1/partners`, { headers: { authorization: headers.authorization } });
@@ -146,6 +150,9 @@ t.test('spans are sent by OTLP: requests and calls of webhooks, the last ones at
   service.child.kill('SIGTERM');
   t.same(await service.exited, { code: 0, signal: null });
   t.equal(collector.spans.filter((span) => span.traceId === begun?.traceId).length, 1);
+  const [careless] = collector.spans.filter(({ traceId }) => misplaced.traceparent.includes(traceId));
+  t.match(careless.facts, { 'url.path': /^\/v1\/keys\/lk_a_…$/, 'latchkey.request_id': /^lk_a_…$/ });
+  t.notMatch(JSON.stringify(collector.spans), token);
   t.equal(
     collector.spans.filter((span) => unsampled.includes(span.traceId)).length,
     0,
@@ -179,6 +186,6 @@ t.test('whoever does not ask for spans loads nothing for them', async (t) => {
   t.equal(await loaded(''), 0);
   const start = `
     const { startTelemetry } = await import('./src/telemetry.ts');
-    await startTelemetry({ endpoint: 'http://127.0.0.1:1', serviceName: 'x', version: '1', logger: console });`;
+    await startTelemetry({ endpoint: 'http://127.0.0.1:1', serviceName: 'x', version: '1', tokenPrefix: 'lk', logger: console });`;
   t.not(await loaded(start), 0, 'and this would show it');
 });

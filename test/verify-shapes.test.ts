@@ -64,11 +64,19 @@ function sorted(value: object): object {
   return Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)));
 }
 
+/**
+ * What a key can carry. A member `__proto__` is refused at any depth before it is stored (test/input.test.ts), and zod leaves
+ * it out of what it reads, so the two shapes would differ on what can not be there.
+ */
+const anyMetadata = fc
+  .dictionary(fc.string(), fc.jsonValue())
+  .filter((metadata) => !JSON.stringify(metadata).includes('"__proto__":'));
+
 const anyKey = fc
   .record({
     partner: fc.boolean(),
     name: fc.option(fc.string()),
-    metadata: fc.dictionary(fc.string(), fc.jsonValue()),
+    metadata: anyMetadata,
     expires: fc.option(fc.date({ noInvalidDate: true, min: new Date(0), max: new Date('9999-01-01') })),
     permission: fc.constantFrom('read' as const, 'write' as const, 'read_write' as const),
   })
