@@ -1,7 +1,7 @@
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import type { AttemptLimit } from '../crypto/attempt-limit.ts';
 import type { Secret } from '../crypto/secret.ts';
-import { decoyMatches, fingerprintOf, isSameFingerprint, tagMatches, tagOf } from '../crypto/tag.ts';
+import { apart, decoyMatches, fingerprintOf, isSameFingerprint, tagMatches, tagOf } from '../crypto/tag.ts';
 import type { TokenCrypto } from './mint.ts';
 
 interface CheckedRecord {
@@ -63,7 +63,7 @@ export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOption
     const entry = crypto.keyring.get(record.tag_keyring_id);
     if (entry !== undefined) {
       const matches = tagMatches(entry, token, record.tag);
-      if (matches) fingerprints.set(record, fingerprintOf(token));
+      if (matches) fingerprints.set(record, apart(fingerprintOf(token)));
       return matches;
     }
     if (record.argon2id_hash === null) return decoyMatches(primary, token);

@@ -2,6 +2,7 @@ import type { Selectable } from 'kysely';
 import { sql } from 'kysely';
 import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Permission } from '../core/permissions.ts';
+import { apart } from '../crypto/tag.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import type { AccessTokensTable } from '../db/schema.ts';
@@ -22,6 +23,7 @@ export async function loadAccessTokens(
     .where('id', '=', sql<AccessTokenId>`any(${ids})`)
     .execute();
   sampleTime(clock, rows, sentAtMs);
+  for (const row of rows) row.tag = apart(row.tag);
   return rows;
 }
 
@@ -94,6 +96,7 @@ export async function loadApiKeys(db: Db, clock: DatabaseClock, ids: KeyId[]): P
     .$narrowType<{ tag: Buffer; tag_keyring_id: string }>()
     .execute();
   sampleTime(clock, rows, sentAtMs);
+  for (const row of rows) row.tag = apart(row.tag);
   return rows;
 }
 

@@ -36,7 +36,8 @@ const keysHeld = 100_000;
 
 /** What a key has been used within an hour, as far as that is not written yet. */
 interface Counter {
-  readonly key: ApiKeyRecord;
+  /** Not the record: a counter stays for the hour, and records go as soon as they have changed or are not asked for. */
+  readonly ids: Pick<Usage, 'organizationId' | 'partnerId' | 'keyId'>;
   readonly hourMs: number;
   allowed: number;
   denied: number;
@@ -64,7 +65,8 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     const known = counters.get(key.id);
     if (known !== undefined) return known;
     const zeros = { allowed: 0, denied: 0, rateLimited: 0, afterDeletion: 0, lastUsedMs: 0 };
-    const counter = { key, hourMs, ...zeros, isWaiting: false };
+    const ids = { organizationId: key.organization_id, partnerId: key.partner_id, keyId: key.id };
+    const counter = { ids, hourMs, ...zeros, isWaiting: false };
     counters.set(key.id, counter);
     return counter;
   }
@@ -150,8 +152,7 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
 
 /** What was counted; the counter begins anew. */
 function takeUsage(counter: Counter): Usage {
-  const { key, hourMs, allowed, denied, rateLimited, afterDeletion, lastUsedMs } = counter;
+  const { ids, hourMs, allowed, denied, rateLimited, afterDeletion, lastUsedMs } = counter;
   Object.assign(counter, { allowed: 0, denied: 0, rateLimited: 0, afterDeletion: 0, lastUsedMs: 0, isWaiting: false });
-  const { organization_id: organizationId, partner_id: partnerId, id: keyId } = key;
-  return { organizationId, partnerId, keyId, hourMs, allowed, denied, rateLimited, afterDeletion, lastUsedMs };
+  return { ...ids, hourMs, allowed, denied, rateLimited, afterDeletion, lastUsedMs };
 }
