@@ -31,7 +31,7 @@ export async function whatToLookAt(
       'What an operator sees: somebody asks for a key back',
       line('/v1/recovery-requests', operatorToken, ` -H 'Latchkey-Organization: ${organizationId}'`),
     ],
-    ['How the service is doing', line('/metrics')],
+    ['How the service is doing', `curl -sw '\\n' '${url}/metrics'`],
   ];
   const told = lines.map(([what, command]) => `${what}:\n${command}\n`).join('\n');
   return `
