@@ -236,6 +236,10 @@ export function readConfig(env: NodeJS.ProcessEnv, needs: { keyring: boolean } =
       `UNDO_WINDOW_SECONDS (${undo}) must not be longer than RETENTION_SECONDS (${retention}), for example UNDO_WINDOW_SECONDS=${retention}.`,
     );
   }
+  const { PORT: port = 0, METRICS_PORT: metricsPort } = parsed.data ?? {};
+  if (port !== 0 && port === metricsPort) {
+    problems.push('METRICS_PORT must be another port than PORT; not set, /metrics is on PORT.');
+  }
   if (parsed.success) problems.push(...oidcProblems(parsed.data));
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems);
   const { LATCHKEY_KEYRING, ...variables } = parsed.data;

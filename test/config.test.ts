@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import t from 'tap';
 import { z } from 'zod';
+import { describeFailure } from '../src/cli/failure.ts';
 import { ConfigError, environment, readConfig } from '../src/config.ts';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import { type SecretName, secretNames } from '../src/secret-files.ts';
@@ -92,6 +93,7 @@ t.test('what fits no other variable', async (t) => {
       { RETENTION_SECONDS: '3600' },
       /^UNDO_WINDOW_SECONDS \(86400\) must not be longer than RETENTION_SECONDS \(3600\)/,
     ],
+    [{ PORT: '9464', METRICS_PORT: '9464' }, /^METRICS_PORT must be another port than PORT/],
   ];
   table.push(
     [{ OIDC_AUDIENCE: 'x' }, /^OIDC_AUDIENCE is set without OIDC_ISSUER/],
@@ -104,6 +106,16 @@ t.test('what fits no other variable', async (t) => {
     const problems = problemsOf(env);
     t.equal(problems.length, 1);
     t.match(problems[0], problem);
+  }
+});
+
+t.test('a database that can not be reached is the one that was set, by a variable or by a file', async (t) => {
+  const error = Object.assign(new Error('connect ECONNREFUSED 127.0.0.1:1'), { code: 'ECONNREFUSED' });
+  for (const name of ['DATABASE_URL', 'DATABASE_URL_FILE', 'MIGRATION_DATABASE_URL', 'MIGRATION_DATABASE_URL_FILE']) {
+    t.match(describeFailure(error, { [name]: 'x' }), /Does Postgres run/, name);
+  }
+  for (const env of [{}, { DATABASE_URL: '', DATABASE_URL_FILE: '' }]) {
+    t.match(describeFailure(error, env), /DATABASE_URL is not set/);
   }
 });
 

@@ -4,7 +4,7 @@ import { isUnavailable } from '../db/pg-error.ts';
 export function describeFailure(error: unknown, env: NodeJS.ProcessEnv): string {
   const message = messageOf(error);
   if (!isUnavailable(error)) return message;
-  const isOwn = (env['DATABASE_URL'] ?? env['MIGRATION_DATABASE_URL'] ?? '') !== '';
+  const isOwn = ['DATABASE_URL', 'MIGRATION_DATABASE_URL'].some((name) => env[name] || env[`${name}_FILE`]);
   const hint = isOwn
     ? 'Does Postgres run, and do DATABASE_URL and MIGRATION_DATABASE_URL lead to it?'
     : 'DATABASE_URL is not set, so this is about the embedded database, which runs only while Latchkey does: start Latchkey (`npm start`), and run this again beside it.';
