@@ -90,17 +90,11 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     await requireGuarantees(client, config, logger);
     const noShift = () => 0;
     const tallies = createTallies();
-    const endpoint = config.OTEL_EXPORTER_OTLP_ENDPOINT;
+    const { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, OTEL_SERVICE_NAME: serviceName, TOKEN_PREFIX: tokenPrefix } = config;
     const telemetry =
       endpoint === undefined
         ? undefined
-        : await startTelemetry({
-            endpoint,
-            serviceName: config.OTEL_SERVICE_NAME,
-            version: packageVersion(),
-            tokenPrefix: config.TOKEN_PREFIX,
-            logger,
-          });
+        : await startTelemetry({ endpoint, serviceName, version: packageVersion(), tokenPrefix, logger });
     if (telemetry !== undefined) shutdown.add(phase('traces', () => telemetry.close()));
     const onRecorded = (actions: readonly string[]) => countEvents(tallies, actions);
     const verification = startVerificationState({

@@ -76,7 +76,12 @@ t.test('each variable is Latchkey’s, and each secret is a file that is mounted
 t.test('probes and ports are those of the service', async (t) => {
   const [, container] = containers;
   const port = (await readDockerfile()).find(({ word }) => word === 'EXPOSE')?.rest;
-  t.same(container.ports, [{ name: 'http', containerPort: Number(port) }]);
+  const metricsPort = container.env.find(({ name }: Json) => name === 'METRICS_PORT').value;
+  t.same(container.ports, [
+    { name: 'http', containerPort: Number(port) },
+    { name: 'metrics', containerPort: Number(metricsPort) },
+  ]);
+  t.equal(service.spec.ports.length, 1, 'metrics need no credential, and are not behind the Service');
   t.equal(service.spec.ports[0].targetPort, 'http');
   t.same(service.spec.selector, deployment.spec.template.metadata.labels);
   t.same(deployment.spec.selector.matchLabels, deployment.spec.template.metadata.labels);
