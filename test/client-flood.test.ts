@@ -19,7 +19,8 @@ async function behindProxy(t: Test, options: { timeoutMs?: number } = {}) {
 }
 
 t.test('rubbish at once with a good key: each has its answer, and what is known stays known', async (t) => {
-  const { admin, client, key } = await behindProxy(t);
+  // A machine that is busy with something else is slow: here it is about what is answered, not when.
+  const { admin, client, key } = await behindProxy(t, { timeoutMs: 20_000 });
   const { body: other } = await admin.post('/v1/keys', {});
   const ask = () => client.verify({ key: key.key, permission: 'read' });
   t.equal((await ask()).code, 'valid');
