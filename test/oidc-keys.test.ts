@@ -1,7 +1,8 @@
+import { generateKeyPairSync, type KeyObject } from 'node:crypto';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import t, { type Test } from 'tap';
-import { fetchKeys } from '../src/auth/issuer-keys.ts';
+import { createIssuerKeys, fetchKeys } from '../src/auth/issuer-keys.ts';
 import { type Json, startService } from './support/app.ts';
 import { type Issuer, oidcOf, startIssuer } from './support/issuer.ts';
 import { eventually } from './support/process.ts';
@@ -120,6 +121,43 @@ t.test('an issuer that is silent is not waited for long, and by all together', a
   const again = Date.now();
   t.equal(await ask(token), 503);
   t.ok(Date.now() - again < 300, 'and then it is left alone for a while');
+});
+
+t.test('a key that nobody could check with is as if it were not published', async (t) => {
+  const weak = generateKeyPairSync('rsa', { modulusLength: 1_024 });
+  const strong = generateKeyPairSync('rsa', { modulusLength: 2_048 });
+  const jwkOf = (key: KeyObject, kid: string) => ({ ...key.export({ format: 'jwk' }), kid, alg: 'RS256' });
+  const good = jwkOf(strong.publicKey, 'good');
+  const keys = [
+    null,
+    'a text',
+    { kty: 'oct', k: 'c2VjcmV0', kid: 'secret' },
+    { kty: 'RSA', kid: 'empty', alg: 'RS256' },
+    { kty: 'RSA', kid: 'damaged', alg: 'RS256', n: '!!', e: 'AQAB' },
+    { kty: 'EC', crv: 'P-256', x: 'AA', y: 'AA', kid: 'off-curve' },
+    jwkOf(weak.publicKey, 'weak'),
+    jwkOf(strong.privateKey, 'private'),
+    good,
+  ];
+  let issuer = '';
+  const server = createServer((request, response) => {
+    response.end(JSON.stringify(request.url === '/keys' ? { keys } : { issuer, jwks_uri: `${issuer}/keys` }));
+  }).listen(0, '127.0.0.1');
+  t.teardown(() => {
+    server.closeAllConnections();
+    server.close();
+  });
+  await eventually(async () => server.listening);
+  issuer = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  t.same(await fetchKeys(issuer), { keys: [good] });
+
+  const logger = { warn: () => undefined, info: () => undefined };
+  const found = createIssuerKeys({ issuer, logger });
+  const find = async (kid: string) => found.find({ alg: 'RS256', kid }, { payload: '', signature: '' });
+  await t.rejects(find('weak'), { code: 'ERR_JWKS_NO_MATCHING_KEY' });
+  await t.rejects(find('private'), { code: 'ERR_JWKS_NO_MATCHING_KEY' });
+  await t.rejects(find('damaged'), { code: 'ERR_JWKS_NO_MATCHING_KEY' });
+  t.ok(await find('good'));
 });
 
 t.test('what is found must be of this issuer, be sane, and lead where it can be trusted', async (t) => {

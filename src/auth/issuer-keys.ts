@@ -1,3 +1,4 @@
+import { createPublicKey, type JsonWebKey } from 'node:crypto';
 import type { FastifyBaseLogger } from 'fastify';
 import { createLocalJWKSet, errors, type JSONWebKeySet, type JWTVerifyGetKey } from 'jose';
 import { Problem } from '../core/errors.ts';
@@ -124,7 +125,23 @@ export async function fetchKeys(issuer: string, timeoutMs = defaultTimings.timeo
   }
   const jwks = await fetchJson(jwksUri, signal);
   if (!Array.isArray(jwks['keys'])) throw new Error('the key set has no keys');
-  return { keys: jwks['keys'] };
+  return { keys: jwks['keys'].filter(isUsable) };
+}
+
+const shortestModulusBits = 2_048;
+
+/**
+ * jose looks at a key only once a token names it, and then fails at one that is damaged or too weak as if the fault were
+ * ours: anybody could get 500s by naming it. Secret and private ones are no business of a document that all can read.
+ */
+function isUsable(jwk: JsonWebKey | null): boolean {
+  try {
+    if (jwk === null || jwk.d !== undefined) return false;
+    const { asymmetricKeyDetails } = createPublicKey({ key: jwk, format: 'jwk' });
+    return (asymmetricKeyDetails?.modulusLength ?? shortestModulusBits) >= shortestModulusBits;
+  } catch {
+    return false;
+  }
 }
 
 function isTrustworthy(jwksUri: string, issuer: string): boolean {

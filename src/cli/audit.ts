@@ -137,7 +137,7 @@ function tell({ chain, events, head, flaw, agreeing }: ChainVerdict, signed: Sig
     wrong(`${chain}: the first bad event is ${flaw.sequence}: ${flaw.what}.`);
     return;
   }
-  const compared = signed === undefined ? '' : `, as ${agreeing} checkpoints say`;
+  const compared = agreeing === 0 ? '' : `, as ${agreeing} checkpoints say`;
   print(`ok      ${chain}: ${events} events, the last with the hash ${head.toString('hex')}${compared}.`);
   if (signed === undefined) return;
   // Asked about one chain, whoever gave checkpoints believes that they were about it.
