@@ -42,13 +42,3 @@ export function apart(bytes: Buffer): Buffer {
   bytes.copy(own);
   return own;
 }
-
-/**
- * The same bytes in memory of their own, for what is kept. Node cuts small buffers out of slabs of 8 KiB, and one of 32
- * bytes that stays keeps its whole slab: with a tag and a fingerprint for each known key that is most of what a key takes.
- */
-export function apart(bytes: Buffer): Buffer {
-  const own = Buffer.allocUnsafeSlow(bytes.length);
-  bytes.copy(own);
-  return own;
-}
