@@ -36,6 +36,7 @@ t.test('rubbish at once with a good key: each has its answer, and what is known 
     t.equal((await unseen).code, 'valid', `${what}: beside it`);
     t.same([...new Set(await Promise.all(codes))], ['malformed'], what);
     t.notOk(ask() instanceof Promise, `${what}: still known`);
+    await admin.delete(`/v1/keys/${other.id}`);
   }
 });
 
