@@ -3,7 +3,6 @@ import t, { type Test } from 'tap';
 import { idSuffix, newId } from '../src/core/ids.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
-import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
 
 // Whoever sends rubbish to a backend, or more than Latchkey answers, hurts nobody else.
@@ -21,7 +20,6 @@ async function behindProxy(t: Test, options: { timeoutMs?: number } = {}) {
 t.test('rubbish at once with a good key: each has its answer, and what is known stays known', async (t) => {
   // A machine that is busy with something else is slow: here it is about what is answered, not when.
   const { admin, client, key } = await behindProxy(t, { timeoutMs: 20_000 });
-  const { body: other } = await admin.post('/v1/keys', {});
   const ask = () => client.verify({ key: key.key, permission: 'read' });
   t.equal((await ask()).code, 'valid');
   const rubbish = (make: (index: number) => { key: string; ip?: string }) =>
@@ -32,14 +30,13 @@ t.test('rubbish at once with a good key: each has its answer, and what is known 
     ['not storable', (index) => ({ key: `lk_k_\u0000\ud800${index}` })],
     ['with no address', (index) => ({ key: `lk_k_${index}`, ip: 'unknown, '.repeat(2_000) })],
   ] as Array<[string, Parameters<typeof rubbish>[0]]>) {
+    const { body: other } = await admin.post('/v1/keys', {});
     const codes = rubbish(make);
     const unseen = client.verify({ key: other.key, permission: 'read' });
     t.equal((await unseen).code, 'valid', `${what}: beside it`);
     t.same([...new Set(await Promise.all(codes))], ['malformed'], what);
     t.notOk(ask() instanceof Promise, `${what}: still known`);
-    // Forgotten, so that it is asked about again.
-    await admin.patch(`/v1/keys/${other.id}`, { name: what });
-    await eventually(async () => client.verify({ key: other.key, permission: 'read' }) instanceof Promise);
+    await admin.delete(`/v1/keys/${other.id}`);
   }
 });
 
