@@ -33,7 +33,13 @@ function requireOneAuthorization(rawHeaders: readonly string[]): void {
   }
 }
 
+const usualStart = 'Bearer ';
+
 function bearerToken(authorization: string): string {
+  // As nearly everybody writes it. The expression below takes several times as long, and this is on every request's path.
+  if (authorization.startsWith(usualStart) && authorization.length > usualStart.length) {
+    if (!authorization.includes(' ', usualStart.length)) return authorization.slice(usualStart.length);
+  }
   const match = /^bearer +([^ ]+) *$/i.exec(authorization);
   if (match?.[1] === undefined) {
     throw unauthorized('unauthorized', 'Authorization must be of the form: Bearer <token>.', 'invalid_request');
