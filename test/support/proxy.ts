@@ -56,8 +56,10 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
         if (from === far && lost !== undefined && chunk.includes(lost)) return;
         if (isSwallowing && isAffected) return;
         if (isHolding && isAffected && from === far) held.push(() => to.write(chunk));
-        else if (lagMs > 0 && isAffected && from === far) setTimeout(() => to.write(chunk), lagMs);
-        else to.write(chunk);
+        else if (lagMs > 0 && isAffected && from === far) {
+          // What nobody waits for any more does not keep the test's process.
+          setTimeout(() => to.write(chunk), lagMs).unref();
+        } else to.write(chunk);
       });
       from.on('error', () => undefined);
       from.on('close', () => to.destroy());
