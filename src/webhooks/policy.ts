@@ -2,7 +2,7 @@ import { type InputError, Problem } from '../core/errors.ts';
 import type { PartnerId } from '../core/ids.ts';
 import type { DisabledReason } from '../db/schema.ts';
 import { announcedTo } from '../history/announced.ts';
-import { type HistoryAction, historyActions } from '../history/events.ts';
+import { historyActions } from '../history/events.ts';
 import { type DeliveryFailure, deliveryFailures } from './delivery-failed.ts';
 
 /** The rules of webhooks, without a database. */
@@ -36,10 +36,6 @@ export function requireTellable(events: readonly string[], partnerId: PartnerId 
 /** Each once and in one order, so that the same wish is the same value. */
 export function sortEvents(events: readonly string[]): string[] {
   return events.includes('*') ? ['*'] : webhookEvents.filter((event) => events.includes(event));
-}
-
-export function isHistoryAction(text: string): text is HistoryAction {
-  return historyActions.some((action) => action === text);
 }
 
 /** A URL as history keeps it: a query may hold a secret of the receiver's. */
