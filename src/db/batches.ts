@@ -1,6 +1,7 @@
 import type { Actor } from '../core/actor.ts';
 import type { OrganizationId } from '../core/ids.ts';
-import { type OrganizationDoer, type Transactor, transact, type Work } from './work.ts';
+import type { Tx } from './client.ts';
+import { currentTime, type OrganizationDoer, type Transactor, transact, type Work } from './work.ts';
 
 /** Work that a job does in many organizations, in transactions that hold up nobody for long. */
 export interface BatchedWork {
@@ -42,4 +43,29 @@ async function workInOrganization(given: BatchedWork, organizationId: Organizati
     done = await transact(transactor, { actor, organizationId, request: null }, (work) => step(work, batchSize));
   }
   return total;
+}
+
+/** Rows that are kept for a time and then go, without a word in history. */
+export interface Pruning {
+  keptMs: number;
+  /** Rows in one transaction at most. */
+  batchSize?: number | undefined;
+  /** @returns what the database says of it */
+  deleteOldest: (tx: Tx, until: Date, count: number) => Promise<{ numDeletedRows: bigint }>;
+}
+
+const prunedAtOnce = 1_000;
+
+/** Removes what is too old, in batches that are transactions of their own. @returns how many rows */
+export async function pruneInBatches(
+  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
+  { keptMs, batchSize = prunedAtOnce, deleteOldest }: Pruning,
+): Promise<number> {
+  const now = await currentTime(db, clockShiftMs);
+  const until = new Date(now.getTime() - keptMs);
+  for (let pruned = 0; ; ) {
+    const { numDeletedRows } = await db.transaction().execute((tx) => deleteOldest(tx, until, batchSize));
+    pruned += Number(numDeletedRows);
+    if (numDeletedRows < batchSize) return pruned;
+  }
 }

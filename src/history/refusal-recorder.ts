@@ -1,6 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
+import { createPeriodicWriter, type PeriodicWriter } from '../db/periodic-writer.ts';
 import { addRefusals, type RefusedAttempts } from './refusals-store.ts';
 
 /** One attempt of a known caller that was refused. */
@@ -11,12 +12,8 @@ export type Refusal = Pick<RefusedAttempts, 'organizationId' | 'code'> & {
 };
 
 /** Counts refused attempts by the hour. Counting never waits; what was counted is written in batches. */
-export interface RefusalRecorder {
+export interface RefusalRecorder extends PeriodicWriter {
   note(refusal: Refusal): void;
-  /** Writes what is in memory. */
-  flush(): Promise<void>;
-  /** Stops the timer and writes the rest. */
-  close(): Promise<void>;
 }
 
 interface RefusalRecorderOptions {
@@ -36,7 +33,6 @@ interface Bounds {
 
 const defaultBounds: Bounds = { rowsInHour: 200, rowsHeld: 10_000 };
 
-const flushEveryMs = 1_000;
 const hourLengthMs = 3_600_000;
 const rowsInBatch = 500;
 
@@ -46,7 +42,6 @@ export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalReco
   const told = new Map<string | null, Set<string>>();
   let toldHourMs = 0;
   let waiting = new Map<string, RefusedAttempts>();
-  let flushing: Promise<void> | undefined;
   let dropped = 0;
 
   function hasOwnRow({ organizationId, caller, operation, code }: Refusal, hourMs: number): boolean {
@@ -85,18 +80,8 @@ export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalReco
     }
   }
 
-  /** One at a time: what is counted meanwhile goes with the next. */
-  function flush(): Promise<void> {
-    flushing ??= writeAll().finally(() => {
-      flushing = undefined;
-    });
-    return flushing;
-  }
-
-  const timer = setInterval(() => {
-    if (waiting.size > 0) void flush();
-  }, flushEveryMs).unref();
   return {
+    ...createPeriodicWriter({ isWaiting: () => waiting.size > 0, write: writeAll }),
     note(refusal) {
       const { organizationId, caller, operation, code, ip } = refusal;
       const nowMs = clock.nowMs();
@@ -105,12 +90,6 @@ export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalReco
       const now = new Date(nowMs);
       const times = { hour: new Date(hourMs), firstAt: now, lastAt: now };
       add({ organizationId, ...place, code, count: 1, ...times, lastIp: ip });
-    },
-    flush,
-    async close() {
-      clearInterval(timer);
-      await flush();
-      if (waiting.size > 0) await flush();
     },
   };
 }

@@ -1,8 +1,9 @@
 import { sql } from 'kysely';
 import { newId, type OrganizationId, type RefusalId } from '../core/ids.ts';
+import { pruneInBatches } from '../db/batches.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { RefusedCaller } from '../db/refused-attempts-table.ts';
-import { currentTime, type Transactor } from '../db/work.ts';
+import type { Transactor } from '../db/work.ts';
 
 /** Attempts of one caller at one operation that were refused for the same reason within one hour. */
 export interface RefusedAttempts {
@@ -93,20 +94,9 @@ export async function listRefusals(
 /** How long refused attempts are kept. */
 const keptMs = 90 * 24 * 3_600_000;
 
-const prunedAtOnce = 1_000;
-
-/** Removes what is too old, in batches that are transactions of their own. @returns how many rows */
-export async function pruneRefusals(
-  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
-  batchSize = prunedAtOnce,
-): Promise<number> {
-  const now = await currentTime(db, clockShiftMs);
-  const until = new Date(now.getTime() - keptMs);
-  for (let pruned = 0; ; ) {
-    const { numDeletedRows } = await db.transaction().execute((tx) => deleteOldest(tx, until, batchSize));
-    pruned += Number(numDeletedRows);
-    if (numDeletedRows < batchSize) return pruned;
-  }
+/** Removes what is too old. @returns how many rows */
+export function pruneRefusals(from: Pick<Transactor, 'db' | 'clockShiftMs'>, batchSize?: number): Promise<number> {
+  return pruneInBatches(from, { keptMs, batchSize, deleteOldest });
 }
 
 function deleteOldest(tx: Tx, until: Date, count: number) {

@@ -1,7 +1,8 @@
 import { sql } from 'kysely';
+import { pruneInBatches } from '../db/batches.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { KeptReply } from '../db/schema.ts';
-import { currentTime, type Transactor } from '../db/work.ts';
+import type { Transactor } from '../db/work.ts';
 
 /** How long a reply is replayed. */
 const keptMs = 24 * 3_600_000;
@@ -47,23 +48,9 @@ export async function deleteAnswer(tx: Tx, address: Buffer): Promise<void> {
   await tx.deleteFrom('idempotency_keys').where('address', '=', address).execute();
 }
 
-const prunedAtOnce = 1_000;
-
-/**
- * Removes the replies that are too old to be replayed, in batches that are transactions of their own.
- * @returns how many
- */
-export async function pruneIdempotency(
-  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
-  batchSize = prunedAtOnce,
-): Promise<number> {
-  const now = await currentTime(db, clockShiftMs);
-  const until = new Date(now.getTime() - keptMs);
-  for (let pruned = 0; ; ) {
-    const { numDeletedRows } = await db.transaction().execute((tx) => deleteOldest(tx, until, batchSize));
-    pruned += Number(numDeletedRows);
-    if (numDeletedRows < batchSize) return pruned;
-  }
+/** Removes the replies that are too old to be replayed. @returns how many */
+export function pruneIdempotency(from: Pick<Transactor, 'db' | 'clockShiftMs'>, batchSize?: number): Promise<number> {
+  return pruneInBatches(from, { keptMs, batchSize, deleteOldest });
 }
 
 function deleteOldest(tx: Tx, until: Date, count: number) {

@@ -2,21 +2,18 @@ import type { FastifyBaseLogger } from 'fastify';
 import type { ApiKeyRecord } from '../auth/store.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
+import { createPeriodicWriter, type PeriodicWriter } from '../db/periodic-writer.ts';
 import type { DeletedUses } from './deleted-uses.ts';
 import { addUsage, type Usage } from './usage-store.ts';
 
 export type UseOutcome = 'allowed' | 'denied' | 'rateLimited';
 
 /** Counts how keys are used. Counting never waits; what was counted is written in batches. */
-export interface UsageRecorder {
+export interface UsageRecorder extends PeriodicWriter {
   /** @param uses of this outcome */
   add(key: ApiKeyRecord, outcome: UseOutcome, uses?: number): void;
   /** A deleted key, which history is to tell of besides. @param ip the client's address, where it is known */
   addDeleted(key: ApiKeyRecord, ip: string | undefined, options: { isCounted: boolean }): void;
-  /** Writes what is in memory. */
-  flush(): Promise<void>;
-  /** Stops the timer and writes the rest. */
-  close(): Promise<void>;
 }
 
 interface UsageRecorderOptions {
@@ -26,7 +23,6 @@ interface UsageRecorderOptions {
   logger: Pick<FastifyBaseLogger, 'warn'>;
 }
 
-const flushEveryMs = 1_000;
 const hourLengthMs = 3_600_000;
 /** Small enough that making one does not hold up the requests of the moment. */
 const keysInBatch = 500;
@@ -53,7 +49,6 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
   let counters = new Map<string, Counter>();
   let countersHourMs = 0;
   let waiting: Counter[] = [];
-  let flushing: Promise<void> | undefined;
   let dropped = 0;
 
   function counterOf(key: ApiKeyRecord, nowMs: number): Counter {
@@ -113,16 +108,6 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     wait(counter);
   }
 
-  /** One at a time: what is counted meanwhile goes with the next. */
-  function flush(): Promise<void> {
-    flushing ??= Promise.all([writeAll(), deletedUses.flush()])
-      .then(() => undefined)
-      .finally(() => {
-        flushing = undefined;
-      });
-    return flushing;
-  }
-
   function count(key: ApiKeyRecord, outcome: UseOutcome, uses: number, alsoAfterDeletion = false): void {
     const nowMs = clock.nowMs();
     const counter = counterOf(key, nowMs);
@@ -132,20 +117,16 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     if (outcome === 'allowed') counter.lastUsedMs = nowMs;
   }
 
-  const timer = setInterval(() => {
-    if (waiting.length > 0 || deletedUses.isWaiting()) void flush();
-  }, flushEveryMs).unref();
+  const writer = createPeriodicWriter({
+    isWaiting: () => waiting.length > 0 || deletedUses.isWaiting(),
+    write: async () => void (await Promise.all([writeAll(), deletedUses.flush()])),
+  });
   return {
+    ...writer,
     add: (key, outcome, uses = 1) => count(key, outcome, uses),
     addDeleted(key, ip, { isCounted }) {
       if (isCounted) count(key, 'denied', 1, true);
       deletedUses.note(key, ip);
-    },
-    flush,
-    async close() {
-      clearInterval(timer);
-      await flush();
-      if (waiting.length > 0) await flush();
     },
   };
 }

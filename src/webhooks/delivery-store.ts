@@ -1,9 +1,10 @@
 import { type Selectable, sql } from 'kysely';
 import { Problem } from '../core/errors.ts';
 import type { DeliveryId, WebhookId } from '../core/ids.ts';
+import { pruneInBatches } from '../db/batches.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { DeliveryStatus, WebhookAttemptsTable, WebhookDeliveriesTable } from '../db/schema.ts';
-import { currentTime, type Transactor } from '../db/work.ts';
+import type { Transactor } from '../db/work.ts';
 
 export type Delivery = Omit<Selectable<WebhookDeliveriesTable>, 'payload' | 'traceparent'>;
 export type Attempt = Selectable<WebhookAttemptsTable>;
@@ -107,20 +108,9 @@ export async function markFailedDueAgain(
 /** How long deliveries are kept. */
 const keptMs = 30 * 24 * 3_600_000;
 
-const prunedAtOnce = 1_000;
-
-/** Removes old deliveries with their attempts, in batches that are transactions of their own. @returns how many */
-export async function pruneDeliveries(
-  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
-  batchSize = prunedAtOnce,
-): Promise<number> {
-  const now = await currentTime(db, clockShiftMs);
-  const until = new Date(now.getTime() - keptMs);
-  for (let pruned = 0; ; ) {
-    const { numDeletedRows } = await db.transaction().execute((tx) => deleteOldest(tx, until, batchSize));
-    pruned += Number(numDeletedRows);
-    if (numDeletedRows < batchSize) return pruned;
-  }
+/** Removes old deliveries with their attempts. @returns how many */
+export function pruneDeliveries(from: Pick<Transactor, 'db' | 'clockShiftMs'>, batchSize?: number): Promise<number> {
+  return pruneInBatches(from, { keptMs, batchSize, deleteOldest });
 }
 
 function deleteOldest(tx: Tx, until: Date, count: number) {
