@@ -110,6 +110,8 @@ t.test('a hundred at once for one key are one question, and each of them is coun
 
 t.test('what changes is told within 200 ms, 100 times of 100, whatever it is', async (t) => {
   const { url, admin, verifier } = await startListening(t);
+  // Each look at a key counts, and what may be let in without asking is a part of what the limit leaves.
+  await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 60 });
   const client = await startClient(t, { url, token: verifier.token });
   const measure = async () => {
     const tookMs: number[] = [];
