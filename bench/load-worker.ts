@@ -16,13 +16,18 @@ process.on('message', (message: WorkerMessage) => {
 });
 process.on('disconnect', () => process.exit(0));
 
-/** As many as a turn asks for; they are gone through again where it asks for more. */
-const zipfRequests = 2 ** 16;
+/**
+ * As many as a turn asks for, of one key or of many: they are gone through again where it asks for more. With fewer this
+ * process would have what it sends in the processor's cache, and would be faster for that.
+ */
+const requestsInRow = 2 ** 16;
 
 /** The keys that are asked for, in that order. */
 function keysInOrder({ keySet, order, from = 0, to }: LoadJob): string[] {
   const keys = keySets.get(keySet)?.slice(from, to) ?? [];
-  return order === 'zipf' ? Array.from(zipfPicks(keys.length, zipfRequests), (place) => keys[place] ?? '') : keys;
+  if (order === 'zipf') return Array.from(zipfPicks(keys.length, requestsInRow), (place) => keys[place] ?? '');
+  if (order === 'once' || keys.length === 0) return keys;
+  return Array.from({ length: Math.ceil(requestsInRow / keys.length) }, () => keys).flat();
 }
 
 /**

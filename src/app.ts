@@ -7,7 +7,8 @@ import type { IssuerKeys } from './auth/issuer-keys.ts';
 import type { TokenCrypto } from './auth/mint.ts';
 import type { OidcSettings } from './auth/oidc-settings.ts';
 import { createPeople } from './auth/people.ts';
-import { createSecretCheck } from './auth/secret-check.ts';
+import type { RecordCache } from './auth/record-cache.ts';
+import { type CheckedRecord, createSecretCheck } from './auth/secret-check.ts';
 import { organizationExists, replaceTag } from './auth/store.ts';
 import type { OrganizationId } from './core/ids.ts';
 import { passingTracer, type Tracer } from './core/trace.ts';
@@ -112,22 +113,26 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const { db } = transactor;
   const tokenPrefix = crypto.prefix;
   const attempts = createAttemptLimit();
-  const secretCheckFor = (table: 'api_keys' | 'access_tokens') =>
-    createSecretCheck({
+  const secretCheckFor = <Id extends string, Checked extends CheckedRecord>(
+    table: 'api_keys' | 'access_tokens',
+    cache: RecordCache<Id, Checked>,
+  ) =>
+    createSecretCheck<Checked>({
       crypto,
       attempts,
+      onRight: cache.name,
       retag: (id, tag) =>
         replaceTag(db, table, id, tag).catch((err: unknown) => {
           deps.logger.warn({ err, id }, 'A tag that was made anew could not be kept.');
         }),
     });
-  const checkKey = secretCheckFor('api_keys');
+  const checkKey = secretCheckFor('api_keys', records.apiKeys);
   const authenticator = createAuthenticator({
     records,
     clock,
     prefix: tokenPrefix,
     checkKey,
-    checkAccessToken: secretCheckFor('access_tokens'),
+    checkAccessToken: secretCheckFor('access_tokens', records.accessTokens),
   });
   const exists = (id: OrganizationId) => organizationExists(db, id);
   const people = deps.oidc && createPeople({ ...deps.oidc, clock, organizationExists: exists });

@@ -14,16 +14,17 @@ export async function describeApi(): Promise<string> {
   const url = 'postgres://nobody@127.0.0.1:1/nothing';
   const client = connect({ url, poolSize: 1 });
   const logger = pino({ level: 'silent' });
+  const keyring = parseKeyring(generateKeyring(new Date()));
   const verification = startVerificationState({
     db: client.db,
     listenUrl: url,
     redisUrl: undefined,
+    keyring,
     capacity: 1,
     staleMs: 0,
     clockShiftMs: () => 0,
     logger,
   });
-  const keyring = parseKeyring(generateKeyring(new Date()));
   const app = await buildApp({
     logger,
     verification,

@@ -101,6 +101,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       db: client.db,
       listenUrl: config.LISTEN_DATABASE_URL ?? database.appUrl,
       redisUrl: config.REDIS_URL,
+      keyring: crypto.keyring,
       capacity: config.VERIFY_CACHE_SIZE,
       staleMs: config.VERIFY_STALE_SECONDS * 1000,
       clockShiftMs: noShift,

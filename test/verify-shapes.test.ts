@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t from 'tap';
-import type { ApiKeyRecord } from '../src/auth/store.ts';
+import { ApiKeyRecord, type ApiKeyRow } from '../src/auth/api-key-record.ts';
 import { newId } from '../src/core/ids.ts';
 import { verdictCodes } from '../src/verification/policy.ts';
 import { verdictText, verdictView } from '../src/verification/verdict-view.ts';
@@ -82,17 +82,23 @@ const anyKey = fc
   })
   .map(
     ({ partner, name, metadata, expires, permission }) =>
-      ({
-        id: newId('key'),
-        organization_id: newId('org'),
-        partner_id: partner ? newId('partner') : null,
-        partner_email: partner ? 'p@p.example' : null,
-        permission,
-        name,
-        metadata,
-        allowed_ips: partner ? ['10.0.0.0/8'] : [],
-        expires_at: expires,
-      }) as unknown as ApiKeyRecord,
+      new ApiKeyRecord(
+        {
+          id: newId('key'),
+          organization_id: newId('org'),
+          partner_id: partner ? newId('partner') : null,
+          partner_email: partner ? 'p@p.example' : null,
+          permission,
+          name,
+          metadata,
+          allowed_ips: partner ? ['10.0.0.0/8'] : [],
+          expires_at: expires,
+          tag: Buffer.alloc(32),
+          tag_keyring_id: 'one',
+          created_at: new Date(),
+        } as ApiKeyRow,
+        (text) => text,
+      ),
   );
 
 const anyCount = fc.record({

@@ -1,20 +1,22 @@
 import type { Problem } from '../core/errors.ts';
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import { Secret } from '../crypto/secret.ts';
-import { idSuffixAt, parseToken } from '../crypto/token.ts';
+import { fingerprintOf } from '../crypto/tag.ts';
+import { parseToken } from '../crypto/token.ts';
 import type { DatabaseClock } from '../db/clock.ts';
+import type { ApiKeyRecord } from './api-key-record.ts';
 import { unauthorized } from './credential.ts';
 import type { AccessTokenPrincipal, ApiKeyPrincipal, Principal } from './principal.ts';
 import type { Records } from './records.ts';
 import type { SecretCheck } from './secret-check.ts';
-import type { AccessTokenRecord, ApiKeyRecord } from './store.ts';
+import type { AccessTokenRecord } from './store.ts';
 
 interface AuthenticatorOptions {
   records: Records;
   clock: DatabaseClock;
   prefix: string;
-  checkKey: SecretCheck;
-  checkAccessToken: SecretCheck;
+  checkKey: SecretCheck<ApiKeyRecord>;
+  checkAccessToken: SecretCheck<AccessTokenRecord>;
 }
 
 /** Bearer → Principal. */
@@ -30,8 +32,8 @@ export interface Authenticator {
 
 export function createAuthenticator({ records, clock, prefix, ...check }: AuthenticatorOptions): Authenticator {
   function recall(text: string): AccessTokenPrincipal | undefined {
-    const record = records.accessTokens.atHand(`token_${idSuffixAt(text, prefix)}` as AccessTokenId);
-    return record !== undefined && check.checkAccessToken.knows(record, new Secret(text)) ? admit(record) : undefined;
+    const record = records.accessTokens.recall(fingerprintOf(new Secret(text)));
+    return record === undefined ? undefined : admit(record);
   }
 
   function admit(record: AccessTokenRecord): AccessTokenPrincipal {

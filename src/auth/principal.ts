@@ -1,7 +1,7 @@
 import type { Actor } from '../core/actor.ts';
 import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Access, Permission } from '../core/permissions.ts';
-import type { ApiKeyRecord } from './store.ts';
+import type { ApiKeyRecord } from './api-key-record.ts';
 
 /** Who calls, as the presented credential proves it. */
 export type Principal = CallerPrincipal | ApiKeyPrincipal;

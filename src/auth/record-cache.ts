@@ -2,6 +2,7 @@ import { LRUCache } from 'lru-cache';
 import { Problem } from '../core/errors.ts';
 import type { ChangeFeed } from '../db/change-feed.ts';
 import { isUnavailable } from '../db/pg-error.ts';
+import { type KeptRecord, KeptRecords } from './kept-records.ts';
 
 /** Records by id, from memory where that is sure to be right, else from the database. */
 export interface RecordCache<Id extends string, Found> {
@@ -11,8 +12,10 @@ export interface RecordCache<Id extends string, Found> {
    * @throws Problem `unavailable` where the database does not answer and memory is too old
    */
   get(id: Id, fresh?: boolean): Found | undefined | Promise<Found | undefined>;
-  /** What is in memory and sure to be right. Nothing is read. */
-  atHand(id: Id): Found | undefined;
+  /** Lets what was given by `get` be recalled by a name of its own. */
+  name(found: Found, name: string): void;
+  /** What was so named, where it is in memory and sure to be right. Nothing is read. */
+  recall(name: string): Found | undefined;
   /** How lookups have ended since the start. */
   readonly lookups: Readonly<CacheLookups>;
   /** Records in memory. */
@@ -31,25 +34,18 @@ export interface CacheLookups {
   stale: number;
 }
 
-export interface RecordCacheOptions<Id extends string, Found> {
+export interface RecordCacheOptions<Id extends string, Found extends KeptRecord & { id: Id }> {
   /** One query for all of them; those that do not exist are left out. */
   load: (ids: Id[]) => Promise<Found[]>;
-  idOf: (found: Found) => Id;
   /** Other records that went into this one: a change of theirs makes it stale too. */
   dependsOn: (found: Found) => ReadonlyArray<string | null>;
-  /** Records kept at most; the least recently used one makes room. */
+  /** Records kept at most; one that has not been used for long makes room. */
   capacity: number;
   /** How long a record that was last known to be right is used while the database does not answer. 0: not at all. */
   staleMs: number;
   feed: ChangeFeed;
   /** Told when reading begins to fail, and when it works again. */
   onTurn?: (isFailing: boolean, cause?: unknown) => void;
-}
-
-interface Entry<Found> {
-  found: Found;
-  /** Monotonic milliseconds. */
-  loadedAtMs: number;
 }
 
 interface Wish<Id, Found> {
@@ -76,15 +72,12 @@ const quicklyMs = 500;
 const unknownKeptMs = 1_000;
 const unknownKept = 10_000;
 
-export function createRecordCache<Id extends string, Found>(
+export function createRecordCache<Id extends string, Found extends KeptRecord & { id: Id }>(
   options: RecordCacheOptions<Id, Found>,
 ): RecordCache<Id, Found> {
-  const { feed, idOf, dependsOn } = options;
+  const { feed, dependsOn } = options;
   const dependents = new Map<string, Set<Id>>();
-  const entries = new LRUCache<Id, Entry<Found>>({
-    max: options.capacity,
-    dispose: ({ found }, id) => unlink(id, found),
-  });
+  const records = new KeptRecords<Id, Found>(options.capacity, unlink);
   const unknown = new LRUCache<Id, true>({ max: unknownKept, ttl: unknownKeptMs });
   const waiting = new Map<Id, Wish<Id, Found>>();
   const running = new Map<Id, Wish<Id, Found>>();
@@ -96,13 +89,15 @@ export function createRecordCache<Id extends string, Found>(
   feed.subscribe({
     changed: invalidate,
     restarted() {
-      entries.clear();
+      records.clear();
+      dependents.clear();
       unknown.clear();
       for (const batch of batches) batch.restarted = true;
     },
   });
 
-  function link(id: Id, found: Found): void {
+  function link(found: Found): void {
+    const { id } = found;
     for (const other of dependsOn(found)) {
       if (other === null) continue;
       const ids = dependents.get(other);
@@ -111,7 +106,8 @@ export function createRecordCache<Id extends string, Found>(
     }
   }
 
-  function unlink(id: Id, found: Found): void {
+  function unlink(found: Found): void {
+    const { id } = found;
     for (const other of dependsOn(found)) {
       if (other === null) continue;
       const ids = dependents.get(other);
@@ -123,8 +119,8 @@ export function createRecordCache<Id extends string, Found>(
   function invalidate(id: string): void {
     for (const batch of batches) batch.changed.add(id);
     unknown.delete(id as Id);
-    entries.delete(id as Id);
-    for (const dependent of [...(dependents.get(id) ?? [])]) entries.delete(dependent);
+    records.delete(id as Id);
+    for (const dependent of [...(dependents.get(id) ?? [])]) records.delete(dependent);
   }
 
   function get(id: Id, fresh = false): Found | undefined | Promise<Found | undefined> {
@@ -132,41 +128,41 @@ export function createRecordCache<Id extends string, Found>(
       lookups.miss += 1;
       return read(id, true);
     }
-    const entry = entries.get(id);
-    if (entry !== undefined && feed.isLive()) {
+    const kept = records.get(id);
+    if (kept !== undefined && feed.isLive()) {
       lookups.hit += 1;
-      return entry.found;
+      return kept;
     }
-    if (entry === undefined && unknown.has(id)) {
+    if (kept === undefined && unknown.has(id)) {
       lookups.unknown += 1;
       return undefined;
     }
-    if (isFailing) return getWhileFailing(id, entry);
+    if (isFailing) return getWhileFailing(id, kept);
     lookups.miss += 1;
     // While the feed is down, a query that began before this request could be from before a change it must see.
     return read(id, !feed.isLive()).catch((error: unknown) => staleOr(error, id));
   }
 
-  function atHand(id: Id): Found | undefined {
-    const entry = entries.get(id);
-    if (entry === undefined || !feed.isLive()) return undefined;
+  function recall(name: string): Found | undefined {
+    const kept = records.getByOtherName(name);
+    if (kept === undefined || !feed.isLive()) return undefined;
     lookups.hit += 1;
-    return entry.found;
+    return kept;
   }
 
-  function isSound({ loadedAtMs }: Entry<Found>): boolean {
+  function isSound({ loadedAtMs }: Found): boolean {
     return performance.now() - Math.max(loadedAtMs, feed.caughtUpAtMs) < options.staleMs;
   }
 
   function staleOr(error: unknown, id: Id): Found {
-    const entry = entries.get(id);
-    if (!isUnavailable(error) || entry === undefined || !isSound(entry)) throw error;
+    const kept = records.get(id);
+    if (!isUnavailable(error) || kept === undefined || !isSound(kept)) throw error;
     lookups.stale += 1;
-    return entry.found;
+    return kept;
   }
 
   /** After one failed read nobody waits for the database who need not, and one probe at a time asks it. */
-  function getWhileFailing(id: Id, entry: Entry<Found> | undefined): Found | Promise<Found | undefined> {
+  function getWhileFailing(id: Id, kept: Found | undefined): Found | Promise<Found | undefined> {
     probe ??= read(id, true)
       .then(
         () => undefined,
@@ -175,9 +171,9 @@ export function createRecordCache<Id extends string, Found>(
       .finally(() => {
         probe = undefined;
       });
-    if (entry !== undefined && isSound(entry)) {
+    if (kept !== undefined && isSound(kept)) {
       lookups.stale += 1;
-      return entry.found;
+      return kept;
     }
     return probe.then(() => {
       if (!isFailing) return get(id);
@@ -216,7 +212,7 @@ export function createRecordCache<Id extends string, Found>(
         if (isUnavailable(error) && failedQuickly()) return options.load(ids);
         throw error;
       });
-      const byId = new Map(records.map((found) => [idOf(found), found]));
+      const byId = new Map(records.map((found) => [found.id, found]));
       turn(false);
       for (const wish of wishes) settle(wish, byId.get(wish.id), batch);
     } catch (error) {
@@ -251,12 +247,12 @@ export function createRecordCache<Id extends string, Found>(
       return;
     }
     if (found === undefined) {
-      entries.delete(id);
+      records.delete(id);
       unknown.set(id, true);
     } else {
       unknown.delete(id);
-      entries.set(id, { found, loadedAtMs: performance.now() });
-      link(id, found);
+      records.add(found);
+      link(found);
     }
     wish.resolve(found);
   }
@@ -267,7 +263,14 @@ export function createRecordCache<Id extends string, Found>(
     options.onTurn?.(failing, cause);
   }
 
-  return { get, atHand, invalidate, lookups, size: () => entries.size };
+  return {
+    get,
+    name: (found, name) => records.name(found, name),
+    recall,
+    invalidate,
+    lookups,
+    size: () => records.size,
+  };
 }
 
 /** `Promise.withResolvers()`, which Node 20 does not have. */

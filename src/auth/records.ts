@@ -1,10 +1,13 @@
 import type { FastifyBaseLogger } from 'fastify';
+import { LRUCache } from 'lru-cache';
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
+import type { Keyring } from '../crypto/keyring.ts';
 import type { ChangeFeed } from '../db/change-feed.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
+import type { ApiKeyRecord } from './api-key-record.ts';
 import { createRecordCache, type RecordCache } from './record-cache.ts';
-import { type AccessTokenRecord, type ApiKeyRecord, loadAccessTokens, loadApiKeys } from './store.ts';
+import { type AccessTokenRecord, loadAccessTokens, loadApiKeys } from './store.ts';
 
 /** What decides about credentials, from memory. */
 export interface Records {
@@ -19,19 +22,21 @@ interface RecordsOptions {
   clock: DatabaseClock;
   feed: ChangeFeed;
   logger: Pick<FastifyBaseLogger, 'warn' | 'info'>;
+  keyring: Keyring;
   /** API keys, and as many access tokens, kept in memory at most. */
   capacity: number;
   staleMs: number;
 }
 
-export function createRecords({ db, clock, feed, logger, capacity, staleMs }: RecordsOptions): Records {
+export function createRecords({ db, clock, feed, logger, keyring, capacity, staleMs }: RecordsOptions): Records {
+  const tagKeyringIds = keyring.entries.map(({ id }) => id);
+  const shared = createSharedTexts();
   const onTurn = (isFailing: boolean, cause?: unknown) => {
     if (isFailing) logger.warn({ err: cause }, `Records can not be read; known ones are used for ${staleMs} ms.`);
     else logger.info('Records can be read again.');
   };
   const apiKeys = createRecordCache<KeyId, ApiKeyRecord>({
-    load: (ids) => loadApiKeys(db, clock, ids),
-    idOf: (key) => key.id,
+    load: (ids) => loadApiKeys(db, clock, ids, { tagKeyringIds, shared }),
     dependsOn: (key) => [key.partner_id, key.organization_id],
     capacity,
     staleMs,
@@ -40,7 +45,6 @@ export function createRecords({ db, clock, feed, logger, capacity, staleMs }: Re
   });
   const accessTokens = createRecordCache<AccessTokenId, AccessTokenRecord>({
     load: (ids) => loadAccessTokens(db, clock, ids),
-    idOf: (token) => token.id,
     dependsOn: () => [],
     capacity,
     staleMs,
@@ -56,5 +60,17 @@ export function createRecords({ db, clock, feed, logger, capacity, staleMs }: Re
         accessTokens.invalidate(id);
       }
     },
+  };
+}
+
+const textsShared = 1_000;
+
+/** Hands out the text that it was given first of all that are the same. */
+function createSharedTexts(): (text: string) => string {
+  const known = new LRUCache<string, string>({ max: textsShared });
+  return (text) => {
+    const first = known.get(text) ?? text;
+    known.set(text, first);
+    return first;
   };
 }

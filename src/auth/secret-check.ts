@@ -4,37 +4,40 @@ import type { Secret } from '../crypto/secret.ts';
 import { decoyMatches, fingerprintOf, tagMatches, tagOf } from '../crypto/tag.ts';
 import type { TokenCrypto } from './mint.ts';
 
-interface CheckedRecord {
+export interface CheckedRecord {
   id: KeyId | AccessTokenId;
-  tag: Buffer;
+  /** Its bytes as Latin-1. */
+  tag: string;
   tag_keyring_id: string;
   argon2id_hash: string | null;
 }
 
-interface SecretCheckOptions {
+interface SecretCheckOptions<Checked extends CheckedRecord> {
   crypto: TokenCrypto;
   attempts: AttemptLimit;
+  /** Told what to know a token by that the tag has found right: its HMAC costs four times as much and leaves more to collect. */
+  onRight: (record: Checked, fingerprint: string) => void;
   /** Keeps a tag that was made anew. A failure here does not refuse the token: the next process does it again. */
   retag: (id: KeyId | AccessTokenId, tag: { tag: Buffer; tag_keyring_id: string }) => Promise<void>;
 }
 
-export interface SecretCheck {
-  /** Whether a token is the one that a record was made for; undefined record: do the same work and say no. */
-  (record: CheckedRecord | undefined, token: Secret): boolean | Promise<boolean>;
-  /** Whether this token has already been found right for this copy of the record. Then nothing else need be asked of it. */
-  knows(record: CheckedRecord, token: Secret): boolean;
-}
+/** Whether a token is the one that a record was made for; undefined record: do the same work and say no. */
+export type SecretCheck<Checked extends CheckedRecord> = (
+  record: Checked | undefined,
+  token: Secret,
+) => boolean | Promise<boolean>;
 
 /**
  * The tag decides, in microseconds. Only where the record's tag was made under a keyring entry that is gone does the
  * argon2id hash decide, which needs no server key; one attempt at a time and few failures a minute for each id, so
  * nobody can buy argon2id runs by guessing.
  */
-export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOptions): SecretCheck {
+export function createSecretCheck<Checked extends CheckedRecord>(
+  options: SecretCheckOptions<Checked>,
+): SecretCheck<Checked> {
+  const { crypto, attempts, retag, onRight } = options;
   const running = new Map<string, { tag: Buffer; matches: Promise<boolean> }>();
   const { primary } = crypto.keyring;
-  /** Of the right token of a record, once the tag has said so: an HMAC costs four times as much and leaves more to collect. */
-  const fingerprints = new WeakMap<CheckedRecord, string>();
 
   /** Requests with the same token share one attempt, or a busy key would be refused while its tag is made anew. */
   function checkSlowly(record: CheckedRecord, hash: string, token: Secret): Promise<boolean> {
@@ -53,27 +56,20 @@ export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOption
 
   async function renew(record: CheckedRecord, tag: Buffer): Promise<true> {
     // The copy in memory too: the next request may come before the record has been read again.
-    Object.assign(record, { tag, tag_keyring_id: primary.id });
+    Object.assign(record, { tag: tag.toString('latin1'), tag_keyring_id: primary.id });
     await retag(record.id, { tag, tag_keyring_id: primary.id });
     return true;
   }
 
-  function check(record: CheckedRecord | undefined, token: Secret): boolean | Promise<boolean> {
+  return function check(record: Checked | undefined, token: Secret): boolean | Promise<boolean> {
     if (record === undefined) return decoyMatches(primary, token);
     const entry = crypto.keyring.get(record.tag_keyring_id);
     if (entry !== undefined) {
-      const matches = tagMatches(entry, token, record.tag);
-      if (matches) fingerprints.set(record, fingerprintOf(token));
+      const matches = tagMatches(entry, token, Buffer.from(record.tag, 'latin1'));
+      if (matches) onRight(record, fingerprintOf(token));
       return matches;
     }
     if (record.argon2id_hash === null) return decoyMatches(primary, token);
     return checkSlowly(record, record.argon2id_hash, token);
-  }
-
-  function knows(record: CheckedRecord, token: Secret): boolean {
-    const known = fingerprints.get(record);
-    return known !== undefined && known === fingerprintOf(token);
-  }
-
-  return Object.assign(check, { knows });
+  };
 }

@@ -1,13 +1,16 @@
 import type { Selectable } from 'kysely';
 import { sql } from 'kysely';
-import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
-import type { Permission } from '../core/permissions.ts';
-import { apart } from '../crypto/tag.ts';
+import type { AccessTokenId, KeyId, OrganizationId } from '../core/ids.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import type { AccessTokensTable } from '../db/schema.ts';
+import { ApiKeyRecord } from './api-key-record.ts';
+import { KeptRecord } from './kept-records.ts';
 
-export type AccessTokenRecord = Selectable<AccessTokensTable>;
+export interface AccessTokenRecord extends KeptRecord, Omit<Selectable<AccessTokensTable>, 'tag'> {
+  /** Its bytes as Latin-1. */
+  tag: string;
+}
 
 /** Those of the ids that exist, in one query. */
 export async function loadAccessTokens(
@@ -23,8 +26,7 @@ export async function loadAccessTokens(
     .where('id', '=', sql<AccessTokenId>`any(${ids})`)
     .execute();
   sampleTime(clock, rows, sentAtMs);
-  for (const row of rows) row.tag = apart(row.tag);
-  return rows;
+  return rows.map((row) => Object.assign(new KeptRecord(), row, { tag: row.tag.toString('latin1') }));
 }
 
 const timeColumn = sql<Date>`clock_timestamp()`.as('database_time');
@@ -33,34 +35,20 @@ function sampleTime(clock: DatabaseClock, [row]: Array<{ database_time: Date }>,
   if (row !== undefined) clock.sample(row.database_time.getTime(), sentAtMs, performance.now());
 }
 
-/** A key joined with what decides about it beside itself. */
-export interface ApiKeyRecord {
-  id: KeyId;
-  organization_id: OrganizationId;
-  partner_id: PartnerId | null;
-  partner_email: string | null;
-  partner_suspended_at: Date | null;
-  permission: Permission;
-  name: string | null;
-  metadata: Record<string, unknown>;
-  tag: Buffer;
-  tag_keyring_id: string;
-  argon2id_hash: string | null;
-  created_at: Date;
-  expires_at: Date | null;
-  allowed_ips: string[];
-  suspended_at: Date | null;
-  deleted_at: Date | null;
-  /** The key's own limit, which counts besides its owner's. */
-  rate_limit_requests: number | null;
-  rate_limit_window_seconds: number | null;
-  /** The partner's limit, else the organization's. */
-  owner_limit_requests: number;
-  owner_limit_window_seconds: number;
+export interface ApiKeyLoading {
+  /** Of the keyring's entries, whose tags decide by themselves. */
+  tagKeyringIds: string[];
+  /** See `ApiKeyRecord`. */
+  shared: (text: string) => string;
 }
 
 /** Those of the ids that exist, in one query. */
-export async function loadApiKeys(db: Db, clock: DatabaseClock, ids: KeyId[]): Promise<ApiKeyRecord[]> {
+export async function loadApiKeys(
+  db: Db,
+  clock: DatabaseClock,
+  ids: KeyId[],
+  { tagKeyringIds, shared }: ApiKeyLoading,
+): Promise<ApiKeyRecord[]> {
   const sentAtMs = performance.now();
   const rows = await db
     .selectFrom('api_keys as key')
@@ -77,7 +65,10 @@ export async function loadApiKeys(db: Db, clock: DatabaseClock, ids: KeyId[]): P
       'key.metadata',
       'key.tag',
       'key.tag_keyring_id',
-      'key.argon2id_hash',
+      // Only where nothing else can vouch for the token: it takes as much memory as all that decides.
+      sql<string | null>`case when key.tag_keyring_id <> all(${tagKeyringIds}) then key.argon2id_hash end`.as(
+        'argon2id_hash',
+      ),
       'key.created_at',
       'key.expires_at',
       'key.allowed_ips',
@@ -96,8 +87,7 @@ export async function loadApiKeys(db: Db, clock: DatabaseClock, ids: KeyId[]): P
     .$narrowType<{ tag: Buffer; tag_keyring_id: string }>()
     .execute();
   sampleTime(clock, rows, sentAtMs);
-  for (const row of rows) row.tag = apart(row.tag);
-  return rows;
+  return rows.map((row) => new ApiKeyRecord(row, shared));
 }
 
 /** The tag made anew under the primary keyring entry, after the argon2id hash has vouched for the token. */

@@ -32,13 +32,3 @@ export function fingerprintOf(token: Secret): string {
   // As text it is made in half the time that a buffer takes, and this is on every request's path.
   return hash('sha256', token.reveal(), 'binary');
 }
-
-/**
- * The same bytes in memory of their own, for what is kept. Node cuts small buffers out of slabs of 8 KiB, and one of 32
- * bytes that stays keeps its whole slab: that would be most of what a known key takes.
- */
-export function apart(bytes: Buffer): Buffer {
-  const own = Buffer.allocUnsafeSlow(bytes.length);
-  bytes.copy(own);
-  return own;
-}

@@ -28,12 +28,6 @@ export function mintToken({ prefix, kind, idSuffix }: { prefix: string } & Parse
   return new Secret(body + checksum(body));
 }
 
-/** What stands where a token has its record's id. Whether the text is a token at all is not looked at. */
-export function idSuffixAt(text: string, prefix: string): string {
-  const idAt = prefix.length + '_k_'.length;
-  return text.slice(idAt, idAt + 26);
-}
-
 /** Whether a text has the form of a token of this installation and its checksum is right; undefined otherwise. */
 export function parseToken(text: string, prefix: string): ParsedToken | undefined {
   const kindAt = prefix.length + 1;

@@ -1,6 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify';
 import { LRUCache } from 'lru-cache';
-import type { ApiKeyRecord } from '../auth/store.ts';
+import type { ApiKeyRecord } from '../auth/api-key-record.ts';
+
 import type { Actor } from '../core/actor.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import type { DatabaseClock } from '../db/clock.ts';

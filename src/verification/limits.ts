@@ -1,12 +1,5 @@
-import type { ApiKeyRecord } from '../auth/store.ts';
-
-/** What a use counts against. */
-export interface Bucket {
-  /** The owner's id, or the key's for a limit of its own. */
-  id: string;
-  requests: number;
-  windowSeconds: number;
-}
+import type { ApiKeyRecord } from '../auth/api-key-record.ts';
+import type { Bucket, Window } from '../core/use-bucket.ts';
 
 /** How a use was counted: by the bucket that refused it, else by the one with the least left. */
 export interface Count {
@@ -34,14 +27,8 @@ export interface UseLimits {
 /** The owner's bucket, which all keys of the partner, or of the default row, share; and a key's own besides. */
 export type UseBuckets = readonly [owner: Bucket] | readonly [owner: Bucket, key: Bucket];
 
-export function bucketsOf(key: ApiKeyRecord): UseBuckets {
-  const owner = {
-    id: key.partner_id ?? key.organization_id,
-    requests: key.owner_limit_requests,
-    windowSeconds: key.owner_limit_window_seconds,
-  };
-  if (key.rate_limit_requests === null || key.rate_limit_window_seconds === null) return [owner];
-  return [owner, { id: key.id, requests: key.rate_limit_requests, windowSeconds: key.rate_limit_window_seconds }];
+export function bucketsOf({ ownerBucket, ownBucket }: ApiKeyRecord): UseBuckets {
+  return ownBucket === null ? [ownerBucket] : [ownerBucket, ownBucket];
 }
 
 /** A bucket of another window is another bucket, so a changed limit acts at once. */
@@ -74,12 +61,6 @@ export function toCount(buckets: UseBuckets, levels: readonly Level[], refusedBy
   return key.isExceeded || key.remaining <= owner.remaining ? key : owner;
 }
 
-interface Window {
-  windowSeconds: number;
-  used: number;
-  endsAtMs: number;
-}
-
 /** Limits that are counted in this process, and may go on from where another counter has stopped. */
 export interface MemoryLimits extends UseLimits {
   count(buckets: UseBuckets, cost: number): Count;
@@ -106,15 +87,22 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
   }
 
   /** The bucket's window, or one that would begin now. */
-  function windowOf({ id, windowSeconds }: Bucket, now: number): Window {
+  function windowOf(bucket: Bucket, now: number): Window {
+    const { id, windowSeconds, window: last } = bucket;
+    if (last !== undefined && last.endsAtMs > now) return last;
     const known = windows.get(id);
-    if (known !== undefined && known.endsAtMs > now && known.windowSeconds === windowSeconds) return known;
-    return { windowSeconds, used: 0, endsAtMs: now + windowSeconds * 1000 };
+    if (known === undefined || known.endsAtMs <= now || known.windowSeconds !== windowSeconds) {
+      return { windowSeconds, used: 0, endsAtMs: Math.round(now) + windowSeconds * 1000 };
+    }
+    bucket.window = known;
+    return known;
   }
 
   function use(bucket: Bucket, window: Window, cost: number): void {
     window.used += cost;
-    if (windows.get(bucket.id) !== window) windows.set(bucket.id, window);
+    if (bucket.window === window) return;
+    bucket.window = window;
+    windows.set(bucket.id, window);
   }
 
   function countUnless(buckets: UseBuckets, cost: number, mayRefuse: boolean): Count {
@@ -133,10 +121,13 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
     mode: 'memory',
     count: (buckets, cost) => countUnless(buckets, cost, true),
     add: (buckets, cost) => countUnless(buckets, cost, false),
-    adopt({ id, windowSeconds }, { used, resetMs }) {
+    adopt(bucket, { used, resetMs }) {
       const now = nowMs();
       sweep(now);
-      if (used > 0) windows.set(id, { windowSeconds, used, endsAtMs: now + resetMs });
+      if (used === 0) return;
+      const window = windowOf(bucket, now);
+      use(bucket, window, used - window.used);
+      window.endsAtMs = Math.round(now) + resetMs;
     },
   };
 }

@@ -20,7 +20,7 @@ export type VerdictCode = (typeof verdictCodes)[number];
 export interface DecidedKey {
   permission: Permission;
   expires_at: Date | null;
-  allowed_ips: string[];
+  allowed_ips: readonly string[];
   suspended_at: Date | null;
   partner_suspended_at: Date | null;
   deleted_at: Date | null;

@@ -126,7 +126,7 @@ export const introspectionRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> 
         client_id: key.partner_id ?? key.organization_id,
         sub: key.id,
         ...(key.expires_at === null ? {} : { exp: Math.floor(key.expires_at.getTime() / 1000) }),
-        iat: Math.floor(key.created_at.getTime() / 1000),
+        iat: Math.floor(key.createdAtMs / 1000),
       };
     },
   );

@@ -1,8 +1,9 @@
 import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
+import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import type { ApiKeyPrincipal, Principal } from '../auth/principal.ts';
-import type { ApiKeyRecord } from '../auth/store.ts';
+
 import { Problem } from '../core/errors.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
 import { idView, rateLimitView, timestampView } from '../http/schemas.ts';

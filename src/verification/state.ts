@@ -1,6 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify';
 import { sql } from 'kysely';
 import { createRecords, type Records } from '../auth/records.ts';
+import type { Keyring } from '../crypto/keyring.ts';
 import { type ChangeFeed, followChanges } from '../db/change-feed.ts';
 import type { Db } from '../db/client.ts';
 import { createDatabaseClock, type DatabaseClock } from '../db/clock.ts';
@@ -29,6 +30,7 @@ export interface VerificationStateOptions {
   listenUrl: string;
   /** Undefined: rate limits are counted in this process. */
   redisUrl: string | undefined;
+  keyring: Keyring;
   capacity: number;
   staleMs: number;
   clockShiftMs: () => number;
@@ -50,8 +52,8 @@ export function startVerificationState(options: VerificationStateOptions): Verif
       else logger.warn({ err: cause }, 'Changes can not be followed; each verification reads its record.');
     },
   });
-  const { capacity, staleMs, redisUrl } = options;
-  const records = createRecords({ db, clock, feed, logger, capacity, staleMs });
+  const { keyring, capacity, staleMs, redisUrl } = options;
+  const records = createRecords({ db, clock, feed, logger, keyring, capacity, staleMs });
   const { clockShiftMs, onRecorded = () => undefined } = options;
   const transactor = { db, clockShiftMs, onRecorded };
   const deletedUses = createDeletedUses({ transactor, clock, logger });

@@ -1,5 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify';
-import type { ApiKeyRecord } from '../auth/store.ts';
+import type { ApiKeyRecord } from '../auth/api-key-record.ts';
+
+import { UseCounts } from '../core/use-counts.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { createPeriodicWriter, type PeriodicWriter } from '../db/periodic-writer.ts';
@@ -25,96 +27,74 @@ interface UsageRecorderOptions {
 
 const hourLengthMs = 3_600_000;
 /** Small enough that making one does not hold up the requests of the moment. */
-const keysInBatch = 500;
+const keysInBatch = 1_000;
 
 /** Keys that wait to be written while the database takes nothing, or are at hand. Past it, counts are dropped. */
 const keysHeld = 100_000;
 
-/** What a key has been used within an hour, as far as that is not written yet. */
-interface Counter {
-  /** Not the record: a counter stays for the hour, and records go as soon as they have changed or are not asked for. */
-  readonly ids: Pick<Usage, 'organizationId' | 'partnerId' | 'keyId'>;
-  readonly hourMs: number;
-  allowed: number;
-  denied: number;
-  rateLimited: number;
-  afterDeletion: number;
-  /** 0: not yet. */
-  lastUsedMs: number;
-  isWaiting: boolean;
-}
-
 export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRecorderOptions): UsageRecorder {
-  /** Those of one hour. They stay when they are written: to make thousands anew each second costs more than to count. */
-  let counters = new Map<string, Counter>();
-  let countersHourMs = 0;
-  let waiting: Counter[] = [];
+  let waiting: UseCounts[] = [];
   let dropped = 0;
 
-  function counterOf(key: ApiKeyRecord, nowMs: number): Counter {
-    const hourMs = nowMs - (nowMs % hourLengthMs);
-    if (hourMs !== countersHourMs || counters.size >= keysHeld) {
-      counters = new Map();
-      countersHourMs = hourMs;
-    }
-    const known = counters.get(key.id);
-    if (known !== undefined) return known;
-    const zeros = { allowed: 0, denied: 0, rateLimited: 0, afterDeletion: 0, lastUsedMs: 0 };
-    const ids = { organizationId: key.organization_id, partnerId: key.partner_id, keyId: key.id };
-    const counter = { ids, hourMs, ...zeros, isWaiting: false };
-    counters.set(key.id, counter);
-    return counter;
+  /** They stay with the record: to make thousands anew each second costs more than to count. */
+  function countsOf(key: ApiKeyRecord, hour: number): UseCounts {
+    if (key.useCounts.hour === hour) return key.useCounts;
+    if (key.useCounts.isWaiting) key.useCounts = new UseCounts(key);
+    key.useCounts.hour = hour;
+    return key.useCounts;
   }
 
-  function wait(counter: Counter): boolean {
-    if (counter.isWaiting) return true;
+  function wait(counts: UseCounts): boolean {
+    if (counts.isWaiting) return true;
     if (waiting.length >= keysHeld) {
       dropped += 1;
       return false;
     }
-    counter.isWaiting = true;
-    waiting.push(counter);
+    counts.isWaiting = true;
+    waiting.push(counts);
     return true;
   }
 
   async function writeAll(): Promise<void> {
     const taken = waiting;
     waiting = [];
-    for (let from = 0; from < taken.length; from += keysInBatch) {
-      const batch = taken.slice(from, from + keysInBatch);
+    for (let from = 0; from < taken.length; ) {
+      const batch = batchAt(taken, from);
       const usages = batch.map(takeUsage);
+      from += batch.length;
       try {
-        await addUsage(db, usages);
+        await addUsage(db, batch[0]?.hour ?? 0, usages);
       } catch (error) {
         for (const [index, usage] of usages.entries()) putBack(batch[index], usage);
-        for (const counter of taken.slice(from + keysInBatch)) requeue(counter);
+        for (const counts of taken.slice(from)) requeue(counts);
         logger.warn({ err: error, rows: waiting.length, dropped }, 'Usage could not be written; it is kept for later.');
         return;
       }
     }
   }
 
-  function putBack(counter: Counter | undefined, usage: Usage): void {
-    if (counter === undefined || !wait(counter)) return;
-    counter.allowed += usage.allowed;
-    counter.denied += usage.denied;
-    counter.rateLimited += usage.rateLimited;
-    counter.afterDeletion += usage.afterDeletion;
-    counter.lastUsedMs = Math.max(counter.lastUsedMs, usage.lastUsedMs);
+  function putBack(counts: UseCounts | undefined, usage: Usage): void {
+    if (counts === undefined || !wait(counts)) return;
+    counts.allowed += usage.allowed;
+    counts.denied += usage.denied;
+    counts.rateLimited += usage.rateLimited;
+    counts.afterDeletion += usage.afterDeletion;
+    counts.lastUsed = Math.max(counts.lastUsed, usage.lastUsed);
   }
 
-  function requeue(counter: Counter): void {
-    counter.isWaiting = false;
-    wait(counter);
+  function requeue(counts: UseCounts): void {
+    counts.isWaiting = false;
+    wait(counts);
   }
 
   function count(key: ApiKeyRecord, outcome: UseOutcome, uses: number, alsoAfterDeletion = false): void {
     const nowMs = clock.nowMs();
-    const counter = counterOf(key, nowMs);
-    if (!wait(counter)) return;
-    counter[outcome] += uses;
-    if (alsoAfterDeletion) counter.afterDeletion += 1;
-    if (outcome === 'allowed') counter.lastUsedMs = nowMs;
+    const hour = Math.floor(nowMs / hourLengthMs);
+    const counts = countsOf(key, hour);
+    if (!wait(counts)) return;
+    counts[outcome] += uses;
+    if (alsoAfterDeletion) counts.afterDeletion += 1;
+    if (outcome === 'allowed') counts.lastUsed = Math.floor(nowMs - hour * hourLengthMs);
   }
 
   const writer = createPeriodicWriter({
@@ -131,9 +111,21 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
   };
 }
 
-/** What was counted; the counter begins anew. */
-function takeUsage(counter: Counter): Usage {
-  const { ids, hourMs, allowed, denied, rateLimited, afterDeletion, lastUsedMs } = counter;
-  Object.assign(counter, { allowed: 0, denied: 0, rateLimited: 0, afterDeletion: 0, lastUsedMs: 0, isWaiting: false });
-  return { ...ids, hourMs, allowed, denied, rateLimited, afterDeletion, lastUsedMs };
+/** What is written next: of one hour, and not too many. */
+function batchAt(taken: readonly UseCounts[], from: number): UseCounts[] {
+  const most = taken.slice(from, from + keysInBatch);
+  const end = most.findIndex(({ hour }) => hour !== most[0]?.hour);
+  return end < 0 ? most : most.slice(0, end);
+}
+
+/** What was counted; they begin anew. */
+function takeUsage(counts: UseCounts): Usage {
+  const { organizationId, partnerId, keyId, allowed, denied, rateLimited, afterDeletion, lastUsed } = counts;
+  counts.allowed = 0;
+  counts.denied = 0;
+  counts.rateLimited = 0;
+  counts.afterDeletion = 0;
+  counts.lastUsed = -1;
+  counts.isWaiting = false;
+  return { organizationId, partnerId, keyId, allowed, denied, rateLimited, afterDeletion, lastUsed };
 }

@@ -1,43 +1,38 @@
 import { sql } from 'kysely';
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
+import type { UseCounts } from '../core/use-counts.ts';
 import type { Db, Tx } from '../db/client.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 
-/** What a key was used within an hour. */
-export interface Usage {
-  organizationId: OrganizationId;
-  partnerId: PartnerId | null;
-  keyId: KeyId;
-  /** When the hour began, in milliseconds since 1970, as all times here: thousands of these are made each second. */
-  hourMs: number;
-  allowed: number;
-  denied: number;
-  rateLimited: number;
-  /** Of those denied: because the key was deleted. */
-  afterDeletion: number;
-  /** When the key was last allowed something; 0: not in this hour. */
-  lastUsedMs: number;
-}
+/** What is written of a key's uses within an hour. */
+export type Usage = Pick<
+  UseCounts,
+  'organizationId' | 'partnerId' | 'keyId' | 'allowed' | 'denied' | 'rateLimited' | 'afterDeletion' | 'lastUsed'
+>;
 
 /**
- * Adds a batch to what is there, in one statement: thousands of keys may be used each second. Rows are in the order of their
- * keys, so that two replicas do not deadlock. Arrays are read by Postgres in a fraction of the time that JSON takes.
+ * Adds what was counted within one hour to what is there, in one statement: thousands of keys may be used each second. Rows are
+ * in the order of their keys, so that two replicas do not deadlock. Postgres reads arrays in a fraction of the time that JSON
+ * takes, and a column in which nothing was counted is not sent.
  */
-export async function addUsage(db: Db, batch: readonly Usage[]): Promise<void> {
-  const column = (read: (usage: Usage) => string | number | null) => arrayOf(batch, read);
+export async function addUsage(db: Db, hour: number, batch: readonly Usage[]): Promise<void> {
+  const ids = (read: (usage: Usage) => string | null) => arrayOf(batch.map((usage) => read(usage) ?? 'null'));
+  const counts = (read: (usage: Usage) => number) => {
+    const values = batch.map(read);
+    return values.every((value) => value === 0) ? null : arrayOf(values);
+  };
   await sql`
     insert into usage_hours (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion,
       last_used_at)
-    select organization_id, partner_id, key_id, to_timestamp(hour_ms / 1000.0),
-      sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion),
-      to_timestamp(nullif(max(last_used_ms), 0) / 1000.0)
-    from unnest(${column((usage) => usage.organizationId)}::text[], ${column((usage) => usage.partnerId)}::text[],
-      ${column((usage) => usage.keyId)}::text[], ${column((usage) => usage.hourMs)}::bigint[],
-      ${column((usage) => usage.allowed)}::bigint[], ${column((usage) => usage.denied)}::bigint[],
-      ${column((usage) => usage.rateLimited)}::bigint[], ${column((usage) => usage.afterDeletion)}::bigint[],
-      ${column((usage) => Math.floor(usage.lastUsedMs))}::bigint[])
-      as batch (organization_id, partner_id, key_id, hour_ms, allowed, denied, rate_limited, after_deletion, last_used_ms)
-    group by 1, 2, 3, hour_ms order by key_id, hour_ms
+    select organization_id, partner_id, key_id, to_timestamp(${hour}::int * 3600.0),
+      coalesce(sum(allowed), 0), coalesce(sum(denied), 0), coalesce(sum(rate_limited), 0),
+      coalesce(sum(after_deletion), 0), to_timestamp(${hour}::int * 3600.0 + nullif(max(last_used), -1) / 1000.0)
+    from unnest(${ids((usage) => usage.organizationId)}::text[], ${ids((usage) => usage.partnerId)}::text[],
+      ${ids((usage) => usage.keyId)}::text[], ${counts((usage) => usage.allowed)}::bigint[],
+      ${counts((usage) => usage.denied)}::bigint[], ${counts((usage) => usage.rateLimited)}::bigint[],
+      ${counts((usage) => usage.afterDeletion)}::bigint[], ${arrayOf(batch.map((usage) => usage.lastUsed))}::int[])
+      as batch (organization_id, partner_id, key_id, allowed, denied, rate_limited, after_deletion, last_used)
+    group by 1, 2, 3 order by key_id
     on conflict (key_id, hour) do update set allowed = usage_hours.allowed + excluded.allowed,
       denied = usage_hours.denied + excluded.denied,
       rate_limited = usage_hours.rate_limited + excluded.rate_limited,
@@ -46,8 +41,8 @@ export async function addUsage(db: Db, batch: readonly Usage[]): Promise<void> {
 }
 
 /** An array as Postgres reads it. Of ids and numbers alone: nothing in them has to be quoted. */
-function arrayOf(batch: readonly Usage[], read: (usage: Usage) => string | number | null): string {
-  return `{${batch.map((usage) => read(usage) ?? 'null').join(',')}}`;
+function arrayOf(values: ReadonlyArray<string | number>): string {
+  return `{${values.join(',')}}`;
 }
 
 const dayMs = 86_400_000;

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import type { ApiKeyRecord } from '../auth/store.ts';
+import { factsOf } from '../auth/api-key-record.ts';
 import { idView, metadataView, timestampView } from '../http/schemas.ts';
 import { verdictCodes } from './policy.ts';
 import type { Verdict } from './verifier.ts';
@@ -39,26 +39,7 @@ export const verdictView = z
     description: 'Nothing is told about the key where code is malformed or not_found.',
   });
 
-/** The members that tell about the key, as JSON without the braces: made once for each record that is read. */
-const factsOf = new WeakMap<ApiKeyRecord, string>();
-
-function describe(key: ApiKeyRecord | null): string {
-  const known = key === null ? undefined : factsOf.get(key);
-  if (known !== undefined) return known;
-  const facts = JSON.stringify({
-    keyId: key?.id ?? null,
-    organizationId: key?.organization_id ?? null,
-    partnerId: key?.partner_id ?? null,
-    partnerEmail: key?.partner_email ?? null,
-    permission: key?.permission ?? null,
-    name: key?.name ?? null,
-    metadata: key?.metadata ?? null,
-    expiresAt: key?.expires_at?.toISOString() ?? null,
-    dependsOnIp: key === null ? null : key.allowed_ips.length > 0,
-  }).slice(1, -1);
-  if (key !== null) factsOf.set(key, facts);
-  return facts;
-}
+const factsOfNone = factsOf(null);
 
 /** A verdict as JSON, in the shape of `verdictView`; a test holds the two together. */
 export function verdictText({ code, key, count }: Verdict): string {
@@ -67,5 +48,5 @@ export function verdictText({ code, key, count }: Verdict): string {
       ? 'null'
       : `{"policy":"${count.policy}","limit":${count.limit},"windowSeconds":${count.windowSeconds},` +
         `"remaining":${count.remaining},"resetSeconds":${count.resetSeconds}}`;
-  return `{"valid":${code === 'valid'},"code":"${code}",${describe(key)},"rateLimit":${limits}}`;
+  return `{"valid":${code === 'valid'},"code":"${code}",${key?.facts ?? factsOfNone},"rateLimit":${limits}}`;
 }

@@ -1,9 +1,11 @@
+import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import type { RecordCache } from '../auth/record-cache.ts';
 import type { SecretCheck } from '../auth/secret-check.ts';
-import type { ApiKeyRecord } from '../auth/store.ts';
+
 import type { KeyId, OrganizationId } from '../core/ids.ts';
 import { Secret } from '../crypto/secret.ts';
-import { idSuffixAt, parseToken } from '../crypto/token.ts';
+import { fingerprintOf } from '../crypto/tag.ts';
+import { parseToken } from '../crypto/token.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { bucketsOf, type Count, type UseLimits } from './limits.ts';
 import { decide, type VerdictCode, type Wanted } from './policy.ts';
@@ -45,7 +47,7 @@ interface VerifierOptions {
   apiKeys: RecordCache<KeyId, ApiKeyRecord>;
   clock: DatabaseClock;
   prefix: string;
-  checkSecret: SecretCheck;
+  checkSecret: SecretCheck<ApiKeyRecord>;
   limits: UseLimits;
   usage: UsageRecorder;
   /** How many answers there were of each code; introspection asks for two. */
@@ -58,12 +60,6 @@ const notFound = { code: 'not_found', key: null, count: null } as const;
 /** Cheapest checks first, each refusing before the next is paid: form, record, secret, state, limits. */
 export function createVerifier(options: VerifierOptions): Verifier {
   const { apiKeys, clock, prefix, checkSecret, limits, usage, tally } = options;
-
-  /** Of a key that was presented before and found right. Form, checksum and tag would say nothing new. */
-  function recall(presented: string): ApiKeyRecord | undefined {
-    const record = apiKeys.atHand(`key_${idSuffixAt(presented, prefix)}` as KeyId);
-    return record !== undefined && checkSecret.knows(record, new Secret(presented)) ? record : undefined;
-  }
 
   async function find(presented: string, fresh: boolean): Promise<ApiKeyRecord | 'malformed' | undefined> {
     const parsed = parseToken(presented, prefix);
@@ -117,7 +113,8 @@ export function createVerifier(options: VerifierOptions): Verifier {
 
   return {
     verify(question) {
-      const known = question.fresh ? undefined : recall(question.key);
+      // Of a key that was presented before and found right, form, checksum and tag would say nothing new.
+      const known = question.fresh ? undefined : apiKeys.recall(fingerprintOf(new Secret(question.key)));
       return known === undefined ? findAndJudge(question) : judge(known, question);
     },
   };

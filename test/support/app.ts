@@ -91,6 +91,7 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     db: given.db,
     listenUrl: urls.app,
     redisUrl: undefined,
+    keyring,
     capacity: 10_000,
     staleMs: 30_000,
     clockShiftMs,

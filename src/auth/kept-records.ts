@@ -1,0 +1,99 @@
+/** A record that can be kept. What whoever keeps it notes of it lies in it, so that a use looks at one place and not at two. */
+export class KeptRecord {
+  /** Monotonic milliseconds. */
+  loadedAtMs = 0;
+  /** Since the hand passed it last. A new one counts as used, or the hand would take it and leave those that nobody asks for. */
+  wasUsed = true;
+  otherName: string | undefined = undefined;
+}
+
+/** How many used ones the hand passes before it takes one all the same: nobody waits for a whole round. */
+const passedAtMost = 100;
+
+/**
+ * Records by their id, and by one other name each, up to a bound. Which one makes room is decided by the clock algorithm (also
+ * known as second chance): a hand goes round and takes the first that was not used since it came by last. A use only sets a
+ * mark on what is being looked at anyway, where a list in the order of use would touch four more places, which with many
+ * records are not in the processor's cache.
+ */
+export class KeptRecords<Id extends string, Found extends KeptRecord & { id: Id }> {
+  readonly #byId = new Map<Id, Found>();
+  readonly #byOtherName = new Map<string, Found>();
+  readonly #capacity: number;
+  readonly #onGone: (found: Found) => void;
+  #hand = this.#byId.values();
+
+  /** @param onGone told of each record that is not kept any more, unless all are gone by `clear` */
+  constructor(capacity: number, onGone: (found: Found) => void) {
+    this.#capacity = capacity;
+    this.#onGone = onGone;
+  }
+
+  get size(): number {
+    return this.#byId.size;
+  }
+
+  /** Counts as a use. */
+  get(id: Id): Found | undefined {
+    return use(this.#byId.get(id));
+  }
+
+  /** Counts as a use. */
+  getByOtherName(name: string): Found | undefined {
+    return use(this.#byOtherName.get(name));
+  }
+
+  /** Replaces what was kept by this id. */
+  add(record: Found): void {
+    this.delete(record.id);
+    if (this.#byId.size >= this.#capacity) this.#makeRoom();
+    record.loadedAtMs = Math.round(performance.now());
+    this.#byId.set(record.id, record);
+  }
+
+  /** Lets a record be found by this name too, instead of another that it had; nothing, where just this copy is not kept. */
+  name(record: Found, otherName: string): void {
+    if (this.#byId.get(record.id) !== record) return;
+    if (record.otherName !== undefined) this.#byOtherName.delete(record.otherName);
+    record.otherName = otherName;
+    this.#byOtherName.set(otherName, record);
+  }
+
+  delete(id: Id): void {
+    const record = this.#byId.get(id);
+    if (record === undefined) return;
+    this.#byId.delete(id);
+    if (record.otherName !== undefined) this.#byOtherName.delete(record.otherName);
+    this.#onGone(record);
+  }
+
+  clear(): void {
+    this.#byId.clear();
+    this.#byOtherName.clear();
+  }
+
+  #makeRoom(): void {
+    for (let passed = 0; ; passed++) {
+      const record = this.#next();
+      if (record === undefined) return;
+      if (!record.wasUsed || passed === passedAtMost) {
+        this.delete(record.id);
+        return;
+      }
+      record.wasUsed = false;
+    }
+  }
+
+  /** Where the hand points to after one step; undefined: there are none. */
+  #next(): Found | undefined {
+    const next = this.#hand.next();
+    if (next.done !== true) return next.value;
+    this.#hand = this.#byId.values();
+    return this.#hand.next().value;
+  }
+}
+
+function use<Found extends KeptRecord>(record: Found | undefined): Found | undefined {
+  if (record !== undefined) record.wasUsed = true;
+  return record;
+}

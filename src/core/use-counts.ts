@@ -1,0 +1,33 @@
+import type { KeyId, OrganizationId, PartnerId } from './ids.ts';
+
+/** Which key it is, and whose. */
+export interface UsedKey {
+  readonly id: KeyId;
+  readonly organization_id: OrganizationId;
+  readonly partner_id: PartnerId | null;
+}
+
+/** What a key has been used within an hour, as far as that is not written yet: small whole numbers, which lie in the object itself. */
+export class UseCounts {
+  /** Not the record that these are counted for: that may go before this is written. */
+  readonly keyId: KeyId;
+  readonly organizationId: OrganizationId;
+  readonly partnerId: PartnerId | null;
+  /** Since 1970; 0: nothing was counted yet. */
+  hour = 0;
+  allowed = 0;
+  denied = 0;
+  rateLimited = 0;
+  /** Of those denied: because the key was deleted. */
+  afterDeletion = 0;
+  /** When the key was last allowed something, in milliseconds within the hour; -1: not in this hour. */
+  lastUsed = -1;
+  /** Among those that will be written. */
+  isWaiting = false;
+
+  constructor(key: UsedKey) {
+    this.keyId = key.id;
+    this.organizationId = key.organization_id;
+    this.partnerId = key.partner_id;
+  }
+}
