@@ -168,6 +168,40 @@ t.test('a database that does not take it loses no count', async (t) => {
   t.equal((await admin.get(`/v1/keys/${key.id}/usage`)).body.total.allowed, 4);
 });
 
+t.test('what was counted before an hour ended is written to that hour, also when it is written later', async (t) => {
+  const { admin, verifier, verification, urls, later } = await startService(t);
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const [key] = partner.keys;
+  const { body: seldom } = await admin.post('/v1/keys', {});
+  const use = async (used: Json, times: number, permission = 'read') => {
+    for (let turn = 0; turn < times; turn++) await verifier.post('/v1/verify', { key: used.key, permission });
+  };
+  await dbQuery(urls.superuser, 'alter table usage_hours rename to usage_hours_away');
+  await use(key, 3);
+  await use(key, 1, 'write');
+  later(hourMs);
+  await use(key, 2);
+  await verification.usage.flush();
+  later(hourMs);
+  await use(seldom, 1);
+  await use(key, 4);
+  await dbQuery(urls.superuser, 'alter table usage_hours_away rename to usage_hours');
+  await verification.usage.flush();
+  const outcomes = async ({ id }: Json) =>
+    (await admin.get(`/v1/keys/${id}/usage?granularity=hour`)).body.data.map((period: Json) => [
+      period.allowed,
+      period.denied,
+    ]);
+  t.same(await outcomes(key), [
+    [3, 1],
+    [2, 0],
+    [4, 0],
+  ]);
+  t.same(await outcomes(seldom), [[1, 0]]);
+  const { body: usage } = await admin.get(`/v1/keys/${key.id}/usage`);
+  t.ok(Math.abs(Date.parse(usage.lastUsedAt) - verification.clock.nowMs()) < 60_000, usage.lastUsedAt);
+});
+
 t.test('SIGTERM: what was counted is written before the process ends', async (t) => {
   const urls = await createDatabase(t);
   const env = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: generateKeyring(new Date()), PORT: '0' };
