@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { KeptRecord, KeptRecords } from '../src/auth/kept-records.ts';
+import { KeptRecord, KeptRecords } from '../src/core/kept-records.ts';
 
 class Note extends KeptRecord {
   readonly id: string;

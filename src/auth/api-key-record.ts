@@ -1,8 +1,8 @@
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
+import { KeptRecord } from '../core/kept-records.ts';
 import type { Permission } from '../core/permissions.ts';
 import type { Bucket } from '../core/use-bucket.ts';
 import { UseCounts } from '../core/use-counts.ts';
-import { KeptRecord } from './kept-records.ts';
 
 /** A key as it is read: joined with what decides about it beside itself. */
 export interface ApiKeyRow {

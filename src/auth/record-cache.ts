@@ -1,8 +1,8 @@
 import { LRUCache } from 'lru-cache';
 import { Problem } from '../core/errors.ts';
+import { type KeptRecord, KeptRecords } from '../core/kept-records.ts';
 import type { ChangeFeed } from '../db/change-feed.ts';
 import { isUnavailable } from '../db/pg-error.ts';
-import { type KeptRecord, KeptRecords } from './kept-records.ts';
 
 /** Records by id, from memory where that is sure to be right, else from the database. */
 export interface RecordCache<Id extends string, Found> {

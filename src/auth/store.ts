@@ -1,11 +1,11 @@
 import type { Selectable } from 'kysely';
 import { sql } from 'kysely';
 import type { AccessTokenId, KeyId, OrganizationId } from '../core/ids.ts';
+import { KeptRecord } from '../core/kept-records.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import type { AccessTokensTable } from '../db/schema.ts';
 import { ApiKeyRecord } from './api-key-record.ts';
-import { KeptRecord } from './kept-records.ts';
 
 export interface AccessTokenRecord extends KeptRecord, Omit<Selectable<AccessTokensTable>, 'tag'> {
   /** Its bytes as Latin-1. */

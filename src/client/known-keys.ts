@@ -1,22 +1,35 @@
 import { hash } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
+import { KeptRecord, KeptRecords } from '../core/kept-records.ts';
 import { LocalLimit } from './local-limit.ts';
-import { addressOf, type Question, type RateLimitState, type Verdict } from './verdict.ts';
+import { type ApiKey, addressOf, apiKeyIn, type Question, type RateLimitState, type Verdict } from './verdict.ts';
 
 /** A key that was good, by the hash of its text. The key itself is not kept. */
-export interface KnownKey {
-  hash: string;
+export class KnownKey extends KeptRecord {
+  /** The hash. */
+  readonly id: string;
   /** The latest answer in which it was good. */
   facts: Verdict;
+  /** What backends are told of it. */
+  apiKey: ApiKey;
   /** Milliseconds since 1970, by Latchkey's clock. */
   expiresAtMs: number;
   /** For what, and where it matters from which address, it was good; when that was asked, in monotonic milliseconds. */
-  grants: Map<string, number>;
+  readonly grants = new Map<string, number>();
   /** Shared by all keys of one owner. */
-  ownerLimit: LocalLimit;
-  keyLimit: LocalLimit;
+  readonly ownerLimit: LocalLimit;
+  readonly keyLimit = new LocalLimit();
   /** Latchkey has said that a use of this cost is too much until then (monotonic milliseconds). */
-  refused: { cost: number; untilMs: number } | undefined;
+  refused: { cost: number; untilMs: number } | undefined = undefined;
+
+  constructor(hash: string, facts: Verdict, ownerLimit: LocalLimit) {
+    super();
+    this.id = hash;
+    this.facts = facts;
+    this.apiKey = apiKeyIn(facts);
+    this.expiresAtMs = expiryOf(facts);
+    this.ownerLimit = ownerLimit;
+  }
 }
 
 /** SHA-256: a key's 256 random bits cannot be gone back to, and a lookup by it tells nothing by its time. */
@@ -43,13 +56,13 @@ export interface KnownKeys {
   clear(): void;
 }
 
-/** @param capacity keys kept at most; the least recently used one makes room */
+/** @param capacity keys kept at most; one that has not been used for long makes room */
 export function createKnownKeys(capacity: number): KnownKeys {
   const dependents = new Map<string, Set<string>>();
   const ownerLimits = new LRUCache<string, LocalLimit>({ max: capacity });
-  const keys = new LRUCache<string, KnownKey>({ max: capacity, dispose: unlink });
+  const keys = new KeptRecords<string, KnownKey>(capacity, unlink);
 
-  function unlink({ facts, hash }: KnownKey): void {
+  function unlink({ facts, id: hash }: KnownKey): void {
     for (const id of idsOf(facts)) {
       const hashes = dependents.get(id);
       hashes?.delete(hash);
@@ -57,7 +70,7 @@ export function createKnownKeys(capacity: number): KnownKeys {
     }
   }
 
-  function link({ facts, hash }: KnownKey): void {
+  function link({ facts, id: hash }: KnownKey): void {
     for (const id of idsOf(facts)) {
       const hashes = dependents.get(id);
       if (hashes === undefined) dependents.set(id, new Set([hash]));
@@ -73,16 +86,8 @@ export function createKnownKeys(capacity: number): KnownKeys {
   }
 
   function make(hash: string, facts: Verdict): KnownKey {
-    const made: KnownKey = {
-      hash,
-      facts,
-      expiresAtMs: expiryOf(facts),
-      grants: new Map(),
-      ownerLimit: limitOf(facts),
-      keyLimit: new LocalLimit(),
-      refused: undefined,
-    };
-    keys.set(hash, made);
+    const made = new KnownKey(hash, facts, limitOf(facts));
+    keys.add(made);
     link(made);
     return made;
   }
@@ -90,14 +95,15 @@ export function createKnownKeys(capacity: number): KnownKeys {
   return {
     get: (hash) => keys.get(hash),
     learn(hash, question, verdict, askedAtMs) {
-      const known = keys.peek(hash) ?? make(hash, verdict);
+      const known = keys.get(hash) ?? make(hash, verdict);
       known.facts = verdict;
+      known.apiKey = apiKeyIn(verdict);
       known.expiresAtMs = expiryOf(verdict);
       known.grants.set(grantName(verdict, question), askedAtMs);
       if (known.grants.size > grantsOfKey) known.grants.delete(known.grants.keys().next().value ?? '');
       return known;
     },
-    forget: (hash) => void keys.delete(hash),
+    forget: (hash) => keys.delete(hash),
     forgetDependents(ids) {
       for (const id of ids) {
         ownerLimits.delete(id);
@@ -108,6 +114,7 @@ export function createKnownKeys(capacity: number): KnownKeys {
     },
     clear() {
       keys.clear();
+      dependents.clear();
       ownerLimits.clear();
     },
   };

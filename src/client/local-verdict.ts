@@ -41,10 +41,3 @@ export function verdictOf(facts: Verdict, rateLimit: RateLimitState | null): Ver
     rateLimit,
   };
 }
-
-/** Many requests share it, and none may change it for the others. */
-export function deepFreeze(value: unknown): void {
-  if (typeof value !== 'object' || value === null || Object.isFrozen(value)) return;
-  Object.freeze(value);
-  for (const member of Object.values(value)) deepFreeze(member);
-}

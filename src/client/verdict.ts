@@ -50,6 +50,46 @@ export interface Question {
   cost?: number;
 }
 
+/** The key with which a request was let in. Requests with the same key share it, and it is frozen. */
+export interface ApiKey {
+  /** `key_…` */
+  readonly id: string;
+  readonly organizationId: string;
+  /** Null for the organization's own keys. */
+  readonly partnerId: string | null;
+  readonly partnerEmail: string | null;
+  readonly permission: Permission;
+  readonly name: string | null;
+  /** What the organization keeps about the key. */
+  readonly metadata: Readonly<Record<string, unknown>>;
+  readonly expiresAt: string | null;
+}
+
+/** @throws LatchkeyUnavailable for an answer that does not tell whose key it is */
+export function apiKeyIn(verdict: Verdict): ApiKey {
+  const { keyId, organizationId, partnerId, partnerEmail, permission, name, metadata, expiresAt } = verdict;
+  if (keyId === null || organizationId === null || permission === null || metadata === null) {
+    throw new LatchkeyUnavailable('Latchkey said that a key is good and not which one.');
+  }
+  deepFreeze(metadata);
+  return Object.freeze({
+    id: keyId,
+    organizationId,
+    partnerId,
+    partnerEmail,
+    permission,
+    name,
+    metadata,
+    expiresAt,
+  });
+}
+
+function deepFreeze(value: unknown): void {
+  if (typeof value !== 'object' || value === null || Object.isFrozen(value)) return;
+  Object.freeze(value);
+  for (const member of Object.values(value)) deepFreeze(member);
+}
+
 /** GET, HEAD and OPTIONS read; all other methods write. */
 export function permissionFor(method: string): Access {
   return method === 'GET' || method === 'HEAD' || method === 'OPTIONS' ? 'read' : 'write';

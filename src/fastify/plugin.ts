@@ -2,28 +2,23 @@ import type { IncomingMessage } from 'node:http';
 import type { FastifyReply, FastifyRequest, HookHandlerDoneFunction } from 'fastify';
 import fp from 'fastify-plugin';
 import { readCredential } from '../auth/credential.ts';
-import { type ClientOptions, createLatchkeyClient, type LatchkeyClient } from '../client/client.ts';
-import { LatchkeyUnavailable, permissionFor, type Question, type Verdict } from '../client/verdict.ts';
+import { type Answers, type ClientOptions, createAnswers, rateLimitOfKnown } from '../client/answers.ts';
+import { KnownKey } from '../client/known-keys.ts';
+import {
+  type ApiKey,
+  apiKeyIn,
+  LatchkeyUnavailable,
+  permissionFor,
+  type Question,
+  type RateLimitState,
+  type Verdict,
+} from '../client/verdict.ts';
 import { Problem } from '../core/errors.ts';
-import type { Access, Permission } from '../core/permissions.ts';
+import type { Access } from '../core/permissions.ts';
 import { type Denial, denialOf, denialOfProblem, noKey, rateLimitFields, sendProblem, unavailable } from './denial.ts';
 
+export type { ApiKey } from '../client/verdict.ts';
 export type { Denial } from './denial.ts';
-
-/** The key with which a request was let in. */
-export interface ApiKey {
-  /** `key_…` */
-  id: string;
-  organizationId: string;
-  /** Null for the organization's own keys. */
-  partnerId: string | null;
-  partnerEmail: string | null;
-  permission: Permission;
-  name: string | null;
-  /** What the organization keeps about the key. Shared by requests, and frozen. */
-  metadata: Readonly<Record<string, unknown>>;
-  expiresAt: string | null;
-}
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -57,7 +52,7 @@ const permissions: ReadonlySet<unknown> = new Set([undefined, 'read', 'write', '
 export const latchkey = fp<LatchkeyOptions>(
   async (app, { header, cost, onDenied, rateLimitFields: tellsLimits = false, ...options }) => {
     const { log } = app;
-    const client: LatchkeyClient = createLatchkeyClient({
+    const answers: Answers = createAnswers({
       ...options,
       onTurn: (isLive, cause) => {
         if (isLive) log.info('API keys are answered from memory.');
@@ -75,7 +70,7 @@ export const latchkey = fp<LatchkeyOptions>(
       if (permission === 'none') done();
       else guard(request, reply, permission, done);
     });
-    app.addHook('onClose', () => client.close());
+    app.addHook('onClose', () => answers.close());
 
     function guard(
       request: FastifyRequest,
@@ -83,6 +78,7 @@ export const latchkey = fp<LatchkeyOptions>(
       permission: Access,
       done: HookHandlerDoneFunction,
     ): void {
+      let answer: ReturnType<Answers['find']>;
       try {
         refuseKeyInUrl(request.raw.url ?? '');
         const key = keyOf(request.raw);
@@ -90,16 +86,19 @@ export const latchkey = fp<LatchkeyOptions>(
           deny(noKey(header), request, reply, done);
           return;
         }
-        const verdict = client.verify(new RequestQuestion(key, permission, cost?.(request) ?? 1, request));
-        if (verdict instanceof Promise) {
-          verdict.then(
-            (of) => conclude(of, request, reply, done),
-            (error: unknown) => refuse(error, request, reply, done),
-          );
-        } else conclude(verdict, request, reply, done);
+        answer = answers.find(new RequestQuestion(key, permission, cost?.(request) ?? 1, request));
       } catch (error) {
         refuse(error, request, reply, done);
+        return;
       }
+      if (answer instanceof KnownKey) {
+        letIn(answer.apiKey, tellsLimits ? rateLimitOfKnown(answer) : null, request, reply, done);
+      } else if (answer instanceof Promise) {
+        answer.then(
+          (verdict) => conclude(verdict, request, reply, done),
+          (error: unknown) => refuse(error, request, reply, done),
+        );
+      } else conclude(answer, request, reply, done);
     }
 
     function conclude(
@@ -112,8 +111,25 @@ export const latchkey = fp<LatchkeyOptions>(
         deny(denialOf(verdict), request, reply, done);
         return;
       }
-      request.apiKey = apiKeyIn(verdict);
-      if (tellsLimits) reply.headers(rateLimitFields(verdict.rateLimit));
+      let apiKey: ApiKey;
+      try {
+        apiKey = apiKeyIn(verdict);
+      } catch (error) {
+        refuse(error, request, reply, done);
+        return;
+      }
+      letIn(apiKey, verdict.rateLimit, request, reply, done);
+    }
+
+    function letIn(
+      apiKey: ApiKey,
+      rateLimit: RateLimitState | null,
+      request: FastifyRequest,
+      reply: FastifyReply,
+      done: HookHandlerDoneFunction,
+    ): void {
+      request.apiKey = apiKey;
+      if (tellsLimits) reply.headers(rateLimitFields(rateLimit));
       done();
     }
 
@@ -140,22 +156,25 @@ export const latchkey = fp<LatchkeyOptions>(
   { name: 'latchkey', fastify: '5.x' },
 );
 
-/** Looks at the address only where it matters: that takes as long as to look up the key. */
+/**
+ * Looks at the address only where it matters: that takes as long as to look up the key. Its fields are only declared, because
+ * Node 20 takes as long to define them as for all the rest of the hook.
+ */
 class RequestQuestion implements Question {
-  readonly key: string;
-  readonly permission: Access;
-  readonly cost: number;
-  readonly #request: FastifyRequest;
+  declare readonly key: string;
+  declare readonly permission: Access;
+  declare readonly cost: number;
+  declare private readonly request: FastifyRequest;
 
   constructor(key: string, permission: Access, cost: number, request: FastifyRequest) {
     this.key = key;
     this.permission = permission;
     this.cost = cost;
-    this.#request = request;
+    this.request = request;
   }
 
   get ip(): string {
-    return this.#request.ip;
+    return this.request.ip;
   }
 }
 
@@ -180,12 +199,4 @@ function refuseKeyInUrl(url: string): void {
     'bad_request',
     'An API key in the query string is refused: URLs end up in logs and histories. Send it in a header, and replace it.',
   );
-}
-
-function apiKeyIn(verdict: Verdict): ApiKey {
-  const { keyId, organizationId, partnerId, partnerEmail, permission, name, metadata, expiresAt } = verdict;
-  if (keyId === null || organizationId === null || permission === null || metadata === null) {
-    throw new LatchkeyUnavailable('Latchkey said that a key is good and not which one.');
-  }
-  return { id: keyId, organizationId, partnerId, partnerEmail, permission, name, metadata, expiresAt };
 }
