@@ -1,12 +1,17 @@
 import fastify from 'fastify';
-import { latchkey } from '../src/fastify/plugin.ts';
 
 // The smallest backend that there is, for a comparison with itself: protected by the hook where it is told of a Latchkey.
 
 const app = fastify();
 app.get('/readyz', { config: { permission: 'none' } }, async () => ({}));
 const { LATCHKEY_URL: url, LATCHKEY_TOKEN: token } = process.env;
-if (url !== undefined && token !== undefined) await app.register(latchkey, { url, token });
+if (url !== undefined && token !== undefined) {
+  // What is built: that is what backends run.
+  const { latchkey }: typeof import('../src/fastify/plugin.ts') = await import(
+    new URL('../dist/src/fastify/plugin.js', import.meta.url).href
+  );
+  await app.register(latchkey, { url, token });
+}
 app.get('/hello', async () => ({ hello: 'world' }));
 process.on('SIGTERM', () => process.exit(0));
 await app.listen({ host: '127.0.0.1', port: Number(process.env['PORT']) });

@@ -1,7 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { questionsOf, seeFirst, startServers, takeTurns, warmUp } from './contests.ts';
 import { flood } from './flood.ts';
-import { compareBackends, judgeHook, startBackends } from './hook.ts';
+import { compareBackends, judgeHook } from './hook.ts';
 import { wrongKeys } from './key-rows.ts';
 import { type Load, startLoad } from './load.ts';
 import { measureNotifying } from './notifying.ts';
@@ -82,9 +82,9 @@ async function measure(stage: Stage, load: Load): Promise<Results> {
   const rows = await takeTurns(load, servers, questions, sizes);
 
   say('a backend has its turns, with the hook and without it');
-  const backends = await startBackends(stage, servers.one.port);
-  const hookRows = await compareBackends(load, backends, { rounds: sizes.rounds, seconds: sizes.seconds }).finally(
-    backends.stop,
+  const hookRows = await compareBackends(
+    { stage, load, latchkeyPort: servers.one.port },
+    { pairs: quick ? 1 : 5, rounds: quick ? 3 : 4, seconds: sizes.seconds },
   );
 
   say('wrong keys come beside a good client');
