@@ -168,6 +168,22 @@ t.test('a database that does not take it loses no count', async (t) => {
   t.equal((await admin.get(`/v1/keys/${key.id}/usage`)).body.total.allowed, 4);
 });
 
+t.test('a key that is read anew for each use is counted as one', async (t) => {
+  const { admin, verifier, verification, urls, logLines } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  await dbQuery(urls.superuser, 'alter table usage_hours rename to usage_hours_away');
+  const fresh = { 'cache-control': 'no-cache' };
+  for (let turn = 0; turn < 20; turn++) await verifier.post('/v1/verify', { key: key.key, permission: 'read' }, fresh);
+  await verification.usage.flush();
+  const [waiting] = logLines
+    .filter((line) => line.includes('Usage could not be written'))
+    .map((line) => JSON.parse(line));
+  t.equal(waiting.rows, 1);
+  await dbQuery(urls.superuser, 'alter table usage_hours_away rename to usage_hours');
+  await verification.usage.flush();
+  t.equal((await admin.get(`/v1/keys/${key.id}/usage`)).body.total.allowed, 20);
+});
+
 t.test('what was counted before an hour ended is written to that hour, also when it is written later', async (t) => {
   const { admin, verifier, verification, urls, later } = await startService(t);
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });

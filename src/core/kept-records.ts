@@ -43,12 +43,14 @@ export class KeptRecords<Id extends string, Found extends KeptRecord & { id: Id 
     return use(this.#byOtherName.get(name));
   }
 
-  /** Replaces what was kept by this id. */
-  add(record: Found): void {
+  /** @returns what was kept by this id, and is replaced */
+  add(record: Found): Found | undefined {
+    const before = this.#byId.get(record.id);
     this.delete(record.id);
     if (this.#byId.size >= this.#capacity) this.#makeRoom();
     record.loadedAtMs = Math.round(performance.now());
     this.#byId.set(record.id, record);
+    return before;
   }
 
   /** Lets a record be found by this name too, instead of another that it had; nothing, where just this copy is not kept. */
