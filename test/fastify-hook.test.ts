@@ -175,15 +175,22 @@ t.test('the application’s own header, cost and denial', async (t) => {
   t.match(await forbidden.json(), { code: 'forbidden' }, 'the usual one where it says nothing');
 });
 
-t.test('a denial that fails does not let in', async (t) => {
-  const { options } = await scene(t);
-  const fails = async () => {
-    throw new Error('the application’s own mistake');
-  };
-  const backend = await startBackend(t, { ...options, onDenied: fails });
-  t.equal(await backend.status('nonsense'), 401);
-  t.equal(await backend.status(undefined), 401);
-});
+for (const how of ['at once', 'later'] as const) {
+  t.test(`a denial that fails ${how} does not let in, and does not leave anybody waiting`, async (t) => {
+    const { service, options } = await scene(t);
+    const fails = () => {
+      const mistake = new Error('the application’s own mistake');
+      if (how === 'at once') throw mistake;
+      return Promise.reject(mistake);
+    };
+    const backend = await startBackend(t, { ...options, onDenied: fails });
+    t.equal(await backend.status('nonsense'), 401);
+    t.equal(await backend.status(undefined), 401);
+    const { body: key } = await service.admin.post('/v1/keys', {});
+    await service.admin.delete(`/v1/keys/${key.id}`);
+    t.equal(await backend.status(key.key), 401, 'where Latchkey is asked first');
+  });
+}
 
 t.test('the client’s address is the one that the application believes', async (t) => {
   const { service, options } = await scene(t);

@@ -1,6 +1,11 @@
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import t from 'tap';
 import { KeptRecord, KeptRecords } from '../src/core/kept-records.ts';
+
+setFlagsFromString('--expose-gc');
+const collect = runInNewContext('gc') as () => void;
 
 class Note extends KeptRecord {
   readonly id: string;
@@ -59,6 +64,24 @@ t.test('a copy that is not kept any more gets no name, and what is gone is not f
   t.same([records.getByOtherName('one'), records.getByOtherName('other')], [undefined, second]);
   records.delete('a');
   t.equal(records.getByOtherName('other'), undefined);
+});
+
+t.test('what is not kept any more is collected, also while no room has to be made', async (t) => {
+  const records = new KeptRecords<string, Note>(200_000, () => undefined);
+  const heldBytes = () => {
+    collect();
+    return process.memoryUsage().heapUsed;
+  };
+  const fill = (turn: number) => {
+    for (let number = 0; number < 20_000; number++) records.add(new Note(`${number}`));
+    if (turn % 2 === 0) records.clear();
+  };
+  fill(1);
+  const beforeBytes = heldBytes();
+  for (let turn = 2; turn < 12; turn++) fill(turn);
+  const grownBytes = heldBytes() - beforeBytes;
+  t.equal(records.size, 20_000);
+  t.ok(grownBytes < 2_000_000, `${Math.round(grownBytes / 1000)} KB more after 200,000 others`);
 });
 
 type Act = { what: 'add' | 'get' | 'name' | 'delete' | 'clear'; id: string };

@@ -1,3 +1,4 @@
+import pg from 'pg';
 import t from 'tap';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import { foldOldUsage } from '../src/verification/usage-store.ts';
@@ -216,6 +217,32 @@ t.test('what was counted before an hour ended is written to that hour, also when
   t.same(await outcomes(seldom), [[1, 0]]);
   const { body: usage } = await admin.get(`/v1/keys/${key.id}/usage`);
   t.ok(Math.abs(Date.parse(usage.lastUsedAt) - verification.clock.nowMs()) < 60_000, usage.lastUsedAt);
+});
+
+t.test('an hour ends while its counts are being written, and the writing fails: they stay in that hour', async (t) => {
+  const { admin, verifier, verification, urls, later } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  const use = () => verifier.post('/v1/verify', { key: key.key, permission: 'read' });
+  const holder = new pg.Client({ connectionString: urls.superuser });
+  await holder.connect();
+  t.teardown(() => holder.end());
+  await holder.query('begin; lock table usage_hours in access exclusive mode');
+  await use();
+  const flushing = verification.usage.flush();
+  const waiting = `from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`;
+  await eventually(async () => (await dbQuery(urls.superuser, `select 1 ${waiting}`)).length > 0);
+  later(hourMs);
+  await use();
+  await use();
+  await dbQuery(urls.superuser, `select pg_terminate_backend(pid) ${waiting}`);
+  await flushing;
+  await holder.query('rollback');
+  await verification.usage.flush();
+  const { body: usage } = await admin.get(`/v1/keys/${key.id}/usage?granularity=hour`);
+  t.same(
+    usage.data.map(({ allowed }: Json) => allowed),
+    [1, 2],
+  );
 });
 
 t.test('SIGTERM: what was counted is written before the process ends', async (t) => {

@@ -5,6 +5,8 @@ export class KeptRecord {
   /** Since the hand passed it last. A new one counts as used, or the hand would take it and leave those that nobody asks for. */
   wasUsed = true;
   otherName: string | undefined = undefined;
+  /** In the clock's face. */
+  place = -1;
 }
 
 /** How many used ones the hand passes before it takes one all the same: nobody waits for a whole round. */
@@ -21,7 +23,9 @@ export class KeptRecords<Id extends string, Found extends KeptRecord & { id: Id 
   readonly #byOtherName = new Map<string, Found>();
   readonly #capacity: number;
   readonly #onGone: (found: Found) => void;
-  #hand = this.#byId.values();
+  /** The clock's face. Not the map's own order: an iterator that rests keeps whatever the map has held since it rests. */
+  readonly #face: Found[] = [];
+  #hand = 0;
 
   /** @param onGone told of each record that is not kept any more, unless all are gone by `clear` */
   constructor(capacity: number, onGone: (found: Found) => void) {
@@ -49,6 +53,7 @@ export class KeptRecords<Id extends string, Found extends KeptRecord & { id: Id 
     this.delete(record.id);
     if (this.#byId.size >= this.#capacity) this.#makeRoom();
     record.loadedAtMs = Math.round(performance.now());
+    record.place = this.#face.push(record) - 1;
     this.#byId.set(record.id, record);
     return before;
   }
@@ -66,32 +71,37 @@ export class KeptRecords<Id extends string, Found extends KeptRecord & { id: Id 
     if (record === undefined) return;
     this.#byId.delete(id);
     if (record.otherName !== undefined) this.#byOtherName.delete(record.otherName);
+    this.#leave(record);
     this.#onGone(record);
   }
 
   clear(): void {
     this.#byId.clear();
     this.#byOtherName.clear();
+    this.#face.length = 0;
+    this.#hand = 0;
+  }
+
+  /** The last one takes its place. */
+  #leave({ place }: Found): void {
+    const last = this.#face.pop();
+    if (last === undefined || place === this.#face.length) return;
+    this.#face[place] = last;
+    last.place = place;
   }
 
   #makeRoom(): void {
     for (let passed = 0; ; passed++) {
-      const record = this.#next();
+      if (this.#hand >= this.#face.length) this.#hand = 0;
+      const record = this.#face[this.#hand];
       if (record === undefined) return;
+      this.#hand += 1;
       if (!record.wasUsed || passed === passedAtMost) {
         this.delete(record.id);
         return;
       }
       record.wasUsed = false;
     }
-  }
-
-  /** Where the hand points to after one step; undefined: there are none. */
-  #next(): Found | undefined {
-    const next = this.#hand.next();
-    if (next.done !== true) return next.value;
-    this.#hand = this.#byId.values();
-    return this.#hand.next().value;
   }
 }
 

@@ -13,8 +13,8 @@ export class UseCounts {
   readonly keyId: KeyId;
   readonly organizationId: OrganizationId;
   readonly partnerId: PartnerId | null;
-  /** Since 1970; 0: nothing was counted yet. */
-  hour = 0;
+  /** Since 1970; 0 before anything is counted, and never another one after that: what was taken to be written may come back. */
+  hour: number;
   allowed = 0;
   denied = 0;
   rateLimited = 0;
@@ -25,9 +25,10 @@ export class UseCounts {
   /** Among those that will be written. */
   isWaiting = false;
 
-  constructor(key: UsedKey) {
+  constructor(key: UsedKey, hour = 0) {
     this.keyId = key.id;
     this.organizationId = key.organization_id;
     this.partnerId = key.partner_id;
+    this.hour = hour;
   }
 }

@@ -144,7 +144,9 @@ export const latchkey = fp<LatchkeyOptions>(
     /** Sends a reply and never calls `done` but with an error: the request goes no further. */
     function deny(denial: Denial, request: FastifyRequest, reply: FastifyReply, done: HookHandlerDoneFunction): void {
       reply.code(denial.status).headers({ 'cache-control': 'no-store', ...denial.headers });
-      Promise.resolve(onDenied?.(denial, request, reply))
+      // What it throws at once is an error like any other: this may run where nobody would catch it.
+      Promise.resolve()
+        .then(() => onDenied?.(denial, request, reply))
         .then((body) => {
           if (reply.sent) return;
           if (body === undefined) sendProblem(request, reply, denial);

@@ -1,7 +1,6 @@
 import type { FastifyBaseLogger } from 'fastify';
 import { LRUCache } from 'lru-cache';
 import type { ApiKeyRecord } from '../auth/api-key-record.ts';
-
 import type { Actor } from '../core/actor.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import type { DatabaseClock } from '../db/clock.ts';

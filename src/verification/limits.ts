@@ -92,7 +92,7 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
     if (last !== undefined && last.endsAtMs > now) return last;
     const known = windows.get(id);
     if (known === undefined || known.endsAtMs <= now || known.windowSeconds !== windowSeconds) {
-      return { windowSeconds, used: 0, endsAtMs: Math.round(now) + windowSeconds * 1000 };
+      return { windowSeconds, used: 0, endsAtMs: Math.floor(now) + windowSeconds * 1000 };
     }
     bucket.window = known;
     return known;
@@ -127,7 +127,7 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
       if (used === 0) return;
       const window = windowOf(bucket, now);
       use(bucket, window, used - window.used);
-      window.endsAtMs = Math.round(now) + resetMs;
+      window.endsAtMs = Math.floor(now) + resetMs;
     },
   };
 }

@@ -3,7 +3,6 @@ import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import type { ApiKeyPrincipal, Principal } from '../auth/principal.ts';
-
 import { Problem } from '../core/errors.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
 import { idView, rateLimitView, timestampView } from '../http/schemas.ts';

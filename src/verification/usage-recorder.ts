@@ -1,6 +1,5 @@
 import type { FastifyBaseLogger } from 'fastify';
 import type { ApiKeyRecord } from '../auth/api-key-record.ts';
-
 import { UseCounts } from '../core/use-counts.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
@@ -29,18 +28,18 @@ const hourLengthMs = 3_600_000;
 /** Small enough that making one does not hold up the requests of the moment. */
 const keysInBatch = 1_000;
 
-/** Keys that wait to be written while the database takes nothing, or are at hand. Past it, counts are dropped. */
+/** Keys, each once for each hour, that wait while the database takes nothing. Past it, counts are dropped. */
 const keysHeld = 100_000;
 
 export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRecorderOptions): UsageRecorder {
   let waiting: UseCounts[] = [];
   let dropped = 0;
 
-  /** They stay with the record: to make thousands anew each second costs more than to count. */
+  /** They stay with the record for the hour: to make thousands anew each second costs more than to count. */
   function countsOf(key: ApiKeyRecord, hour: number): UseCounts {
     if (key.useCounts.hour === hour) return key.useCounts;
-    if (key.useCounts.isWaiting) key.useCounts = new UseCounts(key);
-    key.useCounts.hour = hour;
+    if (key.useCounts.hour === 0) key.useCounts.hour = hour;
+    else key.useCounts = new UseCounts(key, hour);
     return key.useCounts;
   }
 
@@ -60,10 +59,11 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     waiting = [];
     for (let from = 0; from < taken.length; ) {
       const batch = batchAt(taken, from);
+      const hour = batch[0]?.hour ?? 0;
       const usages = batch.map(takeUsage);
       from += batch.length;
       try {
-        await addUsage(db, batch[0]?.hour ?? 0, usages);
+        await addUsage(db, hour, usages);
       } catch (error) {
         for (const [index, usage] of usages.entries()) putBack(batch[index], usage);
         for (const counts of taken.slice(from)) requeue(counts);

@@ -1,7 +1,6 @@
 import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import type { RecordCache } from '../auth/record-cache.ts';
 import type { SecretCheck } from '../auth/secret-check.ts';
-
 import type { KeyId, OrganizationId } from '../core/ids.ts';
 import { Secret } from '../crypto/secret.ts';
 import { fingerprintOf } from '../crypto/tag.ts';
