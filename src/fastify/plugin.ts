@@ -158,25 +158,22 @@ export const latchkey = fp<LatchkeyOptions>(
   { name: 'latchkey', fastify: '5.x' },
 );
 
-/**
- * Looks at the address only where it matters: that takes as long as to look up the key. Its fields are only declared, because
- * Node 20 takes as long to define them as for all the rest of the hook.
- */
+/** Looks at the address only where it matters: that takes as long as to look up the key. */
 class RequestQuestion implements Question {
-  declare readonly key: string;
-  declare readonly permission: Access;
-  declare readonly cost: number;
-  declare private readonly request: FastifyRequest;
+  readonly key: string;
+  readonly permission: Access;
+  readonly cost: number;
+  readonly #request: FastifyRequest;
 
   constructor(key: string, permission: Access, cost: number, request: FastifyRequest) {
     this.key = key;
     this.permission = permission;
     this.cost = cost;
-    this.request = request;
+    this.#request = request;
   }
 
   get ip(): string {
-    return this.request.ip;
+    return this.#request.ip;
   }
 }
 
