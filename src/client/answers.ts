@@ -38,9 +38,9 @@ export interface Answers {
   close(): Promise<void>;
 }
 
-/** What is told of a key that was let in here. */
-export function verdictOfKnown(key: KnownKey): Verdict {
-  return verdictOf(key.facts, rateLimitOfKnown(key));
+/** What is told of it, where a key was let in here. */
+export function toVerdict<Answer>(answer: KnownKey | Answer): Verdict | Answer {
+  return answer instanceof KnownKey ? verdictOf(answer.facts, rateLimitOfKnown(answer)) : answer;
 }
 
 /** Of both limits the one with the least left, with this use counted. */
@@ -272,10 +272,6 @@ export function createAnswers(options: ClientOptions): Answers {
       await stream.close();
     },
   };
-}
-
-function toVerdict(answer: KnownKey | Verdict): Verdict {
-  return answer instanceof KnownKey ? verdictOfKnown(answer) : answer;
 }
 
 /** @throws Error for what is no URL of HTTP */

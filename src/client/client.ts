@@ -1,6 +1,5 @@
 import type { Access } from '../core/permissions.ts';
-import { type ClientOptions, createAnswers, verdictOfKnown } from './answers.ts';
-import { KnownKey } from './known-keys.ts';
+import { type ClientOptions, createAnswers, toVerdict } from './answers.ts';
 import { permissionFor, type Question, type Verdict } from './verdict.ts';
 
 export type { ClientOptions } from './answers.ts';
@@ -24,10 +23,7 @@ export interface LatchkeyClient {
 /** Asks Latchkey whether keys are good, and answers from memory where that is sure to be right. */
 export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
   const { find, isLive, close } = createAnswers(options);
-  function verify(question: Question): Verdict | Promise<Verdict> {
-    const answer = find(question);
-    return answer instanceof KnownKey ? verdictOfKnown(answer) : answer;
-  }
+  const verify = (question: Question) => toVerdict(find(question));
   return {
     verify,
     authorize: ({ method, ...request }) => verify({ ...request, permission: permissionFor(method) }),
