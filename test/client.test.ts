@@ -158,6 +158,28 @@ t.test('partners, limits, names and permissions follow as well', async (t) => {
   await eventually(async () => (await ask()).rateLimit?.limit === 7, 2_000);
 });
 
+t.test('uses that wait to be told stay counted while their key changes, and do not vouch for it', async (t) => {
+  const { url, admin, verifier, verification } = await startListening(t);
+  const client = await startClient(t, { url, token: verifier.token, reportEveryMs: 600_000 });
+  const { body: key } = await admin.post('/v1/keys', { name: 'Before' });
+  let allowed = 0;
+  const use = async () => {
+    const verdict = await client.verify({ key: key.key, permission: 'read' });
+    if (verdict.valid) allowed += 1;
+    return verdict;
+  };
+  for (const name of ['Before', 'After']) {
+    await admin.patch(`/v1/keys/${key.id}`, { name });
+    await eventually(async () => (await use()).name === name, 2_000);
+    for (let uses = 0; uses < 5; uses++) t.equal((await use()).name, name);
+  }
+  await admin.delete(`/v1/keys/${key.id}`);
+  await eventually(async () => (await use()).code === 'deleted', 2_000);
+  await client.close();
+  await verification.usage.flush();
+  t.match((await admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed, denied: 1 });
+});
+
 t.test('a key that expires is refused from then on, by Latchkey’s clock', async (t) => {
   const { url, admin, verifier, verification } = await startListening(t);
   const client = await startClient(t, { url, token: verifier.token });

@@ -126,13 +126,15 @@ export function createAnswers(options: ClientOptions): Answers {
     else if (key.grants.has(grant)) key.grants.set(grant, sentAtMs);
   }
 
-  /** What a key that is known was good for, as far as this question goes. */
-  function grantOf(question: Question, hash: string, nowMs: number): { key: KnownKey; grant: string } | undefined {
-    const key = known.get(hash);
-    if (key === undefined || key.expiresAtMs <= stream.serverNowMs(nowMs)) return undefined;
+  /** By what the key was good not long ago, as far as this question goes. */
+  function grantOf(key: KnownKey, question: Question, nowMs: number): string | undefined {
     const grant = grantName(key.facts, question);
     const grantedAtMs = key.grants.get(grant);
-    return grantedAtMs === undefined || nowMs - grantedAtMs >= cacheMs ? undefined : { key, grant };
+    return grantedAtMs === undefined || nowMs - grantedAtMs >= cacheMs ? undefined : grant;
+  }
+
+  function hasExpired({ expiresAtMs }: KnownKey, nowMs: number): boolean {
+    return expiresAtMs <= stream.serverNowMs(nowMs);
   }
 
   function noteRefusal(key: KnownKey, { cost = 1 }: Question, { valid, rateLimit }: Verdict, nowMs: number): void {
@@ -143,17 +145,19 @@ export function createAnswers(options: ClientOptions): Answers {
   }
 
   /** @param way `stale`: Latchkey cannot be asked */
-  function fromMemory(question: Question, hash: string, way: 'live' | 'stale'): KnownKey | Verdict | undefined {
+  function fromMemory(
+    question: Question,
+    key: KnownKey | undefined,
+    way: 'live' | 'stale',
+  ): KnownKey | Verdict | undefined {
+    if (key === undefined) return undefined;
     const nowMs = performance.now();
     if (way === 'live' && !stream.isAlive(nowMs)) return undefined;
-    const key = known.get(hash);
-    if (key === undefined) return undefined;
-    const grant = grantName(key.facts, question);
-    const grantedAtMs = key.grants.get(grant);
-    if (grantedAtMs === undefined || nowMs - grantedAtMs >= cacheMs) return undefined;
-    const hasExpired = key.expiresAtMs <= stream.serverNowMs(nowMs);
-    if (hasExpired)
+    const grant = grantOf(key, question, nowMs);
+    if (grant === undefined) return undefined;
+    if (hasExpired(key, nowMs)) {
       return way === 'live' ? undefined : { ...key.facts, valid: false, code: 'expired', rateLimit: null };
+    }
     const { cost = 1 } = question;
     if (cost > 0 && key.refused !== undefined && nowMs < key.refused.untilMs && cost >= key.refused.cost) {
       return { ...key.facts, valid: false, code: 'rate_limited', rateLimit: limitOf(key, nowMs) };
@@ -177,7 +181,7 @@ export function createAnswers(options: ClientOptions): Answers {
     if (shared !== undefined) {
       const verdict = await shared.verdict.catch((error: unknown) => staleOr(error, question, hash));
       if (!verdict.valid && verdict.code !== 'rate_limited') return verdict;
-      const own = fromMemory(question, hash, 'live');
+      const own = fromMemory(question, known.get(hash), 'live');
       if (own !== undefined) return toVerdict(own);
     }
     const flight: Flight = { verdict: Promise.resolve(malformed), changed: new Set(), mustNotBeKept: false };
@@ -197,13 +201,16 @@ export function createAnswers(options: ClientOptions): Answers {
     const askedAtMs = performance.now();
     const entry = { key, permission, cost, ...(ip === undefined ? {} : { ip }) };
     const isAlive = stream.isAlive(askedAtMs);
-    const before = isAlive ? grantOf(question, hash, askedAtMs) : undefined;
-    if (before !== undefined) {
-      // Good as far as is known; this is about its limit.
-      const verdict = verdictIn(await asker.ask(entry, false));
-      hearOf(before.key, before.grant, verdict, askedAtMs);
-      noteRefusal(before.key, question, verdict, performance.now());
-      return verdict;
+    const before = known.get(hash);
+    if (isAlive && before !== undefined && !hasExpired(before, askedAtMs)) {
+      const grant = grantOf(before, question, askedAtMs);
+      if (grant !== undefined) {
+        // Good as far as is known; this is about its limit.
+        const verdict = verdictIn(await asker.ask(entry, false));
+        hearOf(before, grant, verdict, askedAtMs);
+        noteRefusal(before, question, verdict, performance.now());
+        return verdict;
+      }
     }
     // Read afresh: the replica that answers may not have heard yet of a change that this stream has told of already.
     const verdict = verdictIn(await asker.ask(entry, isAlive));
@@ -224,7 +231,7 @@ export function createAnswers(options: ClientOptions): Answers {
 
   /** @throws LatchkeyUnavailable */
   function staleOr(error: unknown, question: Question, hash: string): Verdict {
-    const stale = fromMemory(question, hash, 'stale');
+    const stale = fromMemory(question, known.get(hash), 'stale');
     if (stale !== undefined) return toVerdict(stale);
     if (error instanceof LatchkeyUnavailable) throw error;
     throw new LatchkeyUnavailable(error instanceof CallFailed ? error.message : String(error), { cause: error });
@@ -242,7 +249,7 @@ export function createAnswers(options: ClientOptions): Answers {
       .finally(() => {
         probe = undefined;
       });
-    const stale = fromMemory(question, hash, 'stale');
+    const stale = fromMemory(question, known.get(hash), 'stale');
     if (stale !== undefined) return toVerdict(stale);
     await probe;
     if (isFailing) throw new LatchkeyUnavailable('Latchkey does not answer, and this key is not known well enough.');
@@ -256,8 +263,13 @@ export function createAnswers(options: ClientOptions): Answers {
       throw new RangeError(`cost must be a whole number from 0 to ${greatestCost}`);
     }
     if (question.key.length > longestKey) return malformed;
+    const used = unreported.keyOf(question.key);
+    const again = used !== undefined && known.has(used) ? fromMemory(question, used, 'live') : undefined;
+    if (again !== undefined) return again;
     const hash = hashOf(question.key);
-    return fromMemory(question, hash, 'live') ?? (keyForm.test(question.key) ? ask(question, hash) : malformed);
+    return (
+      fromMemory(question, known.get(hash), 'live') ?? (keyForm.test(question.key) ? ask(question, hash) : malformed)
+    );
   }
 
   return {

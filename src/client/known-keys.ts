@@ -2,6 +2,7 @@ import { hash } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
 import { KeptRecord, KeptRecords } from '../core/kept-records.ts';
 import { LocalLimit } from './local-limit.ts';
+import type { UseEntry } from './service-call.ts';
 import { type ApiKey, addressOf, apiKeyIn, type Question, type RateLimitState, type Verdict } from './verdict.ts';
 
 /** A key that was good, by the hash of its text. The key itself is not kept. */
@@ -21,6 +22,10 @@ export class KnownKey extends KeptRecord {
   readonly keyLimit = new LocalLimit();
   /** Latchkey has said that a use of this cost is too much until then (monotonic milliseconds). */
   refused: { cost: number; untilMs: number } | undefined = undefined;
+  /** What will be told of its uses. */
+  waiting: UseEntry | undefined = undefined;
+  /** Uses of which Latchkey could not be told. They go when the key goes. */
+  unsent: { uses: number; cost: number; sinceMs: number } | undefined = undefined;
 
   constructor(hash: string, facts: Verdict, ownerLimit: LocalLimit) {
     super();
@@ -48,6 +53,8 @@ const grantsOfKey = 200;
 
 export interface KnownKeys {
   get(hash: string): KnownKey | undefined;
+  /** Whether this is what `get` would give, and was not forgotten since. */
+  has(key: KnownKey): boolean;
   /** Takes over an answer in which the key was good. @param askedAtMs monotonic milliseconds */
   learn(hash: string, question: Question, verdict: Verdict, askedAtMs: number): KnownKey;
   forget(hash: string): void;
@@ -94,6 +101,7 @@ export function createKnownKeys(capacity: number): KnownKeys {
 
   return {
     get: (hash) => keys.get(hash),
+    has: (key) => keys.has(key),
     learn(hash, question, verdict, askedAtMs) {
       const known = keys.get(hash) ?? make(hash, verdict);
       known.facts = verdict;

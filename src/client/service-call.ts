@@ -10,6 +10,9 @@ export interface Entry {
   uses?: number;
 }
 
+/** One that tells of uses. */
+export type UseEntry = Entry & { uses: number };
+
 /** The entry could not be answered, while others could. */
 export interface EntryProblem {
   status: number;

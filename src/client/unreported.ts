@@ -1,5 +1,5 @@
 import type { KnownKey } from './known-keys.ts';
-import type { Entry } from './service-call.ts';
+import type { UseEntry } from './service-call.ts';
 import { addressOf, type Question } from './verdict.ts';
 
 /** Uses of one key that were let in here and not told to Latchkey. */
@@ -7,7 +7,7 @@ export interface Use {
   of: KnownKey;
   /** By what the key was let in. */
   grant: string;
-  entry: Entry & { uses: number };
+  entry: UseEntry;
   /** When the first of them was; monotonic milliseconds. */
   sinceMs: number;
 }
@@ -15,6 +15,8 @@ export interface Use {
 /** Collects what was let in here, until Latchkey is told. */
 export interface Unreported {
   readonly size: number;
+  /** The key whose uses wait, by its text: as long as that is here, its hash need not be made anew for each use. */
+  keyOf(text: string): KnownKey | undefined;
   add(key: KnownKey, grant: string, question: Question, cost: number, nowMs: number): void;
   /** Hands out at most so many. */
   take(most: number, nowMs: number): Use[];
@@ -29,27 +31,34 @@ export interface Unreported {
  * counts, until the key is presented again.
  */
 export function createUnreported(): Unreported {
-  const waiting = new Map<KnownKey, Use>();
-  /** Counts of failed reports. They go when the key goes. */
-  const kept = new WeakMap<KnownKey, Pick<Use, 'sinceMs'> & { uses: number; cost: number }>();
+  const waiting = new Map<string, Use>();
+  /** Of keys that were forgotten here and learned again before these were reported. */
+  const left: Use[] = [];
+
+  function wait(text: string, use: Use): void {
+    const before = waiting.get(text);
+    if (before !== undefined) left.push(before);
+    waiting.set(text, use);
+    use.of.waiting = use.entry;
+  }
 
   return {
     get size() {
-      return waiting.size;
+      return waiting.size + left.length;
     },
+    keyOf: (text) => waiting.get(text)?.of,
     add(key, grant, question, cost, nowMs) {
       key.ownerLimit.pending += cost;
       key.keyLimit.pending += cost;
-      const use = waiting.get(key);
-      if (use !== undefined) {
-        use.entry.uses += 1;
-        use.entry.cost += cost;
+      if (key.waiting !== undefined) {
+        key.waiting.uses += 1;
+        key.waiting.cost += cost;
         return;
       }
       const { key: text, permission } = question;
       const ip = addressOf(question);
-      const before = kept.get(key) ?? { uses: 0, cost: 0, sinceMs: nowMs };
-      kept.delete(key);
+      const before = key.unsent ?? { uses: 0, cost: 0, sinceMs: nowMs };
+      key.unsent = undefined;
       const entry = {
         key: text,
         permission,
@@ -57,14 +66,18 @@ export function createUnreported(): Unreported {
         cost: before.cost + cost,
         uses: before.uses + 1,
       };
-      waiting.set(key, { of: key, grant, entry, sinceMs: before.sinceMs });
+      wait(text, { of: key, grant, entry, sinceMs: before.sinceMs });
     },
     take(most, nowMs) {
-      const taken: Use[] = [];
-      for (const [key, use] of waiting) {
+      const taken = left.splice(0, most);
+      for (const [text, use] of waiting) {
         if (taken.length >= most) break;
-        waiting.delete(key);
-        taken.push(forgetOld(use, nowMs));
+        waiting.delete(text);
+        taken.push(use);
+      }
+      for (const use of taken) {
+        use.of.waiting = undefined;
+        forgetOld(use, nowMs);
       }
       return taken;
     },
@@ -76,8 +89,8 @@ export function createUnreported(): Unreported {
       }
     },
     putBack({ of, entry: { uses, cost }, sinceMs }) {
-      const known = waiting.get(of)?.entry ?? kept.get(of);
-      if (known === undefined) kept.set(of, { uses, cost, sinceMs });
+      const known = of.waiting ?? of.unsent;
+      if (known === undefined) of.unsent = { uses, cost, sinceMs };
       else {
         known.uses += uses;
         known.cost += cost;
@@ -87,12 +100,11 @@ export function createUnreported(): Unreported {
 }
 
 /** What lies further back than the window counts as use, and against no limit any more. */
-function forgetOld(use: Use, nowMs: number): Use {
+function forgetOld(use: Use, nowMs: number): void {
   const { ownerLimit, keyLimit } = use.of;
   const windowMs = Math.max(ownerLimit.windowMs, keyLimit.windowMs);
-  if (nowMs - use.sinceMs <= windowMs) return use;
+  if (nowMs - use.sinceMs <= windowMs) return;
   ownerLimit.pending -= use.entry.cost;
   keyLimit.pending -= use.entry.cost;
   use.entry.cost = 0;
-  return use;
 }

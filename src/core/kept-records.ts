@@ -47,6 +47,11 @@ export class KeptRecords<Id extends string, Found extends KeptRecord & { id: Id 
     return use(this.#byOtherName.get(name));
   }
 
+  /** Whether just this copy is kept. */
+  has(record: Found): boolean {
+    return this.#face[record.place] === record;
+  }
+
   /** @returns what was kept by this id, and is replaced */
   add(record: Found): Found | undefined {
     const before = this.#byId.get(record.id);
@@ -60,7 +65,7 @@ export class KeptRecords<Id extends string, Found extends KeptRecord & { id: Id 
 
   /** Lets a record be found by this name too, instead of another that it had; nothing, where just this copy is not kept. */
   name(record: Found, otherName: string): void {
-    if (this.#byId.get(record.id) !== record) return;
+    if (!this.has(record)) return;
     if (record.otherName !== undefined) this.#byOtherName.delete(record.otherName);
     record.otherName = otherName;
     this.#byOtherName.set(otherName, record);
