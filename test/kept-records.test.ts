@@ -49,6 +49,28 @@ t.test('new ones take the room of those that nobody asks for any more, used or n
   t.equal(stayed.length, 50);
 });
 
+t.test('what is looked at again without its id stays too, and is not taken for what has replaced it', async (t) => {
+  const { records } = keep(100);
+  const hot = Array.from({ length: 40 }, (_, number) => new Note(`hot ${number}`));
+  let added = 0;
+  for (let number = 0; number < 5_000; number++) {
+    for (const record of hot) {
+      if (records.again(record) !== undefined) continue;
+      added += 1;
+      records.add(record);
+    }
+    records.add(new Note(`cold ${number}`));
+  }
+  t.ok(added <= 2 * hot.length, `${added} added for 200,000 looks`);
+  const [first, second] = [new Note('a'), new Note('a')];
+  records.add(first);
+  t.equal(records.again(first), first);
+  records.add(second);
+  t.same([records.again(first), records.again(second)], [undefined, second]);
+  records.clear();
+  t.equal(records.again(second), undefined);
+});
+
 t.test('a copy that is not kept any more gets no name, and what is gone is not found by one', async (t) => {
   const { records } = keep(10);
   const [first, second] = [new Note('a'), new Note('a')];

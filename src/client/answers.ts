@@ -121,7 +121,7 @@ export function createAnswers(options: ClientOptions): Answers {
   /** The answer may be of a replica that has not heard of a change yet, so it takes away and confirms, but teaches nothing. */
   function hearOf(key: KnownKey, grant: string, verdict: Verdict, sentAtMs: number): void {
     learnLimit(key, verdict.rateLimit, performance.now());
-    if (known.get(key.id) !== key) return;
+    if (!known.has(key)) return;
     if (!verdict.valid && verdict.code !== 'rate_limited') known.forget(key.id);
     else if (key.grants.has(grant)) key.grants.set(grant, sentAtMs);
   }
@@ -202,15 +202,14 @@ export function createAnswers(options: ClientOptions): Answers {
     const entry = { key, permission, cost, ...(ip === undefined ? {} : { ip }) };
     const isAlive = stream.isAlive(askedAtMs);
     const before = known.get(hash);
-    if (isAlive && before !== undefined && !hasExpired(before, askedAtMs)) {
-      const grant = grantOf(before, question, askedAtMs);
-      if (grant !== undefined) {
-        // Good as far as is known; this is about its limit.
-        const verdict = verdictIn(await asker.ask(entry, false));
-        hearOf(before, grant, verdict, askedAtMs);
-        noteRefusal(before, question, verdict, performance.now());
-        return verdict;
-      }
+    const isGood = isAlive && before !== undefined && !hasExpired(before, askedAtMs);
+    const grant = isGood ? grantOf(before, question, askedAtMs) : undefined;
+    if (before !== undefined && grant !== undefined) {
+      // Good as far as is known; this is about its limit.
+      const verdict = verdictIn(await asker.ask(entry, false));
+      hearOf(before, grant, verdict, askedAtMs);
+      noteRefusal(before, question, verdict, performance.now());
+      return verdict;
     }
     // Read afresh: the replica that answers may not have heard yet of a change that this stream has told of already.
     const verdict = verdictIn(await asker.ask(entry, isAlive));
@@ -264,7 +263,7 @@ export function createAnswers(options: ClientOptions): Answers {
     }
     if (question.key.length > longestKey) return malformed;
     const used = unreported.keyOf(question.key);
-    const again = used !== undefined && known.has(used) ? fromMemory(question, used, 'live') : undefined;
+    const again = used === undefined ? undefined : fromMemory(question, known.again(used), 'live');
     if (again !== undefined) return again;
     const hash = hashOf(question.key);
     return (

@@ -53,7 +53,9 @@ const grantsOfKey = 200;
 
 export interface KnownKeys {
   get(hash: string): KnownKey | undefined;
-  /** Whether this is what `get` would give, and was not forgotten since. */
+  /** What was given before, where it was not forgotten since. */
+  again(key: KnownKey): KnownKey | undefined;
+  /** Whether it was not forgotten since it was given. */
   has(key: KnownKey): boolean;
   /** Takes over an answer in which the key was good. @param askedAtMs monotonic milliseconds */
   learn(hash: string, question: Question, verdict: Verdict, askedAtMs: number): KnownKey;
@@ -101,6 +103,7 @@ export function createKnownKeys(capacity: number): KnownKeys {
 
   return {
     get: (hash) => keys.get(hash),
+    again: (key) => keys.again(key),
     has: (key) => keys.has(key),
     learn(hash, question, verdict, askedAtMs) {
       const known = keys.get(hash) ?? make(hash, verdict);

@@ -47,6 +47,11 @@ export class KeptRecords<Id extends string, Found extends KeptRecord & { id: Id 
     return use(this.#byOtherName.get(name));
   }
 
+  /** This record, where just this copy is still kept. Counts as a use. */
+  again(record: Found): Found | undefined {
+    return use(this.has(record) ? record : undefined);
+  }
+
   /** Whether just this copy is kept. */
   has(record: Found): boolean {
     return this.#face[record.place] === record;
