@@ -92,6 +92,13 @@ export function toTable(rows: readonly Row[]): string {
   return cells.map((line) => `| ${line.join(' | ')} |`).join('\n');
 }
 
+/** Rows that were measured while it was great do not compare with those of another run. */
+function tellCoreDistance(rows: readonly Row[]): string {
+  const all = rows.flatMap(({ turns }) => turns.map(({ coreToCoreNanos }) => coreToCoreNanos));
+  const [least, middle, most] = [Math.min(...all), median(all), Math.max(...all)].map(Math.round);
+  return `From one core to another and back: ${middle} ns (${least} to ${most}).`;
+}
+
 export function toText(results: Results): string {
   const { machine, flood, notifying, promises } = results;
   return [
@@ -99,6 +106,7 @@ export function toText(results: Results): string {
     '',
     toTable(results.rows),
     '',
+    tellCoreDistance(results.rows),
     `A known key takes ${Math.round(results.bytesPerKnownKey)} bytes.`,
     `Flood: ${Math.round(flood.wrongKeysASecond)} wrong keys a second, ${flood.argon2Runs} argon2id runs; a good client's ` +
       `p99 is ${flood.goodP99Ms.alone.toFixed(1)} ms alone and ${flood.goodP99Ms.beside.toFixed(1)} ms beside it; ` +

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { measureCoreDistance } from './core-distance.ts';
 import type { Load, LoadJob } from './load.ts';
 import type { Facts, Server } from './servers.ts';
 
@@ -24,6 +25,8 @@ export interface Turn {
   cpuMicros: number;
   p50Ms: number;
   p99Ms: number;
+  /** See `measureCoreDistance`; at the beginning of the turn's round. */
+  coreToCoreNanos: number;
 }
 
 export interface Measured {
@@ -33,7 +36,12 @@ export interface Measured {
   rssAfterBytes: number;
 }
 
-async function takeTurn(load: Load, { name, server, job }: Contestant, round: number, seconds: number): Promise<Turn> {
+async function takeTurn(
+  load: Load,
+  { name, server, job }: Contestant,
+  round: number,
+  seconds: number,
+): Promise<Omit<Turn, 'coreToCoreNanos'>> {
   const before = await server.facts();
   const result = await load.run({ ...job(round), port: server.port, seconds });
   const after = await server.facts();
@@ -59,6 +67,7 @@ export async function alternate(
 ): Promise<Measured[]> {
   const measured = new Map<Contestant, Measured>();
   for (let round = 0; round < rounds; round++) {
+    const coreToCoreNanos = await measureCoreDistance();
     for (const contestant of round % 2 === 0 ? contestants : contestants.toReversed()) {
       await delay(restMs);
       const before: Facts = await contestant.server.facts();
@@ -67,7 +76,7 @@ export async function alternate(
       const { rssBytes: rssAfterBytes } = await contestant.server.facts();
       measured.set(contestant, {
         name: contestant.name,
-        turns: [...(known?.turns ?? []), turn],
+        turns: [...(known?.turns ?? []), { ...turn, coreToCoreNanos }],
         rssBeforeBytes: known?.rssBeforeBytes ?? before.rssBytes,
         rssAfterBytes,
       });
