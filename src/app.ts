@@ -120,7 +120,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
     createSecretCheck<Checked>({
       crypto,
       attempts,
-      onRight: cache.name,
+      onRight: cache.setFingerprint,
       retag: (id, tag) =>
         replaceTag(db, table, id, tag).catch((err: unknown) => {
           deps.logger.warn({ err, id }, 'A tag that was made anew could not be kept.');

@@ -1,7 +1,9 @@
+import { hash } from 'node:crypto';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import t from 'tap';
+import type { Fingerprint } from '../src/core/fingerprints.ts';
 import { KeptRecord, KeptRecords } from '../src/core/kept-records.ts';
 
 setFlagsFromString('--expose-gc');
@@ -15,6 +17,8 @@ class Note extends KeptRecord {
     this.id = id;
   }
 }
+
+const fingerprint = (text: string) => hash('sha256', text, 'binary') as Fingerprint;
 
 function keep(capacity: number) {
   const gone: Note[] = [];
@@ -71,21 +75,28 @@ t.test('what is looked at again without its id stays too, and is not taken for w
   t.equal(records.again(second), undefined);
 });
 
-t.test('a copy that is not kept any more gets no name, and what is gone is not found by one', async (t) => {
+t.test('a copy that is not kept any more gets no fingerprint, and what is gone is not found by one', async (t) => {
   const { records } = keep(10);
   const [first, second] = [new Note('a'), new Note('a')];
   records.add(first);
-  records.name(first, 'by secret');
-  t.equal(records.getByOtherName('by secret'), first);
+  records.setFingerprint(first, fingerprint('by secret'));
+  t.equal(records.getByFingerprint(fingerprint('by secret')), first);
   records.add(second);
-  t.equal(records.getByOtherName('by secret'), undefined, 'the copy before is gone with its name');
-  records.name(first, 'by secret');
-  t.equal(records.getByOtherName('by secret'), undefined, 'and does not come back by it');
-  records.name(second, 'one');
-  records.name(second, 'other');
-  t.same([records.getByOtherName('one'), records.getByOtherName('other')], [undefined, second]);
+  t.equal(
+    records.getByFingerprint(fingerprint('by secret')),
+    undefined,
+    'the copy before is gone with its fingerprint',
+  );
+  records.setFingerprint(first, fingerprint('by secret'));
+  t.equal(records.getByFingerprint(fingerprint('by secret')), undefined, 'and does not come back by it');
+  records.setFingerprint(second, fingerprint('one'));
+  records.setFingerprint(second, fingerprint('other'));
+  t.same(
+    [records.getByFingerprint(fingerprint('one')), records.getByFingerprint(fingerprint('other'))],
+    [undefined, second],
+  );
   records.delete('a');
-  t.equal(records.getByOtherName('other'), undefined);
+  t.equal(records.getByFingerprint(fingerprint('other')), undefined);
 });
 
 t.test('what is not kept any more is collected, also while no room has to be made', async (t) => {
@@ -128,7 +139,7 @@ t.test('whatever happens: never too many, never another copy, and each that goes
         latest.set(id, made);
         added += 1;
         if (records.get(id) !== made) return false;
-      } else if (what === 'name' && note !== undefined) records.name(note, `secret of ${id}`);
+      } else if (what === 'name' && note !== undefined) records.setFingerprint(note, fingerprint(`secret of ${id}`));
       else if (what === 'delete') records.delete(id);
       else if (what === 'clear') {
         cleared += records.size;
@@ -137,7 +148,7 @@ t.test('whatever happens: never too many, never another copy, and each that goes
       if (records.size > capacity || new Set(gone).size !== gone.length) return false;
       if (added !== records.size + gone.length + cleared) return false;
       for (const [known, copy] of latest) {
-        const [byId, byName] = [records.get(known), records.getByOtherName(`secret of ${known}`)];
+        const [byId, byName] = [records.get(known), records.getByFingerprint(fingerprint(`secret of ${known}`))];
         if (byId !== undefined && byId !== copy) return false;
         if (byName !== undefined && byName !== byId) return false;
       }

@@ -1,5 +1,6 @@
 import { LRUCache } from 'lru-cache';
 import { Problem } from '../core/errors.ts';
+import type { Fingerprint } from '../core/fingerprints.ts';
 import { type KeptRecord, KeptRecords } from '../core/kept-records.ts';
 import type { ChangeFeed } from '../db/change-feed.ts';
 import { isUnavailable } from '../db/pg-error.ts';
@@ -12,10 +13,10 @@ export interface RecordCache<Id extends string, Found> {
    * @throws Problem `unavailable` where the database does not answer and memory is too old
    */
   get(id: Id, fresh?: boolean): Found | undefined | Promise<Found | undefined>;
-  /** Lets what was given by `get` be recalled by a name of its own. */
-  name(found: Found, name: string): void;
-  /** What was so named, where it is in memory and sure to be right. Nothing is read. */
-  recall(name: string): Found | undefined;
+  /** Lets what was given by `get` be recalled by a fingerprint. */
+  setFingerprint(found: Found, fingerprint: Fingerprint): void;
+  /** What has this fingerprint, where it is in memory and sure to be right. Nothing is read. */
+  recall(fingerprint: Fingerprint): Found | undefined;
   /** How lookups have ended since the start. */
   readonly lookups: Readonly<CacheLookups>;
   /** Records in memory. */
@@ -145,8 +146,8 @@ export function createRecordCache<Id extends string, Found extends KeptRecord & 
     return read(id, !feed.isLive()).catch((error: unknown) => staleOr(error, id));
   }
 
-  function recall(name: string): Found | undefined {
-    const kept = records.getByOtherName(name);
+  function recall(fingerprint: Fingerprint): Found | undefined {
+    const kept = records.getByFingerprint(fingerprint);
     if (kept === undefined || !feed.isLive()) return undefined;
     lookups.hit += 1;
     return kept;
@@ -268,7 +269,7 @@ export function createRecordCache<Id extends string, Found extends KeptRecord & 
 
   return {
     get,
-    name: (found, name) => records.name(found, name),
+    setFingerprint: (found, fingerprint) => records.setFingerprint(found, fingerprint),
     recall,
     invalidate,
     lookups,

@@ -1,3 +1,4 @@
+import type { Fingerprint } from '../core/fingerprints.ts';
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import type { AttemptLimit } from '../crypto/attempt-limit.ts';
 import type { Secret } from '../crypto/secret.ts';
@@ -16,7 +17,7 @@ interface SecretCheckOptions<Checked extends CheckedRecord> {
   crypto: TokenCrypto;
   attempts: AttemptLimit;
   /** Told what to know a token by that the tag has found right: its HMAC costs four times as much and leaves more to collect. */
-  onRight: (record: Checked, fingerprint: string) => void;
+  onRight: (record: Checked, fingerprint: Fingerprint) => void;
   /** Keeps a tag that was made anew. A failure here does not refuse the token: the next process does it again. */
   retag: (id: KeyId | AccessTokenId, tag: { tag: Buffer; tag_keyring_id: string }) => Promise<void>;
 }

@@ -1,10 +1,11 @@
+import { type Fingerprint, Fingerprints } from './fingerprints.ts';
+
 /** A record that can be kept. What whoever keeps it notes of it lies in it, so that a use looks at one place and not at two. */
 export class KeptRecord {
   /** Monotonic milliseconds. */
   loadedAtMs = 0;
   /** Since the hand passed it last. A new one counts as used, or the hand would take it and leave those that nobody asks for. */
   wasUsed = true;
-  otherName: string | undefined = undefined;
   /** In the clock's face. */
   place = -1;
 }
@@ -13,18 +14,19 @@ export class KeptRecord {
 const passedAtMost = 100;
 
 /**
- * Records by their id, and by one other name each, up to a bound. Which one makes room is decided by the clock algorithm (also
- * known as second chance): a hand goes round and takes the first that was not used since it came by last. A use only sets a
- * mark on what is being looked at anyway, where a list in the order of use would touch four more places, which with many
- * records are not in the processor's cache.
+ * Records by their id, and by a fingerprint that they may have, up to a bound. Which one makes room is decided by the clock
+ * algorithm (also known as second chance): a hand goes round and takes the first that was not used since it came by last. A
+ * use only sets a mark on what is being looked at anyway, where a list in the order of use would touch four more places, which
+ * with many records are not in the processor's cache.
  */
 export class KeptRecords<Id extends string, Found extends KeptRecord & { id: Id }> {
   readonly #byId = new Map<Id, Found>();
-  readonly #byOtherName = new Map<string, Found>();
   readonly #capacity: number;
   readonly #onGone: (found: Found) => void;
   /** The clock's face. Not the map's own order: an iterator that rests keeps whatever the map has held since it rests. */
   readonly #face: Found[] = [];
+  /** Of the places in it. */
+  readonly #fingerprints = new Fingerprints();
   #hand = 0;
 
   /** @param onGone told of each record that is not kept any more, unless all are gone by `clear` */
@@ -43,8 +45,9 @@ export class KeptRecords<Id extends string, Found extends KeptRecord & { id: Id 
   }
 
   /** Counts as a use. */
-  getByOtherName(name: string): Found | undefined {
-    return use(this.#byOtherName.get(name));
+  getByFingerprint(fingerprint: Fingerprint): Found | undefined {
+    const place = this.#fingerprints.placeOf(fingerprint);
+    return place < 0 ? undefined : use(this.#face[place]);
   }
 
   /** This record, where just this copy is still kept. Counts as a use. */
@@ -68,34 +71,35 @@ export class KeptRecords<Id extends string, Found extends KeptRecord & { id: Id 
     return before;
   }
 
-  /** Lets a record be found by this name too, instead of another that it had; nothing, where just this copy is not kept. */
-  name(record: Found, otherName: string): void {
-    if (!this.has(record)) return;
-    if (record.otherName !== undefined) this.#byOtherName.delete(record.otherName);
-    record.otherName = otherName;
-    this.#byOtherName.set(otherName, record);
+  /** Lets a record be found by this too, instead of another that it had; nothing, where just this copy is not kept. */
+  setFingerprint(record: Found, fingerprint: Fingerprint): void {
+    if (this.has(record)) this.#fingerprints.set(record.place, fingerprint);
   }
 
   delete(id: Id): void {
     const record = this.#byId.get(id);
     if (record === undefined) return;
     this.#byId.delete(id);
-    if (record.otherName !== undefined) this.#byOtherName.delete(record.otherName);
     this.#leave(record);
     this.#onGone(record);
   }
 
   clear(): void {
     this.#byId.clear();
-    this.#byOtherName.clear();
     this.#face.length = 0;
+    this.#fingerprints.clear();
     this.#hand = 0;
   }
 
   /** The last one takes its place. */
   #leave({ place }: Found): void {
     const last = this.#face.pop();
-    if (last === undefined || place === this.#face.length) return;
+    if (last === undefined) return;
+    if (last.place === place) {
+      this.#fingerprints.delete(place);
+      return;
+    }
+    this.#fingerprints.move(last.place, place);
     this.#face[place] = last;
     last.place = place;
   }

@@ -1,4 +1,5 @@
 import { createHmac, hash, timingSafeEqual } from 'node:crypto';
+import type { Fingerprint } from '../core/fingerprints.ts';
 import type { KeyringEntry } from './keyring.ts';
 import type { Secret } from './secret.ts';
 
@@ -28,7 +29,7 @@ export function decoyMatches(entry: KeyringEntry, token: Secret): false {
  * What a token is known again by, without being kept: SHA-256, which for 256 random bits cannot be gone back from. Two of
  * them may be compared like any text: how far they agree tells nothing about the tokens.
  */
-export function fingerprintOf(token: Secret): string {
+export function fingerprintOf(token: Secret): Fingerprint {
   // As text it is made in half the time that a buffer takes, and this is on every request's path.
-  return hash('sha256', token.reveal(), 'binary');
+  return hash('sha256', token.reveal(), 'binary') as Fingerprint;
 }
