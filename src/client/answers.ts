@@ -69,7 +69,7 @@ export function createAnswers(options: ClientOptions): Answers {
   const cacheMs = (options.cacheSeconds ?? 30) * 1_000;
   const call = { url: baseOf(options.url), token: options.token, timeoutMs: options.timeoutMs ?? 2_000 };
   const known = createKnownKeys(options.cacheSize ?? 10_000);
-  const unreported = createUnreported();
+  const unreported = createUnreported(known);
   const flights = new Map<string, Flight>();
   const inTheAir = new Set<Flight>();
   let isFailing = false;
