@@ -108,6 +108,11 @@ export function createAnswers(options: ClientOptions): Answers {
     return unreported.take(most, performance.now()).map((use) => ({
       entry: use.entry,
       answered(answer, sentAtMs) {
+        // What could not be counted now is told again; what is not taken would be told for ever.
+        if ('status' in answer && answer.status >= 500) {
+          unreported.putBack(use);
+          return;
+        }
         unreported.settle(use);
         if ('valid' in answer) hearOf(use.of, use.grant, answer, sentAtMs);
       },
