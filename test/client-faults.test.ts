@@ -144,6 +144,34 @@ t.test('a reply that was on its way when its key was changed is not kept', async
   t.equal((await client.verify({ key: unseen.key, permission: 'read' })).code, 'deleted');
 });
 
+t.test('a refusal that was on its way when its key was resumed is told to nobody who comes after', async (t) => {
+  const { service, proxy, client, key, unseen, isFromMemory } = await behindProxy(t);
+  await service.admin.post(`/v1/keys/${unseen.id}/suspend`);
+  proxy.hold(true, 'POST /v1/verify');
+  const ask = () => client.verify({ key: unseen.key, permission: 'read' });
+  const before = ask();
+  await eventually(async () => proxy.isHolding());
+  await service.admin.post(`/v1/keys/${unseen.id}/resume`);
+  await service.admin.post(`/v1/keys/${key.id}/suspend`);
+  await eventually(async () => !isFromMemory());
+  const after = ask();
+  proxy.hold(false);
+  t.same([(await before).code, (await after).code], ['suspended', 'valid']);
+});
+
+t.test('closed while a report is on its way: what was let in since is told too', async (t) => {
+  const { service, proxy, client, key, isFromMemory } = await behindProxy(t, { reportEveryMs: 50 });
+  proxy.hold(true, 'POST /v1/verify');
+  for (let uses = 0; uses < 3; uses++) t.ok(isFromMemory());
+  await eventually(async () => proxy.isHolding());
+  for (let uses = 0; uses < 4; uses++) t.ok(isFromMemory());
+  const closed = client.close();
+  proxy.hold(false);
+  await closed;
+  await service.verification.usage.flush();
+  t.match((await service.admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed: 1 + 3 + 4 });
+});
+
 t.test('a token that Latchkey does not take any more lets nobody in', async (t) => {
   const { service, client, key } = await behindProxy(t);
   const { body: tokens } = await service.admin.get('/v1/access-tokens');

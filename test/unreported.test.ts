@@ -87,6 +87,24 @@ t.test('what could not be told waits without its text, and is told with what com
   t.same(told(), [['text of a', 1, 1]], 'and not once more');
 });
 
+t.test('what lies further back than the window counts as use and against no limit; what comes then does', async (t) => {
+  const { unreported, learn, use, told } = scene();
+  const a = learn('a');
+  learnLimit(a, rateLimit, 0);
+  const fail = (nowMs: number) => {
+    for (const lost of unreported.take(100, nowMs)) unreported.putBack(lost);
+  };
+  use(a, 0, 4);
+  fail(windowMs);
+  t.match(a.unsent, { uses: 1, cost: 4 });
+  use(a, windowMs);
+  fail(windowMs + 1);
+  t.match(a.unsent, { uses: 2, cost: 0 });
+  t.same([a.ownerLimit.pending, a.keyLimit.pending], [0, 0]);
+  use(a, windowMs + 2);
+  t.same(told(100, windowMs + 2), [['text of a', 3, 1]]);
+});
+
 t.test('limits: what waits is held against them, until it is counted there or nobody knows', async (t) => {
   const { unreported, learn, use } = scene();
   const a = learn('a');
