@@ -180,6 +180,26 @@ t.test('uses that wait to be told stay counted while their key changes, and do n
   t.match((await admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed, denied: 1 });
 });
 
+t.test('room for one key: the uses of two are counted once, each for its own', async (t) => {
+  const { url, admin, verifier, verification } = await startListening(t);
+  const options = { url, token: verifier.token, cacheSize: 1, reportEveryMs: 600_000 };
+  const client = await startClient(t, options);
+  const keys = [];
+  for (let made = 0; made < 2; made++) keys.push((await admin.post('/v1/keys', {})).body);
+  for (let round = 0; round < 5; round++) {
+    for (const [index, { id, key }] of keys.entries()) {
+      for (let uses = 0; uses < 2 + index; uses++) {
+        t.match(await client.verify({ key, permission: 'read' }), { valid: true, keyId: id });
+      }
+    }
+  }
+  await client.close();
+  await verification.usage.flush();
+  for (const [index, { id }] of keys.entries()) {
+    t.match((await admin.get(`/v1/keys/${id}/usage`)).body.total, { allowed: 5 * (2 + index), denied: 0 });
+  }
+});
+
 t.test('a key that expires is refused from then on, by Latchkey’s clock', async (t) => {
   const { url, admin, verifier, verification } = await startListening(t);
   // No report's answer tells that it has expired.

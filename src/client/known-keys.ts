@@ -5,7 +5,7 @@ import { LocalLimit } from './local-limit.ts';
 import type { UseEntry } from './service-call.ts';
 import { type ApiKey, addressOf, apiKeyIn, type Question, type RateLimitState, type Verdict } from './verdict.ts';
 
-/** A key that was good, by the hash of its text. The key itself is not kept. */
+/** A key that was good, by the hash of its text. The text itself is in what waits to be told, and nowhere else. */
 export class KnownKey extends KeptRecord {
   /** The hash. */
   readonly id: string;
