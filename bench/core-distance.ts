@@ -1,7 +1,7 @@
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
 
-const measuredForMs = 50;
+const measuredForMs = 20;
 /** Few: where there is only one core, each return waits for the scheduler, 8 ms. */
 const returnsInLook = 50;
 

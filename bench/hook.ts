@@ -4,7 +4,7 @@ import { pathToFileURL } from 'node:url';
 import type { Load } from './load.ts';
 import type { Question } from './questions.ts';
 import { type Promised, type Row, toRow } from './report.ts';
-import { alternate, type Contestant, type Measured, type Pace } from './rounds.ts';
+import { alternate, type Contestant, type Measured, type Pace, together } from './rounds.ts';
 import { type Server, startServer } from './servers.ts';
 import type { Stage } from './stage.ts';
 
@@ -48,7 +48,7 @@ export async function compareBackends(
   { stage, load, latchkeyPort }: { stage: Stage; load: Load; latchkeyPort: number },
   { pairs, ...pace }: Pace & { pairs: number },
 ): Promise<Row[]> {
-  const measured: Measured[][] = [];
+  const measured: Array<{ bare: Measured; hooked: Measured }> = [];
   for (let pair = 0; pair < pairs; pair++) {
     const backends = await startBackends(stage, latchkeyPort);
     try {
@@ -57,26 +57,20 @@ export async function compareBackends(
       await backends.stop();
     }
   }
-  const [bare, hooked] = [0, 1].map((place) => together(measured.map((pair) => pair[place])));
-  if (bare === undefined || hooked === undefined) throw new Error('nothing was measured');
+  const bare = together(measured.map((pair) => pair.bare));
+  const hooked = together(measured.map((pair) => pair.hooked));
   return [toRow(bare, bare), toRow(hooked, bare)];
 }
 
-async function compare(load: Load, backends: Backends, pace: Pace): Promise<Measured[]> {
+async function compare(load: Load, backends: Backends, pace: Pace): Promise<{ bare: Measured; hooked: Measured }> {
   const contestant = (name: string, server: Server): Contestant => {
     return { name, server, job: () => ({ question, connections, keySet: 'good', order: 'around', from: 0, to: 1 }) };
   };
   const contestants = [contestant(names.bare, backends.bare), contestant(names.protected, backends.protected)];
   await alternate(load, contestants, { rounds: 2, seconds: pace.seconds });
-  return alternate(load, contestants, pace);
-}
-
-/** The turns of all; memory as the last of them had it. */
-function together(all: ReadonlyArray<Measured | undefined>): Measured {
-  const present = all.filter((one) => one !== undefined);
-  const last = present.at(-1);
-  if (last === undefined) throw new Error('nothing was measured');
-  return { ...last, turns: present.flatMap(({ turns }) => turns) };
+  const [bare, hooked] = await alternate(load, contestants, pace);
+  if (bare === undefined || hooked === undefined) throw new Error('nothing was measured');
+  return { bare, hooked };
 }
 
 const least = 0.9;

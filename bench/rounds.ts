@@ -25,7 +25,7 @@ export interface Turn {
   cpuMicros: number;
   p50Ms: number;
   p99Ms: number;
-  /** See `measureCoreDistance`; at the beginning of the turn's round. */
+  /** See `measureCoreDistance`; at the beginning of the turn. */
   coreToCoreNanos: number;
 }
 
@@ -36,12 +36,13 @@ export interface Measured {
   rssAfterBytes: number;
 }
 
-async function takeTurn(
+/** @throws Error where an answer was not the expected one */
+export async function takeTurn(
   load: Load,
   { name, server, job }: Contestant,
-  round: number,
-  seconds: number,
-): Promise<Omit<Turn, 'coreToCoreNanos'>> {
+  { round, seconds }: { round: number; seconds: number },
+): Promise<Turn> {
+  const coreToCoreNanos = await measureCoreDistance();
   const before = await server.facts();
   const result = await load.run({ ...job(round), port: server.port, seconds });
   const after = await server.facts();
@@ -53,6 +54,7 @@ async function takeTurn(
     cpuMicros: (after.cpuMicros - before.cpuMicros) / result.answers,
     p50Ms: result.p50Ms,
     p99Ms: result.p99Ms,
+    coreToCoreNanos,
   };
 }
 
@@ -67,22 +69,28 @@ export async function alternate(
 ): Promise<Measured[]> {
   const measured = new Map<Contestant, Measured>();
   for (let round = 0; round < rounds; round++) {
-    const coreToCoreNanos = await measureCoreDistance();
     for (const contestant of round % 2 === 0 ? contestants : contestants.toReversed()) {
       await delay(restMs);
       const before: Facts = await contestant.server.facts();
       const known = measured.get(contestant);
-      const turn = await takeTurn(load, contestant, round, seconds);
+      const turn = await takeTurn(load, contestant, { round, seconds });
       const { rssBytes: rssAfterBytes } = await contestant.server.facts();
       measured.set(contestant, {
         name: contestant.name,
-        turns: [...(known?.turns ?? []), { ...turn, coreToCoreNanos }],
+        turns: [...(known?.turns ?? []), turn],
         rssBeforeBytes: known?.rssBeforeBytes ?? before.rssBytes,
         rssAfterBytes,
       });
     }
   }
   return [...measured.values()];
+}
+
+/** The turns of several processes of one and the same program; memory as the last of them had it. */
+export function together(all: readonly Measured[]): Measured {
+  const last = all.at(-1);
+  if (last === undefined) throw new Error('nothing was measured');
+  return { ...last, turns: all.flatMap(({ turns }) => turns) };
 }
 
 export function median(values: readonly number[]): number {

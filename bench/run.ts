@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { questionsOf, seeFirst, startServers, takeTurns, warmUp } from './contests.ts';
 import { flood } from './flood.ts';
 import { compareBackends, judgeHook } from './hook.ts';
+import { compareKeyCounts, judgeKeyCounts } from './key-counts.ts';
 import { wrongKeys } from './key-rows.ts';
 import { type Load, startLoad } from './load.ts';
 import { measureNotifying } from './notifying.ts';
@@ -36,7 +37,7 @@ const sizes = quick
     };
 /** By then what was counted is in the database, and what is left in memory are the keys. */
 const settleMs = quick ? 1_500 : 6_000;
-const endsWithinMs = quick ? 60_000 : 300_000;
+const endsWithinMs = quick ? 90_000 : 540_000;
 
 const stage = await openStage();
 const load = startLoad();
@@ -81,6 +82,12 @@ async function measure(stage: Stage, load: Load): Promise<Results> {
   say('all take turns');
   const rows = await takeTurns(load, servers, questions, sizes);
 
+  say('one key and all of them are asked for, for long');
+  const keyCountRows = await compareKeyCounts(
+    { stage, load, question: questions.verify },
+    quick ? { pairs: 1, seconds: 0.5, untilSteadySeconds: 1 } : { pairs: 5, seconds: 3, untilSteadySeconds: 10 },
+  );
+
   say('a backend has its turns, with the hook and without it');
   const hookRows = await compareBackends(
     { stage, load, latchkeyPort: servers.one.port },
@@ -105,8 +112,13 @@ async function measure(stage: Stage, load: Load): Promise<Results> {
     machine: describeMachine(),
     quick,
     keys: keys.length,
-    rows: [...rows, sight, ...hookRows],
-    promises: [...judge(rows, flooded), judgeHook(hookRows), ...judgeRecording(recording)],
+    rows: [...rows, sight, ...keyCountRows, ...hookRows],
+    promises: [
+      ...judge(rows, flooded),
+      judgeKeyCounts(keyCountRows),
+      judgeHook(hookRows),
+      ...judgeRecording(recording),
+    ],
     bytesPerKnownKey: (after.usedBytes - before.usedBytes) / keys.length,
     flood: flooded,
     notifying,

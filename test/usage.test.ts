@@ -1,5 +1,8 @@
 import pg from 'pg';
 import t from 'tap';
+import type { ApiKeyRecord } from '../src/auth/api-key-record.ts';
+import { newId, type OrganizationId } from '../src/core/ids.ts';
+import { UseCounts } from '../src/core/use-counts.ts';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import { foldOldUsage } from '../src/verification/usage-store.ts';
 import { type Json, startService } from './support/app.ts';
@@ -243,6 +246,29 @@ t.test('an hour ends while its counts are being written, and the writing fails: 
     usage.data.map(({ allowed }: Json) => allowed),
     [1, 2],
   );
+});
+
+t.test('of many keys those are written first that wait longest, and a flush writes all', async (t) => {
+  const { verification, urls, organizationId } = await startService(t);
+  const keys = Array.from({ length: 5_000 }, (_, number) => {
+    const key = { id: newId('key'), organization_id: organizationId as OrganizationId, partner_id: null };
+    return { number, key: { ...key, useCounts: new UseCounts(key) } as ApiKeyRecord };
+  });
+  for (const { key } of keys) verification.usage.add(key, 'allowed');
+  const written = async () => {
+    const rows = await dbQuery(urls.superuser, 'select key_id as id, allowed::int from usage_hours');
+    return new Map(rows.map(({ id, allowed }) => [id, allowed]));
+  };
+  const first = await eventually(async () => {
+    const found = await written();
+    return found.size > 0 && found;
+  });
+  t.equal(first.size, 1_000);
+  t.ok(keys.every(({ number, key }) => first.has(key.id) === number < 1_000));
+  for (const { key } of keys) verification.usage.add(key, 'allowed');
+  await verification.usage.flush();
+  const all = await written();
+  t.ok(keys.every(({ key }) => all.get(key.id) === 2));
 });
 
 t.test('SIGTERM: what was counted is written before the process ends', async (t) => {

@@ -73,7 +73,7 @@ export class ApiKeyRecord extends KeptRecord {
     this.partner_suspended_at = row.partner_suspended_at;
     this.expires_at = row.expires_at;
     this.allowed_ips = row.allowed_ips.length === 0 ? anywhere : row.allowed_ips;
-    this.permission = row.permission;
+    this.permission = shared(row.permission) as Permission;
     this.ownerBucket = bucket(
       row.partner_id ?? this.organization_id,
       row.owner_limit_requests,

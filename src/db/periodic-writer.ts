@@ -1,31 +1,40 @@
 /** Writes what was gathered in memory, again and again, and what is left at the end. */
 export interface PeriodicWriter {
-  /** One at a time: what is gathered meanwhile goes with the next. */
+  /** Writes all that waits. One at a time: what is gathered meanwhile goes with the next. */
   flush(): Promise<void>;
   /** Stops the timer and writes the rest. */
   close(): Promise<void>;
 }
 
-const flushEveryMs = 1_000;
+/** `due`: each second, and may leave to the next second what can wait. */
+export type Extent = 'due' | 'all';
+
+const writeEveryMs = 1_000;
 
 /** @param write takes what waits, and keeps for later what it could not write; it does not throw */
 export function createPeriodicWriter(options: {
   isWaiting: () => boolean;
-  write: () => Promise<void>;
+  write: (extent: Extent) => Promise<void>;
 }): PeriodicWriter {
   const { isWaiting, write } = options;
-  let flushing: Promise<void> | undefined;
+  let running: { extent: Extent; written: Promise<void> } | undefined;
 
-  function flush(): Promise<void> {
-    flushing ??= write().finally(() => {
-      flushing = undefined;
+  function start(extent: Extent): Promise<void> {
+    const written = write(extent).finally(() => {
+      running = undefined;
     });
-    return flushing;
+    running = { extent, written };
+    return written;
+  }
+
+  async function flush(): Promise<void> {
+    if (running?.extent === 'due') await running.written;
+    await (running?.written ?? start('all'));
   }
 
   const timer = setInterval(() => {
-    if (isWaiting()) void flush();
-  }, flushEveryMs).unref();
+    if (isWaiting() && running === undefined) void start('due');
+  }, writeEveryMs).unref();
   return {
     flush,
     async close() {

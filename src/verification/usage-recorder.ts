@@ -3,7 +3,7 @@ import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import { UseCounts } from '../core/use-counts.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
-import { createPeriodicWriter, type PeriodicWriter } from '../db/periodic-writer.ts';
+import { createPeriodicWriter, type Extent, type PeriodicWriter } from '../db/periodic-writer.ts';
 import type { DeletedUses } from './deleted-uses.ts';
 import { addUsage, type Usage } from './usage-store.ts';
 
@@ -28,11 +28,17 @@ const hourLengthMs = 3_600_000;
 /** Small enough that making one does not hold up the requests of the moment. */
 const keysInBatch = 1_000;
 
+/** Of the keys that wait, one of so many is written each second: what is used again until its turn comes is one row and not two. */
+const secondsToWait = 10;
+/** But no more wait than this. */
+const keysAtRest = 50_000;
+
 /** Keys, each once for each hour, that wait while the database takes nothing. Past it, counts are dropped. */
 const keysHeld = 100_000;
 
 export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRecorderOptions): UsageRecorder {
-  let waiting: UseCounts[] = [];
+  /** Those that wait longest come first. */
+  const waiting: UseCounts[] = [];
   let dropped = 0;
 
   /** They stay with the record for the hour: to make thousands anew each second costs more than to count. */
@@ -54,9 +60,8 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     return true;
   }
 
-  async function writeAll(): Promise<void> {
-    const taken = waiting;
-    waiting = [];
+  async function writeCounts(extent: Extent): Promise<void> {
+    const taken = waiting.splice(0, extent === 'all' ? waiting.length : keysDue(waiting.length));
     for (let from = 0; from < taken.length; ) {
       const batch = batchAt(taken, from);
       const hour = batch[0]?.hour ?? 0;
@@ -99,7 +104,7 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
 
   const writer = createPeriodicWriter({
     isWaiting: () => waiting.length > 0 || deletedUses.isWaiting(),
-    write: async () => void (await Promise.all([writeAll(), deletedUses.flush()])),
+    write: async (extent) => void (await Promise.all([writeCounts(extent), deletedUses.flush()])),
   });
   return {
     ...writer,
@@ -109,6 +114,11 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
       deletedUses.note(key, ip);
     },
   };
+}
+
+/** How many of those that wait are written this second. Where few wait, all are. */
+function keysDue(waiting: number): number {
+  return Math.max(keysInBatch, Math.ceil(waiting / secondsToWait), waiting - keysAtRest);
 }
 
 /** What is written next: of one hour, and not too many. */

@@ -43,7 +43,8 @@ const usageView = z
   .meta({ id: 'Usage' });
 
 const description =
-  'Counted in hours and days of UTC. Old hours are kept as days only. What was just used shows within two seconds.';
+  'Counted in hours and days of UTC. Old hours are kept as days only. What was just used shows within two seconds, or ' +
+  'within a minute where thousands of keys are in use at once.';
 
 export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
   const { db } = transactor;

@@ -1,0 +1,79 @@
+import { connections, oneKey } from './contests.ts';
+import type { Load } from './load.ts';
+import type { Question } from './questions.ts';
+import { type Promised, type Row, toRow } from './report.ts';
+import { type Contestant, type Measured, takeTurn, together } from './rounds.ts';
+import type { Server } from './servers.ts';
+import type { Stage } from './stage.ts';
+
+const names = { one: 'verify, 1 key, lasting', all: 'verify, all keys (Zipf), lasting' } as const;
+
+export interface Lasting {
+  /** Of processes, one pair after the other; two processes of one and the same program differ. */
+  pairs: number;
+  /** Of one turn. */
+  seconds: number;
+  /** Before the first turn: until all is compiled, and as much is written of what was counted as is counted. */
+  untilSteadySeconds: number;
+}
+
+/**
+ * One key and all of them, under a load that lasts: so that writing what was counted is paid by those who have caused it. All
+ * keys have their turns between two of one key, and their process has ended, and written everything, before the second one.
+ */
+export async function compareKeyCounts(
+  { stage, load, question }: { stage: Stage; load: Load; question: Question },
+  { pairs, ...lasting }: Lasting,
+): Promise<Row[]> {
+  const measured: Array<{ one: Measured; all: Measured }> = [];
+  for (let pair = 0; pair < pairs; pair++) measured.push(await compare({ stage, load, question }, lasting));
+  const one = together(measured.map((pair) => pair.one));
+  const all = together(measured.map((pair) => pair.all));
+  return [toRow(one, one), toRow(all, one)];
+}
+
+async function compare(
+  { stage, load, question }: { stage: Stage; load: Load; question: Question },
+  { seconds, untilSteadySeconds }: Omit<Lasting, 'pairs'>,
+): Promise<{ one: Measured; all: Measured }> {
+  const asked = (name: string, server: Server, keys: typeof oneKey | { keySet: 'good'; order: 'zipf' }): Contestant => {
+    return { name, server, job: () => ({ question, connections, ...keys }) };
+  };
+  const one = asked(names.one, await stage.startLatchkey(), oneKey);
+  const all = asked(names.all, await stage.startLatchkey(), { keySet: 'good', order: 'zipf' });
+  const ask = ({ server, job }: Contestant, seconds: number) =>
+    load.run({ ...job(0), port: server.port, seconds }).then(() => undefined);
+  try {
+    await ask(one, untilSteadySeconds);
+    await load.run({ ...all.job(0), port: all.server.port, order: 'once', seconds: 60 });
+    const first = await takeTurn(load, one, { round: 0, seconds });
+    await ask(all, untilSteadySeconds);
+    const before = await all.server.facts();
+    const turns = [await takeTurn(load, all, { round: 0, seconds }), await takeTurn(load, all, { round: 1, seconds })];
+    const after = await all.server.facts();
+    await all.server.stop();
+    await ask(one, untilAwakeSeconds);
+    const second = await takeTurn(load, one, { round: 1, seconds });
+    const { rssBytes } = await one.server.facts();
+    return {
+      one: { name: names.one, turns: [first, second], rssBeforeBytes: rssBytes, rssAfterBytes: rssBytes },
+      all: { name: names.all, turns, rssBeforeBytes: before.rssBytes, rssAfterBytes: after.rssBytes },
+    };
+  } finally {
+    await Promise.all([one.server.stop(), all.server.stop()]);
+  }
+}
+
+/** After it has had nothing to do. */
+const untilAwakeSeconds = 1;
+const least = 0.9;
+
+export function judgeKeyCounts(rows: readonly Row[]): Promised {
+  const all = rows.find(({ name }) => name === names.all);
+  if (all === undefined) throw new Error('all keys were not measured');
+  return {
+    promise: 'all keys: within 10 % of one key',
+    kept: all.ofBare >= least,
+    measured: `${all.ofBare.toFixed(2)} (by processor time ${all.ofBareByCpu.toFixed(2)})`,
+  };
+}
