@@ -1,5 +1,6 @@
 import t, { type Test } from 'tap';
 import type { ClientOptions } from '../src/client/client.ts';
+import { createDatabase } from './support/database.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
@@ -143,6 +144,34 @@ t.test('a reply that was on its way when its key was changed is not kept', async
   t.equal((await client.verify({ key: unseen.key, permission: 'read' })).code, 'deleted');
 });
 
+t.test('a refusal that was on its way when its key was resumed is told to nobody who comes after', async (t) => {
+  const { service, proxy, client, key, unseen, isFromMemory } = await behindProxy(t);
+  await service.admin.post(`/v1/keys/${unseen.id}/suspend`);
+  proxy.hold(true, 'POST /v1/verify');
+  const ask = () => client.verify({ key: unseen.key, permission: 'read' });
+  const before = ask();
+  await eventually(async () => proxy.isHolding());
+  await service.admin.post(`/v1/keys/${unseen.id}/resume`);
+  await service.admin.post(`/v1/keys/${key.id}/suspend`);
+  await eventually(async () => !isFromMemory());
+  const after = ask();
+  proxy.hold(false);
+  t.same([(await before).code, (await after).code], ['suspended', 'valid']);
+});
+
+t.test('closed while a report is on its way: what was let in since is told too', async (t) => {
+  const { service, proxy, client, key, isFromMemory } = await behindProxy(t, { reportEveryMs: 50 });
+  proxy.hold(true, 'POST /v1/verify');
+  for (let uses = 0; uses < 3; uses++) t.ok(isFromMemory());
+  await eventually(async () => proxy.isHolding());
+  for (let uses = 0; uses < 4; uses++) t.ok(isFromMemory());
+  const closed = client.close();
+  proxy.hold(false);
+  await closed;
+  await service.verification.usage.flush();
+  t.match((await service.admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed: 1 + 3 + 4 });
+});
+
 t.test('a token that Latchkey does not take any more lets nobody in', async (t) => {
   const { service, client, key } = await behindProxy(t);
   const { body: tokens } = await service.admin.get('/v1/access-tokens');
@@ -168,6 +197,35 @@ t.test('Latchkey itself cannot hear of changes: it is asked each time', async (t
   t.ok(client.verify({ key: key.key, permission: 'read' }) instanceof Promise);
   await admin.delete(`/v1/keys/${key.id}`);
   t.equal((await client.verify({ key: key.key, permission: 'read' })).code, 'deleted');
+});
+
+t.test('uses that Latchkey cannot count now, for want of its database, are told again', async (t) => {
+  const urls = await createDatabase(t);
+  const database = await proxyTo(t, urls.app);
+  // The feed of changes has a way of its own: the client stays live.
+  const service = await startListening(t, { urls: { ...urls, app: database.url }, state: { listenUrl: urls.app } });
+  const { url, admin, verifier, verification } = service;
+  const client = await startClient(t, { url, token: verifier.token, reportEveryMs: 200 });
+  const { body: key } = await admin.post('/v1/keys', {});
+  const ask = () => client.verify({ key: key.key, permission: 'read' });
+  await ask();
+  let reports = 0;
+  service.app.server.on('request', ({ url: path }, response) => {
+    if (path === '/v1/verify/batch') response.once('finish', () => reports++);
+  });
+  database.refuse(true);
+  database.end();
+  verification.records.invalidate([key.id]);
+  for (let uses = 0; uses < 5; uses++) t.notOk(ask() instanceof Promise, 'from memory');
+  await eventually(async () => reports > 0);
+  database.refuse(false);
+  await eventually(
+    async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'read', cost: 0 })).body.valid,
+  );
+  t.notOk(ask() instanceof Promise, 'known all the time');
+  await client.close();
+  await verification.usage.flush();
+  t.match((await admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed: 7 });
 });
 
 t.test('a backend answers 503 as a problem, and is right again without a restart', async (t) => {

@@ -71,6 +71,28 @@ t.test('a window that ends lets in again, and a raised limit at once', async (t)
   await eventually(async () => (await ask()).valid, 1_000);
 });
 
+t.test('Latchkey is gone for many windows: each of them lets in the limit and no more', async (t) => {
+  const { app, url, admin, verifier } = await startListening(t);
+  const client = await startClient(t, { url, token: verifier.token });
+  const limit = { requests: 5, windowSeconds: 1 };
+  await admin.put('/v1/rate-limit', limit);
+  const { body: key } = await admin.post('/v1/keys', {});
+  const ask = async () => (await client.verify({ key: key.key, permission: 'read' })).code;
+  t.equal(await ask(), 'valid');
+  await app.close();
+  await eventually(async () => !client.isLive());
+  const windows = 4;
+  let allowed = 0;
+  const startedAtMs = performance.now();
+  await eventually(async () => {
+    if ((await ask()) === 'valid') allowed += 1;
+    return performance.now() - startedAtMs > windows * 1_000;
+  });
+  // The first and the last are seen in part.
+  t.ok(allowed <= limit.requests * (windows + 1), `${allowed} in ${windows} s`);
+  t.ok(allowed >= limit.requests * (windows - 1), `${allowed} in ${windows} s`);
+});
+
 t.test('what is left is never more than Latchkey said, whatever order its replies come in', async (t) => {
   const state = (remaining: number, resetSeconds = 60) => ({
     policy: 'key' as const,

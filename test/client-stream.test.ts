@@ -1,4 +1,5 @@
 import t, { type Test } from 'tap';
+import { dbQuery } from './support/database.ts';
 import { startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
@@ -34,6 +35,21 @@ t.test('heartbeats are lost while other events come: after 5 s Latchkey is asked
   t.ok(tookMs < 5_200, `${tookMs} ms`);
   t.ok(renames > 10, 'bytes came all the time');
   t.ok(ask() instanceof Promise);
+});
+
+t.test('changes may have been missed while the stream lives on: everything is forgotten', async (t) => {
+  const { urls, client, key, turns } = await behindProxy(t);
+  // Costs nothing: no limit makes it ask.
+  const look = () => client.verify({ key: key.key, permission: 'read', cost: 0 });
+  t.notOk(look() instanceof Promise);
+  await dbQuery(urls.superuser, "select pg_notify('latchkey_changes', '*')");
+  let answer = look();
+  await eventually(async () => {
+    answer = look();
+    return answer instanceof Promise;
+  }, 2_000);
+  await answer;
+  t.same(turns, [[true, undefined]]);
 });
 
 t.test('a connection that is dead and does not tell is given up for another', async (t) => {

@@ -180,9 +180,30 @@ t.test('uses that wait to be told stay counted while their key changes, and do n
   t.match((await admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed, denied: 1 });
 });
 
+t.test('room for one key: the uses of two are counted once, each for its own', async (t) => {
+  const { url, admin, verifier, verification } = await startListening(t);
+  const options = { url, token: verifier.token, cacheSize: 1, reportEveryMs: 600_000 };
+  const client = await startClient(t, options);
+  const keys = [];
+  for (let made = 0; made < 2; made++) keys.push((await admin.post('/v1/keys', {})).body);
+  for (let round = 0; round < 5; round++) {
+    for (const [index, { id, key }] of keys.entries()) {
+      for (let uses = 0; uses < 2 + index; uses++) {
+        t.match(await client.verify({ key, permission: 'read' }), { valid: true, keyId: id });
+      }
+    }
+  }
+  await client.close();
+  await verification.usage.flush();
+  for (const [index, { id }] of keys.entries()) {
+    t.match((await admin.get(`/v1/keys/${id}/usage`)).body.total, { allowed: 5 * (2 + index), denied: 0 });
+  }
+});
+
 t.test('a key that expires is refused from then on, by Latchkey’s clock', async (t) => {
   const { url, admin, verifier, verification } = await startListening(t);
-  const client = await startClient(t, { url, token: verifier.token });
+  // No report's answer tells that it has expired.
+  const client = await startClient(t, { url, token: verifier.token, reportEveryMs: 600_000 });
   const expiresAtMs = Math.ceil(verification.clock.nowMs()) + 1_500;
   const { body: key } = await admin.post('/v1/keys', { expiresAt: new Date(expiresAtMs).toISOString() });
   const ask = () => client.verify({ key: key.key, permission: 'read' });
@@ -198,9 +219,38 @@ t.test('a key that expires is refused from then on, by Latchkey’s clock', asyn
   t.ok(lastGoodMs - expiresAtMs < 250, `used ${lastGoodMs - expiresAtMs} ms after its expiry`);
 });
 
-t.test('a URL that is none of HTTP is refused at once', async (t) => {
-  for (const url of ['latchkey', 'redis://127.0.0.1', 'http://127.0.0.1/?a=b', 'http://127.0.0.1/#a']) {
-    t.throws(() => createLatchkeyClient({ url, token: 'x' }), url);
+t.test('with cacheSeconds 0 Latchkey is asked each time, and may answer from its own memory', async (t) => {
+  const { url, app, admin, verifier } = await startListening(t);
+  const client = await startClient(t, { url, token: verifier.token, cacheSeconds: 0 });
+  const fresh: unknown[] = [];
+  app.server.on('request', ({ url: path, headers }) => {
+    if (path === '/v1/verify/batch') fresh.push(headers['cache-control']);
+  });
+  const { body: key } = await admin.post('/v1/keys', {});
+  for (let turn = 0; turn < 3; turn++) t.ok((await client.verify({ key: key.key, permission: 'read' })).valid);
+  t.same(fresh, [undefined, undefined, undefined]);
+  await admin.delete(`/v1/keys/${key.id}`);
+  t.equal((await client.verify({ key: key.key, permission: 'read' })).code, 'deleted');
+});
+
+t.test('options that cannot be meant are refused at once, each by its name', async (t) => {
+  const url = 'http://127.0.0.1:1';
+  const token = 'lk_v_x';
+  for (const wrong of ['latchkey', '', 'redis://127.0.0.1', 'http://127.0.0.1/?a=b', 'http://127.0.0.1/#a']) {
+    t.throws(() => createLatchkeyClient({ url: wrong, token }), /^url must be like https:/, wrong);
+  }
+  const unset = process.env['NO_SUCH_VARIABLE'] as string;
+  t.throws(() => createLatchkeyClient({ url: unset, token }), /url must/);
+  for (const wrong of [unset, '', 'two words'])
+    t.throws(() => createLatchkeyClient({ url, token: wrong }), /token must/);
+  for (const name of ['cacheSeconds', 'cacheSize', 'timeoutMs', 'reportEveryMs']) {
+    for (const wrong of [-1, Number.NaN, name === 'cacheSeconds' ? '30s' : 0]) {
+      t.throws(
+        () => createLatchkeyClient({ url, token, [name]: wrong }),
+        new RegExp(`${name} must`),
+        `${name} ${wrong}`,
+      );
+    }
   }
 });
 

@@ -3,26 +3,10 @@ import { createAsker, type Report } from './asker.ts';
 import { followChanges } from './change-stream.ts';
 import { createKnownKeys, grantName, hashOf, idsOf, KnownKey, learnLimit } from './known-keys.ts';
 import { limitOf, malformed, verdictOf } from './local-verdict.ts';
+import { type ClientOptions, settingsOf } from './options.ts';
 import { CallFailed, type EntryAnswer } from './service-call.ts';
 import { createUnreported } from './unreported.ts';
 import { addressOf, LatchkeyUnavailable, type Question, type RateLimitState, type Verdict } from './verdict.ts';
-
-export interface ClientOptions {
-  /** Where Latchkey is, such as `https://latchkey.internal:8080`. */
-  url: string;
-  /** The access token of a verifier with the scope read. */
-  token: string;
-  /** How long a good answer may be used without Latchkey having said it again. 30 by default; 0: not at all. */
-  cacheSeconds?: number;
-  /** Keys kept in memory at most, 10,000 by default. */
-  cacheSize?: number;
-  /** How long one call may take, 2,000 by default. */
-  timeoutMs?: number;
-  /** How often Latchkey is told of what was let in here, 250 by default. */
-  reportEveryMs?: number;
-  /** Told when answers begin to come from memory, and cease to. */
-  onTurn?: (isLive: boolean, cause?: unknown) => void;
-}
 
 /** What is known here of keys, and asked of Latchkey where that is not enough. */
 export interface Answers {
@@ -64,12 +48,14 @@ const keyForm = /^\w+$/;
 const longestKey = 200;
 const greatestCost = 1_000;
 
-/** Asks Latchkey whether keys are good, and answers from memory where that is sure to be right. */
+/**
+ * Asks Latchkey whether keys are good, and answers from memory where that is sure to be right.
+ * @throws Error for options that cannot be meant
+ */
 export function createAnswers(options: ClientOptions): Answers {
-  const cacheMs = (options.cacheSeconds ?? 30) * 1_000;
-  const call = { url: baseOf(options.url), token: options.token, timeoutMs: options.timeoutMs ?? 2_000 };
-  const known = createKnownKeys(options.cacheSize ?? 10_000);
-  const unreported = createUnreported();
+  const { call, cacheMs, cacheSize, reportEveryMs, onTurn } = settingsOf(options);
+  const known = createKnownKeys(cacheSize);
+  const unreported = createUnreported(known);
   const flights = new Map<string, Flight>();
   const inTheAir = new Set<Flight>();
   let isFailing = false;
@@ -92,11 +78,11 @@ export function createAnswers(options: ClientOptions): Answers {
         flights.clear();
       },
     },
-    onTurn: (isLive, cause) => options.onTurn?.(isLive, cause),
+    onTurn,
   });
   const timer = setInterval(() => {
     if (unreported.size > 0) void asker.report();
-  }, options.reportEveryMs ?? 250).unref();
+  }, reportEveryMs).unref();
 
   function onCalled(failure: CallFailed | undefined): void {
     isFailing = failure !== undefined;
@@ -108,6 +94,11 @@ export function createAnswers(options: ClientOptions): Answers {
     return unreported.take(most, performance.now()).map((use) => ({
       entry: use.entry,
       answered(answer, sentAtMs) {
+        // What could not be counted now is told again; what is not taken would be told for ever.
+        if ('status' in answer && answer.status >= 500) {
+          unreported.putBack(use);
+          return;
+        }
         unreported.settle(use);
         if ('valid' in answer) hearOf(use.of, use.grant, answer, sentAtMs);
       },
@@ -211,8 +202,9 @@ export function createAnswers(options: ClientOptions): Answers {
       noteRefusal(before, question, verdict, performance.now());
       return verdict;
     }
-    // Read afresh: the replica that answers may not have heard yet of a change that this stream has told of already.
-    const verdict = verdictIn(await asker.ask(entry, isAlive));
+    // What is to be kept is read afresh: the replica that answers may not have heard yet of a change that this stream has told
+    // of already.
+    const verdict = verdictIn(await asker.ask(entry, isAlive && cacheMs > 0));
     const mayBeKept = !flight.mustNotBeKept && !idsOf(verdict).some((id) => flight.changed.has(id));
     if (!mayBeKept) return verdict;
     if (verdict.valid || verdict.code === 'rate_limited') learn(question, hash, verdict, askedAtMs);
@@ -283,15 +275,6 @@ export function createAnswers(options: ClientOptions): Answers {
       await stream.close();
     },
   };
-}
-
-/** @throws Error for what is no URL of HTTP */
-function baseOf(url: string): string {
-  const { protocol, origin, pathname, search, hash } = new URL(url);
-  if ((protocol !== 'http:' && protocol !== 'https:') || search !== '' || hash !== '') {
-    throw new Error('url must be like https://latchkey.internal:8080');
-  }
-  return origin + pathname.replace(/\/+$/, '');
 }
 
 /** @throws LatchkeyUnavailable for an entry that could not be answered */

@@ -1,8 +1,9 @@
 import type { Access } from '../core/permissions.ts';
-import { type ClientOptions, createAnswers, toVerdict } from './answers.ts';
+import { createAnswers, toVerdict } from './answers.ts';
+import type { ClientOptions } from './options.ts';
 import { permissionFor, type Question, type Verdict } from './verdict.ts';
 
-export type { ClientOptions } from './answers.ts';
+export type { ClientOptions } from './options.ts';
 export { LatchkeyUnavailable, permissionFor, type Question, type RateLimitState, type Verdict } from './verdict.ts';
 export type { Access };
 
@@ -20,7 +21,10 @@ export interface LatchkeyClient {
   close(): Promise<void>;
 }
 
-/** Asks Latchkey whether keys are good, and answers from memory where that is sure to be right. */
+/**
+ * Asks Latchkey whether keys are good, and answers from memory where that is sure to be right.
+ * @throws Error for options that cannot be meant
+ */
 export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
   const { find, isLive, close } = createAnswers(options);
   const verify = (question: Question) => toVerdict(find(question));

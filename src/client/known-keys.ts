@@ -5,7 +5,7 @@ import { LocalLimit } from './local-limit.ts';
 import type { UseEntry } from './service-call.ts';
 import { type ApiKey, addressOf, apiKeyIn, type Question, type RateLimitState, type Verdict } from './verdict.ts';
 
-/** A key that was good, by the hash of its text. The key itself is not kept. */
+/** A key that was good, by the hash of its text. The text itself is in what waits to be told, and nowhere else. */
 export class KnownKey extends KeptRecord {
   /** The hash. */
   readonly id: string;
@@ -71,7 +71,9 @@ export function createKnownKeys(capacity: number): KnownKeys {
   const ownerLimits = new LRUCache<string, LocalLimit>({ max: capacity });
   const keys = new KeptRecords<string, KnownKey>(capacity, unlink);
 
-  function unlink({ facts, id: hash }: KnownKey): void {
+  function unlink({ facts, id: hash, ownerLimit, unsent }: KnownKey): void {
+    // Nobody will be told of them any more, and the limit that others share must not wait for that.
+    if (unsent !== undefined) ownerLimit.assumeCounted(unsent.cost);
     for (const id of idsOf(facts)) {
       const hashes = dependents.get(id);
       hashes?.delete(hash);

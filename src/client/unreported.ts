@@ -1,4 +1,4 @@
-import type { KnownKey } from './known-keys.ts';
+import type { KnownKey, KnownKeys } from './known-keys.ts';
 import type { UseEntry } from './service-call.ts';
 import { addressOf, type Question } from './verdict.ts';
 
@@ -22,7 +22,7 @@ export interface Unreported {
   take(most: number, nowMs: number): Use[];
   /** It is counted, or nobody knows whether it is. */
   settle(use: Use, how?: 'perhaps counted'): void;
-  /** It is not counted. */
+  /** It is not counted, and told with what comes next. Where its key was forgotten meanwhile, nothing comes. */
   putBack(use: Use): void;
 }
 
@@ -30,7 +30,7 @@ export interface Unreported {
  * The text of a key is needed to report its uses, and kept for that long only: after a failed report what is left is the
  * counts, until the key is presented again.
  */
-export function createUnreported(): Unreported {
+export function createUnreported(known: Pick<KnownKeys, 'has'>): Unreported {
   const waiting = new Map<string, Use>();
   /** Of keys that were forgotten here and learned again before these were reported. */
   const left: Use[] = [];
@@ -40,6 +40,13 @@ export function createUnreported(): Unreported {
     if (before !== undefined) left.push(before);
     waiting.set(text, use);
     use.of.waiting = use.entry;
+  }
+
+  function settle({ of: { ownerLimit, keyLimit }, entry: { cost } }: Use, how?: 'perhaps counted'): void {
+    for (const limit of [ownerLimit, keyLimit]) {
+      if (how === undefined) limit.pending -= cost;
+      else limit.assumeCounted(cost);
+    }
   }
 
   return {
@@ -81,30 +88,30 @@ export function createUnreported(): Unreported {
       }
       return taken;
     },
-    settle(use, how) {
-      const { ownerLimit, keyLimit } = use.of;
-      for (const limit of [ownerLimit, keyLimit]) {
-        if (how === undefined) limit.pending -= use.entry.cost;
-        else limit.assumeCounted(use.entry.cost);
-      }
-    },
-    putBack({ of, entry: { uses, cost }, sinceMs }) {
-      const known = of.waiting ?? of.unsent;
-      if (known === undefined) of.unsent = { uses, cost, sinceMs };
-      else {
-        known.uses += uses;
-        known.cost += cost;
-      }
+    settle,
+    putBack(use) {
+      const { of, entry, sinceMs } = use;
+      const { uses, cost } = entry;
+      const next = of.waiting ?? of.unsent;
+      if (next !== undefined) {
+        next.uses += uses;
+        next.cost += cost;
+      } else if (known.has(of)) of.unsent = { uses, cost, sinceMs };
+      else settle(use, 'perhaps counted');
     },
   };
 }
 
-/** What lies further back than the window counts as use, and against no limit any more. */
+/**
+ * What lies further back than the window counts as use, and against no limit any more. Among it may be what was let in since: here
+ * that stays taken from what is left.
+ */
 function forgetOld(use: Use, nowMs: number): void {
   const { ownerLimit, keyLimit } = use.of;
   const windowMs = Math.max(ownerLimit.windowMs, keyLimit.windowMs);
   if (nowMs - use.sinceMs <= windowMs) return;
-  ownerLimit.pending -= use.entry.cost;
-  keyLimit.pending -= use.entry.cost;
+  ownerLimit.assumeCounted(use.entry.cost);
+  keyLimit.assumeCounted(use.entry.cost);
   use.entry.cost = 0;
+  use.sinceMs = nowMs;
 }

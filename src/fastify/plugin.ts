@@ -2,8 +2,9 @@ import type { IncomingMessage } from 'node:http';
 import type { FastifyReply, FastifyRequest, HookHandlerDoneFunction } from 'fastify';
 import fp from 'fastify-plugin';
 import { readCredential } from '../auth/credential.ts';
-import { type Answers, type ClientOptions, createAnswers, rateLimitOfKnown } from '../client/answers.ts';
+import { type Answers, createAnswers, rateLimitOfKnown } from '../client/answers.ts';
 import { KnownKey } from '../client/known-keys.ts';
+import type { ClientOptions } from '../client/options.ts';
 import {
   type ApiKey,
   apiKeyIn,

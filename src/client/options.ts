@@ -1,0 +1,66 @@
+import type { ServiceCall } from './service-call.ts';
+
+export interface ClientOptions {
+  /** Where Latchkey is, such as `https://latchkey.internal:8080`. */
+  url: string;
+  /** The access token of a verifier with the scope read. */
+  token: string;
+  /** How long a good answer may be used without Latchkey having said it again. 30 by default; 0: not at all. */
+  cacheSeconds?: number;
+  /** Keys kept in memory at most, 10,000 by default. */
+  cacheSize?: number;
+  /** How long one call may take, 2,000 by default. */
+  timeoutMs?: number;
+  /** How often Latchkey is told of what was let in here, 250 by default. */
+  reportEveryMs?: number;
+  /** Told when answers begin to come from memory, and cease to. */
+  onTurn?: (isLive: boolean, cause?: unknown) => void;
+}
+
+/** The options, with what holds where nothing is said. */
+export interface ClientSettings {
+  call: ServiceCall;
+  cacheMs: number;
+  cacheSize: number;
+  reportEveryMs: number;
+  onTurn: (isLive: boolean, cause?: unknown) => void;
+}
+
+const mostKeys = 10_000_000;
+/** What a timer of Node's can wait for. */
+const longestMs = 2_147_483_647;
+
+/** @throws Error for what cannot be meant, and would show only when a request comes */
+export function settingsOf(options: ClientOptions): ClientSettings {
+  const { url, token, cacheSeconds = 30, cacheSize = 10_000, timeoutMs = 2_000, reportEveryMs = 250 } = options;
+  if (!(cacheSeconds >= 0)) throw new RangeError(`cacheSeconds must be 0 or more, and is ${cacheSeconds}`);
+  requireWhole('cacheSize', cacheSize, mostKeys);
+  requireWhole('timeoutMs', timeoutMs, longestMs);
+  requireWhole('reportEveryMs', reportEveryMs, longestMs);
+  return {
+    call: { url: baseOf(url), token: requireToken(token), timeoutMs },
+    cacheMs: cacheSeconds * 1_000,
+    cacheSize,
+    reportEveryMs,
+    onTurn: options.onTurn ?? (() => undefined),
+  };
+}
+
+function requireWhole(name: string, value: number, most: number): void {
+  if (Number.isInteger(value) && value >= 1 && value <= most) return;
+  throw new RangeError(`${name} must be a whole number from 1 to ${most}, and is ${value}`);
+}
+
+/** A variable of the environment that is not set is the usual mistake, and every request would be a 503. */
+function requireToken(token: string): string {
+  if (typeof token === 'string' && /^[\x21-\x7e]+$/.test(token)) return token;
+  throw new Error('token must be the access token of a verifier with the scope read, and is not set or is none');
+}
+
+function baseOf(url: string): string {
+  const { protocol, origin, pathname, search, hash } = new URL(URL.canParse(url) ? url : 'none:');
+  if ((protocol !== 'http:' && protocol !== 'https:') || search !== '' || hash !== '') {
+    throw new Error('url must be like https://latchkey.internal:8080');
+  }
+  return origin + pathname.replace(/\/+$/, '');
+}

@@ -1,0 +1,153 @@
+import t from 'tap';
+import { createKnownKeys, type KnownKey, learnLimit } from '../src/client/known-keys.ts';
+import { createUnreported } from '../src/client/unreported.ts';
+import type { Question, Verdict } from '../src/client/verdict.ts';
+
+// What was let in and not told yet: told once, of the right key, and held against its limits until then.
+
+const facts: Verdict = {
+  valid: true,
+  code: 'valid',
+  keyId: 'key_a',
+  organizationId: 'org_a',
+  partnerId: 'partner_a',
+  partnerEmail: 'a@a.example',
+  permission: 'read',
+  name: null,
+  metadata: {},
+  expiresAt: null,
+  dependsOnIp: false,
+  rateLimit: null,
+};
+const windowMs = 1_000;
+const rateLimit = { policy: 'key', limit: 10, windowSeconds: 1, remaining: 10, resetSeconds: 1 } as const;
+
+function scene() {
+  const known = createKnownKeys(100);
+  const unreported = createUnreported(known);
+  const learn = (id: string) => known.learn(id, question(id), { ...facts, keyId: `key_${id}` }, 0);
+  const question = (id: string): Question => ({ key: `text of ${id}`, permission: 'read' });
+  const use = (key: KnownKey, nowMs = 0, cost = 1) => unreported.add(key, 'read', question(key.id), cost, nowMs);
+  const told = (most = 100, nowMs = 0) =>
+    unreported.take(most, nowMs).map(({ entry: { key, uses, cost } }) => [key, uses, cost]);
+  return { known, unreported, learn, use, told };
+}
+
+t.test('a key is found by its text from its first use until its uses are handed out', async (t) => {
+  const { unreported, learn, use, told } = scene();
+  const [a, b] = [learn('a'), learn('b')];
+  t.equal(unreported.keyOf('text of a'), undefined, 'before');
+  use(a, 0, 3);
+  use(b);
+  use(a);
+  t.equal(unreported.keyOf('text of a'), a);
+  t.equal(unreported.keyOf('text of b'), b);
+  t.equal(unreported.size, 2);
+  t.same(told(1), [['text of a', 2, 4]]);
+  t.equal(unreported.keyOf('text of a'), undefined);
+  t.equal(unreported.keyOf('text of b'), b, 'there was no room for it');
+  use(a);
+  t.same(told(), [
+    ['text of b', 1, 1],
+    ['text of a', 1, 1],
+  ]);
+  t.same([unreported.size, told()], [0, []]);
+});
+
+t.test('a key that was forgotten and learned again: the uses of both are told, each once', async (t) => {
+  const { known, unreported, learn, use, told } = scene();
+  for (let turn = 0; turn < 3; turn++) {
+    known.forget('a');
+    use(learn('a'), 0, turn);
+    use(learn('b'));
+  }
+  t.equal(unreported.size, 4);
+  t.equal(unreported.keyOf('text of a'), known.get('a'));
+  t.same(told(1), [['text of a', 1, 0]]);
+  t.same(told(), [
+    ['text of a', 1, 1],
+    ['text of a', 1, 2],
+    ['text of b', 3, 3],
+  ]);
+  t.same([unreported.size, told()], [0, []]);
+});
+
+t.test('what could not be told waits without its text, and is told with what comes next', async (t) => {
+  const { unreported, learn, use, told } = scene();
+  const a = learn('a');
+  use(a, 0, 2);
+  for (const lost of unreported.take(100, 0)) unreported.putBack(lost);
+  t.same([unreported.size, unreported.keyOf('text of a'), a.keyLimit.pending], [0, undefined, 2]);
+  use(a);
+  const later = unreported.take(100, 0);
+  use(a);
+  for (const lost of later) unreported.putBack(lost);
+  t.same(told(), [['text of a', 3, 4]]);
+  use(a);
+  t.same(told(), [['text of a', 1, 1]], 'and not once more');
+});
+
+t.test('what lies further back than the window counts as use and against no limit; what comes then does', async (t) => {
+  const { unreported, learn, use, told } = scene();
+  const a = learn('a');
+  learnLimit(a, rateLimit, 0);
+  const fail = (nowMs: number) => {
+    for (const lost of unreported.take(100, nowMs)) unreported.putBack(lost);
+  };
+  use(a, 0, 4);
+  fail(windowMs);
+  t.match(a.unsent, { uses: 1, cost: 4 });
+  use(a, windowMs);
+  fail(windowMs + 1);
+  t.match(a.unsent, { uses: 2, cost: 0 });
+  t.same([a.ownerLimit.pending, a.keyLimit.pending], [0, 0]);
+  use(a, windowMs + 2);
+  t.same(told(100, windowMs + 2), [['text of a', 3, 1]]);
+});
+
+t.test('limits: what waits is held against them, until it is counted there or nobody knows', async (t) => {
+  const { unreported, learn, use } = scene();
+  const a = learn('a');
+  learnLimit(a, rateLimit, 0);
+  const left = () => [a.ownerLimit.pending, a.keyLimit.pending, a.keyLimit.state('key', 0)?.remaining];
+  use(a, 0, 4);
+  t.same(left(), [4, 4, 6]);
+  for (const use of unreported.take(100, 0)) unreported.settle(use, 'perhaps counted');
+  t.same(left(), [0, 0, 6]);
+  use(a, 0, 2);
+  for (const use of unreported.take(100, 0)) unreported.settle(use);
+  t.same(left(), [0, 0, 6], 'the answer tells what is left');
+});
+
+t.test(
+  'a key that goes takes along what could not be told of it, and its owner’s other keys keep their limit',
+  async (t) => {
+    for (const when of ['before', 'after'] as const) {
+      const { known, unreported, learn, use } = scene();
+      const [gone, stays] = [learn('gone'), learn('stays')];
+      learnLimit(stays, { ...rateLimit, policy: 'owner' }, 0);
+      use(gone, 0, 4);
+      const [report] = unreported.take(100, 0);
+      if (report === undefined) throw new Error('nothing to report');
+      if (when === 'before') known.forgetDependents(['key_gone']);
+      unreported.putBack(report);
+      if (when === 'after') known.forgetDependents(['key_gone']);
+      t.equal(stays.ownerLimit.pending, 0, `${when} its report has failed`);
+      t.match(stays.ownerLimit.state('owner', 0), { remaining: 6 });
+    }
+  },
+);
+
+t.test('however long nobody can be told: no window lets in more than the limit', async (t) => {
+  const { unreported, learn, use } = scene();
+  const a = learn('a');
+  learnLimit(a, rateLimit, 0);
+  for (let window = 0; window < 5; window++) {
+    let allowed = 0;
+    for (let nowMs = window * windowMs; nowMs < (window + 1) * windowMs; nowMs += 25) {
+      for (; allowed < 1_000 && a.keyLimit.hasRest(1, nowMs); allowed++) use(a, nowMs);
+      if (nowMs % 250 === 0) for (const lost of unreported.take(100, nowMs)) unreported.putBack(lost);
+    }
+    t.equal(allowed, rateLimit.limit, `window ${window}`);
+  }
+});
