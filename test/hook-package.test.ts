@@ -12,7 +12,7 @@ import { run } from './support/process.ts';
 const root = path.dirname(import.meta.dirname);
 
 /** All that the hook may bring into a backend, beside Node itself. */
-const librariesNeeded = ['fastify', 'fastify-plugin', 'lru-cache'];
+const librariesNeeded = ['fastify', 'fastify-plugin', 'lru-cache', 'undici'];
 
 /** Every file and library that an entry imports, by way of whatever. */
 function reach(entry: string, found = { files: new Set<string>(), libraries: new Set<string>() }) {

@@ -53,7 +53,7 @@ const greatestCost = 1_000;
  * @throws Error for options that cannot be meant
  */
 export function createAnswers(options: ClientOptions): Answers {
-  const { call, cacheMs, cacheSize, reportEveryMs, onTurn } = settingsOf(options);
+  const { service, cacheMs, cacheSize, reportEveryMs, onTurn } = settingsOf(options);
   const known = createKnownKeys(cacheSize);
   const unreported = createUnreported(known);
   const flights = new Map<string, Flight>();
@@ -62,9 +62,9 @@ export function createAnswers(options: ClientOptions): Answers {
   let probe: Promise<void> | undefined;
   let isClosed = false;
 
-  const asker = createAsker({ call, takeReports, onCalled });
+  const asker = createAsker({ service, takeReports, onCalled });
   const stream = followChanges({
-    call,
+    service,
     forgetful: {
       forget(ids) {
         known.forgetDependents(ids);
@@ -269,9 +269,7 @@ export function createAnswers(options: ClientOptions): Answers {
     async close() {
       isClosed = true;
       clearInterval(timer);
-      // One may be on its way, and what came after it waits.
-      await asker.report();
-      await asker.report();
+      await asker.close();
       await stream.close();
     },
   };

@@ -1,4 +1,5 @@
-import { CallFailed, type Entry, type EntryAnswer, type ServiceCall, verifyBatch } from './service-call.ts';
+import { createConnections, type Service } from './connections.ts';
+import { CallFailed, type Entry, type EntryAnswer, verifyBatch } from './service-call.ts';
 import { LatchkeyUnavailable } from './verdict.ts';
 
 /** What has been let in here and Latchkey has to be told. */
@@ -19,10 +20,12 @@ export interface Asker {
   ask(entry: Entry, fresh: boolean): Promise<EntryAnswer>;
   /** Sends what there is to report, and resolves when it is answered. */
   report(): Promise<void>;
+  /** Reports, and ends the connections. */
+  close(): Promise<void>;
 }
 
 interface AskerOptions {
-  call: ServiceCall;
+  service: Service;
   /** Hands out at most so many reports, which are then no longer waiting. */
   takeReports: (most: number) => Report[];
   /** Told after each request whether Latchkey has answered. */
@@ -43,7 +46,8 @@ const questionsInRequest = 250;
 const reportsInRequest = 250;
 const questionsWaiting = 10_000;
 
-export function createAsker({ call, takeReports, onCalled }: AskerOptions): Asker {
+export function createAsker({ service, takeReports, onCalled }: AskerOptions): Asker {
+  const connections = createConnections(service);
   const waiting: { fresh: Wish[]; known: Wish[] } = { fresh: [], known: [] };
   let running = 0;
   let wasFresh = false;
@@ -73,7 +77,7 @@ export function createAsker({ call, takeReports, onCalled }: AskerOptions): Aske
 
   /** Whoever has waited as long as a call may take is not made to wait for one more. */
   function rejectOld(queue: Wish[]): void {
-    const oldestMs = performance.now() - call.timeoutMs;
+    const oldestMs = performance.now() - service.timeoutMs;
     const old = queue.findIndex(({ sinceMs }) => sinceMs > oldestMs);
     for (const wish of queue.splice(0, old < 0 ? queue.length : old)) {
       wish.reject(new LatchkeyUnavailable('Latchkey was busy with other questions for too long.'));
@@ -86,7 +90,7 @@ export function createAsker({ call, takeReports, onCalled }: AskerOptions): Aske
     const entries = [...reports, ...wishes].map(({ entry }) => entry);
     const sentAtMs = performance.now();
     try {
-      const answers = await verifyBatch(call, entries, fresh);
+      const answers = await verifyBatch(connections, entries, fresh);
       onCalled(undefined);
       for (const [index, report] of reports.entries()) report.answered(answerAt(answers, index), sentAtMs);
       for (const [index, wish] of wishes.entries()) wish.resolve(answerAt(answers, reports.length + index));
@@ -114,6 +118,13 @@ export function createAsker({ call, takeReports, onCalled }: AskerOptions): Aske
     }
   }
 
+  function report(): Promise<void> {
+    reporting ??= reportAll().finally(() => {
+      reporting = undefined;
+    });
+    return reporting;
+  }
+
   return {
     ask(entry, fresh) {
       const queue = fresh ? waiting.fresh : waiting.known;
@@ -125,11 +136,12 @@ export function createAsker({ call, takeReports, onCalled }: AskerOptions): Aske
         startSoon();
       });
     },
-    report() {
-      reporting ??= reportAll().finally(() => {
-        reporting = undefined;
-      });
-      return reporting;
+    report,
+    async close() {
+      // One may be on its way, and what came after it waits.
+      await report();
+      await report();
+      await connections.close();
     },
   };
 }

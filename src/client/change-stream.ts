@@ -1,9 +1,7 @@
-import { once } from 'node:events';
-import http, { type IncomingMessage } from 'node:http';
-import https from 'node:https';
 import { setTimeout as delay } from 'node:timers/promises';
+import type { Client } from 'undici';
+import { Broken, connectTo, type Service, send } from './connections.ts';
 import { createEventReader, type ServerEvent } from './event-lines.ts';
-import type { ServiceCall } from './service-call.ts';
 
 /** Who keeps answers, and has to know when to forget them. */
 export interface Forgetful {
@@ -21,7 +19,7 @@ export interface ChangeStream {
 }
 
 interface ChangeStreamOptions {
-  call: ServiceCall;
+  service: Service;
   forgetful: Forgetful;
   /** Told when it begins and ceases to be alive. */
   onTurn: (isAlive: boolean, cause?: unknown) => void;
@@ -46,9 +44,9 @@ const lookEveryMs = 500;
 const leastDelayMs = 250;
 const mostDelayMs = 5_000;
 
-export function followChanges({ call, forgetful, onTurn }: ChangeStreamOptions): ChangeStream {
+export function followChanges({ service, forgetful, onTurn }: ChangeStreamOptions): ChangeStream {
   const closing = new AbortController();
-  let connection = new AbortController();
+  let connection: Client | undefined;
   let isHeard = false;
   /** All that was changed before this has been told; monotonic milliseconds. */
   let vouchedAtMs = Number.NEGATIVE_INFINITY;
@@ -100,49 +98,38 @@ export function followChanges({ call, forgetful, onTurn }: ChangeStreamOptions):
     turn(cause);
   }
 
-  /** On a connection of its own, which ends with it; fetch would open another one in its place. */
-  async function open(signal: AbortSignal): Promise<IncomingMessage> {
-    const url = new URL(`${call.url}/v1/changes`);
-    const headers = { authorization: `Bearer ${call.token}`, accept: 'text/event-stream' };
-    const { request } = url.protocol === 'https:' ? https : http;
-    const asking = request(url, { agent: false, headers, signal });
-    // A connection that breaks later ends the loop that reads.
-    asking.on('error', () => undefined);
-    const [response] = (await once(asking.end(), 'response')) as [IncomingMessage];
-    return response;
-  }
-
   /** One connection's life. Throws what ended it. */
   async function listen(): Promise<never> {
-    connection = new AbortController();
-    const { signal } = connection;
+    const client = connectTo(service);
+    connection = client;
     askedAtMs = performance.now();
     heardAtMs = askedAtMs;
     lateBeats = 0;
-    const response = await open(signal);
-    const { statusCode = 0 } = response;
-    response.setEncoding('utf8');
-    if (statusCode !== 200 || !response.headers['content-type']?.startsWith('text/event-stream')) {
-      throw new Error(`Latchkey answered ${statusCode}`);
-    }
     const read = createEventReader();
-    for await (const chunk of response) {
-      heardAtMs = performance.now();
-      for (const event of read(chunk as string)) hear(event);
-    }
+    const asked = { method: 'GET', path: '/v1/changes', headers: { accept: 'text/event-stream' } } as const;
+    await send(client, service, asked, {
+      onHead(status, contentType) {
+        if (status !== 200 || !contentType.startsWith('text/event-stream'))
+          throw new Error(`Latchkey answered ${status}`);
+      },
+      onText(text) {
+        heardAtMs = performance.now();
+        for (const event of read(text)) hear(event);
+      },
+    });
     throw new Error('the stream has ended');
   }
 
   /** A connection can be dead without telling. */
   const watch = setInterval(() => {
     turn(new Error(`no heartbeat for ${silenceAllowedMs} ms`));
-    if (performance.now() - heardAtMs > silenceAllowedMs) connection.abort(new Error('nothing was heard'));
+    if (performance.now() - heardAtMs > silenceAllowedMs) void connection?.destroy(new Error('nothing was heard'));
   }, lookEveryMs).unref();
 
   const running = (async () => {
     while (!closing.signal.aborted) {
-      await listen().catch(lose);
-      connection.abort();
+      await listen().catch((error: unknown) => lose(error instanceof Broken ? error.cause : error));
+      await connection?.destroy();
       const delayMs = Math.min(mostDelayMs, leastDelayMs * 2 ** failures++) * (0.5 + Math.random() / 2);
       await delay(delayMs, undefined, { signal: closing.signal, ref: false }).catch(() => undefined);
     }
@@ -154,7 +141,7 @@ export function followChanges({ call, forgetful, onTurn }: ChangeStreamOptions):
     async close() {
       clearInterval(watch);
       closing.abort();
-      connection.abort();
+      void connection?.destroy();
       await running;
     },
   };

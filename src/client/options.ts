@@ -1,4 +1,4 @@
-import type { ServiceCall } from './service-call.ts';
+import type { Service } from './connections.ts';
 
 export interface ClientOptions {
   /** Where Latchkey is, such as `https://latchkey.internal:8080`. */
@@ -19,7 +19,7 @@ export interface ClientOptions {
 
 /** The options, with what holds where nothing is said. */
 export interface ClientSettings {
-  call: ServiceCall;
+  service: Service;
   cacheMs: number;
   cacheSize: number;
   reportEveryMs: number;
@@ -38,7 +38,7 @@ export function settingsOf(options: ClientOptions): ClientSettings {
   requireWhole('timeoutMs', timeoutMs, longestMs);
   requireWhole('reportEveryMs', reportEveryMs, longestMs);
   return {
-    call: { url: baseOf(url), token: requireToken(token), timeoutMs },
+    service: { url: baseOf(url), token: requireToken(token), timeoutMs },
     cacheMs: cacheSeconds * 1_000,
     cacheSize,
     reportEveryMs,

@@ -1,3 +1,4 @@
+import { type Answer, Broken, type Connections } from './connections.ts';
 import type { Verdict } from './verdict.ts';
 
 /** One entry of `POST /v1/verify/batch`. */
@@ -35,77 +36,47 @@ export class CallFailed extends Error {
   }
 }
 
-/** Failures from before a connection was there. */
-const unreachableCodes = new Set([
-  'ECONNREFUSED',
-  'ENOTFOUND',
-  'EAI_AGAIN',
-  'EHOSTUNREACH',
-  'ENETUNREACH',
-  'UND_ERR_CONNECT_TIMEOUT',
-]);
-
 /** A kept connection that the other side has closed meanwhile. */
 const lostCodes = new Set(['UND_ERR_SOCKET', 'ECONNRESET', 'EPIPE']);
 
 /** A failure after less than this is a connection that was lost before, and another one may work. */
 const quicklyMs = 300;
 
-export interface ServiceCall {
-  url: string;
-  token: string;
-  timeoutMs: number;
-}
-
 /**
  * Asks about all entries at once. @param fresh read the records from the database
  * @throws CallFailed
  */
-export async function verifyBatch(call: ServiceCall, entries: Entry[], fresh: boolean): Promise<EntryAnswer[]> {
+export async function verifyBatch(connections: Connections, entries: Entry[], fresh: boolean): Promise<EntryAnswer[]> {
   const body = JSON.stringify({ entries });
   const startedAtMs = performance.now();
   try {
-    return await send(call, body, entries.length, fresh);
+    return await send(connections, body, entries.length, fresh);
   } catch (error) {
     const code = codeOf((error as Error).cause);
     if (!lostCodes.has(code ?? '') || performance.now() - startedAtMs > quicklyMs) throw error;
-    return send(call, body, entries.length, fresh);
+    return send(connections, body, entries.length, fresh);
   }
 }
 
-async function send(
-  { url, token, timeoutMs }: ServiceCall,
-  body: string,
-  count: number,
-  fresh: boolean,
-): Promise<EntryAnswer[]> {
-  let response: Response;
-  let text: string;
-  try {
-    response = await fetch(`${url}/v1/verify/batch`, {
-      method: 'POST',
-      headers: {
-        authorization: `Bearer ${token}`,
-        'content-type': 'application/json',
-        ...(fresh ? { 'cache-control': 'no-cache' } : {}),
-      },
-      body,
-      redirect: 'error',
-      signal: AbortSignal.timeout(timeoutMs),
-    });
-    text = await response.text();
-  } catch (error) {
-    const cause = (error as Error).cause ?? error;
-    const why = unreachableCodes.has(codeOf(cause) ?? '') ? 'unreachable' : 'broken';
-    throw new CallFailed(why, `Latchkey did not answer: ${String(cause)}`, cause);
-  }
-  if (!response.ok) {
-    const why = response.status === 401 || response.status === 403 ? 'refused' : 'unavailable';
-    throw new CallFailed(why, `Latchkey answered ${response.status}: ${text.slice(0, 500)}`);
+async function send(connections: Connections, body: string, count: number, fresh: boolean): Promise<EntryAnswer[]> {
+  const { status, text } = await ask(connections, body, fresh);
+  if (status !== 200) {
+    const why = status === 401 || status === 403 ? 'refused' : 'unavailable';
+    throw new CallFailed(why, `Latchkey answered ${status}: ${text.slice(0, 500)}`);
   }
   const answers = read(text);
   if (answers?.length === count) return answers;
   throw new CallFailed('broken', 'What answered is not Latchkey, or another version of it.');
+}
+
+async function ask(connections: Connections, body: string, fresh: boolean): Promise<Answer> {
+  const headers = { 'content-type': 'application/json', ...(fresh ? { 'cache-control': 'no-cache' } : {}) };
+  try {
+    return await connections.post({ path: '/v1/verify/batch', headers, body });
+  } catch (error) {
+    if (!(error instanceof Broken)) throw error;
+    throw new CallFailed(error.wasSent ? 'broken' : 'unreachable', error.message, error.cause);
+  }
 }
 
 function read(text: string): EntryAnswer[] | undefined {
@@ -120,6 +91,5 @@ function read(text: string): EntryAnswer[] | undefined {
 }
 
 function codeOf(cause: unknown): string | undefined {
-  if (cause instanceof AggregateError) return codeOf(cause.errors[0]);
   return (cause as NodeJS.ErrnoException | undefined)?.code;
 }
