@@ -1,7 +1,7 @@
 import type { RequestListener } from 'node:http';
 import t, { type Test } from 'tap';
 import type { ClientOptions } from '../src/client/client.ts';
-import { createDatabase } from './support/database.ts';
+import { createDatabase, dbQuery } from './support/database.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
@@ -143,6 +143,18 @@ t.test('a reply that was on its way when its key was changed is not kept', async
   t.equal((await asked).code, 'valid', 'it was asked before');
   t.notOk(isFromMemory(unseen.key), 'and holds for nobody else');
   t.equal((await client.verify({ key: unseen.key, permission: 'read' })).code, 'deleted');
+});
+
+t.test('a reply that was on its way when changes may have been missed is not kept', async (t) => {
+  const { service, proxy, client, unseen, isFromMemory } = await behindProxy(t);
+  proxy.hold(true, 'POST /v1/verify');
+  const asked = client.verify({ key: unseen.key, permission: 'read' });
+  await eventually(async () => proxy.isHolding());
+  await dbQuery(service.urls.superuser, "select pg_notify('latchkey_changes', '*')");
+  await eventually(async () => !isFromMemory());
+  proxy.hold(false);
+  t.equal((await asked).code, 'valid', 'it was asked before');
+  t.notOk(isFromMemory(unseen.key), 'and holds for nobody else');
 });
 
 t.test('uses that somebody on the way would not pass on are told with the next one', async (t) => {
