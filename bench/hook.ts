@@ -1,6 +1,4 @@
-import { createRequire } from 'node:module';
 import path from 'node:path';
-import { pathToFileURL } from 'node:url';
 import type { Load } from './load.ts';
 import type { Question } from './questions.ts';
 import { type Promised, type Row, toRow } from './report.ts';
@@ -15,12 +13,9 @@ interface Backends {
   stop(): Promise<void>;
 }
 
-const tsx = pathToFileURL(createRequire(import.meta.url).resolve('tsx')).href;
-
 /** @param latchkeyPort of the Latchkey that the protected one asks */
 async function startBackends(stage: Stage, latchkeyPort: number): Promise<Backends> {
-  const start = (env: NodeJS.ProcessEnv) =>
-    startServer(path.join(import.meta.dirname, 'hello.ts'), { env, imports: [tsx] });
+  const start = (env: NodeJS.ProcessEnv) => startServer(path.join(import.meta.dirname, 'hello.mjs'), { env });
   const token = stage.bootstrapped.verifierToken.reveal();
   const [bare, hooked] = await Promise.all([
     start({}),

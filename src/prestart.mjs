@@ -22,10 +22,7 @@ const isStale = inputs.some((input) => newest(path.join(root, input)) > builtAt)
 
 if (isStale && existsSync(compiler)) {
   rmSync(path.join(root, 'dist'), { recursive: true, force: true });
-  const { status } = spawnSync(process.execPath, [compiler, '-p', 'tsconfig.build.json'], {
-    cwd: root,
-    stdio: 'inherit',
-  });
+  const { status } = spawnSync(process.execPath, [path.join(root, 'src', 'build.mjs')], { stdio: 'inherit' });
   if (status !== 0) process.exit(status ?? 1);
   writeFileSync(stamp, '');
 } else if (isStale && !existsSync(path.join(root, 'dist', 'src', 'server.js'))) {

@@ -19,7 +19,7 @@ function reach(entry: string, found = { files: new Set<string>(), libraries: new
   if (found.files.has(entry)) return found;
   found.files.add(entry);
   for (const [statement, name = ''] of readFileSync(entry, 'utf8').matchAll(
-    /^(?:import|export)\b[^;]*?from '([^']+)';/gm,
+    /^(?:import|export)\b[^;]*?from ['"]([^'"]+)['"];/gm,
   )) {
     if (/^(import|export) type\b/.test(statement)) continue;
     if (name.startsWith('.')) reach(path.join(path.dirname(entry), name), found);
@@ -58,7 +58,7 @@ function must(program: string, args: string[], cwd: string): string {
 /** Puts the packed package into `node_modules`, with what it needs and nothing else. */
 function install(directory: string, backend: string): void {
   const at = (...names: string[]) => path.join(directory, ...names);
-  must(process.execPath, [tsc, '-p', 'tsconfig.build.json', '--outDir', at('package/dist')], root);
+  must(process.execPath, ['src/build.mjs', at('package/dist')], root);
   for (const file of ['package.json', 'README.md', 'openapi', 'docs']) {
     cpSync(path.join(root, file), at('package', file), { recursive: true });
   }
@@ -77,6 +77,11 @@ t.test('packed, installed and used, with its types, where no other library of La
   const directory = await scratch(t);
   const at = (...names: string[]) => path.join(directory, ...names);
   install(directory, at('backend'));
+  for (const entry of ['client/client.js', 'fastify/plugin.js'].map((name) => at('package/dist/src', name))) {
+    const { files, libraries } = reach(entry);
+    t.same([...files], [entry], 'one file: more would slow down a backend that has few of its own');
+    t.ok(libraries.has('lru-cache') && [...libraries].every((library) => librariesNeeded.includes(library)));
+  }
   cpSync(path.join(root, 'docs/examples/issues-api'), at('backend/issues-api'), {
     recursive: true,
     filter: (file) => !file.includes('node_modules'),

@@ -7,11 +7,9 @@ app.get('/readyz', { config: { permission: 'none' } }, async () => ({}));
 const { LATCHKEY_URL: url, LATCHKEY_TOKEN: token } = process.env;
 if (url !== undefined && token !== undefined) {
   // What is built: that is what backends run.
-  const { latchkey }: typeof import('../src/fastify/plugin.ts') = await import(
-    new URL('../dist/src/fastify/plugin.js', import.meta.url).href
-  );
+  const { latchkey } = await import('../dist/src/fastify/plugin.js');
   await app.register(latchkey, { url, token });
 }
 app.get('/hello', async () => ({ hello: 'world' }));
 process.on('SIGTERM', () => process.exit(0));
-await app.listen({ host: '127.0.0.1', port: Number(process.env['PORT']) });
+await app.listen({ host: '127.0.0.1', port: Number(process.env.PORT) });
