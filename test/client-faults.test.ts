@@ -1,6 +1,7 @@
+import type { RequestListener } from 'node:http';
 import t, { type Test } from 'tap';
 import type { ClientOptions } from '../src/client/client.ts';
-import { createDatabase } from './support/database.ts';
+import { createDatabase, dbQuery } from './support/database.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
@@ -142,6 +143,43 @@ t.test('a reply that was on its way when its key was changed is not kept', async
   t.equal((await asked).code, 'valid', 'it was asked before');
   t.notOk(isFromMemory(unseen.key), 'and holds for nobody else');
   t.equal((await client.verify({ key: unseen.key, permission: 'read' })).code, 'deleted');
+});
+
+t.test('a reply that was on its way when changes may have been missed is not kept', async (t) => {
+  const { service, proxy, client, unseen, isFromMemory } = await behindProxy(t);
+  proxy.hold(true, 'POST /v1/verify');
+  const asked = client.verify({ key: unseen.key, permission: 'read' });
+  await eventually(async () => proxy.isHolding());
+  await dbQuery(service.urls.superuser, "select pg_notify('latchkey_changes', '*')");
+  await eventually(async () => !isFromMemory());
+  proxy.hold(false);
+  t.equal((await asked).code, 'valid', 'it was asked before');
+  t.notOk(isFromMemory(unseen.key), 'and holds for nobody else');
+});
+
+t.test('uses that somebody on the way would not pass on are told with the next one', async (t) => {
+  const { app, url, admin, verifier, verification } = await startListening(t);
+  const [answer] = app.server.listeners('request') as RequestListener[];
+  let refusals = 0;
+  let isRefusing = false;
+  app.server.removeAllListeners('request').on('request', (request, response) => {
+    if (!isRefusing || request.url !== '/v1/verify/batch') answer?.(request, response);
+    else response.writeHead(503).end('busy', () => refusals++);
+  });
+  const client = await startClient(t, { url, token: verifier.token, reportEveryMs: 50 });
+  const { body: key } = await admin.post('/v1/keys', {});
+  const ask = () => client.verify({ key: key.key, permission: 'read' });
+  await ask();
+  isRefusing = true;
+  for (let round = 1; round < 4; round++) {
+    t.notOk(ask() instanceof Promise, 'from memory');
+    await eventually(async () => refusals >= round);
+  }
+  isRefusing = false;
+  t.notOk(ask() instanceof Promise, 'from memory');
+  await client.close();
+  await verification.usage.flush();
+  t.match((await admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed: 5 });
 });
 
 t.test('a refusal that was on its way when its key was resumed is told to nobody who comes after', async (t) => {

@@ -33,6 +33,18 @@ t.test('one backend lets in exactly the limit, at whatever pace', async (t) => {
   }
 });
 
+t.test('the owner’s limit holds as well as a key’s own', async (t) => {
+  const { url, admin, verifier } = await startListening(t);
+  const client = await startClient(t, { url, token: verifier.token });
+  await admin.put('/v1/rate-limit', { requests: 160, windowSeconds: 3_600 });
+  const { body: key } = await admin.post('/v1/keys', {});
+  let allowed = 0;
+  for (let turn = 0; turn < 250; turn++) {
+    if ((await client.verify({ key: key.key, permission: 'read' })).valid) allowed += 1;
+  }
+  t.equal(allowed, 160);
+});
+
 t.test('several backends go past it by at most a sixteenth each, and soon refuse', async (t) => {
   const { url, admin, verifier } = await startListening(t);
   await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 3_600 });
