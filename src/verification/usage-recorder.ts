@@ -29,7 +29,7 @@ const hourLengthMs = 3_600_000;
 const keysInBatch = 1_000;
 
 /** Of the keys that wait, one of so many is written each second: what is used again until its turn comes is one row and not two. */
-const secondsToWait = 10;
+const secondsToWait = 15;
 /** But no more wait than this. */
 const keysAtRest = 50_000;
 
