@@ -138,7 +138,7 @@ export const environment = z.object({
     example: '30',
   }),
   VERIFY_CACHE_SIZE: integer(100, 10_000_000).default(200_000).meta({
-    description: 'Keys kept in memory at most, about 1.4 KB each.',
+    description: 'Keys kept in memory at most, about 1.3 KB each.',
     example: '200000',
   }),
   CHANGE_STREAMS: integer(0, 100_000).default(1_000).meta({

@@ -109,8 +109,8 @@ export function followChanges({ service, forgetful, onTurn }: ChangeStreamOption
     const asked = { method: 'GET', path: '/v1/changes', headers: { accept: 'text/event-stream' } } as const;
     await send(client, service, asked, {
       onHead(status, contentType) {
-        if (status !== 200 || !contentType.startsWith('text/event-stream'))
-          throw new Error(`Latchkey answered ${status}`);
+        const isStream = status === 200 && contentType.startsWith('text/event-stream');
+        if (!isStream) throw new Error(`Latchkey answered ${status}`);
       },
       onText(text) {
         heardAtMs = performance.now();

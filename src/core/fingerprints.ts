@@ -59,6 +59,7 @@ export class Fingerprints {
 
   /** What is at one place is at the other from now on. */
   move(from: number, to: number): void {
+    if (from === to) return;
     this.delete(to);
     const slot = this.#slotOf(from);
     if (slot < 0) return;
