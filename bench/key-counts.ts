@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import { connections, oneKey } from './contests.ts';
 import type { Load } from './load.ts';
 import type { Question } from './questions.ts';
@@ -37,15 +38,17 @@ async function compare(
   { seconds, untilSteadySeconds }: Omit<Lasting, 'pairs'>,
 ): Promise<{ one: Measured; all: Measured }> {
   const asked = (name: string, server: Server, keys: typeof oneKey | { keySet: 'good'; order: 'zipf' }): Contestant => {
-    return { name, server, job: () => ({ question, connections, ...keys }) };
+    return { name, server, job: () => ({ question, connections, inRow, ...keys }) };
   };
   const one = asked(names.one, await stage.startLatchkey(), oneKey);
   const all = asked(names.all, await stage.startLatchkey(), { keySet: 'good', order: 'zipf' });
   const ask = ({ server, job }: Contestant, seconds: number) =>
     load.run({ ...job(0), port: server.port, seconds }).then(() => undefined);
   try {
-    await ask(one, untilSteadySeconds);
     await load.run({ ...all.job(0), port: all.server.port, order: 'once', seconds: 60 });
+    // Until what that has left to write is written.
+    await delay(writtenWithinMs);
+    await ask(one, untilSteadySeconds);
     const first = await takeTurn(load, one, { round: 0, seconds });
     await ask(all, untilSteadySeconds);
     const before = await all.server.facts();
@@ -64,6 +67,9 @@ async function compare(
   }
 }
 
+const writtenWithinMs = 20_000;
+/** More than are asked in a turn and the seconds before it: where few of many keys came again and again, little would be written. */
+const inRow = 2 ** 19;
 /** After it has had nothing to do. */
 const untilAwakeSeconds = 1;
 const least = 0.9;

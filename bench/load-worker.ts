@@ -17,17 +17,17 @@ process.on('message', (message: WorkerMessage) => {
 process.on('disconnect', () => process.exit(0));
 
 /**
- * As many as a turn asks for, of one key or of many: they are gone through again where it asks for more. With fewer this
+ * As many as a short turn asks for, of one key or of many: they are gone through again where it asks for more. With fewer this
  * process would have what it sends in the processor's cache, and would be faster for that.
  */
 const requestsInRow = 2 ** 16;
 
 /** The keys that are asked for, in that order. */
-function keysInOrder({ keySet, order, from = 0, to }: LoadJob): string[] {
+function keysInOrder({ keySet, order, from = 0, to, inRow = requestsInRow }: LoadJob): string[] {
   const keys = keySets.get(keySet)?.slice(from, to) ?? [];
-  if (order === 'zipf') return Array.from(zipfPicks(keys.length, requestsInRow), (place) => keys[place] ?? '');
+  if (order === 'zipf') return Array.from(zipfPicks(keys.length, inRow), (place) => keys[place] ?? '');
   if (order === 'once' || keys.length === 0) return keys;
-  return Array.from({ length: Math.ceil(requestsInRow / keys.length) }, () => keys).flat();
+  return Array.from({ length: Math.ceil(inRow / keys.length) }, () => keys).flat();
 }
 
 /**

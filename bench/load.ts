@@ -16,6 +16,8 @@ export interface LoadJob {
   /** The part of the set that is used. */
   from?: number;
   to?: number;
+  /** Requests that are made ahead and gone through again and again; 65,536 where nothing is said. */
+  inRow?: number;
   /** As many as the connections can carry where nothing is said. */
   requestsASecond?: number;
 }

@@ -10,8 +10,8 @@ function fingerprint(home: number, rest: number): Fingerprint {
   return bytes.toString('latin1') as Fingerprint;
 }
 
-/** Few, next to each other and at both ends of the table, so that many come to lie in each other's way. */
-const homes = [0, 1, 2, 2_046, 2_047, -1, -2_147_483_648];
+/** Few, next to each other and at both ends of 2,048 slots, so that many come to lie in each other's way. */
+const homes = [0, 1, 2, 2_046, 2_047, 1_024].map((slot) => slot << 21);
 const anyFingerprint = fc.tuple(fc.constantFrom(...homes), fc.nat(3)).map(([home, rest]) => fingerprint(home, rest));
 const anyPlace = fc.nat(40);
 
@@ -55,7 +55,7 @@ class Model {
 t.test('whatever was set, moved and deleted: each is found at its place, and nothing else is', async (t) => {
   const all = homes.flatMap((home) => [0, 1, 2, 3].map((rest) => fingerprint(home, rest)));
   const holds = fc.property(fc.array(anyAct, { maxLength: 80 }), (acts) => {
-    const [fingerprints, model] = [new Fingerprints(), new Model()];
+    const [fingerprints, model] = [new Fingerprints(1), new Model()];
     for (const act of acts) {
       model.act(act);
       if (act.what === 'clear') fingerprints.clear();
@@ -81,6 +81,21 @@ t.test('each of the 256 bits counts', async (t) => {
     bytes[bit >> 3] = before;
   }
   t.equal(fingerprints.placeOf(asText()), 7);
+});
+
+t.test('keys that were chosen for how they begin do not make the search for others long', async (t) => {
+  const fingerprints = new Fingerprints();
+  for (let place = 0; place < 60_000; place++) fingerprints.set(place, fingerprint(place, place));
+  const takenMs = (first: (number: number) => number) => {
+    const asked = Array.from({ length: 20_000 }, (_, number) => fingerprint(first(number), -1));
+    const startedAtMs = performance.now();
+    for (const one of asked) fingerprints.placeOf(one);
+    return performance.now() - startedAtMs;
+  };
+  const elsewhere = (number: number) => Math.imul(number, 0x9e37_79b1);
+  takenMs(elsewhere);
+  const [among, beside] = [takenMs((number) => number * 3), takenMs(elsewhere)];
+  t.ok(among < 30 * beside + 20, `${among} ms among them, ${beside} ms elsewhere`);
 });
 
 t.test('it grows, and all are still found', async (t) => {

@@ -1,3 +1,5 @@
+import { randomInt } from 'node:crypto';
+
 declare const brand: unique symbol;
 
 /** A SHA-256 as text: 32 characters, each for one byte. */
@@ -12,20 +14,26 @@ const placesAtFirst = 1_024;
  * Places, which are small whole numbers, by fingerprints: a hash table with open addressing and linear probing (Knuth, The Art
  * of Computer Programming, volume 3, section 6.4, algorithms L and R). A `Map` by text touches its bucket, its entry, and the text of
  * its key, one after the other, and with many keys none of them is in the processor's cache. Here a slot tells the place, and at
- * the place lies the fingerprint. It is its own hash: nobody can choose those that are kept, for they are of secrets that
- * were made at random.
+ * the place lies the fingerprint. Its first bits are mixed with a number that is made at random: who makes keys could otherwise
+ * present only those of them that come to lie side by side, and each search among them would take long.
  */
 export class Fingerprints {
+  readonly #multiplier: number;
   /** Of each place, where it has one. */
   #words = new Int32Array(placesAtFirst * wordsEach);
   /** Each place that has a fingerprint, plus 1; 0: free. At least half of them are, and their number is a power of two. */
   #slots = new Int32Array(placesAtFirst * 2);
 
+  /** @param multiplier odd, so that different words stay different; tests choose it */
+  constructor(multiplier: number = randomInt(2 ** 31) * 2 + 1) {
+    this.#multiplier = multiplier;
+  }
+
   /** @returns -1 where it has none */
   placeOf(fingerprint: Fingerprint): number {
     const mask = this.#slots.length - 1;
     const first = wordOf(fingerprint, 0);
-    for (let slot = first & mask; ; slot = (slot + 1) & mask) {
+    for (let slot = this.#homeOf(first); ; slot = (slot + 1) & mask) {
       const place = (this.#slots[slot] ?? 0) - 1;
       if (place < 0) return -1;
       if (this.#words[place * wordsEach] === first && this.#isAt(place, fingerprint)) return place;
@@ -49,7 +57,7 @@ export class Fingerprints {
     // Those behind it move up, unless they would come to lie before the slot at which they are looked for first.
     for (let slot = (free + 1) & mask; this.#slots[slot] !== 0; slot = (slot + 1) & mask) {
       const moved = this.#slots[slot] ?? 0;
-      const distance = (slot - this.#homeOf(moved - 1)) & mask;
+      const distance = (slot - this.#homeOfPlace(moved - 1)) & mask;
       if (distance < ((slot - free) & mask)) continue;
       this.#slots[free] = moved;
       free = slot;
@@ -79,15 +87,20 @@ export class Fingerprints {
     return true;
   }
 
-  /** At which it is looked for first. */
-  #homeOf(place: number): number {
-    return (this.#words[place * wordsEach] ?? 0) & (this.#slots.length - 1);
+  /** At which a fingerprint with this first word is looked for first: the upper bits of the product depend on all of the word's. */
+  #homeOf(firstWord: number): number {
+    const mask = this.#slots.length - 1;
+    return (Math.imul(firstWord, this.#multiplier) >>> Math.clz32(mask)) & mask;
+  }
+
+  #homeOfPlace(place: number): number {
+    return this.#homeOf(this.#words[place * wordsEach] ?? 0);
   }
 
   /** @returns -1 where it has no fingerprint */
   #slotOf(place: number): number {
     const mask = this.#slots.length - 1;
-    for (let slot = this.#homeOf(place); ; slot = (slot + 1) & mask) {
+    for (let slot = this.#homeOfPlace(place); ; slot = (slot + 1) & mask) {
       const there = (this.#slots[slot] ?? 0) - 1;
       if (there < 0) return -1;
       if (there === place) return slot;
@@ -96,7 +109,7 @@ export class Fingerprints {
 
   #enter(place: number): void {
     const mask = this.#slots.length - 1;
-    let slot = this.#homeOf(place);
+    let slot = this.#homeOfPlace(place);
     while (this.#slots[slot] !== 0) slot = (slot + 1) & mask;
     this.#slots[slot] = place + 1;
   }

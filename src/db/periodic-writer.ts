@@ -39,7 +39,7 @@ export function createPeriodicWriter(options: {
     flush,
     async close() {
       clearInterval(timer);
-      await flush();
+      await (running?.written ?? flush());
       if (isWaiting()) await flush();
     },
   };

@@ -30,14 +30,14 @@ const keysInBatch = 1_000;
 
 /** Of the keys that wait, one of so many is written each second: what is used again until its turn comes is one row and not two. */
 const secondsToWait = 15;
-/** But no more wait than this. */
+/** But no more wait than this: a service that stops has little time to write them. */
 const keysAtRest = 50_000;
 
 /** Keys, each once for each hour, that wait while the database takes nothing. Past it, counts are dropped. */
 const keysHeld = 100_000;
 
 export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRecorderOptions): UsageRecorder {
-  /** Those that wait longest come first. */
+  /** Those that wait longest come first; what could not be written waits anew. */
   const waiting: UseCounts[] = [];
   let dropped = 0;
 
