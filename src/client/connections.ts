@@ -95,6 +95,7 @@ export interface Connections {
 
 export function createConnections(service: Service): Connections {
   const idle: Client[] = [];
+  let isClosed = false;
   return {
     async post(asked) {
       const client = idle.pop() ?? connectTo(service);
@@ -115,7 +116,8 @@ export function createConnections(service: Service): Connections {
             },
           },
         );
-        idle.push(client);
+        if (isClosed) void client.destroy();
+        else idle.push(client);
         return answer;
       } catch (error) {
         void client.destroy();
@@ -125,6 +127,7 @@ export function createConnections(service: Service): Connections {
       }
     },
     async close() {
+      isClosed = true;
       await Promise.all(idle.splice(0).map((client) => client.destroy()));
     },
   };
