@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { mergeRecentUsage, usageParts } from '../src/verification/recent-usage.ts';
 import { connections, oneKey } from './contests.ts';
 import type { Load } from './load.ts';
 import type { Question } from './questions.ts';
@@ -22,7 +23,7 @@ export interface Lasting {
 
 /**
  * One key and all of them, under a load that lasts: so that writing what was counted is paid by those who have caused it. All
- * keys have their turns between two of one key, and their process has ended, and written everything, before the second one.
+ * keys have their turns between two of one key, and their process has ended, and all that it counted is in its hours, before the second one.
  */
 export async function compareKeyCounts(
   { stage, load, question }: { stage: Stage; load: Load; question: Question },
@@ -57,6 +58,8 @@ async function compare(
     const turns = [await takeTurn(load, all, { round: 0, seconds }), await takeTurn(load, all, { round: 1, seconds })];
     const after = await all.server.facts();
     await all.server.stop();
+    // Else the other one would do this in its turn.
+    for (const part of usageParts) while (await mergeRecentUsage(stage.transactor.db, part));
     await ask(one, untilAwakeSeconds);
     const second = await takeTurn(load, one, { round: 1, seconds });
     const { rssBytes } = await one.server.facts();
