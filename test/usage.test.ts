@@ -350,6 +350,31 @@ t.test('what was written down is added to its hours: once, and it shows the same
   t.same((await show())[0].total, total);
 });
 
+t.test('what was written down of another key or another hour is not shown, though it stands beside it', async (t) => {
+  const { admin, urls } = await startService(t);
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const [key] = partner.keys;
+  const other = newId('key').slice(0, -1) + key.id.slice(-1);
+  const hour = Math.floor(Date.now() / hourMs) * hourMs;
+  const writeDown = (since: number, ids: string[], allowed: number[], lastUsed: number[]) =>
+    dbQuery(
+      urls.superuser,
+      `insert into usage_recent (part, hour, key_ids, allowed, last_used) select right(($2::text[])[1], 1), $1, $2, $3, $4`,
+      [new Date(since).toISOString(), ids, allowed, lastUsed],
+    );
+  await writeDown(hour, [other, key.id], [5, 1], [1_000, 10]);
+  await writeDown(hour - 2 * hourMs, [key.id], [7], [20]);
+  const lastUsedAt = new Date(hour + 10).toISOString();
+  for (const owner of [`keys/${key.id}`, `partners/${partner.id}`]) {
+    t.match((await admin.get(`/v1/${owner}/usage`)).body, { lastUsedAt, total: { allowed: 8 } });
+    const { body: latest } = await admin.get(`/v1/${owner}/usage?from=${new Date(hour).toISOString()}`);
+    t.match(latest, { lastUsedAt, total: { allowed: 1 } });
+    const earlier = `from=${new Date(hour - 3 * hourMs).toISOString()}&to=${new Date(hour).toISOString()}`;
+    t.match((await admin.get(`/v1/${owner}/usage?${earlier}`)).body.total, { allowed: 7 });
+  }
+  t.equal((await admin.get(`/v1/keys/${key.id}`)).body.lastUsedAt, lastUsedAt);
+});
+
 t.test('uses are added to their hours by themselves, also those that an ended process has left', async (t) => {
   const first = await startService(t);
   const { body: key } = await first.admin.post('/v1/keys', {});
