@@ -356,14 +356,8 @@ t.test('what was written down of another key or another hour is not shown, thoug
   const [key] = partner.keys;
   const other = newId('key').slice(0, -1) + key.id.slice(-1);
   const hour = Math.floor(Date.now() / hourMs) * hourMs;
-  const writeDown = (since: number, ids: string[], allowed: number[], lastUsed: number[]) =>
-    dbQuery(
-      urls.superuser,
-      `insert into usage_recent (part, hour, key_ids, allowed, last_used) select right(($2::text[])[1], 1), $1, $2, $3, $4`,
-      [new Date(since).toISOString(), ids, allowed, lastUsed],
-    );
-  await writeDown(hour, [other, key.id], [5, 1], [1_000, 10]);
-  await writeDown(hour - 2 * hourMs, [key.id], [7], [20]);
+  await dbWriteDown(urls, hour, [other, key.id], { allowed: [5, 1], lastUsed: [1_000, 10] });
+  await dbWriteDown(urls, hour - 2 * hourMs, [key.id], { allowed: [7], lastUsed: [20] });
   const lastUsedAt = new Date(hour + 10).toISOString();
   for (const owner of [`keys/${key.id}`, `partners/${partner.id}`]) {
     t.match((await admin.get(`/v1/${owner}/usage`)).body, { lastUsedAt, total: { allowed: 8 } });
@@ -373,6 +367,27 @@ t.test('what was written down of another key or another hour is not shown, thoug
     t.match((await admin.get(`/v1/${owner}/usage?${earlier}`)).body.total, { allowed: 7 });
   }
   t.equal((await admin.get(`/v1/keys/${key.id}`)).body.lastUsedAt, lastUsedAt);
+});
+
+t.test('the last use is the latest that was allowed, in whatever order they are written down and added', async (t) => {
+  const { admin, client, urls } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  const hour = Math.floor(Date.now() / hourMs) * hourMs;
+  const earlier = hour - 2 * hourMs;
+  const show = async () => [
+    (await admin.get(`/v1/keys/${key.id}/usage`)).body.lastUsedAt,
+    (await admin.get(`/v1/keys/${key.id}`)).body.lastUsedAt,
+  ];
+  const latest = new Date(earlier + 20).toISOString();
+  await dbWriteDown(urls, earlier, [key.id], { allowed: [1], lastUsed: [20] });
+  await dbWriteDown(urls, earlier, [key.id], { allowed: [1], lastUsed: [10] });
+  await dbWriteDown(urls, hour, [key.id], { allowed: [0], lastUsed: [-1] });
+  t.same(await show(), [latest, latest]);
+  await mergeUsage(client.db);
+  t.same(await show(), [latest, latest]);
+  await dbWriteDown(urls, earlier, [key.id], { allowed: [1], lastUsed: [15] });
+  await mergeUsage(client.db);
+  t.same(await show(), [latest, latest]);
 });
 
 t.test('uses are added to their hours by themselves, also those that an ended process has left', async (t) => {
@@ -464,6 +479,20 @@ t.test('SIGTERM: what was counted is written before the process ends', async (t)
   t.same(await service.exited, { code: 0, signal: null });
   t.same(await dbAllowed(urls.superuser), new Map([[key.id, 25]]));
 });
+
+/** As a service writes it down. @param hour as its beginning */
+async function dbWriteDown(
+  { superuser }: ClusterUrls,
+  hour: number,
+  keyIds: string[],
+  { allowed, lastUsed }: { allowed: number[]; lastUsed: number[] },
+): Promise<void> {
+  await dbQuery(
+    superuser,
+    `insert into usage_recent (part, hour, key_ids, allowed, last_used) select right(($2::text[])[1], 1), $1, $2, $3, $4`,
+    [new Date(hour).toISOString(), keyIds, allowed, lastUsed],
+  );
+}
 
 /** Until it is released, whatever is written to `usage_recent` waits. */
 async function holdRecentUsage(t: Test, { superuser }: ClusterUrls) {
