@@ -64,6 +64,13 @@ t.test('each way in which an answer can fail to come, and how often it was asked
     ['reset before the request', (socket, request) => request === 0 && socket.resetAndDestroy(), 'unreachable', 0],
     ['reset after it: asked once more', (socket, request) => request > 0 && socket.resetAndDestroy(), 'broken', 2],
     ['closed after it: asked once more', (socket, request) => request > 0 && socket.end(), 'broken', 2],
+    // Long after it a connection that was lost before would have been noticed.
+    [
+      'reset much later',
+      (socket, request) => request > 0 && setTimeout(() => socket.resetAndDestroy(), 400),
+      'broken',
+      1,
+    ],
     ['half a head', (socket, request) => request > 0 && socket.end(ok.slice(0, 20)), 'broken', 2],
     // It was counted, and would be counted once more.
     ['half an answer', (socket, request) => request > 0 && socket.end(ok.slice(0, -9)), 'broken', 1],
@@ -178,6 +185,14 @@ t.test(
     await eventually(async () => listener.open() === 1, 2_000);
   },
 );
+
+t.test('the time limit of a call that was answered does not end the connection for those after it', async (t) => {
+  const listener = await listenFor(t, (socket, request) => request > 0 && socket.write(ok));
+  const { ask } = open(t, listener.url, 100);
+  const beganAtMs = performance.now();
+  await eventually(async () => (await ask()) === answered && performance.now() - beganAtMs > 300, 5_000);
+  t.equal(listener.connections(), 1);
+});
 
 t.test('an answer is asked for as it is, not compressed', async (t) => {
   const listener = await listenHttp(t, (response) => response.end(good));
