@@ -14,7 +14,9 @@ export interface Lasting {
   pairs: number;
   /** Of one turn. */
   seconds: number;
-  /** Before the first turn: until all is compiled, and as much is written of what was counted as is counted. */
+  /** Before the first turn of one key. */
+  untilCompiledSeconds: number;
+  /** Before the first turn of all keys: as much is added to the rows of their hours as is counted after one round through all parts. */
   untilSteadySeconds: number;
 }
 
@@ -35,7 +37,7 @@ export async function compareKeyCounts(
 
 async function compare(
   { stage, load, question }: { stage: Stage; load: Load; question: Question },
-  { seconds, untilSteadySeconds }: Omit<Lasting, 'pairs'>,
+  { seconds, untilCompiledSeconds, untilSteadySeconds }: Omit<Lasting, 'pairs'>,
 ): Promise<{ one: Measured; all: Measured }> {
   const asked = (name: string, server: Server, keys: typeof oneKey | { keySet: 'good'; order: 'zipf' }): Contestant => {
     return { name, server, job: () => ({ question, connections, inRow, ...keys }) };
@@ -48,7 +50,7 @@ async function compare(
     await load.run({ ...all.job(0), port: all.server.port, order: 'once', seconds: 60 });
     // Until what that has left to write is written.
     await delay(writtenWithinMs);
-    await ask(one, untilSteadySeconds);
+    await ask(one, untilCompiledSeconds);
     const first = await takeTurn(load, one, { round: 0, seconds });
     await ask(all, untilSteadySeconds);
     const before = await all.server.facts();

@@ -195,8 +195,6 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       embedded: embedded && { credentialsFile: embedded.credentialsFile, bootstrapped },
       stop() {
         draining.abort();
-        // Of many keys much waits, and while requests come to their end there is time to write it.
-        void verification.usage.flush();
         return shutdown.run();
       },
     };

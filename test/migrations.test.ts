@@ -16,6 +16,7 @@ const newest = [
   '0008-changes',
   '0009-last-use',
   '0010-delivery-traces',
+  '0011-recent-usage',
   'graphile_worker@19',
 ];
 

@@ -83,7 +83,7 @@ export class ApiKeyRecord extends KeptRecord {
       row.rate_limit_requests === null || row.rate_limit_window_seconds === null
         ? null
         : bucket(row.id, row.rate_limit_requests, row.rate_limit_window_seconds);
-    this.useCounts = new UseCounts(this);
+    this.useCounts = new UseCounts(this.id);
     this.facts = factsOf(row);
     this.name = row.name;
     this.tag = row.tag.toString('latin1');

@@ -18,7 +18,8 @@ export type RefusalId = Id<'refusal'>;
 
 export type IdKind = 'org' | 'partner' | 'key' | 'token' | 'event' | 'recovery' | 'webhook' | 'delivery' | 'refusal';
 
-const alphabet = '0123456789abcdefghjkmnpqrstvwxyz';
+/** Of ids: five bits each, so that the last one of a UUIDv7 is random. */
+export const idAlphabet = '0123456789abcdefghjkmnpqrstvwxyz';
 
 /** A 26-character suffix: the first character holds only three bits, so it is at most 7. */
 export const idSuffixPattern = '[0-7][0-9a-hjkmnp-tv-z]{25}';
@@ -35,7 +36,7 @@ export function idFromBytes<Kind extends IdKind>(kind: Kind, bytes: Uint8Array):
   for (const byte of bytes) value = (value << 8n) | BigInt(byte);
   let text = '';
   for (let index = 0; index < 26; index++) {
-    text = alphabet[Number(value & 31n)] + text;
+    text = idAlphabet[Number(value & 31n)] + text;
     value >>= 5n;
   }
   return `${kind}_${text}` as Id<Kind>;

@@ -1,18 +1,9 @@
-import type { KeyId, OrganizationId, PartnerId } from './ids.ts';
-
-/** Which key it is, and whose. */
-export interface UsedKey {
-  readonly id: KeyId;
-  readonly organization_id: OrganizationId;
-  readonly partner_id: PartnerId | null;
-}
+import type { KeyId } from './ids.ts';
 
 /** What a key has been used within an hour, as far as that is not written yet: small whole numbers, which lie in the object itself. */
 export class UseCounts {
   /** Not the record that these are counted for: that may go before this is written. */
   readonly keyId: KeyId;
-  readonly organizationId: OrganizationId;
-  readonly partnerId: PartnerId | null;
   /** Since 1970; 0 before anything is counted, and never another one after that: what was taken to be written may come back. */
   hour: number;
   allowed = 0;
@@ -25,10 +16,8 @@ export class UseCounts {
   /** Among those that will be written. */
   isWaiting = false;
 
-  constructor(key: UsedKey, hour = 0) {
-    this.keyId = key.id;
-    this.organizationId = key.organization_id;
-    this.partnerId = key.partner_id;
+  constructor(keyId: KeyId, hour = 0) {
+    this.keyId = keyId;
     this.hour = hour;
   }
 }

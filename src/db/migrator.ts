@@ -9,6 +9,7 @@ import * as refusedAttempts from '../../migrations/0007-refused-attempts.ts';
 import * as changes from '../../migrations/0008-changes.ts';
 import * as lastUse from '../../migrations/0009-last-use.ts';
 import * as deliveryTraces from '../../migrations/0010-delivery-traces.ts';
+import * as recentUsage from '../../migrations/0011-recent-usage.ts';
 import type { DatabaseClient, Db } from './client.ts';
 import { grantToApp, prepareAppRole } from './grants.ts';
 import {
@@ -31,6 +32,7 @@ const migrations: Record<string, Migration> = {
   '0008-changes': changes,
   '0009-last-use': lastUse,
   '0010-delivery-traces': deliveryTraces,
+  '0011-recent-usage': recentUsage,
 };
 
 const migrationTable = 'schema_migrations';

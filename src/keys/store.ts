@@ -34,7 +34,9 @@ const columns = [
   'deleted_at',
   'delete_reason',
   'purged_at',
-  sql<Date | null>`coalesce(
+  sql<Date | null>`greatest(
+    (select max(hour + nullif(last_used[array_position(key_ids, api_keys.id)], -1) * interval '1 millisecond')
+      from usage_recent where part = right(api_keys.id, 1)),
     (select last_used_at from usage_hours where key_id = api_keys.id and last_used_at is not null
       order by hour desc limit 1),
     (select last_used_at from usage_days where key_id = api_keys.id and last_used_at is not null

@@ -3,9 +3,10 @@ import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import { UseCounts } from '../core/use-counts.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
-import { createPeriodicWriter, type Extent, type PeriodicWriter } from '../db/periodic-writer.ts';
+import { createPeriodicWriter, type PeriodicWriter } from '../db/periodic-writer.ts';
 import type { DeletedUses } from './deleted-uses.ts';
-import { addUsage, type Usage } from './usage-store.ts';
+import { addRecentUsage, type Usage } from './recent-usage.ts';
+import type { UsageMerger } from './usage-merger.ts';
 
 export type UseOutcome = 'allowed' | 'denied' | 'rateLimited';
 
@@ -21,6 +22,7 @@ interface UsageRecorderOptions {
   db: Db;
   clock: DatabaseClock;
   deletedUses: DeletedUses;
+  merger: UsageMerger;
   logger: Pick<FastifyBaseLogger, 'warn'>;
 }
 
@@ -28,24 +30,18 @@ const hourLengthMs = 3_600_000;
 /** Small enough that making one does not hold up the requests of the moment. */
 const keysInBatch = 1_000;
 
-/** Of the keys that wait, one of so many is written each second: what is used again until its turn comes is one row and not two. */
-const secondsToWait = 15;
-/** But no more wait than this: a service that stops has little time to write them. */
-const keysAtRest = 50_000;
-
 /** Keys, each once for each hour, that wait while the database takes nothing. Past it, counts are dropped. */
 const keysHeld = 100_000;
 
-export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRecorderOptions): UsageRecorder {
-  /** Those that wait longest come first; what could not be written waits anew. */
-  const waiting: UseCounts[] = [];
+export function createUsageRecorder({ db, clock, deletedUses, merger, logger }: UsageRecorderOptions): UsageRecorder {
+  let waiting: UseCounts[] = [];
   let dropped = 0;
 
   /** They stay with the record for the hour: to make thousands anew each second costs more than to count. */
   function countsOf(key: ApiKeyRecord, hour: number): UseCounts {
     if (key.useCounts.hour === hour) return key.useCounts;
     if (key.useCounts.hour === 0) key.useCounts.hour = hour;
-    else key.useCounts = new UseCounts(key, hour);
+    else key.useCounts = new UseCounts(key.id, hour);
     return key.useCounts;
   }
 
@@ -60,15 +56,17 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     return true;
   }
 
-  async function writeCounts(extent: Extent): Promise<void> {
-    const taken = waiting.splice(0, extent === 'all' ? waiting.length : keysDue(waiting.length));
+  async function writeCounts(): Promise<void> {
+    const taken = waiting;
+    waiting = [];
     for (let from = 0; from < taken.length; ) {
       const batch = batchAt(taken, from);
       const hour = batch[0]?.hour ?? 0;
       const usages = batch.map(takeUsage);
       from += batch.length;
       try {
-        await addUsage(db, hour, usages);
+        await addRecentUsage(db, hour, usages);
+        merger.expect();
       } catch (error) {
         for (const [index, usage] of usages.entries()) putBack(batch[index], usage);
         for (const counts of taken.slice(from)) requeue(counts);
@@ -104,7 +102,7 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
 
   const writer = createPeriodicWriter({
     isWaiting: () => waiting.length > 0 || deletedUses.isWaiting(),
-    write: async (extent) => void (await Promise.all([writeCounts(extent), deletedUses.flush()])),
+    write: async () => void (await Promise.all([writeCounts(), deletedUses.flush()])),
   });
   return {
     ...writer,
@@ -116,11 +114,6 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
   };
 }
 
-/** How many of those that wait are written this second. Where few wait, all are. */
-function keysDue(waiting: number): number {
-  return Math.max(keysInBatch, Math.ceil(waiting / secondsToWait), waiting - keysAtRest);
-}
-
 /** What is written next: of one hour, and not too many. */
 function batchAt(taken: readonly UseCounts[], from: number): UseCounts[] {
   const most = taken.slice(from, from + keysInBatch);
@@ -130,12 +123,12 @@ function batchAt(taken: readonly UseCounts[], from: number): UseCounts[] {
 
 /** What was counted; they begin anew. */
 function takeUsage(counts: UseCounts): Usage {
-  const { organizationId, partnerId, keyId, allowed, denied, rateLimited, afterDeletion, lastUsed } = counts;
+  const { keyId, allowed, denied, rateLimited, afterDeletion, lastUsed } = counts;
   counts.allowed = 0;
   counts.denied = 0;
   counts.rateLimited = 0;
   counts.afterDeletion = 0;
   counts.lastUsed = -1;
   counts.isWaiting = false;
-  return { organizationId, partnerId, keyId, allowed, denied, rateLimited, afterDeletion, lastUsed };
+  return { keyId, allowed, denied, rateLimited, afterDeletion, lastUsed };
 }

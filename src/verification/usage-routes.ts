@@ -6,6 +6,7 @@ import { organizationOf } from '../http/guard.ts';
 import { idParam, timestampInput, timestampView } from '../http/schemas.ts';
 import { getKeyOwner } from '../keys/store.ts';
 import { getPartner } from '../partners/store.ts';
+import type { UsageOf } from './recent-usage.ts';
 import { findLastUse, listUsage, type UsagePeriod, type UsageQuery } from './usage-store.ts';
 
 const dayMs = 86_400_000;
@@ -43,13 +44,12 @@ const usageView = z
   .meta({ id: 'Usage' });
 
 const description =
-  'Counted in hours and days of UTC. Old hours are kept as days only. What was just used shows within two seconds, or ' +
-  'within a minute where thousands of keys are in use at once.';
+  'Counted in hours and days of UTC. Old hours are kept as days only. What was just used shows within two seconds.';
 
 export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
   const { db } = transactor;
 
-  async function usageOf(of: UsageQuery['of'], organizationId: UsageQuery['organizationId'], query: UsageWish) {
+  async function usageOf(of: UsageOf, organizationId: UsageQuery['organizationId'], query: UsageWish) {
     const now = await currentTime(db, transactor.clockShiftMs);
     const range = rangeOf(query, now);
     const [periods, lastUsedAt] = await Promise.all([

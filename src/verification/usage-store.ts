@@ -1,49 +1,8 @@
 import { sql } from 'kysely';
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
-import type { UseCounts } from '../core/use-counts.ts';
 import type { Db, Tx } from '../db/client.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
-
-/** What is written of a key's uses within an hour. */
-export type Usage = Pick<
-  UseCounts,
-  'organizationId' | 'partnerId' | 'keyId' | 'allowed' | 'denied' | 'rateLimited' | 'afterDeletion' | 'lastUsed'
->;
-
-/**
- * Adds what was counted within one hour to what is there, in one statement: thousands of keys may be used each second. Rows are
- * in the order of their keys, so that two replicas do not deadlock. Postgres reads arrays in a fraction of the time that JSON
- * takes, and a column in which nothing was counted is not sent.
- */
-export async function addUsage(db: Db, hour: number, batch: readonly Usage[]): Promise<void> {
-  const ids = (read: (usage: Usage) => string | null) => arrayOf(batch.map((usage) => read(usage) ?? 'null'));
-  const counts = (read: (usage: Usage) => number) => {
-    const values = batch.map(read);
-    return values.every((value) => value === 0) ? null : arrayOf(values);
-  };
-  await sql`
-    insert into usage_hours (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion,
-      last_used_at)
-    select organization_id, partner_id, key_id, to_timestamp(${hour}::int * 3600.0),
-      coalesce(sum(allowed), 0), coalesce(sum(denied), 0), coalesce(sum(rate_limited), 0),
-      coalesce(sum(after_deletion), 0), to_timestamp(${hour}::int * 3600.0 + nullif(max(last_used), -1) / 1000.0)
-    from unnest(${ids((usage) => usage.organizationId)}::text[], ${ids((usage) => usage.partnerId)}::text[],
-      ${ids((usage) => usage.keyId)}::text[], ${counts((usage) => usage.allowed)}::bigint[],
-      ${counts((usage) => usage.denied)}::bigint[], ${counts((usage) => usage.rateLimited)}::bigint[],
-      ${counts((usage) => usage.afterDeletion)}::bigint[], ${arrayOf(batch.map((usage) => usage.lastUsed))}::int[])
-      as batch (organization_id, partner_id, key_id, allowed, denied, rate_limited, after_deletion, last_used)
-    group by 1, 2, 3 order by key_id
-    on conflict (key_id, hour) do update set allowed = usage_hours.allowed + excluded.allowed,
-      denied = usage_hours.denied + excluded.denied,
-      rate_limited = usage_hours.rate_limited + excluded.rate_limited,
-      after_deletion = usage_hours.after_deletion + excluded.after_deletion,
-      last_used_at = greatest(usage_hours.last_used_at, excluded.last_used_at)`.execute(db);
-}
-
-/** An array as Postgres reads it. Of ids and numbers alone: nothing in them has to be quoted. */
-function arrayOf(values: ReadonlyArray<string | number>): string {
-  return `{${values.join(',')}}`;
-}
+import { recentUsageOf, type UsageOf } from './recent-usage.ts';
 
 const dayMs = 86_400_000;
 
@@ -75,7 +34,7 @@ export async function foldOldUsage({ db, clockShiftMs }: Transactor, hourlyDays:
 
 export interface UsageQuery {
   organizationId: OrganizationId;
-  of: { keyId: KeyId } | { partnerId: PartnerId };
+  of: UsageOf;
   /** Inclusive. */
   from: Date;
   /** Exclusive. */
@@ -98,7 +57,9 @@ export async function listUsage(
 ): Promise<UsagePeriod[]> {
   const owner = 'keyId' in of ? sql`key_id = ${of.keyId}` : sql`partner_id = ${of.partnerId}`;
   const hours = sql`select hour as start, allowed, denied, rate_limited, after_deletion from usage_hours
-    where organization_id = ${organizationId} and ${owner} and hour >= ${from} and hour < ${to}`;
+    where organization_id = ${organizationId} and ${owner} and hour >= ${from} and hour < ${to}
+    union all select hour, allowed, denied, rate_limited, after_deletion from ${recentUsageOf(of)}
+    where hour >= ${from} and hour < ${to}`;
   const all =
     granularity === 'hour'
       ? hours
@@ -113,10 +74,11 @@ export async function listUsage(
 }
 
 /** When the key, or any of the partner's, was last allowed something. */
-export async function findLastUse(db: Db, of: UsageQuery['of']): Promise<Date | null> {
+export async function findLastUse(db: Db, of: UsageOf): Promise<Date | null> {
   const owner = 'keyId' in of ? sql`key_id = ${of.keyId}` : sql`partner_id = ${of.partnerId}`;
   const { rows } = await sql<{ at: Date | null }>`
-    select greatest((select max(last_used_at) from usage_hours where ${owner}),
+    select greatest((select max(last_used_at) from ${recentUsageOf(of)}),
+      (select max(last_used_at) from usage_hours where ${owner}),
       (select max(last_used_at) from usage_days where ${owner})) as at`.execute(db);
   return rows[0]?.at ?? null;
 }
@@ -138,7 +100,7 @@ export function nameOfUse({ keyId, hour }: Pick<DeletedUse, 'keyId' | 'hour'>): 
 }
 
 /**
- * Claims these hours for the caller's events. Rows are in the order of their keys, as in `addUsage`.
+ * Claims these hours for the caller's events. Rows are in the order of their keys, as in `mergeRecentUsage`.
  * @returns the uses whose hours nobody else had claimed
  */
 export async function insertDeletedUses(tx: Tx, uses: readonly DeletedUse[]): Promise<DeletedUse[]> {

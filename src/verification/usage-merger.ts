@@ -1,0 +1,65 @@
+import type { FastifyBaseLogger } from 'fastify';
+import type { Db } from '../db/client.ts';
+import type { DatabaseClock } from '../db/clock.ts';
+import { mergeRecentUsage, usageParts } from './recent-usage.ts';
+
+/** Adds uses that were written down to the rows of their hours: each second those of one part of the keys. */
+export interface UsageMerger {
+  /** Something was written down, or may have been: one round goes through all parts. */
+  expect(): void;
+  /** Ends after what is on its way. What is left is merged by another replica, or by the next start. */
+  close(): Promise<void>;
+}
+
+interface UsageMergerOptions {
+  db: Db;
+  /** By which all replicas merge the same part in the same second, so that more has gathered for it. */
+  clock: DatabaseClock;
+  logger: Pick<FastifyBaseLogger, 'warn'>;
+}
+
+const mergeEveryMs = 1_000;
+
+export function createUsageMerger({ db, clock, logger }: UsageMergerOptions): UsageMerger {
+  let mergedSecond = secondOf(clock);
+  /** What an earlier process has left may be in any part. */
+  let lastSecond = mergedSecond + usageParts.length;
+  let merging: Promise<void> | undefined;
+
+  async function merge(): Promise<void> {
+    const second = secondOf(clock);
+    // A timer may come late, and a clock may be set.
+    const due = Math.min(Math.max(second - mergedSecond, 0), usageParts.length);
+    mergedSecond = second;
+    try {
+      for (let late = due - 1; late >= 0; late--) {
+        await mergeRecentUsage(db, usageParts[(second - late) % usageParts.length] ?? '');
+      }
+    } catch (error) {
+      logger.warn({ err: error }, 'Usage could not be added to its hours; that is done later.');
+      expect();
+    }
+  }
+
+  function expect(): void {
+    lastSecond = secondOf(clock) + usageParts.length;
+  }
+
+  const timer = setInterval(() => {
+    if (mergedSecond >= lastSecond) return;
+    merging ??= merge().finally(() => {
+      merging = undefined;
+    });
+  }, mergeEveryMs).unref();
+  return {
+    expect,
+    async close() {
+      clearInterval(timer);
+      await merging;
+    },
+  };
+}
+
+function secondOf(clock: DatabaseClock): number {
+  return Math.floor(clock.nowMs() / 1_000);
+}
