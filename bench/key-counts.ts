@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { mergeRecentUsage, usageParts } from '../src/verification/recent-usage.ts';
 import { connections, oneKey } from './contests.ts';
 import type { Load } from './load.ts';
 import type { Question } from './questions.ts';
@@ -22,7 +23,7 @@ export interface Lasting {
 
 /**
  * One key and all of them, under a load that lasts: so that writing what was counted is paid by those who have caused it. All
- * keys have their turns between two of one key, and their process has ended, and written everything, before the second one.
+ * keys have their turns between two of one key, and their process has ended, and all that it counted is in its hours, before the second one.
  */
 export async function compareKeyCounts(
   { stage, load, question }: { stage: Stage; load: Load; question: Question },
@@ -48,15 +49,16 @@ async function compare(
     load.run({ ...job(0), port: server.port, seconds }).then(() => undefined);
   try {
     await load.run({ ...all.job(0), port: all.server.port, order: 'once', seconds: 60 });
-    // Until what that has left to write is written.
     await delay(writtenWithinMs);
+    await addUp(stage);
     await ask(one, untilCompiledSeconds);
     const first = await takeTurn(load, one, { round: 0, seconds });
-    await ask(all, untilSteadySeconds);
+    for (let stretch = 0; stretch < stretches; stretch++) await ask(all, untilSteadySeconds / stretches);
     const before = await all.server.facts();
     const turns = [await takeTurn(load, all, { round: 0, seconds }), await takeTurn(load, all, { round: 1, seconds })];
     const after = await all.server.facts();
     await all.server.stop();
+    await addUp(stage);
     await ask(one, untilAwakeSeconds);
     const second = await takeTurn(load, one, { round: 1, seconds });
     const { rssBytes } = await one.server.facts();
@@ -69,8 +71,16 @@ async function compare(
   }
 }
 
-const writtenWithinMs = 20_000;
-/** More than are asked in a turn and the seconds before it: where few of many keys came again and again, little would be written. */
+/** Adds to their hours what was written down: either process would do so for half a minute, beside the turn of one key, too. */
+async function addUp({ transactor }: Stage): Promise<void> {
+  for (const part of usageParts) while (await mergeRecentUsage(transactor.db, part));
+}
+
+/** What was counted is written down each second. */
+const writtenWithinMs = 3_000;
+/** Each with picks of its own: of those that came again within a round through all parts, less would be written. */
+const stretches = 3;
+/** More than are asked in a stretch. */
 const inRow = 2 ** 19;
 /** After it has had nothing to do. */
 const untilAwakeSeconds = 1;

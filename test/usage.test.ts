@@ -1,11 +1,13 @@
 import pg from 'pg';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import type { ApiKeyRecord } from '../src/auth/api-key-record.ts';
 import { newId } from '../src/core/ids.ts';
 import { UseCounts } from '../src/core/use-counts.ts';
 import { generateKeyring } from '../src/crypto/keyring.ts';
+import { usageParts } from '../src/verification/recent-usage.ts';
 import { foldOldUsage } from '../src/verification/usage-store.ts';
 import { type Json, startService } from './support/app.ts';
+import type { ClusterUrls } from './support/cluster.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { eventually, request, runEntry } from './support/process.ts';
 import { dbAllowed, mergeUsage } from './support/usage.ts';
@@ -227,20 +229,16 @@ t.test('an hour ends while its counts are being written, and the writing fails: 
   const { admin, verifier, verification, urls, later } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
   const use = () => verifier.post('/v1/verify', { key: key.key, permission: 'read' });
-  const holder = new pg.Client({ connectionString: urls.superuser });
-  await holder.connect();
-  t.teardown(() => holder.end());
-  await holder.query('begin; lock table usage_recent in access exclusive mode');
+  const held = await holdRecentUsage(t, urls);
   await use();
   const flushing = verification.usage.flush();
-  const waiting = `from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`;
-  await eventually(async () => (await dbQuery(urls.superuser, `select 1 ${waiting}`)).length > 0);
+  await held.untilWaiting('insert');
   later(hourMs);
   await use();
   await use();
-  await dbQuery(urls.superuser, `select pg_terminate_backend(pid) ${waiting}`);
+  await held.endWaiting('insert');
+  await held.release();
   await flushing;
-  await holder.query('rollback');
   // The next one may be given the connection that has just died, and fail, too.
   const hours = await eventually(async () => {
     await verification.usage.flush();
@@ -251,6 +249,43 @@ t.test('an hour ends while its counts are being written, and the writing fails: 
     hours.map(({ allowed }: Json) => allowed),
     [1, 2],
   );
+});
+
+t.test('a flush writes what was counted before it, also while less than that is being written', async (t) => {
+  const { admin, verifier, verification, urls } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  const use = () => verifier.post('/v1/verify', { key: key.key, permission: 'read' });
+  const held = await holdRecentUsage(t, urls);
+  await use();
+  const first = verification.usage.flush();
+  await held.untilWaiting('insert');
+  await use();
+  const second = verification.usage.flush();
+  await held.release();
+  await Promise.all([first, second]);
+  t.equal((await admin.get(`/v1/keys/${key.id}/usage`)).body.total.allowed, 2);
+});
+
+t.test('a key that was changed between two uses shows the later one', async (t) => {
+  const { admin, verifier, verification, urls } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  const use = () => verifier.post('/v1/verify', { key: key.key, permission: 'read' });
+  await admin.post(`/v1/keys/${key.id}/suspend`, {});
+  const held = await holdRecentUsage(t, urls);
+  t.match((await use()).body, { valid: false });
+  const first = verification.usage.flush();
+  await held.untilWaiting('insert');
+  // These two are written together, and counted apart: by the key as it was, and as it is read anew.
+  t.match((await use()).body, { valid: false });
+  await admin.post(`/v1/keys/${key.id}/resume`, {});
+  t.match((await use()).body, { valid: true });
+  const second = verification.usage.flush();
+  await held.release();
+  await Promise.all([first, second]);
+  const { body: usage } = await admin.get(`/v1/keys/${key.id}/usage`);
+  t.match(usage.total, { allowed: 1, denied: 2 });
+  t.type(usage.lastUsedAt, 'string');
+  t.equal((await admin.get(`/v1/keys/${key.id}`)).body.lastUsedAt, usage.lastUsedAt);
 });
 
 t.test('of many keys, too, what was just used is written within two seconds', async (t) => {
@@ -315,6 +350,31 @@ t.test('what was written down is added to its hours: once, and it shows the same
   t.same((await show())[0].total, total);
 });
 
+t.test('what was written down of another key or another hour is not shown, though it stands beside it', async (t) => {
+  const { admin, urls } = await startService(t);
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const [key] = partner.keys;
+  const other = newId('key').slice(0, -1) + key.id.slice(-1);
+  const hour = Math.floor(Date.now() / hourMs) * hourMs;
+  const writeDown = (since: number, ids: string[], allowed: number[], lastUsed: number[]) =>
+    dbQuery(
+      urls.superuser,
+      `insert into usage_recent (part, hour, key_ids, allowed, last_used) select right(($2::text[])[1], 1), $1, $2, $3, $4`,
+      [new Date(since).toISOString(), ids, allowed, lastUsed],
+    );
+  await writeDown(hour, [other, key.id], [5, 1], [1_000, 10]);
+  await writeDown(hour - 2 * hourMs, [key.id], [7], [20]);
+  const lastUsedAt = new Date(hour + 10).toISOString();
+  for (const owner of [`keys/${key.id}`, `partners/${partner.id}`]) {
+    t.match((await admin.get(`/v1/${owner}/usage`)).body, { lastUsedAt, total: { allowed: 8 } });
+    const { body: latest } = await admin.get(`/v1/${owner}/usage?from=${new Date(hour).toISOString()}`);
+    t.match(latest, { lastUsedAt, total: { allowed: 1 } });
+    const earlier = `from=${new Date(hour - 3 * hourMs).toISOString()}&to=${new Date(hour).toISOString()}`;
+    t.match((await admin.get(`/v1/${owner}/usage?${earlier}`)).body.total, { allowed: 7 });
+  }
+  t.equal((await admin.get(`/v1/keys/${key.id}`)).body.lastUsedAt, lastUsedAt);
+});
+
 t.test('uses are added to their hours by themselves, also those that an ended process has left', async (t) => {
   const first = await startService(t);
   const { body: key } = await first.admin.post('/v1/keys', {});
@@ -342,6 +402,38 @@ t.test('uses are added to their hours by themselves, also those that an ended pr
     await eventually(async () => (await left()) === 0);
     t.equal((await dbAllowed(urls.superuser)).get(key.id), 2);
   });
+});
+
+t.test('what has gathered for long is added to its hours at once, however much it is', async (t) => {
+  const { admin, urls, later } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  await dbQuery(
+    urls.superuser,
+    `insert into usage_recent (part, hour, key_ids, allowed, last_used)
+     select right($1, 1), date_trunc('hour', now()), array[$1], '{1}', '{0}' from generate_series(1, 2500)`,
+    [key.id],
+  );
+  later(hourMs);
+  await eventually(async () => (await dbQuery(urls.superuser, 'select 1 from usage_recent')).length === 0);
+  t.equal((await dbAllowed(urls.superuser)).get(key.id), 2_500);
+});
+
+t.test('the end does not wait until all is added to its hours', async (t) => {
+  const { verification, urls, later } = await startService(t);
+  await dbQuery(
+    urls.superuser,
+    `insert into usage_recent (part, hour, key_ids, last_used) select unnest($1::text[]), now(), '{}', '{}'`,
+    [usageParts],
+  );
+  const held = await holdRecentUsage(t, urls);
+  const left = async () => (await dbQuery(urls.superuser, 'select 1 from usage_recent')).length;
+  const before = await left();
+  later(hourMs);
+  await held.untilWaiting('delete');
+  const closing = verification.close();
+  await held.release();
+  await closing;
+  t.ok((await left()) >= before - 1, 'all but the part that was on its way');
 });
 
 t.test('SIGTERM: what was counted is written before the process ends', async (t) => {
@@ -372,3 +464,20 @@ t.test('SIGTERM: what was counted is written before the process ends', async (t)
   t.same(await service.exited, { code: 0, signal: null });
   t.same(await dbAllowed(urls.superuser), new Map([[key.id, 25]]));
 });
+
+/** Until it is released, whatever is written to `usage_recent` waits. */
+async function holdRecentUsage(t: Test, { superuser }: ClusterUrls) {
+  const holder = new pg.Client({ connectionString: superuser });
+  await holder.connect();
+  t.teardown(() => holder.end());
+  await holder.query('begin; lock table usage_recent in share mode');
+  const waiting = `from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and query ~ $1`;
+  const pattern = (act: 'insert' | 'delete') => [`\\m${act} (into|from) usage_recent`];
+  return {
+    untilWaiting: (act: 'insert' | 'delete') =>
+      eventually(async () => (await dbQuery(superuser, `select 1 ${waiting}`, pattern(act))).length > 0),
+    endWaiting: (act: 'insert' | 'delete') =>
+      dbQuery(superuser, `select pg_terminate_backend(pid) ${waiting}`, pattern(act)),
+    release: () => holder.query('rollback'),
+  };
+}

@@ -1,12 +1,12 @@
 /** Writes what was gathered in memory, again and again, and what is left at the end. */
 export interface PeriodicWriter {
-  /** One at a time: what is gathered meanwhile goes with the next. */
+  /** Writes all that was gathered before it is called. One at a time: what is gathered meanwhile goes with the next. */
   flush(): Promise<void>;
   /** Stops the timer and writes the rest. */
   close(): Promise<void>;
 }
 
-const flushEveryMs = 1_000;
+const writeEveryMs = 1_000;
 
 /** @param write takes what waits, and keeps for later what it could not write; it does not throw */
 export function createPeriodicWriter(options: {
@@ -14,24 +14,28 @@ export function createPeriodicWriter(options: {
   write: () => Promise<void>;
 }): PeriodicWriter {
   const { isWaiting, write } = options;
-  let flushing: Promise<void> | undefined;
+  let writing: Promise<void> | undefined;
 
-  function flush(): Promise<void> {
-    flushing ??= write().finally(() => {
-      flushing = undefined;
+  function writeAlone(): Promise<void> {
+    writing ??= write().finally(() => {
+      writing = undefined;
     });
-    return flushing;
+    return writing;
   }
 
   const timer = setInterval(() => {
-    if (isWaiting()) void flush();
-  }, flushEveryMs).unref();
+    if (isWaiting()) void writeAlone();
+  }, writeEveryMs).unref();
   return {
-    flush,
+    async flush() {
+      // What is on its way may have been taken before the last of it was gathered.
+      await writing;
+      await writeAlone();
+    },
     async close() {
       clearInterval(timer);
-      await flush();
-      if (isWaiting()) await flush();
+      await writeAlone();
+      if (isWaiting()) await writeAlone();
     },
   };
 }

@@ -35,8 +35,9 @@ const columns = [
   'delete_reason',
   'purged_at',
   sql<Date | null>`greatest(
-    (select max(hour + nullif(last_used[array_position(key_ids, api_keys.id)], -1) * interval '1 millisecond')
-      from usage_recent where part = right(api_keys.id, 1)),
+    (select max(hour + nullif(use.last_used, -1) * interval '1 millisecond')
+      from usage_recent as recent, unnest(recent.key_ids, recent.last_used) as use (key_id, last_used)
+      where part = right(api_keys.id, 1) and api_keys.id = any(recent.key_ids) and use.key_id = api_keys.id),
     (select last_used_at from usage_hours where key_id = api_keys.id and last_used_at is not null
       order by hour desc limit 1),
     (select last_used_at from usage_days where key_id = api_keys.id and last_used_at is not null

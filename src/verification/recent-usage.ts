@@ -15,7 +15,7 @@ export type Usage = Pick<UseCounts, 'keyId' | 'allowed' | 'denied' | 'rateLimite
 /** Whose uses. */
 export type UsageOf = { keyId: KeyId } | { partnerId: PartnerId };
 
-/** Keys by the last characters of their ids: who asks for one key reads one part, and one part at a time is merged. */
+/** Keys by the last characters of their ids: who asks for a few keys reads a few parts, and one part at a time is merged. */
 export const usageParts: readonly string[] = [...idAlphabet];
 
 function partOf(keyId: KeyId): string {
@@ -59,16 +59,17 @@ function arrayOf(values: ReadonlyArray<string | number>): string {
   return `{${values.join(',')}}`;
 }
 
-/** More than one replica writes down for a part until its turn comes; what is left waits for the next. */
+/** So few that they are merged within the time that a query may take. */
 const rowsAtOnce = 1_000;
 
 /**
  * Adds what was written down of one part's keys to their hours. Rows are in the order of their keys, so that two replicas do not
  * deadlock, and what one of them has begun with the other leaves to it. Keys are looked up one by one: Postgres does not know how
  * few they are, and would read all of them.
+ * @returns whether there may be more of this part
  */
-export async function mergeRecentUsage(db: Db, part: string): Promise<void> {
-  await sql`
+export async function mergeRecentUsage(db: Db, part: string): Promise<boolean> {
+  const { rows } = await sql<{ taken: number }>`
     with taken as (
       delete from usage_recent where id in (
         select id from usage_recent where part = ${part} order by id limit ${rowsAtOnce} for update skip locked)
@@ -77,17 +78,20 @@ export async function mergeRecentUsage(db: Db, part: string): Promise<void> {
       select key_id, hour, coalesce(sum(allowed), 0) as allowed, coalesce(sum(denied), 0) as denied,
         coalesce(sum(rate_limited), 0) as rate_limited, coalesce(sum(after_deletion), 0) as after_deletion,
         max(last_used_at) as last_used_at
-      from ${usesIn(sql`taken`)} group by key_id, hour)
-    insert into usage_hours (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion,
-      last_used_at)
-    select key.organization_id, key.partner_id, uses.* from uses
-      cross join lateral (select organization_id, partner_id from api_keys where id = uses.key_id limit 1) as key
-    order by uses.key_id, uses.hour
-    on conflict (key_id, hour) do update set allowed = usage_hours.allowed + excluded.allowed,
-      denied = usage_hours.denied + excluded.denied,
-      rate_limited = usage_hours.rate_limited + excluded.rate_limited,
-      after_deletion = usage_hours.after_deletion + excluded.after_deletion,
-      last_used_at = greatest(usage_hours.last_used_at, excluded.last_used_at)`.execute(db);
+      from ${usesIn(sql`taken`)} group by key_id, hour),
+    added as (
+      insert into usage_hours (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion,
+        last_used_at)
+      select key.organization_id, key.partner_id, uses.* from uses
+        cross join lateral (select organization_id, partner_id from api_keys where id = uses.key_id limit 1) as key
+      order by uses.key_id, uses.hour
+      on conflict (key_id, hour) do update set allowed = usage_hours.allowed + excluded.allowed,
+        denied = usage_hours.denied + excluded.denied,
+        rate_limited = usage_hours.rate_limited + excluded.rate_limited,
+        after_deletion = usage_hours.after_deletion + excluded.after_deletion,
+        last_used_at = greatest(usage_hours.last_used_at, excluded.last_used_at))
+    select count(*)::int as taken from taken`.execute(db);
+  return rows[0]?.taken === rowsAtOnce;
 }
 
 /** A row for each key and each time it was written down, to be selected from: `key_id`, `hour`, the counts, `last_used_at`. */
@@ -95,7 +99,8 @@ export function recentUsageOf(of: UsageOf): RawBuilder<unknown> {
   const isWanted =
     'keyId' in of
       ? sql`part = ${partOf(of.keyId)} and key_id = ${of.keyId}`
-      : sql`key_id in (select id from api_keys where partner_id = ${of.partnerId})`;
+      : sql`part = any(array(select right(id, 1) from api_keys where partner_id = ${of.partnerId}))
+          and key_id in (select id from api_keys where partner_id = ${of.partnerId})`;
   return usesIn(sql`usage_recent`, isWanted);
 }
 

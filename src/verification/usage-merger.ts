@@ -7,7 +7,7 @@ import { mergeRecentUsage, usageParts } from './recent-usage.ts';
 export interface UsageMerger {
   /** Something was written down, or may have been: one round goes through all parts. */
   expect(): void;
-  /** Ends after what is on its way. What is left is merged by another replica, or by the next start. */
+  /** Ends after the statement that is on its way. What is left is merged by another replica, or by the next start. */
   close(): Promise<void>;
 }
 
@@ -25,6 +25,7 @@ export function createUsageMerger({ db, clock, logger }: UsageMergerOptions): Us
   /** What an earlier process has left may be in any part. */
   let lastSecond = mergedSecond + usageParts.length;
   let merging: Promise<void> | undefined;
+  let isClosed = false;
 
   async function merge(): Promise<void> {
     const second = secondOf(clock);
@@ -33,12 +34,17 @@ export function createUsageMerger({ db, clock, logger }: UsageMergerOptions): Us
     mergedSecond = second;
     try {
       for (let late = due - 1; late >= 0; late--) {
-        await mergeRecentUsage(db, usageParts[(second - late) % usageParts.length] ?? '');
+        await mergePart(usageParts[(second - late) % usageParts.length] ?? '');
       }
     } catch (error) {
       logger.warn({ err: error }, 'Usage could not be added to its hours; that is done later.');
       expect();
     }
+  }
+
+  async function mergePart(part: string): Promise<void> {
+    let mayBeMore = true;
+    while (mayBeMore && !isClosed) mayBeMore = await mergeRecentUsage(db, part);
   }
 
   function expect(): void {
@@ -55,6 +61,7 @@ export function createUsageMerger({ db, clock, logger }: UsageMergerOptions): Us
     expect,
     async close() {
       clearInterval(timer);
+      isClosed = true;
       await merging;
     },
   };

@@ -16,5 +16,5 @@ export async function dbAllowed(url: string): Promise<Map<string, number>> {
 
 /** What the service does within half a minute. */
 export async function mergeUsage(db: Db): Promise<void> {
-  for (const part of usageParts) await mergeRecentUsage(db, part);
+  for (const part of usageParts) while (await mergeRecentUsage(db, part));
 }
