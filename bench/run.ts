@@ -87,13 +87,13 @@ async function measure(stage: Stage, load: Load): Promise<Results> {
     { stage, load, question: questions.verify },
     quick
       ? { pairs: 1, seconds: 0.5, untilCompiledSeconds: 1, untilSteadySeconds: 1 }
-      : { pairs: 4, seconds: 3, untilCompiledSeconds: 15, untilSteadySeconds: 33 },
+      : { pairs: 3, seconds: 3, untilCompiledSeconds: 15, untilSteadySeconds: 33 },
   );
 
   say('a backend has its turns, with the hook and without it');
   const hookRows = await compareBackends(
     { stage, load, latchkeyPort: servers.one.port },
-    { pairs: quick ? 1 : 5, rounds: quick ? 3 : 4, seconds: sizes.seconds },
+    { pairs: quick ? 1 : 10, rounds: quick ? 3 : 4, seconds: sizes.seconds },
   );
 
   say('wrong keys come beside a good client');

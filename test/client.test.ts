@@ -236,7 +236,14 @@ t.test('with cacheSeconds 0 Latchkey is asked each time, and may answer from its
 t.test('options that cannot be meant are refused at once, each by its name', async (t) => {
   const url = 'http://127.0.0.1:1';
   const token = 'lk_v_x';
-  for (const wrong of ['latchkey', '', 'redis://127.0.0.1', 'http://127.0.0.1/?a=b', 'http://127.0.0.1/#a']) {
+  for (const wrong of [
+    'latchkey',
+    '',
+    'redis://127.0.0.1',
+    'http://127.0.0.1/?a=b',
+    'http://127.0.0.1/#a',
+    'http://a:b@127.0.0.1',
+  ]) {
     t.throws(() => createLatchkeyClient({ url: wrong, token }), /^url must be like https:/, wrong);
   }
   const unset = process.env['NO_SUCH_VARIABLE'] as string;

@@ -2,6 +2,8 @@ import type { FastifyInstance } from 'fastify';
 import t from 'tap';
 import { latchkey } from '../src/fastify/plugin.ts';
 import { startBackend, startListening } from './support/hook.ts';
+import { keepAliveClient } from './support/keep-alive-client.ts';
+import { eventually } from './support/process.ts';
 
 // latchkey/fastify: a backend in three lines, closed but for what says otherwise.
 
@@ -81,6 +83,34 @@ t.test('a handler knows whose request it is', async (t) => {
     metadata: { team: 'billing' },
   });
   t.equal(await seen(own.key, '/open'), null);
+});
+
+t.test('a connection brings one key after the other, and each request is that of its own', async (t) => {
+  const { service, own, reading, options } = await scene(t);
+  const backend = await startBackend(t, options, routes);
+  await eventually(async () => (await backend.status(reading.key)) === 200 && (await backend.status(own.key)) === 200);
+  const connection = keepAliveClient(backend.url);
+  t.teardown(() => connection.close());
+  const seen = async (token: string) => {
+    const { status, body } = await connection.ask('/hello', { token });
+    return status === 200 ? JSON.parse(body).key.id : status;
+  };
+  // Of the same length, and the same but for the last character.
+  const other = reading.key.slice(0, -1) + (reading.key.endsWith('0') ? '1' : '0');
+  const order = [reading, reading, own, own, reading, own, reading];
+  for (const { id, key } of order) {
+    t.equal(await seen(key), id);
+    t.equal(await seen(other), 401);
+  }
+  t.equal(await seen(own.key), own.id);
+  await service.admin.delete(`/v1/keys/${own.id}`);
+  await eventually(async () => (await seen(own.key)) === 401);
+  t.equal(await seen(reading.key), reading.id);
+  await backend.app.close();
+  await service.verification.usage.flush();
+  const uses = async ({ id }: { id: string }) =>
+    (await service.admin.get(`/v1/keys/${id}/usage`)).body.total.allowed as number;
+  t.ok((await uses(reading)) >= 6, 'each use is told of');
 });
 
 t.test('refusals are problems with the headers that clients need', async (t) => {

@@ -13,9 +13,10 @@ export interface Answers {
   /**
    * Whether a key is good, and may do this: the key itself at once where it is known here to be so, and otherwise a verdict, at
    * once or as a promise.
+   * @param likely the key that it probably is: where it is, its hash need not be made
    * @throws LatchkeyUnavailable, at once or by the promise
    */
-  find(question: Question): KnownKey | Verdict | Promise<Verdict>;
+  find(question: Question, likely?: KnownKey): KnownKey | Verdict | Promise<Verdict>;
   /** Whether answers may come from memory: the stream of changes is alive. */
   isLive(): boolean;
   /** Tells Latchkey what it was not told yet, and ends the connections. */
@@ -247,15 +248,15 @@ export function createAnswers(options: ClientOptions): Answers {
     return ask(question, hash);
   }
 
-  function find(question: Question): KnownKey | Verdict | Promise<Verdict> {
+  function find(question: Question, likely?: KnownKey): KnownKey | Verdict | Promise<Verdict> {
     if (isClosed) throw new LatchkeyUnavailable('The client is closed.');
     const { cost = 1 } = question;
     if (!Number.isInteger(cost) || cost < 0 || cost > greatestCost) {
       throw new RangeError(`cost must be a whole number from 0 to ${greatestCost}`);
     }
     if (question.key.length > longestKey) return malformed;
-    const used = unreported.keyOf(question.key);
-    const again = used === undefined ? undefined : fromMemory(question, known.again(used), 'live');
+    // Only while its text is here for its uses to be told.
+    const again = likely?.waiting?.key === question.key ? fromMemory(question, known.again(likely), 'live') : undefined;
     if (again !== undefined) return again;
     const hash = hashOf(question.key);
     return (

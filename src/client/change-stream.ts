@@ -1,5 +1,4 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Client } from 'undici';
 import { Broken, connectTo, type Service, send } from './connections.ts';
 import { createEventReader, type ServerEvent } from './event-lines.ts';
 
@@ -46,7 +45,7 @@ const mostDelayMs = 5_000;
 
 export function followChanges({ service, forgetful, onTurn }: ChangeStreamOptions): ChangeStream {
   const closing = new AbortController();
-  let connection: Client | undefined;
+  let connection = new AbortController();
   let isHeard = false;
   /** All that was changed before this has been told; monotonic milliseconds. */
   let vouchedAtMs = Number.NEGATIVE_INFINITY;
@@ -100,36 +99,39 @@ export function followChanges({ service, forgetful, onTurn }: ChangeStreamOption
 
   /** One connection's life. Throws what ended it. */
   async function listen(): Promise<never> {
-    const client = connectTo(service);
-    connection = client;
+    connection = new AbortController();
+    const client = connectTo(service, { signal: connection.signal });
     askedAtMs = performance.now();
     heardAtMs = askedAtMs;
     lateBeats = 0;
     const read = createEventReader();
     const asked = { method: 'GET', path: '/v1/changes', headers: { accept: 'text/event-stream' } } as const;
-    await send(client, service, asked, {
-      onHead(status, contentType) {
-        const isStream = status === 200 && contentType.startsWith('text/event-stream');
-        if (!isStream) throw new Error(`Latchkey answered ${status}`);
-      },
-      onText(text) {
-        heardAtMs = performance.now();
-        for (const event of read(text)) hear(event);
-      },
-    });
+    try {
+      await send(client, service, asked, {
+        onHead(status, contentType) {
+          const isStream = status === 200 && contentType.startsWith('text/event-stream');
+          if (!isStream) throw new Error(`Latchkey answered ${status}`);
+        },
+        onText(text) {
+          heardAtMs = performance.now();
+          for (const event of read(text)) hear(event);
+        },
+      });
+    } finally {
+      await client.destroy();
+    }
     throw new Error('the stream has ended');
   }
 
   /** A connection can be dead without telling. */
   const watch = setInterval(() => {
     turn(new Error(`no heartbeat for ${silenceAllowedMs} ms`));
-    if (performance.now() - heardAtMs > silenceAllowedMs) void connection?.destroy(new Error('nothing was heard'));
+    if (performance.now() - heardAtMs > silenceAllowedMs) connection.abort();
   }, lookEveryMs).unref();
 
   const running = (async () => {
     while (!closing.signal.aborted) {
       await listen().catch((error: unknown) => lose(error instanceof Broken ? error.cause : error));
-      await connection?.destroy();
       const delayMs = Math.min(mostDelayMs, leastDelayMs * 2 ** failures++) * (0.5 + Math.random() / 2);
       await delay(delayMs, undefined, { signal: closing.signal, ref: false }).catch(() => undefined);
     }
@@ -140,8 +142,11 @@ export function followChanges({ service, forgetful, onTurn }: ChangeStreamOption
     serverNowMs: (nowMs) => nowMs + clockOffsetMs,
     async close() {
       clearInterval(watch);
+      // Whoever closes it knows that it ceases.
+      isHeard = false;
+      wasAlive = false;
       closing.abort();
-      void connection?.destroy();
+      connection.abort();
       await running;
     },
   };

@@ -20,10 +20,13 @@ export class Broken extends Error {
   override readonly name = 'Broken';
   /** Where it was not, nothing has come of the request. */
   readonly wasSent: boolean;
+  /** An answer had begun: the request is sure to have arrived. */
+  readonly wasAnswered: boolean;
 
-  constructor(cause: Error, wasSent: boolean) {
+  constructor(cause: Error, wasSent: boolean, wasAnswered: boolean) {
     super(`Latchkey did not answer: ${String(cause)}`, { cause });
     this.wasSent = wasSent;
+    this.wasAnswered = wasAnswered;
   }
 }
 
@@ -45,9 +48,11 @@ interface Listener {
  * One connection, which carries one request at a time and is opened when there is one. `dispatch` and no more of undici: all
  * else, and `fetch` and `node:http` as well, make objects for each call that emit events. Node runs the same code for these as
  * for each request of the backend, and the more kinds of them it has seen the longer that takes; see docs/performance.md.
+ * @param signal ends what is still being connected too, which destroying the client does not
  */
-export function connectTo({ url, timeoutMs }: Service): Client {
-  return new Client(new URL(url).origin, { connect: { timeout: timeoutMs }, headersTimeout: 0, bodyTimeout: 0 });
+export function connectTo({ url, timeoutMs }: Service, { signal }: { signal?: AbortSignal } = {}): Client {
+  const connect = { timeout: timeoutMs, ...(signal === undefined ? {} : { signal }) };
+  return new Client(new URL(url).origin, { connect, headersTimeout: 0, bodyTimeout: 0 });
 }
 
 /**
@@ -59,11 +64,13 @@ export function send(client: Client, { url, token }: Service, asked: Asked, list
   const request: Dispatcher.DispatchOptions = {
     method,
     path: new URL(url + path).pathname,
-    headers: { authorization: `Bearer ${token}`, ...headers },
+    // Without a word about it, an answer might come compressed (RFC 9110 section 12.5.3).
+    headers: { authorization: `Bearer ${token}`, 'accept-encoding': 'identity', ...headers },
     body,
   };
   return new Promise((resolve, reject) => {
     let wasSent = false;
+    let wasAnswered = false;
     // A character may come in two parts.
     const decoder = new StringDecoder('utf8');
     client.dispatch(request, {
@@ -71,7 +78,9 @@ export function send(client: Client, { url, token }: Service, asked: Asked, list
         wasSent = true;
       },
       onResponseStart(_controller, status, answered) {
-        listener.onHead(status, String(answered['content-type'] ?? ''));
+        wasAnswered = true;
+        // What comes before the answer (RFC 9110 section 15.2) is none.
+        if (status >= 200) listener.onHead(status, String(answered['content-type'] ?? ''));
       },
       onResponseData(_controller, chunk) {
         listener.onText(decoder.write(chunk));
@@ -80,7 +89,7 @@ export function send(client: Client, { url, token }: Service, asked: Asked, list
         resolve();
       },
       onResponseError(_controller, error) {
-        reject(new Broken(error, wasSent));
+        reject(new Broken(error, wasSent, wasAnswered));
       },
     });
   });

@@ -13,7 +13,7 @@ export interface ClientOptions {
   timeoutMs?: number;
   /** How often Latchkey is told of what was let in here, 250 by default. */
   reportEveryMs?: number;
-  /** Told when answers begin to come from memory, and cease to. */
+  /** Told when answers begin to come from memory, and cease to before the client is closed. */
   onTurn?: (isLive: boolean, cause?: unknown) => void;
 }
 
@@ -58,8 +58,8 @@ function requireToken(token: string): string {
 }
 
 function baseOf(url: string): string {
-  const { protocol, origin, pathname, search, hash } = new URL(URL.canParse(url) ? url : 'none:');
-  if ((protocol !== 'http:' && protocol !== 'https:') || search !== '' || hash !== '') {
+  const { protocol, origin, pathname, username, password, search, hash } = new URL(URL.canParse(url) ? url : 'none:');
+  if ((protocol !== 'http:' && protocol !== 'https:') || username + password + search + hash !== '') {
     throw new Error('url must be like https://latchkey.internal:8080');
   }
   return origin + pathname.replace(/\/+$/, '');

@@ -47,32 +47,25 @@ const quicklyMs = 300;
  * @throws CallFailed
  */
 export async function verifyBatch(connections: Connections, entries: Entry[], fresh: boolean): Promise<EntryAnswer[]> {
-  const body = JSON.stringify({ entries });
-  const startedAtMs = performance.now();
-  try {
-    return await send(connections, body, entries.length, fresh);
-  } catch (error) {
-    const code = codeOf((error as Error).cause);
-    if (!lostCodes.has(code ?? '') || performance.now() - startedAtMs > quicklyMs) throw error;
-    return send(connections, body, entries.length, fresh);
-  }
-}
-
-async function send(connections: Connections, body: string, count: number, fresh: boolean): Promise<EntryAnswer[]> {
-  const { status, text } = await ask(connections, body, fresh);
+  const { status, text } = await ask(connections, JSON.stringify({ entries }), fresh);
   if (status !== 200) {
     const why = status === 401 || status === 403 ? 'refused' : 'unavailable';
     throw new CallFailed(why, `Latchkey answered ${status}: ${text.slice(0, 500)}`);
   }
   const answers = read(text);
-  if (answers?.length === count) return answers;
+  if (answers?.length === entries.length) return answers;
   throw new CallFailed('broken', 'What answered is not Latchkey, or another version of it.');
 }
 
 async function ask(connections: Connections, body: string, fresh: boolean): Promise<Answer> {
   const headers = { 'content-type': 'application/json', ...(fresh ? { 'cache-control': 'no-cache' } : {}) };
+  const asked = { path: '/v1/verify/batch', headers, body };
+  const startedAtMs = performance.now();
   try {
-    return await connections.post({ path: '/v1/verify/batch', headers, body });
+    return await connections.post(asked).catch((error: unknown) => {
+      if (!wasLostBefore(error) || performance.now() - startedAtMs > quicklyMs) throw error;
+      return connections.post(asked);
+    });
   } catch (error) {
     if (!(error instanceof Broken)) throw error;
     throw new CallFailed(error.wasSent ? 'broken' : 'unreachable', error.message, error.cause);
@@ -90,6 +83,8 @@ function read(text: string): EntryAnswer[] | undefined {
   }
 }
 
-function codeOf(cause: unknown): string | undefined {
-  return (cause as NodeJS.ErrnoException | undefined)?.code;
+/** What was answered in part was counted, and would be once more. */
+function wasLostBefore(error: unknown): boolean {
+  if (!(error instanceof Broken) || error.wasAnswered) return false;
+  return lostCodes.has((error.cause as NodeJS.ErrnoException).code ?? '');
 }

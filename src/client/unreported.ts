@@ -15,8 +15,6 @@ export interface Use {
 /** Collects what was let in here, until Latchkey is told. */
 export interface Unreported {
   readonly size: number;
-  /** The key whose uses wait, by its text: as long as that is here, its hash need not be made anew for each use. */
-  keyOf(text: string): KnownKey | undefined;
   add(key: KnownKey, grant: string, question: Question, cost: number, nowMs: number): void;
   /** Hands out at most so many. */
   take(most: number, nowMs: number): Use[];
@@ -31,16 +29,8 @@ export interface Unreported {
  * counts, until the key is presented again.
  */
 export function createUnreported(known: Pick<KnownKeys, 'has'>): Unreported {
-  const waiting = new Map<string, Use>();
-  /** Of keys that were forgotten here and learned again before these were reported. */
-  const left: Use[] = [];
-
-  function wait(text: string, use: Use): void {
-    const before = waiting.get(text);
-    if (before !== undefined) left.push(before);
-    waiting.set(text, use);
-    use.of.waiting = use.entry;
-  }
+  /** The oldest first. Of a key that was forgotten here and learned again there may be two. */
+  const waiting = new Set<Use>();
 
   function settle({ of: { ownerLimit, keyLimit }, entry: { cost } }: Use, how?: 'perhaps counted'): void {
     for (const limit of [ownerLimit, keyLimit]) {
@@ -51,9 +41,8 @@ export function createUnreported(known: Pick<KnownKeys, 'has'>): Unreported {
 
   return {
     get size() {
-      return waiting.size + left.length;
+      return waiting.size;
     },
-    keyOf: (text) => waiting.get(text)?.of,
     add(key, grant, question, cost, nowMs) {
       key.ownerLimit.pending += cost;
       key.keyLimit.pending += cost;
@@ -73,18 +62,17 @@ export function createUnreported(known: Pick<KnownKeys, 'has'>): Unreported {
         cost: before.cost + cost,
         uses: before.uses + 1,
       };
-      wait(text, { of: key, grant, entry, sinceMs: before.sinceMs });
+      waiting.add({ of: key, grant, entry, sinceMs: before.sinceMs });
+      key.waiting = entry;
     },
     take(most, nowMs) {
-      const taken = left.splice(0, most);
-      for (const [text, use] of waiting) {
+      const taken: Use[] = [];
+      for (const use of waiting) {
         if (taken.length >= most) break;
-        waiting.delete(text);
-        taken.push(use);
-      }
-      for (const use of taken) {
+        waiting.delete(use);
         use.of.waiting = undefined;
         forgetOld(use, nowMs);
+        taken.push(use);
       }
       return taken;
     },

@@ -1,4 +1,5 @@
 import type { IncomingMessage } from 'node:http';
+import type { Socket } from 'node:net';
 import type { FastifyReply, FastifyRequest, HookHandlerDoneFunction } from 'fastify';
 import fp from 'fastify-plugin';
 import { readCredential } from '../auth/credential.ts';
@@ -60,6 +61,11 @@ export const latchkey = fp<LatchkeyOptions>(
         else log.warn({ err: cause }, 'Changes of API keys are not heard of; Latchkey is asked about each request.');
       },
     });
+    /**
+     * The key that a connection brought last, which mostly is the next one, too. Not a property of the connection: objects of more
+     * forms than a few make everything slower that Node does with them.
+     */
+    const broughtLast = new WeakMap<Socket, KnownKey>();
     const keyOf = header === undefined ? readCredential : readerOf(header.toLowerCase());
     app.decorateRequest('apiKey', null);
     app.addHook('onRoute', ({ config, method, url }) => {
@@ -87,7 +93,10 @@ export const latchkey = fp<LatchkeyOptions>(
           deny(noKey(header), request, reply, done);
           return;
         }
-        answer = answers.find(new RequestQuestion(key, permission, cost?.(request) ?? 1, request));
+        const connection = request.raw.socket;
+        const last = broughtLast.get(connection);
+        answer = answers.find(new RequestQuestion(key, permission, cost?.(request) ?? 1, request), last);
+        if (answer !== last && answer instanceof KnownKey) broughtLast.set(connection, answer);
       } catch (error) {
         refuse(error, request, reply, done);
         return;
