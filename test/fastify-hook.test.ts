@@ -113,6 +113,20 @@ t.test('a connection brings one key after the other, and each request is that of
   t.ok((await uses(reading)) >= 6, 'each use is told of');
 });
 
+t.test('a key that was changed is asked about, though its connection has just brought it', async (t) => {
+  const { service, own, options } = await scene(t);
+  // So that its uses wait, and its text with them, for the whole test.
+  const backend = await startBackend(t, { ...options, reportEveryMs: 60_000 }, routes);
+  const connection = keepAliveClient(backend.url);
+  t.teardown(() => connection.close());
+  const status = async () => (await connection.ask('/hello', { token: own.key })).status;
+  for (let turn = 0; turn < 3; turn++) t.equal(await status(), 200);
+  await service.admin.post(`/v1/keys/${own.id}/suspend`, {});
+  await eventually(async () => (await status()) === 401, 2_000);
+  await service.admin.post(`/v1/keys/${own.id}/resume`, {});
+  await eventually(async () => (await status()) === 200, 2_000);
+});
+
 t.test('refusals are problems with the headers that clients need', async (t) => {
   const { service, own, reading, options } = await scene(t);
   const { body: limited } = await service.admin.post('/v1/keys', { rateLimit: { requests: 2, windowSeconds: 60 } });
