@@ -15,6 +15,9 @@ export type Key = Omit<
   last_used_at: Date | null;
 };
 
+/** When a key was last allowed something, by a use of it in a row of `usage_recent`; null: it was not. */
+export const recentUseAt = sql`hour + nullif(use.last_used, -1) * interval '1 millisecond'`;
+
 const columns = [
   'id',
   'organization_id',
@@ -35,7 +38,7 @@ const columns = [
   'delete_reason',
   'purged_at',
   sql<Date | null>`greatest(
-    (select max(hour + nullif(use.last_used, -1) * interval '1 millisecond')
+    (select max(${recentUseAt})
       from usage_recent as recent, unnest(recent.key_ids, recent.last_used) as use (key_id, last_used)
       where part = right(api_keys.id, 1) and api_keys.id = any(recent.key_ids) and use.key_id = api_keys.id),
     (select last_used_at from usage_hours where key_id = api_keys.id and last_used_at is not null

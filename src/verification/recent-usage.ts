@@ -2,10 +2,11 @@ import { type RawBuilder, sql } from 'kysely';
 import { idAlphabet, type KeyId, type PartnerId } from '../core/ids.ts';
 import type { UseCounts } from '../core/use-counts.ts';
 import type { Db } from '../db/client.ts';
+import { recentUseAt } from '../keys/store.ts';
 
 /**
- * Uses on their way to the rows of their hours. To count up the row of a key costs Postgres as much as to write down the uses of
- * thirty others side by side: so each second that is done, and the rows are counted up once for all the seconds that have gathered.
+ * Uses on their way to the rows of their hours. To count up the row of a key takes as long as to write down the uses of ten
+ * others side by side: so each second that is done, and the rows are counted up once for all the seconds that have gathered.
  * What is asked for is added up from both.
  */
 
@@ -75,9 +76,8 @@ export async function mergeRecentUsage(db: Db, part: string): Promise<boolean> {
         select id from usage_recent where part = ${part} order by id limit ${rowsAtOnce} for update skip locked)
       returning *),
     uses as (
-      select key_id, hour, coalesce(sum(allowed), 0) as allowed, coalesce(sum(denied), 0) as denied,
-        coalesce(sum(rate_limited), 0) as rate_limited, coalesce(sum(after_deletion), 0) as after_deletion,
-        max(last_used_at) as last_used_at
+      select key_id, hour, sum(allowed) as allowed, sum(denied) as denied, sum(rate_limited) as rate_limited,
+        sum(after_deletion) as after_deletion, max(last_used_at) as last_used_at
       from ${usesIn(sql`taken`)} group by key_id, hour),
     added as (
       insert into usage_hours (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion,
@@ -85,13 +85,18 @@ export async function mergeRecentUsage(db: Db, part: string): Promise<boolean> {
       select key.organization_id, key.partner_id, uses.* from uses
         cross join lateral (select organization_id, partner_id from api_keys where id = uses.key_id limit 1) as key
       order by uses.key_id, uses.hour
-      on conflict (key_id, hour) do update set allowed = usage_hours.allowed + excluded.allowed,
-        denied = usage_hours.denied + excluded.denied,
-        rate_limited = usage_hours.rate_limited + excluded.rate_limited,
-        after_deletion = usage_hours.after_deletion + excluded.after_deletion,
-        last_used_at = greatest(usage_hours.last_used_at, excluded.last_used_at))
+      on conflict (key_id, hour) do update set ${countedUp('usage_hours')})
     select count(*)::int as taken from taken`.execute(db);
   return rows[0]?.taken === rowsAtOnce;
+}
+
+/** What a row's counts are after those of another are added to it. */
+export function countedUp(table: 'usage_hours' | 'usage_days'): RawBuilder<unknown> {
+  const before = sql.table(table);
+  return sql`allowed = ${before}.allowed + excluded.allowed, denied = ${before}.denied + excluded.denied,
+    rate_limited = ${before}.rate_limited + excluded.rate_limited,
+    after_deletion = ${before}.after_deletion + excluded.after_deletion,
+    last_used_at = greatest(${before}.last_used_at, excluded.last_used_at)`;
 }
 
 /** A row for each key and each time it was written down, to be selected from: `key_id`, `hour`, the counts, `last_used_at`. */
@@ -108,7 +113,7 @@ function usesIn(table: RawBuilder<unknown>, isWanted: RawBuilder<unknown> = sql`
   return sql`(
     select key_id, hour, coalesce(use.allowed, 0) as allowed, coalesce(use.denied, 0) as denied,
       coalesce(use.rate_limited, 0) as rate_limited, coalesce(use.after_deletion, 0) as after_deletion,
-      hour + nullif(use.last_used, -1) * interval '1 millisecond' as last_used_at
+      ${recentUseAt} as last_used_at
     from ${table} as recent, unnest(recent.key_ids, recent.allowed, recent.denied, recent.rate_limited,
       recent.after_deletion, recent.last_used)
       as use (key_id, allowed, denied, rate_limited, after_deletion, last_used)

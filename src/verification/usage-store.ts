@@ -2,7 +2,7 @@ import { sql } from 'kysely';
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
-import { recentUsageOf, type UsageOf } from './recent-usage.ts';
+import { countedUp, recentUsageOf, type UsageOf } from './recent-usage.ts';
 
 const dayMs = 86_400_000;
 
@@ -22,11 +22,7 @@ export async function foldOldUsage({ db, clockShiftMs }: Transactor, hourlyDays:
         select organization_id, partner_id, key_id, date_trunc('day', hour, 'UTC'),
           sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion), max(last_used_at)
         from moved group by 1, 2, 3, 4
-        on conflict (key_id, day) do update set allowed = usage_days.allowed + excluded.allowed,
-          denied = usage_days.denied + excluded.denied,
-          rate_limited = usage_days.rate_limited + excluded.rate_limited,
-          after_deletion = usage_days.after_deletion + excluded.after_deletion,
-          last_used_at = greatest(usage_days.last_used_at, excluded.last_used_at))
+        on conflict (key_id, day) do update set ${countedUp('usage_days')})
       select count(*)::int as folded from moved`.execute(tx);
     return rows[0]?.folded ?? 0;
   });
