@@ -1,6 +1,6 @@
 import { type Kysely, sql } from 'kysely';
 
-// Frozen: this file describes the schema as it was first released. Later changes are later files.
+// Frozen with the first release. Until then it may be changed freely; afterwards every change is a later file.
 
 const id = (kind: string): string => `'^${kind}_[0-7][0-9a-hjkmnp-tv-z]{25}$'`;
 
@@ -66,8 +66,8 @@ create table api_keys (
   permission text not null,
   slot smallint not null,
   name text,
-  tag bytea not null,
-  tag_keyring_id text collate "C" not null,
+  tag bytea,
+  tag_keyring_id text collate "C",
   argon2id_hash text,
   sealed bytea,
   sealed_keyring_id text collate "C",
@@ -82,6 +82,7 @@ create table api_keys (
   suspended_at timestamptz,
   deleted_at timestamptz,
   delete_reason text,
+  purged_at timestamptz,
   constraint api_keys_organization_fk foreign key (organization_id) references organizations (id),
   constraint api_keys_partner_fk foreign key (organization_id, partner_id) references partners (organization_id, id),
   constraint api_keys_id_form check (id ~ ${id('key')}),
@@ -98,6 +99,11 @@ create table api_keys (
   constraint api_keys_compromised_wiped check (
     delete_reason is distinct from 'compromised' or (argon2id_hash is null and sealed is null)
   ),
+  constraint api_keys_purged_is_deleted check (purged_at is null or deleted_at is not null),
+  constraint api_keys_purged_wiped check (
+    case when purged_at is null then num_nulls(tag, tag_keyring_id) = 0
+      else num_nonnulls(tag, tag_keyring_id, argon2id_hash, sealed) = 0 end
+  ),
   constraint api_keys_rate_limit_whole check ((rate_limit_requests is null) = (rate_limit_window_seconds is null)),
   constraint api_keys_rate_limit_range check (
     rate_limit_requests between 1 and 1000000000 and rate_limit_window_seconds between 1 and 86400
@@ -106,6 +112,8 @@ create table api_keys (
 create unique index api_keys_live_slot on api_keys (organization_id, partner_id, permission, slot)
   nulls not distinct where deleted_at is null;
 create index api_keys_by_owner on api_keys (organization_id, partner_id, id desc);
+create index api_keys_to_purge on api_keys (deleted_at) where deleted_at is not null and purged_at is null;
+create index api_keys_to_expire on api_keys (expires_at) where expires_at is not null and deleted_at is null;
 
 create table access_tokens (
   id text collate "C" primary key,
@@ -223,7 +231,280 @@ end $$;
 revoke all on function history_begin(text), history_append(text, text), history_refuse_change() from public;
 `;
 
+const notified = ['organizations', 'partners', 'api_keys', 'access_tokens'];
+
+/**
+ * A notice names the changed record and its organization, `key_… org_…`; a record of no organization is named alone. New
+ * rows cause none: no replica has a copy of them.
+ */
+const changeNotices = `
+create function notify_change() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if tg_op = 'TRUNCATE' then
+    perform pg_notify('latchkey_changes', '*');
+  elsif tg_table_name = 'organizations' then
+    perform pg_notify('latchkey_changes', old.id || ' ' || old.id);
+  else
+    perform pg_notify('latchkey_changes', concat_ws(' ', old.id, old.organization_id));
+  end if;
+  return null;
+end $$;
+revoke all on function notify_change() from public;
+${notified
+  .map(
+    (table) => `
+create trigger ${table}_notify after update or delete on ${table} for each row execute function notify_change();
+create trigger ${table}_notify_all after truncate on ${table} for each statement execute function notify_change();
+alter table ${table} enable always trigger ${table}_notify;
+alter table ${table} enable always trigger ${table}_notify_all;`,
+  )
+  .join('')}
+`;
+
+// Without foreign keys and triggers: counting a use changes no key and invalidates no cache.
+const usage = `
+create table usage_hours (
+  organization_id text collate "C" not null,
+  partner_id text collate "C",
+  key_id text collate "C" not null,
+  hour timestamptz not null,
+  allowed bigint not null,
+  denied bigint not null,
+  rate_limited bigint not null,
+  -- Of those denied: because the key was deleted.
+  after_deletion bigint not null default 0,
+  last_used_at timestamptz,
+  constraint usage_hours_pk primary key (key_id, hour)
+) with (fillfactor = 50);
+create index usage_hours_by_partner on usage_hours (partner_id, hour) where partner_id is not null;
+create index usage_hours_by_hour on usage_hours using brin (hour);
+
+create table usage_days (
+  organization_id text collate "C" not null,
+  partner_id text collate "C",
+  key_id text collate "C" not null,
+  day timestamptz not null,
+  allowed bigint not null,
+  denied bigint not null,
+  rate_limited bigint not null,
+  -- Of those denied: because the key was deleted.
+  after_deletion bigint not null default 0,
+  last_used_at timestamptz,
+  constraint usage_days_pk primary key (key_id, day)
+);
+create index usage_days_by_partner on usage_days (partner_id, day) where partner_id is not null;
+
+create table usage_recent (
+  id bigint generated always as identity primary key,
+  part text collate "C" not null,
+  hour timestamptz not null,
+  key_ids text[] collate "C" not null,
+  allowed bigint[],
+  denied bigint[],
+  rate_limited bigint[],
+  after_deletion bigint[],
+  last_used integer[] not null
+);
+create index usage_recent_by_part on usage_recent (part, id);
+`;
+
+const recovery = `
+create table recovery_requests (
+  id text collate "C" primary key,
+  organization_id text collate "C" not null,
+  key_id text collate "C",
+  partner_id text collate "C",
+  subject_deleted_at timestamptz not null,
+  details text not null,
+  status text not null,
+  respond_by timestamptz not null,
+  created_at timestamptz not null,
+  created_by jsonb not null,
+  answered_at timestamptz,
+  answered_by jsonb,
+  note text,
+  constraint recovery_requests_organization_fk foreign key (organization_id) references organizations (id),
+  constraint recovery_requests_key_fk foreign key (key_id) references api_keys (id),
+  constraint recovery_requests_partner_fk foreign key (organization_id, partner_id)
+    references partners (organization_id, id),
+  constraint recovery_requests_id_form check (id ~ ${id('recovery')}),
+  constraint recovery_requests_one_subject check (num_nonnulls(key_id, partner_id) = 1),
+  constraint recovery_requests_status_known check (status in ('open', 'approved', 'declined')),
+  constraint recovery_requests_answer_whole check (
+    num_nonnulls(answered_at, answered_by) = case status when 'open' then 0 else 2 end
+  ),
+  constraint recovery_requests_declined_with_note check (status <> 'declined' or note is not null)
+);
+create unique index recovery_requests_open_key on recovery_requests (key_id) where status = 'open';
+create unique index recovery_requests_open_partner on recovery_requests (partner_id) where status = 'open';
+create index recovery_requests_by_organization on recovery_requests (organization_id, id desc);
+create index recovery_requests_due on recovery_requests (respond_by, id) where status = 'open';
+`;
+
+// Each row says that an event was recorded, in the event's own transaction, so it is recorded once.
+const recordedOnce = `
+create table expiry_notices (
+  key_id text collate "C" not null,
+  expires_at timestamptz not null,
+  days_ahead smallint not null,
+  constraint expiry_notices_pk primary key (key_id, expires_at, days_ahead)
+);
+
+create table deleted_key_uses (
+  key_id text collate "C" not null,
+  hour timestamptz not null,
+  constraint deleted_key_uses_pk primary key (key_id, hour)
+);
+create index deleted_key_uses_by_hour on deleted_key_uses (hour);
+`;
+
+const idempotency = `
+create table idempotency_keys (
+  address bytea primary key,
+  request_hash bytea not null,
+  reply json not null,
+  created_at timestamptz not null,
+  constraint idempotency_keys_address_length check (octet_length(address) = 32),
+  constraint idempotency_keys_request_hash_length check (octet_length(request_hash) = 32)
+);
+create index idempotency_keys_by_time on idempotency_keys (created_at);
+`;
+
+const jobRuns = `
+create table job_runs (
+  name text collate "C" primary key,
+  first_seen_at timestamptz not null default now(),
+  last_started_at timestamptz,
+  last_succeeded_at timestamptz,
+  last_failed_at timestamptz,
+  last_error text,
+  last_count bigint,
+  last_duration_ms bigint
+);
+`;
+
+const webhooks = `
+create table webhook_endpoints (
+  id text collate "C" primary key,
+  organization_id text collate "C" not null,
+  partner_id text collate "C",
+  url text not null,
+  events text[] collate "C" not null,
+  description text,
+  sealed bytea,
+  sealed_keyring_id text collate "C",
+  previous_sealed bytea,
+  previous_sealed_keyring_id text collate "C",
+  previous_until timestamptz,
+  created_at timestamptz not null,
+  created_by jsonb not null,
+  failing_since timestamptz,
+  disabled_at timestamptz,
+  disabled_reason text,
+  deleted_at timestamptz,
+  constraint webhook_endpoints_organization_fk foreign key (organization_id) references organizations (id),
+  constraint webhook_endpoints_partner_fk foreign key (organization_id, partner_id)
+    references partners (organization_id, id),
+  constraint webhook_endpoints_id_form check (id ~ ${id('webhook')}),
+  constraint webhook_endpoints_events_form check (
+    cardinality(events) > 0 and array_to_string(events, ' ', '') ~ '^([*]|[a-z_]+[.][a-z_]+( [a-z_]+[.][a-z_]+)*)$'
+  ),
+  constraint webhook_endpoints_sealed_whole check ((sealed is null) = (sealed_keyring_id is null)),
+  constraint webhook_endpoints_previous_whole check (
+    num_nonnulls(previous_sealed, previous_sealed_keyring_id, previous_until) in (0, 3)
+  ),
+  constraint webhook_endpoints_deleted_wiped check (
+    case when deleted_at is null then sealed is not null else num_nonnulls(sealed, previous_sealed) = 0 end
+  ),
+  constraint webhook_endpoints_disabled_whole check ((disabled_at is null) = (disabled_reason is null)),
+  constraint webhook_endpoints_disabled_reason_known check (disabled_reason in ('requested', 'gone', 'failing'))
+);
+create index webhook_endpoints_by_organization on webhook_endpoints (organization_id, id desc);
+
+-- No foreign key leads to history: a delivery names the event's place in its chain.
+create table webhook_deliveries (
+  id text collate "C" primary key,
+  endpoint_id text collate "C" not null,
+  sequence bigint not null,
+  action text collate "C" not null,
+  payload text not null,
+  status text not null,
+  attempts integer not null default 0,
+  failures integer not null default 0,
+  due_at timestamptz not null,
+  leased_until timestamptz,
+  created_at timestamptz not null,
+  finished_at timestamptz,
+  traceparent text collate "C",
+  constraint webhook_deliveries_endpoint_fk foreign key (endpoint_id) references webhook_endpoints (id),
+  constraint webhook_deliveries_id_form check (id ~ ${id('delivery')}),
+  constraint webhook_deliveries_status_known check (status in ('pending', 'delivered', 'failed')),
+  constraint webhook_deliveries_finished_whole check ((finished_at is null) = (status = 'pending')),
+  constraint webhook_deliveries_leased_is_pending check (leased_until is null or status = 'pending'),
+  constraint webhook_deliveries_traceparent_form check (traceparent ~ '^00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]$'),
+  constraint webhook_deliveries_counts check (failures between 0 and attempts)
+);
+create index webhook_deliveries_by_endpoint on webhook_deliveries (endpoint_id, id desc);
+create index webhook_deliveries_due on webhook_deliveries (endpoint_id, due_at) where status = 'pending';
+create index webhook_deliveries_failed on webhook_deliveries (endpoint_id, created_at) where status = 'failed';
+create index webhook_deliveries_by_time on webhook_deliveries (created_at);
+
+create table webhook_attempts (
+  delivery_id text collate "C" not null,
+  number integer not null,
+  at timestamptz not null,
+  status integer,
+  reason text,
+  duration_ms bigint not null,
+  reply text,
+  constraint webhook_attempts_pk primary key (delivery_id, number),
+  constraint webhook_attempts_delivery_fk foreign key (delivery_id) references webhook_deliveries (id) on delete cascade,
+  constraint webhook_attempts_one_outcome check (num_nonnulls(status, reason) = 1)
+);
+`;
+
+// Counts, not history: rows are added to, and removed when they are old.
+const refusedAttempts = `
+create table refused_attempts (
+  id text collate "C" primary key,
+  organization_id text collate "C",
+  hour timestamptz not null,
+  caller_id text collate "C",
+  caller jsonb,
+  operation text collate "C",
+  code text collate "C" not null,
+  count bigint not null,
+  first_at timestamptz not null,
+  last_at timestamptz not null,
+  last_ip text not null,
+  constraint refused_attempts_organization_fk foreign key (organization_id) references organizations (id),
+  constraint refused_attempts_id_form check (id ~ ${id('refusal')}),
+  constraint refused_attempts_caller_whole check (
+    num_nulls(caller_id, caller, operation) in (0, 3) and caller ->> 'id' is not distinct from caller_id
+  ),
+  constraint refused_attempts_count_positive check (count > 0),
+  constraint refused_attempts_times check (first_at <= last_at)
+);
+create unique index refused_attempts_of_hour on refused_attempts (organization_id, hour, caller_id, operation, code)
+  nulls not distinct;
+create index refused_attempts_by_organization on refused_attempts (organization_id, id desc);
+create index refused_attempts_by_caller on refused_attempts (organization_id, caller_id, id desc);
+create index refused_attempts_by_hour on refused_attempts (hour);
+`;
+
 export async function up(db: Kysely<unknown>): Promise<void> {
-  await sql.raw(tables).execute(db);
-  await sql.raw(history).execute(db);
+  for (const statements of [
+    tables,
+    history,
+    changeNotices,
+    usage,
+    recovery,
+    recordedOnce,
+    idempotency,
+    jobRuns,
+    webhooks,
+    refusedAttempts,
+  ]) {
+    await sql.raw(statements).execute(db);
+  }
 }

