@@ -1,6 +1,7 @@
 import pg from 'pg';
 import { bootstrap } from '../src/bootstrap.ts';
 import type { Actor } from '../src/core/actor.ts';
+import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { connect } from '../src/db/client.ts';
 import type { OrganizationDoer } from '../src/db/work.ts';
 import { patchKey } from '../src/keys/commands.ts';
@@ -66,7 +67,7 @@ async function makeWriter(stage: Stage): Promise<Writer> {
 
 /** @returns changes a second, of all together */
 async function writeFor(writers: Writer[], db: Parameters<typeof patchKey>[0]['db'], seconds: number): Promise<number> {
-  const transactor = { db, clockShiftMs: () => 0 };
+  const transactor = { db, keyring: parseKeyring(generateKeyring(new Date())), clockShiftMs: () => 0 };
   const endsAtMs = performance.now() + seconds * 1000;
   let changes = 0;
   await Promise.all(

@@ -1,5 +1,6 @@
 import type { Actor } from '../src/core/actor.ts';
 import { newId, type OrganizationId } from '../src/core/ids.ts';
+import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { connect, type Db } from '../src/db/client.ts';
 import { type OrganizationDoer, transact } from '../src/db/work.ts';
 import { record } from '../src/history/record.ts';
@@ -47,9 +48,13 @@ export async function measureRecording(
   }
 }
 
+const keyring = parseKeyring(generateKeyring(new Date()));
+
 async function makeOrganization(db: Db): Promise<OrganizationDoer> {
   const by = { actor, organizationId: newId('org'), request: null };
-  await transact({ db, clockShiftMs: () => 0 }, by, (work) => addOrganization(work, { name: by.organizationId }));
+  await transact({ db, keyring, clockShiftMs: () => 0 }, by, (work) =>
+    addOrganization(work, { name: by.organizationId }),
+  );
   return by;
 }
 
@@ -59,7 +64,7 @@ async function insertFor(
   doers: readonly OrganizationDoer[],
   { seconds, isRecorded }: { seconds: number; isRecorded: boolean },
 ): Promise<number> {
-  const transactor = { db, clockShiftMs: () => 0 };
+  const transactor = { db, keyring, clockShiftMs: () => 0 };
   const endsAtMs = performance.now() + seconds * 1000;
   let changes = 0;
   const work = async () => {

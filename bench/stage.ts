@@ -64,7 +64,7 @@ export async function openStage(): Promise<Stage> {
     const environment = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyringText };
     const crypto = tokenCrypto(readConfig(environment));
     await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring });
-    const transactor = { db: client.db, clockShiftMs: () => 0 };
+    const transactor = { db: client.db, keyring, clockShiftMs: () => 0 };
     const bootstrapped = await bootstrap(
       { transactor, crypto },
       { organizationName: 'Bench', adminEmail: 'bench@example.com' },

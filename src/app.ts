@@ -68,7 +68,7 @@ declare module 'fastify' {
 
 export interface AppDeps {
   logger: FastifyBaseLogger;
-  transactor: Transactor;
+  transactor: Omit<Transactor, 'keyring'>;
   crypto: TokenCrypto;
   verification: Pick<VerificationState, 'clock' | 'feed' | 'records' | 'limits' | 'usage'>;
   /** Passes on the caller's trace unless told otherwise. */
@@ -109,7 +109,11 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const { crypto, undoWindowSeconds, retentionSeconds, draining = new AbortController().signal } = deps;
   const { tallies = createTallies() } = deps;
   const { clock, feed, records, limits, usage } = deps.verification;
-  const transactor: Transactor = { ...deps.transactor, onRecorded: (actions) => countEvents(tallies, actions) };
+  const transactor: Transactor = {
+    ...deps.transactor,
+    keyring: crypto.keyring,
+    onRecorded: (actions) => countEvents(tallies, actions),
+  };
   const { db } = transactor;
   const tokenPrefix = crypto.prefix;
   const attempts = createAttemptLimit();

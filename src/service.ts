@@ -111,6 +111,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     shutdown.add(phase('usage', () => verification.close()));
     const transactor: Transactor = {
       db: client.db,
+      keyring: crypto.keyring,
       clockShiftMs: noShift,
       onChanged: (ids) => verification.records.invalidate(ids),
       onRecorded,

@@ -5,6 +5,7 @@ import { connect } from '../src/db/client.ts';
 import { transact } from '../src/db/work.ts';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase, dbQuery, roleOf } from './support/database.ts';
+import { keyringOf } from './support/keyrings.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
 
@@ -137,7 +138,7 @@ t.test('a deadlock is tried again, and both acts are done', async (t) => {
       if (arrived.length >= 2) for (const go of arrived) go();
     });
   const act = (first: number, second: number) =>
-    transact({ db: client.db, clockShiftMs: () => 0 }, by, async ({ tx }) => {
+    transact({ db: client.db, keyring: keyringOf('test'), clockShiftMs: () => 0 }, by, async ({ tx }) => {
       runs += 1;
       await sql`update pair set n = n + 1 where id = ${first}`.execute(tx);
       await bothHoldOne();

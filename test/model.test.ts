@@ -162,8 +162,8 @@ const advance = (ms: number) =>
 
 const purge = () =>
   command('purge()', async (model, { service }) => {
-    const { db } = service.client;
-    const transactor = { db, clockShiftMs: service.clockShiftMs, onChanged: service.verification.records.invalidate };
+    const { client, keyring, clockShiftMs, verification } = service;
+    const transactor = { db: client.db, keyring, clockShiftMs, onChanged: verification.records.invalidate };
     await purgeDeletedKeys({ transactor, retentionSeconds: retentionMs / 1_000 });
     for (const key of dueForPurge(model)) {
       key.isPurged = true;

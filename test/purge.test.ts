@@ -17,6 +17,7 @@ async function jobsOf(t: Test) {
   const service = await startService(t);
   const transactor = {
     db: service.client.db,
+    keyring: service.keyring,
     clockShiftMs: () => shiftMs,
     onChanged: (ids: Iterable<string>) => service.verification.records.invalidate(ids),
   };
@@ -264,7 +265,7 @@ t.test('an expiry is announced seven days and one day ahead, once each', async (
 t.test('another replica forgets a purged key', async (t) => {
   const { service, transactor, later } = await jobsOf(t);
   const { admin, verifier } = service;
-  const elsewhere = { db: transactor.db, clockShiftMs: transactor.clockShiftMs };
+  const { onChanged: _, ...elsewhere } = transactor;
   const { body: key } = await admin.post('/v1/keys', {});
   const code = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code;
   await admin.delete(`/v1/keys/${key.id}`);

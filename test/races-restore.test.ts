@@ -39,8 +39,8 @@ async function requireSound(t: Test, { admin, urls, organizationId }: TestServic
 }
 
 /** Every key that is deleted at all is due. */
-function purgeOf({ client }: TestService) {
-  const transactor = { db: client.db, clockShiftMs: () => 0 };
+function purgeOf({ client, keyring }: TestService) {
+  const transactor = { db: client.db, keyring, clockShiftMs: () => 0 };
   return () => purgeDeletedKeys({ transactor, retentionSeconds: 0 });
 }
 

@@ -184,10 +184,10 @@ t.test('deliveries are kept for 30 days', async (t) => {
   startSending(t, service);
   await settled(service, webhook, ({ attempts }) => attempts.length === 1);
   const job = jobs.find(({ name }) => name === 'prune_webhook_deliveries');
-  const { urls, client, clockShiftMs } = service;
+  const { urls, client, keyring, clockShiftMs } = service;
   const prune = () =>
     job?.run({
-      transactor: { db: client.db, clockShiftMs },
+      transactor: { db: client.db, keyring, clockShiftMs },
       settings: { usageHourlyDays: 1, retentionSeconds: 1 },
       signal: new AbortController().signal,
     });

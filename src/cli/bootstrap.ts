@@ -42,7 +42,7 @@ export function bootstrapCommand(env: NodeJS.ProcessEnv): Command {
               'POST /v1/access-tokens; for another organization give another name.',
           );
         }
-        const transactor = { db: client.db, clockShiftMs: () => 0 };
+        const transactor = { db: client.db, keyring: crypto.keyring, clockShiftMs: () => 0 };
         const made = await bootstrap(
           { transactor, crypto },
           { organizationName: options.organization, adminEmail: options.adminEmail },

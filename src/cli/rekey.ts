@@ -27,7 +27,7 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
       try {
         await requireCurrentSchema(client.db);
         await confirmInstallation(client.db, { tokenPrefix: config.TOKEN_PREFIX, keyring });
-        const transactor = { db: client.db, clockShiftMs: () => 0 };
+        const transactor = { db: client.db, keyring, clockShiftMs: () => 0 };
         const progress = showProgress('Rekeying');
         const result = await rekey({ transactor, keyring, onProgress: progress.show }).finally(progress.end);
         tellResult(keyring, result);

@@ -7,6 +7,7 @@ import { createSecretKey, hkdfSync, type KeyObject, randomBytes } from 'node:cry
 export interface KeyringEntry {
   id: string;
   tagKey: KeyObject;
+  macKey: KeyObject;
   sealKey: KeyObject;
   signSeed: KeyObject;
   /** Tells whether another process holds the same bytes under this id, without telling the bytes. 32 bytes. */
@@ -19,6 +20,8 @@ export interface Keyring {
   entries: readonly KeyringEntry[];
   /** Undefined for an entry that was retired. */
   get(id: string): KeyringEntry | undefined;
+  /** Ids of entries that the operator names as lost: nothing under them can be checked, and argon2id decides instead. */
+  lostIds: ReadonlySet<string>;
 }
 
 /** The keyring's text is not one. The message never holds key material. */
@@ -29,8 +32,8 @@ export class KeyringError extends Error {
 const idForm = /^[a-z0-9-]{1,32}$/;
 const entryBytes = 32;
 
-/** @throws KeyringError naming the entry by its place */
-export function parseKeyring(text: string): Keyring {
+/** @throws KeyringError naming the entry by its place, or a lost id that the keyring has */
+export function parseKeyring(text: string, lostIds: readonly string[] = []): Keyring {
   const entries = text
     .trim()
     .split(',')
@@ -39,7 +42,11 @@ export function parseKeyring(text: string): Keyring {
   if (byId.size !== entries.length) throw new KeyringError('two entries have the same id');
   const [primary] = entries;
   if (primary === undefined) throw new KeyringError('it has no entry');
-  return { primary, entries, get: (id) => byId.get(id) };
+  for (const id of lostIds) {
+    if (!idForm.test(id)) throw new KeyringError(`the lost id ${id} is not one: a-z, 0-9 and - (at most 32)`);
+    if (byId.has(id)) throw new KeyringError(`${id} is named as lost, but the keyring has it`);
+  }
+  return { primary, entries, get: (id) => byId.get(id), lostIds: new Set(lostIds) };
 }
 
 function parseEntry(text: string, place: number): KeyringEntry {
@@ -60,13 +67,14 @@ function deriveEntry(id: string, secret: Buffer): KeyringEntry {
   return {
     id,
     tagKey: createSecretKey(derive(secret, 'tag')),
+    macKey: createSecretKey(derive(secret, 'mac')),
     sealKey: createSecretKey(derive(secret, 'seal')),
     signSeed: createSecretKey(derive(secret, 'sign')),
     checkValue: derive(secret, 'check'),
   };
 }
 
-function derive(secret: Buffer, use: 'tag' | 'seal' | 'sign' | 'check'): Buffer {
+function derive(secret: Buffer, use: 'tag' | 'mac' | 'seal' | 'sign' | 'check'): Buffer {
   return Buffer.from(hkdfSync('sha256', secret, Buffer.alloc(0), `latchkey/v1/${use}`, 32));
 }
 

@@ -3,6 +3,7 @@ import { sql } from 'kysely';
 import type { Actor, RequestFacts } from '../core/actor.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import type { TraceContext } from '../core/trace.ts';
+import type { Keyring } from '../crypto/keyring.ts';
 import type { Db, Tx } from './client.ts';
 import { isTransient } from './pg-error.ts';
 
@@ -26,6 +27,8 @@ export interface Work<By extends Doer = Doer> {
   /** The database's time at the start of the transaction, in whole milliseconds. */
   now: Date;
   by: By;
+  /** Authenticates what is written. */
+  keyring: Keyring;
   /** Run last, in order, inside the transaction: what locks the most contended rows. */
   beforeCommit: Array<() => Promise<void>>;
   /** Ids of what is changed here. Copies of it in memory are dropped before anybody hears of the change. */
@@ -37,6 +40,7 @@ export interface Work<By extends Doer = Doer> {
 /** @typeParam Result what the transactions give back, where `onDone` asks for it */
 export interface Transactor<in Result = unknown> {
   db: Db;
+  keyring: Keyring;
   /** Milliseconds added to the database's time: tests move the clock with it. */
   clockShiftMs: () => number;
   /** Told of what a transaction has changed, as soon as it has ended. */
@@ -66,7 +70,7 @@ export async function transact<By extends Doer, Result>(
     try {
       const done = await transactor.db.transaction().execute(async (tx) => {
         const now = await currentTime(tx, transactor.clockShiftMs);
-        const work: Work<By> = { tx, now, by, beforeCommit: [], changed, recorded };
+        const work: Work<By> = { tx, now, by, keyring: transactor.keyring, beforeCommit: [], changed, recorded };
         await transactor.onBegin?.(work);
         const result = await act(work);
         await transactor.onDone?.(work, result);

@@ -19,7 +19,7 @@ export interface JobRunner {
   close(): Promise<void>;
 }
 
-interface JobRunnerOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged' | 'onRecorded'> {
+interface JobRunnerOptions extends Pick<Transactor, 'keyring' | 'clockShiftMs' | 'onChanged' | 'onRecorded'> {
   /** As the service's role; not through a transaction pooler. */
   url: string;
   jobs: readonly Job[];
@@ -60,8 +60,8 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
   });
   const { db } = client;
   const nothing = () => undefined;
-  const { clockShiftMs, onChanged = nothing, onRecorded = nothing } = options;
-  const transactor = { db, clockShiftMs, onChanged, onRecorded };
+  const { keyring, clockShiftMs, onChanged = nothing, onRecorded = nothing } = options;
+  const transactor = { db, keyring, clockShiftMs, onChanged, onRecorded };
   const closing = new AbortController();
   let runner: Runner | undefined;
 

@@ -84,7 +84,10 @@ export async function announceExpiries({ transactor, signal }: KeyJobDeps): Prom
 }
 
 /** Removes notes of what was announced, a day after the expiry: nothing is said of it from then on. @returns how many */
-export async function forgetExpiryNotices({ db, clockShiftMs }: Transactor): Promise<number> {
+export async function forgetExpiryNotices({
+  db,
+  clockShiftMs,
+}: Pick<Transactor, 'db' | 'clockShiftMs'>): Promise<number> {
   const now = await currentTime(db, clockShiftMs);
   return deleteExpiryNotices(db, new Date(now.getTime() - dayMs));
 }

@@ -56,7 +56,7 @@ export function startVerificationState(options: VerificationStateOptions): Verif
   const { keyring, capacity, staleMs, redisUrl } = options;
   const records = createRecords({ db, clock, feed, logger, keyring, capacity, staleMs });
   const { clockShiftMs, onRecorded = () => undefined } = options;
-  const transactor = { db, clockShiftMs, onRecorded };
+  const transactor = { db, keyring, clockShiftMs, onRecorded };
   const deletedUses = createDeletedUses({ transactor, clock, logger });
   const merger = createUsageMerger({ db, clock, logger });
   const usage = createUsageRecorder({ db, clock, deletedUses, merger, logger });

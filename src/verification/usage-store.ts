@@ -10,7 +10,10 @@ const dayMs = 86_400_000;
  * Folds hours into days, but for those of today and of the days before it that are kept by the hour.
  * @returns how many hours were folded
  */
-export async function foldOldUsage({ db, clockShiftMs }: Transactor, hourlyDays: number): Promise<number> {
+export async function foldOldUsage(
+  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
+  hourlyDays: number,
+): Promise<number> {
   return db.transaction().execute(async (tx) => {
     const nowMs = (await currentTime(tx, clockShiftMs)).getTime();
     const before = new Date(nowMs - (nowMs % dayMs) - hourlyDays * dayMs);
@@ -111,7 +114,10 @@ export async function insertDeletedUses(tx: Tx, uses: readonly DeletedUse[]): Pr
 }
 
 /** Hours that are over for a day, and in which nobody can present a key any more. @returns how many */
-export async function forgetDeletedUses({ db, clockShiftMs }: Transactor): Promise<number> {
+export async function forgetDeletedUses({
+  db,
+  clockShiftMs,
+}: Pick<Transactor, 'db' | 'clockShiftMs'>): Promise<number> {
   const now = await currentTime(db, clockShiftMs);
   const before = new Date(now.getTime() - dayMs);
   const { numDeletedRows } = await db

@@ -63,6 +63,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   const { db } = database;
   const transactor: Transactor = {
     db,
+    keyring,
     clockShiftMs: options.clockShiftMs,
     onChanged: options.onChanged ?? (() => undefined),
     onRecorded: options.onRecorded ?? (() => undefined),

@@ -98,7 +98,7 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     logger,
     ...state,
   });
-  const transactor = { ...given, onChanged: (ids: Iterable<string>) => verification.records.invalidate(ids) };
+  const transactor = { ...given, keyring, onChanged: (ids: Iterable<string>) => verification.records.invalidate(ids) };
   const bootstrapped = await bootstrap(
     { transactor, crypto },
     { organizationName: `Organization ${Math.random()}`, adminEmail: 'ada@example.com' },

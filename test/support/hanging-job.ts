@@ -1,5 +1,6 @@
 import { startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
+import { keyringOf } from './keyrings.ts';
 
 // A replica of its own process, whose job begins and never ends: `hanging-job.ts <database URL> <job's name>`.
 
@@ -18,6 +19,7 @@ startJobs({
     },
   ],
   settings: { usageHourlyDays: 1, retentionSeconds: 1 },
+  keyring: keyringOf('test'),
   clockShiftMs: () => 0,
   logger: createLogger({ level: 'warn', tokenPrefix: 'lk' }),
 });

@@ -4,6 +4,7 @@ import { type JobRunner, startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
 import type { ClusterUrls } from './cluster.ts';
 import { dbQuery } from './database.ts';
+import { keyringOf } from './keyrings.ts';
 
 /** A job that is seldom due by itself, so that a test says when. */
 export function makeJob(name: string, run: Job['run'], schedule = '0 0 1 1 *'): Job {
@@ -19,7 +20,12 @@ export function startReplica(
   t: Test,
   url: string,
   jobs: readonly Job[],
-  { usageHourlyDays = 35, retentionSeconds = 2_592_000, clockShiftMs = (): number => 0 } = {},
+  {
+    usageHourlyDays = 35,
+    retentionSeconds = 2_592_000,
+    clockShiftMs = (): number => 0,
+    keyring = keyringOf('test'),
+  } = {},
 ): TestRunner {
   const logLines: string[] = [];
   const logger = createLogger({
@@ -27,7 +33,14 @@ export function startReplica(
     tokenPrefix: 'lk',
     destination: { write: (line) => void logLines.push(line) },
   });
-  const runner = startJobs({ url, jobs, settings: { usageHourlyDays, retentionSeconds }, clockShiftMs, logger });
+  const runner = startJobs({
+    url,
+    jobs,
+    settings: { usageHourlyDays, retentionSeconds },
+    keyring,
+    clockShiftMs,
+    logger,
+  });
   t.teardown(() => runner.close());
   return { ...runner, logLines };
 }

@@ -9,9 +9,14 @@ import { keyringOf } from './keyrings.ts';
 // What a service does for webhooks, in a process of its own: `webhook-sender.ts <database URL> <keyring entry>`.
 
 const [url = '', entry = ''] = process.argv.slice(2);
-const shared = { url, clockShiftMs: () => 0, logger: createLogger({ level: 'warn', tokenPrefix: 'lk' }) };
+const shared = {
+  url,
+  keyring: keyringOf(entry),
+  clockShiftMs: () => 0,
+  logger: createLogger({ level: 'warn', tokenPrefix: 'lk' }),
+};
 const client = createWebhookClient({ allowHttp: true, allowedRanges: parseRanges(['127.0.0.0/8']) });
-const sender = startWebhookSender({ ...shared, keyring: keyringOf(entry), client });
+const sender = startWebhookSender({ ...shared, client });
 startJobs({
   ...shared,
   jobs: [],

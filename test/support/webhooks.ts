@@ -63,9 +63,10 @@ export function startSending(
     tokenPrefix: 'lk',
     destination: { write: (line) => void logLines.push(line) },
   });
-  const shared = { url: service.urls.app, clockShiftMs: service.clockShiftMs, logger };
+  const { urls, keyring, clockShiftMs } = service;
+  const shared = { url: urls.app, keyring, clockShiftMs, logger };
   const client = createWebhookClient({ ...localEgress, timeoutMs });
-  const sender = startWebhookSender({ ...shared, keyring: service.keyring, client });
+  const sender = startWebhookSender({ ...shared, client });
   const runner = startJobs({
     ...shared,
     jobs: [],
