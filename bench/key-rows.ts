@@ -1,6 +1,7 @@
 import pg from 'pg';
+import { keyMac } from '../src/auth/record-mac.ts';
 import type { Actor } from '../src/core/actor.ts';
-import { idSuffix, newId, type OrganizationId } from '../src/core/ids.ts';
+import { idSuffix, newId, type OrganizationId, type PartnerId } from '../src/core/ids.ts';
 import type { Keyring } from '../src/crypto/keyring.ts';
 import type { Secret } from '../src/crypto/secret.ts';
 import { tagOf } from '../src/crypto/tag.ts';
@@ -16,6 +17,7 @@ interface KeyRow {
   partner_id: string;
   slot: number;
   tag: Buffer;
+  mac: Buffer;
   last_four: string;
 }
 
@@ -35,7 +37,7 @@ export async function dbAddKeys(
   try {
     for (let left = given.partners; left > 0; left -= partnersInBatch) {
       const partnerIds = Array.from({ length: Math.min(left, partnersInBatch) }, () => newId('partner'));
-      const keys = partnerIds.flatMap((partnerId) => slots.map((slot) => mint(keyring, partnerId, slot)));
+      const keys = partnerIds.flatMap((partnerId) => slots.map((slot) => mint(given, partnerId, slot)));
       plaintexts.push(...keys.map(({ token }) => token.reveal()));
       await client.query(
         `insert into partners (id, organization_id, email, name, permissions, created_at, created_by)
@@ -44,17 +46,17 @@ export async function dbAddKeys(
       );
       await client.query(
         `insert into api_keys (id, organization_id, partner_id, permission, slot, name, tag, tag_keyring_id,
-           argon2id_hash, last_four, allowed_ips, metadata, created_at, created_by)
-         select key.id, $1, key.partner_id, 'read', key.slot, 'Bench', key.tag, $2, $3, key.last_four, '{}',
+           argon2id_hash, mac, mac_keyring_id, last_four, allowed_ips, metadata, created_at, created_by)
+         select key.id, $1, key.partner_id, 'read', key.slot, 'Bench', key.tag, $2, $3, key.mac, $2, key.last_four, '{}',
            '{"environment":"bench"}', now(), $4
-         from unnest($5::text[], $6::text[], $7::smallint[], $8::bytea[], $9::text[])
-           as key (id, partner_id, slot, tag, last_four)`,
+         from unnest($5::text[], $6::text[], $7::smallint[], $8::bytea[], $9::bytea[], $10::text[])
+           as key (id, partner_id, slot, tag, mac, last_four)`,
         [
           organizationId,
           keyring.primary.id,
           argon2idHash,
           actor,
-          ...(['id', 'partner_id', 'slot', 'tag', 'last_four'] as const).map((column) =>
+          ...(['id', 'partner_id', 'slot', 'tag', 'mac', 'last_four'] as const).map((column) =>
             keys.map(({ row }) => row[column]),
           ),
         ],
@@ -75,11 +77,29 @@ export async function dbLiftLimits(url: string): Promise<void> {
   await client.end();
 }
 
-function mint(keyring: Keyring, partnerId: string, slot: number): { row: KeyRow; token: Secret } {
+function mint(
+  { organizationId, keyring, argon2idHash }: { organizationId: OrganizationId; keyring: Keyring; argon2idHash: string },
+  partnerId: PartnerId,
+  slot: number,
+): { row: KeyRow; token: Secret } {
   const id = newId('key');
   const token = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(id) });
   const tag = tagOf(keyring.primary, token);
-  return { row: { id, partner_id: partnerId, slot, tag, last_four: token.reveal().slice(-4) }, token };
+  const { mac } = keyMac(keyring, {
+    id,
+    organization_id: organizationId,
+    partner_id: partnerId,
+    permission: 'read',
+    expires_at: null,
+    allowed_ips: [],
+    rate_limit_requests: null,
+    rate_limit_window_seconds: null,
+    delete_reason: null,
+    tag,
+    tag_keyring_id: keyring.primary.id,
+    argon2id_hash: argon2idHash,
+  });
+  return { row: { id, partner_id: partnerId, slot, tag, mac, last_four: token.reveal().slice(-4) }, token };
 }
 
 /** As they would be presented by somebody who guesses: well formed, with a right checksum, for ids that exist or do not. */

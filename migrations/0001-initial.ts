@@ -8,6 +8,8 @@ const tables = `
 create table installation (
   one boolean primary key default true,
   token_prefix text not null,
+  -- The keyring entry of the first start: the only one that vouches for itself.
+  root_keyring_id text collate "C" not null,
   created_at timestamptz not null default now(),
   constraint installation_one_row check (one)
 );
@@ -15,6 +17,8 @@ create table installation (
 create table keyring_entries (
   id text collate "C" primary key,
   check_value bytea not null,
+  mac bytea not null,
+  mac_keyring_id text collate "C" not null,
   first_seen_at timestamptz not null default now(),
   constraint keyring_entries_check_value_length check (octet_length(check_value) = 32)
 );
@@ -69,6 +73,9 @@ create table api_keys (
   tag bytea,
   tag_keyring_id text collate "C",
   argon2id_hash text,
+  -- Authenticates what decides about the key; see src/auth/record-mac.ts.
+  mac bytea,
+  mac_keyring_id text collate "C",
   sealed bytea,
   sealed_keyring_id text collate "C",
   last_four text not null,
@@ -101,8 +108,8 @@ create table api_keys (
   ),
   constraint api_keys_purged_is_deleted check (purged_at is null or deleted_at is not null),
   constraint api_keys_purged_wiped check (
-    case when purged_at is null then num_nulls(tag, tag_keyring_id) = 0
-      else num_nonnulls(tag, tag_keyring_id, argon2id_hash, sealed) = 0 end
+    case when purged_at is null then num_nulls(tag, tag_keyring_id, mac, mac_keyring_id) = 0
+      else num_nonnulls(tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, sealed) = 0 end
   ),
   constraint api_keys_rate_limit_whole check ((rate_limit_requests is null) = (rate_limit_window_seconds is null)),
   constraint api_keys_rate_limit_range check (
@@ -125,6 +132,8 @@ create table access_tokens (
   tag bytea not null,
   tag_keyring_id text collate "C" not null,
   argon2id_hash text not null,
+  mac bytea not null,
+  mac_keyring_id text collate "C" not null,
   last_four text not null,
   created_at timestamptz not null,
   created_by jsonb not null,

@@ -126,8 +126,8 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
       attempts,
       onRight: cache.setFingerprint,
       retag: (id, tag) =>
-        replaceTag(db, table, id, tag).catch((err: unknown) => {
-          deps.logger.warn({ err, id }, 'A tag that was made anew could not be kept.');
+        replaceTag(db, crypto.keyring, table, id, tag).catch((err: unknown) => {
+          deps.logger.warn({ err, id }, 'A renewed tag could not be stored. The next process renews it again.');
         }),
     });
   const checkKey = secretCheckFor('api_keys', records.apiKeys);

@@ -59,7 +59,7 @@ export async function startEmbeddedInstance(config: Config, logger: Logger): Pro
   const urls = { databaseUrl: postgres.urls.app, migrationDatabaseUrl: postgres.urls.owner, keyringFile };
   return {
     postgres,
-    keyring: config.keyring ?? (await openKeyring(keyringFile)),
+    keyring: config.keyring ?? (await openKeyring(keyringFile, config.LOST_KEYRING_IDS)),
     credentialsFile,
     async prepareCredentials({ organizationId, adminToken, verifierToken, operatorToken }) {
       const credentials: Credentials = {
@@ -81,9 +81,9 @@ export async function startEmbeddedInstance(config: Config, logger: Logger): Pro
   };
 }
 
-async function openKeyring(file: string): Promise<Keyring> {
+async function openKeyring(file: string, lostIds: readonly string[]): Promise<Keyring> {
   if (!(await exists(file))) await writeWhole(file, `${generateKeyring(new Date())}\n`);
-  return parseKeyring(await readFile(file, 'utf8'));
+  return parseKeyring(await readFile(file, 'utf8'), lostIds);
 }
 
 function toText(credentials: Credentials): string {

@@ -86,7 +86,9 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     shutdown.add(phase('database', () => client.close()));
     await requireCurrentSchema(client.db);
     const crypto = tokenCrypto(config, embedded);
-    await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring: crypto.keyring });
+    for (const id of await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring: crypto.keyring })) {
+      logger.error({ id }, 'The stored check value of a keyring entry was written without the keyring. It is ignored.');
+    }
     await requireGuarantees(client, config, logger);
     const noShift = () => 0;
     const tallies = createTallies();

@@ -34,7 +34,7 @@ async function jobsOf(t: Test) {
 const secretsOf = ({ urls }: TestService, keyId: string) =>
   dbQuery(
     urls.superuser,
-    `select num_nonnulls(tag, tag_keyring_id, argon2id_hash, sealed, sealed_keyring_id) as left_over,
+    `select num_nonnulls(tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, sealed, sealed_keyring_id) as left_over,
        purged_at is not null as purged from api_keys where id = $1`,
     [keyId],
   );
@@ -60,7 +60,7 @@ t.test('what is past its retention is purged for good, and nothing else is', asy
   t.equal(await purgeDeletedKeys({ transactor, retentionSeconds }), 2);
   t.equal(await purgeDeletedKeys({ transactor, retentionSeconds }), 0, 'once');
   for (const { id } of [readKey, leaked]) t.same(await secretsOf(service, id), [{ left_over: 0, purged: true }]);
-  for (const { id } of [writeKey, live]) t.same(await secretsOf(service, id), [{ left_over: 5, purged: false }]);
+  for (const { id } of [writeKey, live]) t.same(await secretsOf(service, id), [{ left_over: 7, purged: false }]);
   t.same([await verdict(readKey), await verdict(leaked)], ['not_found', 'not_found'], 'nobody recognises them');
   t.same([await verdict(writeKey), await verdict(live)], ['deleted', 'valid']);
 
@@ -157,10 +157,10 @@ t.test('many are purged in several transactions, in each organization', async (t
   }
   await dbQuery(
     urls.superuser,
-    `insert into api_keys (id, organization_id, permission, slot, tag, tag_keyring_id, last_four, allowed_ips, metadata,
+    `insert into api_keys (id, organization_id, permission, slot, tag, tag_keyring_id, mac, mac_keyring_id, last_four, allowed_ips, metadata,
        created_at, created_by, deleted_at, delete_reason)
      select 'key_0' || to_char(n, 'FM0000000000000000000000000'), $1, 'read_write', 1, decode(repeat('00', 32), 'hex'),
-       'k', 'abcd', '{}', '{}', now(), '{}', now(), 'other' from generate_series(1, 249) as n`,
+       'k', 'none', 'k', 'abcd', '{}', '{}', now(), '{}', now(), 'other' from generate_series(1, 249) as n`,
     [organizationId],
   );
   later(30 * day);
@@ -181,7 +181,8 @@ t.test('the database itself keeps no live key without its secrets, and no purged
   const attempt = (assignment: string) =>
     dbQuery(service.urls.superuser, `update api_keys set ${assignment} where id = $1`, [key.id]);
   const deleted = "deleted_at = now(), delete_reason = 'other'";
-  const wiped = 'tag = null, tag_keyring_id = null, argon2id_hash = null, sealed = null, sealed_keyring_id = null';
+  const wiped =
+    'tag = null, tag_keyring_id = null, argon2id_hash = null, mac = null, mac_keyring_id = null, sealed = null, sealed_keyring_id = null';
   for (const assignment of [
     'purged_at = now()',
     `purged_at = now(), ${wiped}`,
@@ -206,7 +207,7 @@ t.test('a purge that cannot be recorded has not happened', async (t) => {
   later(30 * day);
   await dbQuery(urls.owner, 'alter function history_append(text, text) rename to history_append_away');
   await t.rejects(purgeDeletedKeys({ transactor, retentionSeconds }));
-  t.same(await secretsOf(service, key.id), [{ left_over: 5, purged: false }]);
+  t.same(await secretsOf(service, key.id), [{ left_over: 7, purged: false }]);
   await dbQuery(urls.owner, 'alter function history_append_away(text, text) rename to history_append');
   t.equal(await purgeDeletedKeys({ transactor, retentionSeconds }), 1);
   t.match((await events(admin))[0], { action: 'key.purged', keyId: key.id });

@@ -1,6 +1,6 @@
 import t from 'tap';
 import { idSuffix, newId } from '../src/core/ids.ts';
-import { parseKeyring } from '../src/crypto/keyring.ts';
+import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { createMemoryLimits } from '../src/verification/limits.ts';
 import { type DecidedKey, decide, type VerdictCode, type Wanted } from '../src/verification/policy.ts';
@@ -194,11 +194,12 @@ t.test('the answer over the wire', async (t) => {
   });
 });
 
-t.test('after a keyring entry is gone, argon2id vouches once and the tag is made anew', async (t) => {
+t.test('where the operator names a keyring entry as lost, argon2id vouches once and the tag is renewed', async (t) => {
   const bytes = (fill: number) => Buffer.alloc(32, fill).toString('base64');
   const old = await startService(t, { keyring: parseKeyring(`old:${bytes(1)}`) });
   const { body: key } = await old.admin.post('/v1/keys', {});
-  const renewed = await startService(t, { keyring: parseKeyring(`new:${bytes(2)}`), urls: old.urls });
+  const keyring = parseKeyring(`new:${bytes(2)}`, ['old']);
+  const renewed = await startService(t, { keyring, urls: old.urls });
   const runs = () => renewed.hasher.runs;
   const wish = { role: 'verifier', scopes: ['read'], name: 'For all' };
   const forAll = renewed.as((await renewed.operator.post('/v1/access-tokens', wish)).body.token);
@@ -210,16 +211,20 @@ t.test('after a keyring entry is gone, argon2id vouches once and the tag is made
   t.equal((await ask(key.key)).body.code, 'valid');
   const afterFirst = runs();
   t.ok(afterFirst > before, 'argon2id has run');
-  const [row] = await dbQuery(old.urls.superuser, 'select tag_keyring_id from api_keys where id = $1', [key.id]);
-  t.same(row, { tag_keyring_id: 'new' });
+  const [row] = await dbQuery(old.urls.superuser, 'select tag_keyring_id, mac_keyring_id from api_keys where id = $1', [
+    key.id,
+  ]);
+  t.same(row, { tag_keyring_id: 'new', mac_keyring_id: 'new' });
   t.equal((await ask(key.key)).body.code, 'valid');
   t.equal(runs(), afterFirst, 'from now on the tag is enough');
 });
 
-t.test('nobody can buy argon2id runs by guessing at a key whose entry is gone', async (t) => {
-  const service = await startService(t);
+t.test('nobody can buy argon2id runs by guessing at a key whose entry is named as lost', async (t) => {
+  const keyring = parseKeyring(generateKeyring(new Date()), ['gone']);
+  const service = await startService(t, { keyring });
   const { body: key } = await service.admin.post('/v1/keys', {});
-  await dbQuery(service.urls.superuser, "update api_keys set tag_keyring_id = 'gone' where id = $1", [key.id]);
+  const lost = "update api_keys set tag_keyring_id = 'gone', mac_keyring_id = 'gone' where id = $1";
+  await dbQuery(service.urls.superuser, lost, [key.id]);
   const before = service.hasher.runs;
   const wrong = () => mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
   const statuses: number[] = [];

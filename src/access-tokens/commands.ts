@@ -3,13 +3,11 @@ import { Problem } from '../core/errors.ts';
 import { type AccessTokenId, newId } from '../core/ids.ts';
 import { type Access, sortAccesses } from '../core/permissions.ts';
 import type { Secret } from '../crypto/secret.ts';
-import type { TokenKind } from '../crypto/token.ts';
+import { tokenKindOf } from '../crypto/token.ts';
 import { type Doer, type Transactor, transact, type Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { requirePermitted, type TokenRole } from './policy.ts';
 import { type AccessToken, insertAccessToken, lockAccessToken, markAccessTokenDeleted } from './store.ts';
-
-export const tokenKindOf: Record<TokenRole, TokenKind> = { operator: 'o', admin: 'a', verifier: 'v' };
 
 export interface NewAccessToken {
   role: TokenRole;
@@ -61,7 +59,7 @@ export async function addAccessToken(
 ): Promise<AccessToken> {
   const { role, name, email } = given;
   const scopes = sortAccesses(given.scopes);
-  const accessToken = await insertAccessToken(work.tx, {
+  const accessToken = await insertAccessToken(work, {
     id,
     organization_id: work.by.organizationId,
     role,
@@ -91,7 +89,7 @@ export async function deleteAccessToken(transactor: Transactor, by: Doer, id: st
         `Access token ${token.id} was deleted at ${token.deleted_at.toISOString()}.`,
       );
     }
-    await markAccessTokenDeleted(work.tx, token.id, work.now);
+    await markAccessTokenDeleted(work, token.id, work.now);
     const { role, name, email } = token;
     record(work, { action: 'access_token.deleted', details: { accessTokenId: token.id, role, name, email } });
     return { ...token, deleted_at: work.now };

@@ -3,7 +3,7 @@ import { z } from 'zod';
 import type { TokenCrypto } from '../auth/mint.ts';
 import { type AccessTokenId, isId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
-import { maskedToken } from '../crypto/token.ts';
+import { maskedToken, tokenKindOf } from '../crypto/token.ts';
 import type { Transactor } from '../db/work.ts';
 import { accessTokenOf, doerOf } from '../http/guard.ts';
 import {
@@ -18,7 +18,7 @@ import {
   timestampInput,
   timestampView,
 } from '../http/schemas.ts';
-import { type CreatedAccessToken, createAccessToken, deleteAccessToken, tokenKindOf } from './commands.ts';
+import { type CreatedAccessToken, createAccessToken, deleteAccessToken } from './commands.ts';
 import { type AccessToken, getAccessToken, listAccessTokens } from './store.ts';
 
 const fields = {

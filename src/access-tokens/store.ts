@@ -1,12 +1,17 @@
 import type { Selectable } from 'kysely';
 import { sql } from 'kysely';
+import { isAuthenticToken, tokenMac } from '../auth/record-mac.ts';
 import { Problem } from '../core/errors.ts';
 import type { AccessTokenId, OrganizationId } from '../core/ids.ts';
+import type { Keyring } from '../crypto/keyring.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { AccessTokensTable } from '../db/schema.ts';
 
 /** An access token without anything secret. */
-export type AccessToken = Omit<Selectable<AccessTokensTable>, 'tag' | 'tag_keyring_id' | 'argon2id_hash'>;
+export type AccessToken = Omit<
+  Selectable<AccessTokensTable>,
+  'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'mac' | 'mac_keyring_id'
+>;
 
 const columns = [
   'id',
@@ -63,16 +68,29 @@ function found(token: AccessToken | undefined): AccessToken {
 }
 
 export async function insertAccessToken(
-  tx: Tx,
-  token: Omit<Selectable<AccessTokensTable>, 'deleted_at'>,
+  { tx, keyring }: { tx: Tx; keyring: Keyring },
+  token: Omit<Selectable<AccessTokensTable>, 'deleted_at' | 'mac' | 'mac_keyring_id'>,
 ): Promise<AccessToken> {
+  const mac = tokenMac(keyring, { ...token, deleted_at: null });
   return tx
     .insertInto('access_tokens')
-    .values({ ...token, created_by: JSON.stringify(token.created_by) })
+    .values({ ...token, ...mac, created_by: JSON.stringify(token.created_by) })
     .returning(columns)
     .executeTakeFirstOrThrow();
 }
 
-export async function markAccessTokenDeleted(tx: Tx, id: AccessTokenId, deletedAt: Date): Promise<void> {
-  await tx.updateTable('access_tokens').set({ deleted_at: deletedAt }).where('id', '=', id).execute();
+/** The token must be locked. */
+export async function markAccessTokenDeleted(
+  { tx, keyring }: { tx: Tx; keyring: Keyring },
+  id: AccessTokenId,
+  deletedAt: Date,
+): Promise<void> {
+  const token = await tx.selectFrom('access_tokens').selectAll().where('id', '=', id).executeTakeFirstOrThrow();
+  const deleted = { deleted_at: deletedAt };
+  const mac = isAuthenticToken(keyring, token) ? tokenMac(keyring, { ...token, ...deleted }) : {};
+  await tx
+    .updateTable('access_tokens')
+    .set({ ...deleted, ...mac })
+    .where('id', '=', id)
+    .execute();
 }

@@ -2,7 +2,7 @@ import type { Problem } from '../core/errors.ts';
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import { Secret } from '../crypto/secret.ts';
 import { fingerprintOf } from '../crypto/tag.ts';
-import { parseToken } from '../crypto/token.ts';
+import { parseToken, tokenKindOf } from '../crypto/token.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
 import { unauthorized } from './credential.ts';
@@ -58,7 +58,8 @@ export function createAuthenticator({ records, clock, prefix, ...check }: Authen
     }
     const record = await records.accessTokens.get(`token_${parsed.idSuffix}` as AccessTokenId);
     const matches = await check.checkAccessToken(record, token);
-    if (record === undefined || !matches) throw refused();
+    // The letter is part of the token: a row with another role was not made for it.
+    if (record === undefined || !matches || tokenKindOf[record.role] !== parsed.kind) throw refused();
     return admit(record);
   }
 

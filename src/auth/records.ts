@@ -21,7 +21,7 @@ interface RecordsOptions {
   db: Db;
   clock: DatabaseClock;
   feed: ChangeFeed;
-  logger: Pick<FastifyBaseLogger, 'warn' | 'info'>;
+  logger: Pick<FastifyBaseLogger, 'error' | 'warn' | 'info'>;
   keyring: Keyring;
   /** API keys, and as many access tokens, kept in memory at most. */
   capacity: number;
@@ -29,14 +29,15 @@ interface RecordsOptions {
 }
 
 export function createRecords({ db, clock, feed, logger, keyring, capacity, staleMs }: RecordsOptions): Records {
-  const tagKeyringIds = keyring.entries.map(({ id }) => id);
+  const onForged = (id: string) =>
+    logger.error({ id }, 'The row of a credential was changed or written without the keyring. It is not accepted.');
   const shared = createSharedTexts();
   const onTurn = (isFailing: boolean, cause?: unknown) => {
     if (isFailing) logger.warn({ err: cause }, `Records can not be read; known ones are used for ${staleMs} ms.`);
     else logger.info('Records can be read again.');
   };
   const apiKeys = createRecordCache<KeyId, ApiKeyRecord>({
-    load: (ids) => loadApiKeys(db, clock, ids, { tagKeyringIds, shared }),
+    load: (ids) => loadApiKeys(db, clock, ids, { keyring, onForged, shared }),
     dependsOn: (key) => [key.partner_id, key.organization_id],
     // A key that is read each time is counted like one that is known: as one.
     inherit: (key, before) => {
@@ -48,7 +49,7 @@ export function createRecords({ db, clock, feed, logger, keyring, capacity, stal
     onTurn,
   });
   const accessTokens = createRecordCache<AccessTokenId, AccessTokenRecord>({
-    load: (ids) => loadAccessTokens(db, clock, ids),
+    load: (ids) => loadAccessTokens(db, clock, ids, { keyring, onForged }),
     dependsOn: () => [],
     capacity,
     staleMs,

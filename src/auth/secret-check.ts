@@ -1,3 +1,4 @@
+import pLimit from 'p-limit';
 import type { Fingerprint } from '../core/fingerprints.ts';
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import type { AttemptLimit } from '../crypto/attempt-limit.ts';
@@ -18,7 +19,7 @@ interface SecretCheckOptions<Checked extends CheckedRecord> {
   attempts: AttemptLimit;
   /** Told what to know a token by that the tag has found right: its HMAC costs four times as much and leaves more to collect. */
   onRight: (record: Checked, fingerprint: Fingerprint) => void;
-  /** Keeps a tag that was made anew. A failure here does not refuse the token: the next process does it again. */
+  /** Stores a renewed tag. A failure does not reject the token: the next process does it again. */
   retag: (id: KeyId | AccessTokenId, tag: { tag: Buffer; tag_keyring_id: string }) => Promise<void>;
 }
 
@@ -28,17 +29,21 @@ export type SecretCheck<Checked extends CheckedRecord> = (
   token: Secret,
 ) => boolean | Promise<boolean>;
 
+/** Renewals of tags at once: after a rotation of the keyring every key in use needs one. */
+const renewalsAtOnce = 2;
+
 /**
- * The tag decides, in microseconds. Only where the record's tag was made under a keyring entry that is gone does the
- * argon2id hash decide, which needs no server key; one attempt at a time and few failures a minute for each id, so
- * nobody can buy argon2id runs by guessing.
+ * The tag decides, in microseconds; one under a secondary keyring entry is renewed under the primary. The argon2id hash
+ * decides only where the operator names the tag's entry as lost. One attempt at a time and few failures a minute for each
+ * id, so guessing cannot buy argon2id runs.
  */
 export function createSecretCheck<Checked extends CheckedRecord>(
   options: SecretCheckOptions<Checked>,
 ): SecretCheck<Checked> {
   const { crypto, attempts, retag, onRight } = options;
   const running = new Map<string, { tag: Buffer; matches: Promise<boolean> }>();
-  const { primary } = crypto.keyring;
+  const { primary, lostIds } = crypto.keyring;
+  const renewals = pLimit(renewalsAtOnce);
 
   /** Requests with the same token share one attempt, or a busy key would be refused while its tag is made anew. */
   function checkSlowly(record: CheckedRecord, hash: string, token: Secret): Promise<boolean> {
@@ -56,9 +61,9 @@ export function createSecretCheck<Checked extends CheckedRecord>(
   }
 
   async function renew(record: CheckedRecord, tag: Buffer): Promise<true> {
-    // The copy in memory too: the next request may come before the record has been read again.
+    // The copy in memory too: the next request may come before the record is loaded again.
     Object.assign(record, { tag: tag.toString('latin1'), tag_keyring_id: primary.id });
-    await retag(record.id, { tag, tag_keyring_id: primary.id });
+    await renewals(() => retag(record.id, { tag, tag_keyring_id: primary.id }));
     return true;
   }
 
@@ -68,9 +73,11 @@ export function createSecretCheck<Checked extends CheckedRecord>(
     if (entry !== undefined) {
       const matches = tagMatches(entry, token, Buffer.from(record.tag, 'latin1'));
       if (matches) onRight(record, fingerprintOf(token));
+      if (matches && entry !== primary) void renew(record, tagOf(primary, token));
       return matches;
     }
-    if (record.argon2id_hash === null) return decoyMatches(primary, token);
+    const isLost = lostIds.has(record.tag_keyring_id);
+    if (!isLost || record.argon2id_hash === null) return decoyMatches(primary, token);
     return checkSlowly(record, record.argon2id_hash, token);
   };
 }

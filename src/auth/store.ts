@@ -2,21 +2,33 @@ import type { Selectable } from 'kysely';
 import { sql } from 'kysely';
 import type { AccessTokenId, KeyId, OrganizationId } from '../core/ids.ts';
 import { KeptRecord } from '../core/kept-records.ts';
+import type { Keyring } from '../crypto/keyring.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import type { AccessTokensTable } from '../db/schema.ts';
-import { ApiKeyRecord } from './api-key-record.ts';
+import { ApiKeyRecord, type ApiKeyRow } from './api-key-record.ts';
+import { isAuthenticKey, isAuthenticToken, keyMac, keyMacColumns, tokenMac } from './record-mac.ts';
 
-export interface AccessTokenRecord extends KeptRecord, Omit<Selectable<AccessTokensTable>, 'tag'> {
+export interface AccessTokenRecord
+  extends KeptRecord,
+    Omit<Selectable<AccessTokensTable>, 'tag' | 'mac' | 'mac_keyring_id'> {
   /** Its bytes as Latin-1. */
   tag: string;
 }
 
-/** Those of the ids that exist, in one query. */
+/** What it takes to trust a row. */
+export interface Authentication {
+  keyring: Keyring;
+  /** Called for a row whose MAC is wrong. It is treated as if it did not exist. */
+  onForged: (id: string) => void;
+}
+
+/** Those of the ids that exist and are authentic, in one query. */
 export async function loadAccessTokens(
   db: Db,
   clock: DatabaseClock,
   ids: AccessTokenId[],
+  { keyring, onForged }: Authentication,
 ): Promise<AccessTokenRecord[]> {
   const sentAtMs = performance.now();
   const rows = await db
@@ -26,7 +38,14 @@ export async function loadAccessTokens(
     .where('id', '=', sql<AccessTokenId>`any(${ids})`)
     .execute();
   sampleTime(clock, rows, sentAtMs);
-  return rows.map((row) => Object.assign(new KeptRecord(), row, { tag: row.tag.toString('latin1') }));
+  return rows.flatMap((row) => {
+    if (!isAuthenticToken(keyring, row)) {
+      onForged(row.id);
+      return [];
+    }
+    const { mac: _, mac_keyring_id: __, ...columns } = row;
+    return Object.assign(new KeptRecord(), columns, { tag: row.tag.toString('latin1') });
+  });
 }
 
 const timeColumn = sql<Date>`clock_timestamp()`.as('database_time');
@@ -35,19 +54,17 @@ function sampleTime(clock: DatabaseClock, [row]: Array<{ database_time: Date }>,
   if (row !== undefined) clock.sample(row.database_time.getTime(), sentAtMs, performance.now());
 }
 
-export interface ApiKeyLoading {
-  /** Of the keyring's entries, whose tags decide by themselves. */
-  tagKeyringIds: string[];
+export interface ApiKeyLoading extends Authentication {
   /** See `ApiKeyRecord`. */
   shared: (text: string) => string;
 }
 
-/** Those of the ids that exist, in one query. */
+/** Those of the ids that exist and are authentic, in one query. */
 export async function loadApiKeys(
   db: Db,
   clock: DatabaseClock,
   ids: KeyId[],
-  { tagKeyringIds, shared }: ApiKeyLoading,
+  { keyring, onForged, shared }: ApiKeyLoading,
 ): Promise<ApiKeyRecord[]> {
   const sentAtMs = performance.now();
   const rows = await db
@@ -65,10 +82,10 @@ export async function loadApiKeys(
       'key.metadata',
       'key.tag',
       'key.tag_keyring_id',
-      // Only where nothing else can vouch for the token: it takes as much memory as all that decides.
-      sql<string | null>`case when key.tag_keyring_id <> all(${tagKeyringIds}) then key.argon2id_hash end`.as(
-        'argon2id_hash',
-      ),
+      'key.argon2id_hash',
+      'key.delete_reason',
+      'key.mac',
+      'key.mac_keyring_id',
       'key.created_at',
       'key.expires_at',
       'key.allowed_ips',
@@ -87,30 +104,47 @@ export async function loadApiKeys(
     .$narrowType<{ tag: Buffer; tag_keyring_id: string }>()
     .execute();
   sampleTime(clock, rows, sentAtMs);
-  return rows.map((row) => new ApiKeyRecord(row, shared));
+  return rows.flatMap((row) => {
+    if (!isAuthenticKey(keyring, row)) {
+      onForged(row.id);
+      return [];
+    }
+    return new ApiKeyRecord(hashOnlyIfLost(row, keyring), shared);
+  });
 }
 
-/** The tag made anew under the primary keyring entry, after the argon2id hash has vouched for the token. */
+/** The hash takes as much memory as all else of a key, and decides only where the tag's keyring entry is lost. */
+function hashOnlyIfLost(row: ApiKeyRow, { lostIds }: Keyring): ApiKeyRow {
+  return lostIds.has(row.tag_keyring_id) ? row : { ...row, argon2id_hash: null };
+}
+
+/** Stores a tag under the primary keyring entry. A row that is not authentic stays as it is. */
 export async function replaceTag(
   db: Db,
+  keyring: Keyring,
   table: 'api_keys' | 'access_tokens',
   id: KeyId | AccessTokenId,
   tag: { tag: Buffer; tag_keyring_id: string },
 ): Promise<void> {
-  if (table === 'api_keys') {
-    await db
-      .updateTable('api_keys')
-      .set(tag)
-      .where('id', '=', id as KeyId)
-      .where('purged_at', 'is', null)
-      .execute();
-  } else {
-    await db
-      .updateTable('access_tokens')
-      .set(tag)
-      .where('id', '=', id as AccessTokenId)
-      .execute();
-  }
+  await db.transaction().execute(async (tx) => {
+    if (table === 'api_keys') {
+      const stored = tx.selectFrom('api_keys').select([...keyMacColumns, 'mac', 'mac_keyring_id']);
+      const keys = stored.where('id', '=', id as KeyId).where('purged_at', 'is', null);
+      const key = await keys.forNoKeyUpdate().executeTakeFirst();
+      if (key === undefined || !isAuthenticKey(keyring, key)) return;
+      const change = { ...tag, ...keyMac(keyring, { ...key, ...tag }) };
+      await tx.updateTable('api_keys').set(change).where('id', '=', key.id).execute();
+    } else {
+      const tokens = tx
+        .selectFrom('access_tokens')
+        .selectAll()
+        .where('id', '=', id as AccessTokenId);
+      const token = await tokens.forNoKeyUpdate().executeTakeFirst();
+      if (token === undefined || !isAuthenticToken(keyring, token)) return;
+      const change = { ...tag, ...tokenMac(keyring, { ...token, ...tag }) };
+      await tx.updateTable('access_tokens').set(change).where('id', '=', token.id).execute();
+    }
+  });
 }
 
 export async function organizationExists(db: Db, id: OrganizationId): Promise<boolean> {

@@ -43,7 +43,12 @@ export function doctorCommand(env: NodeJS.ProcessEnv): Command {
 async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> {
   await requireCurrentSchema(db);
   print('ok      The database can be reached, and its schema is current.');
-  await confirmInstallation(db, { tokenPrefix: config.TOKEN_PREFIX, keyring });
+  for (const id of await confirmInstallation(db, { tokenPrefix: config.TOKEN_PREFIX, keyring })) {
+    wrong(
+      `The stored check value of keyring entry ${id} was written without the keyring, and is ignored. ` +
+        'Find out who used the database role of the service, then delete the row from keyring_entries as the owner.',
+    );
+  }
   print('ok      Prefix and keyring are those of this installation.');
   const unknown = await unknownKeyringIds(db, keyring);
   if (unknown.length === 0) print('ok      The keyring has every entry that something was sealed under.');

@@ -18,7 +18,7 @@ function placeOf(keyring: Keyring, id: string): string {
   return keyring.get(id) === undefined ? 'not in the keyring' : 'secondary';
 }
 
-function countsOf({ sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags }: KeyringUse): string {
+function countsOf({ sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, rows }: KeyringUse): string {
   const tagged: string[] = [];
   if (taggedKeys > 0) tagged.push(counted(taggedKeys, 'key'));
   if (taggedTokens > 0) tagged.push(counted(taggedTokens, 'access token'));
@@ -27,16 +27,28 @@ function countsOf({ sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags }: 
   if (tagged.length > 0) counts.push(`the tags of ${tagged.join(' and ')}`);
   if (webhooks > 0) counts.push(`the secrets of ${counted(webhooks, 'webhook')}`);
   if (bareTags > 0) counts.push(`the tags that are all that is left of ${counted(bareTags, 'compromised key')}`);
+  if (rows > 0) counts.push(`the MACs of ${counted(rows, 'credential')}`);
   return counts.join(', ');
 }
 
-/** What a secondary entry is still good for, and what its retirement costs. */
-function whatItMeans(keyring: Keyring, use: KeyringUse) {
-  const { keyringId, sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags } = use;
+/** What a secondary entry is still needed for, and what its removal costs. */
+function whatItMeans(keyring: Keyring, use: KeyringUse): string {
+  const { keyringId, sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, rows } = use;
   const isThere = keyring.get(keyringId) !== undefined;
-  if (sealedKeys + webhooks > 0) return isThere ? ' `latchkey rekey` moves what is sealed to the primary.' : '';
-  const meanings: string[] = [];
-  if (taggedKeys + taggedTokens > 0) meanings.push('argon2id checks each of these once, at its next use');
-  if (bareTags > 0) meanings.push('compromised keys are no longer told from unknown ones');
-  return ` Without it ${meanings.join(', and ')}.`;
+  const tagged = taggedKeys + taggedTokens;
+  if (isThere && sealedKeys + webhooks + rows > 0) return ' `latchkey rekey` moves them to the primary.';
+  if (isThere) {
+    const meanings: string[] = [];
+    if (tagged > 0) meanings.push('each tag moves to the primary at its next use');
+    if (bareTags > 0) meanings.push('without it compromised keys are no longer distinguished from unknown ones');
+    return ` ${capitalized(meanings.join(', and '))}.`;
+  }
+  if (tagged + rows === 0) return '';
+  if (keyring.lostIds.has(keyringId))
+    return ' It is named as lost: argon2id checks each credential once, at its next use.';
+  return ` Those credentials are rejected. Restore the entry, or set LOST_KEYRING_IDS=${keyringId} if it is lost for good.`;
+}
+
+function capitalized(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }

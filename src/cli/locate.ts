@@ -19,7 +19,10 @@ export async function locate(config: Config): Promise<{ url: string; keyring: Ke
   );
   try {
     const { databaseUrl, keyringFile } = JSON.parse(await readFile(file, 'utf8')) as Credentials;
-    return { url: databaseUrl, keyring: config.keyring ?? parseKeyring(await readFile(keyringFile, 'utf8')) };
+    return {
+      url: databaseUrl,
+      keyring: config.keyring ?? parseKeyring(await readFile(keyringFile, 'utf8'), config.LOST_KEYRING_IDS),
+    };
   } catch (cause) {
     throw new Error(
       `DATABASE_URL is not set, and ${file} of an embedded instance can not be read. Start the service first, or set ` +

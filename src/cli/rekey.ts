@@ -1,4 +1,5 @@
 import { Command } from 'commander';
+import { rekeyAccessTokens } from '../access-tokens/rekey.ts';
 import { readConfig } from '../config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect } from '../db/client.ts';
@@ -18,7 +19,7 @@ const queryTimeoutMs = 120_000;
 export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('rekey')
     .description(
-      "seal and tag every key, and seal every webhook's secret, anew under the keyring's primary entry, beside a running service; may be interrupted and run again",
+      "move every key, access token and webhook secret to the keyring's primary entry, beside a running service; may be interrupted and run again",
     )
     .action(async () => {
       const config = readConfig(env);
@@ -31,6 +32,10 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
         const progress = showProgress('Rekeying');
         const result = await rekey({ transactor, keyring, onProgress: progress.show }).finally(progress.end);
         tellResult(keyring, result);
+        const tokens = await rekeyAccessTokens(client.db, keyring);
+        for (const id of tokens.rejected) wrong(`${id} was left as it is: ${reasons.row_not_authentic}.`);
+        if (tokens.renewed > 0)
+          print(`${counted(tokens.renewed, 'access token was', 'access tokens were')} moved to ${keyring.primary.id}.`);
         tellWebhooks(keyring, await rekeyWebhooks({ transactor, keyring }));
         for (const line of tellKeyringUse(keyring, await countKeyringUse(client.db))) print(line);
       } finally {
@@ -67,5 +72,6 @@ function tellWebhooks(keyring: Keyring, { renewed, unopened, left }: WebhookReke
 const reasons: Record<RekeyResult['unopened'][number]['reason'], string> = {
   unknown_keyring_entry: 'the keyring lacks the entry that it was sealed under',
   not_authentic: 'its sealed value was changed, or belongs to another record',
-  tag_differs: 'its sealed value is not what its tag was made of',
+  row_not_authentic:
+    'its row was changed or written without the keyring, or the keyring lacks the entry that it was written under',
 };

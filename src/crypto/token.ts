@@ -12,6 +12,9 @@ import { Secret } from './secret.ts';
 /** `k` API key, `a` admin, `v` verifier, `o` operator. */
 export type TokenKind = 'k' | 'a' | 'v' | 'o';
 
+/** The kind of an access token by the role of its record. */
+export const tokenKindOf = { operator: 'o', admin: 'a', verifier: 'v' } as const satisfies Record<string, TokenKind>;
+
 export interface ParsedToken {
   kind: TokenKind;
   /** The 26 characters of the record's id. */

@@ -1,6 +1,8 @@
 import { sql } from 'kysely';
-import type { Keyring } from '../crypto/keyring.ts';
+import type { Keyring, KeyringEntry } from '../crypto/keyring.ts';
+import { isAuthentic, type MacParts, macOf } from '../crypto/mac.ts';
 import type { Db } from './client.ts';
+import type { KeyringEntriesTable } from './schema.ts';
 
 /** The configuration belongs to another installation than the database. The message says what to do. */
 export class InstallationMismatch extends Error {
@@ -8,39 +10,86 @@ export class InstallationMismatch extends Error {
 }
 
 /**
- * On the first start writes down what must never change silently, on every later one holds the configuration against it:
- * the tokens' prefix, and for each keyring entry a value that only the same bytes give.
+ * The first start stores what must never change silently; every later one compares the configuration with it: the tokens'
+ * prefix, and for each keyring entry a value that only the same bytes give.
+ * @returns ids of stored entries that somebody without the keyring wrote; they are ignored
  * @throws InstallationMismatch
  */
 export async function confirmInstallation(
   db: Db,
   { tokenPrefix, keyring }: { tokenPrefix: string; keyring: Keyring },
-): Promise<void> {
+): Promise<string[]> {
   await db
     .insertInto('installation')
-    .values({ token_prefix: tokenPrefix })
+    .values({ token_prefix: tokenPrefix, root_keyring_id: keyring.primary.id })
     .onConflict((conflict) => conflict.doNothing())
     .execute();
-  const { token_prefix: known } = await db.selectFrom('installation').select('token_prefix').executeTakeFirstOrThrow();
+  const { token_prefix: known, root_keyring_id: rootId } = await db
+    .selectFrom('installation')
+    .select(['token_prefix', 'root_keyring_id'])
+    .executeTakeFirstOrThrow();
   if (known !== tokenPrefix) {
     throw new InstallationMismatch(
       `TOKEN_PREFIX is ${tokenPrefix}, but this installation's tokens begin with ${known}. Set TOKEN_PREFIX=${known}.`,
     );
   }
+  await insertNewEntries(db, keyring);
+  return requireSameEntries(await listEntries(db), keyring, rootId);
+}
+
+type StoredEntry = Pick<KeyringEntriesTable, 'id' | 'check_value' | 'mac' | 'mac_keyring_id'>;
+
+function listEntries(db: Db): Promise<StoredEntry[]> {
+  return db.selectFrom('keyring_entries').select(['id', 'check_value', 'mac', 'mac_keyring_id']).execute();
+}
+
+/** An entry that is stored already vouches for a new one; the very first vouches for itself. */
+async function insertNewEntries(db: Db, keyring: Keyring): Promise<void> {
+  const stored = await listEntries(db);
+  const voucher = keyring.entries.find((entry) => stored.some((row) => isSame(row, entry)));
+  const added = keyring.entries.filter(({ id }) => stored.every((row) => row.id !== id));
+  if (added.length === 0) return;
+  const rows = added.map((entry) => {
+    const row = { id: entry.id, check_value: entry.checkValue };
+    return { ...row, ...macOf(voucher ?? keyring.primary, partsOf(row)) };
+  });
   await db
     .insertInto('keyring_entries')
-    .values(keyring.entries.map((entry) => ({ id: entry.id, check_value: entry.checkValue })))
+    .values(rows)
     .onConflict((conflict) => conflict.doNothing())
     .execute();
-  const checkValues = await db.selectFrom('keyring_entries').select(['id', 'check_value']).execute();
-  for (const { id, check_value: checkValue } of checkValues) {
-    const entry = keyring.get(id);
-    if (entry === undefined || entry.checkValue.equals(checkValue)) continue;
+}
+
+/**
+ * A stored entry with other bytes stops the start where it is proven genuine: it is the installation's first, or another
+ * entry of this keyring vouches for it. Otherwise the database's role can have written it, to stop a rotation.
+ */
+function requireSameEntries(stored: readonly StoredEntry[], keyring: Keyring, rootId: string): string[] {
+  const isProven = keyring.entries.some((entry) => stored.some((row) => isSame(row, entry)));
+  const forged: string[] = [];
+  for (const row of stored) {
+    const entry = keyring.get(row.id);
+    if (entry === undefined || isSame(row, entry)) continue;
+    const voucher = row.mac_keyring_id === row.id ? undefined : keyring.get(row.mac_keyring_id);
+    const isVouchedFor = voucher !== undefined && isAuthentic(keyring, row, partsOf(row));
+    if (isProven && !isVouchedFor && row.id !== rootId) {
+      forged.push(row.id);
+      continue;
+    }
     throw new InstallationMismatch(
-      `The keyring's entry ${id} has other bytes than the one of the same id that this database has been used with. ` +
+      `The keyring's entry ${row.id} has other bytes than the one of the same id that this database has been used with. ` +
         'Restore the right keyring; for a new secret use a new id.',
     );
   }
+  return forged;
+}
+
+function isSame({ id, check_value: checkValue }: StoredEntry, entry: KeyringEntry): boolean {
+  return id === entry.id && entry.checkValue.equals(checkValue);
+}
+
+function partsOf({ id, check_value: checkValue }: Pick<StoredEntry, 'id' | 'check_value'>): MacParts {
+  return ['keyring_entry', id, checkValue.toString('base64')];
 }
 
 /** Ids of keyring entries that keys, or secrets of webhooks, were sealed under and that this keyring lacks. */

@@ -42,12 +42,17 @@ export interface Database {
 export interface InstallationTable {
   one: Generated<true>;
   token_prefix: string;
+  /** The keyring entry of the first start: the only one that vouches for itself. */
+  root_keyring_id: string;
   created_at: Generated<Date>;
 }
 
 export interface KeyringEntriesTable {
   id: string;
   check_value: Buffer;
+  /** By another entry, so that only a holder of the keyring can add one. */
+  mac: Buffer;
+  mac_keyring_id: string;
   first_seen_at: Generated<Date>;
 }
 
@@ -91,6 +96,9 @@ export interface ApiKeysTable {
   tag: Buffer | null;
   tag_keyring_id: string | null;
   argon2id_hash: string | null;
+  /** Authenticates what decides about the key; see auth/record-mac.ts. Null once the key was purged. */
+  mac: Buffer | null;
+  mac_keyring_id: string | null;
   sealed: Buffer | null;
   sealed_keyring_id: string | null;
   last_four: string;
@@ -118,6 +126,8 @@ export interface AccessTokensTable {
   tag: Buffer;
   tag_keyring_id: string;
   argon2id_hash: string;
+  mac: Buffer;
+  mac_keyring_id: string;
   last_four: string;
   created_at: Date;
   created_by: Json<Actor>;

@@ -100,7 +100,7 @@ export async function addKey(work: Work<OrganizationDoer>, wanted: KeyToAdd): Pr
   const partnerId: PartnerId | null = wanted.partner?.id ?? null;
   const row = { organizationId: work.by.organizationId, partnerId, permission: wanted.permission };
   const slot = freeSlot(await liveKeysOfRow(work.tx, row));
-  const key = await insertKey(work.tx, {
+  const key = await insertKey(work, {
     id: minted.id,
     organization_id: row.organizationId,
     partner_id: partnerId,
@@ -143,7 +143,7 @@ export async function patchKey(
     const changes = changesBetween(describe(present), describePatch(patch));
     if (Object.keys(changes).length === 0) return key;
     if (changes['expiresAt'] !== undefined) requireFuture(patch.expiresAt ?? null, work.now);
-    const changed = await updateKey(work.tx, key.id, toColumns({ ...present, ...withoutUndefined(patch) }));
+    const changed = await updateKey(work, key.id, toColumns({ ...present, ...withoutUndefined(patch) }));
     record(work, { action: 'key.updated', keyId: key.id, partnerId: key.partner_id, details: { changes } });
     return changed;
   });
@@ -213,7 +213,7 @@ export async function deleteKeys(
   reason: DeleteReason,
 ): Promise<Key[]> {
   const ids = keys.map((key) => key.id);
-  const deleted = await markKeysDeleted(work.tx, ids, { at: work.now, reason });
+  const deleted = await markKeysDeleted(work, ids, { at: work.now, reason });
   for (const key of keys) {
     record(work, { action: 'key.deleted', keyId: key.id, partnerId: key.partner_id, details: { reason } });
   }

@@ -52,6 +52,8 @@ export async function markKeysPurged(tx: Tx, ids: readonly KeyId[], purgedAt: Da
       tag: null,
       tag_keyring_id: null,
       argon2id_hash: null,
+      mac: null,
+      mac_keyring_id: null,
       sealed: null,
       sealed_keyring_id: null,
     })

@@ -1,25 +1,26 @@
-import { sql } from 'kysely';
-import type { KeyId, OrganizationId } from '../core/ids.ts';
+import { type Selectable, sql } from 'kysely';
+import { keyMacColumns } from '../auth/record-mac.ts';
+import type { KeyId } from '../core/ids.ts';
+import type { MacColumns } from '../crypto/mac.ts';
 import type { Db, Tx } from '../db/client.ts';
+import type { ApiKeysTable } from '../db/schema.ts';
 
-/** A key whose plaintext is known, and which is not wholly under the primary keyring entry. */
-export interface StaleKey {
-  id: KeyId;
-  organization_id: OrganizationId;
-  sealed: Buffer;
-  sealed_keyring_id: string;
-  tag: Buffer;
-  tag_keyring_id: string;
-}
+/** A key of which something is not under the primary keyring entry: its MAC, or a sealed value and its tag. */
+export type StaleKey = Pick<
+  Selectable<ApiKeysTable>,
+  (typeof keyMacColumns)[number] | keyof MacColumns | 'sealed' | 'sealed_keyring_id'
+>;
 
-export interface RenewedKey {
+/** What is stored under the primary entry. The tag can be renewed only where the plaintext is known. */
+export interface RenewedKey extends MacColumns {
   id: KeyId;
-  sealed: Buffer;
-  tag: Buffer;
+  sealed: Buffer | null;
+  tag: Buffer | null;
 }
 
 const isStale = (primaryId: string) => sql<boolean>`
-  sealed is not null and (sealed_keyring_id <> ${primaryId} or tag_keyring_id <> ${primaryId})`;
+  (mac_keyring_id <> ${primaryId}
+    or (sealed is not null and (sealed_keyring_id <> ${primaryId} or tag_keyring_id <> ${primaryId})))`;
 
 /** How many there are, up to an id where one is given, and the last of them. */
 export async function countStaleKeys(
@@ -33,26 +34,37 @@ export async function countStaleKeys(
   return rows[0] ?? { count: 0, lastId: null };
 }
 
-/** The next of them by id, locked against change. One that somebody else has locked is passed by. */
+/** The next of them by id, locked against change. One that another transaction has locked is skipped. */
 export async function lockStaleKeys(
   tx: Tx,
   primaryId: string,
   { after, upTo, limit }: { after: string; upTo: KeyId; limit: number },
 ): Promise<StaleKey[]> {
-  const { rows } = await sql<StaleKey>`
-    select id, organization_id, sealed, sealed_keyring_id, tag, tag_keyring_id from api_keys
-    where ${isStale(primaryId)} and id > ${after} and id <= ${upTo}
-    order by id limit ${limit} for no key update skip locked`.execute(tx);
-  return rows;
+  return tx
+    .selectFrom('api_keys')
+    .select([...keyMacColumns, 'mac', 'mac_keyring_id', 'sealed', 'sealed_keyring_id'])
+    .where(isStale(primaryId))
+    .where('id', '>', after as KeyId)
+    .where('id', '<=', upTo)
+    .orderBy('id')
+    .limit(limit)
+    .forNoKeyUpdate()
+    .skipLocked()
+    .execute();
 }
 
 /** The keys must be locked. */
-export async function replaceSealsAndTags(tx: Tx, primaryId: string, keys: readonly RenewedKey[]): Promise<void> {
+export async function storeRenewedKeys(tx: Tx, primaryId: string, keys: readonly RenewedKey[]): Promise<void> {
   if (keys.length === 0) return;
   await sql`
     update api_keys as key
-    set sealed = renewed.sealed, sealed_keyring_id = ${primaryId}, tag = renewed.tag, tag_keyring_id = ${primaryId}
-    from unnest(${keys.map(({ id }) => id)}::text[], ${keys.map(({ sealed }) => sealed)}::bytea[],
-      ${keys.map(({ tag }) => tag)}::bytea[]) as renewed (id, sealed, tag)
+    set mac = renewed.mac, mac_keyring_id = ${primaryId},
+      sealed = coalesce(renewed.sealed, key.sealed),
+      sealed_keyring_id = case when renewed.sealed is null then key.sealed_keyring_id else ${primaryId} end,
+      tag = coalesce(renewed.tag, key.tag),
+      tag_keyring_id = case when renewed.tag is null then key.tag_keyring_id else ${primaryId} end
+    from unnest(${keys.map(({ id }) => id)}::text[], ${keys.map(({ mac }) => mac)}::bytea[],
+      ${keys.map(({ sealed }) => sealed)}::bytea[], ${keys.map(({ tag }) => tag)}::bytea[])
+      as renewed (id, mac, sealed, tag)
     where key.id = renewed.id`.execute(tx);
 }

@@ -1,19 +1,20 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { isAuthenticKey, keyMac } from '../auth/record-mac.ts';
 import type { Actor } from '../core/actor.ts';
 import type { KeyId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken, seal, unseal } from '../crypto/seal.ts';
-import { tagMatches, tagOf } from '../crypto/tag.ts';
+import { tagOf } from '../crypto/tag.ts';
 import { type Transactor, transact } from '../db/work.ts';
 import type { Happening } from '../history/events.ts';
 import { record } from '../history/record.ts';
 import { sealBinding } from './mint.ts';
-import { countStaleKeys, lockStaleKeys, type RenewedKey, replaceSealsAndTags, type StaleKey } from './rekey-store.ts';
+import { countStaleKeys, lockStaleKeys, type RenewedKey, type StaleKey, storeRenewedKeys } from './rekey-store.ts';
 
-/** A key that stays as it is, because its sealed value does not open, or is not what its tag was made of. */
+/** A key that stays as it is, because its row or its sealed value cannot be trusted. */
 export interface UnopenedKey {
   id: KeyId;
-  reason: SealBroken['reason'] | 'tag_differs';
+  reason: SealBroken['reason'] | 'row_not_authentic';
 }
 
 export interface RekeyResult {
@@ -43,9 +44,9 @@ const by = {
 };
 
 /**
- * Seals every key anew under the keyring's primary entry, and makes its tag anew, wherever a sealed value is kept. In
- * short transactions, beside a running service; each run takes what is not yet under the primary, so one that was
- * killed is gone on with by the next. No key changes, but plaintexts are opened, so it is recorded before the first is.
+ * Renews the MAC of every key under the keyring's primary entry, and its sealed value and tag where the plaintext is kept.
+ * Short transactions beside a running service; a run that was killed is continued by the next. Plaintexts are opened, so
+ * the start is recorded before the first of them.
  */
 export async function rekey({ transactor, keyring, onProgress }: RekeyDeps): Promise<RekeyResult> {
   const { db } = transactor;
@@ -90,8 +91,8 @@ async function takePass(
     const batch = await transact(transactor, by, async ({ tx }) => {
       const stale = await lockStaleKeys(tx, keyring.primary.id, { after, upTo, limit: keysInBatch });
       const tried = stale.map((key) => renew(keyring, key));
-      const renewed = tried.filter((key) => 'sealed' in key);
-      await replaceSealsAndTags(tx, keyring.primary.id, renewed);
+      const renewed = tried.filter((key) => 'mac' in key);
+      await storeRenewedKeys(tx, keyring.primary.id, renewed);
       return { lastId: stale.at(-1)?.id, renewed: renewed.length, unopened: tried.filter((key) => 'reason' in key) };
     });
     if (batch.lastId === undefined) return unopened;
@@ -102,14 +103,17 @@ async function takePass(
 }
 
 function renew(keyring: Keyring, key: StaleKey): RenewedKey | UnopenedKey {
-  const { id } = key;
+  const { id, mac_keyring_id: macId, sealed, sealed_keyring_id: keyringId } = key;
+  // A new MAC would vouch for a row that nothing vouches for now.
+  if (macId === null || keyring.get(macId) === undefined) return { id, reason: 'unknown_keyring_entry' };
+  if (!isAuthenticKey(keyring, key)) return { id, reason: 'row_not_authentic' };
+  if (sealed === null || keyringId === null) return { id, ...keyMac(keyring, key), sealed: null, tag: null };
   const binding = sealBinding(key.organization_id, id);
   try {
-    const plaintext = unseal(keyring, { keyringId: key.sealed_keyring_id, sealed: key.sealed }, binding);
-    const tagEntry = keyring.get(key.tag_keyring_id);
-    // Somebody has changed one of the two. A new tag would make good what should be looked into.
-    if (tagEntry !== undefined && !tagMatches(tagEntry, plaintext, key.tag)) return { id, reason: 'tag_differs' };
-    return { id, sealed: seal(keyring, plaintext, binding).sealed, tag: tagOf(keyring.primary, plaintext) };
+    const plaintext = unseal(keyring, { keyringId, sealed }, binding);
+    const tag = tagOf(keyring.primary, plaintext);
+    const mac = keyMac(keyring, { ...key, tag, tag_keyring_id: keyring.primary.id });
+    return { id, ...mac, sealed: seal(keyring, plaintext, binding).sealed, tag };
   } catch (error) {
     if (error instanceof SealBroken) return { id, reason: error.reason };
     throw error;

@@ -52,6 +52,6 @@ async function shortenLife(work: Work, old: Key, afterSeconds: number | undefine
   if (afterSeconds === undefined) return {};
   const end = new Date(work.now.getTime() + afterSeconds * 1000);
   if (old.expires_at !== null && old.expires_at <= end) return {};
-  await updateKey(work.tx, old.id, { expires_at: end });
+  await updateKey(work, old.id, { expires_at: end });
   return { expiresAt: { from: old.expires_at?.toISOString() ?? null, to: end.toISOString() } };
 }

@@ -1,7 +1,10 @@
 import { type Selectable, sql } from 'kysely';
+import { isAuthenticKey, keyMac, keyMacColumns, type MacCoveredKey } from '../auth/record-mac.ts';
 import { Problem } from '../core/errors.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Access, Permission } from '../core/permissions.ts';
+import type { Keyring } from '../crypto/keyring.ts';
+import type { MacColumns } from '../crypto/mac.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { ApiKeysTable, DeleteReason } from '../db/schema.ts';
 import type { KeyStatus } from './policy.ts';
@@ -9,7 +12,7 @@ import type { KeyStatus } from './policy.ts';
 /** A key without anything secret: neither tag, hash nor sealed value ever leaves through a view. */
 export type Key = Omit<
   Selectable<ApiKeysTable>,
-  'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'sealed' | 'sealed_keyring_id'
+  'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'mac' | 'mac_keyring_id' | 'sealed' | 'sealed_keyring_id'
 > & {
   /** When a verification last allowed it something. */
   last_used_at: Date | null;
@@ -46,6 +49,12 @@ const columns = [
     (select last_used_at from usage_days where key_id = api_keys.id and last_used_at is not null
       order by day desc limit 1))`.as('last_used_at'),
 ] as const;
+
+/** What writes rows that the keyring authenticates: part of `Work`. */
+export interface Writer {
+  tx: Tx;
+  keyring: Keyring;
+}
 
 /** Which row: its owner (null: the organization itself) and its permission. */
 export interface RowAddress {
@@ -224,12 +233,16 @@ function statusCondition({ status, restorableAfter }: KeyFilter, now: Date) {
   }
 }
 
-export type NewKey = Omit<Selectable<ApiKeysTable>, 'suspended_at' | 'deleted_at' | 'delete_reason' | 'purged_at'>;
+export type NewKey = Omit<
+  Selectable<ApiKeysTable>,
+  'mac' | 'mac_keyring_id' | 'suspended_at' | 'deleted_at' | 'delete_reason' | 'purged_at'
+>;
 
-export async function insertKey(tx: Tx, key: NewKey): Promise<Key> {
+export async function insertKey({ tx, keyring }: Writer, key: NewKey): Promise<Key> {
+  const mac = keyMac(keyring, { ...key, delete_reason: null });
   return tx
     .insertInto('api_keys')
-    .values({ ...key, created_by: JSON.stringify(key.created_by), metadata: JSON.stringify(key.metadata) })
+    .values({ ...key, ...mac, created_by: JSON.stringify(key.created_by), metadata: JSON.stringify(key.metadata) })
     .returning(columns)
     .executeTakeFirstOrThrow();
 }
@@ -238,29 +251,66 @@ export type KeyFields = Partial<
   Pick<Key, 'name' | 'expires_at' | 'allowed_ips' | 'metadata' | 'rate_limit_requests' | 'rate_limit_window_seconds'>
 >;
 
-export async function updateKey(tx: Tx, id: KeyId, { metadata, ...fields }: KeyFields): Promise<Key> {
-  return tx
+/** The key must be locked. */
+export async function updateKey(writer: Writer, id: KeyId, { metadata, ...fields }: KeyFields): Promise<Key> {
+  const mac = await renewedMac(writer, id, fields);
+  return writer.tx
     .updateTable('api_keys')
-    .set({ ...fields, ...(metadata === undefined ? {} : { metadata: JSON.stringify(metadata) }) })
+    .set({ ...fields, ...mac, ...(metadata === undefined ? {} : { metadata: JSON.stringify(metadata) }) })
     .where('id', '=', id)
     .returning(columns)
     .executeTakeFirstOrThrow();
 }
 
-/** `compromised` removes the hash and the sealed value in the same statement; the tag stays to recognise the key. */
+/** Only `compromised` is also for keys that were deleted before. The keys must be locked. */
 export async function markKeysDeleted(
-  tx: Tx,
+  writer: Writer,
   ids: readonly KeyId[],
   deleted: { at: Date; reason: DeleteReason },
 ): Promise<Key[]> {
   if (ids.length === 0) return [];
-  const wiped = deleted.reason === 'compromised' ? { argon2id_hash: null, sealed: null, sealed_keyring_id: null } : {};
-  return tx
+  if (deleted.reason === 'compromised') {
+    const keys: Key[] = [];
+    for (const id of ids) keys.push(await markKeyCompromised(writer, id, deleted.at));
+    return keys;
+  }
+  return writer.tx
     .updateTable('api_keys')
-    .set({ deleted_at: sql<Date>`coalesce(deleted_at, ${deleted.at})`, delete_reason: deleted.reason, ...wiped })
+    .set({ deleted_at: deleted.at, delete_reason: deleted.reason })
     .where('id', 'in', ids)
     .returning(columns)
     .execute();
+}
+
+/** Removes the hash and the sealed value; the tag stays to recognise the key. */
+async function markKeyCompromised(writer: Writer, id: KeyId, at: Date): Promise<Key> {
+  const covered = { delete_reason: 'compromised', argon2id_hash: null } as const;
+  return writer.tx
+    .updateTable('api_keys')
+    .set({
+      ...covered,
+      ...(await renewedMac(writer, id, covered)),
+      deleted_at: sql<Date>`coalesce(deleted_at, ${at})`,
+      sealed: null,
+      sealed_keyring_id: null,
+    })
+    .where('id', '=', id)
+    .returning(columns)
+    .executeTakeFirstOrThrow();
+}
+
+/** The MAC for what the key will be. A row that is not authentic keeps the MAC that it has, and so stays rejected. */
+async function renewedMac(
+  { tx, keyring }: Writer,
+  id: KeyId,
+  change: Partial<MacCoveredKey>,
+): Promise<Partial<MacColumns>> {
+  const key = await tx
+    .selectFrom('api_keys')
+    .select([...keyMacColumns, 'mac', 'mac_keyring_id'])
+    .where('id', '=', id)
+    .executeTakeFirstOrThrow();
+  return isAuthenticKey(keyring, key) ? keyMac(keyring, { ...key, ...change }) : {};
 }
 
 /** @param suspendedAt null: it is allowed again */

@@ -36,7 +36,7 @@ export interface VerificationStateOptions {
   staleMs: number;
   clockShiftMs: () => number;
   onRecorded?: Transactor['onRecorded'];
-  logger: Pick<FastifyBaseLogger, 'info' | 'warn'>;
+  logger: Pick<FastifyBaseLogger, 'info' | 'warn' | 'error'>;
 }
 
 export function startVerificationState(options: VerificationStateOptions): VerificationState {

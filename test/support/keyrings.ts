@@ -1,3 +1,4 @@
+import { keyMac } from '../../src/auth/record-mac.ts';
 import { idSuffix, type KeyId, newId, type OrganizationId, type PartnerId } from '../../src/core/ids.ts';
 import { type Keyring, parseKeyring } from '../../src/crypto/keyring.ts';
 import { seal } from '../../src/crypto/seal.ts';
@@ -33,13 +34,30 @@ export async function dbWriteKeys(
   count: number,
 ): Promise<WrittenKey[]> {
   const written: WrittenKey[] = [];
-  const columns = { sealed: [] as Buffer[], tags: [] as Buffer[] };
+  const columns = { sealed: [] as Buffer[], tags: [] as Buffer[], macs: [] as Buffer[] };
   for (let index = 0; index < count; index++) {
     const id = newId('key');
     const plaintext = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(id) });
-    written.push({ id, partnerId: newId('partner'), plaintext: plaintext.reveal() });
+    const partnerId = newId('partner');
+    written.push({ id, partnerId, plaintext: plaintext.reveal() });
     columns.sealed.push(seal(keyring, plaintext, sealBinding(organizationId, id)).sealed);
-    columns.tags.push(tagOf(keyring.primary, plaintext));
+    const tag = tagOf(keyring.primary, plaintext);
+    columns.tags.push(tag);
+    const { mac } = keyMac(keyring, {
+      id,
+      organization_id: organizationId,
+      partner_id: partnerId,
+      permission: 'read',
+      expires_at: null,
+      allowed_ips: [],
+      rate_limit_requests: null,
+      rate_limit_window_seconds: null,
+      delete_reason: null,
+      tag,
+      tag_keyring_id: keyring.primary.id,
+      argon2id_hash: 'none',
+    });
+    columns.macs.push(mac);
   }
   const creator = JSON.stringify({ type: 'system', id: 'test', name: 'test', email: null });
   const partnerIds = written.map(({ partnerId }) => partnerId);
@@ -52,9 +70,9 @@ export async function dbWriteKeys(
   await dbQuery(
     url,
     `insert into api_keys (id, organization_id, partner_id, permission, slot, tag, tag_keyring_id, argon2id_hash,
-       sealed, sealed_keyring_id, last_four, allowed_ips, metadata, created_at, created_by)
-     select id, $1, partner_id, 'read', 1, tag, $2, 'none', sealed, $2, right(id, 4), '{}', '{}', now(), $7
-     from unnest($3::text[], $4::text[], $5::bytea[], $6::bytea[]) as key (id, partner_id, tag, sealed)`,
+       mac, mac_keyring_id, sealed, sealed_keyring_id, last_four, allowed_ips, metadata, created_at, created_by)
+     select id, $1, partner_id, 'read', 1, tag, $2, 'none', mac, $2, sealed, $2, right(id, 4), '{}', '{}', now(), $7
+     from unnest($3::text[], $4::text[], $5::bytea[], $6::bytea[], $8::bytea[]) as key (id, partner_id, tag, sealed, mac)`,
     [
       organizationId,
       keyring.primary.id,
@@ -63,6 +81,7 @@ export async function dbWriteKeys(
       columns.tags,
       columns.sealed,
       creator,
+      columns.macs,
     ],
   );
   return written;
