@@ -19,9 +19,16 @@ t.test('doctor tells how each job stands, and what rests on each keyring entry',
   t.match(untouched.output, /^ok {6}Job fold_usage has not run yet: no service has been started\.$/m);
   t.match(
     untouched.output,
-    /^note {4}Keyring entry new \(primary\): 1 sealed key, the tags of 1 key and 3 access tokens\.$/m,
+    /^note {4}Keyring entry new \(primary\): 1 sealed key, the tags of 1 key and 3 access tokens, the MACs of 4 credentials\.$/m,
   );
   t.match(untouched.output, /^note {4}Keyring entry old \(secondary\): nothing rests on it, it can go\.$/m);
+
+  t.match(untouched.output, /^ok {6}The row of every credential was written by a holder of the keyring\.$/m);
+  await dbQuery(urls.app, "update access_tokens set role = 'verifier' where role = 'operator'");
+  const tampered = await doctor();
+  t.equal(tampered.code, 1);
+  t.match(tampered.output, /^wrong {3}1 credential was changed or written without the keyring, .*: token_/m);
+  await dbQuery(urls.app, "update access_tokens set role = 'operator' where name = 'First operator'");
 
   await dbQuery(
     urls.app,

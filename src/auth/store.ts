@@ -147,6 +147,31 @@ export async function replaceTag(
   });
 }
 
+const rowsInBatch = 1_000;
+
+/** Ids of credentials whose row is not authentic. Reads every one of them, in batches. */
+export async function findForgedCredentials(db: Db, keyring: Keyring): Promise<string[]> {
+  const forged: string[] = [];
+  let keys = await keysAfter(db, '');
+  while (keys.length > 0) {
+    forged.push(...keys.filter((key) => !isAuthenticKey(keyring, key)).map(({ id }) => id));
+    keys = await keysAfter(db, keys.at(-1)?.id ?? '');
+  }
+  const tokens = await db.selectFrom('access_tokens').selectAll().execute();
+  return [...forged, ...tokens.filter((token) => !isAuthenticToken(keyring, token)).map(({ id }) => id)];
+}
+
+function keysAfter(db: Db, after: string) {
+  return db
+    .selectFrom('api_keys')
+    .select([...keyMacColumns, 'mac', 'mac_keyring_id'])
+    .where('purged_at', 'is', null)
+    .where('id', '>', after as KeyId)
+    .orderBy('id')
+    .limit(rowsInBatch)
+    .execute();
+}
+
 export async function organizationExists(db: Db, id: OrganizationId): Promise<boolean> {
   const row = await db.selectFrom('organizations').select('id').where('id', '=', id).executeTakeFirst();
   return row !== undefined;

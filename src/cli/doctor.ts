@@ -1,6 +1,6 @@
 import { Command } from 'commander';
 import { fetchKeys } from '../auth/issuer-keys.ts';
-import { organizationExists } from '../auth/store.ts';
+import { findForgedCredentials, organizationExists } from '../auth/store.ts';
 import { type Config, readConfig } from '../config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect, type Db } from '../db/client.ts';
@@ -19,6 +19,9 @@ import { counted, print, warning, wrong } from './print.ts';
 
 /** Some of what is asked reads every key. */
 const queryTimeoutMs = 60_000;
+
+/** Ids of forged credentials that are printed at most. */
+const forgedNamed = 10;
 
 export function doctorCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('doctor')
@@ -56,6 +59,15 @@ async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> 
     wrong(
       `Something was sealed under ${unknown.join(', ')}, which the keyring lacks: keys can not be revealed, webhooks not signed.`,
     );
+  const forged = await findForgedCredentials(db, keyring);
+  if (forged.length === 0) print('ok      The row of every credential was written by a holder of the keyring.');
+  else {
+    wrong(
+      `${counted(forged.length, 'credential was', 'credentials were')} changed or written without the keyring, or the entry of ` +
+        `their MAC is not in it; they are rejected: ${forged.slice(0, forgedNamed).join(', ')}. \`latchkey audit verify\` says ` +
+        'what differs from the history. Replace them.',
+    );
+  }
   for (const line of tellKeyringUse(keyring, await countKeyringUse(db))) print(`note    ${line}`);
   for (const { name, kept, remedy } of await checkGuarantees(db)) {
     if (kept) print(`ok      ${name}.`);
