@@ -56,7 +56,9 @@ t.test('secrets are sealed anew under the primary entry, and sign as before', as
     const standard = new StandardWebhook(secret);
     t.ok(standard.verify(call.body.toString('utf8'), call.headers as Record<string, string>));
   }
-  await eventually(async () => (await deliveriesOf(last, webhook))[0].status === 'delivered');
+  await eventually(
+    async () => (await deliveriesOf({ ...last, admin: last.as(admin.token) }, webhook))[0].status === 'delivered',
+  );
   t.match(await runRekey(t, urls.app, 'new'), { code: 0, output: /^Nothing was moved to new\.$/m });
 });
 
