@@ -421,13 +421,14 @@ create table webhook_endpoints (
 );
 create index webhook_endpoints_by_organization on webhook_endpoints (organization_id, id desc);
 
--- No foreign key leads to history: a delivery names the event's place in its chain.
+-- No foreign key leads to history: a delivery names the event's place in its chain, and its body is made from the event.
 create table webhook_deliveries (
   id text collate "C" primary key,
   endpoint_id text collate "C" not null,
   sequence bigint not null,
   action text collate "C" not null,
-  payload text not null,
+  mac bytea not null,
+  mac_keyring_id text collate "C" not null,
   status text not null,
   attempts integer not null default 0,
   failures integer not null default 0,

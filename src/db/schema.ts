@@ -283,8 +283,9 @@ export interface WebhookDeliveriesTable {
   /** The event's place in its organization's chain. */
   sequence: number;
   action: string;
-  /** The very text that is sent. */
-  payload: string;
+  /** Over the event and whom it goes to: what was not written with the keyring is not signed and sent. */
+  mac: Buffer;
+  mac_keyring_id: string;
   status: DeliveryStatus;
   attempts: Generated<number>;
   /** Failed attempts since the delivery was made or asked for again: its place in the schedule. */
