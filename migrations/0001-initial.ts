@@ -112,6 +112,7 @@ create table api_keys (
 create unique index api_keys_live_slot on api_keys (organization_id, partner_id, permission, slot)
   nulls not distinct where deleted_at is null;
 create index api_keys_by_owner on api_keys (organization_id, partner_id, id desc);
+create index api_keys_by_organization on api_keys (organization_id, id desc);
 create index api_keys_to_purge on api_keys (deleted_at) where deleted_at is not null and purged_at is null;
 create index api_keys_to_expire on api_keys (expires_at) where expires_at is not null and deleted_at is null;
 
@@ -383,6 +384,16 @@ create table job_runs (
 );
 `;
 
+/** What the last comparison of records with their events has found. */
+const stateDifferenceCounts = `
+create table state_difference_counts (
+  kind text collate "C" primary key,
+  count bigint not null,
+  at timestamptz not null,
+  constraint state_difference_counts_kind_known check (kind in ('organization', 'access_token', 'partner', 'key'))
+);
+`;
+
 const webhooks = `
 create table webhook_endpoints (
   id text collate "C" primary key,
@@ -503,6 +514,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     recordedOnce,
     idempotency,
     jobRuns,
+    stateDifferenceCounts,
     webhooks,
     refusedAttempts,
   ]) {

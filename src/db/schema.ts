@@ -33,6 +33,7 @@ export interface Database {
   deleted_key_uses: DeletedKeyUsesTable;
   idempotency_keys: IdempotencyKeysTable;
   job_runs: JobRunsTable;
+  state_difference_counts: StateDifferenceCountsTable;
   webhook_endpoints: WebhookEndpointsTable;
   webhook_deliveries: WebhookDeliveriesTable;
   webhook_attempts: WebhookAttemptsTable;
@@ -244,6 +245,14 @@ export interface JobRunsTable {
   /** How many things the last good run did, and how long it took. */
   last_count: number | null;
   last_duration_ms: number | null;
+}
+
+/** How many differences between records and their events the last comparison has found, by kind of record. */
+export interface StateDifferenceCountsTable {
+  kind: string;
+  count: number;
+  /** When that run ended. */
+  at: Date;
 }
 
 /** Why an endpoint is sent nothing: somebody asked for it, it answered 410, or it has failed for days. */
