@@ -119,6 +119,7 @@ create table api_keys (
 create unique index api_keys_live_slot on api_keys (organization_id, partner_id, permission, slot)
   nulls not distinct where deleted_at is null;
 create index api_keys_by_owner on api_keys (organization_id, partner_id, id desc);
+create index api_keys_by_organization on api_keys (organization_id, id desc);
 create index api_keys_to_purge on api_keys (deleted_at) where deleted_at is not null and purged_at is null;
 create index api_keys_to_expire on api_keys (expires_at) where expires_at is not null and deleted_at is null;
 
@@ -392,6 +393,16 @@ create table job_runs (
 );
 `;
 
+/** What the last comparison of records with their events has found. */
+const stateDifferenceCounts = `
+create table state_difference_counts (
+  kind text collate "C" primary key,
+  count bigint not null,
+  at timestamptz not null,
+  constraint state_difference_counts_kind_known check (kind in ('organization', 'access_token', 'partner', 'key'))
+);
+`;
+
 const webhooks = `
 create table webhook_endpoints (
   id text collate "C" primary key,
@@ -430,13 +441,14 @@ create table webhook_endpoints (
 );
 create index webhook_endpoints_by_organization on webhook_endpoints (organization_id, id desc);
 
--- No foreign key leads to history: a delivery names the event's place in its chain.
+-- No foreign key leads to history: a delivery names the event's place in its chain, and its body is made from the event.
 create table webhook_deliveries (
   id text collate "C" primary key,
   endpoint_id text collate "C" not null,
   sequence bigint not null,
   action text collate "C" not null,
-  payload text not null,
+  mac bytea not null,
+  mac_keyring_id text collate "C" not null,
   status text not null,
   attempts integer not null default 0,
   failures integer not null default 0,
@@ -511,6 +523,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     recordedOnce,
     idempotency,
     jobRuns,
+    stateDifferenceCounts,
     webhooks,
     refusedAttempts,
   ]) {

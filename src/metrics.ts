@@ -11,6 +11,7 @@ import { currentTime } from './db/work.ts';
 import type { Checkpoints } from './history/checkpoints.ts';
 import { type HistoryAction, historyActions } from './history/events.ts';
 import { type CredentialRefusal, credentialRefusals } from './history/refusal-watch.ts';
+import { readDifferenceCounts } from './history/state-audit.ts';
 import type { Metrics } from './http/metrics-routes.ts';
 import { bucketsMs, createRequestTimes, type RequestTimes } from './http/request-times.ts';
 import { listJobRuns } from './jobs/store.ts';
@@ -261,6 +262,12 @@ function defineDatabase(registry: Registry, { db, clockShiftMs, logger }: Metric
   ofJob('last_failure_timestamp_seconds', 'When a background job last failed, on any replica.');
   ofJob('last_duration_seconds', 'How long its last good run took.');
   ofJob('last_count', 'How many things its last good run did.');
+  define({
+    name: 'state_differences',
+    help: 'Members of records that were not what history says, when all were compared last.',
+    labels: ['kind'],
+  });
+  define({ name: 'state_compared_timestamp_seconds', help: 'When all records were last compared with history.' });
   define({ name: 'recovery_requests_open', help: 'Recovery requests that wait for an answer.' });
   define({ name: 'recovery_requests_overdue', help: 'Recovery requests whose answer is overdue.' });
   define({
@@ -285,6 +292,13 @@ function defineDatabase(registry: Registry, { db, clockShiftMs, logger }: Metric
         job_last_failure_timestamp_seconds: ofRuns((run) => seconds(run.last_failed_at)),
         job_last_duration_seconds: ofRuns(({ last_duration_ms: ms }) => (ms === null ? null : ms / 1_000)),
         job_last_count: ofRuns((run) => run.last_count),
+      };
+    },
+    async () => {
+      const counts = await readDifferenceCounts(db);
+      return {
+        state_differences: counts.map(({ kind, count }): Sample => [{ kind }, count]),
+        state_compared_timestamp_seconds: counts.slice(0, 1).map(({ at }): Sample => [{}, at.getTime() / 1_000]),
       };
     },
     async () => ({

@@ -1,6 +1,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import t from 'tap';
-import { newId, type OrganizationId } from '../src/core/ids.ts';
+import { newId, type OrganizationId, type WebhookId } from '../src/core/ids.ts';
+import { deliveryMac } from '../src/history/delivery-mac.ts';
 import { mintSecret } from '../src/webhooks/mint.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
@@ -15,7 +16,8 @@ async function dbMakeEndpoints(service: TestService, wish: { url: string; count:
   const organizationId = service.organizationId as OrganizationId;
   const made = Array.from({ length: wish.count }, () => {
     const id = newId('webhook');
-    return { id, ...mintSecret(service.keyring, organizationId, id).columns };
+    const endpoint = { id, organization_id: organizationId, partner_id: null, url: wish.url };
+    return { id, ...mintSecret(service.keyring, endpoint).columns };
   });
   const params = [
     organizationId,
@@ -35,15 +37,31 @@ async function dbMakeEndpoints(service: TestService, wish: { url: string; count:
 }
 
 /** For each endpoint that is told of purges. */
-async function dbMakeDeliveries({ urls }: TestService, status: 'pending' | 'failed', count: number): Promise<void> {
+async function dbMakeDeliveries(service: TestService, status: 'pending' | 'failed', count: number): Promise<void> {
+  const { urls, keyring } = service;
+  const endpoints = await dbQuery(urls.app, "select id from webhook_endpoints where events = '{key.purged}'");
+  const [event] = await dbQuery(urls.app, 'select canonical from history where chain = $1 and sequence = 1', [
+    service.organizationId,
+  ]);
+  const made = endpoints.flatMap(({ id: endpointId }) =>
+    Array.from({ length: count }, () => {
+      const told = { id: newId('delivery'), endpointId: endpointId as WebhookId, sequence: 1, action: 'key.purged' };
+      return { ...told, ...deliveryMac(keyring, { ...told, canonical: String(event?.['canonical']) }) };
+    }),
+  );
   await dbQuery(
     urls.superuser,
     `insert into webhook_deliveries
-       (id, endpoint_id, sequence, action, payload, status, due_at, created_at, finished_at)
-     select 'delivery_0' || lpad(to_hex(row_number() over ()), 25, '0'), id, number, 'key.purged', '{}', $1, now(), now(),
-       case when $1 = 'failed' then now() end
-     from webhook_endpoints, generate_series(1, $2::int) as number where events = '{key.purged}'`,
-    [status, count],
+       (id, endpoint_id, sequence, action, mac, mac_keyring_id, status, due_at, created_at, finished_at)
+     select id, endpoint_id, 1, 'key.purged', mac, $5, $1, now(), now(), case when $1 = 'failed' then now() end
+     from unnest($2::text[], $3::text[], $4::bytea[]) as made (id, endpoint_id, mac)`,
+    [
+      status,
+      made.map(({ id }) => id),
+      made.map(({ endpointId }) => endpointId),
+      made.map(({ mac }) => mac),
+      keyring.primary.id,
+    ],
   );
 }
 

@@ -189,6 +189,7 @@ t.test('deliveries are kept for 30 days', async (t) => {
     job?.run({
       transactor: { db: client.db, keyring, clockShiftMs },
       settings: { usageHourlyDays: 1, retentionSeconds: 1 },
+      logger: service.app.log,
       signal: new AbortController().signal,
     });
   await dbQuery(

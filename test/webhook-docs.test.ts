@@ -7,6 +7,7 @@ import { pathToFileURL } from 'node:url';
 import t, { type Test } from 'tap';
 import type { Secret } from '../src/crypto/secret.ts';
 import { deliveryFailures } from '../src/webhooks/delivery-failed.ts';
+import { deliveryFlaws } from '../src/webhooks/policy.ts';
 import { generateWebhookSecret, signDelivery } from '../src/webhooks/signature.ts';
 import { type Json, startService } from './support/app.ts';
 import { freePort } from './support/ports.ts';
@@ -224,5 +225,5 @@ t.test('the TypeScript of the page compiles, strictly', async (t) => {
 
 t.test('the page names every reason for which nothing comes back', async (t) => {
   const named = [...page.matchAll(/^\| `([a-z_]+)` \|/gm)].map(([, reason]) => reason);
-  t.same(named.sort(), [...Object.keys(deliveryFailures), 'secret_unreadable'].sort());
+  t.same(named.sort(), [...Object.keys(deliveryFailures), 'secret_unreadable', ...Object.keys(deliveryFlaws)].sort());
 });

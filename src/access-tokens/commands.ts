@@ -91,7 +91,8 @@ export async function deleteAccessToken(transactor: Transactor, by: Doer, id: st
     }
     await markAccessTokenDeleted(work, token.id, work.now);
     const { role, name, email } = token;
-    record(work, { action: 'access_token.deleted', details: { accessTokenId: token.id, role, name, email } });
+    const details = { accessTokenId: token.id, role, name, email, deletedAt: work.now.toISOString() };
+    record(work, { action: 'access_token.deleted', details });
     return { ...token, deleted_at: work.now };
   });
 }

@@ -11,7 +11,9 @@ import type { ChainVerdict } from '../history/chain-walk.ts';
 import { type Checkpoint, checkpointSigners, parsePublicKeys } from '../history/checkpoint.ts';
 import { verifyExport } from '../history/export.ts';
 import { linesOf } from '../history/lines.ts';
-import { listChains, readHead } from '../history/store.ts';
+import { listAuditedChains } from '../history/state-audit.ts';
+import { someDifferences } from '../history/state-differences.ts';
+import { readHead } from '../history/store.ts';
 import { verifyChain } from '../history/verify.ts';
 import { readCheckpoints } from './checkpoints.ts';
 import { locate } from './locate.ts';
@@ -33,7 +35,9 @@ const queryTimeoutMs = 120_000;
 
 export function auditCommand(env: NodeJS.ProcessEnv): Command {
   const verify = new Command('verify')
-    .description('recompute the history and name the first bad event of each chain; exit code 1 where there is one')
+    .description(
+      'recompute the history, name the first bad event of each chain, and each record that is not what its events say; exit code 1 where there is one',
+    )
     .addOption(new Option('--organization <id>', 'only this chain: org_… or installation').argParser(parseChain))
     .option('--export <file>', 'an export instead of the database; - for standard input')
     .option('--checkpoint <file>', 'compare with the checkpoints in this file: one, or a CHECKPOINT_FILE')
@@ -110,7 +114,7 @@ function onlyChainOf(signed: Signed): string | undefined {
 }
 
 async function verifyDatabase(db: Db, chain: string | undefined, signed: Signed): Promise<void> {
-  const known = chain === undefined ? [...(await listChains(db)), ...(signed?.keys() ?? [])] : [chain];
+  const known = chain === undefined ? [...(await listAuditedChains(db)), ...(signed?.keys() ?? [])] : [chain];
   const chains = [...new Set(known)];
   let total = 0;
   for (const name of chains) total += (await readHead(db, name)).sequence;
@@ -130,6 +134,22 @@ async function verifyDatabase(db: Db, chain: string | undefined, signed: Signed)
     progress.end();
   }
   for (const verdict of verdicts) tell(verdict, signed, chain !== undefined);
+  for (const name of chains) await tellDifferences(db, name);
+}
+
+/** Values can be as long as metadata may be; the beginning says which they are. */
+const shownOfValue = 200;
+
+async function tellDifferences(db: Db, chain: string): Promise<void> {
+  const { differences, hasMore } = await someDifferences(db, chain);
+  const show = (value: unknown) => JSON.stringify(value).slice(0, shownOfValue);
+  for (const { id, member, history, table } of differences) {
+    const what = member === 'id' ? '' : `${member} is ${show(table)} in the table, and ${show(history)} by its history`;
+    const who =
+      table === null ? 'it is not in the table, but history has it' : 'it is in the table, but history has none';
+    wrong(`${chain}: ${id}: ${member === 'id' ? who : what}.`);
+  }
+  if (hasMore) wrong(`${chain}: there are more differences between the tables and history.`);
 }
 
 function tell({ chain, events, head, flaw, agreeing }: ChainVerdict, signed: Signed, isOnlyOne: boolean): void {

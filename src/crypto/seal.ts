@@ -7,6 +7,8 @@ export interface SealBinding {
   purpose: 'api_key' | 'webhook';
   organizationId: string;
   recordId: string;
+  /** What else must be as it was when the value was sealed. */
+  facts?: ReadonlyArray<string | null>;
 }
 
 const algorithm = 'aes-256-gcm';
@@ -57,6 +59,6 @@ export function unseal(
 }
 
 /** JSON keeps the parts apart, whatever they hold. */
-function additionalData({ purpose, organizationId, recordId }: SealBinding): Buffer {
-  return Buffer.from(JSON.stringify(['latchkey/v1/seal', purpose, organizationId, recordId]), 'utf8');
+function additionalData({ purpose, organizationId, recordId, facts = [] }: SealBinding): Buffer {
+  return Buffer.from(JSON.stringify(['latchkey/v1/seal', purpose, organizationId, recordId, ...facts]), 'utf8');
 }

@@ -24,6 +24,7 @@ const privileges: Record<string, string> = {
   deleted_key_uses: 'select, insert, delete',
   idempotency_keys: 'select, insert, delete',
   job_runs: 'select, insert, update',
+  state_difference_counts: 'select, insert, update',
   webhook_endpoints: 'select, insert, update',
   webhook_deliveries: 'select, insert, update, delete',
   webhook_attempts: 'select, insert',

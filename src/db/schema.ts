@@ -33,6 +33,7 @@ export interface Database {
   deleted_key_uses: DeletedKeyUsesTable;
   idempotency_keys: IdempotencyKeysTable;
   job_runs: JobRunsTable;
+  state_difference_counts: StateDifferenceCountsTable;
   webhook_endpoints: WebhookEndpointsTable;
   webhook_deliveries: WebhookDeliveriesTable;
   webhook_attempts: WebhookAttemptsTable;
@@ -256,6 +257,14 @@ export interface JobRunsTable {
   last_duration_ms: number | null;
 }
 
+/** How many differences between records and their events the last comparison has found, by kind of record. */
+export interface StateDifferenceCountsTable {
+  kind: string;
+  count: number;
+  /** When that run ended. */
+  at: Date;
+}
+
 /** Why an endpoint is sent nothing: somebody asked for it, it answered 410, or it has failed for days. */
 export type DisabledReason = 'requested' | 'gone' | 'failing';
 
@@ -293,8 +302,9 @@ export interface WebhookDeliveriesTable {
   /** The event's place in its organization's chain. */
   sequence: number;
   action: string;
-  /** The very text that is sent. */
-  payload: string;
+  /** Over the event and whom it goes to: what was not written with the keyring is not signed and sent. */
+  mac: Buffer;
+  mac_keyring_id: string;
   status: DeliveryStatus;
   attempts: Generated<number>;
   /** Failed attempts since the delivery was made or asked for again: its place in the schedule. */

@@ -2,8 +2,11 @@ import { sql } from 'kysely';
 import { type DeliveryId, newId, type OrganizationId, type WebhookId } from '../core/ids.ts';
 import { type TraceContext, toTraceparent } from '../core/trace.ts';
 import type { Tx } from '../db/client.ts';
+import type { Work } from '../db/work.ts';
 import { wakeSender } from '../db/worker-queue.ts';
-import { announcedTo, payloadFor } from './announced.ts';
+import { announcedTo, audienceOf } from './announced.ts';
+import { toCanonical } from './chain.ts';
+import { deliveryMac } from './delivery-mac.ts';
 import type { ChainedEvent } from './events.ts';
 
 /** An endpoint as far as it matters who is told what. */
@@ -17,25 +20,26 @@ interface Announcement {
   id: DeliveryId;
   endpointId: WebhookId;
   event: ChainedEvent;
-  payload: string;
 }
 
 /**
  * Writes a delivery for each endpoint that asked for what has just been recorded, in the same transaction: both are there
  * after the commit or neither. The chain's head is locked, so an endpoint that was made earlier in the chain is seen.
- * Whoever is no partner any more hears of that, and of nothing after it. Costs one query where nobody listens.
+ * A partner that was deleted is notified of that, and of nothing after it. Costs one query where nobody listens.
  */
 export async function announce(
-  tx: Tx,
+  { tx, keyring }: Pick<Work, 'tx' | 'keyring'>,
   organizationId: OrganizationId,
   { events, trace }: { events: readonly ChainedEvent[]; trace: TraceContext | undefined },
 ): Promise<void> {
   const listeners = await listenersTo(tx, organizationId, events);
   const announcements = listeners.flatMap((listener) =>
-    events.filter((event) => isTold(listener, event)).map((event) => announcementOf(listener, event)),
+    events
+      .filter((event) => isTold(listener, event))
+      .map((event): Announcement => ({ id: newId('delivery'), endpointId: listener.id, event })),
   );
   if (announcements.length === 0) return;
-  await insertDeliveries(tx, announcements, trace === undefined ? null : toTraceparent(trace));
+  await insertDeliveries({ tx, keyring }, announcements, trace === undefined ? null : toTraceparent(trace));
   await wakeSender(tx, organizationId);
 }
 
@@ -70,27 +74,24 @@ function testedBy({ action, details }: ChainedEvent): unknown {
   return action === 'webhook.tested' ? details['webhookId'] : undefined;
 }
 
-function audienceOf(partnerId: string | null) {
-  return partnerId === null ? 'organization' : 'partner';
-}
-
-function announcementOf({ id, partner_id }: Listener, event: ChainedEvent): Announcement {
-  return { id: newId('delivery'), endpointId: id, event, payload: payloadFor(audienceOf(partner_id), event) };
-}
-
 /** Their time is the event's: the database's, also where the service's clock was moved. */
 async function insertDeliveries(
-  tx: Tx,
+  { tx, keyring }: Pick<Work, 'tx' | 'keyring'>,
   announcements: readonly Announcement[],
   traceparent: string | null,
 ): Promise<void> {
   const column = <Value>(read: (announcement: Announcement) => Value) => announcements.map(read);
+  const macs = announcements.map(({ id, endpointId, event }) => {
+    const { sequence, action } = event;
+    return deliveryMac(keyring, { id, endpointId, sequence, action, canonical: toCanonical(event) });
+  });
   await sql`
-    insert into webhook_deliveries (id, endpoint_id, sequence, action, payload, status, due_at, created_at,
+    insert into webhook_deliveries (id, endpoint_id, sequence, action, mac, mac_keyring_id, status, due_at, created_at,
       traceparent)
-    select id, endpoint_id, sequence, action, payload, 'pending', at, at, ${traceparent}::text
+    select id, endpoint_id, sequence, action, mac, mac_keyring_id, 'pending', at, at, ${traceparent}::text
     from unnest(${column(({ id }) => id)}::text[], ${column(({ endpointId }) => endpointId)}::text[],
       ${column(({ event }) => event.sequence)}::bigint[], ${column(({ event }) => event.action)}::text[],
-      ${column(({ payload }) => payload)}::text[], ${column(({ event }) => event.at)}::timestamptz[])
-      as delivery (id, endpoint_id, sequence, action, payload, at)`.execute(tx);
+      ${macs.map(({ mac }) => mac)}::bytea[], ${macs.map(({ mac_keyring_id }) => mac_keyring_id)}::text[],
+      ${column(({ event }) => event.at)}::timestamptz[])
+      as delivery (id, endpoint_id, sequence, action, mac, mac_keyring_id, at)`.execute(tx);
 }

@@ -34,6 +34,11 @@ export const partnerActions = [
 
 export type Audience = 'organization' | 'partner';
 
+/** @param partnerId of the endpoint */
+export function audienceOf(partnerId: string | null): Audience {
+  return partnerId === null ? 'organization' : 'partner';
+}
+
 /** Which actions an endpoint can ask for. */
 export function announcedTo(audience: Audience, actions: readonly HistoryAction[]): HistoryAction[] {
   if (audience === 'organization') return actions.filter((action) => !neverAnnounced.includes(action));

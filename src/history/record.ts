@@ -1,6 +1,5 @@
 import { sql } from 'kysely';
 import { newId } from '../core/ids.ts';
-import type { Tx } from '../db/client.ts';
 import type { Doer, Work } from '../db/work.ts';
 import { announce } from './announce.ts';
 import { chainOf, toCanonical } from './chain.ts';
@@ -20,7 +19,7 @@ export function record(work: Work, happening: Happening): void {
   }
   const happenings = [happening];
   happeningsOf.set(work, happenings);
-  work.beforeCommit.push(() => append(work.tx, work.by, happenings));
+  work.beforeCommit.push(() => append(work, happenings));
 }
 
 /** The id of the record that an event is about. */
@@ -31,7 +30,7 @@ function subjectOf({ by }: Work, { keyId, partnerId, details }: Happening): stri
 
 const happeningsOf = new WeakMap<Work, Happening[]>();
 
-async function append(tx: Tx, by: Doer, happenings: Happening[]): Promise<void> {
+async function append({ tx, by, keyring }: Work, happenings: Happening[]): Promise<void> {
   const chain = chainOf(by.organizationId);
   const begun = await sql<{ next_sequence: number; at_ms: number }>`
     select next_sequence, at_ms from history_begin(${chain})`.execute(tx);
@@ -44,7 +43,7 @@ async function append(tx: Tx, by: Doer, happenings: Happening[]): Promise<void> 
     from unnest(${events.map(toCanonical)}::text[]) with ordinality as event (canonical, place) order by event.place`.execute(
     tx,
   );
-  if (by.organizationId !== null) await announce(tx, by.organizationId, { events, trace: by.trace });
+  if (by.organizationId !== null) await announce({ tx, keyring }, by.organizationId, { events, trace: by.trace });
 }
 
 function toEvent(by: Doer, happening: Happening, sequence: number, at: string): ChainedEvent {

@@ -19,6 +19,7 @@ import { chainOf, type StoredEvent } from './chain.ts';
 import { historyActions } from './events.ts';
 import { listRefusals, type RefusalFilter } from './refusals-store.ts';
 import { isRefusalId, refusalCodes, refusalView, toRefusalView } from './refusals-view.ts';
+import { someDifferences } from './state-differences.ts';
 import { type HistoryFilter, historyKnows, isSequence, listEvents } from './store.ts';
 import { verifyChain } from './verify.ts';
 
@@ -110,14 +111,34 @@ const historyFilter = z
     }
   });
 
+const stateDifferenceView = z
+  .object({
+    id: z.string().meta({ example: 'key_01kdyq6yqpe8xrktxmjrcgctsj' }),
+    member: z.string().meta({
+      description: 'Which member differs, in the words of the API. `id`: the record is known to one of the two alone.',
+      example: 'expiresAt',
+    }),
+    history: z.unknown().meta({ description: 'What its events give.', example: '2026-12-31T00:00:00.000Z' }),
+    table: z.unknown().meta({ description: 'What its row says.', example: null }),
+  })
+  .meta({ id: 'StateDifference' });
+
 const verdictView = z
   .object({
     valid: z.boolean(),
     events: z.int(),
     head: hashView.nullable(),
     firstBadSequence: z.int().nullable(),
+    stateDifferences: z.array(stateDifferenceView).meta({
+      description:
+        'Keys, partners, access tokens and the organization itself, where a row says something else than its events: ' +
+        'at most 100.',
+    }),
   })
-  .meta({ id: 'ChainVerdict', example: { valid: true, events: 42, head: 'ab'.repeat(32), firstBadSequence: null } });
+  .meta({
+    id: 'ChainVerdict',
+    example: { valid: true, events: 42, head: 'ab'.repeat(32), firstBadSequence: null, stateDifferences: [] },
+  });
 
 export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db }) => {
   app.get(
@@ -155,17 +176,21 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         summary: 'Recompute the whole chain',
         description:
           'firstBadSequence is the first place at which the chain is not as it was written. ' +
+          'stateDifferences names what has been changed in the tables without an event. ' +
           'A rewrite of the whole chain shows only against a checkpoint that was kept elsewhere.',
         response: { 200: verdictView },
       },
     },
     async (request) => {
-      const { events, head, flaw } = await verifyChain(db, chainOf(accessTokenOf(request).actsIn));
+      const chain = chainOf(accessTokenOf(request).actsIn);
+      const { events, head, flaw } = await verifyChain(db, chain);
+      const { differences: stateDifferences } = await someDifferences(db, chain);
       return {
-        valid: flaw === undefined,
+        valid: flaw === undefined && stateDifferences.length === 0,
         events,
         head: events === 0 ? null : head.toString('hex'),
         firstBadSequence: flaw?.sequence ?? null,
+        stateDifferences,
       };
     },
   );

@@ -1,9 +1,12 @@
+import type { FastifyBaseLogger } from 'fastify';
 import type { Transactor } from '../db/work.ts';
 
 /** What jobs need to do their work. */
 export interface JobDeps {
   transactor: Transactor;
   settings: JobSettings;
+  /** For what somebody must look at. That a job has run or failed is logged without it. */
+  logger: Pick<FastifyBaseLogger, 'error'>;
   /** Aborted when the service stops: a long job looks at it between its batches. */
   signal: AbortSignal;
 }

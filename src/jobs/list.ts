@@ -1,4 +1,5 @@
 import { pruneRefusals } from '../history/refusals-store.ts';
+import { auditStates } from '../history/state-audit.ts';
 import { pruneIdempotency } from '../http/idempotency-store.ts';
 import { announceExpiries, forgetExpiryNotices, purgeDeletedKeys } from '../keys/jobs.ts';
 import { wipeSeals } from '../organizations/commands.ts';
@@ -62,5 +63,11 @@ export const jobs: readonly Job[] = [
     does: 'Removes counts of refused attempts that are 90 days old.',
     schedule: '29 * * * *',
     run: ({ transactor }) => pruneRefusals(transactor),
+  },
+  {
+    name: 'audit_states',
+    does: 'Compares every organization, access token, partner and key with what history says of it, and logs each difference.',
+    schedule: '17 3 * * *',
+    run: ({ transactor, logger, signal }) => auditStates({ transactor, logger, signal }),
   },
 ];

@@ -26,7 +26,7 @@ interface JobRunnerOptions extends Pick<Transactor, 'keyring' | 'clockShiftMs' |
   settings: JobSettings;
   /** What other transactions have put into the queue, by name: each at once, and too short to be interrupted. */
   tasks?: Record<string, (payload: unknown) => void>;
-  logger: Pick<FastifyBaseLogger, 'debug' | 'info' | 'warn'>;
+  logger: Pick<FastifyBaseLogger, 'debug' | 'info' | 'warn' | 'error'>;
 }
 
 /** At once in one replica, so that tasks get through beside jobs; and the connections that it takes: one listens, some ask for work, some do it. */
@@ -70,7 +70,7 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
       const startedAtMs = performance.now();
       await markStarted(db, job.name);
       try {
-        const count = await job.run({ transactor, settings: options.settings, signal });
+        const count = await job.run({ transactor, settings: options.settings, logger, signal });
         const durationMs = performance.now() - startedAtMs;
         await markSucceeded(db, job.name, { count, durationMs });
         logger.info({ job: job.name, count, durationMs }, 'A job has run.');

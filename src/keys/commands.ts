@@ -215,7 +215,9 @@ export async function deleteKeys(
   const ids = keys.map((key) => key.id);
   const deleted = await markKeysDeleted(work, ids, { at: work.now, reason });
   for (const key of keys) {
-    record(work, { action: 'key.deleted', keyId: key.id, partnerId: key.partner_id, details: { reason } });
+    // A key that was deleted before keeps the time of that.
+    const details = { reason, deletedAt: (key.deleted_at ?? work.now).toISOString() };
+    record(work, { action: 'key.deleted', keyId: key.id, partnerId: key.partner_id, details });
   }
   return deleted;
 }

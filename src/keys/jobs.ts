@@ -50,7 +50,8 @@ export async function purgeDeletedKeys({
       const ids = keys.map((key) => key.id);
       await markKeysPurged(work.tx, ids, work.now);
       for (const { id, partner_id, deleted_at, delete_reason } of keys) {
-        const details = { deletedAt: deleted_at.toISOString(), deleteReason: delete_reason };
+        const purgedAt = work.now.toISOString();
+        const details = { deletedAt: deleted_at.toISOString(), deleteReason: delete_reason, purgedAt };
         record(work, { action: 'key.purged', keyId: id, partnerId: partner_id, details });
       }
       return keys.length;

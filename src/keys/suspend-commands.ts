@@ -25,7 +25,8 @@ async function changeSuspension(
     const suspends = action === 'key.suspended';
     if (suspends === (key.suspended_at !== null)) return key;
     const changed = await markKeySuspended(work.tx, key.id, suspends ? work.now : null);
-    record(work, { action, keyId: key.id, partnerId: key.partner_id, details: {} });
+    const details = suspends ? { suspendedAt: work.now.toISOString() } : {};
+    record(work, { action, keyId: key.id, partnerId: key.partner_id, details });
     return changed;
   });
 }

@@ -44,7 +44,7 @@ export async function addOrganization(work: Work<OrganizationDoer>, given: NewOr
   await insertOrganization(work.tx, organization);
   record(work, {
     action: 'organization.created',
-    details: { name: organization.name, keyReveal: organization.key_reveal },
+    details: { name: organization.name, keyReveal: organization.key_reveal, rateLimit: rateLimitOf(organization) },
   });
   return organization;
 }

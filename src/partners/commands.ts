@@ -131,7 +131,8 @@ export async function deletePartner(transactor: Transactor, by: OrganizationDoer
     const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
     requireLivePartner(partner);
     await markPartnerDeleted(work.tx, partner.id, work.now);
-    record(work, { action: 'partner.deleted', partnerId: partner.id, details: { email: partner.email } });
+    const details = { email: partner.email, deletedAt: work.now.toISOString() };
+    record(work, { action: 'partner.deleted', partnerId: partner.id, details });
     await deleteKeysOfRows(work, partner, partner.permissions, 'partner_deleted');
     return { ...partner, deleted_at: work.now };
   });

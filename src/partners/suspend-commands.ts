@@ -34,7 +34,8 @@ async function changeSuspension(
     if (suspends === (partner.suspended_at !== null)) return partner;
     const suspendedAt = suspends ? work.now : null;
     await markPartnerSuspended(work.tx, partner.id, suspendedAt);
-    record(work, { action, partnerId: partner.id, details: {} });
+    const details = suspends ? { suspendedAt: work.now.toISOString() } : {};
+    record(work, { action, partnerId: partner.id, details });
     return { ...partner, suspended_at: suspendedAt };
   });
 }

@@ -4,11 +4,23 @@ import { parseTraceparent, type Tracer, toTraceparent } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { audienceOf, payloadFor } from '../history/announced.ts';
+import { parseEvent } from '../history/chain.ts';
+import { isDeliveryAuthentic } from '../history/delivery-mac.ts';
 import { recordOf, wakeAfterwards } from './commands.ts';
 import type { WebhookClient } from './connector.ts';
 import { DeliveryFailed } from './delivery-failed.ts';
 import { openSecrets } from './mint.ts';
-import { decide, isSuccess, leaseMs, type Outcome, reasonToDisable, sendsAtOncePerEndpoint } from './policy.ts';
+import {
+  type DeliveryFlaw,
+  decide,
+  isFlaw,
+  isSuccess,
+  leaseMs,
+  type Outcome,
+  reasonToDisable,
+  sendsAtOncePerEndpoint,
+} from './policy.ts';
 import {
   type ClaimedDelivery,
   countAttempt,
@@ -57,7 +69,7 @@ export async function claimDue(
     const places = placesFor(webhook);
     if (places <= 0) return { claims: [], more: false };
     const leasedUntil = new Date(at.getTime() + leaseMs);
-    const deliveries = await leaseDue(tx, id, { now: at, leasedUntil, atOnce: sendsAtOncePerEndpoint, places });
+    const deliveries = await leaseDue(tx, webhook, { now: at, leasedUntil, atOnce: sendsAtOncePerEndpoint, places });
     return { claims: deliveries.map((delivery) => ({ webhook, delivery, at })), more: false };
   });
 }
@@ -94,13 +106,15 @@ async function post(
 ): Promise<{ outcome: Outcome; error?: unknown }> {
   const nothing = { status: null, retryAfterSeconds: null, reply: null } as const;
   try {
+    const sent = bodyOf(keyring, webhook, delivery);
+    if ('reason' in sent) return { outcome: { ...nothing, reason: sent.reason, durationMs: 0 } };
     const secrets = openSecrets(keyring, webhook, at);
     const timestampSeconds = Math.floor(at.getTime() / 1_000);
-    const signed = signDelivery(secrets, { id: delivery.id, timestampSeconds, body: delivery.payload });
+    const signed = signDelivery(secrets, { id: delivery.id, timestampSeconds, body: sent.body });
     const { status, retryAfterSeconds, body, durationMs } = await client.post(
       webhook.url,
       { ...signed, ...headers },
-      delivery.payload,
+      sent.body,
     );
     return { outcome: { status, reason: null, retryAfterSeconds, reply: excerptOf(body), durationMs } };
   } catch (error) {
@@ -112,6 +126,22 @@ async function post(
     }
     throw error;
   }
+}
+
+/** Made from the event itself: nothing else in the database can put words into a body that is signed. */
+function bodyOf(
+  keyring: Keyring,
+  webhook: SendingWebhook,
+  { canonical, ...delivery }: ClaimedDelivery,
+): { body: string } | { reason: DeliveryFlaw } {
+  if (canonical === null) return { reason: 'event_missing' };
+  if (!isDeliveryAuthentic(keyring, delivery, { ...delivery, endpointId: webhook.id, canonical })) {
+    return { reason: 'not_authentic' };
+  }
+  const event = parseEvent(canonical);
+  return event === undefined
+    ? { reason: 'event_missing' }
+    : { body: payloadFor(audienceOf(webhook.partner_id), event) };
 }
 
 const excerptLength = 1_000;
@@ -177,7 +207,8 @@ function standingAfter(
 /** The endpoint is locked, so of several senders one disables it and records it. */
 async function judgeEndpoint(work: Work<OrganizationDoer>, webhook: SendingWebhook, outcome: Outcome): Promise<void> {
   const { id, failing_since } = webhook;
-  if (!webhook.is_live) return;
+  // What is wrong with the stored delivery is not the endpoint's failure.
+  if (!webhook.is_live || isFlaw(outcome)) return;
   if (isSuccess(outcome)) {
     if (failing_since !== null) await markFailingSince(work.tx, id, null);
     return;

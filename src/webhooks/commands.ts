@@ -1,6 +1,7 @@
 import { Problem } from '../core/errors.ts';
 import { newId, type PartnerId, type WebhookId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
+import { SealBroken } from '../crypto/seal.ts';
 import type { Secret } from '../crypto/secret.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
 import { wakeSender } from '../db/worker-queue.ts';
@@ -10,11 +11,13 @@ import { lockOrganization } from '../organizations/store.ts';
 import { requireLivePartner } from '../partners/commands.ts';
 import { lockPartner } from '../partners/store.ts';
 import type { WebhookClient } from './connector.ts';
-import { type MintedSecret, mintSecret } from './mint.ts';
+import { type MintedSecret, mintSecret, reseal } from './mint.ts';
 import { endpointsAllowed, oldSecretSignsMs, requireEnabled, requireTellable, shownUrl, sortEvents } from './policy.ts';
+import { replaceSeals } from './rekey-store.ts';
 import {
   countWebhooks,
   insertWebhook,
+  lockForSending,
   lockWebhook,
   markWebhookDeleted,
   markWebhookDisabled,
@@ -50,7 +53,8 @@ export async function createWebhook(
   requireTellable(given.events, given.partnerId);
   await deps.client.checkUrl(given.url);
   const id = newId('webhook');
-  const minted = mintSecret(deps.keyring, by.organizationId, id);
+  const { url, partnerId: partner_id } = given;
+  const minted = mintSecret(deps.keyring, { id, organization_id: by.organizationId, partner_id, url });
   return transact(deps.transactor, by, async (work) => {
     await lockOrganization(work.tx, work.by.organizationId);
     await requirePlace(work);
@@ -117,10 +121,22 @@ export async function patchWebhook(
       failing_since: changes['url'] === undefined ? failing_since : null,
     };
     await updateWebhook(work.tx, webhook.id, next);
+    if (changes['url'] !== undefined) await bindSecrets(work, webhook, next.url);
     const shown = changes['url'] === undefined ? {} : { url: { from: shownUrl(url), to: shownUrl(next.url) } };
     recordOf(work, webhook, 'webhook.updated', { changes: { ...changes, ...shown } });
     return { ...webhook, ...next };
   });
+}
+
+/** Seals the secrets for another URL. Where they do not open they stay so, and a new secret is needed as before. */
+async function bindSecrets({ tx, keyring }: Work, webhook: Webhook, url: string): Promise<void> {
+  const present = await lockForSending(tx, webhook.id);
+  if (present === undefined) return;
+  try {
+    await replaceSeals(tx, webhook.id, reseal(keyring, { ...present, url: webhook.url }, { ...present, url }));
+  } catch (error) {
+    if (!(error instanceof SealBroken)) throw error;
+  }
 }
 
 /** What has not been sent yet is not sent any more. @throws Problem `not_found` */
@@ -174,7 +190,7 @@ export async function rotateSecret(
 ): Promise<WebhookWithSecret> {
   return transact(deps.transactor, by, async (work) => {
     const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
-    const { secret, columns } = mintSecret(deps.keyring, work.by.organizationId, webhook.id);
+    const { secret, columns } = mintSecret(deps.keyring, webhook);
     const previousUntil = new Date(work.now.getTime() + oldSecretSignsMs);
     await replaceSecret(work.tx, webhook.id, columns, previousUntil);
     recordOf(work, webhook, 'webhook.secret_rotated', { previousUntil: previousUntil.toISOString() });

@@ -6,7 +6,7 @@ import type { Db, Tx } from '../db/client.ts';
 import type { DeliveryStatus, WebhookAttemptsTable, WebhookDeliveriesTable } from '../db/schema.ts';
 import type { Transactor } from '../db/work.ts';
 
-export type Delivery = Omit<Selectable<WebhookDeliveriesTable>, 'payload' | 'traceparent'>;
+export type Delivery = Omit<Selectable<WebhookDeliveriesTable>, 'mac' | 'mac_keyring_id' | 'traceparent'>;
 export type Attempt = Selectable<WebhookAttemptsTable>;
 export type DeliveryWithAttempts = Delivery & { attemptList: Attempt[] };
 

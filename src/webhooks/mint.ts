@@ -1,6 +1,6 @@
-import type { OrganizationId, WebhookId } from '../core/ids.ts';
+import type { OrganizationId, PartnerId, WebhookId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import { seal, unseal } from '../crypto/seal.ts';
+import { type SealBinding, seal, unseal } from '../crypto/seal.ts';
 import type { Secret } from '../crypto/secret.ts';
 import { generateWebhookSecret } from './signature.ts';
 
@@ -10,21 +10,27 @@ export interface MintedSecret {
   columns: { sealed: Buffer; sealed_keyring_id: string };
 }
 
-export function mintSecret(keyring: Keyring, organizationId: OrganizationId, id: WebhookId): MintedSecret {
+export function mintSecret(keyring: Keyring, endpoint: SealedFor): MintedSecret {
   const secret = generateWebhookSecret();
-  const { sealed, keyringId } = seal(keyring, secret, sealBinding(organizationId, id));
+  const { sealed, keyringId } = seal(keyring, secret, sealBinding(endpoint));
   return { secret, columns: { sealed, sealed_keyring_id: keyringId } };
 }
 
-/** What a sealed secret is bound to: moved to another organization or endpoint, it does not open. */
-export function sealBinding(organizationId: OrganizationId, id: WebhookId) {
-  return { purpose: 'webhook', organizationId, recordId: id } as const;
+/** What decides where a signed body goes, and what is in it. */
+export interface SealedFor {
+  id: WebhookId;
+  organization_id: OrganizationId;
+  partner_id: PartnerId | null;
+  url: string;
+}
+
+/** A secret opens for the endpoint, URL and partner for which it was sealed: a URL that was edited by hand is sent nothing. */
+function sealBinding({ id, organization_id: organizationId, partner_id, url }: SealedFor): SealBinding {
+  return { purpose: 'webhook', organizationId, recordId: id, facts: [url, partner_id] };
 }
 
 /** The secrets of an endpoint as its row keeps them. */
-export interface SealedSecrets {
-  id: WebhookId;
-  organization_id: OrganizationId;
+export interface SealedSecrets extends SealedFor {
   sealed: Buffer | null;
   sealed_keyring_id: string | null;
   previous_sealed: Buffer | null;
@@ -34,7 +40,7 @@ export interface SealedSecrets {
 
 /** Those that sign at this time, the present one first. @throws SealBroken */
 export function openSecrets(keyring: Keyring, endpoint: SealedSecrets, now: Date): Secret[] {
-  const binding = sealBinding(endpoint.organization_id, endpoint.id);
+  const binding = sealBinding(endpoint);
   const isSigningAlong = endpoint.previous_until !== null && endpoint.previous_until > now;
   return [
     { sealed: endpoint.sealed, keyringId: endpoint.sealed_keyring_id },
@@ -42,4 +48,29 @@ export function openSecrets(keyring: Keyring, endpoint: SealedSecrets, now: Date
   ].flatMap(({ sealed, keyringId }) =>
     sealed === null || keyringId === null ? [] : [unseal(keyring, { sealed, keyringId }, binding)],
   );
+}
+
+export type SecretColumns = Pick<
+  SealedSecrets,
+  'sealed' | 'sealed_keyring_id' | 'previous_sealed' | 'previous_sealed_keyring_id'
+>;
+
+/**
+ * The same secrets, sealed again under the primary entry.
+ * @param next what they are sealed for from now on
+ * @throws SealBroken
+ */
+export function reseal(keyring: Keyring, endpoint: SealedSecrets, next: SealedFor = endpoint): SecretColumns {
+  const again = (sealed: Buffer | null, keyringId: string | null) => {
+    if (sealed === null || keyringId === null) return null;
+    return seal(keyring, unseal(keyring, { sealed, keyringId }, sealBinding(endpoint)), sealBinding(next));
+  };
+  const present = again(endpoint.sealed, endpoint.sealed_keyring_id);
+  const previous = again(endpoint.previous_sealed, endpoint.previous_sealed_keyring_id);
+  return {
+    sealed: present?.sealed ?? null,
+    sealed_keyring_id: present?.keyringId ?? null,
+    previous_sealed: previous?.sealed ?? null,
+    previous_sealed_keyring_id: previous?.keyringId ?? null,
+  };
 }

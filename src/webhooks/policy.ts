@@ -47,8 +47,21 @@ export function shownUrl(url: string): string {
 /** What came of an attempt: a reply with any status, or none and why. */
 export type Outcome = { durationMs: number } & (
   | { status: number; reason: null; retryAfterSeconds: number | null; reply: string }
-  | { status: null; reason: DeliveryFailure | 'secret_unreadable'; retryAfterSeconds: null; reply: null }
+  | { status: null; reason: DeliveryFailure | DeliveryFlaw | 'secret_unreadable'; retryAfterSeconds: null; reply: null }
 );
+
+/** Why a stored delivery is not sent at all, and never tried again by itself. */
+export const deliveryFlaws = {
+  not_authentic:
+    'The delivery, its event or its webhook is not what was written with the keyring, or the entry is gone.',
+  event_missing: 'History has no event in the place that the delivery names, or none that can be read.',
+} as const;
+
+export type DeliveryFlaw = keyof typeof deliveryFlaws;
+
+export function isFlaw({ reason }: Outcome): boolean {
+  return reason !== null && reason in deliveryFlaws;
+}
 
 const secondMs = 1_000;
 const minuteMs = 60 * secondMs;
@@ -87,7 +100,7 @@ export type Decision = { kind: 'delivered' } | { kind: 'retry'; delayMs: number 
 export function decide(outcome: Outcome, failures: number, random: number): Decision {
   if (isSuccess(outcome)) return { kind: 'delivered' };
   const scheduledMs = retryDelaysMs[failures];
-  if (scheduledMs === undefined || outcome.status === gone) return { kind: 'failed' };
+  if (scheduledMs === undefined || outcome.status === gone || isFlaw(outcome)) return { kind: 'failed' };
   const askedMs = outcome.status !== null && asksToWait.includes(outcome.status) ? outcome.retryAfterSeconds : null;
   const leastMs = Math.min((askedMs ?? 0) * secondMs, longestRetryAfterMs);
   return { kind: 'retry', delayMs: Math.round(Math.max(scheduledMs, leastMs) * (1 + jitter * random)) };
@@ -102,6 +115,7 @@ export const attemptOutcomes = [
   'delivered',
   'refused',
   'secret_unreadable',
+  ...(Object.keys(deliveryFlaws) as DeliveryFlaw[]),
   ...(Object.keys(deliveryFailures) as DeliveryFailure[]),
 ] as const;
 

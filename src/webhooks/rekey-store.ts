@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
 import type { WebhookId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
-import type { SealedSecrets } from './mint.ts';
+import type { SealedSecrets, SecretColumns } from './mint.ts';
 
 const isStale = (primaryId: string) => sql<boolean>`
   (sealed_keyring_id <> ${primaryId} or previous_sealed_keyring_id <> ${primaryId})`;
@@ -20,16 +20,12 @@ export async function lockStaleWebhooks(
   { after, limit }: { after: string; limit: number },
 ): Promise<SealedSecrets[]> {
   const { rows } = await sql<SealedSecrets>`
-    select id, organization_id, sealed, sealed_keyring_id, previous_sealed, previous_sealed_keyring_id, previous_until
+    select id, organization_id, partner_id, url, sealed, sealed_keyring_id, previous_sealed, previous_sealed_keyring_id,
+      previous_until
     from webhook_endpoints where ${isStale(primaryId)} and id > ${after}
     order by id limit ${limit} for no key update skip locked`.execute(tx);
   return rows;
 }
-
-export type SecretColumns = Pick<
-  SealedSecrets,
-  'sealed' | 'sealed_keyring_id' | 'previous_sealed' | 'previous_sealed_keyring_id'
->;
 
 /** The webhook must be locked. */
 export async function replaceSeals(tx: Tx, id: WebhookId, columns: SecretColumns): Promise<void> {

@@ -2,12 +2,12 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Actor } from '../core/actor.ts';
 import type { WebhookId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import { SealBroken, seal, unseal } from '../crypto/seal.ts';
+import { SealBroken } from '../crypto/seal.ts';
 import { type Transactor, transact } from '../db/work.ts';
 import type { Happening } from '../history/events.ts';
 import { record } from '../history/record.ts';
-import { type SealedSecrets, sealBinding } from './mint.ts';
-import { countStaleWebhooks, lockStaleWebhooks, replaceSeals, type SecretColumns } from './rekey-store.ts';
+import { reseal, type SealedSecrets, type SecretColumns } from './mint.ts';
+import { countStaleWebhooks, lockStaleWebhooks, replaceSeals } from './rekey-store.ts';
 
 export interface WebhookRekeyResult {
   /** Webhooks whose secrets were sealed anew. */
@@ -78,20 +78,8 @@ async function takePass(transactor: Transactor, keyring: Keyring): Promise<Omit<
 }
 
 function renew(keyring: Keyring, webhook: SealedSecrets): SecretColumns | { reason: SealBroken['reason'] } {
-  const binding = sealBinding(webhook.organization_id, webhook.id);
-  const sealAnew = (sealed: Buffer | null, keyringId: string | null) => {
-    if (sealed === null || keyringId === null) return null;
-    return seal(keyring, unseal(keyring, { sealed, keyringId }, binding), binding);
-  };
   try {
-    const present = sealAnew(webhook.sealed, webhook.sealed_keyring_id);
-    const previous = sealAnew(webhook.previous_sealed, webhook.previous_sealed_keyring_id);
-    return {
-      sealed: present?.sealed ?? null,
-      sealed_keyring_id: present?.keyringId ?? null,
-      previous_sealed: previous?.sealed ?? null,
-      previous_sealed_keyring_id: previous?.keyringId ?? null,
-    };
+    return reseal(keyring, webhook);
   } catch (error) {
     if (error instanceof SealBroken) return { reason: error.reason };
     throw error;

@@ -7,7 +7,7 @@ import { connect } from '../db/client.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 import { type Claim, claimDue, send, settle } from './attempt.ts';
 import type { WebhookClient } from './connector.ts';
-import { type AttemptOutcome, isSuccess, outcomeWord } from './policy.ts';
+import { type AttemptOutcome, isFlaw, isSuccess, outcomeWord } from './policy.ts';
 import { endpointsToLookAt, endpointsWithDue, hasDue, release } from './sending-store.ts';
 import type { SendingWebhook } from './store.ts';
 
@@ -29,7 +29,7 @@ interface WebhookSenderOptions extends Pick<Transactor, 'clockShiftMs' | 'onChan
   tracer?: Tracer;
   /** How often calls have ended in which way. */
   tally?: Record<AttemptOutcome, number>;
-  logger: Pick<FastifyBaseLogger, 'debug' | 'warn'>;
+  logger: Pick<FastifyBaseLogger, 'debug' | 'warn' | 'error'>;
 }
 
 /**
@@ -110,7 +110,9 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
       const { outcome, error } = await send({ keyring, client, tracer }, claim);
       const { status, reason, durationMs } = outcome;
       if (options.tally !== undefined) options.tally[outcomeWord(outcome)] += 1;
-      if (reason === 'secret_unreadable') logger.warn({ err: error, ...facts }, "A webhook's secret does not open.");
+      if (isFlaw(outcome)) logger.error({ ...facts, reason }, 'A delivery is not what was written, so it is not sent.');
+      else if (reason === 'secret_unreadable')
+        logger.warn({ err: error, ...facts }, "A webhook's secret does not open.");
       else logger.debug({ err: error, ...facts, status, reason, durationMs }, 'A webhook was called.');
       await settle(transactor, claim, outcome);
       // The places of those that fail go round: who has had one waits for its turn.

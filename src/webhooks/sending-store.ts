@@ -1,14 +1,19 @@
 import { sql } from 'kysely';
 import type { DeliveryId, OrganizationId, WebhookId } from '../core/ids.ts';
+import type { MacColumns } from '../crypto/mac.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { WebhookAttemptsTable } from '../db/schema.ts';
 import type { Transactor } from '../db/work.ts';
+import { chainOf } from '../history/chain.ts';
 
 /** What a sender takes up, and what it writes down of it. The endpoint is locked wherever a `Tx` is asked for. */
 
-export interface ClaimedDelivery {
+export interface ClaimedDelivery extends MacColumns {
   id: DeliveryId;
-  payload: string;
+  sequence: number;
+  action: string;
+  /** The event's text; null where history has none in its place. */
+  canonical: string | null;
   leased_until: Date;
   traceparent: string | null;
 }
@@ -66,23 +71,29 @@ export async function hasDue(db: Db, endpointId: WebhookId, clockShiftMs: number
  */
 export async function leaseDue(
   tx: Tx,
-  endpointId: WebhookId,
+  { id: endpointId, organization_id: organizationId }: { id: WebhookId; organization_id: OrganizationId },
   { now, leasedUntil, atOnce, places }: { now: Date; leasedUntil: Date; atOnce: number; places: number },
 ): Promise<ClaimedDelivery[]> {
   const { rows } = await sql<ClaimedDelivery>`
-    update webhook_deliveries set leased_until = ${leasedUntil}, due_at = ${leasedUntil}
-    where id in (
-      select id from webhook_deliveries
-      where endpoint_id = ${endpointId} and status = 'pending' and due_at <= ${now}
-        and (leased_until is null or leased_until <= ${now})
-      order by due_at, id
-      limit least(${places}::bigint, greatest(0, ${atOnce} - (
-        select count(*) from webhook_deliveries
-        where endpoint_id = ${endpointId} and status = 'pending' and leased_until > ${now}
-      )))
-      for update skip locked
+    with leased as (
+      update webhook_deliveries set leased_until = ${leasedUntil}, due_at = ${leasedUntil}
+      where id in (
+        select id from webhook_deliveries
+        where endpoint_id = ${endpointId} and status = 'pending' and due_at <= ${now}
+          and (leased_until is null or leased_until <= ${now})
+        order by due_at, id
+        limit least(${places}::bigint, greatest(0, ${atOnce} - (
+          select count(*) from webhook_deliveries
+          where endpoint_id = ${endpointId} and status = 'pending' and leased_until > ${now}
+        )))
+        for update skip locked
+      )
+      returning id, sequence, action, mac, mac_keyring_id, leased_until, traceparent
     )
-    returning id, payload, leased_until, traceparent`.execute(tx);
+    select leased.*, history.canonical
+    from leased left join history on history.chain = ${chainOf(organizationId)} and history.sequence = leased.sequence`.execute(
+    tx,
+  );
   return rows;
 }
 

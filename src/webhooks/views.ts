@@ -3,7 +3,7 @@ import type { Secret } from '../crypto/secret.ts';
 import { actorView, idView, timestampView } from '../http/schemas.ts';
 import { deliveryFailures } from './delivery-failed.ts';
 import type { DeliveryWithAttempts } from './delivery-store.ts';
-import { webhookEvents } from './policy.ts';
+import { deliveryFlaws, webhookEvents } from './policy.ts';
 import type { Webhook } from './store.ts';
 
 const fields = {
@@ -71,7 +71,7 @@ const attemptView = z
       .string()
       .nullable()
       .meta({
-        description: `Why no reply came: ${[...Object.keys(deliveryFailures), 'secret_unreadable'].join(', ')}.`,
+        description: `Why no reply came: ${[...Object.keys(deliveryFailures), 'secret_unreadable', ...Object.keys(deliveryFlaws)].join(', ')}.`,
         example: null,
       }),
     durationMs: z.int().meta({ example: 41 }),

@@ -2,12 +2,15 @@ import { createServer, type IncomingHttpHeaders, type ServerResponse } from 'nod
 import type { AddressInfo } from 'node:net';
 import type { Test } from 'tap';
 import { type SendPayload, sendTask } from '../../src/db/worker-queue.ts';
+import { audienceOf, payloadFor } from '../../src/history/announced.ts';
+import { parseEvent } from '../../src/history/chain.ts';
 import { startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
 import { createWebhookClient } from '../../src/webhooks/connector.ts';
 import { parseRanges } from '../../src/webhooks/public-address.ts';
 import { startWebhookSender, type WebhookSender } from '../../src/webhooks/sender.ts';
 import type { Json, TestService } from './app.ts';
+import { dbQuery } from './database.ts';
 
 /** A call as it arrived, byte for byte. */
 export interface Received {
@@ -87,4 +90,21 @@ export async function makeWebhook({ admin }: Pick<TestService, 'admin'>, wish: J
 
 export async function deliveriesOf({ admin }: Pick<TestService, 'admin'>, { id }: Json): Promise<Json[]> {
   return (await admin.get(`/v1/webhooks/${id}/deliveries?limit=200`)).body.data;
+}
+
+/** What an endpoint is or will be sent, oldest first. */
+export async function bodiesFor({ urls }: Pick<TestService, 'urls'>, { id }: Json, action: string): Promise<string[]> {
+  const rows = await dbQuery(
+    urls.app,
+    `select endpoint.partner_id, event.canonical from webhook_deliveries as delivery
+       join webhook_endpoints as endpoint on endpoint.id = delivery.endpoint_id
+       join history as event on event.chain = endpoint.organization_id and event.sequence = delivery.sequence
+     where endpoint.id = $1 and delivery.action = $2 order by delivery.id`,
+    [id, action],
+  );
+  return rows.map(({ partner_id: partnerId, canonical }) => {
+    const event = parseEvent(String(canonical));
+    if (event === undefined) throw new Error(`not an event: ${String(canonical)}`);
+    return payloadFor(audienceOf(partnerId as string | null), event);
+  });
 }

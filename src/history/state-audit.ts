@@ -1,0 +1,60 @@
+import type { FastifyBaseLogger } from 'fastify';
+import { sql } from 'kysely';
+import type { Db } from '../db/client.ts';
+import { currentTime, type Transactor } from '../db/work.ts';
+import { installationChain } from './chain.ts';
+import { compareStates } from './state-differences.ts';
+import { type RecordKind, recordKinds } from './state-replay.ts';
+import { listOrganizationIds } from './state-rows.ts';
+import { listChains } from './store.ts';
+
+/** Lines of the log that one run writes; beyond that differences are only counted. */
+const loggedAtMost = 1_000;
+
+interface StateAuditDeps {
+  transactor: Pick<Transactor, 'db' | 'clockShiftMs'>;
+  logger: Pick<FastifyBaseLogger, 'error'>;
+  signal: AbortSignal;
+}
+
+/**
+ * Compares every record of the installation with what history says of it, logs each difference, and keeps how many there
+ * were for the metrics.
+ * @returns how many
+ */
+export async function auditStates({ transactor, logger, signal }: StateAuditDeps): Promise<number> {
+  const { db } = transactor;
+  const counts = Object.fromEntries(recordKinds.map((kind) => [kind, 0])) as Record<RecordKind, number>;
+  let total = 0;
+  for (const chain of await listAuditedChains(db)) {
+    for await (const differences of compareStates(db, chain)) {
+      signal.throwIfAborted();
+      for (const { kind, id, member } of differences) {
+        counts[kind] += 1;
+        total += 1;
+        if (total > loggedAtMost) continue;
+        logger.error({ chain, kind, id, member }, 'A record in the database is not what history says of it.');
+      }
+    }
+  }
+  await replaceCounts(db, counts, await currentTime(db, transactor.clockShiftMs));
+  return total;
+}
+
+/** Every chain that there are events or records of. */
+export async function listAuditedChains(db: Db): Promise<string[]> {
+  return [...new Set([installationChain, ...(await listChains(db)), ...(await listOrganizationIds(db))])].sort();
+}
+
+async function replaceCounts(db: Db, counts: Record<RecordKind, number>, at: Date): Promise<void> {
+  await db
+    .insertInto('state_difference_counts')
+    .values(Object.entries(counts).map(([kind, count]) => ({ kind, count, at })))
+    .onConflict((conflict) => conflict.column('kind').doUpdateSet({ count: sql`excluded.count`, at: sql`excluded.at` }))
+    .execute();
+}
+
+/** What the last complete run found, by kind; nothing before the first. */
+export async function readDifferenceCounts(db: Db): Promise<Array<{ kind: string; count: number; at: Date }>> {
+  return db.selectFrom('state_difference_counts').select(['kind', 'count', 'at']).orderBy('kind').execute();
+}

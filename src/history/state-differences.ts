@@ -1,0 +1,190 @@
+import { sql } from 'kysely';
+import type { OrganizationId } from '../core/ids.ts';
+import type { Db, Tx } from '../db/client.ts';
+import { installationChain, parseEvent } from './chain.ts';
+import type { ChainedEvent, HistoryAction } from './events.ts';
+import {
+  actionsOf,
+  differencesOf,
+  firstActionOf,
+  type RecordKind,
+  type State,
+  type StateDifference,
+  stateAfter,
+} from './state-replay.ts';
+import {
+  accessTokenRows,
+  behindAll,
+  keyRows,
+  organizationRows,
+  partnerRows,
+  type RecordRow,
+  type RowPage,
+} from './state-rows.ts';
+
+/** Records in one snapshot: a few thousand events at most are looked at in it, unless a record has very many itself. */
+const recordsAtOnce = 200;
+const createdAtOnce = 1_000;
+const eventsAtOnce = 500;
+
+/**
+ * Compares the records of a chain with what their events give, and names each difference. Works in short snapshots, each
+ * of which has rows and their events as of one moment, so that a change that happens meanwhile is no difference. In memory
+ * are the records of one snapshot; of access tokens all that the chain has.
+ * @returns batches, also empty ones, so that the caller can stop between them
+ */
+export async function* compareStates(db: Db, chain: string): AsyncGenerator<StateDifference[]> {
+  const organizationId = chain === installationChain ? null : (chain as OrganizationId);
+  yield await inSnapshot(db, async (tx) =>
+    compareAll(tx, chain, {
+      kind: 'access_token',
+      rows: await accessTokenRows(tx, organizationId),
+      idIn: ({ details }) => details?.['accessTokenId'],
+    }),
+  );
+  if (organizationId === null) return;
+  yield await inSnapshot(db, async (tx) =>
+    compareAll(tx, chain, {
+      kind: 'organization',
+      rows: await organizationRows(tx, organizationId),
+      idIn: () => chain,
+    }),
+  );
+  yield* comparePaged(db, organizationId, {
+    kind: 'partner',
+    column: 'partner_id',
+    table: 'partners',
+    rowsOf: partnerRows,
+  });
+  yield* comparePaged(db, organizationId, { kind: 'key', column: 'key_id', table: 'api_keys', rowsOf: keyRows });
+}
+
+/** As many differences as a caller is shown at once. */
+const shownAtMost = 100;
+
+/** The first differences of a chain, and whether there are more. */
+export async function someDifferences(
+  db: Db,
+  chain: string,
+): Promise<{ differences: Array<Omit<StateDifference, 'kind'>>; hasMore: boolean }> {
+  const found: StateDifference[] = [];
+  for await (const differences of compareStates(db, chain)) {
+    found.push(...differences);
+    if (found.length > shownAtMost) break;
+  }
+  return {
+    differences: found.slice(0, shownAtMost).map(({ kind, ...difference }) => difference),
+    hasMore: found.length > shownAtMost,
+  };
+}
+
+function inSnapshot<Result>(db: Db, read: (tx: Tx) => Promise<Result>): Promise<Result> {
+  return db.transaction().setIsolationLevel('repeatable read').setAccessMode('read only').execute(read);
+}
+
+interface All {
+  kind: RecordKind;
+  rows: readonly RecordRow[];
+  idIn: (event: ChainedEvent) => unknown;
+}
+
+/** Where events are found by what they say alone. */
+async function compareAll(tx: Tx, chain: string, { kind, rows, idIn }: All): Promise<StateDifference[]> {
+  const found = await tx
+    .selectFrom('history')
+    .select('sequence')
+    .where('chain', '=', chain)
+    .where('action', '=', anyOf<HistoryAction>(actionsOf(kind)))
+    .execute();
+  const states = await replay(tx, { chain, kind, sequences: found.map(({ sequence }) => sequence) }, idIn);
+  const tables = new Map(rows.map(({ id, state }) => [id, state]));
+  return [...new Set([...states.keys(), ...tables.keys()])].flatMap((id) =>
+    differencesOf(kind, id, states.get(id), tables.get(id)),
+  );
+}
+
+interface Paged {
+  kind: RecordKind;
+  /** Of history, by which events of a record are found. */
+  column: 'key_id' | 'partner_id';
+  table: 'api_keys' | 'partners';
+  rowsOf: (tx: Tx, organizationId: OrganizationId, page: RowPage) => Promise<RecordRow[]>;
+}
+
+/** First from the rows to their events, then from what history says was made to the rows. */
+async function* comparePaged(db: Db, chain: OrganizationId, paged: Paged): AsyncGenerator<StateDifference[]> {
+  const { kind, rowsOf } = paged;
+  for (let before: string | undefined = behindAll; before !== undefined; ) {
+    const page = { before, limit: recordsAtOnce };
+    const { differences, last } = await inSnapshot(db, async (tx) => {
+      const rows = await rowsOf(tx, chain, page);
+      const states = await statesOf(tx, chain, paged, rows);
+      return {
+        differences: rows.flatMap(({ id, state }) => differencesOf(kind, id, states.get(id), state)),
+        last: rows.at(-1)?.id,
+      };
+    });
+    yield differences;
+    before = last;
+  }
+  yield* findMissing(db, chain, paged);
+}
+
+async function statesOf(tx: Tx, chain: string, { kind, column }: Paged, rows: readonly RecordRow[]) {
+  const found = await tx
+    .selectFrom('history')
+    .select(['sequence', `${column} as id`])
+    .where('chain', '=', chain)
+    .where(column, '=', anyOf(rows.map(({ id }) => id)))
+    .where('action', '=', anyOf<HistoryAction>(actionsOf(kind)))
+    .execute();
+  const idOf = new Map(found.map(({ sequence, id }) => [sequence, id]));
+  return replay(tx, { chain, kind, sequences: [...idOf.keys()] }, (_event, sequence) => idOf.get(sequence));
+}
+
+/** Records of which history says that they were made, and that are not there: rows only ever go by hand. */
+async function* findMissing(db: Db, chain: string, { kind, column, table }: Paged): AsyncGenerator<StateDifference[]> {
+  for (let before: number | undefined = Number.MAX_SAFE_INTEGER; before !== undefined; ) {
+    const { rows } = await sql<{ sequence: number; id: string; is_there: boolean }>`
+      select sequence, ${sql.ref(column)} as id, exists (
+        select from ${sql.table(table)} as record
+        where record.id = history.${sql.ref(column)} and record.organization_id = ${chain}
+      ) as is_there
+      from history where chain = ${chain} and action = ${firstActionOf(kind)} and ${sql.ref(column)} is not null
+        and sequence < ${before}
+      order by sequence desc limit ${createdAtOnce}`.execute(db);
+    yield rows.filter((row) => !row.is_there).flatMap(({ id }) => differencesOf(kind, id, {}, undefined));
+    before = rows.at(-1)?.sequence;
+  }
+}
+
+/** The states of records after the events at these places. An event that cannot be read changes nothing. */
+async function replay(
+  tx: Tx,
+  { chain, kind, sequences }: { chain: string; kind: RecordKind; sequences: number[] },
+  idIn: (event: ChainedEvent, sequence: number) => unknown,
+): Promise<Map<string, State>> {
+  const states = new Map<string, State>();
+  sequences.sort((one, other) => one - other);
+  for (let first = 0; first < sequences.length; first += eventsAtOnce) {
+    const rows = await tx
+      .selectFrom('history')
+      .select(['sequence', 'canonical'])
+      .where('chain', '=', chain)
+      .where('sequence', '=', anyOf(sequences.slice(first, first + eventsAtOnce)))
+      .orderBy('sequence')
+      .execute();
+    for (const { sequence, canonical } of rows) {
+      const event = parseEvent(canonical);
+      const id = event === undefined ? undefined : idIn(event, sequence);
+      if (event === undefined || typeof id !== 'string') continue;
+      const state = stateAfter(kind, states.get(id), event);
+      if (state !== undefined) states.set(id, state);
+    }
+  }
+  return states;
+}
+
+function anyOf<Value>(values: readonly Value[]) {
+  return sql<Value>`any(${values})`;
+}

@@ -1,0 +1,135 @@
+import { sql } from 'kysely';
+import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
+import { toRateLimit } from '../core/rate-limit.ts';
+import type { Db, Tx } from '../db/client.ts';
+import { type State, toMaker } from './state-replay.ts';
+
+/** What the tables say about records, by the members that their events give. */
+
+/** Sorts behind every id. */
+export const behindAll = '\u{10ffff}';
+
+export interface RecordRow {
+  id: string;
+  state: State;
+}
+
+export interface RowPage {
+  before: string;
+  limit: number;
+}
+
+/** Keys of an organization, newest first. */
+export async function keyRows(
+  tx: Tx,
+  organizationId: OrganizationId,
+  { before, limit }: RowPage,
+): Promise<RecordRow[]> {
+  const rows = await tx
+    .selectFrom('api_keys')
+    .select(['id', 'partner_id', 'permission', 'name', 'expires_at', 'allowed_ips', 'metadata', 'created_by'])
+    .select(['rate_limit_requests', 'rate_limit_window_seconds'])
+    .select(['suspended_at', 'deleted_at', 'delete_reason', 'purged_at'])
+    .where('organization_id', '=', organizationId)
+    .where('id', '<', before as KeyId)
+    .orderBy('id', 'desc')
+    .limit(limit)
+    .execute();
+  return rows.map((row) => ({
+    id: row.id,
+    state: {
+      partnerId: row.partner_id,
+      permission: row.permission,
+      name: row.name,
+      expiresAt: toText(row.expires_at),
+      rateLimit: toRateLimit(row),
+      allowedIps: row.allowed_ips,
+      metadata: row.metadata,
+      suspendedAt: toText(row.suspended_at),
+      deletedAt: toText(row.deleted_at),
+      deleteReason: row.delete_reason,
+      purgedAt: toText(row.purged_at),
+      createdBy: toMaker(row.created_by),
+    },
+  }));
+}
+
+/** Partners of an organization, newest first. */
+export async function partnerRows(
+  tx: Tx,
+  organizationId: OrganizationId,
+  { before, limit }: RowPage,
+): Promise<RecordRow[]> {
+  const rows = await tx
+    .selectFrom('partners')
+    .select(['id', 'email', 'name', 'permissions', 'rate_limit_requests', 'rate_limit_window_seconds'])
+    .select(['suspended_at', 'deleted_at', 'created_by'])
+    .where('organization_id', '=', organizationId)
+    .where('id', '<', before as PartnerId)
+    .orderBy('id', 'desc')
+    .limit(limit)
+    .execute();
+  return rows.map((row) => ({
+    id: row.id,
+    state: {
+      email: row.email,
+      name: row.name,
+      permissions: row.permissions,
+      rateLimit: toRateLimit(row),
+      suspendedAt: toText(row.suspended_at),
+      deletedAt: toText(row.deleted_at),
+      createdBy: toMaker(row.created_by),
+    },
+  }));
+}
+
+/** All access tokens of an organization, or with null those of the installation: operators, and verifiers for all. */
+export async function accessTokenRows(tx: Tx, organizationId: OrganizationId | null): Promise<RecordRow[]> {
+  const rows = await tx
+    .selectFrom('access_tokens')
+    .select(['id', 'role', 'name', 'email', 'scopes', 'expires_at', 'deleted_at', 'created_by'])
+    .where(sql<boolean>`organization_id is not distinct from ${organizationId}`)
+    .execute();
+  return rows.map((row) => ({
+    id: row.id,
+    state: {
+      role: row.role,
+      name: row.name,
+      email: row.email,
+      scopes: row.scopes,
+      expiresAt: toText(row.expires_at),
+      deletedAt: toText(row.deleted_at),
+      createdBy: toMaker(row.created_by),
+    },
+  }));
+}
+
+/** The organization itself, if there is one. */
+export async function organizationRows(tx: Tx, organizationId: OrganizationId): Promise<RecordRow[]> {
+  const rows = await tx
+    .selectFrom('organizations')
+    .select(['id', 'name', 'key_reveal', 'rate_limit_requests', 'rate_limit_window_seconds', 'created_by'])
+    .where('id', '=', organizationId)
+    .execute();
+  return rows.map((row) => ({
+    id: row.id,
+    state: {
+      name: row.name,
+      keyReveal: row.key_reveal,
+      rateLimit: toRateLimit(row),
+      createdBy: toMaker(row.created_by),
+    },
+  }));
+}
+
+/** Ids of all organizations, also of one that no event tells of. */
+export async function listOrganizationIds(db: Db): Promise<OrganizationId[]> {
+  const rows = await db.selectFrom('organizations').select('id').orderBy('id').execute();
+  return rows.map(({ id }) => id);
+}
+
+/** Times beyond what a `Date` can show are named as they are. */
+function toText(at: Date | number | null): string | null {
+  if (at === null) return null;
+  return typeof at === 'number' || Number.isNaN(at.getTime()) ? String(at) : at.toISOString();
+}

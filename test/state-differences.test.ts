@@ -1,0 +1,561 @@
+import fc from 'fast-check';
+import t, { type Test } from 'tap';
+import { newId } from '../src/core/ids.ts';
+import { jobs } from '../src/jobs/list.ts';
+import { purgeDeletedKeys } from '../src/keys/jobs.ts';
+import { type Json, startService, type TestService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { dbDue, startReplica } from './support/jobs.ts';
+import { keyringOf } from './support/keyrings.ts';
+import { readMetrics } from './support/metrics.ts';
+import { eventually, runEntry } from './support/process.ts';
+
+// A record whose row says something else than its events is named, with the member that differs. A MAC cannot find a row
+// that somebody has put back as it was.
+
+const dayMs = 86_400_000;
+
+interface Lived {
+  service: TestService;
+  organizationId: string;
+  /** An organization beside it, with nothing in it. */
+  other: string;
+  ids: Record<
+    'plain' | 'rotated' | 'deleted' | 'restored' | 'purged' | 'partner' | 'second' | 'admin' | 'verifier',
+    string
+  >;
+  inOther: Record<string, string>;
+}
+
+/** Records to which all has happened that can. */
+async function live(t: Test): Promise<Lived> {
+  const service = await startService(t, { keyring: keyringOf('evidence') });
+  const { admin, operator, organizationId, urls } = service;
+  const partners: Json[] = [];
+  for (const name of ['First', 'Second']) {
+    const email = `${name}@p.example`;
+    const rateLimit = { requests: 10, windowSeconds: 60 };
+    partners.push((await admin.post('/v1/partners', { email, name, permissions: ['read', 'write'], rateLimit })).body);
+  }
+  const [first, second] = partners;
+  const purged = first.keys[0].id;
+  await admin.delete(`/v1/keys/${purged}?reason=compromised`);
+  await admin.patch(`/v1/partners/${first.id}`, { permissions: ['write'], name: 'Renamed', rateLimit: null });
+  await admin.post(`/v1/partners/${second.id}/suspend`);
+  await admin.post(`/v1/partners/${second.id}/resume`);
+  await admin.delete(`/v1/partners/${second.id}`);
+  await admin.post(`/v1/partners/${second.id}/restore`);
+  const expiresAt = new Date(Date.now() + 90 * dayMs).toISOString();
+  const wish = { name: 'Plain', expiresAt, allowedIps: ['203.0.113.0/24'], metadata: { team: 'a' } };
+  const { body: plain } = await admin.post('/v1/keys', { ...wish, rateLimit: { requests: 5, windowSeconds: 1 } });
+  await admin.patch(`/v1/keys/${plain.id}`, { metadata: { team: 'b', n: 1.5 }, allowedIps: [], name: null });
+  await admin.post(`/v1/keys/${plain.id}/suspend`);
+  await admin.post(`/v1/keys/${plain.id}/resume`);
+  const rotated = first.keys[1].id;
+  await admin.post(`/v1/keys/${rotated}/rotate`, { expireOldAfterSeconds: 3600 });
+  const deleted = second.keys[0].id;
+  await admin.delete(`/v1/keys/${deleted}?reason=unused`);
+  const restored = second.keys[1].id;
+  await admin.delete(`/v1/keys/${restored}`);
+  await admin.post(`/v1/keys/${restored}/restore`);
+  await admin.put('/v1/rate-limit', { requests: 77, windowSeconds: 7 });
+  await admin.patch('/v1/organization', { name: 'Renamed' });
+  const person = { role: 'admin', scopes: ['read', 'write'], name: 'Bob', email: 'bob@example.com', expiresAt };
+  const { body: adminToken } = await admin.post('/v1/access-tokens', person);
+  const { body: verifier } = await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'B' });
+  await admin.delete(`/v1/access-tokens/${verifier.id}`);
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  // Only the one that is compromised long ago is due.
+  await dbQuery(urls.superuser, "update api_keys set deleted_at = deleted_at - interval '40 days' where id = $1", [
+    purged,
+  ]);
+  await purge(service);
+  await dbQuery(urls.superuser, "update api_keys set deleted_at = deleted_at + interval '40 days' where id = $1", [
+    purged,
+  ]);
+  return {
+    service,
+    organizationId,
+    other: other.id,
+    inOther: { 'latchkey-organization': other.id },
+    ids: {
+      plain: plain.id,
+      rotated,
+      deleted,
+      restored,
+      purged,
+      partner: first.id,
+      second: second.id,
+      admin: adminToken.id,
+      verifier: verifier.id,
+    },
+  };
+}
+
+function purge({ client, keyring, clockShiftMs }: TestService, retentionSeconds = 2_592_000) {
+  return purgeDeletedKeys({ transactor: { db: client.db, keyring, clockShiftMs }, retentionSeconds });
+}
+
+interface Difference {
+  id: string;
+  member: string;
+  history: unknown;
+  table: unknown;
+}
+
+async function differencesIn({ admin }: Pick<TestService, 'admin'>, named: Record<string, string> = {}) {
+  const { body } = await admin.get('/v1/history/verify', named);
+  if (body.valid !== (body.stateDifferences.length === 0)) throw new Error(JSON.stringify(body));
+  return body.stateDifferences as Difference[];
+}
+
+const named = (differences: readonly Difference[]) => differences.map(({ id, member }) => `${id} ${member}`).sort();
+
+/** Columns that decide nothing by themselves, or that something else holds. */
+const leftOut: Record<string, string[]> = {
+  // The slot is a place in the row; the rest is what the token is checked against, and when it was made.
+  api_keys: [
+    ...[
+      'id',
+      'slot',
+      'tag',
+      'tag_keyring_id',
+      'argon2id_hash',
+      'sealed',
+      'sealed_keyring_id',
+      'last_four',
+      'created_at',
+    ],
+    ...['mac', 'mac_keyring_id'],
+  ],
+  partners: ['id', 'created_at', 'organization_id'],
+  access_tokens: [
+    ...['id', 'tag', 'tag_keyring_id', 'argon2id_hash', 'last_four', 'created_at', 'mac', 'mac_keyring_id'],
+    ...['last_used_at'],
+  ],
+  organizations: ['id', 'created_at'],
+};
+
+type Edit = [table: string, column: string, set: string, record: keyof Lived['ids'] | 'organization', member: string];
+
+const edits: Edit[] = [
+  ['api_keys', 'partner_id', 'partner_id = $partner', 'deleted', 'partnerId'],
+  ['api_keys', 'permission', "permission = 'read'", 'rotated', 'permission'],
+  ['api_keys', 'name', "name = 'Another'", 'plain', 'name'],
+  ['api_keys', 'expires_at', 'expires_at = null', 'plain', 'expiresAt'],
+  ['api_keys', 'expires_at', "expires_at = 'infinity'", 'rotated', 'expiresAt'],
+  ['api_keys', 'allowed_ips', "allowed_ips = '{203.0.113.7}'", 'plain', 'allowedIps'],
+  ['api_keys', 'metadata', `metadata = '{"team":"c"}'`, 'plain', 'metadata'],
+  ['api_keys', 'rate_limit_requests', 'rate_limit_requests = 1000000', 'plain', 'rateLimit'],
+  ['api_keys', 'rate_limit_window_seconds', 'rate_limit_window_seconds = 2', 'plain', 'rateLimit'],
+  ['api_keys', 'created_by', `created_by = '{"type":"system","id":"x"}'`, 'plain', 'createdBy'],
+  ['api_keys', 'created_by', "created_by = 'null'", 'plain', 'createdBy'],
+  ['api_keys', 'suspended_at', 'suspended_at = now()', 'plain', 'suspendedAt'],
+  ['api_keys', 'deleted_at', "deleted_at = deleted_at + interval '1 day'", 'deleted', 'deletedAt'],
+  ['api_keys', 'delete_reason', "delete_reason = 'other'", 'deleted', 'deleteReason'],
+  ['api_keys', 'purged_at', "purged_at = purged_at + interval '1 day'", 'purged', 'purgedAt'],
+  ['partners', 'email', "email = 'another@p.example'", 'partner', 'email'],
+  ['partners', 'name', 'name = null', 'partner', 'name'],
+  ['partners', 'permissions', "permissions = '{read,write}'", 'partner', 'permissions'],
+  ['partners', 'rate_limit_requests', 'rate_limit_requests = 1000', 'second', 'rateLimit'],
+  ['partners', 'rate_limit_window_seconds', 'rate_limit_window_seconds = 1', 'second', 'rateLimit'],
+  ['partners', 'created_by', "created_by = '{}'", 'partner', 'createdBy'],
+  ['partners', 'suspended_at', 'suspended_at = now()', 'second', 'suspendedAt'],
+  ['partners', 'deleted_at', 'deleted_at = now()', 'partner', 'deletedAt'],
+  ['access_tokens', 'role', "role = 'verifier'", 'admin', 'role'],
+  ['access_tokens', 'scopes', "scopes = '{read,write}'", 'verifier', 'scopes'],
+  ['access_tokens', 'name', "name = 'Another'", 'admin', 'name'],
+  ['access_tokens', 'email', "email = 'eve@example.com'", 'admin', 'email'],
+  ['access_tokens', 'expires_at', 'expires_at = null', 'admin', 'expiresAt'],
+  ['access_tokens', 'deleted_at', 'deleted_at = null', 'verifier', 'deletedAt'],
+  ['access_tokens', 'created_by', "created_by = '{}'", 'admin', 'createdBy'],
+  ['organizations', 'name', "name = 'Another'", 'organization', 'name'],
+  ['organizations', 'key_reveal', "key_reveal = 'never'", 'organization', 'keyReveal'],
+  ['organizations', 'rate_limit_requests', 'rate_limit_requests = 1000000', 'organization', 'rateLimit'],
+  ['organizations', 'rate_limit_window_seconds', 'rate_limit_window_seconds = 60', 'organization', 'rateLimit'],
+  ['organizations', 'created_by', "created_by = '{}'", 'organization', 'createdBy'],
+];
+
+t.test('records to which everything has happened are what their events give, and each edit is named', async (t) => {
+  const lived = await live(t);
+  const { service, organizationId, other, inOther, ids } = lived;
+  const { urls, operator } = service;
+  t.same(await differencesIn(service), []);
+  t.same(await differencesIn({ admin: operator }), [], "the installation's own tokens");
+  t.same(await differencesIn({ admin: operator }, inOther), [], 'an organization in which nothing is');
+
+  /** Does something to a row, looks, and puts the row back. */
+  const during = async <Seen>(
+    table: string,
+    id: string,
+    statement: string,
+    look: () => Promise<Seen>,
+  ): Promise<Seen> => {
+    const [before] = await dbQuery(urls.superuser, `select to_jsonb(r) as row from ${table} r where id = $1`, [id]);
+    const done = await dbQuery(urls.superuser, statement.replaceAll('$partner', `'${ids.partner}'`), [id]);
+    if (done.length !== 1) throw new Error(`${statement} met ${done.length} rows`);
+    try {
+      return await look();
+    } finally {
+      await dbPutBack(urls.superuser, table, before?.['row']);
+    }
+  };
+
+  await t.test('every column that decides', async (t) => {
+    for (const [table, , set, record, member] of edits) {
+      const id = record === 'organization' ? organizationId : ids[record];
+      const sql = `update ${table} set ${set} where id = $1 returning id`;
+      const seen = await during(table, id, sql, () => differencesIn(service));
+      t.same(named(seen), [`${id} ${member}`], `${table}: ${set}`);
+      t.notSame(seen[0]?.history, seen[0]?.table);
+    }
+    t.same(await differencesIn(service), [], 'and all is well when it was put back');
+  });
+
+  await t.test('no column is forgotten', async (t) => {
+    for (const [table, columns] of Object.entries(leftOut)) {
+      const rows = await dbQuery(
+        urls.superuser,
+        "select column_name from information_schema.columns where table_schema = 'public' and table_name = $1",
+        [table],
+      );
+      const edited = edits.filter(([of]) => of === table).map(([, column]) => column);
+      const moved = ['organization_id'];
+      const known = [...columns, ...edited, ...moved];
+      t.same(
+        rows.map(({ column_name: name }) => String(name)).filter((name) => !known.includes(name)),
+        [],
+        table,
+      );
+    }
+  });
+
+  await t.test('a key that was revived or was taken off its suspension, and what the two sides say', async (t) => {
+    const revive = 'update api_keys set deleted_at = null, delete_reason = null where id = $1 returning id';
+    const [one, two] = await during('api_keys', ids.deleted, revive, () => differencesIn(service));
+    t.match(
+      [one, two],
+      [
+        { id: ids.deleted, member: 'deletedAt', history: /^\d{4}-/, table: null },
+        { id: ids.deleted, member: 'deleteReason', history: 'unused', table: null },
+      ],
+    );
+    await service.admin.post(`/v1/keys/${ids.restored}/suspend`);
+    const resume = 'update api_keys set suspended_at = null where id = $1 returning id';
+    const seen = await during('api_keys', ids.restored, resume, () => differencesIn(service));
+    t.same(named(seen), [`${ids.restored} suspendedAt`]);
+  });
+
+  await t.test('a whole row that is put back to an earlier copy', async (t) => {
+    const copy = 'select to_jsonb(r) as row from api_keys r where id = $1';
+    const [earlier] = await dbQuery(urls.superuser, copy, [ids.plain]);
+    await service.admin.delete(`/v1/keys/${ids.plain}`);
+    const [now] = await dbQuery(urls.superuser, copy, [ids.plain]);
+    await dbPutBack(urls.superuser, 'api_keys', earlier?.['row']);
+    t.same(named(await differencesIn(service)), [`${ids.plain} deleteReason`, `${ids.plain} deletedAt`]);
+    await dbPutBack(urls.superuser, 'api_keys', now?.['row']);
+    t.same(await differencesIn(service), []);
+  });
+
+  await t.test('records that history does not know, and such as are gone', async (t) => {
+    const copies: Array<[table: string, from: string, id: string]> = [
+      ['api_keys', ids.purged, newId('key')],
+      ['partners', ids.partner, newId('partner')],
+      ['access_tokens', ids.admin, newId('token')],
+    ];
+    for (const [table, from, id] of copies) {
+      await dbQuery(
+        urls.superuser,
+        `insert into ${table} select (jsonb_populate_record(r, jsonb_build_object('id', $2::text, 'email', 'copy@p.example'))).*
+         from ${table} r where id = $1`,
+        [from, id],
+      );
+      t.same(await differencesIn(service), [{ id, member: 'id', history: null, table: id }], `inserted into ${table}`);
+      await dbQuery(urls.superuser, `delete from ${table} where id = $1`, [id]);
+    }
+    for (const [table, id] of [
+      ['api_keys', ids.plain],
+      ['access_tokens', ids.admin],
+    ] as const) {
+      const gone = `delete from ${table} where id = $1 returning id`;
+      const seen = await during(table, id, gone, () => differencesIn(service));
+      t.same(seen, [{ id, member: 'id', history: id, table: null }], `deleted from ${table}`);
+    }
+  });
+
+  await t.test('a record that was moved to another organization is missing there and unknown here', async (t) => {
+    for (const [table, id] of [
+      ['api_keys', ids.plain],
+      ['access_tokens', ids.admin],
+    ] as const) {
+      const move = `update ${table} set organization_id = '${other}' where id = $1 returning id`;
+      const [from, to] = await during(table, id, move, async () => [
+        await differencesIn(service),
+        await differencesIn({ admin: operator }, inOther),
+      ]);
+      t.same(from, [{ id, member: 'id', history: id, table: null }], table);
+      t.same(to, [{ id, member: 'id', history: null, table: id }], table);
+    }
+    const [verifier] = await dbQuery(
+      urls.app,
+      "select id from access_tokens where role = 'verifier' and deleted_at is null",
+    );
+    const id = String(verifier?.['id']);
+    const widen = 'update access_tokens set organization_id = null where id = $1 returning id';
+    const seen = await during('access_tokens', id, widen, () => differencesIn({ admin: operator }));
+    t.same(named(seen), [`${id} id`], 'a verifier of one organization that is made one of all');
+  });
+
+  await t.test('an organization that no event has made', async (t) => {
+    const id = newId('org');
+    await dbQuery(
+      urls.superuser,
+      `insert into organizations select (jsonb_populate_record(r, jsonb_build_object('id', $2::text))).* from organizations r where id = $1`,
+      [other, id],
+    );
+    const seen = await differencesIn({ admin: operator }, { 'latchkey-organization': id });
+    t.same(seen, [{ id, member: 'id', history: null, table: id }]);
+    await dbQuery(urls.superuser, 'delete from organizations where id = $1', [id]);
+  });
+});
+
+/** The row as it was, whatever is there of it now. */
+async function dbPutBack(url: string, table: string, row: unknown): Promise<void> {
+  const columns = Object.keys(row as object);
+  await dbQuery(
+    url,
+    `insert into ${table} select (jsonb_populate_record(null::${table}, $1)).*
+     on conflict (id) do update set ${columns.map((column) => `${column} = excluded.${column}`).join(', ')}`,
+    [JSON.stringify(row)],
+  );
+}
+
+t.test('at most 100 are named at once', async (t) => {
+  const service = await startService(t);
+  for (let made = 0; made < 60; made++) {
+    const { body } = await service.admin.post('/v1/partners', { email: `p${made}@p.example`, permissions: ['read'] });
+    if (body.id === undefined) throw new Error(JSON.stringify(body));
+  }
+  await dbQuery(service.urls.superuser, "update partners set suspended_at = now(), name = 'x'");
+  const differences = await differencesIn(service);
+  t.equal(differences.length, 100);
+  t.equal(new Set(named(differences)).size, 100);
+});
+
+t.test('`latchkey audit verify` and the daily job name the same, and the metrics count it', async (t) => {
+  const { service, organizationId, ids } = await live(t);
+  const { urls, app } = service;
+  const audit = async () => {
+    const env = { DATABASE_URL: urls.app };
+    const process = runEntry(t, 'cli/latchkey.ts', ['audit', 'verify'], { env });
+    const { code } = await process.exited;
+    return { code, output: process.output() };
+  };
+  const replica = startReplica(
+    t,
+    urls.app,
+    jobs.filter(({ name }) => name === 'audit_states'),
+  );
+  /** @returns what the job says that it has done */
+  const runJob = async () => {
+    const last = async () =>
+      (
+        await dbQuery(
+          urls.app,
+          "select last_succeeded_at::text as at, last_count from job_runs where name = 'audit_states'",
+        )
+      )[0];
+    const before = await eventually(last);
+    await dbDue(urls, 'audit_states');
+    const run = await eventually(async () => {
+      const found = await last();
+      return found?.['at'] !== before['at'] && found;
+    });
+    return Number(run['last_count']);
+  };
+  const counted = async (kind: string) =>
+    readMetrics((await app.inject('/metrics')).body).value('latchkey_state_differences', { kind });
+  t.equal(await counted('key'), undefined, 'nothing before the first run');
+  t.equal(await runJob(), 0);
+  t.equal(await counted('key'), 0);
+  t.notMatch(replica.logLines.join(''), '"level":50');
+  t.equal((await audit()).code, 0);
+  await dbQuery(urls.superuser, 'update api_keys set expires_at = null where id = $1', [ids.plain]);
+  await dbQuery(urls.superuser, "update partners set email = 'eve@p.example' where id = $1", [ids.partner]);
+  await dbQuery(urls.superuser, 'update access_tokens set deleted_at = null where id = $1', [ids.verifier]);
+  const { code, output } = await audit();
+  t.equal(code, 1);
+  t.match(
+    output,
+    new RegExp(`^wrong {3}${organizationId}: ${ids.plain}: expiresAt is null in the table, and "20`, 'm'),
+  );
+  t.match(
+    output,
+    new RegExp(`^wrong {3}${organizationId}: ${ids.partner}: email is "eve@p.example" in the table`, 'm'),
+  );
+  t.match(output, new RegExp(`^wrong {3}${organizationId}: ${ids.verifier}: deletedAt is null in the table`, 'm'));
+  t.match(output, new RegExp(`^ok {6}${organizationId}: `, 'm'), 'the chain itself is sound');
+
+  t.equal(await runJob(), 3);
+  for (const [kind, count] of Object.entries({ key: 1, partner: 1, access_token: 1, organization: 0 })) {
+    t.equal(await counted(kind), count, kind);
+  }
+  const { value } = readMetrics((await app.inject('/metrics')).body);
+  t.ok(Math.abs((value('latchkey_state_compared_timestamp_seconds') ?? 0) - Date.now() / 1000) < 600);
+  const logged = replica.logLines.map((line) => JSON.parse(line)).filter(({ level }) => level === 50);
+  t.match(
+    logged.sort((one, other) => (one.kind < other.kind ? -1 : 1)),
+    [
+      { chain: organizationId, kind: 'access_token', id: ids.verifier, member: 'deletedAt' },
+      { chain: organizationId, kind: 'key', id: ids.plain, member: 'expiresAt' },
+      { chain: organizationId, kind: 'partner', id: ids.partner, member: 'email' },
+    ],
+  );
+  t.notMatch(replica.logLines.join(''), 'eve@', 'the log has ids and members, no values');
+});
+
+t.test('whatever the API does in whatever order, rows and events agree', { timeout: 3_600_000 }, async (t) => {
+  const service = await startService(t);
+  const { operator } = service;
+  const { body: organization } = await operator.post('/v1/organizations', { name: 'Random' });
+  const inIt = { 'latchkey-organization': organization.id as string };
+  const keys: string[] = [];
+  const partners: string[] = [];
+  const tokens: string[] = [];
+  /** Of the few that were made last, so that one thing comes to another. */
+  const pick = (from: readonly string[], index: number) => from.at(-1 - (index % 4)) ?? from.at(-1) ?? newId('key');
+  const limit = fc.option(
+    fc.record({ requests: fc.integer({ min: 1, max: 9 }), windowSeconds: fc.constantFrom(1, 60) }),
+  );
+  const soon = fc.option(fc.integer({ min: 1, max: 90 }));
+  const until = (days: number | null) =>
+    days === null ? null : new Date(service.verification.clock.nowMs() + days * dayMs).toISOString();
+  const settings = fc.record(
+    {
+      name: fc.option(fc.constantFrom('a', 'b')),
+      days: soon,
+      rateLimit: limit,
+      allowedIps: fc.subarray(['203.0.113.7', '10.0.0.0/8', '2001:db8::/32']),
+      metadata: fc.dictionary(fc.constantFrom('a', 'ü', '1'), fc.jsonValue({ maxDepth: 2 }), { maxKeys: 2 }),
+    },
+    { requiredKeys: [] },
+  );
+  const toBody = ({ days, ...others }: Json) => (days === undefined ? others : { ...others, expiresAt: until(days) });
+  const permissions = fc.constantFrom(['read'], ['write'], ['read', 'write']);
+  const keyActs = fc.constantFrom(
+    'suspend',
+    'resume',
+    'restore',
+    'restore',
+    'rotate',
+    'delete',
+    'delete?reason=compromised',
+  );
+  const partnerActs = fc.constantFrom('suspend', 'resume', 'restore', 'delete');
+  const step = fc.oneof(
+    fc.tuple(fc.nat(9), settings).map(([which, wish]) => async () => {
+      const where =
+        which < 5 ? {} : { partnerId: pick(partners, which), permission: which % 2 === 0 ? 'read' : 'write' };
+      const { body } = await operator.post('/v1/keys', { ...toBody(wish), ...where }, inIt);
+      if (body.key !== undefined) keys.push(body.id);
+    }),
+    fc.tuple(fc.nat(99), settings).map(
+      ([which, wish]) =>
+        () =>
+          operator.patch(`/v1/keys/${pick(keys, which)}`, toBody(wish), inIt),
+    ),
+    {
+      weight: 8,
+      arbitrary: fc
+        .tuple(fc.nat(99), keyActs, fc.constantFrom(undefined, 0, 60))
+        .map(([which, act, end]) => async () => {
+          const path = `/v1/keys/${pick(keys, which)}`;
+          const [word, query] = act.split('?');
+          if (word === 'delete') return operator.delete(`${path}${query === undefined ? '' : `?${query}`}`, inIt);
+          const reply = await operator.post(
+            `${path}/${act}`,
+            act === 'rotate' ? { expireOldAfterSeconds: end } : undefined,
+            inIt,
+          );
+          if (act === 'rotate' && reply.status === 201) keys.push(reply.body.id);
+          return reply;
+        }),
+    },
+    fc.tuple(permissions, limit).map(([granted, rateLimit]) => async () => {
+      const wish = { email: `${partners.length}@p.example`, permissions: granted, rateLimit };
+      const { body, status } = await operator.post('/v1/partners', wish, inIt);
+      if (status === 201) partners.push(body.id);
+      if (status === 201) keys.push(...body.keys.map(({ id }: Json) => id));
+    }),
+    fc.tuple(fc.nat(99), permissions, limit).map(
+      ([which, granted, rateLimit]) =>
+        () =>
+          operator.patch(
+            `/v1/partners/${pick(partners, which)}`,
+            { permissions: granted, rateLimit, name: `${which}` },
+            inIt,
+          ),
+    ),
+    {
+      weight: 4,
+      arbitrary: fc.tuple(fc.nat(99), partnerActs).map(([which, act]) => () => {
+        const path = `/v1/partners/${pick(partners, which)}`;
+        return act === 'delete' ? operator.delete(path, inIt) : operator.post(`${path}/${act}`, undefined, inIt);
+      }),
+    },
+    fc.tuple(fc.constantFrom('admin', 'verifier'), soon).map(([role, days]) => async () => {
+      const wish = { role, scopes: ['read'], name: role, email: role === 'admin' ? 'a@example.com' : undefined };
+      const { body, status } = await operator.post('/v1/access-tokens', { ...wish, expiresAt: until(days) }, inIt);
+      if (status === 201) tokens.push(body.id);
+    }),
+    fc.nat(99).map((which) => () => operator.delete(`/v1/access-tokens/${pick(tokens, which)}`, inIt)),
+    fc.constantFrom('x', 'y').map((name) => () => operator.patch('/v1/organization', { name }, inIt)),
+    fc.nat(5).map((more) => () => operator.put('/v1/rate-limit', { requests: 1 + more, windowSeconds: 60 }, inIt)),
+    fc.nat(99).map((which) => async () => {
+      const { body } = await operator.post('/v1/recovery-requests', { keyId: pick(keys, which), details: 'x' }, inIt);
+      if (body.id !== undefined) await operator.post(`/v1/recovery-requests/${body.id}/approve`, undefined);
+    }),
+    fc
+      .constantFrom(1_000, 1_000, 3_600_000, 3_600_000, 2 * dayMs, 31 * dayMs)
+      .map((ms) => async () => service.later(ms)),
+    fc.constant(() => purge(service)),
+  );
+  const asked = Number(process.env['MODEL_RUNS'] ?? 10);
+  await fc.assert(
+    fc.asyncProperty(fc.array(step, { minLength: 30, maxLength: 60 }), async (steps) => {
+      for (const act of steps) {
+        const reply = await act();
+        if (typeof reply === 'object' && reply.status >= 500) throw new Error(JSON.stringify(reply.body));
+      }
+      const seen = await differencesIn({ admin: operator }, inIt);
+      if (seen.length > 0) throw new Error(JSON.stringify(seen));
+    }),
+    { numRuns: asked, endOnFailure: process.env['CI'] === 'true' },
+  );
+  const actions = await dbQuery(service.urls.app, 'select distinct action from history where chain = $1', [
+    organization.id,
+  ]);
+  t.ok(actions.length >= 18, actions.map(({ action }) => action).join(' '));
+});
+
+t.test('a change that happens meanwhile is no difference', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
+  let isOver = false;
+  const changing = (async () => {
+    for (let turn = 0; !isOver; turn++) {
+      await admin.patch(`/v1/keys/${partner.keys[0].id}`, { name: `${turn}` });
+      await admin.patch(`/v1/partners/${partner.id}`, { name: `${turn}` });
+      await admin.post(`/v1/keys/${partner.keys[1].id}/${turn % 2 === 0 ? 'suspend' : 'resume'}`);
+      const { body } = await admin.post('/v1/keys', {});
+      await admin.delete(`/v1/keys/${body.id}`);
+      await admin.put('/v1/rate-limit', { requests: 1 + (turn % 7), windowSeconds: 60 });
+    }
+  })();
+  const seen: Difference[] = [];
+  for (let look = 0; look < 40; look++) seen.push(...(await differencesIn(service)));
+  isOver = true;
+  await changing;
+  t.same(seen, []);
+});

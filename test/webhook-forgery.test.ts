@@ -1,0 +1,185 @@
+import t, { type Test } from 'tap';
+import { newId } from '../src/core/ids.ts';
+import { type Json, startService, type TestService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { keyringOf } from './support/keyrings.ts';
+import { eventually } from './support/process.ts';
+import { deliveriesOf, makeWebhook, type Receiver, startReceiver, startSending } from './support/webhooks.ts';
+
+// Nothing that the database's role writes by itself is signed and sent.
+
+interface Told {
+  service: TestService;
+  receiver: Receiver;
+  webhook: Json;
+  /** The delivery of the event that really happened, which waits. */
+  genuine: Json;
+}
+
+/** An endpoint that waits for one event. Nobody sends yet. */
+async function tell(t: Test): Promise<Told> {
+  const service = await startService(t, { keyring: keyringOf('old') });
+  const receiver = await startReceiver(t);
+  const webhook = await makeWebhook(service, { url: receiver.url, events: ['key.created'] });
+  await service.admin.post('/v1/keys', { name: 'Genuine' });
+  const [genuine] = await deliveriesOf(service, webhook);
+  return { service, receiver, webhook, genuine: genuine as Json };
+}
+
+const finished = (service: TestService, webhook: Json) =>
+  eventually(async () => {
+    const deliveries = await deliveriesOf(service, webhook);
+    return deliveries.every(({ finishedAt, attempts }) => finishedAt !== null && attempts.length > 0) && deliveries;
+  });
+
+/** As the service's role, with whatever it can find in the database as the MAC. */
+const insert = (
+  { service, genuine }: Told,
+  id: string,
+  wish: { endpointId: string; sequence: number; action: string },
+) =>
+  dbQuery(
+    service.urls.app,
+    `insert into webhook_deliveries (id, endpoint_id, sequence, action, mac, mac_keyring_id, status, due_at, created_at)
+     select $1, $2, $3, $4, mac, mac_keyring_id, 'pending', now(), now() from webhook_deliveries where id = $5`,
+    [id, wish.endpointId, wish.sequence, wish.action, genuine.id],
+  );
+
+t.test('a delivery that the database role inserts fails with a reason, and is never signed', async (t) => {
+  const told = await tell(t);
+  const { service, receiver, webhook, genuine } = told;
+  const { urls, organizationId, admin } = service;
+  const action = 'key.created';
+  const forgeries = {
+    'another delivery of the same event': { endpointId: webhook.id, sequence: genuine.sequence, action },
+    'an event that the endpoint did not ask for': { endpointId: webhook.id, sequence: 1, action },
+    'an event that never was': { endpointId: webhook.id, sequence: 999, action },
+  };
+  const ids = Object.fromEntries(Object.keys(forgeries).map((what) => [what, newId('delivery')]));
+  for (const [what, wish] of Object.entries(forgeries)) await insert(told, String(ids[what]), wish);
+
+  await t.test('not even of an event that the role has appended itself', async () => {
+    const [head] = await dbQuery(urls.app, 'select * from history_begin($1)', [organizationId]);
+    const [last] = await dbQuery(urls.app, 'select canonical from history order by at desc limit 1');
+    const event = JSON.parse(String(last?.['canonical']));
+    const forged = JSON.stringify({ ...event, sequence: Number(head?.['next_sequence']), id: newId('event') });
+    const sorted = JSON.stringify(JSON.parse(forged), Object.keys(event).sort().concat(allNames(event)));
+    await dbQuery(urls.app, 'select history_append($1, $2)', [organizationId, sorted]);
+    const sequence = Number(head?.['next_sequence']);
+    ids['forged event'] = newId('delivery');
+    await insert(told, ids['forged event'], { endpointId: webhook.id, sequence, action });
+  });
+
+  const sending = startSending(t, service);
+  const deliveries = await finished(service, webhook);
+  const byId = new Map(deliveries.map((delivery) => [delivery.id, delivery]));
+  t.match(byId.get(genuine.id), { status: 'delivered' });
+  t.equal(deliveries.length, 5);
+  for (const [what, id] of Object.entries(ids)) {
+    const reason = what === 'an event that never was' ? 'event_missing' : 'not_authentic';
+    t.match(byId.get(id), { status: 'failed', attempts: [{ status: null, reason }] }, what);
+    t.match(
+      sending.logLines.join(''),
+      new RegExp(`"level":50[^\\n]*${id}[^\\n]*"reason":"${reason}"`),
+      `${what}, logged`,
+    );
+  }
+  t.equal(receiver.received.length, 1);
+  t.equal(receiver.received[0]?.json.data.details.name, 'Genuine');
+  t.equal((await admin.get(`/v1/webhooks/${webhook.id}`)).body.failingSince, null, 'the endpoint has not failed');
+
+  await t.test('asking for it again changes nothing; a genuine one is sent again', async (t) => {
+    const again = `/v1/webhooks/${webhook.id}/deliveries`;
+    await admin.post(`${again}/${ids['an event that the endpoint did not ask for']}/redeliver`);
+    await admin.post(`${again}/${genuine.id}/redeliver`);
+    const redelivered = await finished(service, webhook);
+    t.equal(redelivered.filter(({ status }) => status === 'failed').length, 4);
+    await eventually(async () => receiver.received.length === 2);
+  });
+});
+
+const allNames = (value: unknown): string[] =>
+  typeof value !== 'object' || value === null
+    ? []
+    : Object.entries(value).flatMap(([name, member]) => [name, ...allNames(member)]);
+
+t.test('a delivery that was changed while it waited is not sent', async (t) => {
+  const changes: Record<string, string> = {
+    'another event': 'sequence = 1',
+    'another word for it': "action = 'key.deleted'",
+    'another id': `id = '${newId('delivery')}'`,
+    'a MAC of nothing': "mac = decode(repeat('00', 32), 'hex')",
+    'an entry that the keyring lacks': "mac_keyring_id = 'gone'",
+  };
+  for (const [what, change] of Object.entries(changes)) {
+    const { service, receiver, webhook } = await tell(t);
+    await dbQuery(service.urls.app, `update webhook_deliveries set ${change}`);
+    startSending(t, service);
+    t.match(await finished(service, webhook), [{ status: 'failed', attempts: [{ reason: 'not_authentic' }] }], what);
+    t.equal(receiver.received.length, 0);
+  }
+  await t.test('nor one that was moved to another endpoint', async (t) => {
+    const { service, receiver, webhook } = await tell(t);
+    const other = await makeWebhook(service, { url: receiver.url, events: ['key.deleted'] });
+    await dbQuery(service.urls.app, 'update webhook_deliveries set endpoint_id = $2 where endpoint_id = $1', [
+      webhook.id,
+      other.id,
+    ]);
+    startSending(t, service);
+    t.match(await finished(service, other), [{ status: 'failed', attempts: [{ reason: 'not_authentic' }] }]);
+    t.equal(receiver.received.length, 0);
+  });
+});
+
+t.test('an event that was changed after it was announced is not sent', async (t) => {
+  const { service, receiver, webhook, genuine } = await tell(t);
+  await dbQuery(
+    service.urls.superuser,
+    `alter table history disable trigger history_append_only;
+     update history set canonical = replace(canonical, 'Genuine', 'Forged') where sequence = ${genuine.sequence}`,
+  );
+  startSending(t, service);
+  t.match(await finished(service, webhook), [{ status: 'failed', attempts: [{ reason: 'not_authentic' }] }]);
+  t.equal(receiver.received.length, 0);
+});
+
+t.test('what waited under a keyring entry that is gone fails; what happens from then on is sent', async (t) => {
+  const { service, receiver, webhook, genuine } = await tell(t);
+  const later = await startService(t, { urls: service.urls, keyring: keyringOf('new') });
+  startSending(t, later);
+  await eventually(async () => (await deliveriesOf(service, webhook))[0]?.status === 'failed');
+  await service.admin.post(`/v1/webhooks/${webhook.id}/rotate-secret`);
+  t.match(await deliveriesOf(service, webhook), [
+    { id: genuine.id, status: 'failed', attempts: [{ reason: 'not_authentic' }] },
+  ]);
+  t.equal(receiver.received.length, 0);
+});
+
+t.test('an endpoint whose URL or partner was edited in the database is sent nothing', async (t) => {
+  const other = await startReceiver(t);
+  const edits: Record<string, (told: Told) => Promise<string>> = {
+    'another URL': async () => `url = '${other.url}'`,
+    'another partner': async ({ service }) => {
+      const { body } = await service.admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+      return `partner_id = '${body.id}'`;
+    },
+  };
+  for (const [what, edit] of Object.entries(edits)) {
+    const told = await tell(t);
+    const { service, receiver, webhook, genuine } = told;
+    await dbQuery(service.urls.app, `update webhook_endpoints set ${await edit(told)}`);
+    startSending(t, service);
+    await eventually(async () => {
+      const deliveries = await deliveriesOf(service, webhook);
+      return deliveries.find(({ id }) => id === genuine.id)?.attempts[0]?.reason === 'secret_unreadable';
+    });
+    t.equal(receiver.received.length + other.received.length, 0, what);
+  }
+  await t.test('while a URL that is changed by the API is called, with the same secret', async (t) => {
+    const { service, receiver, webhook } = await tell(t);
+    await service.admin.patch(`/v1/webhooks/${webhook.id}`, { url: other.url });
+    startSending(t, service);
+    t.match(await finished(service, webhook), [{ status: 'delivered' }]);
+    t.same([receiver.received.length, other.received.length], [0, 1]);
+  });
+});
