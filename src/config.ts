@@ -135,7 +135,7 @@ export const environment = z.object({
     example: '60',
   }),
   REVEAL_LIMIT: integer(1, 1_000_000_000).default(10).meta({
-    description: 'Reveals a minute of one admin.',
+    description: 'Reveals a minute of one admin, together with all tokens that it has created.',
     example: '10',
   }),
   VERIFY_STALE_SECONDS: integer(0, 86_400).default(30).meta({
