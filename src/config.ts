@@ -147,7 +147,8 @@ export const environment = z.object({
     example: '200000',
   }),
   CHANGE_STREAMS: integer(0, 100_000).default(1_000).meta({
-    description: 'Backends at once that follow changes by `/v1/changes`; one token may hold half of them.',
+    description:
+      'Backends at once that follow changes by `/v1/changes`; one organization may have half of what the others leave.',
     example: '1000',
   }),
   REDIS_URL: redisUrl.optional().meta({

@@ -156,7 +156,7 @@ export const problemKinds = {
   rate_limited: {
     status: 429,
     title: 'Rate limited',
-    explanation: 'Too many requests in the present window.',
+    explanation: 'Too many requests in the present window, or too many at once.',
     remedy: 'Wait for the seconds in Retry-After, then go on more slowly.',
   },
   headers_too_large: {

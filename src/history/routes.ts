@@ -4,6 +4,7 @@ import { Problem } from '../core/errors.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import { decodeCursor, type Page, toPage } from '../core/page.ts';
 import type { Db } from '../db/client.ts';
+import { createAtOnce, onceClosed, organizationGroupOf } from '../http/at-once.ts';
 import { accessTokenOf, organizationOf } from '../http/guard.ts';
 import {
   actorView,
@@ -145,10 +146,16 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
     },
   );
 
+  const verifications = createAtOnce({
+    what: 'verifications of this history',
+    inAll: 8,
+    each: 2,
+    retryAfterSeconds: 5,
+  });
   app.get(
     '/history/verify',
     {
-      config: { access: { role: 'admin', scope: 'read', installation: true } },
+      config: { access: { role: 'admin', scope: 'read', installation: true }, problems: ['overloaded'] },
       schema: {
         operationId: 'verifyHistory',
         tags: ['History'],
@@ -159,8 +166,13 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         response: { 200: verdictView },
       },
     },
-    async (request) => {
-      const { events, head, flaw } = await verifyChain(db, chainOf(accessTokenOf(request).actsIn));
+    async (request, reply) => {
+      const leave = verifications.enter(organizationGroupOf(request));
+      const gone = new AbortController();
+      const closed = new Problem('bad_request', 'The caller has closed the connection before the reply.');
+      onceClosed(reply.raw, () => gone.abort(closed));
+      const chain = chainOf(accessTokenOf(request).actsIn);
+      const { events, head, flaw } = await verifyChain(db, chain, { signal: gone.signal }).finally(leave);
       return {
         valid: flaw === undefined,
         events,
