@@ -135,7 +135,7 @@ export const environment = z.object({
     example: '60',
   }),
   REVEAL_LIMIT: integer(1, 1_000_000_000).default(10).meta({
-    description: 'Reveals a minute of one admin.',
+    description: 'Reveals a minute of one admin, together with all tokens that it has created.',
     example: '10',
   }),
   VERIFY_STALE_SECONDS: integer(0, 86_400).default(30).meta({
@@ -147,7 +147,8 @@ export const environment = z.object({
     example: '200000',
   }),
   CHANGE_STREAMS: integer(0, 100_000).default(1_000).meta({
-    description: 'Backends at once that follow changes by `/v1/changes`; one token may hold half of them.',
+    description:
+      'Backends at once that follow changes by `/v1/changes`; one organization may have half of what the others leave.',
     example: '1000',
   }),
   REDIS_URL: redisUrl.optional().meta({

@@ -76,16 +76,17 @@ export function createMetrics(options: MetricsOptions): Metrics {
   const registry = options.registry ?? new Registry();
   defineOwn(registry, options);
   const readDatabase = defineDatabase(registry, options);
-  let reading: Promise<void> | undefined;
+  let collecting: Promise<string> | undefined;
   return {
     contentType: registry.contentType,
-    async text() {
-      // What is known of the whole installation is asked when somebody looks, and once for those who look at the same time.
-      reading ??= readDatabase().finally(() => {
-        reading = undefined;
-      });
-      await reading;
-      return registry.metrics();
+    text() {
+      // Requests at the same time share one collection.
+      collecting ??= readDatabase()
+        .then(() => registry.metrics())
+        .finally(() => {
+          collecting = undefined;
+        });
+      return collecting;
     },
   };
 }

@@ -89,19 +89,33 @@ t.test('a token that is revoked or expires ends the stream, and nobody else’s'
   c.close();
 });
 
-t.test('no more streams than there may be, and no token holds more than half of them', async (t) => {
-  const { url, admin, verifier } = await listening(t, { changeStreams: 4 });
-  const { body: second } = await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'v' });
-  const { body: third } = await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'v' });
+t.test('an organization, with however many tokens, leaves half of the free streams to others', async (t) => {
+  const { url, admin, operator, verifier } = await listening(t, { changeStreams: 8 });
+  const wish = { role: 'verifier', scopes: ['read'], name: 'v' };
+  const tokensOfOthers = async (name: string) => {
+    const { body: other } = await operator.post('/v1/organizations', { name });
+    const { body } = await operator.post('/v1/access-tokens', wish, { 'latchkey-organization': other.id });
+    return body.token as string;
+  };
+  const { body: second } = await admin.post('/v1/access-tokens', wish);
   const first = await follow(t, url, verifier.token);
   t.equal(first.status, 200);
-  t.equal((await follow(t, url, verifier.token)).status, 200);
-  const refused = await follow(t, url, verifier.token);
-  t.match(refused, { status: 503, headers: { 'retry-after': '5', 'content-type': /problem/ } });
-  for (let turn = 0; turn < 2; turn++) t.equal((await follow(t, url, second.token)).status, 200);
-  t.equal((await follow(t, url, third.token)).status, 503, 'all are taken');
+  for (const token of [verifier.token, second.token, second.token]) {
+    t.equal((await follow(t, url, token)).status, 200);
+  }
+  for (const token of [verifier.token, second.token]) {
+    const refused = await follow(t, url, token);
+    t.match(refused, { status: 429, headers: { 'retry-after': '5', 'content-type': /problem/ } });
+  }
+  const [busy, late, later] = [await tokensOfOthers('A'), await tokensOfOthers('B'), await tokensOfOthers('C')];
+  for (let turn = 0; turn < 2; turn++) t.equal((await follow(t, url, busy)).status, 200);
+  t.equal((await follow(t, url, busy)).status, 429, 'of four that are left it has two');
+  t.equal((await follow(t, url, late)).status, 200);
+  const { body: global } = await operator.post('/v1/access-tokens', wish);
+  t.equal((await follow(t, url, global.token)).status, 200, 'a verifier of all organizations is a group of its own');
+  t.match(await follow(t, url, later), { status: 503, headers: { 'retry-after': '5' } }, 'all are taken');
   first.close();
-  await eventually(async () => (await follow(t, url, third.token)).status === 200);
+  await eventually(async () => (await follow(t, url, later)).status === 200);
 });
 
 t.test('a client that does not read is told to forget everything, and keeps nothing waiting here', async (t) => {

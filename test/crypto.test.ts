@@ -285,6 +285,20 @@ t.test('attempts at one id: one in flight, five failures a minute', async (t) =>
   t.equal(await fail(), false, 'a minute later it may be tried again');
 });
 
+t.test('the minute of failed attempts does not go by the wall clock', async (t) => {
+  const limit = createAttemptLimit();
+  for (let failure = 0; failure < 5; failure++) await limit.run('a', async () => false);
+  const wallClock = Date.now;
+  t.teardown(() => {
+    Date.now = wallClock;
+  });
+  Date.now = () => wallClock() + 18_000_000;
+  await t.rejects(
+    limit.run('a', async () => false),
+    { code: 'overloaded' },
+  );
+});
+
 t.test('a secret is not printed by accident', async (t) => {
   const secret = new Secret('lk_k_plaintext');
   for (const printed of [

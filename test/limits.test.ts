@@ -77,3 +77,67 @@ t.test("a client's address is believed only from a trusted proxy", async (t) => 
     t.equal((await service.admin.get('/v1/history?limit=1')).body.data[0].request.ip, ip);
   }
 });
+
+t.test('reveals are counted by person: tokens that an admin creates for itself share its limit', async (t) => {
+  const { admin, operator, as, organizationId } = await startService(t, {
+    limits: { callerLimit: many, addressLimit: many, revealLimit: 3 },
+  });
+  const { body: key } = await admin.post('/v1/keys', {});
+  const wish = (name: string) => ({ role: 'admin', scopes: ['read', 'write'], name, email: `${name}@example.com` });
+  const child = as((await admin.post('/v1/access-tokens', wish('child'))).body.token);
+  const grandchild = as((await child.post('/v1/access-tokens', wish('grandchild'))).body.token);
+  const reveal = async (client: typeof admin) => (await client.post(`/v1/keys/${key.id}/reveal`)).status;
+  t.same([await reveal(child), await reveal(grandchild), await reveal(admin)], [200, 200, 200]);
+  const late = as((await child.post('/v1/access-tokens', wish('late'))).body.token);
+  t.same([await reveal(late), await reveal(grandchild), await reveal(admin)], [429, 429, 429]);
+
+  await t.test('also where a retry would reveal, and whoever created the creator', async (t) => {
+    const headers = { 'idempotency-key': 'again' };
+    t.ok((await late.post('/v1/keys', {}, headers)).body.key);
+    const replayed = await late.post('/v1/keys', {}, headers);
+    t.match(replayed, { status: 201, headers: { 'idempotent-replayed': 'true' } });
+    t.notOk('key' in replayed.body);
+  });
+
+  const named = { 'latchkey-organization': organizationId };
+  for (const name of ['bob', 'eve']) {
+    const other = as((await operator.post('/v1/access-tokens', wish(name), named)).body.token);
+    t.same([await reveal(other), await reveal(other)], [200, 200], 'an operator creates tokens for different admins');
+  }
+});
+
+for (const hours of [-5, 5]) {
+  t.test(`the wall clock is set by ${hours} hours: windows neither last longer nor end earlier`, async (t) => {
+    const { admin, as } = await startService(t, {
+      limits: { callerLimit: 2, addressLimit: 1, revealLimit: 1 },
+    });
+    const stranger = as('nonsense');
+    const { body: key } = await admin.post('/v1/keys', {});
+    t.equal((await stranger.get('/v1/keys')).status, 401);
+    t.equal((await admin.post(`/v1/keys/${key.id}/reveal`)).status, 200);
+    const wallClock = Date.now;
+    t.teardown(() => {
+      Date.now = wallClock;
+    });
+    Date.now = () => wallClock() + hours * 3_600_000;
+    const replies = [await stranger.get('/v1/keys'), await admin.get('/v1/keys')];
+    Date.now = wallClock;
+    for (const { status, headers } of replies) {
+      t.equal(status, 429);
+      const wait = Number(headers['retry-after']);
+      t.ok(wait >= 50 && wait <= 60, `Retry-After is ${wait}`);
+    }
+  });
+}
+
+t.test('refused tokens are counted by the /64 network of an IPv6 address', async (t) => {
+  const { app } = await startService(t, { limits: { callerLimit: many, addressLimit: 2, revealLimit: many } });
+  const from = async (remoteAddress: string) => {
+    const headers = { authorization: 'Bearer nonsense' };
+    return (await app.inject({ url: '/v1/keys', headers, remoteAddress })).statusCode;
+  };
+  t.same([await from('2001:db8:0:1::1'), await from('2001:db8:0:1:ffff::2')], [401, 401]);
+  t.equal(await from('2001:db8:0:1::3'), 429);
+  t.equal(await from('2001:db8:0:2::3'), 401);
+  t.same([await from('::ffff:192.0.2.1'), await from('192.0.2.1'), await from('192.0.2.1')], [401, 401, 429]);
+});

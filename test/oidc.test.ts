@@ -164,7 +164,7 @@ t.test('limits and Idempotency-Key know the person, whatever token it comes with
   t.equal((await bob.post('/v1/keys', {}, once)).status, 201, 'another person is another caller');
   t.equal((await dbQuery(urls.superuser, 'select 1 from api_keys')).length, 2);
 
-  t.match(await second.post(`/v1/keys/${key.id}/reveal`, {}), { status: 429, body: { detail: /looked at too many/ } });
+  t.match(await second.post(`/v1/keys/${key.id}/reveal`, {}), { status: 429, body: { detail: /revealed too many/ } });
   t.equal((await bob.post(`/v1/keys/${key.id}/reveal`, {})).status, 200);
   for (let request = 0; request < 2; request++) t.equal((await first.get('/v1/rows')).status, 200);
   t.match(await second.get('/v1/rows'), { status: 429, body: { code: 'rate_limited' } });

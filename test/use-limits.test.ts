@@ -140,20 +140,48 @@ t.test('over the wire: all keys of an owner share its bucket, and a key may have
   await admin.patch(`/v1/partners/${partner.id}`, { rateLimit: null });
   t.match(await ask(first.key), { code: 'valid', rateLimit: { limit: 1000 } });
 
-  await t.test('a key that asks about itself is used, and limited, too', async (t) => {
+  await t.test('a key that asks about itself is used, and limited by itself', async (t) => {
     await admin.put('/v1/rate-limit', { requests: 3, windowSeconds: 60 });
     const self = () => as(ours.key).get('/v1/self');
-    const [one, two, three] = [await self(), await self(), await self()];
+    const [one, two, three, four] = [await self(), await self(), await self(), await self()];
     t.same(
-      [one, two, three].map(({ status }) => status),
-      [200, 200, 429],
+      [one, two, three, four].map(({ status }) => status),
+      [200, 200, 200, 429],
     );
-    t.match(one.headers, { 'ratelimit-policy': '"owner";q=3;w=60', ratelimit: /^"owner";r=1;t=\d+$/ });
+    t.match(one.headers, { 'ratelimit-policy': '"self";q=3;w=60', ratelimit: /^"self";r=2;t=\d+$/ });
     t.same(one.body.rateLimit, { requests: 3, windowSeconds: 60 });
-    t.match(three.headers['retry-after'], /^\d+$/);
-    t.match(await ask(ours.key), { code: 'rate_limited' });
+    t.match(four.headers['retry-after'], /^\d+$/);
+    t.match(await ask(ours.key), { code: 'valid' }, 'its other uses are counted apart');
     await verification.usage.flush();
     const { body: usage } = await admin.get(`/v1/keys/${ours.id}/usage`);
-    t.match(usage.total, { allowed: 3, rateLimited: 2 }, 'one verification, three of itself, one more verification');
+    t.match(usage.total, { allowed: 5, rateLimited: 1 }, 'one verification, four of itself, one more verification');
   });
 });
+
+t.test(
+  'a stolen key that may be used from elsewhere only takes nothing from its partner by asking about itself',
+  async (t) => {
+    const { admin, verifier, as } = await startService(t);
+    const rateLimit = { requests: 4, windowSeconds: 60 };
+    const { body: partner } = await admin.post('/v1/partners', {
+      email: 'p@p.example',
+      permissions: ['read', 'write'],
+      rateLimit,
+    });
+    const [stolen, other] = partner.keys;
+    await admin.patch(`/v1/keys/${stolen.id}`, {
+      allowedIps: ['192.0.2.1'],
+      rateLimit: { requests: 50, windowSeconds: 60 },
+    });
+    const statuses = new Set<number>();
+    for (let turn = 0; turn < 99; turn++) statuses.add((await as(stolen.key).get('/v1/self')).status);
+    t.same([...statuses], [200, 429]);
+    t.equal((await as(other.key).get('/v1/self')).status, 200, 'nor from another key of the partner');
+    for (const [{ key, permission }, ip] of [
+      [stolen, '192.0.2.1'],
+      [other, undefined],
+    ] as const) {
+      t.match((await verifier.post('/v1/verify', { key, permission, ip })).body, { code: 'valid' });
+    }
+  },
+);

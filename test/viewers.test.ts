@@ -1,9 +1,14 @@
 import t from 'tap';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
 
-async function adminNamed({ admin, as }: TestService, name: string): Promise<{ client: Client; id: string }> {
-  const email = `${name.toLowerCase()}@example.com`;
-  const { body } = await admin.post('/v1/access-tokens', { role: 'admin', scopes: ['read', 'write'], name, email });
+async function adminNamed(
+  { admin, as }: TestService,
+  name: string,
+  creator = admin,
+  headers = {},
+): Promise<{ client: Client; id: string }> {
+  const wish = { role: 'admin', scopes: ['read', 'write'], name, email: `${name.toLowerCase()}@example.com` };
+  const { body } = await creator.post('/v1/access-tokens', wish, headers);
   return { client: as(body.token), id: body.id };
 }
 
@@ -61,7 +66,7 @@ t.test('a refused look makes no viewer', async (t) => {
   const service = await startService(t, { limits: { callerLimit: 1e6, addressLimit: 1e6, revealLimit: 1 } });
   const { admin, operator, organizationId } = service;
   const { body: key } = await admin.post('/v1/keys', {});
-  const bob = await adminNamed(service, 'Bob');
+  const bob = await adminNamed(service, 'Bob', operator, { 'latchkey-organization': organizationId });
   t.equal(
     (await operator.post(`/v1/keys/${key.id}/reveal`, {}, { 'latchkey-organization': organizationId })).status,
     403,

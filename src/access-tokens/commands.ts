@@ -1,4 +1,5 @@
 import { type MintedCredential, mintCredential, type TokenCrypto } from '../auth/mint.ts';
+import { type CreatorChain, extendChain } from '../core/actor.ts';
 import { Problem } from '../core/errors.ts';
 import { type AccessTokenId, newId } from '../core/ids.ts';
 import { type Access, sortAccesses } from '../core/permissions.ts';
@@ -33,29 +34,42 @@ export async function mintAccessToken(crypto: TokenCrypto, role: TokenRole): Pro
   return { id, ...(await mintCredential(crypto, tokenKindOf[role], id)) };
 }
 
+/** What a new token takes over from the one that creates it. */
+export interface TokenCreator {
+  /** Nobody gives more than it has. */
+  scopes: readonly Access[];
+  creatorChain: CreatorChain;
+}
+
 /**
- * @param makerScopes what the maker itself has: nobody gives more
  * @throws Problem `validation_failed`, `forbidden`, `overloaded`
  */
 export async function createAccessToken(
   deps: { transactor: Transactor<CreatedAccessToken>; crypto: TokenCrypto },
   by: Doer,
-  makerScopes: readonly Access[],
+  creator: TokenCreator,
   given: NewAccessToken,
 ): Promise<CreatedAccessToken> {
   const minted = await mintAccessToken(deps.crypto, given.role);
   return transact(deps.transactor, by, async (work) => {
     const { organizationId, actor } = work.by;
-    requirePermitted({ role: actor.type, scopes: makerScopes }, given, organizationId, work.now);
-    return { accessToken: await addAccessToken(work, minted, given), plaintext: minted.plaintext };
+    requirePermitted({ role: actor.type, scopes: creator.scopes }, given, organizationId, work.now);
+    return {
+      accessToken: await addAccessToken(work, minted, given, creator.creatorChain),
+      plaintext: minted.plaintext,
+    };
   });
 }
 
-/** Writes a minted token and records it, for the organization in which the work is done, or the installation. */
+/**
+ * Writes a minted token and records it, for the organization in which the work is done, or the installation.
+ * @param creatorChain of the actor; nobody has created the bootstrap
+ */
 export async function addAccessToken(
   work: Work,
   { id, columns }: MintedAccessToken,
   given: NewAccessToken,
+  creatorChain: CreatorChain = [],
 ): Promise<AccessToken> {
   const { role, name, email } = given;
   const scopes = sortAccesses(given.scopes);
@@ -69,6 +83,7 @@ export async function addAccessToken(
     ...columns,
     created_at: work.now,
     created_by: work.by.actor,
+    creator_chain: extendChain(creatorChain, work.by.actor),
     expires_at: given.expiresAt,
   });
   const expiresAt = given.expiresAt?.toISOString() ?? null;

@@ -1,6 +1,7 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { TokenCrypto } from '../auth/mint.ts';
+import { creatorChainOf } from '../auth/principal.ts';
 import { type AccessTokenId, isId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import { maskedToken, tokenKindOf } from '../crypto/token.ts';
@@ -8,6 +9,7 @@ import type { Transactor } from '../db/work.ts';
 import { accessTokenOf, doerOf } from '../http/guard.ts';
 import {
   accessesInput,
+  actorSnapshotView,
   actorView,
   emailInput,
   idParam,
@@ -31,6 +33,9 @@ const fields = {
   maskedToken: z.string().meta({ example: 'lk_a_…Zq9B' }),
   createdAt: timestampView,
   createdBy: actorView,
+  creatorChain: z
+    .array(actorSnapshotView)
+    .meta({ description: 'Who created it, from the root (usually the bootstrap) to createdBy.' }),
   expiresAt: timestampView.nullable(),
   deletedAt: timestampView.nullable(),
 };
@@ -109,10 +114,11 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
     async (request, reply) => {
       const { email, expiresAt, ...rest } = request.body;
       const given = { ...rest, email: email ?? null, expiresAt: expiresAt ?? null };
-      const { scopes } = accessTokenOf(request);
+      const caller = accessTokenOf(request);
+      const creator = { scopes: caller.scopes, creatorChain: creatorChainOf(caller) };
       return app.runOnce(request, reply, {
         run: (transactor: Transactor<CreatedAccessToken>) =>
-          createAccessToken({ transactor, crypto }, doerOf(request), scopes, given),
+          createAccessToken({ transactor, crypto }, doerOf(request), creator, given),
         show: ({ accessToken, plaintext }) => ({
           view: { ...toView(accessToken), token: plaintext },
           location: `/v1/access-tokens/${accessToken.id}`,
@@ -168,6 +174,7 @@ function toAccessTokenView(token: AccessToken, prefix: string): z.infer<typeof a
     maskedToken: maskedToken(prefix, tokenKindOf[token.role], token.last_four),
     createdAt: token.created_at.toISOString(),
     createdBy: token.created_by,
+    creatorChain: [...token.creator_chain],
     expiresAt: token.expires_at?.toISOString() ?? null,
     deletedAt: token.deleted_at?.toISOString() ?? null,
   };

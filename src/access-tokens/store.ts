@@ -23,6 +23,7 @@ const columns = [
   'last_four',
   'created_at',
   'created_by',
+  'creator_chain',
   'expires_at',
   'deleted_at',
 ] as const;
@@ -74,7 +75,12 @@ export async function insertAccessToken(
   const mac = tokenMac(keyring, { ...token, deleted_at: null });
   return tx
     .insertInto('access_tokens')
-    .values({ ...token, ...mac, created_by: JSON.stringify(token.created_by) })
+    .values({
+      ...token,
+      ...mac,
+      created_by: JSON.stringify(token.created_by),
+      creator_chain: JSON.stringify(token.creator_chain),
+    })
     .returning(columns)
     .executeTakeFirstOrThrow();
 }

@@ -104,6 +104,7 @@ function accessTokenPrincipal(record: AccessTokenRecord): AccessTokenPrincipal {
     email: record.email,
     scopes: record.scopes,
     expiresAt: record.expires_at,
+    creatorChain: record.creator_chain,
     actsIn: record.organization_id,
   };
 }

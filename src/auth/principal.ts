@@ -1,4 +1,4 @@
-import type { Actor } from '../core/actor.ts';
+import { type Actor, type CreatorChain, creatorsOf, topmostAdminOf } from '../core/actor.ts';
 import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Access, Permission } from '../core/permissions.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
@@ -19,6 +19,8 @@ export interface AccessTokenPrincipal {
   email: string | null;
   scopes: Access[];
   expiresAt: Date | null;
+  /** Who created it. */
+  creatorChain: CreatorChain;
   /** The organization in which this request acts: its own, or the one that `Latchkey-Organization` names. */
   actsIn: OrganizationId | null;
 }
@@ -53,6 +55,20 @@ export interface ApiKeyPrincipal {
 
 export function actorOf(principal: CallerPrincipal): Actor {
   const { role: type, id, name, email } = principal;
-  if (principal.kind === 'access_token') return { type, id, name, email };
+  if (principal.kind === 'access_token') return { type, id, name, email, ...creatorsOf(principal.creatorChain) };
   return { type, id, name, email, issuer: principal.issuer, subject: principal.subject };
+}
+
+/** Who created the principal. Nobody creates a person from an identity provider. */
+export function creatorChainOf(principal: CallerPrincipal): CreatorChain {
+  return principal.kind === 'access_token' ? principal.creatorChain : [];
+}
+
+/**
+ * By which name limits count a person: the topmost admin of those who created its access token, so that tokens which an
+ * admin creates for itself share one limit.
+ */
+export function personOf(principal: Principal): string {
+  if (principal.kind !== 'access_token') return principal.id;
+  return topmostAdminOf(principal.creatorChain)?.id ?? principal.id;
 }

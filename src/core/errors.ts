@@ -23,7 +23,8 @@ export const problemKinds = {
     status: 400,
     title: 'Validation failed',
     explanation: 'The request was understood, but a field or parameter is missing, unknown or out of range.',
-    remedy: 'Each entry of errors names a path and what is wrong there. Unknown fields are refused, never ignored.',
+    remedy:
+      'Each entry of errors names a path and what is wrong there; of many only the first 50 are named. Unknown fields are refused, never ignored.',
   },
   cursor_invalid: {
     status: 400,
@@ -145,7 +146,13 @@ export const problemKinds = {
     status: 415,
     title: 'Unsupported media type',
     explanation: 'The body is not in a format that this endpoint reads.',
-    remedy: 'Send JSON with Content-Type: application/json.',
+    remedy: 'Send JSON with Content-Type: application/json, and without a Content-Encoding.',
+  },
+  expectation_failed: {
+    status: 417,
+    title: 'Expectation failed',
+    explanation: 'The request has an Expect header that this service cannot meet.',
+    remedy: 'Send no Expect header, or Expect: 100-continue.',
   },
   idempotency_mismatch: {
     status: 422,
@@ -156,7 +163,7 @@ export const problemKinds = {
   rate_limited: {
     status: 429,
     title: 'Rate limited',
-    explanation: 'Too many requests in the present window.',
+    explanation: 'Too many requests in the present window, or too many at once.',
     remedy: 'Wait for the seconds in Retry-After, then go on more slowly.',
   },
   headers_too_large: {
@@ -209,6 +216,15 @@ interface ProblemOptions {
   cause?: unknown;
 }
 
+/** A reply repeats only so much of what the caller has sent, in characters and entries. */
+const longestDetail = 1_000;
+const longestErrorText = 200;
+const mostErrors = 50;
+
+function shorten(text: string, most: number): string {
+  return text.length <= most ? text : `${text.slice(0, most - 1).toWellFormed()}…`;
+}
+
 /** The only error that is meant for callers. Everything else that is thrown answers as `internal`. */
 export class Problem extends Error {
   override readonly name = 'Problem';
@@ -219,9 +235,12 @@ export class Problem extends Error {
 
   /** @param detail public: what happened, with the caller's own values where they help. Never a secret. */
   constructor(code: ProblemCode, detail: string, options: ProblemOptions = {}) {
-    super(detail, options.cause === undefined ? undefined : { cause: options.cause });
+    super(shorten(detail, longestDetail), options.cause === undefined ? undefined : { cause: options.cause });
     this.code = code;
-    this.errors = options.errors;
+    this.errors = options.errors?.slice(0, mostErrors).map(({ path, message }) => ({
+      path: shorten(path, longestErrorText),
+      message: shorten(message, longestErrorText),
+    }));
     this.members = options.members ?? {};
     this.headers = options.headers ?? {};
   }

@@ -18,8 +18,8 @@ interface Attempts {
 const failuresAllowed = 5;
 const windowMs = 60_000;
 
-/** @param nowMs a clock in milliseconds @param capacity ids remembered at most; the oldest one makes room */
-export function createAttemptLimit(nowMs: () => number = Date.now, capacity = 10_000): AttemptLimit {
+/** @param nowMs a monotonic clock in milliseconds @param capacity ids remembered at most; the oldest one makes room */
+export function createAttemptLimit(nowMs: () => number = () => performance.now(), capacity = 10_000): AttemptLimit {
   const attemptsOf = new Map<string, Attempts>();
   return {
     async run(id, attempt) {

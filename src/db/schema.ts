@@ -1,5 +1,5 @@
 import type { ColumnType, Generated, GeneratedAlways } from 'kysely';
-import type { Actor } from '../core/actor.ts';
+import type { Actor, CreatorChain } from '../core/actor.ts';
 import type {
   AccessTokenId,
   DeliveryId,
@@ -132,6 +132,7 @@ export interface AccessTokensTable {
   last_four: string;
   created_at: Date;
   created_by: Json<Actor>;
+  creator_chain: Json<CreatorChain>;
   expires_at: Date | null;
   deleted_at: Date | null;
 }

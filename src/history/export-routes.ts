@@ -2,6 +2,7 @@ import { Readable } from 'node:stream';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { Db } from '../db/client.ts';
+import { createAtOnce, organizationGroupOf } from '../http/at-once.ts';
 import { accessTokenOf } from '../http/guard.ts';
 import { chainOf } from './chain.ts';
 import { exportChain } from './export.ts';
@@ -13,6 +14,7 @@ const exportView: z.ZodType = z.string().meta({
 });
 
 export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db }) => {
+  const atOnce = createAtOnce({ what: 'exports of this history', inAll: 64, each: 4, retryAfterSeconds: 5 });
   const running = new Set<Readable>();
   // A reader may take as long as it likes, and a service that stops must not: what is cut is seen to be cut.
   app.addHook('preClose', async () => {
@@ -22,7 +24,7 @@ export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app
   app.get(
     '/history/export',
     {
-      config: { access: { role: 'admin', scope: 'read', installation: true } },
+      config: { access: { role: 'admin', scope: 'read', installation: true }, problems: ['overloaded'] },
       // A HEAD would read everything to say nothing.
       exposeHeadRoute: false,
       schema: {
@@ -38,10 +40,18 @@ export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app
       },
     },
     async (request, reply) => {
-      const { chain, sequence } = await readHead(db, chainOf(accessTokenOf(request).actsIn));
+      const leave = atOnce.enter(organizationGroupOf(request));
+      const head = readHead(db, chainOf(accessTokenOf(request).actsIn));
+      const { chain, sequence } = await head.catch((error: unknown) => {
+        leave();
+        throw error;
+      });
       const stream = Readable.from(exportChain(db, chain, sequence), { highWaterMark: 1 });
       running.add(stream);
-      stream.on('close', () => running.delete(stream));
+      stream.on('close', () => {
+        running.delete(stream);
+        leave();
+      });
       return reply.type('application/x-ndjson; charset=utf-8').send(stream);
     },
   );

@@ -4,6 +4,7 @@ import { Problem } from '../core/errors.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import { decodeCursor, type Page, toPage } from '../core/page.ts';
 import type { Db } from '../db/client.ts';
+import { createAtOnce, onceClosed, organizationGroupOf } from '../http/at-once.ts';
 import { accessTokenOf, organizationOf } from '../http/guard.ts';
 import {
   actorView,
@@ -166,10 +167,16 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
     },
   );
 
+  const verifications = createAtOnce({
+    what: 'verifications of this history',
+    inAll: 8,
+    each: 2,
+    retryAfterSeconds: 5,
+  });
   app.get(
     '/history/verify',
     {
-      config: { access: { role: 'admin', scope: 'read', installation: true } },
+      config: { access: { role: 'admin', scope: 'read', installation: true }, problems: ['overloaded'] },
       schema: {
         operationId: 'verifyHistory',
         tags: ['History'],
@@ -181,10 +188,14 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         response: { 200: verdictView },
       },
     },
-    async (request) => {
+    async (request, reply) => {
+      const leave = verifications.enter(organizationGroupOf(request));
+      const gone = new AbortController();
+      const closed = new Problem('bad_request', 'The caller has closed the connection before the reply.');
+      onceClosed(reply.raw, () => gone.abort(closed));
       const chain = chainOf(accessTokenOf(request).actsIn);
-      const { events, head, flaw } = await verifyChain(db, chain);
-      const { differences: stateDifferences } = await someDifferences(db, chain);
+      const { verdict, differences: stateDifferences } = await verifyWithState(chain, gone.signal).finally(leave);
+      const { events, head, flaw } = verdict;
       return {
         valid: flaw === undefined && stateDifferences.length === 0,
         events,
@@ -226,6 +237,12 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
     },
     async (request) => readSubject(organizationOf(request), { partnerId: request.params.partnerId }, request.query),
   );
+
+  async function verifyWithState(chain: string, signal: AbortSignal) {
+    const verdict = await verifyChain(db, chain, { signal });
+    const { differences } = await someDifferences(db, chain);
+    return { verdict, differences };
+  }
 
   async function readSubject(
     organizationId: OrganizationId,

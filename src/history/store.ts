@@ -117,6 +117,9 @@ export async function listChains(db: Db): Promise<string[]> {
 /** So few that neither the events of a batch nor what is done with them between two turns of the event loop is much. */
 const batchSize = 250;
 
+/** A batch ends with the event that reaches so many bytes of text. */
+const batchBytes = 262_144;
+
 /**
  * A chain from its first event to the one with the number `last`, in batches. Each is a query of its own, so no
  * connection is held while the reader is busy or slow. A batch is empty again as soon as the next one is asked for.
@@ -127,7 +130,7 @@ export function readEvents(db: Db, chain: string, last: number): AsyncGenerator<
 
 /** The same, of each event only what the chain is made of. */
 export function readLinks(db: Db, chain: string, last: number): AsyncGenerator<Link[]> {
-  const columns = ['canonical', 'previous_hash', 'hash'] as const;
+  const columns = ['sequence', 'canonical', 'previous_hash', 'hash'] as const;
   return inBatches(db, { chain, last }, (range) => inRange(db, chain, range).select(columns).execute());
 }
 
@@ -143,22 +146,34 @@ interface Range {
  */
 function inRange(db: Db, chain: string, { first, last }: Range) {
   return db
-    .selectFrom('history')
-    .where('chain', '=', chain)
-    .where('sequence', '>=', first)
-    .where('sequence', '<=', last)
+    .selectFrom(
+      db
+        .selectFrom('history')
+        .select(storedEventColumns)
+        .select(
+          sql<number>`sum(octet_length(canonical)) over (order by sequence) - octet_length(canonical)`.as(
+            'bytes_before',
+          ),
+        )
+        .where('chain', '=', chain)
+        .where('sequence', '>=', first)
+        .where('sequence', '<=', last)
+        .as('range'),
+    )
+    .where('bytes_before', '<', batchBytes)
     .orderBy('sequence');
 }
 
-async function* inBatches<Row>(
+async function* inBatches<Row extends { sequence: number }>(
   db: Db,
   { chain, last }: { chain: string; last: number },
   read: (range: Range) => Promise<Row[]>,
 ): AsyncGenerator<Row[]> {
   for (let first: number | undefined = 1; first !== undefined && first <= last; ) {
     const rows = await read({ first, last: Math.min(first + batchSize - 1, last) });
-    first = rows.length > 0 ? first + batchSize : await findNext(db, chain, first);
-    if (rows.length === 0) continue;
+    const lastRead = rows.at(-1)?.sequence;
+    first = lastRead === undefined ? await findNext(db, chain, first) : lastRead + 1;
+    if (lastRead === undefined) continue;
     yield rows;
     // Spent results hang on to each other until the next full collection, and would keep the texts of all batches.
     rows.length = 0;

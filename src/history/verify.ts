@@ -9,6 +9,8 @@ interface VerifyOptions {
   checkpoints?: readonly Checkpoint[];
   /** Told how many events have been looked at. */
   onProgress?: (events: number) => void;
+  /** Ends it between two batches. */
+  signal?: AbortSignal;
 }
 
 /**
@@ -25,6 +27,7 @@ export async function verifyChain(db: Db, chain: string, options: VerifyOptions 
     if (!isSound) break;
     seen += rows.length;
     options.onProgress?.(seen);
+    options.signal?.throwIfAborted();
   }
   if (isSound && seen < head.sequence) walk.fail(`its head speaks of ${head.sequence} events: the tail was cut`);
   const stray = await findStray(db, chain);

@@ -103,10 +103,20 @@ function toProblem(error: unknown, translate: ErrorHandlerOptions['translate']):
   if (known !== undefined) return new Problem(known[0], known[1], { cause: error });
   return (
     translate(error) ??
+    ofLibrary(error) ??
     new Problem('internal', 'Something failed inside Latchkey. The log has the cause under this request id.', {
       cause: error,
     })
   );
+}
+
+/** What a library that serves files says of a path: by convention its errors carry the status. */
+function ofLibrary(error: unknown): Problem | undefined {
+  const { statusCode } = error as Partial<FastifyError>;
+  if (statusCode === 403 || statusCode === 404)
+    return new Problem('not_found', 'There is no such file.', { cause: error });
+  if (statusCode === 400) return new Problem('bad_request', 'This is not a path of a file.', { cause: error });
+  return undefined;
 }
 
 function validationProblem(errors: InputError[]): Problem {
@@ -116,7 +126,7 @@ function validationProblem(errors: InputError[]): Problem {
 
 function notFound(request: FastifyRequest, methods: string[]): Problem {
   const path = pathOf(request).slice(0, 200);
-  if (methods.length === 0) {
+  if (methods.length === 0 || methods.includes(request.method)) {
     return new Problem('not_found', `There is nothing at ${path}. What there is, /docs and /openapi.json describe.`);
   }
   const allow = methods.join(', ');

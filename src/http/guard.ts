@@ -75,7 +75,7 @@ export const guard = fp<GuardOptions>(
       }
       const principal = await identify(request, reply);
       request.principal = principal;
-      if (rule.role === 'admin' || rule.role === 'operator') await app.endpointLimits.countCaller(request, reply);
+      if (rule.role === 'admin' || rule.role === 'operator') app.endpointLimits.countCaller(request, reply);
       requireRole(rule, principal);
       if (principal.kind === 'api_key') return;
       requireScope(rule, principal);
@@ -92,7 +92,7 @@ export const guard = fp<GuardOptions>(
         }
         return await (people?.isToken(token) ? people.authenticate(token) : authenticator.authenticate(token));
       } catch (error) {
-        if (error instanceof Problem && error.status === 401) await app.endpointLimits.countRefusal(request, reply);
+        if (error instanceof Problem && error.status === 401) app.endpointLimits.countRefusal(request, reply);
         throw error;
       }
     }

@@ -2,6 +2,8 @@ import fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify';
 import { type FastifyPluginAsyncZod, serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { passingTracer } from '../core/trace.ts';
+import { networkOf } from '../lib/network-of.ts';
+import { createAtOnce, onceClosed } from './at-once.ts';
 import { errorHandler } from './error-handler.ts';
 import { serverOptions } from './server-options.ts';
 import { strictRoutes } from './strict-routes.ts';
@@ -15,10 +17,11 @@ export interface Metrics {
 
 /** For Prometheus, and whatever else reads its text format. */
 export const metricsRoutes: FastifyPluginAsyncZod<{ metrics: Metrics }> = async (app, { metrics }) => {
+  const atOnce = createAtOnce({ what: 'requests for metrics', inAll: 64, each: 8, retryAfterSeconds: 1 });
   app.get(
     '/metrics',
     {
-      config: { access: 'public', problems: ['not_found'] },
+      config: { access: 'public', problems: ['not_found', 'rate_limited', 'overloaded'] },
       schema: {
         operationId: 'getMetrics',
         tags: ['About'],
@@ -28,7 +31,10 @@ export const metricsRoutes: FastifyPluginAsyncZod<{ metrics: Metrics }> = async 
         response: { 200: z.string().meta({ example: 'latchkey_recovery_requests_overdue 0' }) },
       },
     },
-    async (_request, reply) => reply.type(metrics.contentType).send(await metrics.text()),
+    async (request, reply) => {
+      onceClosed(reply.raw, atOnce.enter(networkOf(request.ip)));
+      return reply.type(metrics.contentType).send(await metrics.text());
+    },
   );
 };
 

@@ -206,7 +206,7 @@ function problemsOf(route: RouteOptions, access: AccessRule): ProblemCode[] {
   if (access !== 'public') codes.push('unauthorized', 'rate_limited', 'unavailable');
   if (access !== 'public' && access.role !== 'any') codes.push('forbidden');
   if (route.url.includes(':') || (access !== 'public' && access.role === 'admin')) codes.push('not_found');
-  if (route.schema?.body !== undefined && !isBodyless(route)) codes.push('payload_too_large', 'unsupported_media_type');
+  if (route.schema?.body !== undefined) codes.push('payload_too_large', 'unsupported_media_type');
   if (route.config?.idempotencyKey === 'taken') codes.push('idempotency_in_progress', 'idempotency_mismatch');
   if (route.config?.entityTag === true && route.method === 'PATCH') codes.push('precondition_failed');
   return codes;

@@ -1,7 +1,9 @@
-import rateLimitPlugin from '@fastify/rate-limit';
-import type { FastifyReply, FastifyRequest } from 'fastify';
+import type { FastifyReply } from 'fastify';
 import fp from 'fastify-plugin';
+import { personOf } from '../auth/principal.ts';
 import { Problem } from '../core/errors.ts';
+import { networkOf } from '../lib/network-of.ts';
+import { createWindowCounter, type WindowCount } from '../lib/window-counter.ts';
 
 /** Requests a minute. */
 export interface EndpointLimits {
@@ -9,7 +11,7 @@ export interface EndpointLimits {
   callerLimit: number;
   /** Refused access tokens from one address (IPv6: one /64 network). */
   addressLimit: number;
-  /** Reveals of one admin. */
+  /** Reveals of one person, by whichever of its access tokens. */
   revealLimit: number;
 }
 
@@ -22,11 +24,11 @@ declare module 'fastify' {
   interface FastifyInstance {
     endpointLimits: {
       /** Counts a request of this caller and writes the RateLimit fields. @throws Problem `rate_limited` */
-      countCaller(request: FastifyRequest, reply: FastifyReply): Promise<void>;
+      countCaller(request: FastifyRequest, reply: FastifyReply): void;
       /** Counts a refused access token against the caller's address. @throws Problem `rate_limited` */
-      countRefusal(request: FastifyRequest, reply: FastifyReply): Promise<void>;
-      /** Counts a reveal by this admin. @throws Problem `rate_limited` */
-      countReveal(request: FastifyRequest, reply: FastifyReply): Promise<void>;
+      countRefusal(request: FastifyRequest, reply: FastifyReply): void;
+      /** Counts a reveal by this person. @throws Problem `rate_limited` */
+      countReveal(request: FastifyRequest, reply: FastifyReply): void;
     };
   }
 }
@@ -34,33 +36,30 @@ declare module 'fastify' {
 /** Latchkey's own limits on its own endpoints. The keys' limits at verification are another matter. */
 export const endpointLimits = fp<EndpointLimits>(
   async (app, { callerLimit, addressLimit, revealLimit }) => {
-    await app.register(rateLimitPlugin, { global: false, cache: bucketsKept });
-    const timeWindow = windowSeconds * 1000;
-    const keyGenerator = (request: FastifyRequest) => request.principal?.id ?? 'nobody';
-    const caller = app.createRateLimit({ max: callerLimit, timeWindow, keyGenerator });
-    const reveal = app.createRateLimit({ max: revealLimit, timeWindow, keyGenerator });
-    const address = app.createRateLimit({ max: addressLimit, timeWindow });
+    const caller = createWindowCounter({ windowSeconds, capacity: bucketsKept });
+    const address = createWindowCounter({ windowSeconds, capacity: bucketsKept });
+    const reveal = createWindowCounter({ windowSeconds, capacity: bucketsKept });
     app.decorate('endpointLimits', {
-      countCaller: async (request, reply) => {
-        refuseIfExceeded(reply, 'caller', await caller(request), 'This credential has made too many requests.');
-      },
-      countRefusal: async (request, reply) => {
-        refuseIfExceeded(
+      countCaller({ principal }, reply) {
+        const count = caller(principal?.id ?? 'nobody');
+        refuseBeyond(callerLimit, count, {
           reply,
-          'address',
-          await address(request),
-          'Too many refused credentials came from this address. A valid one is still accepted.',
-        );
+          policy: 'caller',
+          what: 'This credential has made too many requests.',
+        });
       },
-      countReveal: async (request, reply) => {
-        refuseIfExceeded(reply, 'reveal', await reveal(request), 'This admin has looked at too many keys.');
+      countRefusal({ ip }, reply) {
+        const what = 'Too many refused credentials came from this address. A valid one is still accepted.';
+        refuseBeyond(addressLimit, address(networkOf(ip)), { reply, policy: 'address', what });
+      },
+      countReveal({ principal }, reply) {
+        const count = reveal(principal === null ? 'nobody' : personOf(principal));
+        refuseBeyond(revealLimit, count, { reply, policy: 'reveal', what: 'This admin has revealed too many keys.' });
       },
     });
   },
   { name: 'endpoint-limits' },
 );
-
-type Count = Awaited<ReturnType<ReturnType<import('fastify').FastifyInstance['createRateLimit']>>>;
 
 interface LimitState {
   policy: string;
@@ -78,12 +77,19 @@ export function rateLimitFields({ policy, limit, windowSeconds, remaining, reset
   };
 }
 
-function refuseIfExceeded(reply: FastifyReply, policy: string, count: Count, detail: string): void {
-  if (count.isAllowed) return;
-  const { max: limit, remaining, ttlInSeconds: resetSeconds } = count;
+interface LimitTexts {
+  reply: FastifyReply;
+  policy: string;
+  /** What is said beyond the limit. */
+  what: string;
+}
+
+/** Writes the RateLimit fields. @throws Problem `rate_limited` */
+function refuseBeyond(limit: number, { used, resetSeconds }: WindowCount, { reply, policy, what }: LimitTexts): void {
+  const remaining = Math.max(0, limit - used);
   reply.headers(rateLimitFields({ policy, limit, windowSeconds, remaining, resetSeconds }));
-  if (!count.isExceeded) return;
-  throw new Problem('rate_limited', `${detail} The limit is ${count.max} in ${windowSeconds} seconds.`, {
-    headers: { 'retry-after': String(count.ttlInSeconds) },
+  if (used <= limit) return;
+  throw new Problem('rate_limited', `${what} The limit is ${limit} in ${windowSeconds} seconds.`, {
+    headers: { 'retry-after': String(resetSeconds) },
   });
 }

@@ -157,22 +157,42 @@ export const metadataInput = z
 
 export const metadataView = z.record(z.string(), z.unknown()).meta({ example: { team: 'billing' } });
 
-export const actorView = z
-  .object({
-    type: z.enum(['admin', 'operator', 'verifier', 'system']),
-    id: z.string(),
-    name: z.string(),
-    email: z.string().nullable(),
-    issuer: z
-      .string()
+const actorSnapshot = z.object({
+  type: z.enum(['admin', 'operator', 'verifier', 'system']),
+  id: z.string(),
+  name: z.string(),
+  email: z.string().nullable(),
+  issuer: z
+    .string()
+    .optional()
+    .meta({ description: 'Who vouched for a person from an identity provider; then id is issuer#subject.' }),
+  subject: z.string().optional().meta({ description: 'As whom the issuer knows the person.' }),
+});
+
+const actorExample = { type: 'admin', id: exampleId('token'), name: 'Ada Admin', email: 'admin@example.com' };
+
+export const actorSnapshotView = actorSnapshot.meta({
+  id: 'ActorSnapshot',
+  description: 'Who has acted, as it was then.',
+  example: actorExample,
+});
+
+export const actorView = actorSnapshot
+  .extend({
+    createdByRoot: actorSnapshotView.optional().meta({
+      description:
+        "Who stands at the root of the people that created the actor's access token, one the other's. Absent where " +
+        'the bootstrap created the token, and for people from an identity provider.',
+    }),
+    createdByIds: z
+      .array(z.string())
       .optional()
-      .meta({ description: 'Who vouched for a person from an identity provider; then id is issuer#subject.' }),
-    subject: z.string().optional().meta({ description: 'As whom the issuer knows the person.' }),
+      .meta({ description: "All of these people's ids, from the root to who created the token itself." }),
   })
   .meta({
     id: 'Actor',
-    description: 'Who acted, as it was then.',
-    example: { type: 'admin', id: exampleId('token'), name: 'Ada Admin', email: 'admin@example.com' },
+    description: 'Who acted, as it was then, and who stands behind its access token.',
+    example: actorExample,
   });
 
 export const problemView = z

@@ -24,6 +24,9 @@ declare module 'fastify' {
 export const strictRoutes = fp<{ tokenPrefix: string }>(
   async (app, { tokenPrefix }) => {
     app.decorate('routeList', []);
+    const tokenForm = new RegExp(`${tokenPrefix}_[kavo]_[0-9a-z]{26}_`);
+    // A request like any other: the hook below rejects it, with a problem.
+    app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response));
     app.addHook('onRoute', function (route) {
       app.routeList.push(route);
       if (this.hasDecorator(ungoverned)) {
@@ -40,7 +43,9 @@ export const strictRoutes = fp<{ tokenPrefix: string }>(
       const { access } = request.routeOptions.config;
       // What a gateway passes on is its client's, and none of it but the credential is looked at.
       if (access === undefined || access === 'public' || access.role !== 'gateway') {
-        refuseTokenInUrl(request, tokenPrefix);
+        requireMetExpectation(request);
+        requirePlainBody(request);
+        refuseTokenInUrl(request, tokenForm);
         refuseNulInUrl(request);
       }
       done();
@@ -77,27 +82,84 @@ function takesBody(route: RouteOptions): boolean {
   return [route.method].flat().some((method) => method !== 'GET' && method !== 'HEAD');
 }
 
-/** RFC 9112 section 3.2: a request of HTTP/1.1 without Host is a 400. */
-function requireHost(request: FastifyRequest): void {
-  if (request.headers.host !== undefined || request.raw.httpVersion === '1.0') return;
-  throw new Problem('bad_request', 'The request has no Host header.', { headers: { connection: 'close' } });
+/** RFC 9112 section 3.2: a request of HTTP/1.1 without Host, with two, or with one that is no host, is a 400. */
+function requireHost({ raw }: FastifyRequest): void {
+  let hosts = 0;
+  const { rawHeaders } = raw;
+  for (let index = 0; index < rawHeaders.length; index += 2) {
+    if (rawHeaders[index]?.length === 4 && rawHeaders[index]?.toLowerCase() === 'host') hosts += 1;
+  }
+  if (hosts === 1 && hostForm.test(raw.headers.host ?? '')) return;
+  if (hosts === 0 && raw.httpVersion === '1.0') return;
+  const detail =
+    hosts === 1
+      ? 'The Host header is not a host.'
+      : `The request has ${hosts === 0 ? 'no' : 'more than one'} Host header.`;
+  throw new Problem('bad_request', detail, { headers: { connection: 'close' } });
+}
+
+/** What RFC 9110 section 7.2 takes, and no more than keeps it from being a path, a list or somebody's credentials. */
+const hostForm = /^[^\s,/?#@\\]*$/;
+
+/** RFC 9110 section 10.1.1. Node itself sees to `100-continue`, and would answer others with an empty 417. */
+function requireMetExpectation({ headers, raw }: FastifyRequest): void {
+  const { expect } = headers;
+  if (expect === undefined || raw.httpVersion === '1.0' || /(?:^|\W)100-continue(?:$|\W)/i.test(expect)) return;
+  throw new Problem('expectation_failed', 'The only Expect that can be met is 100-continue.', {
+    headers: { connection: 'close' },
+  });
+}
+
+/** RFC 9110 section 8.4: bodies are read as they come, so one in a coding that is not read must not be taken for it. */
+function requirePlainBody(request: FastifyRequest): void {
+  const coding = request.headers['content-encoding'];
+  if (coding === undefined || request.is404 || !hasBody(request)) return;
+  if (coding.split(',').every((part) => /^(identity)?$/i.test(part.trim()))) return;
+  throw new Problem('unsupported_media_type', 'Bodies are read without a Content-Encoding only.', {
+    headers: { 'accept-encoding': 'identity' },
+  });
+}
+
+function hasBody({ headers }: FastifyRequest): boolean {
+  return headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0;
 }
 
 const tokenParameters = new Set(['access_token', 'api_key', 'apikey', 'token', 'x-api-key']);
 
-/** RFC 6750 section 5.3: tokens do not belong into URLs. */
-function refuseTokenInUrl(request: FastifyRequest, prefix: string): void {
-  const query = request.raw.url?.split('?', 2)[1];
-  if (query === undefined) return;
-  for (const [name, value] of new URLSearchParams(query)) {
-    if (tokenParameters.has(name.toLowerCase()) || new RegExp(`${prefix}_[kavo]_[0-9a-z]{26}_`).test(value)) {
-      throw new Problem(
-        'bad_request',
-        `A credential in the query string (${name}) is refused: URLs end up in logs and histories. ` +
-          'Send it in the Authorization header, and replace a real one that has been in a URL.',
-      );
-    }
+/** A shorter URL has no room for a token. */
+const tokenFormLength = 30;
+
+/** RFC 6750 section 5.3: tokens do not belong into URLs, in whichever part of one, and however often it is encoded. */
+function refuseTokenInUrl({ raw: { url = '' } }: FastifyRequest, tokenForm: RegExp): void {
+  const pathLength = url.search(/[?#]/);
+  if (pathLength < 0 && url.length < tokenFormLength) return;
+  const parameter = pathLength < 0 ? undefined : tokenParameterIn(url.slice(pathLength));
+  if (parameter === undefined && !tokenForm.test(decodeFully(url))) return;
+  throw new Problem(
+    'bad_request',
+    `A credential in the URL${parameter === undefined ? '' : ` (${parameter})`} is refused: URLs end up in logs and ` +
+      'histories. Send it in the Authorization header, and replace a real one that has been in a URL.',
+  );
+}
+
+function tokenParameterIn(query: string): string | undefined {
+  return query
+    .split(/[?&;#]/)
+    .map((part) => decodeFully(part.split('=', 1)[0] ?? '').toLowerCase())
+    .find((name) => tokenParameters.has(name));
+}
+
+const decodedAtMost = 3;
+
+/** Percent-decoded for as long as that changes something, and byte by byte, so that nothing malformed stops it. */
+function decodeFully(text: string): string {
+  let decoded = text;
+  for (let turn = 0; turn < decodedAtMost && decoded.includes('%'); turn++) {
+    decoded = decoded.replaceAll(/%([0-9a-f]{2})/gi, (_, byte: string) =>
+      String.fromCharCode(Number.parseInt(byte, 16)),
+    );
   }
+  return decoded;
 }
 
 /** Postgres has no U+0000 in text. In a path nothing can be named so; in a query it is a mistake like in a body. */

@@ -221,14 +221,14 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         operationId: 'revealKey',
         tags: ['Keys'],
         summary: "Look at a key's plaintext",
-        description: 'The look is recorded before anything is shown. Operators may not look.',
+        description: 'The look is recorded before anything is shown. Not for operators.',
         params,
         body: revealRequest,
         response: { 200: z.object({ key: z.string() }) },
       },
     },
     async (request, reply) => {
-      await app.endpointLimits.countReveal(request, reply);
+      app.endpointLimits.countReveal(request, reply);
       const by = organizationDoerOf(request);
       const plaintext = await revealKey({ transactor, keyring }, by, request.params.keyId, request.body ?? {});
       return { key: plaintext.reveal() };

@@ -4,7 +4,7 @@ import { decodeCursor, toPage } from '../core/page.ts';
 import type { Db } from '../db/client.ts';
 import { isSequence } from '../history/store.ts';
 import { organizationOf } from '../http/guard.ts';
-import { actorView, idParam, pageOf, pageQuery, timestampView } from '../http/schemas.ts';
+import { actorSnapshotView, actorView, idParam, pageOf, pageQuery, timestampView } from '../http/schemas.ts';
 import { getKeyOwner } from './store.ts';
 import { listViewers, type Viewer } from './viewers-store.ts';
 
@@ -14,6 +14,10 @@ const viewerView = z
   .object({
     admin: actorView.meta({ description: 'As it was at the last look.' }),
     tokenCreatedBy: actorView.nullable().meta({ description: 'Who made the access token that the admin looked with.' }),
+    tokenCreatorChain: z
+      .array(actorSnapshotView)
+      .nullable()
+      .meta({ description: 'The whole chain of those who created it, from the root to tokenCreatedBy.' }),
     times: z.int().meta({ example: 3 }),
     first: timestampView,
     last: timestampView,
@@ -59,6 +63,8 @@ export const keyViewersRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, {
   );
 };
 
-function toView({ admin, token_created_by, times, first, last, looks }: Viewer): ViewerView {
-  return { admin, tokenCreatedBy: token_created_by, times, first, last, looks };
+function toView({ token_created_by, token_creator_chain, ...viewer }: Viewer): ViewerView {
+  const { admin, times, first, last, looks } = viewer;
+  const tokenCreatorChain = token_creator_chain === null ? null : [...token_creator_chain];
+  return { admin, tokenCreatedBy: token_created_by, tokenCreatorChain, times, first, last, looks };
 }

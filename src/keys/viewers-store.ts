@@ -1,5 +1,5 @@
 import { sql } from 'kysely';
-import type { Actor } from '../core/actor.ts';
+import type { Actor, CreatorChain } from '../core/actor.ts';
 import type { KeyId, OrganizationId } from '../core/ids.ts';
 import type { Db } from '../db/client.ts';
 
@@ -16,6 +16,8 @@ export interface Viewer {
   admin: Actor;
   /** Who made the access token; null where there is no such token. */
   token_created_by: Actor | null;
+  /** Null like `token_created_by`. */
+  token_creator_chain: CreatorChain | null;
   times: number;
   /** RFC 3339, as the events have it. */
   first: string;
@@ -37,7 +39,8 @@ export async function listViewers(
 ): Promise<Viewer[]> {
   const isLook = sql`chain = ${organizationId} and key_id = ${keyId} and action = 'key.revealed'`;
   const { rows } = await sql<Viewer>`
-    select last_look.event -> 'actor' as admin, token.created_by as token_created_by, viewer.times,
+    select last_look.event -> 'actor' as admin, token.created_by as token_created_by,
+      token.creator_chain as token_creator_chain, viewer.times,
       (select canonical::jsonb ->> 'at' from history
         where chain = ${organizationId} and sequence = viewer.first_sequence) as first,
       last_look.event ->> 'at' as last, shown.looks, viewer.first_sequence

@@ -6,6 +6,7 @@ import type { AccessTokenPrincipal } from '../auth/principal.ts';
 import type { Records } from '../auth/records.ts';
 import type { ChangeFeed } from '../db/change-feed.ts';
 import type { DatabaseClock } from '../db/clock.ts';
+import { createAtOnce, onceClosed, organizationGroupOf } from '../http/at-once.ts';
 import { accessTokenOf } from '../http/guard.ts';
 import { createChangeStreams, heartbeatEveryMs, silenceAllowedMs } from './change-streams.ts';
 
@@ -41,7 +42,8 @@ export const changeRoutes: FastifyPluginAsyncZod<ChangeRoutesOptions> = async (a
     const token = await records.accessTokens.get(id, true);
     return token !== undefined && token.deleted_at === null && token.scopes.includes('read');
   };
-  const streams = createChangeStreams({ feed, clock, mayStillFollow, streamsAtOnce, logger: app.log });
+  const streams = createChangeStreams({ feed, clock, mayStillFollow, logger: app.log });
+  const atOnce = createAtOnce({ what: 'streams of changes', inAll: streamsAtOnce, retryAfterSeconds: 5 });
   // Before the server closes, which would wait for them; and as soon as their clients should go elsewhere.
   app.addHook('preClose', async () => streams.close());
   draining.addEventListener('abort', () => streams.close(), { once: true });
@@ -63,7 +65,8 @@ export const changeRoutes: FastifyPluginAsyncZod<ChangeRoutesOptions> = async (a
     },
     (request, reply) => {
       const principal = followerOf(request);
-      streams.requireRoom(principal);
+      streams.requireOpen();
+      const leave = atOnce.enter(organizationGroupOf(request));
       // No proxy on the way may keep events back: nginx buffers unless it is told not to.
       reply.headers({
         'content-type': 'text/event-stream',
@@ -73,6 +76,7 @@ export const changeRoutes: FastifyPluginAsyncZod<ChangeRoutesOptions> = async (a
       reply.hijack();
       reply.raw.writeHead(200, reply.getHeaders() as OutgoingHttpHeaders);
       streams.open(principal, reply.raw);
+      onceClosed(reply.raw, leave);
     },
   );
 };

@@ -7,8 +7,8 @@ import type { DatabaseClock } from '../db/clock.ts';
 
 /** Tells backends that keep answers which of them to forget, as Server-Sent Events. */
 export interface ChangeStreams {
-  /** @throws Problem `overloaded`, `unavailable` where the service is stopping */
-  requireRoom(principal: AccessTokenPrincipal): void;
+  /** @throws Problem `unavailable` where the service is stopping */
+  requireOpen(): void;
   /** Writes events into a response whose headers are written, until one of the two sides ends it. */
   open(principal: AccessTokenPrincipal, response: ServerResponse): void;
   /** Ends all of them. */
@@ -20,7 +20,6 @@ interface ChangeStreamsOptions {
   clock: DatabaseClock;
   /** Whether a token that was changed may still follow. */
   mayStillFollow: (principal: AccessTokenPrincipal) => Promise<boolean>;
-  streamsAtOnce: number;
   logger: Pick<FastifyBaseLogger, 'info'>;
 }
 
@@ -51,7 +50,7 @@ type EndReason = 'stopping' | 'token_expired' | 'token_changed';
 const answersDependOn = /^(key|partner|org)_/;
 
 export function createChangeStreams(options: ChangeStreamsOptions): ChangeStreams {
-  const { feed, clock, streamsAtOnce } = options;
+  const { feed, clock } = options;
   const streams = new Set<Stream>();
   let isFlushing = false;
   let isClosed = false;
@@ -152,13 +151,11 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
   }, heartbeatEveryMs).unref();
 
   return {
-    requireRoom({ id }) {
+    requireOpen() {
       if (isClosed) throw new Problem('unavailable', 'The service is stopping.');
-      const own = [...streams].filter(({ principal }) => principal.id === id).length;
-      if (streams.size < streamsAtOnce && own < Math.ceil(streamsAtOnce / 2)) return;
-      throw new Problem('overloaded', 'Too many clients follow changes.', { headers: { 'retry-after': '5' } });
     },
     open(principal, response) {
+      if (response.destroyed) return;
       const stream: Stream = {
         principal,
         response,

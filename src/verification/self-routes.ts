@@ -43,6 +43,8 @@ export const selfRoutes: FastifyPluginAsyncZod<SelfRoutesOptions> = async (app, 
         operationId: 'getSelf',
         tags: ['Verification'],
         summary: 'What the presented credential is and may do',
+        description:
+          "A key may ask as often as its own limit allows, else its owner's. That is counted apart from its other uses.",
         response: { 200: selfView },
       },
     },
@@ -61,19 +63,26 @@ function limitOf(record: ApiKeyRecord) {
   return { requests: own.requests, windowSeconds: own.windowSeconds };
 }
 
-/** A key that asks about itself is used, like at a backend. @throws Problem `rate_limited` */
+/**
+ * A key that asks about itself is used, but counted in a bucket of its own: nobody looks here at the address that it comes
+ * from, so a stolen key must not use up what its owner may do. @throws Problem `rate_limited`
+ */
 async function countUse(
   { limits, usage }: SelfRoutesOptions,
   { record }: ApiKeyPrincipal,
   reply: FastifyReply,
 ): Promise<void> {
-  const count = await limits.count(bucketsOf(record), 1);
-  reply.headers(rateLimitFields(count));
+  const count = await limits.count([{ id: `self:${record.id}`, ...limitOf(record) }], 1);
+  reply.headers(rateLimitFields({ ...count, policy: 'self' }));
   usage.add(record, count.isExceeded ? 'rateLimited' : 'allowed');
   if (!count.isExceeded) return;
-  throw new Problem('rate_limited', `The key's limit is ${count.limit} in ${count.windowSeconds} seconds.`, {
-    headers: { 'retry-after': String(count.resetSeconds) },
-  });
+  throw new Problem(
+    'rate_limited',
+    `This key may ask about itself ${count.limit} times in ${count.windowSeconds} seconds.`,
+    {
+      headers: { 'retry-after': String(count.resetSeconds) },
+    },
+  );
 }
 
 function toSelfView(principal: Principal): z.infer<typeof selfView> {

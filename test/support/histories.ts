@@ -122,7 +122,12 @@ export function findByScript(
  * Puts events behind the last one of a chain, past `history_append`, which would take a minute for a million.
  * As a superuser one may insert; the chain is as sound as if the service had written it.
  */
-export async function dbAddEvents(superuserUrl: string, chain: string, count: number): Promise<void> {
+export async function dbAddEvents(
+  superuserUrl: string,
+  chain: string,
+  count: number,
+  reason = 'The partner lost it',
+): Promise<void> {
   const client = new pg.Client(superuserUrl);
   await client.connect();
   try {
@@ -135,7 +140,7 @@ export async function dbAddEvents(superuserUrl: string, chain: string, count: nu
       const hashes: Buffer[] = [hash];
       for (let index = 0; index < Math.min(left, insertedAtOnce); index++) {
         sequence += 1;
-        const event = eventOf(chain, sequence, at);
+        const event = eventOf(chain, sequence, { at, reason });
         const text = canonicalJson(event);
         hash = sha256(hash, text);
         events.push(event);
@@ -175,7 +180,7 @@ export async function dbAddEvents(superuserUrl: string, chain: string, count: nu
 
 const insertedAtOnce = 2_000;
 
-function eventOf(chain: string, sequence: number, at: string) {
+function eventOf(chain: string, sequence: number, { at, reason }: { at: string; reason: string }) {
   return {
     id: newId('event'),
     organizationId: chain === 'installation' ? null : chain,
@@ -186,6 +191,6 @@ function eventOf(chain: string, sequence: number, at: string) {
     keyId: newId('key'),
     partnerId: newId('partner'),
     request: { id: `r-${sequence}`, ip: '203.0.113.7', userAgent: 'curl/8.5.0' },
-    details: { reason: 'The partner lost it', recipient: null },
+    details: { reason, recipient: null },
   };
 }

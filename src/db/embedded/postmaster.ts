@@ -40,7 +40,7 @@ const pollMs = 50;
  * @throws EmbeddedPostgresError `in_use` (another live Latchkey has it), `start_failed`
  */
 export async function startPostmaster(options: PostmasterOptions): Promise<Postmaster> {
-  const deadline = Date.now() + patienceMs;
+  const deadline = performance.now() + patienceMs;
   let port = await freePort(options.port);
   for (;;) {
     await awaitFreeCluster(options.cluster, deadline);
@@ -50,7 +50,7 @@ export async function startPostmaster(options: PostmasterOptions): Promise<Postm
     else if (!/already exists|pre-existing shared memory|is the data directory .* in use/.test(started)) {
       throw failed(options.logFile, started);
     }
-    if (Date.now() > deadline) throw failed(options.logFile, started);
+    if (performance.now() > deadline) throw failed(options.logFile, started);
     await delay(pollMs * 4);
   }
 }
@@ -85,7 +85,7 @@ async function awaitFreeCluster(cluster: string, deadline: number): Promise<void
       );
     }
     if (keeper === 'none') process.kill(file.pid, 'SIGINT');
-    if (Date.now() > deadline) {
+    if (performance.now() > deadline) {
       throw new EmbeddedPostgresError(
         'in_use',
         `A Postgres that an earlier Latchkey left behind (process ${file.pid}) does not end. End it, then start again.`,

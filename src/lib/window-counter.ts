@@ -1,0 +1,30 @@
+import { LRUCache } from 'lru-cache';
+
+/** What a name has counted in its present window. */
+export interface WindowCount {
+  used: number;
+  /** Whole seconds until the window ends: at least 1, never more than the window. */
+  resetSeconds: number;
+}
+
+interface WindowCounterOptions {
+  windowSeconds: number;
+  /** Names that are kept at most; the least recently counted one makes room. */
+  capacity: number;
+}
+
+/** Counts by name in windows that begin with their first count, by a monotonic clock. @returns what adds one */
+export function createWindowCounter({ windowSeconds, capacity }: WindowCounterOptions): (name: string) => WindowCount {
+  const windows = new LRUCache<string, { used: number; endsAtMs: number }>({ max: capacity });
+  return (name) => {
+    const nowMs = performance.now();
+    let window = windows.get(name);
+    if (window === undefined || window.endsAtMs <= nowMs) {
+      window = { used: 0, endsAtMs: nowMs + windowSeconds * 1_000 };
+      windows.set(name, window);
+    }
+    window.used += 1;
+    const leftSeconds = Math.ceil((window.endsAtMs - nowMs) / 1_000);
+    return { used: window.used, resetSeconds: Math.min(windowSeconds, Math.max(1, leftSeconds)) };
+  };
+}

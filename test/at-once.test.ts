@@ -1,0 +1,172 @@
+import { once } from 'node:events';
+import { request as httpRequest, type IncomingMessage } from 'node:http';
+import type { AddressInfo, Socket } from 'node:net';
+import t, { type Test } from 'tap';
+import { createAtOnce } from '../src/http/at-once.ts';
+import { type Client, startService, type TestService } from './support/app.ts';
+import { dbAddEvents } from './support/histories.ts';
+import { eventually } from './support/process.ts';
+
+// What is expensive is bounded by organization or address, so that nobody takes it from the others.
+
+async function listening(t: Test) {
+  const service = await startService(t);
+  const sockets = new Set<Socket>();
+  service.app.server.on('connection', (socket: Socket) => sockets.add(socket));
+  await service.app.listen({ port: 0, host: '127.0.0.1' });
+  return { ...service, sockets };
+}
+
+/** Begins a request on a connection of its own, and reads nothing of the body until it is asked to. */
+async function begin(t: Test, { app }: TestService, path: string, headers = {}): Promise<IncomingMessage> {
+  const { port } = app.server.address() as AddressInfo;
+  const asked = httpRequest({ port, host: '127.0.0.1', path, headers, agent: false });
+  t.teardown(() => asked.destroy());
+  asked.end();
+  const [response] = (await once(asked, 'response')) as [IncomingMessage];
+  response.on('error', () => undefined);
+  return response;
+}
+
+const as = ({ token }: Client) => ({ authorization: `Bearer ${token}` });
+
+async function otherOrganization({ operator, as }: TestService) {
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  const wish = { role: 'admin', scopes: ['read', 'write'], name: 'Olga', email: 'olga@example.com' };
+  const named = { 'latchkey-organization': other.id };
+  return {
+    named,
+    id: other.id as string,
+    admin: as((await operator.post('/v1/access-tokens', wish, named)).body.token),
+  };
+}
+
+const statusesOf = (responses: IncomingMessage[]) => responses.map(({ statusCode }) => statusCode ?? 0).sort();
+
+t.test('an organization at its bound of exports is refused more, and another one is served', async (t) => {
+  const service = await listening(t);
+  const { admin, operator, urls, organizationId } = service;
+  const other = await otherOrganization(service);
+  await dbAddEvents(urls.superuser, organizationId, 20_000);
+  const path = '/v1/history/export';
+  const open = await Promise.all(Array.from({ length: 4 }, () => begin(t, service, path, as(admin))));
+  t.same(statusesOf(open), [200, 200, 200, 200]);
+  const more = await begin(t, service, path, as(admin));
+  t.match(more, { statusCode: 429, headers: { 'retry-after': '5', 'content-type': /problem/ } });
+  const byOperator = { ...as(operator), 'latchkey-organization': organizationId };
+  t.equal((await begin(t, service, path, byOperator)).statusCode, 429, 'in whoever’s name it is asked');
+  t.equal((await begin(t, service, path, as(other.admin))).statusCode, 200);
+  t.equal((await begin(t, service, path, as(operator))).statusCode, 200, 'the installation is a group of its own');
+  t.match((await admin.get('/v1/history?class=refused')).body.data, [
+    { operation: 'exportHistory', code: 'rate_limited' },
+  ]);
+  open[0]?.destroy();
+  await open[1]?.toArray();
+  const again = async () => (await begin(t, service, path, as(admin))).statusCode === 200;
+  await eventually(again);
+  await eventually(again);
+});
+
+t.test('nothing is kept for a reader that does not read, however big the events are', async (t) => {
+  const service = await listening(t);
+  const { admin, client, sockets, urls, organizationId } = service;
+  // As large as an update that records the whole metadata before and after.
+  await dbAddEvents(urls.superuser, organizationId, 600, 'x'.repeat(32_000));
+  let acquired = 0;
+  client.pool.on('acquire', () => {
+    acquired += 1;
+  });
+  const response = await begin(t, service, '/v1/history/export', as(admin));
+  let before = -1;
+  await eventually(async () => {
+    const isStill = acquired === before;
+    before = acquired;
+    return isStill;
+  });
+  const unread = Math.max(...[...sockets].map(({ writableLength }) => writableLength));
+  t.ok(unread > 0, 'the kernel has taken all that it takes');
+  t.ok(unread < 400_000, `${unread} bytes wait for the reader`);
+  const text = Buffer.concat(await response.toArray()).toString();
+  t.equal(text.trimEnd().split('\n').length, (await admin.get('/v1/history?limit=1')).body.data[0].sequence);
+  t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+});
+
+t.test('few verifications of one history go on at once, and others’ are carried out', async (t) => {
+  const service = await listening(t);
+  const { admin, urls, organizationId } = service;
+  const other = await otherOrganization(service);
+  await dbAddEvents(urls.superuser, organizationId, 20_000);
+  const path = '/v1/history/verify';
+  const flood = Array.from({ length: 20 }, () => begin(t, service, path, as(admin)));
+  t.equal((await other.admin.get(path)).body.valid, true);
+  const replies = await Promise.all(flood);
+  t.same(statusesOf(replies), [200, 200, ...Array.from({ length: 18 }, () => 429)]);
+  t.equal(replies.find(({ statusCode }) => statusCode === 429)?.headers['retry-after'], '5');
+  t.equal((await admin.get(path)).body.valid, true, 'afterwards there is room');
+});
+
+t.test('a verification ends when nobody waits for it', async (t) => {
+  const service = await listening(t);
+  const { admin, app, client, urls, organizationId, logLines } = service;
+  await dbAddEvents(urls.superuser, organizationId, 40_000);
+  const { port } = app.server.address() as AddressInfo;
+  let acquired = 0;
+  client.pool.on('acquire', () => {
+    acquired += 1;
+  });
+  for (let turn = 0; turn < 2; turn++) {
+    const asked = httpRequest({ port, path: '/v1/history/verify', headers: as(admin), agent: false });
+    asked.on('error', () => undefined);
+    asked.end();
+    const before = acquired;
+    await eventually(async () => acquired > before + 10);
+    asked.destroy();
+  }
+  await eventually(async () => (await admin.get('/v1/history/verify')).status === 200);
+  t.ok(acquired < 2.5 * (40_000 / 250), `${acquired} queries: one verification, and not three`);
+  t.notMatch(logLines.join(''), '"level":50');
+});
+
+t.test(
+  'requests for metrics at the same time share one collection, and one address has only some of them',
+  async (t) => {
+    const { app, client } = await startService(t);
+    let acquired = 0;
+    client.pool.on('acquire', () => {
+      acquired += 1;
+    });
+    await app.inject('/metrics');
+    const forOne = acquired;
+    acquired = 0;
+    const ask = (remoteAddress: string) => app.inject({ url: '/metrics', remoteAddress });
+    const flood = Array.from({ length: 40 }, () => ask('192.0.2.1'));
+    const elsewhere = await ask('192.0.2.2');
+    const replies = await Promise.all(flood);
+    t.same(replies.map(({ statusCode }) => statusCode).sort(), [
+      ...Array.from({ length: 8 }, () => 200),
+      ...Array.from({ length: 32 }, () => 429),
+    ]);
+    t.equal(elsewhere.statusCode, 200);
+    t.ok(acquired <= 2 * forOne, `${acquired} connections for 9 replies, ${forOne} for one`);
+    t.equal((await ask('192.0.2.1')).statusCode, 200, 'afterwards there is room');
+  },
+);
+
+t.test('however much the groups before it have taken, one group leaves room for the next', async (t) => {
+  for (const inAll of [0, 1, 2, 7, 64]) {
+    const atOnce = createAtOnce({ what: 'things', inAll, retryAfterSeconds: 1 });
+    const leaves: Array<() => void> = [];
+    let groups = 0;
+    for (; leaves.length < inAll; groups++) {
+      const before = leaves.length;
+      const takeAll = () => {
+        for (;;) leaves.push(atOnce.enter(`group ${groups}`));
+      };
+      t.throws(takeAll, { code: 'rate_limited' });
+      t.equal(leaves.length - before, Math.ceil((inAll - before) / 2));
+    }
+    t.throws(() => atOnce.enter('late'), { code: 'overloaded', headers: { 'retry-after': '1' } });
+    for (const leave of [...leaves, ...leaves]) leave();
+    if (inAll > 0) t.doesNotThrow(() => atOnce.enter('late'));
+  }
+});

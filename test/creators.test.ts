@@ -1,0 +1,98 @@
+import t from 'tap';
+import { type Actor, type CreatorChain, extendChain, topmostAdminOf } from '../src/core/actor.ts';
+import { type Client, startService, type TestService } from './support/app.ts';
+
+// An access token says who created it, and who created that one's, so that nobody hides behind a token of its own making.
+
+const inOrganization = ({ organizationId }: TestService) => ({ 'latchkey-organization': organizationId });
+
+async function create(service: TestService, by: Client, wish: Record<string, unknown>, headers = {}) {
+  const scopes = ['read', 'write'];
+  const { status, body } = await by.post('/v1/access-tokens', { scopes, ...wish }, headers);
+  t.equal(status, 201);
+  return { id: body.id as string, client: service.as(body.token), body };
+}
+
+t.test('an operator that reveals with a token of its own making, and deletes it, is named', async (t) => {
+  const service = await startService(t);
+  const { admin, operator } = service;
+  const { body: key } = await admin.post('/v1/keys', {});
+  const first = (await operator.get('/v1/self')).body;
+  const second = await create(service, operator, { role: 'operator', name: 'Oscar' });
+  const wish = { role: 'admin', name: 'Nobody', email: 'nobody@example.com' };
+  const direct = await create(service, second.client, wish, inOrganization(service));
+  const hidden = await create(service, direct.client, wish);
+  t.equal((await hidden.client.post(`/v1/keys/${key.id}/reveal`)).status, 200);
+  for (const { id } of [hidden, direct]) await operator.delete(`/v1/access-tokens/${id}`, inOrganization(service));
+  await operator.delete(`/v1/access-tokens/${second.id}`);
+
+  const root = { type: 'operator', id: first.id, name: 'First operator', email: null };
+  const ids = [first.id, second.id, direct.id];
+  const { body: history } = await admin.get(`/v1/history?action=key.revealed&keyId=${key.id}`);
+  t.same(history.data[0].actor, {
+    type: 'admin',
+    id: hidden.id,
+    name: 'Nobody',
+    email: 'nobody@example.com',
+    createdByRoot: root,
+    createdByIds: ids,
+  });
+  const [viewer] = (await admin.get(`/v1/keys/${key.id}/viewers`)).body.data;
+  t.same(viewer.admin, history.data[0].actor);
+  t.match(viewer.tokenCreatedBy, { type: 'admin', id: direct.id, createdByRoot: root });
+  t.match(viewer.tokenCreatorChain, [
+    { type: 'system', id: 'bootstrap' },
+    root,
+    { type: 'operator', id: second.id, name: 'Oscar' },
+    { type: 'admin', id: direct.id },
+  ]);
+  t.equal(viewer.tokenCreatorChain.length, 4);
+  t.equal((await admin.get('/v1/history/verify')).body.valid, true);
+});
+
+t.test('whatever such a token does names its root, also what it creates', async (t) => {
+  const service = await startService(t);
+  const { admin, operator } = service;
+  const { id } = (await operator.get('/v1/self')).body;
+  const wish = { role: 'admin', name: 'Nobody', email: 'nobody@example.com' };
+  const hidden = await create(service, operator, wish, inOrganization(service));
+  const { body: key } = await hidden.client.post('/v1/keys', {});
+  t.match(key.createdBy, { id: hidden.id, createdByRoot: { type: 'operator', id } });
+  await hidden.client.delete(`/v1/keys/${key.id}`);
+  const { body: history } = await admin.get(`/v1/keys/${key.id}/history`);
+  for (const { actor } of history.data) t.match(actor, { createdByRoot: { id }, createdByIds: [id] });
+  const own = (await admin.get('/v1/history?limit=1&action=access_token.created')).body.data[0].actor;
+  t.equal(own.id, id);
+  t.notOk('createdByRoot' in own, 'an operator of the bootstrap stands behind itself');
+});
+
+t.test('the chain comes from the caller alone, and is shown with the token', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const { id } = (await admin.get('/v1/self')).body;
+  const wish = { role: 'verifier', name: 'Backend', scopes: ['read'] };
+  for (const member of ['creatorChain', 'createdBy', 'createdByRoot']) {
+    t.match(await admin.post('/v1/access-tokens', { ...wish, [member]: [] }), {
+      status: 400,
+      body: { code: 'validation_failed', errors: [{ path: `body.${member}` }] },
+    });
+  }
+  const { body } = await create(service, admin, wish);
+  t.match(body.creatorChain, [{ id: 'bootstrap' }, { id }]);
+  t.same((await admin.get(`/v1/access-tokens/${body.id}`)).body.creatorChain, body.creatorChain);
+});
+
+t.test('a chain has an end: its root and its topmost admin stay, however often a token is replaced', async (t) => {
+  const named = (type: Actor['type'], id: string): Actor => ({ type, id, name: id, email: null });
+  for (const operators of [1, 30, 31, 40]) {
+    let chain: CreatorChain = extendChain([], named('system', 'bootstrap'));
+    for (let turn = 1; turn <= operators; turn++) chain = extendChain(chain, named('operator', `operator-${turn}`));
+    for (let turn = 1; turn <= 100; turn++) {
+      chain = extendChain(chain, { ...named('admin', `admin-${turn}`), createdByIds: ['x'] });
+      t.equal(topmostAdminOf(chain)?.id, 'admin-1');
+      t.equal(chain.at(-1)?.id, `admin-${turn}`);
+    }
+    t.same([chain[0]?.id, chain[1]?.id, chain.length], ['bootstrap', 'operator-1', 32]);
+    t.notMatch(JSON.stringify(chain), 'createdByIds', 'no chain within a chain');
+  }
+});
