@@ -25,6 +25,12 @@ export const problemKinds = {
     explanation: 'The request was understood, but a field or parameter is missing, unknown or out of range.',
     remedy: 'Each entry of errors names a path and what is wrong there. Unknown fields are refused, never ignored.',
   },
+  cost_exceeds_limit: {
+    status: 400,
+    title: 'Cost exceeds the limit',
+    explanation: 'The use costs more than one of the limits that count it lets through in a whole window.',
+    remedy: 'Waiting does not help: send a smaller cost, or raise the limit that the detail names.',
+  },
   cursor_invalid: {
     status: 400,
     title: 'Cursor invalid',

@@ -4,6 +4,7 @@ import { z } from 'zod';
 import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import type { ApiKeyPrincipal, Principal } from '../auth/principal.ts';
 import { Problem } from '../core/errors.ts';
+import { limitSentence } from '../core/rate-limit.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
 import { idView, rateLimitView, timestampView } from '../http/schemas.ts';
 import { bucketsOf, type UseLimits } from './limits.ts';
@@ -24,7 +25,11 @@ const selfView = z
       .meta({ description: 'Null for an API key.' }),
     permission: z.enum(['read', 'write', 'read_write']).nullable().meta({ description: 'Null for an access token.' }),
     expiresAt: timestampView.nullable(),
-    rateLimit: rateLimitView.nullable().meta({ description: 'That of an API key; null for an access token.' }),
+    rateLimit: rateLimitView.nullable().meta({
+      description:
+        "A limit of the API key's own, which narrows the one that all keys of its owner share; else the owner's. " +
+        'Null for an access token.',
+    }),
   })
   .meta({ id: 'Self' });
 
@@ -71,7 +76,7 @@ async function countUse(
   reply.headers(rateLimitFields(count));
   usage.add(record, count.isExceeded ? 'rateLimited' : 'allowed');
   if (!count.isExceeded) return;
-  throw new Problem('rate_limited', `The key's limit is ${count.limit} in ${count.windowSeconds} seconds.`, {
+  throw new Problem('rate_limited', limitSentence(count), {
     headers: { 'retry-after': String(count.resetSeconds) },
   });
 }
