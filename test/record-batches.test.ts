@@ -112,7 +112,7 @@ t.test('a row that cannot be understood is an error of its own key only', async 
     const { body: partner } = await admin.post('/v1/partners', { email: `p${turn}@p.example`, permissions: ['read'] });
     keys.push(partner.keys[0]);
   }
-  await dbQuery(urls.superuser, "update api_keys set expires_at = 'infinity' where id = $1", [keys[2].id]);
+  await dbQuery(urls.superuser, "update api_keys set created_at = 'infinity' where id = $1", [keys[2].id]);
   const statuses = await eventually(async () => {
     const replies = await Promise.all(keys.map(({ key }) => verifier.post('/v1/verify', { key, permission: 'read' })));
     return replies.map(({ status }) => status);
