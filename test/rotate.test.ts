@@ -1,6 +1,7 @@
 import t from 'tap';
 import { expiringSoon } from '../src/keys/policy.ts';
 import { type Client, type Json, startService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
 
 const hour = 3_600_000;
 
@@ -53,7 +54,7 @@ t.test('a key is replaced with no downtime: the new one is set up as the old one
 });
 
 t.test('what the old key has used of its own limit counts for the one that replaces it', async (t) => {
-  const { admin, verifier } = await startService(t);
+  const { admin, verifier, urls } = await startService(t);
   const { body: first } = await admin.post('/v1/keys', { rateLimit: { requests: 10, windowSeconds: 60 } });
   t.equal(first.replacesKeyId, null);
   const ask = async ({ key }: Json, cost = 1) =>
@@ -73,6 +74,16 @@ t.test('what the old key has used of its own limit counts for the one that repla
     await admin.patch(`/v1/keys/${third.id}`, { rateLimit: { requests: 11, windowSeconds: 60 } });
     t.match(await ask(third), { code: 'valid', rateLimit: { limit: 11, remaining: 0 } });
     t.match((await admin.get(`/v1/keys/${third.id}`)).body, { replacesKeyId: second.id });
+  });
+
+  await t.test('who writes to the database without the keyring cannot cut the count off', async (t) => {
+    const { body: partner } = await admin.post('/v1/partners', { email: 'c@p.example', permissions: ['read'] });
+    const { body: next } = await admin.post(`/v1/keys/${partner.keys[0].id}/rotate`, {});
+    t.equal((await ask(next)).code, 'valid');
+    await dbQuery(urls.app, 'update api_keys set limit_bucket_id = id where id = $1', [next.id]);
+    const headers = { 'cache-control': 'no-cache' };
+    const reply = await verifier.post('/v1/verify', { key: next.key, permission: 'read' }, headers);
+    t.equal(reply.body.code, 'not_found');
   });
 
   await t.test('another window of one of them does not begin the other’s again and again', async (t) => {
