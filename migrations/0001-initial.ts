@@ -81,7 +81,11 @@ create table api_keys (
   last_four text not null,
   expires_at timestamptz,
   allowed_ips text[] not null,
-  metadata jsonb not null,
+  -- Not jsonb, which prints 1e308 with 309 digits: what is read is what was measured when it was written.
+  metadata json not null,
+  replaces_key_id text collate "C",
+  -- The first key of the rotations that led to this one, under whose id a limit of its own is counted; null: itself.
+  limit_bucket_id text collate "C",
   rate_limit_requests integer,
   rate_limit_window_seconds integer,
   created_at timestamptz not null,
@@ -92,6 +96,10 @@ create table api_keys (
   purged_at timestamptz,
   constraint api_keys_organization_fk foreign key (organization_id) references organizations (id),
   constraint api_keys_partner_fk foreign key (organization_id, partner_id) references partners (organization_id, id),
+  constraint api_keys_replaces_fk foreign key (replaces_key_id) references api_keys (id),
+  constraint api_keys_limit_bucket_fk foreign key (limit_bucket_id) references api_keys (id),
+  constraint api_keys_limit_bucket_whole check ((replaces_key_id is null) = (limit_bucket_id is null)),
+  constraint api_keys_metadata_size check (octet_length(metadata::text) <= 16384),
   constraint api_keys_id_form check (id ~ ${id('key')}),
   constraint api_keys_permission_known check (permission in ('read', 'write', 'read_write')),
   constraint api_keys_default_row_is_read_write check ((partner_id is null) = (permission = 'read_write')),

@@ -45,6 +45,22 @@ t.test('the owner’s limit holds as well as a key’s own', async (t) => {
   t.equal(allowed, 160);
 });
 
+t.test('a rotated key goes on where its predecessor was', async (t) => {
+  const { url, admin, verifier } = await startListening(t);
+  const client = await startClient(t, { url, token: verifier.token });
+  const { body: old } = await admin.post('/v1/keys', { rateLimit: { requests: 200, windowSeconds: 3_600 } });
+  const use = async (key: string, times: number) => {
+    let allowed = 0;
+    for (let turn = 0; turn < times; turn++) {
+      if ((await client.verify({ key, permission: 'read' })).valid) allowed += 1;
+    }
+    return allowed;
+  };
+  t.equal(await use(old.key, 120), 120);
+  const { body: next } = await admin.post(`/v1/keys/${old.id}/rotate`, {});
+  t.equal(await use(next.key, 120), 80);
+});
+
 t.test('several backends go past it by at most a sixteenth each, and soon refuse', async (t) => {
   const { url, admin, verifier } = await startListening(t);
   await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 3_600 });

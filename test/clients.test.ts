@@ -91,6 +91,13 @@ t.test('the TypeScript of docs/integration.md compiles, and tells whose key it i
   t.match(await checkKey(key, 'read', '203.0.113.7'), { status: 200, partnerId: body.id });
   t.same(await checkKey(key, 'write', '203.0.113.7'), { status: 403 });
   t.same(await checkKey('lk_k_nothing', 'read', '203.0.113.7'), { status: 401 });
+  for (const hostile of ['', 'x'.repeat(1_001), 'x'.repeat(16_000), '\u0000', '\ud800', 'clé 🔑']) {
+    t.same(await checkKey(hostile, 'read', '203.0.113.7'), { status: 401 }, 'no stranger makes it look broken');
+  }
+  for (const ip of ['unknown', '', 'fe80::1%eth0', '203.0.113.7:5678', '[2001:db8::1]:443']) {
+    t.match(await checkKey(key, 'read', ip), { status: 200 }, ip);
+    t.same(await checkKey('lk_k_nothing', 'read', ip), { status: 401 }, ip);
+  }
   await service.admin.patch(`/v1/keys/${id}`, { rateLimit: { requests: 1, windowSeconds: 86_400 } });
   await checkKey(key, 'read', '203.0.113.7');
   t.same(await checkKey(key, 'read', '203.0.113.7'), { status: 429 });

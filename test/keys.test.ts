@@ -183,6 +183,7 @@ t.test('nothing shows a plaintext but the reply that creates a key, and reveal',
     'name',
     'maskedKey',
     'status',
+    'replacesKeyId',
     'createdAt',
     'createdBy',
     'expiresAt',
@@ -214,3 +215,44 @@ t.test('a sealed value opens for its own key only', async (t) => {
   t.equal((await admin.post(`/v1/keys/${two.id}/reveal`)).status, 500);
   t.match(service.logLines.join(''), /unknown_keyring_entry/);
 });
+
+t.test(
+  'allowed addresses: mapped IPv4 is kept as IPv4, and a network that lets nearly all in by accident is rejected',
+  async (t) => {
+    const { admin, verifier } = await startService(t);
+    const create = (allowedIps: string[]) => admin.post('/v1/keys', { allowedIps });
+    const { body: key } = await create([
+      '::ffff:192.0.2.1',
+      '::FFFF:c000:202/128',
+      '::ffff:198.51.100.0/120',
+      '2001:db8::/32',
+    ]);
+    t.same(key.allowedIps, ['192.0.2.1', '192.0.2.2/32', '198.51.100.0/24', '2001:db8::/32']);
+    const code = async (ip: string) =>
+      (await verifier.post('/v1/verify', { key: key.key, permission: 'read', ip })).body.code;
+    t.same(await Promise.all(['192.0.2.1', '::ffff:198.51.100.9', '192.0.2.3'].map(code)), [
+      'valid',
+      'valid',
+      'ip_not_allowed',
+    ]);
+    for (const [entry, message] of [
+      ['::ffff:192.0.2.1/96', /would mean 0\.0\.0\.0\/0, every IPv4 address; .*192\.0\.2\.1\/32/],
+      ['::ffff:0:0/96', /every IPv4 address/],
+      ['::ffff:c000:0201/97', /prefix \/1, 1 of 2 of all IPv4 addresses/],
+      ['0:0:0:0:0:ffff:192.0.2.1/103', /prefix \/7/],
+      ['::ffff:192.0.2.1/24', /holds no IPv4 client; .*192\.0\.2\.1\/32/],
+      ['192.0.2.1/0', /would mean 0\.0\.0\.0\/0, every IPv4 address/],
+      ['2001:db8::1/0', /would mean ::\/0, every IPv6 address/],
+      ['192.0.2.1/33', /must be an IPv4 or IPv6 address/],
+      ['fe80::1%eth0', /must be an IPv4 or IPv6 address/],
+    ] as const) {
+      const { status, body } = await admin.patch(`/v1/keys/${key.id}`, { allowedIps: ['203.0.113.7', entry] });
+      t.match({ status, error: body.errors[0] }, { status: 400, error: { path: 'body.allowedIps.1', message } }, entry);
+    }
+    t.match(
+      await admin.patch(`/v1/keys/${key.id}`, { allowedIps: ['0.0.0.0/0', '::/0'] }),
+      { status: 200 },
+      'what is said is meant',
+    );
+  },
+);

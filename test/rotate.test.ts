@@ -1,6 +1,7 @@
 import t from 'tap';
 import { expiringSoon } from '../src/keys/policy.ts';
 import { type Client, type Json, startService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
 
 const hour = 3_600_000;
 
@@ -50,6 +51,60 @@ t.test('a key is replaced with no downtime: the new one is set up as the old one
   t.same([await ask(old), await ask(created)], ['valid', 'valid']);
   service.later(hour);
   t.same([await ask(old), await ask(created)], ['expired', 'valid']);
+});
+
+t.test('what the old key has used of its own limit counts for the one that replaces it', async (t) => {
+  const { admin, verifier, urls } = await startService(t);
+  const { body: first } = await admin.post('/v1/keys', { rateLimit: { requests: 10, windowSeconds: 60 } });
+  t.equal(first.replacesKeyId, null);
+  const ask = async ({ key }: Json, cost = 1) =>
+    (await verifier.post('/v1/verify', { key, permission: 'read', cost })).body;
+  t.match(await ask(first, 8), { rateLimit: { policy: 'key', remaining: 2 } });
+  const { body: second } = await admin.post(`/v1/keys/${first.id}/rotate`, {});
+  t.equal(second.replacesKeyId, first.id);
+  t.match(await ask(second), { code: 'valid', rateLimit: { policy: 'key', limit: 10, remaining: 1 } });
+  t.match(await ask(first), { code: 'valid', rateLimit: { remaining: 0 } }, 'both count together while both work');
+  t.match(await ask(second), { code: 'rate_limited' });
+
+  await t.test('over several rotations, and whatever becomes of the keys before', async (t) => {
+    await admin.delete(`/v1/keys/${first.id}`);
+    const { body: third } = await admin.post(`/v1/keys/${second.id}/rotate`, {});
+    t.equal(third.replacesKeyId, second.id);
+    t.match(await ask(third), { code: 'rate_limited' });
+    await admin.patch(`/v1/keys/${third.id}`, { rateLimit: { requests: 11, windowSeconds: 60 } });
+    t.match(await ask(third), { code: 'valid', rateLimit: { limit: 11, remaining: 0 } });
+    t.match((await admin.get(`/v1/keys/${third.id}`)).body, { replacesKeyId: second.id });
+  });
+
+  await t.test('who writes to the database without the keyring cannot cut the count off', async (t) => {
+    const { body: partner } = await admin.post('/v1/partners', { email: 'c@p.example', permissions: ['read'] });
+    const { body: next } = await admin.post(`/v1/keys/${partner.keys[0].id}/rotate`, {});
+    t.equal((await ask(next)).code, 'valid');
+    await dbQuery(urls.app, 'update api_keys set limit_bucket_id = id where id = $1', [next.id]);
+    const headers = { 'cache-control': 'no-cache' };
+    const reply = await verifier.post('/v1/verify', { key: next.key, permission: 'read' }, headers);
+    t.equal(reply.body.code, 'not_found');
+  });
+
+  await t.test('another window of one of them does not begin the other’s again and again', async (t) => {
+    const { body: one } = await admin.post('/v1/partners', { email: 'w@p.example', permissions: ['read'] });
+    const [old] = one.keys;
+    await admin.patch(`/v1/keys/${old.id}`, { rateLimit: { requests: 5, windowSeconds: 60 } });
+    const { body: next } = await admin.post(`/v1/keys/${old.id}/rotate`, {});
+    await admin.patch(`/v1/keys/${next.id}`, { rateLimit: { requests: 5, windowSeconds: 90 } });
+    const codes = [];
+    for (let turn = 0; turn < 8; turn++) codes.push((await ask(old)).code, (await ask(next)).code);
+    t.equal(codes.filter((code) => code === 'valid').length, 10);
+  });
+
+  await t.test('a key that is created beside another has a count of its own', async (t) => {
+    const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+    const { body: beside } = await admin.post('/v1/keys', {
+      partnerId: partner.id,
+      rateLimit: { requests: 10, windowSeconds: 60 },
+    });
+    t.match(await ask(beside), { rateLimit: { policy: 'key', remaining: 9 } });
+  });
 });
 
 t.test('without an end the old key goes on as it is', async (t) => {

@@ -128,6 +128,55 @@ t.test('a failure does not hand out the whole limit once more', { skip }, async 
   t.equal(codes.filter((code) => code === 'valid').length, 2, 'memory goes on from what Redis has told');
 });
 
+for (const count of [1, 2]) {
+  const guarantee = 'one limit and what was let in while it was gone, and no more';
+  t.test(`Redis comes and goes, with ${count} replicas: ${guarantee}`, { skip }, async (t) => {
+    const { redis, first, replicas, modeOf, ask } = await startReplicas(t, count);
+    const requests = 60;
+    await first.admin.put('/v1/rate-limit', { requests, windowSeconds: 3_600 });
+    const { body: key } = await first.admin.post('/v1/keys', {});
+    const use = async (times: number) => {
+      let valid = 0;
+      for (const replica of replicas) {
+        for (let turn = 0; turn < times; turn++) if ((await ask(replica, key.key)).code === 'valid') valid += 1;
+      }
+      return valid;
+    };
+    let running = redis.process;
+    let letIn = await use(4);
+    let whileGone = 0;
+    for (let outage = 0; outage < 3; outage++) {
+      running.child.kill('SIGKILL');
+      await eventually(async () => replicas.every((replica) => modeOf(replica) === 'memory'));
+      whileGone += await use(3);
+      // It has kept nothing.
+      running = (await startRedis(t, Number(new URL(redis.url).port))).process;
+      await eventually(async () => replicas.every((replica) => modeOf(replica) === 'shared'));
+      letIn += await use(2);
+    }
+    letIn += await use(requests);
+    if (count === 1) t.equal(letIn + whileGone, requests);
+    t.ok(letIn + whileGone >= requests && letIn <= requests, `${letIn} let in, and ${whileGone} while it was gone`);
+  });
+}
+
+t.test('a Redis that was silent and has kept its counts gets what it has missed, once', { skip }, async (t) => {
+  const { redis, first, replicas, modeOf, ask } = await startReplicas(t, 1);
+  const [only] = replicas as [typeof first];
+  const { body: key } = await first.admin.post('/v1/keys', { rateLimit: { requests: 50, windowSeconds: 3_600 } });
+  for (let turn = 0; turn < 10; turn++) await ask(only, key.key);
+  redis.process.child.kill('SIGSTOP');
+  await eventually(async () => {
+    await ask(only, key.key, { cost: 0 });
+    return modeOf(only) === 'memory';
+  });
+  for (let turn = 0; turn < 5; turn++) await ask(only, key.key);
+  redis.process.child.kill('SIGCONT');
+  await eventually(async () => modeOf(only) === 'shared');
+  const answers = await Promise.all(Array.from({ length: 8 }, () => ask(only, key.key)));
+  t.equal(Math.min(...answers.map(({ rateLimit }) => rateLimit.remaining)), 27);
+});
+
 t.test('a Redis that answers and takes no writes is of no use, and the log says so once', { skip }, async (t) => {
   const { redis, first, modeOf, ask } = await startReplicas(t, 1);
   const { body: key } = await first.admin.post('/v1/keys', {});
@@ -145,6 +194,16 @@ t.test('a Redis that answers and takes no writes is of no use, and the log says 
   t.ok(said.length <= 1, said.join(''));
   await client.replicaof('NO', 'ONE');
   await eventually(async () => modeOf(first) === 'shared');
+});
+
+t.test('the count of a rotated key goes on in Redis, too', { skip }, async (t) => {
+  const { first, replicas, ask } = await startReplicas(t, 2);
+  const { body: old } = await first.admin.post('/v1/keys', { rateLimit: { requests: 10, windowSeconds: 3_600 } });
+  const [a, b] = replicas as [typeof first, typeof first];
+  await ask(a, old.key, { cost: 7 });
+  const { body: next } = await first.admin.post(`/v1/keys/${old.id}/rotate`, {});
+  t.match(await ask(b, next.key), { code: 'valid', rateLimit: { policy: 'key', remaining: 2 } });
+  t.match(await ask(a, old.key, { cost: 3 }), { code: 'rate_limited', rateLimit: { policy: 'key', remaining: 2 } });
 });
 
 t.test('a bucket that somebody has broken begins anew', { skip }, async (t) => {

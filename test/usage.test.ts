@@ -288,3 +288,26 @@ t.test('SIGTERM: what was counted is written before the process ends', async (t)
   t.same(await service.exited, { code: 0, signal: null });
   t.same(await dbAllowed(urls.superuser), new Map([[key.id, 25]]));
 });
+
+t.test('a clock that was two hours ahead and is set back leaves no time later than now', async (t) => {
+  const { admin, verifier, verification, later } = await startService(t);
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const [key] = partner.keys;
+  const { body: gone } = await admin.post('/v1/keys', {});
+  await admin.delete(`/v1/keys/${gone.id}`);
+  const now = () => new Date(verification.clock.nowMs()).toISOString();
+  later(7_200_000);
+  const ask = ({ key: text }: { key: string }) => verifier.post('/v1/verify', { key: text, permission: 'read' });
+  t.equal((await ask(key)).body.code, 'valid');
+  t.equal((await ask(gone)).body.code, 'deleted');
+  later(-7_200_000);
+  await verification.usage.flush();
+  const shown = {
+    key: (await admin.get(`/v1/keys/${key.id}`)).body.lastUsedAt,
+    list: (await admin.get('/v1/keys')).body.data.find(({ id }: { id: string }) => id === key.id).lastUsedAt,
+    usage: (await admin.get(`/v1/keys/${key.id}/usage`)).body.lastUsedAt,
+    'usage of the partner': (await admin.get(`/v1/partners/${partner.id}/usage`)).body.lastUsedAt,
+    'a use after deletion': (await admin.get(`/v1/keys/${gone.id}/history?limit=1`)).body.data[0].details.presentedAt,
+  };
+  for (const [what, at] of Object.entries(shown)) t.ok(at !== null && at <= now(), `${what}: ${at}`);
+});

@@ -51,12 +51,12 @@ t.test('an entry that is wrong has a problem in its place; a batch that is wrong
     [[good], 'body.entries.1'],
     [{ key: key.key }, 'body.entries.1.permission'],
     [{ ...good, permission: 'admin' }, 'body.entries.1.permission'],
-    [{ ...good, ip: 'here' }, 'body.entries.1.ip'],
+    [{ ...good, ip: null }, 'body.entries.1.ip'],
     [{ ...good, cost: 1_001 }, 'body.entries.1.cost'],
     [{ ...good, uses: 0 }, 'body.entries.1.uses'],
     [{ ...good, uses: 1.5 }, 'body.entries.1.uses'],
     [{ ...good, more: 1 }, 'body.entries.1.more'],
-    [{ ...good, key: 'x'.repeat(1_001) }, 'body.entries.1.key'],
+    [{ ...good, key: 1 }, 'body.entries.1.key'],
   ];
   for (const [entry, path] of wrong) {
     const { status, body } = await verifier.post('/v1/verify/batch', { entries: [good, entry, good] });

@@ -22,6 +22,8 @@ export interface ApiKeyRow {
   allowed_ips: string[];
   suspended_at: Date | null;
   deleted_at: Date | null;
+  /** Under whose id a limit of the key's own is counted; null: its own. */
+  limit_bucket_id: KeyId | null;
   /** The key's own limit, which counts besides its owner's. */
   rate_limit_requests: number | null;
   rate_limit_window_seconds: number | null;
@@ -82,7 +84,7 @@ export class ApiKeyRecord extends KeptRecord {
     this.ownBucket =
       row.rate_limit_requests === null || row.rate_limit_window_seconds === null
         ? null
-        : bucket(row.id, row.rate_limit_requests, row.rate_limit_window_seconds);
+        : bucket(row.limit_bucket_id ?? row.id, row.rate_limit_requests, row.rate_limit_window_seconds);
     this.useCounts = new UseCounts(this.id);
     this.facts = factsOf(row);
     this.name = row.name;

@@ -36,7 +36,7 @@ export interface CacheLookups {
 }
 
 export interface RecordCacheOptions<Id extends string, Found extends KeptRecord & { id: Id }> {
-  /** One query for all of them; those that do not exist are left out. */
+  /** One query for all of them; those that do not exist are left out. Of none: whether the database answers. */
   load: (ids: Id[]) => Promise<Found[]>;
   /** Other records that went into this one: a change of theirs makes it stale too. */
   dependsOn: (found: Found) => ReadonlyArray<string | null>;
@@ -56,6 +56,8 @@ interface Wish<Id, Found> {
   promise: Promise<Found | undefined>;
   resolve: (found: Found | undefined) => void;
   reject: (error: unknown) => void;
+  /** When the batch in which it was to be read has failed; monotonic milliseconds. */
+  failedAtMs: number | undefined;
 }
 
 interface Batch {
@@ -68,8 +70,18 @@ interface Batch {
 const batchesAtOnce = 2;
 const idsInBatch = 200;
 
-/** A failure after less than this is a lost connection, and another one may work; after more, the database is silent. */
+/**
+ * A failure after less than this is a lost connection, and another one may work. After more, either the database is silent
+ * or this batch is too much for it: a query for nothing, sent meanwhile, says which.
+ */
 const quicklyMs = 500;
+
+/** Ids with which a query has failed although the database answers. They are read one by one, beside the batches. */
+const suspectMs = 60_000;
+const suspectsKept = 10_000;
+
+/** How long an id whose batch has failed waits for its own query. */
+const aloneWithinMs = 5_000;
 
 /** Ids that do not exist are remembered shortly, so that asking again and again costs one query, not a flood. */
 const unknownKeptMs = 1_000;
@@ -83,8 +95,13 @@ export function createRecordCache<Id extends string, Found extends KeptRecord & 
   const records = new KeptRecords<Id, Found>(options.capacity, unlink);
   const unknown = new LRUCache<Id, true>({ max: unknownKept, ttl: unknownKeptMs });
   const waiting = new Map<Id, Wish<Id, Found>>();
+  /** Read one by one, because the batch with them has failed. */
+  const waitingAlone = new Map<Id, Wish<Id, Found>>();
   const running = new Map<Id, Wish<Id, Found>>();
+  const suspects = new LRUCache<Id, true>({ max: suspectsKept, ttl: suspectMs });
   const batches = new Set<Batch>();
+  let together = 0;
+  let isOneAlone = false;
   const lookups: CacheLookups = { hit: 0, miss: 0, unknown: 0, stale: 0 };
   let isFailing = false;
   let probe: Promise<void> | undefined;
@@ -186,29 +203,78 @@ export function createRecordCache<Id extends string, Found extends KeptRecord & 
 
   /** @param fresh the query must begin after this call */
   function read(id: Id, fresh: boolean): Promise<Found | undefined> {
-    const shared = waiting.get(id) ?? (fresh ? undefined : running.get(id));
+    const shared = waiting.get(id) ?? waitingAlone.get(id) ?? (fresh ? undefined : running.get(id));
     if (shared !== undefined) return shared.promise;
     const { promise, resolve, reject } = withResolvers<Found | undefined>();
-    const wish = { id, promise, resolve, reject };
-    waiting.set(id, wish);
-    if (waiting.size === 1) setImmediate(startBatches);
+    const wish = { id, promise, resolve, reject, failedAtMs: undefined };
+    queueOf(wish).set(id, wish);
+    if (waiting.size + waitingAlone.size === 1) setImmediate(startBatches);
     return wish.promise;
   }
 
-  function startBatches(): void {
-    while (waiting.size > 0 && batches.size < batchesAtOnce) void runBatch();
+  function queueOf({ id, failedAtMs }: Wish<Id, Found>): Map<Id, Wish<Id, Found>> {
+    return failedAtMs !== undefined || suspects.has(id) ? waitingAlone : waiting;
   }
 
-  async function runBatch(): Promise<void> {
+  /** Reads once more, together with somebody who asks for the same since. */
+  function enqueueAgain(wish: Wish<Id, Found>): void {
+    const later = waiting.get(wish.id) ?? waitingAlone.get(wish.id);
+    if (later === undefined) queueOf(wish).set(wish.id, wish);
+    else later.promise.then(wish.resolve, wish.reject);
+  }
+
+  function startBatches(): void {
+    while (waiting.size > 0 && together < batchesAtOnce) void runTogether();
+    if (waitingAlone.size > 0 && !isOneAlone) void runAlone();
+  }
+
+  async function runTogether(): Promise<void> {
+    together += 1;
     const wishes = [...waiting.values()].slice(0, idsInBatch);
+    for (const { id } of wishes) waiting.delete(id);
+    await runBatch(wishes);
+    together -= 1;
+    startBatches();
+  }
+
+  async function runAlone(): Promise<void> {
+    const wish = takeOneAlone();
+    if (wish === undefined) return;
+    isOneAlone = true;
+    await runBatch([wish]);
+    isOneAlone = false;
+    startBatches();
+  }
+
+  /** Suspects come last. What has waited for too long is rejected. */
+  function takeOneAlone(): Wish<Id, Found> | undefined {
+    const oldestMs = performance.now() - aloneWithinMs;
+    for (const { id, failedAtMs, reject } of waitingAlone.values()) {
+      if (failedAtMs === undefined || failedAtMs >= oldestMs) continue;
+      waitingAlone.delete(id);
+      reject(new Problem('unavailable', 'The database took too long for other records.'));
+    }
+    const left = [...waitingAlone.values()];
+    const wish = left.find(({ id }) => !suspects.has(id)) ?? left[0];
+    if (wish !== undefined) waitingAlone.delete(wish.id);
+    return wish;
+  }
+
+  async function runBatch(wishes: ReadonlyArray<Wish<Id, Found>>): Promise<void> {
     const batch: Batch = { changed: new Set(), restarted: false };
     batches.add(batch);
-    for (const wish of wishes) {
-      waiting.delete(wish.id);
-      running.set(wish.id, wish);
-    }
+    for (const wish of wishes) running.set(wish.id, wish);
     const startedAtMs = performance.now();
     const failedQuickly = () => performance.now() - startedAtMs < quicklyMs;
+    let isAnswering = false;
+    const control = setTimeout(() => {
+      options.load([]).then(
+        () => {
+          isAnswering = true;
+        },
+        () => undefined,
+      );
+    }, quicklyMs);
     try {
       const ids = wishes.map(({ id }) => id);
       const records = await options.load(ids).catch((error: unknown) => {
@@ -217,24 +283,44 @@ export function createRecordCache<Id extends string, Found extends KeptRecord & 
       });
       const byId = new Map(records.map((found) => [found.id, found]));
       turn(false);
-      for (const wish of wishes) settle(wish, byId.get(wish.id), batch);
+      for (const wish of wishes) {
+        suspects.delete(wish.id);
+        settle(wish, byId.get(wish.id), batch);
+      }
     } catch (error) {
-      for (const wish of wishes) wish.reject(error);
-      if (isUnavailable(error)) {
+      if (isUnavailable(error) && !isAnswering) {
+        for (const wish of wishes) wish.reject(error);
         turn(true, error);
         if (!failedQuickly()) rejectWaiting(error);
+      } else {
+        turn(false);
+        failOneByOne(wishes, error);
       }
     } finally {
+      clearTimeout(control);
       batches.delete(batch);
       for (const wish of wishes) if (running.get(wish.id) === wish) running.delete(wish.id);
-      startBatches();
     }
+  }
+
+  /** The database answers, so one of these is the cause: it fails, and the others do not. */
+  function failOneByOne(wishes: ReadonlyArray<Wish<Id, Found>>, error: unknown): void {
+    const [first, ...others] = wishes;
+    if (first !== undefined && others.length === 0) {
+      suspects.set(first.id, true);
+      first.reject(error);
+      return;
+    }
+    const failedAtMs = performance.now();
+    for (const wish of wishes) enqueueAgain(Object.assign(wish, { failedAtMs }));
   }
 
   /** They have waited for the same silence, and would wait for it once more. */
   function rejectWaiting(error: unknown): void {
-    for (const wish of waiting.values()) wish.reject(error);
-    waiting.clear();
+    for (const queue of [waiting, waitingAlone]) {
+      for (const wish of queue.values()) wish.reject(error);
+      queue.clear();
+    }
   }
 
   function settle(wish: Wish<Id, Found>, found: Found | undefined, batch: Batch): void {
@@ -244,9 +330,7 @@ export function createRecordCache<Id extends string, Found extends KeptRecord & 
       batch.changed.has(id) ||
       (found !== undefined && dependsOn(found).some((other) => other !== null && batch.changed.has(other)));
     if (isStale) {
-      const later = waiting.get(id);
-      if (later === undefined) waiting.set(id, wish);
-      else later.promise.then(wish.resolve, wish.reject);
+      enqueueAgain(wish);
       return;
     }
     if (found === undefined) {

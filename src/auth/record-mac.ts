@@ -14,6 +14,7 @@ export const keyMacColumns = [
   'allowed_ips',
   'rate_limit_requests',
   'rate_limit_window_seconds',
+  'limit_bucket_id',
   'delete_reason',
   'tag',
   'tag_keyring_id',
@@ -67,6 +68,7 @@ function keyParts(key: MacCoveredKey): MacParts {
     key.allowed_ips,
     key.rate_limit_requests,
     key.rate_limit_window_seconds,
+    key.limit_bucket_id,
     key.delete_reason === 'compromised',
     ...tagParts(key),
   ];

@@ -91,6 +91,7 @@ export async function loadApiKeys(
       'key.allowed_ips',
       'key.suspended_at',
       'key.deleted_at',
+      'key.limit_bucket_id',
       'key.rate_limit_requests',
       'key.rate_limit_window_seconds',
       sql<number>`coalesce(partner.rate_limit_requests, organization.rate_limit_requests)`.as('owner_limit_requests'),

@@ -6,7 +6,14 @@ import { limitOf, malformed, verdictOf } from './local-verdict.ts';
 import { type ClientOptions, settingsOf } from './options.ts';
 import { CallFailed, type EntryAnswer } from './service-call.ts';
 import { createUnreported } from './unreported.ts';
-import { addressOf, LatchkeyUnavailable, type Question, type RateLimitState, type Verdict } from './verdict.ts';
+import {
+  addressOf,
+  CostExceedsLimit,
+  LatchkeyUnavailable,
+  type Question,
+  type RateLimitState,
+  type Verdict,
+} from './verdict.ts';
 
 /** What is known here of keys, and asked of Latchkey where that is not enough. */
 export interface Answers {
@@ -14,7 +21,7 @@ export interface Answers {
    * Whether a key is good, and may do this: the key itself at once where it is known here to be so, and otherwise a verdict, at
    * once or as a promise.
    * @param likely the key that it probably is: where it is, its hash need not be made
-   * @throws LatchkeyUnavailable, at once or by the promise
+   * @throws LatchkeyUnavailable, CostExceedsLimit, at once or by the promise
    */
   find(question: Question, likely?: KnownKey): KnownKey | Verdict | Promise<Verdict>;
   /** Whether answers may come from memory: the stream of changes is alive. */
@@ -155,6 +162,9 @@ export function createAnswers(options: ClientOptions): Answers {
       return { ...key.facts, valid: false, code: 'rate_limited', rateLimit: limitOf(key, nowMs) };
     }
     const { ownerLimit, keyLimit } = key;
+    if (way === 'stale' && !(ownerLimit.mayFit(cost) && keyLimit.mayFit(cost))) {
+      throw new CostExceedsLimit(`A use of cost ${cost} fits into no window of the API key's limits.`);
+    }
     if (way === 'live') {
       if (cost > 0 && !(ownerLimit.hasCredit(cost, nowMs) && keyLimit.hasCredit(cost, nowMs))) return undefined;
     } else if (!(ownerLimit.hasRest(cost, nowMs) && keyLimit.hasRest(cost, nowMs))) {
@@ -171,8 +181,11 @@ export function createAnswers(options: ClientOptions): Answers {
     const mayShare = known.get(hash) === undefined && stream.isAlive(performance.now());
     const shared = mayShare ? flights.get(name) : undefined;
     if (shared !== undefined) {
-      const verdict = await shared.verdict.catch((error: unknown) => staleOr(error, question, hash));
-      if (!verdict.valid && verdict.code !== 'rate_limited') return verdict;
+      // Whose cost was too high is not known here, so this question is asked for itself.
+      const verdict = await shared.verdict.catch((error: unknown) =>
+        error instanceof CostExceedsLimit ? undefined : staleOr(error, question, hash),
+      );
+      if (verdict !== undefined && !verdict.valid && verdict.code !== 'rate_limited') return verdict;
       const own = fromMemory(question, known.get(hash), 'live');
       if (own !== undefined) return toVerdict(own);
     }
@@ -221,8 +234,9 @@ export function createAnswers(options: ClientOptions): Answers {
     noteRefusal(key, question, verdict, nowMs);
   }
 
-  /** @throws LatchkeyUnavailable */
+  /** @throws LatchkeyUnavailable, CostExceedsLimit */
   function staleOr(error: unknown, question: Question, hash: string): Verdict {
+    if (error instanceof CostExceedsLimit) throw error;
     const stale = fromMemory(question, known.get(hash), 'stale');
     if (stale !== undefined) return toVerdict(stale);
     if (error instanceof LatchkeyUnavailable) throw error;
@@ -276,8 +290,9 @@ export function createAnswers(options: ClientOptions): Answers {
   };
 }
 
-/** @throws LatchkeyUnavailable for an entry that could not be answered */
+/** @throws CostExceedsLimit, and LatchkeyUnavailable for an entry that could not be answered */
 function verdictIn(answer: EntryAnswer): Verdict {
   if ('valid' in answer) return answer;
+  if (answer.code === 'cost_exceeds_limit') throw new CostExceedsLimit(answer.detail);
   throw new LatchkeyUnavailable(`Latchkey could not answer (${answer.status}): ${answer.detail}`);
 }

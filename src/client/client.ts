@@ -4,13 +4,20 @@ import type { ClientOptions } from './options.ts';
 import { permissionFor, type Question, type Verdict } from './verdict.ts';
 
 export type { ClientOptions } from './options.ts';
-export { LatchkeyUnavailable, permissionFor, type Question, type RateLimitState, type Verdict } from './verdict.ts';
+export {
+  CostExceedsLimit,
+  LatchkeyUnavailable,
+  permissionFor,
+  type Question,
+  type RateLimitState,
+  type Verdict,
+} from './verdict.ts';
 export type { Access };
 
 export interface LatchkeyClient {
   /**
    * Whether a key is good, and may do this: at once where it is known, else as a promise.
-   * @throws LatchkeyUnavailable, at once or by the promise
+   * @throws LatchkeyUnavailable, CostExceedsLimit, at once or by the promise
    */
   verify(question: Question): Verdict | Promise<Verdict>;
   /** The same for a method of HTTP: GET, HEAD and OPTIONS read, all others write. */

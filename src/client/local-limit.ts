@@ -36,6 +36,11 @@ export class LocalLimit {
     return (this.#window?.windowSeconds ?? 0) * 1_000;
   }
 
+  /** Whether a window that nothing was used of has room for so much. */
+  mayFit(cost: number): boolean {
+    return this.#window === undefined || cost <= this.#window.limit;
+  }
+
   /** Whether so much may be let in without asking. False where the window is over: how the next one stands is not known. */
   hasCredit(cost: number, nowMs: number): boolean {
     const window = this.#window;

@@ -17,6 +17,7 @@ export type UseEntry = Entry & { uses: number };
 /** The entry could not be answered, while others could. */
 export interface EntryProblem {
   status: number;
+  code?: string;
   detail: string;
 }
 

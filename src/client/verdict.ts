@@ -1,5 +1,5 @@
-import { isIP } from 'node:net';
 import type { Access, Permission } from '../core/permissions.ts';
+import { clientAddress } from '../lib/ip-address.ts';
 
 /** What Latchkey says of a key. A test holds this to the shape in the OpenAPI document. */
 export interface Verdict {
@@ -95,14 +95,14 @@ export function permissionFor(method: string): Access {
   return method === 'GET' || method === 'HEAD' || method === 'OPTIONS' ? 'read' : 'write';
 }
 
-/**
- * The client's address as Latchkey takes it: without a zone (RFC 4007 section 11). What is no address, such as a proxy's
- * `unknown`, is none: a key that is bound to addresses is then refused, and others do not depend on it.
- */
+/** The client's address as Latchkey reads it. Undefined: a key with allowedIps is refused, others do not depend on it. */
 export function addressOf({ ip }: Question): string | undefined {
-  if (ip === undefined) return undefined;
-  const [address = ''] = ip.split('%', 1);
-  return isIP(address) === 0 ? undefined : address;
+  return clientAddress(ip);
+}
+
+/** A use costs more than a limit of the key lets through in a whole window: waiting does not help. */
+export class CostExceedsLimit extends Error {
+  override readonly name = 'CostExceedsLimit';
 }
 
 /** Latchkey did not answer, and nothing that is known says whether this key is good. */

@@ -26,6 +26,12 @@ export const problemKinds = {
     remedy:
       'Each entry of errors names a path and what is wrong there; of many only the first 50 are named. Unknown fields are refused, never ignored.',
   },
+  cost_exceeds_limit: {
+    status: 400,
+    title: 'Cost exceeds the limit',
+    explanation: 'The use costs more than one of the limits that count it lets through in a whole window.',
+    remedy: 'Waiting does not help: send a smaller cost, or raise the limit that the detail names.',
+  },
   cursor_invalid: {
     status: 400,
     title: 'Cursor invalid',

@@ -20,3 +20,9 @@ export function toRateLimit(row: RateLimitColumns): RateLimit | null {
 export function toRateLimitColumns(limit: RateLimit | null): RateLimitColumns {
   return { rate_limit_requests: limit?.requests ?? null, rate_limit_window_seconds: limit?.windowSeconds ?? null };
 }
+
+/** Which limit it is, as a sentence for problems. */
+export function limitSentence(limit: { policy: 'owner' | 'key'; limit: number; windowSeconds: number }): string {
+  const whose = limit.policy === 'owner' ? "The limit that all keys of the key's owner share" : "The key's own limit";
+  return `${whose} is ${limit.limit} in ${limit.windowSeconds} seconds.`;
+}

@@ -1,17 +1,20 @@
 /** What uses of keys count against. */
 export interface Bucket {
-  /** The owner's id, or the key's for a limit of its own. */
+  /** The owner's id. For a limit of the key's own: the first key of the rotations that led to this key. */
   readonly id: string;
   readonly requests: number;
   readonly windowSeconds: number;
-  /** In which window this process counted last; it says itself whether it still lasts. To look it up takes longer than to count. */
+  /** The window that this process counted in last, if it still lasts. A lookup takes longer than counting. */
   window?: Window | undefined;
 }
 
 /** Uses that are counted together. */
 export interface Window {
-  readonly windowSeconds: number;
   used: number;
+  /** Of those used: counted in this process alone, where Redis could not be asked. */
+  unshared: number;
   /** Monotonic milliseconds. */
   endsAtMs: number;
+  /** When Redis last confirmed what is used; monotonic milliseconds. */
+  sharedAtMs: number;
 }

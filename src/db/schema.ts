@@ -106,6 +106,10 @@ export interface ApiKeysTable {
   expires_at: Date | null;
   allowed_ips: string[];
   metadata: Json<Record<string, unknown>>;
+  /** The key that this one was rotated from. */
+  replaces_key_id: KeyId | null;
+  /** The first key of the rotations that led to this one, under whose id a limit of its own is counted; null: itself. */
+  limit_bucket_id: KeyId | null;
   rate_limit_requests: number | null;
   rate_limit_window_seconds: number | null;
   created_at: Date;

@@ -1,6 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { RateLimitState, Verdict } from '../client/verdict.ts';
 import type { Problem } from '../core/errors.ts';
+import { limitSentence } from '../core/rate-limit.ts';
 
 /** Why a request is not let in, and how it is answered unless the application has its own way. */
 export interface Denial {
@@ -35,7 +36,8 @@ export function denialOf(verdict: Verdict): Denial {
         'retry-after': String(verdict.rateLimit?.resetSeconds ?? 1),
         ...rateLimitFields(verdict.rateLimit),
       };
-      return by('rate_limited', 429, 'The API key has been used too often.', headers);
+      const which = verdict.rateLimit === null ? '' : ` ${limitSentence(verdict.rateLimit)}`;
+      return by('rate_limited', 429, `The API key has been used too often.${which}`, headers);
     }
     default:
       // One answer for all of them, so that it does not tell which keys exist.
@@ -56,6 +58,15 @@ export function noKey(header: string | undefined): Denial {
   const headers = { 'www-authenticate': 'Bearer realm="api"' };
   return { status: 401, code: 'unauthorized', detail: `Send an API key ${how}.`, headers, verdict: undefined };
 }
+
+/** No 429: however long the client waits, this request does not fit into a window. */
+export const costsTooMuch: Denial = {
+  status: 403,
+  code: 'forbidden',
+  detail: "This request costs more than the API key's limit lets through in a whole window.",
+  headers: {},
+  verdict: undefined,
+};
 
 export const unavailable: Denial = {
   status: 503,

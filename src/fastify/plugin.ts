@@ -9,6 +9,7 @@ import type { ClientOptions } from '../client/options.ts';
 import {
   type ApiKey,
   apiKeyIn,
+  CostExceedsLimit,
   LatchkeyUnavailable,
   permissionFor,
   type Question,
@@ -17,7 +18,16 @@ import {
 } from '../client/verdict.ts';
 import { Problem } from '../core/errors.ts';
 import type { Access } from '../core/permissions.ts';
-import { type Denial, denialOf, denialOfProblem, noKey, rateLimitFields, sendProblem, unavailable } from './denial.ts';
+import {
+  costsTooMuch,
+  type Denial,
+  denialOf,
+  denialOfProblem,
+  noKey,
+  rateLimitFields,
+  sendProblem,
+  unavailable,
+} from './denial.ts';
 
 export type { ApiKey } from '../client/verdict.ts';
 export type { Denial } from './denial.ts';
@@ -145,6 +155,7 @@ export const latchkey = fp<LatchkeyOptions>(
 
     function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, done: HookHandlerDoneFunction): void {
       if (error instanceof Problem) deny(denialOfProblem(error), request, reply, done);
+      else if (error instanceof CostExceedsLimit) deny(costsTooMuch, request, reply, done);
       else if (error instanceof LatchkeyUnavailable) {
         request.log.error({ err: error }, 'Latchkey could not be asked about an API key.');
         deny(unavailable, request, reply, done);

@@ -4,19 +4,28 @@ import { Problem } from '../core/errors.ts';
 /** Deeper than any honest body, and shallow enough for whatever recurses over it later. */
 const deepest = 32;
 
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** Text in the body is not stored, so it may be one that Postgres could not hold, such as U+0000. */
+    takesAnyText?: boolean;
+  }
+}
+
+type Takes = 'any text' | 'storable text';
+
 /** Bodies are JSON objects in UTF-8; whatever Postgres or RFC 8785 could not keep is refused here, once for all. */
 export const jsonBody = fp(
   async (app) => {
     app.removeAllContentTypeParsers();
     // Without a promise, like the hooks that every request passes: what is thrown here Fastify takes as the refusal.
-    app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, (_request, body, done) => {
-      done(null, parseJson(body));
+    app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, ({ routeOptions }, body, done) => {
+      done(null, parseJson(body, routeOptions.config.takesAnyText === true ? 'any text' : 'storable text'));
     });
   },
   { name: 'json-body' },
 );
 
-function parseJson(body: Buffer): unknown {
+function parseJson(body: Buffer, takes: Takes): unknown {
   if (body.length === 0) throw new Problem('bad_request', 'The body is empty, though its type is application/json.');
   const text = decodeUtf8(body);
   requireShallow(text);
@@ -26,7 +35,7 @@ function parseJson(body: Buffer): unknown {
   } catch (cause) {
     throw new Problem('bad_request', 'The body is not valid JSON.', { cause });
   }
-  const bad = isSuspicious(text) ? findUnstorable(value) : undefined;
+  const bad = isSuspicious(text) ? findUnstorable(value, takes) : undefined;
   if (bad !== undefined) {
     throw new Problem('validation_failed', `${bad.path}: ${bad.message}`, { errors: [bad] });
   }
@@ -93,9 +102,9 @@ function isSuspicious(text: string): boolean {
 }
 
 /** The first value or member name that cannot be stored: U+0000, a lone surrogate, `__proto__`, a number over 1.8e308. */
-function findUnstorable(value: unknown, path = 'body'): { path: string; message: string } | undefined {
+function findUnstorable(value: unknown, takes: Takes, path = 'body'): { path: string; message: string } | undefined {
   if (typeof value === 'string') {
-    const message = whatIsWrong(value);
+    const message = takes === 'any text' ? undefined : whatIsWrong(value);
     return message === undefined ? undefined : { path, message };
   }
   if (value === Number.POSITIVE_INFINITY || value === Number.NEGATIVE_INFINITY) {
@@ -104,21 +113,23 @@ function findUnstorable(value: unknown, path = 'body'): { path: string; message:
   if (Array.isArray(value)) {
     return firstOf(
       value.map((item, index) => [String(index), item] as const),
+      takes,
       path,
     );
   }
   if (typeof value !== 'object' || value === null) return undefined;
-  return firstOf(Object.entries(value), path);
+  return firstOf(Object.entries(value), takes, path);
 }
 
 function firstOf(
   members: ReadonlyArray<readonly [string, unknown]>,
+  takes: Takes,
   path: string,
 ): { path: string; message: string } | undefined {
   for (const [name, member] of members) {
     const message = name === poisonous ? 'this name is not allowed' : whatIsWrong(name);
     if (message !== undefined) return { path: `${path}.${JSON.stringify(name).slice(1, -1)}`, message };
-    const bad = findUnstorable(member, `${path}.${name}`);
+    const bad = findUnstorable(member, takes, `${path}.${name}`);
     if (bad !== undefined) return bad;
   }
   return undefined;

@@ -1,8 +1,8 @@
-import { isIP } from 'node:net';
 import { z } from 'zod';
 import { problemCodes } from '../core/errors.ts';
 import { type Id, type IdKind, idSuffixPattern } from '../core/ids.ts';
 import type { Page } from '../core/page.ts';
+import { readAllowed } from '../lib/ip-address.ts';
 
 /** Shapes that several features share. A description here is what the OpenAPI document says. */
 
@@ -117,6 +117,18 @@ export const accessesInput = z
   .refine((accesses) => new Set(accesses).size === accesses.length, 'must not name a permission twice')
   .meta({ example: ['read'], uniqueItems: true });
 
+/** What the limits of keys, partners and organizations mean, in the same words wherever they are described. */
+export const limitMeaning = {
+  key:
+    "A limit of the key's own besides its owner's, which it narrows; null: none. Keys that follow each other by rotation " +
+    'have one count.',
+  partner:
+    "All keys of the partner count against it together. Null: the organization's numbers, counted for this partner alone.",
+  organization:
+    "The organization's own keys count against it together. Each partner without a limit of its own has the same numbers, " +
+    'counted for that partner alone. It holds for keys with a limit of their own, too.',
+};
+
 export const rateLimitInput = z
   .strictObject({
     requests: z.int().min(1).max(1_000_000_000),
@@ -130,17 +142,23 @@ export const rateLimitView = z
 
 export const allowedIpsInput = z
   .array(
-    z.string().max(49).refine(isAddressOrNetwork, 'must be an IPv4 or IPv6 address or a network such as 10.0.0.0/8'),
+    z
+      .string()
+      .max(49)
+      .transform((entry, context) => {
+        const read = readAllowed(entry);
+        if (typeof read === 'string') return read;
+        context.addIssue({ code: 'custom', message: read.problem });
+        return z.NEVER;
+      }),
   )
   .max(100)
-  .meta({ example: ['203.0.113.0/24'] });
-
-function isAddressOrNetwork(value: string): boolean {
-  const [address = '', bits, ...more] = value.split('/');
-  const version = address.includes('%') ? 0 : isIP(address);
-  if (version === 0 || more.length > 0) return false;
-  return bits === undefined || (/^(0|[1-9][0-9]{0,2})$/.test(bits) && Number(bits) <= (version === 4 ? 32 : 128));
-}
+  .meta({
+    description:
+      'IPv4 and IPv6 addresses and networks from which the key may be used. An IPv4 address that is written as an IPv6 one ' +
+      '(`::ffff:…`) is kept as IPv4. Empty: from anywhere.',
+    example: ['203.0.113.0/24'],
+  });
 
 const metadataBytesAllowed = 16_384;
 

@@ -1,6 +1,6 @@
 import { type ExpectedTags, requireExpected } from '../core/entity-tag.ts';
 import { Problem } from '../core/errors.ts';
-import { type KeyId, newId, type PartnerId } from '../core/ids.ts';
+import { newId, type PartnerId } from '../core/ids.ts';
 import type { Permission } from '../core/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../core/rate-limit.ts';
 import type { Secret } from '../crypto/secret.ts';
@@ -89,8 +89,8 @@ interface KeyToAdd extends Owner {
   permission: Permission;
   minted: MintedKey;
   settings: KeySettings;
-  /** The key that it is to take over from, in a rotation. */
-  replaces?: KeyId;
+  /** The key that it replaces, in a rotation. */
+  replaces?: Pick<Key, 'id' | 'limit_bucket_id'>;
 }
 
 /** Puts a minted key into its row and records it. The owner is locked by the caller. */
@@ -109,6 +109,8 @@ export async function addKey(work: Work<OrganizationDoer>, wanted: KeyToAdd): Pr
     ...minted.columns,
     ...(wanted.mayBeRevealed ? minted.sealed : { sealed: null, sealed_keyring_id: null }),
     ...toColumns(settings),
+    replaces_key_id: wanted.replaces?.id ?? null,
+    limit_bucket_id: wanted.replaces?.limit_bucket_id ?? wanted.replaces?.id ?? null,
     created_at: work.now,
     created_by: work.by.actor,
   });
@@ -119,7 +121,7 @@ export async function addKey(work: Work<OrganizationDoer>, wanted: KeyToAdd): Pr
     details: {
       permission: key.permission,
       ...describe(settings),
-      ...(wanted.replaces === undefined ? {} : { replacesKeyId: wanted.replaces }),
+      ...(wanted.replaces === undefined ? {} : { replacesKeyId: wanted.replaces.id }),
     },
   });
   return { key, plaintext: minted.plaintext };

@@ -11,8 +11,8 @@ export interface RotateRequest {
 }
 
 /**
- * Adds the second key of the row, set up as the first one, which may get an end. The new key takes over no expiry: that
- * of the old one is why it is being replaced.
+ * Adds the second key of the row, set up as the first one, which may get an end. What the old key has used of a limit of
+ * its own counts for both. The new key takes over no expiry: that of the old one is why it is replaced.
  * @throws Problem `not_found`, `already_deleted`, `conflict` (not active), `row_full`, `overloaded`
  */
 export async function rotateKey(
@@ -34,7 +34,7 @@ export async function rotateKey(
       permission: old.permission,
       minted,
       settings,
-      replaces: old.id,
+      replaces: old,
     });
     const changes = await shortenLife(work, old, expireOldAfterSeconds);
     record(work, {

@@ -12,6 +12,7 @@ import {
   exampleId,
   idParam,
   idSchema,
+  limitMeaning,
   metadataInput,
   nameInput,
   pageOf,
@@ -31,7 +32,7 @@ import { createdKeyView, type KeyViewContext, keyView, toCreatedKeyView, toKeyVi
 const settings = {
   name: nameInput.nullish(),
   expiresAt: timestampInput.nullish(),
-  rateLimit: rateLimitInput.nullish(),
+  rateLimit: rateLimitInput.nullish().meta({ description: limitMeaning.key }),
   allowedIps: allowedIpsInput.optional(),
   metadata: metadataInput.optional(),
 };

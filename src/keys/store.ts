@@ -32,6 +32,8 @@ const columns = [
   'expires_at',
   'allowed_ips',
   'metadata',
+  'replaces_key_id',
+  'limit_bucket_id',
   'rate_limit_requests',
   'rate_limit_window_seconds',
   'created_at',

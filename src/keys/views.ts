@@ -1,7 +1,8 @@
 import { z } from 'zod';
 import { toRateLimit } from '../core/rate-limit.ts';
 import { maskedToken } from '../crypto/token.ts';
-import { actorView, idView, metadataView, rateLimitView, timestampView } from '../http/schemas.ts';
+import { actorView, idView, limitMeaning, metadataView, rateLimitView, timestampView } from '../http/schemas.ts';
+import { notLater } from '../lib/past.ts';
 import type { CreatedKey } from './commands.ts';
 import { keyStatuses, restorableUntil, statusOf } from './policy.ts';
 import type { Key } from './store.ts';
@@ -14,6 +15,9 @@ const fields = {
   name: z.string().nullable().meta({ example: 'Billing export' }),
   maskedKey: z.string().meta({ example: 'lk_k_…Zq9B' }),
   status: z.enum(keyStatuses),
+  replacesKeyId: idView('key')
+    .nullable()
+    .meta({ description: 'The key that this one was rotated from.', example: null }),
   createdAt: timestampView,
   createdBy: actorView,
   expiresAt: timestampView.nullable(),
@@ -21,7 +25,7 @@ const fields = {
   deletedAt: timestampView.nullable(),
   restorableUntil: timestampView.nullable(),
   lastUsedAt: timestampView.nullable(),
-  rateLimit: rateLimitView.nullable().meta({ description: "Null: the partner's limit, else the organization's." }),
+  rateLimit: rateLimitView.nullable().meta({ description: limitMeaning.key }),
   allowedIps: z.array(z.string()).meta({ description: 'Empty: from anywhere.', example: ['203.0.113.0/24'] }),
   metadata: metadataView,
 };
@@ -59,13 +63,14 @@ export function toKeyView(key: Key, context: KeyViewContext): z.infer<typeof key
     name: key.name,
     maskedKey: maskedToken(context.tokenPrefix, 'k', key.last_four),
     status: statusOf(key, context.now),
+    replacesKeyId: key.replaces_key_id,
     createdAt: key.created_at.toISOString(),
     createdBy: key.created_by,
     expiresAt: key.expires_at?.toISOString() ?? null,
     suspendedAt: key.suspended_at?.toISOString() ?? null,
     deletedAt: key.deleted_at?.toISOString() ?? null,
     restorableUntil: restorableUntil(key, context.undoWindowSeconds)?.toISOString() ?? null,
-    lastUsedAt: key.last_used_at?.toISOString() ?? null,
+    lastUsedAt: notLater(key.last_used_at, context.now)?.toISOString() ?? null,
     rateLimit: toRateLimit(key),
     allowedIps: key.allowed_ips,
     metadata: key.metadata,

@@ -11,6 +11,7 @@ import {
   actorView,
   idParam,
   idView,
+  limitMeaning,
   nameInput,
   pageOf,
   pageQuery,
@@ -30,7 +31,7 @@ const organizationView = z
     keyReveal: keyRevealSchema.meta({
       description: 'never: nothing sealed is kept, and a plaintext exists only in the reply that created the key.',
     }),
-    rateLimit: rateLimitView,
+    rateLimit: rateLimitView.meta({ description: limitMeaning.organization }),
     createdAt: timestampView,
     createdBy: actorView,
   })
@@ -108,7 +109,7 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
         operationId: 'getRateLimit',
         tags: ['Rate limits'],
         summary: "The organization's rate limit",
-        description: 'It applies where a partner or a key has none of its own.',
+        description: limitMeaning.organization,
         response: { 200: rateLimitView },
       },
     },
@@ -123,6 +124,7 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
         operationId: 'putRateLimit',
         tags: ['Rate limits'],
         summary: "Set the organization's rate limit",
+        description: limitMeaning.organization,
         body: rateLimitInput,
         response: { 200: rateLimitView },
       },

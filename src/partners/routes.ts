@@ -15,6 +15,7 @@ import {
   emailInput,
   idParam,
   idView,
+  limitMeaning,
   nameInput,
   pageOf,
   pageQuery,
@@ -37,7 +38,7 @@ const fields = {
   name: z.string().nullable().meta({ example: 'Partner Inc' }),
   permissions: z.array(z.enum(['read', 'write'])).meta({ example: ['read'] }),
   status: z.enum(['active', 'suspended', 'deleted']),
-  rateLimit: rateLimitView.nullable().meta({ description: "Null: the organization's limit." }),
+  rateLimit: rateLimitView.nullable().meta({ description: limitMeaning.partner }),
   createdAt: timestampView,
   createdBy: actorView,
   suspendedAt: timestampView.nullable(),
@@ -59,7 +60,7 @@ const newPartner = z
     email: emailInput,
     permissions: accessesInput,
     name: nameInput.nullish(),
-    rateLimit: rateLimitInput.nullish(),
+    rateLimit: rateLimitInput.nullish().meta({ description: limitMeaning.partner }),
   })
   .meta({ example: { email: 'team@partner.example', permissions: ['read', 'write'], name: 'Partner Inc' } });
 
@@ -68,7 +69,7 @@ const partnerPatch = z
     email: emailInput.optional(),
     permissions: accessesInput.optional(),
     name: nameInput.nullish(),
-    rateLimit: rateLimitInput.nullish(),
+    rateLimit: rateLimitInput.nullish().meta({ description: limitMeaning.partner }),
   })
   .meta({ example: { permissions: ['read'] } });
 

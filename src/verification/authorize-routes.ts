@@ -5,6 +5,7 @@ import { z } from 'zod';
 import { readCredential } from '../auth/credential.ts';
 import { Problem } from '../core/errors.ts';
 import type { Access } from '../core/permissions.ts';
+import { limitSentence } from '../core/rate-limit.ts';
 import { accessTokenOf } from '../http/guard.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
 import { answerWith } from './answer.ts';
@@ -123,7 +124,8 @@ function refusal({ code, count }: Verdict, limitedAs403: boolean): Problem {
     case 'rate_limited': {
       const fields = count === null ? {} : rateLimitFields(count);
       const retryAfter = String(count?.resetSeconds ?? 1);
-      return new Problem(limitedAs403 ? 'forbidden' : 'rate_limited', 'The API key has been used too often.', {
+      const which = count === null ? '' : ` ${limitSentence(count)}`;
+      return new Problem(limitedAs403 ? 'forbidden' : 'rate_limited', `The API key has been used too often.${which}`, {
         headers: { ...headers, ...fields, 'retry-after': retryAfter },
       });
     }

@@ -30,7 +30,7 @@ export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async 
     '/verify/batch',
     {
       bodyLimit: batchBodyLimitBytes,
-      config: { access: { role: 'verifier', scope: 'read' }, problems: ['overloaded'] },
+      config: { access: { role: 'verifier', scope: 'read' }, problems: ['overloaded'], takesAnyText: true },
       schema: {
         operationId: 'verifyKeys',
         tags: ['Verification'],

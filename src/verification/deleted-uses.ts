@@ -7,11 +7,13 @@ import type { DatabaseClock } from '../db/clock.ts';
 import { isUnavailable } from '../db/pg-error.ts';
 import { type Transactor, transact } from '../db/work.ts';
 import { record } from '../history/record.ts';
+import { clientAddress } from '../lib/ip-address.ts';
+import { notLater } from '../lib/past.ts';
 import { type DeletedUse, insertDeletedUses, nameOfUse } from './usage-store.ts';
 
 /** Sees to it that history tells, once for each key and hour, that a deleted key is still being presented. */
 export interface DeletedUses {
-  /** @param ip the client's address, where the caller has told it */
+  /** @param ip the client's address as the caller gave it */
   note(key: ApiKeyRecord, ip: string | undefined): void;
   /** Whether there is something to write. */
   isWaiting(): boolean;
@@ -43,7 +45,7 @@ export function createDeletedUses({ transactor, clock, logger }: DeletedUsesOpti
     await transact(transactor, by, async (work) => {
       // Another replica may have been first: then the event is there already.
       for (const { keyId, partnerId, ip, presentedAt } of await insertDeletedUses(work.tx, uses)) {
-        const details = { ip, presentedAt: presentedAt.toISOString() };
+        const details = { ip, presentedAt: notLater(presentedAt, work.now).toISOString() };
         record(work, { action: 'key.used_after_deletion', keyId, partnerId, details });
       }
     });
@@ -58,7 +60,7 @@ export function createDeletedUses({ transactor, clock, logger }: DeletedUsesOpti
         keyId: key.id,
         hour: new Date(nowMs - (nowMs % hourMs)),
         presentedAt: new Date(nowMs),
-        ip: ip ?? null,
+        ip: clientAddress(ip) ?? null,
       };
       const name = nameOfUse(use);
       if (recorded.has(name) || waiting.has(name) || waiting.size >= usesHeld) return;

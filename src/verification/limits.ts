@@ -1,4 +1,6 @@
 import type { ApiKeyRecord } from '../auth/api-key-record.ts';
+import { Problem } from '../core/errors.ts';
+import { limitSentence } from '../core/rate-limit.ts';
 import type { Bucket, Window } from '../core/use-bucket.ts';
 
 /** How a use was counted: by the bucket that refused it, else by the one with the least left. */
@@ -13,14 +15,17 @@ export interface Count {
 }
 
 /**
- * Counts uses of keys in windows that begin with their first use. Both buckets are looked at before either is counted,
- * so a use that one of them refuses costs the other nothing. A use of cost 0 is looked at only.
+ * Counts uses of keys, by the same rule in memory and in Redis:
+ * - A window begins with the first use that is counted in it, and ends after the bucket's window length.
+ * - Another window length is another bucket. The count of the one before is kept until its window ends, and goes on if the
+ *   length comes back. A changed number of requests applies at once to what is counted already.
+ * - Both buckets are judged before either is counted, so a use that one rejects costs the other nothing. Cost 0 only asks.
  */
 export interface UseLimits {
   /** `shared`: counted in Redis; `memory`: in this process. */
   readonly mode: 'shared' | 'memory';
   count(buckets: UseBuckets, cost: number): Count | Promise<Count>;
-  /** Counts what has been let in already, past a limit too. Nothing is refused. */
+  /** Counts what has been let in already, past a limit too. Nothing is rejected. */
   add(buckets: UseBuckets, cost: number): Count | Promise<Count>;
 }
 
@@ -31,9 +36,24 @@ export function bucketsOf({ ownerBucket, ownBucket }: ApiKeyRecord): UseBuckets 
   return ownBucket === null ? [ownerBucket] : [ownerBucket, ownBucket];
 }
 
-/** A bucket of another window is another bucket, so a changed limit acts at once. */
+/** Under which a bucket's window is found. */
 export function bucketName({ id, windowSeconds }: Bucket): string {
   return `${id}:${windowSeconds}`;
+}
+
+/**
+ * A use that costs more than a whole window has room for is a mistake of the caller, and not a matter of waiting.
+ * @throws Problem `cost_exceeds_limit`
+ */
+export function requireCostFits({ ownerBucket, ownBucket }: ApiKeyRecord, cost: number): void {
+  if (cost <= ownerBucket.requests && (ownBucket === null || cost <= ownBucket.requests)) return;
+  const isOwners = ownBucket === null || ownerBucket.requests <= ownBucket.requests;
+  const { requests: limit, windowSeconds } = isOwners ? ownerBucket : ownBucket;
+  const policy = isOwners ? 'owner' : 'key';
+  const sentence = limitSentence({ policy, limit, windowSeconds });
+  throw new Problem('cost_exceeds_limit', `A use of cost ${cost} fits into no window. ${sentence}`, {
+    members: { policy, limit, windowSeconds },
+  });
 }
 
 /** What one bucket has counted. */
@@ -61,12 +81,29 @@ export function toCount(buckets: UseBuckets, levels: readonly Level[], refusedBy
   return key.isExceeded || key.remaining <= owner.remaining ? key : owner;
 }
 
-/** Limits that are counted in this process, and may go on from where another counter has stopped. */
+/** What is known here of a bucket's window, and perhaps not in Redis. */
+export interface Arrears {
+  /** At least so much was counted in Redis once. */
+  shared: number;
+  /** Counted here while Redis could not be asked. */
+  unshared: number;
+  /** How long the window lasts. */
+  leftMs: number;
+  /** Redis could not be asked again: `unshared` is still to be added. */
+  putBack(): void;
+}
+
+/** Limits that are counted in this process, and exchange what is counted with Redis. */
 export interface MemoryLimits extends UseLimits {
   count(buckets: UseBuckets, cost: number): Count;
   add(buckets: UseBuckets, cost: number): Count;
-  /** Takes over what another counter has told of a bucket. */
+  /** Takes over what Redis has counted in a bucket. */
   adopt(bucket: Bucket, level: Level): void;
+  /**
+   * What Redis has to be told of a bucket before it counts there. Undefined, as mostly: nothing.
+   * @param sinceMs when Redis came back; what it has confirmed since is no news
+   */
+  takeArrears(bucket: Bucket, sinceMs: number): Arrears | undefined;
 }
 
 const sweepEveryMs = 60_000;
@@ -86,23 +123,26 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
     for (const [id, { endsAtMs }] of windows) if (endsAtMs <= now) windows.delete(id);
   }
 
-  /** The bucket's window, or one that would begin now. */
-  function windowOf(bucket: Bucket, now: number): Window {
-    const { id, windowSeconds, window: last } = bucket;
+  function presentWindow(bucket: Bucket, now: number): Window | undefined {
+    const last = bucket.window;
     if (last !== undefined && last.endsAtMs > now) return last;
-    const known = windows.get(id);
-    if (known === undefined || known.endsAtMs <= now || known.windowSeconds !== windowSeconds) {
-      return { windowSeconds, used: 0, endsAtMs: Math.floor(now) + windowSeconds * 1000 };
-    }
+    const known = windows.get(bucketName(bucket));
+    if (known === undefined || known.endsAtMs <= now) return undefined;
     bucket.window = known;
     return known;
+  }
+
+  /** The bucket's window, or one that would begin now. */
+  function windowOf(bucket: Bucket, now: number): Window {
+    const endsAtMs = Math.floor(now) + bucket.windowSeconds * 1000;
+    return presentWindow(bucket, now) ?? { used: 0, unshared: 0, endsAtMs, sharedAtMs: 0 };
   }
 
   function use(bucket: Bucket, window: Window, cost: number): void {
     window.used += cost;
     if (bucket.window === window) return;
     bucket.window = window;
-    windows.set(bucket.id, window);
+    windows.set(bucketName(bucket), window);
   }
 
   function countUnless(buckets: UseBuckets, cost: number, mayRefuse: boolean): Count {
@@ -111,7 +151,12 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
     const present = buckets.map((bucket) => ({ bucket, window: windowOf(bucket, now) }));
     const isTooMuch = ({ bucket, window }: (typeof present)[number]) => window.used + cost > bucket.requests;
     const refusing = mayRefuse && cost > 0 ? present.findIndex(isTooMuch) : -1;
-    if (refusing < 0 && cost > 0) for (const { bucket, window } of present) use(bucket, window, cost);
+    if (refusing < 0 && cost > 0) {
+      for (const { bucket, window } of present) {
+        use(bucket, window, cost);
+        window.unshared += cost;
+      }
+    }
     // In whole milliseconds: fractions do not add up exactly, and a fraction too many would show as a second more.
     const levels = present.map(({ window: { used, endsAtMs } }) => ({ used, resetMs: Math.round(endsAtMs - now) }));
     return toCount(buckets, levels, refusing < 0 ? undefined : refusing);
@@ -126,8 +171,24 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
       sweep(now);
       if (used === 0) return;
       const window = windowOf(bucket, now);
-      use(bucket, window, used - window.used);
+      use(bucket, window, used + window.unshared - window.used);
       window.endsAtMs = Math.floor(now) + resetMs;
+      window.sharedAtMs = now;
+    },
+    takeArrears(bucket, sinceMs) {
+      const now = nowMs();
+      const window = presentWindow(bucket, now);
+      if (window === undefined || (window.unshared === 0 && window.sharedAtMs >= sinceMs)) return undefined;
+      const { used, unshared, endsAtMs } = window;
+      window.unshared = 0;
+      return {
+        shared: used - unshared,
+        unshared,
+        leftMs: Math.max(1, Math.round(endsAtMs - now)),
+        putBack() {
+          window.unshared += unshared;
+        },
+      };
     },
   };
 }

@@ -1,5 +1,6 @@
-import { BlockList, isIP, isIPv4, isIPv6 } from 'node:net';
+import { BlockList, isIPv4 } from 'node:net';
 import { type Access, type Permission, permits } from '../core/permissions.ts';
+import { clientAddress, mappedPrefix, unmapped } from '../lib/ip-address.ts';
 
 /** What a verification can say of a key, each with its rule in `decide`. */
 export const verdictCodes = [
@@ -28,7 +29,7 @@ export interface DecidedKey {
 
 export interface Wanted {
   permission: Access;
-  /** The client's address as the backend saw it. */
+  /** The client's address as the backend or a proxy gave it, in any of the forms that `clientAddress` reads. */
   ip?: string | undefined;
 }
 
@@ -49,9 +50,9 @@ const networksOf = new WeakMap<readonly string[], Record<'ipv4' | 'ipv6', BlockL
 /** A key with a list is good only where the address is known and on it. IPv4 in IPv6 (`::ffff:…`) counts as IPv4. */
 function isAllowed(allowed: readonly string[], ip: string | undefined): boolean {
   if (allowed.length === 0) return true;
-  if (ip === undefined) return false;
-  const client = unmapped(withoutZone(ip));
-  if (isIP(client) === 0) return false;
+  const address = clientAddress(ip);
+  if (address === undefined) return false;
+  const client = unmapped(address);
   const known = networksOf.get(allowed) ?? toNetworks(allowed);
   networksOf.set(allowed, known);
   const family = isIPv4(client) ? 'ipv4' : 'ipv6';
@@ -69,22 +70,4 @@ function toNetworks(allowed: readonly string[]): Record<'ipv4' | 'ipv6', BlockLi
     if (family === 'ipv4' || prefix >= mappedPrefix) networks.ipv4.addSubnet(address, prefix, family);
   }
   return networks;
-}
-
-/** RFC 4007 section 11: a zone says by which interface this machine reaches a link-local address. */
-function withoutZone(ip: string): string {
-  return ip.split('%', 1)[0] ?? ip;
-}
-
-/** Bits before the IPv4 address in `::ffff:0:0/96`. */
-const mappedPrefix = 96;
-
-/** RFC 4291 section 2.5.5.2: an IPv4 address written as an IPv6 one. */
-function unmapped(ip: string): string {
-  if (!isIPv6(ip)) return ip;
-  const { hostname } = new URL(`http://[${ip}]`);
-  const [, high, low] = /^\[::ffff:([0-9a-f]{1,4}):([0-9a-f]{1,4})\]$/.exec(hostname) ?? [];
-  if (high === undefined || low === undefined) return ip;
-  const [first, second] = [Number.parseInt(high, 16), Number.parseInt(low, 16)];
-  return [first >> 8, first & 255, second >> 8, second & 255].join('.');
 }

@@ -29,13 +29,18 @@ export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> =
   app.post(
     '/verify',
     {
-      config: { access: { role: 'verifier', scope: 'read' }, problems: ['overloaded'] },
+      config: {
+        access: { role: 'verifier', scope: 'read' },
+        problems: ['overloaded', 'cost_exceeds_limit'],
+        takesAnyText: true,
+      },
       schema: {
         operationId: 'verifyKey',
         tags: ['Verification'],
         summary: 'Is this key good, and may it do this?',
         description:
-          'Always 200: valid says whether, and code says why not. `Cache-Control: no-cache` reads the record afresh.',
+          '200 whatever was presented as the key: valid says whether it is good, and code says why not. ' +
+          '`Cache-Control: no-cache` reads the record afresh.',
         body: verifyRequest,
         response: { 200: verdictView },
       },
@@ -64,8 +69,8 @@ export function asksForFresh(cacheControl: string | undefined): boolean {
 
 const introspectRequest = z
   .strictObject({
-    token: z.string().max(1_000).meta({ description: 'The API key.' }),
-    token_type_hint: z.string().max(100).optional().meta({ description: 'Taken and not needed.' }),
+    token: z.string().meta({ description: 'What the client presented as its API key.' }),
+    token_type_hint: z.string().optional().meta({ description: 'Taken and not needed.' }),
   })
   .meta({ example: { token: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' } });
 

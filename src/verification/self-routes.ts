@@ -24,7 +24,11 @@ const selfView = z
       .meta({ description: 'Null for an API key.' }),
     permission: z.enum(['read', 'write', 'read_write']).nullable().meta({ description: 'Null for an access token.' }),
     expiresAt: timestampView.nullable(),
-    rateLimit: rateLimitView.nullable().meta({ description: 'That of an API key; null for an access token.' }),
+    rateLimit: rateLimitView.nullable().meta({
+      description:
+        "A limit of the API key's own, which narrows the one that all keys of its owner share; else the owner's. " +
+        'Null for an access token.',
+    }),
   })
   .meta({ id: 'Self' });
 

@@ -1,6 +1,6 @@
 import type { FastifyBaseLogger } from 'fastify';
 import { Redis } from 'ioredis';
-import { bucketName, createMemoryLimits, toCount, type UseBuckets, type UseLimits } from './limits.ts';
+import { type Arrears, bucketName, createMemoryLimits, toCount, type UseBuckets, type UseLimits } from './limits.ts';
 
 export interface SharedLimits extends UseLimits {
   /** Resolves as soon as it is known whether Redis answers. */
@@ -15,11 +15,12 @@ interface SharedLimitsOptions {
 }
 
 /**
- * Looks at every bucket and counts them all or none, as one step of the server. A bucket that has no end, or holds no
- * number, is not one of ours and begins anew.
- * KEYS: the buckets. ARGV: the cost, whether a bucket may refuse (1 or 0), then for each bucket its limit and its window
- * in milliseconds.
- * Returns the place of the bucket that refuses (0: none), then for each what it has counted and when it ends.
+ * Judges every bucket and counts them all or none, as one step of the server. A bucket that has no end, or holds no number,
+ * is overwritten.
+ * KEYS: the buckets. ARGV: the cost, whether a bucket may reject (1 or 0), for each bucket its limit and its window in
+ * milliseconds. Then, where there are arrears, for each bucket: what was counted here once, what was counted elsewhere
+ * since, and for how long that window lasts. So what a failure of Redis has lost, or missed, is counted first.
+ * Returns the place of the bucket that rejects (0: none), then for each what it has counted and when it ends.
  */
 const countScript = `
 local cost = tonumber(ARGV[1])
@@ -30,6 +31,15 @@ local left = {}
 for place, name in ipairs(KEYS) do
   left[place] = redis.call('pttl', name)
   used[place] = left[place] > 0 and tonumber(redis.call('get', name)) or 0
+  local arrears = 2 + #KEYS * 2 + (place - 1) * 3
+  if ARGV[arrears + 1] then
+    local caughtUp = math.max(used[place], tonumber(ARGV[arrears + 1])) + tonumber(ARGV[arrears + 2])
+    if caughtUp > used[place] then
+      if used[place] == 0 then left[place] = tonumber(ARGV[arrears + 3]) end
+      used[place] = caughtUp
+      redis.call('set', name, caughtUp, 'px', left[place])
+    end
+  end
   if used[place] == 0 then left[place] = tonumber(ARGV[place * 2 + 2]) end
   if refusing == 0 and mayRefuse and used[place] + cost > tonumber(ARGV[place * 2 + 1]) then refusing = place end
 end
@@ -55,7 +65,14 @@ const probedBucketMs = 1_000;
 
 type CountCommand = (keys: number, ...parts: Array<string | number>) => Promise<number[]>;
 
-/** Counts in a Redis that several replicas share. Where it fails, each goes on with its own memory and says so. */
+function toArguments(arrears: Arrears | undefined): number[] {
+  return arrears === undefined ? [0, 0, 0] : [arrears.shared, arrears.unshared, arrears.leftMs];
+}
+
+/**
+ * Counts in a Redis that several replicas share. Where it fails, each goes on in its own memory and says so. When it is back,
+ * each bucket is first raised to what was counted before and meanwhile.
+ */
 export function createSharedLimits({ url, logger }: SharedLimitsOptions): SharedLimits {
   const memory = createMemoryLimits();
   const redis = new Redis(url, {
@@ -71,6 +88,7 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
   });
   const countUse = (redis as unknown as { countUse: CountCommand }).countUse.bind(redis);
   let mode: SharedLimits['mode'] | undefined;
+  let sharedSinceMs = 0;
   let decide: () => void = () => undefined;
   const decided = new Promise<void>((resolve) => {
     decide = resolve;
@@ -79,6 +97,7 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
   function turn(next: SharedLimits['mode'], cause?: unknown): void {
     if (next === mode) return;
     mode = next;
+    if (next === 'shared') sharedSinceMs = performance.now();
     decide();
     if (next === 'shared') logger.info('Rate limits are counted in Redis.');
     else logger.warn({ err: cause }, 'Redis does not answer; each replica counts rate limits in its own memory.');
@@ -98,6 +117,7 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
   }, probeEveryMs).unref();
 
   async function countInRedis(buckets: UseBuckets, cost: number, way: 'count' | 'add') {
+    const arrears = buckets.map((bucket) => memory.takeArrears(bucket, sharedSinceMs));
     try {
       const answer = await countUse(
         buckets.length,
@@ -105,17 +125,19 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
         cost,
         way === 'count' ? 1 : 0,
         ...buckets.flatMap(({ requests, windowSeconds }) => [requests, windowSeconds * 1000]),
+        ...(arrears.some(Boolean) ? arrears.flatMap(toArguments) : []),
       );
       const [refusing = 0, ...rest] = answer;
       const levels = buckets.map((bucket, index) => {
         const level = { used: rest[index * 2] ?? 0, resetMs: rest[index * 2 + 1] ?? 0 };
-        // So that a failure does not hand out the whole limit once more.
+        // During a failure memory goes on from here.
         memory.adopt(bucket, level);
         return level;
       });
       return toCount(buckets, levels, refusing === 0 ? undefined : refusing - 1);
     } catch (error) {
       turn('memory', error);
+      for (const missed of arrears) missed?.putBack();
       return memory[way](buckets, cost);
     }
   }

@@ -5,6 +5,7 @@ import { currentTime, type Transactor } from '../db/work.ts';
 import { organizationOf } from '../http/guard.ts';
 import { idParam, timestampInput, timestampView } from '../http/schemas.ts';
 import { getKeyOwner } from '../keys/store.ts';
+import { notLater } from '../lib/past.ts';
 import { getPartner } from '../partners/store.ts';
 import type { UsageOf } from './recent-usage.ts';
 import { findLastUse, listUsage, type UsagePeriod, type UsageQuery } from './usage-store.ts';
@@ -56,7 +57,7 @@ export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = as
       listUsage(db, { organizationId, of, ...range }),
       findLastUse(db, of),
     ]);
-    return toUsageView(range, periods, lastUsedAt);
+    return toUsageView(range, periods, notLater(lastUsedAt, now));
   }
 
   app.get(

@@ -22,7 +22,9 @@ export const verdictView = z
     }),
     rateLimit: z
       .object({
-        policy: z.enum(['owner', 'key']).meta({ description: "The owner's limit, or one of the key's own." }),
+        policy: z
+          .enum(['owner', 'key'])
+          .meta({ description: "owner: the limit that all keys of the owner share. key: one of the key's own." }),
         limit: z.int(),
         windowSeconds: z.int(),
         remaining: z.int(),
@@ -30,7 +32,9 @@ export const verdictView = z
       })
       .nullable()
       .meta({
-        description: 'Of the limit that has the least left. Null where something else refused the key.',
+        description:
+          'The limit that rejected the use, else the one of the two with the least left. Null where something else rejected ' +
+          'the key.',
         example: { policy: 'owner', limit: 1000, windowSeconds: 60, remaining: 999, resetSeconds: 60 },
       }),
   })

@@ -6,7 +6,7 @@ import { Secret } from '../crypto/secret.ts';
 import { fingerprintOf } from '../crypto/tag.ts';
 import { parseToken } from '../crypto/token.ts';
 import type { DatabaseClock } from '../db/clock.ts';
-import { bucketsOf, type Count, type UseLimits } from './limits.ts';
+import { bucketsOf, type Count, requireCostFits, type UseLimits } from './limits.ts';
 import { decide, type VerdictCode, type Wanted } from './policy.ts';
 import type { UsageRecorder } from './usage-recorder.ts';
 
@@ -38,7 +38,7 @@ export interface Question {
 }
 
 export interface Verifier {
-  /** @throws Problem `overloaded` where the argon2id path is asked too often, `unavailable` */
+  /** @throws Problem `overloaded` where the argon2id path is asked too often, `unavailable`, `cost_exceeds_limit` */
   verify(question: Question): Verdict | Promise<Verdict>;
 }
 
@@ -90,6 +90,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
       else if (cost > 0) usage.add(key, 'denied');
       return { code, key, count: null } as Verdict;
     }
+    requireCostFits(key, cost);
     const counted = limits.count(bucketsOf(key), cost);
     const conclude = (count: Count): Verdict => {
       if (cost > 0) usage.add(key, count.isExceeded ? 'rateLimited' : 'allowed');

@@ -52,6 +52,7 @@ export async function dbWriteKeys(
       allowed_ips: [],
       rate_limit_requests: null,
       rate_limit_window_seconds: null,
+      limit_bucket_id: null,
       delete_reason: null,
       tag,
       tag_keyring_id: keyring.primary.id,

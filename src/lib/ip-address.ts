@@ -1,0 +1,67 @@
+import { isIP, isIPv4, isIPv6 } from 'node:net';
+
+/** The longest text that holds an address, a zone of 16 characters (`IFNAMSIZ`), brackets and a port. */
+const longest = 80;
+
+/**
+ * The IP address in what proxies and Node give for a client: without a port, brackets, a zone (RFC 4007 section 11) and
+ * white space. Undefined for everything else, such as `unknown` (RFC 7239 section 6.2) and the empty text of a Unix socket.
+ */
+export function clientAddress(text: string | undefined): string | undefined {
+  if (text === undefined || text.length > longest) return undefined;
+  if (isIPv4(text)) return text;
+  const trimmed = text.trim();
+  const [, bracketed, withPort] = /^(?:\[([^\]]*)\](?::\d{1,5})?|([\d.]+):\d{1,5})$/.exec(trimmed) ?? [];
+  const address = (bracketed ?? withPort ?? trimmed).split('%', 1)[0] ?? '';
+  return isIP(address) === 0 ? undefined : address;
+}
+
+/** Bits before the IPv4 address in `::ffff:0:0/96`. */
+export const mappedPrefix = 96;
+
+/** RFC 4291 section 2.5.5.2: the IPv4 address that is written as an IPv6 one. Every other address stays as it is. */
+export function unmapped(address: string): string {
+  if (!isIPv6(address)) return address;
+  const { hostname } = new URL(`http://[${address}]`);
+  const [, high, low] = /^\[::ffff:([0-9a-f]{1,4}):([0-9a-f]{1,4})\]$/.exec(hostname) ?? [];
+  if (high === undefined || low === undefined) return address;
+  const [first, second] = [Number.parseInt(high, 16), Number.parseInt(low, 16)];
+  return [first >> 8, first & 255, second >> 8, second & 255].join('.');
+}
+
+/** Mapped networks that are wider than a /8 of IPv4 are never what was meant. */
+const widestMapped = mappedPrefix + 8;
+
+/**
+ * An address or a network as it is kept in a list of allowed ones; mapped IPv4 as IPv4.
+ * @returns the entry, or what is wrong with it
+ */
+export function readAllowed(entry: string): string | { problem: string } {
+  const [address = '', bits, ...more] = entry.split('/');
+  const version = address.includes('%') ? 0 : isIP(address);
+  const isNetwork =
+    bits !== undefined && /^(0|[1-9][0-9]{0,2})$/.test(bits) && Number(bits) <= (version === 4 ? 32 : 128);
+  if (version === 0 || more.length > 0 || (bits !== undefined && !isNetwork)) {
+    return { problem: 'must be an IPv4 or IPv6 address or a network such as 10.0.0.0/8' };
+  }
+  const plain = unmapped(address);
+  if (bits === undefined) return plain;
+  if (plain !== address && Number(bits) < widestMapped) return { problem: mappedTooWide(plain, Number(bits)) };
+  const prefix = plain === address ? Number(bits) : Number(bits) - mappedPrefix;
+  if (prefix === 0 && !/^[0:.]+$/.test(plain)) {
+    const all = version === 4 ? '0.0.0.0/0' : '::/0';
+    return {
+      problem: `would mean ${all}, every ${version === 4 ? 'IPv4' : 'IPv6'} address; write ${all} if that is meant`,
+    };
+  }
+  return `${plain}/${prefix}`;
+}
+
+function mappedTooWide(ipv4: string, bits: number): string {
+  const instead = `write the network of IPv4 that is meant, such as ${ipv4}/32`;
+  if (bits < mappedPrefix) return `would mean a network of IPv6 that holds no IPv4 client; ${instead}`;
+  const prefix = bits - mappedPrefix;
+  if (prefix === 0) return `would mean 0.0.0.0/0, every IPv4 address; ${instead}`;
+  const part = 2 ** prefix;
+  return `would mean a network of IPv4 with the prefix /${prefix}, 1 of ${part} of all IPv4 addresses; ${instead}`;
+}

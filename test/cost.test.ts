@@ -1,0 +1,86 @@
+import t from 'tap';
+import { startService } from './support/app.ts';
+import { startBackend, startClient, startListening } from './support/hook.ts';
+
+// A cost that fits into no window is the caller's mistake: no waiting helps.
+
+t.test('a cost above the limit is a 400 that promises no reset, whatever is left of the window', async (t) => {
+  const { admin, verifier, verification } = await startService(t);
+  await admin.put('/v1/rate-limit', { requests: 10, windowSeconds: 60 });
+  const { body: wide } = await admin.post('/v1/keys', {});
+  const { body: narrow } = await admin.post('/v1/keys', { rateLimit: { requests: 3, windowSeconds: 30 } });
+  const ask = (key: string, cost: number) => verifier.post('/v1/verify', { key, permission: 'read', cost });
+  for (const [key, cost, limit] of [
+    [wide.key, 11, { policy: 'owner', limit: 10, windowSeconds: 60 }],
+    [narrow.key, 4, { policy: 'key', limit: 3, windowSeconds: 30 }],
+    [narrow.key, 11, { policy: 'key', limit: 3, windowSeconds: 30 }],
+  ] as const) {
+    const { status, headers, body } = await ask(key, cost);
+    t.match({ status, body }, { status: 400, body: { code: 'cost_exceeds_limit', ...limit } });
+    t.notOk('retry-after' in headers || 'resetSeconds' in body);
+  }
+  t.match(await ask(narrow.key, 3), { status: 200, body: { code: 'valid', rateLimit: { remaining: 0 } } });
+  t.match(await ask(narrow.key, 1), { status: 200, body: { code: 'rate_limited' } });
+  t.match(await ask(narrow.key, 4), { status: 400, body: { code: 'cost_exceeds_limit' } });
+  t.match(await ask(wide.key, 7), { status: 200, body: { code: 'valid', rateLimit: { remaining: 0 } } });
+  await verification.usage.flush();
+  t.match((await admin.get(`/v1/keys/${wide.id}/usage`)).body.total, { allowed: 1, denied: 0, rateLimited: 0 });
+
+  await t.test('what is wrong with the key comes first', async (t) => {
+    await admin.delete(`/v1/keys/${wide.id}`);
+    t.match(await ask(wide.key, 11), { status: 200, body: { code: 'deleted' } });
+  });
+
+  await t.test("in a batch it is that entry's problem; uses that were let in already are counted", async (t) => {
+    const entry = { key: narrow.key, permission: 'read' };
+    const entries = [
+      { ...entry, cost: 4 },
+      { ...entry, cost: 0 },
+      { ...entry, cost: 50, uses: 50 },
+    ];
+    const { status, body } = await verifier.post('/v1/verify/batch', { entries });
+    t.equal(status, 200);
+    t.match(body.data, [{ status: 400, code: 'cost_exceeds_limit' }, { code: 'valid' }, { code: 'valid' }]);
+  });
+});
+
+t.test('the client says so, and the hook answers 403 without a time to wait', async (t) => {
+  const { url, app, admin, verifier } = await startListening(t);
+  const options = { url, token: verifier.token };
+  const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 2, windowSeconds: 60 } });
+  const client = await startClient(t, options);
+  const ask = async (cost: number) => client.verify({ key: key.key, permission: 'read', cost });
+  await t.rejects(ask(3), { name: 'CostExceedsLimit' });
+  const both = await Promise.allSettled([ask(3), ask(1)]);
+  t.match(
+    both,
+    [{ reason: { name: 'CostExceedsLimit' } }, { value: { code: 'valid' } }],
+    'one does not spoil the other',
+  );
+  await t.rejects(ask(3), { name: 'CostExceedsLimit' }, 'also when the key is known');
+  const backend = await startBackend(t, { ...options, cost: () => 3 });
+  const response = await fetch(`${backend.url}/hello`, { headers: { authorization: `Bearer ${key.key}` } });
+  t.equal(response.status, 403);
+  t.equal(response.headers.get('retry-after'), null);
+  await app.close();
+  await t.rejects(async () => ask(3), { name: 'CostExceedsLimit' }, 'and while Latchkey cannot be asked');
+});
+
+t.test('whose limit it was is said: all keys of an owner share one, and a key may have less', async (t) => {
+  const { app, admin, verifier, as } = await startService(t);
+  await admin.put('/v1/rate-limit', { requests: 4, windowSeconds: 60 });
+  const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 100, windowSeconds: 60 } });
+  const ask = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body;
+  for (const remaining of [3, 2, 1, 0]) {
+    t.match(await ask(), { code: 'valid', rateLimit: { policy: 'owner', limit: 4, remaining } });
+  }
+  t.match(await ask(), { code: 'rate_limited', rateLimit: { policy: 'owner', limit: 4 } });
+  t.match((await as(key.key).get('/v1/self')).body, { detail: /all keys of the key's owner share is 4 in 60 seconds/ });
+  const headers = { 'x-api-key': key.key, 'x-latchkey-token': verifier.token, 'x-forwarded-method': 'GET' };
+  const authorized = await app.inject({ url: '/v1/authorize', headers });
+  t.match(authorized.json().detail, /all keys of the key's owner share is 4 in 60 seconds/);
+  await admin.put('/v1/rate-limit', { requests: 1_000, windowSeconds: 60 });
+  const { body: narrow } = await admin.post('/v1/keys', { rateLimit: { requests: 1, windowSeconds: 30 } });
+  await as(narrow.key).get('/v1/self');
+  t.match((await as(narrow.key).get('/v1/self')).body, { detail: /^The key's own limit is 1 in 30 seconds/ });
+});

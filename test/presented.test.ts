@@ -1,0 +1,170 @@
+import t, { type Test } from 'tap';
+import { clientAddress } from '../src/lib/ip-address.ts';
+import { startService, type TestService } from './support/app.ts';
+import { startBackend } from './support/hook.ts';
+
+// What strangers present, and what proxies say of them, comes to a backend's call unseen: it is never the backend's mistake.
+
+const hostileKeys: Record<string, string> = {
+  empty: '',
+  'one character more than a thousand': 'x'.repeat(1_001),
+  'nearly the whole body': 'x'.repeat(60_000),
+  'U+0000': 'lk_k_\u0000',
+  'only U+0000': '\u0000'.repeat(500),
+  'a lone surrogate': 'lk_k_\ud800',
+  'a trailing surrogate': '\udc00',
+  'not ASCII': 'clé à molette 🔑',
+  'line breaks': 'a\r\nb',
+  'another quote': '"}{"',
+};
+
+/** As JSON without lone surrogates: they are escaped. */
+const verifyWith = async ({ verifier, app }: TestService, path: string, body: unknown) => {
+  const headers = { authorization: `Bearer ${verifier.token}`, 'content-type': 'application/json' };
+  const response = await app.inject({ method: 'POST', url: path, headers, payload: JSON.stringify(body) });
+  return { status: response.statusCode, body: response.json() };
+};
+
+t.test('whatever is presented as a key is malformed, and no mistake of the backend', async (t) => {
+  const service = await startService(t);
+  for (const [what, key] of Object.entries(hostileKeys)) {
+    const { status, body } = await verifyWith(service, '/v1/verify', { key, permission: 'read' });
+    t.match({ status, code: body.code, valid: body.valid }, { status: 200, code: 'malformed', valid: false }, what);
+    const introspected = await service.app.inject({
+      method: 'POST',
+      url: '/v1/introspect',
+      headers: {
+        authorization: `Bearer ${service.verifier.token}`,
+        'content-type': 'application/x-www-form-urlencoded',
+      },
+      payload: String(new URLSearchParams({ token: key })),
+    });
+    t.equal(introspected.statusCode, 200, what);
+    t.same(introspected.json(), { active: false }, what);
+  }
+  const { body: good } = await service.admin.post('/v1/keys', {});
+  const keys = [good.key, ...Object.values(hostileKeys), good.key];
+  const entries = keys.map((key) => ({ key, permission: 'read' }));
+  const { status, body } = await verifyWith(service, '/v1/verify/batch', { entries });
+  t.equal(status, 200);
+  t.same(
+    body.data.map(({ code }: { code: string }) => code),
+    ['valid', ...Object.keys(hostileKeys).map(() => 'malformed'), 'valid'],
+  );
+});
+
+t.test('another type, a missing key and a poisonous name are the backend’s mistakes', async (t) => {
+  const service = await startService(t);
+  for (const key of [1, null, true, [], {}, undefined]) {
+    const { status, body } = await verifyWith(service, '/v1/verify', { key, permission: 'read' });
+    t.match({ status, path: body.errors[0].path }, { status: 400, path: 'body.key' }, JSON.stringify(key));
+  }
+  const { app, verifier } = service;
+  const poisoned = await app.inject({
+    method: 'POST',
+    url: '/v1/verify',
+    headers: { authorization: `Bearer ${verifier.token}`, 'content-type': 'application/json' },
+    payload: '{"key":"\\u0000","permission":"read","__proto__":{}}',
+  });
+  t.equal(poisoned.statusCode, 400);
+});
+
+t.test('what is stored is still held to what can be stored', async (t) => {
+  const { admin } = await startService(t);
+  t.match(await admin.post('/v1/keys', { name: 'a\u0000' }), {
+    status: 400,
+    body: { errors: [{ path: 'body.name' }] },
+  });
+});
+
+t.test('the address in what proxies and Node give', async (t) => {
+  for (const [given, address] of [
+    ['203.0.113.7', '203.0.113.7'],
+    ['203.0.113.7:5678', '203.0.113.7'],
+    [' 203.0.113.7 ', '203.0.113.7'],
+    ['[2001:db8::1]', '2001:db8::1'],
+    ['[2001:db8::1]:443', '2001:db8::1'],
+    ['2001:db8::1', '2001:db8::1'],
+    ['fe80::1%eth0', 'fe80::1'],
+    ['[fe80::1%eth0]:80', 'fe80::1'],
+    ['::ffff:1.2.3.4', '::ffff:1.2.3.4'],
+    ['unknown', undefined],
+    ['_hidden', undefined],
+    ['', undefined],
+    ['1.2.3.4, 5.6.7.8', undefined],
+    ['1.2.3.4:', undefined],
+    ['300.1.1.1', undefined],
+    ['[1.2.3.4', undefined],
+    [`${'1'.repeat(5_000)}`, undefined],
+    [undefined, undefined],
+  ] as const) {
+    t.equal(clientAddress(given), address, given?.slice(0, 40) ?? 'none');
+  }
+});
+
+const unknownAddresses = ['unknown', '', '_gateway', 'fe80::1%eth0', '300.1.1.1', 'x'.repeat(2_000), '\u0000'];
+const allowedForms = ['203.0.113.7', '203.0.113.7:5678', '::ffff:203.0.113.7', '[::ffff:203.0.113.7]:443'];
+
+t.test('an address that is none is unknown, and matters only to a key with allowedIps', async (t) => {
+  const service = await startService(t);
+  const { body: free } = await service.admin.post('/v1/keys', {});
+  const { body: bound } = await service.admin.post('/v1/keys', { allowedIps: ['203.0.113.0/24', '2001:db8::/32'] });
+  const codes = async (ip: string) => {
+    const entries = [free, bound].map(({ key }) => ({ key, permission: 'read', ip }));
+    const batch = await verifyWith(service, '/v1/verify/batch', { entries });
+    const single = await Promise.all(entries.map((entry) => verifyWith(service, '/v1/verify', entry)));
+    t.same(
+      single.map(({ body }) => body.code),
+      batch.body.data.map(({ code }: { code: string }) => code),
+    );
+    return single.map(({ body }) => body.code);
+  };
+  for (const ip of unknownAddresses) t.same(await codes(ip), ['valid', 'ip_not_allowed'], ip.slice(0, 40));
+  for (const ip of [...allowedForms, '[2001:db8::7]:443']) t.same(await codes(ip), ['valid', 'valid'], ip);
+  const wrongType = await verifyWith(service, '/v1/verify', { key: free.key, permission: 'read', ip: 7 });
+  t.equal(wrongType.status, 400);
+});
+
+t.test('a deleted key from an odd address: history has the address, or none', async (t) => {
+  const service = await startService(t);
+  const { admin, verification } = service;
+  for (const [ip, recorded] of [
+    ['[2001:db8::1]:443', '2001:db8::1'],
+    ['unknown', null],
+  ]) {
+    const { body: key } = await admin.post('/v1/keys', {});
+    await admin.delete(`/v1/keys/${key.id}`);
+    await verifyWith(service, '/v1/verify', { key: key.key, permission: 'read', ip });
+    await verification.usage.flush();
+    const { body: history } = await admin.get(`/v1/keys/${key.id}/history?limit=1`);
+    t.match(history.data[0], { action: 'key.used_after_deletion', details: { ip: recorded } });
+  }
+});
+
+/** A service that listens, and a backend with the hook that believes what proxies say. */
+async function startProtected(t: Test) {
+  const service = await startService(t, { trustProxy: ['127.0.0.1'] });
+  const url = await service.app.listen({ port: 0, host: '127.0.0.1' });
+  const backend = await startBackend(t, { url, token: service.verifier.token }, undefined, { trustProxy: true });
+  return { service, url, backend };
+}
+
+t.test('the hook and a gateway’s question take addresses alike', async (t) => {
+  const { service, url, backend } = await startProtected(t);
+  const { body: free } = await service.admin.post('/v1/keys', {});
+  const { body: bound } = await service.admin.post('/v1/keys', { allowedIps: ['203.0.113.0/24'] });
+  const statuses = async (forwarded: string) => {
+    const of = async (key: string, at: string, more: Record<string, string>) =>
+      (await fetch(at, { headers: { 'x-api-key': key, 'x-forwarded-for': forwarded, ...more } })).status;
+    const gateway = { 'x-latchkey-token': service.verifier.token, 'x-forwarded-method': 'GET' };
+    return [
+      await of(free.key, `${backend.url}/hello`, {}),
+      await of(bound.key, `${backend.url}/hello`, {}),
+      await of(free.key, `${url}/v1/authorize`, gateway),
+      await of(bound.key, `${url}/v1/authorize`, gateway),
+    ];
+  };
+  t.same(await statuses('203.0.113.7'), [200, 200, 200, 200]);
+  t.same(await statuses('unknown'), [200, 403, 200, 403]);
+  t.same(await statuses('fe80::1%eth0'), [200, 403, 200, 403]);
+});
