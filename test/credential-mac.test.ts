@@ -141,6 +141,7 @@ t.test('an access token has no more rights than it was made with, whatever its r
     "expires_at = now() + interval '1 day'",
     "email = 'somebody.else@p.example'",
     "name = 'Somebody else'",
+    "creator_chain = jsonb_set(creator_chain, '{0,id}', '\"somebody_else\"')",
     "tag_keyring_id = 'gone'",
   ];
   for (const change of changes) {
@@ -171,8 +172,9 @@ t.test("a row of one's own, under a keyring entry that is not there, does not wo
     await dbQuery(
       urls.app,
       `insert into access_tokens (id, organization_id, role, scopes, name, email, tag, tag_keyring_id, argon2id_hash, mac,
-         mac_keyring_id, last_four, created_at, created_by)
-       select $1, $2, 'admin', '{read,write}', 'Forged', 'f@p.example', $3, $4, $5, $3, $4, 'abcd', now(), created_by
+         mac_keyring_id, last_four, created_at, created_by, creator_chain)
+       select $1, $2, 'admin', '{read,write}', 'Forged', 'f@p.example', $3, $4, $5, $3, $4, 'abcd', now(), created_by,
+         creator_chain
        from access_tokens limit 1`,
       [id, organizationId, Buffer.alloc(32), keyringId, hash],
     );
@@ -184,8 +186,8 @@ t.test("a row of one's own, under a keyring entry that is not there, does not wo
     await dbQuery(
       urls.app,
       `insert into api_keys (id, organization_id, permission, slot, tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id,
-         last_four, allowed_ips, metadata, created_at, created_by)
-       values ($1, $2, 'read_write', $6, $3, $4, $5, $3, $4, 'abcd', '{}', '{}', now(), '{}')`,
+         limit_bucket_id, last_four, allowed_ips, metadata, created_at, created_by)
+       values ($1, $2, 'read_write', $6, $3, $4, $5, $3, $4, $1, 'abcd', '{}', '{}', now(), '{}')`,
       [keyId, organizationId, Buffer.alloc(32), keyringId, keyHash, keyringId === 'gone' ? 1 : 2],
     );
     t.equal(await code(service, key), 'not_found', keyringId);

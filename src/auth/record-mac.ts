@@ -1,4 +1,5 @@
 import type { Selectable } from 'kysely';
+import { canonicalJson } from '../core/canonical-json.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { isAuthentic, type MacColumns, type MacParts, macOf } from '../crypto/mac.ts';
 import type { AccessTokensTable, ApiKeysTable } from '../db/schema.ts';
@@ -30,6 +31,7 @@ export const tokenMacColumns = [
   'scopes',
   'name',
   'email',
+  'creator_chain',
   'expires_at',
   'deleted_at',
   'tag',
@@ -83,6 +85,8 @@ function tokenParts(token: MacCoveredToken): MacParts {
     token.scopes,
     token.name,
     token.email,
+    // The database gives the members of an object in another order than they were written in.
+    canonicalJson(token.creator_chain),
     timeOf(token.expires_at),
     timeOf(token.deleted_at),
     ...tagParts(token),
