@@ -186,8 +186,8 @@ t.test("a row of one's own, under a keyring entry that is not there, does not wo
     await dbQuery(
       urls.app,
       `insert into api_keys (id, organization_id, permission, slot, tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id,
-         limit_bucket_id, last_four, allowed_ips, metadata, created_at, created_by)
-       values ($1, $2, 'read_write', $6, $3, $4, $5, $3, $4, $1, 'abcd', '{}', '{}', now(), '{}')`,
+         last_four, allowed_ips, metadata, created_at, created_by)
+       values ($1, $2, 'read_write', $6, $3, $4, $5, $3, $4, 'abcd', '{}', '{}', now(), '{}')`,
       [keyId, organizationId, Buffer.alloc(32), keyringId, keyHash, keyringId === 'gone' ? 1 : 2],
     );
     t.equal(await code(service, key), 'not_found', keyringId);

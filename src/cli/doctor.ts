@@ -21,7 +21,7 @@ import { counted, print, warning, wrong } from './print.ts';
 const queryTimeoutMs = 60_000;
 
 /** Ids of forged credentials that are printed at most. */
-const forgedNamed = 10;
+const forgedNamed = 100;
 
 export function doctorCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('doctor')
