@@ -33,7 +33,9 @@ import { type Metrics, metricsRoutes } from './http/metrics-routes.ts';
 import { openApi } from './http/openapi.ts';
 import { overload } from './http/overload.ts';
 import { problemRoutes } from './http/problem-routes.ts';
+import { publicLimit } from './http/public-limit.ts';
 import { type EndpointLimits, endpointLimits } from './http/rate-limit.ts';
+import { requestFacts } from './http/request-facts.ts';
 import { requestLog } from './http/request-log.ts';
 import { serverOptions } from './http/server-options.ts';
 import { strictRoutes } from './http/strict-routes.ts';
@@ -93,6 +95,10 @@ export interface AppDeps {
   /** Aborted when the service is told to stop, while it still takes requests. */
   draining?: AbortSignal;
   receiveTimeoutMs?: number;
+  writeTimeoutMs?: number;
+  maxConnections?: number;
+  /** Requests a minute from one address to each route that takes no credential. */
+  publicLimit?: number;
   /** Clients at once that follow changes. */
   changeStreams?: number;
   /** Past this mean delay of the event loop requests are refused. */
@@ -155,6 +161,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const app = fastify(serverOptions(deps));
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
+  await app.register(requestFacts, { trustProxy: deps.trustProxy });
   await app.register(connections, { draining });
   await app.register(tracing, { tracer: deps.tracer ?? passingTracer });
   await app.register(strictRoutes, { tokenPrefix });
@@ -164,6 +171,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(errorHandler, { translate: toProblem, tally: tallies.problems, onProblem });
   app.addHook('onClose', () => refusals.close());
   await app.register(endpointLimits, deps.limits);
+  await app.register(publicLimit, { limit: deps.publicLimit ?? 600 });
   await app.register(guard, { authenticator, people, organizationExists: exists });
   await app.register(idempotency, {
     transactor,

@@ -134,6 +134,15 @@ export const environment = z.object({
     description: 'Refused access tokens a minute from one address.',
     example: '60',
   }),
+  PUBLIC_LIMIT: integer(1, 1_000_000_000).default(600).meta({
+    description:
+      'Requests a minute from one address to each route without a credential, such as `/docs`; `/livez` and `/readyz` are not counted.',
+    example: '600',
+  }),
+  MAX_CONNECTIONS: integer(1, 1_000_000).default(10_000).meta({
+    description: 'Connections at once, at most what the descriptor limit (`ulimit -n`) leaves room for.',
+    example: '10000',
+  }),
   REVEAL_LIMIT: integer(1, 1_000_000_000).default(10).meta({
     description: 'Reveals a minute of one admin, together with all tokens that it has created.',
     example: '10',

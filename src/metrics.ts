@@ -15,6 +15,7 @@ import { readDifferenceCounts } from './history/state-audit.ts';
 import type { Metrics } from './http/metrics-routes.ts';
 import { bucketsMs, createRequestTimes, type RequestTimes } from './http/request-times.ts';
 import { listJobRuns } from './jobs/store.ts';
+import { shareRunning } from './lib/share-running.ts';
 import { countOpen, countOverdue } from './recovery/store.ts';
 import type { UseLimits } from './verification/limits.ts';
 import { type VerdictCode, verdictCodes } from './verification/policy.ts';
@@ -76,18 +77,10 @@ export function createMetrics(options: MetricsOptions): Metrics {
   const registry = options.registry ?? new Registry();
   defineOwn(registry, options);
   const readDatabase = defineDatabase(registry, options);
-  let collecting: Promise<string> | undefined;
   return {
     contentType: registry.contentType,
-    text() {
-      // Requests at the same time share one collection.
-      collecting ??= readDatabase()
-        .then(() => registry.metrics())
-        .finally(() => {
-          collecting = undefined;
-        });
-      return collecting;
-    },
+    // Requests at the same time share one collection.
+    text: shareRunning(() => readDatabase().then(() => registry.metrics())),
   };
 }
 

@@ -21,6 +21,7 @@ import { openCheckpointing } from './history/checkpointing.ts';
 import { buildMetricsServer } from './http/metrics-routes.ts';
 import { jobs } from './jobs/list.ts';
 import { startJobs } from './jobs/runner.ts';
+import { descriptorLimit } from './lib/descriptor-limit.ts';
 import { countEvents, createTallies } from './metrics.ts';
 import { isAnyOrganizationThere } from './organizations/store.ts';
 import { createShutdown, type Phase } from './shutdown.ts';
@@ -152,6 +153,8 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
         revealLimit: config.REVEAL_LIMIT,
       },
       oidc: config.oidc && { settings: config.oidc, keys: createIssuerKeys({ issuer: config.oidc.issuer, logger }) },
+      publicLimit: config.PUBLIC_LIMIT,
+      maxConnections: connectionsWithinLimits(config, logger),
       eventLoopDelayLimitMs: config.EVENT_LOOP_DELAY_LIMIT_MS,
       undoWindowSeconds: config.UNDO_WINDOW_SECONDS,
       retentionSeconds: config.RETENTION_SECONDS,
@@ -249,6 +252,21 @@ function registryOfProcess(): Registry {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
   return registry;
+}
+
+/** Descriptors for what is no connection of a client: files, webhooks, Redis, jobs, the port for metrics. */
+const descriptorsKept = 160;
+
+const connectionsAtLeast = 16;
+
+/** Connections beyond the descriptor limit would keep the service from its database and its files. */
+function connectionsWithinLimits({ MAX_CONNECTIONS, DATABASE_POOL_SIZE }: Config, logger: Logger): number {
+  const limit = descriptorLimit();
+  const left = (limit ?? Number.POSITIVE_INFINITY) - descriptorsKept - DATABASE_POOL_SIZE;
+  if (left >= MAX_CONNECTIONS) return MAX_CONNECTIONS;
+  const connections = Math.max(connectionsAtLeast, left);
+  logger.warn({ limit, connections }, 'The descriptor limit allows fewer connections than MAX_CONNECTIONS.');
+  return connections;
 }
 
 /** How tokens are made and checked by this configuration. */

@@ -1,6 +1,7 @@
 import type { ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import fp from 'fastify-plugin';
+import { connectionOf } from './server.ts';
 
 interface ConnectionsOptions {
   /** Aborted when clients should go elsewhere; what they have sent, and still send, is answered. */
@@ -30,7 +31,7 @@ export const connections = fp<ConnectionsOptions>(
     const askToLeave = () => {
       if (isAsked) return;
       isAsked = true;
-      for (const socket of sockets) sayLast(responseOn(socket));
+      for (const socket of sockets) sayLast(connectionOf(socket)?.lastResponse());
       server.prependListener('request', (_request, response) => sayLast(response));
     };
     draining.addEventListener('abort', askToLeave, { once: true });
@@ -54,14 +55,9 @@ export const connections = fp<ConnectionsOptions>(
 
 /** Those on which no request has arrived, or not the whole head of one: nothing was accepted there. */
 function closeSilent(sockets: ReadonlySet<Socket>): void {
-  for (const socket of sockets) if (responseOn(socket) === undefined) socket.destroy();
+  for (const socket of sockets) if (connectionOf(socket)?.lastResponse() === undefined) socket.destroy();
 }
 
 function sayLast(response: ServerResponse | undefined): void {
   if (response?.headersSent === false) response.setHeader('connection', 'close');
-}
-
-/** The response that a request on this socket waits for. Node keeps it there and nowhere that is documented. */
-function responseOn(socket: Socket): ServerResponse | undefined {
-  return (socket as { _httpMessage?: ServerResponse | null })._httpMessage ?? undefined;
 }

@@ -4,7 +4,6 @@ import type { Authenticator } from '../auth/authenticate.ts';
 import { readCredential, unauthorized } from '../auth/credential.ts';
 import type { People } from '../auth/people.ts';
 import { type AccessTokenPrincipal, actorOf, type CallerPrincipal, type Principal } from '../auth/principal.ts';
-import type { RequestFacts } from '../core/actor.ts';
 import { Problem } from '../core/errors.ts';
 import { isId, type OrganizationId } from '../core/ids.ts';
 import type { Doer, OrganizationDoer } from '../db/work.ts';
@@ -102,9 +101,12 @@ export const guard = fp<GuardOptions>(
       const token = request.headers[gatewayHeader];
       const refuse = (cause: unknown) =>
         new Problem('unavailable', 'The gateway is not known to Latchkey.', {
-          cause: new Error(`${gatewayHeader} of ${request.ip} is not the token of a verifier with the scope read`, {
-            cause,
-          }),
+          cause: new Error(
+            `${gatewayHeader} of ${request.facts.ip} is not the token of a verifier with the scope read`,
+            {
+              cause,
+            },
+          ),
         });
       if (typeof token !== 'string') throw refuse(undefined);
       const principal = await authenticator.authenticate(token).catch((error: unknown) => {
@@ -172,7 +174,7 @@ export function doerOf(request: FastifyRequest): Doer {
   return {
     actor: actorOf(principal),
     organizationId: principal.actsIn,
-    request: factsOf(request),
+    request: request.facts,
     trace: request.span?.context,
   };
 }
@@ -187,14 +189,4 @@ export function organizationOf(request: FastifyRequest): OrganizationId {
   const { actsIn } = accessTokenOf(request);
   if (actsIn === null) throw new Error('the route lets in callers without an organization');
   return actsIn;
-}
-
-function factsOf(request: FastifyRequest): RequestFacts {
-  return { id: request.id, ip: request.ip, userAgent: cleanHeader(request.headers['user-agent']) };
-}
-
-/** What a header may put into history: bounded, and free of what JSON or Postgres would refuse. */
-function cleanHeader(value: string | undefined): string | null {
-  if (value === undefined) return null;
-  return value.toWellFormed().replaceAll('\u0000', '').slice(0, 512).toWellFormed();
 }

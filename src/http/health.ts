@@ -1,6 +1,7 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { Problem } from '../core/errors.ts';
+import { shareRunning } from '../lib/share-running.ts';
 
 export interface HealthOptions {
   /** Resolves where the service can do its work. @throws what keeps it from that */
@@ -13,10 +14,11 @@ const healthView = z.object({ status: z.literal('ok') });
 
 /** For whoever runs the service: is the process alive, and should requests be sent to it? */
 export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, { checkReadiness, draining }) => {
+  const check = shareRunning(checkReadiness);
   app.get(
     '/livez',
     {
-      config: { access: 'public' },
+      config: { access: 'public', probe: 'health' },
       schema: {
         operationId: 'getLiveness',
         tags: ['About'],
@@ -30,7 +32,7 @@ export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, { 
   app.get(
     '/readyz',
     {
-      config: { access: 'public', problems: ['unavailable'] },
+      config: { access: 'public', probe: 'health', problems: ['unavailable'] },
       schema: {
         operationId: 'getReadiness',
         tags: ['About'],
@@ -40,7 +42,7 @@ export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, { 
     },
     async () => {
       if (draining.aborted) throw new Problem('unavailable', 'The service is stopping.');
-      await checkReadiness().catch((cause: unknown) => {
+      await check().catch((cause: unknown) => {
         throw new Problem('unavailable', 'The database can not be used.', { cause });
       });
       return { status: 'ok' as const };

@@ -5,6 +5,7 @@ import { passingTracer } from '../core/trace.ts';
 import { networkOf } from '../lib/network-of.ts';
 import { createAtOnce, onceClosed } from './at-once.ts';
 import { errorHandler } from './error-handler.ts';
+import { requestFacts } from './request-facts.ts';
 import { serverOptions } from './server-options.ts';
 import { strictRoutes } from './strict-routes.ts';
 import { tracing } from './tracing.ts';
@@ -21,7 +22,7 @@ export const metricsRoutes: FastifyPluginAsyncZod<{ metrics: Metrics }> = async 
   app.get(
     '/metrics',
     {
-      config: { access: 'public', problems: ['not_found', 'rate_limited', 'overloaded'] },
+      config: { access: 'public', probe: 'metrics', problems: ['not_found', 'overloaded'] },
       schema: {
         operationId: 'getMetrics',
         tags: ['About'],
@@ -32,20 +33,24 @@ export const metricsRoutes: FastifyPluginAsyncZod<{ metrics: Metrics }> = async 
       },
     },
     async (request, reply) => {
-      onceClosed(reply.raw, atOnce.enter(networkOf(request.ip)));
+      onceClosed(reply.raw, atOnce.enter(networkOf(request.facts.ip)));
       return reply.type(metrics.contentType).send(await metrics.text());
     },
   );
 };
+
+/** Of the port for metrics alone. */
+export const metricsConnections = 64;
 
 /** The same on a port of its own, where the one of the API is open to more people than should see how it is doing. */
 export async function buildMetricsServer(
   metrics: Metrics,
   { logger, tokenPrefix }: { logger: FastifyBaseLogger; tokenPrefix: string },
 ): Promise<FastifyInstance> {
-  const app = fastify(serverOptions({ logger, trustProxy: false }));
+  const app = fastify(serverOptions({ logger, trustProxy: false, maxConnections: metricsConnections }));
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
+  await app.register(requestFacts, { trustProxy: false });
   await app.register(tracing, { tracer: passingTracer });
   await app.register(strictRoutes, { tokenPrefix });
   await app.register(errorHandler, { translate: () => undefined });

@@ -6,6 +6,7 @@ import { jsonSchemaTransform, jsonSchemaTransformObject } from 'fastify-type-pro
 import { z } from 'zod';
 import { type ProblemCode, problemKinds } from '../core/errors.ts';
 import type { AccessRule } from './access.ts';
+import { serveDocsFiles } from './docs-files.ts';
 import { finishDocument, type JsonObject, problemResponses, replyHeadersMember } from './openapi-document.ts';
 import { isBodyless, ungoverned } from './strict-routes.ts';
 
@@ -41,6 +42,11 @@ const tags = [
   { name: 'Administration', description: 'Organizations and the access tokens that call this service.' },
   { name: 'About', description: 'The service itself.' },
 ];
+
+const jsonMediaType = 'application/json; charset=utf-8';
+
+/** Sent as bytes that are made once, so only the document says that it is an object. */
+const documentView: z.ZodType = z.record(z.string(), z.unknown());
 
 /** The document at /openapi.json, made from the routes themselves, and its reader at /docs. */
 export const openApi = fp<{ version: string }>(
@@ -85,8 +91,18 @@ export const openApi = fp<{ version: string }>(
       },
       transformObject: (document) => finishDocument(jsonSchemaTransformObject(document)) as never,
     });
+    let bytes: Buffer | undefined;
+    const document = () => {
+      bytes ??= Buffer.from(JSON.stringify(app.swagger()));
+      return bytes;
+    };
     await app.register(async (docs) => {
       docs.decorate(ungoverned, true);
+      docs.addHook('onRequest', await serveDocsFiles('/docs/static/'));
+      docs.addHook('onRequest', (request, reply, done) => {
+        if (request.routeOptions.url === '/docs/json') reply.type(jsonMediaType).send(document());
+        else done();
+      });
       await docs.register(swaggerUi, { routePrefix: '/docs', uiConfig: { deepLinking: true }, staticCSP: docsPolicy });
     });
     app.get(
@@ -97,10 +113,10 @@ export const openApi = fp<{ version: string }>(
           operationId: 'getOpenApi',
           tags: ['About'],
           summary: 'This document',
-          response: { 200: z.record(z.string(), z.unknown()) },
+          response: { 200: documentView },
         },
       },
-      async () => app.swagger(),
+      async (_request, reply) => reply.type(jsonMediaType).send(document()),
     );
   },
   { name: 'open-api', dependencies: ['strict-routes'] },
@@ -203,6 +219,8 @@ function problemsOf(route: RouteOptions, access: AccessRule): ProblemCode[] {
   if (access !== 'public' && access.role === 'gateway')
     return ['unauthorized', 'forbidden', 'rate_limited', 'unavailable'];
   const codes: ProblemCode[] = ['bad_request', 'internal', ...(route.config?.problems ?? [])];
+  if (access === 'public' && route.config?.probe !== 'health') codes.push('rate_limited');
+  if (access === 'public' && route.config?.probe === undefined) codes.push('overloaded');
   if (access !== 'public') codes.push('unauthorized', 'rate_limited', 'unavailable');
   if (access !== 'public' && access.role !== 'any') codes.push('forbidden');
   if (route.url.includes(':') || (access !== 'public' && access.role === 'admin')) codes.push('not_found');

@@ -1,39 +1,59 @@
-import underPressure from '@fastify/under-pressure';
+import { monitorEventLoopDelay } from 'node:perf_hooks';
 import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import { Problem } from '../core/errors.ts';
 
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** How the service is doing: answered however late it is. `health` is not counted by address either. */
+    probe?: 'health' | 'metrics';
+  }
+}
+
 export interface OverloadOptions {
-  /** How late the event loop may be in the mean before requests are refused. */
+  /** Average delay of the event loop beyond which requests are rejected. */
   delayLimitMs: number;
 }
 
-const lookEveryMs = 500;
+const sampleEveryMs = 500;
+const resolutionMs = 10;
 
-/** Verification costs least and is what others wait for, so it is refused last: past so many times the limit. */
+/** Verification costs least and others wait for it, so it is rejected last: beyond so many times the limit. */
 const verificationBears = 4;
 
-/**
- * Refuses at once what would only be answered too late, before anything is paid for it. Whoever looks after the service
- * is answered however late it is.
- */
+/** Rejects at once what would only be answered too late, before it costs anything. */
 export const overload = fp<OverloadOptions>(
   async (app, { delayLimitMs }) => {
-    await app.register(underPressure, {
-      maxEventLoopDelay: delayLimitMs,
-      sampleInterval: lookEveryMs,
-      pressureHandler(request, _reply, _type, delayMs = 0) {
-        if (delayMs > delayLimitMs * patienceFor(request)) {
-          throw new Problem('overloaded', 'Latchkey has more to do than it can do in time.');
-        }
-      },
+    const histogram = monitorEventLoopDelay({ resolution: resolutionMs });
+    let delayMs = 0;
+    let timer: NodeJS.Timeout | undefined;
+    const sample = () => {
+      // Without a single sample the histogram has no average.
+      delayMs = histogram.count === 0 ? 0 : Math.max(0, histogram.mean / 1e6 - resolutionMs);
+      histogram.reset();
+    };
+    const start = () => {
+      if (timer !== undefined) return;
+      histogram.enable();
+      timer = setInterval(sample, sampleEveryMs).unref();
+    };
+    // Not before it listens: what the start itself costs must not reject the first requests.
+    app.addHook('onListen', async () => start());
+    app.addHook('onClose', async () => {
+      clearInterval(timer);
+      histogram.disable();
+    });
+    app.addHook('onRequest', (request, _reply, done) => {
+      if (delayMs <= delayLimitMs || delayMs <= delayLimitMs * patienceFor(request)) done();
+      else done(new Problem('overloaded', 'Latchkey has more to do than it can do in time.'));
     });
   },
   { name: 'overload', dependencies: ['strict-routes'] },
 );
 
 function patienceFor(request: FastifyRequest): number {
-  const { access } = request.routeOptions.config;
-  if (access === undefined || access === 'public') return Number.POSITIVE_INFINITY;
+  const { access, probe } = request.routeOptions.config;
+  if (probe !== undefined) return Number.POSITIVE_INFINITY;
+  if (access === undefined || access === 'public') return 1;
   return access.role === 'verifier' || access.role === 'gateway' ? verificationBears : 1;
 }

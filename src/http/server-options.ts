@@ -1,10 +1,11 @@
 import { randomUUID } from 'node:crypto';
-import type { IncomingMessage, Server } from 'node:http';
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { type FastifyBaseLogger, type FastifyHttpOptions, LogController } from 'fastify';
 import { Problem } from '../core/errors.ts';
 import { answerFrameworkError } from './error-handler.ts';
 import { problemBody, problemHeaders } from './problem.ts';
+import { type Connection, connectionOf, createHttpServer } from './server.ts';
 
 export interface ServerSettings {
   logger: FastifyBaseLogger;
@@ -12,13 +13,18 @@ export interface ServerSettings {
   trustProxy: string[] | false;
   /** How long a request may take to arrive, headers and body. */
   receiveTimeoutMs?: number;
+  /** A reply of which the client takes nothing for so long is cut, at most twice as late. */
+  writeTimeoutMs?: number;
+  /** Connections at once. */
+  maxConnections?: number;
 }
 
 const bodyLimitBytes = 65_536;
 const headerLimitBytes = 16_384;
 
 /** What Node's and Fastify's servers are told, so that their own refusals are problems too. */
-export function serverOptions({ logger, trustProxy, receiveTimeoutMs = 10_000 }: ServerSettings) {
+export function serverOptions(settings: ServerSettings) {
+  const { logger, trustProxy, receiveTimeoutMs = 10_000, writeTimeoutMs = 15_000, maxConnections = 10_000 } = settings;
   return {
     loggerInstance: logger,
     logController: new LogController({ disableRequestLogging: true }),
@@ -26,18 +32,22 @@ export function serverOptions({ logger, trustProxy, receiveTimeoutMs = 10_000 }:
     genReqId,
     rewriteUrl,
     bodyLimit: bodyLimitBytes,
-    requestTimeout: receiveTimeoutMs,
-    keepAliveTimeout: 65_000,
     forceCloseConnections: 'idle',
     return503OnClosing: false,
     routerOptions: { maxParamLength: 200 },
-    http: {
-      headersTimeout: receiveTimeoutMs,
-      connectionsCheckingInterval: Math.min(1_000, receiveTimeoutMs / 4),
-      maxHeaderSize: headerLimitBytes,
-      // A missing Host is refused by a hook, as a problem; Node itself would close without a word.
-      requireHostHeader: false,
-    },
+    serverFactory: (handle: (request: IncomingMessage, response: ServerResponse) => void) =>
+      createHttpServer(handle, {
+        logger,
+        connections: maxConnections,
+        silenceMs: writeTimeoutMs,
+        keepAliveTimeout: 65_000,
+        requestTimeout: receiveTimeoutMs,
+        headersTimeout: receiveTimeoutMs,
+        connectionsCheckingInterval: Math.min(1_000, receiveTimeoutMs / 4),
+        maxHeaderSize: headerLimitBytes,
+        // A hook refuses a missing Host with a problem. Node itself would close without one.
+        requireHostHeader: false,
+      }),
     clientErrorHandler: answerBrokenRequest,
     frameworkErrors: answerFrameworkError,
   } satisfies FastifyHttpOptions<Server>;
@@ -71,13 +81,17 @@ function brokenRequestProblem(code: string | undefined): Problem {
 }
 
 function answerBrokenRequest(error: Error & { code?: string }, socket: Socket): void {
-  // A response that has begun on this socket must not get a second one into its middle.
-  const begun = '_httpMessage' in socket && (socket._httpMessage as { headersSent?: boolean } | null)?.headersSent;
-  if (error.code === 'ECONNRESET' || !socket.writable || begun === true) {
+  const connection = connectionOf(socket);
+  if (connection === undefined || error.code === 'ECONNRESET' || !socket.writable) socket.destroy();
+  else connection.endWith(() => endWithProblem(socket, connection, brokenRequestProblem(error.code)));
+}
+
+function endWithProblem(socket: Socket, connection: Connection, problem: Problem): void {
+  // A response that has begun must not get a second one into its middle.
+  if (!socket.writable || connection.lastResponse()?.headersSent === true) {
     socket.destroy();
     return;
   }
-  const problem = brokenRequestProblem(error.code);
   const requestId = randomUUID();
   const body = problemBody(problem, requestId);
   const headers = { ...problemHeaders(requestId), connection: 'close', 'content-length': Buffer.byteLength(body) };

@@ -42,7 +42,7 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
       if (method === undefined) throw methodUnknown();
       const verdict = verifier.verify({
         key: clientKey(request.raw) ?? '',
-        wanted: { permission: permissionFor(method), ip: request.ip },
+        wanted: { permission: permissionFor(method), ip: request.facts.ip },
         asker: accessTokenOf(request).organizationId,
         cost: 1,
         fresh: false,

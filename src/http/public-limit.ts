@@ -1,0 +1,33 @@
+import fp from 'fastify-plugin';
+import { Problem } from '../core/errors.ts';
+import { networkOf } from '../lib/network-of.ts';
+import { createWindowCounter } from '../lib/window-counter.ts';
+import { rateLimitFields } from './rate-limit.ts';
+
+const windowSeconds = 60;
+
+/** Counts kept at once; the least recently used one makes room. */
+const countsKept = 100_000;
+
+/** Limits the requests from one address to each route that takes no credential; health probes are not counted. */
+export const publicLimit = fp<{ limit: number }>(
+  async (app, { limit }) => {
+    const count = createWindowCounter({ windowSeconds, capacity: countsKept });
+    app.addHook('onRequest', (request, reply, done) => {
+      const { config, url = '' } = request.routeOptions;
+      if (config.access !== 'public' || config.probe === 'health') {
+        done();
+        return;
+      }
+      const { used, resetSeconds } = count(`${networkOf(request.facts.ip)} ${url}`);
+      if (used <= limit) {
+        done();
+        return;
+      }
+      reply.headers(rateLimitFields({ policy: 'public', limit, windowSeconds, remaining: 0, resetSeconds }));
+      const detail = `Too many requests to this route came from this address. The limit is ${limit} in ${windowSeconds} seconds.`;
+      done(new Problem('rate_limited', detail, { headers: { 'retry-after': String(resetSeconds) } }));
+    });
+  },
+  { name: 'public-limit', dependencies: ['request-facts'] },
+);

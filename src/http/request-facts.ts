@@ -1,0 +1,82 @@
+import { BlockList, isIP, isIPv4 } from 'node:net';
+import type { FastifyRequest } from 'fastify';
+import fp from 'fastify-plugin';
+import ipaddr from 'ipaddr.js';
+import type { RequestFacts } from '../core/actor.ts';
+import { connectionOf } from './server.ts';
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** Who sent it, taken on arrival and always valid. Fastify's `ip` is read late, when the client may be gone. */
+    facts: RequestFacts;
+  }
+}
+
+interface RequestFactsOptions {
+  /** Addresses or networks of proxies whose X-Forwarded-For is believed; false: of none. */
+  trustProxy: string[] | false;
+}
+
+const userAgentCharacters = 512;
+
+/** Captures the facts of each request in the first hook of all. What needs them later takes them from `request.facts`. */
+export const requestFacts = fp<RequestFactsOptions>(
+  async (app, { trustProxy }) => {
+    const proxies = trustProxy === false ? undefined : listOf(trustProxy);
+    app.decorateRequest('facts');
+    app.addHook('onRequest', (request, _reply, done) => {
+      request.facts = capture(request, proxies);
+      done();
+    });
+  },
+  { name: 'request-facts' },
+);
+
+/** What of a request goes into history and logs: valid, bounded, never undefined. */
+function capture({ id, raw: { socket, headers } }: FastifyRequest, proxies: BlockList | undefined): RequestFacts {
+  const peer = normalized(connectionOf(socket)?.address ?? socket.remoteAddress ?? '') ?? unknownAddress;
+  return { id, ip: clientAddress(peer, headers['x-forwarded-for'], proxies), userAgent: clean(headers['user-agent']) };
+}
+
+/** RFC 1122 section 3.2.1.3: a host that does not know its own address. It is in no network that anybody would allow. */
+const unknownAddress = '0.0.0.0';
+
+/** From hop to hop, the nearest one first, while they are trusted. What is not an address ends the walk. */
+function clientAddress(peer: string, forwarded: string | string[] | undefined, proxies: BlockList | undefined): string {
+  if (proxies === undefined || forwarded === undefined) return peer;
+  let client = peer;
+  for (const hop of String(forwarded).split(',').reverse()) {
+    if (!isIn(proxies, client)) break;
+    const address = normalized(hop.trim());
+    if (address === undefined) break;
+    client = address;
+  }
+  return client;
+}
+
+/** An address without its zone (RFC 4007 section 11); IPv4 in IPv6 as IPv4. Undefined for what is none. */
+function normalized(text: string): string | undefined {
+  if (isIPv4(text)) return text;
+  const [address = ''] = text.split('%', 1);
+  return isIP(address) === 0 ? undefined : ipaddr.process(address).toString();
+}
+
+function listOf(networks: readonly string[]): BlockList {
+  const list = new BlockList();
+  for (const network of networks) {
+    const [address = '', bits] = network.split('/');
+    const isV4 = isIPv4(address);
+    list.addSubnet(address, Number(bits ?? (isV4 ? 32 : 128)), isV4 ? 'ipv4' : 'ipv6');
+  }
+  return list;
+}
+
+function isIn(list: BlockList, address: string): boolean {
+  return list.check(address, isIPv4(address) ? 'ipv4' : 'ipv6');
+}
+
+/** What a header may put into history: bounded, and free of what JSON or Postgres would reject. */
+function clean(header: string | undefined): string | null {
+  if (header === undefined) return null;
+  return header.toWellFormed().replaceAll('\u0000', '').slice(0, userAgentCharacters).toWellFormed();
+}
