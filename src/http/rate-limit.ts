@@ -48,9 +48,9 @@ export const endpointLimits = fp<EndpointLimits>(
           what: 'This credential has made too many requests.',
         });
       },
-      countRefusal({ ip }, reply) {
+      countRefusal({ facts }, reply) {
         const what = 'Too many refused credentials came from this address. A valid one is still accepted.';
-        refuseBeyond(addressLimit, address(networkOf(ip)), { reply, policy: 'address', what });
+        refuseBeyond(addressLimit, address(networkOf(facts.ip)), { reply, policy: 'address', what });
       },
       countReveal({ principal }, reply) {
         const count = reveal(principal === null ? 'nobody' : personOf(principal));
