@@ -11,6 +11,8 @@ export interface Facts {
   usedBytes: number;
   cpuMicros: number;
   argon2Runs: number;
+  /** Files and sockets that are open; 0 where the system does not say. */
+  descriptors: number;
 }
 
 /** A server in a process of its own. */

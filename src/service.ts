@@ -193,6 +193,8 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       phase('jobs', () => jobRunner.close()),
       phase('webhooks', () => sender.close()),
     );
+    await app.ready();
+    app.makeDocuments();
     const url = await listen(app, config, embedded !== undefined);
     const drainMs = config.DRAIN_SECONDS * 1_000;
     shutdown.add({ name: 'drain', timeoutMs: drainMs + 500, run: () => delay(drainMs) });

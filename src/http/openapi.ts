@@ -11,6 +11,10 @@ import { finishDocument, type JsonObject, problemResponses, replyHeadersMember }
 import { isBodyless, ungoverned } from './strict-routes.ts';
 
 declare module 'fastify' {
+  interface FastifyInstance {
+    /** Makes what /openapi.json, /docs/json and /docs/yaml serve, which would hold up the first requests otherwise. */
+    makeDocuments(): void;
+  }
   interface FastifyContextConfig {
     /** What this operation can be refused with, beside what its access and input already imply. */
     problems?: ProblemCode[];
@@ -96,6 +100,11 @@ export const openApi = fp<{ version: string }>(
       bytes ??= Buffer.from(JSON.stringify(app.swagger()));
       return bytes;
     };
+    app.decorate('makeDocuments', () => {
+      document();
+      // The library keeps this one.
+      app.swagger({ yaml: true });
+    });
     await app.register(async (docs) => {
       docs.decorate(ungoverned, true);
       docs.addHook('onRequest', await serveDocsFiles('/docs/static/'));

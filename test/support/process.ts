@@ -22,6 +22,8 @@ interface Options {
   cwd?: string;
   uid?: number;
   gid?: number;
+  /** What `ulimit -n` is set to before. */
+  descriptors?: number;
 }
 
 const root = path.dirname(path.dirname(import.meta.dirname));
@@ -40,8 +42,11 @@ export function runScript(t: Test, file: string, args: string[] = [], options: O
   return run(t, process.execPath, [`--import=${tsx}`, file, ...args], options);
 }
 
-export function run(t: Test, program: string, args: string[], { env = {}, cwd = root, ...identity }: Options = {}) {
-  const child = spawn(program, args, { cwd, env: { ...plainEnvironment, ...env }, ...identity });
+export function run(t: Test, program: string, args: string[], options: Options = {}) {
+  const { env = {}, cwd = root, descriptors, ...identity } = options;
+  const command = descriptors === undefined ? [] : ['sh', '-c', `ulimit -n ${descriptors} && exec "$@"`, 'sh'];
+  const [first = program, ...others] = [...command, program, ...args];
+  const child = spawn(first, others, { cwd, env: { ...plainEnvironment, ...env }, ...identity });
   const written = { stdout: '', stderr: '' };
   child.stdout.on('data', (chunk: Buffer) => {
     written.stdout += chunk.toString();

@@ -13,7 +13,11 @@ export interface Served {
   tokens: Record<string, string>;
 }
 
-export async function serve(t: Test, env: NodeJS.ProcessEnv = {}): Promise<Served> {
+export async function serve(
+  t: Test,
+  env: NodeJS.ProcessEnv = {},
+  limits: { descriptors?: number } = {},
+): Promise<Served> {
   const urls = await createDatabase(t);
   const environment = {
     DATABASE_URL: urls.app,
@@ -27,7 +31,7 @@ export async function serve(t: Test, env: NodeJS.ProcessEnv = {}): Promise<Serve
   const bootstrap = runEntry(t, 'cli/latchkey.ts', ['bootstrap', ...names], { env: environment });
   await bootstrap.exited;
   const tokens = JSON.parse(bootstrap.stdout()) as Record<string, string>;
-  const process = runEntry(t, 'server.ts', [], { env: { ...environment, ...env } });
+  const process = runEntry(t, 'server.ts', [], { env: { ...environment, ...env }, ...limits });
   const [, url = ''] = await process.until(/Server listening at (http:\/\/[^"]+)"/);
   return { process, url, urls, tokens };
 }
