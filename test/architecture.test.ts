@@ -130,3 +130,10 @@ t.test('nothing was compiled when it was installed: Node is all that a machine n
   );
   t.same(compiled, []);
 });
+
+t.test('the address of a client is taken from the facts that were captured on arrival', (t) => {
+  const serving = files.filter((file) => !/^src\/(client|fastify|webhooks)\//.test(file));
+  const readers = serving.filter((file) => /\brequest\.ips?\b|remoteAddress/.test(readFileSync(file, 'utf8')));
+  t.same(readers, ['src/http/request-facts.ts', 'src/http/server.ts']);
+  t.end();
+});

@@ -1,8 +1,8 @@
 import { BlockList, isIP, isIPv4 } from 'node:net';
 import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
-import ipaddr from 'ipaddr.js';
 import type { RequestFacts } from '../core/actor.ts';
+import { unmapped } from '../lib/ip-address.ts';
 import { connectionOf } from './server.ts';
 
 declare module 'fastify' {
@@ -58,7 +58,7 @@ function clientAddress(peer: string, forwarded: string | string[] | undefined, p
 function normalized(text: string): string | undefined {
   if (isIPv4(text)) return text;
   const [address = ''] = text.split('%', 1);
-  return isIP(address) === 0 ? undefined : ipaddr.process(address).toString();
+  return isIP(address) === 0 ? undefined : unmapped(address);
 }
 
 function listOf(networks: readonly string[]): BlockList {
