@@ -1,3 +1,4 @@
+import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import { Problem } from '../core/errors.ts';
 
@@ -13,19 +14,24 @@ declare module 'fastify' {
 
 type Takes = 'any text' | 'storable text';
 
+/** Asked only where it matters: Fastify copies a route's options at each access. */
+function takenBy({ routeOptions }: FastifyRequest): Takes {
+  return routeOptions.config.takesAnyText === true ? 'any text' : 'storable text';
+}
+
 /** Bodies are JSON objects in UTF-8; whatever Postgres or RFC 8785 could not keep is refused here, once for all. */
 export const jsonBody = fp(
   async (app) => {
     app.removeAllContentTypeParsers();
     // Without a promise, like the hooks that every request passes: what is thrown here Fastify takes as the refusal.
-    app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, ({ routeOptions }, body, done) => {
-      done(null, parseJson(body, routeOptions.config.takesAnyText === true ? 'any text' : 'storable text'));
+    app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, (request, body, done) => {
+      done(null, parseJson(body, request));
     });
   },
   { name: 'json-body' },
 );
 
-function parseJson(body: Buffer, takes: Takes): unknown {
+function parseJson(body: Buffer, request: FastifyRequest): unknown {
   if (body.length === 0) throw new Problem('bad_request', 'The body is empty, though its type is application/json.');
   const text = decodeUtf8(body);
   requireShallow(text);
@@ -35,7 +41,7 @@ function parseJson(body: Buffer, takes: Takes): unknown {
   } catch (cause) {
     throw new Problem('bad_request', 'The body is not valid JSON.', { cause });
   }
-  const bad = isSuspicious(text) ? findUnstorable(value, takes) : undefined;
+  const bad = isSuspicious(text) ? findUnstorable(value, takenBy(request)) : undefined;
   if (bad !== undefined) {
     throw new Problem('validation_failed', `${bad.path}: ${bad.message}`, { errors: [bad] });
   }
