@@ -38,6 +38,7 @@ import { requestLog } from './http/request-log.ts';
 import { serverOptions } from './http/server-options.ts';
 import { strictRoutes } from './http/strict-routes.ts';
 import { tracing } from './http/tracing.ts';
+import { unreadReplies } from './http/unread-replies.ts';
 import { keyLifecycleRoutes } from './keys/lifecycle-routes.ts';
 import { createKeyMint } from './keys/mint.ts';
 import { createReopener } from './keys/reveal.ts';
@@ -165,6 +166,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   app.addHook('onClose', () => refusals.close());
   await app.register(endpointLimits, deps.limits);
   await app.register(guard, { authenticator, people, organizationExists: exists });
+  await app.register(unreadReplies);
   await app.register(idempotency, {
     transactor,
     reopener: createReopener({ transactor, keyring: crypto.keyring }),
