@@ -40,6 +40,7 @@ import { requestLog } from './http/request-log.ts';
 import { serverOptions } from './http/server-options.ts';
 import { strictRoutes } from './http/strict-routes.ts';
 import { tracing } from './http/tracing.ts';
+import { unreadReplies } from './http/unread-replies.ts';
 import { keyLifecycleRoutes } from './keys/lifecycle-routes.ts';
 import { createKeyMint } from './keys/mint.ts';
 import { createReopener } from './keys/reveal.ts';
@@ -173,6 +174,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(endpointLimits, deps.limits);
   await app.register(publicLimit, { limit: deps.publicLimit ?? 600 });
   await app.register(guard, { authenticator, people, organizationExists: exists });
+  await app.register(unreadReplies);
   await app.register(idempotency, {
     transactor,
     reopener: createReopener({ transactor, keyring: crypto.keyring }),

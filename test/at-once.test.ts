@@ -91,6 +91,26 @@ t.test('nothing is kept for a reader that does not read, however big the events 
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 
+t.test('large replies that nobody reads are bounded by organization, and small ones and others’ go on', async (t) => {
+  const service = await listening(t);
+  const { admin, urls, organizationId } = service;
+  const other = await otherOrganization(service);
+  for (const id of [organizationId, other.id]) await dbAddEvents(urls.superuser, id, 200, 'x'.repeat(60_000));
+  const path = '/v1/history?limit=200';
+  const replies = [];
+  // One after the other: a page has 12 MB, and five of them are less than 64.
+  for (let turn = 0; turn < 8; turn++) replies.push(await begin(t, service, path, as(admin)));
+  t.same(
+    replies.map(({ statusCode }) => statusCode),
+    [200, 200, 200, 200, 200, 429, 429, 429],
+  );
+  t.match(replies[5]?.headers, { 'retry-after': '5', 'content-type': /problem/ });
+  t.equal((await admin.get('/v1/keys')).status, 200);
+  t.equal((await begin(t, service, path, as(other.admin))).statusCode, 200);
+  t.equal((await replies[0]?.toArray())?.length === 0, false);
+  await eventually(async () => (await begin(t, service, path, as(admin))).statusCode === 200);
+});
+
 t.test('few verifications of one history go on at once, and others’ are carried out', async (t) => {
   const service = await listening(t);
   const { admin, urls, organizationId } = service;

@@ -6,10 +6,11 @@ import { accessTokenOf } from './guard.ts';
 /** Bounds what goes on at once, in all and of one group: an organization, or an address. */
 export interface AtOnce {
   /**
+   * @param amount how much of it; 1 where things are counted
    * @returns to be called when it has ended; more often does no harm
    * @throws Problem `rate_limited` where the group has as many as it may, `overloaded` where all are taken by others
    */
-  enter(group: string): () => void;
+  enter(group: string, amount?: number): () => void;
 }
 
 interface AtOnceOptions {
@@ -27,18 +28,18 @@ export function createAtOnce({ what, inAll, each = inAll, retryAfterSeconds }: A
   let total = 0;
   const headers = { 'retry-after': String(retryAfterSeconds) };
 
-  function leave(group: string): void {
-    const left = (counts.get(group) ?? 0) - 1;
-    total -= 1;
+  function leave(group: string, amount: number): void {
+    const left = (counts.get(group) ?? 0) - amount;
+    total -= amount;
     if (left === 0) counts.delete(group);
     else counts.set(group, left);
   }
 
   return {
-    enter(group) {
+    enter(group, amount = 1) {
       const own = counts.get(group) ?? 0;
       const allowed = Math.min(each, Math.ceil((inAll - (total - own)) / 2));
-      if (own >= allowed) {
+      if (own + amount > allowed) {
         if (own === 0) throw new Problem('overloaded', `There are too many ${what} at once.`, { headers });
         throw new Problem(
           'rate_limited',
@@ -48,11 +49,11 @@ export function createAtOnce({ what, inAll, each = inAll, retryAfterSeconds }: A
           },
         );
       }
-      counts.set(group, own + 1);
-      total += 1;
+      counts.set(group, own + amount);
+      total += amount;
       let isOver = false;
       return () => {
-        if (!isOver) leave(group);
+        if (!isOver) leave(group, amount);
         isOver = true;
       };
     },
