@@ -240,7 +240,7 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
 
   async function verifyWithState(chain: string, signal: AbortSignal) {
     const verdict = await verifyChain(db, chain, { signal });
-    const { differences } = await someDifferences(db, chain);
+    const { differences } = await someDifferences(db, chain, signal);
     return { verdict, differences };
   }
 

@@ -62,14 +62,19 @@ export async function* compareStates(db: Db, chain: string): AsyncGenerator<Stat
 /** As many differences as a caller is shown at once. */
 const shownAtMost = 100;
 
-/** The first differences of a chain, and whether there are more. */
+/**
+ * The first differences of a chain, and whether there are more.
+ * @param signal ends it between two snapshots
+ */
 export async function someDifferences(
   db: Db,
   chain: string,
+  signal?: AbortSignal,
 ): Promise<{ differences: Array<Omit<StateDifference, 'kind'>>; hasMore: boolean }> {
   const found: StateDifference[] = [];
   for await (const differences of compareStates(db, chain)) {
     found.push(...differences);
+    signal?.throwIfAborted();
     if (found.length > shownAtMost) break;
   }
   return {
