@@ -62,7 +62,10 @@ export async function* compareStates(db: Db, chain: string): AsyncGenerator<Stat
 /** As many differences as a caller is shown at once. */
 const shownAtMost = 100;
 
-/** The first differences of a chain, and whether there are more. @param signal ends it between two batches */
+/**
+ * The first differences of a chain, and whether there are more.
+ * @param signal ends it between two snapshots
+ */
 export async function someDifferences(
   db: Db,
   chain: string,
