@@ -507,7 +507,7 @@ create table refused_attempts (
   count bigint not null,
   first_at timestamptz not null,
   last_at timestamptz not null,
-  last_ip text not null,
+  last_ip text,
   constraint refused_attempts_organization_fk foreign key (organization_id) references organizations (id),
   constraint refused_attempts_id_form check (id ~ ${id('refusal')}),
   constraint refused_attempts_caller_whole check (

@@ -61,7 +61,7 @@ function arrayOf(values: ReadonlyArray<string | number>): string {
 }
 
 /** So few that they are merged within the time that a query may take. */
-const rowsAtOnce = 1_000;
+export const rowsAtOnce = 1_000;
 
 /**
  * Adds what was written down of one part's keys to their hours. Rows are in the order of their keys, so that two replicas do not
@@ -69,11 +69,11 @@ const rowsAtOnce = 1_000;
  * few they are, and would read all of them.
  * @returns whether there may be more of this part
  */
-export async function mergeRecentUsage(db: Db, part: string): Promise<boolean> {
+export async function mergeRecentUsage(db: Db, part: string, atOnce = rowsAtOnce): Promise<boolean> {
   const { rows } = await sql<{ taken: number }>`
     with taken as (
       delete from usage_recent where id in (
-        select id from usage_recent where part = ${part} order by id limit ${rowsAtOnce} for update skip locked)
+        select id from usage_recent where part = ${part} order by id limit ${atOnce} for update skip locked)
       returning *),
     uses as (
       select key_id, hour, sum(allowed) as allowed, sum(denied) as denied, sum(rate_limited) as rate_limited,
@@ -87,7 +87,16 @@ export async function mergeRecentUsage(db: Db, part: string): Promise<boolean> {
       order by uses.key_id, uses.hour
       on conflict (key_id, hour) do update set ${countedUp('usage_hours')})
     select count(*)::int as taken from taken`.execute(db);
-  return rows[0]?.taken === rowsAtOnce;
+  return rows[0]?.taken === atOnce;
+}
+
+/** Removes the oldest row of a part, which `mergeRecentUsage` cannot add to its hours. @returns its key ids */
+export async function dropOldestUsage(db: Db, part: string): Promise<string[]> {
+  const { rows } = await sql<{ key_ids: string[] }>`
+    delete from usage_recent where id in (
+      select id from usage_recent where part = ${part} order by id limit 1 for update skip locked)
+    returning key_ids`.execute(db);
+  return rows.flatMap((row) => row.key_ids);
 }
 
 /** What a row's counts are after those of another are added to it. */
