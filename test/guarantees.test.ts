@@ -262,6 +262,7 @@ t.test('until Postgres 15 the right to create roles is the right to any role', a
     writers: [],
     mayCreateRoles: true,
     isTriggerSound: true,
+    replicationRole: 'origin',
     fsync: 'on',
     fullPageWrites: 'on',
     synchronousCommit: 'remote_apply',

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import type { DatabaseClock } from './clock.ts';
+import { prepareSession } from './session.ts';
 
 /** What somebody who keeps copies of records is told. */
 export interface ChangeListener {
@@ -121,7 +122,7 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
     };
     const sendTheServicesWay = ({ payload }: Beat) => options.notify(channel, payload);
     try {
-      await orLost(client.connect().then(() => client.query(`listen ${channel}`)));
+      await orLost(connect(client));
       for (const listener of listeners) listener.restarted();
       await orLost(exchange(sendTheServicesWay));
       for (let number = 1; ; number++) {
@@ -138,6 +139,12 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
       void client.end().catch(() => undefined);
       client.connection.stream.destroy();
     }
+  }
+
+  async function connect(client: pg.Client): Promise<void> {
+    await client.connect();
+    await prepareSession(client);
+    await client.query(`listen ${channel}`);
   }
 
   async function sendBeat(client: pg.Client, { payload, sentAtMs }: Beat): Promise<void> {

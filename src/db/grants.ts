@@ -79,7 +79,7 @@ function statementsFor(grantee: string, migrationTable: string, database: string
     ...Object.keys(privileges).map((table) => `revoke all on ${table} from ${grantee}`),
     ...Object.entries(privileges).map(([table, granted]) => `grant ${granted} on ${table} to ${grantee}`),
     `grant select on ${migrationTable} to ${grantee}`,
-    `grant execute on function history_begin(text), history_append(text, text) to ${grantee}`,
+    `grant execute on function history_begin(text), history_append(text, text), hold_credential(text) to ${grantee}`,
     `grant usage on schema ${workerSchema} to ${grantee}`,
     `revoke all on all tables in schema ${workerSchema} from ${grantee}`,
     `grant select on ${workerSchema}.migrations, ${workerSchema}.jobs to ${grantee}`,

@@ -23,6 +23,8 @@ export interface GuaranteeFacts {
   writers: string[];
   mayCreateRoles: boolean;
   isTriggerSound: boolean;
+  /** Other than `origin`, foreign keys are not checked. */
+  replicationRole: string;
   fsync: string;
   fullPageWrites: string;
   synchronousCommit: string;
@@ -64,6 +66,13 @@ export function judgeGuarantees(facts: GuaranteeFacts): Guarantee[] {
       remedy:
         'Somebody has disabled, changed or dropped history_append_only or its function. Find out who and why, verify the ' +
         'history (GET /v1/history/verify), and make them anew as the first migration does.',
+    },
+    {
+      name: 'Foreign keys are checked in the sessions of the service',
+      kept: facts.replicationRole === 'origin',
+      remedy:
+        `session_replication_role is ${facts.replicationRole} for this role or database, and only a superuser can change it: ` +
+        'alter role … reset session_replication_role, or alter database … reset session_replication_role.',
     },
     durability('fsync', facts.fsync),
     durability('full_page_writes', facts.fullPageWrites),
@@ -151,6 +160,7 @@ async function readFacts(db: Db): Promise<GuaranteeFacts> {
           and cardinality(trigger.tgattr::int2[]) = 0
           and btrim(regexp_replace(function.prosrc, '\\s+', ' ', 'g')) = ${refusal}
       ) as "isTriggerSound",
+      current_setting('session_replication_role') as "replicationRole",
       current_setting('fsync') as "fsync",
       current_setting('full_page_writes') as "fullPageWrites",
       current_setting('synchronous_commit') as "synchronousCommit",
