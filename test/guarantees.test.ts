@@ -263,6 +263,7 @@ t.test('until Postgres 15 the right to create roles is the right to any role', a
     mayCreateRoles: true,
     isTriggerSound: true,
     replicationRole: 'origin',
+    mayPublicConnect: false,
     fsync: 'on',
     fullPageWrites: 'on',
     synchronousCommit: 'remote_apply',

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
+import { idSuffixPattern } from '../core/ids.ts';
 import type { DatabaseClock } from './clock.ts';
 import { prepareSession } from './session.ts';
 
@@ -34,6 +35,8 @@ export interface ChangeFeedOptions {
 
 const channel = 'latchkey_changes';
 const everything = '*';
+/** A changed record and its organization, as the trigger names them. Anything else is nobody's notice, and ignored. */
+const notice = new RegExp(`^(?:org|partner|key|token)_${idSuffixPattern}(?: org_${idSuffixPattern})?$`);
 const heartbeatEveryMs = 500;
 /**
  * After so many heartbeats one goes the way of the service's own queries: a transaction pooler hands a connection what it
@@ -101,7 +104,7 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
         beat.arrive();
         turn();
       } else if (payload === everything) for (const listener of listeners) listener.restarted();
-      else tell(payload);
+      else if (notice.test(payload)) tell(payload);
     });
     const tell = (payload: string) => {
       const [id = '', organizationId = null] = payload.split(' ', 2);

@@ -2,7 +2,7 @@ import { type Kysely, type Migration, Migrator, sql } from 'kysely';
 import * as initial from '../../migrations/0001-initial.ts';
 import type { DatabaseClient, Db } from './client.ts';
 import { requireUtf8 } from './fitness.ts';
-import { grantToApp, prepareAppRole } from './grants.ts';
+import { closeToPublic, grantToApp, prepareAppRole } from './grants.ts';
 import {
   findWorkerRevision,
   migrateWorkerSchema,
@@ -103,6 +103,7 @@ export async function migrate(client: DatabaseClient, { appRole }: MigrateOption
   const applied = (results ?? []).map((result) => result.migrationName);
   if (await migrateWorkerSchema(client)) applied.push(nameOfRevision(workerRevision));
   if (appRole !== undefined) await grantToApp(db, appRole, migrationTable);
+  await closeToPublic(db);
   return applied;
 }
 
