@@ -41,7 +41,8 @@ create table organizations (
 create table partners (
   id text collate "C" primary key,
   organization_id text collate "C" not null,
-  email text not null,
+  -- Compared by "C", where lower() does not depend on the database's locale. Addresses are ASCII.
+  email text collate "C" not null,
   name text,
   permissions text[] not null,
   rate_limit_requests integer,
@@ -67,7 +68,7 @@ create table api_keys (
   id text collate "C" primary key,
   organization_id text collate "C" not null,
   partner_id text collate "C",
-  permission text not null,
+  permission text collate "C" not null,
   slot smallint not null,
   name text,
   tag bytea,
@@ -249,6 +250,23 @@ begin
 end $$;
 
 revoke all on function history_begin(text), history_append(text, text), history_refuse_change() from public;
+`;
+
+/**
+ * The access token that somebody acts by. The lock is held until the transaction ends and a deletion waits for it, while
+ * later ones wait for the deletion. PL/pgSQL looks at the row with a snapshot of after the wait, as one statement would not.
+ */
+const credentials = `
+create function hold_credential(p_id text)
+returns table (role text, organization_id text, expires_at timestamptz, deleted_at timestamptz)
+language plpgsql as $$
+begin
+  perform pg_catalog.pg_advisory_xact_lock_shared(
+    pg_catalog.hashtext('latchkey credential'), pg_catalog.hashtext(p_id));
+  return query select t.role, t.organization_id, t.expires_at, t.deleted_at
+    from public.access_tokens t where t.id = p_id;
+end $$;
+revoke all on function hold_credential(text) from public;
 `;
 
 const notified = ['organizations', 'partners', 'api_keys', 'access_tokens'];
@@ -507,7 +525,7 @@ create table refused_attempts (
   count bigint not null,
   first_at timestamptz not null,
   last_at timestamptz not null,
-  last_ip text not null,
+  last_ip text,
   constraint refused_attempts_organization_fk foreign key (organization_id) references organizations (id),
   constraint refused_attempts_id_form check (id ~ ${id('refusal')}),
   constraint refused_attempts_caller_whole check (
@@ -527,6 +545,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
   for (const statements of [
     tables,
     history,
+    credentials,
     changeNotices,
     usage,
     recovery,

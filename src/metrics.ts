@@ -7,7 +7,7 @@ import { type ProblemCode, problemCodes } from './core/errors.ts';
 import type { SecretHasher } from './crypto/secret-hash.ts';
 import type { ChangeFeed } from './db/change-feed.ts';
 import type { Db } from './db/client.ts';
-import { currentTime } from './db/work.ts';
+import { currentTime } from './db/credential.ts';
 import type { Checkpoints } from './history/checkpoints.ts';
 import { type HistoryAction, historyActions } from './history/events.ts';
 import { type CredentialRefusal, credentialRefusals } from './history/refusal-watch.ts';

@@ -11,6 +11,7 @@ import { passingTracer } from './core/trace.ts';
 import { createSecretHasher } from './crypto/secret-hash.ts';
 import { connect, type DatabaseClient } from './db/client.ts';
 import { embeddedRoles } from './db/embedded/cluster.ts';
+import { requireUtf8 } from './db/fitness.ts';
 import { checkGuarantees } from './db/guarantees.ts';
 import { confirmInstallation } from './db/installation.ts';
 import { migrate, requireCurrentSchema } from './db/migrator.ts';
@@ -72,7 +73,7 @@ const firstAdminEmail = 'admin@example.com';
 
 /**
  * Configuration → database → app → listen.
- * @throws EmbeddedPostgresError, SchemaMismatch, InstallationMismatch, GuaranteeBroken, CheckpointFileError, or what
+ * @throws EmbeddedPostgresError, DatabaseUnfit, SchemaMismatch, InstallationMismatch, GuaranteeBroken, CheckpointFileError, or what
  * `listen` throws
  */
 export async function startService(config: Config, logger: Logger): Promise<Service> {
@@ -85,6 +86,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
 
     const client = connectForService(database.appUrl, config, logger);
     shutdown.add(phase('database', () => client.close()));
+    await requireUtf8(client.db);
     await requireCurrentSchema(client.db);
     const crypto = tokenCrypto(config, embedded);
     for (const id of await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring: crypto.keyring })) {

@@ -262,6 +262,8 @@ t.test('until Postgres 15 the right to create roles is the right to any role', a
     writers: [],
     mayCreateRoles: true,
     isTriggerSound: true,
+    replicationRole: 'origin',
+    mayPublicConnect: false,
     fsync: 'on',
     fullPageWrites: 'on',
     synchronousCommit: 'remote_apply',

@@ -1,10 +1,11 @@
 import { type MintedCredential, mintCredential, type TokenCrypto } from '../auth/mint.ts';
 import { type CreatorChain, extendChain } from '../core/actor.ts';
 import { Problem } from '../core/errors.ts';
-import { type AccessTokenId, newId } from '../core/ids.ts';
+import { type AccessTokenId, isId, newId } from '../core/ids.ts';
 import { type Access, sortAccesses } from '../core/permissions.ts';
 import type { Secret } from '../crypto/secret.ts';
 import { tokenKindOf } from '../crypto/token.ts';
+import { stopCredential } from '../db/credential.ts';
 import { type Doer, type Transactor, transact, type Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { requirePermitted, type TokenRole } from './policy.ts';
@@ -97,6 +98,7 @@ export async function addAccessToken(
 /** @throws Problem `not_found`, `already_deleted` */
 export async function deleteAccessToken(transactor: Transactor, by: Doer, id: string): Promise<AccessToken> {
   return transact(transactor, by, async (work) => {
+    if (isId('token', id)) await stopCredential(work.tx, id);
     const token = await lockAccessToken(work.tx, work.by.organizationId, id);
     if (token.deleted_at !== null) {
       throw new Problem(

@@ -58,6 +58,8 @@ interface Wish<Id, Found> {
   reject: (error: unknown) => void;
   /** When the batch in which it was to be read has failed; monotonic milliseconds. */
   failedAtMs: number | undefined;
+  /** Whether it was read already, and was changed while it was read. */
+  isRepeated: boolean;
 }
 
 interface Batch {
@@ -203,10 +205,10 @@ export function createRecordCache<Id extends string, Found extends KeptRecord & 
 
   /** @param fresh the query must begin after this call */
   function read(id: Id, fresh: boolean): Promise<Found | undefined> {
-    const shared = waiting.get(id) ?? waitingAlone.get(id) ?? (fresh ? undefined : running.get(id));
+    const shared = waiting.get(id) ?? waitingAlone.get(id) ?? (fresh || isAnyStale() ? undefined : running.get(id));
     if (shared !== undefined) return shared.promise;
     const { promise, resolve, reject } = withResolvers<Found | undefined>();
-    const wish = { id, promise, resolve, reject, failedAtMs: undefined };
+    const wish = { id, promise, resolve, reject, failedAtMs: undefined, isRepeated: false };
     queueOf(wish).set(id, wish);
     if (waiting.size + waitingAlone.size === 1) setImmediate(startBatches);
     return wish.promise;
@@ -214,6 +216,12 @@ export function createRecordCache<Id extends string, Found extends KeptRecord & 
 
   function queueOf({ id, failedAtMs }: Wish<Id, Found>): Map<Id, Wish<Id, Found>> {
     return failedAtMs !== undefined || suspects.has(id) ? waitingAlone : waiting;
+  }
+
+  /** Whether what is being read may be from before a change that is known by now: then later requests do not share it. */
+  function isAnyStale(): boolean {
+    for (const { restarted, changed } of batches) if (restarted || changed.size > 0) return true;
+    return false;
   }
 
   /** Reads once more, together with somebody who asks for the same since. */
@@ -329,7 +337,13 @@ export function createRecordCache<Id extends string, Found extends KeptRecord & 
       batch.restarted ||
       batch.changed.has(id) ||
       (found !== undefined && dependsOn(found).some((other) => other !== null && batch.changed.has(other)));
+    if (isStale && wish.isRepeated) {
+      // It was read after it was asked for, so it is a right reply. It is not kept, and a flood of notices ends here.
+      wish.resolve(found);
+      return;
+    }
     if (isStale) {
+      wish.isRepeated = true;
       enqueueAgain(wish);
       return;
     }

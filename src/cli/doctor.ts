@@ -4,11 +4,12 @@ import { findForgedCredentials, organizationExists } from '../auth/store.ts';
 import { type Config, readConfig } from '../config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect, type Db } from '../db/client.ts';
+import { currentTime } from '../db/credential.ts';
+import { foreignSettings, requireUtf8 } from '../db/fitness.ts';
 import { checkGuarantees } from '../db/guarantees.ts';
 import { confirmInstallation, unknownKeyringIds } from '../db/installation.ts';
 import { countKeyringUse } from '../db/keyring-use.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
-import { currentTime } from '../db/work.ts';
 import { jobs } from '../jobs/list.ts';
 import { type JobState, stateOf } from '../jobs/policy.ts';
 import { type JobRun, listJobRuns } from '../jobs/store.ts';
@@ -44,6 +45,7 @@ export function doctorCommand(env: NodeJS.ProcessEnv): Command {
 
 /** Each line is a check; the first that makes the others pointless ends the examination by throwing. */
 async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> {
+  await requireUtf8(db);
   await requireCurrentSchema(db);
   print('ok      The database can be reached, and its schema is current.');
   for (const id of await confirmInstallation(db, { tokenPrefix: config.TOKEN_PREFIX, keyring })) {
@@ -69,6 +71,12 @@ async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> 
     );
   }
   for (const line of tellKeyringUse(keyring, await countKeyringUse(db))) print(`note    ${line}`);
+  for (const { name, value } of await foreignSettings(db)) {
+    print(
+      `note    ${name} is set to ${value || "''"} for the role or the database. Latchkey sets its own value on each connection; ` +
+        'where a pooler shares connections by transaction, reset it: alter role … reset, alter database … reset.',
+    );
+  }
   for (const { name, kept, remedy } of await checkGuarantees(db)) {
     if (kept) print(`ok      ${name}.`);
     else if (mayBeMissing(config)) warning(`Not so: ${name}. ${remedy}`);

@@ -1,11 +1,12 @@
 import { ConfigError, configExitCode } from '../config.ts';
+import { DatabaseUnfit } from '../db/fitness.ts';
 import { InstallationMismatch } from '../db/installation.ts';
 import { CheckpointFileError } from '../history/checkpoint-file.ts';
 import { GuaranteeBroken } from '../service.ts';
 
 /** 78 where the configuration must change before another start can help, 1 for everything else. */
 export function exitCodeOf(error: unknown): number {
-  const needsNewConfig = [ConfigError, InstallationMismatch, GuaranteeBroken, CheckpointFileError].some(
+  const needsNewConfig = [ConfigError, InstallationMismatch, GuaranteeBroken, CheckpointFileError, DatabaseUnfit].some(
     (kind) => error instanceof kind,
   );
   return needsNewConfig ? configExitCode : 1;

@@ -13,8 +13,6 @@ export class UseCounts {
   afterDeletion = 0;
   /** When the key was last allowed something, in milliseconds within the hour; -1: not in this hour. */
   lastUsed = -1;
-  /** Among those that will be written. */
-  isWaiting = false;
 
   constructor(keyId: KeyId, hour = 0) {
     this.keyId = keyId;

@@ -1,7 +1,8 @@
 import type { Actor } from '../core/actor.ts';
 import type { OrganizationId } from '../core/ids.ts';
-import type { Tx } from './client.ts';
-import { currentTime, type OrganizationDoer, type Transactor, transact, type Work } from './work.ts';
+import { type Tx, writeTransaction } from './client.ts';
+import { currentTime } from './credential.ts';
+import { type OrganizationDoer, type Transactor, transact, type Work } from './work.ts';
 
 /** Work that a job does in many organizations, in transactions that hold up nobody for long. */
 export interface BatchedWork {
@@ -64,7 +65,7 @@ export async function pruneInBatches(
   const now = await currentTime(db, clockShiftMs);
   const until = new Date(now.getTime() - keptMs);
   for (let pruned = 0; ; ) {
-    const { numDeletedRows } = await db.transaction().execute((tx) => deleteOldest(tx, until, batchSize));
+    const { numDeletedRows } = await writeTransaction(db).execute((tx) => deleteOldest(tx, until, batchSize));
     pruned += Number(numDeletedRows);
     if (numDeletedRows < batchSize) return pruned;
   }

@@ -1,7 +1,9 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
+import { idSuffixPattern } from '../core/ids.ts';
 import type { DatabaseClock } from './clock.ts';
+import { prepareSession } from './session.ts';
 
 /** What somebody who keeps copies of records is told. */
 export interface ChangeListener {
@@ -33,6 +35,8 @@ export interface ChangeFeedOptions {
 
 const channel = 'latchkey_changes';
 const everything = '*';
+/** A changed record and its organization, as the trigger names them. Anything else is nobody's notice, and ignored. */
+const notice = new RegExp(`^(?:org|partner|key|token)_${idSuffixPattern}(?: org_${idSuffixPattern})?$`);
 const heartbeatEveryMs = 500;
 /**
  * After so many heartbeats one goes the way of the service's own queries: a transaction pooler hands a connection what it
@@ -100,7 +104,7 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
         beat.arrive();
         turn();
       } else if (payload === everything) for (const listener of listeners) listener.restarted();
-      else tell(payload);
+      else if (notice.test(payload)) tell(payload);
     });
     const tell = (payload: string) => {
       const [id = '', organizationId = null] = payload.split(' ', 2);
@@ -121,7 +125,7 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
     };
     const sendTheServicesWay = ({ payload }: Beat) => options.notify(channel, payload);
     try {
-      await orLost(client.connect().then(() => client.query(`listen ${channel}`)));
+      await orLost(connect(client));
       for (const listener of listeners) listener.restarted();
       await orLost(exchange(sendTheServicesWay));
       for (let number = 1; ; number++) {
@@ -138,6 +142,12 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
       void client.end().catch(() => undefined);
       client.connection.stream.destroy();
     }
+  }
+
+  async function connect(client: pg.Client): Promise<void> {
+    await client.connect();
+    await prepareSession(client);
+    await client.query(`listen ${channel}`);
   }
 
   async function sendBeat(client: pg.Client, { payload, sentAtMs }: Beat): Promise<void> {

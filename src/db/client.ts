@@ -1,6 +1,7 @@
-import { Kysely, PostgresDialect, type Transaction } from 'kysely';
+import { Kysely, PostgresDialect, type Transaction, type TransactionBuilder } from 'kysely';
 import pg from 'pg';
 import type { Database } from './schema.ts';
+import { prepareSession } from './session.ts';
 
 /** Reads. A `Tx` is one too, so a reader works inside a transaction as well. */
 export type Db = Kysely<Database>;
@@ -94,6 +95,7 @@ export function connect(options: ClientOptions): DatabaseClient {
     keepAlive: true,
     keepAliveInitialDelayMillis: 5_000,
     types: typesWithSafeIntegers,
+    onConnect: prepareSession,
     ...(options.timeoutMs === undefined
       ? {}
       : {
@@ -110,4 +112,9 @@ export function connect(options: ClientOptions): DatabaseClient {
     dialect: new PostgresDialect({ pool: boundedPool(pool, options.queueLimit ?? Number.POSITIVE_INFINITY) }),
   });
   return { db, pool, close: () => db.destroy() };
+}
+
+/** A transaction that writes. It says how it runs, because a pooler may hand out a connection with other defaults. */
+export function writeTransaction(db: Db): TransactionBuilder<Database> {
+  return db.transaction().setIsolationLevel('read committed').setAccessMode('read write');
 }

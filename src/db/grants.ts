@@ -60,10 +60,34 @@ export async function prepareAppRole(db: Db, role: string): Promise<void> {
   }
 }
 
+/**
+ * Lets no other role of the cluster connect: it could listen to notices of changes, and send floods of them. Where the
+ * migration role does not own the database, `latchkey doctor` names what is left to do.
+ */
+export async function closeToPublic(db: Db): Promise<void> {
+  await db.transaction().execute(async (tx) => {
+    await lockGrants(tx);
+    const { rows } = await sql<{ mine: boolean; me: string }>`
+      select pg_has_role(current_user, datdba, 'USAGE') as mine, quote_ident(session_user) as me
+      from pg_database where datname = current_database()`.execute(tx);
+    const [facts] = rows;
+    if (facts?.mine !== true || !(await mayPublicConnect(tx))) return;
+    const database = await currentDatabase(tx);
+    // The migration role itself may have come in by what everybody had.
+    await sql.raw(`grant connect on database ${database} to ${facts.me}`).execute(tx);
+    await sql.raw(`revoke connect on database ${database} from public`).execute(tx);
+  });
+}
+
+async function mayPublicConnect(tx: Tx): Promise<boolean> {
+  const { rows } = await sql<{ may: boolean }>`
+    select has_database_privilege('public', current_database(), 'connect') as may`.execute(tx);
+  return rows[0]?.may === true;
+}
+
 export async function grantToApp(db: Db, role: string, migrationTable: string): Promise<void> {
   await db.transaction().execute(async (tx) => {
-    // Two at once would fail with "tuple concurrently updated"; the second waits here instead.
-    await sql`select pg_advisory_xact_lock(hashtext('latchkey grants'))`.execute(tx);
+    await lockGrants(tx);
     const grantee = sql.id(role).compile(tx).sql;
     for (const statement of statementsFor(grantee, migrationTable, await currentDatabase(tx))) {
       await sql.raw(statement).execute(tx);
@@ -79,7 +103,7 @@ function statementsFor(grantee: string, migrationTable: string, database: string
     ...Object.keys(privileges).map((table) => `revoke all on ${table} from ${grantee}`),
     ...Object.entries(privileges).map(([table, granted]) => `grant ${granted} on ${table} to ${grantee}`),
     `grant select on ${migrationTable} to ${grantee}`,
-    `grant execute on function history_begin(text), history_append(text, text) to ${grantee}`,
+    `grant execute on function history_begin(text), history_append(text, text), hold_credential(text) to ${grantee}`,
     `grant usage on schema ${workerSchema} to ${grantee}`,
     `revoke all on all tables in schema ${workerSchema} from ${grantee}`,
     `grant select on ${workerSchema}.migrations, ${workerSchema}.jobs to ${grantee}`,
@@ -101,6 +125,11 @@ async function letIntoWorkerTables(tx: Tx, role: string): Promise<void> {
     await sql`drop policy if exists ${policy} on ${name}`.execute(tx);
     await sql`create policy ${policy} on ${name} to ${sql.id(role)} using (true) with check (true)`.execute(tx);
   }
+}
+
+/** Two at once would fail with "tuple concurrently updated"; the second waits here instead. */
+async function lockGrants(tx: Tx): Promise<void> {
+  await sql`select pg_advisory_xact_lock(hashtext('latchkey grants'))`.execute(tx);
 }
 
 async function currentDatabase(tx: Tx): Promise<string> {

@@ -23,6 +23,9 @@ export interface GuaranteeFacts {
   writers: string[];
   mayCreateRoles: boolean;
   isTriggerSound: boolean;
+  /** Other than `origin`, foreign keys are not checked. */
+  replicationRole: string;
+  mayPublicConnect: boolean;
   fsync: string;
   fullPageWrites: string;
   synchronousCommit: string;
@@ -64,6 +67,20 @@ export function judgeGuarantees(facts: GuaranteeFacts): Guarantee[] {
       remedy:
         'Somebody has disabled, changed or dropped history_append_only or its function. Find out who and why, verify the ' +
         'history (GET /v1/history/verify), and make them anew as the first migration does.',
+    },
+    {
+      name: 'Foreign keys are checked in the sessions of the service',
+      kept: facts.replicationRole === 'origin',
+      remedy:
+        `session_replication_role is ${facts.replicationRole} for this role or database, and only a superuser can change it: ` +
+        'alter role … reset session_replication_role, or alter database … reset session_replication_role.',
+    },
+    {
+      name: 'Only roles that were granted it may connect to the database',
+      kept: !facts.mayPublicConnect,
+      remedy:
+        'Any role of the cluster may connect, listen to notices of changes and send floods of them. `latchkey migrate` revokes ' +
+        'that where its role owns the database; otherwise, as the owner: revoke connect on database … from public.',
     },
     durability('fsync', facts.fsync),
     durability('full_page_writes', facts.fullPageWrites),
@@ -151,6 +168,8 @@ async function readFacts(db: Db): Promise<GuaranteeFacts> {
           and cardinality(trigger.tgattr::int2[]) = 0
           and btrim(regexp_replace(function.prosrc, '\\s+', ' ', 'g')) = ${refusal}
       ) as "isTriggerSound",
+      current_setting('session_replication_role') as "replicationRole",
+      has_database_privilege('public', current_database(), 'connect') as "mayPublicConnect",
       current_setting('fsync') as "fsync",
       current_setting('full_page_writes') as "fullPageWrites",
       current_setting('synchronous_commit') as "synchronousCommit",

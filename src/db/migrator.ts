@@ -1,7 +1,8 @@
 import { type Kysely, type Migration, Migrator, sql } from 'kysely';
 import * as initial from '../../migrations/0001-initial.ts';
 import type { DatabaseClient, Db } from './client.ts';
-import { grantToApp, prepareAppRole } from './grants.ts';
+import { requireUtf8 } from './fitness.ts';
+import { closeToPublic, grantToApp, prepareAppRole } from './grants.ts';
 import {
   findWorkerRevision,
   migrateWorkerSchema,
@@ -83,10 +84,11 @@ interface MigrateOptions {
  * second waits), and after one that was killed: Latchkey's own migrations are one transaction.
  * @param client needs two connections
  * @returns the names of the migrations that this run applied
- * @throws SchemaMismatch where a newer program has migrated
+ * @throws SchemaMismatch where a newer program has migrated, DatabaseUnfit
  */
 export async function migrate(client: DatabaseClient, { appRole }: MigrateOptions): Promise<string[]> {
   const { db } = client;
+  await requireUtf8(db);
   const { unknown } = await migrationStatus(db);
   if (unknown.length > 0) await requireCurrentSchema(db);
   if (appRole !== undefined) await prepareAppRole(db, appRole);
@@ -101,6 +103,7 @@ export async function migrate(client: DatabaseClient, { appRole }: MigrateOption
   const applied = (results ?? []).map((result) => result.migrationName);
   if (await migrateWorkerSchema(client)) applied.push(nameOfRevision(workerRevision));
   if (appRole !== undefined) await grantToApp(db, appRole, migrationTable);
+  await closeToPublic(db);
   return applied;
 }
 

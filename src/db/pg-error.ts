@@ -12,6 +12,18 @@ export function isTransient(error: unknown): boolean {
   return error instanceof pg.DatabaseError && (error.code === serializationFailure || error.code === deadlockDetected);
 }
 
+/** Classes 21 cardinality violation, 22 data exception, 23 integrity constraint violation, 54 program limit exceeded. */
+const rejectedClass = /^(21|22|23|54)/;
+
+/**
+ * Whether what was written is at fault, so that the same would be rejected again: by the database, or by this program
+ * before it was sent (a date that is none).
+ */
+export function isRejection(error: unknown): boolean {
+  if (error instanceof pg.DatabaseError) return error.code !== undefined && rejectedClass.test(error.code);
+  return error instanceof RangeError || error instanceof TypeError;
+}
+
 /** The name of the constraint or unique index that refused a row; undefined for other errors. */
 export function violatedConstraint(error: unknown): string | undefined {
   return error instanceof pg.DatabaseError && error.code?.startsWith('23') ? error.constraint : undefined;

@@ -22,5 +22,6 @@ export interface RefusedAttemptsTable {
   count: number;
   first_at: Date;
   last_at: Date;
-  last_ip: string;
+  /** Null: not known. */
+  last_ip: string | null;
 }

@@ -1,10 +1,10 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { sql } from 'kysely';
 import type { Actor, RequestFacts } from '../core/actor.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import type { TraceContext } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import type { Db, Tx } from './client.ts';
+import { type Db, type Tx, writeTransaction } from './client.ts';
+import { beginAs } from './credential.ts';
 import { isTransient } from './pg-error.ts';
 
 /** By whom, where and through which request something is done. `organizationId` is null for the installation itself. */
@@ -58,6 +58,7 @@ const attempts = 5;
 /**
  * Runs `act` in a transaction and commits. Deadlocks and serialization failures run it again, so `act` must have no
  * effect outside of the transaction.
+ * @throws Problem `unauthorized`, `token_expired` where the caller's access token was deleted or changed meanwhile
  */
 export async function transact<By extends Doer, Result>(
   transactor: Transactor<Result>,
@@ -68,8 +69,8 @@ export async function transact<By extends Doer, Result>(
     const changed = new Set<string>();
     const recorded: string[] = [];
     try {
-      const done = await transactor.db.transaction().execute(async (tx) => {
-        const now = await currentTime(tx, transactor.clockShiftMs);
+      const done = await writeTransaction(transactor.db).execute(async (tx) => {
+        const now = await beginAs(tx, by, transactor.clockShiftMs);
         const work: Work<By> = { tx, now, by, keyring: transactor.keyring, beforeCommit: [], changed, recorded };
         await transactor.onBegin?.(work);
         const result = await act(work);
@@ -87,12 +88,4 @@ export async function transact<By extends Doer, Result>(
       transactor.onChanged?.(changed);
     }
   }
-}
-
-/** The database's time in whole milliseconds: the only clock that decides anything. */
-export async function currentTime(db: Db, clockShiftMs: () => number): Promise<Date> {
-  const { rows } = await sql<{ now: Date }>`select date_trunc('milliseconds', now()) as now`.execute(db);
-  const row = rows[0];
-  if (row === undefined) throw new Error('select now() returned no row');
-  return new Date(row.now.getTime() + clockShiftMs());
 }

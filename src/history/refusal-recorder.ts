@@ -1,18 +1,20 @@
 import type { FastifyBaseLogger } from 'fastify';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
-import { createPeriodicWriter, type PeriodicWriter } from '../db/periodic-writer.ts';
+import { isRejection } from '../db/pg-error.ts';
+import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
 import { addRefusals, type RefusedAttempts } from './refusals-store.ts';
 
 /** One attempt of a known caller that was refused. */
 export type Refusal = Pick<RefusedAttempts, 'organizationId' | 'code'> & {
   caller: NonNullable<RefusedAttempts['caller']>;
   operation: string;
-  ip: string;
+  /** Undefined where the connection was gone before its address was read. */
+  ip: string | undefined;
 };
 
 /** Counts refused attempts by the hour. Counting never waits; what was counted is written in batches. */
-export interface RefusalRecorder extends PeriodicWriter {
+export interface RefusalRecorder extends Pick<BatchWriter<string, RefusedAttempts>, 'flush' | 'close'> {
   note(refusal: Refusal): void;
 }
 
@@ -27,7 +29,7 @@ interface RefusalRecorderOptions {
 interface Bounds {
   /** Rows that an organization gets in an hour, from each replica; past it, what is new is counted in one row for each code. */
   rowsInHour: number;
-  /** Rows that wait while the database takes nothing. Past it, new ones are dropped. */
+  /** Rows that wait to be written. Beyond it new ones are dropped. */
   rowsHeld: number;
 }
 
@@ -41,8 +43,22 @@ export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalReco
   /** What of this hour has rows of its own, by organization. */
   const told = new Map<string | null, Set<string>>();
   let toldHourMs = 0;
-  let waiting = new Map<string, RefusedAttempts>();
-  let dropped = 0;
+  const writer = createBatchWriter<string, RefusedAttempts>({
+    name: 'Refused attempts',
+    write: (batch) => addRefusals(db, batch),
+    batchSize: rowsInBatch,
+    capacity: rowsHeld,
+    merge,
+    isRejection,
+    describe: ({ organizationId, caller, operation, code, count }) => ({
+      organizationId,
+      callerId: caller?.id,
+      operation,
+      code,
+      count,
+    }),
+    logger,
+  });
 
   function hasOwnRow({ organizationId, caller, operation, code }: Refusal, hourMs: number): boolean {
     if (hourMs !== toldHourMs || told.size >= rowsHeld) {
@@ -56,32 +72,9 @@ export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalReco
     return names.has(name);
   }
 
-  function add(attempts: RefusedAttempts): void {
-    const { organizationId, hour, caller, operation, code } = attempts;
-    const name = `${organizationId} ${hour.getTime()} ${code} ${operation} ${caller?.id}`;
-    const known = waiting.get(name);
-    if (known !== undefined) merge(known, attempts);
-    else if (waiting.size < rowsHeld) waiting.set(name, attempts);
-    else dropped += attempts.count;
-  }
-
-  async function writeAll(): Promise<void> {
-    const taken = [...waiting.values()];
-    waiting = new Map();
-    for (let from = 0; from < taken.length; from += rowsInBatch) {
-      try {
-        await addRefusals(db, taken.slice(from, from + rowsInBatch));
-      } catch (error) {
-        for (const attempts of taken.slice(from)) add(attempts);
-        const facts = { err: error, rows: waiting.size, dropped };
-        logger.warn(facts, 'Refused attempts could not be written; they are kept for later.');
-        return;
-      }
-    }
-  }
-
   return {
-    ...createPeriodicWriter({ isWaiting: () => waiting.size > 0, write: writeAll }),
+    flush: writer.flush,
+    close: writer.close,
     note(refusal) {
       const { organizationId, caller, operation, code, ip } = refusal;
       const nowMs = clock.nowMs();
@@ -89,7 +82,8 @@ export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalReco
       const place = hasOwnRow(refusal, hourMs) ? { caller, operation } : { caller: null, operation: null };
       const now = new Date(nowMs);
       const times = { hour: new Date(hourMs), firstAt: now, lastAt: now };
-      add({ organizationId, ...place, code, count: 1, ...times, lastIp: ip });
+      const name = `${organizationId} ${hourMs} ${code} ${place.operation} ${place.caller?.id}`;
+      writer.add(name, { organizationId, ...place, code, count: 1, ...times, lastIp: ip ?? null });
     },
   };
 }
@@ -99,6 +93,6 @@ function merge(known: RefusedAttempts, more: RefusedAttempts): void {
   if (more.firstAt < known.firstAt) known.firstAt = more.firstAt;
   if (more.lastAt < known.lastAt) return;
   known.lastAt = more.lastAt;
-  known.lastIp = more.lastIp;
+  known.lastIp = more.lastIp ?? known.lastIp;
   known.caller = more.caller;
 }

@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
 import { newId, type OrganizationId, type RefusalId } from '../core/ids.ts';
 import { pruneInBatches } from '../db/batches.ts';
-import type { Db, Tx } from '../db/client.ts';
+import { type Db, type Tx, writeTransaction } from '../db/client.ts';
 import type { RefusedCaller } from '../db/refused-attempts-table.ts';
 import type { Transactor } from '../db/work.ts';
 
@@ -16,7 +16,8 @@ export interface RefusedAttempts {
   count: number;
   firstAt: Date;
   lastAt: Date;
-  lastIp: string;
+  /** Null: not known. */
+  lastIp: string | null;
 }
 
 export interface ListedRefusals extends RefusedAttempts {
@@ -29,11 +30,12 @@ export interface ListedRefusals extends RefusedAttempts {
  */
 export async function addRefusals(db: Db, refusals: readonly RefusedAttempts[]): Promise<void> {
   const batch = refusals.map((refusal) => ({ id: newId('refusal'), ...refusal }));
-  await sql`
+  const insert = sql`
     insert into refused_attempts
       (id, organization_id, hour, caller_id, caller, operation, code, count, first_at, last_at, last_ip)
     select min(batch.id), organization.id, hour, caller ->> 'id', (array_agg(caller order by "lastAt" desc))[1], operation,
-      code, sum(count), min("firstAt"), max("lastAt"), (array_agg("lastIp" order by "lastAt" desc))[1]
+      code, sum(count), min("firstAt"), max("lastAt"),
+      (array_agg("lastIp" order by "lastAt" desc) filter (where "lastIp" is not null))[1]
     from jsonb_to_recordset(${JSON.stringify(batch)}::jsonb) as batch (id text, "organizationId" text, hour timestamptz,
       caller jsonb, operation text, code text, count bigint, "firstAt" timestamptz, "lastAt" timestamptz, "lastIp" text)
     left join organizations as organization on organization.id = batch."organizationId"
@@ -44,8 +46,9 @@ export async function addRefusals(db: Db, refusals: readonly RefusedAttempts[]):
       count = refused_attempts.count + excluded.count,
       first_at = least(refused_attempts.first_at, excluded.first_at),
       last_at = greatest(refused_attempts.last_at, excluded.last_at),
-      last_ip = case when excluded.last_at >= refused_attempts.last_at then excluded.last_ip
-        else refused_attempts.last_ip end`.execute(db);
+      last_ip = case when excluded.last_at >= refused_attempts.last_at
+        then coalesce(excluded.last_ip, refused_attempts.last_ip) else refused_attempts.last_ip end`;
+  await writeTransaction(db).execute((tx) => insert.execute(tx));
 }
 
 export interface RefusalFilter {

@@ -31,7 +31,7 @@ export const refusalView = z
     count: z.int().meta({ example: 3 }),
     firstAt: timestampView,
     lastAt: timestampView,
-    lastIp: z.string().meta({ example: '203.0.113.7' }),
+    lastIp: z.string().nullable().meta({ description: 'Null: not known.', example: '203.0.113.7' }),
   })
   .meta({
     id: 'RefusedAttempts',

@@ -1,7 +1,8 @@
 import type { FastifyBaseLogger } from 'fastify';
 import { sql } from 'kysely';
 import type { Db } from '../db/client.ts';
-import { currentTime, type Transactor } from '../db/work.ts';
+import { currentTime } from '../db/credential.ts';
+import type { Transactor } from '../db/work.ts';
 import { installationChain } from './chain.ts';
 import { compareStates } from './state-differences.ts';
 import { type RecordKind, recordKinds } from './state-replay.ts';

@@ -3,9 +3,10 @@ import fp from 'fastify-plugin';
 import { Problem } from '../core/errors.ts';
 import { isId, type KeyId, type OrganizationId } from '../core/ids.ts';
 import type { Secret } from '../crypto/secret.ts';
+import { beginAs } from '../db/credential.ts';
 import type { KeptReply } from '../db/schema.ts';
-import { currentTime, type OrganizationDoer, type Transactor, type Work } from '../db/work.ts';
-import { accessTokenOf, organizationDoerOf } from './guard.ts';
+import type { Doer, OrganizationDoer, Transactor, Work } from '../db/work.ts';
+import { accessTokenOf, doerOf, organizationDoerOf } from './guard.ts';
 import { type Claim, claimOf } from './idempotency-key.ts';
 import { deleteAnswer, findAnswer, insertAnswer, isTooOld, type KeptAnswer, tryToHold } from './idempotency-store.ts';
 import { ownerOf, type PlacedSecret, putTogether, type Sent, type Shown, takeApart } from './kept-reply.ts';
@@ -78,7 +79,7 @@ export const idempotency = fp<IdempotencyOptions>(
       requireTaken(request);
       const claim = claimOf(request);
       // Before the command, so that a retry costs no argon2id; once more in its transaction, where nothing can come between.
-      const earlier = claim === undefined ? undefined : await findEarlier(transactor, claim);
+      const earlier = claim === undefined ? undefined : await findEarlier(transactor, doerOf(request), claim);
       if (claim !== undefined && earlier !== undefined) return replay(request, reply, claim, earlier);
       const done: { reply?: ReturnType<typeof takeApart> } = {};
       try {
@@ -152,10 +153,15 @@ function requireTaken({ routeOptions: { url, config } }: FastifyRequest): void {
   if (config.idempotencyKey !== 'taken') throw new Error(`${url} does not declare config.idempotencyKey as taken`);
 }
 
-async function findEarlier({ db, clockShiftMs }: Transactor, { address }: Claim): Promise<Earlier | undefined> {
+/** @throws Problem `unauthorized` where the caller's access token was deleted meanwhile */
+async function findEarlier(
+  { db, clockShiftMs }: Transactor,
+  by: Doer,
+  { address }: Claim,
+): Promise<Earlier | undefined> {
   const answer = await findAnswer(db, address);
   if (answer === undefined) return undefined;
-  const now = await currentTime(db, clockShiftMs);
+  const now = await beginAs(db, by, clockShiftMs);
   return isTooOld(answer, now) ? undefined : { answer, now };
 }
 

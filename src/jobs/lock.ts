@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
+import { prepareSession } from '../db/session.ts';
 
 /**
  * Runs `act` unless somebody is at the same job already, in this process or any other. The lock belongs to a connection
@@ -17,6 +18,7 @@ export async function runAlone(url: string, name: string, act: () => Promise<voi
   client.on('error', () => undefined);
   try {
     await client.connect();
+    await prepareSession(client);
     const { rows } = await client.query<{ mine: boolean }>('select pg_try_advisory_lock(hashtext($1)) as mine', [
       `latchkey job ${name}`,
     ]);

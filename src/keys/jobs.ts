@@ -1,6 +1,7 @@
 import type { Actor } from '../core/actor.ts';
 import { workInBatches } from '../db/batches.ts';
-import { currentTime, type Transactor } from '../db/work.ts';
+import { currentTime } from '../db/credential.ts';
+import type { Transactor } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import {
   deleteExpiryNotices,

@@ -4,7 +4,8 @@ import { z } from 'zod';
 import { isId, type KeyId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import { currentTime, type Transactor } from '../db/work.ts';
+import { currentTime } from '../db/credential.ts';
+import type { Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import {

@@ -1,6 +1,7 @@
 import { type ExpectedTags, entityTagOf, requireExpected } from '../core/entity-tag.ts';
 import { newId, type OrganizationId } from '../core/ids.ts';
 import type { RateLimit } from '../core/rate-limit.ts';
+import { writeTransaction } from '../db/client.ts';
 import type { KeyReveal } from '../db/schema.ts';
 import { type Doer, type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
 import { changesBetween } from '../history/changes.ts';
@@ -89,7 +90,7 @@ export async function wipeSeals(
 ): Promise<number> {
   let total = 0;
   for (let wiped = wipedAtOnce; wiped === wipedAtOnce; total += wiped) {
-    wiped = await db.transaction().execute((tx) => wipeUnwantedSeals(tx, organizationId, wipedAtOnce));
+    wiped = await writeTransaction(db).execute((tx) => wipeUnwantedSeals(tx, organizationId, wipedAtOnce));
   }
   return total;
 }

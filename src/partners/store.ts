@@ -1,4 +1,4 @@
-import type { Selectable } from 'kysely';
+import { type Selectable, sql } from 'kysely';
 import { Problem } from '../core/errors.ts';
 import type { OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
@@ -59,7 +59,7 @@ export async function listPartners(
   if (page.before !== undefined) query = query.where('id', '<', page.before);
   if (!filter.includeDeleted) query = query.where('deleted_at', 'is', null);
   const { email } = filter;
-  if (email !== undefined) query = query.where(({ fn }) => fn('lower', ['email']), '=', email.toLowerCase());
+  if (email !== undefined) query = query.where(sql`lower(email)`, '=', sql`lower(${email}::text collate "C")`);
   return query.execute();
 }
 

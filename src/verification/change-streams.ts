@@ -30,6 +30,8 @@ interface Stream {
   waiting: Set<string>;
   /** Too many were waiting, or some were missed: one word says it all. */
   mustReset: boolean;
+  /** When that was last written; monotonic milliseconds. */
+  resetAtMs: number;
   isDown: boolean;
   /** Monotonic milliseconds. */
   openedAtMs: number;
@@ -65,8 +67,6 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
     restarted() {
       for (const stream of streams) stream.mustReset = true;
       flushSoon();
-      // Among what was missed may be that a token was revoked.
-      recheck([...streams]);
     },
   });
 
@@ -90,16 +90,21 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
     });
   }
 
-  function flush(stream: Stream): void {
+  /** A reset goes at once, and then once a heartbeat, so that a flood of them does not make clients ask for all again and again. */
+  function flush(stream: Stream, isBeat = false): void {
     const { response, waiting } = stream;
     if (response.writableNeedDrain) {
       stream.stuckSinceMs ??= performance.now();
       return;
     }
     stream.stuckSinceMs = undefined;
-    if (stream.mustReset) write(response, 'reset', {});
-    else if (waiting.size > 0) write(response, 'change', { ids: [...waiting] });
-    stream.mustReset = false;
+    if (stream.mustReset && (isBeat || performance.now() - stream.resetAtMs >= heartbeatEveryMs)) {
+      stream.mustReset = false;
+      stream.resetAtMs = performance.now();
+      write(response, 'reset', {});
+      // Among what was missed may be that a token was revoked.
+      recheck([stream]);
+    } else if (waiting.size > 0) write(response, 'change', { ids: [...waiting] });
     waiting.clear();
   }
 
@@ -110,7 +115,7 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
       end(stream, 'token_expired');
       return;
     }
-    flush(stream);
+    flush(stream, true);
     const { stuckSinceMs } = stream;
     if (stuckSinceMs !== undefined) {
       if (performance.now() - stuckSinceMs > stuckAllowedMs) response.destroy();
@@ -161,6 +166,7 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
         response,
         waiting: new Set(),
         mustReset: false,
+        resetAtMs: Number.NEGATIVE_INFINITY,
         isDown: false,
         openedAtMs: performance.now(),
         stuckSinceMs: undefined,

@@ -1,7 +1,7 @@
 import { type RawBuilder, sql } from 'kysely';
 import { idAlphabet, type KeyId, type PartnerId } from '../core/ids.ts';
 import type { UseCounts } from '../core/use-counts.ts';
-import type { Db } from '../db/client.ts';
+import { type Db, writeTransaction } from '../db/client.ts';
 import { recentUseAt } from '../keys/store.ts';
 
 /**
@@ -33,7 +33,7 @@ export async function addRecentUsage(db: Db, hour: number, batch: readonly Usage
   const ofEach = (read: (usage: Usage) => string | number) =>
     Array.from(byPart.values(), (usages) => arrayOf(usages.map(read)));
   const counts = (read: (usage: Usage) => number) => (batch.every((usage) => read(usage) === 0) ? null : ofEach(read));
-  await sql`
+  const insert = sql`
     insert into usage_recent (part, hour, key_ids, allowed, denied, rate_limited, after_deletion, last_used)
     select part, to_timestamp(${hour}::int * 3600.0), key_ids::text[], allowed::bigint[], denied::bigint[],
       rate_limited::bigint[], after_deletion::bigint[], last_used::int[]
@@ -41,7 +41,8 @@ export async function addRecentUsage(db: Db, hour: number, batch: readonly Usage
       ${counts((usage) => usage.allowed)}::text[], ${counts((usage) => usage.denied)}::text[],
       ${counts((usage) => usage.rateLimited)}::text[], ${counts((usage) => usage.afterDeletion)}::text[],
       ${ofEach((usage) => usage.lastUsed)}::text[])
-      as written (part, key_ids, allowed, denied, rate_limited, after_deletion, last_used)`.execute(db);
+      as written (part, key_ids, allowed, denied, rate_limited, after_deletion, last_used)`;
+  await writeTransaction(db).execute((tx) => insert.execute(tx));
 }
 
 function inParts(batch: readonly Usage[]): Map<string, Usage[]> {
@@ -61,7 +62,7 @@ function arrayOf(values: ReadonlyArray<string | number>): string {
 }
 
 /** So few that they are merged within the time that a query may take. */
-const rowsAtOnce = 1_000;
+export const rowsAtOnce = 1_000;
 
 /**
  * Adds what was written down of one part's keys to their hours. Rows are in the order of their keys, so that two replicas do not
@@ -69,11 +70,11 @@ const rowsAtOnce = 1_000;
  * few they are, and would read all of them.
  * @returns whether there may be more of this part
  */
-export async function mergeRecentUsage(db: Db, part: string): Promise<boolean> {
-  const { rows } = await sql<{ taken: number }>`
+export async function mergeRecentUsage(db: Db, part: string, atOnce = rowsAtOnce): Promise<boolean> {
+  const merge = sql<{ taken: number }>`
     with taken as (
       delete from usage_recent where id in (
-        select id from usage_recent where part = ${part} order by id limit ${rowsAtOnce} for update skip locked)
+        select id from usage_recent where part = ${part} order by id limit ${atOnce} for update skip locked)
       returning *),
     uses as (
       select key_id, hour, sum(allowed) as allowed, sum(denied) as denied, sum(rate_limited) as rate_limited,
@@ -86,8 +87,18 @@ export async function mergeRecentUsage(db: Db, part: string): Promise<boolean> {
         cross join lateral (select organization_id, partner_id from api_keys where id = uses.key_id limit 1) as key
       order by uses.key_id, uses.hour
       on conflict (key_id, hour) do update set ${countedUp('usage_hours')})
-    select count(*)::int as taken from taken`.execute(db);
-  return rows[0]?.taken === rowsAtOnce;
+    select count(*)::int as taken from taken`;
+  const { rows } = await writeTransaction(db).execute((tx) => merge.execute(tx));
+  return rows[0]?.taken === atOnce;
+}
+
+/** Removes the oldest row of a part, which `mergeRecentUsage` cannot add to its hours. @returns its key ids */
+export async function dropOldestUsage(db: Db, part: string): Promise<string[]> {
+  const { rows } = await sql<{ key_ids: string[] }>`
+    delete from usage_recent where id in (
+      select id from usage_recent where part = ${part} order by id limit 1 for update skip locked)
+    returning key_ids`.execute(db);
+  return rows.flatMap((row) => row.key_ids);
 }
 
 /** What a row's counts are after those of another are added to it. */

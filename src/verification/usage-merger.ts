@@ -1,7 +1,8 @@
 import type { FastifyBaseLogger } from 'fastify';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
-import { mergeRecentUsage, usageParts } from './recent-usage.ts';
+import { isRejection } from '../db/pg-error.ts';
+import { dropOldestUsage, mergeRecentUsage, rowsAtOnce, usageParts } from './recent-usage.ts';
 
 /** Adds uses that were written down to the rows of their hours: each second those of one part of the keys. */
 export interface UsageMerger {
@@ -19,6 +20,8 @@ interface UsageMergerOptions {
 }
 
 const mergeEveryMs = 1_000;
+/** Keys that the log names where their usage is left out. */
+const keysNamed = 10;
 
 export function createUsageMerger({ db, clock, logger }: UsageMergerOptions): UsageMerger {
   let mergedSecond = secondOf(clock);
@@ -42,9 +45,23 @@ export function createUsageMerger({ db, clock, logger }: UsageMergerOptions): Us
     }
   }
 
+  /** A row that cannot be added up, such as one whose sum is out of range, is found by halving and left out. */
   async function mergePart(part: string): Promise<void> {
-    let mayBeMore = true;
-    while (mayBeMore && !isClosed) mayBeMore = await mergeRecentUsage(db, part);
+    let atOnce = rowsAtOnce;
+    for (let mayBeMore = true; mayBeMore && !isClosed; ) {
+      try {
+        mayBeMore = await mergeRecentUsage(db, part, atOnce);
+      } catch (error) {
+        if (!isRejection(error)) throw error;
+        if (atOnce === 1) await leaveOut(part, error);
+        atOnce = atOnce === 1 ? rowsAtOnce : Math.ceil(atOnce / 2);
+      }
+    }
+  }
+
+  async function leaveOut(part: string, error: unknown): Promise<void> {
+    const keyIds = (await dropOldestUsage(db, part)).slice(0, keysNamed);
+    logger.warn({ err: error, keyIds }, 'Usage that the database cannot add up was left out.');
   }
 
   function expect(): void {

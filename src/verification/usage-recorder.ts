@@ -3,7 +3,8 @@ import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import { UseCounts } from '../core/use-counts.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
-import { createPeriodicWriter, type PeriodicWriter } from '../db/periodic-writer.ts';
+import { isRejection } from '../db/pg-error.ts';
+import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
 import type { DeletedUses } from './deleted-uses.ts';
 import { addRecentUsage, type Usage } from './recent-usage.ts';
 import type { UsageMerger } from './usage-merger.ts';
@@ -11,7 +12,7 @@ import type { UsageMerger } from './usage-merger.ts';
 export type UseOutcome = 'allowed' | 'denied' | 'rateLimited';
 
 /** Counts how keys are used. Counting never waits; what was counted is written in batches. */
-export interface UsageRecorder extends PeriodicWriter {
+export interface UsageRecorder extends Pick<BatchWriter<UseCounts, UseCounts>, 'flush' | 'close'> {
   /** @param uses of this outcome */
   add(key: ApiKeyRecord, outcome: UseOutcome, uses?: number): void;
   /** A deleted key, which history is to tell of besides. @param ip the client's address, where it is known */
@@ -30,12 +31,21 @@ const hourLengthMs = 3_600_000;
 /** Small enough that making one does not hold up the requests of the moment. */
 const keysInBatch = 1_000;
 
-/** Keys, each once for each hour, that wait while the database takes nothing. Past it, counts are dropped. */
+/** Keys, each once for each hour, that wait to be written. Beyond it counts are dropped. */
 const keysHeld = 100_000;
 
 export function createUsageRecorder({ db, clock, deletedUses, merger, logger }: UsageRecorderOptions): UsageRecorder {
-  let waiting: UseCounts[] = [];
-  let dropped = 0;
+  const writer = createBatchWriter<UseCounts, UseCounts>({
+    name: 'Usage',
+    write,
+    batchSize: keysInBatch,
+    capacity: keysHeld,
+    groupOf: ({ hour }) => hour,
+    isRejection,
+    onRejected: takeUsage,
+    describe: ({ keyId, hour, allowed, denied, rateLimited }) => ({ keyId, hour, allowed, denied, rateLimited }),
+    logger,
+  });
 
   /** They stay with the record for the hour: to make thousands anew each second costs more than to count. */
   function countsOf(key: ApiKeyRecord, hour: number): UseCounts {
@@ -45,67 +55,31 @@ export function createUsageRecorder({ db, clock, deletedUses, merger, logger }: 
     return key.useCounts;
   }
 
-  function wait(counts: UseCounts): boolean {
-    if (counts.isWaiting) return true;
-    if (waiting.length >= keysHeld) {
-      dropped += 1;
-      return false;
+  /** What is counted while the batch is written waits for the next one. */
+  async function write(batch: UseCounts[]): Promise<void> {
+    const usages = batch.map(takeUsage);
+    try {
+      await addRecentUsage(db, batch[0]?.hour ?? 0, usages);
+    } catch (error) {
+      for (const [index, usage] of usages.entries()) giveBack(batch[index], usage);
+      throw error;
     }
-    counts.isWaiting = true;
-    waiting.push(counts);
-    return true;
-  }
-
-  async function writeCounts(): Promise<void> {
-    const taken = waiting;
-    waiting = [];
-    for (let from = 0; from < taken.length; ) {
-      const batch = batchAt(taken, from);
-      const hour = batch[0]?.hour ?? 0;
-      const usages = batch.map(takeUsage);
-      from += batch.length;
-      try {
-        await addRecentUsage(db, hour, usages);
-        merger.expect();
-      } catch (error) {
-        for (const [index, usage] of usages.entries()) putBack(batch[index], usage);
-        for (const counts of taken.slice(from)) requeue(counts);
-        logger.warn({ err: error, rows: waiting.length, dropped }, 'Usage could not be written; it is kept for later.');
-        return;
-      }
-    }
-  }
-
-  function putBack(counts: UseCounts | undefined, usage: Usage): void {
-    if (counts === undefined || !wait(counts)) return;
-    counts.allowed += usage.allowed;
-    counts.denied += usage.denied;
-    counts.rateLimited += usage.rateLimited;
-    counts.afterDeletion += usage.afterDeletion;
-    counts.lastUsed = Math.max(counts.lastUsed, usage.lastUsed);
-  }
-
-  function requeue(counts: UseCounts): void {
-    counts.isWaiting = false;
-    wait(counts);
+    merger.expect();
   }
 
   function count(key: ApiKeyRecord, outcome: UseOutcome, uses: number, alsoAfterDeletion = false): void {
     const nowMs = clock.nowMs();
     const hour = Math.floor(nowMs / hourLengthMs);
     const counts = countsOf(key, hour);
-    if (!wait(counts)) return;
+    if (!writer.add(counts, counts)) return;
     counts[outcome] += uses;
     if (alsoAfterDeletion) counts.afterDeletion += 1;
     if (outcome === 'allowed') counts.lastUsed = Math.floor(nowMs - hour * hourLengthMs);
   }
 
-  const writer = createPeriodicWriter({
-    isWaiting: () => waiting.length > 0 || deletedUses.isWaiting(),
-    write: async () => void (await Promise.all([writeCounts(), deletedUses.flush()])),
-  });
   return {
-    ...writer,
+    flush: async () => void (await Promise.all([writer.flush(), deletedUses.flush()])),
+    close: async () => void (await Promise.all([writer.close(), deletedUses.close()])),
     add: (key, outcome, uses = 1) => count(key, outcome, uses),
     addDeleted(key, ip, { isCounted }) {
       if (isCounted) count(key, 'denied', 1, true);
@@ -114,14 +88,7 @@ export function createUsageRecorder({ db, clock, deletedUses, merger, logger }: 
   };
 }
 
-/** What is written next: of one hour, and not too many. */
-function batchAt(taken: readonly UseCounts[], from: number): UseCounts[] {
-  const most = taken.slice(from, from + keysInBatch);
-  const end = most.findIndex(({ hour }) => hour !== most[0]?.hour);
-  return end < 0 ? most : most.slice(0, end);
-}
-
-/** What was counted; they begin anew. */
+/** What was counted. The counts start at zero again. */
 function takeUsage(counts: UseCounts): Usage {
   const { keyId, allowed, denied, rateLimited, afterDeletion, lastUsed } = counts;
   counts.allowed = 0;
@@ -129,6 +96,14 @@ function takeUsage(counts: UseCounts): Usage {
   counts.rateLimited = 0;
   counts.afterDeletion = 0;
   counts.lastUsed = -1;
-  counts.isWaiting = false;
   return { keyId, allowed, denied, rateLimited, afterDeletion, lastUsed };
+}
+
+function giveBack(counts: UseCounts | undefined, usage: Usage): void {
+  if (counts === undefined) return;
+  counts.allowed += usage.allowed;
+  counts.denied += usage.denied;
+  counts.rateLimited += usage.rateLimited;
+  counts.afterDeletion += usage.afterDeletion;
+  counts.lastUsed = Math.max(counts.lastUsed, usage.lastUsed);
 }

@@ -1,7 +1,8 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { Problem } from '../core/errors.ts';
-import { currentTime, type Transactor } from '../db/work.ts';
+import { currentTime } from '../db/credential.ts';
+import type { Transactor } from '../db/work.ts';
 import { organizationOf } from '../http/guard.ts';
 import { idParam, timestampInput, timestampView } from '../http/schemas.ts';
 import { getKeyOwner } from '../keys/store.ts';

@@ -1,7 +1,8 @@
 import { sql } from 'kysely';
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
-import type { Db, Tx } from '../db/client.ts';
-import { currentTime, type Transactor } from '../db/work.ts';
+import { type Db, type Tx, writeTransaction } from '../db/client.ts';
+import { currentTime } from '../db/credential.ts';
+import type { Transactor } from '../db/work.ts';
 import { countedUp, recentUsageOf, type UsageOf } from './recent-usage.ts';
 
 const dayMs = 86_400_000;
@@ -14,7 +15,7 @@ export async function foldOldUsage(
   { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
   hourlyDays: number,
 ): Promise<number> {
-  return db.transaction().execute(async (tx) => {
+  return writeTransaction(db).execute(async (tx) => {
     const nowMs = (await currentTime(tx, clockShiftMs)).getTime();
     const before = new Date(nowMs - (nowMs % dayMs) - hourlyDays * dayMs);
     const { rows } = await sql<{ folded: number }>`

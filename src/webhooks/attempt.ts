@@ -3,6 +3,7 @@ import type { WebhookId } from '../core/ids.ts';
 import { parseTraceparent, type Tracer, toTraceparent } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
+import { writeTransaction } from '../db/client.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
 import { audienceOf, payloadFor } from '../history/announced.ts';
 import { parseEvent } from '../history/chain.ts';
@@ -59,7 +60,7 @@ export async function claimDue(
   id: WebhookId,
   placesFor: (webhook: SendingWebhook) => number,
 ): Promise<{ claims: Claim[]; more: boolean }> {
-  return db.transaction().execute(async (tx) => {
+  return writeTransaction(db).execute(async (tx) => {
     const webhook = await lockForSending(tx, id);
     if (webhook === undefined) return { claims: [], more: false };
     const at = new Date(webhook.locked_at.getTime() + clockShiftMs());

@@ -1,0 +1,40 @@
+import { sql } from 'kysely';
+import type { Db } from './client.ts';
+import { isSetBySession } from './session.ts';
+
+/** A setting that the session's role or database would have otherwise, by name. */
+export interface ForeignSetting {
+  name: string;
+  value: string;
+}
+
+/**
+ * Settings of the role or the database that Latchkey overrides. A pooler that hands out connections by transaction may use
+ * a connection on which they were not overridden.
+ */
+export async function foreignSettings(db: Db): Promise<ForeignSetting[]> {
+  const { rows } = await sql<ForeignSetting>`
+    select split_part(setting, '=', 1) as name, substr(setting, strpos(setting, '=') + 1) as value
+    from pg_db_role_setting, unnest(setconfig) as setting
+    where setdatabase in (0, (select oid from pg_database where datname = current_database()))
+      and setrole in (0, (select oid from pg_roles where rolname = session_user))
+    order by 1, 2`.execute(db);
+  return rows.filter(({ name }) => isSetBySession(name));
+}
+
+/** The database itself does not fit, and only another database helps. The message says what to do. */
+export class DatabaseUnfit extends Error {
+  override readonly name = 'DatabaseUnfit';
+}
+
+/** @throws DatabaseUnfit where the database cannot store every text */
+export async function requireUtf8(db: Db): Promise<void> {
+  const { rows } = await sql<{ encoding: string; name: string }>`
+    select current_setting('server_encoding') as encoding, quote_ident(current_database()) as name`.execute(db);
+  const { encoding = '', name = '' } = rows[0] ?? {};
+  if (encoding === 'UTF8') return;
+  throw new DatabaseUnfit(
+    `The database has the encoding ${encoding}, and Latchkey needs UTF8. The encoding of a database cannot be changed: ` +
+      `make another one, \`create database ${name} template template0 encoding 'UTF8'\`, and set DATABASE_URL to it.`,
+  );
+}

@@ -1,0 +1,244 @@
+import { once } from 'node:events';
+import { connect, type Socket } from 'node:net';
+import t, { type Test } from 'tap';
+import { newId } from '../src/core/ids.ts';
+import { createDatabaseClock } from '../src/db/clock.ts';
+import { createRefusalRecorder, type Refusal } from '../src/history/refusal-recorder.ts';
+import { createBatchWriter } from '../src/lib/batch-writer.ts';
+import { usageParts } from '../src/verification/recent-usage.ts';
+import { type Json, startService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
+import { eventually } from './support/process.ts';
+import { dbAllowed } from './support/usage.ts';
+
+// An entry that cannot be written does not hold up the others.
+
+class Rejection extends Error {}
+
+interface Entry {
+  id: number;
+  count: number;
+}
+
+/** A writer into a list, which rejects some entries and may be away. */
+function startWriter(t: Test, { bad = [], capacity = 1_000 }: { bad?: number[]; capacity?: number } = {}) {
+  const written: Entry[] = [];
+  const batches: number[] = [];
+  const lines: Array<{ facts: Json; message: string }> = [];
+  const state = { isAway: false, underWay: 0, mostUnderWay: 0 };
+  const writer = createBatchWriter<number, Entry>({
+    name: 'Numbers',
+    async write(batch) {
+      state.underWay += 1;
+      state.mostUnderWay = Math.max(state.mostUnderWay, state.underWay);
+      await new Promise(setImmediate);
+      state.underWay -= 1;
+      batches.push(batch.length);
+      if (state.isAway) throw new Error('away');
+      if (batch.some(({ id }) => bad.includes(id))) throw new Rejection('bad number');
+      written.push(...batch.map((entry) => ({ ...entry })));
+    },
+    batchSize: 8,
+    capacity,
+    groupOf: ({ id }) => id % 2,
+    merge: (waiting, more) => {
+      waiting.count += more.count;
+    },
+    isRejection: (error) => error instanceof Rejection,
+    describe: ({ id }) => ({ id }),
+    logger: { warn: (facts, message) => void lines.push({ facts, message }) },
+    intervalMs: 5,
+  });
+  t.teardown(() => writer.close());
+  const add = (id: number) => writer.add(id, { id, count: 1 });
+  return { writer, add, written, batches, lines, state };
+}
+
+t.test('entries that are rejected are left out and named, all others are written', async (t) => {
+  const bad = [3, 17, 18, 41];
+  const { writer, add, written, batches, lines } = startWriter(t, { bad });
+  for (let id = 0; id < 50; id++) add(id);
+  await writer.flush();
+  const good = Array.from({ length: 50 }, (_, id) => id).filter((id) => !bad.includes(id));
+  t.same(
+    written.map(({ id }) => id).sort((a, b) => a - b),
+    good,
+  );
+  const named = lines.filter(({ message }) => message === 'Numbers: one was rejected and left out.');
+  t.same(named.map(({ facts }) => facts.entry.id).sort(), bad.toSorted());
+  t.ok(named.every(({ facts }) => facts.err instanceof Rejection));
+  t.ok(batches.every((size) => size <= 8));
+  const before = batches.length;
+  await writer.flush();
+  t.equal(batches.length, before, 'nothing is tried again');
+});
+
+t.test('where all is rejected, the log names a few and counts the others', async (t) => {
+  const { writer, add, lines } = startWriter(t, { bad: Array.from({ length: 100 }, (_, id) => id) });
+  for (let id = 0; id < 100; id++) add(id);
+  await writer.flush();
+  t.equal(lines.length, 11);
+  t.match(lines.at(-1), { facts: { rejected: 100, dropped: 0 } });
+});
+
+t.test('what fails for another reason waits, is merged with what comes, and never exceeds its room', async (t) => {
+  const { writer, add, written, lines, state } = startWriter(t, { capacity: 20 });
+  state.isAway = true;
+  for (let id = 0; id < 20; id++) t.equal(add(id), true);
+  await writer.flush();
+  t.match(lines[0], { facts: { rows: 20 }, message: 'Numbers: not written, kept for the next time.' });
+  t.equal(add(7), true, 'merged into what waits');
+  t.equal(add(20), false);
+  state.isAway = false;
+  await writer.flush();
+  t.equal(written.length, 20);
+  t.equal(written.find(({ id }) => id === 7)?.count, 2);
+  t.match(lines.at(-1), { facts: { dropped: 1, rejected: 0 }, message: 'Numbers: not all could be written.' });
+  t.equal(add(20), true);
+});
+
+t.test('writes happen by themselves, one at a time, and closing writes the rest', async (t) => {
+  const { writer, add, written, state } = startWriter(t);
+  add(1);
+  await eventually(async () => written.length === 1);
+  for (let id = 2; id < 40; id++) add(id);
+  const flushed = [writer.flush(), writer.flush()];
+  add(40);
+  await Promise.all([...flushed, writer.close()]);
+  t.equal(written.length, 40);
+  t.equal(state.mostUnderWay, 1);
+});
+
+const refusal = (given: Partial<Refusal> & { who: string }): Refusal => ({
+  organizationId: null,
+  caller: { type: 'verifier', id: given.who, name: given.who, email: null },
+  operation: 'listKeys',
+  code: 'forbidden',
+  ip: '::1',
+  ...given,
+});
+
+t.test('refused attempts that Postgres cannot store do not hold up those of others', async (t) => {
+  const { client, urls } = await startService(t);
+  const lines: Json[] = [];
+  let shiftMs = 0;
+  const clock = createDatabaseClock(() => shiftMs);
+  const logger = { warn: (facts: Json) => void lines.push(facts) };
+  const recorder = createRefusalRecorder({ db: client.db, clock, logger });
+  t.teardown(() => recorder.close());
+  recorder.note(refusal({ who: 'good' }));
+  recorder.note(refusal({ who: 'null\u0000byte' }));
+  recorder.note(refusal({ who: Array.from({ length: 9_000 }, () => Math.random().toString(36).slice(2, 3)).join('') }));
+  recorder.note(refusal({ who: 'nowhere', ip: undefined }));
+  recorder.note(refusal({ who: 'lost', organizationId: newId('org') }));
+  shiftMs = 8e15;
+  recorder.note(refusal({ who: 'far future' }));
+  shiftMs = 0;
+  recorder.note(refusal({ who: 'last' }));
+  await recorder.flush();
+  const rows = await dbQuery(urls.superuser, 'select caller_id, last_ip from refused_attempts order by 1');
+  t.same(rows, [
+    { caller_id: 'good', last_ip: '::1' },
+    { caller_id: 'last', last_ip: '::1' },
+    { caller_id: 'lost', last_ip: '::1' },
+    { caller_id: 'nowhere', last_ip: null },
+  ]);
+  t.same(lines.filter(({ entry }) => entry !== undefined).length, 3);
+  recorder.note(refusal({ who: 'good' }));
+  await recorder.flush();
+  t.match(await dbQuery(urls.superuser, "select count from refused_attempts where caller_id = 'good'"), [
+    { count: '2' },
+  ]);
+});
+
+t.test('attempts whose connection is reset before they are refused are recorded, and so are all others', async (t) => {
+  const { app, admin, verifier, logLines } = await startService(t);
+  const { port } = new URL(await app.listen({ host: '127.0.0.1', port: 0 }));
+  const resets = Array.from({ length: 20 }, async () => {
+    const socket: Socket = connect(Number(port), '127.0.0.1');
+    socket.on('error', () => undefined);
+    await once(socket, 'connect');
+    socket.write(`GET /v1/keys HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer ${verifier.token}\r\n\r\n`, () =>
+      socket.resetAndDestroy(),
+    );
+    await once(socket, 'close');
+  });
+  await Promise.all(resets);
+  t.equal((await verifier.get('/v1/partners')).status, 403);
+  const refused = async () => (await admin.get('/v1/history?class=refused&operation=listPartners')).body.data;
+  t.match(await eventually(async () => (await refused())[0]), { caller: { type: 'verifier' }, count: 1 });
+  t.equal((await admin.get('/v1/history?class=refused')).status, 200);
+  t.notMatch(logLines.join(''), 'Refused attempts: not written');
+});
+
+t.test('a deleted use that history does not take is left out, and those of others are recorded', async (t) => {
+  const { admin, verifier, verification, urls, logLines } = await startService(t);
+  const keys: Json[] = [];
+  for (let number = 0; number < 5; number++) {
+    const { body: key } = await admin.post('/v1/keys', {});
+    await admin.delete(`/v1/keys/${key.id}`);
+    keys.push(key);
+  }
+  const [bad, ...good] = keys;
+  await dbQuery(urls.owner, `alter table deleted_key_uses add constraint broken check (key_id <> '${bad.id}')`);
+  const present = () =>
+    Promise.all(keys.map(({ key }) => verifier.post('/v1/verify', { key, permission: 'read', ip: '::1' })));
+  await present();
+  await verification.usage.flush();
+  const { body: history } = await admin.get('/v1/history?action=key.used_after_deletion');
+  t.same(history.data.map(({ keyId }: Json) => keyId).sort(), good.map(({ id }) => id).sort());
+  const rejections = () => logLines.filter((line) => line.includes('Uses of deleted keys: one was rejected')).length;
+  t.equal(rejections(), 1);
+  await present();
+  await verification.usage.flush();
+  t.equal(rejections(), 1, 'it is not tried again within the hour');
+});
+
+t.test('usage that cannot be written, or added up, does not hold up the usage of other keys', async (t) => {
+  const { admin, verifier, verification, urls, logLines } = await startService(t);
+  const keys: Json[] = [];
+  for (let number = 0; number < 40; number++) {
+    const { body: partner } = await admin.post('/v1/partners', {
+      email: `p${number}@p.example`,
+      permissions: ['read'],
+    });
+    keys.push(partner.keys[0]);
+  }
+  const [bad] = keys;
+  const partsOfBad = `array['${bad.id}']::text[] && key_ids`;
+  await dbQuery(urls.owner, `alter table usage_recent add constraint broken check (not (${partsOfBad}))`);
+  const use = () => Promise.all(keys.map(({ key }) => verifier.post('/v1/verify', { key, permission: 'read' })));
+  await use();
+  await verification.usage.flush();
+  const allowed = await dbAllowed(urls.superuser);
+  t.same(
+    keys.map(({ id }) => allowed.get(id)),
+    [undefined, ...keys.slice(1).map(() => 1)],
+  );
+  t.match(logLines.join(''), 'Usage: one was rejected and left out.');
+
+  // A row whose sum is out of range, as the service's role could write one.
+  await dbQuery(urls.owner, 'alter table usage_recent drop constraint broken');
+  for (const part of usageParts) {
+    await dbQuery(
+      urls.superuser,
+      `insert into usage_recent (part, hour, key_ids, allowed, last_used)
+       select $1, 'epoch', array_agg(id), array_agg(9223372036854775807), array_agg(-1)
+       from (select id from api_keys where right(id, 1) = $1 union all select id from api_keys where right(id, 1) = $1) keys
+       having count(*) > 0`,
+      [part],
+    );
+  }
+  await use();
+  await verification.usage.flush();
+  await eventually(async () => {
+    const rows = await dbQuery(urls.superuser, 'select 1 from usage_recent');
+    return rows.length === 0;
+  }, 60_000);
+  const merged = await dbAllowed(urls.superuser);
+  t.same(
+    keys.map(({ id }) => merged.get(id)),
+    [1, ...keys.slice(1).map(() => 2)],
+  );
+  t.match(logLines.join(''), 'Usage that the database cannot add up was left out.');
+});
