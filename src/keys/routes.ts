@@ -7,6 +7,7 @@ import type { Keyring } from '../crypto/keyring.ts';
 import { currentTime, type Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
+import { listOf } from '../http/list.ts';
 import {
   allowedIpsInput,
   exampleId,
@@ -101,7 +102,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     async (request) => {
       const { limit, cursor, includeDeleted, ...filter } = request.query;
       const context = await viewContext();
-      const page = { limit, before: decodeCursor(cursor, isKeyId), now: context.now };
+      const page = { limit, before: decodeCursor(listOf(request), cursor, isKeyId), now: context.now };
       const restorableAfter = new Date(context.now.getTime() - undoWindowSeconds * 1000);
       const keys = await listKeys(
         db,
@@ -110,6 +111,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         page,
       );
       return toPage(
+        listOf(request),
         keys,
         limit,
         (key) => key.id,
