@@ -87,7 +87,10 @@ function matchesFilter(chain: string, filter: HistoryFilter) {
   const alsoEqual = others.length === 0 ? [] : [sql`and ${isEqual(others)}`];
   // Frequent alone and never together: that is found by the pair's own index before any row is read.
   const pairs = others.length === 0 ? [] : usable.filter((columns) => columns.length === 2);
-  const exist = pairs.map((pair) => sql`and exists (select from history where ${matches(chain, valuesOf(pair))})`);
+  const exist = pairs.map(
+    (pair) => sql`and (select sequence from history where ${matches(chain, valuesOf(pair))}
+      order by sequence desc limit 1) is not null`,
+  );
   return sql<boolean>`${matches(chain, valuesOf(most))} ${sql.join([...alsoEqual, ...exist], sql` `)}`;
 }
 
