@@ -89,14 +89,14 @@ const deepestLevels = 64;
 
 /** The event that a row's text says; undefined where it is not one that this service writes. */
 export function readEvent({ canonical }: Pick<StoredEvent, 'canonical'>): ChainedEvent | undefined {
-  if (canonical === null || isNestedDeeper(deepestLevels, canonical)) return undefined;
+  if (!isCarriedByLine(canonical) || isNestedDeeper(deepestLevels, canonical)) return undefined;
   const value = parseObject(canonical);
   const { success, data } = saidView.safeParse(value);
   // What zod has left out was not known.
   return success && isDeepStrictEqual(data, value) ? (data as ChainedEvent) : undefined;
 }
 
-/** Whether a text that is not understood is at least an object on one line, with a member. */
+/** Whether a text is an object on one line, with a member, so that a line of an export can have it. */
 export function isCarriedByLine(canonical: string | null): canonical is string {
   if (canonical === null || canonical.includes('\n') || !canonical.startsWith('{"')) return false;
   return canonical.endsWith('}') && parseObject(canonical) !== undefined;

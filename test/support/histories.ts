@@ -61,6 +61,8 @@ export interface Finding {
   /** Undefined: all is well. */
   firstBad: number | undefined;
   why: string;
+  /** What the script says after that line. */
+  more?: string;
 }
 
 /** What Latchkey's own verifier says. */
@@ -108,11 +110,15 @@ export function findByScript(
   });
   if (stderr !== '') throw new Error(stderr);
   const findings = files.map((file): Finding => {
-    const line = stdout.split('\n').find((one) => one.includes(` ${file}: `));
+    const all = stdout.split('\n');
+    const at = all.findIndex((one) => one.includes(` ${file}: `));
+    const line = all[at];
+    const end = all.findIndex((one, index) => index > at && !one.startsWith('bad       '));
     if (line === undefined) throw new Error(`nothing was said about ${file}: ${stdout}`);
     const [, sequence, why = ''] = /first bad event is (-?\d+): (.*)/.exec(line) ?? [];
     if (sequence === undefined && !line.startsWith('ok   ')) throw new Error(line);
-    return { firstBad: sequence === undefined ? undefined : Number(sequence), why };
+    const more = all.slice(at + 1, end < 0 ? undefined : end).join('\n');
+    return { firstBad: sequence === undefined ? undefined : Number(sequence), why, more };
   });
   const isAllGood = findings.every(({ firstBad }) => firstBad === undefined);
   if ((status === 0) !== isAllGood) throw new Error(`exit code ${status}: ${stdout}`);
