@@ -141,13 +141,20 @@ export async function findRange(
   chain: string,
   { from, to }: Pick<HistoryFilter, 'from' | 'to'>,
 ): Promise<Range | undefined> {
-  const all = { first: 1, last: Number.MAX_SAFE_INTEGER };
-  if (from === undefined && to === undefined) return all;
+  if (from === undefined && to === undefined) return { first: 1, last: Number.MAX_SAFE_INTEGER };
   const { rows } = await sql<{ first: number | null; last: number | null }>`select
-    (select sequence from history where chain = ${chain} and at >= ${from ?? '-infinity'}
-      order by at, sequence limit 1) as first,
-    (select sequence from history where chain = ${chain} and at < ${to ?? 'infinity'}
-      order by at desc, sequence desc limit 1) as last`.execute(db);
+    ${
+      from === undefined
+        ? sql`1`
+        : sql`(select sequence from history where chain = ${chain} and at >= ${from}
+      order by at, sequence limit 1)`
+    } as first,
+    ${
+      to === undefined
+        ? sql`${Number.MAX_SAFE_INTEGER}::bigint`
+        : sql`(select sequence from history
+      where chain = ${chain} and at < ${to} order by at desc, sequence desc limit 1)`
+    } as last`.execute(db);
   const { first = null, last = null } = rows[0] ?? {};
   return first === null || last === null ? undefined : { first, last };
 }
