@@ -24,7 +24,7 @@ FIRST_PREVIOUS_HASH = bytes(32)
 INSTALLATION = "installation"
 
 LINE = re.compile(
-    rb'(?P<event>\{.*),"previousHash":"(?P<previous>[0-9a-f]{64})","hash":"(?P<hash>[0-9a-f]{64})"\}', re.DOTALL
+    rb'(?P<event>\{.*?)(?:,"unreadable":true)?,"previousHash":"(?P<previous>[0-9a-f]{64})","hash":"(?P<hash>[0-9a-f]{64})"\}', re.DOTALL
 )
 
 
@@ -103,81 +103,134 @@ def chain_of(event):
     return INSTALLATION if organization is None else organization
 
 
+MOST_FLAWS = 100
+
+
 class Verdict:
     def __init__(self):
         self.chain = None
+        # What comes before the first flaw.
         self.events = 0
         self.head = FIRST_PREVIOUS_HASH
-        self.first_bad = None
-        self.why = None
+        # Lists of first place, last place, and why; as many as are kept, and how many there are.
+        self.flaws = []
+        self.flaw_count = 0
         self.agreeing = 0
 
-    def fail(self, sequence, why):
-        if self.first_bad is None:
-            self.first_bad, self.why = sequence, why
+    def fail(self, first, last, why):
+        if self.flaws and self.flaw_count == len(self.flaws):
+            latest = self.flaws[-1]
+            if latest[2] == why and latest[1] + 1 == first:
+                latest[1] = last
+                return latest
+        flaw = [first, last, why]
+        self.flaw_count += 1
+        if len(self.flaws) < MOST_FLAWS:
+            self.flaws.append(flaw)
+        return flaw
 
 
-def verify_export(lines, checkpoints_of, chain=None):
-    """Walks through an export line by line, and stops at the first bad one."""
-    verdict = Verdict()
-    proven_to = 0
-    ahead = None
+class Walk:
+    """Goes along a chain. After a flaw it continues from the hash that stands with the flawed event."""
 
-    def compare():
-        nonlocal proven_to
-        while ahead and ahead[0][0] == verdict.events and verdict.first_bad is None:
-            size, head = ahead.pop(0)
-            if head != verdict.head:
-                verdict.fail(
-                    min(proven_to + 1, max(size, 1)),
+    def __init__(self, verdict, chain, checkpoints):
+        self.verdict = verdict
+        verdict.chain = chain if isinstance(chain, str) else "unknown"
+        self.ahead = sorted(checkpoints)
+        self.next = 1
+        # None where the event before is missing or unreadable.
+        self.head = FIRST_PREVIOUS_HASH
+        self.proven_to = 0
+        self.contradicted = None
+        self.compare()
+
+    def compare(self):
+        while self.ahead and self.ahead[0][0] < self.next:
+            size, head = self.ahead.pop(0)
+            if size != self.next - 1 or self.head is None:
+                continue
+            if head == self.head:
+                self.verdict.agreeing += 1
+                self.proven_to = size
+                self.contradicted = None
+            elif self.contradicted is None:
+                self.contradicted = self.verdict.fail(
+                    min(self.proven_to + 1, max(size, 1)),
+                    max(size, 1),
                     "somewhere from here to %d it is not what a checkpoint has signed: it was rewritten, or an older "
                     "backup has gone on" % size,
                 )
             else:
-                verdict.agreeing += 1
-                proven_to = verdict.events
+                self.contradicted[1] = size
 
-    def begin(name):
-        nonlocal ahead
-        verdict.chain = name if isinstance(name, str) else "unknown"
-        ahead = sorted(checkpoints_of(verdict.chain))
-        compare()
+    def take(self, link):
+        """A link is its event, text, previous hash and hash; None for a line that has no such parts."""
+        why = None
+        if link is None:
+            why = "it is not a line of an export"
+        else:
+            event, text, previous, head = link
+            number = event.get("sequence") if event is not None else None
+            # What stands behind a hole is believed where its hash is that of its text.
+            if type(number) is float and self.next < number <= 2**53 and number == int(number):
+                if hashlib.sha256(previous + text).digest() == head:
+                    number = int(number)
+                    self.verdict.fail(
+                        self.next, number - 1, "an event that says it is number %d stands in its place" % number
+                    )
+                    self.next, self.head = number, None
+            before = previous if self.head is None else self.head
+            if event is None:
+                why = "its text is not JSON by RFC 8785"
+            elif type(event.get("sequence")) is not float or event["sequence"] != self.next:
+                why = "another event stands in its place"
+            elif chain_of(event) != self.verdict.chain:
+                why = "it belongs to another organization"
+            elif previous != before:
+                why = "it does not follow the event before it"
+            elif hashlib.sha256(before + text).digest() != head:
+                why = "its text is not the one that was hashed"
+        if why is not None:
+            self.verdict.fail(self.next, self.next, why)
+        self.head = None if link is None else link[3]
+        self.next += 1
+        self.compare()
+        if not self.verdict.flaws:
+            self.verdict.events, self.verdict.head = self.next - 1, self.head
 
-    if chain is not None:
-        begin(chain)
+    def end(self):
+        if self.ahead:
+            size = self.ahead[-1][0]
+            why = "a checkpoint has signed %d events: the tail was cut, or this is an older backup" % size
+            self.verdict.fail(self.next, size, why)
+        self.verdict.flaws.sort(key=lambda flaw: flaw[0])
+
+
+def parse_line(line):
+    match = LINE.fullmatch(line[:-1] if line.endswith(b"\n") else line)
+    if match is None:
+        return None
+    text = match["event"] + b"}"
+    try:
+        event = parse_event(text)
+    except Bad:
+        event = None
+    return event, text, bytes.fromhex(match["previous"].decode()), bytes.fromhex(match["hash"].decode())
+
+
+def verify_export(lines, checkpoints_of, chain=None):
+    """Walks through an export line by line and names all that is wrong, in constant memory."""
+    verdict = Verdict()
+    walk = Walk(verdict, chain, checkpoints_of(chain)) if chain is not None else None
     for line in lines:
-        if verdict.first_bad is not None:
-            break
-        sequence = verdict.events + 1
-        try:
-            match = LINE.fullmatch(line[:-1] if line.endswith(b"\n") else line)
-            if match is None:
-                raise Bad("it is not a line of an export")
-            text = match["event"] + b"}"
-            event = parse_event(text)
-            if verdict.chain is None:
-                begin(chain_of(event))
-                if verdict.first_bad is not None:
-                    break
-            if type(event.get("sequence")) is not float or event["sequence"] != sequence:
-                raise Bad("another event stands in its place")
-            if chain_of(event) != verdict.chain:
-                raise Bad("it belongs to another organization")
-            if bytes.fromhex(match["previous"].decode()) != verdict.head:
-                raise Bad("it does not follow the event before it")
-            head = hashlib.sha256(verdict.head + text).digest()
-            if bytes.fromhex(match["hash"].decode()) != head:
-                raise Bad("its text is not the one that was hashed")
-        except Bad as error:
-            verdict.fail(sequence, str(error))
-            break
-        verdict.events, verdict.head = sequence, head
-        compare()
-    if verdict.first_bad is None and ahead:
-        verdict.fail(
-            verdict.events + 1,
-            "a checkpoint has signed %d events: the tail was cut, or this is an older backup" % ahead[-1][0],
-        )
+        link = parse_line(line)
+        if walk is None:
+            event = link[0] if link is not None else None
+            name = chain_of(event) if event is not None else "unknown"
+            walk = Walk(verdict, name, checkpoints_of(name) if isinstance(name, str) else [])
+        walk.take(link)
+    if walk is not None:
+        walk.end()
     return verdict
 
 
@@ -333,8 +386,17 @@ def tell(path, checkpoints, chain):
     file = sys.stdin.buffer if path == "-" else open(path, "rb")
     with file:
         verdict = verify_export(file, checkpoints_of, chain)
-    if verdict.first_bad is not None:
-        print("bad  %s: the first bad event is %d: %s" % (path, verdict.first_bad, verdict.why))
+    for index, (first, last, why) in enumerate(verdict.flaws):
+        if index == 0:
+            print("bad  %s: the first bad event is %d: %s" % (path, first, why))
+            if last > first:
+                print("bad       this goes up to event %d" % last)
+        else:
+            place = "event %d" % first if first == last else "events %d to %d" % (first, last)
+            print("bad       %s: %s" % (place, why))
+    if verdict.flaw_count > len(verdict.flaws):
+        print("bad       and %d more, which are not listed" % (verdict.flaw_count - len(verdict.flaws)))
+    if verdict.flaws:
         return False
     if verdict.chain is None:
         print("bad  %s: it is empty; --organization says whose history it should be" % path)

@@ -163,7 +163,33 @@ create table access_tokens (
 create index access_tokens_by_organization on access_tokens (organization_id, id desc);
 `;
 
-const history = `
+/**
+ * Which columns a list of history is filtered by. Each set has an index over one hash of the chain and the columns, then
+ * the sequence: a third of the size of the texts, and a pair that never occurs together is found to be empty at once.
+ * None of them is partial, because Postgres keeps no statistics for the expression of a partial index.
+ */
+const historyFilters = [
+  ['key_id'],
+  ['partner_id'],
+  ['actor_id'],
+  ['action'],
+  ['key_id', 'partner_id'],
+  ['key_id', 'actor_id'],
+  ['key_id', 'action'],
+  ['partner_id', 'actor_id'],
+  ['partner_id', 'action'],
+  ['actor_id', 'action'],
+  ['key_id', 'actor_id', 'action'],
+  ['partner_id', 'actor_id', 'action'],
+];
+
+function historyIndex(columns: string[]): string {
+  const name = `history_by_${columns.map((column) => column.replace('_id', '')).join('_')}`;
+  const hash = `hashtextextended(${['chain', ...columns].join(" || ' ' || ")}, 0)`;
+  return `create index ${name} on history (${hash}, sequence);\n`;
+}
+
+const history = String.raw`
 create table history_heads (
   chain text collate "C" primary key,
   sequence bigint not null,
@@ -190,12 +216,9 @@ create table history (
   constraint history_sequence_positive check (sequence > 0),
   constraint history_hash_length check (octet_length(hash) = 32 and octet_length(previous_hash) = 32)
 );
-create index history_by_key on history (chain, key_id, sequence desc) where key_id is not null;
-create index history_by_partner on history (chain, partner_id, sequence desc) where partner_id is not null;
-create index history_by_actor on history (chain, actor_id, sequence desc);
-create index history_by_action on history (chain, action, sequence desc);
-create index history_by_time on history (chain, at);
-
+-- A time becomes a sequence number by this.
+create index history_by_time on history (chain, at, sequence);
+${historyFilters.map(historyIndex).join('')}
 create function history_refuse_change() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   raise exception 'history is append-only: % is refused', tg_op using errcode = 'insufficient_privilege';
@@ -218,26 +241,114 @@ begin
     from public.history_heads h where h.chain = p_chain for no key update;
 end $$;
 
+-- Whether names are sorted as RFC 8785 wants them, by UTF-16 code units, each once, and numbers are spelled so.
+-- U+10FFFF in front of U+E000 to U+FFFF puts these behind all that UTF-16 writes with surrogates.
+create function history_is_canonical(p_value json) returns boolean
+language plpgsql immutable as $$
+declare
+  kind text := json_typeof(p_value);
+  spelled text;
+  size double precision;
+  member record;
+  place text collate "C";
+  last_place text collate "C";
+begin
+  if kind = 'object' then
+    for member in select key, value from json_each(p_value) loop
+      place := regexp_replace(member.key, U&'([\E000-\FFFF])', U&'\+10FFFF' || '\1', 'g');
+      if place <= last_place or not public.history_is_canonical(member.value) then return false; end if;
+      last_place := place;
+    end loop;
+  elsif kind = 'array' then
+    for member in select value from json_array_elements(p_value) loop
+      if not public.history_is_canonical(member.value) then return false; end if;
+    end loop;
+  elsif kind = 'number' then
+    spelled := p_value::text;
+    size := abs(spelled::double precision);
+    return spelled <> '-0' and size::text::numeric = abs(spelled::numeric)
+      and spelled ~ case when size = 0 or size >= 1e-6 and size < 1e21
+        then '^-?(0|[1-9][0-9]*)([.][0-9]*[1-9])?$' else '^-?[1-9]([.][0-9]*[1-9])?e[+-][1-9][0-9]*$' end;
+  end if;
+  return true;
+end $$;
+
+-- Why a text is not one of an event, null where it is one. A text that is no JSON, and U+0000, raise an error.
+-- Both are called by history_append() alone, with its settings.
+create function history_flaw(p_canonical text) returns text language plpgsql immutable as $$
+declare
+  event jsonb;
+  actor jsonb;
+  request jsonb;
+  -- Without the pairs of backslashes, so that the next one begins an escape.
+  escapes text;
+begin
+  if octet_length(p_canonical) > 131072 then return 'it is longer than 131072 bytes'; end if;
+  escapes := replace(p_canonical, '\\', '');
+  if escapes ~ '\\(/|u(?!00(0[0-7be-f]|1[0-9a-f])))'
+    or regexp_replace(escapes, '"(?:[^"\\]|\\.)*"', '', 'g') ~ '\s' then
+    return 'it is not in canonical form';
+  end if;
+  event := p_canonical::jsonb;
+  if jsonb_typeof(event) <> 'object' then return 'it is not an object'; end if;
+  if array(select json_object_keys(p_canonical::json)) <>
+    array['action', 'actor', 'at', 'details', 'id', 'keyId', 'organizationId', 'partnerId', 'request', 'sequence'] then
+    return 'it does not have the members of an event in their order';
+  end if;
+  actor := event -> 'actor';
+  request := event -> 'request';
+  return case
+    when jsonb_typeof(event -> 'sequence') <> 'number' then 'sequence is not a number'
+    when jsonb_typeof(event -> 'at') <> 'string'
+      or event ->> 'at' !~ '^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.]\d{3}Z$' then 'at is not a time in milliseconds'
+    when jsonb_typeof(event -> 'id') <> 'string' or event ->> 'id' !~ ${id('event')} then 'id is not that of an event'
+    when event ->> 'organizationId' !~ ${id('org')} then 'organizationId is not that of an organization'
+    when event ->> 'keyId' !~ ${id('key')} then 'keyId is not that of a key'
+    when event ->> 'partnerId' !~ ${id('partner')} then 'partnerId is not that of a partner'
+    when jsonb_typeof(event -> 'action') <> 'string' or event ->> 'action' !~ '^[a-z_]{1,60}[.][a-z_]{1,60}$'
+      then 'action is not of the form word.word'
+    when jsonb_typeof(actor) <> 'object' or jsonb_typeof(actor -> 'type') is distinct from 'string'
+      or jsonb_typeof(actor -> 'id') is distinct from 'string' or jsonb_typeof(actor -> 'name') is distinct from 'string'
+      or coalesce(jsonb_typeof(actor -> 'email') not in ('string', 'null'), true)
+      or actor ->> 'type' !~ '^[a-z_]{1,60}$' or length(actor ->> 'id') not between 1 and 1000
+      then 'actor is not one who can act'
+    when jsonb_typeof(event -> 'details') <> 'object' then 'details is not an object'
+    when not public.history_is_canonical(p_canonical::json) then 'it is not in canonical form'
+    when jsonb_typeof(request) = 'null' then null
+    when jsonb_typeof(request) <> 'object' or jsonb_typeof(request -> 'id') is distinct from 'string'
+      or jsonb_typeof(request -> 'ip') is distinct from 'string'
+      or coalesce(jsonb_typeof(request -> 'userAgent') not in ('string', 'null'), true)
+      or exists (select from jsonb_each_text(request) where length(value) > 1024) then 'request is not the facts of one'
+  end;
+end $$;
+
 -- The only way into history. Every column is filled from the canonical text; hash = SHA-256(previous hash || text).
 create function history_append(p_chain text, p_canonical text) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set extra_float_digits = 1 as $$
 declare
   head public.history_heads;
-  event jsonb := p_canonical::jsonb;
-  event_at timestamptz := (event ->> 'at')::timestamptz;
+  flaw constant text := public.history_flaw(p_canonical);
+  event jsonb;
+  event_at timestamptz;
   new_hash bytea;
 begin
+  if flaw is not null then
+    raise exception 'history: the text is not an event: %', flaw using errcode = 'check_violation';
+  end if;
+  event := p_canonical::jsonb;
+  event_at := (event ->> 'at')::timestamptz;
   select * into strict head from public.history_heads h where h.chain = p_chain for no key update;
-  if (event ->> 'sequence')::bigint is distinct from head.sequence + 1 then
+  if (event -> 'sequence')::numeric is distinct from head.sequence + 1 then
     raise exception 'history: sequence % where % is due', event ->> 'sequence', head.sequence + 1
       using errcode = 'check_violation';
   end if;
   if coalesce(event ->> 'organizationId', 'installation') is distinct from p_chain then
     raise exception 'history: the event names another organization than its chain' using errcode = 'check_violation';
   end if;
-  if event_at is null or event_at < head.at
-    or event_at not between clock_timestamp() - interval '1 minute'
-      and greatest(clock_timestamp(), head.at) + interval '1 minute' then
+  -- After the clock was set back, the time of the last event goes on until the clock has passed it.
+  if to_char(event_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') <> event ->> 'at'
+    or event_at < head.at or event_at > greatest(clock_timestamp(), head.at)
+    or (event_at <> head.at and event_at < clock_timestamp() - interval '1 minute') then
     raise exception 'history: time % is not now', event ->> 'at' using errcode = 'check_violation';
   end if;
   new_hash := sha256(head.hash || convert_to(p_canonical, 'UTF8'));
@@ -249,7 +360,8 @@ begin
     where h.chain = p_chain;
 end $$;
 
-revoke all on function history_begin(text), history_append(text, text), history_refuse_change() from public;
+revoke all on function history_begin(text), history_append(text, text), history_flaw(text), history_is_canonical(json),
+  history_refuse_change() from public;
 `;
 
 /**

@@ -71,7 +71,7 @@ t.test('nothing is kept for a reader that does not read, however big the events 
   const service = await listening(t);
   const { admin, client, sockets, urls, organizationId } = service;
   // As large as an update that records the whole metadata before and after.
-  await dbAddEvents(urls.superuser, organizationId, 600, 'x'.repeat(32_000));
+  await dbAddEvents(urls.superuser, organizationId, 600, () => ({ reason: 'x'.repeat(32_000) }));
   let acquired = 0;
   client.pool.on('acquire', () => {
     acquired += 1;

@@ -4,8 +4,8 @@ import type { AddressInfo } from 'node:net';
 import { sql } from 'kysely';
 import t from 'tap';
 import { connect } from '../src/db/client.ts';
-import type { Link } from '../src/history/chain.ts';
-import { readHead, readLinks } from '../src/history/store.ts';
+import type { StoredEvent } from '../src/history/chain.ts';
+import { readEvents, readHead } from '../src/history/store.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { createDatabase, dbQuery, roleOf } from './support/database.ts';
 import { dbAddEvents, findByLatchkey } from './support/histories.ts';
@@ -99,11 +99,11 @@ t.test('each event is read once, also where Postgres knows nothing about the tab
   const client = connect({ url: urls.app, poolSize: 1 });
   t.teardown(() => client.close());
   const { sequence } = await readHead(client.db, organizationId);
-  const batches: Link[][] = [];
+  const batches: StoredEvent[][] = [];
   let events = 0;
-  for await (const links of readLinks(client.db, organizationId, sequence)) {
-    events += links.length;
-    batches.push(links);
+  for await (const rows of readEvents(client.db, organizationId, sequence)) {
+    events += rows.length;
+    batches.push(rows);
   }
   t.equal(events, sequence);
   t.ok(

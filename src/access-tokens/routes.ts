@@ -7,6 +7,7 @@ import { decodeCursor, toPage } from '../core/page.ts';
 import { maskedToken, tokenKindOf } from '../crypto/token.ts';
 import type { Transactor } from '../db/work.ts';
 import { accessTokenOf, doerOf } from '../http/guard.ts';
+import { listOf } from '../http/list.ts';
 import {
   accessesInput,
   actorSnapshotView,
@@ -86,9 +87,9 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
     },
     async (request) => {
       const { limit, cursor } = request.query;
-      const page = { limit, before: decodeCursor(cursor, isAccessTokenId) };
+      const page = { limit, before: decodeCursor(listOf(request), cursor, isAccessTokenId) };
       const tokens = await listAccessTokens(transactor.db, accessTokenOf(request).actsIn, page);
-      return toPage(tokens, limit, (token) => token.id, toView);
+      return toPage(listOf(request), tokens, limit, (token) => token.id, toView);
     },
   );
 

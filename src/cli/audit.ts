@@ -36,7 +36,7 @@ const queryTimeoutMs = 120_000;
 export function auditCommand(env: NodeJS.ProcessEnv): Command {
   const verify = new Command('verify')
     .description(
-      'recompute the history, name the first bad event of each chain, and each record that is not what its events say; exit code 1 where there is one',
+      'recompute the history, name the bad events of each chain, and each record that is not what its events say; exit code 1 where there is one',
     )
     .addOption(new Option('--organization <id>', 'only this chain: org_… or installation').argParser(parseChain))
     .option('--export <file>', 'an export instead of the database; - for standard input')
@@ -152,9 +152,18 @@ async function tellDifferences(db: Db, chain: string): Promise<void> {
   if (hasMore) wrong(`${chain}: there are more differences between the tables and history.`);
 }
 
-function tell({ chain, events, head, flaw, agreeing }: ChainVerdict, signed: Signed, isOnlyOne: boolean): void {
-  if (flaw !== undefined) {
-    wrong(`${chain}: the first bad event is ${flaw.sequence}: ${flaw.what}.`);
+function tell(verdict: ChainVerdict, signed: Signed, isOnlyOne: boolean): void {
+  const { chain, events, head, flaws, flawCount, agreeing } = verdict;
+  const [first, ...others] = flaws;
+  if (first !== undefined) {
+    wrong(`${chain}: the first bad event is ${first.firstSequence}: ${first.reason}.`);
+    if (first.lastSequence > first.firstSequence) wrong(`${chain}: this goes up to event ${first.lastSequence}.`);
+    for (const { firstSequence, lastSequence, reason } of others) {
+      const range =
+        firstSequence === lastSequence ? `event ${firstSequence}` : `events ${firstSequence} to ${lastSequence}`;
+      wrong(`${chain}: ${range}: ${reason}.`);
+    }
+    if (flawCount > flaws.length) wrong(`${chain}: and ${flawCount - flaws.length} more, which are not listed.`);
     return;
   }
   const compared = agreeing === 0 ? '' : `, as ${agreeing} checkpoints say`;

@@ -1,71 +1,29 @@
+import type { FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { Problem } from '../core/errors.ts';
 import type { OrganizationId } from '../core/ids.ts';
-import { decodeCursor, type Page, toPage } from '../core/page.ts';
+import { decodeCursor, type ListId, type Page, toPage } from '../core/page.ts';
 import type { Db } from '../db/client.ts';
 import { createAtOnce, onceClosed, organizationGroupOf } from '../http/at-once.ts';
 import { accessTokenOf, organizationOf } from '../http/guard.ts';
-import {
-  actorView,
-  idParam,
-  idSchema,
-  idView,
-  pageOf,
-  pageQuery,
-  timestampInput,
-  timestampView,
-} from '../http/schemas.ts';
-import { chainOf, type StoredEvent } from './chain.ts';
+import { listOf } from '../http/list.ts';
+import { idParam, idSchema, pageOf, pageQuery, timestampInput } from '../http/schemas.ts';
+import { chainOf } from './chain.ts';
 import { historyActions } from './events.ts';
 import { listRefusals, type RefusalFilter } from './refusals-store.ts';
 import { isRefusalId, refusalCodes, refusalView, toRefusalView } from './refusals-view.ts';
 import { someDifferences } from './state-differences.ts';
 import { type HistoryFilter, historyKnows, isSequence, listEvents } from './store.ts';
 import { verifyChain } from './verify.ts';
+import { hashView, type ListedEventView, listedEventView, toEventView } from './views.ts';
 
-const hashView = z.string().meta({ example: '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08' });
-
-const eventView = z
-  .object({
-    id: idView('event'),
-    organizationId: idView('org').nullable().meta({ description: 'Null: an act of the installation itself.' }),
-    sequence: z.int().meta({ description: 'Gapless within the organization, from 1.', example: 42 }),
-    at: timestampView,
-    action: z.string().meta({ enum: [...historyActions], example: 'key.revealed' }),
-    actor: actorView,
-    keyId: idView('key').nullable(),
-    partnerId: idView('partner').nullable(),
-    request: z
-      .object({ id: z.string(), ip: z.string(), userAgent: z.string().nullable() })
-      .nullable()
-      .meta({
-        description: 'Null: no request was involved.',
-        example: { id: 'r-1', ip: '203.0.113.7', userAgent: 'curl/8.5.0' },
-      }),
-    details: z.record(z.string(), z.unknown()).meta({ example: { reason: 'The partner lost it' } }),
-    previousHash: hashView,
-    hash: hashView,
-  })
-  .meta({ id: 'Event', description: 'hash = SHA-256(previousHash ‖ the RFC 8785 form of all but the two hashes).' });
-
-type EventView = z.infer<typeof eventView>;
-
-const eventPage = pageOf(eventView)
+const eventPage = pageOf(listedEventView)
   .extend({ class: z.enum(['events']) })
   .meta({ id: 'EventPage' });
 const refusalPage = pageOf(refusalView)
   .extend({ class: z.enum(['refused']) })
   .meta({ id: 'RefusedAttemptsPage' });
-
-/** The reply is made from the canonical text, which is what the hash covers; columns only filter. */
-function toView(stored: StoredEvent): EventView {
-  return {
-    ...JSON.parse(stored.canonical),
-    previousHash: stored.previous_hash.toString('hex'),
-    hash: stored.hash.toString('hex'),
-  };
-}
 
 const timeFilter = {
   from: timestampInput.optional().meta({ description: 'At this time or later.' }),
@@ -130,6 +88,10 @@ const verdictView = z
     events: z.int(),
     head: hashView.nullable(),
     firstBadSequence: z.int().nullable(),
+    flaws: z
+      .array(z.object({ firstSequence: z.int(), lastSequence: z.int(), reason: z.string() }))
+      .max(100)
+      .meta({ description: 'Ranges of events at which the chain is not as it was written: the first 100.' }),
     stateDifferences: z.array(stateDifferenceView).meta({
       description:
         'Keys, partners, access tokens and the organization itself, where a row says something else than its events: ' +
@@ -138,7 +100,14 @@ const verdictView = z
   })
   .meta({
     id: 'ChainVerdict',
-    example: { valid: true, events: 42, head: 'ab'.repeat(32), firstBadSequence: null, stateDifferences: [] },
+    example: {
+      valid: true,
+      events: 42,
+      head: 'ab'.repeat(32),
+      firstBadSequence: null,
+      flaws: [],
+      stateDifferences: [],
+    },
   });
 
 export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db }) => {
@@ -159,11 +128,12 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
     },
     async (request) => {
       const { actsIn } = accessTokenOf(request);
+      const list = listOf(request);
       const { limit, cursor, class: wanted, operation, code, ...filter } = request.query;
-      if (wanted === 'events') return { class: wanted, ...(await readPage(actsIn, filter, { limit, cursor })) };
+      if (wanted === 'events') return { class: wanted, ...(await readPage(list, actsIn, filter, { limit, cursor })) };
       const { actorId: callerId, from, to } = filter;
       const refusals = { callerId, operation, code, from, to };
-      return { class: wanted, ...(await readRefusals(actsIn, refusals, { limit, cursor })) };
+      return { class: wanted, ...(await readRefusals(list, actsIn, refusals, { limit, cursor })) };
     },
   );
 
@@ -182,8 +152,8 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         tags: ['History'],
         summary: 'Recompute the whole chain',
         description:
-          'firstBadSequence is the first place at which the chain is not as it was written. ' +
-          'stateDifferences names what has been changed in the tables without an event. ' +
+          'firstBadSequence is the first place at which the chain is not as it was written, events and head are what ' +
+          'comes before it. stateDifferences names what has been changed in the tables without an event. ' +
           'A rewrite of the whole chain shows only against a checkpoint that was kept elsewhere.',
         response: { 200: verdictView },
       },
@@ -195,12 +165,13 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
       onceClosed(reply.raw, () => gone.abort(closed));
       const chain = chainOf(accessTokenOf(request).actsIn);
       const { verdict, differences: stateDifferences } = await verifyWithState(chain, gone.signal).finally(leave);
-      const { events, head, flaw } = verdict;
+      const { events, head, flaws } = verdict;
       return {
-        valid: flaw === undefined && stateDifferences.length === 0,
+        valid: flaws.length === 0 && stateDifferences.length === 0,
         events,
         head: events === 0 ? null : head.toString('hex'),
-        firstBadSequence: flaw?.sequence ?? null,
+        firstBadSequence: flaws[0]?.firstSequence ?? null,
+        flaws,
         stateDifferences,
       };
     },
@@ -216,10 +187,10 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         summary: "A key's own events, newest first",
         params: z.object({ keyId: idParam('key', 'Which key') }),
         querystring: z.strictObject(pageQuery),
-        response: { 200: pageOf(eventView) },
+        response: { 200: pageOf(listedEventView) },
       },
     },
-    async (request) => readSubject(organizationOf(request), { keyId: request.params.keyId }, request.query),
+    async (request) => readSubject(request, { keyId: request.params.keyId }, request.query),
   );
 
   app.get(
@@ -232,10 +203,10 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         summary: "A partner's events and those of its keys, newest first",
         params: z.object({ partnerId: idParam('partner', 'Which partner') }),
         querystring: z.strictObject(pageQuery),
-        response: { 200: pageOf(eventView) },
+        response: { 200: pageOf(listedEventView) },
       },
     },
-    async (request) => readSubject(organizationOf(request), { partnerId: request.params.partnerId }, request.query),
+    async (request) => readSubject(request, { partnerId: request.params.partnerId }, request.query),
   );
 
   async function verifyWithState(chain: string, signal: AbortSignal) {
@@ -245,34 +216,37 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
   }
 
   async function readSubject(
-    organizationId: OrganizationId,
+    request: FastifyRequest,
     subject: { keyId: string } | { partnerId: string },
     page: { limit: number; cursor?: string | undefined },
-  ): Promise<Page<EventView>> {
+  ): Promise<Page<ListedEventView>> {
+    const organizationId = organizationOf(request);
     if (!(await historyKnows(db, organizationId, subject))) {
       throw new Problem('not_found', 'There is nothing with this id in this organization, and never was.');
     }
-    return readPage(organizationId, subject, page);
+    return readPage(listOf(request), organizationId, subject, page);
   }
 
   async function readRefusals(
+    list: ListId,
     organizationId: OrganizationId | null,
     filter: RefusalFilter,
     { limit, cursor }: { limit: number; cursor?: string | undefined },
   ) {
-    const before = decodeCursor(cursor, isRefusalId);
+    const before = decodeCursor(list, cursor, isRefusalId);
     const refusals = await listRefusals(db, organizationId, filter, { limit, before });
-    return toPage(refusals, limit, ({ id }) => id, toRefusalView);
+    return toPage(list, refusals, limit, ({ id }) => id, toRefusalView);
   }
 
   async function readPage(
+    list: ListId,
     organizationId: OrganizationId | null,
     filter: HistoryFilter,
     { limit, cursor }: { limit: number; cursor?: string | undefined },
-  ): Promise<Page<EventView>> {
-    const position = decodeCursor(cursor, isSequence);
+  ): Promise<Page<ListedEventView>> {
+    const position = decodeCursor(list, cursor, isSequence);
     const beforeSequence = position === undefined ? undefined : Number(position);
     const events = await listEvents(db, organizationId, filter, { limit, beforeSequence });
-    return toPage(events, limit, (event) => String(event.sequence), toView);
+    return toPage(list, events, limit, (event) => String(event.sequence), toEventView);
   }
 };

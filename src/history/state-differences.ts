@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
 import type { OrganizationId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
-import { installationChain, parseEvent } from './chain.ts';
+import { installationChain } from './chain.ts';
 import type { ChainedEvent, HistoryAction } from './events.ts';
 import {
   actionsOf,
@@ -21,6 +21,8 @@ import {
   type RecordRow,
   type RowPage,
 } from './state-rows.ts';
+import { eventText, matches, matchesAny } from './store.ts';
+import { readEvent } from './views.ts';
 
 /** Records in one snapshot: a few thousand events at most are looked at in it, unless a record has very many itself. */
 const recordsAtOnce = 200;
@@ -98,8 +100,7 @@ async function compareAll(tx: Tx, chain: string, { kind, rows, idIn }: All): Pro
   const found = await tx
     .selectFrom('history')
     .select('sequence')
-    .where('chain', '=', chain)
-    .where('action', '=', anyOf<HistoryAction>(actionsOf(kind)))
+    .where(matchesAny(chain, 'action', actionsOf(kind)))
     .execute();
   const states = await replay(tx, { chain, kind, sequences: found.map(({ sequence }) => sequence) }, idIn);
   const tables = new Map(rows.map(({ id, state }) => [id, state]));
@@ -139,8 +140,13 @@ async function statesOf(tx: Tx, chain: string, { kind, column }: Paged, rows: re
   const found = await tx
     .selectFrom('history')
     .select(['sequence', `${column} as id`])
-    .where('chain', '=', chain)
-    .where(column, '=', anyOf(rows.map(({ id }) => id)))
+    .where(
+      matchesAny(
+        chain,
+        column,
+        rows.map(({ id }) => id),
+      ),
+    )
     .where('action', '=', anyOf<HistoryAction>(actionsOf(kind)))
     .execute();
   const idOf = new Map(found.map(({ sequence, id }) => [sequence, id]));
@@ -155,7 +161,7 @@ async function* findMissing(db: Db, chain: string, { kind, column, table }: Page
         select from ${sql.table(table)} as record
         where record.id = history.${sql.ref(column)} and record.organization_id = ${chain}
       ) as is_there
-      from history where chain = ${chain} and action = ${firstActionOf(kind)} and ${sql.ref(column)} is not null
+      from history where ${matches(chain, [['action', firstActionOf(kind)]])} and ${sql.ref(column)} is not null
         and sequence < ${before}
       order by sequence desc limit ${createdAtOnce}`.execute(db);
     yield rows.filter((row) => !row.is_there).flatMap(({ id }) => differencesOf(kind, id, {}, undefined));
@@ -174,13 +180,13 @@ async function replay(
   for (let first = 0; first < sequences.length; first += eventsAtOnce) {
     const rows = await tx
       .selectFrom('history')
-      .select(['sequence', 'canonical'])
+      .select(['sequence', eventText.as('canonical')])
       .where('chain', '=', chain)
       .where('sequence', '=', anyOf(sequences.slice(first, first + eventsAtOnce)))
       .orderBy('sequence')
       .execute();
     for (const { sequence, canonical } of rows) {
-      const event = parseEvent(canonical);
+      const event = readEvent({ canonical });
       const id = event === undefined ? undefined : idIn(event, sequence);
       if (event === undefined || typeof id !== 'string') continue;
       const state = stateAfter(kind, states.get(id), event);

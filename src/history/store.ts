@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
 import type { OrganizationId } from '../core/ids.ts';
-import type { Db } from '../db/client.ts';
-import { chainOf, firstPreviousHash, type Link, type StoredEvent } from './chain.ts';
+import type { Db, Tx } from '../db/client.ts';
+import { chainOf, firstPreviousHash, longestEventBytes, type StoredEvent } from './chain.ts';
 
 export interface HistoryFilter {
   keyId?: string | undefined;
@@ -14,62 +14,160 @@ export interface HistoryFilter {
   to?: Date | undefined;
 }
 
-const storedEventColumns = [
-  'chain',
-  'sequence',
-  'id',
-  'at',
-  'action',
-  'actor_id',
-  'key_id',
-  'partner_id',
-  'canonical',
-  'previous_hash',
-  'hash',
-] as const;
-
 /** An event's place in its chain, as a cursor carries it. */
 export const isSequence = (text: string): text is `${number}` => /^[1-9][0-9]{0,14}$/.test(text);
 
-/** Newest first, `limit + 1` at most: the one too many tells that there is another page. */
+/** An event's text; null where it is too long for an event, so that it is not even read. */
+export const eventText = sql<string | null>`
+  case when octet_length(canonical) <= ${sql.lit(longestEventBytes)} then canonical end`;
+
+/** The columns of a `StoredEvent`. */
+export const storedEvent = sql`chain, sequence, id, at, action, actor_id, key_id, partner_id, previous_hash, hash,
+  ${eventText} as canonical`;
+
+export type FilterColumn = 'key_id' | 'partner_id' | 'actor_id' | 'action';
+
+/** The sets of columns that the migration made an index for, largest first. */
+const filterIndexes: FilterColumn[][] = [
+  ['key_id', 'actor_id', 'action'],
+  ['partner_id', 'actor_id', 'action'],
+  ['key_id', 'partner_id'],
+  ['key_id', 'actor_id'],
+  ['key_id', 'action'],
+  ['partner_id', 'actor_id'],
+  ['partner_id', 'action'],
+  ['actor_id', 'action'],
+  ['key_id'],
+  ['partner_id'],
+  ['actor_id'],
+  ['action'],
+];
+
+/**
+ * That a row is in a chain and has these values, by the index of their hash alone. The values themselves are compared
+ * inside a `case`, which Postgres neither looks up in an index nor takes for rare: it would else walk the chain, or sort.
+ */
+export function matches(chain: string, values: ReadonlyArray<readonly [FilterColumn, string]>) {
+  const columns = values.map(([column]) => sql.ref(column));
+  const texts = values.map(([, value]) => value);
+  const hash = sql`hashtextextended(${sql.join([sql.ref('chain'), ...columns], sql` || ' ' || `)}, 0)`;
+  return sql<boolean>`${hash} = hashtextextended(${[chain, ...texts].join(' ')}::text, 0)
+    and ${isEqual([['chain', chain], ...values])}`;
+}
+
+function isEqual(values: ReadonlyArray<readonly [FilterColumn | 'chain', string]>) {
+  const equal = values.map(([column, value]) => sql`${sql.ref(column)} = ${value}`);
+  return sql`case when ${sql.join(equal, sql` and `)} then true end`;
+}
+
+/** The same for several values of one column, in no order. */
+export function matchesAny(chain: string, column: FilterColumn, values: readonly string[]) {
+  return sql<boolean>`hashtextextended(chain || ' ' || ${sql.ref(column)}, 0) = any(array(
+      select hashtextextended(${chain}::text || ' ' || value, 0) from unnest(${values}::text[]) as value))
+    and case when chain = ${chain} and ${sql.ref(column)} = any(${values}::text[]) then true end`;
+}
+
+/** By the index of the most of these columns; a key and a partner, of which no index of three has both, besides. */
+function matchesFilter(chain: string, filter: HistoryFilter) {
+  const given: Partial<Record<FilterColumn, string>> = {
+    ...(filter.keyId === undefined ? {} : { key_id: filter.keyId }),
+    ...(filter.partnerId === undefined ? {} : { partner_id: filter.partnerId }),
+    ...(filter.actorId === undefined ? {} : { actor_id: filter.actorId }),
+    ...(filter.action === undefined ? {} : { action: filter.action }),
+  };
+  const valuesOf = (columns: readonly FilterColumn[]) =>
+    columns.flatMap((column) => {
+      const value = given[column];
+      return value === undefined ? [] : [[column, value] as const];
+    });
+  const usable = filterIndexes.filter((columns) => valuesOf(columns).length === columns.length);
+  const [most] = usable;
+  if (most === undefined) return sql<boolean>`chain = ${chain}`;
+  const others = valuesOf(['key_id', 'partner_id', 'actor_id', 'action']).filter(([column]) => !most.includes(column));
+  const alsoEqual = others.length === 0 ? [] : [sql`and ${isEqual(others)}`];
+  // Frequent alone and never together: that is found by the pair's own index before any row is read.
+  const pairs = others.length === 0 ? [] : usable.filter((columns) => columns.length === 2);
+  const exist = pairs.map(
+    (pair) => sql`and (select sequence from history where ${matches(chain, valuesOf(pair))}
+      order by sequence desc limit 1) is not null`,
+  );
+  return sql<boolean>`${matches(chain, valuesOf(most))} ${sql.join([...alsoEqual, ...exist], sql` `)}`;
+}
+
+/** Newest first, `limit + 1` at most: the last one only says that there is another page. */
 export async function listEvents(
   db: Db,
   organizationId: OrganizationId | null,
   filter: HistoryFilter,
   page: { limit: number; beforeSequence: number | undefined },
 ): Promise<StoredEvent[]> {
-  let query = db
-    .selectFrom('history')
-    .select(storedEventColumns)
-    .where('chain', '=', chainOf(organizationId))
-    .orderBy('sequence', 'desc')
-    .limit(page.limit + 1);
-  if (page.beforeSequence !== undefined) query = query.where('sequence', '<', page.beforeSequence);
-  if (filter.keyId !== undefined) query = query.where('key_id', '=', filter.keyId);
-  if (filter.partnerId !== undefined) query = query.where('partner_id', '=', filter.partnerId);
-  if (filter.actorId !== undefined) query = query.where('actor_id', '=', filter.actorId);
-  if (filter.action !== undefined) query = query.where('action', '=', filter.action);
-  if (filter.from !== undefined) query = query.where('at', '>=', filter.from);
-  if (filter.to !== undefined) query = query.where('at', '<', filter.to);
-  return query.execute();
+  const chain = chainOf(organizationId);
+  return db.transaction().execute(async (tx) => {
+    const range = await findRange(tx, chain, filter);
+    if (range === undefined) return [];
+    const last = Math.min(range.last, (page.beforeSequence ?? Number.POSITIVE_INFINITY) - 1);
+    await followIndexes(tx);
+    const query = listEventsQuery(chain, filter, { first: range.first, last, limit: page.limit });
+    return (await query.execute(tx)).rows;
+  });
 }
 
-/** Whether the organization's history has ever spoken of this key or partner: it outlives them. */
+/**
+ * For this transaction: with statistics that are behind, Postgres takes what has become frequent for rare, and would read
+ * and sort all of it instead of the newest by their index.
+ */
+export async function followIndexes(tx: Tx): Promise<void> {
+  await sql`select set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true)`.execute(tx);
+}
+
+/** See `listEvents`. The range is of constants, because Postgres takes any other for short, and sorts what is in it. */
+export function listEventsQuery(chain: string, filter: HistoryFilter, page: Range & { limit: number }) {
+  return sql<StoredEvent>`select ${storedEvent} from history
+    where ${matchesFilter(chain, filter)} and sequence >= ${page.first} and sequence <= ${page.last}
+    order by sequence desc limit ${page.limit + 1}`;
+}
+
+/** Of sequence numbers, both ends inclusive. */
+export interface Range {
+  first: number;
+  last: number;
+}
+
+/**
+ * Which events are of these times, by the index of times: times grow with the sequence. Undefined where there is none.
+ */
+export async function findRange(
+  db: Db,
+  chain: string,
+  { from, to }: Pick<HistoryFilter, 'from' | 'to'>,
+): Promise<Range | undefined> {
+  if (from === undefined && to === undefined) return { first: 1, last: Number.MAX_SAFE_INTEGER };
+  const { rows } = await sql<{ first: number | null; last: number | null }>`select
+    ${
+      from === undefined
+        ? sql`1`
+        : sql`(select sequence from history where chain = ${chain} and at >= ${from}
+      order by at, sequence limit 1)`
+    } as first,
+    ${
+      to === undefined
+        ? sql`${Number.MAX_SAFE_INTEGER}::bigint`
+        : sql`(select sequence from history
+      where chain = ${chain} and at < ${to} order by at desc, sequence desc limit 1)`
+    } as last`.execute(db);
+  const { first = null, last = null } = rows[0] ?? {};
+  return first === null || last === null ? undefined : { first, last };
+}
+
+/** Whether the organization's history has ever named this key or partner: it outlives them. */
 export async function historyKnows(
   db: Db,
   organizationId: OrganizationId,
   subject: { keyId: string } | { partnerId: string },
 ): Promise<boolean> {
-  const [column, id] =
-    'keyId' in subject ? (['key_id', subject.keyId] as const) : (['partner_id', subject.partnerId] as const);
-  const row = await db
-    .selectFrom('history')
-    .select('sequence')
-    .where('chain', '=', chainOf(organizationId))
-    .where(column, '=', id)
-    .limit(1)
-    .executeTakeFirst();
-  return row !== undefined;
+  const { rows } = await sql`
+    select from history where ${matchesFilter(chainOf(organizationId), subject)} limit 1`.execute(db);
+  return rows.length > 0;
 }
 
 export interface ChainHead {
@@ -122,46 +220,18 @@ const batchBytes = 262_144;
 
 /**
  * A chain from its first event to the one with the number `last`, in batches. Each is a query of its own, so no
- * connection is held while the reader is busy or slow. A batch is empty again as soon as the next one is asked for.
+ * connection is held while the reader is busy or slow. A batch is empty again as soon as the next one is read.
  */
 export function readEvents(db: Db, chain: string, last: number): AsyncGenerator<StoredEvent[]> {
-  return inBatches(db, { chain, last }, (range) => inRange(db, chain, range).select(storedEventColumns).execute());
-}
-
-/** The same, of each event only what the chain is made of. */
-export function readLinks(db: Db, chain: string, last: number): AsyncGenerator<Link[]> {
-  const columns = ['sequence', 'canonical', 'previous_hash', 'hash'] as const;
-  return inBatches(db, { chain, last }, (range) => inRange(db, chain, range).select(columns).execute());
-}
-
-/** Of sequence numbers, both ends inclusive. */
-interface Range {
-  first: number;
-  last: number;
-}
-
-/**
- * The range is that of the batch and has no limit beside it: with an open end Postgres, as long as it has no statistics of
- * a table that has grown quickly, reads and sorts all that is left of the chain for each batch.
- */
-function inRange(db: Db, chain: string, { first, last }: Range) {
-  return db
-    .selectFrom(
-      db
-        .selectFrom('history')
-        .select(storedEventColumns)
-        .select(
-          sql<number>`sum(octet_length(canonical)) over (order by sequence) - octet_length(canonical)`.as(
-            'bytes_before',
-          ),
-        )
-        .where('chain', '=', chain)
-        .where('sequence', '>=', first)
-        .where('sequence', '<=', last)
-        .as('range'),
-    )
-    .where('bytes_before', '<', batchBytes)
-    .orderBy('sequence');
+  // A batch has both ends and no limit: with an open end Postgres, as long as it has no statistics of a table that has
+  // grown quickly, reads and sorts all that is left of the chain for each batch.
+  return inBatches(db, { chain, last }, async (range) => {
+    const { rows } = await sql<StoredEvent>`select ${storedEvent} from (
+        select *, sum(octet_length(canonical)) over (order by sequence) - octet_length(canonical) as bytes_before
+        from history where chain = ${chain} and sequence >= ${range.first} and sequence <= ${range.last}
+      ) as range where bytes_before < ${batchBytes} order by sequence`.execute(db);
+    return rows;
+  });
 }
 
 async function* inBatches<Row extends { sequence: number }>(
@@ -191,14 +261,17 @@ async function findNext(db: Db, chain: string, after: number): Promise<number | 
   return next ?? undefined;
 }
 
-/** The first event that stands outside of its chain: before the first, or behind the one that the head names as last. */
-export async function findStray(db: Db, chain: string): Promise<number | undefined> {
-  const { rows } = await sql<{ sequence: number | null }>`
-    select coalesce(
-      (select min(sequence) from history where chain = ${chain} and sequence < 1),
-      (select min(sequence) from history where chain = ${chain}
-        and sequence > coalesce((select sequence from history_heads where chain = ${chain}), 0))) as sequence`.execute(
-    db,
+/** Events that stand outside of their chain: before the first, and behind the one that the head names as last. */
+export async function findStrays(
+  db: Db,
+  chain: string,
+): Promise<Array<{ firstSequence: number; lastSequence: number }>> {
+  const { rows } = await sql<{ first: number | null; last: number | null }>`
+    select min(sequence) as first, max(sequence) as last from history where chain = ${chain} and sequence < 1
+    union all
+    select min(sequence), max(sequence) from history where chain = ${chain}
+      and sequence > coalesce((select sequence from history_heads where chain = ${chain}), 0)`.execute(db);
+  return rows.flatMap(({ first, last }) =>
+    first === null || last === null ? [] : [{ firstSequence: first, lastSequence: last }],
   );
-  return rows[0]?.sequence ?? undefined;
 }

@@ -1,6 +1,7 @@
 import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import { Problem } from '../core/errors.ts';
+import { isNestedDeeper } from '../lib/json-depth.ts';
 
 /** Deeper than any honest body, and shallow enough for whatever recurses over it later. */
 const deepest = 32;
@@ -34,7 +35,9 @@ export const jsonBody = fp(
 function parseJson(body: Buffer, request: FastifyRequest): unknown {
   if (body.length === 0) throw new Problem('bad_request', 'The body is empty, though its type is application/json.');
   const text = decodeUtf8(body);
-  requireShallow(text);
+  if (isNestedDeeper(deepest, text)) {
+    throw new Problem('bad_request', `The body is nested deeper than ${deepest} levels.`);
+  }
   let value: unknown;
   try {
     value = JSON.parse(text);
@@ -56,34 +59,6 @@ function decodeUtf8(body: Buffer): string {
   } catch (cause) {
     throw new Problem('bad_request', 'The body is not valid UTF-8.', { cause });
   }
-}
-
-/** Counts brackets outside of strings, before anything that recurses sees the text. */
-function requireShallow(text: string): void {
-  // With no more brackets than levels there is nothing to count, and most bodies have a few.
-  if (hasAtMost(deepest / 2, '{', text) && hasAtMost(deepest / 2, '[', text)) return;
-  let depth = 0;
-  let inString = false;
-  for (let index = 0; index < text.length; index++) {
-    const character = text[index];
-    if (inString) {
-      if (character === '\\') index += 1;
-      else if (character === '"') inString = false;
-    } else if (character === '"') inString = true;
-    else if (character === '{' || character === '[') {
-      depth += 1;
-      if (depth > deepest) throw new Problem('bad_request', `The body is nested deeper than ${deepest} levels.`);
-    } else if (character === '}' || character === ']') depth -= 1;
-  }
-}
-
-function hasAtMost(most: number, bracket: string, text: string): boolean {
-  let found = 0;
-  for (let at = text.indexOf(bracket); at >= 0; at = text.indexOf(bracket, at + 1)) {
-    found += 1;
-    if (found > most) return false;
-  }
-  return true;
 }
 
 /** The name that would reach an object's prototype when code copies members without care. */

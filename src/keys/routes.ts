@@ -8,6 +8,7 @@ import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
+import { listOf } from '../http/list.ts';
 import {
   allowedIpsInput,
   exampleId,
@@ -102,7 +103,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     async (request) => {
       const { limit, cursor, includeDeleted, ...filter } = request.query;
       const context = await viewContext();
-      const page = { limit, before: decodeCursor(cursor, isKeyId), now: context.now };
+      const page = { limit, before: decodeCursor(listOf(request), cursor, isKeyId), now: context.now };
       const restorableAfter = new Date(context.now.getTime() - undoWindowSeconds * 1000);
       const keys = await listKeys(
         db,
@@ -111,6 +112,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         page,
       );
       return toPage(
+        listOf(request),
         keys,
         limit,
         (key) => key.id,

@@ -4,6 +4,7 @@ import { decodeCursor, toPage } from '../core/page.ts';
 import type { Db } from '../db/client.ts';
 import { isSequence } from '../history/store.ts';
 import { organizationOf } from '../http/guard.ts';
+import { listOf } from '../http/list.ts';
 import { actorSnapshotView, actorView, idParam, pageOf, pageQuery, timestampView } from '../http/schemas.ts';
 import { getKeyOwner } from './store.ts';
 import { listViewers, type Viewer } from './viewers-store.ts';
@@ -54,11 +55,11 @@ export const keyViewersRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, {
     async (request) => {
       const { limit, cursor } = request.query;
       const organizationId = organizationOf(request);
-      const position = decodeCursor(cursor, isSequence);
+      const position = decodeCursor(listOf(request), cursor, isSequence);
       const before = position === undefined ? undefined : Number(position);
       const { keyId } = await getKeyOwner(db, organizationId, request.params.keyId);
       const viewers = await listViewers(db, organizationId, keyId, { limit, before, looksShown });
-      return toPage(viewers, limit, (viewer) => String(viewer.first_sequence), toView);
+      return toPage(listOf(request), viewers, limit, (viewer) => String(viewer.first_sequence), toView);
     },
   );
 };

@@ -2,6 +2,9 @@ import { sql } from 'kysely';
 import type { Actor, CreatorChain } from '../core/actor.ts';
 import type { KeyId, OrganizationId } from '../core/ids.ts';
 import type { Db } from '../db/client.ts';
+import type { StoredEvent } from '../history/chain.ts';
+import { matches, storedEvent } from '../history/store.ts';
+import { readEvent, toEventView } from '../history/views.ts';
 
 export interface Look {
   /** RFC 3339, as the event has it. */
@@ -26,6 +29,9 @@ export interface Viewer {
   first_sequence: number;
 }
 
+/** The newest looks of a viewer and the first one, beside what is known of the viewer. */
+type ReadLook = StoredEvent & Pick<Viewer, 'token_created_by' | 'token_creator_chain' | 'times' | 'first_sequence'>;
+
 /**
  * From the canonical text of history, which outlives the key; its columns only find the rows. In the order of their
  * first looks, newest first: that order never changes, so a page that is read later misses nobody. One more than
@@ -37,32 +43,52 @@ export async function listViewers(
   keyId: KeyId,
   page: { limit: number; before: number | undefined; looksShown: number },
 ): Promise<Viewer[]> {
-  const isLook = sql`chain = ${organizationId} and key_id = ${keyId} and action = 'key.revealed'`;
-  const { rows } = await sql<Viewer>`
-    select last_look.event -> 'actor' as admin, token.created_by as token_created_by,
-      token.creator_chain as token_creator_chain, viewer.times,
-      (select canonical::jsonb ->> 'at' from history
-        where chain = ${organizationId} and sequence = viewer.first_sequence) as first,
-      last_look.event ->> 'at' as last, shown.looks, viewer.first_sequence
+  const looks = [['key_id', keyId] as const, ['action', 'key.revealed'] as const];
+  const { rows } = await sql<ReadLook>`
+    select look.*, token.created_by as token_created_by, token.creator_chain as token_creator_chain, viewer.times,
+      viewer.first_sequence
     from (
-      select actor_id, count(*) as times, min(sequence) as first_sequence, max(sequence) as last_sequence
-      from history where ${isLook} group by actor_id
+      select actor_id, count(*) as times, min(sequence) as first_sequence
+      from history where ${matches(organizationId, looks)} group by actor_id
+      having ${page.before === undefined ? sql`true` : sql`min(sequence) < ${page.before}`}
+      order by first_sequence desc limit ${page.limit + 1}
     ) as viewer
     join lateral (
-      select canonical::jsonb as event from history
-      where chain = ${organizationId} and sequence = viewer.last_sequence
-    ) as last_look on true
-    join lateral (
-      select jsonb_agg(jsonb_build_object('at', event -> 'at', 'reason', event -> 'details' -> 'reason',
-        'recipient', event -> 'details' -> 'recipient') order by sequence desc) as looks
-      from (
-        select sequence, canonical::jsonb as event from history
-        where ${isLook} and actor_id = viewer.actor_id order by sequence desc limit ${page.looksShown}
-      ) as newest
-    ) as shown on true
+      (select ${storedEvent} from history
+        where ${matches(organizationId, looks)} and actor_id = viewer.actor_id
+        order by sequence desc limit ${page.looksShown})
+      union
+      select ${storedEvent} from history where chain = ${organizationId} and sequence = viewer.first_sequence
+    ) as look on true
     left join access_tokens as token on token.id = viewer.actor_id
-    where ${page.before === undefined ? sql`true` : sql`viewer.first_sequence < ${page.before}`}
-    order by viewer.first_sequence desc
-    limit ${page.limit + 1}`.execute(db);
-  return rows;
+    order by viewer.first_sequence desc, look.sequence desc`.execute(db);
+  const byViewer = new Map<number, ReadLook[]>();
+  for (const row of rows) byViewer.set(row.first_sequence, [...(byViewer.get(row.first_sequence) ?? []), row]);
+  return [...byViewer.values()].map((read) => toViewer(read, page.looksShown));
+}
+
+/** @param read newest first; the last one is the viewer's first look */
+function toViewer(read: readonly ReadLook[], looksShown: number): Viewer {
+  const newest = read[0];
+  const oldest = read.at(-1);
+  if (newest === undefined || oldest === undefined) throw new Error('a viewer without a look was read');
+  const { token_created_by, token_creator_chain, times, first_sequence } = newest;
+  const looks = read.slice(0, looksShown).map(toLook);
+  const [first, last] = [toLook(oldest).at, toLook(newest).at];
+  const admin = adminOf(newest);
+  return { admin, token_created_by, token_creator_chain, times, first, last, looks, first_sequence };
+}
+
+function toLook(stored: StoredEvent): Look {
+  const { at, details } = toEventView(stored);
+  const textOf = (value: unknown) => (typeof value === 'string' ? value : null);
+  return { at: at ?? unknownTime, reason: textOf(details?.['reason']), recipient: textOf(details?.['recipient']) };
+}
+
+/** For an event that cannot be shown and whose time cannot be either. */
+const unknownTime = new Date(0).toISOString();
+
+/** Where the event cannot be shown, only the id is known. */
+function adminOf(stored: StoredEvent): Actor {
+  return readEvent(stored)?.actor ?? { type: 'admin', id: stored.actor_id, name: stored.actor_id, email: null };
 }

@@ -7,6 +7,7 @@ import { decodeCursor, toPage } from '../core/page.ts';
 import type { Transactor } from '../db/work.ts';
 import { doerOf, organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
+import { listOf } from '../http/list.ts';
 import {
   actorView,
   idParam,
@@ -155,8 +156,8 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
     },
     async (request) => {
       const { limit, cursor } = request.query;
-      const before = decodeCursor(cursor, isOrganizationId);
-      return toPage(await listOrganizations(db, { limit, before }), limit, (item) => item.id, toView);
+      const before = decodeCursor(listOf(request), cursor, isOrganizationId);
+      return toPage(listOf(request), await listOrganizations(db, { limit, before }), limit, (item) => item.id, toView);
     },
   );
 

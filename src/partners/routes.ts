@@ -9,6 +9,7 @@ import { type RestoreWindows, windowEnd } from '../core/restore-window.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
+import { listOf } from '../http/list.ts';
 import {
   accessesInput,
   actorView,
@@ -110,9 +111,9 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     },
     async (request) => {
       const { limit, cursor, ...filter } = request.query;
-      const page = { limit, before: decodeCursor(cursor, isPartnerId) };
+      const page = { limit, before: decodeCursor(listOf(request), cursor, isPartnerId) };
       const partners = await listPartners(db, organizationOf(request), filter, page);
-      return toPage(partners, limit, (partner) => partner.id, toView);
+      return toPage(listOf(request), partners, limit, (partner) => partner.id, toView);
     },
   );
 

@@ -6,6 +6,7 @@ import type { RestoreWindows } from '../core/restore-window.ts';
 import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { accessTokenOf, doerOf, organizationDoerOf } from '../http/guard.ts';
+import { listOf } from '../http/list.ts';
 import { exampleId, idParam, idSchema, pageOf, pageQuery, prose } from '../http/schemas.ts';
 import { approveRecovery, declineRecovery, requestRecovery } from './commands.ts';
 import { recoveryStatuses } from './policy.ts';
@@ -78,11 +79,11 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
       const filter = { organizationId: actsIn, status };
       const toView = await currentView();
       if (role === 'operator') {
-        const after = decodeCursor(cursor, isUrgency);
-        return toPage(await listByUrgency(db, filter, { limit, after }), limit, urgencyOf, toView);
+        const after = decodeCursor(listOf(request), cursor, isUrgency);
+        return toPage(listOf(request), await listByUrgency(db, filter, { limit, after }), limit, urgencyOf, toView);
       }
-      const before = decodeCursor(cursor, isRecoveryRequestId);
-      return toPage(await listNewest(db, filter, { limit, before }), limit, (item) => item.id, toView);
+      const before = decodeCursor(listOf(request), cursor, isRecoveryRequestId);
+      return toPage(listOf(request), await listNewest(db, filter, { limit, before }), limit, (item) => item.id, toView);
     },
   );
 

@@ -6,6 +6,7 @@ import type { Permission } from '../core/permissions.ts';
 import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationOf } from '../http/guard.ts';
+import { listOf } from '../http/list.ts';
 import { idView, pageOf, pageQuery } from '../http/schemas.ts';
 import { expiringSoon, rowPlaces } from '../keys/policy.ts';
 import { type Key, liveKeysOfOwners } from '../keys/store.ts';
@@ -57,7 +58,7 @@ export const rowRoutes: FastifyPluginAsyncZod<RowRoutesOptions> = async (app, op
     async (request) => {
       const { limit, cursor } = request.query;
       const organizationId = organizationOf(request);
-      const rows = await readRows(organizationId, limit, decodeCursor(cursor, isRowPlace));
+      const rows = await readRows(organizationId, limit, decodeCursor(listOf(request), cursor, isRowPlace));
       const now = await currentTime(db, transactor.clockShiftMs);
       const keys = await liveKeysOfOwners(
         db,
@@ -65,7 +66,7 @@ export const rowRoutes: FastifyPluginAsyncZod<RowRoutesOptions> = async (app, op
         rows.map((row) => row.partner?.partnerId ?? null),
       );
       const context = { tokenPrefix, undoWindowSeconds, now };
-      return toPage(rows, limit, placeOf, (row) => toView(row, keys, context));
+      return toPage(listOf(request), rows, limit, placeOf, (row) => toView(row, keys, context));
     },
   );
 

@@ -6,8 +6,8 @@ import { SealBroken } from '../crypto/seal.ts';
 import { writeTransaction } from '../db/client.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
 import { audienceOf, payloadFor } from '../history/announced.ts';
-import { parseEvent } from '../history/chain.ts';
 import { isDeliveryAuthentic } from '../history/delivery-mac.ts';
+import { readEvent } from '../history/views.ts';
 import { recordOf, wakeAfterwards } from './commands.ts';
 import type { WebhookClient } from './connector.ts';
 import { DeliveryFailed } from './delivery-failed.ts';
@@ -139,7 +139,7 @@ function bodyOf(
   if (!isDeliveryAuthentic(keyring, delivery, { ...delivery, endpointId: webhook.id, canonical })) {
     return { reason: 'not_authentic' };
   }
-  const event = parseEvent(canonical);
+  const event = readEvent({ canonical });
   return event === undefined
     ? { reason: 'event_missing' }
     : { body: payloadFor(audienceOf(webhook.partner_id), event) };

@@ -5,6 +5,7 @@ import { decodeCursor, toPage } from '../core/page.ts';
 import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { listOf } from '../http/list.ts';
 import { idParam, pageOf, pageQuery, timestampInput } from '../http/schemas.ts';
 import { type Redelivered, redeliver, redeliverFailed } from './delivery-commands.ts';
 import { type DeliveryWithAttempts, listDeliveries } from './delivery-store.ts';
@@ -46,11 +47,12 @@ export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transact
     },
     async (request) => {
       const { limit, cursor, status } = request.query;
-      const page = { limit, before: decodeCursor(cursor, isDeliveryId) };
+      const page = { limit, before: decodeCursor(listOf(request), cursor, isDeliveryId) };
       const { id } = await getWebhook(db, organizationOf(request), request.params.webhookId);
       const deliveries = await listDeliveries(db, id, { status }, page);
       const now = await currentTime(db, transactor.clockShiftMs);
       return toPage(
+        listOf(request),
         deliveries,
         limit,
         (delivery) => delivery.id,

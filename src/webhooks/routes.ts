@@ -5,6 +5,7 @@ import { decodeCursor, toPage } from '../core/page.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { listOf } from '../http/list.ts';
 import { idParam, idSchema, pageOf, pageQuery, text } from '../http/schemas.ts';
 import {
   createWebhook,
@@ -75,9 +76,9 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
     },
     async (request) => {
       const { limit, cursor, partnerId } = request.query;
-      const page = { limit, before: decodeCursor(cursor, isWebhookId) };
+      const page = { limit, before: decodeCursor(listOf(request), cursor, isWebhookId) };
       const webhooks = await listWebhooks(db, organizationOf(request), { partnerId }, page);
-      return toPage(webhooks, limit, (webhook) => webhook.id, toWebhookView);
+      return toPage(listOf(request), webhooks, limit, (webhook) => webhook.id, toWebhookView);
     },
   );
 

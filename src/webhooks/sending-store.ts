@@ -5,6 +5,7 @@ import type { Db, Tx } from '../db/client.ts';
 import type { WebhookAttemptsTable } from '../db/schema.ts';
 import type { Transactor } from '../db/work.ts';
 import { chainOf } from '../history/chain.ts';
+import { eventText } from '../history/store.ts';
 
 /** What a sender takes up, and what it writes down of it. The endpoint is locked wherever a `Tx` is asked for. */
 
@@ -90,7 +91,7 @@ export async function leaseDue(
       )
       returning id, sequence, action, mac, mac_keyring_id, leased_until, traceparent
     )
-    select leased.*, history.canonical
+    select leased.*, ${eventText} as canonical
     from leased left join history on history.chain = ${chainOf(organizationId)} and history.sequence = leased.sequence`.execute(
     tx,
   );

@@ -61,6 +61,8 @@ export interface Finding {
   /** Undefined: all is well. */
   firstBad: number | undefined;
   why: string;
+  /** What the script says after that line. */
+  more?: string;
 }
 
 /** What Latchkey's own verifier says. */
@@ -73,7 +75,8 @@ export async function findByLatchkey(text: Buffer, checkpoints: readonly Checkpo
 }
 
 export function toFinding(verdict: ChainVerdict | undefined): Finding {
-  return { firstBad: verdict?.flaw?.sequence, why: verdict?.flaw?.what ?? '' };
+  const flaws = verdict?.flaws ?? [];
+  return { firstBad: flaws[0]?.firstSequence, why: flaws[0]?.reason ?? '' };
 }
 
 export function scratchFolder(t: Test): string {
@@ -107,57 +110,68 @@ export function findByScript(
   });
   if (stderr !== '') throw new Error(stderr);
   const findings = files.map((file): Finding => {
-    const line = stdout.split('\n').find((one) => one.includes(` ${file}: `));
+    const all = stdout.split('\n');
+    const at = all.findIndex((one) => one.includes(` ${file}: `));
+    const line = all[at];
+    const end = all.findIndex((one, index) => index > at && !one.startsWith('bad       '));
     if (line === undefined) throw new Error(`nothing was said about ${file}: ${stdout}`);
     const [, sequence, why = ''] = /first bad event is (-?\d+): (.*)/.exec(line) ?? [];
     if (sequence === undefined && !line.startsWith('ok   ')) throw new Error(line);
-    return { firstBad: sequence === undefined ? undefined : Number(sequence), why };
+    const more = all.slice(at + 1, end < 0 ? undefined : end).join('\n');
+    return { firstBad: sequence === undefined ? undefined : Number(sequence), why, more };
   });
   const isAllGood = findings.every(({ firstBad }) => firstBad === undefined);
   if ((status === 0) !== isAllGood) throw new Error(`exit code ${status}: ${stdout}`);
   return findings;
 }
 
+/** What an event says beside what all of them say; see `dbAddEvents`. */
+export type EventFacts = Partial<Record<'action' | 'actorId' | 'keyId' | 'partnerId' | 'at' | 'reason', string>>;
+
 /**
- * Puts events behind the last one of a chain, past `history_append`, which would take a minute for a million.
+ * Puts events behind the last one of a chain, past `history_append`, which would take minutes for a million.
  * As a superuser one may insert; the chain is as sound as if the service had written it.
+ * @param factsOf by the event's sequence; without it all events differ in their ids alone
  */
 export async function dbAddEvents(
   superuserUrl: string,
   chain: string,
   count: number,
-  reason = 'The partner lost it',
+  factsOf: (sequence: number) => EventFacts = () => ({}),
 ): Promise<void> {
   const client = new pg.Client(superuserUrl);
   await client.connect();
   try {
     const { rows } = await client.query('select sequence::int, hash from history_heads where chain = $1', [chain]);
     let { sequence, hash } = rows[0] as { sequence: number; hash: Buffer };
-    const at = new Date().toISOString();
+    const now = new Date().toISOString();
+    let at = now;
     for (let left = count; left > 0; left -= insertedAtOnce) {
       const events: Array<ReturnType<typeof eventOf>> = [];
       const texts: string[] = [];
       const hashes: Buffer[] = [hash];
       for (let index = 0; index < Math.min(left, insertedAtOnce); index++) {
         sequence += 1;
-        const event = eventOf(chain, sequence, { at, reason });
+        const event = eventOf(chain, sequence, { at: now, ...factsOf(sequence) });
         const text = canonicalJson(event);
         hash = sha256(hash, text);
+        at = event.at;
         events.push(event);
         texts.push(text);
         hashes.push(hash);
       }
       await client.query(
         `insert into history (chain, sequence, id, at, action, actor_id, key_id, partner_id, canonical, previous_hash, hash)
-         select $1, sequence, id, $2, $3, actor_id, key_id, partner_id, canonical, previous_hash, hash
-         from unnest($4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::bytea[], $11::bytea[])
-           as event (sequence, id, actor_id, key_id, partner_id, canonical, previous_hash, hash)`,
+         select $1, sequence, id, at, action, actor_id, key_id, partner_id, canonical, previous_hash, hash
+         from unnest($2::bigint[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[],
+           $9::text[], $10::bytea[], $11::bytea[])
+           as event (sequence, id, at, action, actor_id, key_id, partner_id, canonical, previous_hash, hash)`,
         [
           chain,
-          at,
-          'key.revealed',
           events.map((event) => event.sequence),
           events.map(({ id }) => id),
+          events.map((event) => event.at),
+          events.map(({ action }) => action),
           events.map(({ actor }) => actor.id),
           events.map(({ keyId }) => keyId),
           events.map(({ partnerId }) => partnerId),
@@ -180,17 +194,56 @@ export async function dbAddEvents(
 
 const insertedAtOnce = 2_000;
 
-function eventOf(chain: string, sequence: number, { at, reason }: { at: string; reason: string }) {
+function eventOf(chain: string, sequence: number, facts: EventFacts & { at: string }) {
   return {
     id: newId('event'),
     organizationId: chain === 'installation' ? null : chain,
     sequence,
-    at,
-    action: 'key.revealed',
-    actor: { type: 'admin', id: newId('token'), name: 'First admin', email: 'ada@example.com' },
+    at: facts.at,
+    action: facts.action ?? 'key.revealed',
+    actor: { type: 'admin', id: facts.actorId ?? newId('token'), name: 'First admin', email: 'ada@example.com' },
+    keyId: facts.keyId ?? newId('key'),
+    partnerId: facts.partnerId ?? newId('partner'),
+    request: { id: `r-${sequence}`, ip: '203.0.113.7', userAgent: 'curl/8.5.0' },
+    details: { reason: facts.reason ?? 'The partner lost it', recipient: null },
+  };
+}
+
+/** A history over five years, as it is worst for filters: what is frequent alone and never there together. */
+export interface FrequentPairs {
+  factsOf(sequence: number): EventFacts;
+  /** Two values of each filter: the first ones are frequent, also in pairs; any first with any second one never is. */
+  values: Record<'keyId' | 'partnerId' | 'actorId' | 'action', [frequent: string, apart: string]>;
+  /** Two years ago, and three. */
+  times: [later: string, earlier: string];
+}
+
+/** @param count of events, over which the five years are spread */
+export function frequentPairs(count: number): FrequentPairs {
+  const yearMs = 365 * 86_400_000;
+  const startMs = Date.now() - 5 * yearMs;
+  const pair = (kind: 'key' | 'partner' | 'token'): [string, string] => [newId(kind), newId(kind)];
+  const values: FrequentPairs['values'] = {
+    keyId: pair('key'),
+    partnerId: pair('partner'),
+    actorId: pair('token'),
+    action: ['key.revealed', 'key.rotated'],
+  };
+  const others = Array.from({ length: 200 }, () => ({
+    actorId: newId('token'),
     keyId: newId('key'),
     partnerId: newId('partner'),
-    request: { id: `r-${sequence}`, ip: '203.0.113.7', userAgent: 'curl/8.5.0' },
-    details: { reason, recipient: null },
+    action: 'key.updated',
+  }));
+  return {
+    values,
+    times: [new Date(Date.now() - 2 * yearMs).toISOString(), new Date(Date.now() - 3 * yearMs).toISOString()],
+    factsOf(sequence) {
+      const at = new Date(startMs + Math.floor((5 * yearMs * sequence) / (count + 10))).toISOString();
+      const side = sequence % 3;
+      if (side === 2) return { at, ...others[Math.floor(sequence / 3) % others.length] };
+      const of = (name: keyof FrequentPairs['values']) => values[name][side] ?? '';
+      return { at, keyId: of('keyId'), partnerId: of('partnerId'), actorId: of('actorId'), action: of('action') };
+    },
   };
 }

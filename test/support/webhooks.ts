@@ -3,7 +3,7 @@ import type { AddressInfo } from 'node:net';
 import type { Test } from 'tap';
 import { type SendPayload, sendTask } from '../../src/db/worker-queue.ts';
 import { audienceOf, payloadFor } from '../../src/history/announced.ts';
-import { parseEvent } from '../../src/history/chain.ts';
+import { readEvent } from '../../src/history/views.ts';
 import { startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
 import { createWebhookClient } from '../../src/webhooks/connector.ts';
@@ -103,7 +103,7 @@ export async function bodiesFor({ urls }: Pick<TestService, 'urls'>, { id }: Jso
     [id, action],
   );
   return rows.map(({ partner_id: partnerId, canonical }) => {
-    const event = parseEvent(String(canonical));
+    const event = readEvent({ canonical: String(canonical) });
     if (event === undefined) throw new Error(`not an event: ${String(canonical)}`);
     return payloadFor(audienceOf(partnerId as string | null), event);
   });
