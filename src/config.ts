@@ -100,11 +100,15 @@ export const environment = z.object({
     example: 'k20260101:$(openssl rand -base64 32)',
   }),
   LATCHKEY_KEYRING_FILE: secretFile('LATCHKEY_KEYRING'),
-  LOST_KEYRING_IDS: z.string().optional().transform(idList).meta({
-    description:
-      'Ids of keyring entries that are lost for good, with commas. Credentials under them are checked by argon2id once, and their rows cannot be authenticated. Remove an id when `latchkey doctor` no longer names it.',
-    example: 'k20250101',
-  }),
+  LOST_KEYRING_IDS: z
+    .string()
+    .transform((text) => text.split(',').map((id) => id.trim()))
+    .optional()
+    .meta({
+      description:
+        'Ids of keyring entries that are lost for good, with commas. Credentials under them are checked by argon2id once, and their rows cannot be authenticated. Remove an id when `latchkey doctor` no longer names it.',
+      example: 'k20250101',
+    }),
   LATCHKEY_STRICT: boolean.default(false).meta({
     description: 'Refuse to start where the database does not protect history, instead of warning.',
     example: 'true',
@@ -281,15 +285,11 @@ export function exampleOf(name: string): string {
   return String(z.globalRegistry.get(schema)?.['example'] ?? '');
 }
 
-function idList(text: string | undefined): string[] {
-  return text === undefined ? [] : text.split(',').map((id) => id.trim());
-}
-
 function readKeyring(secrets: SecretsRead, needed: boolean, problems: string[]): Keyring | undefined {
   const { LATCHKEY_KEYRING: text, DATABASE_URL: url } = secrets.env;
   if (text !== undefined) {
     try {
-      return parseKeyring(text, idList(secrets.env['LOST_KEYRING_IDS']));
+      return parseKeyring(text, environment.shape.LOST_KEYRING_IDS.parse(secrets.env['LOST_KEYRING_IDS']));
     } catch (error) {
       if (!(error instanceof KeyringError)) throw error;
       const name = secrets.sourceOf('LATCHKEY_KEYRING');

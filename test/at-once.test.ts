@@ -95,7 +95,8 @@ t.test('large replies that nobody reads are bounded by organization, and small o
   const service = await listening(t);
   const { admin, urls, organizationId } = service;
   const other = await otherOrganization(service);
-  for (const id of [organizationId, other.id]) await dbAddEvents(urls.superuser, id, 200, 'x'.repeat(60_000));
+  for (const id of [organizationId, other.id])
+    await dbAddEvents(urls.superuser, id, 200, () => ({ reason: 'x'.repeat(60_000) }));
   const path = '/v1/history?limit=200';
   const replies = [];
   // One after the other: a page has 12 MB, and five of them are less than 64.
