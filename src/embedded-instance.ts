@@ -81,7 +81,7 @@ export async function startEmbeddedInstance(config: Config, logger: Logger): Pro
   };
 }
 
-async function openKeyring(file: string, lostIds: readonly string[]): Promise<Keyring> {
+async function openKeyring(file: string, lostIds: readonly string[] | undefined): Promise<Keyring> {
   if (!(await exists(file))) await writeWhole(file, `${generateKeyring(new Date())}\n`);
   return parseKeyring(await readFile(file, 'utf8'), lostIds);
 }
