@@ -113,7 +113,7 @@ export function createRecordCache<Id extends string, Found extends KeptRecord & 
     restarted() {
       records.clear();
       dependents.clear();
-      unknown.clear();
+      if (unknown.size > 0) unknown.clear();
       for (const batch of batches) batch.restarted = true;
     },
   });

@@ -85,6 +85,7 @@ export class KeptRecords<Id extends string, Found extends KeptRecord & { id: Id 
   }
 
   clear(): void {
+    if (this.size === 0) return;
     this.#byId.clear();
     this.#face.length = 0;
     this.#fingerprints.clear();
