@@ -113,7 +113,7 @@ const named = (differences: readonly Difference[]) => differences.map(({ id, mem
 
 /** Columns that decide nothing by themselves, or that something else holds. */
 const leftOut: Record<string, string[]> = {
-  // The slot is a place in the row; the rest is what the token is checked against, and when it was made.
+  // The slot is a place in the row, the bucket follows from what a key replaces; the rest is what the token is checked against, and when it was made.
   api_keys: [
     ...[
       'id',
@@ -126,12 +126,13 @@ const leftOut: Record<string, string[]> = {
       'last_four',
       'created_at',
     ],
-    ...['mac', 'mac_keyring_id'],
+    ...['mac', 'mac_keyring_id', 'limit_bucket_id'],
   ],
   partners: ['id', 'created_at', 'organization_id'],
+  // Who created it, over all steps, is covered by its MAC.
   access_tokens: [
     ...['id', 'tag', 'tag_keyring_id', 'argon2id_hash', 'last_four', 'created_at', 'mac', 'mac_keyring_id'],
-    ...['last_used_at'],
+    ...['last_used_at', 'creator_chain'],
   ],
   organizations: ['id', 'created_at'],
 };
@@ -146,6 +147,7 @@ const edits: Edit[] = [
   ['api_keys', 'expires_at', "expires_at = 'infinity'", 'rotated', 'expiresAt'],
   ['api_keys', 'allowed_ips', "allowed_ips = '{203.0.113.7}'", 'plain', 'allowedIps'],
   ['api_keys', 'metadata', `metadata = '{"team":"c"}'`, 'plain', 'metadata'],
+  ['api_keys', 'replaces_key_id', 'replaces_key_id = id, limit_bucket_id = id', 'plain', 'replacesKeyId'],
   ['api_keys', 'rate_limit_requests', 'rate_limit_requests = 1000000', 'plain', 'rateLimit'],
   ['api_keys', 'rate_limit_window_seconds', 'rate_limit_window_seconds = 2', 'plain', 'rateLimit'],
   ['api_keys', 'created_by', `created_by = '{"type":"system","id":"x"}'`, 'plain', 'createdBy'],

@@ -18,7 +18,7 @@ const members = {
   organization: ['name', 'keyReveal', ...limited],
   access_token: ['role', 'name', 'email', 'scopes', 'expiresAt'],
   partner: ['email', 'name', 'permissions', ...limited],
-  key: ['permission', 'name', 'expiresAt', 'allowedIps', 'metadata', ...limited],
+  key: ['permission', 'name', 'expiresAt', 'allowedIps', 'metadata', 'replacesKeyId', ...limited],
 };
 
 const changed: Rule = ({ changes }) =>

@@ -29,7 +29,7 @@ export async function keyRows(
     .selectFrom('api_keys')
     .select(['id', 'partner_id', 'permission', 'name', 'expires_at', 'allowed_ips', 'metadata', 'created_by'])
     .select(['rate_limit_requests', 'rate_limit_window_seconds'])
-    .select(['suspended_at', 'deleted_at', 'delete_reason', 'purged_at'])
+    .select(['suspended_at', 'deleted_at', 'delete_reason', 'purged_at', 'replaces_key_id'])
     .where('organization_id', '=', organizationId)
     .where('id', '<', before as KeyId)
     .orderBy('id', 'desc')
@@ -45,6 +45,7 @@ export async function keyRows(
       rateLimit: toRateLimit(row),
       allowedIps: row.allowed_ips,
       metadata: row.metadata,
+      replacesKeyId: row.replaces_key_id,
       suspendedAt: toText(row.suspended_at),
       deletedAt: toText(row.deleted_at),
       deleteReason: row.delete_reason,
