@@ -95,3 +95,9 @@ t.test('each test that docs/asvs.md names is there', async (t) => {
   }
   t.ok(named > 50, `${named} tests are named`);
 });
+
+t.test('each test file that docs/security-model.md names is there', async (t) => {
+  const named = [...readFileSync('docs/security-model.md', 'utf8').matchAll(/`([\w-]+\.test\.ts)`/g)];
+  t.ok(named.length > 30, `${named.length} are named`);
+  for (const [, file = ''] of named) t.ok(existsSync(`test/${file}`), file);
+});
