@@ -114,7 +114,7 @@ t.test('a token is rejected in every member that is stored, and named by its pat
     }
   }
   const ofOperator = (path: string, body: Json) => operator.post(path, body, named);
-  for (const act of ['approve', 'reject']) {
+  for (const act of ['approve', 'decline']) {
     const reply = await ofOperator(`/v1/recovery-requests/${recovery.id}/${act}`, { note: `it was ${aToken()}` });
     t.match(reply, { status: 400, body: { code: 'secret_in_text', errors: [{ path: 'body.note' }] } }, act);
   }
