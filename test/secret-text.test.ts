@@ -227,7 +227,7 @@ t.test(
       const path = encodeURI(text).replaceAll('%25', '%').replaceAll('?', '%3F');
       for (const place of [`/v1/keys/${path}`, `/nothing/${path}`, `/v1/keys/${path}/usage`]) {
         const reply = await call('GET', place, facts);
-        t.equal(reply.status, 400, `${disguise} ${place.slice(0, 9)}`);
+        t.match(String(reply.status), /^40[04]$/, `${disguise} ${place.slice(0, 9)}`);
         t.notOk(service.app.secretText.isIn(reply.text), `${disguise} ${place.slice(0, 9)}: the problem`);
       }
     }
