@@ -9,7 +9,7 @@ import { authorizeAnswer, verifyAnswer } from './questions.ts';
 // and routes that send the same bytes. The body is parsed, by Fastify's own parser, and nothing is looked at.
 
 const logger = createLogger({ level: process.env['LOG_LEVEL'] ?? 'info', tokenPrefix: 'lk' });
-const app = fastify(serverOptions({ logger, trustProxy: false }));
+const app = fastify(serverOptions({ logger, tokenPrefix: 'lk', trustProxy: false }));
 app.decorateRequest('principal', null);
 app.decorateRequest('span', null);
 app.register(requestLog);

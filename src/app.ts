@@ -146,7 +146,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
     checkAccessToken: secretCheckFor('access_tokens', records.accessTokens),
   });
   const exists = (id: OrganizationId) => organizationExists(db, id);
-  const people = deps.oidc && createPeople({ ...deps.oidc, clock, organizationExists: exists });
+  const people = deps.oidc && createPeople({ ...deps.oidc, clock, tokenPrefix, organizationExists: exists });
   const verifier = createVerifier({
     apiKeys: records.apiKeys,
     clock,
@@ -159,7 +159,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const mint = createKeyMint(crypto);
   const refusals = createRefusalRecorder({ db, clock, logger: deps.logger });
 
-  const app = fastify(serverOptions(deps));
+  const app = fastify(serverOptions({ ...deps, tokenPrefix }));
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
   await app.register(requestFacts, { trustProxy: deps.trustProxy });

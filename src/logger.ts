@@ -1,6 +1,6 @@
 import { type Logger, type LoggerOptions, pino } from 'pino';
 import pretty from 'pino-pretty';
-import { idSuffixPattern } from './core/ids.ts';
+import { createSecretText } from './crypto/secret-text.ts';
 
 interface LoggerSettings {
   level: string;
@@ -33,21 +33,12 @@ export function createLogger({ level, tokenPrefix, format, destination }: Logger
       ],
     },
     serializers: { err: errorFacts },
-    hooks: { streamWrite: secretMask(tokenPrefix) },
+    hooks: { streamWrite: createSecretText(tokenPrefix).mask },
   };
   if (destination !== undefined) return pino(options, destination);
   const isPretty = format === undefined ? process.stdout.isTTY === true : format === 'pretty';
   if (isPretty) return pino(options, pretty({ sync: true, ignore: 'pid,hostname' }));
   return pino(options);
-}
-
-/** @returns what takes everything out of a text that looks like a token or a webhook's secret */
-export function secretMask(tokenPrefix: string): (text: string) => string {
-  const secret = new RegExp(
-    `(${tokenPrefix}_[kavo]_)${idSuffixPattern}_[0-9A-Za-z]{1,49}|(whsec_)[0-9A-Za-z+/=]+`,
-    'g',
-  );
-  return (text) => text.replace(secret, '$1$2…');
 }
 
 interface ErrorFacts {

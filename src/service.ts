@@ -171,6 +171,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     const sender = startWebhookSender({
       ...background,
       keyring: crypto.keyring,
+      tokenPrefix: crypto.prefix,
       client: createWebhookClient(egress),
       tally: tallies.webhookAttempts,
       tracer: telemetry?.tracer ?? passingTracer,

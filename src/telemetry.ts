@@ -3,7 +3,7 @@ import type { Span as OtelSpan } from '@opentelemetry/api';
 import type { SpanExporter } from '@opentelemetry/sdk-trace';
 import type { Logger } from 'pino';
 import type { Span, SpanFacts, TraceContext, Tracer } from './core/trace.ts';
-import { secretMask } from './logger.ts';
+import { createSecretText } from './crypto/secret-text.ts';
 
 export interface Telemetry {
   tracer: Tracer;
@@ -31,7 +31,7 @@ const lastSendMs = 400;
  */
 export async function startTelemetry(options: TelemetryOptions): Promise<Telemetry> {
   const { endpoint, serviceName, version, logger } = options;
-  const mask = secretMask(options.tokenPrefix);
+  const { mask } = createSecretText(options.tokenPrefix);
   const [api, { BatchSpanProcessor, TracerProvider }, { OTLPTraceExporter }, { resourceFromAttributes }] =
     await Promise.all([
       import('@opentelemetry/api'),

@@ -63,6 +63,14 @@ t.test('a Postgres of ones own, from empty to the first verified key', async (t)
     code: 1,
     output: /--admin-email/,
   });
+  for (const name of [`Ours ${tokens['verifierToken']}`, encodeURIComponent(`(${tokens['adminToken']})`)]) {
+    const refused = await call('bootstrap', '--organization', name, '--admin-email', 'bob@example.com');
+    t.match(refused, { code: 1, output: /--organization must not contain a Latchkey token/ });
+  }
+  t.match(await call('bootstrap', '--organization', 'Oth\u200ber', '--admin-email', 'bob@example.com'), {
+    code: 1,
+    output: /--organization must not contain U\+200B/,
+  });
 
   const service = runEntry(t, 'server.ts', [], { env });
   const [, url] = await service.until(/Server listening at (http:\/\/[^"]+)"/);

@@ -110,6 +110,31 @@ const table: Record<string, Case> = {
     code: 'validation_failed',
     path: 'body.expiresAt',
   },
+  ...Object.fromEntries(
+    [
+      '9999-12-31T23:59:59-01:00',
+      '9999-12-31T23:59:59.999-00:01',
+      '0000-06-01T00:00:00Z',
+      '0001-01-01T00:00:00+00:01',
+    ].map((time) => [
+      `an expiry of no year that has four digits in UTC: ${time}`,
+      { body: JSON.stringify({ expiresAt: time }), status: 400, code: 'validation_failed', path: 'body.expiresAt' },
+    ]),
+  ),
+  'a beginning after the year 9999': {
+    method: 'GET',
+    url: '/v1/history?from=9999-12-31T23:59:59-01:00',
+    status: 400,
+    code: 'validation_failed',
+    path: 'query.from',
+  },
+  'an end before the year 1': {
+    method: 'GET',
+    url: '/v1/history?to=0000-01-01T00:00:00Z',
+    status: 400,
+    code: 'validation_failed',
+    path: 'query.to',
+  },
   'an address that is none': {
     body: '{"allowedIps":["10.0.0.0/33"]}',
     status: 400,
@@ -139,6 +164,33 @@ const table: Record<string, Case> = {
     status: 400,
     code: 'validation_failed',
     path: 'body.metadata.a.0',
+  },
+  ...Object.fromEntries(
+    [
+      ...['9007199254740992', '9007199254740993', '-9007199254740993', '12345678901234567890'],
+      ...[
+        '12345678901234567890.0',
+        '9007199254740993.0',
+        '9007199254740993e0',
+        '0.9007199254740993e16',
+        '900719925474099300e-2',
+      ],
+      ...['1e400', '-1e400', '1e-400', '0.1234567890123456789', '1.23456789012345678e300'],
+    ].map((number) => [
+      `a number that a double changes: ${number}`,
+      {
+        body: metadata(`{"a":[1,{"b":${number}}]}`),
+        status: 400,
+        code: 'validation_failed',
+        path: 'body.metadata.a.1.b',
+      },
+    ]),
+  ),
+  'a number that a double changes, where another member takes numbers': {
+    body: '{"rateLimit":{"requests":5.00000000000000000001,"windowSeconds":60}}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.rateLimit.requests',
   },
   'U+0000 in a value': {
     body: metadata('{"a":"\\u0000"}'),
@@ -230,6 +282,42 @@ t.test('every kind of bad input is a problem that says what and where', async (t
   }
   t.same((await admin.get('/v1/history?limit=200')).body, before, 'none of it has left a trace');
   t.same((await admin.get('/v1/keys')).body.data, []);
+});
+
+t.test('numbers and times that can be kept come back as they were', async (t) => {
+  const { app, admin } = await startService(t);
+  const headers = { authorization: `Bearer ${admin.token}`, 'content-type': 'application/json' };
+  const numbers = [
+    ...[
+      '9007199254740991',
+      '-9007199254740991',
+      '0.1',
+      '0.30000000000000004',
+      '0.10000000000000001',
+      '123456789012345.67',
+    ],
+    ...['1e21', '1.7976931348623157e308', '5e-324', '100000000000000000.0', '10.50', '-0', '0.000e99', '1E3'],
+  ];
+  const payload = `{"metadata":{"numbers":[${numbers.join()}],"text":"12345678901234567890, 1e400"}}`;
+  const created = await app.inject({ method: 'POST', url: '/v1/keys', headers, payload });
+  t.equal(created.statusCode, 201);
+  const { body: key } = await admin.get(`/v1/keys/${created.json().id}`);
+  // JSON has no negative zero that JavaScript writes.
+  t.same(key.metadata, { numbers: numbers.map((number) => Number(number) + 0), text: '12345678901234567890, 1e400' });
+  for (const expiresAt of ['9999-12-31T23:59:59.999Z', '9999-12-31T22:59:59-01:00', '9999-12-31T23:59:59+14:00']) {
+    const { body } = await admin.patch(`/v1/keys/${key.id}`, { expiresAt });
+    t.equal(Date.parse(body.expiresAt), Date.parse(expiresAt));
+    t.match(body.expiresAt, /^9999-12-31T[\d:]{8}\.\d{3}Z$/);
+    t.equal((await admin.patch(`/v1/keys/${key.id}`, { expiresAt: body.expiresAt })).status, 200, 'it is taken back');
+  }
+  for (const query of [
+    'to=9999-12-31T23:30:00Z&from=9999-12-31T00:00:00Z',
+    'to=0001-01-01T00:30:00Z',
+    'granularity=day&to=0001-01-02T00:00:00Z',
+  ]) {
+    const { status, body } = await admin.get(`/v1/keys/${key.id}/usage?${query}`);
+    t.match({ status, ...body }, { status: 400, code: 'validation_failed', errors: [{ path: 'query.to' }] }, query);
+  }
 });
 
 t.test('every problem that is named can be looked up', async (t) => {

@@ -159,8 +159,17 @@ t.test('an organization that keeps no plaintexts', async (t) => {
     t.equal(body.code, 'reveal_disabled');
   }
   await admin.patch('/v1/organization', { keyReveal: 'allowed' });
-  t.equal((await admin.post(`/v1/keys/${after.id}/reveal`)).body.code, 'reveal_disabled', 'it was never kept');
-  t.notOk((await lastEvents(service, 200)).some((event) => event.action === 'key.revealed'));
+  for (const key of [before, after]) {
+    const { body } = await admin.post(`/v1/keys/${key.id}/reveal`);
+    t.match(body, { code: 'reveal_disabled', detail: /never when the key was created, or was set to never since/ });
+    t.notMatch(body.detail, /was not kept/, 'it claims nothing that it does not know');
+  }
+  await admin.delete(`/v1/keys/${before.id}`);
+  const { body: next } = await admin.post(`/v1/keys/${after.id}/rotate`);
+  const { body: revealed } = await admin.post(`/v1/keys/${next.id}/reveal`);
+  t.match(revealed.key, /^lk_k_/, 'what the detail advises helps');
+  const looks = (await lastEvents(service, 200)).filter((event) => event.action === 'key.revealed');
+  t.equal(looks.length, 1, 'what was refused is no reveal');
 });
 
 t.test('nothing shows a plaintext but the reply that creates a key, and reveal', async (t) => {

@@ -47,6 +47,7 @@ t.test('each example lets in whom it says it does, and needs each of its setting
         settings,
         keys: { find: async () => publicKey },
         clock: createDatabaseClock(),
+        tokenPrefix: 'lk',
         organizationExists: async () => true,
       });
       const { iat = 0, exp = 0, nbf } = payload;

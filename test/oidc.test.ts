@@ -70,6 +70,18 @@ t.test('a person whom the issuer vouches for is an admin, and history knows who 
   t.notMatch(service.logLines.join(''), /eyJ[\w-]+\./, 'no token is in the log');
 });
 
+t.test('what an issuer says of a person is shown without tokens and without what a reader cannot see', async (t) => {
+  const { addPerson, login, bootstrapped } = await startWithPeople(t);
+  const token = bootstrapped.verifierToken.reveal();
+  addPerson('eve', { name: `Eve\u202e (${encodeURIComponent(token)})`, email: `eve+${token}@company.example` });
+  const eve = await login('eve');
+  t.match((await eve.get('/v1/self')).body, { name: 'Eve  ([redacted])', email: 'eve+[redacted]@company.example' });
+  const { body: key } = await eve.post('/v1/keys', {});
+  t.match(key.createdBy, { name: 'Eve  ([redacted])', email: 'eve+[redacted]@company.example' });
+  addPerson(token, { name: 'Eve' });
+  t.match(await (await login(token)).get('/v1/self'), { status: 401, body: { code: 'unauthorized' } });
+});
+
 t.test('nobody gets more than was mapped, and never the role of an operator', async (t) => {
   const { addPerson, login, organizationId, operator, logLines, issuer } = await startWithPeople(t);
   addPerson('rita', { roles: ['latchkey-read', 'operator', 'admin'], role: 'operator', scope: 'write' });

@@ -129,6 +129,48 @@ t.test('the range: its defaults, and what is wrong with others', async (t) => {
   }
 });
 
+t.test('the range is widened to whole periods, and the reply says so', async (t) => {
+  const { admin, urls, organizationId } = await startService(t);
+  const { body: partner } = await admin.post('/v1/partners', { email: 'a@example.com', permissions: ['read'] });
+  const key = partner.keys[0];
+  const add = (table: string, start: string) =>
+    dbQuery(urls.superuser, `insert into ${table} values ($1, $2, $3, $4, 7, 0, 0)`, [
+      organizationId,
+      partner.id,
+      key.id,
+      start,
+    ]);
+  await add('usage_hours', '2026-03-05T10:00:00Z');
+  await add('usage_hours', '2026-03-05T11:00:00Z');
+  await add('usage_days', '2026-03-03T00:00:00Z');
+  const counted = async (query: string) => {
+    const [ofKey, ofPartner] = [
+      await admin.get(`/v1/keys/${key.id}/usage?${query}`),
+      await admin.get(`/v1/partners/${partner.id}/usage?${query}`),
+    ];
+    t.same(ofKey.body, ofPartner.body, `a partner's usage by the same rule: ${query}`);
+    const { from, to, total } = ofKey.body;
+    return [from, to, total?.allowed];
+  };
+  const hours = (from: string, to: string) => [`2026-03-05T${from}:00.000Z`, `2026-03-05T${to}:00.000Z`];
+  t.same(await counted('from=2026-03-05T10:20:00Z&to=2026-03-05T10:40:00Z'), [...hours('10:00', '11:00'), 7]);
+  t.same(await counted('from=2026-03-05T10:59:59.999Z&to=2026-03-05T11:00:00.001Z'), [...hours('10:00', '12:00'), 14]);
+  t.same(await counted('from=2026-03-05T10:00:00Z&to=2026-03-05T11:00:00Z'), [...hours('10:00', '11:00'), 7]);
+  t.same(
+    await counted('from=2026-03-05T15:50:00%2B05:30&to=2026-03-05T16:10:00%2B05:30'),
+    [...hours('10:00', '11:00'), 7],
+    'an offset of half an hour',
+  );
+  t.same(await counted('granularity=day&from=2026-03-03T23:00:00Z&to=2026-03-05T00:30:00Z'), [
+    '2026-03-03T00:00:00.000Z',
+    '2026-03-06T00:00:00.000Z',
+    21,
+  ]);
+  const [from, to] = await counted('');
+  t.equal(Date.parse(to) - Date.parse(from), dayMs, 'where nothing is said it is a day');
+  t.ok(Date.parse(to) % hourMs === 0 && Date.parse(to) >= Date.now() - 1_000, to);
+});
+
 t.test('old hours become days, and nothing is lost or counted twice', async (t) => {
   const { admin, client, urls, organizationId } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});

@@ -89,7 +89,8 @@ export function createIssuerKeys({ issuer, logger, timings }: IssuerKeysOptions)
   }
 
   function unavailable(): Problem {
-    const detail = 'The identity provider does not answer, and without it this token can not be checked.';
+    const detail =
+      'The keys of the identity provider could not be read, and without them this token cannot be checked.';
     return new Problem('unavailable', detail, { cause: failure?.cause });
   }
 

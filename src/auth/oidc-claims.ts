@@ -1,6 +1,8 @@
 import type { JWTPayload } from 'jose';
 import { isId, type OrganizationId } from '../core/ids.ts';
 import type { Access } from '../core/permissions.ts';
+import type { SecretText } from '../crypto/secret-text.ts';
+import { withoutUnreadable } from '../lib/readable-text.ts';
 import type { OidcSettings } from './oidc-settings.ts';
 
 /** Whom a genuine token is about, in the words of this service. */
@@ -17,23 +19,25 @@ export interface Identity {
 const longestSubject = 255;
 
 /** @returns the identity, or why there is none */
-export function identityOf(payload: JWTPayload, settings: OidcSettings): Identity | string {
+export function identityOf(payload: JWTPayload, settings: OidcSettings, secrets: SecretText): Identity | string {
   const subject = payload.sub;
   if (typeof subject !== 'string' || subject.length > longestSubject || !/^[\x20-\x7e]+$/.test(subject)) {
     return 'The token has no subject of up to 255 ASCII characters.';
   }
+  if (secrets.isIn(subject)) return 'The subject of the token contains a Latchkey token.';
   const organizationId = organizationOf(payload, settings.organization);
   if (organizationId === undefined) return 'The token names no organization, or none that is known here.';
   const scopes = scopesOf(payload, settings);
   if (scopes.length === 0) return 'The token has no role that gives anything here.';
-  const name = shownText(claimOf(payload, settings.nameClaim), 200) ?? subject;
-  return { subject, organizationId, name, email: emailOf(payload, settings), scopes };
+  const shown = (claim: unknown, most: number) => shownText(claim, most, secrets);
+  const name = shown(claimOf(payload, settings.nameClaim), 200) ?? subject;
+  const email = isUnverified(payload) ? undefined : shown(claimOf(payload, settings.emailClaim), 254);
+  return { subject, organizationId, name, email: email ?? null, scopes };
 }
 
-/** One that the provider has not looked at is the person's own word, which history does not pass on. */
-function emailOf(payload: JWTPayload, { emailClaim }: OidcSettings): string | null {
-  if (payload['email_verified'] === false || payload['email_verified'] === 'false') return null;
-  return shownText(claimOf(payload, emailClaim), 254) ?? null;
+/** An address that the provider has not checked is only the person's claim, which history does not pass on. */
+function isUnverified(payload: JWTPayload): boolean {
+  return payload['email_verified'] === false || payload['email_verified'] === 'false';
 }
 
 function organizationOf(payload: JWTPayload, by: OidcSettings['organization']): OrganizationId | undefined {
@@ -64,12 +68,10 @@ function claimOf(payload: JWTPayload, name: string): unknown {
   return value;
 }
 
-// biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what this takes out
-const controlCharacters = /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g;
-
-/** As history can keep it: bounded, on one line, and well-formed. */
-function shownText(value: unknown, most: number): string | undefined {
+/** As history can keep it: bounded, on one line, well-formed, with nothing hidden and no token in it. */
+function shownText(value: unknown, most: number, { redact }: SecretText): string | undefined {
   if (typeof value !== 'string') return undefined;
-  const text = value.toWellFormed().replaceAll(controlCharacters, ' ').trim().slice(0, most).toWellFormed();
+  const visible = withoutUnreadable(redact(value).toWellFormed().normalize('NFC'));
+  const text = visible.trim().slice(0, most).toWellFormed();
   return text === '' ? undefined : text;
 }

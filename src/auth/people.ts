@@ -1,6 +1,7 @@
 import { decodeJwt, errors, type JWTHeaderParameters, type JWTPayload, jwtVerify } from 'jose';
 import type { Problem } from '../core/errors.ts';
 import type { OrganizationId } from '../core/ids.ts';
+import { createSecretText } from '../crypto/secret-text.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { unauthorized } from './credential.ts';
 import type { IssuerKeys } from './issuer-keys.ts';
@@ -20,6 +21,8 @@ interface PeopleOptions {
   settings: OidcSettings;
   keys: IssuerKeys;
   clock: DatabaseClock;
+  /** What every token of this installation begins with. */
+  tokenPrefix: string;
   organizationExists: (id: OrganizationId) => Promise<boolean>;
 }
 
@@ -45,12 +48,14 @@ const longestLifetimeSeconds = 3_600;
 
 const longestToken = 8_192;
 
-export function createPeople({ settings, keys, clock, organizationExists }: PeopleOptions): People {
+export function createPeople({ settings, keys, clock, tokenPrefix, organizationExists }: PeopleOptions): People {
+  const secrets = createSecretText(tokenPrefix);
+
   async function authenticate(token: string): Promise<OidcPrincipal> {
     if (token.length > longestToken) throw refused(`The token is longer than ${longestToken} characters.`);
     const { header, payload } = await verify(token);
     requireAccessToken(header, payload, settings);
-    const identity = identityOf(payload, settings);
+    const identity = identityOf(payload, settings, secrets);
     if (typeof identity === 'string') throw refused(identity);
     if (!(await organizationExists(identity.organizationId)))
       throw refused('The token names no organization that exists.');

@@ -199,7 +199,10 @@ export function createRecordCache<Id extends string, Found extends KeptRecord & 
     }
     return probe.then(() => {
       if (!isFailing) return get(id);
-      throw new Problem('unavailable', 'The database does not answer, and this is not known well enough without it.');
+      throw new Problem(
+        'unavailable',
+        'The last read of the database failed, and there is no copy of this record that may be used without it.',
+      );
     });
   }
 

@@ -2,6 +2,7 @@ import { Command } from 'commander';
 import { z } from 'zod';
 import { bootstrap } from '../bootstrap.ts';
 import { ConfigError, exampleOf, readConfig } from '../config.ts';
+import { createSecretText, type SecretText } from '../crypto/secret-text.ts';
 import { connect } from '../db/client.ts';
 import { confirmInstallation } from '../db/installation.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
@@ -21,9 +22,10 @@ export function bootstrapCommand(env: NodeJS.ProcessEnv): Command {
     .requiredOption('--organization <name>', 'the name of the organization')
     .requiredOption('--admin-email <address>', 'the e-mail address of its first admin')
     .action(async (options: Options) => {
-      requireGood('--organization', nameInput, options.organization);
-      requireGood('--admin-email', emailInput, options.adminEmail);
       const config = readConfig(env);
+      const secrets = createSecretText(config.TOKEN_PREFIX);
+      const organizationName = readGood('--organization', nameInput, options.organization, secrets);
+      const adminEmail = readGood('--admin-email', emailInput, options.adminEmail, secrets);
       const url = config.DATABASE_URL;
       if (url === undefined) {
         throw new ConfigError([
@@ -36,17 +38,14 @@ export function bootstrapCommand(env: NodeJS.ProcessEnv): Command {
         await requireCurrentSchema(client.db);
         const crypto = tokenCrypto(config);
         await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring: crypto.keyring });
-        if (await isOrganizationNameTaken(client.db, options.organization)) {
+        if (await isOrganizationNameTaken(client.db, organizationName)) {
           throw new Error(
-            `There is an organization named ${options.organization} already. An operator makes tokens for it with ` +
+            `There is an organization named ${organizationName} already. An operator makes tokens for it with ` +
               'POST /v1/access-tokens; for another organization give another name.',
           );
         }
         const transactor = { db: client.db, keyring: crypto.keyring, clockShiftMs: () => 0 };
-        const made = await bootstrap(
-          { transactor, crypto },
-          { organizationName: options.organization, adminEmail: options.adminEmail },
-        );
+        const made = await bootstrap({ transactor, crypto }, { organizationName, adminEmail });
         const tokens = {
           organizationId: made.organizationId,
           adminToken: made.adminToken.reveal(),
@@ -61,7 +60,9 @@ export function bootstrapCommand(env: NodeJS.ProcessEnv): Command {
     });
 }
 
-function requireGood(option: string, schema: z.ZodType, value: string): void {
+function readGood(option: string, schema: z.ZodType<string>, value: string, secrets: SecretText): string {
+  if (secrets.isIn(value)) throw new Error(`${option} must not contain a Latchkey token.`);
   const parsed = schema.safeParse(value);
   if (!parsed.success) throw new Error(`${option} ${z.treeifyError(parsed.error).errors.join('; ')}.`);
+  return parsed.data;
 }

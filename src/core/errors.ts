@@ -32,6 +32,12 @@ export const problemKinds = {
     explanation: 'The use costs more than one of the limits that count it lets through in a whole window.',
     remedy: 'Waiting does not help: send a smaller cost, or raise the limit that the detail names.',
   },
+  secret_in_text: {
+    status: 400,
+    title: 'Secret in text',
+    explanation: 'A text that would be stored contains a whole Latchkey token, plain or percent-encoded.',
+    remedy: 'Send the text without it. If the token is in use, replace it: it may be in logs on its way here.',
+  },
   cursor_invalid: {
     status: 400,
     title: 'Cursor invalid',
@@ -71,7 +77,7 @@ export const problemKinds = {
   reveal_disabled: {
     status: 403,
     title: 'Reveal disabled',
-    explanation: 'The plaintext of this key is not stored, so nobody can look at it.',
+    explanation: 'The organization has keyReveal set to never, or the plaintext of this key is not stored.',
     remedy: 'Create a second key in the row and move over to it; its plaintext is in the reply that creates it.',
   },
   not_found: {

@@ -31,12 +31,16 @@ export function mintToken({ prefix, kind, idSuffix }: { prefix: string } & Parse
   return new Secret(body + checksum(body));
 }
 
+/** How many characters every token with this prefix has. */
+export function tokenLength(prefix: string): number {
+  return prefix.length + 30 + randomLength + checksumLength;
+}
+
 /** Whether a text has the form of a token of this installation and its checksum is right; undefined otherwise. */
 export function parseToken(text: string, prefix: string): ParsedToken | undefined {
   const kindAt = prefix.length + 1;
   const idAt = kindAt + 2;
-  const randomAt = idAt + 27;
-  if (text.length !== randomAt + randomLength + checksumLength) return undefined;
+  if (text.length !== tokenLength(prefix)) return undefined;
   if (!text.startsWith(`${prefix}_`) || !afterPrefix.test(text.slice(kindAt))) return undefined;
   const body = text.slice(0, -checksumLength);
   if (checksum(body) !== text.slice(-checksumLength)) return undefined;

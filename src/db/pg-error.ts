@@ -74,7 +74,9 @@ export function isUnavailable(error: unknown): boolean {
  */
 export function toProblem(error: unknown): Problem | undefined {
   if (error instanceof PoolUsedUp) {
-    return new Problem('overloaded', 'The database has more to do than it can do in time.', { cause: error });
+    return new Problem('overloaded', 'Too many requests are waiting for a connection to the database.', {
+      cause: error,
+    });
   }
   const constraint = violatedConstraint(error);
   if (constraint !== undefined) return problemOfConstraint[constraint]?.();

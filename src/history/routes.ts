@@ -222,7 +222,7 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
   ): Promise<Page<ListedEventView>> {
     const organizationId = organizationOf(request);
     if (!(await historyKnows(db, organizationId, subject))) {
-      throw new Problem('not_found', 'There is nothing with this id in this organization, and never was.');
+      throw new Problem('not_found', 'History has nothing with this id in this organization.');
     }
     return readPage(listOf(request), organizationId, subject, page);
   }

@@ -66,7 +66,7 @@ function answer(request: FastifyRequest, reply: FastifyReply, problem: Problem, 
   return reply
     .code(problem.status)
     .headers({ ...retryAfter, ...problemHeaders(request.id), ...problem.headers })
-    .send(problemBody(problem, request.id, traceIdOf(request)));
+    .send(request.server.secretText.mask(problemBody(problem, request.id, traceIdOf(request))));
 }
 
 function logOnce(request: FastifyRequest, problem: Problem, cause: unknown): void {

@@ -100,14 +100,16 @@ export const guard = fp<GuardOptions>(
     async function identifyGateway(request: FastifyRequest): Promise<Principal> {
       const token = request.headers[gatewayHeader];
       const refuse = (cause: unknown) =>
-        new Problem('unavailable', 'The gateway is not known to Latchkey.', {
-          cause: new Error(
-            `${gatewayHeader} of ${request.facts.ip} is not the token of a verifier with the scope read`,
-            {
-              cause,
-            },
-          ),
-        });
+        new Problem(
+          'unavailable',
+          'The token of the gateway is not accepted. The log says why, under this request id.',
+          {
+            cause: new Error(
+              `${gatewayHeader} of ${request.facts.ip} is not the token of a verifier with the scope read`,
+              { cause },
+            ),
+          },
+        );
       if (typeof token !== 'string') throw refuse(undefined);
       const principal = await authenticator.authenticate(token).catch((error: unknown) => {
         throw error instanceof Problem && error.status === 401 ? refuse(error) : error;

@@ -1,38 +1,34 @@
-import type { FastifyRequest } from 'fastify';
+import type { FastifyInstance } from 'fastify';
 import fp from 'fastify-plugin';
 import { Problem } from '../core/errors.ts';
+import type { SecretText } from '../crypto/secret-text.ts';
 import { isNestedDeeper } from '../lib/json-depth.ts';
+import { mayChangeNumbers, withChangedNumbersInfinite } from '../lib/json-numbers.ts';
 
 /** Deeper than any honest body, and shallow enough for whatever recurses over it later. */
 const deepest = 32;
 
-declare module 'fastify' {
-  interface FastifyContextConfig {
-    /** Text in the body is not stored, so it may be one that Postgres could not hold, such as U+0000. */
-    takesAnyText?: boolean;
-  }
-}
-
-type Takes = 'any text' | 'storable text';
-
-/** Asked only where it matters: Fastify copies a route's options at each access. */
-function takenBy({ routeOptions }: FastifyRequest): Takes {
-  return routeOptions.config.takesAnyText === true ? 'any text' : 'storable text';
-}
-
-/** Bodies are JSON objects in UTF-8; whatever Postgres or RFC 8785 could not keep is refused here, once for all. */
+/** Bodies are JSON objects in UTF-8. What Postgres or RFC 8785 could not keep, and what must not be kept, is rejected here. */
 export const jsonBody = fp(
   async (app) => {
     app.removeAllContentTypeParsers();
     // Without a promise, like the hooks that every request passes: what is thrown here Fastify takes as the refusal.
-    app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, (request, body, done) => {
-      done(null, parseJson(body, request));
+    app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, (_request, body, done) => {
+      done(null, parseJson(body, app.secretText));
     });
   },
-  { name: 'json-body' },
+  { name: 'json-body', dependencies: ['strict-routes'] },
 );
 
-function parseJson(body: Buffer, request: FastifyRequest): unknown {
+/** For routes of this scope whose bodies present a credential and are not stored: values may be any text, tokens too. */
+export function takeAnyText(app: Pick<FastifyInstance, 'removeContentTypeParser' | 'addContentTypeParser'>): void {
+  app.removeContentTypeParser('application/json');
+  app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, (_request, body, done) => {
+    done(null, parseJson(body, undefined));
+  });
+}
+
+function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
   if (body.length === 0) throw new Problem('bad_request', 'The body is empty, though its type is application/json.');
   const text = decodeUtf8(body);
   if (isNestedDeeper(deepest, text)) {
@@ -44,9 +40,10 @@ function parseJson(body: Buffer, request: FastifyRequest): unknown {
   } catch (cause) {
     throw new Problem('bad_request', 'The body is not valid JSON.', { cause });
   }
-  const bad = isSuspicious(text) ? findUnstorable(value, takenBy(request)) : undefined;
-  if (bad !== undefined) {
-    throw new Problem('validation_failed', `${bad.path}: ${bad.message}`, { errors: [bad] });
+  const flaw = findFlaw(text, value, secrets);
+  if (flaw !== undefined) {
+    const { code, path, message } = flaw;
+    throw new Problem(code, `${path}: ${message}`, { errors: [{ path, message }] });
   }
   return value;
 }
@@ -64,59 +61,69 @@ function decodeUtf8(body: Buffer): string {
 /** The name that would reach an object's prototype when code copies members without care. */
 const poisonous = '__proto__';
 
-/** A number that a double may be too small for: with an exponent, or with more digits than 1.8e308 has. */
-const exponent = /[:,[\s]-?\d[\d.]*[eE]/;
-const digitsOfLargest = 309;
-const manyDigits = new RegExp(`(?<!\\d)\\d{${digitsOfLargest}}`);
+/** JSON forbids a bare U+0000 and UTF-8 a lone surrogate, so both can only come as escapes. Spares a search on the hot path. */
+function mayBeUnstorable(text: string): boolean {
+  return text.includes('\\u') || text.includes(poisonous);
+}
+
+type TextFlaw = Pick<Flaw, 'code' | 'message'>;
+
+interface Flaw {
+  code: 'validation_failed' | 'secret_in_text';
+  path: string;
+  message: string;
+}
 
 /**
- * JSON forbids a bare U+0000 and UTF-8 a lone surrogate, so without an escape, the name, an exponent or hundreds of digits
- * there is nothing to find. Spares a search on the hot path.
+ * The first value or member name that cannot be stored: U+0000, a lone surrogate, `__proto__`, a number that a double
+ * changes, or text with a token in it.
+ * @param secrets undefined where values may be any text
  */
-function isSuspicious(text: string): boolean {
-  return (
-    text.includes('\\u') ||
-    text.includes(poisonous) ||
-    exponent.test(text) ||
-    (text.length >= digitsOfLargest && manyDigits.test(text))
-  );
+function findFlaw(text: string, value: unknown, secrets: SecretText | undefined): Flaw | undefined {
+  const hasLongNumbers = mayChangeNumbers(text);
+  const toSearch = secrets?.mayBeIn(text) === true ? secrets : undefined;
+  if (!hasLongNumbers && toSearch === undefined && !mayBeUnstorable(text)) return undefined;
+  const searched = hasLongNumbers ? JSON.parse(withChangedNumbersInfinite(text)) : value;
+  const ofText = (of: string) => flawOf(of, toSearch);
+  return firstFlaw(searched, 'body', { ofName: ofText, ofValue: secrets === undefined ? () => undefined : ofText });
 }
 
-/** The first value or member name that cannot be stored: U+0000, a lone surrogate, `__proto__`, a number over 1.8e308. */
-function findUnstorable(value: unknown, takes: Takes, path = 'body'): { path: string; message: string } | undefined {
-  if (typeof value === 'string') {
-    const message = takes === 'any text' ? undefined : whatIsWrong(value);
-    return message === undefined ? undefined : { path, message };
-  }
-  if (value === Number.POSITIVE_INFINITY || value === Number.NEGATIVE_INFINITY) {
-    return { path, message: 'must be a number that a double can hold' };
-  }
-  if (Array.isArray(value)) {
-    return firstOf(
-      value.map((item, index) => [String(index), item] as const),
-      takes,
-      path,
-    );
-  }
+interface Checks {
+  ofName: (name: string) => TextFlaw | undefined;
+  ofValue: (value: string) => TextFlaw | undefined;
+}
+
+function firstFlaw(value: unknown, path: string, checks: Checks): Flaw | undefined {
+  if (typeof value === 'string') return flawAt(path, checks.ofValue(value));
+  if (value === Number.POSITIVE_INFINITY) return flawAt(path, unstorable(changedNumber));
   if (typeof value !== 'object' || value === null) return undefined;
-  return firstOf(Object.entries(value), takes, path);
-}
-
-function firstOf(
-  members: ReadonlyArray<readonly [string, unknown]>,
-  takes: Takes,
-  path: string,
-): { path: string; message: string } | undefined {
-  for (const [name, member] of members) {
-    const message = name === poisonous ? 'this name is not allowed' : whatIsWrong(name);
-    if (message !== undefined) return { path: `${path}.${JSON.stringify(name).slice(1, -1)}`, message };
-    const bad = findUnstorable(member, takes, `${path}.${name}`);
-    if (bad !== undefined) return bad;
+  const isList = Array.isArray(value);
+  for (const [name, member] of Object.entries(value)) {
+    const wrong = isList
+      ? undefined
+      : name === poisonous
+        ? unstorable('this name is not allowed')
+        : checks.ofName(name);
+    if (wrong !== undefined) return flawAt(`${path}.${JSON.stringify(name).slice(1, -1)}`, wrong);
+    const flaw = firstFlaw(member, `${path}.${name}`, checks);
+    if (flaw !== undefined) return flaw;
   }
   return undefined;
 }
 
-function whatIsWrong(text: string): string | undefined {
-  if (text.includes('\u0000')) return 'must not contain U+0000';
-  return text.isWellFormed() ? undefined : 'must not contain a lone surrogate';
+const changedNumber = 'must be a number that a double holds exactly; send a larger or a finer one as a string';
+
+function flawOf(text: string, secrets: SecretText | undefined): TextFlaw | undefined {
+  if (text.includes('\u0000')) return unstorable('must not contain U+0000');
+  if (!text.isWellFormed()) return unstorable('must not contain a lone surrogate');
+  if (secrets?.isIn(text) !== true) return undefined;
+  return { code: 'secret_in_text', message: 'must not contain a Latchkey token' };
+}
+
+function unstorable(message: string): TextFlaw {
+  return { code: 'validation_failed', message };
+}
+
+function flawAt(path: string, wrong: TextFlaw | undefined): Flaw | undefined {
+  return wrong && { ...wrong, path };
 }

@@ -47,7 +47,7 @@ export async function buildMetricsServer(
   metrics: Metrics,
   { logger, tokenPrefix }: { logger: FastifyBaseLogger; tokenPrefix: string },
 ): Promise<FastifyInstance> {
-  const app = fastify(serverOptions({ logger, trustProxy: false, maxConnections: metricsConnections }));
+  const app = fastify(serverOptions({ logger, tokenPrefix, trustProxy: false, maxConnections: metricsConnections }));
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
   await app.register(requestFacts, { trustProxy: false });

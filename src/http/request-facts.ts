@@ -2,6 +2,7 @@ import { BlockList, isIP, isIPv4 } from 'node:net';
 import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import type { RequestFacts } from '../core/actor.ts';
+import type { SecretText } from '../crypto/secret-text.ts';
 import { unmapped } from '../lib/ip-address.ts';
 import { connectionOf } from './server.ts';
 
@@ -25,7 +26,7 @@ export const requestFacts = fp<RequestFactsOptions>(
     const proxies = trustProxy === false ? undefined : listOf(trustProxy);
     app.decorateRequest('facts');
     app.addHook('onRequest', (request, _reply, done) => {
-      request.facts = capture(request, proxies);
+      request.facts = capture(request, proxies, app.secretText);
       done();
     });
   },
@@ -33,9 +34,17 @@ export const requestFacts = fp<RequestFactsOptions>(
 );
 
 /** What of a request goes into history and logs: valid, bounded, never undefined. */
-function capture({ id, raw: { socket, headers } }: FastifyRequest, proxies: BlockList | undefined): RequestFacts {
+function capture(
+  { id, raw: { socket, headers } }: FastifyRequest,
+  proxies: BlockList | undefined,
+  secrets: SecretText,
+): RequestFacts {
   const peer = normalized(connectionOf(socket)?.address ?? socket.remoteAddress ?? '') ?? unknownAddress;
-  return { id, ip: clientAddress(peer, headers['x-forwarded-for'], proxies), userAgent: clean(headers['user-agent']) };
+  return {
+    id,
+    ip: clientAddress(peer, headers['x-forwarded-for'], proxies),
+    userAgent: clean(headers['user-agent'], secrets),
+  };
 }
 
 /** RFC 1122 section 3.2.1.3: a host that does not know its own address. It is in no network that anybody would allow. */
@@ -75,8 +84,8 @@ function isIn(list: BlockList, address: string): boolean {
   return list.check(address, isIPv4(address) ? 'ipv4' : 'ipv6');
 }
 
-/** What a header may put into history: bounded, and free of what JSON or Postgres would reject. */
-function clean(header: string | undefined): string | null {
+/** What a header may put into history: bounded, and free of tokens and of what JSON or Postgres would reject. */
+function clean(header: string | undefined, { redact }: SecretText): string | null {
   if (header === undefined) return null;
-  return header.toWellFormed().replaceAll('\u0000', '').slice(0, userAgentCharacters).toWellFormed();
+  return redact(header).toWellFormed().replaceAll('\u0000', '').slice(0, userAgentCharacters).toWellFormed();
 }

@@ -3,6 +3,7 @@ import { problemCodes } from '../core/errors.ts';
 import { type Id, type IdKind, idSuffixPattern } from '../core/ids.ts';
 import type { Page } from '../core/page.ts';
 import { readAllowed } from '../lib/ip-address.ts';
+import { findUnreadable } from '../lib/readable-text.ts';
 
 /** Shapes that several features share. A description here is what the OpenAPI document says. */
 
@@ -33,12 +34,20 @@ export function idView(kind: IdKind) {
 /** RFC 3339, UTC, milliseconds. */
 export const timestampView = z.string().meta({ format: 'date-time', example: '2026-11-23T09:30:00.000Z' });
 
-/** RFC 3339 with any offset; finer than a millisecond is refused, because it would be lost. */
+/** What has a year of four digits, and is a time to Postgres. */
+export const earliestMs = Date.parse('0001-01-01T00:00:00.000Z');
+export const latestMs = Date.parse('9999-12-31T23:59:59.999Z');
+
+/** RFC 3339 with any offset; what is finer than a millisecond, or has no year of four digits in UTC, would not come back as it was. */
 export const timestampInput = z.iso
   .datetime({ offset: true, error: 'must be a time by RFC 3339, such as 2026-11-23T09:30:00.000Z' })
   .refine((text) => !/\.\d{4,}/.test(text), 'must not be finer than a millisecond')
   .refine((text) => !Number.isNaN(Date.parse(text)), 'must be a time that exists')
   .transform((text) => new Date(text))
+  .refine(
+    (time) => time.getTime() >= earliestMs && time.getTime() <= latestMs,
+    'must be within the years 0001 to 9999 of UTC',
+  )
   .meta({ format: 'date-time', example: '2027-01-01T00:00:00.000Z' });
 
 /** A whole number in a query string, written in decimal digits. */
@@ -75,36 +84,47 @@ export function pageOf<Item extends z.ZodType>(item: Item) {
 
 export type PageView<View> = Page<View>;
 
-// biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what this refuses
-const controlCharacters = /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/;
+/** Rejects what a reader would not see or be misled by. */
+function requireReadable(value: string, context: z.RefinementCtx): void {
+  const found = findUnreadable(value);
+  if (found === undefined) return;
+  context.addIssue({ code: 'custom', message: `must not contain ${found}, which is invisible or reorders text` });
+}
 
-export function text(most: number) {
+/** NFC makes one of two texts that look alike. */
+function readable(most: number) {
   return z
     .string()
+    .normalize('NFC')
     .min(1)
     .max(most)
-    .refine((value) => !controlCharacters.test(value), 'must not contain control characters')
     .refine((value) => value.trim() === value, 'must not begin or end with white space');
+}
+
+/** Text of one line. */
+export function text(most: number) {
+  return readable(most).superRefine(requireReadable);
 }
 
 /** Text of several lines. */
 export function prose(most: number) {
-  return z
-    .string()
-    .min(1)
-    .max(most)
-    .refine(
-      (value) => !controlCharacters.test(value.replaceAll(/\r?\n/g, '')),
-      'must not contain control characters other than line breaks',
-    )
-    .refine((value) => value.trim() === value, 'must not begin or end with white space');
+  return readable(most).superRefine((value, context) => requireReadable(value.replaceAll(/\r?\n/g, ' '), context));
 }
+
+/** Checked further where the endpoint is looked up. */
+export const urlInput = z
+  .string()
+  .min(1)
+  .max(2_048)
+  .superRefine(requireReadable)
+  .meta({ example: 'https://hooks.example.com/latchkey' });
 
 export const nameInput = text(200).meta({ example: 'Billing export' });
 
 export const emailInput = z
   .email({ pattern: z.regexes.html5Email, error: 'must be an e-mail address' })
   .max(254)
+  .superRefine(requireReadable)
   .meta({ example: 'team@partner.example' });
 
 export const accessInput = z.enum(['read', 'write']);

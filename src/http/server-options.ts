@@ -3,12 +3,15 @@ import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { type FastifyBaseLogger, type FastifyHttpOptions, LogController } from 'fastify';
 import { Problem } from '../core/errors.ts';
+import { createSecretText } from '../crypto/secret-text.ts';
 import { answerFrameworkError } from './error-handler.ts';
 import { problemBody, problemHeaders } from './problem.ts';
 import { type Connection, connectionOf, createHttpServer } from './server.ts';
 
 export interface ServerSettings {
   logger: FastifyBaseLogger;
+  /** What every token of this installation begins with. */
+  tokenPrefix: string;
   /** Addresses or networks of proxies whose X-Forwarded-For is believed; false: nobody's. */
   trustProxy: string[] | false;
   /** How long a request may take to arrive, headers and body. */
@@ -29,7 +32,7 @@ export function serverOptions(settings: ServerSettings) {
     loggerInstance: logger,
     logController: new LogController({ disableRequestLogging: true }),
     trustProxy,
-    genReqId,
+    genReqId: requestIds(createSecretText(settings.tokenPrefix).redact),
     rewriteUrl,
     bodyLimit: bodyLimitBytes,
     forceCloseConnections: 'idle',
@@ -55,10 +58,12 @@ export function serverOptions(settings: ServerSettings) {
 
 const saneRequestId = /^[A-Za-z0-9._:-]{1,128}$/;
 
-/** The caller's own X-Request-Id where it is harmless in a log, else a UUID: Node's own, which draws random bytes for many at once. */
-function genReqId(request: Pick<IncomingMessage, 'headers'>): string {
-  const given = request.headers['x-request-id'];
-  return typeof given === 'string' && saneRequestId.test(given) ? given : randomUUID();
+/** The caller's own X-Request-Id where it is harmless in a log, without tokens; otherwise a UUID. */
+function requestIds(redact: (text: string) => string) {
+  return ({ headers }: Pick<IncomingMessage, 'headers'>): string => {
+    const given = headers['x-request-id'];
+    return typeof given === 'string' && saneRequestId.test(given) ? redact(given) : randomUUID();
+  };
 }
 
 const clientsPath = '/v1/authorize/';

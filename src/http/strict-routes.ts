@@ -2,6 +2,7 @@ import type { FastifyRequest, RouteOptions } from 'fastify';
 import fp from 'fastify-plugin';
 import { z } from 'zod';
 import { Problem } from '../core/errors.ts';
+import { createSecretText, decodePercent, type SecretText } from '../crypto/secret-text.ts';
 import { commonHeaders } from './problem.ts';
 
 const nothing = z.strictObject({});
@@ -14,6 +15,8 @@ declare module 'fastify' {
   interface FastifyInstance {
     /** Every route that there is, as it was declared. */
     routeList: RouteOptions[];
+    /** Finds and masks this installation's tokens. */
+    secretText: SecretText;
   }
 }
 
@@ -24,7 +27,7 @@ declare module 'fastify' {
 export const strictRoutes = fp<{ tokenPrefix: string }>(
   async (app, { tokenPrefix }) => {
     app.decorate('routeList', []);
-    const tokenForm = new RegExp(`${tokenPrefix}_[kavo]_[0-9a-z]{26}_`);
+    app.decorate('secretText', createSecretText(tokenPrefix));
     // A request like any other: the hook below rejects it, with a problem.
     app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response));
     app.addHook('onRoute', function (route) {
@@ -45,7 +48,7 @@ export const strictRoutes = fp<{ tokenPrefix: string }>(
       if (access === undefined || access === 'public' || access.role !== 'gateway') {
         requireMetExpectation(request);
         requirePlainBody(request);
-        refuseTokenInUrl(request, tokenForm);
+        refuseTokenInUrl(request, app.secretText);
         refuseNulInUrl(request);
       }
       done();
@@ -130,11 +133,11 @@ const tokenParameters = new Set(['access_token', 'api_key', 'apikey', 'token', '
 const tokenFormLength = 30;
 
 /** RFC 6750 section 5.3: tokens do not belong into URLs, in whichever part of one, and however often it is encoded. */
-function refuseTokenInUrl({ raw: { url = '' } }: FastifyRequest, tokenForm: RegExp): void {
+function refuseTokenInUrl({ raw: { url = '' } }: FastifyRequest, { mask }: SecretText): void {
   const pathLength = url.search(/[?#]/);
   if (pathLength < 0 && url.length < tokenFormLength) return;
   const parameter = pathLength < 0 ? undefined : tokenParameterIn(url.slice(pathLength));
-  if (parameter === undefined && !tokenForm.test(decodeFully(url))) return;
+  if (parameter === undefined && mask(url) === url) return;
   throw new Problem(
     'bad_request',
     `A credential in the URL${parameter === undefined ? '' : ` (${parameter})`} is refused: URLs end up in logs and ` +
@@ -145,21 +148,8 @@ function refuseTokenInUrl({ raw: { url = '' } }: FastifyRequest, tokenForm: RegE
 function tokenParameterIn(query: string): string | undefined {
   return query
     .split(/[?&;#]/)
-    .map((part) => decodeFully(part.split('=', 1)[0] ?? '').toLowerCase())
+    .map((part) => decodePercent(part.split('=', 1)[0] ?? '').toLowerCase())
     .find((name) => tokenParameters.has(name));
-}
-
-const decodedAtMost = 3;
-
-/** Percent-decoded for as long as that changes something, and byte by byte, so that nothing malformed stops it. */
-function decodeFully(text: string): string {
-  let decoded = text;
-  for (let turn = 0; turn < decodedAtMost && decoded.includes('%'); turn++) {
-    decoded = decoded.replaceAll(/%([0-9a-f]{2})/gi, (_, byte: string) =>
-      String.fromCharCode(Number.parseInt(byte, 16)),
-    );
-  }
-  return decoded;
 }
 
 /** Postgres has no U+0000 in text. In a path nothing can be named so; in a query it is a mistake like in a body. */

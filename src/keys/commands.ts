@@ -175,7 +175,11 @@ export async function recordReveal(
       throw new Problem('reveal_disabled', 'This organization has keyReveal set to never.');
     }
     if (sealed === undefined) {
-      throw new Problem('reveal_disabled', `The plaintext of key ${key.id} was not kept when it was created.`);
+      throw new Problem(
+        'reveal_disabled',
+        `The plaintext of key ${key.id} is not stored: keyReveal was never when the key was created, or was set to never ` +
+          'since, which wiped it. Rotate the key, or create a second one in its row.',
+      );
     }
     record(work, {
       action: 'key.revealed',

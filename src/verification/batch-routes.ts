@@ -1,10 +1,11 @@
-import type { FastifyBaseLogger, FastifySchemaCompiler } from 'fastify';
+import type { FastifyRequest, FastifySchemaCompiler } from 'fastify';
 import { type FastifyPluginAsyncZod, validatorCompiler } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { Problem } from '../core/errors.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import { toProblem } from '../db/pg-error.ts';
 import { accessTokenOf } from '../http/guard.ts';
+import { takeAnyText } from '../http/json-body.ts';
 import { problemBody } from '../http/problem.ts';
 import { problemView } from '../http/schemas.ts';
 import { asksForFresh } from './routes.ts';
@@ -26,11 +27,12 @@ const batchValidator: FastifySchemaCompiler<z.ZodType> = (part) =>
 /** For backends that ask about many keys at once, or tell afterwards what they have let in by an earlier answer. */
 export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
   app.setValidatorCompiler(batchValidator);
+  takeAnyText(app);
   app.post(
     '/verify/batch',
     {
       bodyLimit: batchBodyLimitBytes,
-      config: { access: { role: 'verifier', scope: 'read' }, problems: ['overloaded'], takesAnyText: true },
+      config: { access: { role: 'verifier', scope: 'read' }, problems: ['overloaded'] },
       schema: {
         operationId: 'verifyKeys',
         tags: ['Verification'],
@@ -47,7 +49,7 @@ export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async 
       const asker = accessTokenOf(request).actsIn;
       const fresh = asksForFresh(request.headers['cache-control']);
       const answers = request.body.entries.map((entry, index) =>
-        answerTo(entry, index, { verifier, asker, fresh, requestId: request.id, logger: request.log }),
+        answerTo(entry, index, { verifier, asker, fresh, request }),
       );
       const text = `{"data":[${(await Promise.all(answers)).join(',')}]}`;
       // A string is sent as it is; the type says that this is meant.
@@ -60,8 +62,7 @@ interface Circumstances {
   verifier: Verifier;
   asker: OrganizationId | null;
   fresh: boolean;
-  requestId: string;
-  logger: FastifyBaseLogger;
+  request: FastifyRequest;
 }
 
 /** @returns JSON of a verdict or of a problem */
@@ -75,8 +76,8 @@ async function answerTo(entry: unknown, index: number, by: Circumstances): Promi
   } catch (error) {
     const problem =
       error instanceof Problem ? error : (toProblem(error) ?? new Problem('internal', 'Something failed.'));
-    if (problem.status >= 500) by.logger.error({ err: error }, problem.detail);
-    return problemBody(problem, by.requestId);
+    if (problem.status >= 500) by.request.log.error({ err: error }, problem.detail);
+    return by.request.server.secretText.mask(problemBody(problem, by.request.id));
   }
 }
 

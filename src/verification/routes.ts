@@ -3,6 +3,7 @@ import type { FastifySchemaCompiler } from 'fastify';
 import { type FastifyPluginAsyncZod, validatorCompiler } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { accessTokenOf } from '../http/guard.ts';
+import { takeAnyText } from '../http/json-body.ts';
 import { answerWith } from './answer.ts';
 import { verdictText, verdictView } from './verdict-view.ts';
 import type { Verifier } from './verifier.ts';
@@ -26,13 +27,13 @@ const quickValidator: FastifySchemaCompiler<z.ZodType> = (part) => {
 /** For backends: is this key good, and may it do this? */
 export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
   app.setValidatorCompiler(quickValidator);
+  takeAnyText(app);
   app.post(
     '/verify',
     {
       config: {
         access: { role: 'verifier', scope: 'read' },
         problems: ['overloaded', 'cost_exceeds_limit'],
-        takesAnyText: true,
       },
       schema: {
         operationId: 'verifyKey',

@@ -4,7 +4,7 @@ import { Problem } from '../core/errors.ts';
 import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationOf } from '../http/guard.ts';
-import { idParam, timestampInput, timestampView } from '../http/schemas.ts';
+import { earliestMs, idParam, latestMs, timestampInput, timestampView } from '../http/schemas.ts';
 import { getKeyOwner } from '../keys/store.ts';
 import { notLater } from '../lib/past.ts';
 import { getPartner } from '../partners/store.ts';
@@ -13,15 +13,17 @@ import { findLastUse, listUsage, type UsagePeriod, type UsageQuery } from './usa
 
 const dayMs = 86_400_000;
 
-/** How far back is shown where nothing is said, and how much at most is asked for at once. */
+/** How long a period is, how far back is shown by default, and how much at most is read at once. */
 const spans = {
-  hour: { defaultMs: dayMs, mostMs: 31 * dayMs },
-  day: { defaultMs: 30 * dayMs, mostMs: 366 * dayMs },
+  hour: { periodMs: dayMs / 24, defaultMs: dayMs, mostMs: 31 * dayMs },
+  day: { periodMs: dayMs, defaultMs: 30 * dayMs, mostMs: 366 * dayMs },
 };
 
 const usageQuery = z.strictObject({
-  from: timestampInput.optional().meta({ description: 'Inclusive. Left out: a day, or 30 days, before `to`.' }),
-  to: timestampInput.optional().meta({ description: 'Exclusive. Left out: now.' }),
+  from: timestampInput.optional().meta({
+    description: 'Inclusive; taken back to the beginning of its period. Left out: a day, or 30 days, before `to`.',
+  }),
+  to: timestampInput.optional().meta({ description: 'Exclusive; put off to the end of its period. Left out: now.' }),
   granularity: z.enum(['hour', 'day']).default('hour'),
 });
 
@@ -34,8 +36,10 @@ const counts = {
 
 const usageView = z
   .object({
-    from: timestampView,
-    to: timestampView,
+    from: timestampView.meta({ description: 'The beginning of the first period that is counted.' }),
+    to: timestampView.meta({
+      description: 'The end of the last period that is counted; within it, it may be still to come.',
+    }),
     granularity: z.enum(['hour', 'day']),
     lastUsedAt: timestampView.nullable(),
     total: z.object(counts),
@@ -46,7 +50,8 @@ const usageView = z
   .meta({ id: 'Usage' });
 
 const description =
-  'Counted in hours and days of UTC. Old hours are kept as days only. What was just used shows within two seconds.';
+  'Counted in whole hours or days of UTC: the range is widened to them, and `from` and `to` of the reply name the widened range. ' +
+  'Old hours are kept as days only. What was just used shows within two seconds.';
 
 export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
   const { db } = transactor;
@@ -107,21 +112,29 @@ export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = as
 type UsageWish = z.output<typeof usageQuery>;
 type Range = Pick<UsageQuery, 'from' | 'to' | 'granularity'>;
 
-/** @throws Problem `validation_failed` for a range that is empty or too long */
-function rangeOf({ from, to = undefined, granularity }: UsageWish, now: Date): Range {
-  const span = spans[granularity];
-  const end = to ?? now;
-  const start = from ?? new Date(end.getTime() - span.defaultMs);
-  const lengthMs = end.getTime() - start.getTime();
-  if (lengthMs <= 0) throw refusedRange('must be before `to`');
-  if (lengthMs > span.mostMs) {
-    throw refusedRange(`must be at most ${span.mostMs / dayMs} days before \`to\` for granularity ${granularity}`);
+/**
+ * Widened to whole periods, because nothing finer is kept.
+ * @throws Problem `validation_failed` for a range that is empty, too long, or not within the years that can be shown
+ */
+function rangeOf({ from, to, granularity }: UsageWish, now: Date): Range {
+  const { periodMs, defaultMs, mostMs } = spans[granularity];
+  const end = (to ?? now).getTime();
+  const wideEnd = Math.ceil(end / periodMs) * periodMs;
+  const start = from?.getTime() ?? wideEnd - defaultMs;
+  if (start >= end) throw refusedRange('from', 'must be before `to`');
+  if (end - start > mostMs) {
+    throw refusedRange('from', `must be at most ${mostMs / dayMs} days before \`to\` for granularity ${granularity}`);
   }
-  return { from: start, to: end, granularity };
+  const wideStart = Math.floor(start / periodMs) * periodMs;
+  if (wideStart < earliestMs || wideEnd > latestMs) {
+    throw refusedRange('to', 'makes a range that is not within the years 0001 to 9999 of UTC');
+  }
+  return { from: new Date(wideStart), to: new Date(wideEnd), granularity };
 }
 
-function refusedRange(message: string): Problem {
-  return new Problem('validation_failed', `query.from: ${message}`, { errors: [{ path: 'query.from', message }] });
+function refusedRange(member: 'from' | 'to', message: string): Problem {
+  const path = `query.${member}`;
+  return new Problem('validation_failed', `${path}: ${message}`, { errors: [{ path, message }] });
 }
 
 function toUsageView({ from, to, granularity }: Range, periods: UsagePeriod[], lastUsedAt: Date | null) {

@@ -75,12 +75,19 @@ export async function claimDue(
   });
 }
 
+interface SendDeps {
+  keyring: Keyring;
+  client: Pick<WebhookClient, 'post'>;
+  /** Takes secrets out of what an endpoint has replied, before it is stored. */
+  mask: (text: string) => string;
+}
+
 /**
  * Sends it, signed with the secrets of now.
  * @throws what the client throws when it is closed: nothing is known of the endpoint then
  */
 export async function send(
-  { keyring, client, tracer }: { keyring: Keyring; client: Pick<WebhookClient, 'post'>; tracer: Tracer },
+  { tracer, ...deps }: SendDeps & { tracer: Tracer },
   claim: Claim,
 ): Promise<{ outcome: Outcome; error?: unknown }> {
   const span = tracer.start(parseTraceparent(claim.delivery.traceparent), {
@@ -91,7 +98,7 @@ export async function send(
   const headers = span === undefined ? {} : { traceparent: toTraceparent(span.context) };
   let status: number | null = null;
   try {
-    const sent = await post({ keyring, client }, claim, headers);
+    const sent = await post(deps, claim, headers);
     ({ status } = sent.outcome);
     return sent;
   } finally {
@@ -101,7 +108,7 @@ export async function send(
 }
 
 async function post(
-  { keyring, client }: { keyring: Keyring; client: Pick<WebhookClient, 'post'> },
+  { keyring, client, mask }: SendDeps,
   { webhook, delivery, at }: Claim,
   headers: Record<string, string>,
 ): Promise<{ outcome: Outcome; error?: unknown }> {
@@ -117,7 +124,7 @@ async function post(
       { ...signed, ...headers },
       sent.body,
     );
-    return { outcome: { status, reason: null, retryAfterSeconds, reply: excerptOf(body), durationMs } };
+    return { outcome: { status, reason: null, retryAfterSeconds, reply: excerptOf(mask(body)), durationMs } };
   } catch (error) {
     if (error instanceof DeliveryFailed) {
       return { outcome: { ...nothing, reason: error.reason, durationMs: error.durationMs }, error };

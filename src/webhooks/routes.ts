@@ -6,7 +6,7 @@ import type { Keyring } from '../crypto/keyring.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
-import { idParam, idSchema, pageOf, pageQuery, text } from '../http/schemas.ts';
+import { idParam, idSchema, pageOf, pageQuery, text, urlInput } from '../http/schemas.ts';
 import {
   createWebhook,
   deleteWebhook,
@@ -31,7 +31,7 @@ const eventsInput = z
   .meta({ example: ['key.created', 'key.deleted'], uniqueItems: true });
 
 const fields = {
-  url: z.string().min(1).max(2_048).meta({ example: 'https://hooks.example.com/latchkey' }),
+  url: urlInput,
   events: eventsInput,
   description: text(200).nullish().meta({ example: 'Billing' }),
 };

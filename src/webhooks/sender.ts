@@ -3,6 +3,7 @@ import type { FastifyBaseLogger } from 'fastify';
 import type { OrganizationId, WebhookId } from '../core/ids.ts';
 import { passingTracer, type Tracer } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
+import { createSecretText } from '../crypto/secret-text.ts';
 import { connect } from '../db/client.ts';
 import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
@@ -24,6 +25,8 @@ interface WebhookSenderOptions extends Pick<Transactor, 'clockShiftMs' | 'onChan
   /** As the service's role. */
   url: string;
   keyring: Keyring;
+  /** What every token of this installation begins with. */
+  tokenPrefix: string;
   /** Closed with the sender. */
   client: WebhookClient;
   /** Passes on the trace of what is told unless told otherwise. */
@@ -55,6 +58,7 @@ const mayEndWithinMs = 2_000;
  */
 export function startWebhookSender(options: WebhookSenderOptions): WebhookSender {
   const { keyring, client, logger, tracer = passingTracer } = options;
+  const { mask } = createSecretText(options.tokenPrefix);
   const database = connect({
     url: options.url,
     poolSize: connections,
@@ -108,7 +112,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   async function deliver(claim: Claim): Promise<void> {
     const facts = { webhookId: claim.webhook.id, deliveryId: claim.delivery.id };
     try {
-      const { outcome, error } = await send({ keyring, client, tracer }, claim);
+      const { outcome, error } = await send({ keyring, client, tracer, mask }, claim);
       const { status, reason, durationMs } = outcome;
       if (options.tally !== undefined) options.tally[outcomeWord(outcome)] += 1;
       if (isFlaw(outcome)) logger.error({ ...facts, reason }, 'A delivery is not what was written, so it is not sent.');

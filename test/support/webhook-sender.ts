@@ -16,7 +16,7 @@ const shared = {
   logger: createLogger({ level: 'warn', tokenPrefix: 'lk' }),
 };
 const client = createWebhookClient({ allowHttp: true, allowedRanges: parseRanges(['127.0.0.0/8']) });
-const sender = startWebhookSender({ ...shared, client });
+const sender = startWebhookSender({ ...shared, tokenPrefix: 'lk', client });
 startJobs({
   ...shared,
   jobs: [],

@@ -69,7 +69,7 @@ export function startSending(
   const { urls, keyring, clockShiftMs } = service;
   const shared = { url: urls.app, keyring, clockShiftMs, logger };
   const client = createWebhookClient({ ...localEgress, timeoutMs });
-  const sender = startWebhookSender({ ...shared, client });
+  const sender = startWebhookSender({ ...shared, tokenPrefix: 'lk', client });
   const runner = startJobs({
     ...shared,
     jobs: [],

@@ -1,0 +1,78 @@
+import { idSuffixPattern } from '../core/ids.ts';
+import { parseToken, tokenLength } from './token.ts';
+
+/** Finds this installation's tokens in text that callers wrote, plain or percent-encoded. */
+export interface SecretText {
+  /** Whether a whole token is in the text: right prefix, form and checksum. */
+  isIn(text: string): boolean;
+  /** Whether JSON text may hold a token. Never wrong where it says no, and much cheaper than a search. */
+  mayBeIn(json: string): boolean;
+  /** Replaces each whole token by `[redacted]`: for what is recorded. */
+  redact(text: string): string;
+  /** Shortens whatever looks like a token or a webhook's secret, whole or cut: for logs, spans and problem documents. */
+  mask(text: string): string;
+}
+
+const redacted = '[redacted]';
+
+export function createSecretText(prefix: string): SecretText {
+  const start = `${prefix}_`;
+  const length = tokenLength(prefix);
+  const kind = `${prefix}_[kavo]_`;
+  const lookAlike = new RegExp(
+    `(${kind})${idSuffixPattern}_(?:(?!${kind})[0-9A-Za-z]){1,49}|(whsec_)(?:(?!${kind})[0-9A-Za-z+/=])+`,
+    'g',
+  );
+
+  function placeOfToken(text: string, from: number): number {
+    if (text.length < length) return -1;
+    for (let at = text.indexOf(start, from); at >= 0; at = text.indexOf(start, at + 1)) {
+      if (parseToken(text.slice(at, at + length), prefix) !== undefined) return at;
+    }
+    return -1;
+  }
+
+  const isPlainIn = (text: string) => placeOfToken(text, 0) >= 0;
+
+  function redactPlain(text: string): string {
+    let done = '';
+    let from = 0;
+    for (let at = placeOfToken(text, 0); at >= 0; at = placeOfToken(text, from)) {
+      done += text.slice(from, at) + redacted;
+      from = at + length;
+    }
+    return from === 0 ? text : done + text.slice(from);
+  }
+
+  return {
+    isIn: (text) => isPlainIn(text) || (text.includes('%') && isPlainIn(decodePercent(text))),
+    mayBeIn: (json) => json.length >= length && (json.includes(start) || json.includes('%') || json.includes('\\u')),
+    redact: (text) => inEncodedRuns(redactPlain(text), (run) => (isPlainIn(run) ? redacted : undefined)),
+    mask: (text) =>
+      inEncodedRuns(text.replace(lookAlike, '$1$2…'), (run) => {
+        const [, token = '', webhook = ''] = new RegExp(lookAlike.source).exec(run) ?? [];
+        return token + webhook === '' ? undefined : `${token}${webhook}…`;
+      }),
+  };
+}
+
+const mostRounds = 5;
+
+/** Decodes what is ASCII, also where it was encoded several times. Whatever else stays as it is, so this never throws. */
+export function decodePercent(text: string): string {
+  let decoded = text;
+  for (let round = 0; round < mostRounds && decoded.includes('%'); round++) {
+    const next = decoded.replace(/%(?:25)*([0-7][0-9a-f])/gi, (_, hex: string) =>
+      String.fromCharCode(Number.parseInt(hex, 16)),
+    );
+    if (next === decoded) break;
+    decoded = next;
+  }
+  return decoded;
+}
+
+/** Replaces percent-encoded words, such as a part of a path, by what `replace` gives for their decoded form. */
+function inEncodedRuns(text: string, replace: (decoded: string) => string | undefined): string {
+  if (!text.includes('%')) return text;
+  return text.replace(/[\w%]+/g, (run) => (run.includes('%') ? (replace(decodePercent(run)) ?? run) : run));
+}
