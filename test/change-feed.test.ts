@@ -125,7 +125,7 @@ for (const [what, cut] of [
 for (const [what, change, code] of [
   ['a key', 'update api_keys set suspended_at = now()', 'suspended'],
   ["a key's partner", 'update partners set suspended_at = now()', 'partner_suspended'],
-  ["a key's organization", 'update organizations set rate_limit_requests = 1', 'rate_limited'],
+  ["a key's organization", 'update organizations set rate_limit_requests = 1', 'cost_exceeds_limit'],
   ['everything', 'truncate api_keys cascade', 'not_found'],
 ] as const) {
   t.test(`${what} changed while it is read: what was read before the change is neither told nor kept`, async (t) => {
