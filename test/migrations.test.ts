@@ -107,6 +107,8 @@ t.test('functions of history can be executed by nobody but the role that got the
   t.same(rows, [
     { proname: 'history_append', others: [app] },
     { proname: 'history_begin', others: [app] },
+    { proname: 'history_flaw', others: [] },
+    { proname: 'history_is_canonical', others: [] },
     { proname: 'history_refuse_change', others: [] },
   ]);
 });
