@@ -38,16 +38,14 @@ export const eventView = z
 export const unreadableEventView = z
   .object({
     unreadable: z.boolean().meta({ enum: [true], example: true }),
-    id: z.string(),
+    id: z.string().meta({ example: 'event_01k9s3v5wqe8n8x4r2m6t7yb0c' }),
     organizationId: said.organizationId,
     sequence: said.sequence,
     at: timestampView.nullable(),
     action: z.string().meta({ example: 'key.revealed' }),
     actor: z.object({ id: z.string() }).meta({ example: { id: 'token_01k9s3v5wqe8n8x4r2m6t7yb0c' } }),
-    keyId: z.string().nullable(),
-    partnerId: z.string().nullable(),
-    request: z.null(),
-    details: z.null(),
+    keyId: said.keyId,
+    partnerId: said.partnerId,
     previousHash: hashView,
     hash: hashView,
   })
@@ -78,8 +76,6 @@ export function toEventView(stored: StoredEvent): ListedEventView {
     actor: { id: stored.actor_id },
     keyId: stored.key_id,
     partnerId: stored.partner_id,
-    request: null,
-    details: null,
     ...hashes,
   };
 }

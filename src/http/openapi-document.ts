@@ -82,7 +82,10 @@ function isNoise(name: string, member: unknown, schema: JsonObject): boolean {
   }
 }
 
-/** The type provider writes an input and an output form of every named schema; what nothing refers to goes. */
+/**
+ * The type provider writes an input and an output form of every named schema; what nothing refers to goes. The others are
+ * sorted by name: otherwise their order would be that in which modules are imported.
+ */
 function withoutUnreferenced(components: Document['components'], rest: unknown): Document['components'] {
   const kept = { ...components, responses: referenced(components.responses, 'responses', JSON.stringify(rest)) };
   for (;;) {
@@ -95,7 +98,9 @@ function withoutUnreferenced(components: Document['components'], rest: unknown):
 
 function referenced(components: JsonObject, kind: string, inTexts: string): JsonObject {
   return Object.fromEntries(
-    Object.entries(components).filter(([name]) => inTexts.includes(`"#/components/${kind}/${name}"`)),
+    Object.entries(components)
+      .filter(([name]) => inTexts.includes(`"#/components/${kind}/${name}"`))
+      .sort(([one], [other]) => (one < other ? -1 : 1)),
   );
 }
 

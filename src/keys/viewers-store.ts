@@ -80,7 +80,8 @@ function toViewer(read: readonly ReadLook[], looksShown: number): Viewer {
 }
 
 function toLook(stored: StoredEvent): Look {
-  const { at, details } = toEventView(stored);
+  const { at } = toEventView(stored);
+  const details = readEvent(stored)?.details;
   const textOf = (value: unknown) => (typeof value === 'string' ? value : null);
   return { at: at ?? unknownTime, reason: textOf(details?.['reason']), recipient: textOf(details?.['recipient']) };
 }
