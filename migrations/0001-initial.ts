@@ -5,6 +5,30 @@ import { type Kysely, sql } from 'kysely';
 const id = (kind: string): string => `'^${kind}_[0-7][0-9a-hjkmnp-tv-z]{25}$'`;
 
 const tables = `
+-- What a view can show as an actor: rows that it could not show do not fit the tables.
+create function is_actor_snapshot(p_actor jsonb) returns boolean language sql immutable parallel safe as $$
+  select coalesce(jsonb_typeof(p_actor) = 'object'
+    and p_actor ->> 'type' in ('admin', 'operator', 'verifier', 'system')
+    and jsonb_typeof(p_actor -> 'id') = 'string'
+    and jsonb_typeof(p_actor -> 'name') = 'string'
+    and jsonb_typeof(p_actor -> 'email') in ('string', 'null')
+    and coalesce(jsonb_typeof(p_actor -> 'issuer'), 'string') = 'string'
+    and coalesce(jsonb_typeof(p_actor -> 'subject'), 'string') = 'string', false)
+$$;
+
+create function is_actor(p_actor jsonb) returns boolean language sql immutable parallel safe as $$
+  select public.is_actor_snapshot(p_actor)
+    and (not p_actor ? 'createdByRoot' or public.is_actor_snapshot(p_actor -> 'createdByRoot'))
+    and coalesce(jsonb_typeof(p_actor -> 'createdByIds'), 'array') = 'array'
+    and not exists (
+      select from jsonb_path_query(p_actor, '$.createdByIds[*]') as id where jsonb_typeof(id) <> 'string')
+$$;
+
+create function is_creator_chain(p_chain jsonb) returns boolean language sql immutable parallel safe as $$
+  select case when jsonb_typeof(p_chain) <> 'array' or p_chain = '[]' then false
+    else not exists (select from jsonb_array_elements(p_chain) as creator where not public.is_actor_snapshot(creator)) end
+$$;
+
 create table installation (
   one boolean primary key default true,
   token_prefix text not null,
@@ -31,6 +55,7 @@ create table organizations (
   rate_limit_window_seconds integer not null,
   created_at timestamptz not null,
   created_by jsonb not null,
+  constraint organizations_created_by_actor check (is_actor(created_by)),
   constraint organizations_id_form check (id ~ ${id('org')}),
   constraint organizations_key_reveal_known check (key_reveal in ('allowed', 'never')),
   constraint organizations_rate_limit_range check (
@@ -51,6 +76,7 @@ create table partners (
   created_by jsonb not null,
   suspended_at timestamptz,
   deleted_at timestamptz,
+  constraint partners_created_by_actor check (is_actor(created_by)),
   constraint partners_organization_fk foreign key (organization_id) references organizations (id),
   constraint partners_organization_id_key unique (organization_id, id),
   constraint partners_id_form check (id ~ ${id('partner')}),
@@ -95,6 +121,9 @@ create table api_keys (
   deleted_at timestamptz,
   delete_reason text,
   purged_at timestamptz,
+  constraint api_keys_created_by_actor check (is_actor(created_by)),
+  constraint api_keys_metadata_object check (json_typeof(metadata) = 'object'),
+  constraint api_keys_allowed_ips_whole check (array_position(allowed_ips, null) is null),
   constraint api_keys_organization_fk foreign key (organization_id) references organizations (id),
   constraint api_keys_partner_fk foreign key (organization_id, partner_id) references partners (organization_id, id),
   constraint api_keys_replaces_fk foreign key (replaces_key_id) references api_keys (id),
@@ -150,11 +179,12 @@ create table access_tokens (
   creator_chain jsonb not null,
   expires_at timestamptz,
   deleted_at timestamptz,
+  constraint access_tokens_created_by_actor check (is_actor(created_by)),
   constraint access_tokens_organization_fk foreign key (organization_id) references organizations (id),
   constraint access_tokens_id_form check (id ~ ${id('token')}),
   constraint access_tokens_role_known check (role in ('operator', 'admin', 'verifier')),
   constraint access_tokens_scopes_known check (scopes in (array['read'], array['write'], array['read', 'write'])),
-  constraint access_tokens_creator_chain_begins check (jsonb_typeof(creator_chain) = 'array' and creator_chain <> '[]'),
+  constraint access_tokens_creator_chain_actors check (is_creator_chain(creator_chain)),
   constraint access_tokens_tag_length check (octet_length(tag) = 32),
   constraint access_tokens_operator_is_global check (role <> 'operator' or organization_id is null),
   constraint access_tokens_admin_has_organization check (role <> 'admin' or organization_id is not null),
@@ -473,6 +503,8 @@ create table recovery_requests (
   answered_at timestamptz,
   answered_by jsonb,
   note text,
+  constraint recovery_requests_created_by_actor check (is_actor(created_by)),
+  constraint recovery_requests_answered_by_actor check (answered_by is null or is_actor(answered_by)),
   constraint recovery_requests_organization_fk foreign key (organization_id) references organizations (id),
   constraint recovery_requests_key_fk foreign key (key_id) references api_keys (id),
   constraint recovery_requests_partner_fk foreign key (organization_id, partner_id)
@@ -562,6 +594,7 @@ create table webhook_endpoints (
   disabled_at timestamptz,
   disabled_reason text,
   deleted_at timestamptz,
+  constraint webhook_endpoints_created_by_actor check (is_actor(created_by)),
   constraint webhook_endpoints_organization_fk foreign key (organization_id) references organizations (id),
   constraint webhook_endpoints_partner_fk foreign key (organization_id, partner_id)
     references partners (organization_id, id),
@@ -638,6 +671,7 @@ create table refused_attempts (
   first_at timestamptz not null,
   last_at timestamptz not null,
   last_ip text,
+  constraint refused_attempts_caller_actor check (caller is null or is_actor(caller)),
   constraint refused_attempts_organization_fk foreign key (organization_id) references organizations (id),
   constraint refused_attempts_id_form check (id ~ ${id('refusal')}),
   constraint refused_attempts_caller_whole check (

@@ -187,7 +187,7 @@ t.test("a row of one's own, under a keyring entry that is not there, does not wo
       urls.app,
       `insert into api_keys (id, organization_id, permission, slot, tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id,
          last_four, allowed_ips, metadata, created_at, created_by)
-       values ($1, $2, 'read_write', $6, $3, $4, $5, $3, $4, 'abcd', '{}', '{}', now(), '{}')`,
+       values ($1, $2, 'read_write', $6, $3, $4, $5, $3, $4, 'abcd', '{}', '{}', now(), '{"type":"system","id":"x","name":"x","email":null}')`,
       [keyId, organizationId, Buffer.alloc(32), keyringId, keyHash, keyringId === 'gone' ? 1 : 2],
     );
     t.equal(await code(service, key), 'not_found', keyringId);

@@ -71,7 +71,7 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
   const insertKey = `
     insert into api_keys (id, organization_id, permission, slot, tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id,
       last_four, allowed_ips, metadata, created_at, created_by)
-    values ($1, $2, 'read_write', $3, $4, $5, $6, $4, $5, 'abcd', '{}', '{}', now(), '{}')`;
+    values ($1, $2, 'read_write', $3, $4, $5, $6, $4, $5, 'abcd', '{}', '{}', now(), '{"type":"system","id":"x","name":"x","email":null}')`;
   const bytes = Buffer.alloc(32, 1);
   const [goneAdmin, heldAdmin, globalOperator] = [
     await mint('a', 'token'),

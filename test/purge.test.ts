@@ -160,8 +160,8 @@ t.test('many are purged in several transactions, in each organization', async (t
     `insert into api_keys (id, organization_id, permission, slot, tag, tag_keyring_id, mac, mac_keyring_id, last_four, allowed_ips, metadata,
        created_at, created_by, deleted_at, delete_reason)
      select 'key_0' || to_char(n, 'FM0000000000000000000000000'), $1, 'read_write', 1, decode(repeat('00', 32), 'hex'),
-       'k', 'none', 'k', 'abcd', '{}', '{}', now(), '{}', now(), 'other' from generate_series(1, 249) as n`,
-    [organizationId],
+       'k', 'none', 'k', 'abcd', '{}', '{}', now(), $2, now(), 'other' from generate_series(1, 249) as n`,
+    [organizationId, JSON.stringify({ type: 'system', id: 'test', name: 'test', email: null })],
   );
   later(30 * day);
   t.equal(await purgeDeletedKeys({ transactor, retentionSeconds }), 251);

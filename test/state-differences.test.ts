@@ -161,7 +161,13 @@ const edits: Edit[] = [
   ['partners', 'permissions', "permissions = '{read,write}'", 'partner', 'permissions'],
   ['partners', 'rate_limit_requests', 'rate_limit_requests = 1000', 'second', 'rateLimit'],
   ['partners', 'rate_limit_window_seconds', 'rate_limit_window_seconds = 1', 'second', 'rateLimit'],
-  ['partners', 'created_by', "created_by = '{}'", 'partner', 'createdBy'],
+  [
+    'partners',
+    'created_by',
+    "created_by = jsonb_set(created_by, '{id}', to_jsonb('somebody'::text))",
+    'partner',
+    'createdBy',
+  ],
   ['partners', 'suspended_at', 'suspended_at = now()', 'second', 'suspendedAt'],
   ['partners', 'deleted_at', 'deleted_at = now()', 'partner', 'deletedAt'],
   ['access_tokens', 'role', "role = 'verifier'", 'admin', 'role'],
@@ -170,12 +176,24 @@ const edits: Edit[] = [
   ['access_tokens', 'email', "email = 'eve@example.com'", 'admin', 'email'],
   ['access_tokens', 'expires_at', 'expires_at = null', 'admin', 'expiresAt'],
   ['access_tokens', 'deleted_at', 'deleted_at = null', 'verifier', 'deletedAt'],
-  ['access_tokens', 'created_by', "created_by = '{}'", 'admin', 'createdBy'],
+  [
+    'access_tokens',
+    'created_by',
+    "created_by = jsonb_set(created_by, '{id}', to_jsonb('somebody'::text))",
+    'admin',
+    'createdBy',
+  ],
   ['organizations', 'name', "name = 'Another'", 'organization', 'name'],
   ['organizations', 'key_reveal', "key_reveal = 'never'", 'organization', 'keyReveal'],
   ['organizations', 'rate_limit_requests', 'rate_limit_requests = 1000000', 'organization', 'rateLimit'],
   ['organizations', 'rate_limit_window_seconds', 'rate_limit_window_seconds = 60', 'organization', 'rateLimit'],
-  ['organizations', 'created_by', "created_by = '{}'", 'organization', 'createdBy'],
+  [
+    'organizations',
+    'created_by',
+    "created_by = jsonb_set(created_by, '{id}', to_jsonb('somebody'::text))",
+    'organization',
+    'createdBy',
+  ],
 ];
 
 t.test('records to which everything has happened are what their events give, and each edit is named', async (t) => {

@@ -30,7 +30,7 @@ async function dbMakeEndpoints(service: TestService, wish: { url: string; count:
     service.urls.superuser,
     `insert into webhook_endpoints
        (id, organization_id, url, events, sealed, sealed_keyring_id, created_at, created_by, failing_since)
-     select id, $1, $2, '{key.purged}', sealed, $5, now(), '{}', now() from unnest($3::text[], $4::bytea[]) as made (id, sealed)`,
+     select id, $1, $2, '{key.purged}', sealed, $5, now(), '{"type":"system","id":"x","name":"x","email":null}', now() from unnest($3::text[], $4::bytea[]) as made (id, sealed)`,
     params,
   );
   await dbMakeDeliveries(service, 'pending', wish.due);

@@ -32,11 +32,24 @@ interface ClientOptions {
   onLost?: (error: Error) => void;
 }
 
-const typesWithSafeIntegers: pg.CustomTypesConfig = {
+const latestShown = new Date('9999-12-31T23:59:59.999Z');
+const earliestShown = new Date('0001-01-01T00:00:00.000Z');
+
+/** `infinity` and years that RFC 3339 cannot write become the nearest time that it can: such a row is shown, too. */
+function parseTime(text: string): Date {
+  const time = pg.types.getTypeParser(pg.types.builtins.TIMESTAMPTZ)(text) as Date | number;
+  if (Number(time) > latestShown.getTime()) return latestShown;
+  return Number(time) < earliestShown.getTime() ? earliestShown : (time as Date);
+}
+
+const parsers: Partial<Record<number, (text: string) => unknown>> = {
+  [pg.types.builtins.INT8]: Number,
+  [pg.types.builtins.TIMESTAMPTZ]: parseTime,
+};
+
+const ownTypes: pg.CustomTypesConfig = {
   getTypeParser: ((oid: number, format?: 'text' | 'binary') =>
-    oid === pg.types.builtins.INT8
-      ? Number
-      : pg.types.getTypeParser(oid, format)) as pg.CustomTypesConfig['getTypeParser'],
+    parsers[oid] ?? pg.types.getTypeParser(oid, format)) as pg.CustomTypesConfig['getTypeParser'],
 };
 
 /**
@@ -94,7 +107,7 @@ export function connect(options: ClientOptions): DatabaseClient {
     application_name: 'latchkey',
     keepAlive: true,
     keepAliveInitialDelayMillis: 5_000,
-    types: typesWithSafeIntegers,
+    types: ownTypes,
     onConnect: prepareSession,
     ...(options.timeoutMs === undefined
       ? {}

@@ -65,7 +65,10 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
       const refusal = refusalOf(signed.get(state.chain), state);
       if (refusal === undefined) refusals.delete(state.chain);
       else refuse(state, refusal);
-      if (refusal === undefined && !isSigned(state)) made.push(toCheckpoint(state));
+      if (refusal !== undefined || isSigned(state)) continue;
+      const checkpoint = parseCheckpoint(signCheckpoint(state, signers));
+      if (checkpoint === undefined) refuse(state, 'its head is not one that can be signed');
+      else made.push(checkpoint);
     }
     // What is not remembered is not given away.
     if (made.length > 0) await file?.append(made.map(({ note }) => note));
@@ -74,12 +77,6 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
       logger.info({ checkpoint: checkpoint.note }, 'The history has a new checkpoint.');
     }
     return made.map(({ note }) => note);
-  }
-
-  function toCheckpoint(state: ChainState): SignedCheckpoint {
-    const checkpoint = parseCheckpoint(signCheckpoint(state, signers));
-    if (checkpoint === undefined) throw new Error(`there is no checkpoint of a chain named ${state.chain}`);
-    return checkpoint;
   }
 
   function refuse({ chain, size, hash }: ChainState, why: string): void {
