@@ -3,6 +3,7 @@ import { createHash, createPublicKey, verify } from 'node:crypto';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import t from 'tap';
+import { createCheckpoints } from '../src/history/checkpoints.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { scratchFolder } from './support/histories.ts';
@@ -184,4 +185,28 @@ t.test('while the keyring is rotated, old and new keys see the same history', as
   t.same([isBy(primary, oldNote), isBy(secondary, oldNote)], [false, true]);
   t.same([isBy(primary, note), isBy(secondary, note)], [true, true]);
   t.same((await publicKeysOf(before)).lines, lines.slice(1));
+});
+
+t.test('a chain whose head cannot be signed is refused alone: the others get their checkpoints', async (t) => {
+  const service = await startService(t);
+  const { urls, organizationId } = service;
+  const { body: other } = await service.operator.post('/v1/organizations', { name: 'Other' });
+  const tooLong = '1000000000000000';
+  await dbQuery(
+    urls.superuser,
+    `insert into history select chain, ${tooLong}, 'event_odd', at, action, actor_id, key_id, partner_id, canonical, previous_hash, hash
+     from history where chain = '${organizationId}' and sequence = 1`,
+  );
+  await dbQuery(
+    urls.superuser,
+    `update history_heads set sequence = ${tooLong}, hash = (select hash from history where id = 'event_odd')
+     where chain = '${organizationId}'`,
+  );
+  t.equal((await checkpointOf(service)).status, 409);
+  const inOther = { 'latchkey-organization': other.id };
+  t.equal((await checkpointOf(service, service.operator.token, inOther)).status, 200);
+  const { db } = service.client;
+  const notes = await createCheckpoints({ db, keyring: service.keyring, logger: service.app.log }).signChanged();
+  t.equal(notes.filter((note) => note.includes(other.id)).length, 1);
+  t.equal(notes.filter((note) => note.includes(organizationId)).length, 0);
 });
