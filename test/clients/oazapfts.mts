@@ -44,7 +44,11 @@ for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
   const page = await ok(listHistory({ limit: 2, partnerId: partner.id, ...(cursor === undefined ? {} : { cursor }) }));
   if (page.class !== 'events') throw new Error('events were asked for');
   // What the service itself says, a second after a deleted key was presented, may have come already or not.
-  actions.push(...page.data.filter(({ actor }) => actor.type !== 'system').map(({ action }) => action));
+  actions.push(
+    ...page.data
+      .filter((event) => !('unreadable' in event) && event.actor.type !== 'system')
+      .map(({ action }) => action),
+  );
   cursor = page.nextCursor;
 }
 

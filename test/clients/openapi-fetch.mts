@@ -50,7 +50,11 @@ for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
   const page = await answered(admin.GET('/v1/history', { params: { query } }));
   if (page.class !== 'events') throw new Error('events were asked for');
   // What the service itself says, a second after a deleted key was presented, may have come already or not.
-  actions.push(...page.data.filter(({ actor }) => actor.type !== 'system').map(({ action }) => action));
+  actions.push(
+    ...page.data
+      .filter((event) => !('unreadable' in event) && event.actor.type !== 'system')
+      .map(({ action }) => action),
+  );
   cursor = page.nextCursor;
 }
 
