@@ -1,5 +1,5 @@
-import { BlockList, isIP } from 'node:net';
 import { z } from 'zod';
+import { readAllowed } from './lib/ip-address.ts';
 
 /** The forms that variables of the environment have. */
 
@@ -30,19 +30,12 @@ export const redisUrl = z.string().refine(isUrlOf('redis:', 'rediss:'), 'must be
 
 export const httpUrl = z.string().refine(isUrlOf('http:', 'https:'), 'must be a URL of the form http://host:4318');
 
-export const networks = z
-  .string()
-  .transform((text) => text.split(',').map((part) => part.trim()))
-  .refine((parts) => parts.every(isNetwork), 'must be addresses or networks with commas between them');
-
-function isNetwork(text: string): boolean {
-  const [, address = '', bits] = /^([0-9a-f.:]+)(?:\/([0-9]{1,3}))?$/i.exec(text) ?? [];
-  const version = isIP(address);
-  if (version === 0) return false;
-  try {
-    new BlockList().addSubnet(address, Number(bits ?? 32), version === 4 ? 'ipv4' : 'ipv6');
-    return true;
-  } catch {
-    return false;
-  }
-}
+/** Addresses and networks with commas between them. */
+export const networks = z.string().transform((text, context) =>
+  text.split(',').map((part, index) => {
+    const read = readAllowed(part.trim());
+    if (typeof read === 'string') return read;
+    context.addIssue({ code: 'custom', message: `entry ${index + 1} ${read.problem}` });
+    return z.NEVER;
+  }),
+);

@@ -176,6 +176,8 @@ const table: Record<string, Case> = {
         '900719925474099300e-2',
       ],
       ...['1e400', '-1e400', '1e-400', '0.1234567890123456789', '1.23456789012345678e300'],
+      // Smaller than what has all digits; and whole numbers that a reply would write in a form that is not taken back.
+      ...['1.23456789e-320', '4.9e-324', '1e16', '-1e20', '9007199254740992.0', '100000000000000000.0'],
     ].map((number) => [
       `a number that a double changes: ${number}`,
       {
@@ -296,7 +298,7 @@ t.test('numbers and times that can be kept come back as they were', async (t) =>
       '0.10000000000000001',
       '123456789012345.67',
     ],
-    ...['1e21', '1.7976931348623157e308', '5e-324', '100000000000000000.0', '10.50', '-0', '0.000e99', '1E3'],
+    ...['1e21', '1.7976931348623157e308', '5e-324', '10.50', '-0', '0.000e99', '1E3'],
   ];
   const payload = `{"metadata":{"numbers":[${numbers.join()}],"text":"12345678901234567890, 1e400"}}`;
   const created = await app.inject({ method: 'POST', url: '/v1/keys', headers, payload });
@@ -304,6 +306,7 @@ t.test('numbers and times that can be kept come back as they were', async (t) =>
   const { body: key } = await admin.get(`/v1/keys/${created.json().id}`);
   // JSON has no negative zero that JavaScript writes.
   t.same(key.metadata, { numbers: numbers.map((number) => Number(number) + 0), text: '12345678901234567890, 1e400' });
+  t.equal((await admin.patch(`/v1/keys/${key.id}`, { metadata: key.metadata })).status, 200, 'it is taken back');
   for (const expiresAt of ['9999-12-31T23:59:59.999Z', '9999-12-31T22:59:59-01:00', '9999-12-31T23:59:59+14:00']) {
     const { body } = await admin.patch(`/v1/keys/${key.id}`, { expiresAt });
     t.equal(Date.parse(body.expiresAt), Date.parse(expiresAt));

@@ -45,6 +45,23 @@ t.test('refused tokens are counted by address, and a good one still passes', asy
   t.equal((await app.inject(elsewhere)).statusCode, 401, 'another address has its own count');
 });
 
+t.test('what comes as a gateway without a good token is counted by address too', async (t) => {
+  const { app, admin, verifier, logLines } = await startService(t, {
+    limits: { callerLimit: many, addressLimit: 4, revealLimit: many },
+  });
+  const { body: key } = await admin.post('/v1/keys', {});
+  const ask = async (gateway: Record<string, string>, url = '/v1/authorize') => {
+    const headers = { ...gateway, 'x-api-key': key.key, 'x-forwarded-method': 'GET' };
+    return (await app.inject({ url, headers })).statusCode;
+  };
+  const bad = { 'x-latchkey-token': verifier.token.replace(/.$/, '-') };
+  const statuses = [];
+  for (const gateway of [bad, {}, bad]) statuses.push(await ask(gateway), await ask(gateway, '/v1/authorize/any'));
+  t.same(statuses, [503, 503, 503, 503, 429, 429]);
+  t.equal(logLines.filter((line) => line.includes('"stack"')).length, 4, 'the log is not flooded either');
+  t.equal(await ask({ 'x-latchkey-token': verifier.token }), 200, 'a good one from the same address');
+});
+
 t.test('verifying wrong keys is never counted against an address', async (t) => {
   const { verifier } = await startService(t, { limits: { callerLimit: many, addressLimit: 2, revealLimit: many } });
   for (let turn = 0; turn < 10; turn++) {

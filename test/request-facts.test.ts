@@ -80,3 +80,23 @@ t.test('X-Forwarded-For: what is not an address ends the walk at the last good h
     t.equal(body.data[0].request.ip, ip, forwarded.slice(0, 60));
   }
 });
+
+t.test('a network of IPv6 is none of IPv4: a proxy in ::/0 is one that was reached by IPv6', async (t) => {
+  const { app, admin } = await startService(t, { trustProxy: ['::/0'] });
+  const table: Array<[peer: string, ip: string]> = [
+    ['127.0.0.1', '127.0.0.1'],
+    ['::ffff:127.0.0.1', '127.0.0.1'],
+    ['::1', '203.0.113.7'],
+  ];
+  for (const [peer, ip] of table) {
+    await app.inject({
+      method: 'POST',
+      url: '/v1/partners',
+      remoteAddress: peer,
+      headers: { authorization: `Bearer ${admin.token}`, 'x-forwarded-for': '203.0.113.7' },
+      payload: { email: `${Math.random()}@example.com`, permissions: ['read'] },
+    });
+    const { body } = await admin.get('/v1/history?action=partner.created&limit=1');
+    t.equal(body.data[0].request.ip, ip, peer);
+  }
+});

@@ -69,7 +69,7 @@ export const guard = fp<GuardOptions>(
       rule: Exclude<AccessRule, 'public'>,
     ): Promise<void> {
       if (rule.role === 'gateway') {
-        request.principal = await identifyGateway(request);
+        request.principal = await identifyGateway(request, reply);
         return;
       }
       const principal = await identify(request, reply);
@@ -97,10 +97,12 @@ export const guard = fp<GuardOptions>(
     }
 
     /** Who configured the gateway made the mistake, not its client: so 503, and a word in the log. */
-    async function identifyGateway(request: FastifyRequest): Promise<Principal> {
+    async function identifyGateway(request: FastifyRequest, reply: FastifyReply): Promise<Principal> {
       const token = request.headers[gatewayHeader];
-      const refuse = (cause: unknown) =>
-        new Problem(
+      const refuse = (cause: unknown) => {
+        // Strangers can ask so, too, and each such answer is an error in the log.
+        app.endpointLimits.countRefusal(request, reply);
+        return new Problem(
           'unavailable',
           'The token of the gateway is not accepted. The log says why, under this request id.',
           {
@@ -110,6 +112,7 @@ export const guard = fp<GuardOptions>(
             ),
           },
         );
+      };
       if (typeof token !== 'string') throw refuse(undefined);
       const principal = await authenticator.authenticate(token).catch((error: unknown) => {
         throw error instanceof Problem && error.status === 401 ? refuse(error) : error;

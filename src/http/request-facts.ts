@@ -1,9 +1,9 @@
-import { BlockList, isIP, isIPv4 } from 'node:net';
+import { isIP, isIPv4 } from 'node:net';
 import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import type { RequestFacts } from '../core/actor.ts';
 import type { SecretText } from '../crypto/secret-text.ts';
-import { unmapped } from '../lib/ip-address.ts';
+import { isWithin, type Networks, toNetworks, unmapped } from '../lib/ip-address.ts';
 import { connectionOf } from './server.ts';
 
 declare module 'fastify' {
@@ -23,7 +23,7 @@ const userAgentCharacters = 512;
 /** Captures the facts of each request in the first hook of all. What needs them later takes them from `request.facts`. */
 export const requestFacts = fp<RequestFactsOptions>(
   async (app, { trustProxy }) => {
-    const proxies = trustProxy === false ? undefined : listOf(trustProxy);
+    const proxies = trustProxy === false ? undefined : toNetworks(trustProxy);
     app.decorateRequest('facts');
     app.addHook('onRequest', (request, _reply, done) => {
       request.facts = capture(request, proxies, app.secretText);
@@ -36,7 +36,7 @@ export const requestFacts = fp<RequestFactsOptions>(
 /** What of a request goes into history and logs: valid, bounded, never undefined. */
 function capture(
   { id, raw: { socket, headers } }: FastifyRequest,
-  proxies: BlockList | undefined,
+  proxies: Networks | undefined,
   secrets: SecretText,
 ): RequestFacts {
   const peer = normalized(connectionOf(socket)?.address ?? socket.remoteAddress ?? '') ?? unknownAddress;
@@ -51,11 +51,11 @@ function capture(
 const unknownAddress = '0.0.0.0';
 
 /** From hop to hop, the nearest one first, while they are trusted. What is not an address ends the walk. */
-function clientAddress(peer: string, forwarded: string | string[] | undefined, proxies: BlockList | undefined): string {
+function clientAddress(peer: string, forwarded: string | string[] | undefined, proxies: Networks | undefined): string {
   if (proxies === undefined || forwarded === undefined) return peer;
   let client = peer;
   for (const hop of String(forwarded).split(',').reverse()) {
-    if (!isIn(proxies, client)) break;
+    if (!isWithin(proxies, client)) break;
     const address = normalized(hop.trim());
     if (address === undefined) break;
     client = address;
@@ -68,20 +68,6 @@ function normalized(text: string): string | undefined {
   if (isIPv4(text)) return text;
   const [address = ''] = text.split('%', 1);
   return isIP(address) === 0 ? undefined : unmapped(address);
-}
-
-function listOf(networks: readonly string[]): BlockList {
-  const list = new BlockList();
-  for (const network of networks) {
-    const [address = '', bits] = network.split('/');
-    const isV4 = isIPv4(address);
-    list.addSubnet(address, Number(bits ?? (isV4 ? 32 : 128)), isV4 ? 'ipv4' : 'ipv6');
-  }
-  return list;
-}
-
-function isIn(list: BlockList, address: string): boolean {
-  return list.check(address, isIPv4(address) ? 'ipv4' : 'ipv6');
 }
 
 /** What a header may put into history: bounded, and free of tokens and of what JSON or Postgres would reject. */

@@ -4,6 +4,7 @@ import type { Socket } from 'node:net';
 import { type FastifyBaseLogger, type FastifyHttpOptions, LogController } from 'fastify';
 import { Problem } from '../core/errors.ts';
 import { createSecretText } from '../crypto/secret-text.ts';
+import { clientAddress, isWithin, toNetworks, unmapped } from '../lib/ip-address.ts';
 import { answerFrameworkError } from './error-handler.ts';
 import { problemBody, problemHeaders } from './problem.ts';
 import { type Connection, connectionOf, createHttpServer } from './server.ts';
@@ -31,7 +32,7 @@ export function serverOptions(settings: ServerSettings) {
   return {
     loggerInstance: logger,
     logController: new LogController({ disableRequestLogging: true }),
-    trustProxy,
+    trustProxy: trustProxy === false ? false : trusting(trustProxy),
     genReqId: requestIds(createSecretText(settings.tokenPrefix).redact),
     rewriteUrl,
     bodyLimit: bodyLimitBytes,
@@ -54,6 +55,16 @@ export function serverOptions(settings: ServerSettings) {
     clientErrorHandler: answerBrokenRequest,
     frameworkErrors: answerFrameworkError,
   } satisfies FastifyHttpOptions<Server>;
+}
+
+/** What Fastify believes of a proxy, such as the scheme, by the same rule as the address. */
+function trusting(proxies: readonly string[]): (peer: string | undefined) => boolean {
+  const networks = toNetworks(proxies);
+  return (peer) => {
+    // Of a connection that is gone Fastify has no address.
+    const address = clientAddress(peer);
+    return address !== undefined && isWithin(networks, unmapped(address));
+  };
 }
 
 const saneRequestId = /^[A-Za-z0-9._:-]{1,128}$/;

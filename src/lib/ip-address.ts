@@ -1,4 +1,4 @@
-import { isIP, isIPv4, isIPv6 } from 'node:net';
+import { BlockList, isIP, isIPv4, isIPv6 } from 'node:net';
 
 /** The longest text that holds an address, a zone of 16 characters (`IFNAMSIZ`), brackets and a port. */
 const longest = 80;
@@ -17,7 +17,7 @@ export function clientAddress(text: string | undefined): string | undefined {
 }
 
 /** Bits before the IPv4 address in `::ffff:0:0/96`. */
-export const mappedPrefix = 96;
+const mappedPrefix = 96;
 
 /** RFC 4291 section 2.5.5.2: the IPv4 address that is written as an IPv6 one. Every other address stays as it is. */
 export function unmapped(address: string): string {
@@ -64,4 +64,30 @@ function mappedTooWide(ipv4: string, bits: number): string {
   if (prefix === 0) return `would mean 0.0.0.0/0, every IPv4 address; ${instead}`;
   const part = 2 ** prefix;
   return `would mean a network of IPv4 with the prefix /${prefix}, 1 of ${part} of all IPv4 addresses; ${instead}`;
+}
+
+/** Addresses and networks, for clients of each family: a BlockList takes IPv4 for a part of IPv6, so `::/0` would have all of IPv4. */
+export type Networks = Readonly<Record<'ipv4' | 'ipv6', BlockList>>;
+
+/** @param entries as `readAllowed` gives them */
+export function toNetworks(entries: readonly string[]): Networks {
+  const networks = { ipv4: new BlockList(), ipv6: new BlockList() };
+  for (const entry of entries) {
+    const [address = '', bits] = entry.split('/');
+    const family = familyOf(address);
+    const prefix = bits === undefined ? (family === 'ipv4' ? 32 : 128) : Number(bits);
+    networks.ipv6.addSubnet(address, prefix, family);
+    if (family === 'ipv4' || prefix >= mappedPrefix) networks.ipv4.addSubnet(address, prefix, family);
+  }
+  return networks;
+}
+
+/** @param address IPv4 in IPv6 as IPv4 */
+export function isWithin(networks: Networks, address: string): boolean {
+  const family = familyOf(address);
+  return networks[family].check(address, family);
+}
+
+function familyOf(address: string): 'ipv4' | 'ipv6' {
+  return isIPv4(address) ? 'ipv4' : 'ipv6';
 }

@@ -20,17 +20,22 @@ export function withChangedNumbersInfinite(json: string): string {
 /** Enough for every double, so a program may well write a fraction with so many. */
 const digitsOfDouble = 17;
 
+/** A smaller double has fewer digits than others. */
+const leastOfFullDigits = 2 ** -1022;
+
 /**
  * Whether a number is still the same after it was read as a double and written again. A fraction may be rounded in its
- * 17th digit. Whole numbers end at 2^53 - 1 (RFC 7493 section 2.2), because past that two of them become one.
+ * 17th digit. Whole numbers end at 2^53 - 1 (RFC 7493 section 2.2), because past that two of them become one; 1e20 is one
+ * too, because a reply would write it with all digits.
  */
 function isKept(number: string): boolean {
   const value = Number(number);
   if (!Number.isFinite(value)) return false;
-  if (/^-?\d+$/.test(number)) return Number.isSafeInteger(value);
+  const isLarge = Number.isInteger(value) && !Number.isSafeInteger(value);
+  if (isLarge && [number, String(value)].some((text) => /^-?\d+$/.test(text))) return false;
   const [sent, kept] = [decimalOf(number), decimalOf(String(value))];
   if (sent.digits === kept.digits && sent.exponent === kept.exponent) return true;
-  return !Number.isInteger(value) && sent.digits.length <= digitsOfDouble;
+  return !Number.isInteger(value) && Math.abs(value) >= leastOfFullDigits && sent.digits.length <= digitsOfDouble;
 }
 
 /** Without zeros before and after: 12.50e3 is the digits 125 and the exponent 2. */

@@ -17,8 +17,8 @@ and the client's method in X-Forwarded-Method or X-Original-Method (GET, HEAD an
 Every method is taken; body and content type are not looked at.
 
 200 tells who the client is in headers; 401 where the key is not good, 403 where it may not do this, 429 where it is used
-too much, 503 where the gateway's own token is not good or nothing can be said. \`?limitedStatus=403\` is for gateways that
-know only 401 and 403. Envoy asks \`/v1/authorize/…\` with the client's own method and path; there only the method is
+too much, 503 where the gateway's own token is not good or nothing can be said. Tokens of gateways that are not good count
+against ADDRESS_LIMIT, and beyond it are 429. \`?limitedStatus=403\` is for gateways that know only 401 and 403. Envoy asks \`/v1/authorize/…\` with the client's own method and path; there only the method is
 looked at.`;
 
 /** For gateways, as a question that every one of them can ask. */

@@ -1,6 +1,5 @@
-import { BlockList, isIPv4 } from 'node:net';
 import { type Access, type Permission, permits } from '../core/permissions.ts';
-import { clientAddress, mappedPrefix, unmapped } from '../lib/ip-address.ts';
+import { clientAddress, isWithin, type Networks, toNetworks, unmapped } from '../lib/ip-address.ts';
 
 /** What a verification can say of a key, each with its rule in `decide`. */
 export const verdictCodes = [
@@ -45,29 +44,14 @@ export function decide(key: DecidedKey, wanted: Wanted, now: Date): VerdictCode 
 }
 
 /** Networks by the list that they were made from: making them takes longer than all the rest of a verification. */
-const networksOf = new WeakMap<readonly string[], Record<'ipv4' | 'ipv6', BlockList>>();
+const networksOf = new WeakMap<readonly string[], Networks>();
 
 /** A key with a list is good only where the address is known and on it. IPv4 in IPv6 (`::ffff:…`) counts as IPv4. */
 function isAllowed(allowed: readonly string[], ip: string | undefined): boolean {
   if (allowed.length === 0) return true;
   const address = clientAddress(ip);
   if (address === undefined) return false;
-  const client = unmapped(address);
   const known = networksOf.get(allowed) ?? toNetworks(allowed);
   networksOf.set(allowed, known);
-  const family = isIPv4(client) ? 'ipv4' : 'ipv6';
-  return known[family].check(client, family);
-}
-
-/** For clients of each family: a BlockList takes IPv4 for a part of IPv6, so `::/0` would let all of IPv4 in. */
-function toNetworks(allowed: readonly string[]): Record<'ipv4' | 'ipv6', BlockList> {
-  const networks = { ipv4: new BlockList(), ipv6: new BlockList() };
-  for (const entry of allowed) {
-    const [address = '', bits] = entry.split('/');
-    const family = isIPv4(address) ? 'ipv4' : 'ipv6';
-    const prefix = bits === undefined ? (family === 'ipv4' ? 32 : 128) : Number(bits);
-    networks.ipv6.addSubnet(address, prefix, family);
-    if (family === 'ipv4' || prefix >= mappedPrefix) networks.ipv4.addSubnet(address, prefix, family);
-  }
-  return networks;
+  return isWithin(known, unmapped(address));
 }
