@@ -279,6 +279,9 @@ declare
   kind text := json_typeof(p_value);
   spelled text;
   size double precision;
+  shortest numeric;
+  shorter numeric;
+  unit numeric;
   member record;
   place text collate "C";
   last_place text collate "C";
@@ -296,7 +299,15 @@ begin
   elsif kind = 'number' then
     spelled := p_value::text;
     size := abs(spelled::double precision);
-    return spelled <> '-0' and size::text::numeric = abs(spelled::numeric)
+    shortest := size::text::numeric;
+    -- RFC 8785 takes a shorter decimal in the middle between two doubles, such as 1e+23, and Postgres does not.
+    if size > 9007199254740992 and size < 1e40 then
+      unit := ('1e' || length(shortest::text) - length(rtrim(shortest::text, '0')) + 1)::numeric;
+      shorter := div(shortest, unit) * unit;
+      shortest := case size when shorter::double precision then shorter
+        when (shorter + unit)::double precision then shorter + unit else shortest end;
+    end if;
+    return spelled <> '-0' and shortest = abs(spelled::numeric)
       and spelled ~ case when size = 0 or size >= 1e-6 and size < 1e21
         then '^-?(0|[1-9][0-9]*)([.][0-9]*[1-9])?$' else '^-?[1-9]([.][0-9]*[1-9])?e[+-][1-9][0-9]*$' end;
   end if;

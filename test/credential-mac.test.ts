@@ -92,6 +92,9 @@ t.test('a row that was changed by hand is not made good by a later change throug
   const { body: key } = await admin.post('/v1/keys', { allowedIps: ['203.0.113.7'] });
   await dbQuery(urls.app, "update api_keys set allowed_ips = '{}' where id = $1", [key.id]);
   t.equal(await code(service, key.key), 'not_found');
+  const { status, body } = await admin.post(`/v1/keys/${key.id}/rotate`);
+  t.match({ status, body }, { status: 409, body: { code: 'conflict' } }, 'nor are its settings passed on to a new key');
+  t.equal((await admin.get('/v1/keys')).body.data.length, 1);
   t.equal((await admin.patch(`/v1/keys/${key.id}`, { name: 'Renamed' })).status, 200);
   t.equal(await code(service, key.key), 'not_found');
   t.equal((await admin.delete(`/v1/keys/${key.id}?reason=compromised`)).status, 200);

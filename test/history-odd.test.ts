@@ -231,6 +231,7 @@ t.test('history_append takes nothing but an event in canonical form', async (t) 
     ['a blank', sound().replace('":', '": ')],
     ['a number in another spelling', sound().replace('"x"', '1.0')],
     ['more digits than the number has', sound().replace('"x"', '0.1000000000000000055')],
+    ['more digits than the number needs', sound().replace('"x"', '9.999999999999999e+22')],
     ['an escape that is not needed', sound().replace('"x"', '"\\u0078"')],
     ['an escaped slash', sound().replace('"x"', '"\\/"')],
     ['U+0000', sound().replace('"x"', '"\\u0000"')],
@@ -248,7 +249,13 @@ t.test('history_append takes nothing but an event in canonical form', async (t) 
   t.match((await admin.get('/v1/history/verify')).body, { valid: true, flaws: [] });
   await append(
     JSON.stringify(
-      eventAt(organizationId, next, { details: { '\u20ac': 1e21, '\u{1f600}': [1.5e-7, '\\u0078"\n'], '\ufb00': {} } }),
+      eventAt(organizationId, next, {
+        details: {
+          '\u20ac': [1e21, 1e23, 8.41e21, 9007199254740992, 2 ** 70],
+          '\u{1f600}': [1.5e-7, '\\u0078"\n'],
+          '\ufb00': {},
+        },
+      }),
     ),
   );
   t.match((await admin.get('/v1/history/verify')).body, { flaws: [], firstBadSequence: null });

@@ -3,7 +3,7 @@ import { type OrganizationDoer, transact, type Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { addKey, type CreatedKey, type KeyDeps, lockOwner, settingsOf } from './commands.ts';
 import { requireRotatableKey } from './policy.ts';
-import { getKey, type Key, lockKey, updateKey } from './store.ts';
+import { getKey, type Key, lockKey, requireAuthenticKey, updateKey } from './store.ts';
 
 export interface RotateRequest {
   /** Undefined: the old key goes on as it is. */
@@ -13,7 +13,7 @@ export interface RotateRequest {
 /**
  * Adds the second key of the row, set up as the first one, which may get an end. What the old key has used of a limit of
  * its own counts for both. The new key takes over no expiry: that of the old one is why it is replaced.
- * @throws Problem `not_found`, `already_deleted`, `conflict` (not active), `row_full`, `overloaded`
+ * @throws Problem `not_found`, `already_deleted`, `conflict` (not active, or not authentic), `row_full`, `overloaded`
  */
 export async function rotateKey(
   deps: KeyDeps,
@@ -28,6 +28,7 @@ export async function rotateKey(
     const owner = await lockOwner(work, partnerId ?? undefined);
     const old = await lockKey(work.tx, work.by.organizationId, keyId);
     requireRotatableKey(old, work.now);
+    await requireAuthenticKey(work, old.id);
     const settings = { ...settingsOf(old), expiresAt: null };
     const created = await addKey(work, {
       ...owner,

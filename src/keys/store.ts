@@ -307,12 +307,28 @@ async function renewedMac(
   id: KeyId,
   change: Partial<MacCoveredKey>,
 ): Promise<Partial<MacColumns>> {
-  const key = await tx
+  const key = await macCoveredKey(tx, id);
+  return isAuthenticKey(keyring, key) ? keyMac(keyring, { ...key, ...change }) : {};
+}
+
+/**
+ * What a row says that is not authentic must not be passed on to another one. The key must be locked.
+ * @throws Problem `conflict`
+ */
+export async function requireAuthenticKey({ tx, keyring }: Writer, id: KeyId): Promise<void> {
+  if (isAuthenticKey(keyring, await macCoveredKey(tx, id))) return;
+  throw new Problem(
+    'conflict',
+    `Key ${id} does not work: its row was changed without the keyring, or the keyring lacks the entry that authenticates it. Create a new key.`,
+  );
+}
+
+function macCoveredKey(tx: Tx, id: KeyId) {
+  return tx
     .selectFrom('api_keys')
     .select([...keyMacColumns, 'mac', 'mac_keyring_id'])
     .where('id', '=', id)
     .executeTakeFirstOrThrow();
-  return isAuthenticKey(keyring, key) ? keyMac(keyring, { ...key, ...change }) : {};
 }
 
 /** @param suspendedAt null: it is allowed again */
