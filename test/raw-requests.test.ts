@@ -87,7 +87,7 @@ t.test('an expectation that cannot be met is a problem', async (t) => {
 
 t.test('a body in a coding is rejected, and what is read is named', async (t) => {
   const { app, admin, verifier } = await startService(t);
-  const { body: key } = await admin.post('/v1/keys', { permission: 'write' });
+  const { body: key } = await admin.post('/v1/keys', {});
   const post = (url: string, headers: Record<string, string>, token = admin.token, payload = '{}') =>
     app.inject({
       method: 'POST',
@@ -116,9 +116,22 @@ t.test('a body in a coding is rejected, and what is read is named', async (t) =>
   const gateway = {
     'content-encoding': 'gzip',
     'x-latchkey-token': verifier.token,
+    'x-forwarded-method': 'POST',
     authorization: `Bearer ${key.key}`,
   };
   t.equal((await post('/v1/authorize', gateway, key.key)).statusCode, 200, "a gateway's client sends what it likes");
+});
+
+t.test('a body in a transfer coding that is not read is not taken for a plain one', async (t) => {
+  const { send, admin } = await listening(t);
+  const headers = ['Host: latchkey', `Authorization: Bearer ${admin.token}`, 'Content-Type: application/json'];
+  for (const coding of ['gzip, chunked', 'x, chunked', 'identity, chunked']) {
+    const reply = await send('POST /v1/keys', [...headers, `Transfer-Encoding: ${coding}`], '2\r\n{}\r\n0\r\n\r\n');
+    isProblem(t, reply, 415, 'unsupported_media_type', coding);
+  }
+  t.equal((await admin.get('/v1/keys')).body.data.length, 0, 'nothing has happened');
+  const chunked = await send('POST /v1/keys', [...headers, 'Transfer-Encoding: Chunked'], '2\r\n{}\r\n0\r\n\r\n');
+  t.equal(chunked.status, 201);
 });
 
 t.test('a token is refused in whichever part of a URL, and however it is encoded', async (t) => {

@@ -115,12 +115,17 @@ function requireMetExpectation({ headers, raw }: FastifyRequest): void {
 
 /** RFC 9110 section 8.4: bodies are read as they come, so one in a coding that is not read must not be taken for it. */
 function requirePlainBody(request: FastifyRequest): void {
-  const coding = request.headers['content-encoding'];
-  if (coding === undefined || request.is404 || !hasBody(request)) return;
-  if (coding.split(',').every((part) => /^(identity)?$/i.test(part.trim()))) return;
-  throw new Problem('unsupported_media_type', 'Bodies are read without a Content-Encoding only.', {
+  const { 'content-encoding': coding, 'transfer-encoding': transfer } = request.headers;
+  if (coding === undefined && transfer === undefined) return;
+  if (request.is404 || !hasBody(request)) return;
+  if (isOnly('identity', coding) && isOnly('chunked', transfer)) return;
+  throw new Problem('unsupported_media_type', 'Bodies are read without a Content-Encoding only, whole or chunked.', {
     headers: { 'accept-encoding': 'identity' },
   });
+}
+
+function isOnly(coding: string, header = ''): boolean {
+  return header.split(',').every((part) => ['', coding].includes(part.trim().toLowerCase()));
 }
 
 function hasBody({ headers }: FastifyRequest): boolean {
