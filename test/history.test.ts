@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import t, { type Test } from 'tap';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
+import { dbAddEvents } from './support/histories.ts';
 
 async function lived(t: Test): Promise<{
   service: TestService;
@@ -271,4 +272,24 @@ t.test('a clock that was set back stops no writer, and time does not run backwar
   const [event] = (await service.admin.get('/v1/history?limit=1')).body.data;
   t.ok(Date.parse(event.at) - Date.parse(last.at) >= 600_000);
   t.match((await service.admin.get('/v1/history/verify')).body, { valid: true });
+});
+
+t.test('a page of large events ends early, and the next ones go on without a gap', async (t) => {
+  const service = await startService(t);
+  const { admin, urls, organizationId } = service;
+  await dbAddEvents(urls.superuser, organizationId, 60, () => ({ reason: 'x'.repeat(30_000) }));
+  const sequences: number[] = [];
+  let pages = 0;
+  for (let cursor: string | null = ''; cursor !== null; pages++) {
+    const { body } = await admin.get(`/v1/history?limit=200${cursor === '' ? '' : `&cursor=${cursor}`}`);
+    t.ok(JSON.stringify(body).length < 600_000, 'half a MiB of texts');
+    sequences.push(...body.data.map(({ sequence }: { sequence: number }) => sequence));
+    cursor = body.nextCursor;
+  }
+  t.ok(pages > 3, `${pages} pages`);
+  t.same(
+    sequences,
+    sequences.map((_, index) => sequences.length - index),
+  );
+  t.ok(sequences.length > 60);
 });

@@ -14,7 +14,7 @@ import { historyActions } from './events.ts';
 import { listRefusals, type RefusalFilter } from './refusals-store.ts';
 import { isRefusalId, refusalCodes, refusalView, toRefusalView } from './refusals-view.ts';
 import { someDifferences } from './state-differences.ts';
-import { type HistoryFilter, historyKnows, isSequence, listEvents } from './store.ts';
+import { countOfPage, type HistoryFilter, historyKnows, isSequence, listEvents } from './store.ts';
 import { verifyChain } from './verify.ts';
 import { hashView, type ListedEventView, listedEventView, toEventView } from './views.ts';
 
@@ -121,7 +121,7 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         summary: 'Who did what, newest first',
         description:
           "An operator that names no organization reads the installation's own history. `class=refused` lists refused " +
-          'attempts instead, with other entries.',
+          'attempts instead, with other entries. A page of large events is shorter than `limit`: follow `nextCursor`.',
         querystring: historyFilter,
         response: { 200: z.discriminatedUnion('class', [eventPage, refusalPage]) },
       },
@@ -247,6 +247,6 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
     const position = decodeCursor(list, cursor, isSequence);
     const beforeSequence = position === undefined ? undefined : Number(position);
     const events = await listEvents(db, organizationId, filter, { limit, beforeSequence });
-    return toPage(list, events, limit, (event) => String(event.sequence), toEventView);
+    return toPage(list, events, countOfPage(events, limit), (event) => String(event.sequence), toEventView);
   }
 };

@@ -120,11 +120,29 @@ export async function followIndexes(tx: Tx): Promise<void> {
   await sql`select set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true)`.execute(tx);
 }
 
-/** See `listEvents`. The range is of constants, because Postgres takes any other for short, and sorts what is in it. */
+/** Texts in one page. A page of large events ends early, so that a few readers cannot keep the process busy. */
+const pageBytes = 524_288;
+
+/**
+ * See `listEvents`; ends with the event that fills the page. The range is of constants, because Postgres takes any other
+ * for short, and sorts what is in it.
+ */
 export function listEventsQuery(chain: string, filter: HistoryFilter, page: Range & { limit: number }) {
-  return sql<StoredEvent>`select ${storedEvent} from history
-    where ${matchesFilter(chain, filter)} and sequence >= ${page.first} and sequence <= ${page.last}
-    order by sequence desc limit ${page.limit + 1}`;
+  return sql<StoredEvent>`select ${storedEvent} from (
+      select *, coalesce(sum(octet_length(${eventText})) over (
+        order by sequence desc rows between unbounded preceding and 1 preceding), 0) as bytes_before
+      from (
+        select * from history
+        where ${matchesFilter(chain, filter)} and sequence >= ${page.first} and sequence <= ${page.last}
+        order by sequence desc limit ${page.limit + 1}
+      ) as newest
+    ) as history where bytes_before <= ${pageBytes} order by sequence desc`;
+}
+
+/** How many of these events make a page; one more says that there is another page. */
+export function countOfPage(events: readonly StoredEvent[], limit: number): number {
+  const bytes = events.reduce((sum, { canonical }) => sum + Buffer.byteLength(canonical ?? ''), 0);
+  return bytes > pageBytes ? Math.min(limit, events.length - 1) : limit;
 }
 
 /** Of sequence numbers, both ends inclusive. */
