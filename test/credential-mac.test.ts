@@ -6,7 +6,7 @@ import { mintToken } from '../src/crypto/token.ts';
 import { confirmInstallation } from '../src/db/installation.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
-import { keyringOf } from './support/keyrings.ts';
+import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually } from './support/process.ts';
 
 // As the service's database role, without the keyring: nothing that decides about a credential can be changed or made.
@@ -218,6 +218,47 @@ t.test('a tag under a secondary keyring entry moves to the primary at its first 
   ]);
 });
 
+t.test('a row that is edited between its load and the renewal of its tag is not signed', async (t) => {
+  const old = await startService(t, { keyring: keyringOf('k1') });
+  const { urls, admin } = old;
+  const { body: key } = await admin.post('/v1/keys', { allowedIps: ['203.0.113.7'] });
+  const { body: made } = await admin.post('/v1/access-tokens', {
+    role: 'admin',
+    name: 'Reader',
+    email: 'r@p.example',
+    scopes: ['read'],
+  });
+  const service = await startService(t, { urls, keyring: keyringOf('k2', 'k1') });
+  const asked = service.as(old.verifier.token);
+  const codeOf = async (presented: string) =>
+    (await asked.post('/v1/verify', { key: presented, permission: 'read', ip: '203.0.113.7' })).body.code;
+  // A wrong token of the same id loads the record, and renews nothing. Then the replica hears of no change.
+  const wrongKey = mintToken({ prefix: 'lk', kind: 'k', idSuffix: key.id.slice(4) }).reveal();
+  const wrongToken = mintToken({ prefix: 'lk', kind: 'a', idSuffix: made.id.slice(6) }).reveal();
+  t.equal(await codeOf(wrongKey), 'not_found');
+  t.equal((await service.as(wrongToken).get('/v1/rows')).status, 401);
+  for (const table of ['api_keys', 'access_tokens']) {
+    await dbQuery(urls.superuser, `alter table ${table} disable trigger ${table}_notify`);
+  }
+  await dbQuery(urls.app, "update api_keys set allowed_ips = '{}' where id = $1", [key.id]);
+  await dbQuery(urls.app, "update access_tokens set scopes = '{read,write}' where id = $1", [made.id]);
+  t.equal(await codeOf(key.key), 'valid', 'by the copy in memory');
+  t.equal((await service.as(made.token).get('/v1/rows')).status, 200);
+  // Renewals begin in order, two at once: when these are done, so are those before them.
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
+  for (const { id, key: plaintext, permission } of partner.keys as Json[]) {
+    await asked.post('/v1/verify', { key: plaintext, permission });
+    await eventually(async () => (await macOf(`api_keys where id = '${id}'`)) === 'k2');
+  }
+  async function macOf(what: string): Promise<unknown> {
+    return (await dbQuery(urls.superuser, `select mac_keyring_id as id from ${what}`))[0]?.['id'];
+  }
+  t.equal(await macOf(`api_keys where id = '${key.id}'`), 'k1');
+  t.equal(await macOf(`access_tokens where id = '${made.id}'`), 'k1');
+  const fresh = await startService(t, { urls, keyring: keyringOf('k2', 'k1') });
+  t.equal((await fresh.as(made.token).get('/v1/rows')).status, 401);
+});
+
 t.test('a foreign check value under the id of the next keyring entry does not stop the rotation', async (t) => {
   const service = await startService(t, { keyring: keyringOf('k1') });
   const { db } = service.client;
@@ -232,8 +273,10 @@ t.test('a foreign check value under the id of the next keyring entry does not st
     );
     t.same(await confirm('k2', 'k1'), ['k2'], `it is ignored and named, vouched for by ${voucher}`);
   }
+  await t.rejects(confirm('k2'), { name: 'InstallationMismatch' }, 'it has to go before the old entry does');
   await dbQuery(service.urls.owner, "delete from keyring_entries where id = 'k2'");
   t.same(await confirm('k1', 'k2'), []);
+  t.same(await confirm('k2'), []);
   const other = (id: string) => `${id}:${Buffer.alloc(32, 'other').toString('base64')}`;
   const genuine = keyringOf('k1').entries;
   t.equal(genuine.length, 1);
@@ -248,6 +291,30 @@ t.test('a foreign check value under the id of the next keyring entry does not st
     );
   }
 });
+
+t.test(
+  'an entry that is named as lost opens argon2id for itself alone, and makes no other kind of token',
+  async (t) => {
+    const old = await startService(t, { keyring: keyringOf('k1') });
+    const { body: made } = await old.admin.post('/v1/access-tokens', {
+      role: 'admin',
+      name: 'Reader',
+      email: 'r@p.example',
+      scopes: ['read'],
+    });
+    const service = await startService(t, { urls: old.urls, keyring: parseKeyring(keyringText('k2'), ['k1']) });
+    const statusOf = async (token: string) => (await service.as(token).get('/v1/rows')).status;
+    await dbQuery(old.urls.app, "update access_tokens set tag_keyring_id = 'gone' where id = $1", [made.id]);
+    t.equal(await statusOf(made.token), 401, 'a tag under an entry that is not named');
+    await dbQuery(
+      old.urls.app,
+      "update access_tokens set role = 'admin', organization_id = $2, email = 'x@p.example' where id = $1",
+      [tokenIdOf(old.verifier.token), old.organizationId],
+    );
+    t.equal(await statusOf(old.verifier.token), 401, "a verifier's token is none of an admin");
+    t.equal(await statusOf(old.admin.token), 200, 'what was not edited goes on');
+  },
+);
 
 t.test('an id cannot be both lost and in the keyring', async (t) => {
   const text = generateKeyring(new Date());

@@ -76,7 +76,8 @@ t.test(
   'the look is inside the transaction: what memory still takes for good is refused, and does nothing',
   async (t) => {
     const service = await startService(t);
-    const { admin, as, urls, verification } = service;
+    const { admin, as, urls, operator, verification } = service;
+    const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
     // The replica hears of no change any more, and its feed still counts as live for a moment.
     await dbQuery(urls.superuser, 'alter table access_tokens disable trigger access_tokens_notify');
     const { body: key } = await admin.post('/v1/keys', {});
@@ -84,6 +85,7 @@ t.test(
       ['deleted', 'deleted_at = now()', 'unauthorized'],
       ['expired', "expires_at = now() - interval '1 second'", 'token_expired'],
       ['of another role', "role = 'verifier'", 'unauthorized'],
+      ['of another organization', `organization_id = '${other.id}'`, 'unauthorized'],
       ['without a row', "id = 'token_00000000000000000000000000'", 'unauthorized'],
     ];
     for (const [number, [what, change, code]] of changes.entries()) {

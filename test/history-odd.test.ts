@@ -279,6 +279,25 @@ t.test('nobody can date history ahead of the clock, step by step or at once', as
   await t.rejects(append(new Date(started + 59_000)), { code: '23514' }, 'the first step past the clock');
   await t.rejects(append(new Date(started + 5_000)), { code: '23514' }, 'a few seconds too');
   await t.rejects(append(new Date(started - 3_600_000)), { code: '23514' }, 'and an hour back');
+  const elsewhere = newId('org');
+  await dbQuery(urls.app, 'select history_begin($1)', [elsewhere]);
+  const first = JSON.stringify(eventAt(elsewhere, 1, { at: new Date(started - 120_000).toISOString() }));
+  await t.rejects(
+    dbQuery(urls.app, 'select history_append($1, $2)', [elsewhere, first]),
+    { code: '23514' },
+    'nor two minutes, where nothing was before',
+  );
+  const soon = JSON.stringify(eventAt(organizationId, before + 1, { at: 'soon' }));
+  await t.rejects(
+    dbQuery(
+      urls.app,
+      `select history_append($1, replace($2, 'soon',
+         to_char((clock_timestamp() + interval '500 ms') at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')))`,
+      [organizationId, soon],
+    ),
+    { code: '23514', message: /is not now/ },
+    'nor half a second',
+  );
   t.equal(await sequenceOf(), before);
   await append(new Date(started));
 });
