@@ -682,7 +682,10 @@ create table refused_attempts (
   first_at timestamptz not null,
   last_at timestamptz not null,
   last_ip text,
-  constraint refused_attempts_caller_actor check (caller is null or is_actor(caller)),
+  constraint refused_attempts_caller_shown check (
+    caller is null
+    or (caller ->> 'type' in ('admin', 'operator', 'verifier', 'api_key') and is_actor_snapshot(caller || '{"type": "admin"}'))
+  ),
   constraint refused_attempts_organization_fk foreign key (organization_id) references organizations (id),
   constraint refused_attempts_id_form check (id ~ ${id('refusal')}),
   constraint refused_attempts_caller_whole check (

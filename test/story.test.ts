@@ -197,6 +197,8 @@ t.test('an organization runs its keys', async (t) => {
       events: body.data.length,
       head: body.data[0].hash,
       firstBadSequence: null,
+      flaws: [],
+      stateDifferences: [],
     });
   });
 });
