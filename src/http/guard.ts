@@ -36,7 +36,7 @@ export const guard = fp<GuardOptions>(
   async (app, { authenticator, people, organizationExists }) => {
     app.decorateRequest('principal', null);
     app.addHook('onRequest', (request, reply, done) => {
-      const rule = request.routeOptions.config.access;
+      const rule = request.routeConfig.access;
       if (rule === undefined || rule === 'public' || letInAtOnce(request, rule)) done();
       else letIn(request, reply, rule).then(() => done(), done);
     });

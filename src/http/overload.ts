@@ -52,7 +52,7 @@ export const overload = fp<OverloadOptions>(
 );
 
 function patienceFor(request: FastifyRequest): number {
-  const { access, probe } = request.routeOptions.config;
+  const { access, probe } = request.routeConfig;
   if (probe !== undefined) return Number.POSITIVE_INFINITY;
   if (access === undefined || access === 'public') return 1;
   return access.role === 'verifier' || access.role === 'gateway' ? verificationBears : 1;

@@ -14,12 +14,12 @@ export const publicLimit = fp<{ limit: number }>(
   async (app, { limit }) => {
     const count = createWindowCounter({ windowSeconds, capacity: countsKept });
     app.addHook('onRequest', (request, reply, done) => {
-      const { config, url = '' } = request.routeOptions;
+      const config = request.routeConfig;
       if (config.access !== 'public' || config.probe === 'health') {
         done();
         return;
       }
-      const { used, resetSeconds } = count(`${networkOf(request.facts.ip)} ${url}`);
+      const { used, resetSeconds } = count(`${networkOf(request.facts.ip)} ${request.routeOptions.url ?? ''}`);
       if (used <= limit) {
         done();
         return;
@@ -29,5 +29,5 @@ export const publicLimit = fp<{ limit: number }>(
       done(new Problem('rate_limited', detail, { headers: { 'retry-after': String(resetSeconds) } }));
     });
   },
-  { name: 'public-limit', dependencies: ['request-facts'] },
+  { name: 'public-limit', dependencies: ['request-facts', 'strict-routes'] },
 );

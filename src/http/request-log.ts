@@ -24,7 +24,7 @@ export const requestLog = fp<{ times?: RequestTimes }>(
     app.addHook('onResponse', (request, reply, done) => {
       const status = reply.statusCode;
       const durationMs = reply.elapsedTime;
-      if (times !== undefined) (request.routeOptions.config.times ?? elsewhere)?.observe(status, durationMs);
+      if (times !== undefined) (request.routeConfig?.times ?? elsewhere)?.observe(status, durationMs);
       const facts = {
         reqId: request.id,
         traceId: traceIdOf(request),

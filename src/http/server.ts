@@ -38,7 +38,7 @@ export interface ConnectionBounds {
 const waitingPerConnection = 64;
 
 /** Pipelined requests of all connections. Beyond it the connection that brings another one is closed. */
-const waitingInAll = 4_000;
+const waitingInAll = 2_000;
 
 const warnEveryMs = 1_000;
 

@@ -12,6 +12,10 @@ const noBody = nothing.nullish();
 export const ungoverned = 'ungoverned';
 
 declare module 'fastify' {
+  interface FastifyRequest {
+    /** The config of its route, read once: Fastify copies a route's options at each access. */
+    routeConfig: FastifyContextConfig;
+  }
   interface FastifyInstance {
     /** Every route that there is, as it was declared. */
     routeList: RouteOptions[];
@@ -40,10 +44,13 @@ export const strictRoutes = fp<{ tokenPrefix: string }>(
       route.schema = { ...route.schema, querystring: route.schema?.querystring ?? nothing };
       if (takesBody(route)) route.schema.body ??= noBody;
     });
+    app.decorateRequest('routeConfig');
     app.addHook('onRequest', (request, reply, done) => {
+      const config = request.routeOptions.config;
+      request.routeConfig = config;
       reply.headers(commonHeaders(request.id));
       requireHost(request);
-      const { access } = request.routeOptions.config;
+      const { access } = config;
       // What a gateway passes on is its client's, and none of it but the credential is looked at.
       if (access === undefined || access === 'public' || access.role !== 'gateway') {
         requireMetExpectation(request);
