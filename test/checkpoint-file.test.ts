@@ -58,8 +58,11 @@ t.test('each change is signed by the clock, once, into a file of its own and int
   await eventually(async () => sizesIn(written(), organizationId).length === 2);
   t.same(sizesIn(written(), organizationId), [first, first + 1]);
   t.same(sizesIn(written(), 'installation'), [1], 'nothing new is not signed again');
-  const logged = lines.filter((line) => line.includes('new checkpoint')).map((line) => JSON.parse(line).checkpoint);
-  t.same(logged.join('\n'), written().trimStart());
+  const logged = () =>
+    lines.filter((line) => line.includes('new checkpoint')).map((line) => JSON.parse(line).checkpoint);
+  // It is logged after it has been written.
+  await eventually(async () => logged().length === 3);
+  t.same(logged().join('\n'), written().trimStart());
 
   await change(service, 6);
   await close();

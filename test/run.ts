@@ -46,8 +46,10 @@ async function runTap(): Promise<number> {
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => child.kill(signal));
   const [code] = (await once(child, 'exit')) as [number | null];
   const counts = countAsserts(await readFile(output, 'utf8').catch(() => ''));
-  // A file that could not run at all has no failed assert, and yet it failed.
-  const failed = code === 0 ? counts.failed : Math.max(1, counts.failed);
+  // The reporter shows failures only on a terminal.
+  for (const failure of counts.failures) process.stdout.write(`\nfailed: ${failure}`);
+  // tap itself may fail, such as by a file that it cannot find.
+  const failed = code === 0 ? counts.failures.length : Math.max(1, counts.failures.length);
   for (const skipped of counts.skipped) process.stdout.write(`\nskipped: ${skipped}`);
   const andSkipped = counts.skipped.length === 0 ? '' : `, ${counts.skipped.length} skipped`;
   process.stdout.write(`\n${counts.passed} passed, ${failed} failed${andSkipped}\n`);

@@ -1,24 +1,35 @@
 interface Counts {
   passed: number;
-  failed: number;
+  /** The failed asserts, each with the tests it stands in, the outermost first: `test/a.test.ts > a page > has a next one`. */
+  failures: string[];
   /** What was not run, each with its reason. */
   skipped: string[];
 }
 
-/** Counts the asserts of a TAP stream, without the lines that only sum up what lies indented above or below them. */
+/**
+ * Counts the asserts of a TAP stream, without the lines that only sum up a subtest. A subtest that failed although
+ * none of its asserts did, such as a file that ended early, counts as one failed assert.
+ */
 export function countAsserts(tap: string): Counts {
-  const counts: Counts = { passed: 0, failed: 0, skipped: [] };
-  const openSubtests: number[] = [];
+  const counts: Counts = { passed: 0, failures: [], skipped: [] };
+  const openSubtests: { indent: number; name: string; failuresBefore: number }[] = [];
   for (const line of tap.split('\n')) {
     const indent = line.length - line.trimStart().length;
     const text = line.trimStart();
-    if (text.startsWith('# Subtest')) openSubtests.push(indent);
-    const [, not] = /^(not )?ok \d+/.exec(text) ?? [undefined, undefined];
-    if (!/^(not )?ok \d+/.test(text)) continue;
+    const subtest = /^# Subtest: (.*)$/.exec(text);
+    if (subtest !== null) openSubtests.push({ indent, name: subtest[1] ?? '', failuresBefore: counts.failures.length });
+    const result = /^(not )?ok \d+(?: - (.*))?$/.exec(text);
+    if (result === null || text.endsWith('{')) continue;
+    const isFailure = result[1] !== undefined;
+    const path = [...openSubtests.map(({ name }) => name), result[2] ?? ''].join(' > ');
     const skipped = /^ok \d+ - (.*) # SKIP (.*)$/.exec(text);
-    if (openSubtests.at(-1) === indent) openSubtests.pop();
-    else if (skipped !== null) counts.skipped.push(`${skipped[1]}: ${skipped[2]}`);
-    else if (!text.endsWith('{')) counts[not === undefined ? 'passed' : 'failed'] += 1;
+    const innermost = openSubtests.at(-1);
+    if (innermost?.indent === indent) {
+      openSubtests.pop();
+      if (isFailure && counts.failures.length === innermost.failuresBefore) counts.failures.push(path);
+    } else if (skipped !== null) counts.skipped.push(`${skipped[1]}: ${skipped[2]}`);
+    else if (isFailure) counts.failures.push(path);
+    else counts.passed += 1;
   }
   return counts;
 }
