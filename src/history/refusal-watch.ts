@@ -35,7 +35,9 @@ export function watchRefusals({ recorder, tally }: RefusalWatchOptions) {
       if (!isCredentialRefusal(code)) return;
       tally[code] += 1;
       // One that is over its address's limit is not worth a line: that limit is what bounds the lines.
-      if (status === 401) request.log.info({ code, operation, ip: request.facts.ip }, 'A credential was refused.');
+      if (status === 401) {
+        request.log.info({ reqId: request.id, code, operation, ip: request.facts.ip }, 'A credential was refused.');
+      }
     } else if ((status === 403 || status === 429) && access.role !== 'any') {
       const organizationId = organizationOf(request, principal);
       recorder.note({ organizationId, caller: callerOf(principal), operation, code, ip: request.facts.ip });

@@ -70,13 +70,13 @@ function answer(request: FastifyRequest, reply: FastifyReply, problem: Problem, 
 }
 
 function logOnce(request: FastifyRequest, problem: Problem, cause: unknown): void {
-  const traceId = traceIdOf(request);
-  // Whoever has too much to do does not write a stack for each refusal.
-  if (problem.code === 'overloaded') request.log.warn({ traceId, code: problem.code }, problem.detail);
+  const facts = { reqId: request.id, traceId: traceIdOf(request) };
+  // An overloaded process does not write a stack for each rejected request.
+  if (problem.code === 'overloaded') request.log.warn({ ...facts, code: problem.code }, problem.detail);
   else if (problem.status >= 500) {
-    request.log.error({ traceId, err: cause instanceof Problem ? (cause.cause ?? cause) : cause }, problem.detail);
+    request.log.error({ ...facts, err: cause instanceof Problem ? (cause.cause ?? cause) : cause }, problem.detail);
   } else {
-    request.log.debug({ traceId, code: problem.code }, problem.detail);
+    request.log.debug({ ...facts, code: problem.code }, problem.detail);
   }
 }
 

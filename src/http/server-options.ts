@@ -32,6 +32,8 @@ export function serverOptions(settings: ServerSettings) {
   return {
     loggerInstance: logger,
     logController: new LogController({ disableRequestLogging: true }),
+    // A line about a request names it by itself, because a logger for each request is garbage on every verification.
+    childLoggerFactory: (parent: FastifyBaseLogger) => parent,
     trustProxy: trustProxy === false ? false : trusting(trustProxy),
     genReqId: requestIds(createSecretText(settings.tokenPrefix).redact),
     rewriteUrl,

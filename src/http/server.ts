@@ -95,8 +95,14 @@ export function createHttpServer(
 
   function serve(served: Served, exchange: Exchange): void {
     served.current = exchange;
-    exchange.response.once('close', () => serveNext(served));
+    exchange.response.on('close', closed);
     handle(exchange.request, exchange.response);
+  }
+
+  /** One function for all replies, because a closure for each is garbage on every request. */
+  function closed(this: ServerResponse): void {
+    const served = known.get(this.req.socket);
+    if (served !== undefined) serveNext(served);
   }
 
   function serveNext(served: Served): void {

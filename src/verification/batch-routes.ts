@@ -76,7 +76,7 @@ async function answerTo(entry: unknown, index: number, by: Circumstances): Promi
   } catch (error) {
     const problem =
       error instanceof Problem ? error : (toProblem(error) ?? new Problem('internal', 'Something failed.'));
-    if (problem.status >= 500) by.request.log.error({ err: error }, problem.detail);
+    if (problem.status >= 500) by.request.log.error({ reqId: by.request.id, err: error }, problem.detail);
     return by.request.server.secretText.mask(problemBody(problem, by.request.id));
   }
 }
