@@ -31,5 +31,5 @@ EXPOSE 8080
 # Alive, and not ready: a restart does not bring a database back.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
   CMD ["node", "-e", "fetch(`http://127.0.0.1:${process.env.PORT}/livez`).then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
-ENTRYPOINT ["node", "--min-semi-space-size=16", "dist/src/cli/latchkey.js"]
+ENTRYPOINT ["node", "--min-semi-space-size=16", "--heap-growing-percent=100", "dist/src/cli/latchkey.js"]
 CMD ["serve"]

@@ -25,7 +25,7 @@ export interface Server {
 
 const probe = path.join(import.meta.dirname, 'probe.mjs');
 /** What `npm start` gives to Node; see docs/performance.md. */
-const nodeFlags = ['--min-semi-space-size=16'];
+const nodeFlags = ['--min-semi-space-size=16', '--heap-growing-percent=100'];
 const readyWithinMs = 20_000;
 const stopWithinMs = 12_000;
 
