@@ -53,33 +53,48 @@ t.test('a bad token of a client that is gone is no error, and counts for its add
   );
 });
 
-t.test('X-Forwarded-For: what is not an address ends the walk at the last good hop', async (t) => {
-  const { app, admin, verifier } = await startService(t, { trustProxy: ['127.0.0.1', '10.0.0.0/8', 'fd00::/8'] });
-  const { body: key } = await admin.post('/v1/keys', { allowedIps: ['203.0.113.7'] });
-  const table: Array<[forwarded: string, ip: string, status: number]> = [
-    ['203.0.113.7', '203.0.113.7', 200],
-    ['198.51.100.1, 203.0.113.7', '203.0.113.7', 200],
-    ['203.0.113.7, 10.1.2.3', '203.0.113.7', 200],
-    ['203.0.113.7, fd00::1', '203.0.113.7', 200],
-    ['::ffff:203.0.113.7', '203.0.113.7', 200],
-    ['203.0.113.7,', '127.0.0.1', 403],
-    ['203.0.113.7, ', '127.0.0.1', 403],
-    ['', '127.0.0.1', 403],
-    ['203.0.113.7, unknown', '127.0.0.1', 403],
-    ['203.0.113.7, _hidden, 10.1.2.3', '10.1.2.3', 403],
-    [`203.0.113.7, ${'9'.repeat(4_000)}`, '127.0.0.1', 403],
-    ['203.0.113.7, 198.51.100.1', '198.51.100.1', 403],
-    ['fe80::1%eth0', 'fe80::1', 403],
-  ];
-  for (const [forwarded, ip, status] of table) {
-    const headers = { 'x-forwarded-for': forwarded };
-    const asked = { ...headers, 'x-forwarded-method': 'GET', 'x-latchkey-token': verifier.token, 'x-api-key': key.key };
-    t.equal((await app.inject({ url: '/v1/authorize', headers: asked })).statusCode, status, forwarded.slice(0, 60));
-    await admin.post('/v1/partners', { email: `${Math.random()}@example.com`, permissions: ['read'] }, headers);
-    const { body } = await admin.get('/v1/history?action=partner.created&limit=1');
-    t.equal(body.data[0].request.ip, ip, forwarded.slice(0, 60));
-  }
-});
+t.test(
+  'X-Forwarded-For: ports are left out, and what holds no address ends the walk at the last good hop',
+  async (t) => {
+    const { app, admin, verifier } = await startService(t, { trustProxy: ['127.0.0.1', '10.0.0.0/8', 'fd00::/8'] });
+    const { body: key } = await admin.post('/v1/keys', { allowedIps: ['203.0.113.7'] });
+    const table: Array<[forwarded: string, ip: string, status: number]> = [
+      ['203.0.113.7', '203.0.113.7', 200],
+      ['198.51.100.1, 203.0.113.7', '203.0.113.7', 200],
+      ['203.0.113.7, 10.1.2.3', '203.0.113.7', 200],
+      ['203.0.113.7, fd00::1', '203.0.113.7', 200],
+      ['::ffff:203.0.113.7', '203.0.113.7', 200],
+      ['203.0.113.7,', '127.0.0.1', 403],
+      ['203.0.113.7, ', '127.0.0.1', 403],
+      ['', '127.0.0.1', 403],
+      ['203.0.113.7, unknown', '127.0.0.1', 403],
+      ['203.0.113.7, _hidden, 10.1.2.3', '10.1.2.3', 403],
+      [`203.0.113.7, ${'9'.repeat(4_000)}`, '127.0.0.1', 403],
+      ['203.0.113.7, 198.51.100.1', '198.51.100.1', 403],
+      ['fe80::1%eth0', 'fe80::1', 403],
+      // As Azure and others write it.
+      ['203.0.113.7:51234', '203.0.113.7', 200],
+      ['[::ffff:203.0.113.7]:51234', '203.0.113.7', 200],
+      ['[2001:db8::1]:443', '2001:db8::1', 403],
+      ['203.0.113.7:1, 10.1.2.3:2, [fd00::1]:3', '203.0.113.7', 200],
+      ['203.0.113.7, 10.1.2.3:', '127.0.0.1', 403],
+      ['203.0.113.7, 10.1.2.3:x', '127.0.0.1', 403],
+    ];
+    for (const [forwarded, ip, status] of table) {
+      const headers = { 'x-forwarded-for': forwarded };
+      const asked = {
+        ...headers,
+        'x-forwarded-method': 'GET',
+        'x-latchkey-token': verifier.token,
+        'x-api-key': key.key,
+      };
+      t.equal((await app.inject({ url: '/v1/authorize', headers: asked })).statusCode, status, forwarded.slice(0, 60));
+      await admin.post('/v1/partners', { email: `${Math.random()}@example.com`, permissions: ['read'] }, headers);
+      const { body } = await admin.get('/v1/history?action=partner.created&limit=1');
+      t.equal(body.data[0].request.ip, ip, forwarded.slice(0, 60));
+    }
+  },
+);
 
 t.test('a network of IPv6 is none of IPv4: a proxy in ::/0 is one that was reached by IPv6', async (t) => {
   const { app, admin } = await startService(t, { trustProxy: ['::/0'] });

@@ -1,9 +1,8 @@
-import { isIP, isIPv4 } from 'node:net';
 import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import type { RequestFacts } from '../core/actor.ts';
 import type { SecretText } from '../crypto/secret-text.ts';
-import { isWithin, type Networks, toNetworks, unmapped } from '../lib/ip-address.ts';
+import { clientAddress, isWithin, type Networks, toNetworks, unmapped } from '../lib/ip-address.ts';
 import { connectionOf } from './server.ts';
 
 declare module 'fastify' {
@@ -42,7 +41,7 @@ function capture(
   const peer = normalized(connectionOf(socket)?.address ?? socket.remoteAddress ?? '') ?? unknownAddress;
   return {
     id,
-    ip: clientAddress(peer, headers['x-forwarded-for'], proxies),
+    ip: believedAddress(peer, headers['x-forwarded-for'], proxies),
     userAgent: clean(headers['user-agent'], secrets),
   };
 }
@@ -50,24 +49,27 @@ function capture(
 /** RFC 1122 section 3.2.1.3: a host that does not know its own address. It is in no network that anybody would allow. */
 const unknownAddress = '0.0.0.0';
 
-/** From hop to hop, the nearest one first, while they are trusted. What is not an address ends the walk. */
-function clientAddress(peer: string, forwarded: string | string[] | undefined, proxies: Networks | undefined): string {
+/** From hop to hop, the nearest one first, while they are trusted. What holds no address ends the walk. */
+function believedAddress(
+  peer: string,
+  forwarded: string | string[] | undefined,
+  proxies: Networks | undefined,
+): string {
   if (proxies === undefined || forwarded === undefined) return peer;
   let client = peer;
   for (const hop of String(forwarded).split(',').reverse()) {
     if (!isWithin(proxies, client)) break;
-    const address = normalized(hop.trim());
+    const address = normalized(hop);
     if (address === undefined) break;
     client = address;
   }
   return client;
 }
 
-/** An address without its zone (RFC 4007 section 11); IPv4 in IPv6 as IPv4. Undefined for what is none. */
+/** IPv4 in IPv6 as IPv4. Undefined for what holds no address. */
 function normalized(text: string): string | undefined {
-  if (isIPv4(text)) return text;
-  const [address = ''] = text.split('%', 1);
-  return isIP(address) === 0 ? undefined : unmapped(address);
+  const address = clientAddress(text);
+  return address === undefined ? undefined : unmapped(address);
 }
 
 /** What a header may put into history: bounded, and free of tokens and of what JSON or Postgres would reject. */
