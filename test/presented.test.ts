@@ -1,5 +1,7 @@
+import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import { clientAddress } from '../src/lib/ip-address.ts';
+import { type VerdictCode, verdictCodes } from '../src/verification/policy.ts';
 import { startService, type TestService } from './support/app.ts';
 import { startBackend } from './support/hook.ts';
 
@@ -53,6 +55,24 @@ t.test('whatever is presented as a key is malformed, and no mistake of the backe
   );
 });
 
+t.test('verification answers 200 to every text as key and to every text or null as address', async (t) => {
+  const service = await startService(t);
+  const { body: good } = await service.admin.post('/v1/keys', { allowedIps: ['203.0.113.0/24'] });
+  const key = fc.oneof(fc.string({ unit: 'binary' }), fc.string({ unit: 'grapheme' }), fc.constant(good.key));
+  const ip = fc.oneof(fc.string({ unit: 'binary' }), fc.ipV4(), fc.ipV6(), fc.constantFrom(null, undefined, ''));
+  const entries = fc.array(fc.record({ key, ip, permission: fc.constantFrom('read', 'write') }), { minLength: 1 });
+  const areAnswered = fc.asyncProperty(entries, async (entries) => {
+    const [first] = entries;
+    const { status, body } = await verifyWith(service, '/v1/verify', first);
+    const batch = await verifyWith(service, '/v1/verify/batch', { entries });
+    const codes = batch.body.data.map(({ code }: { code: string }) => code);
+    if (status !== 200 || batch.status !== 200 || codes[0] !== body.code) return false;
+    return codes.every((code: string) => verdictCodes.includes(code as VerdictCode));
+  });
+  await fc.assert(areAnswered, { numRuns: 300 });
+  t.pass('none of them is another status');
+});
+
 t.test('another type, a missing key and a poisonous name are the backend’s mistakes', async (t) => {
   const service = await startService(t);
   for (const key of [1, null, true, [], {}, undefined]) {
@@ -102,14 +122,14 @@ t.test('the address in what proxies and Node give', async (t) => {
   }
 });
 
-const unknownAddresses = ['unknown', '', '_gateway', 'fe80::1%eth0', '300.1.1.1', 'x'.repeat(2_000), '\u0000'];
+const unknownAddresses = [null, 'unknown', '', '_gateway', 'fe80::1%eth0', '300.1.1.1', 'x'.repeat(2_000), '\u0000'];
 const allowedForms = ['203.0.113.7', '203.0.113.7:5678', '::ffff:203.0.113.7', '[::ffff:203.0.113.7]:443'];
 
 t.test('an address that is none is unknown, and matters only to a key with allowedIps', async (t) => {
   const service = await startService(t);
   const { body: free } = await service.admin.post('/v1/keys', {});
   const { body: bound } = await service.admin.post('/v1/keys', { allowedIps: ['203.0.113.0/24', '2001:db8::/32'] });
-  const codes = async (ip: string) => {
+  const codes = async (ip: string | null) => {
     const entries = [free, bound].map(({ key }) => ({ key, permission: 'read', ip }));
     const batch = await verifyWith(service, '/v1/verify/batch', { entries });
     const single = await Promise.all(entries.map((entry) => verifyWith(service, '/v1/verify', entry)));
@@ -119,10 +139,10 @@ t.test('an address that is none is unknown, and matters only to a key with allow
     );
     return single.map(({ body }) => body.code);
   };
-  for (const ip of unknownAddresses) t.same(await codes(ip), ['valid', 'ip_not_allowed'], ip.slice(0, 40));
+  for (const ip of unknownAddresses) t.same(await codes(ip), ['valid', 'ip_not_allowed'], ip?.slice(0, 40) ?? 'null');
   for (const ip of [...allowedForms, '[2001:db8::7]:443']) t.same(await codes(ip), ['valid', 'valid'], ip);
   const wrongType = await verifyWith(service, '/v1/verify', { key: free.key, permission: 'read', ip: 7 });
-  t.equal(wrongType.status, 400);
+  t.match(wrongType, { status: 400, body: { errors: [{ path: 'body.ip' }] } });
 });
 
 t.test('a deleted key from an odd address: history has the address, or none', async (t) => {

@@ -28,7 +28,7 @@ const requests = fc.oneof(
     {
       key: fc.oneof(fc.string(), fc.string({ minLength: 999, maxLength: 1_002 }), fc.anything()),
       permission: fc.oneof(fc.constantFrom('read', 'write', 'read_write', 'READ'), fc.anything()),
-      ip: fc.oneof(fc.constantFrom(...addresses), fc.ipV4(), fc.ipV6(), fc.anything()),
+      ip: fc.oneof(fc.constantFrom(null, ...addresses), fc.ipV4(), fc.ipV6(), fc.anything()),
       cost: fc.oneof(fc.integer({ min: -2, max: 1_002 }), fc.double(), fc.anything()),
       other: fc.anything(),
     },

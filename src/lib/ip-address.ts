@@ -7,8 +7,8 @@ const longest = 80;
  * The IP address in what proxies and Node give for a client: without a port, brackets, a zone (RFC 4007 section 11) and
  * white space. Undefined for everything else, such as `unknown` (RFC 7239 section 6.2) and the empty text of a Unix socket.
  */
-export function clientAddress(text: string | undefined): string | undefined {
-  if (text === undefined || text.length > longest) return undefined;
+export function clientAddress(text: string | null | undefined): string | undefined {
+  if (text == null || text.length > longest) return undefined;
   if (isIPv4(text)) return text;
   const trimmed = text.trim();
   const [, bracketed, withPort] = /^(?:\[([^\]]*)\](?::\d{1,5})?|([\d.]+):\d{1,5})$/.exec(trimmed) ?? [];

@@ -14,7 +14,7 @@ import { type DeletedUse, insertDeletedUses, nameOfUse } from './usage-store.ts'
 /** Records in history, once for each key and hour, that a deleted key is still being presented. */
 export interface DeletedUses extends Pick<BatchWriter<string, DeletedUse>, 'flush' | 'close'> {
   /** @param ip the client's address as the caller gave it */
-  note(key: ApiKeyRecord, ip: string | undefined): void;
+  note(key: ApiKeyRecord, ip: string | null | undefined): void;
 }
 
 interface DeletedUsesOptions {

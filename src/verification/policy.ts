@@ -29,7 +29,7 @@ export interface DecidedKey {
 export interface Wanted {
   permission: Access;
   /** The client's address as the backend or a proxy gave it, in any of the forms that `clientAddress` reads. */
-  ip?: string | undefined;
+  ip?: string | null | undefined;
 }
 
 /** What decides about a key whose secret is right: the first rule that refuses is the answer. */
@@ -47,7 +47,7 @@ export function decide(key: DecidedKey, wanted: Wanted, now: Date): VerdictCode 
 const networksOf = new WeakMap<readonly string[], Networks>();
 
 /** A key with a list is good only where the address is known and on it. IPv4 in IPv6 (`::ffff:…`) counts as IPv4. */
-function isAllowed(allowed: readonly string[], ip: string | undefined): boolean {
+function isAllowed(allowed: readonly string[], ip: Wanted['ip']): boolean {
   if (allowed.length === 0) return true;
   const address = clientAddress(ip);
   if (address === undefined) return false;

@@ -16,7 +16,7 @@ export interface UsageRecorder extends Pick<BatchWriter<UseCounts, UseCounts>, '
   /** @param uses of this outcome */
   add(key: ApiKeyRecord, outcome: UseOutcome, uses?: number): void;
   /** A deleted key, which history is to tell of besides. @param ip the client's address, where it is known */
-  addDeleted(key: ApiKeyRecord, ip: string | undefined, options: { isCounted: boolean }): void;
+  addDeleted(key: ApiKeyRecord, ip: string | null | undefined, options: { isCounted: boolean }): void;
 }
 
 interface UsageRecorderOptions {

@@ -11,7 +11,7 @@ const question = z.strictObject({
   permission: accessInput.meta({ description: 'What the client is about to do: read or write.' }),
   ip: z
     .string()
-    .optional()
+    .nullish()
     .meta({
       description:
         "The client's address. A port, brackets and a zone are left out. What holds no address, such as `unknown`, counts as " +
@@ -77,6 +77,6 @@ export function readVerifyRequest(body: unknown): VerifyRequest | undefined {
   if (permission !== 'read' && permission !== 'write') return undefined;
   if (typeof cost !== 'number' || !Number.isInteger(cost) || cost < 0 || cost > greatestCost) return undefined;
   if (ip === undefined) return { key, permission, cost };
-  if (typeof ip !== 'string') return undefined;
+  if (ip !== null && typeof ip !== 'string') return undefined;
   return { key, permission, ip, cost };
 }
