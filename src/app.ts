@@ -24,6 +24,7 @@ import { createRefusalRecorder } from './history/refusal-recorder.ts';
 import { watchRefusals } from './history/refusal-watch.ts';
 import { historyRoutes } from './history/routes.ts';
 import { connections } from './http/connections.ts';
+import { emptyBody } from './http/empty-body.ts';
 import { errorHandler } from './http/error-handler.ts';
 import { guard } from './http/guard.ts';
 import { healthRoutes } from './http/health.ts';
@@ -167,6 +168,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(tracing, { tracer: deps.tracer ?? passingTracer });
   await app.register(strictRoutes, { tokenPrefix });
   await app.register(overload, { delayLimitMs: deps.eventLoopDelayLimitMs ?? 500 });
+  await app.register(emptyBody);
   await app.register(jsonBody);
   const onProblem = watchRefusals({ recorder: refusals, tally: tallies.refusedCredentials });
   await app.register(errorHandler, { translate: toProblem, tally: tallies.problems, onProblem });

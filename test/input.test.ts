@@ -214,7 +214,7 @@ const table: Record<string, Case> = {
     code: 'validation_failed',
     path: 'body.metadata',
   },
-  'an empty body': { body: '', status: 400, code: 'bad_request' },
+  'an empty body': { body: '', status: 400, code: 'validation_failed', path: 'body' },
   'a body that is a list': { body: '[]', status: 400, code: 'validation_failed', path: 'body' },
   'a body that is null': { body: 'null', status: 400, code: 'validation_failed', path: 'body' },
   'no body at all': { type: null, status: 400, code: 'validation_failed', path: 'body' },

@@ -27,7 +27,7 @@ export const errorHandler = fp<ErrorHandlerOptions>(
     app.setErrorHandler((error: unknown, request, reply) => {
       // The framework looks at a body, or misses one, before it says that there is no such path or method.
       const isNobodys = request.is404 && (error as FastifyError).code === 'FST_ERR_ROUTE_MISSING_CONTENT_TYPE';
-      const problem = isNobodys ? nobodys(request) : toProblem(error, translate);
+      const problem = isNobodys ? nobodys(request) : toProblem(error, translate, request);
       onProblem?.(request, problem);
       return refuse(request, reply, isGateways(request) ? forGateway(problem) : problem, error);
     });
@@ -55,7 +55,7 @@ export function answerFrameworkError(error: FastifyError, request: FastifyReques
   answer(
     request,
     reply,
-    toProblem(error, () => undefined),
+    toProblem(error, () => undefined, request),
     error,
   );
 }
@@ -89,15 +89,16 @@ const problemOfFastifyError: Record<string, [code: ProblemCode, detail: string]>
   ],
   FST_ERR_CTP_EMPTY_TYPE: ['unsupported_media_type', 'The body has no Content-Type; send application/json.'],
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: ['bad_request', 'The body is not as long as Content-Length says.'],
-  FST_ERR_CTP_EMPTY_JSON_BODY: ['bad_request', 'The body is empty, though its type is application/json.'],
   FST_ERR_BAD_URL: ['bad_request', 'The path is not well percent-encoded UTF-8.'],
   FST_ERR_MAX_PARAM_LENGTH: ['not_found', 'There is nothing with an id this long.'],
 };
 
-function toProblem(error: unknown, translate: ErrorHandlerOptions['translate']): Problem {
+function toProblem(error: unknown, translate: ErrorHandlerOptions['translate'], request: FastifyRequest): Problem {
   if (error instanceof Problem) return error;
   if (hasZodFastifySchemaValidationErrors(error)) {
-    return validationProblem(inputErrorsOf(error.validation, error.validationContext ?? 'body'));
+    const { validation, validationContext: part = 'body' } = error;
+    const isMissing = part === 'body' && request.body === undefined;
+    return validationProblem(isMissing ? [missingBody(request)] : inputErrorsOf(validation, part));
   }
   const known = problemOfFastifyError[(error as FastifyError).code];
   if (known !== undefined) return new Problem(known[0], known[1], { cause: error });
@@ -108,6 +109,14 @@ function toProblem(error: unknown, translate: ErrorHandlerOptions['translate']):
       cause: error,
     })
   );
+}
+
+function missingBody({ routeOptions }: FastifyRequest): InputError {
+  const isForm = routeOptions.schema?.consumes !== undefined;
+  const expected = isForm
+    ? 'a form, sent as application/x-www-form-urlencoded'
+    : 'a JSON body, sent as application/json';
+  return { path: 'body', message: `is required: ${expected}` };
 }
 
 /** What a library that serves files says of a path: by convention its errors carry the status. */

@@ -29,7 +29,6 @@ export function takeAnyText(app: Pick<FastifyInstance, 'removeContentTypeParser'
 }
 
 function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
-  if (body.length === 0) throw new Problem('bad_request', 'The body is empty, though its type is application/json.');
   const text = decodeUtf8(body);
   if (isNestedDeeper(deepest, text)) {
     throw new Problem('bad_request', `The body is nested deeper than ${deepest} levels.`);

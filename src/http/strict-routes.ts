@@ -3,6 +3,7 @@ import fp from 'fastify-plugin';
 import { z } from 'zod';
 import { Problem } from '../core/errors.ts';
 import { createSecretText, decodePercent, type SecretText } from '../crypto/secret-text.ts';
+import { hasBody } from './empty-body.ts';
 import { commonHeaders } from './problem.ts';
 
 const nothing = z.strictObject({});
@@ -133,10 +134,6 @@ function requirePlainBody(request: FastifyRequest): void {
 
 function isOnly(coding: string, header = ''): boolean {
   return header.split(',').every((part) => ['', coding].includes(part.trim().toLowerCase()));
-}
-
-function hasBody({ headers }: FastifyRequest): boolean {
-  return headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0;
 }
 
 const tokenParameters = new Set(['access_token', 'api_key', 'apikey', 'token', 'x-api-key']);
