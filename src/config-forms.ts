@@ -1,4 +1,6 @@
 import { z } from 'zod';
+// What zod itself finds wrong is said in the project's own words.
+import './lib/input-messages.ts';
 import { readAllowed } from './lib/ip-address.ts';
 
 /** The forms that variables of the environment have. */

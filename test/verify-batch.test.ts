@@ -51,7 +51,7 @@ t.test('an entry that is wrong has a problem in its place; a batch that is wrong
     [[good], 'body.entries.1'],
     [{ key: key.key }, 'body.entries.1.permission'],
     [{ ...good, permission: 'admin' }, 'body.entries.1.permission'],
-    [{ ...good, ip: null }, 'body.entries.1.ip'],
+    [{ ...good, ip: 7 }, 'body.entries.1.ip'],
     [{ ...good, cost: 1_001 }, 'body.entries.1.cost'],
     [{ ...good, uses: 0 }, 'body.entries.1.uses'],
     [{ ...good, uses: 1.5 }, 'body.entries.1.uses'],

@@ -3,7 +3,7 @@ import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from
 import fp from 'fastify-plugin';
 import { hasZodFastifySchemaValidationErrors } from 'fastify-type-provider-zod';
 import { type InputError, Problem, type ProblemCode } from '../core/errors.ts';
-import { inputErrorsOf } from './input-errors.ts';
+import { inputErrorsOf, validationProblem } from './input-errors.ts';
 import { problemBody, problemHeaders } from './problem.ts';
 import { traceIdOf } from './tracing.ts';
 
@@ -126,11 +126,6 @@ function ofLibrary(error: unknown): Problem | undefined {
     return new Problem('not_found', 'There is no such file.', { cause: error });
   if (statusCode === 400) return new Problem('bad_request', 'This is not a path of a file.', { cause: error });
   return undefined;
-}
-
-function validationProblem(errors: InputError[]): Problem {
-  const detail = errors.map(({ path, message }) => `${path}: ${message}`).join('; ');
-  return new Problem('validation_failed', detail, { errors });
 }
 
 function notFound(request: FastifyRequest, methods: string[]): Problem {

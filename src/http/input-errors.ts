@@ -1,16 +1,49 @@
 import type { FastifySchemaValidationError } from 'fastify';
-import type { InputError } from '../core/errors.ts';
+import type { z } from 'zod';
+import { type InputError, Problem } from '../core/errors.ts';
+// What zod found wrong is said in the API's own words.
+import '../lib/input-messages.ts';
 
 /** The prefix of a path, by the part of the request that Fastify was validating. */
 const partNames: Record<string, string> = { querystring: 'query', params: 'path', headers: 'headers', body: 'body' };
 
-/** What zod found wrong, one entry each, with paths such as `body.rateLimit.requests` and `query.limit`. */
+interface Issue {
+  code: string;
+  path: string;
+  message: string;
+  /** The names of unknown members. */
+  keys?: unknown;
+}
+
+/** What zod found wrong in a part of a request, with paths such as `body.rateLimit.requests` and `query.limit`. */
 export function inputErrorsOf(issues: readonly FastifySchemaValidationError[], context: string): InputError[] {
   const part = partNames[context] ?? context;
-  return issues.flatMap((issue) => {
-    const path = [part, ...issue.instancePath.split('/').filter((step) => step !== '')].join('.');
-    const { keys } = issue.params;
-    if (Array.isArray(keys)) return keys.map((key) => ({ path: `${path}.${key}`, message: 'is not known here' }));
-    return [{ path, message: issue.message ?? 'is not valid' }];
-  });
+  return toInputErrors(
+    issues.map(({ keyword, instancePath, message = 'is not allowed', params }) => {
+      const steps = instancePath.split('/').filter((step) => step !== '');
+      return { ...params, code: keyword, path: [part, ...steps].join('.'), message };
+    }),
+  );
+}
+
+/** The same for what is validated apart from the rest. @param at where it was in the request, such as `body.entries.3` */
+export function inputErrorsAt(at: string, issues: readonly z.core.$ZodIssue[]): InputError[] {
+  return toInputErrors(issues.map((issue) => ({ ...issue, path: [at, ...issue.path].join('.') })));
+}
+
+function toInputErrors(issues: Issue[]): InputError[] {
+  // Zod checks the length of whatever has one, also where a value is of another type.
+  const ofOtherType = new Set(issues.filter(({ code }) => code === 'invalid_type').map(({ path }) => path));
+  return issues
+    .filter(({ code, path }) => code === 'invalid_type' || !ofOtherType.has(path))
+    .flatMap(({ path, message, keys }) =>
+      Array.isArray(keys)
+        ? keys.map((key) => ({ path: `${path}.${key}`, message: 'is not known here' }))
+        : [{ path, message }],
+    );
+}
+
+export function validationProblem(errors: InputError[]): Problem {
+  const detail = errors.map(({ path, message }) => `${path}: ${message}`).join('; ');
+  return new Problem('validation_failed', detail, { errors });
 }

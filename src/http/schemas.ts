@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { problemCodes } from '../core/errors.ts';
 import { type Id, type IdKind, idSuffixPattern } from '../core/ids.ts';
 import type { Page } from '../core/page.ts';
+import { mustBe } from '../lib/input-messages.ts';
 import { readAllowed } from '../lib/ip-address.ts';
 import { findUnreadable } from '../lib/readable-text.ts';
 
@@ -14,9 +15,10 @@ export function exampleId(kind: IdKind): string {
 
 /** An id in a body or a query, where a malformed one is a mistake of the caller's. */
 export function idSchema<Kind extends IdKind>(kind: Kind) {
+  const error = mustBe(`an id of the form ${kind}_ and 26 characters`);
   return z
-    .string()
-    .regex(new RegExp(`^${kind}_${idSuffixPattern}$`), `must be an id of the form ${kind}_ and 26 characters`)
+    .string({ error })
+    .regex(new RegExp(`^${kind}_${idSuffixPattern}$`), { error })
     .transform((text) => text as Id<Kind>)
     .meta({ example: exampleId(kind) });
 }
@@ -40,7 +42,7 @@ export const latestMs = Date.parse('9999-12-31T23:59:59.999Z');
 
 /** RFC 3339 with any offset; what is finer than a millisecond, or has no year of four digits in UTC, would not come back as it was. */
 export const timestampInput = z.iso
-  .datetime({ offset: true, error: 'must be a time by RFC 3339, such as 2026-11-23T09:30:00.000Z' })
+  .datetime({ offset: true, error: mustBe('a time by RFC 3339, such as 2026-11-23T09:30:00.000Z') })
   .refine((text) => !/\.\d{4,}/.test(text), 'must not be finer than a millisecond')
   .refine((text) => !Number.isNaN(Date.parse(text)), 'must be a time that exists')
   .transform((text) => new Date(text))
@@ -52,11 +54,12 @@ export const timestampInput = z.iso
 
 /** A whole number in a query string, written in decimal digits. */
 export function queryInteger(least: number, most: number) {
+  const error = mustBe(`a whole number from ${least} to ${most}`);
   return z
-    .string()
-    .regex(/^[0-9]{1,10}$/, `must be a whole number from ${least} to ${most}`)
+    .string({ error })
+    .regex(/^[0-9]{1,10}$/, { error })
     .transform(Number)
-    .refine((value) => value >= least && value <= most, `must be a whole number from ${least} to ${most}`);
+    .refine((value) => value >= least && value <= most, { error });
 }
 
 export const queryBoolean = z
@@ -122,7 +125,7 @@ export const urlInput = z
 export const nameInput = text(200).meta({ example: 'Billing export' });
 
 export const emailInput = z
-  .email({ pattern: z.regexes.html5Email, error: 'must be an e-mail address' })
+  .email({ pattern: z.regexes.html5Email, error: mustBe('an e-mail address') })
   .max(254)
   .superRefine(requireReadable)
   .meta({ example: 'team@partner.example' });

@@ -5,6 +5,7 @@ import { Problem } from '../core/errors.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import { toProblem } from '../db/pg-error.ts';
 import { accessTokenOf } from '../http/guard.ts';
+import { inputErrorsAt, validationProblem } from '../http/input-errors.ts';
 import { takeAnyText } from '../http/json-body.ts';
 import { problemBody } from '../http/problem.ts';
 import { problemView } from '../http/schemas.ts';
@@ -87,11 +88,5 @@ function readEntry(entry: unknown, index: number): z.output<typeof batchEntry> {
   if (quick !== undefined) return quick;
   const parsed = batchEntry.safeParse(entry);
   if (parsed.success) return parsed.data;
-  const errors = parsed.error.issues.flatMap((issue) => {
-    const path = ['body', 'entries', index, ...issue.path].join('.');
-    if (issue.code !== 'unrecognized_keys') return [{ path, message: issue.message }];
-    return issue.keys.map((key) => ({ path: `${path}.${key}`, message: 'is not known here' }));
-  });
-  const detail = errors.map(({ path, message }) => `${path}: ${message}`).join('; ');
-  throw new Problem('validation_failed', detail, { errors });
+  throw validationProblem(inputErrorsAt(`body.entries.${index}`, parsed.error.issues));
 }

@@ -50,7 +50,7 @@ export const batchEntry = question
   })
   .refine(({ cost, uses }) => uses !== undefined || cost <= greatestCost, {
     path: ['cost'],
-    message: `Too big: expected number to be <=${greatestCost}`,
+    message: `must be at most ${greatestCost}`,
   });
 
 export const entriesInBatch = 500;

@@ -23,7 +23,7 @@ import { getWebhook, listWebhooks, type Webhook } from './store.ts';
 import { toWebhookView, toWebhookWithSecretView, webhookView, webhookWithSecretView } from './views.ts';
 
 const eventsInput = z
-  .array(z.enum(webhookEvents as [string, ...string[]], `must be one of ${webhookEvents.join(', ')}`))
+  .array(z.enum(webhookEvents as [string, ...string[]]))
   .min(1)
   .max(webhookEvents.length)
   .refine((events) => new Set(events).size === events.length, 'must not name an event twice')
