@@ -221,3 +221,33 @@ t.test("another organization's key is no key", async (t) => {
   const { body: key } = await operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
   t.equal((await ask(key.key, told('GET'))).status, 401);
 });
+
+t.test('keyHeader names the one header in which the key is, and leaves Authorization to the application', async (t) => {
+  const { ask, reading, both, logLines } = await startGateway(t);
+  const get = { 'x-forwarded-method': 'GET' };
+  const asked = (keyHeader: string, headers: Record<string, string | string[]>) =>
+    ask(undefined, { url: `/v1/authorize?keyHeader=${keyHeader}`, headers: { ...get, ...headers } });
+  const own: Array<[what: string, authorization: string]> = [
+    ['Basic', 'Basic YTpi'],
+    ["the application's own token", 'Bearer eyJhbGciOiJub25lIn0.e30.'],
+    ['another key', `Bearer ${both.key}`],
+    ['nonsense', 'x'],
+  ];
+  for (const [what, authorization] of own) {
+    const reply = await asked('x-api-key', { authorization, 'x-api-key': reading.key });
+    t.match({ status: reply.status, id: reply.headers['x-latchkey-key-id'] }, { status: 200, id: reading.id }, what);
+  }
+  t.equal((await asked('x-api-key', { authorization: `Bearer ${reading.key}` })).status, 401, 'nowhere else');
+  t.equal((await asked('x-api-key', { 'x-api-key': [reading.key, reading.key] })).status, 401, 'once');
+  t.equal((await asked('X-Acme-Key', { 'x-acme-key': reading.key, 'x-api-key': both.key })).status, 200, 'any name');
+  const asBearer = { authorization: `Bearer ${reading.key}`, 'x-api-key': 'of the application' };
+  t.equal((await asked('authorization', asBearer)).status, 200);
+  t.equal((await asked('authorization', { authorization: 'Basic YTpi' })).status, 401);
+  t.equal((await asked('constructor', { 'x-api-key': reading.key })).status, 401);
+  logLines.length = 0;
+  for (const bad of ['', 'x%20y', 'x:', '%00', 'x-latchkey-token', 'x'.repeat(101), 'a&keyHeader=b']) {
+    const reply = await asked(bad, { a: reading.key, 'x-api-key': reading.key });
+    t.match({ status: reply.status, code: reply.code }, { status: 503, code: 'unavailable' }, bad.slice(0, 20));
+  }
+  t.equal(logLines.filter((line) => line.includes('keyHeader is ')).length, 7, 'the log says why');
+});

@@ -1,15 +1,22 @@
 import type { IncomingMessage } from 'node:http';
 import { Problem } from '../core/errors.ts';
+import { decodePercent } from '../crypto/secret-text.ts';
 
 /**
  * The credential of a request: `Authorization: Bearer <token>` (RFC 6750 section 2.1) or `X-API-Key: <token>`.
+ * @param takesBasic whether it may also be the secret of HTTP Basic
  * @returns undefined where none was sent
- * @throws Problem `bad_request` for two that differ, `unauthorized` for another scheme than Bearer
+ * @throws Problem `bad_request` for two that differ, `unauthorized` for another scheme
  */
-export function readCredential(request: Pick<IncomingMessage, 'headers' | 'rawHeaders'>): string | undefined {
+export function readCredential(
+  request: Pick<IncomingMessage, 'headers' | 'rawHeaders'>,
+  takesBasic = false,
+): string | undefined {
   const { headers } = request;
   requireOneAuthorization(request.rawHeaders);
-  const bearer = headers.authorization === undefined ? undefined : bearerToken(headers.authorization);
+  const { authorization } = headers;
+  const basic = takesBasic && authorization !== undefined ? basicSecret(authorization) : undefined;
+  const bearer = authorization === undefined ? undefined : (basic ?? bearerToken(authorization));
   const apiKey = headers['x-api-key'];
   // Node joins a repeated header of this kind with a comma, which no token contains.
   const other = Array.isArray(apiKey) ? apiKey.join(', ') : apiKey;
@@ -45,6 +52,20 @@ function bearerToken(authorization: string): string {
     throw unauthorized('unauthorized', 'Authorization must be of the form: Bearer <token>.', 'invalid_request');
   }
   return match[1];
+}
+
+/**
+ * The secret of `Authorization: Basic` (RFC 7617), percent-encoded or not: RFC 6749 section 2.3.1 asks for it, and not all
+ * clients do it. The client's id may be any. Undefined for another scheme, and where there is no secret.
+ */
+function basicSecret(authorization: string): string | undefined {
+  const [, encoded = ''] = /^basic +([A-Za-z0-9+/_-]+=*) *$/i.exec(authorization) ?? [];
+  const secret = /^[^:]*:(.+)$/s.exec(Buffer.from(encoded, 'base64').toString())?.[1];
+  return secret === undefined ? undefined : decodePercent(secret);
+}
+
+export function isBasic(authorization: string | undefined): boolean {
+  return /^basic(?: |$)/i.test(authorization ?? '');
 }
 
 /** A 401 with the challenge that RFC 6750 section 3 asks for; without `error` where no credential was sent. */

@@ -10,7 +10,8 @@ export type Role = 'operator' | 'admin' | 'verifier';
  * - `admin`: an admin, in its own organization; or an operator, in the organization that it names in
  *   `Latchkey-Organization`. With `installation: true` an operator may name none, and then acts on the installation.
  *   With `operator: false` operators are refused.
- * - `operator`, `verifier`: that role and no other.
+ * - `operator`, `verifier`: that role and no other. With `clientSecret: true` the token may also come as the secret of an
+ *   OAuth client, by HTTP Basic or in the form (RFC 6749 section 2.3.1).
  * - `any`: every live credential, API keys too.
  * - `gateway`: a gateway that passes on somebody else's request and names itself by a verifier's token in
  *   `X-Latchkey-Token`. All else in the request is its client's.
@@ -18,7 +19,8 @@ export type Role = 'operator' | 'admin' | 'verifier';
 export type AccessRule =
   | 'public'
   | { role: 'admin'; scope: Access; installation?: true; operator?: false }
-  | { role: 'operator' | 'verifier'; scope: Access }
+  | { role: 'operator'; scope: Access }
+  | { role: 'verifier'; scope: Access; clientSecret?: true }
   | { role: 'any' }
   | { role: 'gateway' };
 

@@ -1,7 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import type { Authenticator } from '../auth/authenticate.ts';
-import { readCredential, unauthorized } from '../auth/credential.ts';
+import { isBasic, readCredential, unauthorized } from '../auth/credential.ts';
 import type { People } from '../auth/people.ts';
 import { type AccessTokenPrincipal, actorOf, type CallerPrincipal, type Principal } from '../auth/principal.ts';
 import { Problem } from '../core/errors.ts';
@@ -29,16 +29,22 @@ type ProtectedRule = Exclude<AccessRule, 'public' | { role: 'gateway' }>;
 export const gatewayHeader = 'x-latchkey-token';
 
 /**
- * Lets a request through only as its route's `config.access` declares. Refuses by throwing in `onRequest`, before a
- * body is read.
+ * Lets a request through only as its route's `config.access` declares. Rejects in `onRequest`, before a body is read; only
+ * where a client's secret may be in the body, after that.
  */
 export const guard = fp<GuardOptions>(
   async (app, { authenticator, people, organizationExists }) => {
     app.decorateRequest('principal', null);
     app.addHook('onRequest', (request, reply, done) => {
       const rule = request.routeConfig.access;
-      if (rule === undefined || rule === 'public' || letInAtOnce(request, rule)) done();
+      if (rule === undefined || rule === 'public' || mayComeInBody(request, rule) || letInAtOnce(request, rule)) done();
       else letIn(request, reply, rule).then(() => done(), done);
+    });
+    app.addHook('preValidation', (request, reply, done) => {
+      const rule = request.routeConfig.access;
+      if (!takesClientSecret(rule)) done();
+      else if (request.principal === null) letIn(request, reply, rule).then(() => done(), done);
+      else done(isContradicted(request) ? twoSecrets() : undefined);
     });
 
     /** Those that ask for every request of somebody else are known already, and nothing about them has to be waited for. */
@@ -46,7 +52,7 @@ export const guard = fp<GuardOptions>(
       if (rule.role !== 'verifier' && rule.role !== 'gateway') return false;
       const isGateways = rule.role === 'gateway';
       if (!isGateways && request.headers['latchkey-organization'] !== undefined) return false;
-      const token = isGateways ? request.headers[gatewayHeader] : readCredential(request.raw);
+      const token = isGateways ? request.headers[gatewayHeader] : credentialOf(request, rule);
       const principal = typeof token === 'string' ? recall(token) : undefined;
       if (principal?.role !== 'verifier' || !principal.scopes.includes('read')) return false;
       request.principal = principal;
@@ -72,7 +78,7 @@ export const guard = fp<GuardOptions>(
         request.principal = await identifyGateway(request, reply);
         return;
       }
-      const principal = await identify(request, reply);
+      const principal = await identify(request, reply, rule);
       request.principal = principal;
       if (rule.role === 'admin' || rule.role === 'operator') app.endpointLimits.countCaller(request, reply);
       requireRole(rule, principal);
@@ -83,16 +89,19 @@ export const guard = fp<GuardOptions>(
         named === undefined ? ownOrganization(rule, principal) : await namedOrganization(principal, named);
     }
 
-    async function identify(request: FastifyRequest, reply: FastifyReply): Promise<Principal> {
+    async function identify(request: FastifyRequest, reply: FastifyReply, rule: ProtectedRule): Promise<Principal> {
       try {
-        const token = readCredential(request.raw);
+        const token = credentialOf(request, rule);
         if (token === undefined) {
           throw unauthorized('unauthorized', 'Send an access token as Authorization: Bearer <token>.');
         }
         return await (people?.isToken(token) ? people.authenticate(token) : authenticator.authenticate(token));
       } catch (error) {
-        if (error instanceof Problem && error.status === 401) app.endpointLimits.countRefusal(request, reply);
-        throw error;
+        if (!(error instanceof Problem) || error.status !== 401) throw error;
+        app.endpointLimits.countRefusal(request, reply);
+        if (!takesClientSecret(rule) || !isBasic(request.headers.authorization)) throw error;
+        // RFC 6749 section 5.2: the challenge is of the scheme that the client has used.
+        throw new Problem(error.code, error.detail, { headers: { 'www-authenticate': 'Basic realm="latchkey"' } });
       }
     }
 
@@ -134,6 +143,34 @@ export const guard = fp<GuardOptions>(
   },
   { name: 'guard', dependencies: ['endpoint-limits'] },
 );
+
+function takesClientSecret(rule: AccessRule | undefined): rule is ProtectedRule & { clientSecret: true } {
+  return typeof rule === 'object' && rule.role === 'verifier' && rule.clientSecret === true;
+}
+
+/** Where there is no credential in the headers, one may be in the form (RFC 6749 section 2.3.1). */
+function mayComeInBody({ headers }: FastifyRequest, rule: AccessRule): boolean {
+  return takesClientSecret(rule) && headers.authorization === undefined && headers['x-api-key'] === undefined;
+}
+
+function credentialOf(request: FastifyRequest, rule: AccessRule): string | undefined {
+  if (!takesClientSecret(rule)) return readCredential(request.raw);
+  return readCredential(request.raw, true) ?? secretInForm(request);
+}
+
+function secretInForm({ body }: FastifyRequest): string | undefined {
+  const secret = (body as { client_secret?: unknown } | null | undefined)?.client_secret;
+  return typeof secret === 'string' ? secret : undefined;
+}
+
+function isContradicted(request: FastifyRequest): boolean {
+  const inForm = secretInForm(request);
+  return inForm !== undefined && inForm !== readCredential(request.raw, true);
+}
+
+function twoSecrets(): Problem {
+  return new Problem('bad_request', 'The headers and client_secret carry different credentials. Send one of them.');
+}
 
 function ownOrganization(rule: ProtectedRule, principal: CallerPrincipal): OrganizationId | null {
   const needsOne = principal.role === 'operator' && rule.role === 'admin' && rule.installation !== true;

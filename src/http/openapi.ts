@@ -82,6 +82,11 @@ export const openApi = fp<{ version: string }>(
               bearerFormat: 'JWT',
               description: "An access token of the company's identity provider, where one is set up: docs/oidc.md",
             },
+            clientSecretBasic: {
+              type: 'http',
+              scheme: 'basic',
+              description: "HTTP Basic as OAuth clients use it: any client id, and the verifier's token as the secret",
+            },
             apiKeyHeader: { type: 'apiKey', in: 'header', name: 'X-API-Key', description: 'The same token' },
           },
           responses: problemResponses() as Record<string, never>,
@@ -206,7 +211,14 @@ function securityOf(access: AccessRule): JsonObject[] {
   if (access.role === 'gateway') return [{ gatewayHeader: ['verifier:read'] }];
   const scopes = access.role === 'any' ? [] : [`${access.role}:${access.scope}`];
   const takesPeople = access.role === 'admin' || access.role === 'any';
-  return [{ bearer: scopes }, { apiKeyHeader: scopes }, ...(takesPeople ? [{ identityToken: scopes }] : [])];
+  const takesSecret = access.role === 'verifier' && access.clientSecret === true;
+  return [
+    { bearer: scopes },
+    { apiKeyHeader: scopes },
+    ...(takesPeople ? [{ identityToken: scopes }] : []),
+    // The third way, client_secret in the form, is a member of the body.
+    ...(takesSecret ? [{ clientSecretBasic: scopes }, {}] : []),
+  ];
 }
 
 function whoMayCall(access: Exclude<AccessRule, 'public'>): string {

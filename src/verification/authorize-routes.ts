@@ -1,4 +1,4 @@
-import { type IncomingMessage, METHODS } from 'node:http';
+import { METHODS } from 'node:http';
 import type { FastifyContextConfig, FastifyReply, FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
@@ -6,7 +6,7 @@ import { readCredential } from '../auth/credential.ts';
 import { Problem } from '../core/errors.ts';
 import type { Access } from '../core/permissions.ts';
 import { limitSentence } from '../core/rate-limit.ts';
-import { accessTokenOf } from '../http/guard.ts';
+import { accessTokenOf, gatewayHeader } from '../http/guard.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
 import { answerWith } from './answer.ts';
 import type { Verdict, Verifier } from './verifier.ts';
@@ -18,8 +18,8 @@ Every method is taken; body and content type are not looked at.
 
 200 tells who the client is in headers; 401 where the key is not good, 403 where it may not do this, 429 where it is used
 too much, 503 where the gateway's own token is not good or nothing can be said. Tokens of gateways that are not good count
-against ADDRESS_LIMIT, and beyond it are 429. \`?limitedStatus=403\` is for gateways that know only 401 and 403. Envoy asks \`/v1/authorize/…\` with the client's own method and path; there only the method is
-looked at.`;
+against ADDRESS_LIMIT, and beyond it are 429. Envoy asks \`/v1/authorize/…\` with the client's own method and path; there
+only the method is looked at.`;
 
 /** For gateways, as a question that every one of them can ask. */
 export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
@@ -41,7 +41,7 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
       const method = methodOf(request);
       if (method === undefined) throw methodUnknown();
       const verdict = verifier.verify({
-        key: clientKey(request.raw) ?? '',
+        key: clientKey(request) ?? '',
         wanted: { permission: permissionFor(method), ip: request.facts.ip },
         asker: accessTokenOf(request).organizationId,
         cost: 1,
@@ -58,7 +58,22 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
     tags: ['Verification'],
     summary: 'May this request pass? For gateways',
     description,
-    querystring: z.object({ limitedStatus: z.literal('403').optional() }),
+    querystring: z.object({
+      limitedStatus: z
+        .literal('403')
+        .optional()
+        .meta({
+          description: 'For gateways that know only 401 and 403: those over their limit are answered with 403.',
+        }),
+      keyHeader: z
+        .string()
+        .optional()
+        .meta({
+          description:
+            'The name of the one header in which the key is, such as `x-api-key`. All others, Authorization too, are then the ' +
+            "application's own and not looked at.",
+        }),
+    }),
     response: { 200: z.null().meta({ description: 'It may pass. The headers tell whose key it is.' }) },
   };
   const config: FastifyContextConfig = { access: { role: 'gateway' } };
@@ -91,13 +106,30 @@ function permissionFor(method: string): Access {
 }
 
 /** The one credential that the client sent; undefined for none, for two that differ, and for another scheme. */
-function clientKey(request: IncomingMessage): string | undefined {
+function clientKey({ raw, query }: FastifyRequest): string | undefined {
+  const { keyHeader } = query as { keyHeader?: unknown };
+  const name = keyHeader === undefined ? undefined : headerName(keyHeader);
+  const { authorization } = raw.headers;
   try {
-    return readCredential(request);
+    if (name === undefined) return readCredential(raw);
+    if (name === 'authorization') return readCredential({ headers: { authorization }, rawHeaders: raw.rawHeaders });
+    // Node joins a repeated header with commas, and those are in no key.
+    return raw.headers[name]?.toString();
   } catch (error) {
     if (error instanceof Problem) return undefined;
     throw error;
   }
+}
+
+/** By RFC 9110 section 5.1, in lower case. A mistake of who configured the gateway, so 503, and the log says which. */
+function headerName(keyHeader: unknown): string {
+  if (typeof keyHeader === 'string' && /^[\w!#$%&'*+.^`|~-]{1,100}$/.test(keyHeader)) {
+    const name = keyHeader.toLowerCase();
+    if (name !== gatewayHeader) return name;
+  }
+  throw new Problem('unavailable', 'keyHeader in the query of the gateway names no header in which a key can be.', {
+    cause: new Error(`keyHeader is ${JSON.stringify(keyHeader).slice(0, 200)}`),
+  });
 }
 
 function methodUnknown(): Problem {

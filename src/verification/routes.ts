@@ -6,7 +6,7 @@ import { accessTokenOf } from '../http/guard.ts';
 import { takeAnyText } from '../http/json-body.ts';
 import { answerWith } from './answer.ts';
 import { verdictText, verdictView } from './verdict-view.ts';
-import type { Verifier } from './verifier.ts';
+import type { Verdict, Verifier } from './verifier.ts';
 import { readVerifyRequest, verifyRequest } from './verify-request.ts';
 
 /** What is right passes without zod; for everything else zod says what is wrong. */
@@ -68,10 +68,19 @@ export function asksForFresh(cacheControl: string | undefined): boolean {
   return cacheControl !== undefined && /(^|,)\s*no-cache\s*(,|$)/i.test(cacheControl);
 }
 
+/** Other fields are ignored: RFC 7662 section 2.1. */
 const introspectRequest = z
-  .strictObject({
+  .object({
     token: z.string().meta({ description: 'What the client presented as its API key.' }),
-    token_type_hint: z.string().optional().meta({ description: 'Taken and not needed.' }),
+    token_type_hint: z
+      .unknown()
+      .optional()
+      .meta({ type: 'string', description: 'Ignored, as all fields not named here.' }),
+    client_id: z.unknown().optional().meta({ type: 'string', description: 'Any; only client_secret counts.' }),
+    client_secret: z
+      .string()
+      .optional()
+      .meta({ description: "The verifier's access token, where it is not in the Authorization header." }),
   })
   .meta({ example: { token: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' } });
 
@@ -86,7 +95,7 @@ const introspectView = z
   })
   .meta({
     id: 'Introspection',
-    description: 'By RFC 7662. Nothing but active is told where it is false.',
+    description: 'By RFC 7662. Where active is false, nothing else is in it.',
     example: {
       active: true,
       scope: 'read',
@@ -96,6 +105,11 @@ const introspectView = z
     },
   });
 
+/** A key over its limit is as good as before: nothing is counted here. */
+function isGood(verdict: Verdict | undefined): boolean {
+  return verdict?.code === 'valid' || verdict?.code === 'rate_limited';
+}
+
 /** RFC 7662, for programs that know that and nothing of Latchkey. */
 export const introspectionRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
   app.removeAllContentTypeParsers();
@@ -103,13 +117,16 @@ export const introspectionRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> 
   app.post(
     '/introspect',
     {
-      config: { access: { role: 'verifier', scope: 'read' }, problems: ['overloaded'] },
+      config: { access: { role: 'verifier', scope: 'read', clientSecret: true }, problems: ['overloaded'] },
       schema: {
         operationId: 'introspectKey',
         tags: ['Verification'],
         summary: 'What an API key is, by RFC 7662',
         description:
-          'Counts nothing. A key with allowedIps is not active here, because no address can be given; use verify.',
+          'The verifier authenticates by Bearer, by HTTP Basic (any client id, and its access token as the secret) or by ' +
+          '`client_id` and `client_secret` in the form. Limits and addresses are not judged here: nothing is counted, a key ' +
+          'over its limit is active, and a key with allowedIps never is, because no address can be given. Where they matter ' +
+          'use verify.',
         consumes: ['application/x-www-form-urlencoded'],
         body: introspectRequest,
         response: { 200: introspectView },
@@ -123,7 +140,7 @@ export const introspectionRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> 
           verifier.verify({ key: request.body.token, wanted: { permission }, asker, cost: 0, fresh: false }),
         ),
       );
-      const allowed = permissions.filter((_, index) => verdicts[index]?.code === 'valid');
+      const allowed = permissions.filter((_, index) => isGood(verdicts[index]));
       const key = verdicts[0]?.key;
       if (allowed.length === 0 || key == null) return { active: false };
       return {
