@@ -24,6 +24,33 @@ for (const [program, start] of [
   ['caddy', startCaddy],
 ] as const) {
   t.test(`${program} asks as docs/gateways.md has it`, { skip: unlessInstalled(program) }, (t) => story(t, start));
+  t.test(`${program} leaves Authorization to the application`, { skip: unlessInstalled(program) }, (t) =>
+    leavesAuthorization(t, start),
+  );
+}
+
+async function leavesAuthorization(t: Test, start: StartGateway): Promise<void> {
+  const service = await startService(t, { trustProxy: ['127.0.0.1'] });
+  await service.app.listen({ port: 0, host: '127.0.0.1' });
+  const latchkeyPort = (service.app.server.address() as AddressInfo).port;
+  const backend = await startBackend(t);
+  const { token } = service.verifier;
+  const { port } = await start(t, { latchkeyPort, backendPort: backend.port, token, leavesAuthorization: true });
+  const [reading, other] = await Promise.all([newKey(service, 'read'), newKey(service, 'read')]);
+  for (const authorization of ['Basic YTpi', 'Bearer of-the-application', `Bearer ${other.key}`]) {
+    const reply = await ask(port, { headers: { authorization, 'x-api-key': reading.key } });
+    t.equal(reply.status, 200, authorization.slice(0, 12));
+    const passed = latest(backend);
+    t.equal(passed.headers.authorization, authorization, 'the application gets its own');
+    t.equal(passed.headers['x-api-key'], undefined, 'and not the key');
+    t.same(identityIn(passed), reading.identity);
+  }
+  const byBearer = { authorization: `Bearer ${reading.key}` };
+  const path = '/?keyHeader=authorization';
+  for (const headers of [byBearer, { ...byBearer, 'x-api-key': 'nonsense' }]) {
+    const reply = await passesNothing(t, backend, ask(port, { headers, path }));
+    t.equal(reply.status, 401, 'a client names no other header');
+  }
 }
 
 async function story(t: Test, start: StartGateway): Promise<void> {

@@ -14,6 +14,8 @@ interface Surroundings {
   latchkeyPort: number;
   backendPort: number;
   token: string;
+  /** With the page's changes for an application that needs `Authorization` for itself. */
+  leavesAuthorization?: boolean;
 }
 
 export interface Gateway {
@@ -28,6 +30,35 @@ async function snippetsOf(section: string): Promise<string[]> {
   const page = await readFile('docs/gateways.md', 'utf8');
   const text = page.split(/^## /m).find((part) => part.startsWith(`${section}\n`)) ?? '';
   return [...text.matchAll(/^```\w+\n(.*?)^```$/gms)].map(([, snippet = '']) => snippet);
+}
+
+/** The section's snippets, with the changes that the page names for an application that needs `Authorization`. */
+async function snippetsFor(section: string, leavesAuthorization = false): Promise<string[]> {
+  const [first = '', ...others] = await snippetsOf(section);
+  if (!leavesAuthorization) return [first, ...others];
+  const page = await readFile('docs/gateways.md', 'utf8');
+  const chapter = page.split('## Where the application needs Authorization\n')[1] ?? '';
+  const diff = new RegExp(`^${section}[^\n]*:\n\n\`\`\`diff\n(.*?)^\`\`\`$`, 'ms').exec(chapter)?.[1];
+  if (diff === undefined) throw new Error(`docs/gateways.md should have a diff for ${section}`);
+  return [applyDiff(first, diff), ...others];
+}
+
+function applyDiff(text: string, diff: string): string {
+  const lines = text.split('\n');
+  let at = 0;
+  for (const change of diff.trimEnd().split('\n')) {
+    const [sign, line] = [change[0], change.slice(1)];
+    if (sign === '+') {
+      lines.splice(at, 0, line);
+      at += 1;
+      continue;
+    }
+    at = lines.indexOf(line, at);
+    if (at < 0) throw new Error(`docs/gateways.md should have «${line}»`);
+    if (sign === '-') lines.splice(at, 1);
+    else at += 1;
+  }
+  return lines.join('\n');
 }
 
 /** Puts this machine's places into a snippet, and fails where the snippet does not name them as expected. */
@@ -59,8 +90,12 @@ async function whenItListens(port: number, process: RunningProcess): Promise<Gat
 }
 
 /** nginx in the foreground, with all its files in a folder of its own. */
-export const startNginx: StartGateway = async (t, { latchkeyPort, backendPort, token }) => {
-  const [directory, port, [site, tokenFile]] = await Promise.all([folder(t), freePort(), snippetsOf('nginx')]);
+export const startNginx: StartGateway = async (t, { latchkeyPort, backendPort, token, leavesAuthorization }) => {
+  const [directory, port, [site, tokenFile]] = await Promise.all([
+    folder(t),
+    freePort(),
+    snippetsFor('nginx', leavesAuthorization),
+  ]);
   await writeFile(path.join(directory, 'token.conf'), fill(tokenFile, { 'lk_v_…': token }), { mode: 0o600 });
   await writeFile(
     path.join(directory, 'site.conf'),
@@ -86,8 +121,12 @@ export const startNginx: StartGateway = async (t, { latchkeyPort, backendPort, t
 };
 
 /** Caddy without its administration port, with all its files in a folder of its own. */
-export const startCaddy: StartGateway = async (t, { latchkeyPort, backendPort, token }) => {
-  const [directory, port, [caddyfile]] = await Promise.all([folder(t), freePort(), snippetsOf('Caddy')]);
+export const startCaddy: StartGateway = async (t, { latchkeyPort, backendPort, token, leavesAuthorization }) => {
+  const [directory, port, [caddyfile]] = await Promise.all([
+    folder(t),
+    freePort(),
+    snippetsFor('Caddy', leavesAuthorization),
+  ]);
   const config = path.join(directory, 'Caddyfile');
   await writeFile(
     config,
