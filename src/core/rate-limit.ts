@@ -23,6 +23,8 @@ export function toRateLimitColumns(limit: RateLimit | null): RateLimitColumns {
 
 /** Which limit it is, as a sentence for problems. */
 export function limitSentence(limit: { policy: 'owner' | 'key'; limit: number; windowSeconds: number }): string {
-  const whose = limit.policy === 'owner' ? "The limit that all keys of the key's owner share" : "The key's own limit";
-  return `${whose} is ${limit.limit} in ${limit.windowSeconds} seconds.`;
+  const numbers = `is ${limit.limit} in ${limit.windowSeconds} seconds`;
+  return limit.policy === 'owner'
+    ? `The limit that all keys of the key's owner share ${numbers}; a key's own limit narrows it and never widens it.`
+    : `The key's own limit, which narrows that of its owner, ${numbers}.`;
 }

@@ -152,15 +152,18 @@ export const limitMeaning = {
     'counted for that partner alone. It holds for keys with a limit of their own, too.',
 };
 
+const windowMeaning =
+  'A window begins with its first use. So up to twice the limit can pass within this time, around the end of a window.';
+
 export const rateLimitInput = z
   .strictObject({
     requests: z.int().min(1).max(1_000_000_000),
-    windowSeconds: z.int().min(1).max(86_400),
+    windowSeconds: z.int().min(1).max(86_400).meta({ description: windowMeaning }),
   })
   .meta({ example: { requests: 1000, windowSeconds: 60 } });
 
 export const rateLimitView = z
-  .object({ requests: z.int(), windowSeconds: z.int() })
+  .object({ requests: z.int(), windowSeconds: z.int().meta({ description: windowMeaning }) })
   .meta({ id: 'RateLimit', example: { requests: 1000, windowSeconds: 60 } });
 
 export const allowedIpsInput = z
@@ -179,7 +182,7 @@ export const allowedIpsInput = z
   .meta({
     description:
       'IPv4 and IPv6 addresses and networks from which the key may be used. An IPv4 address that is written as an IPv6 one ' +
-      '(`::ffff:…`) is kept as IPv4. Empty: from anywhere.',
+      '(`::ffff:…`) is kept as IPv4. Empty: from anywhere. A change replaces the whole list.',
     example: ['203.0.113.0/24'],
   });
 
@@ -192,7 +195,9 @@ export const metadataInput = z
     `must be at most ${metadataBytesAllowed} bytes of JSON`,
   )
   .meta({
-    description: 'Any JSON object of at most 16 KiB; verification hands it to the backend.',
+    description:
+      'Any JSON object of at most 16 KiB; verification hands it to the backend. A change replaces it as a whole: members that ' +
+      'it does not name are gone.',
     example: { team: 'billing' },
   });
 
