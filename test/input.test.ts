@@ -214,6 +214,19 @@ const table: Record<string, Case> = {
     code: 'validation_failed',
     path: 'body.metadata',
   },
+  'a member twice': { body: '{"name":"a","name":"b"}', status: 400, code: 'validation_failed', path: 'body.name' },
+  'a member twice, written in two ways': {
+    body: '{"name" : "a","n\\u0061me":"a"}',
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.name',
+  },
+  'a member twice, further in': {
+    body: metadata('{"a":[{"x":"\\"{,"},{"b":{"c":1},"d":{"c":2},"b":[]}]}'),
+    status: 400,
+    code: 'validation_failed',
+    path: 'body.metadata.a.1.b',
+  },
   'an empty body': { body: '', status: 400, code: 'validation_failed', path: 'body' },
   'a body that is a list': { body: '[]', status: 400, code: 'validation_failed', path: 'body' },
   'a body that is null': { body: 'null', status: 400, code: 'validation_failed', path: 'body' },
@@ -284,6 +297,15 @@ t.test('every kind of bad input is a problem that says what and where', async (t
   }
   t.same((await admin.get('/v1/history?limit=200')).body, before, 'none of it has left a trace');
   t.same((await admin.get('/v1/keys')).body.data, []);
+});
+
+t.test('members of the same name in different objects are no repetition', async (t) => {
+  const { app, admin } = await startService(t);
+  const headers = { authorization: `Bearer ${admin.token}`, 'content-type': 'application/json' };
+  const text = '{"a":{"a":[{"a":1},{"a":"\\"a\\":1,\\"a\\":"}],"b":["a","a"]},"":{"":""}}';
+  const reply = await app.inject({ method: 'POST', url: '/v1/keys', headers, payload: metadata(text) });
+  t.equal(reply.statusCode, 201);
+  t.same(reply.json().metadata, JSON.parse(text));
 });
 
 t.test('numbers and times that can be kept come back as they were', async (t) => {
