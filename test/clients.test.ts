@@ -1,8 +1,11 @@
+import { once } from 'node:events';
 import { cp, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
+import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import { startService } from './support/app.ts';
 import { runPlainly, runScript } from './support/process.ts';
@@ -91,12 +94,41 @@ t.test('the TypeScript of docs/integration.md compiles, and tells whose key it i
   t.match(await checkKey(key, 'read', '203.0.113.7'), { status: 200, partnerId: body.id });
   t.same(await checkKey(key, 'write', '203.0.113.7'), { status: 403 });
   t.same(await checkKey('lk_k_nothing', 'read', '203.0.113.7'), { status: 401 });
-  for (const hostile of ['', 'x'.repeat(1_001), 'x'.repeat(16_000), '\u0000', '\ud800', 'clé 🔑']) {
+  for (const hostile of [
+    '',
+    'x'.repeat(1_001),
+    '\u0000'.repeat(70_000),
+    '🔑'.repeat(2e6),
+    '\u0000',
+    '\ud800',
+    'clé 🔑',
+  ]) {
     t.same(await checkKey(hostile, 'read', '203.0.113.7'), { status: 401 }, 'no stranger makes it look broken');
   }
-  for (const ip of ['unknown', '', 'fe80::1%eth0', '203.0.113.7:5678', '[2001:db8::1]:443']) {
-    t.match(await checkKey(key, 'read', ip), { status: 200 }, ip);
-    t.same(await checkKey('lk_k_nothing', 'read', ip), { status: 401 }, ip);
+  const addresses = ['unknown', 'fe80::1%eth0', '203.0.113.7:5678', '[2001:db8::1]:443', '🔑'.repeat(2e6)];
+  for (const ip of [null, undefined, '', ...addresses]) {
+    t.match(await checkKey(key, 'read', ip), { status: 200 }, ip?.slice(0, 40) ?? 'none');
+    t.same(await checkKey('lk_k_nothing', 'read', ip), { status: 401 });
+  }
+  const anyText = fc.string({ unit: 'binary', maxLength: 2_000, size: 'max' });
+  const isRefused = fc.asyncProperty(anyText, fc.option(anyText), async (hostile, ip) => {
+    return (await checkKey(hostile, 'read', ip)).status === 401;
+  });
+  await fc.assert(isRefused, { numRuns: 300 });
+  const backend = createServer(async (request, response) => {
+    const { status } = await checkKey(String(request.headers['x-api-key'] ?? ''), 'read', request.socket.remoteAddress);
+    response.writeHead(status).end();
+  }).listen(0, '127.0.0.1');
+  t.teardown(() => backend.close());
+  await once(backend, 'listening');
+  const backendUrl = `http://127.0.0.1:${(backend.address() as AddressInfo).port}`;
+  for (const [given, status] of [
+    [key, 200],
+    ['ÿ'.repeat(15_000), 401],
+    ['\t"\\\u0080', 401],
+    ['', 401],
+  ] as const) {
+    t.equal((await fetch(backendUrl, { headers: { 'x-api-key': given } })).status, status);
   }
   await service.admin.patch(`/v1/keys/${id}`, { rateLimit: { requests: 1, windowSeconds: 86_400 } });
   await checkKey(key, 'read', '203.0.113.7');
