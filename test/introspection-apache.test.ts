@@ -1,0 +1,117 @@
+import { once } from 'node:events';
+import { existsSync } from 'node:fs';
+import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { type AddressInfo, connect } from 'node:net';
+import { tmpdir, userInfo } from 'node:os';
+import path from 'node:path';
+import { createServer } from 'node:tls';
+import t, { type Test } from 'tap';
+import { startService } from './support/app.ts';
+import { createCertificateAuthority } from './support/certificates.ts';
+import { freePort } from './support/ports.ts';
+import { eventually, run } from './support/process.ts';
+
+// Introspection by the modules with which Apache protects what is behind it, as Debian has them.
+
+const modules = '/usr/lib/apache2/modules';
+
+interface Asked {
+  endpoint: string;
+  secret: string;
+  /** One of client_secret_basic and client_secret_post. */
+  method: string;
+}
+
+const protections: Record<string, (asked: Asked) => string[]> = {
+  auth_openidc: ({ endpoint, secret, method }) => [
+    'OIDCCryptoPassphrase something-random',
+    'OIDCOAuthSSLValidateServer Off',
+    `OIDCOAuthIntrospectionEndpoint ${endpoint}`,
+    `OIDCOAuthIntrospectionEndpointAuth ${method}`,
+    'OIDCOAuthClientID https://rs.example',
+    `OIDCOAuthClientSecret ${secret}`,
+    'OIDCOAuthRemoteUserClaim sub',
+    '<Location />',
+    'AuthType oauth20',
+    'Require valid-user',
+    '</Location>',
+  ],
+  oauth2: ({ endpoint, secret, method }) => [
+    `OAuth2TokenVerify introspect ${endpoint} introspect.ssl_verify=false&introspect.auth=${method}&client_id=rs&client_secret=${secret}`,
+    '<Location />',
+    'AuthType oauth2',
+    'Require valid-user',
+    '</Location>',
+  ],
+};
+
+for (const [name, protection] of Object.entries(protections)) {
+  const file = `${modules}/mod_${name}.so`;
+  for (const method of ['client_secret_basic', 'client_secret_post']) {
+    const skip = !existsSync(file) && `mod_${name} is not installed`;
+    t.test(`Apache with mod_${name} and ${method}`, { skip }, async (t) => {
+      const service = await startService(t);
+      const url = await service.app.listen({ port: 0, host: '127.0.0.1' });
+      const { body: key } = await service.admin.post('/v1/keys', {});
+      const { body: deleted } = await service.admin.post('/v1/keys', {});
+      await service.admin.delete(`/v1/keys/${deleted.id}`);
+      const endpoint = `${await throughTls(t, Number(new URL(url).port))}/v1/introspect`;
+      const asked = { endpoint, secret: service.verifier.token, method };
+      const statusOf = await startApache(t, name, protection(asked));
+      t.equal(await statusOf(key.key), 200);
+      t.equal(await statusOf(deleted.key), 401);
+      t.equal(await statusOf('nonsense'), 401);
+      t.equal(await statusOf(undefined), 401);
+    });
+  }
+}
+
+/** mod_auth_openidc asks by https only. */
+async function throughTls(t: Test, port: number): Promise<string> {
+  const server = createServer(createCertificateAuthority().issue(['127.0.0.1']), (socket) => {
+    const upstream = connect(port, '127.0.0.1');
+    socket.on('error', () => upstream.destroy());
+    upstream.on('error', () => socket.destroy());
+    socket.pipe(upstream).pipe(socket);
+  }).listen(0, '127.0.0.1');
+  t.teardown(() => void server.close());
+  await once(server, 'listening');
+  return `https://127.0.0.1:${(server.address() as AddressInfo).port}`;
+}
+
+/** Apache in the foreground, with all its files in a folder of its own. @returns with which status it answers to a key */
+async function startApache(t: Test, module: string, protection: string[]) {
+  const [directory, port] = [await mkdtemp(path.join(tmpdir(), 'latchkey-apache-')), await freePort()];
+  t.teardown(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
+  const loaded = ['mpm_event', 'authn_core', 'authz_core', 'authz_user', module];
+  const { username } = userInfo();
+  const configuration = [
+    `ServerRoot ${directory}`,
+    'ServerName localhost',
+    `Listen 127.0.0.1:${port}`,
+    `PidFile ${directory}/pid`,
+    `DefaultRuntimeDir ${directory}`,
+    `ErrorLog ${path.join(directory, 'error.log')}`,
+    'LogLevel debug',
+    `DocumentRoot ${directory}`,
+    ...loaded.map((name) => `LoadModule ${name}_module ${modules}/mod_${name}.so`),
+    ...(username === 'root' ? ['User www-data', 'Group www-data'] : []),
+    ...protection,
+  ];
+  await writeFile(path.join(directory, 'apache.conf'), `${configuration.join('\n')}\n`);
+  await writeFile(path.join(directory, 'index'), 'protected');
+  await chmod(directory, 0o755);
+  const process = run(t, 'apache2', ['-f', path.join(directory, 'apache.conf'), '-DFOREGROUND']);
+  const statusOf = async (key: string | undefined) => {
+    const headers: Record<string, string> = key === undefined ? {} : { authorization: `Bearer ${key}` };
+    const response = await fetch(`http://127.0.0.1:${port}/index`, { headers });
+    await response.arrayBuffer();
+    return response.status;
+  };
+  await eventually(async () => {
+    if (process.child.exitCode !== null) throw new Error(`Apache has ended:\n${process.output()}`);
+    return await statusOf(undefined).catch(() => undefined);
+  });
+  t.teardown(async () => t.passing() || t.comment(await readFile(path.join(directory, 'error.log'), 'utf8')));
+  return statusOf;
+}
