@@ -8,7 +8,8 @@ import { pathToFileURL } from 'node:url';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import { startService } from './support/app.ts';
-import { runPlainly, runScript } from './support/process.ts';
+import { freePort } from './support/ports.ts';
+import { eventually, runPlainly, runScript } from './support/process.ts';
 
 // Clients that two generators of different kinds make of the two documents: generated, compiled strictly, and used
 // against a service that listens.
@@ -135,6 +136,35 @@ t.test('the TypeScript of docs/integration.md compiles, and tells whose key it i
   t.same(await checkKey(key, 'read', '203.0.113.7'), { status: 429 });
   await service.app.close();
   t.same(await checkKey(key, 'read', '203.0.113.7'), { status: 503 });
+});
+
+t.test('the hook of docs/integration.md protects a backend, and survives what strangers send', async (t) => {
+  const page = await readFile('docs/integration.md', 'utf8');
+  const [, snippet = ''] = /^```js\n(.*?)^```$/ms.exec(page) ?? [];
+  const service = await startService(t);
+  const url = await service.app.listen({ port: 0, host: '127.0.0.1' });
+  const places = { 'latchkey/fastify': path.resolve('src/fastify/plugin.ts'), 'http://127.0.0.1:8080': url };
+  const filled = Object.entries(places).reduce((text, [place, here]) => {
+    t.ok(text.includes(place), place);
+    return text.replace(place, here);
+  }, snippet);
+  const file = path.join(await clientFolder(t), 'backend.mts');
+  await writeFile(file, filled);
+  const port = String(await freePort());
+  const backend = runScript(t, file, [], { env: { PORT: port, VERIFIER_TOKEN: service.verifier.token } });
+  const statusOf = async (headers: Record<string, string>) =>
+    (await fetch(`http://127.0.0.1:${port}/issues`, { headers })).status;
+  const { body: key } = await service.admin.post('/v1/keys', {});
+  await eventually(async () => {
+    if (backend.child.exitCode !== null) throw new Error(backend.output());
+    return (await statusOf({ 'x-api-key': key.key }).catch(() => 0)) === 200;
+  });
+  for (const hostile of ['', 'x', 'x'.repeat(15_000), 'ÿ'.repeat(15_000), '"\\{}', 'lk_k_']) {
+    for (const forwarded of ['unknown', '1.2.3.4:5', 'x'.repeat(500)]) {
+      const status = await statusOf({ 'x-api-key': hostile, 'x-forwarded-for': forwarded });
+      t.equal(status, 401, `${hostile.slice(0, 20)} from ${forwarded.slice(0, 20)}`);
+    }
+  }
 });
 
 /** A folder with a tour in it, where there is one, and with this project's packages. */
