@@ -73,7 +73,7 @@ const introspectRequest = z
     token: z.string().meta({ description: 'What the client presented as its API key.' }),
     token_type_hint: z.string().optional().meta({ description: 'Taken and not needed.' }),
   })
-  .meta({ example: { token: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' } });
+  .meta({ id: 'IntrospectionRequest', example: { token: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' } });
 
 const introspectView = z
   .object({
