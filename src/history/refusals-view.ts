@@ -8,7 +8,7 @@ import type { ListedRefusals } from './refusals-store.ts';
 export const refusalCodes = problemCodes.filter((code) => [403, 429].includes(problemKinds[code].status));
 
 /** Text, so that a code of another version can be read. */
-export const refusalCodeSchema = z.string().meta({ id: 'RefusalCode', enum: refusalCodes, example: 'forbidden' });
+export const refusalCodeSchema = z.string().meta({ id: 'RefusalCode', enum: refusalCodes });
 
 export const refusalView = z
   .object({
@@ -17,7 +17,7 @@ export const refusalView = z
     hour: timestampView.meta({ description: 'The beginning of the hour, in UTC, in which these attempts were made.' }),
     caller: z
       .object({
-        type: z.enum(['admin', 'operator', 'verifier', 'api_key']).meta({ id: 'CallerType', example: 'verifier' }),
+        type: z.enum(['admin', 'operator', 'verifier', 'api_key']).meta({ id: 'CallerType' }),
         id: z.string(),
         name: z.string().nullable(),
         email: z.string().nullable(),

@@ -54,7 +54,7 @@ const historyFilter = z
     ...pageQuery,
     kind: z
       .enum(['events', 'refused'])
-      .meta({ id: 'HistoryKind', example: 'events' })
+      .meta({ id: 'HistoryKind' })
       .default('events')
       .meta({ description: '`refused`: attempts that were refused with 403 or 429, counted by the hour, not events.' }),
     keyId: idSchema('key').optional(),

@@ -9,7 +9,7 @@ export const hashView = z
   .string()
   .meta({ example: '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08' });
 
-export const historyActionSchema = z.enum(historyActions).meta({ id: 'HistoryAction', example: 'key.revealed' });
+export const historyActionSchema = z.enum(historyActions).meta({ id: 'HistoryAction' });
 
 /** What an event's canonical text says. */
 const said = {

@@ -7,6 +7,7 @@ import { z } from 'zod';
 import { type ProblemCode, problemKinds } from '../core/errors.ts';
 import type { AccessRule } from './access.ts';
 import { serveDocsFiles } from './docs-files.ts';
+import { docsLook } from './docs-look.ts';
 import {
   finishDocument,
   type JsonObject,
@@ -124,7 +125,11 @@ export const openApi = fp<{ version: string }>(
         if (request.routeOptions.url === '/docs/json') reply.type(jsonMediaType).send(document());
         else done();
       });
-      await docs.register(swaggerUi, { routePrefix: '/docs', uiConfig: { deepLinking: true }, staticCSP: docsPolicy });
+      await docs.register(swaggerUi, {
+        routePrefix: '/docs',
+        staticCSP: docsPolicy,
+        ...docsLook,
+      });
     });
     app.get(
       '/openapi.json',

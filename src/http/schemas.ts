@@ -139,19 +139,18 @@ export const emailInput = z
 
 export const accessSchema = z
   .enum(accesses)
-  .meta({ id: 'Access', description: 'What a client does with a key, or may do.', example: 'read' });
+  .meta({ id: 'Access', description: 'What a client does with a key, or may do.' });
 
 export const permissionSchema = z.enum(permissions).meta({
   id: 'Permission',
   description: "What a key permits. Only keys of the organization's own row have `read_write`.",
-  example: 'read',
 });
 
-export const roleSchema = z.enum(['operator', 'admin', 'verifier']).meta({ id: 'Role', example: 'admin' });
+export const roleSchema = z.enum(['operator', 'admin', 'verifier']).meta({ id: 'Role' });
 
 export const scopeSchema = z
   .enum(accesses)
-  .meta({ id: 'Scope', description: 'What the holder of an access token may do.', example: 'read' });
+  .meta({ id: 'Scope', description: 'What the holder of an access token may do.' });
 
 /** A set: at least one of them, each once. */
 function setOf<Item extends z.ZodType>(item: Item) {

@@ -75,9 +75,7 @@ const revealedKeyView = z
   .object({ key: z.string().meta({ description: 'The plaintext.', example: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' }) })
   .meta({ id: 'RevealedKey' });
 
-const deletionReasonSchema = z
-  .enum(['unused', 'rotated', 'compromised', 'other'])
-  .meta({ id: 'KeyDeletionReason', example: 'unused' });
+const deletionReasonSchema = z.enum(['unused', 'rotated', 'compromised', 'other']).meta({ id: 'KeyDeletionReason' });
 
 export interface KeyRoutesOptions {
   transactor: Transactor;

@@ -15,7 +15,7 @@ import type { CreatedKey } from './commands.ts';
 import { keyStatuses, restorableUntil, statusOf } from './policy.ts';
 import type { Key } from './store.ts';
 
-export const keyStatusSchema = z.enum(keyStatuses).meta({ id: 'KeyStatus', example: 'active' });
+export const keyStatusSchema = z.enum(keyStatuses).meta({ id: 'KeyStatus' });
 
 const fields = {
   id: idView('key'),

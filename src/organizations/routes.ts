@@ -22,7 +22,7 @@ import {
 import { createOrganization, patchOrganization, putRateLimit, rateLimitOf } from './commands.ts';
 import { getOrganization, listOrganizations, type Organization } from './store.ts';
 
-const keyRevealSchema = z.enum(['allowed', 'never']).meta({ id: 'KeyReveal', example: 'allowed' });
+const keyRevealSchema = z.enum(['allowed', 'never']).meta({ id: 'KeyReveal' });
 
 const organizationView = z
   .object({

@@ -38,7 +38,7 @@ const fields = {
   email: z.string().meta({ example: 'team@partner.example' }),
   name: z.string().nullable().meta({ example: 'Partner Inc' }),
   permissions: z.array(accessSchema).meta({ example: ['read'] }),
-  status: z.enum(['active', 'suspended', 'deleted']).meta({ id: 'PartnerStatus', example: 'active' }),
+  status: z.enum(['active', 'suspended', 'deleted']).meta({ id: 'PartnerStatus' }),
   rateLimit: rateLimitSchema.nullable().meta({ description: limitMeaning.partner }),
   createdAt: timestampView,
   createdBy: actorView,

@@ -3,7 +3,7 @@ import { actorView, idView, timestampView } from '../http/schemas.ts';
 import { isOverdue, recoveryStatuses } from './policy.ts';
 import type { RecoveryRequest } from './store.ts';
 
-export const recoveryStatusSchema = z.enum(recoveryStatuses).meta({ id: 'RecoveryStatus', example: 'open' });
+export const recoveryStatusSchema = z.enum(recoveryStatuses).meta({ id: 'RecoveryStatus' });
 
 export const recoveryRequestView = z
   .object({

@@ -58,7 +58,7 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
     tags: ['Verification'],
     summary: 'May this request pass? For gateways',
     description,
-    querystring: z.object({ limitedStatus: z.enum(['403']).meta({ id: 'LimitedStatus', example: '403' }).optional() }),
+    querystring: z.object({ limitedStatus: z.enum(['403']).meta({ id: 'LimitedStatus' }).optional() }),
     response: { 200: z.null().meta({ description: 'It may pass. The headers tell whose key it is.' }) },
   };
   const config: FastifyContextConfig = { access: { role: 'gateway' } };

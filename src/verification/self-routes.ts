@@ -13,7 +13,7 @@ const selfView = z
   .object({
     kind: z
       .enum(['access_token', 'oidc', 'api_key'])
-      .meta({ id: 'CredentialKind', description: '`oidc`: a token of an identity provider.', example: 'api_key' }),
+      .meta({ id: 'CredentialKind', description: '`oidc`: a token of an identity provider.' }),
     id: z.string().meta({ example: 'key_01k9s3v5wqe8n8x4r2m6t7yb0c' }),
     organizationId: idView('org').nullable().meta({ description: 'Null: for the whole installation.' }),
     partnerId: idView('partner').nullable(),

@@ -19,7 +19,7 @@ const spans = {
   day: { periodMs: dayMs, defaultMs: 30 * dayMs, mostMs: 366 * dayMs },
 };
 
-const granularitySchema = z.enum(['hour', 'day']).meta({ id: 'UsageGranularity', example: 'hour' });
+const granularitySchema = z.enum(['hour', 'day']).meta({ id: 'UsageGranularity' });
 
 const usageQuery = z.strictObject({
   from: timestampInput.optional().meta({

@@ -7,7 +7,7 @@ import type { Verdict } from './verifier.ts';
 export const verdictView = z
   .object({
     valid: z.boolean(),
-    code: z.enum(verdictCodes).meta({ id: 'VerdictCode', example: 'valid' }),
+    code: z.enum(verdictCodes).meta({ id: 'VerdictCode' }),
     keyId: idView('key').nullable(),
     organizationId: idView('org').nullable(),
     partnerId: idView('partner').nullable(),
@@ -24,7 +24,7 @@ export const verdictView = z
       .object({
         policy: z
           .enum(['owner', 'key'])
-          .meta({ id: 'LimitPolicy', example: 'owner' })
+          .meta({ id: 'LimitPolicy' })
           .meta({ description: "owner: the limit that all keys of the owner share. key: one of the key's own." }),
         limit: z.int(),
         windowSeconds: z.int(),

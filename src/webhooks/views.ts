@@ -11,12 +11,9 @@ export const webhookEventSchema = z.string().meta({
   id: 'WebhookEvent',
   enum: [...webhookEvents],
   description: 'An action of history, or `*` for all.',
-  example: 'key.created',
 });
 
-export const deliveryStatusSchema = z
-  .enum(['pending', 'delivered', 'failed'])
-  .meta({ id: 'WebhookDeliveryStatus', example: 'delivered' });
+export const deliveryStatusSchema = z.enum(['pending', 'delivered', 'failed']).meta({ id: 'WebhookDeliveryStatus' });
 
 const fields = {
   id: idView('webhook'),
@@ -25,11 +22,11 @@ const fields = {
   url: z.string().meta({ example: 'https://hooks.example.com/latchkey' }),
   events: z.array(webhookEventSchema).meta({ example: ['key.created', 'key.deleted'] }),
   description: z.string().nullable().meta({ example: 'Billing' }),
-  status: z.enum(['enabled', 'disabled']).meta({ id: 'WebhookStatus', example: 'enabled' }),
+  status: z.enum(['enabled', 'disabled']).meta({ id: 'WebhookStatus' }),
   disabledAt: timestampView.nullable(),
   disabledReason: z
     .enum(['requested', 'gone', 'failing'])
-    .meta({ id: 'DisabledReason', example: 'gone' })
+    .meta({ id: 'DisabledReason' })
     .nullable()
     .meta({ description: 'gone: it has answered 410. failing: every attempt of five days has failed.' }),
   failingSince: timestampView.nullable().meta({ description: 'Every attempt since then has failed.' }),
