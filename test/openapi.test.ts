@@ -171,7 +171,7 @@ for (const file of ['openapi/openapi.json', 'openapi/openapi-3.0.json']) {
     t.same(CreatedPartner.properties.keys.items, { $ref: '#/components/schemas/CreatedKey' });
   });
 
-  t.test(`${file}: what one member tells apart has a discriminator`, async (t) => {
+  t.test(`${file}: a union whose options differ in one member has a discriminator`, async (t) => {
     t.match(components.schemas.HistoryPage, {
       oneOf: [{ $ref: /EventPage$/ }, { $ref: /RefusedAttemptsPage$/ }],
       discriminator: { propertyName: 'kind', mapping: { events: /EventPage$/, refused: /RefusedAttemptsPage$/ } },
