@@ -59,7 +59,7 @@ t.test('an organization at its bound of exports is refused more, and another one
   t.equal((await begin(t, service, path, as(other.admin))).statusCode, 200);
   t.equal((await begin(t, service, path, as(operator))).statusCode, 200, 'the installation is a group of its own');
   const refused = await eventually(async () => {
-    const { data } = (await admin.get('/v1/history?class=refused')).body;
+    const { data } = (await admin.get('/v1/history?kind=refused')).body;
     return data.length > 0 && data;
   });
   t.match(refused, [{ operation: 'exportHistory', code: 'rate_limited' }]);

@@ -165,9 +165,9 @@ t.test('attempts whose connection is reset before they are refused are recorded,
   });
   await Promise.all(resets);
   t.equal((await verifier.get('/v1/partners')).status, 403);
-  const refused = async () => (await admin.get('/v1/history?class=refused&operation=listPartners')).body.data;
+  const refused = async () => (await admin.get('/v1/history?kind=refused&operation=listPartners')).body.data;
   t.match(await eventually(async () => (await refused())[0]), { caller: { type: 'verifier' }, count: 1 });
-  t.equal((await admin.get('/v1/history?class=refused')).status, 200);
+  t.equal((await admin.get('/v1/history?kind=refused')).status, 200);
   t.notMatch(logLines.join(''), 'Refused attempts: not written');
 });
 

@@ -177,7 +177,7 @@ async function clientFolder(t: Test, tour?: string): Promise<string> {
 }
 
 async function compiles(t: Test, folder: string, tour: string): Promise<void> {
-  const flags = ['--noEmit', '--strict', '--skipLibCheck', '--types', 'node', '--allowImportingTsExtensions'];
+  const flags = ['--noEmit', '--strict', '--types', 'node', '--allowImportingTsExtensions'];
   const tsc = path.resolve('node_modules/typescript/bin/tsc');
   await succeeds(t, process.execPath, [tsc, ...flags, '--module', 'nodenext', tour], folder);
 }

@@ -15,7 +15,7 @@ t.test('a cursor is good for the list that returned it, and for no other', async
   const [first, second] = keys as [Json, Json];
   const named = { 'latchkey-organization': organizationId };
   const lists: Array<[list: string, others: string[]]> = [
-    ['/v1/history', [`/v1/keys/${first.id}/history`, '/v1/history?action=key.created', '/v1/history?class=refused']],
+    ['/v1/history', [`/v1/keys/${first.id}/history`, '/v1/history?action=key.created', '/v1/history?kind=refused']],
     [`/v1/keys/${first.id}/history`, ['/v1/history', `/v1/keys/${second.id}/history`, `/v1/keys/${first.id}/viewers`]],
     [
       '/v1/history?action=key.created',

@@ -25,11 +25,9 @@ const withoutKeys = ({ keys, ...partner }: Json) => ({ ...partner, keys: keys.ma
 t.test(
   '20 at once with one Idempotency-Key, at two replicas: one effect, the rest replay or are told to wait',
   async (t) => {
-    // As many looks as an admin has unless more are configured: a replay past them goes without the key.
-    const limits = { callerLimit: 1_000_000, addressLimit: 1_000_000, revealLimit: 10 };
-    const service = await startService(t, { limits });
+    const service = await startService(t);
     const { urls, keyring, admin } = service;
-    const replica = await startService(t, { urls, keyring, limits });
+    const replica = await startService(t, { urls, keyring });
     const adminThere = replica.as(admin.token);
     const outcomes = { done: 0, replayed: 0, told: 0 };
     const rounds = 25;

@@ -104,7 +104,7 @@ t.test('nobody gets more than was mapped, and never the role of an operator', as
   t.match(await rita.post('/v1/verify', { key: 'x', permission: 'read' }), { status: 403 });
 
   const refusals = await eventually(async () => {
-    const { body } = await rita.get(`/v1/history?class=refused&actorId=${encodeURIComponent(idOf(issuer, 'rita'))}`);
+    const { body } = await rita.get(`/v1/history?kind=refused&actorId=${encodeURIComponent(idOf(issuer, 'rita'))}`);
     return body.data.length >= 4 && body.data;
   });
   t.match(refusals.at(-1), { caller: { type: 'admin', id: idOf(issuer, 'rita') }, operation: 'createKey' });

@@ -57,7 +57,11 @@ function outline({ paths }: Json) {
 t.test('what 3.0 has no word for is refused, not left out', async (t) => {
   const withSchema = (schema: object) => ({
     info: {},
-    components: { schemas: { Thing: schema, Other: { type: 'object' } } },
+    paths: { '/': { schema: { $ref: '#/components/schemas/Thing' } } },
+    components: {
+      schemas: { Thing: schema, Other: { type: 'object' }, Listed: { type: 'string', enum: ['a'] } },
+      responses: {},
+    },
   });
   const severalOrNull = { anyOf: [{ type: 'string' }, { type: 'integer' }, { type: 'null' }] };
   for (const schema of [
@@ -73,6 +77,7 @@ t.test('what 3.0 has no word for is refused, not left out', async (t) => {
       properties: {
         type: { type: 'string', example: { type: ['kept', 'null'] } },
         enum: { anyOf: [{ type: 'string', enum: ['a'] }, { type: 'null' }] },
+        listed: { anyOf: [{ $ref: '#/components/schemas/Listed' }, { type: 'null' }], description: 'said' },
         named: { anyOf: [{ $ref: '#/components/schemas/Other' }, { type: 'null' }], description: 'said' },
         beside: { $ref: '#/components/schemas/Other', description: 'said' },
       },
@@ -81,9 +86,12 @@ t.test('what 3.0 has no word for is refused, not left out', async (t) => {
   t.same(translated.components.schemas.Thing.properties, {
     type: { type: 'string', example: { type: ['kept', 'null'] } },
     enum: { type: 'string', enum: ['a', null], nullable: true },
+    listed: { allOf: [{ $ref: '#/components/schemas/NullableListed' }], description: 'said' },
     named: { type: 'object', allOf: [{ $ref: '#/components/schemas/Other' }], description: 'said', nullable: true },
     beside: { allOf: [{ $ref: '#/components/schemas/Other' }], description: 'said' },
   });
+  const { Listed, NullableListed } = translated.components.schemas;
+  t.same([Listed, NullableListed], [undefined, { type: 'string', enum: ['a', null], nullable: true }]);
 });
 
 t.test('the service serves the same document', async (t) => {
@@ -109,9 +117,88 @@ t.test('every operation says all that a client needs', async (t) => {
     }
     if (operation.requestBody === undefined) continue;
     const [body] = Object.values<Json>(operation.requestBody.content);
-    t.ok(body.schema.example, `${name} has an example of its body`);
+    t.ok(schemaNamed(document, body.schema.$ref).example, `${name} has an example of its body`);
   }
 });
+
+const schemaNamed = ({ components }: Json, reference: string): Json =>
+  components.schemas[reference.split('/').at(-1) ?? ''];
+
+/** The words with which one language or another cannot name a member or a type. */
+const reserved = ['class', 'const', 'default', 'enum', 'function', 'interface', 'object', 'package', 'self', 'switch'];
+
+for (const file of ['openapi/openapi.json', 'openapi/openapi-3.0.json']) {
+  const { paths, components }: Json = JSON.parse(readFileSync(file, 'utf8'));
+
+  t.test(
+    `${file}: each body, reply, object, enum and union has a name, so that a client's types have it too`,
+    async (t) => {
+      for (const { at, schema } of schemasIn({ paths, components })) {
+        const isNamed = /^\/components\/schemas\/[^/]+$/.test(at);
+        const options: Json[] = (schema.anyOf ?? schema.oneOf ?? []).filter(({ type }: Json) => type !== 'null');
+        const isDiscriminator = schema.enum?.length === 1 && at.endsWith('/properties/kind');
+        const needsName = schema.properties !== undefined || schema.enum !== undefined || options.length > 1;
+        t.ok(isNamed || isDiscriminator || !needsName, `${at} is a part of ${Object.keys(schema)}`);
+        if (options.length > 1)
+          t.ok(
+            options.every(({ $ref }) => $ref !== undefined),
+            `${at} is made of named schemas`,
+          );
+      }
+      for (const [path, item] of Object.entries<Json>(paths)) {
+        for (const [method, { requestBody, responses }] of Object.entries<Json>(item)) {
+          const successes = Object.entries<Json>(responses).filter(([status]) => status < '300');
+          for (const { content = {} } of [requestBody ?? {}, ...successes.map(([, response]) => response)]) {
+            const schema = content['application/json']?.schema ?? content['application/x-www-form-urlencoded']?.schema;
+            if (path !== '/openapi.json' && schema !== undefined) t.ok(schema.$ref, `${method} ${path}`);
+          }
+        }
+      }
+    },
+  );
+
+  t.test(`${file}: no name is a reserved word, and one that differs only by case`, async (t) => {
+    const names = Object.keys(components.schemas);
+    t.equal(new Set(names.map((name) => name.toLowerCase())).size, names.length);
+    const members = schemasIn({ paths, components }).flatMap(({ schema }) => Object.keys(schema.properties ?? {}));
+    for (const name of [...names, ...members]) t.notOk(reserved.includes(name.toLowerCase()), name);
+  });
+
+  t.test(`${file}: a plaintext that is shown is always there`, async (t) => {
+    const { CreatedKey, CreatedAccessToken, WebhookWithSecret, RevealedKey, CreatedPartner } = components.schemas;
+    t.ok(CreatedKey.required.includes('key') && RevealedKey.required.includes('key'));
+    t.ok(CreatedAccessToken.required.includes('token') && WebhookWithSecret.required.includes('secret'));
+    t.same(CreatedPartner.properties.keys.items, { $ref: '#/components/schemas/CreatedKey' });
+  });
+
+  t.test(`${file}: a union whose options differ in one member has a discriminator`, async (t) => {
+    t.match(components.schemas.HistoryPage, {
+      oneOf: [{ $ref: /EventPage$/ }, { $ref: /RefusedAttemptsPage$/ }],
+      discriminator: { propertyName: 'kind', mapping: { events: /EventPage$/, refused: /RefusedAttemptsPage$/ } },
+    });
+  });
+
+  t.test(`${file}: no parameter has an example, which a console would send`, async (t) => {
+    for (const [path, item] of Object.entries<Json>(paths)) {
+      for (const parameter of Object.values<Json>(item).flatMap(({ parameters = [] }) => parameters)) {
+        const { $ref, allOf: [first] = [{ $ref }] } = parameter.schema;
+        const named = first.$ref === undefined ? {} : schemaNamed({ components }, first.$ref);
+        t.notMatch(JSON.stringify([parameter, named]), '"example', `${path} ${parameter.name}`);
+      }
+    }
+  });
+}
+
+/** Each schema, wherever it is, with the path to it. */
+function schemasIn(value: Json, at = ''): Array<{ at: string; schema: Json }> {
+  if (Array.isArray(value)) return value.flatMap((item, index) => schemasIn(item, `${at}/${index}`));
+  if (typeof value !== 'object' || value === null) return [];
+  const isNameList = /\/(properties|schemas|responses|headers|paths|content)$/.test(at);
+  const below = Object.entries(value).flatMap(([name, member]) =>
+    name === 'example' && !isNameList ? [] : schemasIn(member, `${at}/${name}`),
+  );
+  return isNameList ? below : [{ at, schema: value }, ...below];
+}
 
 t.test('every named shape of a reply has an example, its own or one for each member', async (t) => {
   for (const [name, schema] of Object.entries<Json>(document.components.schemas)) {
@@ -124,6 +211,6 @@ function hasExample(schema: Json): boolean {
   if (schema.type === 'boolean' || schema.type === 'integer') return true;
   if (schema.properties !== undefined) return Object.values<Json>(schema.properties).every(hasExample);
   if (schema.items !== undefined) return hasExample(schema.items);
-  const options: Json[] = schema.anyOf ?? [];
+  const options: Json[] = schema.anyOf ?? schema.oneOf ?? [];
   return options.length > 0 && options.filter((option) => option.type !== 'null').every(hasExample);
 }

@@ -12,7 +12,7 @@ const hourMs = 3_600_000;
 /** Waits until so many attempts are counted in what the caller sees. */
 async function refusalsOf(client: Client, attempts: number, headers: Record<string, string> = {}): Promise<Json[]> {
   return eventually(async () => {
-    const { body } = await client.get('/v1/history?class=refused', headers);
+    const { body } = await client.get('/v1/history?kind=refused', headers);
     const counted = body.data.reduce((sum: number, { count }: Json) => sum + count, 0);
     return counted >= attempts && body.data;
   });
@@ -88,7 +88,7 @@ t.test('filters, pages, and what does not go together', async (t) => {
   }
   const all = await refusalsOf(admin, 6);
   t.equal(all.length, 6);
-  const list = async (query: string) => (await admin.get(`/v1/history?class=refused&${query}`)).body.data as Json[];
+  const list = async (query: string) => (await admin.get(`/v1/history?kind=refused&${query}`)).body.data as Json[];
   t.same(
     await list(`actorId=${reader.id}`),
     all.filter(({ caller }) => caller.id === reader.id),
@@ -108,7 +108,7 @@ t.test('filters, pages, and what does not go together', async (t) => {
 
   const paged: Json[] = [];
   for (let cursor = ''; ; ) {
-    const { body } = await admin.get(`/v1/history?class=refused&limit=4${cursor}`);
+    const { body } = await admin.get(`/v1/history?kind=refused&limit=4${cursor}`);
     paged.push(...body.data);
     if (body.nextCursor === null) break;
     cursor = `&cursor=${body.nextCursor}`;
@@ -116,16 +116,16 @@ t.test('filters, pages, and what does not go together', async (t) => {
   t.same(paged, all);
 
   const { body: events } = await admin.get('/v1/history?limit=1');
-  const foreign = await admin.get(`/v1/history?class=refused&cursor=${events.nextCursor}`);
+  const foreign = await admin.get(`/v1/history?kind=refused&cursor=${events.nextCursor}`);
   t.match(foreign, { status: 400, body: { code: 'cursor_invalid' } });
   for (const [query, path, why] of [
-    [`class=refused&keyId=${newId('key')}`, 'query.keyId', /class=refused.*actorId/],
-    [`class=refused&partnerId=${newId('partner')}`, 'query.partnerId', /class=refused/],
-    ['class=refused&action=key.created', 'query.action', /class=refused.*operation/],
-    ['operation=createKey', 'query.operation', /class=events.*action/],
-    ['class=events&code=forbidden', 'query.code', /class=events/],
-    ['class=refused&code=not_found', 'query.code', /./],
-    ['class=all', 'query.class', /./],
+    [`kind=refused&keyId=${newId('key')}`, 'query.keyId', /kind=refused.*actorId/],
+    [`kind=refused&partnerId=${newId('partner')}`, 'query.partnerId', /kind=refused/],
+    ['kind=refused&action=key.created', 'query.action', /kind=refused.*operation/],
+    ['operation=createKey', 'query.operation', /kind=events.*action/],
+    ['kind=events&code=forbidden', 'query.code', /kind=events/],
+    ['kind=refused&code=not_found', 'query.code', /./],
+    ['kind=all', 'query.kind', /./],
   ] as const) {
     const { status, body } = await admin.get(`/v1/history?${query}`);
     t.equal(status, 400, query);

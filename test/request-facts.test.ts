@@ -31,7 +31,7 @@ t.test('a refused attempt of a client that is gone is recorded with its address'
   }
   later(1_000);
   const refused = await eventually(async () => {
-    const { body } = await admin.get('/v1/history?class=refused');
+    const { body } = await admin.get('/v1/history?kind=refused');
     return body.data[0]?.count === 8 && body.data;
   });
   t.match(refused, [{ lastIp: '127.0.0.1' }]);

@@ -86,7 +86,7 @@ async function exercise(t: Test, urls: ClusterUrls, listenUrl = urls.app): Promi
   await verifier.get('/v1/keys');
   await verification.usage.flush();
   t.match((await admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed: 1, denied: 1 });
-  t.match(await eventually(async () => (await admin.get('/v1/history?class=refused')).body.data[0]), { count: 1 });
+  t.match(await eventually(async () => (await admin.get('/v1/history?kind=refused')).body.data[0]), { count: 1 });
   const from = new Date(Date.now() - 60_000).toISOString();
   const { body: history } = await admin.get(`/v1/history?from=${from}&limit=200`);
   t.ok(

@@ -9,7 +9,6 @@ import type { Transactor } from '../db/work.ts';
 import { accessTokenOf, doerOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import {
-  accessesInput,
   actorSnapshotView,
   actorView,
   emailInput,
@@ -18,6 +17,9 @@ import {
   nameInput,
   pageOf,
   pageQuery,
+  roleSchema,
+  scopeSchema,
+  scopesInput,
   timestampInput,
   timestampView,
 } from '../http/schemas.ts';
@@ -27,8 +29,8 @@ import { type AccessToken, getAccessToken, listAccessTokens } from './store.ts';
 const fields = {
   id: idView('token'),
   organizationId: idView('org').nullable().meta({ description: 'Null: for the whole installation.' }),
-  role: z.enum(['operator', 'admin', 'verifier']),
-  scopes: z.array(z.enum(['read', 'write'])).meta({ example: ['read'] }),
+  role: roleSchema,
+  scopes: z.array(scopeSchema).meta({ example: ['read'] }),
   name: z.string().meta({ example: 'Ada Admin' }),
   email: z.string().nullable().meta({ example: 'ada@example.com' }),
   maskedToken: z.string().meta({ example: 'lk_a_…Zq9B' }),
@@ -46,8 +48,8 @@ const accessTokenView = z.object(fields).meta({ id: 'AccessToken' });
 const createdAccessTokenView = z
   .object({
     ...fields,
-    token: z.string().optional().meta({
-      description: 'The plaintext. It is shown this once and can not be shown again: a replayed reply is without it.',
+    token: z.string().meta({
+      description: 'The plaintext. It is shown this once and cannot be shown again.',
       example: 'lk_v_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…',
     }),
   })
@@ -55,13 +57,13 @@ const createdAccessTokenView = z
 
 const newAccessToken = z
   .strictObject({
-    role: z.enum(['operator', 'admin', 'verifier']),
+    role: roleSchema,
     name: nameInput,
     email: emailInput.nullish().meta({ description: 'Needed for an admin, who is a named person.' }),
-    scopes: accessesInput,
+    scopes: scopesInput,
     expiresAt: timestampInput.nullish(),
   })
-  .meta({ example: { role: 'verifier', name: 'Checkout backend', scopes: ['read'] } });
+  .meta({ id: 'NewAccessToken', example: { role: 'verifier', name: 'Checkout backend', scopes: ['read'] } });
 
 export interface AccessTokenRoutesOptions {
   transactor: Transactor;
@@ -70,7 +72,7 @@ export interface AccessTokenRoutesOptions {
 
 export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> = async (app, options) => {
   const { transactor, crypto } = options;
-  const params = z.object({ accessTokenId: idParam('token', 'Which access token') });
+  const params = z.object({ accessTokenId: idParam('Which access token') });
   const toView = (token: AccessToken) => toAccessTokenView(token, crypto.prefix);
 
   app.get(
@@ -82,7 +84,7 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
         tags: ['Administration'],
         summary: 'Live access tokens, newest first',
         querystring: z.strictObject(pageQuery),
-        response: { 200: pageOf(accessTokenView) },
+        response: { 200: pageOf('AccessTokenPage', accessTokenView) },
       },
     },
     async (request) => {
@@ -99,7 +101,7 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
       config: {
         access: { role: 'admin', scope: 'write', installation: true },
         idempotencyKey: 'taken',
-        problems: ['overloaded'],
+        problems: ['reply_gone', 'overloaded'],
       },
       schema: {
         operationId: 'createAccessToken',

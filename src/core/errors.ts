@@ -166,6 +166,14 @@ export const problemKinds = {
     explanation: 'The request has an Expect header that this service cannot meet.',
     remedy: 'Send no Expect header, or Expect: 100-continue.',
   },
+  reply_gone: {
+    status: 409,
+    title: 'Reply gone',
+    explanation:
+      'This request was done before under its Idempotency-Key, and the plaintext in its reply can no longer be shown.',
+    remedy:
+      'Nothing was done again. `created` names what the first request made: reveal that key, or delete it and create another under a new Idempotency-Key.',
+  },
   idempotency_mismatch: {
     status: 422,
     title: 'Idempotency mismatch',

@@ -6,6 +6,8 @@ export const accesses = ['read', 'write'] as const satisfies readonly Access[];
 /** What a key carries. Only the organization's own default row has `read_write`. */
 export type Permission = Access | 'read_write';
 
+export const permissions = [...accesses, 'read_write'] as const satisfies readonly Permission[];
+
 export function permits(permission: Permission, wanted: Access): boolean {
   return permission === 'read_write' || permission === wanted;
 }

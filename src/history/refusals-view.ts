@@ -7,6 +7,9 @@ import type { ListedRefusals } from './refusals-store.ts';
 /** With what a known caller can be refused. */
 export const refusalCodes = problemCodes.filter((code) => [403, 429].includes(problemKinds[code].status));
 
+/** Text, so that a code of another version can be read. */
+export const refusalCodeSchema = z.string().meta({ id: 'RefusalCode', enum: refusalCodes });
+
 export const refusalView = z
   .object({
     id: idView('refusal'),
@@ -14,20 +17,23 @@ export const refusalView = z
     hour: timestampView.meta({ description: 'The beginning of the hour, in UTC, in which these attempts were made.' }),
     caller: z
       .object({
-        type: z.enum(['admin', 'operator', 'verifier', 'api_key']),
+        type: z.enum(['admin', 'operator', 'verifier', 'api_key']).meta({ id: 'CallerType' }),
         id: z.string(),
         name: z.string().nullable(),
         email: z.string().nullable(),
+      })
+      .meta({
+        id: 'RefusedCaller',
+        example: { type: 'verifier', id: exampleId('token'), name: 'Checkout backend', email: null },
       })
       .nullable()
       .meta({
         description:
           'As it was at the last attempt. Null, and operation too: several, counted together because there were too many.',
-        example: { type: 'verifier', id: exampleId('token'), name: 'Checkout backend', email: null },
       }),
     operation: z.string().nullable().meta({ description: 'An operationId of this document.', example: 'revealKey' }),
     status: z.int().meta({ example: 403 }),
-    code: z.string().meta({ enum: refusalCodes, example: 'forbidden' }),
+    code: refusalCodeSchema,
     count: z.int().meta({ example: 3 }),
     firstAt: timestampView,
     lastAt: timestampView,

@@ -3,27 +3,33 @@ import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { Problem } from '../core/errors.ts';
 import type { OrganizationId } from '../core/ids.ts';
-import { decodeCursor, type ListId, type Page, toPage } from '../core/page.ts';
+import { decodeCursor, type ListId, toPage } from '../core/page.ts';
 import type { Db } from '../db/client.ts';
 import { createAtOnce, onceClosed, organizationGroupOf } from '../http/at-once.ts';
 import { accessTokenOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
-import { idParam, idSchema, pageOf, pageQuery, timestampInput } from '../http/schemas.ts';
+import { idParam, idSchema, pageFields, pageQuery, timestampInput } from '../http/schemas.ts';
 import { chainOf } from './chain.ts';
-import { historyActions } from './events.ts';
 import { listRefusals, type RefusalFilter } from './refusals-store.ts';
-import { isRefusalId, refusalCodes, refusalView, toRefusalView } from './refusals-view.ts';
+import { isRefusalId, refusalCodeSchema, refusalCodes, refusalView, toRefusalView } from './refusals-view.ts';
 import { someDifferences } from './state-differences.ts';
 import { countOfPage, type HistoryFilter, historyKnows, isSequence, listEvents } from './store.ts';
 import { verifyChain } from './verify.ts';
-import { hashView, type ListedEventView, listedEventView, toEventView } from './views.ts';
+import { hashView, historyActionSchema, listedEventView, toEventView } from './views.ts';
 
-const eventPage = pageOf(listedEventView)
-  .extend({ class: z.enum(['events']) })
-  .meta({ id: 'EventPage' });
-const refusalPage = pageOf(refusalView)
-  .extend({ class: z.enum(['refused']) })
+const eventPage = z.object({ kind: z.enum(['events']), ...pageFields(listedEventView) }).meta({ id: 'EventPage' });
+const refusalPage = z
+  .object({ kind: z.enum(['refused']), ...pageFields(refusalView) })
   .meta({ id: 'RefusedAttemptsPage' });
+const historyPage = z.discriminatedUnion('kind', [eventPage, refusalPage]).meta({
+  id: 'HistoryPage',
+  discriminator: {
+    propertyName: 'kind',
+    mapping: { events: '#/components/schemas/EventPage', refused: '#/components/schemas/RefusedAttemptsPage' },
+  },
+});
+
+type EventPage = z.infer<typeof eventPage>;
 
 const timeFilter = {
   from: timestampInput.optional().meta({ description: 'At this time or later.' }),
@@ -46,8 +52,9 @@ const filtersOf = {
 const historyFilter = z
   .strictObject({
     ...pageQuery,
-    class: z
+    kind: z
       .enum(['events', 'refused'])
+      .meta({ id: 'HistoryKind' })
       .default('events')
       .meta({ description: '`refused`: attempts that were refused with 403 or 429, counted by the hour, not events.' }),
     keyId: idSchema('key').optional(),
@@ -57,16 +64,19 @@ const historyFilter = z
       .max(1_000)
       .optional()
       .meta({ description: 'Who acted: the id of an access token, or issuer#subject.' }),
-    action: z.enum(historyActions).optional(),
+    action: historyActionSchema.optional(),
     operation: z.string().max(100).optional().meta({ description: 'Of refused attempts: the operationId.' }),
-    code: z.enum(refusalCodes).optional().meta({ description: 'Of refused attempts: with what.' }),
+    code: refusalCodeSchema
+      .refine((code) => (refusalCodes as readonly string[]).includes(code), `must be one of ${refusalCodes.join(', ')}`)
+      .optional()
+      .meta({ description: 'Of refused attempts: with what.' }),
     ...timeFilter,
   })
   .superRefine((query, context) => {
-    const foreign = filtersOf[query.class === 'events' ? 'refused' : 'events'];
+    const foreign = filtersOf[query.kind === 'events' ? 'refused' : 'events'];
     for (const [name, why] of Object.entries(foreign)) {
       if (query[name as keyof typeof query] === undefined) continue;
-      context.addIssue({ code: 'custom', path: [name], message: `does not go with class=${query.class}: ${why}` });
+      context.addIssue({ code: 'custom', path: [name], message: `does not go with kind=${query.kind}: ${why}` });
     }
   });
 
@@ -89,7 +99,11 @@ const verdictView = z
     head: hashView.nullable(),
     firstBadSequence: z.int().nullable(),
     flaws: z
-      .array(z.object({ firstSequence: z.int(), lastSequence: z.int(), reason: z.string() }))
+      .array(
+        z
+          .object({ firstSequence: z.int(), lastSequence: z.int(), reason: z.string() })
+          .meta({ id: 'HistoryFlaw', example: { firstSequence: 7, lastSequence: 9, reason: 'hash' } }),
+      )
       .max(100)
       .meta({ description: 'Ranges of events at which the chain is not as it was written: the first 100.' }),
     stateDifferences: z.array(stateDifferenceView).meta({
@@ -120,20 +134,20 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         tags: ['History'],
         summary: 'Who did what, newest first',
         description:
-          "An operator that names no organization reads the installation's own history. `class=refused` lists refused " +
+          "An operator that names no organization reads the installation's own history. `kind=refused` lists refused " +
           'attempts instead, with other entries. A page of large events is shorter than `limit`: follow `nextCursor`.',
         querystring: historyFilter,
-        response: { 200: z.discriminatedUnion('class', [eventPage, refusalPage]) },
+        response: { 200: historyPage },
       },
     },
     async (request) => {
       const { actsIn } = accessTokenOf(request);
       const list = listOf(request);
-      const { limit, cursor, class: wanted, operation, code, ...filter } = request.query;
-      if (wanted === 'events') return { class: wanted, ...(await readPage(list, actsIn, filter, { limit, cursor })) };
+      const { limit, cursor, kind, operation, code, ...filter } = request.query;
+      if (kind === 'events') return readPage(list, actsIn, filter, { limit, cursor });
       const { actorId: callerId, from, to } = filter;
       const refusals = { callerId, operation, code, from, to };
-      return { class: wanted, ...(await readRefusals(list, actsIn, refusals, { limit, cursor })) };
+      return { kind, ...(await readRefusals(list, actsIn, refusals, { limit, cursor })) };
     },
   );
 
@@ -185,9 +199,9 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         operationId: 'listKeyHistory',
         tags: ['History'],
         summary: "A key's own events, newest first",
-        params: z.object({ keyId: idParam('key', 'Which key') }),
+        params: z.object({ keyId: idParam('Which key') }),
         querystring: z.strictObject(pageQuery),
-        response: { 200: pageOf(listedEventView) },
+        response: { 200: eventPage },
       },
     },
     async (request) => readSubject(request, { keyId: request.params.keyId }, request.query),
@@ -201,9 +215,9 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         operationId: 'listPartnerHistory',
         tags: ['History'],
         summary: "A partner's events and those of its keys, newest first",
-        params: z.object({ partnerId: idParam('partner', 'Which partner') }),
+        params: z.object({ partnerId: idParam('Which partner') }),
         querystring: z.strictObject(pageQuery),
-        response: { 200: pageOf(listedEventView) },
+        response: { 200: eventPage },
       },
     },
     async (request) => readSubject(request, { partnerId: request.params.partnerId }, request.query),
@@ -219,7 +233,7 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
     request: FastifyRequest,
     subject: { keyId: string } | { partnerId: string },
     page: { limit: number; cursor?: string | undefined },
-  ): Promise<Page<ListedEventView>> {
+  ): Promise<EventPage> {
     const organizationId = organizationOf(request);
     if (!(await historyKnows(db, organizationId, subject))) {
       throw new Problem('not_found', 'History has nothing with this id in this organization.');
@@ -243,10 +257,11 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
     organizationId: OrganizationId | null,
     filter: HistoryFilter,
     { limit, cursor }: { limit: number; cursor?: string | undefined },
-  ): Promise<Page<ListedEventView>> {
+  ): Promise<EventPage> {
     const position = decodeCursor(list, cursor, isSequence);
     const beforeSequence = position === undefined ? undefined : Number(position);
     const events = await listEvents(db, organizationId, filter, { limit, beforeSequence });
-    return toPage(list, events, countOfPage(events, limit), (event) => String(event.sequence), toEventView);
+    const page = toPage(list, events, countOfPage(events, limit), (event) => String(event.sequence), toEventView);
+    return { kind: 'events', ...page };
   }
 };

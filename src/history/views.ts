@@ -9,23 +9,23 @@ export const hashView = z
   .string()
   .meta({ example: '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08' });
 
+export const historyActionSchema = z.enum(historyActions).meta({ id: 'HistoryAction' });
+
 /** What an event's canonical text says. */
 const said = {
   id: idView('event'),
   organizationId: idView('org').nullable().meta({ description: 'Null: an act of the installation itself.' }),
   sequence: z.int().meta({ description: 'Gapless within the organization, from 1.', example: 42 }),
   at: timestampView,
-  action: z.enum(historyActions).meta({ example: 'key.revealed' }),
+  action: historyActionSchema,
   actor: actorView,
   keyId: idView('key').nullable(),
   partnerId: idView('partner').nullable(),
   request: z
     .object({ id: z.string(), ip: z.string(), userAgent: z.string().nullable() })
+    .meta({ id: 'RequestFacts', example: { id: 'r-1', ip: '203.0.113.7', userAgent: 'curl/8.5.0' } })
     .nullable()
-    .meta({
-      description: 'Null: no request was involved.',
-      example: { id: 'r-1', ip: '203.0.113.7', userAgent: 'curl/8.5.0' },
-    }),
+    .meta({ description: 'Null: no request was involved.' }),
   details: z.record(z.string(), z.unknown()).meta({ example: { reason: 'The partner lost it' } }),
 };
 
@@ -43,7 +43,9 @@ export const unreadableEventView = z
     sequence: said.sequence,
     at: timestampView.nullable(),
     action: z.string().meta({ example: 'key.revealed' }),
-    actor: z.object({ id: z.string() }).meta({ example: { id: 'token_01k9s3v5wqe8n8x4r2m6t7yb0c' } }),
+    actor: z
+      .object({ id: z.string() })
+      .meta({ id: 'UnreadableActor', example: { id: 'token_01k9s3v5wqe8n8x4r2m6t7yb0c' } }),
     keyId: said.keyId,
     partnerId: said.partnerId,
     previousHash: hashView,
@@ -56,7 +58,7 @@ export const unreadableEventView = z
       'version did. It shows what the columns beside the text say.',
   });
 
-export const listedEventView = z.union([eventView, unreadableEventView]);
+export const listedEventView = z.union([eventView, unreadableEventView]).meta({ id: 'ListedEvent' });
 
 export type EventView = z.infer<typeof eventView>;
 export type ListedEventView = z.infer<typeof listedEventView>;

@@ -10,7 +10,7 @@ export interface HealthOptions {
   draining: AbortSignal;
 }
 
-const healthView = z.object({ status: z.literal('ok') });
+const healthView = z.object({ status: z.enum(['ok']).meta({ id: 'HealthStatus' }) }).meta({ id: 'Health' });
 
 /** For whoever runs the service: is the process alive, and should requests be sent to it? */
 export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, { checkReadiness, draining }) => {

@@ -113,11 +113,12 @@ export const idempotency = fp<IdempotencyOptions>(
       }
       const isRecent = now.getTime() - answer.created_at.getTime() < reopenedMs;
       const secrets = isRecent ? await reopen(request, reply, answer.reply) : [];
+      if (secrets.length < answer.reply.secrets.length) throw replyGone(answer.reply);
       reply.header('idempotent-replayed', 'true');
       return send<View>(reply, answer.reply, secrets);
     }
 
-    /** Whether this admin's limit allows so many looks. Where it does not, the reply goes without them. */
+    /** Whether this admin's limit allows so many looks. */
     function mayLook(request: FastifyRequest, reply: FastifyReply, looks: number): boolean {
       try {
         for (let look = 0; look < looks; look++) app.endpointLimits.countReveal(request, reply);
@@ -134,10 +135,11 @@ export const idempotency = fp<IdempotencyOptions>(
       const by = organizationDoerOf(request);
       const places = kept.secrets.map((path) => ({ path, id: ownerOf(kept.body, path) }));
       const openable = await reopener.findOpenable(by.organizationId, places.map(({ id }) => id).filter(isKeyId));
+      if (openable.length < places.length) return [];
       if (!mayLook(request, reply, openable.length)) return [];
       const opened: PlacedSecret[] = [];
       for (const { path, id } of places) {
-        const secret = isKeyId(id) && openable.includes(id) ? await reopener.open(by, id) : undefined;
+        const secret = isKeyId(id) ? await reopener.open(by, id) : undefined;
         if (secret !== undefined) opened.push({ path, secret });
       }
       return opened;
@@ -147,6 +149,14 @@ export const idempotency = fp<IdempotencyOptions>(
 );
 
 const isKeyId = (id: string | undefined): id is KeyId => id !== undefined && isId('key', id);
+
+/** A reply without its plaintext would not be the one that its route promises. It names what can be looked up instead. */
+function replyGone({ body, secrets }: KeptReply): Problem {
+  const ids = [['id'], ...secrets].map((path) => ownerOf(body, path)).filter((id) => id !== undefined);
+  const created = [...new Set(ids)];
+  const detail = `This request was done before, and its plaintext can no longer be shown. It made ${created.join(', ')}.`;
+  return new Problem('reply_gone', detail, { members: { created }, headers: { 'idempotent-replayed': 'true' } });
+}
 
 /** Who runs something once must have said so: the OpenAPI document is made from the declaration. */
 function requireTaken({ routeOptions: { url, config } }: FastifyRequest): void {

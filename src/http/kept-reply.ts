@@ -17,9 +17,9 @@ export interface PlacedSecret {
   secret: Secret;
 }
 
-/** A view as it is sent: a plaintext is text, or was left out. */
+/** A view as it is sent: a plaintext is text. */
 export type Sent<View> = View extends Secret
-  ? string | undefined
+  ? string
   : View extends string
     ? View
     : View extends ReadonlyArray<infer Item>

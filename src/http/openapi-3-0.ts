@@ -1,4 +1,4 @@
-import type { JsonObject } from './openapi-document.ts';
+import { type JsonObject, withoutUnreferenced } from './openapi-document.ts';
 
 /**
  * The document by OpenAPI 3.0.3, for generators that know only that. Nothing is described anew: each thing that 3.1 says
@@ -22,15 +22,30 @@ const untranslatable = [
 
 /** @throws Error where the document has what 3.0 cannot say */
 export function toOpenApi30(document: unknown): unknown {
-  const { info, ...rest } = translate(document, { at: '', document }) as JsonObject & { info: JsonObject };
+  const nullableEnums: JsonObject = {};
+  const translated = translate(document, { at: '', document, nullableEnums }) as Document30;
+  const { info, components, ...rest } = translated;
   const license = { name: 'Apache-2.0', url: 'https://www.apache.org/licenses/LICENSE-2.0' };
-  return { ...rest, openapi: '3.0.3', info: { ...info, license } };
+  const schemas = { ...components.schemas, ...nullableEnums };
+  return {
+    ...rest,
+    components: withoutUnreferenced({ ...components, schemas }, rest),
+    openapi: '3.0.3',
+    info: { ...info, license },
+  };
+}
+
+interface Document30 extends JsonObject {
+  info: JsonObject;
+  components: { schemas: JsonObject; responses: JsonObject };
 }
 
 interface Place {
   /** A path from the document's root. */
   at: string;
   document: unknown;
+  /** Enums that are null somewhere, by name. They are filled in on the way. */
+  nullableEnums: JsonObject;
 }
 
 function translate(value: unknown, place: Place): unknown {
@@ -48,13 +63,7 @@ function translate(value: unknown, place: Place): unknown {
 function translateMember(name: string, member: unknown, place: Place): unknown {
   // An example is data and no schema.
   if (name === 'example') return member;
-  // Only OAuth's schemes may name scopes in 3.0; each description says which one is needed.
-  if (name === 'security' && Array.isArray(member)) return (member as JsonObject[]).map(withoutScopes);
   return translate(member, place);
-}
-
-function withoutScopes(requirement: JsonObject): JsonObject {
-  return Object.fromEntries(Object.keys(requirement).map((scheme) => [scheme, []]));
 }
 
 /** Here names are whatever the API calls its things, such as a property named `type`. */
@@ -62,15 +71,20 @@ function isNameList(at: string): boolean {
   return /\/(properties|schemas|responses|headers|paths|content|securitySchemes)$/.test(at);
 }
 
-function asSchema30(schema: JsonObject, { at, document }: Place): JsonObject {
+function asSchema30(schema: JsonObject, place: Place): JsonObject {
+  const { at } = place;
   const unknown = untranslatable.find((word) => word in schema);
   if (unknown !== undefined) throw new Error(`OpenAPI 3.0 has no «${unknown}», which is used at ${at}`);
   if (Array.isArray(schema['type'])) return withTypes(schema, schema['type'] as string[], at);
-  if (Array.isArray(schema['anyOf'])) return withOptions(schema, schema['anyOf'] as JsonObject[], document);
+  if (Array.isArray(schema['anyOf'])) return withOptions(schema, schema['anyOf'] as JsonObject[], place);
   const { $ref, ...siblings } = schema;
   if ($ref === undefined || Object.keys(siblings).length === 0) return schema;
-  // Beside a reference 3.0 reads nothing.
-  return { allOf: [{ $ref }], ...siblings };
+  return withSiblings(String($ref), siblings);
+}
+
+/** Beside a reference 3.0 reads nothing. */
+function withSiblings($ref: string, siblings: JsonObject): JsonObject {
+  return Object.keys(siblings).length === 0 ? { $ref } : { allOf: [{ $ref }], ...siblings };
 }
 
 function withTypes(schema: JsonObject, types: string[], at: string): JsonObject {
@@ -79,21 +93,27 @@ function withTypes(schema: JsonObject, types: string[], at: string): JsonObject 
   return types.includes('null') ? asNullable({ ...schema, type }) : { ...schema, type };
 }
 
-function withOptions({ anyOf: _, ...said }: JsonObject, options: JsonObject[], document: unknown): JsonObject {
+function withOptions({ anyOf: _, ...said }: JsonObject, options: JsonObject[], place: Place): JsonObject {
   const real = options.filter((option) => option['type'] !== 'null');
   const [only, ...others] = real;
   if (real.length === options.length) return { anyOf: options, ...said };
   if (only === undefined || others.length > 0) throw new Error('OpenAPI 3.0 has no null beside several other types');
   const { $ref, ...members } = only;
   if ($ref === undefined) return asNullable({ ...members, ...said });
+  const named = schemaBehind(String($ref), place.document);
+  if (named['enum'] !== undefined) {
+    // Generators lose an enum behind `allOf` beside a type, so it has a second form that may be null.
+    const name = `Nullable${String($ref).split('/').at(-1)}`;
+    place.nullableEnums[name] = asNullable(named);
+    return withSiblings(`#/components/schemas/${name}`, { ...members, ...said });
+  }
   // `nullable` speaks about the type that stands beside it, and not about one behind a reference.
-  return asNullable({ type: typeBehind(String($ref), document), allOf: [{ $ref }], ...members, ...said });
+  return asNullable({ type: named['type'], allOf: [{ $ref }], ...members, ...said });
 }
 
-function typeBehind(reference: string, document: unknown): unknown {
+function schemaBehind(reference: string, document: unknown): JsonObject {
   const names = reference.split('/').slice(1);
-  const schema = names.reduce<unknown>((found, name) => (found as JsonObject)[name], document) as JsonObject;
-  return schema['type'];
+  return names.reduce<unknown>((found, name) => (found as JsonObject)[name], document) as JsonObject;
 }
 
 function asNullable(schema: JsonObject): JsonObject {

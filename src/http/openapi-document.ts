@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import { type ProblemCode, problemKinds } from '../core/errors.ts';
 import { problemMediaType } from './problem.ts';
 
@@ -8,7 +9,12 @@ export type JsonObject = Record<string, unknown>;
 /** Where an operation carries the headers of its success until the document is finished. */
 export const replyHeadersMember = 'x-reply-headers';
 
+interface Parameter extends JsonObject {
+  schema: JsonObject & { allOf?: JsonObject[] };
+}
+
 interface Operation {
+  parameters?: Parameter[];
   [replyHeadersMember]?: JsonObject;
   requestBody?: { required?: boolean; content: Record<string, { schema: JsonObject }> };
   responses: Record<string, JsonObject>;
@@ -22,10 +28,11 @@ interface Document {
 export function finishDocument(generated: unknown): unknown {
   const { components, ...rest } = tidySchemas(generated) as Document;
   for (const operation of Object.values(rest.paths).flatMap((path) => Object.values(path))) finishOperation(operation);
-  return { ...rest, components: withoutUnreferenced(components, rest) };
+  return withOneNameEach({ ...rest, components: withoutUnreferenced(components, rest) });
 }
 
 function finishOperation(operation: Operation): void {
+  for (const parameter of operation.parameters ?? []) finishParameter(parameter);
   for (const [status, response] of Object.entries(operation.responses)) {
     operation.responses[status] = finishResponse(status, response, operation[replyHeadersMember] ?? {});
   }
@@ -37,6 +44,27 @@ function finishOperation(operation: Operation): void {
     media.schema = { ...anyOf[0], ...said };
     if (operation.requestBody !== undefined) operation.requestBody.required = false;
   }
+}
+
+/**
+ * Beside a reference the generator reads nothing, so what is said there, such as a default, waits behind `allOf`.
+ * @param query what an operation takes in its query, as JSON Schema
+ */
+export function wrapReferences(query: unknown): unknown {
+  const { properties, ...rest } = (query ?? {}) as { properties?: Record<string, JsonObject> };
+  if (properties === undefined) return query;
+  const wrapped = Object.entries(properties).map(([name, { $ref, ...said }]): [string, JsonObject] => [
+    name,
+    $ref === undefined ? said : { ...said, allOf: [{ $ref }] },
+  ]);
+  return { ...rest, properties: Object.fromEntries(wrapped) };
+}
+
+/** A console sends a parameter's example where nothing was typed, so a filter would fit nothing and an id would be unknown. */
+function finishParameter(parameter: Parameter): void {
+  delete parameter['example'];
+  const { example: _, allOf, ...said } = parameter.schema;
+  parameter.schema = allOf === undefined ? said : { ...said, ...allOf[0] };
 }
 
 /** A problem is a response component, which the generator takes for a schema; a success gets its headers. */
@@ -86,7 +114,7 @@ function isNoise(name: string, member: unknown, schema: JsonObject): boolean {
  * The type provider writes an input and an output form of every named schema; what nothing refers to goes. The others are
  * sorted by name: otherwise their order would be that in which modules are imported.
  */
-function withoutUnreferenced(components: Document['components'], rest: unknown): Document['components'] {
+export function withoutUnreferenced(components: Document['components'], rest: unknown): Document['components'] {
   const kept = { ...components, responses: referenced(components.responses, 'responses', JSON.stringify(rest)) };
   for (;;) {
     const texts = JSON.stringify([rest, kept.responses, kept.schemas]);
@@ -94,6 +122,37 @@ function withoutUnreferenced(components: Document['components'], rest: unknown):
     if (Object.keys(schemas).length === Object.keys(kept.schemas).length) return kept;
     kept.schemas = schemas;
   }
+}
+
+/**
+ * The type provider names what is read `NameInput` and what is sent `Name`. Each name here goes one way only, or has the
+ * same form in both.
+ * @throws Error where the two differ
+ */
+function withOneNameEach({ components, ...rest }: Document): Document {
+  const ends = /(?<=#\/components\/schemas\/[A-Za-z0-9]+)Input(?=")/g;
+  const renamed = (value: unknown) => JSON.parse(JSON.stringify(value).replaceAll(ends, ''));
+  const schemas: JsonObject = {};
+  for (const [name, schema] of Object.entries(components.schemas)) {
+    const shortName = name.replace(/Input$/, '');
+    const known = schemas[shortName];
+    const own = withoutDefaults(renamed(schema));
+    if (known !== undefined && !isDeepStrictEqual(known, own)) {
+      throw new Error(
+        `the schema ${shortName} is read in another form than it is sent; give one of the two another id`,
+      );
+    }
+    schemas[shortName] = own;
+  }
+  return { ...renamed(rest), components: { ...renamed(components), schemas } };
+}
+
+/** A generator takes a member with a default for one that is always there, so the description says what it is. */
+function withoutDefaults(schema: JsonObject): JsonObject {
+  const { properties, ...rest } = schema as { properties?: Record<string, JsonObject> };
+  if (properties === undefined) return schema;
+  const members = Object.entries(properties).map(([name, { default: _, ...member }]) => [name, member]);
+  return { ...rest, properties: Object.fromEntries(members) };
 }
 
 function referenced(components: JsonObject, kind: string, inTexts: string): JsonObject {

@@ -12,6 +12,7 @@ interface Schema extends JsonObject {
   required?: string[];
   items?: Schema;
   anyOf?: Schema[];
+  oneOf?: Schema[];
 }
 
 interface Operation {
@@ -19,7 +20,7 @@ interface Operation {
   description: string;
   tags: string[];
   parameters?: Array<{ name: string; in: string; required?: boolean; description?: string; schema: Schema }>;
-  requestBody?: { content: Record<string, { schema: Schema }> };
+  requestBody?: { required?: boolean; content: Record<string, { schema: Schema }> };
   responses: Record<string, { content?: Record<string, { schema: Schema }> }>;
 }
 
@@ -41,7 +42,7 @@ export function toMarkdown(document: unknown): string {
   const shapes = Object.entries(components.schemas).flatMap(([name, schema]) => [
     `### ${name}`,
     ...(schema.description === undefined ? [] : [schema.description]),
-    membersTable(schema),
+    shapeOf(schema),
   ]);
   const heading = ['# API', 'Made from the routes by `npm run openapi`; do not edit. `?` marks what may be left out.'];
   return `${[...heading, ...parts, '## Shapes', ...shapes].join('\n\n')}\n`;
@@ -51,13 +52,15 @@ function describeOperation(name: string, operation: Operation): string[] {
   const success = Object.entries(operation.responses).find(([status]) => status.startsWith('2'));
   const reply = success?.[1].content?.['application/json']?.schema;
   const refusals = Object.keys(operation.responses).filter((status) => status >= '400');
-  const body = operation.requestBody?.content['application/json']?.schema;
+  const [body] = Object.values(operation.requestBody?.content ?? {});
   return [
     `### \`${name}\``,
     operation.summary,
     operation.description,
     ...parametersTable(operation),
-    ...(body === undefined ? [] : ['Body:', membersTable(body)]),
+    ...(body === undefined
+      ? []
+      : [`Body: ${typeOf(body.schema)}${operation.requestBody?.required === false ? ', or none' : ''}.`]),
     `Replies ${success?.[0]}${reply === undefined ? '' : `: ${typeOf(reply)}`}. Refuses with ${refusals.join(', ')}.`,
   ];
 }
@@ -69,6 +72,10 @@ function parametersTable({ parameters = [] }: Operation): string[] {
       `| \`${parameter.name}\`${parameter.required ? '' : '?'} | ${parameter.in} | ${typeOf(parameter.schema)} | ${parameter.description ?? ''} |`,
   );
   return [['| parameter | in | type | |', '| --- | --- | --- | --- |', ...rows].join('\n')];
+}
+
+function shapeOf(schema: Schema): string {
+  return schema.properties === undefined ? `${typeOf(schema)}.` : membersTable(schema);
 }
 
 function membersTable(schema: Schema): string {
@@ -84,7 +91,8 @@ function typeOf(schema: Schema): string {
     const name = schema.$ref.split('/').at(-1) ?? '';
     return `[${name}](#${name.toLowerCase()})`;
   }
-  if (schema.anyOf !== undefined) return schema.anyOf.map(typeOf).join(' or ');
+  const options = schema.anyOf ?? schema.oneOf;
+  if (options !== undefined) return options.map(typeOf).join(' or ');
   if (schema.enum !== undefined) return schema.enum.map((value) => `\`${String(value)}\``).join(', ');
   if (schema.items !== undefined) return `list of ${typeOf(schema.items)}`;
   if (schema.properties !== undefined) {

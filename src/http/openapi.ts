@@ -7,7 +7,14 @@ import { z } from 'zod';
 import { type ProblemCode, problemKinds } from '../core/errors.ts';
 import type { AccessRule } from './access.ts';
 import { serveDocsFiles } from './docs-files.ts';
-import { finishDocument, type JsonObject, problemResponses, replyHeadersMember } from './openapi-document.ts';
+import { docsLook } from './docs-look.ts';
+import {
+  finishDocument,
+  type JsonObject,
+  problemResponses,
+  replyHeadersMember,
+  wrapReferences,
+} from './openapi-document.ts';
 import { isBodyless, ungoverned } from './strict-routes.ts';
 
 declare module 'fastify' {
@@ -52,6 +59,12 @@ const jsonMediaType = 'application/json; charset=utf-8';
 /** Sent as bytes that are made once, so only the document says that it is an object. */
 const documentView: z.ZodType = z.record(z.string(), z.unknown());
 
+const about = `Keeps the API keys of an organization: issues, reveals, deletes and verifies them, and proves who did what.
+
+Calls need an access token. \`npm start\` writes the first tokens of an installation to \`credentials.json\`, and
+\`latchkey bootstrap\` prints them once. Take \`adminToken\` for the management of keys and \`verifierToken\` for verification.
+An admin makes further tokens with \`POST /v1/access-tokens\`. On this page, press Authorize and paste one into \`bearer\`.`;
+
 /** The document at /openapi.json, made from the routes themselves, and its reader at /docs. */
 export const openApi = fp<{ version: string }>(
   async (app, { version }) => {
@@ -61,8 +74,8 @@ export const openApi = fp<{ version: string }>(
         info: {
           title: 'Latchkey',
           version,
-          description:
-            'Keeps the API keys of an organization: issues, shows, deletes and verifies them, and proves who did what.',
+          description: about,
+          contact: { name: 'The operators of this service' },
           license: { name: 'Apache-2.0', identifier: 'Apache-2.0' } as { name: string },
         },
         servers: [{ url: '/', description: 'The service that serves this document' }],
@@ -117,7 +130,11 @@ export const openApi = fp<{ version: string }>(
         if (request.routeOptions.url === '/docs/json') reply.type(jsonMediaType).send(document());
         else done();
       });
-      await docs.register(swaggerUi, { routePrefix: '/docs', uiConfig: { deepLinking: true }, staticCSP: docsPolicy });
+      await docs.register(swaggerUi, {
+        routePrefix: '/docs',
+        staticCSP: docsPolicy,
+        ...docsLook,
+      });
     });
     app.get(
       '/openapi.json',
@@ -151,6 +168,7 @@ function describe(route: RouteOptions, schema: JsonObject): JsonObject {
     ...schema,
     ...(isBodyless(route) ? { body: undefined } : {}),
     ...headersOf(route, access),
+    querystring: wrapReferences(schema['querystring']),
     description: said + who,
     security: securityOf(access),
   };
@@ -175,7 +193,6 @@ function headersOf({ method, config = {} }: RouteOptions, access: AccessRule): J
 const organizationHeader = {
   type: 'string',
   description: 'For operators: the id of the organization in which to act.',
-  example: 'org_01k9s3v5wqe8n8x4r2m6t7yb0c',
 };
 
 const idempotencyKeyHeader = {
@@ -185,14 +202,13 @@ const idempotencyKeyHeader = {
   pattern: '^[\\x20-\\x7e]+$',
   description:
     'For safe retries: within 24 hours the same request with the same key is not done again but answered as the first time. ' +
-    'A plaintext key is in it for 15 minutes more, as a recorded look, an access token never again.',
-  example: '0f8fad5b-d9cb-469f-a165-70867728950e',
+    'A key is shown again for 15 minutes, as a recorded look. Where the plaintext can no longer be shown, such as that of an ' +
+    'access token, the answer is 409 `reply_gone`.',
 };
 
 const ifMatchHeader = {
   type: 'string',
   description: 'The ETag of the version that is to be changed, or several; another one is refused with 412.',
-  example: '"xk9Zq2vTt0m4yWb1u7cD3A"',
 };
 
 const entityTagReply = {
@@ -202,22 +218,22 @@ const entityTagReply = {
 const replayedReply = {
   'Idempotent-Replayed': {
     description: '`true` where this is the reply to an earlier request with the same Idempotency-Key.',
-    schema: { type: 'string', enum: ['true'] },
+    schema: { type: 'string' },
   },
 };
 
+/** Only OAuth's schemes may name scopes; each description says which one is needed. */
 function securityOf(access: AccessRule): JsonObject[] {
   if (access === 'public') return [];
-  if (access.role === 'gateway') return [{ gatewayHeader: ['verifier:read'] }];
-  const scopes = access.role === 'any' ? [] : [`${access.role}:${access.scope}`];
+  if (access.role === 'gateway') return [{ gatewayHeader: [] }];
   const takesPeople = access.role === 'admin' || access.role === 'any';
   const takesSecret = access.role === 'verifier' && access.clientSecret === true;
   return [
-    { bearer: scopes },
-    { apiKeyHeader: scopes },
-    ...(takesPeople ? [{ identityToken: scopes }] : []),
+    { bearer: [] },
+    { apiKeyHeader: [] },
+    ...(takesPeople ? [{ identityToken: [] }] : []),
     // The third way, client_secret in the form, is a member of the body.
-    ...(takesSecret ? [{ clientSecretBasic: scopes }, {}] : []),
+    ...(takesSecret ? [{ clientSecretBasic: [] }, {}] : []),
   ];
 }
 

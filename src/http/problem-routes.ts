@@ -1,10 +1,11 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { isProblemCode, Problem, type ProblemCode, problemCodes, problemKinds } from '../core/errors.ts';
+import { problemCodeSchema } from './schemas.ts';
 
 const problemKindView = z
   .object({
-    code: z.enum(problemCodes),
+    code: problemCodeSchema,
     type: z.string(),
     status: z.int(),
     title: z.string(),
@@ -15,6 +16,8 @@ const problemKindView = z
     id: 'ProblemKind',
     example: { code: 'row_full', type: '/problems/row_full', ...problemKinds.row_full },
   });
+
+const problemKindList = z.object({ data: z.array(problemKindView) }).meta({ id: 'ProblemKindList' });
 
 function toView(code: ProblemCode) {
   return { code, type: `/problems/${code}`, ...problemKinds[code] };
@@ -30,7 +33,7 @@ export const problemRoutes: FastifyPluginAsyncZod = async (app) => {
         operationId: 'getProblemKind',
         tags: ['About'],
         summary: 'What a problem means and what to do about it',
-        params: z.object({ code: z.string().meta({ example: 'row_full' }) }),
+        params: z.object({ code: z.string().meta({ description: 'A code, such as `row_full`' }) }),
         response: { 200: problemKindView },
       },
     },
@@ -49,7 +52,7 @@ export const problemRoutes: FastifyPluginAsyncZod = async (app) => {
         operationId: 'listProblemKinds',
         tags: ['About'],
         summary: 'Every problem that Latchkey answers with',
-        response: { 200: z.object({ data: z.array(problemKindView) }) },
+        response: { 200: problemKindList },
       },
     },
     async () => ({ data: problemCodes.map(toView) }),

@@ -2,11 +2,15 @@ import { z } from 'zod';
 import { problemCodes } from '../core/errors.ts';
 import { type Id, type IdKind, idSuffixPattern } from '../core/ids.ts';
 import type { Page } from '../core/page.ts';
+import { accesses, permissions } from '../core/permissions.ts';
 import { mustBe } from '../lib/input-messages.ts';
 import { readAllowed } from '../lib/ip-address.ts';
 import { findUnreadable } from '../lib/readable-text.ts';
 
-/** Shapes that several features share. A description here is what the OpenAPI document says. */
+/**
+ * Shapes that several features share. A description here is what the OpenAPI document says, and an `id` is the name that
+ * generated clients give to the type.
+ */
 
 /** An id for examples; it belongs to nothing. */
 export function exampleId(kind: IdKind): string {
@@ -24,8 +28,8 @@ export function idSchema<Kind extends IdKind>(kind: Kind) {
 }
 
 /** An id in a path: a malformed one is answered like an unknown one, 404, so nothing is checked here. */
-export function idParam(kind: IdKind, description: string) {
-  return z.string().meta({ description, example: exampleId(kind) });
+export function idParam(description: string) {
+  return z.string().meta({ description });
 }
 
 /** An id in a reply. */
@@ -78,11 +82,17 @@ export const pageQuery = {
     .meta({ description: 'nextCursor of the page before; leave it out to start at the newest entry.' }),
 };
 
-export function pageOf<Item extends z.ZodType>(item: Item) {
-  return z.object({
+/** The members of a list reply, for those that have more. */
+export function pageFields<Item extends z.ZodType>(item: Item) {
+  return {
     data: z.array(item),
     nextCursor: z.string().nullable().meta({ description: 'Null on the last page.', example: null }),
-  });
+  };
+}
+
+/** @param id the name of the list in the OpenAPI document, such as `KeyPage` */
+export function pageOf<Item extends z.ZodType>(id: string, item: Item) {
+  return z.object(pageFields(item)).meta({ id });
 }
 
 export type PageView<View> = Page<View>;
@@ -130,15 +140,33 @@ export const emailInput = z
   .superRefine(requireReadable)
   .meta({ example: 'team@partner.example' });
 
-export const accessInput = z.enum(['read', 'write']);
+export const accessSchema = z
+  .enum(accesses)
+  .meta({ id: 'Access', description: 'What a client does with a key, or may do.' });
 
-/** A set of read and write: at least one, each once. */
-export const accessesInput = z
-  .array(accessInput)
-  .min(1)
-  .max(2)
-  .refine((accesses) => new Set(accesses).size === accesses.length, 'must not name a permission twice')
-  .meta({ example: ['read'], uniqueItems: true });
+export const permissionSchema = z.enum(permissions).meta({
+  id: 'Permission',
+  description: "What a key permits. Only keys of the organization's own row have `read_write`.",
+});
+
+export const roleSchema = z.enum(['operator', 'admin', 'verifier']).meta({ id: 'Role' });
+
+export const scopeSchema = z
+  .enum(accesses)
+  .meta({ id: 'Scope', description: 'What the holder of an access token may do.' });
+
+/** A set: at least one of them, each once. */
+function setOf<Item extends z.ZodType>(item: Item) {
+  return z
+    .array(item)
+    .min(1)
+    .max(2)
+    .refine((items) => new Set(items).size === items.length, 'must not name a permission twice')
+    .meta({ example: ['read'], uniqueItems: true });
+}
+
+export const accessesInput = setOf(accessSchema);
+export const scopesInput = setOf(scopeSchema);
 
 /** What the limits of keys, partners and organizations mean, in the same words wherever they are described. */
 export const limitMeaning = {
@@ -155,15 +183,11 @@ export const limitMeaning = {
 const windowMeaning =
   'A window begins with its first use. So up to twice the limit can pass within this time, around the end of a window.';
 
-export const rateLimitInput = z
+export const rateLimitSchema = z
   .strictObject({
     requests: z.int().min(1).max(1_000_000_000),
     windowSeconds: z.int().min(1).max(86_400).meta({ description: windowMeaning }),
   })
-  .meta({ example: { requests: 1000, windowSeconds: 60 } });
-
-export const rateLimitView = z
-  .object({ requests: z.int(), windowSeconds: z.int().meta({ description: windowMeaning }) })
   .meta({ id: 'RateLimit', example: { requests: 1000, windowSeconds: 60 } });
 
 export const allowedIpsInput = z
@@ -203,8 +227,11 @@ export const metadataInput = z
 
 export const metadataView = z.record(z.string(), z.unknown()).meta({ example: { team: 'billing' } });
 
+/** The codes of problems, wherever one is named. */
+export const problemCodeSchema = z.enum(problemCodes).meta({ id: 'ProblemCode' });
+
 const actorSnapshot = z.object({
-  type: z.enum(['admin', 'operator', 'verifier', 'system']),
+  type: z.enum(['admin', 'operator', 'verifier', 'system']).meta({ id: 'ActorType' }),
   id: z.string(),
   name: z.string(),
   email: z.string().nullable(),
@@ -241,18 +268,22 @@ export const actorView = actorSnapshot
     example: actorExample,
   });
 
+const errorExample = { path: 'body.name', message: 'must not begin or end with white space' };
+
 export const problemView = z
   .looseObject({
     type: z.string().meta({ format: 'uri-reference' }),
     title: z.string(),
     status: z.int(),
     detail: z.string(),
-    code: z.enum(problemCodes),
+    code: problemCodeSchema,
     requestId: z.string(),
     traceId: z
       .string()
       .meta({ description: "The trace of W3C Trace Context: the caller's own, where it has sent one." }),
-    errors: z.array(z.object({ path: z.string(), message: z.string() })).optional(),
+    errors: z
+      .array(z.object({ path: z.string(), message: z.string() }).meta({ id: 'ProblemError', example: errorExample }))
+      .optional(),
   })
   .meta({
     id: 'Problem',

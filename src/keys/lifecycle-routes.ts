@@ -24,8 +24,7 @@ const rotateRequest = z
       .optional()
       .meta({ description: 'When the old key expires; an earlier expiry of its own stays. Left out: it goes on.' }),
   })
-  .nullish()
-  .meta({ example: { expireOldAfterSeconds: 86_400 } });
+  .meta({ id: 'RotateRequest', example: { expireOldAfterSeconds: 86_400 } });
 
 export interface KeyLifecycleRoutesOptions extends RestoreWindows {
   mint: KeyMint;
@@ -35,7 +34,7 @@ export interface KeyLifecycleRoutesOptions extends RestoreWindows {
 /** What a key goes through between its creation and its deletion, and back. */
 export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions> = async (app, options) => {
   const { mint, tokenPrefix, undoWindowSeconds, retentionSeconds } = options;
-  const params = z.object({ keyId: idParam('key', 'Which key') });
+  const params = z.object({ keyId: idParam('Which key') });
   const viewAt = (now: Date): KeyViewContext => ({ tokenPrefix, undoWindowSeconds, now });
   const show = (key: Key, now: Date) => ({ view: toKeyView(key, viewAt(now)), etag: keyTag(key) });
 
@@ -46,7 +45,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
         access: { role: 'admin', scope: 'write' },
         idempotencyKey: 'taken',
         entityTag: true,
-        problems: ['row_full', 'already_deleted', 'conflict', 'overloaded'],
+        problems: ['row_full', 'already_deleted', 'conflict', 'reply_gone', 'overloaded'],
       },
       schema: {
         operationId: 'rotateKey',
@@ -56,7 +55,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
           'The new key has the same name, limit, allowed addresses and metadata, and no expiry. ' +
           'Only an active key is rotated, and only into a free place of its row.',
         params,
-        body: rotateRequest,
+        body: rotateRequest.nullish(),
         response: { 201: createdKeyView },
       },
     },

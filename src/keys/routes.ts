@@ -1,7 +1,7 @@
 import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { isId, type KeyId } from '../core/ids.ts';
+import { idSuffixPattern, isId, type KeyId, type PartnerId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { currentTime } from '../db/credential.ts';
@@ -11,7 +11,6 @@ import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';
 import {
   allowedIpsInput,
-  exampleId,
   idParam,
   idSchema,
   limitMeaning,
@@ -19,27 +18,26 @@ import {
   nameInput,
   pageOf,
   pageQuery,
+  permissionSchema,
   queryBoolean,
-  rateLimitInput,
+  rateLimitSchema,
   text,
   timestampInput,
 } from '../http/schemas.ts';
 import { type CreatedKey, createKey, deleteKey, patchKey } from './commands.ts';
 import type { KeyMint } from './mint.ts';
-import { keyStatuses, keyTag } from './policy.ts';
+import { keyTag } from './policy.ts';
 import { revealKey } from './reveal.ts';
 import { getKey, type Key, listKeys } from './store.ts';
-import { createdKeyView, type KeyViewContext, keyView, toCreatedKeyView, toKeyView } from './views.ts';
+import { createdKeyView, type KeyViewContext, keyStatusSchema, keyView, toCreatedKeyView, toKeyView } from './views.ts';
 
 const settings = {
   name: nameInput.nullish(),
   expiresAt: timestampInput.nullish(),
-  rateLimit: rateLimitInput.nullish().meta({ description: limitMeaning.key }),
+  rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.key }),
   allowedIps: allowedIpsInput.optional(),
   metadata: metadataInput.optional(),
 };
-
-const permissionSchema = z.enum(['read', 'write', 'read_write']);
 
 const newKey = z
   .strictObject({
@@ -47,15 +45,21 @@ const newKey = z
     permission: permissionSchema.optional().meta({ description: 'Needed only for a partner with both permissions.' }),
     ...settings,
   })
-  .meta({ example: { partnerId: exampleId('partner'), permission: 'read', name: 'Billing export' } });
+  .meta({ id: 'NewKey', example: { name: 'Billing export' } });
 
-const keyPatch = z.strictObject(settings).meta({ example: { name: 'Billing export', metadata: { team: 'billing' } } });
+const keyPatch = z
+  .strictObject(settings)
+  .meta({ id: 'KeyPatch', example: { name: 'Billing export', metadata: { team: 'billing' } } });
 
 const keyFilter = z.strictObject({
   ...pageQuery,
-  partnerId: z.union([z.literal('default'), idSchema('partner')], 'must be default or a partner id').optional(),
+  partnerId: z
+    .string()
+    .regex(new RegExp(`^(default|partner_${idSuffixPattern})$`), 'must be default or a partner id')
+    .transform((text) => text as 'default' | PartnerId)
+    .optional(),
   permission: permissionSchema.optional(),
-  status: z.enum(keyStatuses).optional(),
+  status: keyStatusSchema.optional(),
   includeDeleted: queryBoolean.meta({
     type: 'boolean',
     default: false,
@@ -65,8 +69,13 @@ const keyFilter = z.strictObject({
 
 const revealRequest = z
   .strictObject({ reason: text(500).optional(), recipient: text(200).optional() })
-  .nullish()
-  .meta({ example: { reason: 'The partner lost it', recipient: 'ops@partner.example' } });
+  .meta({ id: 'RevealRequest', example: { reason: 'The partner lost it', recipient: 'ops@partner.example' } });
+
+const revealedKeyView = z
+  .object({ key: z.string().meta({ description: 'The plaintext.', example: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' }) })
+  .meta({ id: 'RevealedKey' });
+
+const deletionReasonSchema = z.enum(['unused', 'rotated', 'compromised', 'other']).meta({ id: 'KeyDeletionReason' });
 
 export interface KeyRoutesOptions {
   transactor: Transactor;
@@ -79,7 +88,7 @@ export interface KeyRoutesOptions {
 export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, options) => {
   const { transactor, keyring, tokenPrefix, undoWindowSeconds } = options;
   const { db } = transactor;
-  const params = z.object({ keyId: idParam('key', 'Which key') });
+  const params = z.object({ keyId: idParam('Which key') });
   const viewAt = (now: Date): KeyViewContext => ({ tokenPrefix, undoWindowSeconds, now });
   const viewContext = async () => viewAt(await currentTime(db, transactor.clockShiftMs));
   /** With the version that `If-Match` may ask for. */
@@ -97,7 +106,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         tags: ['Keys'],
         summary: 'Keys, newest first',
         querystring: keyFilter,
-        response: { 200: pageOf(keyView) },
+        response: { 200: pageOf('KeyPage', keyView) },
       },
     },
     async (request) => {
@@ -128,7 +137,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         access: { role: 'admin', scope: 'write' },
         idempotencyKey: 'taken',
         entityTag: true,
-        problems: ['row_full', 'already_deleted', 'not_found', 'overloaded'],
+        problems: ['row_full', 'already_deleted', 'not_found', 'reply_gone', 'overloaded'],
       },
       schema: {
         operationId: 'createKey',
@@ -200,7 +209,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         description: 'compromised also wipes its hash and sealed plaintext at once and can not be undone.',
         params,
         querystring: z.strictObject({
-          reason: z.enum(['unused', 'rotated', 'compromised', 'other']).default('other'),
+          reason: deletionReasonSchema.default('other'),
         }),
         response: { 200: keyView },
       },
@@ -227,8 +236,8 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         summary: "Look at a key's plaintext",
         description: 'The look is recorded before anything is shown. Not for operators.',
         params,
-        body: revealRequest,
-        response: { 200: z.object({ key: z.string() }) },
+        body: revealRequest.nullish(),
+        response: { 200: revealedKeyView },
       },
     },
     async (request, reply) => {

@@ -24,11 +24,13 @@ const viewerView = z
     last: timestampView,
     looks: z
       .array(
-        z.object({
-          at: timestampView,
-          reason: z.string().nullable().meta({ example: 'The partner lost it' }),
-          recipient: z.string().nullable().meta({ example: 'ops@partner.example' }),
-        }),
+        z
+          .object({
+            at: timestampView,
+            reason: z.string().nullable().meta({ example: 'The partner lost it' }),
+            recipient: z.string().nullable().meta({ example: 'ops@partner.example' }),
+          })
+          .meta({ id: 'KeyLook' }),
       )
       .meta({ description: `The last ${looksShown} looks, newest first; all of them are in the key's history.` }),
   })
@@ -47,9 +49,9 @@ export const keyViewersRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, {
         tags: ['Keys'],
         summary: 'Who has looked at a key, who did so first most recently on top',
         description: 'Also of a key that was deleted or purged. Whoever created it has seen it too: see createdBy.',
-        params: z.object({ keyId: idParam('key', 'Which key') }),
+        params: z.object({ keyId: idParam('Which key') }),
         querystring: z.strictObject(pageQuery),
-        response: { 200: pageOf(viewerView) },
+        response: { 200: pageOf('ViewerPage', viewerView) },
       },
     },
     async (request) => {

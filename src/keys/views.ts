@@ -1,20 +1,30 @@
 import { z } from 'zod';
 import { toRateLimit } from '../core/rate-limit.ts';
 import { maskedToken } from '../crypto/token.ts';
-import { actorView, idView, limitMeaning, metadataView, rateLimitView, timestampView } from '../http/schemas.ts';
+import {
+  actorView,
+  idView,
+  limitMeaning,
+  metadataView,
+  permissionSchema,
+  rateLimitSchema,
+  timestampView,
+} from '../http/schemas.ts';
 import { notLater } from '../lib/past.ts';
 import type { CreatedKey } from './commands.ts';
 import { keyStatuses, restorableUntil, statusOf } from './policy.ts';
 import type { Key } from './store.ts';
 
+export const keyStatusSchema = z.enum(keyStatuses).meta({ id: 'KeyStatus' });
+
 const fields = {
   id: idView('key'),
   organizationId: idView('org'),
   partnerId: idView('partner').nullable().meta({ description: "Null for a key of the organization's default row." }),
-  permission: z.enum(['read', 'write', 'read_write']),
+  permission: permissionSchema,
   name: z.string().nullable().meta({ example: 'Billing export' }),
   maskedKey: z.string().meta({ example: 'lk_k_…Zq9B' }),
-  status: z.enum(keyStatuses),
+  status: keyStatusSchema,
   replacesKeyId: idView('key')
     .nullable()
     .meta({ description: 'The key that this one was rotated from.', example: null }),
@@ -25,7 +35,7 @@ const fields = {
   deletedAt: timestampView.nullable(),
   restorableUntil: timestampView.nullable(),
   lastUsedAt: timestampView.nullable(),
-  rateLimit: rateLimitView.nullable().meta({ description: limitMeaning.key }),
+  rateLimit: rateLimitSchema.nullable().meta({ description: limitMeaning.key }),
   allowedIps: z.array(z.string()).meta({ description: 'Empty: from anywhere.', example: ['203.0.113.0/24'] }),
   metadata: metadataView,
 };
@@ -35,15 +45,10 @@ export const keyView = z.object(fields).meta({ id: 'Key' });
 export const createdKeyView = z
   .object({
     ...fields,
-    key: z
-      .string()
-      .optional()
-      .meta({
-        description:
-          'The plaintext. Keep it now; later it is shown by reveal only, and each look is recorded. ' +
-          'Left out only in a replayed reply, past 15 minutes or where reveal would be refused.',
-        example: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…',
-      }),
+    key: z.string().meta({
+      description: 'The plaintext. Keep it now; later it is shown by reveal only, and each look is recorded.',
+      example: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…',
+    }),
   })
   .meta({ id: 'CreatedKey' });
 

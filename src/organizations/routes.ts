@@ -16,14 +16,13 @@ import {
   nameInput,
   pageOf,
   pageQuery,
-  rateLimitInput,
-  rateLimitView,
+  rateLimitSchema,
   timestampView,
 } from '../http/schemas.ts';
 import { createOrganization, patchOrganization, putRateLimit, rateLimitOf } from './commands.ts';
 import { getOrganization, listOrganizations, type Organization } from './store.ts';
 
-const keyRevealSchema = z.enum(['allowed', 'never']);
+const keyRevealSchema = z.enum(['allowed', 'never']).meta({ id: 'KeyReveal' });
 
 const organizationView = z
   .object({
@@ -32,7 +31,7 @@ const organizationView = z
     keyReveal: keyRevealSchema.meta({
       description: 'never: nothing sealed is kept, and a plaintext exists only in the reply that created the key.',
     }),
-    rateLimit: rateLimitView.meta({ description: limitMeaning.organization }),
+    rateLimit: rateLimitSchema.meta({ description: limitMeaning.organization }),
     createdAt: timestampView,
     createdBy: actorView,
   })
@@ -40,11 +39,11 @@ const organizationView = z
 
 const newOrganization = z
   .strictObject({ name: nameInput, keyReveal: keyRevealSchema.optional() })
-  .meta({ example: { name: 'Example Inc' } });
+  .meta({ id: 'NewOrganization', example: { name: 'Example Inc' } });
 
 const organizationPatch = z
   .strictObject({ name: nameInput.optional(), keyReveal: keyRevealSchema.optional() })
-  .meta({ example: { keyReveal: 'never' } });
+  .meta({ id: 'OrganizationPatch', example: { name: 'Example Inc' } });
 
 function toView(organization: Organization) {
   return {
@@ -111,7 +110,7 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
         tags: ['Rate limits'],
         summary: "The organization's rate limit",
         description: limitMeaning.organization,
-        response: { 200: rateLimitView },
+        response: { 200: rateLimitSchema },
       },
     },
     async (request) => rateLimitOf(await getOrganization(db, organizationOf(request))),
@@ -126,8 +125,8 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
         tags: ['Rate limits'],
         summary: "Set the organization's rate limit",
         description: limitMeaning.organization,
-        body: rateLimitInput,
-        response: { 200: rateLimitView },
+        body: rateLimitSchema,
+        response: { 200: rateLimitSchema },
       },
     },
     async (request) => putRateLimit(transactor, organizationDoerOf(request), request.body),
@@ -140,7 +139,7 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
   { transactor },
 ) => {
   const { db } = transactor;
-  const params = z.object({ organizationId: idParam('org', 'Which organization') });
+  const params = z.object({ organizationId: idParam('Which organization') });
 
   app.get(
     '/organizations',
@@ -151,7 +150,7 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
         tags: ['Administration'],
         summary: 'All organizations, newest first',
         querystring: z.strictObject(pageQuery),
-        response: { 200: pageOf(organizationView) },
+        response: { 200: pageOf('OrganizationPage', organizationView) },
       },
     },
     async (request) => {

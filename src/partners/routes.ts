@@ -12,6 +12,7 @@ import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';
 import {
   accessesInput,
+  accessSchema,
   actorView,
   emailInput,
   idParam,
@@ -21,8 +22,7 @@ import {
   pageOf,
   pageQuery,
   queryBoolean,
-  rateLimitInput,
-  rateLimitView,
+  rateLimitSchema,
   timestampView,
 } from '../http/schemas.ts';
 import type { KeyMint } from '../keys/mint.ts';
@@ -37,9 +37,9 @@ const fields = {
   organizationId: idView('org'),
   email: z.string().meta({ example: 'team@partner.example' }),
   name: z.string().nullable().meta({ example: 'Partner Inc' }),
-  permissions: z.array(z.enum(['read', 'write'])).meta({ example: ['read'] }),
-  status: z.enum(['active', 'suspended', 'deleted']),
-  rateLimit: rateLimitView.nullable().meta({ description: limitMeaning.partner }),
+  permissions: z.array(accessSchema).meta({ example: ['read'] }),
+  status: z.enum(['active', 'suspended', 'deleted']).meta({ id: 'PartnerStatus' }),
+  rateLimit: rateLimitSchema.nullable().meta({ description: limitMeaning.partner }),
   createdAt: timestampView,
   createdBy: actorView,
   suspendedAt: timestampView.nullable(),
@@ -61,18 +61,21 @@ const newPartner = z
     email: emailInput,
     permissions: accessesInput,
     name: nameInput.nullish(),
-    rateLimit: rateLimitInput.nullish().meta({ description: limitMeaning.partner }),
+    rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.partner }),
   })
-  .meta({ example: { email: 'team@partner.example', permissions: ['read', 'write'], name: 'Partner Inc' } });
+  .meta({
+    id: 'NewPartner',
+    example: { email: 'team@partner.example', permissions: ['read', 'write'], name: 'Partner Inc' },
+  });
 
 const partnerPatch = z
   .strictObject({
     email: emailInput.optional(),
     permissions: accessesInput.optional(),
     name: nameInput.nullish(),
-    rateLimit: rateLimitInput.nullish().meta({ description: limitMeaning.partner }),
+    rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.partner }),
   })
-  .meta({ example: { permissions: ['read'] } });
+  .meta({ id: 'PartnerPatch', example: { permissions: ['read'] } });
 
 export interface PartnerRoutesOptions extends RestoreWindows {
   transactor: Transactor;
@@ -83,7 +86,7 @@ export interface PartnerRoutesOptions extends RestoreWindows {
 export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async (app, options) => {
   const { transactor, mint, tokenPrefix, undoWindowSeconds, retentionSeconds } = options;
   const { db } = transactor;
-  const params = z.object({ partnerId: idParam('partner', 'Which partner') });
+  const params = z.object({ partnerId: idParam('Which partner') });
   const toView = (partner: Partner) => toPartnerView(partner, undoWindowSeconds);
   /** With the version that `If-Match` may ask for. */
   const show = (reply: FastifyReply, partner: Partner) => {
@@ -106,7 +109,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
           email: z.string().max(254).optional().meta({ description: 'Exactly this address, in any case.' }),
           includeDeleted: queryBoolean.meta({ type: 'boolean', default: false }),
         }),
-        response: { 200: pageOf(partnerView) },
+        response: { 200: pageOf('PartnerPage', partnerView) },
       },
     },
     async (request) => {
@@ -124,7 +127,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         access: { role: 'admin', scope: 'write' },
         idempotencyKey: 'taken',
         entityTag: true,
-        problems: ['partner_exists', 'overloaded'],
+        problems: ['partner_exists', 'reply_gone', 'overloaded'],
       },
       schema: {
         operationId: 'createPartner',

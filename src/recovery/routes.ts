@@ -9,7 +9,6 @@ import { accessTokenOf, doerOf, organizationDoerOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { exampleId, idParam, idSchema, pageOf, pageQuery, prose } from '../http/schemas.ts';
 import { approveRecovery, declineRecovery, requestRecovery } from './commands.ts';
-import { recoveryStatuses } from './policy.ts';
 import {
   getRecoveryRequest,
   isUrgency,
@@ -19,7 +18,7 @@ import {
   type RecoverySubject,
   urgencyOf,
 } from './store.ts';
-import { recoveryRequestView, toRecoveryRequestView } from './views.ts';
+import { recoveryRequestView, recoveryStatusSchema, toRecoveryRequestView } from './views.ts';
 
 const longestText = 2_000;
 
@@ -32,16 +31,18 @@ const newRequest = z
   .refine(({ keyId, partnerId }) => (keyId === undefined) !== (partnerId === undefined), {
     error: 'must name either keyId or partnerId',
   })
-  .meta({ example: { keyId: exampleId('key'), details: 'Deleted by mistake; the billing export needs it.' } });
+  .meta({
+    id: 'NewRecoveryRequest',
+    example: { keyId: exampleId('key'), details: 'Deleted by mistake; the billing export needs it.' },
+  });
 
 const approval = z
   .strictObject({ note: prose(longestText).optional() })
-  .nullish()
-  .meta({ example: { note: 'As agreed by phone.' } });
+  .meta({ id: 'RecoveryApproval', example: { note: 'As agreed by phone.' } });
 
 const refusal = z
   .strictObject({ note: prose(longestText).meta({ description: 'Why not, for the admin.' }) })
-  .meta({ example: { note: 'The partner has left.' } });
+  .meta({ id: 'RecoveryRefusal', example: { note: 'The partner has left.' } });
 
 export interface RecoveryRoutesOptions extends RestoreWindows {
   transactor: Transactor;
@@ -51,7 +52,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
   const { transactor, undoWindowSeconds, retentionSeconds } = options;
   const deps = { transactor, windows: { undoWindowSeconds, retentionSeconds } };
   const { db } = transactor;
-  const params = z.object({ recoveryRequestId: idParam('recovery', 'Which recovery request') });
+  const params = z.object({ recoveryRequestId: idParam('Which recovery request') });
   const currentView = async () => {
     const now = await currentTime(db, transactor.clockShiftMs);
     return (request: RecoveryRequest) => toRecoveryRequestView(request, now);
@@ -69,8 +70,8 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
         description:
           'For admins newest first. For operators what is due first at the top, so overdue ones lead, then what has been ' +
           'answered, newest first. An operator that names no organization sees those of all.',
-        querystring: z.strictObject({ ...pageQuery, status: z.enum(recoveryStatuses).optional() }),
-        response: { 200: pageOf(recoveryRequestView) },
+        querystring: z.strictObject({ ...pageQuery, status: recoveryStatusSchema.optional() }),
+        response: { 200: pageOf('RecoveryRequestPage', recoveryRequestView) },
       },
     },
     async (request) => {
@@ -149,7 +150,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
         summary: 'Bring back what was asked for',
         description: 'What cannot come back, such as into a full row, is refused and leaves the request open.',
         params,
-        body: approval,
+        body: approval.nullish(),
         response: { 200: recoveryRequestView },
       },
     },

@@ -3,6 +3,8 @@ import { actorView, idView, timestampView } from '../http/schemas.ts';
 import { isOverdue, recoveryStatuses } from './policy.ts';
 import type { RecoveryRequest } from './store.ts';
 
+export const recoveryStatusSchema = z.enum(recoveryStatuses).meta({ id: 'RecoveryStatus' });
+
 export const recoveryRequestView = z
   .object({
     id: idView('recovery'),
@@ -10,7 +12,7 @@ export const recoveryRequestView = z
     keyId: idView('key').nullable().meta({ description: 'Null where a partner is asked back.' }),
     partnerId: idView('partner').nullable().meta({ description: 'Null where a key is asked back.' }),
     details: z.string().meta({ example: 'Deleted by mistake; the billing export needs it.' }),
-    status: z.enum(recoveryStatuses),
+    status: recoveryStatusSchema,
     respondBy: timestampView.meta({
       description: 'An answer is due 24 hours after the request, or before what was deleted is purged.',
     }),

@@ -7,7 +7,7 @@ import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
-import { idView, pageOf, pageQuery } from '../http/schemas.ts';
+import { idView, pageOf, pageQuery, permissionSchema } from '../http/schemas.ts';
 import { expiringSoon, rowPlaces } from '../keys/policy.ts';
 import { type Key, liveKeysOfOwners } from '../keys/store.ts';
 import { type KeyViewContext, keyView, toKeyView } from '../keys/views.ts';
@@ -17,7 +17,7 @@ const rowView = z
   .object({
     partnerId: idView('partner').nullable().meta({ description: "Null: the organization's default row." }),
     partnerEmail: z.string().nullable().meta({ example: 'team@partner.example' }),
-    permission: z.enum(['read', 'write', 'read_write']),
+    permission: permissionSchema,
     keys: z.array(keyView).meta({ description: 'The live keys, oldest first: at most two.' }),
     freePlaces: z.int().meta({ example: 1 }),
     expiringSoon: z
@@ -52,7 +52,7 @@ export const rowRoutes: FastifyPluginAsyncZod<RowRoutesOptions> = async (app, op
         tags: ['Rows'],
         summary: 'Where all live keys are: the default row first, then each partner’s',
         querystring: z.strictObject(pageQuery),
-        response: { 200: pageOf(rowView) },
+        response: { 200: pageOf('RowPage', rowView) },
       },
     },
     async (request) => {

@@ -59,9 +59,13 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
     summary: 'May this request pass? For gateways',
     description,
     querystring: z.object({
-      limitedStatus: z.literal('403').optional().meta({
-        description: 'For gateways that know only 401 and 403: those over their limit are answered with 403.',
-      }),
+      limitedStatus: z
+        .enum(['403'])
+        .meta({
+          id: 'LimitedStatus',
+          description: 'For gateways that know only 401 and 403: those over their limit are answered with 403.',
+        })
+        .optional(),
       keyHeader: z
         .string()
         .optional()

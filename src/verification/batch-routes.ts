@@ -18,8 +18,11 @@ import { batchEntry, batchOfAnything, batchRequest, entriesInBatch, readVerifyRe
 export const batchBodyLimitBytes = 262_144;
 
 const batchView = z
-  .object({ data: z.array(z.union([verdictView, problemView])) })
-  .meta({ id: 'BatchAnswer', description: "In the entries' order; a problem where an entry could not be answered." });
+  .object({ data: z.array(z.union([verdictView, problemView]).meta({ id: 'VerdictOrProblem' })) })
+  .meta({
+    id: 'VerifyBatchReply',
+    description: "In the entries' order; a problem where an entry could not be answered.",
+  });
 
 /** Whether there are entries, and not too many. What is wrong with one of them is that one's affair. */
 const batchValidator: FastifySchemaCompiler<z.ZodType> = (part) =>

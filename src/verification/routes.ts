@@ -82,7 +82,7 @@ const introspectRequest = z
       .optional()
       .meta({ description: "The verifier's access token, where it is not in the Authorization header." }),
   })
-  .meta({ example: { token: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' } });
+  .meta({ id: 'IntrospectionRequest', example: { token: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' } });
 
 const introspectView = z
   .object({

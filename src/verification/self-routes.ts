@@ -5,32 +5,31 @@ import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import type { ApiKeyPrincipal, Principal } from '../auth/principal.ts';
 import { Problem } from '../core/errors.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
-import { idView, rateLimitView, timestampView } from '../http/schemas.ts';
+import { idView, permissionSchema, rateLimitSchema, roleSchema, scopeSchema, timestampView } from '../http/schemas.ts';
 import { bucketsOf, type UseLimits } from './limits.ts';
 import type { UsageRecorder } from './usage-recorder.ts';
 
 const selfView = z
   .object({
-    kind: z.enum(['access_token', 'oidc', 'api_key']).meta({ description: '`oidc`: a token of an identity provider.' }),
+    kind: z
+      .enum(['access_token', 'oidc', 'api_key'])
+      .meta({ id: 'CredentialKind', description: '`oidc`: a token of an identity provider.' }),
     id: z.string().meta({ example: 'key_01k9s3v5wqe8n8x4r2m6t7yb0c' }),
     organizationId: idView('org').nullable().meta({ description: 'Null: for the whole installation.' }),
     partnerId: idView('partner').nullable(),
     name: z.string().nullable().meta({ example: 'Billing export' }),
     email: z.string().nullable().meta({ example: null }),
-    role: z.enum(['operator', 'admin', 'verifier']).nullable().meta({ description: 'Null for an API key.' }),
-    scopes: z
-      .array(z.enum(['read', 'write']))
-      .nullable()
-      .meta({ description: 'Null for an API key.' }),
-    permission: z.enum(['read', 'write', 'read_write']).nullable().meta({ description: 'Null for an access token.' }),
+    role: roleSchema.nullable().meta({ description: 'Null for an API key.' }),
+    scopes: z.array(scopeSchema).nullable().meta({ description: 'Null for an API key.' }),
+    permission: permissionSchema.nullable().meta({ description: 'Null for an access token.' }),
     expiresAt: timestampView.nullable(),
-    rateLimit: rateLimitView.nullable().meta({
+    rateLimit: rateLimitSchema.nullable().meta({
       description:
         "A limit of the API key's own, which narrows the one that all keys of its owner share; else the owner's. " +
         'Null for an access token.',
     }),
   })
-  .meta({ id: 'Self' });
+  .meta({ id: 'Credential' });
 
 interface SelfRoutesOptions {
   limits: UseLimits;

@@ -19,12 +19,14 @@ const spans = {
   day: { periodMs: dayMs, defaultMs: 30 * dayMs, mostMs: 366 * dayMs },
 };
 
+const granularitySchema = z.enum(['hour', 'day']).meta({ id: 'UsageGranularity' });
+
 const usageQuery = z.strictObject({
   from: timestampInput.optional().meta({
     description: 'Inclusive; taken back to the beginning of its period. Left out: a day, or 30 days, before `to`.',
   }),
   to: timestampInput.optional().meta({ description: 'Exclusive; put off to the end of its period. Left out: now.' }),
-  granularity: z.enum(['hour', 'day']).default('hour'),
+  granularity: granularitySchema.default('hour'),
 });
 
 const counts = {
@@ -40,11 +42,11 @@ const usageView = z
     to: timestampView.meta({
       description: 'The end of the last period that is counted; within it, it may be still to come.',
     }),
-    granularity: z.enum(['hour', 'day']),
+    granularity: granularitySchema,
     lastUsedAt: timestampView.nullable(),
-    total: z.object(counts),
+    total: z.object(counts).meta({ id: 'UsageCounts' }),
     data: z
-      .array(z.object({ start: timestampView, ...counts }))
+      .array(z.object({ start: timestampView, ...counts }).meta({ id: 'UsagePeriod' }))
       .meta({ description: 'Oldest first. Periods without use are left out.' }),
   })
   .meta({ id: 'Usage' });
@@ -75,7 +77,7 @@ export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = as
         tags: ['Keys'],
         summary: 'How often a key was used, and how that ended',
         description,
-        params: z.object({ keyId: idParam('key', 'Which key') }),
+        params: z.object({ keyId: idParam('Which key') }),
         querystring: usageQuery,
         response: { 200: usageView },
       },
@@ -96,7 +98,7 @@ export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = as
         tags: ['Partners'],
         summary: "How often a partner's keys were used, deleted ones too",
         description,
-        params: z.object({ partnerId: idParam('partner', 'Which partner') }),
+        params: z.object({ partnerId: idParam('Which partner') }),
         querystring: usageQuery,
         response: { 200: usageView },
       },

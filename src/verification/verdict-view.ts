@@ -1,18 +1,18 @@
 import { z } from 'zod';
 import { factsOf } from '../auth/api-key-record.ts';
-import { idView, metadataView, timestampView } from '../http/schemas.ts';
+import { idView, metadataView, permissionSchema, timestampView } from '../http/schemas.ts';
 import { verdictCodes } from './policy.ts';
 import type { Verdict } from './verifier.ts';
 
 export const verdictView = z
   .object({
     valid: z.boolean(),
-    code: z.enum(verdictCodes),
+    code: z.enum(verdictCodes).meta({ id: 'VerdictCode' }),
     keyId: idView('key').nullable(),
     organizationId: idView('org').nullable(),
     partnerId: idView('partner').nullable(),
     partnerEmail: z.string().nullable().meta({ example: 'team@partner.example' }),
-    permission: z.enum(['read', 'write', 'read_write']).nullable(),
+    permission: permissionSchema.nullable(),
     name: z.string().nullable().meta({ example: 'Billing export' }),
     metadata: metadataView.nullable(),
     expiresAt: timestampView.nullable(),
@@ -24,18 +24,22 @@ export const verdictView = z
       .object({
         policy: z
           .enum(['owner', 'key'])
+          .meta({ id: 'LimitPolicy' })
           .meta({ description: "owner: the limit that all keys of the owner share. key: one of the key's own." }),
         limit: z.int(),
         windowSeconds: z.int(),
         remaining: z.int(),
         resetSeconds: z.int(),
       })
+      .meta({
+        id: 'LimitCount',
+        example: { policy: 'owner', limit: 1000, windowSeconds: 60, remaining: 999, resetSeconds: 60 },
+      })
       .nullable()
       .meta({
         description:
           'The limit that rejected the use, else the one of the two with the least left. Null where something else rejected ' +
           'the key.',
-        example: { policy: 'owner', limit: 1000, windowSeconds: 60, remaining: 999, resetSeconds: 60 },
       }),
   })
   .meta({

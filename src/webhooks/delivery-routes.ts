@@ -10,11 +10,11 @@ import { idParam, pageOf, pageQuery, timestampInput } from '../http/schemas.ts';
 import { type Redelivered, redeliver, redeliverFailed } from './delivery-commands.ts';
 import { type DeliveryWithAttempts, listDeliveries } from './delivery-store.ts';
 import { getWebhook } from './store.ts';
-import { deliveryView, toDeliveryView } from './views.ts';
+import { deliveryStatusSchema, deliveryView, toDeliveryView } from './views.ts';
 
 const redeliverRequest = z
   .strictObject({ since: timestampInput.meta({ description: 'Events of this time or later.' }) })
-  .meta({ example: { since: '2026-11-23T09:30:00.000Z' } });
+  .meta({ id: 'RedeliverRequest', example: { since: '2026-11-23T09:30:00.000Z' } });
 
 const redeliveredView = z
   .object({
@@ -26,7 +26,7 @@ const redeliveredView = z
 /** What was sent to a webhook, and how that went. */
 export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
   const { db } = transactor;
-  const webhookId = idParam('webhook', 'Which webhook');
+  const webhookId = idParam('Which webhook');
 
   app.get(
     '/webhooks/:webhookId/deliveries',
@@ -40,9 +40,9 @@ export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transact
         params: z.object({ webhookId }),
         querystring: z.strictObject({
           ...pageQuery,
-          status: z.enum(['pending', 'delivered', 'failed']).optional(),
+          status: deliveryStatusSchema.optional(),
         }),
-        response: { 200: pageOf(deliveryView) },
+        response: { 200: pageOf('WebhookDeliveryPage', deliveryView) },
       },
     },
     async (request) => {
@@ -69,7 +69,7 @@ export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transact
         operationId: 'redeliverWebhook',
         tags: ['Webhooks'],
         summary: 'Send a delivery again, under the same webhook-id',
-        params: z.object({ webhookId, deliveryId: idParam('delivery', 'Which delivery') }),
+        params: z.object({ webhookId, deliveryId: idParam('Which delivery') }),
         response: { 200: deliveryView },
       },
     },

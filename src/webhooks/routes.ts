@@ -20,10 +20,21 @@ import {
 import type { WebhookClient } from './connector.ts';
 import { webhookEvents } from './policy.ts';
 import { getWebhook, listWebhooks, type Webhook } from './store.ts';
-import { toWebhookView, toWebhookWithSecretView, webhookView, webhookWithSecretView } from './views.ts';
+import {
+  toWebhookView,
+  toWebhookWithSecretView,
+  webhookEventSchema,
+  webhookView,
+  webhookWithSecretView,
+} from './views.ts';
 
 const eventsInput = z
-  .array(z.enum(webhookEvents as [string, ...string[]]))
+  .array(
+    webhookEventSchema.refine(
+      (event) => (webhookEvents as readonly string[]).includes(event),
+      `must be one of ${webhookEvents.join(', ')}`,
+    ),
+  )
   .min(1)
   .max(webhookEvents.length)
   .refine((events) => new Set(events).size === events.length, 'must not name an event twice')
@@ -41,7 +52,10 @@ const newWebhook = z
     ...fields,
     partnerId: idSchema('partner').nullish().meta({ description: 'It is told of this partner and its keys only.' }),
   })
-  .meta({ example: { url: 'https://hooks.example.com/latchkey', events: ['key.created', 'key.deleted'] } });
+  .meta({
+    id: 'NewWebhook',
+    example: { url: 'https://hooks.example.com/latchkey', events: ['key.created', 'key.deleted'] },
+  });
 
 const webhookPatch = z
   .strictObject({
@@ -49,7 +63,7 @@ const webhookPatch = z
     events: fields.events.optional(),
     description: fields.description,
   })
-  .meta({ example: { events: ['*'] } });
+  .meta({ id: 'WebhookPatch', example: { events: ['*'] } });
 
 export interface WebhookRoutesOptions {
   transactor: Transactor;
@@ -60,7 +74,7 @@ export interface WebhookRoutesOptions {
 export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async (app, options) => {
   const { transactor, keyring, client } = options;
   const { db } = transactor;
-  const params = z.object({ webhookId: idParam('webhook', 'Which webhook') });
+  const params = z.object({ webhookId: idParam('Which webhook') });
 
   app.get(
     '/webhooks',
@@ -71,7 +85,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
         tags: ['Webhooks'],
         summary: 'Webhooks, newest first',
         querystring: z.strictObject({ ...pageQuery, partnerId: idSchema('partner').optional() }),
-        response: { 200: pageOf(webhookView) },
+        response: { 200: pageOf('WebhookPage', webhookView) },
       },
     },
     async (request) => {
@@ -88,7 +102,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       config: {
         access: { role: 'admin', scope: 'write' },
         idempotencyKey: 'taken',
-        problems: ['not_found', 'already_deleted', 'conflict'],
+        problems: ['not_found', 'already_deleted', 'conflict', 'reply_gone'],
       },
       schema: {
         operationId: 'createWebhook',
@@ -166,7 +180,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
   app.post(
     '/webhooks/:webhookId/rotate-secret',
     {
-      config: { access: { role: 'admin', scope: 'write' }, idempotencyKey: 'taken' },
+      config: { access: { role: 'admin', scope: 'write' }, idempotencyKey: 'taken', problems: ['reply_gone'] },
       schema: {
         operationId: 'rotateWebhookSecret',
         tags: ['Webhooks'],

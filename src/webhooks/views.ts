@@ -6,19 +6,29 @@ import type { DeliveryWithAttempts } from './delivery-store.ts';
 import { deliveryFlaws, webhookEvents } from './policy.ts';
 import type { Webhook } from './store.ts';
 
+/** Text, so that an event of another version can be read. */
+export const webhookEventSchema = z.string().meta({
+  id: 'WebhookEvent',
+  enum: [...webhookEvents],
+  description: 'An action of history, or `*` for all.',
+});
+
+export const deliveryStatusSchema = z.enum(['pending', 'delivered', 'failed']).meta({ id: 'WebhookDeliveryStatus' });
+
 const fields = {
   id: idView('webhook'),
   organizationId: idView('org'),
   partnerId: idView('partner').nullable().meta({ description: 'Null: it is told of the whole organization.' }),
   url: z.string().meta({ example: 'https://hooks.example.com/latchkey' }),
-  events: z.array(z.string().meta({ enum: [...webhookEvents] })).meta({ example: ['key.created', 'key.deleted'] }),
+  events: z.array(webhookEventSchema).meta({ example: ['key.created', 'key.deleted'] }),
   description: z.string().nullable().meta({ example: 'Billing' }),
-  status: z.enum(['enabled', 'disabled']),
+  status: z.enum(['enabled', 'disabled']).meta({ id: 'WebhookStatus' }),
   disabledAt: timestampView.nullable(),
-  disabledReason: z.enum(['requested', 'gone', 'failing']).nullable().meta({
-    description: 'gone: it has answered 410. failing: every attempt of five days has failed.',
-    example: null,
-  }),
+  disabledReason: z
+    .enum(['requested', 'gone', 'failing'])
+    .meta({ id: 'DisabledReason' })
+    .nullable()
+    .meta({ description: 'gone: it has answered 410. failing: every attempt of five days has failed.' }),
   failingSince: timestampView.nullable().meta({ description: 'Every attempt since then has failed.' }),
   previousSecretUntil: timestampView.nullable().meta({ description: 'Until then the secret before signs along.' }),
   createdAt: timestampView,
@@ -31,8 +41,8 @@ export const webhookView = z.object(fields).meta({ id: 'Webhook' });
 export const webhookWithSecretView = z
   .object({
     ...fields,
-    secret: z.string().optional().meta({
-      description: 'It is shown this once and can not be shown again: a replayed reply is without it.',
+    secret: z.string().meta({
+      description: 'It is shown this once and cannot be shown again.',
       example: 'whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD',
     }),
   })
@@ -85,7 +95,7 @@ export const deliveryView = z
     webhookId: idView('webhook'),
     event: z.string().meta({ description: 'The action of history that it tells of.', example: 'key.created' }),
     sequence: z.int().meta({ description: "The event's place in the organization's history.", example: 42 }),
-    status: z.enum(['pending', 'delivered', 'failed']),
+    status: deliveryStatusSchema,
     createdAt: timestampView,
     nextAttemptAt: timestampView.nullable().meta({ description: 'Null where none is due, or one is under way.' }),
     finishedAt: timestampView.nullable(),

@@ -25,24 +25,24 @@ const partner = await ok(
 );
 const [first] = partner.keys;
 if (first === undefined) throw new Error('the partner has no key');
-const verdicts = [await verdictOn(first.key ?? '')];
+const verdicts = [await verdictOn(first.key)];
 
 // oazapfts announces JSON even where there is no body.
 const second = await ok(rotateKey(first.id));
-verdicts.push(await verdictOn(second.key ?? ''));
+verdicts.push(await verdictOn(second.key));
 const revealed = await ok(revealKey(first.id, { reason: 'A tour' }));
 const third = await createKey({ partnerId: partner.id });
 
 const deleted = await ok(deleteKey(first.id, { reason: 'rotated' }));
-verdicts.push(await verdictOn(first.key ?? ''));
+verdicts.push(await verdictOn(first.key));
 const restored = await ok(restoreKey(first.id));
-verdicts.push(await verdictOn(first.key ?? ''));
+verdicts.push(await verdictOn(first.key));
 
 const actions: string[] = [];
 let pages = 0;
 for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
   const page = await ok(listHistory({ limit: 2, partnerId: partner.id, ...(cursor === undefined ? {} : { cursor }) }));
-  if (page.class !== 'events') throw new Error('events were asked for');
+  if (page.kind !== 'events') throw new Error('events were asked for');
   // What the service itself says, a second after a deleted key was presented, may have come already or not.
   actions.push(
     ...page.data

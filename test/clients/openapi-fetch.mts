@@ -28,27 +28,27 @@ const partner = await answered(
 );
 const [first] = partner.keys;
 if (first === undefined) throw new Error('the partner has no key');
-const verdicts = [await verdictOn(first.key ?? '')];
+const verdicts = [await verdictOn(first.key)];
 
 const path = { keyId: first.id };
 const second = await answered(admin.POST('/v1/keys/{keyId}/rotate', { params: { path } }));
-verdicts.push(await verdictOn(second.key ?? ''));
+verdicts.push(await verdictOn(second.key));
 const revealed = await answered(
   admin.POST('/v1/keys/{keyId}/reveal', { params: { path }, body: { reason: 'A tour' } }),
 );
 const third = await admin.POST('/v1/keys', { body: { partnerId: partner.id } });
 
 const deleted = await answered(admin.DELETE('/v1/keys/{keyId}', { params: { path, query: { reason: 'rotated' } } }));
-verdicts.push(await verdictOn(first.key ?? ''));
+verdicts.push(await verdictOn(first.key));
 const restored = await answered(admin.POST('/v1/keys/{keyId}/restore', { params: { path } }));
-verdicts.push(await verdictOn(first.key ?? ''));
+verdicts.push(await verdictOn(first.key));
 
 const actions: string[] = [];
 let pages = 0;
 for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
   const query = { limit: 2, partnerId: partner.id, ...(cursor === undefined ? {} : { cursor }) };
   const page = await answered(admin.GET('/v1/history', { params: { query } }));
-  if (page.class !== 'events') throw new Error('events were asked for');
+  if (page.kind !== 'events') throw new Error('events were asked for');
   // What the service itself says, a second after a deleted key was presented, may have come already or not.
   actions.push(
     ...page.data

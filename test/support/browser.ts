@@ -1,0 +1,86 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import type { Readable, Writable } from 'node:stream';
+import type { Test } from 'tap';
+import type { Json } from './app.ts';
+import { eventually } from './process.ts';
+
+/** A page in a real Chromium. */
+export interface Page {
+  /** Runs JavaScript in the page, waits for its promise, and gives its value as JSON. */
+  evaluate(script: string): Promise<Json>;
+  /** Waits until the script gives something truthy. */
+  until(script: string): Promise<Json>;
+  /** What was written to the console as an error or a warning, and what the page did not catch. */
+  errors: string[];
+  /** The URLs that the page has requested. */
+  requested: string[];
+}
+
+/** Opens a page. Chromium is driven by the DevTools protocol over two pipes, and is gone when the test ends. */
+export async function openPage(t: Test, url: string): Promise<Page> {
+  const profile = await mkdtemp(path.join(tmpdir(), 'latchkey-browser-'));
+  const flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run'];
+  const args = [...flags, '--remote-debugging-pipe', `--user-data-dir=${profile}`, 'about:blank'];
+  const child = spawn('chromium', args, { stdio: ['ignore', 'ignore', 'ignore', 'pipe', 'pipe'] });
+  const exited = once(child, 'close');
+  t.teardown(async () => {
+    child.kill('SIGKILL');
+    await exited;
+    await rm(profile, { recursive: true, force: true, maxRetries: 5 });
+  });
+  const errors: string[] = [];
+  const requested: string[] = [];
+  const devTools = connect(child.stdio[3] as Writable, child.stdio[4] as Readable, ({ method, params }) => {
+    if (method === 'Runtime.exceptionThrown') errors.push(JSON.stringify(params.exceptionDetails));
+    if (method === 'Log.entryAdded' && isBad(params.entry.level))
+      errors.push(`${params.entry.text} ${params.entry.url}`);
+    if (method === 'Runtime.consoleAPICalled' && isBad(params.type)) errors.push(JSON.stringify(params.args));
+    if (method === 'Network.requestWillBeSent') requested.push(params.request.url);
+  });
+  const { targetInfos } = await devTools('Target.getTargets');
+  const { targetId } = targetInfos.find(({ type }: Json) => type === 'page');
+  const { sessionId } = await devTools('Target.attachToTarget', { targetId, flatten: true });
+  for (const domain of ['Runtime', 'Log', 'Network', 'Page']) await devTools(`${domain}.enable`, {}, sessionId);
+  await devTools('Page.navigate', { url }, sessionId);
+
+  async function evaluate(script: string): Promise<Json> {
+    const wish = { expression: script, awaitPromise: true, returnByValue: true };
+    const { result, exceptionDetails } = await devTools('Runtime.evaluate', wish, sessionId);
+    if (exceptionDetails !== undefined) throw new Error(`${script} failed: ${JSON.stringify(exceptionDetails)}`);
+    return result.value;
+  }
+  return { evaluate, until: (script) => eventually(() => evaluate(script)), errors, requested };
+}
+
+const isBad = (level: string) => level === 'error' || level === 'warning';
+
+type Call = (method: string, params?: object, sessionId?: string) => Promise<Json>;
+
+/** Messages are JSON with a zero byte behind each. */
+function connect(input: Writable, output: Readable, onEvent: (event: Json) => void): Call {
+  const waiting = new Map<number, (message: Json) => void>();
+  let received = '';
+  output.setEncoding('utf8');
+  output.on('data', (chunk: string) => {
+    const texts = (received + chunk).split('\0');
+    received = texts.pop() ?? '';
+    for (const message of texts.map((text) => JSON.parse(text))) {
+      if (message.id === undefined) onEvent(message);
+      else waiting.get(message.id)?.(message);
+    }
+  });
+  let calls = 0;
+  return async (method, params = {}, sessionId) => {
+    const id = ++calls;
+    const replied = new Promise<Json>((resolve) => waiting.set(id, resolve));
+    input.write(`${JSON.stringify({ id, method, params, sessionId })}\0`);
+    const { result, error } = await replied;
+    waiting.delete(id);
+    if (error !== undefined) throw new Error(`${method}: ${error.message}`);
+    return result;
+  };
+}

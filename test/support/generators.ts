@@ -1,0 +1,45 @@
+import { createHash } from 'node:crypto';
+import { cp, mkdir, mkdtemp, readFile, rename, rm, stat } from 'node:fs/promises';
+import { homedir } from 'node:os';
+import path from 'node:path';
+import type { Test } from 'tap';
+import { run } from './process.ts';
+
+const source = path.resolve('test/generators');
+
+/** What npm writes where it reaches no registry. */
+const unreachable = /ENOTFOUND|ECONNREFUSED|ECONNRESET|ETIMEDOUT|EAI_AGAIN|ENOTCACHED|network/;
+
+/**
+ * The generators of test/generators, which are too many for everybody's `npm ci`: they are installed once into a cache.
+ * @returns the folder that has their `node_modules`, or why there is none
+ */
+export async function installGenerators(t: Test): Promise<{ folder: string } | { missing: string }> {
+  const lock = await readFile(path.join(source, 'package-lock.json'));
+  const version = createHash('sha256').update(lock).digest('hex').slice(0, 16);
+  const cache = path.join(process.env['XDG_CACHE_HOME'] ?? path.join(homedir(), '.cache'), 'latchkey');
+  const folder = path.join(cache, `generators-${version}`);
+  if (await isThere(folder)) return { folder };
+
+  await mkdir(cache, { recursive: true });
+  const made = await mkdtemp(`${folder}-`);
+  for (const file of ['package.json', 'package-lock.json']) await cp(path.join(source, file), path.join(made, file));
+  const flags = ['--ignore-scripts', '--no-audit', '--no-fund', '--fetch-retries=1'];
+  const installing = run(t, 'env', ['-u', 'NODE_OPTIONS', 'npm', 'ci', ...flags], { cwd: made, env: process.env });
+  const { code } = await installing.exited;
+  if (code === 0) {
+    // Another test run may have been faster.
+    await rename(made, folder).catch(() => rm(made, { recursive: true }));
+    return { folder };
+  }
+  await rm(made, { recursive: true });
+  if (unreachable.test(installing.output())) return { missing: 'npm cannot reach a registry for test/generators' };
+  throw new Error(`npm ci failed in test/generators:\n${installing.output()}`);
+}
+
+async function isThere(folder: string): Promise<boolean> {
+  return stat(folder).then(
+    () => true,
+    () => false,
+  );
+}
