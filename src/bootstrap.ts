@@ -4,6 +4,8 @@ import type { Actor } from './core/actor.ts';
 import { newId, type OrganizationId } from './core/ids.ts';
 import type { Secret } from './crypto/secret.ts';
 import { type Transactor, transact } from './db/work.ts';
+import { addKey, plainSettings } from './keys/commands.ts';
+import type { KeyMint } from './keys/mint.ts';
 import { addOrganization } from './organizations/commands.ts';
 
 /** The first organization with its first tokens; each plaintext is here and nowhere else. */
@@ -12,11 +14,15 @@ export interface Bootstrapped {
   adminToken: Secret;
   verifierToken: Secret;
   operatorToken: Secret;
+  /** Of the organization itself, where one was asked for. */
+  key: Secret | undefined;
 }
 
 interface BootstrapRequest {
   organizationName: string;
   adminEmail: string;
+  /** Given: the organization begins with a key of its own. */
+  keyMint?: KeyMint;
   /** Given what will be true after the commit, before it: to put the tokens where a crash cannot lose them. */
   beforeCommit?: (bootstrapped: Bootstrapped) => Promise<void>;
 }
@@ -26,19 +32,21 @@ const bootstrapActor: Actor = { type: 'system', id: 'bootstrap', name: 'bootstra
 /** Makes an organization with an admin and a verifier, and an operator for the installation. */
 export async function bootstrap(
   { transactor, crypto }: { transactor: Transactor; crypto: TokenCrypto },
-  { organizationName, adminEmail, beforeCommit }: BootstrapRequest,
+  { organizationName, adminEmail, keyMint, beforeCommit }: BootstrapRequest,
 ): Promise<Bootstrapped> {
   const organizationId = newId('org');
-  const [admin, verifier, operator] = await Promise.all([
+  const [admin, verifier, operator, key] = await Promise.all([
     mintAccessToken(crypto, 'admin'),
     mintAccessToken(crypto, 'verifier'),
     mintAccessToken(crypto, 'operator'),
+    keyMint?.mint(newId('key'), organizationId),
   ]);
   const bootstrapped: Bootstrapped = {
     organizationId,
     adminToken: admin.plaintext,
     verifierToken: verifier.plaintext,
     operatorToken: operator.plaintext,
+    key: key?.plaintext,
   };
   await beforeCommit?.(bootstrapped);
   // The operator first: where an organization is, the whole bootstrap has been done.
@@ -60,6 +68,9 @@ export async function bootstrap(
       scopes: ['read'],
       expiresAt: null,
     });
+    if (key === undefined) return;
+    const settings = { ...plainSettings, name: 'First key' };
+    await addKey(work, { partner: null, mayBeRevealed: true, permission: 'read_write', minted: key, settings });
   });
   return bootstrapped;
 }
