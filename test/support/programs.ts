@@ -11,7 +11,8 @@ export type Program =
   | 'openssl'
   | 'curl'
   | 'psql'
-  | 'jq';
+  | 'jq'
+  | 'git';
 
 /** For tap's `skip`: false where the program is there, else the word. */
 export function unlessInstalled(program: Program): string | false {
