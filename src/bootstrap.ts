@@ -18,6 +18,11 @@ export interface Bootstrapped {
   key: Secret | undefined;
 }
 
+interface BootstrapDeps {
+  transactor: Transactor;
+  crypto: TokenCrypto;
+}
+
 interface BootstrapRequest {
   organizationName: string;
   adminEmail: string;
@@ -31,7 +36,7 @@ const bootstrapActor: Actor = { type: 'system', id: 'bootstrap', name: 'bootstra
 
 /** Makes an organization with an admin and a verifier, and an operator for the installation. */
 export async function bootstrap(
-  { transactor, crypto }: { transactor: Transactor; crypto: TokenCrypto },
+  { transactor, crypto }: BootstrapDeps,
   { organizationName, adminEmail, keyMint, beforeCommit }: BootstrapRequest,
 ): Promise<Bootstrapped> {
   const organizationId = newId('org');
@@ -50,7 +55,7 @@ export async function bootstrap(
   };
   await beforeCommit?.(bootstrapped);
   // The operator first: where an organization is, the whole bootstrap has been done.
-  await addOperator(transactor, operator);
+  await addOperator(transactor, operator, 'First operator');
   const by = { actor: bootstrapActor, organizationId, request: null };
   await transact(transactor, by, async (work) => {
     await addOrganization(work, { name: organizationName });
@@ -75,12 +80,19 @@ export async function bootstrap(
   return bootstrapped;
 }
 
-async function addOperator(transactor: Transactor, operator: MintedAccessToken): Promise<void> {
+/** An operator's token for an installation whose operators' tokens are all lost. */
+export async function bootstrapOperator({ transactor, crypto }: BootstrapDeps): Promise<Secret> {
+  const operator = await mintAccessToken(crypto, 'operator');
+  await addOperator(transactor, operator, 'Operator by latchkey bootstrap');
+  return operator.plaintext;
+}
+
+async function addOperator(transactor: Transactor, operator: MintedAccessToken, name: string): Promise<void> {
   const by = { actor: bootstrapActor, organizationId: null, request: null };
   await transact(transactor, by, (work) =>
     addAccessToken(work, operator, {
       role: 'operator',
-      name: 'First operator',
+      name,
       email: null,
       scopes: ['read', 'write'],
       expiresAt: null,

@@ -52,13 +52,18 @@ t.test('a Postgres of ones own, from empty to the first verified key', async (t)
     stdout: 'applied  0001-initial\napplied  graphile_worker@19\n',
   });
 
+  t.match(await call('bootstrap', '--operator'), { code: 1, stdout: '', output: /There is no organization yet/ });
   const made = await call('bootstrap', '--organization', 'Example Inc', '--admin-email', 'ada@example.com');
   t.equal(made.code, 0);
   const tokens = JSON.parse(made.stdout) as Record<string, string>;
   t.same(Object.keys(tokens), ['organizationId', 'adminToken', 'verifierToken', 'operatorToken']);
   const again = await call('bootstrap', '--organization', 'Example Inc', '--admin-email', 'ada@example.com');
   t.equal(again.code, 1);
-  t.match(again.output, /already/);
+  t.match(
+    again.output,
+    /There is an organization named Example Inc already, and nothing was made.*`latchkey bootstrap --operator`/s,
+  );
+  t.equal(again.stdout, '');
   t.match(await call('bootstrap', '--organization', 'Other', '--admin-email', 'nobody'), {
     code: 1,
     output: /--admin-email/,
@@ -84,6 +89,23 @@ t.test('a Postgres of ones own, from empty to the first verified key', async (t)
   t.equal(verdict.code, 'valid');
   const { body: history } = await request(`${url}/v1/history`, { token });
   t.match(history.data.at(-1), { action: 'organization.created', actor: { type: 'system', id: 'bootstrap' } });
+
+  await t.test("where all operators' tokens are lost, bootstrap makes one, and history says so", async (t) => {
+    const made = await call('bootstrap', '--operator');
+    t.equal(made.code, 0);
+    const { operatorToken, ...others } = JSON.parse(made.stdout) as Record<string, string>;
+    t.same(others, {});
+    const operator = { token: operatorToken ?? '' };
+    t.equal((await request(`${url}/v1/organizations`, operator)).body.data.length, 1);
+    t.match((await request(`${url}/v1/history?limit=1`, operator)).body.data, [
+      {
+        action: 'access_token.created',
+        actor: { type: 'system', id: 'bootstrap' },
+        details: { role: 'operator', name: 'Operator by latchkey bootstrap' },
+      },
+    ]);
+    t.match(await call('bootstrap', '--operator', '--organization', 'X'), { code: 2, output: /cannot be used with/ });
+  });
 
   await t.test('doctor sees that all is well, durability aside', async (t) => {
     const { output } = await call('doctor');
