@@ -1,11 +1,11 @@
-import { mkdir, writeFile } from 'node:fs/promises';
-import type { AddressInfo } from 'node:net';
+import { writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import t, { type Test } from 'tap';
-import { startService } from './support/app.ts';
+import t from 'tap';
+import { startListening } from './support/hook.ts';
 import { scratch } from './support/instance.ts';
-import { openShell, pasteSteps, stepsOf } from './support/pages.ts';
+import { openShell, pasteSteps, startFolder, stepsOf } from './support/pages.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { serve } from './support/served.ts';
 
 // Every command of the pages for people, pasted into one shell against a service that listens, with nothing set.
 
@@ -13,7 +13,7 @@ const skip = unlessInstalled('curl') || unlessInstalled('jq');
 
 for (const page of ['quick-start', 'cookbook', 'undo-and-rotation']) {
   t.test(`the commands of ${page}`, { skip }, async (t) => {
-    const shell = openShell(t, await startFolder(t));
+    const shell = openShell(t, await startFolder(t, await startListening(t)));
     const steps = await stepsOf(`docs/${page}.md`);
     // A name that resolves only where there is a network.
     for (const step of steps) step.command = step.command.replace('https://example.com/', 'http://127.0.0.1:9/');
@@ -22,16 +22,27 @@ for (const page of ['quick-start', 'cookbook', 'undo-and-rotation']) {
   });
 }
 
-/** A folder as `npm start` leaves it, with the tokens of a service that listens. */
-async function startFolder(t: Test): Promise<string> {
-  const { app, organizationId, admin, verifier, operator } = await startService(t);
-  await app.listen({ port: 0, host: '127.0.0.1' });
-  const url = `http://127.0.0.1:${(app.server.address() as AddressInfo).port}`;
-  const { key } = (await admin.post('/v1/keys', { name: 'First key' })).body;
-  const tokens = { adminToken: admin.token, verifierToken: verifier.token, operatorToken: operator.token };
+t.test("the commands for lost tokens, where all operators' are", { skip }, async (t) => {
+  const { url, env } = await serve(t);
   const folder = await scratch(t);
-  await mkdir(path.join(folder, '.latchkey'));
-  const credentials = JSON.stringify({ url, organizationId, ...tokens, key });
-  await writeFile(path.join(folder, '.latchkey', 'credentials.json'), credentials);
-  return folder;
-}
+  const entry = `--import=${import.meta.resolve('tsx')} ${path.resolve('src/cli/latchkey.ts')}`;
+  await writeFile(path.join(folder, 'latchkey'), `#!/bin/sh\nexec ${process.execPath} ${entry} "$@"\n`, {
+    mode: 0o755,
+  });
+  const PATH = `${folder}:${process.env['PATH']}`;
+  const shell = openShell(t, folder, { env: { ...env, PATH } });
+  const steps = await stepsOf('docs/operations.md', ['Lost tokens']);
+  t.equal(steps.length, 7);
+  for (const step of steps) {
+    step.command = step.command.replace('http://127.0.0.1:8080', url);
+    step.shown = step.shown?.replace('Example Inc', 'Example');
+  }
+  await pasteSteps(t, steps, shell);
+  const recorded = await shell.paste(
+    'curl -s "$LATCHKEY/v1/history?limit=2" -H "Authorization: Bearer $OPERATOR_TOKEN" | jq "[.data[] | {action, by: .actor.type}]"',
+  );
+  t.same(JSON.parse(recorded), [
+    { action: 'access_token.deleted', by: 'operator' },
+    { action: 'access_token.created', by: 'system' },
+  ]);
+});

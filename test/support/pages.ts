@@ -1,6 +1,9 @@
-import { readFile } from 'node:fs/promises';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import path from 'node:path';
 import type { Test } from 'tap';
 import type { Json } from './app.ts';
+import type { ListeningService } from './hook.ts';
+import { scratch } from './instance.ts';
 import { eventually, type RunningProcess, runPlainly } from './process.ts';
 
 // The commands of the pages for people, as they stand there. What a page shows of a reply has to be in it; `…` stands for
@@ -26,6 +29,18 @@ export async function stepsOf(file: string, sections?: readonly string[]): Promi
     else if (language === 'json') throw new Error(`${file} has a block that belongs to no command:\n${block}`);
   }
   return steps;
+}
+
+/** A folder as `npm start` leaves it, with the tokens of a service that listens. */
+export async function startFolder(t: Test, service: ListeningService): Promise<string> {
+  const { url, organizationId, admin, verifier, operator } = service;
+  const { key } = (await admin.post('/v1/keys', { name: 'First key' })).body;
+  const tokens = { adminToken: admin.token, verifierToken: verifier.token, operatorToken: operator.token };
+  const folder = await scratch(t);
+  await mkdir(path.join(folder, '.latchkey'));
+  const credentials = JSON.stringify({ url, organizationId, ...tokens, key });
+  await writeFile(path.join(folder, '.latchkey', 'credentials.json'), credentials);
+  return folder;
 }
 
 /** One bash for all commands, as a person has one terminal. */
