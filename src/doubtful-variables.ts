@@ -26,7 +26,7 @@ export function doubtfulVariables(env: NodeJS.ProcessEnv): string[] {
 function nearest(name: string): string | undefined {
   const bare = name.replace(/^LATCHKEY_/, '');
   if (known.includes(bare)) return bare;
-  const allowed = name.length < 6 ? 0 : name.length < 10 ? 1 : 2;
+  const allowed = name.length < 6 ? 0 : name.length < 14 ? 1 : 2;
   return known.find((one) => distance(one, name) <= allowed);
 }
 

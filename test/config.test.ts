@@ -65,7 +65,7 @@ t.test('a variable that is probably meant for Latchkey and has no effect is name
       HOME: '/',
       LANG: 'C',
       HOSTNAME: 'x',
-      DBPORT: '1',
+      METRICS_HOST: '1',
     });
     t.equal(lines.length, 1, name);
     t.match(lines[0], line);

@@ -7,7 +7,7 @@ import { listenHttp } from './support/listeners.ts';
 import { freePort } from './support/ports.ts';
 import { eventually } from './support/process.ts';
 
-// A wrong url or token: whoever runs the backend reads one line that says what was answered, before the first request.
+// A wrong url or token: the log of the backend has one line that says what was answered, before the first request.
 
 interface Line {
   level: number;
@@ -54,7 +54,7 @@ t.test('each mistake is one line in the log, at once and whatever comes', async 
     for (let request = 0; request < 20; request += 1) {
       const reply = await app.inject({ url: '/', headers: { 'x-api-key': key.key } });
       t.equal(reply.statusCode, 503);
-      t.notMatch(reply.body, /401|ECONNREFUSED|token must/, 'clients are not told');
+      t.notMatch(reply.body, /401|ECONNREFUSED|token must/, 'clients do not see the cause');
     }
     const messages = troubles().map(({ msg }) => msg);
     t.same(messages, [...new Set(messages)], `${what}: none is repeated`);

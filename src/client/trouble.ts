@@ -15,7 +15,7 @@ export function createTroubleReport(onTrouble: (error: Error) => void): (error: 
   };
 }
 
-/** What a reply other than 200 means for whoever runs the backend: status and title of the problem, or that it is none. */
+/** What a reply other than 200 says: status, title and detail of the problem, or that it is none of Latchkey's. */
 export function describeAnswer(status: number, text: string): string {
   const { title, detail } = problemIn(text);
   if (title === undefined) return `what answers there is not Latchkey: it answered ${status}. Is url right?`;
