@@ -49,7 +49,9 @@ async function castOf(service: TestService): Promise<Cast> {
 }
 
 /** No new one can be made without `read`. One that is there is checked all the same. */
-async function formerVerifier({ client, keyring, hasher, clockShiftMs, organizationId }: TestService): Promise<string> {
+async function formerVerifier(service: TestService): Promise<string> {
+  const { client, keyring, hasher, clockShiftMs } = service;
+  const { organizationId } = service.bootstrapped;
   const minted = await mintAccessToken({ prefix: 'lk', keyring, hasher }, 'verifier');
   const actor = { type: 'system', id: 'bootstrap', name: 'bootstrap', email: null } as const;
   const transactor = { db: client.db, keyring, clockShiftMs };
