@@ -11,8 +11,8 @@ COPY migrations migrations
 COPY src src
 RUN npm run build
 
-# Left out as optional: the programs of the embedded Postgres, 60 MB that a container has no use for. Without them and
-# without DATABASE_URL the service says what is missing and ends.
+# Left out as optional: the programs of the embedded Postgres, 60 MB that a container has no use for. Without
+# DATABASE_URL `serve` says so and ends, and `try` says that they are missing.
 FROM node:24-slim AS dependencies
 WORKDIR /app
 COPY package.json package-lock.json ./

@@ -1,11 +1,20 @@
 // Builds src/ and migrations/ into dist/, or into the folder that is named: `node src/build.mjs [folder]`.
 import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
 const compiler = path.join(root, 'node_modules', 'typescript', 'bin', 'tsc');
 const out = path.resolve(process.argv[2] ?? path.join(root, 'dist'));
+
+if (!existsSync(compiler) || !existsSync(path.join(root, 'node_modules', 'esbuild'))) {
+  console.error(
+    'latchkey: what builds dist/ is not installed: the compiler and esbuild are development dependencies.\n' +
+      'Run `npm ci && npm run build`, and then, to keep only what the service needs, `npm prune --omit=dev`.',
+  );
+  process.exit(1);
+}
 
 const compile = [compiler, '-p', 'tsconfig.build.json', '--outDir', out];
 const { status } = spawnSync(process.execPath, compile, { cwd: root, stdio: 'inherit' });

@@ -47,7 +47,8 @@ export const environment = z.object({
     example: 'latchkey-eu',
   }),
   DATABASE_URL: postgresUrl.optional().meta({
-    description: "Your own Postgres (15 to 18), as the service's role. Not set: an embedded one is started.",
+    description:
+      "Your own Postgres (15 to 18), as the service's role. Not set: `npm start` and `latchkey try` start an embedded one, `latchkey serve` does not start.",
     example: 'postgres://latchkey_app:…@db:5432/latchkey',
   }),
   DATABASE_URL_FILE: secretFile('DATABASE_URL'),
@@ -233,10 +234,14 @@ export class ConfigError extends Error {
 
 /**
  * The one reader of the environment.
- * @param needs `keyring`: what only a process that makes or checks tokens needs; with the embedded database it is optional
+ * @param needs `keyring`: what only a process that makes or checks tokens needs; with the embedded database it is optional.
+ * `database`: an embedded one will not do
  * @throws ConfigError
  */
-export function readConfig(env: NodeJS.ProcessEnv, needs: { keyring: boolean } = { keyring: true }): Config {
+export function readConfig(
+  env: NodeJS.ProcessEnv,
+  needs: { keyring: boolean; database?: boolean } = { keyring: true },
+): Config {
   const secrets = readSecretFiles(setVariables(env));
   const given = secrets.env;
   const parsed = environment.safeParse(given);
@@ -244,7 +249,12 @@ export function readConfig(env: NodeJS.ProcessEnv, needs: { keyring: boolean } =
   if (!parsed.success) problems.push(...parsed.error.issues.map((issue) => describeIssue(issue, secrets)));
   const keyring = readKeyring(secrets, needs.keyring, problems);
   const mayBeEmbedded = given['DATABASE_URL'] === undefined && !secrets.isUnreadable('DATABASE_URL');
-  if (given['MIGRATION_DATABASE_URL'] !== undefined && mayBeEmbedded && needs.keyring) {
+  if (mayBeEmbedded && needs.database) {
+    problems.push(
+      `DATABASE_URL or DATABASE_URL_FILE must be set, for example DATABASE_URL=${exampleOf('DATABASE_URL')}. ` +
+        '`latchkey serve` starts no database; `latchkey try` starts one of its own, to try Latchkey with.',
+    );
+  } else if (given['MIGRATION_DATABASE_URL'] !== undefined && mayBeEmbedded && needs.keyring) {
     problems.push(
       'MIGRATION_DATABASE_URL is set without DATABASE_URL, and the service would start an embedded database: set both or neither.',
     );

@@ -5,20 +5,26 @@ import type { Logger } from 'pino';
 import type { Bootstrapped } from './bootstrap.ts';
 import type { Config } from './config.ts';
 import { generateKeyring, type Keyring, parseKeyring } from './crypto/keyring.ts';
+import { isRoot } from './db/embedded/account.ts';
 import {
   defaultDataDirectory,
   type EmbeddedPostgres,
   embeddedPort,
+  linkRootsData,
   rootsDirectory,
   startEmbeddedPostgres,
 } from './db/embedded/start.ts';
 
 /** What a person or a script needs to use an embedded instance: the content of `credentials.json`. */
 export interface Credentials {
+  /** Where the service listens. */
+  url: string;
   organizationId: string;
   adminToken: string;
   verifierToken: string;
   operatorToken: string;
+  /** The organization's first key. */
+  key: string;
   databaseUrl: string;
   migrationDatabaseUrl: string;
   keyringFile: string;
@@ -30,8 +36,12 @@ export interface EmbeddedInstance {
   credentialsFile: string;
   /** Keeps tokens that are about to be made; they count once `confirmCredentials` has been called. */
   prepareCredentials(bootstrapped: Bootstrapped): Promise<void>;
-  /** After the commit, and at every start: what was prepared becomes `credentials.json`, with the URLs of now. */
-  confirmCredentials(): Promise<void>;
+  /**
+   * After the commit, and at every start: what was prepared becomes `credentials.json`, with the URLs of now.
+   * @param url where the service listens, once it does
+   * @returns undefined where somebody has moved the file away
+   */
+  confirmCredentials(url?: string): Promise<Credentials | undefined>;
 }
 
 /**
@@ -53,6 +63,7 @@ export async function startEmbeddedInstance(config: Config, logger: Logger): Pro
     logger.info(`Port ${embeddedPort} is taken; the embedded Postgres listens on 127.0.0.1:${postgres.port}.`);
   }
   const { dataDirectory } = postgres;
+  if (given === undefined && isRoot()) await linkRootsData(process.cwd(), dataDirectory);
   const keyringFile = path.join(dataDirectory, 'keyring');
   const credentialsFile = path.join(dataDirectory, 'credentials.json');
   const preparedFile = path.join(dataDirectory, 'credentials.prepared.json');
@@ -61,22 +72,25 @@ export async function startEmbeddedInstance(config: Config, logger: Logger): Pro
     postgres,
     keyring: config.keyring ?? (await openKeyring(keyringFile, config.LOST_KEYRING_IDS)),
     credentialsFile,
-    async prepareCredentials({ organizationId, adminToken, verifierToken, operatorToken }) {
-      const credentials: Credentials = {
+    async prepareCredentials({ organizationId, adminToken, verifierToken, operatorToken, key }) {
+      const credentials: Partial<Credentials> = {
         organizationId,
         adminToken: adminToken.reveal(),
         verifierToken: verifierToken.reveal(),
         operatorToken: operatorToken.reveal(),
+        ...(key && { key: key.reveal() }),
         ...urls,
       };
       await writeWhole(preparedFile, toText(credentials));
     },
-    async confirmCredentials() {
+    async confirmCredentials(url) {
       if (await exists(preparedFile)) await rename(preparedFile, credentialsFile);
       // Who has moved the file away knows why: it is not made again.
-      if (!(await exists(credentialsFile))) return;
+      if (!(await exists(credentialsFile))) return undefined;
       const kept = JSON.parse(await readFile(credentialsFile, 'utf8')) as Credentials;
-      await writeWhole(credentialsFile, toText({ ...kept, ...urls }));
+      const credentials: Credentials = { ...kept, ...urls, url: url ?? kept.url };
+      await writeWhole(credentialsFile, toText(credentials));
+      return credentials;
     },
   };
 }
@@ -86,7 +100,7 @@ async function openKeyring(file: string, lostIds: readonly string[] | undefined)
   return parseKeyring(await readFile(file, 'utf8'), lostIds);
 }
 
-function toText(credentials: Credentials): string {
+function toText(credentials: object): string {
   return `${JSON.stringify(credentials, null, 2)}\n`;
 }
 

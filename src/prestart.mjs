@@ -1,4 +1,4 @@
-// Builds dist/ if the sources are newer and the compiler is there. In an image that holds only dist/ it does nothing.
+// Before `npm start` and `npm pack`: builds dist/ if the sources are newer and the compiler is there. In an image that holds only dist/ it does nothing.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -21,11 +21,17 @@ const builtAt = existsSync(stamp) ? statSync(stamp).mtimeMs : 0;
 const isStale = inputs.some((input) => newest(path.join(root, input)) > builtAt);
 
 if (isStale && existsSync(compiler)) {
+  // Not to stdout: `npm pack` prints the name of its file there.
+  console.error('latchkey: building dist/ from src/, which takes some seconds.');
   rmSync(path.join(root, 'dist'), { recursive: true, force: true });
-  const { status } = spawnSync(process.execPath, [path.join(root, 'src', 'build.mjs')], { stdio: 'inherit' });
+  const { status } = spawnSync(process.execPath, [path.join(root, 'src', 'build.mjs')], {
+    stdio: ['inherit', process.stderr.fd, 'inherit'],
+  });
   if (status !== 0) process.exit(status ?? 1);
   writeFileSync(stamp, '');
 } else if (isStale && !existsSync(path.join(root, 'dist', 'src', 'server.js'))) {
-  console.error('latchkey: dist/ is not built, and the compiler is not installed. Run `npm ci` without --omit=dev.');
+  console.error(
+    'latchkey: dist/ is not built, and the compiler is a development dependency: run `npm ci && npm run build`, then `npm prune --omit=dev`.',
+  );
   process.exit(1);
 }

@@ -1,3 +1,6 @@
+import { ignoreBrokenPipe } from './cli/print.ts';
 import { serve } from './cli/serve.ts';
 
-await serve(process.env);
+// What `npm start` runs: the same as `latchkey try`.
+ignoreBrokenPipe();
+await serve(process.env, { mayEmbed: true });

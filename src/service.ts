@@ -5,7 +5,7 @@ import { collectDefaultMetrics, Registry } from 'prom-client';
 import { buildApp } from './app.ts';
 import { createIssuerKeys } from './auth/issuer-keys.ts';
 import type { TokenCrypto } from './auth/mint.ts';
-import { type Bootstrapped, bootstrap } from './bootstrap.ts';
+import { bootstrap } from './bootstrap.ts';
 import type { Config } from './config.ts';
 import { passingTracer } from './core/trace.ts';
 import { createSecretHasher } from './crypto/secret-hash.ts';
@@ -22,6 +22,7 @@ import { openCheckpointing } from './history/checkpointing.ts';
 import { buildMetricsServer } from './http/metrics-routes.ts';
 import { jobs } from './jobs/list.ts';
 import { startJobs } from './jobs/runner.ts';
+import { createKeyMint } from './keys/mint.ts';
 import { descriptorLimit } from './lib/descriptor-limit.ts';
 import { countEvents, createTallies } from './metrics.ts';
 import { isAnyOrganizationThere } from './organizations/store.ts';
@@ -37,8 +38,8 @@ import { startWebhookSender } from './webhooks/sender.ts';
 export interface Service {
   /** Where it listens, such as `http://127.0.0.1:8080`. */
   url: string;
-  /** With the embedded database: where the first tokens are, and what they are if this start made them. */
-  embedded: { credentialsFile: string; bootstrapped: Bootstrapped | undefined } | undefined;
+  /** With the embedded database: where the tokens are, and whether a first key is beside them. */
+  embedded: { credentialsFile: string; hasCredentials: boolean; hasKey: boolean } | undefined;
   /**
    * Says that it is about to end, answers what it has accepted, and ends with its database.
    * @returns the names of the phases that did not end in order
@@ -121,7 +122,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       onChanged: (ids) => verification.records.invalidate(ids),
       onRecorded,
     };
-    const bootstrapped = embedded === undefined ? undefined : await bootstrapOnce(embedded, transactor, crypto);
+    if (embedded !== undefined) await bootstrapOnce(embedded, transactor, crypto);
 
     const checkpointing = await openCheckpointing({
       db: client.db,
@@ -199,11 +200,16 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     await app.ready();
     app.makeDocuments();
     const url = await listen(app, config, embedded !== undefined);
+    const credentials = await embedded?.confirmCredentials(url);
     const drainMs = config.DRAIN_SECONDS * 1_000;
     shutdown.add({ name: 'drain', timeoutMs: drainMs + 500, run: () => delay(drainMs) });
     return {
       url,
-      embedded: embedded && { credentialsFile: embedded.credentialsFile, bootstrapped },
+      embedded: embedded && {
+        credentialsFile: embedded.credentialsFile,
+        hasCredentials: credentials !== undefined,
+        hasKey: credentials?.key !== undefined,
+      },
       stop() {
         draining.abort();
         return shutdown.run();
@@ -307,24 +313,19 @@ async function requireGuarantees(client: DatabaseClient, config: Config, logger:
   for (const line of told) logger.warn(line);
 }
 
-async function bootstrapOnce(
-  embedded: EmbeddedInstance,
-  transactor: Transactor,
-  crypto: TokenCrypto,
-): Promise<Bootstrapped | undefined> {
-  const isThere = await isAnyOrganizationThere(transactor.db);
-  const bootstrapped = isThere
-    ? undefined
-    : await bootstrap(
-        { transactor, crypto },
-        {
-          organizationName: 'My organization',
-          adminEmail: firstAdminEmail,
-          beforeCommit: (made) => embedded.prepareCredentials(made),
-        },
-      );
+async function bootstrapOnce(embedded: EmbeddedInstance, transactor: Transactor, crypto: TokenCrypto): Promise<void> {
+  if (!(await isAnyOrganizationThere(transactor.db))) {
+    await bootstrap(
+      { transactor, crypto },
+      {
+        organizationName: 'My organization',
+        adminEmail: firstAdminEmail,
+        keyMint: createKeyMint(crypto),
+        beforeCommit: (made) => embedded.prepareCredentials(made),
+      },
+    );
+  }
   await embedded.confirmCredentials();
-  return bootstrapped;
 }
 
 /** Where nobody asked for a port and nobody else relies on it, another one is better than no start. */

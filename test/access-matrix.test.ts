@@ -1,7 +1,9 @@
 import fastify, { type RouteOptions } from 'fastify';
 import t, { type Test } from 'tap';
+import { addAccessToken, mintAccessToken } from '../src/access-tokens/commands.ts';
 import { idSuffix, newId } from '../src/core/ids.ts';
 import { mintToken } from '../src/crypto/token.ts';
+import { transact } from '../src/db/work.ts';
 import type { AccessRule } from '../src/http/access.ts';
 import { strictRoutes } from '../src/http/strict-routes.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
@@ -38,12 +40,25 @@ async function castOf(service: TestService): Promise<Cast> {
     adminReadOnly: await make(admin, 'admin', ['read']),
     adminWriteOnly: await make(admin, 'admin', ['write']),
     verifier: service.verifier,
-    verifierWriteOnly: await make(admin, 'verifier', ['write']),
+    verifierWriteOnly: as(await formerVerifier(service)),
     operator,
     operatorReadOnly: await make(operator, 'operator', ['read']),
     operatorWriteOnly: await make(operator, 'operator', ['write']),
     apiKey: as(key.key),
   };
+}
+
+/** No new one can be made without `read`. One that is there is checked all the same. */
+async function formerVerifier(service: TestService): Promise<string> {
+  const { client, keyring, hasher, clockShiftMs } = service;
+  const { organizationId } = service.bootstrapped;
+  const minted = await mintAccessToken({ prefix: 'lk', keyring, hasher }, 'verifier');
+  const actor = { type: 'system', id: 'bootstrap', name: 'bootstrap', email: null } as const;
+  const transactor = { db: client.db, keyring, clockShiftMs };
+  await transact(transactor, { actor, organizationId, request: null }, (work) =>
+    addAccessToken(work, minted, { role: 'verifier', name: 'Cast', email: null, scopes: ['write'], expiresAt: null }),
+  );
+  return minted.plaintext.reveal();
 }
 
 /** Ids that exist in the service's organization, for each parameter of a path. */

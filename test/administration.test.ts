@@ -85,6 +85,48 @@ t.test('access tokens', async (t) => {
   });
 });
 
+t.test('a verifier needs the scope read', async (t) => {
+  const { admin, operator } = await startService(t);
+  for (const caller of [admin, operator]) {
+    const { status, body } = await caller.post('/v1/access-tokens', { role: 'verifier', name: 'X', scopes: ['write'] });
+    t.equal(status, 400);
+    t.match(body.errors, [{ path: 'body.scopes', message: /needs the scope read/ }]);
+  }
+});
+
+t.test('an organization keeps an admin who can change something, unless an operator decides otherwise', async (t) => {
+  const { admin, operator, organizationId, as } = await startService(t);
+  const { body: list } = await admin.get('/v1/access-tokens');
+  const first = list.data.find(({ role }: Json) => role === 'admin');
+  const wish = { role: 'admin', name: 'Bob', email: 'bob@example.com' };
+  await admin.post('/v1/access-tokens', { ...wish, scopes: ['read'] });
+  await admin
+    .post('/v1/access-tokens', { ...wish, scopes: ['write'], expiresAt: '2999-01-01T00:00:00Z' })
+    .then(async ({ body: other }) => {
+      t.equal((await admin.delete(`/v1/access-tokens/${other.id}`)).status, 200, 'while there is another one');
+    });
+  const refused = await admin.delete(`/v1/access-tokens/${first.id}`);
+  t.equal(refused.status, 403);
+  t.match(refused.body, { code: 'forbidden', detail: /last access token of an admin with the scope write/ });
+  t.equal((await admin.get('/v1/history?limit=1')).body.data[0].action, 'access_token.deleted', 'of the other one');
+
+  await t.test('two that delete themselves at once do not both succeed', async (t) => {
+    const tokens = [first, (await admin.post('/v1/access-tokens', { ...wish, scopes: ['read', 'write'] })).body];
+    const replies = await Promise.all([
+      admin.delete(`/v1/access-tokens/${tokens[0].id}`),
+      as(tokens[1].token).delete(`/v1/access-tokens/${tokens[1].id}`),
+    ]);
+    t.same(replies.map(({ status }) => status).sort(), [200, 403]);
+  });
+
+  const inIt = { 'latchkey-organization': organizationId };
+  const { body: left } = await operator.get('/v1/access-tokens', inIt);
+  const last = left.data.find(({ role, scopes }: Json) => role === 'admin' && scopes.includes('write'));
+  t.equal((await operator.delete(`/v1/access-tokens/${last.id}`, inIt)).status, 200);
+  const { body: history } = await operator.get('/v1/history?limit=1', inIt);
+  t.match(history.data, [{ action: 'access_token.deleted', actor: { type: 'operator' } }]);
+});
+
 t.test('an operator', async (t) => {
   const service = await startService(t);
   const { operator, admin, as } = service;

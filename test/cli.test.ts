@@ -1,11 +1,11 @@
-import { writeFile } from 'node:fs/promises';
+import { readdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import t, { type Test } from 'tap';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import type { ClusterUrls } from './support/cluster.ts';
 import { createDatabase, roleOf } from './support/database.ts';
 import { scratch } from './support/instance.ts';
-import { request, runEntry } from './support/process.ts';
+import { request, run, runEntry } from './support/process.ts';
 
 const keyring = generateKeyring(new Date());
 
@@ -52,13 +52,18 @@ t.test('a Postgres of ones own, from empty to the first verified key', async (t)
     stdout: 'applied  0001-initial\napplied  graphile_worker@19\n',
   });
 
+  t.match(await call('bootstrap', '--operator'), { code: 1, stdout: '', output: /There is no organization yet/ });
   const made = await call('bootstrap', '--organization', 'Example Inc', '--admin-email', 'ada@example.com');
   t.equal(made.code, 0);
   const tokens = JSON.parse(made.stdout) as Record<string, string>;
   t.same(Object.keys(tokens), ['organizationId', 'adminToken', 'verifierToken', 'operatorToken']);
   const again = await call('bootstrap', '--organization', 'Example Inc', '--admin-email', 'ada@example.com');
   t.equal(again.code, 1);
-  t.match(again.output, /already/);
+  t.match(
+    again.output,
+    /There is an organization named Example Inc already, and nothing was made.*`latchkey bootstrap --operator`/s,
+  );
+  t.equal(again.stdout, '');
   t.match(await call('bootstrap', '--organization', 'Other', '--admin-email', 'nobody'), {
     code: 1,
     output: /--admin-email/,
@@ -84,6 +89,23 @@ t.test('a Postgres of ones own, from empty to the first verified key', async (t)
   t.equal(verdict.code, 'valid');
   const { body: history } = await request(`${url}/v1/history`, { token });
   t.match(history.data.at(-1), { action: 'organization.created', actor: { type: 'system', id: 'bootstrap' } });
+
+  await t.test("where all operators' tokens are lost, bootstrap makes one, and history says so", async (t) => {
+    const made = await call('bootstrap', '--operator');
+    t.equal(made.code, 0);
+    const { operatorToken, ...others } = JSON.parse(made.stdout) as Record<string, string>;
+    t.same(others, {});
+    const operator = { token: operatorToken ?? '' };
+    t.equal((await request(`${url}/v1/organizations`, operator)).body.data.length, 1);
+    t.match((await request(`${url}/v1/history?limit=1`, operator)).body.data, [
+      {
+        action: 'access_token.created',
+        actor: { type: 'system', id: 'bootstrap' },
+        details: { role: 'operator', name: 'Operator by latchkey bootstrap' },
+      },
+    ]);
+    t.match(await call('bootstrap', '--operator', '--organization', 'X'), { code: 2, output: /cannot be used with/ });
+  });
 
   await t.test('doctor sees that all is well, durability aside', async (t) => {
     const { output } = await call('doctor');
@@ -145,6 +167,51 @@ t.test('wrong configuration and wrong usage have exit codes of their own', async
     code: 1,
     output: /Start the service first/,
   });
+});
+
+t.test('serve never starts a database, whatever else is set; try does', async (t) => {
+  const directory = await scratch(t);
+  for (const env of [
+    {},
+    { LATCHKEY_KEYRING: keyring, DATABSE_URL: 'postgres://app:hunter2@db/latchkey' },
+    { LATCHKEY_STRICT: 'true', NODE_ENV: 'production', MIGRATE_ON_START: 'true' },
+    { MIGRATION_DATABASE_URL: 'postgres://owner@db/latchkey' },
+  ]) {
+    const { code, output } = await latchkey(t, ['serve'], { LATCHKEY_DATA_DIR: path.join(directory, 'none'), ...env });
+    t.equal(code, 78);
+    t.match(output, /^ {2}DATABASE_URL or DATABASE_URL_FILE must be set, for example .*`latchkey try`/m);
+    if ('DATABSE_URL' in env) t.match(output, /^ {2}DATABSE_URL has no effect. Is DATABASE_URL meant\?$/m);
+    t.notMatch(output, /hunter2|lk_[avok]_/);
+  }
+  t.same(await readdir(directory), [], 'nothing was made');
+  const env = { LATCHKEY_DATA_DIR: directory, PORT: '0', LATCHKEY_COLOUR: 'red' };
+  const tried = runEntry(t, 'cli/latchkey.ts', ['try'], { env });
+  const [, url] = await tried.until(/Latchkey listens on (http:\/\/[^\s,]+[0-9])/);
+  t.equal((await request(`${url}/readyz`)).status, 200);
+  t.match(tried.output(), /LATCHKEY_COLOUR has no effect/);
+  t.match(await latchkey(t, ['doctor'], env), { code: 0, stdout: /^warning LATCHKEY_COLOUR has no effect/m });
+  tried.child.kill('SIGTERM');
+  t.same(await tried.exited, { code: 0, signal: null });
+});
+
+t.test('a reader that has read enough does not end a command', async (t) => {
+  const env = environmentOf(await createDatabase(t));
+  const command = `"$0" "$@" | head -n 1; echo "code \${PIPESTATUS[0]}"`;
+  const tsx = [process.execPath, `--import=${import.meta.resolve('tsx')}`, path.resolve('src/cli/latchkey.ts')];
+  for (const [args, first] of [
+    [['doctor'], /^ok {6}The configuration can be read\.\n/],
+    [['openapi'], /^\{\n/],
+  ] as const) {
+    const piped = run(t, 'bash', ['-c', command, ...tsx, ...args], { env });
+    await piped.exited;
+    t.match(piped.output(), first);
+    t.match(
+      piped.output(),
+      `code ${(await latchkey(t, [...args], env)).code}\n`,
+      'the exit code is what it is otherwise',
+    );
+    t.notMatch(piped.output(), 'EPIPE');
+  }
 });
 
 t.test('a service that cannot reach its database says so and ends', async (t) => {

@@ -208,6 +208,7 @@ async function follow(t: Test, url: string, timeoutMs = 2_000) {
     service: { url, token: 'x', timeoutMs },
     forgetful: { forget: (ids) => heard.push(...ids), forgetAll: () => heard.push('all') },
     onTurn: (isAlive, cause) => turns.push([isAlive, (cause as Error | undefined)?.message ?? '']),
+    onTrouble: () => undefined,
   });
   t.teardown(() => stream.close());
   return { ...stream, heard, turns };

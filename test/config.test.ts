@@ -6,6 +6,7 @@ import { z } from 'zod';
 import { describeFailure } from '../src/cli/failure.ts';
 import { ConfigError, environment, readConfig } from '../src/config.ts';
 import { generateKeyring } from '../src/crypto/keyring.ts';
+import { doubtfulVariables } from '../src/doubtful-variables.ts';
 import { type SecretName, secretNames } from '../src/secret-files.ts';
 
 const keyring = generateKeyring(new Date());
@@ -45,6 +46,49 @@ t.test('networks are written in one way, and IPv4 in IPv6 never means all of IPv
       t.match(problemsOf({ [name]: `127.0.0.1,${network}` }), [/entry 2 (would mean|must be)/], `${name} ${network}`);
     }
   }
+});
+
+t.test('a variable that is probably meant for Latchkey and has no effect is named, never with its value', async (t) => {
+  const table: Array<[name: string, line: RegExp]> = [
+    ['DATABSE_URL', /^DATABSE_URL has no effect. Is DATABASE_URL meant\?$/],
+    ['DATABASE_URL_FIEL', /Is DATABASE_URL_FILE meant/],
+    ['LATCHKEY_DATABASE_URL', /Is DATABASE_URL meant/],
+    ['LATCHKEY_KEY_RING', /Is LATCHKEY_KEYRING meant/],
+    ['LATCHKEY_STRIKT', /Is LATCHKEY_STRICT meant/],
+    ['LATCHKEY_PORT', /Is PORT meant/],
+    ['LATCHKEY_COLOUR', /^LATCHKEY_COLOUR has no effect: Latchkey has no setting of this name\.$/],
+  ];
+  for (const [name, line] of table) {
+    const lines = doubtfulVariables({
+      [name]: 'hunter2',
+      PATH: '/bin',
+      HOME: '/',
+      LANG: 'C',
+      HOSTNAME: 'x',
+      METRICS_HOST: '1',
+    });
+    t.equal(lines.length, 1, name);
+    t.match(lines[0], line);
+    t.notMatch(lines[0], 'hunter2');
+  }
+  t.same(doubtfulVariables({ LATCHKEY_STRIKT: '' }), []);
+});
+
+t.test('what Kubernetes sets for a Service named latchkey is no mistake', async (t) => {
+  const address = 'tcp://10.0.0.7:8080';
+  const links = {
+    LATCHKEY_SERVICE_HOST: '10.0.0.7',
+    LATCHKEY_SERVICE_PORT: '8080',
+    LATCHKEY_SERVICE_PORT_HTTP: '8080',
+    LATCHKEY_PORT: address,
+    LATCHKEY_PORT_8080_TCP: address,
+    LATCHKEY_PORT_8080_TCP_ADDR: '10.0.0.7',
+    LATCHKEY_PORT_8080_TCP_PORT: '8080',
+    LATCHKEY_PORT_8080_TCP_PROTO: 'tcp',
+    LATCHKEY_METRICS_SERVICE_HOST: '10.0.0.8',
+    LATCHKEY_METRICS_PORT: 'tcp://10.0.0.8:9464',
+  };
+  t.same(doubtfulVariables(links), []);
 });
 
 t.test('an empty variable is one that is not set', async (t) => {

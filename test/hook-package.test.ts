@@ -2,8 +2,10 @@ import { spawnSync } from 'node:child_process';
 import { cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import t, { type Test } from 'tap';
+import type { Json } from './support/app.ts';
 import { type ListeningService, startListening } from './support/hook.ts';
 import { scratch } from './support/instance.ts';
+import { openShell, pasteSteps, startFolder, stepsOf } from './support/pages.ts';
 import { freePort } from './support/ports.ts';
 import { run } from './support/process.ts';
 
@@ -171,12 +173,11 @@ console.log(JSON.stringify({ status: reply.statusCode, id: reply.json().id, code
     /ERR_PACKAGE_PATH_NOT_EXPORTED/,
   );
 
-  await t.test('the example does what its page and the README say', (t) =>
-    runExample(t, service, at('backend/issues-api')),
-  );
+  await t.test('the example does what its page says', (t) => runExample(t, service, at('backend/issues-api'), key));
 });
 
-async function runExample(t: Test, service: ListeningService, directory: string): Promise<void> {
+/** @param own a key of the organization */
+async function runExample(t: Test, service: ListeningService, directory: string, own: Json): Promise<void> {
   const port = await freePort();
   const server = run(t, process.execPath, ['server.js'], {
     cwd: directory,
@@ -184,27 +185,9 @@ async function runExample(t: Test, service: ListeningService, directory: string)
   });
   await server.until(/Server listening at/);
   await server.until(/answered from memory/);
-  for (const page of ['README.md', 'docs/examples/issues-api/README.md']) {
-    const env: Record<string, string> = { ADMIN_TOKEN: service.admin.token };
-    const commands = curlsOf(page).filter((command) => /\/issues|\/v1\/partners|\$READ_KEY_ID/.test(command));
-    const outputs: string[] = [];
-    for (const command of commands) {
-      const line = command.replaceAll('http://127.0.0.1:8080', service.url).replaceAll(':3000', `:${port}`);
-      // Not waited for in one step: the service is in this process.
-      const child = run(t, 'sh', ['-c', line], { env });
-      await child.exited;
-      outputs.push(child.stdout());
-      if (!command.includes('/v1/partners')) continue;
-      const { id, keys } = JSON.parse(child.stdout());
-      Object.assign(env, { READ_KEY: keys[0].key, READ_KEY_ID: keys[0].id, PARTNER_ID: id });
-    }
-    const statuses = outputs.map((output) => /^HTTP\/1\.1 (\d+)/.exec(output)?.[1] ?? 'json');
-    t.same(statuses, ['json', '200', '403', 'json', '401'], page);
-    t.match(outputs[1], 'The door squeaks');
-    t.match(outputs[2], '"code":"forbidden"');
-    await service.admin.delete(`/v1/partners/${env['PARTNER_ID']}`);
-  }
-  const { body: own } = await service.admin.post('/v1/keys', {});
+  const [, ...steps] = await stepsOf('docs/examples/issues-api/README.md');
+  for (const step of steps) step.command = step.command.replaceAll(':3000', `:${port}`);
+  await pasteSteps(t, steps, openShell(t, await startFolder(t, service)));
   const ask = (path: string, init: RequestInit = {}) =>
     fetch(`http://127.0.0.1:${port}${path}`, {
       ...init,
@@ -217,11 +200,4 @@ async function runExample(t: Test, service: ListeningService, directory: string)
   t.equal((await fetch(`http://127.0.0.1:${port}/health`)).status, 200);
   server.child.kill('SIGTERM');
   t.match(await server.exited, { code: 0 }, 'nothing holds it up when it is to end');
-}
-
-/** The curl commands of a page, as they are to be pasted. */
-function curlsOf(page: string): string[] {
-  const text = readFileSync(path.join(root, page), 'utf8');
-  const blocks = [...text.matchAll(/^```sh\n(.*?)^```/gms)].map(([, block = '']) => block.replaceAll('\\\n', ' '));
-  return blocks.flatMap((block) => block.split('\n')).filter((line) => line.startsWith('curl '));
 }

@@ -90,10 +90,13 @@ t.test('it migrates, makes its first tokens, serves and is healthy, and writes n
   t.same(await listing(image.directory), before, 'nothing was written beside the program');
 });
 
-t.test('without DATABASE_URL it says what the image has not got', async (t) => {
+t.test('without DATABASE_URL it names that, and to try it what the image has not got', async (t) => {
+  const unset = runImage(t, { command: image.command, env: image.env });
+  t.equal((await unset.exited).code, 78);
+  t.match(unset.output(), /DATABASE_URL or DATABASE_URL_FILE must be set/);
   const directory = await mkdtemp(path.join(root, 'data-'));
   await chmod(directory, 0o777);
-  const alone = runImage(t, { command: image.command, env: { ...image.env, LATCHKEY_DATA_DIR: directory } });
+  const alone = runImage(t, { command: ['try'], env: { ...image.env, LATCHKEY_DATA_DIR: directory } });
   t.equal((await alone.exited).code, 1);
   t.match(alone.output(), /is not installed.*Set DATABASE_URL to a Postgres of your own/);
 });
@@ -104,7 +107,7 @@ t.test('npm packs the built service and its documents, and no sources', async (t
   const copied = run(t, 'cp', ['-R', 'package.json', 'LICENSE', 'README.md', 'docs', 'openapi', packing]);
   t.equal((await copied.exited).code, 0);
   await run(t, 'cp', ['-R', path.join(build.directory, 'dist'), packing]).exited;
-  const packed = runPlainly(t, 'npm', ['pack', '--dry-run', '--json'], { cwd: packing });
+  const packed = runPlainly(t, 'npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], { cwd: packing });
   t.equal((await packed.exited).code, 0, packed.output());
   const [{ files }] = JSON.parse(packed.stdout()) as [{ files: Array<{ path: string }> }];
   const paths = files.map((file) => file.path);

@@ -103,6 +103,8 @@ const wrong = [
 ];
 
 interface JsonSchema {
+  $ref?: string;
+  $defs?: Record<string, JsonSchema>;
   properties?: Record<string, JsonSchema>;
   items?: JsonSchema;
   anyOf?: JsonSchema[];
@@ -110,14 +112,15 @@ interface JsonSchema {
 }
 
 /** Inputs that are wrong in one place each. */
-function* wrongInputs(schema: JsonSchema): Generator<unknown> {
+function* wrongInputs(given: JsonSchema, named = given.$defs ?? {}): Generator<unknown> {
+  const schema = named[given.$ref?.split('/').at(-1) ?? ''] ?? given;
   yield* wrong;
-  for (const option of schema.anyOf ?? []) yield* wrongInputs(option);
-  if (schema.items !== undefined) for (const item of wrongInputs(schema.items)) yield [item];
+  for (const option of schema.anyOf ?? []) yield* wrongInputs(option, named);
+  if (schema.items !== undefined) for (const item of wrongInputs(schema.items, named)) yield [item];
   const example = schema.example as object | undefined;
   yield { ...example, unknown: 1 };
   for (const [name, member] of Object.entries(schema.properties ?? {})) {
-    for (const value of wrongInputs(member)) yield { ...example, [name]: value };
+    for (const value of wrongInputs(member, named)) yield { ...example, [name]: value };
   }
 }
 

@@ -12,6 +12,13 @@ import { countAsserts } from './support/tap-counts.ts';
 // Runs the tests on one Postgres: the one of TEST_DATABASE_URL (a superuser's), else an embedded one of its own.
 // Arguments go to tap: `npm test -- test/keys.test.ts`.
 
+// tap runs the files that it finds and says nothing of the others.
+const missing = process.argv.slice(2).filter(isMissingFile);
+if (missing.length > 0) {
+  process.stderr.write(`There is no such file: ${missing.join(', ')}\n0 passed, ${missing.length} failed\n`);
+  process.exit(1);
+}
+
 const scratch = await mkdtemp(path.join(tmpdir(), 'latchkey-test-'));
 const embedded =
   process.env['TEST_DATABASE_URL'] === undefined
@@ -33,6 +40,12 @@ try {
   await rm(scratch, { recursive: true, force: true });
 }
 process.exit(exitCode);
+
+/** Options and patterns are left to tap. */
+function isMissingFile(argument: string): boolean {
+  const isFile = !argument.startsWith('-') && !/[*?[{]/.test(argument) && /\/|\.[cm]?[jt]sx?$/.test(argument);
+  return isFile && !existsSync(argument);
+}
 
 async function runTap(): Promise<number> {
   const tap = path.join(path.dirname(createRequire(import.meta.url).resolve('tap/package.json')), 'dist/esm/run.mjs');

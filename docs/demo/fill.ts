@@ -2,11 +2,13 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Client, Reply } from './client.ts';
 
 /** What an organization looks like after some weeks, done in a few seconds by the same requests that people make. */
-export async function fill(admin: Client, verifier: Client): Promise<void> {
+export async function fill(admin: Client, verifier: Client, firstKey: string): Promise<void> {
   const ask = (key: string, permission: string) => verifier.post('/v1/verify', { key, permission, ip: '203.0.113.7' });
 
   await admin.patch('/v1/organization', { name: 'Demo Shop' });
-  const own = await admin.post('/v1/keys', { name: 'Website', metadata: { team: 'shop' } });
+  const { data: keys } = await admin.get('/v1/keys');
+  const website = await admin.patch(`/v1/keys/${keys[0].id}`, { name: 'Website', metadata: { team: 'shop' } });
+  const own = { ...website, key: firstKey };
   await admin.post('/v1/keys', { name: 'Billing export', allowedIps: ['203.0.113.0/24'] });
 
   const partners: Record<string, Reply> = {};

@@ -58,7 +58,7 @@ async function show({ url, embedded }: Service, isFilled: boolean): Promise<void
   const admin = createClient(url, tokens.adminToken);
   if (!isFilled) {
     process.stdout.write('Filling an organization: partners, traffic, looks, mistakes, a leak.\n');
-    await fill(admin, createClient(url, tokens.verifierToken));
+    await fill(admin, createClient(url, tokens.verifierToken), tokens.key);
     await writeFile(marker, 'filled');
   }
   process.stdout.write(await whatToLookAt(url, admin, tokens));

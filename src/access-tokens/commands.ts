@@ -8,8 +8,8 @@ import { tokenKindOf } from '../crypto/token.ts';
 import { stopCredential } from '../db/credential.ts';
 import { type Doer, type Transactor, transact, type Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
-import { requirePermitted, type TokenRole } from './policy.ts';
-import { type AccessToken, insertAccessToken, lockAccessToken, markAccessTokenDeleted } from './store.ts';
+import { requireAnotherAdmin, requirePermitted, type TokenRole } from './policy.ts';
+import { type AccessToken, insertAccessToken, lockAccessToken, lockWriters, markAccessTokenDeleted } from './store.ts';
 
 export interface NewAccessToken {
   role: TokenRole;
@@ -95,17 +95,20 @@ export async function addAccessToken(
   return accessToken;
 }
 
-/** @throws Problem `not_found`, `already_deleted` */
+/** @throws Problem `not_found`, `already_deleted`, `forbidden` for an organization's last admin */
 export async function deleteAccessToken(transactor: Transactor, by: Doer, id: string): Promise<AccessToken> {
   return transact(transactor, by, async (work) => {
+    const { organizationId, actor } = work.by;
     if (isId('token', id)) await stopCredential(work.tx, id);
-    const token = await lockAccessToken(work.tx, work.by.organizationId, id);
+    const writers = organizationId === null ? [] : await lockWriters(work.tx, organizationId, work.now);
+    const token = await lockAccessToken(work.tx, organizationId, id);
     if (token.deleted_at !== null) {
       throw new Problem(
         'already_deleted',
         `Access token ${token.id} was deleted at ${token.deleted_at.toISOString()}.`,
       );
     }
+    requireAnotherAdmin(actor.type, token, writers);
     await markAccessTokenDeleted(work, token.id, work.now);
     const { role, name, email } = token;
     const details = { accessTokenId: token.id, role, name, email, deletedAt: work.now.toISOString() };

@@ -1,5 +1,5 @@
 import { type InputError, Problem } from '../core/errors.ts';
-import type { OrganizationId } from '../core/ids.ts';
+import type { AccessTokenId, OrganizationId } from '../core/ids.ts';
 import type { Access } from '../core/permissions.ts';
 
 /** Who may make which access tokens, without a database. */
@@ -45,9 +45,31 @@ export function requirePermitted(
   if (wished.role === 'admin' && wished.email === null) {
     throw invalid({ path: 'body.email', message: 'an admin is a named person: give the e-mail address' });
   }
+  if (wished.role === 'verifier' && !wished.scopes.includes('read')) {
+    throw invalid({ path: 'body.scopes', message: 'a verifier needs the scope read: it asks, and changes nothing' });
+  }
   if (wished.expiresAt !== null && wished.expiresAt <= now) {
     throw invalid({ path: 'body.expiresAt', message: `must be later than now, which is ${now.toISOString()}` });
   }
+}
+
+/**
+ * An organization keeps an admin who can change something: only an operator takes away the last one's token.
+ * @param writers the live access tokens of its admins with the scope write
+ * @throws Problem `forbidden`
+ */
+export function requireAnotherAdmin(
+  remover: TokenRole | string,
+  token: { id: AccessTokenId },
+  writers: ReadonlyArray<{ id: AccessTokenId }>,
+): void {
+  const isLast = writers.length === 1 && writers[0]?.id === token.id;
+  if (remover === 'operator' || !isLast) return;
+  throw new Problem(
+    'forbidden',
+    'This is the last access token of an admin with the scope write in this organization. Create another one first, or have ' +
+      'an operator delete it.',
+  );
 }
 
 function invalid(error: InputError): Problem {

@@ -109,7 +109,7 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
         summary: 'Make an access token',
         description:
           'An admin makes admins and verifiers of its organization, with no scope that it does not have itself. ' +
-          'An operator that names no organization makes operators, and verifiers for all organizations.',
+          'A verifier needs the scope read. An operator that names no organization makes operators, and verifiers for all organizations.',
         body: newAccessToken,
         response: { 201: createdAccessTokenView },
       },
@@ -156,6 +156,7 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
         operationId: 'deleteAccessToken',
         tags: ['Administration'],
         summary: 'Revoke an access token at once',
+        description: "The last token of an organization's admins with the scope write is deleted only by an operator.",
         params,
         response: { 200: accessTokenView },
       },

@@ -55,6 +55,21 @@ export async function lockAccessToken(tx: Tx, organizationId: OrganizationId | n
   return found(await selectAccessToken(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst());
 }
 
+/** The live ones of an organization's admins with the scope write. In order, so that two who lock them do not block each other. */
+export async function lockWriters(tx: Tx, organizationId: OrganizationId, now: Date): Promise<{ id: AccessTokenId }[]> {
+  return tx
+    .selectFrom('access_tokens')
+    .select('id')
+    .where('organization_id', '=', organizationId)
+    .where('role', '=', 'admin')
+    .where(sql<boolean>`'write' = any(scopes)`)
+    .where('deleted_at', 'is', null)
+    .where((where) => where.or([where('expires_at', 'is', null), where('expires_at', '>', now)]))
+    .orderBy('id')
+    .forNoKeyUpdate()
+    .execute();
+}
+
 function selectAccessToken(db: Db, organizationId: OrganizationId | null, id: string) {
   return db
     .selectFrom('access_tokens')

@@ -10,6 +10,7 @@ import { checkGuarantees } from '../db/guarantees.ts';
 import { confirmInstallation, unknownKeyringIds } from '../db/installation.ts';
 import { countKeyringUse } from '../db/keyring-use.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
+import { doubtfulVariables } from '../doubtful-variables.ts';
 import { jobs } from '../jobs/list.ts';
 import { type JobState, stateOf } from '../jobs/policy.ts';
 import { type JobRun, listJobRuns } from '../jobs/store.ts';
@@ -30,6 +31,7 @@ export function doctorCommand(env: NodeJS.ProcessEnv): Command {
     .action(async () => {
       const config = readConfig(env);
       print('ok      The configuration can be read.');
+      for (const line of doubtfulVariables(env)) warning(line);
       const { url, keyring } = await locate(config);
       const connectTimeoutMs = config.DATABASE_TIMEOUT_MS;
       const client = connect({ url, poolSize: 2, timeoutMs: queryTimeoutMs, connectTimeoutMs });

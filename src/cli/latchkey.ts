@@ -8,6 +8,7 @@ import { exitCodeOf } from './exit-code.ts';
 import { describeFailure } from './failure.ts';
 import { migrateCommand } from './migrate.ts';
 import { openApiCommand } from './openapi.ts';
+import { ignoreBrokenPipe } from './print.ts';
 import { rekeyCommand } from './rekey.ts';
 import { serve } from './serve.ts';
 
@@ -18,8 +19,12 @@ const program = new Command('latchkey')
 
 program
   .command('serve')
-  .description('run the service until a signal ends it')
-  .action(() => serve(process.env));
+  .description('run the service on the Postgres of DATABASE_URL until a signal ends it')
+  .action(() => serve(process.env, { mayEmbed: false }));
+program
+  .command('try')
+  .description('the same with nothing configured: starts a Postgres of its own where DATABASE_URL is not set')
+  .action(() => serve(process.env, { mayEmbed: true }));
 program.addCommand(migrateCommand(process.env));
 program.addCommand(bootstrapCommand(process.env));
 program.addCommand(doctorCommand(process.env));
@@ -33,6 +38,7 @@ for (const command of [program, ...commands]) {
   command.exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));
 }
 
+ignoreBrokenPipe();
 try {
   await program.parseAsync();
 } catch (error) {

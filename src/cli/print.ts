@@ -3,6 +3,13 @@ export function print(line: string): void {
   process.stdout.write(`${line}\n`);
 }
 
+/** A reader that has read enough, such as `head`, does not end the command: its work and its exit code stay what they are. */
+export function ignoreBrokenPipe(): void {
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error;
+  });
+}
+
 /** A line for what somebody should know who counts on more. */
 export function warning(what: string): void {
   print(`warning ${what}`);

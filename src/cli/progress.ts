@@ -1,5 +1,4 @@
 import { SingleBar } from 'cli-progress';
-import { print } from './print.ts';
 
 export interface Progress {
   show(progress: { done: number; total: number }): void;
@@ -31,7 +30,7 @@ function linesOf(what: string): Progress {
       const tenths = Math.floor((10 * done) / total);
       if (tenths <= toldTenths) return;
       toldTenths = tenths;
-      print(`${what} ${done} of ${total}`);
+      process.stderr.write(`${what} ${done} of ${total}\n`);
     },
     end: () => undefined,
   };

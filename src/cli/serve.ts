@@ -1,5 +1,6 @@
 import type { Logger } from 'pino';
-import { readConfig } from '../config.ts';
+import { ConfigError, readConfig } from '../config.ts';
+import { doubtfulVariables } from '../doubtful-variables.ts';
 import { createLogger } from '../logger.ts';
 import { type Service, startService } from '../service.ts';
 import { exitCodeOf } from './exit-code.ts';
@@ -9,16 +10,21 @@ import { welcome } from './welcome.ts';
 /** Past this a stop that hangs is ended the hard way, however its phases fare; what the drain takes comes on top. */
 const stopWithinMs = 9_900;
 
-/** Runs the service until a signal ends it. */
-export async function serve(env: NodeJS.ProcessEnv): Promise<void> {
+/**
+ * Runs the service until a signal ends it.
+ * @param mayEmbed whether it may start a Postgres of its own where DATABASE_URL is not set
+ */
+export async function serve(env: NodeJS.ProcessEnv, { mayEmbed }: { mayEmbed: boolean }): Promise<void> {
+  const doubtful = doubtfulVariables(env);
   let logger: Logger | undefined;
   try {
-    const config = readConfig(env);
+    const config = readConfig(env, { keyring: true, database: !mayEmbed });
     logger = createLogger({
       level: config.LOG_LEVEL,
       format: config.LOG_FORMAT,
       tokenPrefix: config.TOKEN_PREFIX,
     });
+    for (const line of doubtful) logger.warn(line);
     endOnUncaught(logger);
     const stopSignal = nextStopSignal();
     const service = await startService(config, logger);
@@ -28,6 +34,7 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<void> {
   } catch (error) {
     // Before there is a service there is one person who reads this.
     process.stderr.write(`latchkey: ${describeFailure(error, env)}\n`);
+    if (error instanceof ConfigError) for (const line of doubtful) process.stderr.write(`  ${line}\n`);
     logger?.debug({ err: error }, 'The service did not start.');
     process.exit(exitCodeOf(error));
   }

@@ -5,6 +5,7 @@ import { createKnownKeys, grantName, hashOf, idsOf, KnownKey, learnLimit } from 
 import { limitOf, malformed, verdictOf } from './local-verdict.ts';
 import { type ClientOptions, settingsOf } from './options.ts';
 import { CallFailed, type EntryAnswer } from './service-call.ts';
+import { createTroubleReport } from './trouble.ts';
 import { createUnreported } from './unreported.ts';
 import {
   addressOf,
@@ -61,12 +62,14 @@ const greatestCost = 1_000;
  * @throws Error for options that cannot be meant
  */
 export function createAnswers(options: ClientOptions): Answers {
-  const { service, cacheMs, cacheSize, reportEveryMs, onTurn } = settingsOf(options);
+  const { service, cacheMs, cacheSize, reportEveryMs, onTurn, onTrouble } = settingsOf(options);
+  const report = createTroubleReport(onTrouble);
   const known = createKnownKeys(cacheSize);
   const unreported = createUnreported(known);
   const flights = new Map<string, Flight>();
   const inTheAir = new Set<Flight>();
-  let isFailing = false;
+  /** Of the last call; undefined where it was answered. */
+  let failure: CallFailed | undefined;
   let probe: Promise<void> | undefined;
   let isClosed = false;
 
@@ -87,13 +90,15 @@ export function createAnswers(options: ClientOptions): Answers {
       },
     },
     onTurn,
+    onTrouble: report,
   });
   const timer = setInterval(() => {
     if (unreported.size > 0) void asker.report();
   }, reportEveryMs).unref();
 
-  function onCalled(failure: CallFailed | undefined): void {
-    isFailing = failure !== undefined;
+  function onCalled(failed: CallFailed | undefined): void {
+    failure = failed;
+    if (failure !== undefined) report(failure);
     // Who is not let in to ask must not let others in either.
     if (failure?.why === 'refused') known.clear();
   }
@@ -175,7 +180,7 @@ export function createAnswers(options: ClientOptions): Answers {
   }
 
   async function ask(question: Question, hash: string): Promise<Verdict> {
-    if (isFailing) return askWhileFailing(question, hash);
+    if (failure !== undefined) return askWhileFailing(question, hash);
     const name = `${hash} ${question.permission} ${addressOf(question) ?? ''}`;
     // Who is known is asked about for its limit, and that is each use's own question.
     const mayShare = known.get(hash) === undefined && stream.isAlive(performance.now());
@@ -239,7 +244,10 @@ export function createAnswers(options: ClientOptions): Answers {
     if (error instanceof CostExceedsLimit) throw error;
     const stale = fromMemory(question, known.get(hash), 'stale');
     if (stale !== undefined) return toVerdict(stale);
-    if (error instanceof LatchkeyUnavailable) throw error;
+    if (error instanceof LatchkeyUnavailable) {
+      report(error);
+      throw error;
+    }
     throw new LatchkeyUnavailable(error instanceof CallFailed ? error.message : String(error), { cause: error });
   }
 
@@ -258,7 +266,7 @@ export function createAnswers(options: ClientOptions): Answers {
     const stale = fromMemory(question, known.get(hash), 'stale');
     if (stale !== undefined) return toVerdict(stale);
     await probe;
-    if (isFailing) throw new LatchkeyUnavailable('Latchkey does not answer, and this key is not known well enough.');
+    if (failure !== undefined) throw new LatchkeyUnavailable(failure.message, { cause: failure });
     return ask(question, hash);
   }
 

@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { Broken, connectTo, type Service, send } from './connections.ts';
 import { createEventReader, type ServerEvent } from './event-lines.ts';
+import { describeAnswer } from './trouble.ts';
 
 /** Who keeps answers, and has to know when to forget them. */
 export interface Forgetful {
@@ -22,6 +23,8 @@ interface ChangeStreamOptions {
   forgetful: Forgetful;
   /** Told when it begins and ceases to be alive. */
   onTurn: (isAlive: boolean, cause?: unknown) => void;
+  /** Called each time when it cannot be opened. */
+  onTrouble: (error: Error) => void;
 }
 
 /** What a heartbeat tells. */
@@ -43,7 +46,7 @@ const lookEveryMs = 500;
 const leastDelayMs = 250;
 const mostDelayMs = 5_000;
 
-export function followChanges({ service, forgetful, onTurn }: ChangeStreamOptions): ChangeStream {
+export function followChanges({ service, forgetful, onTurn, onTrouble }: ChangeStreamOptions): ChangeStream {
   const closing = new AbortController();
   let connection = new AbortController();
   let isHeard = false;
@@ -106,21 +109,29 @@ export function followChanges({ service, forgetful, onTurn }: ChangeStreamOption
     lateBeats = 0;
     const read = createEventReader();
     const asked = { method: 'GET', path: '/v1/changes', headers: { accept: 'text/event-stream' } } as const;
+    let refusedWith: number | undefined;
+    let isOpen = false;
     try {
       await send(client, service, asked, {
         onHead(status, contentType) {
-          const isStream = status === 200 && contentType.startsWith('text/event-stream');
-          if (!isStream) throw new Error(`Latchkey answered ${status}`);
+          isOpen = status === 200 && contentType.startsWith('text/event-stream');
+          if (!isOpen) refusedWith = status;
         },
         onText(text) {
+          // The beginning of a refusal says enough, and what is no stream may not end.
+          if (refusedWith !== undefined) throw new Error(describeAnswer(refusedWith, text));
           heardAtMs = performance.now();
           for (const event of read(text)) hear(event);
         },
       });
+      throw new Error(refusedWith === undefined ? 'the stream has ended' : describeAnswer(refusedWith, ''));
+    } catch (error) {
+      const cause = error instanceof Broken && refusedWith !== undefined ? error.cause : error;
+      if (!isOpen && !closing.signal.aborted) onTrouble(cause as Error);
+      throw error;
     } finally {
       await client.destroy();
     }
-    throw new Error('the stream has ended');
   }
 
   /** A connection can be dead without telling. */

@@ -13,6 +13,11 @@ export interface ClientOptions {
   timeoutMs?: number;
   /** How often Latchkey is told of what was let in here, 250 by default. */
   reportEveryMs?: number;
+  /**
+   * Called with what keeps Latchkey from being asked, such as a wrong url or token: at once, and then once a minute while it
+   * lasts. The message is for a log.
+   */
+  onTrouble?: (error: Error) => void;
   /** Told when answers begin to come from memory, and cease to before the client is closed. */
   onTurn?: (isLive: boolean, cause?: unknown) => void;
 }
@@ -24,6 +29,7 @@ export interface ClientSettings {
   cacheSize: number;
   reportEveryMs: number;
   onTurn: (isLive: boolean, cause?: unknown) => void;
+  onTrouble: (error: Error) => void;
 }
 
 const mostKeys = 10_000_000;
@@ -43,6 +49,7 @@ export function settingsOf(options: ClientOptions): ClientSettings {
     cacheSize,
     reportEveryMs,
     onTurn: options.onTurn ?? (() => undefined),
+    onTrouble: options.onTrouble ?? (() => undefined),
   };
 }
 

@@ -1,4 +1,5 @@
 import { type Answer, Broken, type Connections } from './connections.ts';
+import { describeAnswer } from './trouble.ts';
 import type { Verdict } from './verdict.ts';
 
 /** One entry of `POST /v1/verify/batch`. */
@@ -51,11 +52,11 @@ export async function verifyBatch(connections: Connections, entries: Entry[], fr
   const { status, text } = await ask(connections, JSON.stringify({ entries }), fresh);
   if (status !== 200) {
     const why = status === 401 || status === 403 ? 'refused' : 'unavailable';
-    throw new CallFailed(why, `Latchkey answered ${status}: ${text.slice(0, 500)}`);
+    throw new CallFailed(why, describeAnswer(status, text));
   }
   const answers = read(text);
   if (answers?.length === entries.length) return answers;
-  throw new CallFailed('broken', 'What answered is not Latchkey, or another version of it.');
+  throw new CallFailed('broken', 'what answers there is not Latchkey, or another version of it. Is url right?');
 }
 
 async function ask(connections: Connections, body: string, fresh: boolean): Promise<Answer> {

@@ -44,7 +44,7 @@ declare module 'fastify' {
   }
 }
 
-export interface LatchkeyOptions extends Omit<ClientOptions, 'onTurn'> {
+export interface LatchkeyOptions extends Omit<ClientOptions, 'onTurn' | 'onTrouble'> {
   /** Where clients send the key, instead of `Authorization: Bearer …` and `X-API-Key`; such as `x-acme-key`. */
   header?: string;
   /** How much a request counts; 1 where nothing is said. */
@@ -68,8 +68,10 @@ export const latchkey = fp<LatchkeyOptions>(
       ...options,
       onTurn: (isLive, cause) => {
         if (isLive) log.info('API keys are answered from memory.');
-        else log.warn({ err: cause }, 'Changes of API keys are not heard of; Latchkey is asked about each request.');
+        else log.warn(`Changes of API keys do not arrive (${reasonOf(cause)}); Latchkey is asked about each request.`);
       },
+      // One line that says what to change. Stacks would say where this library is.
+      onTrouble: (error) => log.error(`API keys cannot be checked by Latchkey at ${options.url}: ${error.message}`),
     });
     /**
      * The key that a connection brought last, which mostly is the next one, too. Not a property of the connection: objects of more
@@ -157,7 +159,8 @@ export const latchkey = fp<LatchkeyOptions>(
       if (error instanceof Problem) deny(denialOfProblem(error), request, reply, done);
       else if (error instanceof CostExceedsLimit) deny(costsTooMuch, request, reply, done);
       else if (error instanceof LatchkeyUnavailable) {
-        request.log.error({ err: error }, 'Latchkey could not be asked about an API key.');
+        // The cause is logged once, however many requests meet it.
+        request.log.debug({ reason: error.message }, 'Latchkey could not be asked about an API key.');
         deny(unavailable, request, reply, done);
       } else done(error as Error);
     }
@@ -178,6 +181,10 @@ export const latchkey = fp<LatchkeyOptions>(
   },
   { name: 'latchkey', fastify: '5.x' },
 );
+
+function reasonOf(cause: unknown): string {
+  return cause instanceof Error ? cause.message : String(cause);
+}
 
 /** Looks at the address only where it matters: that takes as long as to look up the key. */
 class RequestQuestion implements Question {

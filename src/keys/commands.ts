@@ -32,7 +32,13 @@ export interface KeySettings {
   metadata: Record<string, unknown>;
 }
 
-const plainSettings: KeySettings = { name: null, expiresAt: null, rateLimit: null, allowedIps: [], metadata: {} };
+export const plainSettings: KeySettings = {
+  name: null,
+  expiresAt: null,
+  rateLimit: null,
+  allowedIps: [],
+  metadata: {},
+};
 
 export interface NewKeyRequest extends Partial<{ [Field in keyof KeySettings]: KeySettings[Field] | undefined }> {
   /** Undefined: the organization's default row. */

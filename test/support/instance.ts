@@ -21,7 +21,7 @@ export interface Instance {
 
 export async function start(t: Test, directory: string, env: NodeJS.ProcessEnv = {}): Promise<Instance> {
   const process = runEntry(t, 'server.ts', [], { env: { PORT: '0', LATCHKEY_DATA_DIR: directory, ...env } });
-  const [, url = ''] = await process.until(/Latchkey listens on (http:\/\/[^\s,]+[0-9])/);
+  const [, url = ''] = await process.until(/Latchkey listens on (http:\/\/[^\s,]+[0-9])/, 90_000);
   const credentials = async () => JSON.parse(await readFile(path.join(directory, 'credentials.json'), 'utf8'));
   return { process, url, directory, credentials };
 }

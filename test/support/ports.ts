@@ -10,3 +10,14 @@ export async function freePort(): Promise<number> {
   await once(server, 'close');
   return port;
 }
+
+/** Whether nothing on this machine listens there. */
+export async function isFree(port: number): Promise<boolean> {
+  const server = createServer();
+  const outcome = await new Promise<boolean>((resolve) => {
+    server.once('error', () => resolve(false)).once('listening', () => resolve(true));
+    server.listen(port, '127.0.0.1');
+  });
+  await new Promise((resolve) => server.close(resolve));
+  return outcome;
+}

@@ -12,8 +12,8 @@ export interface RunningProcess {
   /** Everything that it has written so far, to both outputs. */
   output(): string;
   stdout(): string;
-  /** Resolves with the match once the output has it; fails if the process ends first or 30 s pass. */
-  until(pattern: RegExp): Promise<RegExpExecArray>;
+  /** Resolves with the match once the output has it; fails if the process ends first or the time passes, 30 s if left out. */
+  until(pattern: RegExp, withinMs?: number): Promise<RegExpExecArray>;
   exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
 }
 
@@ -22,6 +22,8 @@ interface Options {
   cwd?: string;
   uid?: number;
   gid?: number;
+  /** In a process group of its own, which ends as a whole with the test. */
+  group?: boolean;
   /** What `ulimit -n` is set to before. */
   descriptors?: number;
 }
@@ -43,10 +45,11 @@ export function runScript(t: Test, file: string, args: string[] = [], options: O
 }
 
 export function run(t: Test, program: string, args: string[], options: Options = {}) {
-  const { env = {}, cwd = root, descriptors, ...identity } = options;
+  const { env = {}, cwd = root, descriptors, group = false, ...identity } = options;
   const command = descriptors === undefined ? [] : ['sh', '-c', `ulimit -n ${descriptors} && exec "$@"`, 'sh'];
   const [first = program, ...others] = [...command, program, ...args];
-  const child = spawn(first, others, { cwd, env: { ...plainEnvironment, ...env }, ...identity });
+  const child = spawn(first, others, { cwd, env: { ...plainEnvironment, ...env }, detached: group, ...identity });
+  const kill = (signal: NodeJS.Signals) => (group ? process.kill(-(child.pid ?? 0), signal) : child.kill(signal));
   const written = { stdout: '', stderr: '' };
   child.stdout.on('data', (chunk: Buffer) => {
     written.stdout += chunk.toString();
@@ -60,9 +63,9 @@ export function run(t: Test, program: string, args: string[], options: Options =
     gone = true;
   });
   t.teardown(async () => {
-    if (!gone) child.kill('SIGTERM');
+    if (!gone) kill('SIGTERM');
     await Promise.race([exited, delay(12_000, undefined, { ref: false })]);
-    if (!gone) child.kill('SIGKILL');
+    if (!gone) kill('SIGKILL');
   });
   const output = () => written.stdout + written.stderr;
   return {
@@ -70,8 +73,8 @@ export function run(t: Test, program: string, args: string[], options: Options =
     output,
     stdout: () => written.stdout,
     exited,
-    async until(pattern: RegExp) {
-      for (const deadline = Date.now() + 30_000; Date.now() < deadline; await delay(20)) {
+    async until(pattern: RegExp, withinMs = 30_000) {
+      for (const deadline = Date.now() + withinMs; Date.now() < deadline; await delay(20)) {
         const match = pattern.exec(output());
         if (match !== null) return match;
         if (gone) break;

@@ -12,7 +12,8 @@ export type Program =
   | 'curl'
   | 'psql'
   | 'jq'
-  | 'chromium';
+  | 'chromium'
+  | 'git';
 
 /** For tap's `skip`: false where the program is there, else the word. */
 export function unlessInstalled(program: Program): string | false {

@@ -13,7 +13,7 @@ export function startRekey(t: Test, url: string, ...keyring: string[]): RunningP
 export async function runRekey(t: Test, url: string, ...keyring: string[]) {
   const process = startRekey(t, url, ...keyring);
   const { code } = await process.exited;
-  return { code, output: process.output() };
+  return { code, output: process.output(), stdout: process.stdout() };
 }
 
 /** How many keys are sealed and tagged under which entries. */

@@ -9,6 +9,8 @@ export interface Served {
   process: RunningProcess;
   url: string;
   urls: ClusterUrls;
+  /** Of the process and of commands beside it. */
+  env: NodeJS.ProcessEnv;
   /** `organizationId`, `adminToken`, `verifierToken`, `operatorToken`. */
   tokens: Record<string, string>;
 }
@@ -33,5 +35,5 @@ export async function serve(
   const tokens = JSON.parse(bootstrap.stdout()) as Record<string, string>;
   const process = runEntry(t, 'server.ts', [], { env: { ...environment, ...env }, ...limits });
   const [, url = ''] = await process.until(/Server listening at (http:\/\/[^"]+)"/);
-  return { process, url, urls, tokens };
+  return { process, url, urls, env: { ...environment, ...env }, tokens };
 }

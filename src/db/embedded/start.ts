@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto';
 import { realpathSync } from 'node:fs';
+import { lstat, rm, symlink } from 'node:fs/promises';
 import path from 'node:path';
 import { chooseAccount, isRoot, prepareDataDirectory } from './account.ts';
 import { type EmbeddedPasswords, embeddedDatabase, embeddedRoles, openCluster } from './cluster.ts';
@@ -40,6 +41,20 @@ export function defaultDataDirectory(workingDirectory: string): string {
   if (!isRoot()) return path.join(workingDirectory, '.latchkey');
   const hash = createHash('sha256').update(realpathSync(workingDirectory)).digest('hex').slice(0, 12);
   return path.join(rootsDirectory, hash);
+}
+
+/**
+ * Leads from `.latchkey` in root's working folder to its data, so that one path is right for every user. What is no link
+ * stays, and a folder that cannot be written has none.
+ */
+export async function linkRootsData(workingDirectory: string, dataDirectory: string): Promise<void> {
+  const link = path.join(workingDirectory, '.latchkey');
+  try {
+    if ((await lstat(link).catch(() => undefined))?.isSymbolicLink()) await rm(link);
+    await symlink(dataDirectory, link);
+  } catch {
+    // The start prints the real path, too.
+  }
 }
 
 export const rootsDirectory = '/var/lib/latchkey';

@@ -1,0 +1,80 @@
+import fastify from 'fastify';
+import t, { type Test } from 'tap';
+import { createLatchkeyClient } from '../src/client/client.ts';
+import { type LatchkeyOptions, latchkey } from '../src/fastify/plugin.ts';
+import { startListening } from './support/hook.ts';
+import { listenHttp } from './support/listeners.ts';
+import { freePort } from './support/ports.ts';
+import { eventually } from './support/process.ts';
+
+// A wrong url or token: the log of the backend has one line that says what was answered, before the first request.
+
+interface Line {
+  level: number;
+  msg: string;
+}
+
+async function startLogging(t: Test, options: LatchkeyOptions) {
+  const lines: Line[] = [];
+  const stream = { write: (text: string) => void lines.push(JSON.parse(text)) };
+  const app = fastify({ logger: { stream }, disableRequestLogging: true, forceCloseConnections: true });
+  t.teardown(() => app.close());
+  await app.register(latchkey, options);
+  app.get('/', async () => ({}));
+  await app.ready();
+  return { app, lines, troubles: () => lines.filter(({ level }) => level >= 40) };
+}
+
+t.test('each mistake is one line in the log, at once and whatever comes', async (t) => {
+  const { url, admin, verifier } = await startListening(t);
+  const wish = { role: 'verifier', name: 'Old', scopes: ['read'] };
+  const { body: old } = await admin.post('/v1/access-tokens', wish);
+  await admin.delete(`/v1/access-tokens/${old.id}`);
+  const { body: key } = await admin.post('/v1/keys', {});
+  const website = await listenHttp(t, (response) => response.end('<h1>It works!</h1>'));
+  const { token } = verifier;
+  const nowhere = `http://127.0.0.1:${await freePort()}`;
+  const table: Array<[what: string, options: LatchkeyOptions, said: RegExp]> = [
+    ['a revoked token', { url, token: old.token }, /Latchkey answered 401 Unauthorized: .* token must be a verifier's/],
+    ["an admin's token", { url, token: admin.token }, /Latchkey answered 403 Forbidden: .* token must be a verifier's/],
+    ['no token of Latchkey', { url, token: 'secret' }, /Latchkey answered 401 .*: .* token must be a verifier's/],
+    ['another path', { url: `${url}/keys`, token }, /Latchkey answered 404 Not found: /],
+    [
+      'another server',
+      { url: `http://127.0.0.1:${website.port}`, token },
+      /what answers there is not Latchkey.*Is url right\?/,
+    ],
+    ['no server', { url: nowhere, token }, /Latchkey did not answer: .*ECONNREFUSED/],
+  ];
+  for (const [what, options, said] of table) {
+    const { app, troubles } = await startLogging(t, options);
+    await eventually(async () => troubles().length > 0, 5_000);
+    t.match(troubles()[0], { level: 50, msg: said }, what);
+    t.match(troubles()[0]?.msg, `by Latchkey at ${options.url}: `, what);
+    for (let request = 0; request < 20; request += 1) {
+      const reply = await app.inject({ url: '/', headers: { 'x-api-key': key.key } });
+      t.equal(reply.statusCode, 503);
+      t.notMatch(reply.body, /401|ECONNREFUSED|token must/, 'clients do not see the cause');
+    }
+    const messages = troubles().map(({ msg }) => msg);
+    t.same(messages, [...new Set(messages)], `${what}: none is repeated`);
+    t.ok(messages.length <= 2, `${what}: ${messages.join('\n')}`);
+    t.notMatch(JSON.stringify(troubles()), /"err"|stack|node_modules/, `${what}: no stacks`);
+  }
+});
+
+t.test('where all is right nothing is said, and the core without Fastify reports the same', async (t) => {
+  const { url, verifier } = await startListening(t);
+  const { lines, troubles } = await startLogging(t, { url, token: verifier.token });
+  await eventually(async () => lines.some(({ msg }) => msg === 'API keys are answered from memory.'));
+  t.same(troubles(), []);
+  const reported: string[] = [];
+  const client = createLatchkeyClient({
+    url,
+    token: 'secret',
+    onTrouble: ({ message }) => void reported.push(message),
+  });
+  t.teardown(() => client.close());
+  await eventually(async () => reported.length > 0, 5_000);
+  t.match(reported, [/Latchkey answered 401/]);
+});

@@ -1,0 +1,103 @@
+import { spawnSync } from 'node:child_process';
+import { mkdir, readFile, symlink } from 'node:fs/promises';
+import path from 'node:path';
+import t, { type Test } from 'tap';
+import { generateKeyring } from '../src/crypto/keyring.ts';
+import { createDatabase, roleOf } from './support/database.ts';
+import { scratch } from './support/instance.ts';
+import { request, type run, runPlainly } from './support/process.ts';
+
+// `latchkey` on the PATH, as the README installs it: packed, and installed from the file into a folder of its own.
+
+const { version } = JSON.parse(await readFile('package.json', 'utf8'));
+const npmSettings = { npm_config_prefer_offline: 'true', npm_config_audit: 'false', npm_config_fund: 'false' };
+const unreachable = /E(NOTFOUND|AI_AGAIN|NOTCACHED|TIMEDOUT|CONNREFUSED|NETUNREACH)\b/;
+
+t.setTimeout(900_000);
+
+/** What is built from and packed, as it is now, without what was built before. */
+async function copySources(folder: string): Promise<void> {
+  const names = ['package.json', 'package-lock.json', 'tsconfig.json', 'tsconfig.build.json'];
+  await mkdir(folder);
+  for (const name of [...names, 'src', 'migrations', 'openapi', 'docs', 'README.md', 'LICENSE']) {
+    spawnSync('cp', ['-r', path.resolve(name), path.join(folder, name)]);
+  }
+}
+
+async function finished(t: Test, program: string, args: string[], options: Parameters<typeof run>[3]) {
+  const process = runPlainly(t, program, args, options);
+  const { code } = await process.exited;
+  return { code, stdout: process.stdout(), output: process.output() };
+}
+
+t.test('without the compiler the build and the start say what is missing and what to do', async (t) => {
+  const folder = path.join(await scratch(t), 'latchkey');
+  await copySources(folder);
+  for (const script of ['src/build.mjs', 'src/prestart.mjs']) {
+    const { code, output } = await finished(t, 'node', [script], { cwd: folder });
+    t.equal(code, 1);
+    t.match(output, /^latchkey: .*development dependenc.*`npm ci && npm run build`.*`npm prune --omit=dev`/s, script);
+  }
+});
+
+t.test('packed and installed, latchkey is a program that has everything it needs', async (t) => {
+  const home = await scratch(t);
+  spawnSync('chmod', ['755', home]);
+  const folder = path.join(home, 'sources');
+  await copySources(folder);
+  await symlink(path.resolve('node_modules'), path.join(folder, 'node_modules'));
+  const packed = await finished(t, 'npm', ['pack', '--silent'], { cwd: folder, env: npmSettings });
+  t.equal(packed.stdout, `latchkey-${version}.tgz\n`, packed.output);
+  const prefix = path.join(home, 'prefix');
+  const installed = await finished(t, 'npm', ['install', '--global', '--prefix', prefix, `./latchkey-${version}.tgz`], {
+    cwd: folder,
+    env: npmSettings,
+  });
+  if (installed.code !== 0 && unreachable.test(installed.output)) {
+    t.pass('npm can install', { skip: 'its cache lacks something, and the registry cannot be reached' });
+    return;
+  }
+  t.equal(installed.code, 0, installed.output);
+
+  const elsewhere = path.join(home, 'elsewhere');
+  await mkdir(elsewhere);
+  const PATH = `${path.join(prefix, 'bin')}:${process.env['PATH']}`;
+  const latchkey = (args: string[], env: NodeJS.ProcessEnv = {}) =>
+    finished(t, 'latchkey', args, { cwd: elsewhere, env: { PATH, ...env } });
+
+  t.match(await latchkey(['--version']), { code: 0, stdout: `${version}\n` });
+  t.match(await latchkey(['openapi']), { code: 0, stdout: await readFile('openapi/openapi.json', 'utf8') });
+  t.match(await latchkey(['serve']), { code: 78, output: /DATABASE_URL or DATABASE_URL_FILE must be set/ });
+
+  await t.test('try starts a Postgres of its own', async (t) => {
+    const env = { LATCHKEY_DATA_DIR: path.join(home, 'data'), PORT: '0' };
+    const tried = runPlainly(t, 'latchkey', ['try'], { cwd: elsewhere, env: { PATH, ...env } });
+    await tried.until(/^curl .*\n/m, 60_000);
+    const credentials = JSON.parse(await readFile(path.join(home, 'data', 'credentials.json'), 'utf8'));
+    const { verifierToken: token, key, url } = credentials;
+    const question = { method: 'POST', token, body: { key, permission: 'write' } };
+    t.match((await request(`${url}/v1/verify`, question)).body, { valid: true });
+    t.match(await latchkey(['doctor'], env), { code: 0, stdout: /^ok {6}The database can be reached/m });
+    t.match(await latchkey(['bootstrap', '--operator'], env), { code: 0, stdout: /"operatorToken": "lk_o_/ });
+    tried.child.kill('SIGTERM');
+    t.same(await tried.exited, { code: 0, signal: null });
+  });
+
+  await t.test("serve runs on a Postgres of one's own, by the README's commands", async (t) => {
+    const urls = await createDatabase(t, { migrated: false });
+    const env = {
+      DATABASE_URL: urls.app,
+      MIGRATION_DATABASE_URL: urls.owner,
+      APP_ROLE: roleOf(urls.app),
+      LATCHKEY_KEYRING: generateKeyring(new Date()),
+      PORT: '0',
+    };
+    t.match(await latchkey(['migrate'], env), { code: 0, stdout: /^applied: 0001-initial/ });
+    const names = ['--organization', 'Example Inc', '--admin-email', 'ada@example.com'];
+    t.match(await latchkey(['bootstrap', ...names], env), { code: 0, stdout: /"adminToken": "lk_a_/ });
+    const served = runPlainly(t, 'latchkey', ['serve'], { cwd: elsewhere, env: { PATH, ...env } });
+    const [, url = ''] = await served.until(/Server listening at (http:\/\/[^"]+)"/);
+    t.equal((await request(`${url}/readyz`)).status, 200);
+    t.match((await latchkey(['audit', 'verify'], env)).code, 0);
+  });
+});
