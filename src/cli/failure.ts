@@ -1,8 +1,10 @@
-import { isUnavailable } from '../db/pg-error.ts';
+import { ReadOnlyDatabase } from '../db/fitness.ts';
+import { isReadOnlyRefusal, isUnavailable } from '../db/pg-error.ts';
 
 /** What went wrong, for the person who ran a command, and where it helps what to do. */
 export function describeFailure(error: unknown, env: NodeJS.ProcessEnv): string {
   const message = messageOf(error);
+  if (isReadOnlyRefusal(error)) return new ReadOnlyDatabase().message;
   if (!isUnavailable(error)) return message;
   const isOwn = ['DATABASE_URL', 'MIGRATION_DATABASE_URL'].some((name) => env[name] || env[`${name}_FILE`]);
   const hint = isOwn

@@ -9,7 +9,7 @@ declare module 'fastify' {
   }
 }
 
-/** One line for each reply: what was asked by whom and how it ended. Never a query, a header or a body. */
+/** One line for each reply: what was asked by whom, from where, and how it ended. Never a query, a header or a body. Health probes only at `debug`. */
 export const requestLog = fp<{ times?: RequestTimes }>(
   async (app, { times }) => {
     // None of this can be a secret by its name, and looking for one took longer than the rest of the line. What has the form
@@ -32,9 +32,11 @@ export const requestLog = fp<{ times?: RequestTimes }>(
         path: request.raw.url?.split('?', 1)[0],
         status,
         durationMs: Math.round(durationMs * 10) / 10,
+        ip: request.facts?.ip,
         callerId: request.principal?.id,
       };
-      if (status < 400) log.info(facts, 'request');
+      if (request.routeConfig?.probe === 'health') log.debug(facts, 'request');
+      else if (status < 400) log.info(facts, 'request');
       else if (status < 500) log.warn(facts, 'request');
       else log.error(facts, 'request');
       done();
