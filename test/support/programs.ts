@@ -11,6 +11,11 @@ export type Program =
   | 'openssl'
   | 'curl'
   | 'psql'
+  | 'systemd-analyze'
+  | 'promtool'
+  | 'haproxy'
+  | 'apache2'
+  | 'pg_dump'
   | 'jq';
 
 /** For tap's `skip`: false where the program is there, else the word. */
