@@ -209,7 +209,8 @@ t.test('an identity provider, and what its claims mean', async (t) => {
     readRoles: ['latchkey-read'],
     writeRoles: ['latchkey-write'],
     takesUntypedTokens: false,
-    requiresNbf: true,
+    requiresNbf: false,
+    maxLifetimeSeconds: 7_200,
   });
   const { OIDC_ORGANIZATION, ...others } = oidc;
   const claimed = readConfig({
@@ -222,6 +223,14 @@ t.test('an identity provider, and what its claims mean', async (t) => {
   const ids = claimed !== undefined && 'ids' in claimed.organization ? claimed.organization.ids : undefined;
   t.equal(ids?.get('acme'), organization);
   t.equal(ids?.size, 2);
+  const inJson = readConfig({
+    ...others,
+    OIDC_ORGANIZATION_CLAIM: 'dn',
+    OIDC_ORGANIZATIONS: JSON.stringify({ 'o=acme,c=de': organization }),
+    OIDC_READ_ROLES: '["cn=auditors,ou=groups", "Admins"]',
+  }).oidc;
+  t.match(inJson, { readRoles: ['cn=auditors,ou=groups', 'Admins'] }, 'names that have commas');
+  t.match(inJson?.organization, { ids: new Map([['o=acme,c=de', organization]]) });
   for (const issuer of ['http://127.0.0.1:8080', 'http://localhost/realms/x', 'https://login.example.com/']) {
     t.same(problemsOf({ ...oidc, OIDC_ISSUER: issuer }), []);
   }
@@ -234,6 +243,10 @@ t.test('an identity provider, and what its claims mean', async (t) => {
     ['OIDC_ORGANIZATION', 'acme'],
     ['OIDC_ROLES_CLAIM', 'two words'],
     ['OIDC_READ_ROLES', 'a,,b'],
+    ['OIDC_READ_ROLES', '["a"'],
+    ['OIDC_READ_ROLES', '["a", 1]'],
+    ['OIDC_READ_ROLES', '[]'],
+    ['OIDC_MAX_LIFETIME_SECONDS', '2h'],
     ['OIDC_UNTYPED_TOKENS', 'yes'],
   ] as const) {
     const problems = problemsOf({ ...oidc, [name]: value });
@@ -245,6 +258,10 @@ t.test('an identity provider, and what its claims mean', async (t) => {
     `=${organization}`,
     `a=${organization},a=${organization}`,
     `a=b=${organization}`,
+    '{}',
+    '{"acme"',
+    '{"acme":"globex"}',
+    `{"acme":["${organization}"]}x`,
   ]) {
     const problems = problemsOf({ ...others, OIDC_ORGANIZATION_CLAIM: 'tid', OIDC_ORGANIZATIONS: pairs });
     t.match(problems, [/^OIDC_ORGANIZATIONS must/], pairs);
