@@ -267,3 +267,30 @@ t.test('an identity provider, and what its claims mean', async (t) => {
     t.match(problems, [/^OIDC_ORGANIZATIONS must/], pairs);
   }
 });
+
+t.test('the URL of a Postgres: passwords that end early, and files that are not there', async (t) => {
+  const { LATCHKEY_KEYRING } = ownDatabase;
+  for (const password of ['p@ss#1', 'p@ss?1', 'p@ss/1', 'a/b', 'a#b', 'a?b']) {
+    const url = `postgres://u:${password}@db.example.com/latchkey`;
+    const problems = problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: url });
+    t.match(problems, [/^DATABASE_URL must be a URL .* percent-encoded \(@ is %40\)/], password);
+    t.notMatch(problems.join(), password);
+    const encoded = `postgres://u:${encodeURIComponent(password)}@db.example.com/latchkey`;
+    t.same(problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: encoded }), []);
+  }
+  const url = 'postgres://u:p@db.example.com/latchkey';
+  t.match(problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: `${url}?sslmode=prefer` }), [
+    /^DATABASE_URL has sslmode=prefer, which must/,
+  ]);
+  t.match(problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: `${url}?sslmode=require&sslrootcert=/no/ca.crt` }), [
+    /^DATABASE_URL has sslrootcert=\/no\/ca\.crt, which cannot be read \(ENOENT\)/,
+  ]);
+  t.match(problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: url, PGSSLROOTCERT: '/no/ca.crt' }), [
+    /^PGSSLROOTCERT has .*cannot be read/,
+  ]);
+  t.match(problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: url, PGSSLMODE: 'prefer' }), [/^PGSSLMODE must be one of/]);
+  const read = (env: NodeJS.ProcessEnv) => readConfig({ LATCHKEY_KEYRING, ...env }).DATABASE_URL;
+  t.equal(read({ DATABASE_URL: url }), url);
+  t.equal(read({ DATABASE_URL: `${url}?sslmode=require&sslrootcert=system` }), `${url}?sslmode=verify-full`);
+  t.equal(read({ DATABASE_URL: url, PGSSLMODE: 'disable' }), `${url}?sslmode=disable`);
+});

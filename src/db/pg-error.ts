@@ -40,7 +40,7 @@ const problemOfConstraint: Record<string, () => Problem> = {
 
 /** What pg says when it never reached the server, or lost it; it gives these errors no code. */
 const lostConnection =
-  /^(Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Cannot use a pool after calling end|Client was closed)/;
+  /^(Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Cannot use a pool after calling end|Client was closed|The server does not support SSL connections)/;
 
 const networkCodes = new Set([
   'ECONNREFUSED',
@@ -52,6 +52,9 @@ const networkCodes = new Set([
   'ENOTFOUND',
   'EAI_AGAIN',
 ]);
+
+/** Node's and OpenSSL's codes for a handshake that ended without trust. */
+const tlsCode = /^(ERR_TLS_|ERR_SSL_|CERT_|UNABLE_TO_|SELF_SIGNED_|DEPTH_ZERO_)/;
 
 /** Classes 08 connection exception, 53 insufficient resources, 57 operator intervention, 58 system error. */
 const unavailableClass = /^(08|53|57|58)/;
@@ -73,7 +76,8 @@ export function isUnavailable(error: unknown): boolean {
   if (isReadOnlyRefusal(error)) return true;
   if (error instanceof pg.DatabaseError) return error.code !== undefined && unavailableClass.test(error.code);
   const { code } = error as NodeJS.ErrnoException;
-  return (code !== undefined && networkCodes.has(code)) || lostConnection.test(error.message);
+  if (code !== undefined && (networkCodes.has(code) || tlsCode.test(code))) return true;
+  return lostConnection.test(error.message);
 }
 
 /**
