@@ -9,7 +9,7 @@ import { connect, type DatabaseClient, type Db } from '../db/client.ts';
 import { currentTime } from '../db/credential.ts';
 import { foreignSettings, requireUtf8 } from '../db/fitness.ts';
 import { checkGuarantees } from '../db/guarantees.ts';
-import { confirmInstallation, unknownKeyringIds } from '../db/installation.ts';
+import { confirmInstallation, isRestoredCopy, restoredCopyRemedy, unknownKeyringIds } from '../db/installation.ts';
 import { countKeyringUse } from '../db/keyring-use.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
 import { jobs } from '../jobs/list.ts';
@@ -88,6 +88,7 @@ async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> 
     );
   }
   print('ok      Prefix and keyring are those of this installation.');
+  if (await isRestoredCopy(db)) warning(`This database was restored from another one. ${restoredCopyRemedy}`);
   const unknown = await unknownKeyringIds(db, keyring);
   if (unknown.length === 0) print('ok      The keyring has every entry that something was sealed under.');
   else
