@@ -29,8 +29,16 @@ create function is_creator_chain(p_chain jsonb) returns boolean language sql imm
     else not exists (select from jsonb_array_elements(p_chain) as creator where not public.is_actor_snapshot(creator)) end
 $$;
 
+-- Which database this is: another one after pg_restore, in the same cluster too.
+create function database_home() returns text language sql stable as $$
+  select system_identifier || '/' || (select oid from pg_database where datname = current_database())
+  from pg_control_system()
+$$;
+
 create table installation (
   one boolean primary key default true,
+  -- Where this installation was begun. A restored copy keeps it, and is recognized by it.
+  home text not null default database_home(),
   token_prefix text not null,
   -- The keyring entry of the first start: the only one that vouches for itself.
   root_keyring_id text collate "C" not null,

@@ -14,8 +14,9 @@ import type { OrganizationId } from './core/ids.ts';
 import { passingTracer, type Tracer } from './core/trace.ts';
 import { createAttemptLimit } from './crypto/attempt-limit.ts';
 import { PoolUsedUp } from './db/client.ts';
+import { requireWritable } from './db/fitness.ts';
 import { requireCurrentSchema } from './db/migrator.ts';
-import { toProblem } from './db/pg-error.ts';
+import { isUnavailable, toProblem } from './db/pg-error.ts';
 import type { Transactor } from './db/work.ts';
 import { checkpointRoutes, publicKeyRoutes } from './history/checkpoint-routes.ts';
 import type { Checkpoints } from './history/checkpoints.ts';
@@ -107,7 +108,7 @@ export interface AppDeps {
   eventLoopDelayLimitMs?: number;
 }
 
-/** Whoever has too much to do is ready all the same: to send it nothing would only move the work to the others. */
+/** An exhausted pool does not fail readiness; otherwise the load balancer would shift the load to the other replicas. */
 function unlessUsedUp(error: unknown): void {
   if (!(error instanceof PoolUsedUp)) throw error;
 }
@@ -194,7 +195,17 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   });
   app.decorate('metrics', metrics);
   if (deps.metricsElsewhere !== true) await app.register(metricsRoutes, { metrics });
-  await app.register(healthRoutes, { checkReadiness: () => requireCurrentSchema(db).catch(unlessUsedUp), draining });
+  await app.register(healthRoutes, {
+    checkVerification: () =>
+      requireCurrentSchema(db).catch((error: unknown) => {
+        if (!isUnavailable(error) || !records.canBeUsedAlone()) unlessUsedUp(error);
+      }),
+    checkManagement: () =>
+      requireCurrentSchema(db)
+        .then(() => requireWritable(db))
+        .catch(unlessUsedUp),
+    draining,
+  });
 
   const v1 = { prefix: '/v1' };
   const windows = { undoWindowSeconds, retentionSeconds };

@@ -2,6 +2,7 @@ import { z } from 'zod';
 // What zod itself finds wrong is said in the project's own words.
 import './lib/input-messages.ts';
 import { readAllowed } from './lib/ip-address.ts';
+import { isClusterUrl } from './lib/redis-url.ts';
 
 /** The forms that variables of the environment have. */
 
@@ -17,7 +18,17 @@ export const boolean = z.enum(['true', 'false'], 'must be true or false').transf
 
 export const postgresUrl = z
   .string()
-  .refine(isUrlOf('postgres:', 'postgresql:'), 'must be a URL of the form postgres://user:password@host:5432/database');
+  .refine(
+    (text) => isUrlOf('postgres:', 'postgresql:')(text) && isUnambiguous(text),
+    'must be a URL of the form postgres://user:password@host:5432/database, in which @ : / ? # % of a password are ' +
+      'percent-encoded (@ is %40)',
+  );
+
+/** With one of / ? # in a password the host ends there, and what stands before it is taken for the host. */
+function isUnambiguous(text: string): boolean {
+  const { hash, pathname, search } = new URL(text);
+  return hash === '' && !pathname.includes('@') && !search.includes('@');
+}
 
 function isUrlOf(...protocols: string[]): (text: string) => boolean {
   return (text) => {
@@ -28,7 +39,12 @@ function isUrlOf(...protocols: string[]): (text: string) => boolean {
   };
 }
 
-export const redisUrl = z.string().refine(isUrlOf('redis:', 'rediss:'), 'must be a URL of the form redis://host:6379');
+export const redisUrl = z
+  .string()
+  .refine(
+    (text) => isClusterUrl(text) || isUrlOf('redis:', 'rediss:')(text),
+    'must be a URL of the form redis://host:6379, or for a cluster redis+cluster://host:6379,host:6379',
+  );
 
 export const httpUrl = z.string().refine(isUrlOf('http:', 'https:'), 'must be a URL of the form http://host:4318');
 

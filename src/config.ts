@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { type OidcSettings, oidcEnvironment, oidcProblems, oidcSettingsOf } from './auth/oidc-settings.ts';
 import { boolean, httpUrl, integer, networks, postgresUrl, redisUrl } from './config-forms.ts';
 import { type Keyring, KeyringError, parseKeyring } from './crypto/keyring.ts';
+import { type TlsDefaults, tlsModes, tlsProblem, withTls } from './db/tls-url.ts';
 import { readSecretFiles, type SecretFileName, type SecretName, type SecretsRead } from './secret-files.ts';
 
 /** The exit code for a configuration that cannot work: EX_CONFIG of sysexits(3). */
@@ -72,6 +73,17 @@ export const environment = z.object({
   LISTEN_DATABASE_URL: postgresUrl.optional().meta({
     description: 'A direct way to the same database, where DATABASE_URL leads through a transaction pooler.',
     example: 'postgres://latchkey_app:…@db:5432/latchkey',
+  }),
+  PGSSLMODE: z
+    .enum(tlsModes, `must be one of ${tlsModes.join(', ')}`)
+    .optional()
+    .meta({
+      description: 'Whether Postgres is reached by TLS, for URLs without `sslmode` (docs/operations.md).',
+      example: 'verify-full',
+    }),
+  PGSSLROOTCERT: z.string().optional().meta({
+    description: 'A file with the certificate authority of Postgres, for URLs without `sslrootcert`.',
+    example: '/etc/latchkey/postgres-ca.crt',
   }),
   LISTEN_DATABASE_URL_FILE: secretFile('LISTEN_DATABASE_URL'),
   DATABASE_POOL_SIZE: integer(1, 500).default(10).meta({
@@ -166,7 +178,8 @@ export const environment = z.object({
     example: '1000',
   }),
   REDIS_URL: redisUrl.optional().meta({
-    description: 'A Redis or Valkey in which replicas count rate limits together. Not set: each counts by itself.',
+    description:
+      'A Redis or Valkey in which replicas count rate limits together, also by TLS (`rediss://`) or a cluster (`redis+cluster://host:6379,host:6379`). Not set: each counts by itself.',
     example: 'redis://cache:6379',
   }),
   REDIS_URL_FILE: secretFile('REDIS_URL'),
@@ -269,10 +282,37 @@ export function readConfig(
   if (port !== 0 && port === metricsPort) {
     problems.push('METRICS_PORT must be another port than PORT; not set, /metrics is on PORT.');
   }
-  if (parsed.success) problems.push(...oidcProblems(parsed.data));
+  if (parsed.success) problems.push(...tlsProblems(parsed.data, secrets), ...oidcProblems(parsed.data));
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems);
   const { LATCHKEY_KEYRING, ...variables } = parsed.data;
-  return Object.freeze({ ...variables, keyring, oidc: oidcSettingsOf(variables) });
+  return Object.freeze({ ...variables, ...urlsWithTls(variables), keyring, oidc: oidcSettingsOf(variables) });
+}
+
+const databaseUrls = ['DATABASE_URL', 'MIGRATION_DATABASE_URL', 'LISTEN_DATABASE_URL'] as const;
+
+type Variables = z.infer<typeof environment>;
+
+function tlsProblems(given: Variables, { sourceOf }: SecretsRead): string[] {
+  const problemOf = (name: string, url: string | undefined) => {
+    const problem = url === undefined ? undefined : tlsProblem(url);
+    return problem === undefined ? [] : [`${name} ${problem}.`];
+  };
+  // As a URL that only this variable has a say in.
+  const { PGSSLROOTCERT: file } = given;
+  const fallback = withTls('postgres://host', { PGSSLMODE: 'verify-full', PGSSLROOTCERT: file });
+  return [
+    ...databaseUrls.flatMap((name) => problemOf(sourceOf(name), given[name])),
+    ...(file === undefined ? [] : problemOf('PGSSLROOTCERT', fallback)),
+  ];
+}
+
+function urlsWithTls(given: Pick<Variables, (typeof databaseUrls)[number] | keyof TlsDefaults>) {
+  const urls: Partial<Record<(typeof databaseUrls)[number], string>> = {};
+  for (const name of databaseUrls) {
+    const url = given[name];
+    if (url !== undefined) urls[name] = withTls(url, given);
+  }
+  return urls;
 }
 
 function setVariables(env: NodeJS.ProcessEnv): Record<string, string> {

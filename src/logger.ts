@@ -1,4 +1,4 @@
-import { type Logger, type LoggerOptions, pino } from 'pino';
+import { type DestinationStream, type Logger, type LoggerOptions, pino } from 'pino';
 import pretty from 'pino-pretty';
 import { createSecretText } from './crypto/secret-text.ts';
 
@@ -37,8 +37,18 @@ export function createLogger({ level, tokenPrefix, format, destination }: Logger
   };
   if (destination !== undefined) return pino(options, destination);
   const isPretty = format === undefined ? process.stdout.isTTY === true : format === 'pretty';
-  if (isPretty) return pino(options, pretty({ sync: true, ignore: 'pid,hostname' }));
-  return pino(options);
+  const output = standardOutput();
+  return isPretty ? pino(options, pretty({ destination: output, ignore: 'pid,hostname' })) : pino(options, output);
+}
+
+/** A reader that is gone, such as a closed terminal (EIO) or pipe (EPIPE), ends the log and not the service. */
+function standardOutput(): DestinationStream {
+  const output = pino.destination({ dest: process.stdout.fd, sync: true });
+  output.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EIO' && error.code !== 'EPIPE') throw error;
+    output.write = () => true;
+  });
+  return output;
 }
 
 interface ErrorFacts {

@@ -13,7 +13,10 @@ import { type HistoryAction, historyActions } from './history/events.ts';
 import { type CredentialRefusal, credentialRefusals } from './history/refusal-watch.ts';
 import { readDifferenceCounts } from './history/state-audit.ts';
 import type { Metrics } from './http/metrics-routes.ts';
-import { bucketsMs, createRequestTimes, type RequestTimes } from './http/request-times.ts';
+import { createRequestTimes, type RequestTimes } from './http/request-times.ts';
+import type { Job } from './jobs/job.ts';
+import { jobs } from './jobs/list.ts';
+import { stateOf } from './jobs/policy.ts';
 import { listJobRuns } from './jobs/store.ts';
 import { shareRunning } from './lib/share-running.ts';
 import { countOpen, countOverdue } from './recovery/store.ts';
@@ -224,7 +227,7 @@ const timesName = 'latchkey_http_request_duration_seconds';
 /** prom-client asks a metric for its values and nothing else, so one that keeps them otherwise can stand in. */
 function histogramOf(times: RequestTimes): Histogram {
   const values = () =>
-    [...times.read()].flatMap(({ method, route, status, counts, sumMs }) => {
+    [...times.read()].flatMap(({ method, route, status, bucketsMs, counts, sumMs }) => {
       const labels = { method, route, status };
       let sum = 0;
       const buckets = counts.map((count, index) => {
@@ -255,7 +258,8 @@ function defineDatabase(registry: Registry, { db, clockShiftMs, logger }: Metric
   ofJob('last_success_timestamp_seconds', 'When a background job last succeeded, on any replica.');
   ofJob('last_failure_timestamp_seconds', 'When a background job last failed, on any replica.');
   ofJob('last_duration_seconds', 'How long its last good run took.');
-  ofJob('last_count', 'How many things its last good run did.');
+  ofJob('last_done', 'How many things its last good run did.');
+  ofJob('overdue', '1 where a job has had no good run for three of its periods, or has never had one.');
   define({
     name: 'state_differences',
     help: 'Members of records that were not what history says, when all were compared last.',
@@ -280,12 +284,16 @@ function defineDatabase(registry: Registry, { db, clockShiftMs, logger }: Metric
           const value = read(run);
           return value === null ? [] : [[{ name: run.name }, value]];
         });
+      const byName = new Map(runs.map((run) => [run.name, run]));
+      const now = await currentTime(db, clockShiftMs);
+      const isOverdue = (job: Job) => Number(stateOf(job, byName.get(job.name), now) === 'overdue');
       const seconds = (at: Date | null) => (at === null ? null : at.getTime() / 1_000);
       return {
         job_last_success_timestamp_seconds: ofRuns((run) => seconds(run.last_succeeded_at)),
         job_last_failure_timestamp_seconds: ofRuns((run) => seconds(run.last_failed_at)),
         job_last_duration_seconds: ofRuns(({ last_duration_ms: ms }) => (ms === null ? null : ms / 1_000)),
-        job_last_count: ofRuns((run) => run.last_count),
+        job_last_done: ofRuns((run) => run.last_count),
+        job_overdue: jobs.map((job): Sample => [{ name: job.name }, isOverdue(job)]),
       };
     },
     async () => {

@@ -13,7 +13,7 @@ import { connect, type DatabaseClient } from './db/client.ts';
 import { embeddedRoles } from './db/embedded/cluster.ts';
 import { requireUtf8 } from './db/fitness.ts';
 import { checkGuarantees } from './db/guarantees.ts';
-import { confirmInstallation } from './db/installation.ts';
+import { confirmInstallation, isRestoredCopy, restoredCopyRemedy } from './db/installation.ts';
 import { migrate, requireCurrentSchema } from './db/migrator.ts';
 import type { Transactor } from './db/work.ts';
 import { type SendPayload, sendTask } from './db/worker-queue.ts';
@@ -169,18 +169,21 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     await verification.ready;
     checkpointing.start();
     const background = { ...transactor, url: config.LISTEN_DATABASE_URL ?? database.appUrl, logger };
-    const sender = startWebhookSender({
+    const isCopy = await isRestoredCopy(client.db);
+    if (isCopy) logger.warn(`This database was restored from another one. ${restoredCopyRemedy}`);
+    const senderOptions = {
       ...background,
       keyring: crypto.keyring,
       tokenPrefix: crypto.prefix,
       client: createWebhookClient(egress),
       tally: tallies.webhookAttempts,
       tracer: telemetry?.tracer ?? passingTracer,
-    });
+    };
+    const sender = isCopy ? undefined : startWebhookSender(senderOptions);
     const jobRunner = startJobs({
       ...background,
       jobs,
-      tasks: { [sendTask]: (payload) => sender.wake((payload as SendPayload).organizationId) },
+      tasks: { [sendTask]: (payload) => sender?.wake((payload as SendPayload).organizationId) },
       settings: { usageHourlyDays: config.USAGE_HOURLY_DAYS, retentionSeconds: config.RETENTION_SECONDS },
     });
     if (config.METRICS_PORT !== undefined) {
@@ -195,7 +198,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     shutdown.add(
       phase('requests', () => app.close()),
       phase('jobs', () => jobRunner.close()),
-      phase('webhooks', () => sender.close()),
+      phase('webhooks', async () => sender?.close()),
     );
     await app.ready();
     app.makeDocuments();

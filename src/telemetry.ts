@@ -32,19 +32,26 @@ const lastSendMs = 400;
 export async function startTelemetry(options: TelemetryOptions): Promise<Telemetry> {
   const { endpoint, serviceName, version, logger } = options;
   const { mask } = createSecretText(options.tokenPrefix);
-  const [api, { BatchSpanProcessor, TracerProvider }, { OTLPTraceExporter }, { resourceFromAttributes }] =
-    await Promise.all([
-      import('@opentelemetry/api'),
-      import('@opentelemetry/sdk-trace'),
-      import('@opentelemetry/exporter-trace-otlp-http'),
-      import('@opentelemetry/resources'),
-    ]);
+  const [
+    api,
+    { BatchSpanProcessor, TracerProvider },
+    { OTLPTraceExporter },
+    { detectResources, envDetector, resourceFromAttributes },
+  ] = await Promise.all([
+    import('@opentelemetry/api'),
+    import('@opentelemetry/sdk-trace'),
+    import('@opentelemetry/exporter-trace-otlp-http'),
+    import('@opentelemetry/resources'),
+  ]);
   const exporter = new OTLPTraceExporter({
     url: `${endpoint.replace(/\/+$/, '')}/v1/traces`,
     timeoutMillis: exportTimeoutMs,
   });
   const provider = new TracerProvider({
-    resource: resourceFromAttributes({ 'service.name': serviceName, 'service.version': version }),
+    // OTEL_RESOURCE_ATTRIBUTES comes last, as far as OTEL_SERVICE_NAME says nothing else.
+    resource: resourceFromAttributes({ 'service.name': serviceName, 'service.version': version }).merge(
+      detectResources({ detectors: [envDetector] }),
+    ),
     spanProcessors: [
       new BatchSpanProcessor({ exporter: telling(exporter, logger), scheduledDelayMillis: sendEveryMs }),
     ],

@@ -218,7 +218,7 @@ t.test('a service that cannot reach its database says so and ends', async (t) =>
   const env = { DATABASE_URL: 'postgres://nobody@127.0.0.1:1/nothing', LATCHKEY_KEYRING: keyring };
   const { code, output } = await latchkey(t, ['serve'], env);
   t.equal(code, 1);
-  t.match(output, /ECONNREFUSED.*Does Postgres run, and do DATABASE_URL and MIGRATION_DATABASE_URL lead to it\?/);
+  t.match(output, /ECONNREFUSED.*Does Postgres run, and does DATABASE_URL lead to it\?/);
 });
 
 t.test('a command about an embedded instance that is stopped says what to do', async (t) => {

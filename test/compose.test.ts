@@ -127,12 +127,13 @@ t.test('the roles that it makes are the ones that Latchkey needs', { skip: unles
     .replaceAll('latchkey_app', names.app)
     .replaceAll(/database latchkey\b/g, `database ${names.database}`)
     .replaceAll("datname = 'latchkey'", `datname = '${names.database}'`);
+  const [program = '', ...flags]: string[] = compose.services.roles.entrypoint;
   const makeRoles = async (ownerPassword: string, appPassword: string) => {
     await writeFile(path.join(directory, 'postgres_password'), `${decodeURIComponent(server.password)}\n`);
     await writeFile(path.join(directory, 'migration_database_url'), `${urlOf(names.owner, ownerPassword)}\n`);
     await writeFile(path.join(directory, 'database_url'), `${urlOf(names.app, appPassword)}\n`);
     const env = { PGHOST: server.hostname, PGPORT: server.port, PGUSER: server.username, PGDATABASE: 'postgres' };
-    const shell = run(t, 'sh', ['-euc', script], { env });
+    const shell = run(t, program, [...flags, script], { env });
     t.equal((await shell.exited).code, 0, shell.output());
   };
 
@@ -142,7 +143,7 @@ t.test('the roles that it makes are the ones that Latchkey needs', { skip: unles
   t.same(await dbQuery(urls.app, 'select count(*)::int as events from history'), [{ events: 0 }]);
   await t.rejects(dbQuery(urls.app, 'create table mine ()'), /permission denied/, 'the service’s role makes nothing');
 
-  await makeRoles('6a7b8c', '9d0e1f');
+  await makeRoles('6a7b8c', '9d%40e%2f1%25f');
   t.same(await migrateAs({ ...urls, owner: urlOf(names.owner, '6a7b8c') }), [], 'a second start finds all of it');
-  await dbQuery(urlOf(names.app, '9d0e1f'), 'select 1');
+  await dbQuery(urlOf(names.app, '9d%40e%2f1%25f'), 'select 1');
 });

@@ -253,7 +253,8 @@ t.test('an identity provider, and what its claims mean', async (t) => {
     readRoles: ['latchkey-read'],
     writeRoles: ['latchkey-write'],
     takesUntypedTokens: false,
-    requiresNbf: true,
+    requiresNbf: false,
+    maxLifetimeSeconds: 7_200,
   });
   const { OIDC_ORGANIZATION, ...others } = oidc;
   const claimed = readConfig({
@@ -266,6 +267,14 @@ t.test('an identity provider, and what its claims mean', async (t) => {
   const ids = claimed !== undefined && 'ids' in claimed.organization ? claimed.organization.ids : undefined;
   t.equal(ids?.get('acme'), organization);
   t.equal(ids?.size, 2);
+  const inJson = readConfig({
+    ...others,
+    OIDC_ORGANIZATION_CLAIM: 'dn',
+    OIDC_ORGANIZATIONS: JSON.stringify({ 'o=acme,c=de': organization }),
+    OIDC_READ_ROLES: '["cn=auditors,ou=groups", "Admins"]',
+  }).oidc;
+  t.match(inJson, { readRoles: ['cn=auditors,ou=groups', 'Admins'] }, 'names that have commas');
+  t.match(inJson?.organization, { ids: new Map([['o=acme,c=de', organization]]) });
   for (const issuer of ['http://127.0.0.1:8080', 'http://localhost/realms/x', 'https://login.example.com/']) {
     t.same(problemsOf({ ...oidc, OIDC_ISSUER: issuer }), []);
   }
@@ -278,6 +287,10 @@ t.test('an identity provider, and what its claims mean', async (t) => {
     ['OIDC_ORGANIZATION', 'acme'],
     ['OIDC_ROLES_CLAIM', 'two words'],
     ['OIDC_READ_ROLES', 'a,,b'],
+    ['OIDC_READ_ROLES', '["a"'],
+    ['OIDC_READ_ROLES', '["a", 1]'],
+    ['OIDC_READ_ROLES', '[]'],
+    ['OIDC_MAX_LIFETIME_SECONDS', '2h'],
     ['OIDC_UNTYPED_TOKENS', 'yes'],
   ] as const) {
     const problems = problemsOf({ ...oidc, [name]: value });
@@ -289,8 +302,39 @@ t.test('an identity provider, and what its claims mean', async (t) => {
     `=${organization}`,
     `a=${organization},a=${organization}`,
     `a=b=${organization}`,
+    '{}',
+    '{"acme"',
+    '{"acme":"globex"}',
+    `{"acme":["${organization}"]}x`,
   ]) {
     const problems = problemsOf({ ...others, OIDC_ORGANIZATION_CLAIM: 'tid', OIDC_ORGANIZATIONS: pairs });
     t.match(problems, [/^OIDC_ORGANIZATIONS must/], pairs);
   }
+});
+
+t.test('the URL of a Postgres: passwords that end early, and files that are not there', async (t) => {
+  const { LATCHKEY_KEYRING } = ownDatabase;
+  for (const password of ['p@ss#1', 'p@ss?1', 'p@ss/1', 'a/b', 'a#b', 'a?b']) {
+    const url = `postgres://u:${password}@db.example.com/latchkey`;
+    const problems = problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: url });
+    t.match(problems, [/^DATABASE_URL must be a URL .* percent-encoded \(@ is %40\)/], password);
+    t.notMatch(problems.join(), password);
+    const encoded = `postgres://u:${encodeURIComponent(password)}@db.example.com/latchkey`;
+    t.same(problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: encoded }), []);
+  }
+  const url = 'postgres://u:p@db.example.com/latchkey';
+  t.match(problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: `${url}?sslmode=prefer` }), [
+    /^DATABASE_URL has sslmode=prefer, which must/,
+  ]);
+  t.match(problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: `${url}?sslmode=require&sslrootcert=/no/ca.crt` }), [
+    /^DATABASE_URL has sslrootcert=\/no\/ca\.crt, which cannot be read \(ENOENT\)/,
+  ]);
+  t.match(problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: url, PGSSLROOTCERT: '/no/ca.crt' }), [
+    /^PGSSLROOTCERT has .*cannot be read/,
+  ]);
+  t.match(problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: url, PGSSLMODE: 'prefer' }), [/^PGSSLMODE must be one of/]);
+  const read = (env: NodeJS.ProcessEnv) => readConfig({ LATCHKEY_KEYRING, ...env }).DATABASE_URL;
+  t.equal(read({ DATABASE_URL: url }), url);
+  t.equal(read({ DATABASE_URL: `${url}?sslmode=require&sslrootcert=system` }), `${url}?sslmode=verify-full`);
+  t.equal(read({ DATABASE_URL: url, PGSSLMODE: 'disable' }), `${url}?sslmode=disable`);
 });

@@ -126,7 +126,8 @@ t.test('the dashboard asks for what there is', async (t) => {
     'latchkey_record_cache_entries',
     'latchkey_job_last_failure_timestamp_seconds',
     'latchkey_job_last_duration_seconds',
-    'latchkey_job_last_count',
+    'latchkey_job_last_done',
+    'latchkey_job_overdue',
   ]);
 });
 

@@ -1,10 +1,12 @@
+import { collectDefaultMetrics, Registry } from 'prom-client';
 import t from 'tap';
 import { insertJobs, markFailed, markSucceeded } from '../src/jobs/store.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { readMetrics } from './support/metrics.ts';
 import { freePort } from './support/ports.ts';
-import { eventually, request } from './support/process.ts';
+import { eventually, request, run } from './support/process.ts';
+import { unlessInstalled } from './support/programs.ts';
 import { serve } from './support/served.ts';
 import { startReceiver } from './support/webhooks.ts';
 
@@ -33,10 +35,18 @@ t.test('when each job last ran and how it ended, and what is overdue', async (t)
   t.ok(Math.abs(failedAt - nowSeconds) < 60);
   t.equal(value('latchkey_job_last_success_timestamp_seconds', { name: 'fold_usage' }), undefined);
   t.equal(ofPurge('last_duration_seconds'), 1.5);
-  t.equal(ofPurge('last_count'), 3);
+  t.equal(ofPurge('last_done'), 3);
   t.equal(value('latchkey_recovery_requests_open'), 1);
   t.equal(value('latchkey_recovery_requests_overdue'), 0);
   t.equal(value('latchkey_database_up'), 1);
+  const overdue = async (name: string) => (await scrape(service)).value('latchkey_job_overdue', { name });
+  t.equal(await overdue('fold_usage'), 0);
+  await dbQuery(
+    urls.superuser,
+    "update job_runs set first_seen_at = now() - interval '1 day' where name = 'fold_usage'",
+  );
+  t.equal(await overdue('fold_usage'), 1, 'one that never ran is noticed');
+  t.equal(await overdue('purge_keys'), 0);
   service.later(25 * 3_600_000);
   t.equal((await scrape(service)).value('latchkey_recovery_requests_overdue'), 1);
 
@@ -44,7 +54,7 @@ t.test('when each job last ran and how it ended, and what is overdue', async (t)
     await dbQuery(urls.superuser, 'alter table job_runs rename to job_runs_away');
     const { value } = await scrape(service);
     t.equal(value('latchkey_recovery_requests_overdue'), 1, 'what can be read is told');
-    t.equal(value('latchkey_job_last_count', { name: 'purge_keys' }), undefined, 'and nothing of before');
+    t.equal(value('latchkey_job_last_done', { name: 'purge_keys' }), undefined, 'and nothing of before');
     t.equal(value('latchkey_database_up'), 0);
     t.match(service.logLines.join(''), 'Metrics could not be read');
     await dbQuery(urls.superuser, 'alter table job_runs_away rename to job_runs');
@@ -126,6 +136,33 @@ t.test('each act moves its own counter, and by one', async (t) => {
   const sum = value('latchkey_http_request_duration_seconds_sum', times('2xx')[1]) ?? 0;
   t.ok(sum > 0 && sum < 60, 'in seconds');
   t.ok(samples.length > before.samples.length);
+});
+
+t.test('a fresh service has little to say, and one that was asked for everything not much more', async (t) => {
+  const service = await startService(t);
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry });
+  const ofProcess = (await registry.metrics()).length;
+  const bytes = async () => (await service.app.inject('/metrics')).body.length + ofProcess;
+  t.ok((await bytes()) < 40_000, `${await bytes()} bytes`);
+  for (const { method, url } of service.app.routeList) {
+    for (const client of [service.admin, service.as('rubbish')]) {
+      const headers = { authorization: `Bearer ${client.token}` };
+      await service.app.inject({ method: [method].flat()[0] as 'GET', url, headers });
+    }
+  }
+  t.ok((await bytes()) < 120_000, `${await bytes()} bytes`);
+});
+
+t.test('Prometheus has nothing to say against metrics and alerts', { skip: unlessInstalled('promtool') }, async (t) => {
+  const rules = run(t, 'promtool', ['check', 'rules', 'docs/prometheus-alerts.yml']);
+  t.equal((await rules.exited).code, 0, rules.output());
+  const service = await startService(t);
+  await service.admin.post('/v1/keys', {});
+  const lint = run(t, 'promtool', ['check', 'metrics']);
+  lint.child.stdin?.end((await service.app.inject('/metrics')).body);
+  await lint.exited;
+  t.same(lint.output(), '');
 });
 
 t.test('a port of its own: the metrics of the process too, there and nowhere else', async (t) => {

@@ -25,22 +25,18 @@ async function readExamples(): Promise<Example[]> {
       settings
         .trim()
         .split('\n')
-        .map((line) => line.split(/=(.*)/s).slice(0, 2)),
+        .map((line) => line.replaceAll("'", '').split(/=(.*)/s).slice(0, 2)),
     );
     const scopes = ['read', 'write'].filter((scope) => new RegExp(`\\b${scope}\\b`).test(may));
     return { name, env, ...JSON.parse(token), scopes, organizationId: /org_\w+/.exec(may)?.[0] };
   });
 }
 
-t.test('each example lets in whom it says it does, and needs each of its settings', async (t) => {
-  const examples = await readExamples();
-  t.same(
-    examples.map(({ name }) => name),
-    ['Keycloak', 'Microsoft Entra ID', 'Auth0'],
-  );
+/** A provider whose key is here, and a Latchkey that is set up for it. */
+async function startIssuing() {
   const { publicKey, privateKey } = await generateKeyPair('RS256');
-  for (const { name, env, header, payload, scopes, organizationId } of examples) {
-    const authenticate = async (given: NodeJS.ProcessEnv) => {
+  return {
+    async authenticate(given: NodeJS.ProcessEnv, header: JWTHeaderParameters, payload: JWTPayload) {
       const settings = readConfig(given).oidc;
       if (settings === undefined) throw new Error('no identity provider is set');
       const people = createPeople({
@@ -54,9 +50,68 @@ t.test('each example lets in whom it says it does, and needs each of its setting
       const now = Math.floor(Date.now() / 1_000);
       const times = { iat: now, exp: now + exp - iat, ...(nbf === undefined ? {} : { nbf: now }) };
       const token = await new SignJWT({ ...payload, ...times }).setProtectedHeader(header).sign(privateKey);
-      t.ok(people.isToken(token));
+      if (!people.isToken(token)) throw new Error('it has not the form of a token');
       return people.authenticate(token);
-    };
+    },
+  };
+}
+
+/** Settings that every provider needs. */
+const common = /^OIDC_(ISSUER|AUDIENCE|ORGANIZATION|(READ|WRITE)_ROLES)$/;
+
+t.test('the table of providers is made of the examples', async (t) => {
+  const rows = (await readExamples()).map(({ name, env, header, payload }) => {
+    const minutes = Math.round(((payload.exp ?? 0) - (payload.iat ?? 0)) / 60);
+    const settings = Object.entries(env).filter(([setting]) => !common.test(setting));
+    const cells = [
+      `[${name}](#${name.toLowerCase().replaceAll(' ', '-')})`,
+      header['typ'] === undefined ? 'none' : `\`${header['typ']}\``,
+      payload.aud === undefined ? 'none' : [payload.aud].flat().length === 1 ? 'one' : 'a list',
+      payload.nbf === undefined ? 'no' : 'yes',
+      `${minutes} min`,
+      settings.map(([setting, value]) => `\`${setting}=${value}\``).join(' '),
+    ];
+    return `| ${cells.join(' | ')} |`;
+  });
+  const head = ['| provider | `typ` | `aud` | `nbf` | life | settings |', '| --- | --- | --- | --- | --- | --- |'];
+  t.match(await readFile('docs/oidc.md', 'utf8'), [...head, ...rows].join('\n'));
+});
+
+t.test('what Google issues lets nobody in', async (t) => {
+  const { authenticate } = await startIssuing();
+  const env = {
+    OIDC_ISSUER: 'https://accounts.google.com',
+    OIDC_AUDIENCE: '407408718192.apps.googleusercontent.com',
+    OIDC_ORGANIZATION: 'org_01k9s3v5wqe8n8x4r2m6t7yb0c',
+    OIDC_ROLES_CLAIM: 'hd',
+    OIDC_READ_ROLES: 'example.com',
+    OIDC_UNTYPED_TOKENS: 'true',
+  };
+  const idToken = {
+    iss: env.OIDC_ISSUER,
+    azp: env.OIDC_AUDIENCE,
+    aud: env.OIDC_AUDIENCE,
+    sub: '110169484474386276334',
+    hd: 'example.com',
+    email: 'ada@example.com',
+    email_verified: true,
+    at_hash: 'HK6E_P6Dh8Y93mRNtsDB1Q',
+    iat: 1_795_500_000,
+    exp: 1_795_503_600,
+  };
+  const header = { alg: 'RS256', typ: 'JWT', kid: 'k1' };
+  await t.rejects(authenticate(env, header, idToken), { code: 'unauthorized' });
+});
+
+t.test('each example lets in whom it says it does, and needs each of its settings', async (t) => {
+  const examples = await readExamples();
+  t.same(
+    examples.map(({ name }) => name),
+    ['Keycloak', 'Microsoft Entra ID', 'Auth0', 'Okta', 'Amazon Cognito'],
+  );
+  const { authenticate: authenticateBy } = await startIssuing();
+  for (const { name, env, header, payload, scopes, organizationId } of examples) {
+    const authenticate = (given: NodeJS.ProcessEnv) => authenticateBy(given, header, payload);
     const person = await authenticate(env);
     t.match(person, { role: 'admin', name: 'Ada Admin', email: 'ada@example.com', scopes, organizationId }, name);
     t.equal(person.id, `${payload.iss}#${payload.sub}`);

@@ -215,7 +215,7 @@ t.test('a bucket that somebody has broken begins anew', { skip }, async (t) => {
   t.equal((await ask(only, key.key)).code, 'rate_limited');
   const client = new Redis(redis.url);
   t.teardown(() => client.disconnect());
-  const [bucket = ''] = await client.keys('latchkey:limit:org_*');
+  const [bucket = ''] = await client.keys('latchkey:limit:{org_*');
   await client.persist(bucket);
   t.equal((await ask(only, key.key)).code, 'valid', 'it would never have ended');
   await client.set(bucket, 'rubbish', 'PX', 60_000);

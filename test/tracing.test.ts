@@ -115,6 +115,7 @@ t.test('spans are sent by OTLP: requests and calls of webhooks, the last ones at
   } = await serve(t, {
     OTEL_EXPORTER_OTLP_ENDPOINT: `${collector.url}/`,
     OTEL_SERVICE_NAME: 'latchkey-test',
+    OTEL_RESOURCE_ATTRIBUTES: 'deployment.environment=staging,service.name=not-this',
     WEBHOOK_ALLOW_HTTP: 'true',
     WEBHOOK_ALLOW_CIDRS: '127.0.0.1',
   });
@@ -135,7 +136,13 @@ t.test('spans are sent by OTLP: requests and calls of webhooks, the last ones at
   });
   t.match(client, { parentSpanId: server.spanId, facts: { 'http.response.status_code': 204 } });
   t.match(receiver.received[0]?.headers['traceparent'], `00-${traceId}-${client.spanId}-01`);
-  t.match(collector.resources[0], { 'service.name': 'latchkey-test', 'service.version': /\d/ });
+  t.match(collector.resources[0], {
+    'service.name': 'latchkey-test',
+    'service.version': /\d/,
+    'deployment.environment': 'staging',
+  });
+  const probe = await fetch(`${url}/livez`, { headers: { traceparent } });
+  t.equal(probe.headers.get('traceparent'), null, 'probes are no part of a trace');
   t.notMatch(JSON.stringify(collector.spans), token);
 
   // A path and a request id are whatever a careless caller writes into them.
@@ -164,9 +171,9 @@ t.test('a collector that is away costs its spans and nothing else', async (t) =>
   const collector = await startCollector(t);
   collector.goAway();
   const { process: service, url } = await serve(t, { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url });
-  t.equal((await request(`${url}/livez`)).status, 200);
+  t.equal((await request(`${url}/openapi.json`)).status, 200);
   await service.until(/Spans could not be sent/);
-  t.equal((await request(`${url}/livez`)).status, 200);
+  t.equal((await request(`${url}/openapi.json`)).status, 200);
   service.child.kill('SIGTERM');
   t.same(await service.exited, { code: 0, signal: null });
 });

@@ -57,15 +57,17 @@ function scopesOf(payload: JWTPayload, { rolesClaim, readRoles, writeRoles }: Oi
   return [...(has(readRoles) ? (['read'] as const) : []), ...(has(writeRoles) ? (['write'] as const) : [])];
 }
 
-/** By its whole name, as `https://example.com/roles`; else by a path, as `realm_access.roles`. */
-function claimOf(payload: JWTPayload, name: string): unknown {
-  if (Object.hasOwn(payload, name)) return payload[name];
-  let value: unknown = payload;
-  for (const part of name.split('.')) {
-    if (typeof value !== 'object' || value === null || !Object.hasOwn(value, part)) return undefined;
-    value = (value as Record<string, unknown>)[part];
+/** By its whole name, as `https://example.com/roles`; else by a path, as `realm_access.roles`, whose parts may have dots. */
+export function claimOf(within: unknown, name: string): unknown {
+  if (typeof within !== 'object' || within === null) return undefined;
+  const members = within as Record<string, unknown>;
+  if (Object.hasOwn(members, name)) return members[name];
+  for (let dot = name.lastIndexOf('.'); dot > 0; dot = name.lastIndexOf('.', dot - 1)) {
+    const part = name.slice(0, dot);
+    const found = Object.hasOwn(members, part) ? claimOf(members[part], name.slice(dot + 1)) : undefined;
+    if (found !== undefined) return found;
   }
-  return value;
+  return undefined;
 }
 
 /** As history can keep it: bounded, on one line, well-formed, with nothing hidden and no token in it. */

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { integer } from '../config-forms.ts';
 import { idSuffixPattern, type OrganizationId } from '../core/ids.ts';
 
 /** Which identity provider admins may come from, and what its tokens mean here. */
@@ -6,6 +7,8 @@ export interface OidcSettings {
   /** As tokens name it in `iss`, to the letter. */
   issuer: string;
   audience: string;
+  /** Where the audience is looked for. */
+  audienceClaim: string;
   organization: FixedOrganization | ClaimedOrganization;
   rolesClaim: string;
   /** Values of that claim that give the scope. */
@@ -16,6 +19,8 @@ export interface OidcSettings {
   /** Whether access tokens are taken that do not say by `typ` that they are such. */
   takesUntypedTokens: boolean;
   requiresNbf: boolean;
+  /** How far ahead the end of a token may be. */
+  maxLifetimeSeconds: number;
 }
 
 /** Everybody whom the issuer vouches for belongs to one organization. */
@@ -36,20 +41,43 @@ const claim = z
   .max(200)
   .regex(/^[^\s,]+$/, 'must be the name of a claim');
 
+/** With commas between them, or a JSON list where a value has a comma itself. */
 const values = z
   .string()
-  .transform((text) => text.split(',').map((part) => part.trim()))
-  .refine((parts) => parts.every((part) => part !== ''), 'must be values with commas between them');
+  .transform((text) => (text.startsWith('[') ? parsedJson(text) : text.split(',').map((part) => part.trim())))
+  .refine(isTextList, 'must be values with commas between them, or a JSON list of texts');
+
+function isTextList(value: unknown): value is string[] {
+  return Array.isArray(value) && value.length > 0 && value.every((part) => typeof part === 'string' && part !== '');
+}
+
+function parsedJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
 
 const organizations = z
   .string()
-  .transform((text) => text.split(',').map((pair) => pair.split('=').map((part) => part.trim())))
+  .transform((text) => (text.startsWith('{') ? pairsOfJson(text) : pairsOf(text)))
   .refine(
     (pairs) => pairs.every(([value, id, ...more]) => value && id && organizationId.test(id) && more.length === 0),
-    'must be pairs of a value and the id of an organization',
+    'must be pairs of a value and the id of an organization, or a JSON object of them',
   )
   .refine((pairs) => new Set(pairs.map(([value]) => value)).size === pairs.length, 'must not name a value twice')
   .transform((pairs) => new Map(pairs.map(([value = '', id = '']) => [value, id as OrganizationId])));
+
+function pairsOf(text: string): string[][] {
+  return text.split(',').map((pair) => pair.split('=').map((part) => part.trim()));
+}
+
+/** For values that have a comma or an equals sign. What is not an object of texts has no pair that fits. */
+function pairsOfJson(text: string): string[][] {
+  const pairs = Object.entries(parsedJson(text) ?? {}).map(([value, id]) => [value, String(id)]);
+  return pairs.length === 0 ? [[]] : pairs;
+}
 
 const switchOf = z.enum(['true', 'false'], 'must be true or false').transform((text) => text === 'true');
 
@@ -70,6 +98,11 @@ export const oidcEnvironment = {
     description: 'What its tokens name in `aud` if they are for Latchkey; needed with OIDC_ISSUER.',
     example: 'https://latchkey.example.com',
   }),
+  OIDC_AUDIENCE_CLAIM: claim.default('aud').meta({
+    description:
+      'The claim in which OIDC_AUDIENCE is looked for; `client_id` for Amazon Cognito, whose tokens have no `aud`.',
+    example: 'client_id',
+  }),
   OIDC_ORGANIZATION: z
     .string()
     .regex(organizationId, 'must be the id of an organization')
@@ -82,7 +115,7 @@ export const oidcEnvironment = {
   }),
   OIDC_ORGANIZATIONS: organizations.optional().meta({
     description:
-      'What the values of that claim mean: `value=org_…`, with commas. Not set: they are ids of organizations.',
+      'What the values of that claim mean: `value=org_…`, with commas, or a JSON object. Not set: they are ids of organizations.',
     example: `acme=${exampleOrganization}`,
   }),
   OIDC_ROLES_CLAIM: claim.default('roles').meta({
@@ -90,11 +123,11 @@ export const oidcEnvironment = {
     example: 'realm_access.roles',
   }),
   OIDC_READ_ROLES: values.default(['latchkey-read']).meta({
-    description: 'Its values that give an admin the scope `read`; with commas.',
+    description: 'Its values that give an admin the scope `read`; with commas, or a JSON list.',
     example: 'latchkey-auditor,latchkey-admin',
   }),
   OIDC_WRITE_ROLES: values.default(['latchkey-write']).meta({
-    description: 'Its values that give an admin the scope `write`; with commas.',
+    description: 'Its values that give an admin the scope `write`; with commas, or a JSON list.',
     example: 'latchkey-admin',
   }),
   OIDC_NAME_CLAIM: claim.default('name').meta({
@@ -109,9 +142,13 @@ export const oidcEnvironment = {
     description: 'Take access tokens whose `typ` is not `at+jwt` too; what looks like an ID token is refused.',
     example: 'true',
   }),
-  OIDC_NBF_REQUIRED: switchOf.default(true).meta({
-    description: 'Refuse tokens without `nbf`; false for providers that send none.',
-    example: 'false',
+  OIDC_NBF_REQUIRED: switchOf.default(false).meta({
+    description: 'Reject tokens without `nbf`, which RFC 9068 does not ask for.',
+    example: 'true',
+  }),
+  OIDC_MAX_LIFETIME_SECONDS: integer(60, 604_800).default(7_200).meta({
+    description: 'Reject tokens that end later than so many seconds from now: a JWT cannot be revoked.',
+    example: '86400',
   }),
 };
 
@@ -158,6 +195,7 @@ export function oidcSettingsOf(given: OidcVariables): OidcSettings | undefined {
   return {
     issuer,
     audience,
+    audienceClaim: given.OIDC_AUDIENCE_CLAIM,
     organization: id === undefined ? { claim: claim ?? '', ids: given.OIDC_ORGANIZATIONS } : { id },
     rolesClaim: given.OIDC_ROLES_CLAIM,
     readRoles: given.OIDC_READ_ROLES,
@@ -166,5 +204,6 @@ export function oidcSettingsOf(given: OidcVariables): OidcSettings | undefined {
     emailClaim: given.OIDC_EMAIL_CLAIM,
     takesUntypedTokens: given.OIDC_UNTYPED_TOKENS,
     requiresNbf: given.OIDC_NBF_REQUIRED,
+    maxLifetimeSeconds: given.OIDC_MAX_LIFETIME_SECONDS,
   };
 }

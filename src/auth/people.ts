@@ -5,7 +5,7 @@ import { createSecretText } from '../crypto/secret-text.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { unauthorized } from './credential.ts';
 import type { IssuerKeys } from './issuer-keys.ts';
-import { type Identity, identityOf } from './oidc-claims.ts';
+import { claimOf, type Identity, identityOf } from './oidc-claims.ts';
 import type { OidcSettings } from './oidc-settings.ts';
 import type { OidcPrincipal } from './principal.ts';
 
@@ -43,9 +43,6 @@ const algorithms = [
 
 const clockToleranceSeconds = 10;
 
-/** A token can not be called back, so it has to end soon. */
-const longestLifetimeSeconds = 3_600;
-
 const longestToken = 8_192;
 
 export function createPeople({ settings, keys, clock, tokenPrefix, organizationExists }: PeopleOptions): People {
@@ -63,21 +60,20 @@ export function createPeople({ settings, keys, clock, tokenPrefix, organizationE
   }
 
   async function verify(token: string): Promise<{ header: JWTHeaderParameters; payload: JWTPayload }> {
+    const nowSeconds = Math.floor(clock.nowMs() / 1_000);
     try {
       // Before the keys: nobody else's tokens are to make them be fetched.
       if (decodeJwt(token).iss !== settings.issuer) throw refused(reasons.iss);
       const { protectedHeader, payload } = await jwtVerify(token, keys.find, {
         issuer: settings.issuer,
-        audience: settings.audience,
+        ...(settings.audienceClaim === 'aud' ? { audience: settings.audience } : {}),
         algorithms,
         clockTolerance: clockToleranceSeconds,
-        maxTokenAge: longestLifetimeSeconds,
         requiredClaims: ['exp', 'iat', 'sub', ...(settings.requiresNbf ? ['nbf'] : [])],
-        currentDate: new Date(clock.nowMs()),
+        currentDate: new Date(nowSeconds * 1_000),
       });
-      if ((payload.exp ?? 0) - (payload.iat ?? 0) > longestLifetimeSeconds) {
-        throw refused('The token is made for longer than an hour.');
-      }
+      if (![claimOf(payload, settings.audienceClaim)].flat().includes(settings.audience)) throw refused(reasons.aud);
+      requireTimes(payload, nowSeconds, settings.maxLifetimeSeconds);
       return { header: protectedHeader, payload };
     } catch (error) {
       throw error instanceof errors.JOSEError ? problemOf(error) : error;
@@ -85,6 +81,15 @@ export function createPeople({ settings, keys, clock, tokenPrefix, organizationE
   }
 
   return { isToken: (text) => /^[\w-]+\.[\w-]+\.[\w-]*$/.test(text), authenticate };
+}
+
+/** What jose has not looked at: it rejects neither a token from the future nor one that ends late. */
+function requireTimes({ iat, exp = 0 }: JWTPayload, nowSeconds: number, maxLifetimeSeconds: number): void {
+  if (typeof iat !== 'number') throw refused('A claim of the token has a wrong form.');
+  if (iat > nowSeconds + clockToleranceSeconds) throw refused(reasons.iat);
+  if (exp > nowSeconds + maxLifetimeSeconds + clockToleranceSeconds) {
+    throw refused(`The token ends more than ${maxLifetimeSeconds} seconds from now (OIDC_MAX_LIFETIME_SECONDS).`);
+  }
 }
 
 /** Claims that ID tokens, refresh tokens and logout tokens have, and access tokens have not. */
@@ -130,7 +135,7 @@ function refused(detail: string): Problem {
   return unauthorized('unauthorized', detail, 'invalid_token');
 }
 
-const reasons: Record<string, string> & { iss: string } = {
+const reasons: Record<string, string> & Record<'iss' | 'aud' | 'iat', string> = {
   iss: 'The token is of another issuer.',
   aud: 'The token is for another audience.',
   nbf: 'The token is not valid yet.',
@@ -142,7 +147,8 @@ function problemOf(error: errors.JOSEError): Problem {
     return unauthorized('token_expired', 'The token has expired.', 'invalid_token');
   if (error instanceof errors.JWTClaimValidationFailed) {
     if (error.reason === 'missing') return refused(`The token has no ${error.claim}.`);
-    return refused(reasons[error.claim] ?? 'A claim of the token has a wrong form.');
+    const isOfForm = error.reason === 'check_failed';
+    return refused((isOfForm && reasons[error.claim]) || 'A claim of the token has a wrong form.');
   }
   if (error instanceof errors.JOSEAlgNotAllowed)
     return refused('The token is signed by an algorithm that is not taken.');

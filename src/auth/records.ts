@@ -13,6 +13,8 @@ import { type AccessTokenRecord, loadAccessTokens, loadApiKeys } from './store.t
 export interface Records {
   apiKeys: RecordCache<KeyId, ApiKeyRecord>;
   accessTokens: RecordCache<AccessTokenId, AccessTokenRecord>;
+  /** Whether known credentials may be answered for now without the database. */
+  canBeUsedAlone(): boolean;
   /** Forgets what depends on these ids. */
   invalidate(ids: Iterable<string>): void;
 }
@@ -59,6 +61,7 @@ export function createRecords({ db, clock, feed, logger, keyring, capacity, stal
   return {
     apiKeys,
     accessTokens,
+    canBeUsedAlone: () => apiKeys.size() > 0 && performance.now() - feed.caughtUpAtMs < staleMs,
     invalidate(ids) {
       for (const id of ids) {
         apiKeys.invalidate(id);

@@ -1,19 +1,23 @@
+import { Socket } from 'node:net';
+import { TLSSocket } from 'node:tls';
 import { Command } from 'commander';
 import { fetchKeys } from '../auth/issuer-keys.ts';
 import { findForgedCredentials, organizationExists } from '../auth/store.ts';
 import { type Config, readConfig } from '../config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import { connect, type Db } from '../db/client.ts';
+import { connect, type DatabaseClient, type Db } from '../db/client.ts';
 import { currentTime } from '../db/credential.ts';
 import { foreignSettings, requireUtf8 } from '../db/fitness.ts';
 import { checkGuarantees } from '../db/guarantees.ts';
-import { confirmInstallation, unknownKeyringIds } from '../db/installation.ts';
+import { confirmInstallation, isRestoredCopy, restoredCopyRemedy, unknownKeyringIds } from '../db/installation.ts';
 import { countKeyringUse } from '../db/keyring-use.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
 import { doubtfulVariables } from '../doubtful-variables.ts';
 import { jobs } from '../jobs/list.ts';
 import { type JobState, stateOf } from '../jobs/policy.ts';
 import { type JobRun, listJobRuns } from '../jobs/store.ts';
+import { isWithin, toNetworks, unmapped } from '../lib/ip-address.ts';
+import { checkRedis } from '../verification/shared-limits.ts';
 import { describeFailure, messageOf } from './failure.ts';
 import { tellKeyringUse } from './keyring-use.ts';
 import { locate } from './locate.ts';
@@ -21,6 +25,8 @@ import { counted, print, warning, wrong } from './print.ts';
 
 /** Some of what is asked reads every key. */
 const queryTimeoutMs = 60_000;
+
+const redisTimeoutMs = 5_000;
 
 /** Ids of forged credentials that are printed at most. */
 const forgedNamed = 100;
@@ -36,6 +42,7 @@ export function doctorCommand(env: NodeJS.ProcessEnv): Command {
       const connectTimeoutMs = config.DATABASE_TIMEOUT_MS;
       const client = connect({ url, poolSize: 2, timeoutMs: queryTimeoutMs, connectTimeoutMs });
       try {
+        await examineConnection(client);
         await examine(client.db, config, keyring);
       } catch (error) {
         wrong(describeFailure(error, env));
@@ -43,6 +50,32 @@ export function doctorCommand(env: NodeJS.ProcessEnv): Command {
         await client.close();
       }
     });
+}
+
+/** As this end sees it: behind a pooler the database would speak of the pooler's connection. */
+async function examineConnection({ pool }: DatabaseClient): Promise<void> {
+  const client = await pool.connect();
+  const { stream } = client.connection;
+  if (stream instanceof TLSSocket && stream.authorized) {
+    print(
+      `ok      The connection to Postgres is encrypted (${stream.getProtocol()}), and its certificate was verified.`,
+    );
+  } else if (stream instanceof TLSSocket) {
+    warning(
+      `The connection to Postgres is encrypted (${stream.getProtocol()}), but whose certificate it is was not verified: ` +
+        'with sslmode=verify-full it is.',
+    );
+  } else if (stream instanceof Socket && staysHere(stream.remoteAddress)) {
+    print('ok      The connection to Postgres is not encrypted, and does not leave this machine.');
+  } else {
+    warning('The connection to Postgres is not encrypted: sslmode=verify-full in DATABASE_URL encrypts it.');
+  }
+  client.release();
+}
+
+/** @param address undefined for a Unix socket */
+function staysHere(address: string | undefined): boolean {
+  return address === undefined || isWithin(toNetworks(['127.0.0.0/8', '::1']), unmapped(address));
 }
 
 /** Each line is a check; the first that makes the others pointless ends the examination by throwing. */
@@ -57,6 +90,7 @@ async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> 
     );
   }
   print('ok      Prefix and keyring are those of this installation.');
+  if (await isRestoredCopy(db)) warning(`This database was restored from another one. ${restoredCopyRemedy}`);
   const unknown = await unknownKeyringIds(db, keyring);
   if (unknown.length === 0) print('ok      The keyring has every entry that something was sealed under.');
   else
@@ -85,6 +119,7 @@ async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> 
     else wrong(`Not so: ${name}. ${remedy}`);
   }
   await examineJobs(db);
+  await examineRedis(config);
   await examineIssuer(db, config);
 }
 
@@ -103,6 +138,19 @@ async function examineJobs(db: Db): Promise<void> {
     const told = tellJob(state, run);
     if (state === 'failed' || state === 'overdue') wrong(`Job ${job.name} ${told}`);
     else print(`ok      Job ${job.name} ${told}`);
+  }
+}
+
+async function examineRedis({ REDIS_URL: url }: Config): Promise<void> {
+  if (url === undefined) return;
+  try {
+    await checkRedis(url, redisTimeoutMs);
+    print('ok      Redis counts rate limits for all replicas.');
+  } catch (error) {
+    wrong(
+      `Redis does not count: ${messageOf(error)}. Until REDIS_URL leads to one that takes writes, each replica counts ` +
+        'rate limits by itself.',
+    );
   }
 }
 

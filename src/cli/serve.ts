@@ -51,15 +51,18 @@ async function stop(service: Service, logger: Logger, drainMs: number): Promise<
   process.exit(failed.length === 0 ? 0 : 1);
 }
 
-const signals = ['SIGTERM', 'SIGINT'] as const;
+const signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
 
-/** The first signal asks for an orderly end; a second one ends the process at once. */
+/**
+ * The first signal asks for an orderly end; a second one ends the process at once. Only SIGHUP does not: a closed terminal
+ * may send it twice.
+ */
 function nextStopSignal(): Promise<void> {
   return new Promise((resolve) => {
     let asked = false;
     for (const signal of signals) {
       process.on(signal, () => {
-        if (asked) process.exit(130);
+        if (asked && signal !== 'SIGHUP') process.exit(130);
         asked = true;
         resolve();
       });

@@ -27,6 +27,22 @@ export class DatabaseUnfit extends Error {
   override readonly name = 'DatabaseUnfit';
 }
 
+/** The database answers, and takes no writes. The message says what to do. */
+export class ReadOnlyDatabase extends Error {
+  override readonly name = 'ReadOnlyDatabase';
+
+  constructor() {
+    super('The database is a read-only standby. Latchkey needs the primary: DATABASE_URL must lead to it.');
+  }
+}
+
+/** @throws ReadOnlyDatabase on a standby, or wherever else a transaction cannot write */
+export async function requireWritable(db: Db): Promise<void> {
+  const { rows } = await sql<{ isReadOnly: boolean }>`
+    select pg_is_in_recovery() or current_setting('transaction_read_only')::boolean as "isReadOnly"`.execute(db);
+  if (rows[0]?.isReadOnly !== false) throw new ReadOnlyDatabase();
+}
+
 /** @throws DatabaseUnfit where the database cannot store every text */
 export async function requireUtf8(db: Db): Promise<void> {
   const { rows } = await sql<{ encoding: string; name: string }>`

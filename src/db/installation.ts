@@ -92,6 +92,18 @@ function partsOf({ id, check_value: checkValue }: Pick<StoredEntry, 'id' | 'chec
   return ['keyring_entry', id, checkValue.toString('base64')];
 }
 
+/** Whether this database was restored or copied from another one, and the owner has not said that it takes its place. */
+export async function isRestoredCopy(db: Db): Promise<boolean> {
+  const { rows } = await sql<{ isCopy: boolean }>`
+    select home <> database_home() as "isCopy" from installation`.execute(db);
+  return rows[0]?.isCopy === true;
+}
+
+/** What to do about it. */
+export const restoredCopyRemedy =
+  'Webhooks are not sent from it. If it takes the place of the original, run as the owner `update installation set home = ' +
+  'database_home()`, and restart the service.';
+
 /** Ids of keyring entries that keys, or secrets of webhooks, were sealed under and that this keyring lacks. */
 export async function unknownKeyringIds(db: Db, keyring: Keyring): Promise<string[]> {
   const { rows } = await sql<{ id: string }>`

@@ -40,7 +40,7 @@ const problemOfConstraint: Record<string, () => Problem> = {
 
 /** What pg says when it never reached the server, or lost it; it gives these errors no code. */
 const lostConnection =
-  /^(Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Cannot use a pool after calling end|Client was closed)/;
+  /^(Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Cannot use a pool after calling end|Client was closed|The server does not support SSL connections)/;
 
 const networkCodes = new Set([
   'ECONNREFUSED',
@@ -53,19 +53,31 @@ const networkCodes = new Set([
   'EAI_AGAIN',
 ]);
 
+/** Node's and OpenSSL's codes for a handshake that ended without trust. */
+const tlsCode = /^(ERR_TLS_|ERR_SSL_|CERT_|UNABLE_TO_|SELF_SIGNED_|DEPTH_ZERO_)/;
+
 /** Classes 08 connection exception, 53 insufficient resources, 57 operator intervention, 58 system error. */
 const unavailableClass = /^(08|53|57|58)/;
+
+/** Which function of Postgres rejects `begin … read write` on a standby, by a code that says no more than "not supported". */
+const rejectsReadWrite = 'call_bool_check_hook';
+
+/** Whether a standby, or another database that takes no writes, has rejected a statement. */
+export function isReadOnlyRefusal(error: unknown): boolean {
+  if (!(error instanceof pg.DatabaseError)) return false;
+  return error.code === '25006' || (error.code === '0A000' && error.routine === rejectsReadWrite);
+}
 
 /** True where Postgres could not be reached, or would not or could not serve: the caller may try again later. */
 export function isUnavailable(error: unknown): boolean {
   if (error instanceof PoolUsedUp) return true;
   if (error instanceof AggregateError) return error.errors.every(isUnavailable);
   if (!(error instanceof Error)) return false;
-  if (error instanceof pg.DatabaseError) {
-    return error.code !== undefined && (unavailableClass.test(error.code) || error.code === '25006');
-  }
+  if (isReadOnlyRefusal(error)) return true;
+  if (error instanceof pg.DatabaseError) return error.code !== undefined && unavailableClass.test(error.code);
   const { code } = error as NodeJS.ErrnoException;
-  return (code !== undefined && networkCodes.has(code)) || lostConnection.test(error.message);
+  if (code !== undefined && (networkCodes.has(code) || tlsCode.test(code))) return true;
+  return lostConnection.test(error.message);
 }
 
 /**
@@ -82,7 +94,10 @@ export function toProblem(error: unknown): Problem | undefined {
   if (constraint !== undefined) return problemOfConstraint[constraint]?.();
   const refused = error instanceof pg.DatabaseError && error.code === insufficientPrivilege;
   if (refused || isTransient(error) || isUnavailable(error)) {
-    return new Problem('unavailable', 'The database did not do, or did not confirm, what was asked.', {
+    const detail = isReadOnlyRefusal(error)
+      ? 'The database is a read-only standby, so nothing can be changed.'
+      : 'The database did not do, or did not confirm, what was asked.';
+    return new Problem('unavailable', detail, {
       cause: error,
       headers: { 'retry-after': '1' },
     });

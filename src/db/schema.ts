@@ -45,6 +45,8 @@ export interface InstallationTable {
   token_prefix: string;
   /** The keyring entry of the first start: the only one that vouches for itself. */
   root_keyring_id: string;
+  /** Where the installation was begun, or was moved to by the owner. */
+  home: Generated<string>;
   created_at: Generated<Date>;
 }
 

@@ -69,8 +69,19 @@ function answer(request: FastifyRequest, reply: FastifyReply, problem: Problem, 
     .send(request.server.secretText.mask(problemBody(problem, request.id, traceIdOf(request))));
 }
 
+function isHealthProbe({ routeConfig }: FastifyRequest): boolean {
+  return routeConfig?.probe === 'health';
+}
+
 function logOnce(request: FastifyRequest, problem: Problem, cause: unknown): void {
   const facts = { reqId: request.id, traceId: traceIdOf(request) };
+  // Probes come every few seconds: the cause as one line, and none where there is no cause but the stop.
+  if (isHealthProbe(request)) {
+    const { cause: reason } = problem;
+    if (reason === undefined) request.log.debug({ ...facts, code: problem.code }, problem.detail);
+    else request.log.warn({ ...facts, code: problem.code, reason: String(reason) }, problem.detail);
+    return;
+  }
   // An overloaded process does not write a stack for each rejected request.
   if (problem.code === 'overloaded') request.log.warn({ ...facts, code: problem.code }, problem.detail);
   else if (problem.status >= 500) {

@@ -1,20 +1,35 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { Problem } from '../core/errors.ts';
+import { ReadOnlyDatabase } from '../db/fitness.ts';
+import { SchemaMismatch } from '../db/migrator.ts';
 import { shareRunning } from '../lib/share-running.ts';
 
 export interface HealthOptions {
-  /** Resolves where the service can do its work. @throws what keeps it from that */
-  checkReadiness: () => Promise<void>;
+  /** Resolves where keys can be verified. @throws what keeps the service from it */
+  checkVerification: () => Promise<void>;
+  /** Resolves where the management API works as well. @throws what keeps the service from it */
+  checkManagement: () => Promise<void>;
   /** Aborted from the first signal to stop on: no new work should come here. */
   draining: AbortSignal;
 }
 
 const healthView = z.object({ status: z.enum(['ok']).meta({ id: 'HealthStatus' }) }).meta({ id: 'Health' });
 
-/** For whoever runs the service: is the process alive, and should requests be sent to it? */
-export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, { checkReadiness, draining }) => {
-  const check = shareRunning(checkReadiness);
+const readinessQuery = z.strictObject({
+  for: z.enum(['verification', 'management']).default('verification').meta({
+    description:
+      '`verification`: keys can be verified, if need be from memory (`VERIFY_STALE_SECONDS`). `management`: the database can be read and written as well.',
+  }),
+});
+
+/** For load balancers and orchestrators: is the process alive, and should requests be sent to it? */
+export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, options) => {
+  const { draining } = options;
+  const checks = {
+    verification: shareRunning(options.checkVerification),
+    management: shareRunning(options.checkManagement),
+  };
   app.get(
     '/livez',
     {
@@ -36,16 +51,22 @@ export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, { 
       schema: {
         operationId: 'getReadiness',
         tags: ['About'],
-        summary: 'The service and its database can do their work',
+        summary: 'Whether requests should be sent to this replica',
+        querystring: readinessQuery,
         response: { 200: healthView },
       },
     },
-    async () => {
+    async (request) => {
       if (draining.aborted) throw new Problem('unavailable', 'The service is stopping.');
-      await check().catch((cause: unknown) => {
-        throw new Problem('unavailable', 'The database can not be used.', { cause });
+      await checks[request.query.for]().catch((cause: unknown) => {
+        throw new Problem('unavailable', reasonOf(cause), { cause });
       });
       return { status: 'ok' as const };
     },
   );
 };
+
+function reasonOf(cause: unknown): string {
+  if (cause instanceof SchemaMismatch || cause instanceof ReadOnlyDatabase) return cause.message;
+  return 'The database cannot be reached.';
+}

@@ -1,5 +1,6 @@
+import type { FastifyContextConfig } from 'fastify';
 import fp from 'fastify-plugin';
-import type { RequestTimes, RouteTimes } from './request-times.ts';
+import { coarseBucketsMs, fineBucketsMs, type RequestTimes, type RouteTimes } from './request-times.ts';
 import { traceIdOf } from './tracing.ts';
 
 declare module 'fastify' {
@@ -9,16 +10,22 @@ declare module 'fastify' {
   }
 }
 
-/** One line for each reply: what was asked by whom and how it ended. Never a query, a header or a body. */
+function bucketsOf(config: FastifyContextConfig | undefined): readonly number[] {
+  const access = config?.access;
+  const isVerification = access !== undefined && access !== 'public' && ['verifier', 'gateway'].includes(access.role);
+  return isVerification ? fineBucketsMs : coarseBucketsMs;
+}
+
+/** One line for each reply: what was asked by whom, from where, and how it ended. Never a query, a header or a body. Health probes only at `debug`. */
 export const requestLog = fp<{ times?: RequestTimes }>(
   async (app, { times }) => {
     // None of this can be a secret by its name, and looking for one took longer than the rest of the line. What has the form
     // of a token is taken out of this line too.
     const log = app.log.child({}, { redact: [] });
-    const elsewhere = times?.of([], 'none');
+    const elsewhere = times?.of([], 'none', coarseBucketsMs);
     if (times !== undefined) {
       app.addHook('onRoute', (route) => {
-        route.config = { ...route.config, times: times.of([route.method].flat(), route.url) };
+        route.config = { ...route.config, times: times.of([route.method].flat(), route.url, bucketsOf(route.config)) };
       });
     }
     app.addHook('onResponse', (request, reply, done) => {
@@ -32,9 +39,11 @@ export const requestLog = fp<{ times?: RequestTimes }>(
         path: request.raw.url?.split('?', 1)[0],
         status,
         durationMs: Math.round(durationMs * 10) / 10,
+        ip: request.facts?.ip,
         callerId: request.principal?.id,
       };
-      if (status < 400) log.info(facts, 'request');
+      if (request.routeConfig?.probe === 'health') log.debug(facts, 'request');
+      else if (status < 400) log.info(facts, 'request');
       else if (status < 500) log.warn(facts, 'request');
       else log.error(facts, 'request');
       done();

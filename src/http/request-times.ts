@@ -1,7 +1,7 @@
 /** How long requests took, by route and by how they ended. */
 export interface RequestTimes {
-  /** For a route, once. @param methods those that it is declared for @param route its pattern, such as `/v1/keys/:keyId` */
-  of(methods: readonly string[], route: string): RouteTimes;
+  /** For a route, once. @param bucketsMs upper bounds of its histogram @param methods those that it is declared for @param route its pattern, such as `/v1/keys/:keyId` */
+  of(methods: readonly string[], route: string, bucketsMs: readonly number[]): RouteTimes;
   /** What has been observed, in no order. */
   read(): Iterable<ObservedTimes>;
 }
@@ -15,12 +15,17 @@ export interface ObservedTimes {
   route: string;
   /** `2xx` and so on. */
   status: string;
+  bucketsMs: readonly number[];
   /** How many took as long as each of `bucketsMs` at most and longer than the one before; last those beyond. */
   counts: readonly number[];
   sumMs: number;
 }
 
-export const bucketsMs = [0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000] as const;
+/** Of verification, on which others wait. */
+export const fineBucketsMs = [0.5, 1, 2.5, 5, 10, 25, 100, 500, 2_500] as const;
+
+/** Of the many other routes. Each bound is a series for each route and status. */
+export const coarseBucketsMs = [50, 500] as const;
 
 interface Series extends ObservedTimes {
   counts: number[];
@@ -41,7 +46,7 @@ export function createRequestTimes(): RequestTimes {
   }
 
   return {
-    of(methods, route) {
+    of(methods, route, bucketsMs) {
       const method = methods.length === 1 ? (methods[0] ?? '') : 'any';
       const byClass = seriesOf(method, route);
       return {
@@ -50,7 +55,7 @@ export function createRequestTimes(): RequestTimes {
           let series = byClass[digit];
           if (series === undefined) {
             const counts = new Array<number>(bucketsMs.length + 1).fill(0);
-            series = { method, route, status: `${digit}xx`, counts, sumMs: 0 };
+            series = { method, route, status: `${digit}xx`, bucketsMs, counts, sumMs: 0 };
             byClass[digit] = series;
           }
           let bucket = 0;

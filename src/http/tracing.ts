@@ -11,14 +11,14 @@ declare module 'fastify' {
 
 /**
  * W3C Trace Context: the caller's trace goes on in here, in the reply and in what is sent because of it. A request without
- * `traceparent` pays for a look at its headers and nothing else, unless spans are recorded.
+ * `traceparent` pays for a look at its headers and nothing else, unless spans are recorded. Probes have no span.
  */
 export const tracing = fp<{ tracer: Tracer }>(
   async (app, { tracer }) => {
     app.decorateRequest('span', null);
     app.addHook('onRequest', (request, reply, done) => {
       const given = request.headers['traceparent'];
-      if (given !== undefined || tracer.isRecording) {
+      if ((given !== undefined || tracer.isRecording) && request.routeOptions.config.probe === undefined) {
         const span = tracer.start(parseTraceparent(given), {
           name: nameOf(request),
           kind: 'server',

@@ -1,6 +1,8 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import type { FastifyBaseLogger } from 'fastify';
-import { Redis } from 'ioredis';
+import type { Bucket } from '../core/use-bucket.ts';
 import { type Arrears, bucketName, createMemoryLimits, toCount, type UseBuckets, type UseLimits } from './limits.ts';
+import { connectRedis } from './redis-client.ts';
 
 export interface SharedLimits extends UseLimits {
   /** Resolves as soon as it is known whether Redis answers. */
@@ -9,7 +11,7 @@ export interface SharedLimits extends UseLimits {
 }
 
 interface SharedLimitsOptions {
-  /** Redis or Valkey, such as `redis://host:6379`. */
+  /** Redis or Valkey, such as `redis://host:6379`, or a cluster, `redis+cluster://host:6379,host:6379`. */
   url: string;
   logger: Pick<FastifyBaseLogger, 'warn' | 'info'>;
 }
@@ -54,19 +56,37 @@ for place, name in ipairs(KEYS) do
 end
 return answer`;
 
-/** Longer than this and a verification does not wait for Redis any more. */
-const patienceMs = 250;
 const probeEveryMs = 500;
 
-/** A bucket that belongs to nobody. */
-const probedBucket = 'latchkey:limit:probe';
-const probesAllowed = 1_000_000_000;
-const probedBucketMs = 1_000;
-
-type CountCommand = (keys: number, ...parts: Array<string | number>) => Promise<number[]>;
+/** A start waits for Redis no longer. */
+const decideWithinMs = 2_000;
 
 function toArguments(arrears: Arrears | undefined): number[] {
   return arrears === undefined ? [0, 0, 0] : [arrears.shared, arrears.unshared, arrears.leftMs];
+}
+
+/** All buckets of a use have the owner's id as their hash tag, so a cluster has them in one slot. */
+function nameInRedis(bucket: Bucket, [owner]: UseBuckets): string {
+  return `latchkey:limit:{${owner.id}}:${bucketName(bucket)}`;
+}
+
+/** Whether Redis counts, for somebody who waits for the answer. @throws what keeps it from that */
+export async function checkRedis(url: string, withinMs: number): Promise<void> {
+  const redis = connectRedis(url, countScript);
+  const timer = new AbortController();
+  try {
+    await new Promise<void>((resolve, reject) => {
+      redis.on('ready', () => redis.probe().then(resolve, reject));
+      redis.on('error', reject);
+      delay(withinMs, undefined, { signal: timer.signal }).then(
+        () => reject(new Error(`no answer within ${withinMs} ms`)),
+        () => undefined,
+      );
+    });
+  } finally {
+    timer.abort();
+    redis.close();
+  }
 }
 
 /**
@@ -75,27 +95,23 @@ function toArguments(arrears: Arrears | undefined): number[] {
  */
 export function createSharedLimits({ url, logger }: SharedLimitsOptions): SharedLimits {
   const memory = createMemoryLimits();
-  const redis = new Redis(url, {
-    commandTimeout: patienceMs,
-    connectTimeout: 1_000,
-    enableOfflineQueue: false,
-    enableAutoPipelining: true,
-    maxRetriesPerRequest: 0,
-    retryStrategy: (attempt) => Math.min(attempt * 100, 1_000),
-    // After a failover the old primary may still be there, as a replica; the name leads to the new one.
-    reconnectOnError: (error) => error.message.startsWith('READONLY'),
-    scripts: { countUse: { lua: countScript } },
-  });
-  const countUse = (redis as unknown as { countUse: CountCommand }).countUse.bind(redis);
+  const redis = connectRedis(url, countScript);
   let mode: SharedLimits['mode'] | undefined;
+  const startedAtMs = performance.now();
   let sharedSinceMs = 0;
   let decide: () => void = () => undefined;
   const decided = new Promise<void>((resolve) => {
     decide = resolve;
   });
 
+  /** A Redis that is slow at first is waited for; one that refuses connections is not. */
+  function isStillStarting(cause: unknown): boolean {
+    const isLate = performance.now() - startedAtMs > decideWithinMs;
+    return mode === undefined && !isLate && cause instanceof Error && /timed out|timeout/i.test(cause.message);
+  }
+
   function turn(next: SharedLimits['mode'], cause?: unknown): void {
-    if (next === mode) return;
+    if (next === mode || isStillStarting(cause)) return;
     mode = next;
     if (next === 'shared') sharedSinceMs = performance.now();
     decide();
@@ -103,29 +119,32 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
     else logger.warn({ err: cause }, 'Redis does not answer; each replica counts rate limits in its own memory.');
   }
 
-  /** By a count: a server that answers and takes no writes, such as a replica or one without memory, is of no use here. */
   const probe = () =>
-    countUse(1, probedBucket, 1, 1, probesAllowed, probedBucketMs).then(
+    redis.probe().then(
       () => turn('shared'),
       (error: unknown) => turn('memory', error),
     );
   redis.on('ready', probe);
   redis.on('error', (error) => turn('memory', error));
-  redis.on('close', () => turn('memory', new Error('the connection was closed')));
+  redis.on('close', () => {
+    if (mode !== undefined) turn('memory', new Error('the connection was closed'));
+  });
+  // Not before it is connected: a slow start is no failure, and what fails says so by `error`.
   const timer = setInterval(() => {
-    if (mode !== 'shared') void probe();
+    if (mode !== 'shared' && (redis.isReady() || performance.now() - startedAtMs > decideWithinMs)) void probe();
   }, probeEveryMs).unref();
 
   async function countInRedis(buckets: UseBuckets, cost: number, way: 'count' | 'add') {
     const arrears = buckets.map((bucket) => memory.takeArrears(bucket, sharedSinceMs));
     try {
-      const answer = await countUse(
-        buckets.length,
-        ...buckets.map((bucket) => `latchkey:limit:${bucketName(bucket)}`),
-        cost,
-        way === 'count' ? 1 : 0,
-        ...buckets.flatMap(({ requests, windowSeconds }) => [requests, windowSeconds * 1000]),
-        ...(arrears.some(Boolean) ? arrears.flatMap(toArguments) : []),
+      const answer = await redis.countUse(
+        buckets.map((bucket) => nameInRedis(bucket, buckets)),
+        [
+          cost,
+          way === 'count' ? 1 : 0,
+          ...buckets.flatMap(({ requests, windowSeconds }) => [requests, windowSeconds * 1000]),
+          ...(arrears.some(Boolean) ? arrears.flatMap(toArguments) : []),
+        ],
       );
       const [refusing = 0, ...rest] = answer;
       const levels = buckets.map((bucket, index) => {
@@ -154,8 +173,7 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
     add: countBy('add'),
     async close() {
       clearInterval(timer);
-      redis.removeAllListeners('close');
-      redis.disconnect();
+      redis.close();
     },
   };
 }

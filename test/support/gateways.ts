@@ -141,6 +141,23 @@ export const startCaddy: StartGateway = async (t, { latchkeyPort, backendPort, t
   return whenItListens(port, run(t, 'caddy', ['run', '--config', config], { env }));
 };
 
+/** HAProxy in the foreground, with its files in a folder of its own. */
+export const startHaproxy: StartGateway = async (t, { latchkeyPort, backendPort, token }) => {
+  const [directory, port, [script, configuration]] = await Promise.all([folder(t), freePort(), snippetsOf('HAProxy')]);
+  const lua = path.join(directory, 'latchkey.lua');
+  await writeFile(lua, fill(script, { 'http://127.0.0.1:8080/': `http://127.0.0.1:${latchkeyPort}/` }));
+  const config = path.join(directory, 'haproxy.cfg');
+  await writeFile(
+    config,
+    fill(configuration, {
+      '/etc/haproxy/latchkey.lua': lua,
+      'bind :80': `bind 127.0.0.1:${port}`,
+      'server api 127.0.0.1:9000': `server api 127.0.0.1:${backendPort}`,
+    }),
+  );
+  return whenItListens(port, run(t, 'haproxy', ['-f', config], { env: { LATCHKEY_VERIFIER_TOKEN: token } }));
+};
+
 /** A request as it has reached the backend. */
 export interface Passed {
   method: string;
@@ -212,7 +229,10 @@ export async function ask(port: number, { method = 'GET', path = '/', headers = 
 /** Takes connections and never says a word. */
 export async function listenInSilence(t: Test): Promise<number> {
   const sockets = new Set<Socket>();
-  const server = createSocketServer((socket) => sockets.add(socket)).listen(0, '127.0.0.1');
+  const server = createSocketServer((socket) => {
+    socket.on('error', () => undefined);
+    sockets.add(socket);
+  }).listen(0, '127.0.0.1');
   await once(server, 'listening');
   t.teardown(() => {
     for (const socket of sockets) socket.destroy();

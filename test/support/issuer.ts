@@ -165,6 +165,7 @@ export function oidcOf(
     settings: {
       issuer: issuer.url,
       audience,
+      audienceClaim: 'aud',
       organization,
       rolesClaim: 'roles',
       readRoles: ['latchkey-read'],
@@ -172,7 +173,8 @@ export function oidcOf(
       nameClaim: 'name',
       emailClaim: 'email',
       takesUntypedTokens: false,
-      requiresNbf: true,
+      requiresNbf: false,
+      maxLifetimeSeconds: 7_200,
       ...settings,
     },
     // A busy machine is no silent issuer.

@@ -13,7 +13,12 @@ export type Program =
   | 'psql'
   | 'jq'
   | 'chromium'
-  | 'git';
+  | 'git'
+  | 'systemd-analyze'
+  | 'promtool'
+  | 'haproxy'
+  | 'apache2'
+  | 'pg_dump';
 
 /** For tap's `skip`: false where the program is there, else the word. */
 export function unlessInstalled(program: Program): string | false {

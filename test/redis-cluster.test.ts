@@ -1,0 +1,144 @@
+import { connect } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
+import t from 'tap';
+import { clusterNodes } from '../src/lib/redis-url.ts';
+import { createSharedLimits, type SharedLimits } from '../src/verification/shared-limits.ts';
+import { startService } from './support/app.ts';
+import { keyringOf, keyringText } from './support/keyrings.ts';
+import { listenRaw } from './support/listeners.ts';
+import { freePort } from './support/ports.ts';
+import { eventually, runEntry } from './support/process.ts';
+import { unlessInstalled } from './support/programs.ts';
+import { startRedis } from './support/redis.ts';
+import { startRedisCluster } from './support/redis-cluster.ts';
+
+// Limits in a Redis Cluster of three real servers, and what is said of a Redis that is slow or away.
+
+const skip = unlessInstalled('redis-server');
+
+t.test('two replicas share limits in a cluster: both buckets of a use are in one slot', { skip }, async (t) => {
+  const cluster = await startRedisCluster(t);
+  const state = { redisUrl: cluster.url };
+  const first = await startService(t, { state, keyring: keyringOf('new') });
+  const second = await startService(t, { state, urls: first.urls, keyring: first.keyring });
+  const replicas = [first, second];
+  const modes = () => replicas.map(({ verification }) => (verification.limits as SharedLimits).mode);
+  await eventually(async () => modes().every((mode) => mode === 'shared'));
+  const wish = { role: 'verifier', scopes: ['read'], name: 'For all' };
+  const { body: token } = await first.operator.post('/v1/access-tokens', wish);
+  const ask = async (replica: typeof first, key: string) =>
+    (await replica.as(token.token).post('/v1/verify', { key, permission: 'read' })).body;
+
+  // Many owners, so that every server has some; each use counts against the owner's bucket and the key's own.
+  for (let number = 0; number < 12; number += 1) {
+    const { body: partner } = await first.admin.post('/v1/partners', {
+      email: `p${number}@p.example`,
+      permissions: ['read'],
+      rateLimit: { requests: 5, windowSeconds: 60 },
+    });
+    const rateLimit = { requests: 2, windowSeconds: 60 };
+    const { body: narrow } = await first.admin.post('/v1/keys', { partnerId: partner.id, rateLimit });
+    const codes = [];
+    for (const replica of [first, second, first, second]) codes.push((await ask(replica, narrow.key)).code);
+    t.same(codes, ['valid', 'valid', 'rate_limited', 'rate_limited']);
+    t.match(await ask(second, partner.keys[0].key), { code: 'valid', rateLimit: { limit: 5, remaining: 2 } });
+  }
+  const counted = await Promise.all(
+    cluster.nodes.map(({ client }) => client.keys('latchkey:limit:{*').then((names) => names.length)),
+  );
+  t.ok(
+    counted.every((names) => names > 0),
+    `every server counts: ${counted.join(', ')}`,
+  );
+  t.equal(
+    counted.reduce((sum, names) => sum + names, 0),
+    24,
+  );
+  await delay(2_000);
+  t.same(modes(), ['shared', 'shared']);
+  for (const { logLines } of replicas) {
+    t.notMatch(logLines.join(''), /in its own memory/, 'and never fell back to memory');
+  }
+  const doctor = runEntry(t, 'cli/latchkey.ts', ['doctor'], {
+    env: { DATABASE_URL: first.urls.app, LATCHKEY_KEYRING: keyringText('new'), REDIS_URL: cluster.url },
+  });
+  await doctor.exited;
+  t.match(doctor.output(), /^ok {6}Redis counts rate limits for all replicas\.$/m);
+
+  // With one server away part of the keys cannot be counted there, so all are counted in memory, without going to and fro.
+  cluster.nodes[2]?.process.child.kill('SIGKILL');
+  const { body: key } = await first.admin.post('/v1/keys', {});
+  await eventually(async () => {
+    t.equal((await ask(first, key.key)).code, 'valid');
+    return modes()[0] === 'memory';
+  });
+  const turns = () => first.logLines.filter((line) => /counted in Redis|own memory/.test(line)).length;
+  const before = turns();
+  await delay(4_000);
+  t.equal(turns(), before);
+  t.equal((await ask(first, key.key)).code, 'valid');
+});
+
+t.test('doctor says what keeps Redis from counting', { skip }, async (t) => {
+  const { urls } = await startService(t, { keyring: keyringOf('new') });
+  const doctor = async (REDIS_URL: string) => {
+    const env = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyringText('new'), REDIS_URL };
+    const process = runEntry(t, 'cli/latchkey.ts', ['doctor'], { env });
+    const { code } = await process.exited;
+    return { code, output: process.output() };
+  };
+  const { url } = await startRedis(t);
+  t.match(await doctor(url), { code: 0, output: /^ok {6}Redis counts/m });
+  t.match(await doctor(`redis://127.0.0.1:${await freePort()}`), {
+    code: 1,
+    output: /^wrong {3}Redis does not count: .*ECONNREFUSED.*REDIS_URL/m,
+  });
+});
+
+t.test('a Redis that is slow to connect is no reason to warn at the start', { skip }, async (t) => {
+  const redis = await startRedis(t);
+  let connections = 0;
+  const slow = await listenRaw(t, (socket) => {
+    connections += 1;
+    const waitMs = connections === 1 ? 800 : 0;
+    const forward = async () => {
+      await delay(waitMs);
+      const upstream = connect(Number(new URL(redis.url).port), '127.0.0.1');
+      upstream.on('error', () => socket.destroy());
+      socket.pipe(upstream).pipe(socket);
+    };
+    void forward();
+  });
+  const warnings: unknown[] = [];
+  const logger = { info: () => undefined, warn: (...parts: unknown[]) => void warnings.push(parts) };
+  const limits = createSharedLimits({ url: `redis://127.0.0.1:${slow.port}`, logger });
+  t.teardown(() => limits.close());
+  await limits.decided;
+  t.equal(limits.mode, 'shared');
+  t.same(warnings, []);
+});
+
+t.test('URLs of clusters', async (t) => {
+  t.match(clusterNodes('redis+cluster://a:7000,b,[::1]:7002'), {
+    nodes: [
+      { host: 'a', port: 7_000 },
+      { host: 'b', port: 6_379 },
+      { host: '::1', port: 7_002 },
+    ],
+    options: {},
+  });
+  t.same(clusterNodes('rediss+cluster://user:p%40ss@a:7000/')?.options, {
+    username: 'user',
+    password: 'p@ss',
+    tls: {},
+  });
+  for (const url of [
+    'redis://a:1',
+    'redis+cluster://',
+    'redis+cluster://a,,b',
+    'redis+cluster://a:x',
+    'redis+cluster://a/0',
+  ]) {
+    t.equal(clusterNodes(url), undefined, url);
+  }
+});
