@@ -9,14 +9,17 @@ RUN npm ci --ignore-scripts
 COPY tsconfig.json tsconfig.build.json ./
 COPY migrations migrations
 COPY src src
-RUN npm run build
+# Types and maps are for those who develop against it.
+RUN npm run build && find dist -type f \( -name '*.d.ts' -o -name '*.map' \) -delete
 
 # Left out as optional: the programs of the embedded Postgres, 60 MB that a container has no use for. Without
 # DATABASE_URL `serve` says so and ends, and `try` says that they are missing.
 FROM node:24-slim AS dependencies
 WORKDIR /app
 COPY package.json package-lock.json ./
-RUN npm ci --ignore-scripts --omit=dev --omit=optional
+RUN npm ci --ignore-scripts --omit=dev --omit=optional && \
+  find node_modules -type f \( -name '*.d.ts' -o -name '*.d.mts' -o -name '*.d.cts' -o -name '*.map' \) -delete && \
+  rm -rf node_modules/[!@]*/test node_modules/[!@]*/tests node_modules/@*/*/test node_modules/@*/*/tests
 
 FROM node:24-slim
 ENV NODE_ENV=production HOST=0.0.0.0 PORT=8080

@@ -18,7 +18,11 @@ export type Program =
   | 'promtool'
   | 'haproxy'
   | 'apache2'
-  | 'pg_dump';
+  | 'pg_dump'
+  | 'buildah'
+  | 'debootstrap'
+  | 'unshare'
+  | 'npm';
 
 /** For tap's `skip`: false where the program is there, else the word. */
 export function unlessInstalled(program: Program): string | false {
