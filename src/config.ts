@@ -1,8 +1,8 @@
 import { z } from 'zod';
 import { type OidcSettings, oidcEnvironment, oidcProblems, oidcSettingsOf } from './auth/oidc-settings.ts';
-import { boolean, httpUrl, integer, networks, postgresUrl, redisUrl } from './config-forms.ts';
 import { type Keyring, KeyringError, parseKeyring } from './crypto/keyring.ts';
 import { type TlsDefaults, tlsModes, tlsProblem, withTls } from './db/tls-url.ts';
+import { boolean, httpUrl, integer, networks, postgresUrl, redisUrl } from './lib/config-forms.ts';
 import { readSecretFiles, type SecretFileName, type SecretName, type SecretsRead } from './secret-files.ts';
 
 /** The exit code for a configuration that cannot work: EX_CONFIG of sysexits(3). */

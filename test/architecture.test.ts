@@ -23,7 +23,6 @@ const ranks: string[][] = [
   [
     'version.ts',
     'secret-files.ts',
-    'config-forms.ts',
     'config.ts',
     'doubtful-variables.ts',
     'logger.ts',
@@ -132,7 +131,7 @@ t.test('nothing was compiled when it was installed: Node is all that a machine n
 });
 
 t.test('the address of a client is taken from the facts that were captured on arrival', (t) => {
-  const serving = files.filter((file) => !/^src\/(client|fastify|webhooks)\//.test(file));
+  const serving = files.filter((file) => !/^src\/(cli|client|fastify|webhooks)\//.test(file));
   const readers = serving.filter((file) => /\brequest\.ips?\b|remoteAddress/.test(readFileSync(file, 'utf8')));
   t.same(readers, ['src/http/request-facts.ts', 'src/http/server.ts']);
   t.end();

@@ -1,6 +1,6 @@
 import { z } from 'zod';
-import { integer } from '../config-forms.ts';
 import { idSuffixPattern, type OrganizationId } from '../core/ids.ts';
+import { integer } from '../lib/config-forms.ts';
 
 /** Which identity provider admins may come from, and what its tokens mean here. */
 export interface OidcSettings {

@@ -1,8 +1,8 @@
 import { z } from 'zod';
 // What zod itself finds wrong is said in the project's own words.
-import './lib/input-messages.ts';
-import { readAllowed } from './lib/ip-address.ts';
-import { isClusterUrl } from './lib/redis-url.ts';
+import './input-messages.ts';
+import { readAllowed } from './ip-address.ts';
+import { isClusterUrl } from './redis-url.ts';
 
 /** The forms that variables of the environment have. */
 
