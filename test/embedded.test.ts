@@ -194,7 +194,7 @@ t.test('killed, whichever part: nothing acknowledged is lost, and no hand is nee
     process.kill(pid, 'SIGKILL');
     await eventually(async () => {
       const file = await postmasterPid(directory).catch(() => pid);
-      return file !== pid && (await request(`${instance.url}/readyz`)).status === 200;
+      return file !== pid && (await request(`${instance.url}/readyz?for=management`)).status === 200;
     });
     t.equal(await verdict(instance, keys[0] ?? ''), 'valid');
     const { body } = await request(`${instance.url}/v1/history/verify`, {
