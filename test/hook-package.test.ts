@@ -37,7 +37,7 @@ t.test('the entries reach nothing of the service but words and errors', async (t
     for (const file of files) {
       t.match(
         file,
-        /^src\/(client|fastify)\/|^src\/core\/(errors|fingerprints|kept-records|rate-limit)\.ts$|^src\/lib\/ip-address\.ts$|^src\/auth\/credential\.ts$/,
+        /^src\/(client|fastify)\/|^src\/core\/(errors|fingerprints|kept-records|rate-limit)\.ts$|^src\/lib\/(decode-percent|ip-address)\.ts$|^src\/auth\/credential\.ts$/,
         `${entry} brings ${file}`,
       );
     }

@@ -1,6 +1,6 @@
 import type { IncomingMessage } from 'node:http';
 import { Problem } from '../core/errors.ts';
-import { decodePercent } from '../crypto/secret-text.ts';
+import { decodePercent } from '../lib/decode-percent.ts';
 
 /**
  * The credential of a request: `Authorization: Bearer <token>` (RFC 6750 section 2.1) or `X-API-Key: <token>`.

@@ -1,4 +1,5 @@
 import { idSuffixPattern } from '../core/ids.ts';
+import { decodePercent } from '../lib/decode-percent.ts';
 import { parseToken, tokenLength } from './token.ts';
 
 /** Finds this installation's tokens in text that callers wrote, plain or percent-encoded. */
@@ -54,21 +55,6 @@ export function createSecretText(prefix: string): SecretText {
         return token + webhook === '' ? undefined : `${token}${webhook}…`;
       }),
   };
-}
-
-const mostRounds = 5;
-
-/** Decodes what is ASCII, also where it was encoded several times. Whatever else stays as it is, so this never throws. */
-export function decodePercent(text: string): string {
-  let decoded = text;
-  for (let round = 0; round < mostRounds && decoded.includes('%'); round++) {
-    const next = decoded.replace(/%(?:25)*([0-7][0-9a-f])/gi, (_, hex: string) =>
-      String.fromCharCode(Number.parseInt(hex, 16)),
-    );
-    if (next === decoded) break;
-    decoded = next;
-  }
-  return decoded;
 }
 
 /** Replaces percent-encoded words, such as a part of a path, by what `replace` gives for their decoded form. */

@@ -17,10 +17,15 @@ export interface HealthOptions {
 const healthView = z.object({ status: z.enum(['ok']).meta({ id: 'HealthStatus' }) }).meta({ id: 'Health' });
 
 const readinessQuery = z.strictObject({
-  for: z.enum(['verification', 'management']).default('verification').meta({
-    description:
-      '`verification`: keys can be verified, if need be from memory (`VERIFY_STALE_SECONDS`). `management`: the database can be read and written as well.',
-  }),
+  for: z
+    .enum(['verification', 'management'])
+    .meta({
+      id: 'ReadinessQuestion',
+      description:
+        '`verification`, where it is left out: keys can be verified, if need be from memory (`VERIFY_STALE_SECONDS`). ' +
+        '`management`: the database can be read and written as well.',
+    })
+    .optional(),
 });
 
 /** For load balancers and orchestrators: is the process alive, and should requests be sent to it? */
@@ -58,7 +63,7 @@ export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, op
     },
     async (request) => {
       if (draining.aborted) throw new Problem('unavailable', 'The service is stopping.');
-      await checks[request.query.for]().catch((cause: unknown) => {
+      await checks[request.query.for ?? 'verification']().catch((cause: unknown) => {
         throw new Problem('unavailable', reasonOf(cause), { cause });
       });
       return { status: 'ok' as const };

@@ -2,7 +2,8 @@ import type { FastifyRequest, RouteOptions } from 'fastify';
 import fp from 'fastify-plugin';
 import { z } from 'zod';
 import { Problem } from '../core/errors.ts';
-import { createSecretText, decodePercent, type SecretText } from '../crypto/secret-text.ts';
+import { createSecretText, type SecretText } from '../crypto/secret-text.ts';
+import { decodePercent } from '../lib/decode-percent.ts';
 import { hasBody } from './empty-body.ts';
 import { commonHeaders } from './problem.ts';
 
