@@ -6,7 +6,7 @@ import { tmpdir, userInfo } from 'node:os';
 import path from 'node:path';
 import { createServer } from 'node:tls';
 import t, { type Test } from 'tap';
-import { startService } from './support/app.ts';
+import { startService, type TestService } from './support/app.ts';
 import { createCertificateAuthority } from './support/certificates.ts';
 import { freePort } from './support/ports.ts';
 import { eventually, run } from './support/process.ts';
@@ -15,6 +15,8 @@ import { eventually, run } from './support/process.ts';
 
 const modules = '/usr/lib/apache2/modules';
 
+type StatusOf = Awaited<ReturnType<typeof startApache>>;
+
 interface Asked {
   endpoint: string;
   secret: string;
@@ -22,19 +24,13 @@ interface Asked {
   method: string;
 }
 
+/** As docs/gateways.md has it. */
+const [, documented = ''] = /```apache\n(.*?)```/s.exec(await readFile('docs/gateways.md', 'utf8')) ?? [];
+
 const protections: Record<string, (asked: Asked) => string[]> = {
-  auth_openidc: ({ endpoint, secret, method }) => [
-    'OIDCCryptoPassphrase something-random',
+  auth_openidc: ({ endpoint, method }) => [
     'OIDCOAuthSSLValidateServer Off',
-    `OIDCOAuthIntrospectionEndpoint ${endpoint}`,
-    `OIDCOAuthIntrospectionEndpointAuth ${method}`,
-    'OIDCOAuthClientID https://rs.example',
-    `OIDCOAuthClientSecret ${secret}`,
-    'OIDCOAuthRemoteUserClaim sub',
-    '<Location />',
-    'AuthType oauth20',
-    'Require valid-user',
-    '</Location>',
+    documented.replace('https://latchkey.example.com/v1/introspect', endpoint).replace('client_secret_basic', method),
   ],
   oauth2: ({ endpoint, secret, method }) => [
     `OAuth2TokenVerify introspect ${endpoint} introspect.ssl_verify=false&introspect.auth=${method}&client_id=rs&client_secret=${secret}`,
@@ -57,13 +53,21 @@ for (const [name, protection] of Object.entries(protections)) {
       await service.admin.delete(`/v1/keys/${deleted.id}`);
       const endpoint = `${await throughTls(t, Number(new URL(url).port))}/v1/introspect`;
       const asked = { endpoint, secret: service.verifier.token, method };
-      const statusOf = await startApache(t, name, protection(asked));
+      const statusOf = await startApache(t, name, { protection: protection(asked), token: asked.secret });
       t.equal(await statusOf(key.key), 200);
       t.equal(await statusOf(deleted.key), 401);
       t.equal(await statusOf('nonsense'), 401);
       t.equal(await statusOf(undefined), 401);
+      if (name === 'auth_openidc') await readsOnly(t, service, statusOf);
     });
   }
+}
+
+async function readsOnly(t: Test, { admin }: TestService, statusOf: StatusOf): Promise<void> {
+  const { body } = await admin.post('/v1/partners', { email: 'r@partner.example', permissions: ['read'] });
+  const { key } = body.keys[0];
+  t.equal(await statusOf(key), 200);
+  t.not(await statusOf(key, 'POST'), 200, 'a key that may read cannot write');
 }
 
 /** mod_auth_openidc asks by https only. */
@@ -80,7 +84,7 @@ async function throughTls(t: Test, port: number): Promise<string> {
 }
 
 /** Apache in the foreground, with all its files in a folder of its own. @returns with which status it answers to a key */
-async function startApache(t: Test, module: string, protection: string[]) {
+async function startApache(t: Test, module: string, { protection, token }: { protection: string[]; token: string }) {
   const [directory, port] = [await mkdtemp(path.join(tmpdir(), 'latchkey-apache-')), await freePort()];
   t.teardown(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
   const loaded = ['mpm_event', 'authn_core', 'authz_core', 'authz_user', module];
@@ -101,10 +105,12 @@ async function startApache(t: Test, module: string, protection: string[]) {
   await writeFile(path.join(directory, 'apache.conf'), `${configuration.join('\n')}\n`);
   await writeFile(path.join(directory, 'index'), 'protected');
   await chmod(directory, 0o755);
-  const process = run(t, 'apache2', ['-f', path.join(directory, 'apache.conf'), '-DFOREGROUND']);
-  const statusOf = async (key: string | undefined) => {
+  const process = run(t, 'apache2', ['-f', path.join(directory, 'apache.conf'), '-DFOREGROUND'], {
+    env: { LATCHKEY_TOKEN: token, OIDC_PASSPHRASE: 'something-random' },
+  });
+  const statusOf = async (key: string | undefined, method = 'GET') => {
     const headers: Record<string, string> = key === undefined ? {} : { authorization: `Bearer ${key}` };
-    const response = await fetch(`http://127.0.0.1:${port}/index`, { headers });
+    const response = await fetch(`http://127.0.0.1:${port}/index`, { method, headers });
     await response.arrayBuffer();
     return response.status;
   };

@@ -1,4 +1,4 @@
-#!/usr/bin/env node
+#!/usr/bin/env -S node --min-semi-space-size=16 --heap-growing-percent=100
 import { Command } from 'commander';
 import { packageVersion } from '../version.ts';
 import { auditCommand } from './audit.ts';
