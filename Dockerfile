@@ -28,7 +28,7 @@ COPY package.json LICENSE ./
 COPY --from=dependencies /app/node_modules node_modules
 COPY --from=build /app/dist dist
 # The account `node` of the base image, by number, because Kubernetes can check only a number against runAsNonRoot.
-# What lies in /app belongs to root: the service can not change its own program.
+# What lies in /app belongs to root: the service cannot change its own program.
 USER 1000:1000
 EXPOSE 8080
 # Alive, and not ready: a restart does not bring a database back.

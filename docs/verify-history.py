@@ -38,7 +38,7 @@ class Bad(Exception):
 def number_text(value):
     """A number as ECMAScript writes it (RFC 8785 section 3.2.2.3): the shortest digits that give the same double."""
     if value != value or value in (float("inf"), float("-inf")):
-        raise Bad("it has a number that JSON can not hold")
+        raise Bad("it has a number that JSON cannot hold")
     if value == 0:
         return "0"
     sign = "-" if value < 0 else ""

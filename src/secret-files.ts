@@ -66,6 +66,6 @@ function readInto(env: Record<string, string>, name: SecretName, file: string): 
     return undefined;
   } catch (error) {
     // The system's message names the path and never what is in the file.
-    return `can not be read (${error instanceof Error ? error.message : String(error)}).`;
+    return `cannot be read (${error instanceof Error ? error.message : String(error)}).`;
   }
 }

@@ -123,13 +123,13 @@ t.test('a file that a crash has torn goes on behind the tear, wherever it is', a
   }
 });
 
-t.test('a file that can not be used is said at the start', async (t) => {
+t.test('a file that cannot be used is said at the start', async (t) => {
   const service = await startService(t, { keyring });
   const folder = scratchFolder(t);
   const open = (file: string, ring = keyring) => checkpointingOf(t, service, { file, keyring: ring });
   await t.rejects(open(path.join(folder, 'no/such/folder')), {
     name: 'CheckpointFileError',
-    message: /CHECKPOINT_FILE .*no\/such\/folder can not be written \(ENOENT.*Its folder must be there/,
+    message: /CHECKPOINT_FILE .*no\/such\/folder cannot be written \(ENOENT.*Its folder must be there/,
   });
   await t.rejects(open(folder), { name: 'CheckpointFileError', message: /EISDIR/ });
 
@@ -257,7 +257,7 @@ t.test('without a database nothing is signed, and nothing ends', async (t) => {
   t.equal(checkpoints.refused(), 0);
 });
 
-t.test('what can not be remembered is not given away', async (t) => {
+t.test('what cannot be remembered is not given away', async (t) => {
   const service = await startService(t, { keyring });
   const { organizationId } = service;
   const { checkpoints, close } = await checkpointingOf(t, service, { file: '/dev/full' }).catch(() => ({
@@ -289,7 +289,7 @@ t.test('the service signs at its start and at its end', async (t) => {
   appendFileSync(file, 'a tear');
   const unusable = runEntry(t, 'server.ts', [], { env: { ...env, CHECKPOINT_FILE: '/no/such/folder/file' } });
   t.equal((await unusable.exited).code, 78);
-  t.match(unusable.output(), /^latchkey: CHECKPOINT_FILE \/no\/such\/folder\/file can not be written/m);
+  t.match(unusable.output(), /^latchkey: CHECKPOINT_FILE \/no\/such\/folder\/file cannot be written/m);
   const killed = runEntry(t, 'server.ts', [], { env });
   await killed.until(/CHECKPOINT_FILE has texts that are no checkpoints/);
   killed.child.kill('SIGKILL');

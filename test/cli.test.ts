@@ -232,7 +232,7 @@ t.test('a command about an embedded instance that is stopped says what to do', a
     t.equal(code, 1);
     t.match(
       output,
-      /^(latchkey:|wrong) +The database can not be reached: .*ECONNREFUSED.*start Latchkey \(`npm start`\)/m,
+      /^(latchkey:|wrong) +The database cannot be reached: .*ECONNREFUSED.*start Latchkey \(`npm start`\)/m,
     );
   }
 });

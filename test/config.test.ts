@@ -140,7 +140,7 @@ t.test('what fits no other variable', async (t) => {
     [{ ...ownDatabase, LATCHKEY_KEYRING_FILE: '/x' }, /both set/],
     [
       { DATABASE_URL: ownDatabase.DATABASE_URL, LATCHKEY_KEYRING_FILE: '/nowhere' },
-      /^LATCHKEY_KEYRING_FILE: can not be read/,
+      /^LATCHKEY_KEYRING_FILE: cannot be read/,
     ],
     [{ MIGRATION_DATABASE_URL: ownDatabase.DATABASE_URL }, /without DATABASE_URL/],
     [
@@ -163,7 +163,7 @@ t.test('what fits no other variable', async (t) => {
   }
 });
 
-t.test('a database that can not be reached is the one that was set, by a variable or by a file', async (t) => {
+t.test('a database that cannot be reached is the one that was set, by a variable or by a file', async (t) => {
   const error = Object.assign(new Error('connect ECONNREFUSED 127.0.0.1:1'), { code: 'ECONNREFUSED' });
   for (const name of ['DATABASE_URL', 'DATABASE_URL_FILE', 'MIGRATION_DATABASE_URL', 'MIGRATION_DATABASE_URL_FILE']) {
     t.match(describeFailure(error, { [name]: 'x' }), /Does Postgres run/, name);
@@ -199,15 +199,15 @@ t.test('every secret comes from its variable or from a file, and is the same', a
   t.same(Object.keys(secretTexts).sort(), [...secretNames].sort());
 });
 
-t.test('a file that can not be had never starts anything else instead', async (t) => {
+t.test('a file that cannot be had never starts anything else instead', async (t) => {
   for (const name of secretNames) {
     const { [name]: text, ...others } = secretTexts;
     t.same(problemsOf({ ...secretTexts, [`${name}_FILE`]: '/x' }), [
       `${name} and ${name}_FILE are both set: set one of them.`,
     ]);
     for (const [file, why] of [
-      ['/nowhere', /^[A-Z_]+_FILE: can not be read \(ENOENT/],
-      [tmpdir(), /^[A-Z_]+_FILE: can not be read \(EISDIR/],
+      ['/nowhere', /^[A-Z_]+_FILE: cannot be read \(ENOENT/],
+      [tmpdir(), /^[A-Z_]+_FILE: cannot be read \(EISDIR/],
       [writeSecret('\n'), /^[A-Z_]+_FILE: .* is empty\.$/],
       [writeSecret(`!${text}`), /^[A-Z_]+_FILE: /],
       [writeSecret(`${text}\nhunter2`), /^[A-Z_]+_FILE: /],

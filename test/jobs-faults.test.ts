@@ -140,7 +140,7 @@ t.test('a database that is not there at the start, goes away and comes back: job
   );
   proxy.refuse(true);
   const replica = startReplica(t, proxy.url, [job]);
-  await eventually(async () => /can not be run/.test(replica.logLines.join('')));
+  await eventually(async () => /cannot be run/.test(replica.logLines.join('')));
   await dbMissed(urls, 'returning');
   proxy.refuse(false);
   await eventually(() => hasSucceeded(db, 'returning'));

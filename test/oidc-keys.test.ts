@@ -68,7 +68,7 @@ t.test('the issuer is down: known keys go on, others are 503 and not 401, and it
     t.equal(await ask(token), 200);
     return said.length > 0;
   });
-  t.match(said, [/can not be fetched; known ones go on/]);
+  t.match(said, [/cannot be fetched; known ones go on/]);
   const reply = await as(unknown).get('/v1/keys');
   t.match(reply, {
     status: 503,

@@ -118,5 +118,5 @@ t.test('a row with a time that RFC 3339 cannot write fails nobody', async (t) =>
     return replies.map(({ status }) => status);
   });
   t.same(statuses, [200, 200, 200, 200, 200, 200]);
-  t.notMatch(logLines.join(''), 'Records can not be read');
+  t.notMatch(logLines.join(''), 'Records cannot be read');
 });

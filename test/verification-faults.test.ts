@@ -51,7 +51,7 @@ for (const how of ['cut off', 'silent'] as const) {
     t.equal((await ask(known)).answer, 'valid');
     await eventually(async () => !service.verification.feed.isLive());
     await ask(known);
-    t.ok(service.logLines.join('').includes('Records can not be read'), 'and the log says so');
+    t.ok(service.logLines.join('').includes('Records cannot be read'), 'and the log says so');
 
     const answers = await Promise.all(Array.from({ length: 50 }, () => ask(known)));
     t.ok(answers.every(({ answer }) => answer === 'valid'));

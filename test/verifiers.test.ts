@@ -102,7 +102,7 @@ const seenAlone: Record<string, Tampering> = {
     const spelled = `{"details":{"n":1.0},"organizationId":"${history.chain}","sequence":${at}}`;
     return { text: exportOf(chainOfTexts(textsOf(history.links).with(at - 1, spelled))), firstBad: at };
   },
-  'a number that JSON can not hold': (history, at) => {
+  'a number that JSON cannot hold': (history, at) => {
     const spelled = `{"details":{"n":1e999},"organizationId":"${history.chain}","sequence":${at}}`;
     return { text: exportOf(chainOfTexts(textsOf(history.links).with(at - 1, spelled))), firstBad: at };
   },
@@ -194,7 +194,7 @@ t.test(`1,000 random histories, most of them tampered with, and two verifiers (s
 });
 
 t.test('what only checkpoints show', { skip }, async (t) => {
-  // An empty export does not say whose it is, so where there are several chains it can not be asked about.
+  // An empty export does not say whose it is, so where there are several chains it cannot be asked about.
   const { 'everything cut': everythingCut, ...others } = seenByCheckpoints;
   const cases = casesOf(others, 100);
   const notes = cases.flatMap(({ checkpoints }) => checkpoints.map(noteOf)).join('\n');

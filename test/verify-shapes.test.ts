@@ -66,7 +66,7 @@ function sorted(value: object): object {
 
 /**
  * What a key can carry. A member `__proto__` is refused at any depth before it is stored (test/input.test.ts), and zod leaves
- * it out of what it reads, so the two shapes would differ on what can not be there.
+ * it out of what it reads, so the two shapes would differ on what cannot be there.
  */
 const anyMetadata = fc
   .dictionary(fc.string(), fc.jsonValue())

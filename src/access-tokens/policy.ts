@@ -31,7 +31,7 @@ export function requirePermitted(
 ): void {
   const wider = wished.scopes.filter((scope) => !maker.scopes.includes(scope));
   if (wider.length > 0) {
-    throw new Problem('forbidden', `A token can not give the scope ${wider.join(' and ')} that it does not have.`);
+    throw new Problem('forbidden', `A token cannot give the scope ${wider.join(' and ')} that it does not have.`);
   }
   if (organizationId === null && wished.role === 'admin') {
     throw invalid({

@@ -63,7 +63,7 @@ export function createIssuerKeys({ issuer, logger, timings }: IssuerKeysOptions)
         },
         (cause: unknown) => {
           if (failure === undefined) {
-            logger.warn({ err: cause, issuer }, "The identity provider's keys can not be fetched; known ones go on.");
+            logger.warn({ err: cause, issuer }, "The identity provider's keys cannot be fetched; known ones go on.");
           }
           failure = { cause };
         },

@@ -35,7 +35,7 @@ export function createRecords({ db, clock, feed, logger, keyring, capacity, stal
     logger.error({ id }, 'The row of a credential was changed or written without the keyring. It is not accepted.');
   const shared = createSharedTexts();
   const onTurn = (isFailing: boolean, cause?: unknown) => {
-    if (isFailing) logger.warn({ err: cause }, `Records can not be read; known ones are used for ${staleMs} ms.`);
+    if (isFailing) logger.warn({ err: cause }, `Records cannot be read; known ones are used for ${staleMs} ms.`);
     else logger.info('Records can be read again.');
   };
   const apiKeys = createRecordCache<KeyId, ApiKeyRecord>({

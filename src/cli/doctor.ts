@@ -95,7 +95,7 @@ async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> 
   if (unknown.length === 0) print('ok      The keyring has every entry that something was sealed under.');
   else
     wrong(
-      `Something was sealed under ${unknown.join(', ')}, which the keyring lacks: keys can not be revealed, webhooks not signed.`,
+      `Something was sealed under ${unknown.join(', ')}, which the keyring lacks: keys cannot be revealed, webhooks not signed.`,
     );
   const forged = await findForgedCredentials(db, keyring);
   if (forged.length === 0) print('ok      The row of every credential was written by a holder of the keyring.');

@@ -9,11 +9,11 @@ export function describeFailure(error: unknown, env: NodeJS.ProcessEnv): string 
   const urls = urlVariables.filter((name) => env[name] || env[`${name}_FILE`]).join(' or ');
   if (urls === '') {
     if (!isUnavailable(error)) return message;
-    return `The database can not be reached: ${message}. ${embeddedHint}`;
+    return `The database cannot be reached: ${message}. ${embeddedHint}`;
   }
   const remedy = connectionRemedy(error, urls);
   if (remedy === undefined && !isUnavailable(error)) return message;
-  return `The database can not be reached: ${message}. ${remedy ?? `Does Postgres run, and does ${urls} lead to it?`}`;
+  return `The database cannot be reached: ${message}. ${remedy ?? `Does Postgres run, and does ${urls} lead to it?`}`;
 }
 
 const urlVariables = ['DATABASE_URL', 'MIGRATION_DATABASE_URL', 'LISTEN_DATABASE_URL'];

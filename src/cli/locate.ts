@@ -25,7 +25,7 @@ export async function locate(config: Config): Promise<{ url: string; keyring: Ke
     };
   } catch (cause) {
     throw new Error(
-      `DATABASE_URL is not set, and ${file} of an embedded instance can not be read. Start the service first, or set ` +
+      `DATABASE_URL is not set, and ${file} of an embedded instance cannot be read. Start the service first, or set ` +
         'DATABASE_URL or LATCHKEY_DATA_DIR.',
       { cause },
     );

@@ -50,8 +50,8 @@ function refused(code: 'unauthorized' | 'token_expired', detail: string): Proble
 }
 
 /**
- * Waits until no transaction is under way in which this access token acts, and keeps others from beginning. Whoever deletes
- * it calls this first.
+ * Waits until no transaction is under way in which this access token acts, and keeps others from beginning. Called
+ * before the token is deleted.
  */
 export async function stopCredential(tx: Tx, id: AccessTokenId): Promise<void> {
   await sql`select pg_advisory_xact_lock(hashtext('latchkey credential'), hashtext(${id}))`.execute(tx);

@@ -47,7 +47,7 @@ export function judgeGuarantees(facts: GuaranteeFacts): Guarantee[] {
   const mayJoinOwner = facts.mayCreateRoles && version < 160_000;
   return [
     {
-      name: 'The service connects as a role that is no superuser and can not become one',
+      name: 'The service connects as a role that is no superuser and cannot become one',
       kept: facts.superusers.length === 0,
       remedy: `${told(role, facts.superusers)} is as good as a superuser, from whom history is not protected. ${otherRole}`,
     },

@@ -17,7 +17,7 @@ export interface CheckpointFile {
   close(): Promise<void>;
 }
 
-/** The file can not be used. The message says why and what to do. */
+/** The file cannot be used. The message says why and what to do. */
 export class CheckpointFileError extends Error {
   override readonly name = 'CheckpointFileError';
 }
@@ -69,7 +69,7 @@ async function openToAppend(file: string): Promise<FileHandle> {
     return handle;
   } catch (cause) {
     throw new CheckpointFileError(
-      `CHECKPOINT_FILE ${file} can not be written (${cause instanceof Error ? cause.message : String(cause)}). ` +
+      `CHECKPOINT_FILE ${file} cannot be written (${cause instanceof Error ? cause.message : String(cause)}). ` +
         "Its folder must be there and be the service's to write to.",
       { cause },
     );

@@ -171,7 +171,7 @@ export const scopesInput = setOf(scopeSchema);
 /** What the limits of keys, partners and organizations mean, in the same words wherever they are described. */
 export const limitMeaning = {
   key:
-    "A limit of the key's own besides its owner's, which it narrows; null: none. Keys that follow each other by rotation " +
+    "A limit of the key alone. It narrows the owner's limit and does not replace it; null: none. Keys that follow each other by rotation " +
     'have one count.',
   partner:
     "All keys of the partner count against it together. Null: the organization's numbers, counted for this partner alone.",
@@ -239,7 +239,7 @@ const actorSnapshot = z.object({
     .string()
     .optional()
     .meta({ description: 'Who vouched for a person from an identity provider; then id is issuer#subject.' }),
-  subject: z.string().optional().meta({ description: 'As whom the issuer knows the person.' }),
+  subject: z.string().optional().meta({ description: 'The id of the person at the issuer.' }),
 });
 
 const actorExample = { type: 'admin', id: exampleId('token'), name: 'Ada Admin', email: 'admin@example.com' };

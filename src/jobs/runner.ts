@@ -124,7 +124,7 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
       try {
         await work();
       } catch (error) {
-        logger.warn({ err: error }, 'Jobs can not be run; this is tried again.');
+        logger.warn({ err: error }, 'Jobs cannot be run; this is tried again.');
       }
       const workedForLong = performance.now() - startedAtMs > restartAfterMs.most;
       pauseMs = workedForLong ? restartAfterMs.least : Math.min(2 * pauseMs, restartAfterMs.most);

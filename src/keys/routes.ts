@@ -206,7 +206,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         operationId: 'deleteKey',
         tags: ['Keys'],
         summary: 'Delete a key: refused everywhere at once',
-        description: 'compromised also wipes its hash and sealed plaintext at once and can not be undone.',
+        description: 'compromised also wipes its hash and sealed plaintext at once and cannot be undone.',
         params,
         querystring: z.strictObject({
           reason: deletionReasonSchema.default('other'),

@@ -50,7 +50,7 @@ export function startVerificationState(options: VerificationStateOptions): Verif
     clock,
     onTurn: (isLive, cause) => {
       if (isLive) logger.info('Changes are followed; verification answers from memory.');
-      else logger.warn({ err: cause }, 'Changes can not be followed; each verification reads its record.');
+      else logger.warn({ err: cause }, 'Changes cannot be followed; each verification reads its record.');
     },
   });
   const { keyring, capacity, staleMs, redisUrl } = options;

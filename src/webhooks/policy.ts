@@ -26,7 +26,7 @@ export function requireTellable(events: readonly string[], partnerId: PartnerId 
   if (partnerId === null) return;
   const told: readonly string[] = ['*', ...announcedTo('partner', historyActions)];
   const errors = events.flatMap((event, index): InputError[] =>
-    told.includes(event) ? [] : [{ path: `body.events.${index}`, message: `a partner is not told of ${event}` }],
+    told.includes(event) ? [] : [{ path: `body.events.${index}`, message: `a partner is not notified of ${event}` }],
   );
   if (errors.length === 0) return;
   const detail = errors.map(({ path, message }) => `${path}: ${message}`).join('; ');

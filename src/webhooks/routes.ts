@@ -50,7 +50,7 @@ const fields = {
 const newWebhook = z
   .strictObject({
     ...fields,
-    partnerId: idSchema('partner').nullish().meta({ description: 'It is told of this partner and its keys only.' }),
+    partnerId: idSchema('partner').nullish().meta({ description: 'It is notified of this partner and its keys only.' }),
   })
   .meta({
     id: 'NewWebhook',

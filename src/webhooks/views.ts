@@ -18,7 +18,7 @@ export const deliveryStatusSchema = z.enum(['pending', 'delivered', 'failed']).m
 const fields = {
   id: idView('webhook'),
   organizationId: idView('org'),
-  partnerId: idView('partner').nullable().meta({ description: 'Null: it is told of the whole organization.' }),
+  partnerId: idView('partner').nullable().meta({ description: 'Null: it is notified of the whole organization.' }),
   url: z.string().meta({ example: 'https://hooks.example.com/latchkey' }),
   events: z.array(webhookEventSchema).meta({ example: ['key.created', 'key.deleted'] }),
   description: z.string().nullable().meta({ example: 'Billing' }),
