@@ -1,6 +1,7 @@
 import { type DestinationStream, type Logger, type LoggerOptions, pino } from 'pino';
 import pretty from 'pino-pretty';
 import { createSecretText } from './crypto/secret-text.ts';
+import { isReaderGone } from './lib/gone-reader.ts';
 
 interface LoggerSettings {
   level: string;
@@ -41,11 +42,11 @@ export function createLogger({ level, tokenPrefix, format, destination }: Logger
   return isPretty ? pino(options, pretty({ destination: output, ignore: 'pid,hostname' })) : pino(options, output);
 }
 
-/** A reader that is gone, such as a closed terminal (EIO) or pipe (EPIPE), ends the log and not the service. */
+/** A reader that is gone ends the log and not the service. */
 function standardOutput(): DestinationStream {
   const output = pino.destination({ dest: process.stdout.fd, sync: true });
   output.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EIO' && error.code !== 'EPIPE') throw error;
+    if (!isReaderGone(error)) throw error;
     output.write = () => true;
   });
   return output;

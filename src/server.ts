@@ -1,6 +1,6 @@
-import { ignoreBrokenPipe } from './cli/print.ts';
+import { ignoreGoneReader } from './cli/print.ts';
 import { serve } from './cli/serve.ts';
 
 // What `npm start` runs: the same as `latchkey try`.
-ignoreBrokenPipe();
+ignoreGoneReader();
 await serve(process.env, { mayEmbed: true });

@@ -8,7 +8,7 @@ import { exitCodeOf } from './exit-code.ts';
 import { describeFailure } from './failure.ts';
 import { migrateCommand } from './migrate.ts';
 import { openApiCommand } from './openapi.ts';
-import { ignoreBrokenPipe } from './print.ts';
+import { ignoreGoneReader } from './print.ts';
 import { rekeyCommand } from './rekey.ts';
 import { serve } from './serve.ts';
 
@@ -38,7 +38,7 @@ for (const command of [program, ...commands]) {
   command.exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));
 }
 
-ignoreBrokenPipe();
+ignoreGoneReader();
 try {
   await program.parseAsync();
 } catch (error) {

@@ -1,12 +1,14 @@
+import { isReaderGone } from '../lib/gone-reader.ts';
+
 /** A line for the person or script that called. */
 export function print(line: string): void {
   process.stdout.write(`${line}\n`);
 }
 
-/** A reader that has read enough, such as `head`, does not end the command: its work and its exit code stay what they are. */
-export function ignoreBrokenPipe(): void {
+/** A reader that has read enough, such as `head`, or a closed terminal does not end the command or change its exit code. */
+export function ignoreGoneReader(): void {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error;
+    if (!isReaderGone(error)) throw error;
   });
 }
 
