@@ -64,6 +64,11 @@ t.test('a Postgres of ones own, from empty to the first verified key', async (t)
     /There is an organization named Example Inc already, and nothing was made.*`latchkey bootstrap --operator`/s,
   );
   t.equal(again.stdout, '');
+  const alike = await call('bootstrap', '--organization', 'example  INC', '--admin-email', 'ada@example.com');
+  t.match(alike, { code: 1, stdout: '', output: /There is an organization named example {2}INC already/ });
+  const race = ['bootstrap', '--organization', 'Race', '--admin-email', 'ada@example.com'];
+  const racers = await Promise.all([call(...race), call(...race)]);
+  t.same(racers.map(({ code }) => code).sort(), [0, 1], 'of two at once one is rejected');
   t.match(await call('bootstrap', '--organization', 'Other', '--admin-email', 'nobody'), {
     code: 1,
     output: /--admin-email/,
@@ -96,7 +101,7 @@ t.test('a Postgres of ones own, from empty to the first verified key', async (t)
     const { operatorToken, ...others } = JSON.parse(made.stdout) as Record<string, string>;
     t.same(others, {});
     const operator = { token: operatorToken ?? '' };
-    t.equal((await request(`${url}/v1/organizations`, operator)).body.data.length, 1);
+    t.equal((await request(`${url}/v1/organizations`, operator)).body.data.length, 2);
     t.match((await request(`${url}/v1/history?limit=1`, operator)).body.data, [
       {
         action: 'access_token.created',

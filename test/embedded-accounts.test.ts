@@ -1,7 +1,9 @@
 import { spawnSync } from 'node:child_process';
-import { chmod, chown, mkdir, readdir, stat, symlink } from 'node:fs/promises';
+import { chmod, chown, mkdir, mkdtemp, readdir, rm, stat, symlink } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import path from 'node:path';
 import t from 'tap';
+import { defaultDataDirectory } from '../src/db/embedded/start.ts';
 import { scratch, start } from './support/instance.ts';
 import { request, run, runEntry } from './support/process.ts';
 
@@ -42,6 +44,22 @@ t.test('as root', { skip: !isRoot && 'only root can try it' }, async (t) => {
 });
 
 const reachable = spawnSync('ls', [path.resolve('src/server.ts')], nobody).status === 0;
+t.test(
+  'root’s data belongs to the folder whose link leads to it',
+  { skip: !isRoot && 'only root has links' },
+  async (t) => {
+    const folder = await mkdtemp(path.join(tmpdir(), 'latchkey-linked-'));
+    const data = defaultDataDirectory(folder);
+    t.teardown(() => Promise.all([folder, data].map((each) => rm(each, { recursive: true, force: true }))));
+    t.equal(defaultDataDirectory(folder), data, 'before the first start it is found by the path');
+    await mkdir(data, { recursive: true });
+    await symlink(data, path.join(folder, '.latchkey'));
+    t.equal(defaultDataDirectory(folder), data);
+    await rm(path.join(folder, '.latchkey'));
+    t.not(defaultDataDirectory(folder), data, 'a new folder with the same path does not take over the data');
+  },
+);
+
 t.test('as an ordinary user', { skip: isRoot && !reachable && 'nobody cannot reach this checkout' }, async (t) => {
   const directory = await scratch(t);
   if (isRoot) await chown(directory, nobody.uid, nobody.gid);

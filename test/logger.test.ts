@@ -1,7 +1,11 @@
+import fastify from 'fastify';
 import pg from 'pg';
 import t from 'tap';
+import { Problem } from '../src/core/errors.ts';
 import { idSuffix, newId } from '../src/core/ids.ts';
 import { mintToken } from '../src/crypto/token.ts';
+import { errorHandler } from '../src/http/error-handler.ts';
+import { strictRoutes } from '../src/http/strict-routes.ts';
 import { createLogger } from '../src/logger.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
@@ -93,4 +97,26 @@ t.test('for people: readable on a terminal or where asked for, JSON elsewhere', 
     t.match(text, /INFO.*It is up\.[\s\S]*port/);
     t.notMatch(text, '"msg"');
   }
+});
+
+t.test('a rejection without a cause is a warning without a stack, one with a cause an error with it', async (t) => {
+  const lines: string[] = [];
+  const destination = { write: (line: string) => void lines.push(line) };
+  const app = fastify({ loggerInstance: createLogger({ level: 'warn', tokenPrefix: 'lk', destination }) });
+  app.setValidatorCompiler(() => () => true);
+  app.setSerializerCompiler(() => JSON.stringify);
+  await app.register(strictRoutes, { tokenPrefix: 'lk' });
+  await app.register(errorHandler, { translate: () => undefined });
+  const config = { access: 'public' as const };
+  const schema = { response: { 200: {} } };
+  app.get('/stopping', { config, schema }, () => {
+    throw new Problem('unavailable', 'The service is stopping.');
+  });
+  app.get('/broken', { config, schema }, () => {
+    throw new Problem('unavailable', 'The database is away.', { cause: new Error('ECONNREFUSED') });
+  });
+  for (const url of ['/stopping', '/broken']) t.equal((await app.inject(url)).statusCode, 503);
+  const [stopping, broken] = lines.map((line) => JSON.parse(line));
+  t.match(stopping, { level: 40, code: 'unavailable', err: undefined, msg: 'The service is stopping.' });
+  t.match(broken, { level: 50, err: { message: 'ECONNREFUSED', stack: /./ } });
 });

@@ -244,9 +244,10 @@ t.test('while the database takes nothing, counts are kept, and no more than ther
   note({ who: 'token_1', ip: '::2' });
   for (let attempt = 2; attempt < 10; attempt++) note({ who: `token_${attempt}` });
   await recorder.flush();
-  t.match(warnings[1], { rows: 5, dropped: 4 });
+  t.equal(warnings.length, 1, 'an outage is not logged at every write');
   await dbQuery(urls.owner, 'alter table gone rename to refused_attempts');
   await recorder.flush();
+  t.match(warnings[1], { dropped: 4 });
   const rows = await list();
   t.equal(rows.length, 5);
   t.match(

@@ -1,4 +1,5 @@
 import { Command, Option } from 'commander';
+import { sql } from 'kysely';
 import { z } from 'zod';
 import { bootstrap, bootstrapOperator } from '../bootstrap.ts';
 import { type Config, ConfigError, exampleOf, readConfig } from '../config.ts';
@@ -54,20 +55,29 @@ async function makeOrganization(config: Config, organization: string, email: str
     ]);
   }
   await withDatabase(config, { url, keyring }, async (deps) => {
-    if (await isOrganizationNameTaken(deps.transactor.db, organizationName)) {
-      throw new Error(
-        `There is an organization named ${organizationName} already, and nothing was made. An operator makes tokens for it ` +
-          "with POST /v1/access-tokens; where the operators' tokens are lost, `latchkey bootstrap --operator` makes one. " +
-          'For another organization give another name.',
-      );
-    }
-    const made = await bootstrap(deps, { organizationName, adminEmail });
+    const made = await bootstrapOnce(deps, { organizationName, adminEmail });
     show({
       organizationId: made.organizationId,
       adminToken: made.adminToken.reveal(),
       verifierToken: made.verifierToken.reveal(),
       operatorToken: made.operatorToken.reveal(),
     });
+  });
+}
+
+/** One at a time in an installation, by a lock that is held beside the transactions of the bootstrap. */
+function bootstrapOnce(deps: BootstrapDeps, request: { organizationName: string; adminEmail: string }) {
+  return deps.transactor.db.transaction().execute(async (tx) => {
+    await sql`select pg_advisory_xact_lock(hashtext('latchkey bootstrap'))`.execute(tx);
+    const { organizationName } = request;
+    if (await isOrganizationNameTaken(tx, organizationName)) {
+      throw new Error(
+        `There is an organization named ${organizationName} already, and nothing was made. An operator makes tokens for it ` +
+          "with POST /v1/access-tokens; where the operators' tokens are lost, `latchkey bootstrap --operator` makes one. " +
+          'For another organization give another name.',
+      );
+    }
+    return bootstrap(deps, request);
   });
 }
 

@@ -82,10 +82,12 @@ function logOnce(request: FastifyRequest, problem: Problem, cause: unknown): voi
     else request.log.warn({ ...facts, code: problem.code, reason: String(reason) }, problem.detail);
     return;
   }
-  // An overloaded process does not write a stack for each rejected request.
-  if (problem.code === 'overloaded') request.log.warn({ ...facts, code: problem.code }, problem.detail);
-  else if (problem.status >= 500) {
-    request.log.error({ ...facts, err: cause instanceof Problem ? (cause.cause ?? cause) : cause }, problem.detail);
+  // A rejection without a cause, such as by an overloaded or stopping process, needs no stack.
+  const err = cause === problem ? problem.cause : cause instanceof Problem ? (cause.cause ?? cause) : cause;
+  if (problem.status >= 500 && (err === undefined || problem.code === 'overloaded')) {
+    request.log.warn({ ...facts, code: problem.code }, problem.detail);
+  } else if (problem.status >= 500) {
+    request.log.error({ ...facts, err }, problem.detail);
   } else {
     request.log.debug({ ...facts, code: problem.code }, problem.detail);
   }

@@ -44,7 +44,8 @@ export const requestLog = fp<{ times?: RequestTimes }>(
       };
       if (request.routeConfig?.probe === 'health') log.debug(facts, 'request');
       else if (status < 400) log.info(facts, 'request');
-      else if (status < 500) log.warn(facts, 'request');
+      // 503 passes by itself: the process is stopping or overloaded, or the cause is in a line of its own.
+      else if (status < 500 || status === 503) log.warn(facts, 'request');
       else log.error(facts, 'request');
       done();
     });

@@ -1,6 +1,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerOptions, type ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import type { FastifyBaseLogger } from 'fastify';
+import { limitedWarnings } from '../lib/limited-warnings.ts';
 
 /** What is known of a connection, from its arrival to its end. */
 export interface Connection {
@@ -128,7 +129,7 @@ export function createHttpServer(
     // A reply that is still being made is bounded by what makes it.
     if (current === undefined || socket.writableLength > 0) socket.destroy();
   });
-  const warn = limitedWarnings(logger);
+  const warn = limitedWarnings(logger, warnEveryMs);
   server.on('drop', () => warn({ connections }, 'Connections are closed at once: there are as many as there may be.'));
   server.on('error', (err: NodeJS.ErrnoException) => {
     // Such as EMFILE of accept(2). What keeps the server from listening is thrown by `listen`.
@@ -166,14 +167,4 @@ function endNow(served: Served): void {
   const { last } = served;
   served.last = undefined;
   last?.();
-}
-
-function limitedWarnings(logger: FastifyBaseLogger): (facts: object, message: string) => void {
-  let lastAtMs = Number.NEGATIVE_INFINITY;
-  return (facts, message) => {
-    const nowMs = performance.now();
-    if (nowMs - lastAtMs < warnEveryMs) return;
-    lastAtMs = nowMs;
-    logger.warn(facts, message);
-  };
 }

@@ -1,3 +1,5 @@
+import { limitedWarnings } from './limited-warnings.ts';
+
 /** Gathers entries in memory and writes them in batches: every second, and what is left at the end. */
 export interface BatchWriter<Key, Entry> {
   /**
@@ -34,6 +36,9 @@ interface BatchWriterOptions<Entry> {
   intervalMs?: number;
 }
 
+/** During an outage each write fails. */
+const failuresLoggedEveryMs = 60_000;
+
 /** Rejected entries that the log names in one write. The others are counted. */
 const rejectionsNamed = 10;
 
@@ -42,6 +47,7 @@ export function createBatchWriter<Key, Entry>(options: BatchWriterOptions<Entry>
   let waiting = new Map<Key, Entry>();
   let dropped = 0;
   let writing: Promise<void> | undefined;
+  const warnOfFailure = limitedWarnings(logger, failuresLoggedEveryMs);
 
   function add(key: Key, entry: Entry): boolean {
     const known = waiting.get(key);
@@ -66,7 +72,7 @@ export function createBatchWriter<Key, Entry>(options: BatchWriterOptions<Entry>
         if (!options.isRejection(error)) {
           // The batch that failed goes last, so that the others have their turn before it.
           for (const [key, entry] of [...batches, batch].flat()) add(key, entry);
-          logger.warn({ err: error, rows: waiting.size, dropped }, `${name}: not written, kept for the next time.`);
+          warnOfFailure({ err: error, rows: waiting.size, dropped }, `${name}: not written, kept for the next time.`);
           return;
         }
         // Halved until what is rejected stands alone.

@@ -1,4 +1,4 @@
-import type { Selectable } from 'kysely';
+import { type Selectable, sql } from 'kysely';
 import { Problem } from '../core/errors.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
@@ -30,9 +30,13 @@ export async function isAnyOrganizationThere(db: Db): Promise<boolean> {
   return (await db.selectFrom('organizations').select('id').limit(1).executeTakeFirst()) !== undefined;
 }
 
+/** Names that differ in case or blanks only are one. */
 export async function isOrganizationNameTaken(db: Db, name: string): Promise<boolean> {
-  const row = await db.selectFrom('organizations').select('id').where('name', '=', name).limit(1).executeTakeFirst();
-  return row !== undefined;
+  const { rows } = await sql`select from organizations
+    where lower(regexp_replace(name, '\\s+', ' ', 'g')) = lower(regexp_replace(${name}, '\\s+', ' ', 'g')) limit 1`.execute(
+    db,
+  );
+  return rows.length > 0;
 }
 
 /** Newest first, one more than `limit`. */

@@ -2,6 +2,7 @@ import type { FastifyBaseLogger } from 'fastify';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { isRejection } from '../db/pg-error.ts';
+import { limitedWarnings } from '../lib/limited-warnings.ts';
 import { dropOldestUsage, mergeRecentUsage, rowsAtOnce, usageParts } from './recent-usage.ts';
 
 /** Adds uses that were written down to the rows of their hours: each second those of one part of the keys. */
@@ -20,6 +21,9 @@ interface UsageMergerOptions {
 }
 
 const mergeEveryMs = 1_000;
+
+/** During an outage each round fails. */
+const failuresLoggedEveryMs = 60_000;
 /** Keys that the log names where their usage is left out. */
 const keysNamed = 10;
 
@@ -29,6 +33,7 @@ export function createUsageMerger({ db, clock, logger }: UsageMergerOptions): Us
   let lastSecond = mergedSecond + usageParts.length;
   let merging: Promise<void> | undefined;
   let isClosed = false;
+  const warnOfFailure = limitedWarnings(logger, failuresLoggedEveryMs);
 
   async function merge(): Promise<void> {
     const second = secondOf(clock);
@@ -40,7 +45,7 @@ export function createUsageMerger({ db, clock, logger }: UsageMergerOptions): Us
         await mergePart(usageParts[(second - late) % usageParts.length] ?? '');
       }
     } catch (error) {
-      logger.warn({ err: error }, 'Usage could not be added to its hours; that is done later.');
+      warnOfFailure({ err: error }, 'Usage could not be added to its hours; that is done later.');
       expect();
     }
   }

@@ -1,5 +1,5 @@
-import { createHash } from 'node:crypto';
-import { realpathSync } from 'node:fs';
+import { createHash, randomBytes } from 'node:crypto';
+import { accessSync, constants, existsSync, readlinkSync, realpathSync } from 'node:fs';
 import { lstat, rm, symlink } from 'node:fs/promises';
 import path from 'node:path';
 import { chooseAccount, isRoot, prepareDataDirectory } from './account.ts';
@@ -36,11 +36,37 @@ export const embeddedPort = 54_329;
 const everyRun = { cluster_name: 'latchkey', max_connections: '100' };
 const forTests = { fsync: 'off', synchronous_commit: 'off', full_page_writes: 'off', max_connections: '400' };
 
-/** Root's data lies where the account that Postgres runs as can reach it, for each working folder apart. */
+/**
+ * Root's data is stored where the account that Postgres runs as can reach it, and `.latchkey` in the working folder leads to
+ * it. Data of an earlier folder with the same path has lost its link, so it is not taken over.
+ */
 export function defaultDataDirectory(workingDirectory: string): string {
-  if (!isRoot()) return path.join(workingDirectory, '.latchkey');
+  const own = path.join(workingDirectory, '.latchkey');
+  if (!isRoot()) return own;
+  const linked = readLink(own);
+  if (linked !== undefined && path.dirname(linked) === rootsDirectory) return linked;
   const hash = createHash('sha256').update(realpathSync(workingDirectory)).digest('hex').slice(0, 12);
-  return path.join(rootsDirectory, hash);
+  const byPath = path.join(rootsDirectory, hash);
+  // Without a link, such as in a folder that cannot be written, the path is all there is.
+  if (!existsSync(byPath) || existsSync(own) || !isWritable(workingDirectory)) return byPath;
+  return `${byPath}-${randomBytes(4).toString('hex')}`;
+}
+
+function readLink(file: string): string | undefined {
+  try {
+    return readlinkSync(file);
+  } catch {
+    return undefined;
+  }
+}
+
+function isWritable(directory: string): boolean {
+  try {
+    accessSync(directory, constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /**
