@@ -40,6 +40,7 @@ t.test('a flood of wrong keys: no argon2id run, few queries, no memory, and good
   const flood = async () => {
     for (const [what, make, code] of waves) {
       const queriesBefore = queries;
+      const startedAtMs = performance.now();
       for (let sent = 0; sent < inWave; sent += atOnce) {
         const [mine, ...codes] = await Promise.all([
           ask(key.key),
@@ -48,7 +49,9 @@ t.test('a flood of wrong keys: no argon2id run, few queries, no memory, and good
         good.push(mine ?? '');
         if (codes.some((given) => given !== code)) t.fail(`${what}: ${codes}`);
       }
-      const allowed = what === 'unknown ids' ? inWave / 10 : 5;
+      // Jobs and counters go on meanwhile: a few queries a second, however slow the machine is.
+      const ofOthers = 5 + 3 * ((performance.now() - startedAtMs) / 1_000);
+      const allowed = what === 'unknown ids' ? inWave / 10 : ofOthers;
       t.ok(queries - queriesBefore <= allowed, `${what}: ${queries - queriesBefore} queries for ${inWave} keys`);
     }
   };

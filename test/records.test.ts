@@ -29,7 +29,7 @@ t.test('a look whose commit, or the reply to it, is lost: 503, and nothing is op
     const service = await startService(t, { keyring: parseKeyring(keyring) });
     const { urls, admin } = service;
     const { body: key } = await admin.post('/v1/keys', {});
-    const proxy = await proxyThatLoses(t, urls.app, { what, marker: 'history_append' });
+    const proxy = await proxyThatLoses(t, urls.app, { what, marker: 'key.revealed' });
     const { process, url } = await startProcess(t, keyring, {
       DATABASE_URL: proxy.url,
       LISTEN_DATABASE_URL: urls.app,
