@@ -119,7 +119,7 @@ t.test('npm packs the built service and its documents, and no sources', async (t
   t.ok(paths.includes((packageFile.bin.latchkey as string).replace('./', '')), 'the command is in it');
 });
 
-/** The entry point, as the user of the image; on a machine where that cannot be, as whoever runs the tests. */
+/** The entry point, as the image's user; where only root may change the user, as the user that runs the tests. */
 function runImage(t: Test, { command, env }: { command: string[]; env: Record<string, string> }): RunningProcess {
   const [program = '', ...args] = image?.entrypoint ?? [];
   return runPlainly(t, program, [...args, ...command], { cwd: image?.directory ?? '', env, ...identity() });

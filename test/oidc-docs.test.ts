@@ -103,7 +103,7 @@ t.test('what Google issues lets nobody in', async (t) => {
   await t.rejects(authenticate(env, header, idToken), { code: 'unauthorized' });
 });
 
-t.test('each example lets in whom it says it does, and needs each of its settings', async (t) => {
+t.test('each example admits the token that it shows, and needs each of its settings', async (t) => {
   const examples = await readExamples();
   t.same(
     examples.map(({ name }) => name),

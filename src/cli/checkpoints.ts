@@ -4,7 +4,7 @@ import { type Checkpoint, parseCheckpoint, splitNotes } from '../history/checkpo
 import { linesOf } from '../history/lines.ts';
 import { print, wrong } from './print.ts';
 
-/** What a file of checkpoints has signed about each chain. Tells what in it cannot be relied on. */
+/** What a file of checkpoints has signed about each chain. Names what in it cannot be relied on. */
 export async function readCheckpoints(
   file: string,
   verifiers: readonly NoteVerifier[],

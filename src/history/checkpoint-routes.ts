@@ -14,7 +14,7 @@ const keyExample =
   'latchkey+d2d1c82d+AYqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c\n' +
   '-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAiojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w=\n-----END PUBLIC KEY-----\n';
 
-/** The head of a chain, signed, for whoever keeps it where this service and its database cannot reach. */
+/** The signed head of a chain, to be kept where neither this service nor its database can change it. */
 export const checkpointRoutes: FastifyPluginAsyncZod<{ checkpoints: Checkpoints }> = async (app, { checkpoints }) => {
   app.get(
     '/history/checkpoint',

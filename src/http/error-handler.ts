@@ -19,20 +19,20 @@ export interface ErrorHandlerOptions {
 /** The one exit for everything that goes wrong: a problem document, and one line in the log. */
 export const errorHandler = fp<ErrorHandlerOptions>(
   async (app, { translate, tally, onProblem }) => {
-    const nobodys = (request: FastifyRequest) => notFound(request, methodsOfPath(app, pathOf(request)));
+    const missing = (request: FastifyRequest) => notFound(request, methodsOfPath(app, pathOf(request)));
     const refuse = (request: FastifyRequest, reply: FastifyReply, problem: Problem, cause: unknown) => {
       if (tally !== undefined) tally[problem.code] += 1;
       return answer(request, reply, problem, cause);
     };
     app.setErrorHandler((error: unknown, request, reply) => {
       // The framework looks at a body, or misses one, before it says that there is no such path or method.
-      const isNobodys = request.is404 && (error as FastifyError).code === 'FST_ERR_ROUTE_MISSING_CONTENT_TYPE';
-      const problem = isNobodys ? nobodys(request) : toProblem(error, translate, request);
+      const isNotFound = request.is404 && (error as FastifyError).code === 'FST_ERR_ROUTE_MISSING_CONTENT_TYPE';
+      const problem = isNotFound ? missing(request) : toProblem(error, translate, request);
       onProblem?.(request, problem);
       return refuse(request, reply, isGateways(request) ? forGateway(problem) : problem, error);
     });
     app.setNotFoundHandler((request, reply) => {
-      const problem = nobodys(request);
+      const problem = missing(request);
       return refuse(request, reply, problem, problem);
     });
   },

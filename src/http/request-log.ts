@@ -16,7 +16,7 @@ function bucketsOf(config: FastifyContextConfig | undefined): readonly number[] 
   return isVerification ? fineBucketsMs : coarseBucketsMs;
 }
 
-/** One line for each reply: what was asked by whom, from where, and how it ended. Never a query, a header or a body. Health probes only at `debug`. */
+/** One line for each reply: the request, its caller and address, and the result. Never a query, a header or a body. Health probes only at `debug`. */
 export const requestLog = fp<{ times?: RequestTimes }>(
   async (app, { times }) => {
     // None of this can be a secret by its name, and looking for one took longer than the rest of the line. What has the form
