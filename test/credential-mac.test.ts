@@ -232,7 +232,7 @@ t.test('a row that is edited between its load and the renewal of its tag is not 
   const asked = service.as(old.verifier.token);
   const codeOf = async (presented: string) =>
     (await asked.post('/v1/verify', { key: presented, permission: 'read', ip: '203.0.113.7' })).body.code;
-  // A wrong token of the same id loads the record, and renews nothing. Then the replica hears of no change.
+  // A wrong token of the same id loads the record, and renews nothing. Then the replica is notified of no change.
   const wrongKey = mintToken({ prefix: 'lk', kind: 'k', idSuffix: key.id.slice(4) }).reveal();
   const wrongToken = mintToken({ prefix: 'lk', kind: 'a', idSuffix: made.id.slice(6) }).reveal();
   t.equal(await codeOf(wrongKey), 'not_found');

@@ -69,7 +69,7 @@ t.test(
   },
 );
 
-/** React hears of a value only by its own event. */
+/** React notices a value only by its own event. */
 function typeInto(selector: string, text: string): string {
   return `{ const input = document.querySelector(${JSON.stringify(selector)});
     Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(input, ${JSON.stringify(text)});

@@ -36,9 +36,6 @@ interface BatchWriterOptions<Entry> {
   intervalMs?: number;
 }
 
-/** During an outage each write fails. */
-const failuresLoggedEveryMs = 60_000;
-
 /** Rejected entries that the log names in one write. The others are counted. */
 const rejectionsNamed = 10;
 
@@ -47,7 +44,7 @@ export function createBatchWriter<Key, Entry>(options: BatchWriterOptions<Entry>
   let waiting = new Map<Key, Entry>();
   let dropped = 0;
   let writing: Promise<void> | undefined;
-  const warnOfFailure = limitedWarnings(logger, failuresLoggedEveryMs);
+  const warnOfFailure = limitedWarnings(logger);
 
   function add(key: Key, entry: Entry): boolean {
     const known = waiting.get(key);

@@ -2,8 +2,8 @@ interface WarningLogger {
   warn(facts: Record<string, unknown>, message: string): void;
 }
 
-/** Warnings of what may happen again and again, such as an outage: at most one within `everyMs`, by a monotonic clock. */
-export function limitedWarnings(logger: WarningLogger, everyMs: number): WarningLogger['warn'] {
+/** Warnings of what may happen again and again, such as an outage: at most one within `everyMs`, by default a minute. */
+export function limitedWarnings(logger: WarningLogger, everyMs = 60_000): WarningLogger['warn'] {
   let lastAtMs = Number.NEGATIVE_INFINITY;
   return (facts, message) => {
     const nowMs = performance.now();

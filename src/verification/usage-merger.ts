@@ -21,9 +21,6 @@ interface UsageMergerOptions {
 }
 
 const mergeEveryMs = 1_000;
-
-/** During an outage each round fails. */
-const failuresLoggedEveryMs = 60_000;
 /** Keys that the log names where their usage is left out. */
 const keysNamed = 10;
 
@@ -33,7 +30,7 @@ export function createUsageMerger({ db, clock, logger }: UsageMergerOptions): Us
   let lastSecond = mergedSecond + usageParts.length;
   let merging: Promise<void> | undefined;
   let isClosed = false;
-  const warnOfFailure = limitedWarnings(logger, failuresLoggedEveryMs);
+  const warnOfFailure = limitedWarnings(logger);
 
   async function merge(): Promise<void> {
     const second = secondOf(clock);

@@ -21,12 +21,14 @@ export const sendsAtOncePerEndpoint = 2;
 /** What `events` can name. */
 export const webhookEvents = ['*', ...announcedTo('organization', historyActions)] as const;
 
-/** @throws Problem `validation_failed` for what a partner is not told */
+/** @throws Problem `validation_failed` for what a partner is not notified of */
 export function requireTellable(events: readonly string[], partnerId: PartnerId | null): void {
   if (partnerId === null) return;
-  const told: readonly string[] = ['*', ...announcedTo('partner', historyActions)];
+  const announced: readonly string[] = ['*', ...announcedTo('partner', historyActions)];
   const errors = events.flatMap((event, index): InputError[] =>
-    told.includes(event) ? [] : [{ path: `body.events.${index}`, message: `a partner is not notified of ${event}` }],
+    announced.includes(event)
+      ? []
+      : [{ path: `body.events.${index}`, message: `a partner is not notified of ${event}` }],
   );
   if (errors.length === 0) return;
   const detail = errors.map(({ path, message }) => `${path}: ${message}`).join('; ');
