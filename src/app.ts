@@ -169,7 +169,6 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(tracing, { tracer: deps.tracer ?? passingTracer });
   await app.register(strictRoutes, { tokenPrefix });
   await app.register(overload, { delayLimitMs: deps.eventLoopDelayLimitMs ?? 500 });
-  await app.register(emptyBody);
   await app.register(jsonBody);
   const onProblem = watchRefusals({ recorder: refusals, tally: tallies.refusedCredentials });
   await app.register(errorHandler, { translate: toProblem, tally: tallies.problems, onProblem });
@@ -177,6 +176,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(endpointLimits, deps.limits);
   await app.register(publicLimit, { limit: deps.publicLimit ?? 600 });
   await app.register(guard, { authenticator, people, organizationExists: exists });
+  await app.register(emptyBody);
   await app.register(unreadReplies);
   await app.register(idempotency, {
     transactor,

@@ -2,7 +2,7 @@ import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import type { RequestFacts } from '../core/actor.ts';
 import type { SecretText } from '../crypto/secret-text.ts';
-import { clientAddress, isWithin, type Networks, toNetworks, unmapped } from '../lib/ip-address.ts';
+import { isWithin, type Networks, plainAddress, toNetworks } from '../lib/ip-address.ts';
 import { connectionOf } from './server.ts';
 
 declare module 'fastify' {
@@ -38,7 +38,7 @@ function capture(
   proxies: Networks | undefined,
   secrets: SecretText,
 ): RequestFacts {
-  const peer = normalized(connectionOf(socket)?.address ?? socket.remoteAddress ?? '') ?? unknownAddress;
+  const peer = connectionOf(socket)?.address ?? plainAddress(socket.remoteAddress) ?? unknownAddress;
   return {
     id,
     ip: believedAddress(peer, headers['x-forwarded-for'], proxies),
@@ -59,17 +59,11 @@ function believedAddress(
   let client = peer;
   for (const hop of String(forwarded).split(',').reverse()) {
     if (!isWithin(proxies, client)) break;
-    const address = normalized(hop);
+    const address = plainAddress(hop);
     if (address === undefined) break;
     client = address;
   }
   return client;
-}
-
-/** IPv4 in IPv6 as IPv4. Undefined for what holds no address. */
-function normalized(text: string): string | undefined {
-  const address = clientAddress(text);
-  return address === undefined ? undefined : unmapped(address);
 }
 
 /** What a header may put into history: bounded, and free of tokens and of what JSON or Postgres would reject. */

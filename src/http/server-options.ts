@@ -4,7 +4,7 @@ import type { Socket } from 'node:net';
 import { type FastifyBaseLogger, type FastifyHttpOptions, LogController } from 'fastify';
 import { Problem } from '../core/errors.ts';
 import { createSecretText } from '../crypto/secret-text.ts';
-import { clientAddress, isWithin, toNetworks, unmapped } from '../lib/ip-address.ts';
+import { isWithin, plainAddress, toNetworks } from '../lib/ip-address.ts';
 import { answerFrameworkError } from './error-handler.ts';
 import { problemBody, problemHeaders } from './problem.ts';
 import { type Connection, connectionOf, createHttpServer } from './server.ts';
@@ -64,8 +64,8 @@ function trusting(proxies: readonly string[]): (peer: string | undefined) => boo
   const networks = toNetworks(proxies);
   return (peer) => {
     // Of a connection that is gone Fastify has no address.
-    const address = clientAddress(peer);
-    return address !== undefined && isWithin(networks, unmapped(address));
+    const address = plainAddress(peer);
+    return address !== undefined && isWithin(networks, address);
   };
 }
 

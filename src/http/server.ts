@@ -1,12 +1,16 @@
 import { createServer, type IncomingMessage, type Server, type ServerOptions, type ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import type { FastifyBaseLogger } from 'fastify';
+import { plainAddress } from '../lib/ip-address.ts';
 import { limitedWarnings } from '../lib/limited-warnings.ts';
 
 /** What is known of a connection, from its arrival to its end. */
 export interface Connection {
-  /** The peer's address. It is taken on arrival: of a connection that was reset the system does not say it any more. */
-  readonly address: string;
+  /**
+   * The peer's address, mapped IPv4 as IPv4; undefined where the peer has none, as on a Unix socket. Read on arrival,
+   * because the system does not give it for a connection that was reset.
+   */
+  readonly address: string | undefined;
   /** What the newest of its requests is answered with; undefined while none is in work. */
   lastResponse(): ServerResponse | undefined;
   /** Runs `last` when what has arrived in full is answered. Nothing that arrives later is served. Only the first call counts. */
@@ -64,7 +68,7 @@ export function createHttpServer(
     const address = socket.remoteAddress;
     // It was reset before it was accepted.
     if (address === undefined) return;
-    const served = createConnection(address);
+    const served = createConnection(plainAddress(address));
     known.set(socket, served);
     socket.once('close', () => {
       waitingNow -= served.waiting.length + served.dropped;
@@ -138,7 +142,7 @@ export function createHttpServer(
   return server;
 }
 
-function createConnection(address: string): Served {
+function createConnection(address: string | undefined): Served {
   const served: Served = {
     address,
     current: undefined,

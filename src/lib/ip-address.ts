@@ -16,6 +16,12 @@ export function clientAddress(text: string | null | undefined): string | undefin
   return isIP(address) === 0 ? undefined : address;
 }
 
+/** The same, with an IPv4 address in an IPv6 one as the IPv4 address. */
+export function plainAddress(text: string | null | undefined): string | undefined {
+  const address = clientAddress(text);
+  return address === undefined ? undefined : unmapped(address);
+}
+
 /** Bits before the IPv4 address in `::ffff:0:0/96`. */
 const mappedPrefix = 96;
 

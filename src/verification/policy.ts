@@ -1,5 +1,5 @@
 import { type Access, type Permission, permits } from '../core/permissions.ts';
-import { clientAddress, isWithin, type Networks, toNetworks, unmapped } from '../lib/ip-address.ts';
+import { isWithin, type Networks, plainAddress, toNetworks } from '../lib/ip-address.ts';
 
 /** What a verification can say of a key, each with its rule in `decide`. */
 export const verdictCodes = [
@@ -49,9 +49,9 @@ const networksOf = new WeakMap<readonly string[], Networks>();
 /** A key with a list is good only where the address is known and on it. IPv4 in IPv6 (`::ffff:…`) counts as IPv4. */
 function isAllowed(allowed: readonly string[], ip: Wanted['ip']): boolean {
   if (allowed.length === 0) return true;
-  const address = clientAddress(ip);
+  const address = plainAddress(ip);
   if (address === undefined) return false;
   const known = networksOf.get(allowed) ?? toNetworks(allowed);
   networksOf.set(allowed, known);
-  return isWithin(known, unmapped(address));
+  return isWithin(known, address);
 }
