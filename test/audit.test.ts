@@ -6,7 +6,7 @@ import { newId } from '../src/core/ids.ts';
 import { startService } from './support/app.ts';
 import { chainOfTexts, exportOf, noteOf, publicKey, scratchFolder, textOf } from './support/histories.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
-import { runEntry } from './support/process.ts';
+import { compiled, runEntry } from './support/process.ts';
 
 // `latchkey audit verify` as a command: what it is given, what it says, and how it ends.
 
@@ -117,10 +117,9 @@ t.test('a whole installation, and an export through a pipe', async (t) => {
     code: 1,
     output: /^wrong {3}1 checkpoints are signed by keys that were not given\.$/m,
   });
-  const piped = spawnSync(
-    process.execPath,
-    ['--import=tsx', 'src/cli/latchkey.ts', 'audit', 'verify', '--export', '-'],
-    { input: text, encoding: 'utf8' },
-  );
+  const piped = spawnSync(process.execPath, [compiled('src/cli/latchkey.ts'), 'audit', 'verify', '--export', '-'], {
+    input: text,
+    encoding: 'utf8',
+  });
   t.match(piped, { status: 0, stdout: `ok      ${organizationId}: 3 events` });
 });

@@ -1,16 +1,14 @@
 import { existsSync, readdirSync } from 'node:fs';
 import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { pathToFileURL } from 'node:url';
 import t, { type Test } from 'tap';
 import { chooseAccount } from '../src/db/embedded/account.ts';
 import { dbQuery } from './support/database.ts';
 import { commandsOf } from './support/documented-commands.ts';
 import { keyringText } from './support/keyrings.ts';
 import { freePort } from './support/ports.ts';
-import { eventually, request, run, runEntry } from './support/process.ts';
+import { compiled, eventually, request, run, runEntry } from './support/process.ts';
 import { startReceiver } from './support/webhooks.ts';
 
 // The backup and the restore of docs/operations.md, literally, with the programs of a Postgres that is installed.
@@ -49,9 +47,7 @@ t.test(
     const { host } = new URL(admin);
     const folder = t.testdir({ bin: {} });
     const receiver = await startReceiver(t);
-    const entry = path.resolve('src/cli/latchkey.ts');
-    const tsx = pathToFileURL(createRequire(import.meta.url).resolve('tsx')).href;
-    const program = `#!/bin/sh\nexec "${process.execPath}" --import="${tsx}" "${entry}" "$@"\n`;
+    const program = `#!/bin/sh\nexec "${process.execPath}" "${compiled('src/cli/latchkey.ts')}" "$@"\n`;
     await writeFile(path.join(folder, 'bin', 'latchkey'), program, { mode: 0o755 });
     const env = {
       PATH: `${folder}/bin:${programs}:${process.env['PATH']}`,

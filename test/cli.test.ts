@@ -5,7 +5,7 @@ import { generateKeyring } from '../src/crypto/keyring.ts';
 import type { ClusterUrls } from './support/cluster.ts';
 import { createDatabase, roleOf } from './support/database.ts';
 import { scratch } from './support/instance.ts';
-import { request, run, runEntry } from './support/process.ts';
+import { compiled, request, run, runEntry } from './support/process.ts';
 
 const keyring = generateKeyring(new Date());
 
@@ -202,12 +202,12 @@ t.test('serve never starts a database, whatever else is set; try does', async (t
 t.test('a reader that has read enough does not end a command', async (t) => {
   const env = environmentOf(await createDatabase(t));
   const command = `"$0" "$@" | head -n 1; echo "code \${PIPESTATUS[0]}"`;
-  const tsx = [process.execPath, `--import=${import.meta.resolve('tsx')}`, path.resolve('src/cli/latchkey.ts')];
+  const program = [process.execPath, compiled('src/cli/latchkey.ts')];
   for (const [args, first] of [
     [['doctor'], /^ok {6}The configuration can be read\.\n/],
     [['openapi'], /^\{\n/],
   ] as const) {
-    const piped = run(t, 'bash', ['-c', command, ...tsx, ...args], { env });
+    const piped = run(t, 'bash', ['-c', command, ...program, ...args], { env });
     await piped.exited;
     t.match(piped.output(), first);
     t.match(

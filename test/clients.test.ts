@@ -9,7 +9,7 @@ import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import { startService } from './support/app.ts';
 import { freePort } from './support/ports.ts';
-import { eventually, runPlainly, runScript } from './support/process.ts';
+import { eventually, run, runScript } from './support/process.ts';
 
 // Clients that two generators of different kinds make of the two documents: generated, compiled strictly, and used
 // against a service that listens.
@@ -183,6 +183,6 @@ async function compiles(t: Test, folder: string, tour: string): Promise<void> {
 }
 
 async function succeeds(t: Test, program: string, args: string[], cwd = process.cwd()): Promise<void> {
-  const running = runPlainly(t, program, args, { cwd });
+  const running = run(t, program, args, { cwd });
   t.equal((await running.exited).code, 0, running.output());
 }

@@ -4,6 +4,7 @@ import t from 'tap';
 import { startListening } from './support/hook.ts';
 import { scratch } from './support/instance.ts';
 import { openShell, pasteSteps, startFolder, stepsOf } from './support/pages.ts';
+import { compiled } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { serve } from './support/served.ts';
 
@@ -25,7 +26,7 @@ for (const page of ['quick-start', 'cookbook', 'undo-and-rotation']) {
 t.test("the commands for lost tokens, where all operators' are", { skip }, async (t) => {
   const { url, env } = await serve(t);
   const folder = await scratch(t);
-  const entry = `--import=${import.meta.resolve('tsx')} ${path.resolve('src/cli/latchkey.ts')}`;
+  const entry = compiled('src/cli/latchkey.ts');
   await writeFile(path.join(folder, 'latchkey'), `#!/bin/sh\nexec ${process.execPath} ${entry} "$@"\n`, {
     mode: 0o755,
   });

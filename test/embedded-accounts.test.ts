@@ -5,7 +5,7 @@ import path from 'node:path';
 import t from 'tap';
 import { defaultDataDirectory } from '../src/db/embedded/start.ts';
 import { scratch, start } from './support/instance.ts';
-import { request, run, runEntry } from './support/process.ts';
+import { compiled, request, run, runEntry } from './support/process.ts';
 
 const isRoot = process.getuid?.() === 0;
 const nobody = { uid: 65_534, gid: 65_534 };
@@ -66,7 +66,7 @@ t.test('as an ordinary user', { skip: isRoot && !reachable && 'nobody cannot rea
   const identity: { uid?: number; gid?: number } = isRoot ? nobody : {};
   const env = { PORT: '0', HOME: directory, TMPDIR: directory };
   // The working folder is where the data go where nothing else is said.
-  const service = run(t, process.execPath, [`--import=${import.meta.resolve('tsx')}`, path.resolve('src/server.ts')], {
+  const service = run(t, process.execPath, [compiled('src/server.ts')], {
     cwd: directory,
     env,
     ...identity,

@@ -2,15 +2,13 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import t, { type Test } from 'tap';
 import { scratch } from './support/instance.ts';
-import { type RunningProcess, run, runScript } from './support/process.ts';
+import { type RunningProcess, run, runCompiled } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 
 // `npm run demo`, as a person starts it, reads it, and ends it.
 
-const demo = path.resolve('docs/demo/run.ts');
-
 function startDemo(t: Test, env: NodeJS.ProcessEnv): RunningProcess {
-  return runScript(t, demo, [], { env: { PORT: '0', ...env } });
+  return runCompiled(t, 'docs/demo/run.ts', [], { env: { PORT: '0', ...env } });
 }
 
 /** The commands that it prints, with what it says of each. */

@@ -5,7 +5,7 @@ import t, { type Test } from 'tap';
 import { scratch } from './support/instance.ts';
 import { openShell, pasteSteps, type Step, stepsOf } from './support/pages.ts';
 import { freePort, isFree } from './support/ports.ts';
-import { type RunningProcess, runPlainly } from './support/process.ts';
+import { type RunningProcess, run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 
 // What somebody meets who has cloned the repository: what the start prints, then the pages in their order, pasted as they stand
@@ -13,7 +13,7 @@ import { unlessInstalled } from './support/programs.ts';
 
 const isRoot = process.getuid?.() === 0;
 const nobody = { uid: 65_534, gid: 65_534 };
-const repository = path.dirname(import.meta.dirname);
+const repository = process.cwd();
 
 /** On a warm cache and an idle machine it takes less than 60 s. */
 const firstKeyWithinMs = 180_000;
@@ -55,8 +55,7 @@ async function firstMinutes(t: Test, identity: { uid?: number; gid?: number }): 
   spawnSync('git', ['clone', '--quiet', repository, folder]);
   if (identity.uid !== undefined) spawnSync('chown', ['-R', `${identity.uid}:${identity.gid}`, home]);
   const options = { env, ...identity };
-  const terminal = (command: string) =>
-    runPlainly(t, 'bash', ['-c', command], { cwd: folder, group: true, ...options });
+  const terminal = (command: string) => run(t, 'bash', ['-c', command], { cwd: folder, group: true, ...options });
 
   const pages = {
     readme: await stepsOf(path.join(folder, 'README.md'), ['Try it', 'Use it', 'Protect a backend']),

@@ -5,7 +5,7 @@ import path from 'node:path';
 import t, { type Test } from 'tap';
 import { startService } from './support/app.ts';
 import { installGenerators } from './support/generators.ts';
-import { runPlainly, runScript } from './support/process.ts';
+import { run, runScript } from './support/process.ts';
 
 // Clients that further generators make of both documents: compiled strictly, libraries included, and used against a service
 // that listens. test/clients.test.ts has two more.
@@ -69,6 +69,6 @@ function compiles(t: Test, tour: string, folder: string): Promise<void> {
 }
 
 async function succeeds(t: Test, program: string, args: string[], cwd: string): Promise<void> {
-  const running = runPlainly(t, program, args, { cwd });
+  const running = run(t, program, args, { cwd });
   t.equal((await running.exited).code, 0, running.output());
 }

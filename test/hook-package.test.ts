@@ -11,7 +11,7 @@ import { run } from './support/process.ts';
 
 // What a backend gets that installs the package: two entries with their types, and of Latchkey's libraries only what they need.
 
-const root = path.dirname(import.meta.dirname);
+const root = process.cwd();
 
 /** All that the hook may bring into a backend, beside Node itself. */
 const librariesNeeded = ['fastify', 'fastify-plugin', 'lru-cache', 'undici'];
@@ -49,7 +49,7 @@ const tsc = path.join(root, 'node_modules/typescript/bin/tsc');
 
 function must(program: string, args: string[], cwd: string): string {
   // Without what tap has Node load into each process that it starts.
-  const { status, stdout, stderr } = spawnSync('env', ['-u', 'NODE_OPTIONS', program, ...args], {
+  const { status, stdout, stderr } = spawnSync(program, args, {
     cwd,
     encoding: 'utf8',
   });

@@ -6,7 +6,7 @@ import { generateKeyring } from '../src/crypto/keyring.ts';
 import { BaseUnavailable, type BuiltImage, buildImage, commandIn, unlessBuildable } from './support/built-image.ts';
 import { createDatabase, roleOf } from './support/database.ts';
 import { freePort } from './support/ports.ts';
-import { request, runPlainly } from './support/process.ts';
+import { request, run } from './support/process.ts';
 
 // The image as buildah builds it from the unmodified Dockerfile. image.test.ts reads the same lines where buildah is missing.
 
@@ -97,5 +97,5 @@ interface InImage {
 
 function inImage(t: Test, { image, command, env, secrets }: InImage) {
   const [program = '', ...args] = commandIn(image, command, env, [secrets]);
-  return runPlainly(t, program, args);
+  return run(t, program, args);
 }

@@ -6,7 +6,7 @@ import { generateKeyring } from '../src/crypto/keyring.ts';
 import { createDatabase, roleOf } from './support/database.ts';
 import { buildStages, type Stage } from './support/dockerfile.ts';
 import { freePort } from './support/ports.ts';
-import { type RunningProcess, request, run, runPlainly } from './support/process.ts';
+import { type RunningProcess, request, run } from './support/process.ts';
 
 // The image, built and run as far as a machine without Docker can: the Dockerfile's own lines, the production install,
 // and a start as an ordinary user who may write nothing.
@@ -107,7 +107,7 @@ t.test('npm packs the built service and its documents, and no sources', async (t
   const copied = run(t, 'cp', ['-R', 'package.json', 'LICENSE', 'README.md', 'docs', 'openapi', packing]);
   t.equal((await copied.exited).code, 0);
   await run(t, 'cp', ['-R', path.join(build.directory, 'dist'), packing]).exited;
-  const packed = runPlainly(t, 'npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], { cwd: packing });
+  const packed = run(t, 'npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], { cwd: packing });
   t.equal((await packed.exited).code, 0, packed.output());
   const [{ files }] = JSON.parse(packed.stdout()) as [{ files: Array<{ path: string }> }];
   const paths = files.map((file) => file.path);
@@ -122,7 +122,7 @@ t.test('npm packs the built service and its documents, and no sources', async (t
 /** The entry point, as the image's user; where only root may change the user, as the user that runs the tests. */
 function runImage(t: Test, { command, env }: { command: string[]; env: Record<string, string> }): RunningProcess {
   const [program = '', ...args] = image?.entrypoint ?? [];
-  return runPlainly(t, program, [...args, ...command], { cwd: image?.directory ?? '', env, ...identity() });
+  return run(t, program, [...args, ...command], { cwd: image?.directory ?? '', env, ...identity() });
 }
 
 function identity(): { uid: number; gid: number } | Record<string, never> {
@@ -132,7 +132,7 @@ function identity(): { uid: number; gid: number } | Record<string, never> {
 
 async function health(t: Test, env: Record<string, string>): Promise<number | null> {
   const [program = '', ...args] = image?.healthcheck ?? [];
-  return (await runPlainly(t, program, args, { cwd: image?.directory ?? '', env, ...identity() }).exited).code;
+  return (await run(t, program, args, { cwd: image?.directory ?? '', env, ...identity() }).exited).code;
 }
 
 async function makeReadOnly(directory: string): Promise<void> {

@@ -5,7 +5,7 @@ import t, { type Test } from 'tap';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import { createDatabase, roleOf } from './support/database.ts';
 import { scratch } from './support/instance.ts';
-import { request, type run, runPlainly } from './support/process.ts';
+import { request, run } from './support/process.ts';
 
 // `latchkey` on the PATH, as the README installs it: packed, and installed from the file into a folder of its own.
 
@@ -25,7 +25,7 @@ async function copySources(folder: string): Promise<void> {
 }
 
 async function finished(t: Test, program: string, args: string[], options: Parameters<typeof run>[3]) {
-  const process = runPlainly(t, program, args, options);
+  const process = run(t, program, args, options);
   const { code } = await process.exited;
   return { code, stdout: process.stdout(), output: process.output() };
 }
@@ -71,7 +71,7 @@ t.test('packed and installed, latchkey is a program that has everything it needs
 
   await t.test('try starts a Postgres of its own', async (t) => {
     const env = { LATCHKEY_DATA_DIR: path.join(home, 'data'), PORT: '0' };
-    const tried = runPlainly(t, 'latchkey', ['try'], { cwd: elsewhere, env: { PATH, ...env } });
+    const tried = run(t, 'latchkey', ['try'], { cwd: elsewhere, env: { PATH, ...env } });
     await tried.until(/^curl .*\n/m, 60_000);
     const credentials = JSON.parse(await readFile(path.join(home, 'data', 'credentials.json'), 'utf8'));
     const { verifierToken: token, key, url } = credentials;
@@ -95,7 +95,7 @@ t.test('packed and installed, latchkey is a program that has everything it needs
     t.match(await latchkey(['migrate'], env), { code: 0, stdout: /^applied: 0001-initial/ });
     const names = ['--organization', 'Example Inc', '--admin-email', 'ada@example.com'];
     t.match(await latchkey(['bootstrap', ...names], env), { code: 0, stdout: /"adminToken": "lk_a_/ });
-    const served = runPlainly(t, 'latchkey', ['serve'], { cwd: elsewhere, env: { PATH, ...env } });
+    const served = run(t, 'latchkey', ['serve'], { cwd: elsewhere, env: { PATH, ...env } });
     const [, url = ''] = await served.until(/Server listening at (http:\/\/[^"]+)"/);
     t.equal((await request(`${url}/readyz`)).status, 200);
     t.match((await latchkey(['audit', 'verify'], env)).code, 0);

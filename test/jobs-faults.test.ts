@@ -1,4 +1,3 @@
-import path from 'node:path';
 import t, { type Test } from 'tap';
 import { connect, type Db } from '../src/db/client.ts';
 import { listJobRuns } from '../src/jobs/store.ts';
@@ -6,7 +5,7 @@ import { forgivingPool } from '../src/jobs/worker-pool.ts';
 import type { ClusterUrls } from './support/cluster.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { dbDue, dbMissed, dbQueue, makeJob, startReplica } from './support/jobs.ts';
-import { eventually, runScript } from './support/process.ts';
+import { eventually, runCompiled } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
 
 async function openDatabase(t: Test): Promise<{ urls: ClusterUrls; db: Db }> {
@@ -21,9 +20,8 @@ const hasSucceeded = async (db: Db, name: string) => (await runOf(db, name))?.la
 
 t.test('a worker that is killed at work: the job is done when it is due the next time, and only then', async (t) => {
   const { urls, db } = await openDatabase(t);
-  const script = path.join(import.meta.dirname, 'support', 'hanging-job.ts');
   await dbMissed(urls, 'survivor');
-  const doomed = runScript(t, script, [urls.app, 'survivor']);
+  const doomed = runCompiled(t, 'test/support/hanging-job.ts', [urls.app, 'survivor']);
   await doomed.until(/it hangs/);
   doomed.child.kill('SIGKILL');
   await doomed.exited;

@@ -6,7 +6,7 @@ import { parseAllDocuments } from 'yaml';
 import { environment } from '../src/config.ts';
 import type { Json } from './support/app.ts';
 import { readDockerfile } from './support/dockerfile.ts';
-import { runPlainly } from './support/process.ts';
+import { run } from './support/process.ts';
 
 // The manifest of docs/kubernetes.md: its form by the types of Kubernetes, and what it says about the service.
 
@@ -42,7 +42,7 @@ async function compile(t: Test, objects: Json[]): Promise<string> {
   await writeFile(path.join(directory, 'manifest.ts'), `${lines.join('\n')}\nexport {};\n`);
   const tsc = path.resolve('node_modules/typescript/bin/tsc');
   const flags = ['--noEmit', '--strict', '--module', 'esnext', '--moduleResolution', 'bundler', '--types', ''];
-  const compiler = runPlainly(t, process.execPath, [tsc, ...flags, 'manifest.ts'], { cwd: directory });
+  const compiler = run(t, process.execPath, [tsc, ...flags, 'manifest.ts'], { cwd: directory });
   await compiler.exited;
   return compiler.output();
 }

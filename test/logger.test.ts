@@ -9,7 +9,7 @@ import { strictRoutes } from '../src/http/strict-routes.ts';
 import { createLogger } from '../src/logger.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
-import { run } from './support/process.ts';
+import { compiled, run } from './support/process.ts';
 
 t.test('no token gets into the log, wherever it stands', async (t) => {
   const lines: string[] = [];
@@ -80,12 +80,12 @@ t.test('the line of a reply has a level by how it ended', async (t) => {
 
 t.test('for people: readable on a terminal or where asked for, JSON elsewhere', async (t) => {
   const script = `
-    const { createLogger } = await import('./src/logger.ts');
+    const { createLogger } = await import('${compiled('src/logger.ts')}');
     const format = process.env.FORMAT === '' ? undefined : process.env.FORMAT;
     if (process.env.TERMINAL === 'yes') process.stdout.isTTY = true;
     createLogger({ level: 'info', tokenPrefix: 'lk', format }).info({ port: 1 }, 'It is up.');`;
   const written = async (env: Record<string, string>) => {
-    const child = run(t, process.execPath, ['--import=tsx', '--input-type=module', '-e', script], { env });
+    const child = run(t, process.execPath, ['--input-type=module', '-e', script], { env });
     await child.until(/It is up/);
     await child.exited;
     return child.stdout();

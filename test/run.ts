@@ -1,24 +1,37 @@
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { createRequire } from 'node:module';
-import { tmpdir } from 'node:os';
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { availableParallelism, tmpdir } from 'node:os';
 import path from 'node:path';
+import { text } from 'node:stream/consumers';
+import { parseArgs } from 'node:util';
+import pLimit from 'p-limit';
 import { startEmbeddedPostgres } from '../src/db/embedded/start.ts';
-import { clusterVariable, makeTestRoles } from './support/cluster.ts';
-import { countAsserts } from './support/tap-counts.ts';
+import { clusterVariable, makeTestRoles, type TestCluster } from './support/cluster.ts';
+import { addDatabase, migrateAs } from './support/database.ts';
+import { compiled } from './support/process.ts';
+import { type Counts, countAsserts } from './support/tap-counts.ts';
 
-// Runs the tests on one Postgres: the one of TEST_DATABASE_URL (a superuser's), else an embedded one of its own.
-// Arguments go to tap: `npm test -- test/keys.test.ts`.
+// Runs the tests on one Postgres: the one of TEST_DATABASE_URL (a superuser's), otherwise an embedded one of its own.
+// `npm test -- test/keys.test.ts` runs one file, `npm test -- --jobs=1` one file after the other.
 
-// tap runs the files that it finds and says nothing of the others.
-const missing = process.argv.slice(2).filter(isMissingFile);
+const fileTimeoutMs = 300_000;
+
+const { values: options, positionals: named } = parseArgs({
+  allowPositionals: true,
+  options: { jobs: { type: 'string', default: String(2 * availableParallelism()) } },
+});
+const missing = named.filter((file) => !existsSync(file));
 if (missing.length > 0) {
   process.stderr.write(`There is no such file: ${missing.join(', ')}\n0 passed, ${missing.length} failed\n`);
   process.exit(1);
 }
+const found = await readdir('test');
+const files =
+  named.length > 0 ? named : found.filter((name) => name.endsWith('.test.ts')).map((name) => `test/${name}`);
 
+compile();
 const scratch = await mkdtemp(path.join(tmpdir(), 'latchkey-test-'));
 const embedded =
   process.env['TEST_DATABASE_URL'] === undefined
@@ -30,53 +43,65 @@ const embedded =
       })
     : undefined;
 const roles = await makeTestRoles(process.env['TEST_DATABASE_URL'] ?? embedded?.urls.superuser ?? '');
+const template = await addDatabase(roles.urls, '');
 
-let exitCode = 1;
+const interrupted = new AbortController();
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => interrupted.abort());
+
+let results: Counts[] = [];
 try {
-  exitCode = await runTap();
+  await migrateAs(template.urls);
+  const limit = pLimit(Number(options.jobs));
+  const cluster: TestCluster = { urls: roles.urls, template: template.name };
+  results = await Promise.all(files.map((file) => limit(() => runFile(file, cluster))));
 } finally {
+  await template.drop();
   await roles.drop();
   await embedded?.stop();
   await rm(scratch, { recursive: true, force: true });
 }
-process.exit(exitCode);
+process.exit(summarize(results) ? 0 : 1);
 
-/** Options and patterns are left to tap. */
-function isMissingFile(argument: string): boolean {
-  const isFile = !argument.startsWith('-') && !/[*?[{]/.test(argument) && /\/|\.[cm]?[jt]sx?$/.test(argument);
-  return isFile && !existsSync(argument);
+/** Each test file and what it starts run without a transpiler. The types are checked by `npm run typecheck`. */
+function compile(): void {
+  const compiler = path.join('node_modules', 'typescript', 'bin', 'tsc');
+  const { status } = spawnSync(process.execPath, [compiler, '-p', 'tsconfig.test.json'], { stdio: 'inherit' });
+  if (status !== 0) process.exit(1);
 }
 
-async function runTap(): Promise<number> {
-  const tap = path.join(path.dirname(createRequire(import.meta.url).resolve('tap/package.json')), 'dist/esm/run.mjs');
-  await buildPlugins(tap);
-  const output = path.join(scratch, 'output.tap');
-  const args = [tap, 'run', '--reporter=min', `--output-file=${output}`, ...process.argv.slice(2)];
-  const child = spawn(process.execPath, args, {
-    stdio: 'inherit',
-    env: { ...process.env, [clusterVariable]: JSON.stringify(roles.urls) },
+/** Runs a test file as a process of its own and prints how it went. */
+async function runFile(file: string, cluster: TestCluster): Promise<Counts> {
+  const startedAtMs = performance.now();
+  const child = spawn(process.execPath, ['--enable-source-maps', compiled(file)], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    timeout: fileTimeoutMs,
+    signal: interrupted.signal,
+    env: { ...process.env, TAP_TIMEOUT: String(fileTimeoutMs / 1_000), [clusterVariable]: JSON.stringify(cluster) },
   });
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => child.kill(signal));
-  const [code] = (await once(child, 'exit')) as [number | null];
-  const counts = countAsserts(await readFile(output, 'utf8').catch(() => ''));
-  // The reporter shows failures only on a terminal.
-  for (const failure of counts.failures) process.stdout.write(`\nfailed: ${failure}`);
-  // tap itself may fail, such as by a file that it cannot find.
-  const failed = code === 0 ? counts.failures.length : Math.max(1, counts.failures.length);
-  for (const skipped of counts.skipped) process.stdout.write(`\nskipped: ${skipped}`);
-  const andSkipped = counts.skipped.length === 0 ? '' : `, ${counts.skipped.length} skipped`;
-  process.stdout.write(`\n${counts.passed} passed, ${failed} failed${andSkipped}\n`);
-  return failed === 0 && counts.passed > 0 ? 0 : 1;
+  const [tap, errors, [code, signal]] = await Promise.all([
+    text(child.stdout),
+    text(child.stderr),
+    once(child, 'exit') as Promise<[number | null, NodeJS.Signals | null]>,
+  ]);
+  const counts = countAsserts(file, tap);
+  if (code !== 0 && counts.failures.length === 0) {
+    counts.failures.push({ path: `${file} > ended by ${signal ?? `exit code ${code}`}`, details: tap.slice(-2_000) });
+  }
+  const seconds = ((performance.now() - startedAtMs) / 1_000).toFixed(1);
+  process.stdout.write(`${counts.failures.length === 0 ? 'ok    ' : 'FAILED'} ${seconds.padStart(6)} s  ${file}\n`);
+  if (counts.failures.length > 0) process.stdout.write(errors);
+  for (const { path: failed, details } of counts.failures) process.stdout.write(`failed: ${failed}\n${details}\n`);
+  return counts;
 }
 
-/**
- * tap builds its own class from the plugins that `.taprc` lists. It would do so by itself, but the run that does it
- * still uses the plugins from before, TypeScript's among them.
- */
-async function buildPlugins(tap: string): Promise<void> {
-  const marker = path.join('node_modules', '.latchkey-tap-built');
-  if (existsSync(marker)) return;
-  const [code] = await once(spawn(process.execPath, [tap, 'build'], { stdio: 'inherit' }), 'exit');
-  if (code !== 0) throw new Error('`tap build` failed');
-  await writeFile(marker, '');
+/** Prints the counts of all files, at the end once more what failed. @returns whether everything passed */
+function summarize(results: Counts[]): boolean {
+  const failures = results.flatMap((counts) => counts.failures);
+  const skipped = results.flatMap((counts) => counts.skipped);
+  const passed = results.reduce((sum, counts) => sum + counts.passed, 0);
+  for (const { path: failed } of failures) process.stdout.write(`failed: ${failed}\n`);
+  for (const name of skipped) process.stdout.write(`skipped: ${name}\n`);
+  const andSkipped = skipped.length === 0 ? '' : `, ${skipped.length} skipped`;
+  process.stdout.write(`\n${passed} passed, ${failures.length} failed${andSkipped}\n`);
+  return failures.length === 0 && passed > 0;
 }

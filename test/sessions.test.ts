@@ -6,7 +6,7 @@ import { connect } from '../src/db/client.ts';
 import { jobs } from '../src/jobs/list.ts';
 import { type Json, startService } from './support/app.ts';
 import { type ClusterUrls, clusterUrls } from './support/cluster.ts';
-import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
+import { addDatabase, createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { dbDue, startReplica } from './support/jobs.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { poolerTo } from './support/pooler.ts';
@@ -158,12 +158,9 @@ t.test('session_replication_role, which only a superuser can change, is named', 
 });
 
 async function databaseOf(t: Test, how: string): Promise<ClusterUrls> {
-  const name = `latchkey_test_${randomBytes(6).toString('hex')}`;
-  const cluster = clusterUrls();
-  await dbQuery(cluster.superuser, `create database ${name} owner ${roleOf(cluster.owner)} template template0 ${how}`);
-  t.teardown(() => dbQuery(cluster.superuser, `drop database ${name} with (force)`));
-  const inIt = (url: string) => url.replace(/[^/]+$/, name);
-  return { superuser: inIt(cluster.superuser), owner: inIt(cluster.owner), app: inIt(cluster.app) };
+  const { urls, drop } = await addDatabase(clusterUrls(), `template template0 ${how}`);
+  t.teardown(drop);
+  return urls;
 }
 
 t.test('a database that cannot store every text is refused by name, by commands and by the start', async (t) => {

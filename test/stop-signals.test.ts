@@ -1,7 +1,6 @@
 import { readFile } from 'node:fs/promises';
-import path from 'node:path';
 import t from 'tap';
-import { eventually, request, run } from './support/process.ts';
+import { compiled, eventually, request, run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { serve } from './support/served.ts';
 
@@ -78,9 +77,9 @@ os.waitpid(pid, 0)
 `;
 
 t.test('a closed terminal drains it, too', { skip: unlessInstalled('python3') }, async (t) => {
-  const env = { LATCHKEY_DATA_DIR: t.testdir(), PORT: '0', NODE_OPTIONS: '', ...drain };
-  const entry = path.resolve('src/server.ts');
-  const terminal = run(t, 'python3', ['-uc', inTerminal, process.execPath, '--import=tsx', entry], { env });
+  const env = { LATCHKEY_DATA_DIR: t.testdir(), PORT: '0', ...drain };
+  const entry = compiled('src/server.ts');
+  const terminal = run(t, 'python3', ['-uc', inTerminal, process.execPath, entry], { env });
   const [, url = ''] = await terminal.until(/Server listening at (http:[/.\w]+:\d+)/);
   terminal.child.stdin?.write('close\n');
   await eventually(async () => (await request(`${url}/readyz`)).body.detail === 'The service is stopping.');

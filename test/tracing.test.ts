@@ -3,7 +3,7 @@ import type { AddressInfo } from 'node:net';
 import t, { type Test } from 'tap';
 import { parseTraceparent, toTraceparent, traceIdOfRequestId } from '../src/core/trace.ts';
 import { type Json, startService } from './support/app.ts';
-import { eventually, request, run } from './support/process.ts';
+import { compiled, eventually, request, run } from './support/process.ts';
 import { serve } from './support/served.ts';
 import { makeWebhook, startReceiver, startSending } from './support/webhooks.ts';
 
@@ -182,17 +182,17 @@ t.test('whoever does not ask for spans loads nothing for them', async (t) => {
   const loaded = async (code: string) => {
     const script = `
       import { createRequire } from 'node:module';
-      await import('./src/cli/serve.ts');
+      await import('${compiled('src/cli/serve.ts')}');
       ${code}
       const names = Object.keys(createRequire(import.meta.url).cache).filter((name) => /otlp|sdk-trace/.test(name));
       console.log('loaded ' + names.length);`;
-    const child = run(t, process.execPath, ['--import=tsx', '--input-type=module', '-e', script]);
+    const child = run(t, process.execPath, ['--input-type=module', '-e', script]);
     const [, count] = await child.until(/loaded (\d+)/);
     return Number(count);
   };
   t.equal(await loaded(''), 0);
   const start = `
-    const { startTelemetry } = await import('./src/telemetry.ts');
+    const { startTelemetry } = await import('${compiled('src/telemetry.ts')}');
     await startTelemetry({ endpoint: 'http://127.0.0.1:1', serviceName: 'x', version: '1', tokenPrefix: 'lk', logger: console });`;
   t.not(await loaded(start), 0, 'and this would show it');
 });

@@ -1,10 +1,9 @@
-import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { keyringOf } from './support/keyrings.ts';
-import { eventually, runScript } from './support/process.ts';
+import { eventually, runCompiled } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
 import { deliveriesOf, idOf, makeWebhook, startReceiver, startSending } from './support/webhooks.ts';
 
@@ -13,7 +12,7 @@ import { deliveriesOf, idOf, makeWebhook, startReceiver, startSending } from './
 const entry = 'k1';
 
 async function startSender(t: Test, { urls }: TestService) {
-  const sender = runScript(t, path.join(import.meta.dirname, 'support', 'webhook-sender.ts'), [urls.app, entry]);
+  const sender = runCompiled(t, 'test/support/webhook-sender.ts', [urls.app, entry]);
   await sender.until(/it sends/);
   return sender;
 }

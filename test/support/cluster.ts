@@ -11,6 +11,13 @@ export interface ClusterUrls {
   app: string;
 }
 
+/** What the test files get from `test/run.ts`. */
+export interface TestCluster {
+  urls: ClusterUrls;
+  /** A migrated database that each test copies. */
+  template: string;
+}
+
 export interface TestRoles {
   urls: ClusterUrls;
   drop(): Promise<void>;
@@ -31,6 +38,8 @@ export async function makeTestRoles(superuserUrl: string): Promise<TestRoles> {
     }
   };
   await query(
+    // Each iteration of SCRAM costs every connection of every test; the role is gone after the run.
+    "select set_config(name, '1', false) from pg_settings where name = 'scram_iterations'",
     `create role ${names.owner} login password '${password}'`,
     `create role ${names.app} login password '${password}'`,
   );
@@ -46,8 +55,12 @@ export async function makeTestRoles(superuserUrl: string): Promise<TestRoles> {
   };
 }
 
-export function clusterUrls(): ClusterUrls {
+export function testCluster(): TestCluster {
   const text = process.env[clusterVariable];
   if (text === undefined) throw new Error('Run the tests with `npm test`, which starts a Postgres for them.');
-  return JSON.parse(text) as ClusterUrls;
+  return JSON.parse(text) as TestCluster;
+}
+
+export function clusterUrls(): ClusterUrls {
+  return testCluster().urls;
 }

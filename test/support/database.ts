@@ -3,24 +3,26 @@ import pg from 'pg';
 import type { Test } from 'tap';
 import { connect } from '../../src/db/client.ts';
 import { migrate } from '../../src/db/migrator.ts';
-import { type ClusterUrls, clusterUrls } from './cluster.ts';
+import { type ClusterUrls, testCluster } from './cluster.ts';
 
 /** A database of its own, dropped when the test ends. */
-export async function createDatabase(
-  t: Test,
-  options: { migrated: boolean } = { migrated: true },
-): Promise<ClusterUrls> {
+export async function createDatabase(t: Test, { migrated = true } = {}): Promise<ClusterUrls> {
+  const { urls, template } = testCluster();
+  const database = await addDatabase(urls, migrated ? `template ${template}` : '');
+  t.teardown(database.drop);
+  return database.urls;
+}
+
+/** @param how further words for `create database` */
+export async function addDatabase(cluster: ClusterUrls, how: string) {
   const name = `latchkey_test_${randomBytes(6).toString('hex')}`;
-  const cluster = clusterUrls();
-  await dbQuery(cluster.superuser, `create database ${name} owner ${roleOf(cluster.owner)}`);
-  t.teardown(() => dbQuery(cluster.superuser, `drop database ${name} with (force)`));
-  const urls = {
+  await dbQuery(cluster.superuser, `create database ${name} owner ${roleOf(cluster.owner)} ${how}`);
+  const urls: ClusterUrls = {
     superuser: withDatabase(cluster.superuser, name),
     owner: withDatabase(cluster.owner, name),
     app: withDatabase(cluster.app, name),
   };
-  if (options.migrated) await migrateAs(urls);
-  return urls;
+  return { name, urls, drop: () => dbQuery(cluster.superuser, `drop database ${name} with (force)`) };
 }
 
 export async function migrateAs(urls: ClusterUrls): Promise<string[]> {
@@ -48,23 +50,32 @@ export async function dbQuery(
   sql: string,
   values: unknown[] = [],
 ): Promise<Array<Record<string, unknown>>> {
-  const client = new pg.Client({ connectionString: url });
-  await client.connect();
-  try {
-    const result = await client.query<Record<string, unknown>>(sql, values);
-    return result.rows;
-  } finally {
-    await client.end();
-  }
+  return withConnection(url, async (client) => (await client.query<Record<string, unknown>>(sql, values)).rows);
 }
 
 /** Everything that the database keeps, as text; binary columns come as they are and as hex. */
 export async function dbDump(superuserUrl: string): Promise<string> {
-  const tables = await dbQuery(superuserUrl, "select tablename from pg_tables where schemaname = 'public'");
-  const texts: string[] = [];
-  for (const { tablename } of tables) {
-    const rows = await dbQuery(superuserUrl, `select row_to_json(t)::text as text from public.${String(tablename)} t`);
-    for (const { text } of rows) texts.push(String(text));
+  return withConnection(superuserUrl, async (client) => {
+    const { rows } = await client.query<{ tablename: string }>(
+      "select tablename from pg_tables where schemaname = 'public'",
+    );
+    const texts: string[] = [];
+    for (const { tablename } of rows) {
+      const kept = await client.query<{ text: string }>(
+        `select row_to_json(t)::text as text from public.${tablename} t`,
+      );
+      texts.push(...kept.rows.map(({ text }) => text));
+    }
+    return texts.join('\n');
+  });
+}
+
+async function withConnection<Result>(url: string, work: (client: pg.Client) => Promise<Result>): Promise<Result> {
+  const client = new pg.Client({ connectionString: url });
+  await client.connect();
+  try {
+    return await work(client);
+  } finally {
+    await client.end();
   }
-  return texts.join('\n');
 }

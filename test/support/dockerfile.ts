@@ -1,7 +1,7 @@
 import { cp, mkdir, readFile, symlink } from 'node:fs/promises';
 import path from 'node:path';
 import type { Test } from 'tap';
-import { runPlainly } from './process.ts';
+import { run } from './process.ts';
 
 /** A stage of the Dockerfile, carried out without Docker: its file system is a folder, and `/app` lies in it. */
 export interface Stage {
@@ -116,7 +116,7 @@ async function runIn(t: Test, stage: Stage, line: string): Promise<void> {
   }
   // What npm has fetched before is not fetched again.
   const env = { ...stage.env, npm_config_prefer_offline: 'true' };
-  const shell = runPlainly(t, 'sh', ['-euc', line], { cwd: stage.directory, env });
+  const shell = run(t, 'sh', ['-euc', line], { cwd: stage.directory, env });
   const { code } = await shell.exited;
   if (code !== 0) throw new Error(`«${line}» ended with ${code}:\n${shell.output()}`);
 }

@@ -85,7 +85,7 @@ export function scratchFolder(t: Test): string {
   return folder;
 }
 
-const script = path.join(path.dirname(path.dirname(import.meta.dirname)), 'docs/verify-history.py');
+const script = path.resolve('docs/verify-history.py');
 
 /** What the verifier that shares no code with Latchkey says; all in one run. */
 export function findByScript(

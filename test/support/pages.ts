@@ -4,7 +4,7 @@ import type { Test } from 'tap';
 import type { Json } from './app.ts';
 import type { ListeningService } from './hook.ts';
 import { scratch } from './instance.ts';
-import { eventually, type RunningProcess, runPlainly } from './process.ts';
+import { eventually, type RunningProcess, run } from './process.ts';
 
 // The commands of the pages for people, as they stand there. What a page shows of a reply has to be in it; `…` stands for
 // whatever is there.
@@ -49,8 +49,8 @@ export interface Shell {
   paste(command: string): Promise<string>;
 }
 
-export function openShell(t: Test, cwd: string, options: Parameters<typeof runPlainly>[3] = {}): Shell {
-  const bash: RunningProcess = runPlainly(t, 'bash', [], { cwd, ...options });
+export function openShell(t: Test, cwd: string, options: Parameters<typeof run>[3] = {}): Shell {
+  const bash: RunningProcess = run(t, 'bash', [], { cwd, ...options });
   let pasted = 0;
   return {
     async paste(command) {

@@ -28,18 +28,28 @@ interface Options {
   descriptors?: number;
 }
 
-const root = path.dirname(path.dirname(import.meta.dirname));
+const root = process.cwd();
 const tsx = pathToFileURL(createRequire(import.meta.url).resolve('tsx')).href;
 
 /** Only what a program needs to run: no setting of the tests or of this machine leaks into what is tested. */
 const plainEnvironment = { PATH: process.env['PATH'], HOME: process.env['HOME'], TMPDIR: process.env['TMPDIR'] };
 
-/** Runs one of our entries from the sources, such as `server.ts` or `cli/latchkey.ts`. It is gone when the test ends. */
-export function runEntry(t: Test, entry: string, args: string[] = [], options: Options = {}): RunningProcess {
-  return runScript(t, path.join(root, 'src', entry), args, options);
+/** Where `test/run.ts` has compiled one of our files to, such as `src/server.ts`. */
+export function compiled(file: string): string {
+  return path.join(root, '.test-build', file.replace(/ts$/, 'js'));
 }
 
-/** Runs a TypeScript file as a process of its own. */
+/** Runs one of our entries, such as `server.ts` or `cli/latchkey.ts`. It is gone when the test ends. */
+export function runEntry(t: Test, entry: string, args: string[] = [], options: Options = {}): RunningProcess {
+  return runCompiled(t, `src/${entry}`, args, options);
+}
+
+/** Runs one of our files as a process of its own. */
+export function runCompiled(t: Test, file: string, args: string[] = [], options: Options = {}): RunningProcess {
+  return run(t, process.execPath, [compiled(file), ...args], options);
+}
+
+/** Runs a TypeScript file that is not compiled with ours as a process of its own. */
 export function runScript(t: Test, file: string, args: string[] = [], options: Options = {}): RunningProcess {
   return run(t, process.execPath, [`--import=${tsx}`, file, ...args], options);
 }
@@ -82,11 +92,6 @@ export function run(t: Test, program: string, args: string[], options: Options =
       throw new Error(`${pattern} never came; the process wrote:\n${output()}`);
     },
   } satisfies RunningProcess;
-}
-
-/** The same without what tap has each Node load first: as people run it. */
-export function runPlainly(t: Test, program: string, args: string[] = [], options: Options = {}): RunningProcess {
-  return run(t, 'env', ['-u', 'NODE_OPTIONS', program, ...args], options);
 }
 
 /** Polls until `check` gives something, with a limit. */

@@ -1,19 +1,26 @@
-interface Counts {
+export interface Counts {
   passed: number;
-  /** The failed asserts, each with the tests it stands in, the outermost first: `test/a.test.ts > a page > has a next one`. */
-  failures: string[];
+  failures: Failure[];
   /** What was not run, each with its reason. */
   skipped: string[];
 }
 
+export interface Failure {
+  /** The failed assert and the tests it stands in, the outermost first: `test/a.test.ts > a page > has a next one`. */
+  path: string;
+  /** What TAP says about it: the values, and where it stands. */
+  details: string;
+}
+
 /**
- * Counts the asserts of a TAP stream, without the lines that only sum up a subtest. A subtest that failed although
- * none of its asserts did, such as a file that ended early, counts as one failed assert.
+ * Counts the asserts in the TAP output of a file, without the lines that only sum up a subtest. A subtest that failed
+ * although none of its asserts did, such as one that threw, counts as one failed assert.
  */
-export function countAsserts(tap: string): Counts {
+export function countAsserts(file: string, tap: string): Counts {
   const counts: Counts = { passed: 0, failures: [], skipped: [] };
   const openSubtests: { indent: number; name: string; failuresBefore: number }[] = [];
-  for (const line of tap.split('\n')) {
+  const lines = tap.split('\n');
+  for (const [index, line] of lines.entries()) {
     const indent = line.length - line.trimStart().length;
     const text = line.trimStart();
     const subtest = /^# Subtest: (.*)$/.exec(text);
@@ -21,15 +28,22 @@ export function countAsserts(tap: string): Counts {
     const result = /^(not )?ok \d+(?: - (.*))?$/.exec(text);
     if (result === null || text.endsWith('{')) continue;
     const isFailure = result[1] !== undefined;
-    const path = [...openSubtests.map(({ name }) => name), result[2] ?? ''].join(' > ');
-    const skipped = /^ok \d+ - (.*) # SKIP (.*)$/.exec(text);
     const innermost = openSubtests.at(-1);
-    if (innermost?.indent === indent) {
-      openSubtests.pop();
-      if (isFailure && counts.failures.length === innermost.failuresBefore) counts.failures.push(path);
+    const isSum = innermost?.indent === indent;
+    if (isSum) openSubtests.pop();
+    const skipped = /^ok \d+ - (.*) # SKIP (.*)$/.exec(text);
+    if (isFailure && (!isSum || counts.failures.length === innermost.failuresBefore)) {
+      const path = [file, ...openSubtests.map(({ name }) => name), result[2] ?? ''].join(' > ');
+      counts.failures.push({ path, details: detailsAt(lines, index + 1) });
     } else if (skipped !== null) counts.skipped.push(`${skipped[1]}: ${skipped[2]}`);
-    else if (isFailure) counts.failures.push(path);
-    else counts.passed += 1;
+    else if (!isSum) counts.passed += 1;
   }
   return counts;
+}
+
+/** The YAML block that follows a result. */
+function detailsAt(lines: string[], start: number): string {
+  if (lines[start]?.trim() !== '---') return '';
+  const end = lines.findIndex((line, index) => index > start && line.trim() === '...');
+  return lines.slice(start + 1, end < 0 ? undefined : end).join('\n');
 }
