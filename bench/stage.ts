@@ -17,7 +17,7 @@ import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/db/embedded
 import { confirmInstallation } from '../src/db/installation.ts';
 import { migrate } from '../src/db/migrator.ts';
 import type { Transactor } from '../src/db/work.ts';
-import { tokenCrypto } from '../src/service.ts';
+import { tokenCrypto } from '../src/token-crypto.ts';
 import { dbAddKeys, dbLiftLimits } from './key-rows.ts';
 import { freePort, type Server, startServer } from './servers.ts';
 

@@ -8,11 +8,10 @@ import type { TokenCrypto } from './auth/mint.ts';
 import { bootstrap } from './bootstrap.ts';
 import type { Config } from './config.ts';
 import { passingTracer } from './core/trace.ts';
-import { createSecretHasher } from './crypto/secret-hash.ts';
 import { connect, type DatabaseClient } from './db/client.ts';
 import { embeddedRoles } from './db/embedded/cluster.ts';
 import { requireUtf8 } from './db/fitness.ts';
-import { checkGuarantees } from './db/guarantees.ts';
+import { requireGuarantees } from './db/guarantees.ts';
 import { confirmInstallation, isRestoredCopy, restoredCopyRemedy } from './db/installation.ts';
 import { migrate, requireCurrentSchema } from './db/migrator.ts';
 import type { Transactor } from './db/work.ts';
@@ -28,6 +27,7 @@ import { countEvents, createTallies } from './metrics.ts';
 import { isAnyOrganizationThere } from './organizations/store.ts';
 import { createShutdown, type Phase } from './shutdown.ts';
 import { startTelemetry } from './telemetry.ts';
+import { tokenCrypto } from './token-crypto.ts';
 import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
 import { createWebhookClient } from './webhooks/connector.ts';
@@ -89,11 +89,11 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     shutdown.add(phase('database', () => client.close()));
     await requireUtf8(client.db);
     await requireCurrentSchema(client.db);
-    const crypto = tokenCrypto(config, embedded);
+    const crypto = tokenCrypto(config, embedded?.keyring);
     for (const id of await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring: crypto.keyring })) {
       logger.error({ id }, 'The stored check value of a keyring entry was written without the keyring. It is ignored.');
     }
-    await requireGuarantees(client, config, logger);
+    await requireGuarantees(client.db, { isStrict: config.LATCHKEY_STRICT, logger });
     const noShift = () => 0;
     const tallies = createTallies();
     const { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, OTEL_SERVICE_NAME: serviceName, TOKEN_PREFIX: tokenPrefix } = config;
@@ -281,39 +281,6 @@ function connectionsWithinLimits({ MAX_CONNECTIONS, DATABASE_POOL_SIZE }: Config
   const connections = Math.max(connectionsAtLeast, left);
   logger.warn({ limit, connections }, 'The descriptor limit allows fewer connections than MAX_CONNECTIONS.');
   return connections;
-}
-
-/** How tokens are made and checked by this configuration. */
-export function tokenCrypto(config: Config, embedded?: EmbeddedInstance): TokenCrypto {
-  const keyring = embedded?.keyring ?? config.keyring;
-  if (keyring === undefined) throw new Error('the configuration was read without a keyring');
-  return {
-    prefix: config.TOKEN_PREFIX,
-    keyring,
-    hasher: createSecretHasher({
-      memoryKib: config.ARGON2_MEMORY_KIB,
-      timeCost: config.ARGON2_TIME_COST,
-      parallelism: config.ARGON2_PARALLELISM,
-      concurrency: config.ARGON2_CONCURRENCY,
-      queueLimit: config.ARGON2_QUEUE_LIMIT,
-    }),
-  };
-}
-
-/** With LATCHKEY_STRICT the database does not keep what Latchkey promises, so it does not start. */
-export class GuaranteeBroken extends Error {
-  override readonly name = 'GuaranteeBroken';
-}
-
-async function requireGuarantees(client: DatabaseClient, config: Config, logger: Logger): Promise<void> {
-  const broken = (await checkGuarantees(client.db)).filter((guarantee) => !guarantee.kept);
-  const told = broken.map(({ name, remedy }) => `Not so: ${name}. ${remedy}`);
-  if (config.LATCHKEY_STRICT && told.length > 0) {
-    throw new GuaranteeBroken(
-      ['LATCHKEY_STRICT is set, and the database does not protect history:', ...told].join('\n  '),
-    );
-  }
-  for (const line of told) logger.warn(line);
 }
 
 async function bootstrapOnce(embedded: EmbeddedInstance, transactor: Transactor, crypto: TokenCrypto): Promise<void> {

@@ -30,6 +30,7 @@ const ranks: string[][] = [
     'shutdown.ts',
     'telemetry.ts',
     'bootstrap.ts',
+    'token-crypto.ts',
     'app.ts',
   ],
   ['describe-api.ts', 'embedded-instance.ts'],

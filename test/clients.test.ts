@@ -7,6 +7,7 @@ import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
+import { tsImport } from 'tsx/esm/api';
 import { startService } from './support/app.ts';
 import { freePort } from './support/ports.ts';
 import { eventually, run, runScript } from './support/process.ts';
@@ -88,7 +89,7 @@ t.test('the TypeScript of docs/integration.md compiles, and tells whose key it i
   await service.app.listen({ port: 0, host: '127.0.0.1' });
   process.env['LATCHKEY_URL'] = `http://127.0.0.1:${(service.app.server.address() as AddressInfo).port}`;
   process.env['VERIFIER_TOKEN'] = service.verifier.token;
-  const { checkKey } = await import(pathToFileURL(path.join(folder, name)).href);
+  const { checkKey } = await tsImport(pathToFileURL(path.join(folder, name)).href, import.meta.url);
   const partner = { email: 'team@partner.example', permissions: ['read'] };
   const { body } = await service.admin.post('/v1/partners', partner);
   const [{ key, id }] = body.keys;

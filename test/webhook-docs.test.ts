@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import t, { type Test } from 'tap';
+import { tsImport } from 'tsx/esm/api';
 import type { Secret } from '../src/crypto/secret.ts';
 import { deliveryFailures } from '../src/webhooks/delivery-failed.ts';
 import { deliveryFlaws } from '../src/webhooks/policy.ts';
@@ -116,7 +117,7 @@ t.test('what is said of a delivery holds for a real one', async (t) => {
   });
 
   await t.test('verify.mts takes it, and nothing that was changed', async (t) => {
-    const { isGenuine } = await import(pathToFileURL(await fileOf(t, 'verify.mts')).href);
+    const { isGenuine } = await tsImport(pathToFileURL(await fileOf(t, 'verify.mts')).href, import.meta.url);
     t.equal(isGenuine(secret, call.headers, call.body), true);
     for (const [what, headers, body] of changesOf(call)) t.equal(isGenuine(secret, headers, body), false, what);
     t.equal(isGenuine(generateWebhookSecret().reveal(), call.headers, call.body), false, 'another secret');
@@ -157,7 +158,7 @@ function changesOf({ headers, body }: Received): Array<[what: string, headers: R
 }
 
 t.test('verify.mts refuses what is old', async (t) => {
-  const { isGenuine } = await import(pathToFileURL(await fileOf(t, 'verify.mts')).href);
+  const { isGenuine } = await tsImport(pathToFileURL(await fileOf(t, 'verify.mts')).href, import.meta.url);
   const secret = generateWebhookSecret();
   const isTakenAt = (timestampSeconds: number) =>
     isGenuine(secret.reveal(), signDelivery([secret], { id: 'a', timestampSeconds, body: '{}' }), Buffer.from('{}'));

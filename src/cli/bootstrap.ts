@@ -10,7 +10,7 @@ import { confirmInstallation } from '../db/installation.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
 import { emailInput, nameInput } from '../http/schemas.ts';
 import { isAnyOrganizationThere, isOrganizationNameTaken } from '../organizations/store.ts';
-import { tokenCrypto } from '../service.ts';
+import { tokenCrypto } from '../token-crypto.ts';
 import { locate } from './locate.ts';
 import { print } from './print.ts';
 

@@ -10,7 +10,12 @@ import { migrateCommand } from './migrate.ts';
 import { openApiCommand } from './openapi.ts';
 import { ignoreGoneReader } from './print.ts';
 import { rekeyCommand } from './rekey.ts';
-import { serve } from './serve.ts';
+
+/** The HTTP server takes longer to load than most other commands to run. */
+async function serve(options: { mayEmbed: boolean }): Promise<void> {
+  const service = await import('./serve.ts');
+  await service.serve(process.env, options);
+}
 
 const program = new Command('latchkey')
   .description('Keeps the API keys of an organization. Configured by environment variables; the README lists them.')
@@ -20,11 +25,11 @@ const program = new Command('latchkey')
 program
   .command('serve')
   .description('run the service on the Postgres of DATABASE_URL until a signal ends it')
-  .action(() => serve(process.env, { mayEmbed: false }));
+  .action(() => serve({ mayEmbed: false }));
 program
   .command('try')
   .description('the same with nothing configured: starts a Postgres of its own where DATABASE_URL is not set')
-  .action(() => serve(process.env, { mayEmbed: true }));
+  .action(() => serve({ mayEmbed: true }));
 program.addCommand(migrateCommand(process.env));
 program.addCommand(bootstrapCommand(process.env));
 program.addCommand(doctorCommand(process.env));

@@ -1,6 +1,5 @@
 import { writeFile } from 'node:fs/promises';
 import { Command, Option } from 'commander';
-import { describeApi } from '../describe-api.ts';
 import { toOpenApi30 } from '../http/openapi-3-0.ts';
 import { toMarkdown } from '../http/openapi-markdown.ts';
 
@@ -16,6 +15,7 @@ export function openApiCommand(): Command {
     .addOption(new Option('--as <form>', 'its form').choices(Object.keys(forms)).default('3.1'))
     .option('--write <file>', 'write it to a file instead')
     .action(async (options: { write?: string; as: keyof typeof forms }) => {
+      const { describeApi } = await import('../describe-api.ts');
       const text = forms[options.as](await describeApi());
       if (options.write === undefined) process.stdout.write(text);
       else await writeFile(options.write, text);

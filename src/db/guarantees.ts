@@ -178,3 +178,23 @@ async function readFacts(db: Db): Promise<GuaranteeFacts> {
   if (facts === undefined) throw new Error('the database told nothing about itself');
   return facts;
 }
+
+/** With LATCHKEY_STRICT the service does not start on a database that does not protect history. */
+export class GuaranteeBroken extends Error {
+  override readonly name = 'GuaranteeBroken';
+}
+
+/** Logs each guarantee that the database does not keep. @throws GuaranteeBroken if there is one and `isStrict` */
+export async function requireGuarantees(
+  db: Db,
+  { isStrict, logger }: { isStrict: boolean; logger: { warn(line: string): void } },
+): Promise<void> {
+  const broken = (await checkGuarantees(db)).filter((guarantee) => !guarantee.kept);
+  const lines = broken.map(({ name, remedy }) => `Not so: ${name}. ${remedy}`);
+  if (isStrict && lines.length > 0) {
+    throw new GuaranteeBroken(
+      ['LATCHKEY_STRICT is set, and the database does not protect history:', ...lines].join('\n  '),
+    );
+  }
+  for (const line of lines) logger.warn(line);
+}

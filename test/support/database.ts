@@ -7,10 +7,14 @@ import { type ClusterUrls, testCluster } from './cluster.ts';
 
 /** A database of its own, dropped when the test ends. */
 export async function createDatabase(t: Test, { migrated = true } = {}): Promise<ClusterUrls> {
-  const { urls, template } = testCluster();
-  const database = await addDatabase(urls, migrated ? `template ${template}` : '');
-  t.teardown(database.drop);
-  return database.urls;
+  const { urls: cluster, template } = testCluster();
+  const { name, urls, drop } = await addDatabase(cluster, migrated ? `template ${template}` : '');
+  t.teardown(drop);
+  // Who may connect is stored beside the databases, so a copy does not have it.
+  const grants = '(select datacl from pg_database where datname = $1)';
+  const copy = `update pg_database set datacl = ${grants} where datname = $2`;
+  if (migrated) await dbQuery(cluster.superuser, copy, [template, name]);
+  return urls;
 }
 
 /** @param how further words for `create database` */
