@@ -16,7 +16,8 @@ import { type Counts, countAsserts } from './support/tap-counts.ts';
 // Runs the tests on one Postgres: the one of TEST_DATABASE_URL (a superuser's), otherwise an embedded one of its own.
 // `npm test -- test/keys.test.ts` runs one file, `npm test -- --jobs=1` one file after the other.
 
-const fileTimeoutMs = 300_000;
+const fileTimeoutMs = 900_000;
+const testTimeoutSeconds = 300;
 
 const { values: options, positionals: named } = parseArgs({
   allowPositionals: true,
@@ -76,7 +77,7 @@ async function runFile(file: string, cluster: TestCluster): Promise<Counts> {
     stdio: ['ignore', 'pipe', 'pipe'],
     timeout: fileTimeoutMs,
     signal: interrupted.signal,
-    env: { ...process.env, TAP_TIMEOUT: String(fileTimeoutMs / 1_000), [clusterVariable]: JSON.stringify(cluster) },
+    env: { ...process.env, TAP_TIMEOUT: String(testTimeoutSeconds), [clusterVariable]: JSON.stringify(cluster) },
   });
   const [tap, errors, [code, signal]] = await Promise.all([
     text(child.stdout),

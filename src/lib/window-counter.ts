@@ -15,7 +15,11 @@ interface WindowCounterOptions {
 
 /** Counts by name in windows that begin with their first count, by a monotonic clock. @returns what adds one */
 export function createWindowCounter({ windowSeconds, capacity }: WindowCounterOptions): (name: string) => WindowCount {
-  const windows = new LRUCache<string, { used: number; endsAtMs: number }>({ max: capacity });
+  // `max` would allocate memory for all of them at once.
+  const windows = new LRUCache<string, { used: number; endsAtMs: number }>({
+    maxSize: capacity,
+    sizeCalculation: () => 1,
+  });
   return (name) => {
     const nowMs = performance.now();
     let window = windows.get(name);
