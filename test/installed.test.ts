@@ -48,6 +48,21 @@ t.test('packed and installed, latchkey is a program that has everything it needs
   await symlink(path.resolve('node_modules'), path.join(folder, 'node_modules'));
   const packed = await finished(t, 'npm', ['pack', '--silent'], { cwd: folder, env: npmSettings });
   t.equal(packed.stdout, `latchkey-${version}.tgz\n`, packed.output);
+  const listed = await finished(t, 'tar', ['-tzf', `latchkey-${version}.tgz`], { cwd: folder });
+  const files = listed.stdout
+    .trim()
+    .split('\n')
+    .map((name) => name.replace('package/', ''));
+  for (const wanted of [
+    'dist/src/cli/latchkey.js',
+    'dist/src/server.js',
+    'openapi/openapi.json',
+    'docs/quick-start.md',
+  ]) {
+    t.ok(files.includes(wanted), wanted);
+  }
+  const others = files.filter((file) => !/^(dist|openapi|docs)\//.test(file));
+  t.same(others.sort(), ['LICENSE', 'README.md', 'package.json'], 'and no sources');
   const prefix = path.join(home, 'prefix');
   const installed = await finished(t, 'npm', ['install', '--global', '--prefix', prefix, `./latchkey-${version}.tgz`], {
     cwd: folder,
