@@ -18,7 +18,7 @@ import type { Job } from './jobs/job.ts';
 import { jobs } from './jobs/list.ts';
 import { stateOf } from './jobs/policy.ts';
 import { listJobRuns } from './jobs/store.ts';
-import { shareRunning } from './lib/share-running.ts';
+import { singleFlight } from './lib/single-flight.ts';
 import { countOpen, countOverdue } from './recovery/store.ts';
 import type { UseLimits } from './verification/limits.ts';
 import { type VerdictCode, verdictCodes } from './verification/policy.ts';
@@ -83,7 +83,7 @@ export function createMetrics(options: MetricsOptions): Metrics {
   return {
     contentType: registry.contentType,
     // Requests at the same time share one collection.
-    text: shareRunning(() => readDatabase().then(() => registry.metrics())),
+    text: singleFlight(() => readDatabase().then(() => registry.metrics())),
   };
 }
 

@@ -1,6 +1,7 @@
 import { setTimeout as delay, setImmediate as turn } from 'node:timers/promises';
 import t from 'tap';
 import { backoffMs, createBackoff, pause } from '../src/lib/backoff.ts';
+import { abortable, within } from '../src/lib/deadline.ts';
 import { createDeferred } from '../src/lib/deferred.ts';
 import { createHealthSwitch } from '../src/lib/health-switch.ts';
 import { startPeriodicTask } from '../src/lib/periodic-task.ts';
@@ -117,6 +118,30 @@ t.test('a pause ends early when its signal is aborted', async (t) => {
   await paused;
   await pause(60_000, closing.signal);
   t.ok(performance.now() - startedAtMs < 10_000);
+});
+
+t.test('work within a time has its own end, or the one of being late', async (t) => {
+  t.equal(await within(60_000, Promise.resolve(1), () => 2), 1);
+  await t.rejects(
+    within(60_000, Promise.reject(new Error('own')), () => 2),
+    { message: 'own' },
+  );
+  const slow = createDeferred<number>();
+  t.equal(await within(1, slow.promise, () => 2), 2);
+  const late = within(1, slow.promise, () => {
+    throw new Error('late');
+  });
+  await t.rejects(late, { message: 'late' });
+});
+
+t.test('work that is abortable ends by itself, or with the reason of its signal', async (t) => {
+  const stop = new AbortController();
+  t.equal(await abortable(Promise.resolve(1), stop.signal), 1);
+  await t.rejects(abortable(Promise.reject(new Error('own')), stop.signal), { message: 'own' });
+  const waiting = abortable(createDeferred().promise, stop.signal);
+  stop.abort(new Error('stopped'));
+  await t.rejects(waiting, { message: 'stopped' });
+  await t.rejects(abortable(createDeferred().promise, stop.signal), { message: 'stopped' });
 });
 
 t.test('a periodic task', async (t) => {

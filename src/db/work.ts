@@ -3,6 +3,7 @@ import type { Actor, RequestFacts } from '../core/actor.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import type { TraceContext } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
+import { backoffMs } from '../lib/backoff.ts';
 import { type Db, type Tx, writeTransaction } from './client.ts';
 import { beginAs } from './credential.ts';
 import { isTransient } from './pg-error.ts';
@@ -54,6 +55,7 @@ export interface Transactor<in Result = unknown> {
 }
 
 const attempts = 5;
+const retryAfter = { leastMs: 40, mostMs: 320 };
 
 /**
  * Runs `act` in a transaction and commits. Deadlocks and serialization failures run it again, so `act` must have no
@@ -82,7 +84,7 @@ export async function transact<By extends Doer, Result>(
       return done;
     } catch (error) {
       if (attempt === attempts || !isTransient(error)) throw error;
-      await delay(Math.random() * 20 * 2 ** attempt);
+      await delay(backoffMs(attempt, retryAfter));
     } finally {
       // After a failure too: the commit may have happened and its reply been lost.
       transactor.onChanged?.(changed);

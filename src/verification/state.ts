@@ -48,7 +48,7 @@ export function startVerificationState(options: VerificationStateOptions): Verif
       await sql`select pg_notify(${channel}, ${payload})`.execute(db);
     },
     clock,
-    onTurn: (isLive, cause) => {
+    onLiveChange: (isLive, cause) => {
       if (isLive) logger.info('Changes are followed; verification answers from memory.');
       else logger.warn({ err: cause }, 'Changes cannot be followed; each verification reads its record.');
     },
