@@ -63,6 +63,7 @@ import { usageRoutes } from './verification/usage-routes.ts';
 import { createVerifier } from './verification/verifier.ts';
 import type { WebhookClient } from './webhooks/connector.ts';
 import { webhookDeliveryRoutes } from './webhooks/delivery-routes.ts';
+import { enqueueDeliveries } from './webhooks/enqueue-deliveries.ts';
 import { webhookRoutes } from './webhooks/routes.ts';
 
 declare module 'fastify' {
@@ -73,7 +74,7 @@ declare module 'fastify' {
 
 export interface AppDeps {
   logger: FastifyBaseLogger;
-  transactor: Omit<Transactor, 'keyring'>;
+  transactor: Omit<Transactor, 'keyring' | 'onAppended'>;
   crypto: TokenCrypto;
   verification: Pick<VerificationState, 'clock' | 'feed' | 'records' | 'limits' | 'usage'>;
   /** Passes on the caller's trace unless told otherwise. */
@@ -121,6 +122,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const transactor: Transactor = {
     ...deps.transactor,
     keyring: crypto.keyring,
+    onAppended: enqueueDeliveries,
     onRecorded: (actions) => countEvents(tallies, actions),
   };
   const { db } = transactor;

@@ -21,7 +21,7 @@ export interface JobRunner {
   close(): Promise<void>;
 }
 
-interface JobRunnerOptions extends Pick<Transactor, 'keyring' | 'clockShiftMs' | 'onChanged' | 'onRecorded'> {
+interface JobRunnerOptions extends Omit<Transactor, 'db'> {
   /** As the service's role; not through a transaction pooler. */
   url: string;
   jobs: readonly Job[];
@@ -61,9 +61,7 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
     onLost: (error) => logger.warn({ err: error }, "A job's connection to Postgres was lost."),
   });
   const { db } = client;
-  const nothing = () => undefined;
-  const { keyring, clockShiftMs, onChanged = nothing, onRecorded = nothing } = options;
-  const transactor = { db, keyring, clockShiftMs, onChanged, onRecorded };
+  const transactor = { ...options, db };
   let runner: Runner | undefined;
 
   async function perform(job: Job, signal: AbortSignal): Promise<void> {

@@ -1,7 +1,6 @@
 import type { FastifyBaseLogger } from 'fastify';
 import type { OrganizationId, WebhookId } from '../core/ids.ts';
 import { passingTracer, type Tracer } from '../core/trace.ts';
-import type { Keyring } from '../crypto/keyring.ts';
 import { createSecretText } from '../crypto/secret-text.ts';
 import { connect } from '../db/client.ts';
 import { currentTime } from '../db/credential.ts';
@@ -12,6 +11,7 @@ import { startPeriodicTask } from '../lib/periodic-task.ts';
 import { type SingleFlight, singleFlight } from '../lib/single-flight.ts';
 import { type Claim, claimDue, send, settle } from './attempt.ts';
 import type { WebhookClient } from './connector.ts';
+import { enqueueDeliveries } from './enqueue-deliveries.ts';
 import { type AttemptOutcome, isFlaw, isSuccess, outcomeWord } from './policy.ts';
 import { endpointsToLookAt, endpointsWithDue, hasDue, release } from './sending-store.ts';
 import type { SendingWebhook } from './store.ts';
@@ -24,10 +24,9 @@ export interface WebhookSender {
   close(): Promise<void>;
 }
 
-interface WebhookSenderOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged' | 'onRecorded'> {
+interface WebhookSenderOptions extends Omit<Transactor, 'db' | 'onAppended'> {
   /** As the service's role. */
   url: string;
-  keyring: Keyring;
   /** What every token of this installation begins with. */
   tokenPrefix: string;
   /** Closed with the sender. */
@@ -68,13 +67,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     onLost: (error) => logger.warn({ err: error }, 'A connection of the webhook sender was lost.'),
   });
   const { db } = database;
-  const transactor: Transactor = {
-    db,
-    keyring,
-    clockShiftMs: options.clockShiftMs,
-    onChanged: options.onChanged ?? (() => undefined),
-    onRecorded: options.onRecorded ?? (() => undefined),
-  };
+  const transactor: Transactor = { ...options, db, onAppended: enqueueDeliveries };
   const closing = new AbortController();
   const looking = new Set<Promise<void>>();
   const sending = new Set<Promise<void>>();
