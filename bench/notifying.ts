@@ -5,6 +5,7 @@ import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { connect } from '../src/db/client.ts';
 import type { OrganizationDoer } from '../src/db/work.ts';
 import { patchKey } from '../src/keys/commands.ts';
+import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { median } from './rounds.ts';
 import type { Stage } from './stage.ts';
 
@@ -67,7 +68,12 @@ async function makeWriter(stage: Stage): Promise<Writer> {
 
 /** @returns changes a second, of all together */
 async function writeFor(writers: Writer[], db: Parameters<typeof patchKey>[0]['db'], seconds: number): Promise<number> {
-  const transactor = { db, keyring: parseKeyring(generateKeyring(new Date())), clockShiftMs: () => 0 };
+  const transactor = {
+    db,
+    keyring: parseKeyring(generateKeyring(new Date())),
+    clockShiftMs: () => 0,
+    onAppended: enqueueDeliveries,
+  };
   const endsAtMs = performance.now() + seconds * 1000;
   let changes = 0;
   await Promise.all(

@@ -6,6 +6,7 @@ import { type OrganizationDoer, transact } from '../src/db/work.ts';
 import { record } from '../src/history/record.ts';
 import { addOrganization } from '../src/organizations/commands.ts';
 import { insertPartner } from '../src/partners/store.ts';
+import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import type { Promised } from './report.ts';
 import { median } from './rounds.ts';
 import type { Stage } from './stage.ts';
@@ -52,7 +53,7 @@ const keyring = parseKeyring(generateKeyring(new Date()));
 
 async function makeOrganization(db: Db): Promise<OrganizationDoer> {
   const by = { actor, organizationId: newId('org'), request: null };
-  await transact({ db, keyring, clockShiftMs: () => 0 }, by, (work) =>
+  await transact({ db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries }, by, (work) =>
     addOrganization(work, { name: by.organizationId }),
   );
   return by;
@@ -64,7 +65,7 @@ async function insertFor(
   doers: readonly OrganizationDoer[],
   { seconds, isRecorded }: { seconds: number; isRecorded: boolean },
 ): Promise<number> {
-  const transactor = { db, keyring, clockShiftMs: () => 0 };
+  const transactor = { db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries };
   const endsAtMs = performance.now() + seconds * 1000;
   let changes = 0;
   const work = async () => {

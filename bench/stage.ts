@@ -18,6 +18,7 @@ import { confirmInstallation } from '../src/db/installation.ts';
 import { migrate } from '../src/db/migrator.ts';
 import type { Transactor } from '../src/db/work.ts';
 import { tokenCrypto } from '../src/token-crypto.ts';
+import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { dbAddKeys, dbLiftLimits } from './key-rows.ts';
 import { freePort, type Server, startServer } from './servers.ts';
 
@@ -64,7 +65,7 @@ export async function openStage(): Promise<Stage> {
     const environment = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyringText };
     const crypto = tokenCrypto(readConfig(environment));
     await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring });
-    const transactor = { db: client.db, keyring, clockShiftMs: () => 0 };
+    const transactor = { db: client.db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries };
     const bootstrapped = await bootstrap(
       { transactor, crypto },
       { organizationName: 'Bench', adminEmail: 'bench@example.com' },

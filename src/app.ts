@@ -21,8 +21,6 @@ import type { Transactor } from './db/work.ts';
 import { checkpointRoutes, publicKeyRoutes } from './history/checkpoint-routes.ts';
 import type { Checkpoints } from './history/checkpoints.ts';
 import { historyExportRoutes } from './history/export-routes.ts';
-import { createRefusalRecorder } from './history/refusal-recorder.ts';
-import { watchRefusals } from './history/refusal-watch.ts';
 import { historyRoutes } from './history/routes.ts';
 import { connections } from './http/connections.ts';
 import { emptyBody } from './http/empty-body.ts';
@@ -52,6 +50,8 @@ import { countEvents, createMetrics, createTallies, type MetricsOptions, type Ta
 import { operatorOrganizationRoutes, organizationRoutes } from './organizations/routes.ts';
 import { partnerRoutes } from './partners/routes.ts';
 import { recoveryRoutes } from './recovery/routes.ts';
+import { createRefusalRecorder } from './refused-requests/recorder.ts';
+import { watchRefusals } from './refused-requests/watch.ts';
 import { rowRoutes } from './rows/routes.ts';
 import { authorizeRoutes } from './verification/authorize-routes.ts';
 import { batchRoutes } from './verification/batch-routes.ts';
@@ -63,6 +63,7 @@ import { usageRoutes } from './verification/usage-routes.ts';
 import { createVerifier } from './verification/verifier.ts';
 import type { WebhookClient } from './webhooks/connector.ts';
 import { webhookDeliveryRoutes } from './webhooks/delivery-routes.ts';
+import { enqueueDeliveries } from './webhooks/enqueue-deliveries.ts';
 import { webhookRoutes } from './webhooks/routes.ts';
 
 declare module 'fastify' {
@@ -73,7 +74,7 @@ declare module 'fastify' {
 
 export interface AppDeps {
   logger: FastifyBaseLogger;
-  transactor: Omit<Transactor, 'keyring'>;
+  transactor: Omit<Transactor, 'keyring' | 'onAppended'>;
   crypto: TokenCrypto;
   verification: Pick<VerificationState, 'clock' | 'feed' | 'records' | 'limits' | 'usage'>;
   /** Passes on the caller's trace unless told otherwise. */
@@ -121,6 +122,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const transactor: Transactor = {
     ...deps.transactor,
     keyring: crypto.keyring,
+    onAppended: enqueueDeliveries,
     onRecorded: (actions) => countEvents(tallies, actions),
   };
   const { db } = transactor;

@@ -8,6 +8,7 @@ import { openApiText } from './http/openapi.ts';
 import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
 import { createWebhookClient } from './webhooks/connector.ts';
+import { enqueueDeliveries } from './webhooks/enqueue-deliveries.ts';
 
 /** The OpenAPI document as it is committed: the real routes of an app that never meets a database. */
 export async function describeApi(): Promise<string> {
@@ -23,6 +24,7 @@ export async function describeApi(): Promise<string> {
     capacity: 1,
     staleMs: 0,
     clockShiftMs: () => 0,
+    onAppended: enqueueDeliveries,
     logger,
   });
   const app = await buildApp({

@@ -4,13 +4,12 @@ import { Counter, Gauge, type Histogram, Registry } from 'prom-client';
 import type { CacheLookups, RecordCache } from './auth/record-cache.ts';
 import type { Records } from './auth/records.ts';
 import { type ProblemCode, problemCodes } from './core/errors.ts';
+import { type HistoryAction, historyActions } from './core/events.ts';
 import type { SecretHasher } from './crypto/secret-hash.ts';
 import type { ChangeFeed } from './db/change-feed.ts';
 import type { Db } from './db/client.ts';
 import { currentTime } from './db/credential.ts';
 import type { Checkpoints } from './history/checkpoints.ts';
-import { type HistoryAction, historyActions } from './history/events.ts';
-import { type CredentialRefusal, credentialRefusals } from './history/refusal-watch.ts';
 import { readDifferenceCounts } from './history/state-audit.ts';
 import type { Metrics } from './http/metrics-routes.ts';
 import { createRequestTimes, type RequestTimes } from './http/request-times.ts';
@@ -18,8 +17,9 @@ import type { Job } from './jobs/job.ts';
 import { jobs } from './jobs/list.ts';
 import { stateOf } from './jobs/policy.ts';
 import { listJobRuns } from './jobs/store.ts';
-import { shareRunning } from './lib/share-running.ts';
+import { singleFlight } from './lib/single-flight.ts';
 import { countOpen, countOverdue } from './recovery/store.ts';
+import { type CredentialRefusal, credentialRefusals } from './refused-requests/watch.ts';
 import type { UseLimits } from './verification/limits.ts';
 import { type VerdictCode, verdictCodes } from './verification/policy.ts';
 import { type AttemptOutcome, attemptOutcomes } from './webhooks/policy.ts';
@@ -83,7 +83,7 @@ export function createMetrics(options: MetricsOptions): Metrics {
   return {
     contentType: registry.contentType,
     // Requests at the same time share one collection.
-    text: shareRunning(() => readDatabase().then(() => registry.metrics())),
+    text: singleFlight(() => readDatabase().then(() => registry.metrics())),
   };
 }
 

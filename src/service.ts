@@ -31,6 +31,7 @@ import { tokenCrypto } from './token-crypto.ts';
 import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
 import { createWebhookClient } from './webhooks/connector.ts';
+import { enqueueDeliveries } from './webhooks/enqueue-deliveries.ts';
 import { parseRanges } from './webhooks/public-address.ts';
 import { startWebhookSender } from './webhooks/sender.ts';
 
@@ -111,6 +112,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       capacity: config.VERIFY_CACHE_SIZE,
       staleMs: config.VERIFY_STALE_SECONDS * 1000,
       clockShiftMs: noShift,
+      onAppended: enqueueDeliveries,
       onRecorded,
       logger,
     });
@@ -119,6 +121,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       db: client.db,
       keyring: crypto.keyring,
       clockShiftMs: noShift,
+      onAppended: enqueueDeliveries,
       onChanged: (ids) => verification.records.invalidate(ids),
       onRecorded,
     };

@@ -1,5 +1,5 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
+import { within } from './lib/deadline.ts';
 
 /** A step of the end. */
 export interface Phase {
@@ -26,20 +26,19 @@ export function createShutdown(logger: Pick<Logger, 'debug' | 'error'>): Shutdow
 
   async function endsInOrder({ name, timeoutMs, run }: Phase): Promise<boolean> {
     const startedAtMs = performance.now();
-    const timer = new AbortController();
-    const late = delay(timeoutMs, 'late' as const, { signal: timer.signal });
-    late.catch(() => undefined);
     try {
-      const outcome = await Promise.race([run().then(() => 'ended' as const), late]);
+      const hasEnded = await within(
+        timeoutMs,
+        run().then(() => true),
+        () => false,
+      );
       const facts = { phase: name, durationMs: Math.round(performance.now() - startedAtMs) };
-      if (outcome === 'ended') logger.debug(facts, 'A phase of the shutdown has ended.');
+      if (hasEnded) logger.debug(facts, 'A phase of the shutdown has ended.');
       else logger.error(facts, 'A phase of the shutdown did not end in time.');
-      return outcome === 'ended';
+      return hasEnded;
     } catch (err) {
       logger.error({ err, phase: name }, 'A phase of the shutdown has failed.');
       return false;
-    } finally {
-      timer.abort();
     }
   }
 

@@ -1,9 +1,10 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import type { Span as OtelSpan } from '@opentelemetry/api';
 import type { SpanExporter } from '@opentelemetry/sdk-trace';
 import type { Logger } from 'pino';
 import type { Span, SpanFacts, TraceContext, Tracer } from './core/trace.ts';
 import { createSecretText } from './crypto/secret-text.ts';
+import { pause } from './lib/backoff.ts';
+import { createHealthSwitch } from './lib/health-switch.ts';
 
 export interface Telemetry {
   tracer: Tracer;
@@ -75,7 +76,7 @@ export async function startTelemetry(options: TelemetryOptions): Promise<Telemet
     },
     async close() {
       const sent = provider.shutdown().catch(() => undefined);
-      await Promise.race([sent, delay(lastSendMs, undefined, { ref: false })]);
+      await Promise.race([sent, pause(lastSendMs)]);
     },
   };
 
@@ -101,13 +102,13 @@ export async function startTelemetry(options: TelemetryOptions): Promise<Telemet
 
 /** A receiver that is away costs its spans and nothing else, and the log says so once for each time. */
 function telling(exporter: SpanExporter, logger: Pick<Logger, 'warn'>): SpanExporter {
-  let wasFailing = false;
+  const health = createHealthSwitch((isHealthy, err) => {
+    if (!isHealthy) logger.warn({ err }, 'Spans could not be sent; they are dropped.');
+  }, true);
   return {
     export(spans, done) {
       exporter.export(spans, (result) => {
-        const isFailing = result.code !== 0;
-        if (isFailing && !wasFailing) logger.warn({ err: result.error }, 'Spans could not be sent; they are dropped.');
-        wasFailing = isFailing;
+        health.set(result.code === 0, result.error);
         done(result);
       });
     },

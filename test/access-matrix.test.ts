@@ -6,6 +6,7 @@ import { mintToken } from '../src/crypto/token.ts';
 import { transact } from '../src/db/work.ts';
 import type { AccessRule } from '../src/http/access.ts';
 import { strictRoutes } from '../src/http/strict-routes.ts';
+import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
 
 // Over the live route list, so a route that is added later is covered the day it is born.
@@ -54,7 +55,7 @@ async function formerVerifier(service: TestService): Promise<string> {
   const { organizationId } = service.bootstrapped;
   const minted = await mintAccessToken({ prefix: 'lk', keyring, hasher }, 'verifier');
   const actor = { type: 'system', id: 'bootstrap', name: 'bootstrap', email: null } as const;
-  const transactor = { db: client.db, keyring, clockShiftMs };
+  const transactor = { db: client.db, keyring, clockShiftMs, onAppended: enqueueDeliveries };
   await transact(transactor, { actor, organizationId, request: null }, (work) =>
     addAccessToken(work, minted, { role: 'verifier', name: 'Cast', email: null, scopes: ['write'], expiresAt: null }),
   );

@@ -16,6 +16,7 @@ const ranks: string[][] = [
   ['client'],
   ['fastify'],
   ['http'],
+  ['refused-requests'],
   ['history'],
   features,
   ['verification'],

@@ -3,6 +3,7 @@ import pg from 'pg';
 import t from 'tap';
 import { connect } from '../src/db/client.ts';
 import { transact } from '../src/db/work.ts';
+import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase, dbQuery, roleOf } from './support/database.ts';
 import { keyringOf } from './support/keyrings.ts';
@@ -138,12 +139,16 @@ t.test('a deadlock is tried again, and both acts are done', async (t) => {
       if (arrived.length >= 2) for (const go of arrived) go();
     });
   const act = (first: number, second: number) =>
-    transact({ db: client.db, keyring: keyringOf('test'), clockShiftMs: () => 0 }, by, async ({ tx }) => {
-      runs += 1;
-      await sql`update pair set n = n + 1 where id = ${first}`.execute(tx);
-      await bothHoldOne();
-      await sql`update pair set n = n + 1 where id = ${second}`.execute(tx);
-    });
+    transact(
+      { db: client.db, keyring: keyringOf('test'), clockShiftMs: () => 0, onAppended: enqueueDeliveries },
+      by,
+      async ({ tx }) => {
+        runs += 1;
+        await sql`update pair set n = n + 1 where id = ${first}`.execute(tx);
+        await bothHoldOne();
+        await sql`update pair set n = n + 1 where id = ${second}`.execute(tx);
+      },
+    );
   await Promise.all([act(1, 2), act(2, 1)]);
   t.ok(runs > 2, 'one of them had to be run again');
   t.same(await dbQuery(urls.owner, 'select n from pair'), [{ n: 2 }, { n: 2 }]);

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import { purgeDeletedKeys } from '../src/keys/jobs.ts';
+import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, type Reply, startService, type TestService } from './support/app.ts';
 import {
   type Asked,
@@ -163,7 +164,13 @@ const advance = (ms: number) =>
 const purge = () =>
   command('purge()', async (model, { service }) => {
     const { client, keyring, clockShiftMs, verification } = service;
-    const transactor = { db: client.db, keyring, clockShiftMs, onChanged: verification.records.invalidate };
+    const transactor = {
+      db: client.db,
+      keyring,
+      clockShiftMs,
+      onAppended: enqueueDeliveries,
+      onChanged: verification.records.invalidate,
+    };
     await purgeDeletedKeys({ transactor, retentionSeconds: retentionMs / 1_000 });
     for (const key of dueForPurge(model)) {
       key.isPurged = true;

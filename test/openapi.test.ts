@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import t from 'tap';
+import { historyActions } from '../src/core/events.ts';
 import { describeApi } from '../src/describe-api.ts';
-import { historyActions } from '../src/history/events.ts';
 import { toOpenApi30 } from '../src/http/openapi-3-0.ts';
 import { toMarkdown } from '../src/http/openapi-markdown.ts';
 import type { Json } from './support/app.ts';

@@ -1,5 +1,6 @@
 import t, { type Test } from 'tap';
 import { announceExpiries, forgetExpiryNotices, purgeDeletedKeys } from '../src/keys/jobs.ts';
+import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
@@ -19,6 +20,7 @@ async function jobsOf(t: Test) {
     db: service.client.db,
     keyring: service.keyring,
     clockShiftMs: () => shiftMs,
+    onAppended: enqueueDeliveries,
     onChanged: (ids: Iterable<string>) => service.verification.records.invalidate(ids),
   };
   return {

@@ -1,5 +1,6 @@
 import t, { type Test } from 'tap';
 import { purgeDeletedKeys } from '../src/keys/jobs.ts';
+import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, type Reply, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 
@@ -40,7 +41,7 @@ async function requireSound(t: Test, { admin, urls, organizationId }: TestServic
 
 /** Every key that is deleted at all is due. */
 function purgeOf({ client, keyring }: TestService) {
-  const transactor = { db: client.db, keyring, clockShiftMs: () => 0 };
+  const transactor = { db: client.db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries };
   return () => purgeDeletedKeys({ transactor, retentionSeconds: 0 });
 }
 

@@ -1,8 +1,8 @@
 import t, { type Test } from 'tap';
 import { newId } from '../src/core/ids.ts';
 import { createDatabaseClock } from '../src/db/clock.ts';
-import { createRefusalRecorder, type Refusal } from '../src/history/refusal-recorder.ts';
-import { listRefusals, pruneRefusals } from '../src/history/refusals-store.ts';
+import { createRefusalRecorder, type Refusal } from '../src/refused-requests/recorder.ts';
+import { listRefusals, pruneRefusals } from '../src/refused-requests/store.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';

@@ -3,6 +3,7 @@ import t, { type Test } from 'tap';
 import { newId } from '../src/core/ids.ts';
 import { jobs } from '../src/jobs/list.ts';
 import { purgeDeletedKeys } from '../src/keys/jobs.ts';
+import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { dbDue, startReplica } from './support/jobs.ts';
@@ -93,7 +94,10 @@ async function live(t: Test): Promise<Lived> {
 }
 
 function purge({ client, keyring, clockShiftMs }: TestService, retentionSeconds = 2_592_000) {
-  return purgeDeletedKeys({ transactor: { db: client.db, keyring, clockShiftMs }, retentionSeconds });
+  return purgeDeletedKeys({
+    transactor: { db: client.db, keyring, clockShiftMs, onAppended: enqueueDeliveries },
+    retentionSeconds,
+  });
 }
 
 interface Difference {

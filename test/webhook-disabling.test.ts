@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import t from 'tap';
 import { jobs } from '../src/jobs/list.ts';
 import { pruneDeliveries } from '../src/webhooks/delivery-store.ts';
+import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
@@ -187,7 +188,7 @@ t.test('deliveries are kept for 30 days', async (t) => {
   const { urls, client, keyring, clockShiftMs } = service;
   const prune = () =>
     job?.run({
-      transactor: { db: client.db, keyring, clockShiftMs },
+      transactor: { db: client.db, keyring, clockShiftMs, onAppended: enqueueDeliveries },
       settings: { usageHourlyDays: 1, retentionSeconds: 1 },
       logger: service.app.log,
       signal: new AbortController().signal,

@@ -11,6 +11,7 @@ import { requireCurrentSchema } from '../db/migrator.ts';
 import { emailInput, nameInput } from '../http/schemas.ts';
 import { isAnyOrganizationThere, isOrganizationNameTaken } from '../organizations/store.ts';
 import { tokenCrypto } from '../token-crypto.ts';
+import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
 import { locate } from './locate.ts';
 import { print } from './print.ts';
 
@@ -105,7 +106,7 @@ async function withDatabase(
     await requireCurrentSchema(client.db);
     const crypto = tokenCrypto({ ...config, keyring });
     await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring });
-    await act({ transactor: { db: client.db, keyring, clockShiftMs: () => 0 }, crypto });
+    await act({ transactor: { db: client.db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries }, crypto });
   } finally {
     await client.close();
   }

@@ -7,6 +7,7 @@ import { confirmInstallation } from '../db/installation.ts';
 import { countKeyringUse } from '../db/keyring-use.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
 import { type RekeyResult, rekey } from '../keys/rekey.ts';
+import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
 import { rekeyWebhooks, type WebhookRekeyResult } from '../webhooks/rekey.ts';
 import { tellKeyringUse } from './keyring-use.ts';
 import { locate } from './locate.ts';
@@ -28,7 +29,7 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
       try {
         await requireCurrentSchema(client.db);
         await confirmInstallation(client.db, { tokenPrefix: config.TOKEN_PREFIX, keyring });
-        const transactor = { db: client.db, keyring, clockShiftMs: () => 0 };
+        const transactor = { db: client.db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries };
         const progress = showProgress('Rekeying');
         const result = await rekey({ transactor, keyring, onProgress: progress.show }).finally(progress.end);
         tellResult(keyring, result);

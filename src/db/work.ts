@@ -1,8 +1,10 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Actor, RequestFacts } from '../core/actor.ts';
+import type { ChainedEvent } from '../core/events.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import type { TraceContext } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
+import { backoffMs } from '../lib/backoff.ts';
 import { type Db, type Tx, writeTransaction } from './client.ts';
 import { beginAs } from './credential.ts';
 import { isTransient } from './pg-error.ts';
@@ -29,6 +31,7 @@ export interface Work<By extends Doer = Doer> {
   by: By;
   /** Authenticates what is written. */
   keyring: Keyring;
+  onAppended: OnAppended;
   /** Run last, in order, inside the transaction: what locks the most contended rows. */
   beforeCommit: Array<() => Promise<void>>;
   /** Ids of what is changed here. Copies of it in memory are dropped before anybody hears of the change. */
@@ -37,12 +40,16 @@ export interface Work<By extends Doer = Doer> {
   recorded: string[];
 }
 
+/** Called with the events that a transaction has appended to history, before it commits. What it throws undoes all. */
+export type OnAppended = (work: Pick<Work, 'tx' | 'by' | 'keyring'>, events: readonly ChainedEvent[]) => Promise<void>;
+
 /** @typeParam Result what the transactions give back, where `onDone` asks for it */
 export interface Transactor<in Result = unknown> {
   db: Db;
   keyring: Keyring;
   /** Milliseconds added to the database's time: tests move the clock with it. */
   clockShiftMs: () => number;
+  onAppended: OnAppended;
   /** Told of what a transaction has changed, as soon as it has ended. */
   onChanged?: (ids: Iterable<string>) => void;
   /** Told what was recorded, when it is committed. */
@@ -54,6 +61,7 @@ export interface Transactor<in Result = unknown> {
 }
 
 const attempts = 5;
+const retryAfter = { leastMs: 40, mostMs: 320 };
 
 /**
  * Runs `act` in a transaction and commits. Deadlocks and serialization failures run it again, so `act` must have no
@@ -71,7 +79,8 @@ export async function transact<By extends Doer, Result>(
     try {
       const done = await writeTransaction(transactor.db).execute(async (tx) => {
         const now = await beginAs(tx, by, transactor.clockShiftMs);
-        const work: Work<By> = { tx, now, by, keyring: transactor.keyring, beforeCommit: [], changed, recorded };
+        const { keyring, onAppended } = transactor;
+        const work: Work<By> = { tx, now, by, keyring, onAppended, beforeCommit: [], changed, recorded };
         await transactor.onBegin?.(work);
         const result = await act(work);
         await transactor.onDone?.(work, result);
@@ -82,7 +91,7 @@ export async function transact<By extends Doer, Result>(
       return done;
     } catch (error) {
       if (attempt === attempts || !isTransient(error)) throw error;
-      await delay(Math.random() * 20 * 2 ** attempt);
+      await delay(backoffMs(attempt, retryAfter));
     } finally {
       // After a failure too: the commit may have happened and its reply been lost.
       transactor.onChanged?.(changed);

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { canonicalJson } from '../core/canonical-json.ts';
+import type { ChainedEvent } from '../core/events.ts';
 import type { OrganizationId } from '../core/ids.ts';
-import type { ChainedEvent } from './events.ts';
 
 /**
  * The chain: `hash = SHA-256(previousHash ‖ canonical)`, where canonical is the event in RFC 8785 form without the two

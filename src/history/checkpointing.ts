@@ -1,7 +1,7 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { Db } from '../db/client.ts';
+import { type PeriodicTask, startPeriodicTask } from '../lib/periodic-task.ts';
 import { checkpointSigners } from './checkpoint.ts';
 import { createCheckpointDelivery } from './checkpoint-delivery.ts';
 import { openCheckpointFile } from './checkpoint-file.ts';
@@ -44,8 +44,7 @@ export async function openCheckpointing(options: CheckpointingOptions): Promise<
   }
   const checkpoints = createCheckpoints({ db, keyring, file, logger });
   const delivery = url === undefined ? undefined : createCheckpointDelivery(url, logger);
-  const closing = new AbortController();
-  let working: Promise<void> | undefined;
+  let task: PeriodicTask | undefined;
 
   async function round(limits: { withinMs?: number; signal?: AbortSignal }): Promise<void> {
     try {
@@ -56,23 +55,15 @@ export async function openCheckpointing(options: CheckpointingOptions): Promise<
     }
   }
 
-  async function work(): Promise<void> {
-    while (!closing.signal.aborted) {
-      await round({ signal: closing.signal });
-      await delay(everyMs, undefined, { signal: closing.signal, ref: false }).catch(() => undefined);
-    }
-  }
-
   return {
     checkpoints,
     start() {
-      working ??= work();
+      task ??= startPeriodicTask({ everyMs, immediately: true, run: (signal) => round({ signal }) });
     },
     async close() {
-      closing.abort();
-      await working;
+      await task?.close();
       // Where it has never begun, the service did not start, and nothing was done.
-      if (working !== undefined) await round({ withinMs: lastSendWithinMs });
+      if (task !== undefined) await round({ withinMs: lastSendWithinMs });
       await file?.close();
     },
   };

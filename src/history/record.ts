@@ -1,9 +1,8 @@
 import { sql } from 'kysely';
+import type { ChainedEvent, Happening } from '../core/events.ts';
 import { newId } from '../core/ids.ts';
 import type { Doer, Work } from '../db/work.ts';
-import { announce } from './announce.ts';
 import { chainOf, toCanonical } from './chain.ts';
-import type { ChainedEvent, Happening } from './events.ts';
 
 /**
  * Records what happened in the transaction in which it happens: either both are there after the commit or neither.
@@ -30,7 +29,8 @@ function subjectOf({ by }: Work, { keyId, partnerId, details }: Happening): stri
 
 const happeningsOf = new WeakMap<Work, Happening[]>();
 
-async function append({ tx, by, keyring }: Work, happenings: Happening[]): Promise<void> {
+async function append(work: Work, happenings: Happening[]): Promise<void> {
+  const { tx, by } = work;
   const chain = chainOf(by.organizationId);
   const begun = await sql<{ next_sequence: number; at_ms: number }>`
     select next_sequence, at_ms from history_begin(${chain})`.execute(tx);
@@ -43,7 +43,7 @@ async function append({ tx, by, keyring }: Work, happenings: Happening[]): Promi
     from unnest(${events.map(toCanonical)}::text[]) with ordinality as event (canonical, place) order by event.place`.execute(
     tx,
   );
-  if (by.organizationId !== null) await announce({ tx, keyring }, by.organizationId, { events, trace: by.trace });
+  await work.onAppended(work, events);
 }
 
 function toEvent(by: Doer, happening: Happening, sequence: number, at: string): ChainedEvent {

@@ -9,9 +9,9 @@ import { createAtOnce, onceClosed, organizationGroupOf } from '../http/at-once.t
 import { accessTokenOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { idParam, idSchema, pageFields, pageQuery, timestampInput } from '../http/schemas.ts';
+import { listRefusals, type RefusalFilter } from '../refused-requests/store.ts';
+import { isRefusalId, refusalCodeSchema, refusalCodes, refusalView, toRefusalView } from '../refused-requests/view.ts';
 import { chainOf } from './chain.ts';
-import { listRefusals, type RefusalFilter } from './refusals-store.ts';
-import { isRefusalId, refusalCodeSchema, refusalCodes, refusalView, toRefusalView } from './refusals-view.ts';
 import { someDifferences } from './state-differences.ts';
 import { countOfPage, type HistoryFilter, historyKnows, isSequence, listEvents } from './store.ts';
 import { verifyChain } from './verify.ts';

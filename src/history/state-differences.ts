@@ -1,8 +1,8 @@
 import { sql } from 'kysely';
+import type { ChainedEvent, HistoryAction } from '../core/events.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
 import { installationChain } from './chain.ts';
-import type { ChainedEvent, HistoryAction } from './events.ts';
 import {
   actionsOf,
   differencesOf,

@@ -1,9 +1,9 @@
 import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
+import { type ChainedEvent, historyActions } from '../core/events.ts';
 import { actorView, idView, timestampView } from '../http/schemas.ts';
 import { isNestedDeeper } from '../lib/json-depth.ts';
 import { parseObject, type StoredEvent, timeText } from './chain.ts';
-import { type ChainedEvent, historyActions } from './events.ts';
 
 export const hashView = z
   .string()

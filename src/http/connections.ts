@@ -1,6 +1,7 @@
 import type { ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import fp from 'fastify-plugin';
+import { type PeriodicTask, startPeriodicTask } from '../lib/periodic-task.ts';
 import { connectionOf } from './server.ts';
 
 interface ConnectionsOptions {
@@ -8,7 +9,7 @@ interface ConnectionsOptions {
   draining: AbortSignal;
 }
 
-const lookEveryMs = 50;
+const closeEveryMs = 50;
 
 /** Whoever has connected and has not asked by then does not hold up the end. */
 const mayAskWithinMs = 1_000;
@@ -36,17 +37,20 @@ export const connections = fp<ConnectionsOptions>(
     };
     draining.addEventListener('abort', askToLeave, { once: true });
 
-    let looking: NodeJS.Timeout | undefined;
+    let closing: PeriodicTask | undefined;
     app.addHook('preClose', async () => {
       askToLeave();
       const startedAtMs = performance.now();
-      looking = setInterval(() => {
-        server.closeIdleConnections();
-        if (performance.now() - startedAtMs > mayAskWithinMs) closeSilent(sockets);
-      }, lookEveryMs);
+      closing = startPeriodicTask({
+        everyMs: closeEveryMs,
+        run() {
+          server.closeIdleConnections();
+          if (performance.now() - startedAtMs > mayAskWithinMs) closeSilent(sockets);
+        },
+      });
     });
     app.addHook('onClose', async () => {
-      clearInterval(looking);
+      await closing?.close();
       draining.removeEventListener('abort', askToLeave);
     });
   },

@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { Problem } from '../core/errors.ts';
 import { ReadOnlyDatabase } from '../db/fitness.ts';
 import { SchemaMismatch } from '../db/migrator.ts';
-import { shareRunning } from '../lib/share-running.ts';
+import { singleFlight } from '../lib/single-flight.ts';
 
 export interface HealthOptions {
   /** Resolves where keys can be verified. @throws what keeps the service from it */
@@ -32,8 +32,8 @@ const readinessQuery = z.strictObject({
 export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, options) => {
   const { draining } = options;
   const checks = {
-    verification: shareRunning(options.checkVerification),
-    management: shareRunning(options.checkManagement),
+    verification: singleFlight(options.checkVerification),
+    management: singleFlight(options.checkManagement),
   };
   app.get(
     '/livez',

@@ -2,6 +2,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import { Problem } from '../core/errors.ts';
+import { type PeriodicTask, startPeriodicTask } from '../lib/periodic-task.ts';
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -26,21 +27,19 @@ export const overload = fp<OverloadOptions>(
   async (app, { delayLimitMs }) => {
     const histogram = monitorEventLoopDelay({ resolution: resolutionMs });
     let delayMs = 0;
-    let timer: NodeJS.Timeout | undefined;
+    let sampling: PeriodicTask | undefined;
     const sample = () => {
       // Without a single sample the histogram has no average.
       delayMs = histogram.count === 0 ? 0 : Math.max(0, histogram.mean / 1e6 - resolutionMs);
       histogram.reset();
     };
-    const start = () => {
-      if (timer !== undefined) return;
-      histogram.enable();
-      timer = setInterval(sample, sampleEveryMs).unref();
-    };
     // Not before it listens: what the start itself costs must not reject the first requests.
-    app.addHook('onListen', async () => start());
+    app.addHook('onListen', async () => {
+      histogram.enable();
+      sampling ??= startPeriodicTask({ everyMs: sampleEveryMs, run: sample });
+    });
     app.addHook('onClose', async () => {
-      clearInterval(timer);
+      await sampling?.close();
       histogram.disable();
     });
     app.addHook('onRequest', (request, _reply, done) => {

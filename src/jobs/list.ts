@@ -1,8 +1,8 @@
-import { pruneRefusals } from '../history/refusals-store.ts';
 import { auditStates } from '../history/state-audit.ts';
 import { pruneIdempotency } from '../http/idempotency-store.ts';
 import { announceExpiries, forgetExpiryNotices, purgeDeletedKeys } from '../keys/jobs.ts';
 import { wipeSeals } from '../organizations/commands.ts';
+import { pruneRefusals } from '../refused-requests/store.ts';
 import { foldOldUsage, forgetDeletedUses } from '../verification/usage-store.ts';
 import { pruneDeliveries } from '../webhooks/delivery-store.ts';
 import type { Job } from './job.ts';

@@ -1,6 +1,6 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { prepareSession } from '../db/session.ts';
+import { pause } from '../lib/backoff.ts';
 
 /**
  * Runs `act` unless somebody is at the same job already, in this process or any other. The lock belongs to a connection
@@ -27,7 +27,7 @@ export async function runAlone(url: string, name: string, act: () => Promise<voi
     return true;
   } finally {
     // When the server has hung up, the lock is free.
-    await Promise.race([client.end(), delay(1_000, undefined, { ref: false })]);
+    await Promise.race([client.end(), pause(1_000)]);
     client.connection.stream.destroy();
   }
 }

@@ -1,10 +1,12 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import { type JobHelpers, parseCronItems, type Runner, run } from 'graphile-worker';
 import { connect } from '../db/client.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
 import type { Transactor } from '../db/work.ts';
 import { workerSchema } from '../db/worker-schema.ts';
+import { createBackoff, pause } from '../lib/backoff.ts';
+import { abortable } from '../lib/deadline.ts';
+import { startPeriodicTask } from '../lib/periodic-task.ts';
 import type { Job, JobSettings } from './job.ts';
 import { runAlone } from './lock.ts';
 import { describeError } from './policy.ts';
@@ -19,7 +21,7 @@ export interface JobRunner {
   close(): Promise<void>;
 }
 
-interface JobRunnerOptions extends Pick<Transactor, 'keyring' | 'clockShiftMs' | 'onChanged' | 'onRecorded'> {
+interface JobRunnerOptions extends Omit<Transactor, 'db'> {
   /** As the service's role; not through a transaction pooler. */
   url: string;
   jobs: readonly Job[];
@@ -38,7 +40,7 @@ const queryTimeoutMs = 600_000;
 const connectTimeoutMs = 10_000;
 
 const askAgainAfterMs = 2_000;
-const restartAfterMs = { least: 1_000, most: 10_000 };
+const restartAfter = { leastMs: 2_000, mostMs: 10_000 };
 const jobMayEndWithinMs = 3_000;
 const closeWithinMs = 5_000;
 
@@ -59,10 +61,7 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
     onLost: (error) => logger.warn({ err: error }, "A job's connection to Postgres was lost."),
   });
   const { db } = client;
-  const nothing = () => undefined;
-  const { keyring, clockShiftMs, onChanged = nothing, onRecorded = nothing } = options;
-  const transactor = { db, keyring, clockShiftMs, onChanged, onRecorded };
-  const closing = new AbortController();
+  const transactor = { ...options, db };
   let runner: Runner | undefined;
 
   async function perform(job: Job, signal: AbortSignal): Promise<void> {
@@ -84,7 +83,7 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
   }
 
   /** Resolves or throws when it has ended, which without `close` it does only in trouble. */
-  async function work(): Promise<void> {
+  async function work(closing: AbortSignal): Promise<void> {
     // Where the schema is older, graphile-worker would set about migrating it.
     await requireCurrentSchema(db);
     await insertJobs(
@@ -106,7 +105,8 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
         ...Object.fromEntries(
           jobs.map((job) => [
             job.name,
-            (_payload: unknown, { abortSignal }: JobHelpers) => unlessAborted(perform(job, abortSignal), abortSignal),
+            // A job may go on when the service should end; what it does from then on is lost with the process.
+            (_payload: unknown, { abortSignal }: JobHelpers) => abortable(perform(job, abortSignal), abortSignal),
           ]),
         ),
       },
@@ -114,41 +114,26 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
       // Without a delay it does not wait for what a lost connection makes of the reply, and the whole process ends.
       preset: { worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0 } },
     });
-    if (closing.signal.aborted) await runner.stop();
+    if (closing.aborted) await runner.stop();
     await runner.promise;
   }
 
-  const working = (async () => {
-    for (let pauseMs = restartAfterMs.least; !closing.signal.aborted; ) {
-      const startedAtMs = performance.now();
-      try {
-        await work();
-      } catch (error) {
-        logger.warn({ err: error }, 'Jobs cannot be run; this is tried again.');
-      }
-      const workedForLong = performance.now() - startedAtMs > restartAfterMs.most;
-      pauseMs = workedForLong ? restartAfterMs.least : Math.min(2 * pauseMs, restartAfterMs.most);
-      await delay(pauseMs, undefined, { signal: closing.signal, ref: false }).catch(() => undefined);
-    }
-  })();
+  const backoff = createBackoff(restartAfter);
+  const working = startPeriodicTask({
+    run: work,
+    immediately: true,
+    everyMs: () => backoff.nextMs(),
+    onError: (error) => logger.warn({ err: error }, 'Jobs cannot be run; this is tried again.'),
+  });
 
   return {
     async close() {
-      closing.abort();
-      const ended = Promise.all([runner?.stop().catch(() => undefined), working]).then(() => client.close());
+      const stopped = working.close();
+      const ended = Promise.all([runner?.stop().catch(() => undefined), stopped]).then(() => client.close());
       ended.catch((error: unknown) => logger.warn({ err: error }, 'Jobs did not end in order.'));
-      await Promise.race([ended, delay(closeWithinMs, undefined, { ref: false })]);
+      await Promise.race([ended, pause(closeWithinMs)]);
     },
   };
-}
-
-/** Stops waiting for work that goes on when the service should end; what it does from then on is lost with the process. */
-function unlessAborted<Result>(work: Promise<Result>, signal: AbortSignal): Promise<Result> {
-  return new Promise((resolve, reject) => {
-    const giveUp = () => reject(new Error('the service stopped before the job had ended'));
-    signal.addEventListener('abort', giveUp, { once: true });
-    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', giveUp));
-  });
 }
 
 function toCronItem({ name, schedule }: Job, now: Date) {

@@ -1,12 +1,12 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { isAuthenticKey, keyMac } from '../auth/record-mac.ts';
 import type { Actor } from '../core/actor.ts';
+import type { Happening } from '../core/events.ts';
 import type { KeyId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken, seal, unseal } from '../crypto/seal.ts';
 import { tagOf } from '../crypto/tag.ts';
 import { type Transactor, transact } from '../db/work.ts';
-import type { Happening } from '../history/events.ts';
 import { record } from '../history/record.ts';
 import { sealBinding } from './mint.ts';
 import { countStaleKeys, lockStaleKeys, type RenewedKey, type StaleKey, storeRenewedKeys } from './rekey-store.ts';

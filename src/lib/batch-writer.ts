@@ -1,4 +1,6 @@
 import { limitedWarnings } from './limited-warnings.ts';
+import { startPeriodicTask } from './periodic-task.ts';
+import { singleFlight } from './single-flight.ts';
 
 /** Gathers entries in memory and writes them in batches: every second, and what is left at the end. */
 export interface BatchWriter<Key, Entry> {
@@ -43,7 +45,6 @@ export function createBatchWriter<Key, Entry>(options: BatchWriterOptions<Entry>
   const { name, capacity, merge, logger, intervalMs = 1_000 } = options;
   let waiting = new Map<Key, Entry>();
   let dropped = 0;
-  let writing: Promise<void> | undefined;
   const warnOfFailure = limitedWarnings(logger);
 
   function add(key: Key, entry: Entry): boolean {
@@ -91,27 +92,18 @@ export function createBatchWriter<Key, Entry>(options: BatchWriterOptions<Entry>
     options.onRejected?.(entry);
   }
 
-  function writeAlone(): Promise<void> {
-    writing ??= writeAll().finally(() => {
-      writing = undefined;
-    });
-    return writing;
-  }
-
-  const timer = setInterval(() => {
-    if (waiting.size > 0) void writeAlone();
-  }, intervalMs).unref();
+  const flight = singleFlight(writeAll);
+  const task = startPeriodicTask({
+    everyMs: intervalMs,
+    run: () => (waiting.size > 0 ? flight() : undefined),
+  });
   return {
     add,
-    async flush() {
-      // A write that is under way has begun before some of what waits was added.
-      await writing;
-      await writeAlone();
-    },
+    // The write in progress may have begun before the last entry was added.
+    flush: () => flight.next(),
     async close() {
-      clearInterval(timer);
-      await writing;
-      await writeAlone();
+      await task.close();
+      await flight.next();
     },
   };
 }

@@ -4,6 +4,7 @@ import type { AccessTokenPrincipal } from '../auth/principal.ts';
 import { Problem } from '../core/errors.ts';
 import type { ChangeFeed } from '../db/change-feed.ts';
 import type { DatabaseClock } from '../db/clock.ts';
+import { startPeriodicTask } from '../lib/periodic-task.ts';
 
 /** Tells backends that keep answers which of them to forget, as Server-Sent Events. */
 export interface ChangeStreams {
@@ -151,9 +152,12 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
     }
   }
 
-  const timer = setInterval(() => {
-    for (const stream of streams) beat(stream);
-  }, heartbeatEveryMs).unref();
+  const heartbeats = startPeriodicTask({
+    everyMs: heartbeatEveryMs,
+    run() {
+      for (const stream of streams) beat(stream);
+    },
+  });
 
   return {
     requireOpen() {
@@ -181,7 +185,7 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
     },
     close() {
       isClosed = true;
-      clearInterval(timer);
+      void heartbeats.close();
       for (const stream of streams) end(stream, 'stopping');
     },
   };

@@ -1,6 +1,9 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import type { Bucket } from '../core/use-bucket.ts';
+import { within } from '../lib/deadline.ts';
+import { createDeferred } from '../lib/deferred.ts';
+import { createHealthSwitch } from '../lib/health-switch.ts';
+import { startPeriodicTask } from '../lib/periodic-task.ts';
 import { type Arrears, bucketName, createMemoryLimits, toCount, type UseBuckets, type UseLimits } from './limits.ts';
 import { connectRedis } from './redis-client.ts';
 
@@ -73,18 +76,14 @@ function nameInRedis(bucket: Bucket, [owner]: UseBuckets): string {
 /** Whether Redis counts, for somebody who waits for the answer. @throws what keeps it from that */
 export async function checkRedis(url: string, withinMs: number): Promise<void> {
   const redis = connectRedis(url, countScript);
-  const timer = new AbortController();
+  const { promise, resolve, reject } = createDeferred();
   try {
-    await new Promise<void>((resolve, reject) => {
-      redis.on('ready', () => redis.probe().then(resolve, reject));
-      redis.on('error', reject);
-      delay(withinMs, undefined, { signal: timer.signal }).then(
-        () => reject(new Error(`no answer within ${withinMs} ms`)),
-        () => undefined,
-      );
+    redis.on('ready', () => redis.probe().then(resolve, reject));
+    redis.on('error', reject);
+    await within(withinMs, promise, () => {
+      throw new Error(`no answer within ${withinMs} ms`);
     });
   } finally {
-    timer.abort();
     redis.close();
   }
 }
@@ -96,43 +95,41 @@ export async function checkRedis(url: string, withinMs: number): Promise<void> {
 export function createSharedLimits({ url, logger }: SharedLimitsOptions): SharedLimits {
   const memory = createMemoryLimits();
   const redis = connectRedis(url, countScript);
-  let mode: SharedLimits['mode'] | undefined;
   const startedAtMs = performance.now();
   let sharedSinceMs = 0;
-  let decide: () => void = () => undefined;
-  const decided = new Promise<void>((resolve) => {
-    decide = resolve;
+  const decided = createDeferred();
+  const health = createHealthSwitch((isShared, cause) => {
+    decided.resolve();
+    if (isShared) {
+      sharedSinceMs = performance.now();
+      logger.info('Rate limits are counted in Redis.');
+    } else logger.warn({ err: cause }, 'Redis does not answer; each replica counts rate limits in its own memory.');
   });
 
   /** A Redis that is slow at first is waited for; one that refuses connections is not. */
   function isStillStarting(cause: unknown): boolean {
     const isLate = performance.now() - startedAtMs > decideWithinMs;
-    return mode === undefined && !isLate && cause instanceof Error && /timed out|timeout/i.test(cause.message);
+    return health.isHealthy === undefined && !isLate && cause instanceof Error && /time(d )?out/i.test(cause.message);
   }
 
-  function turn(next: SharedLimits['mode'], cause?: unknown): void {
-    if (next === mode || isStillStarting(cause)) return;
-    mode = next;
-    if (next === 'shared') sharedSinceMs = performance.now();
-    decide();
-    if (next === 'shared') logger.info('Rate limits are counted in Redis.');
-    else logger.warn({ err: cause }, 'Redis does not answer; each replica counts rate limits in its own memory.');
+  function fail(cause: unknown): void {
+    if (!isStillStarting(cause)) health.set(false, cause);
   }
 
-  const probe = () =>
-    redis.probe().then(
-      () => turn('shared'),
-      (error: unknown) => turn('memory', error),
-    );
+  const probe = () => redis.probe().then(() => health.set(true), fail);
   redis.on('ready', probe);
-  redis.on('error', (error) => turn('memory', error));
+  redis.on('error', fail);
   redis.on('close', () => {
-    if (mode !== undefined) turn('memory', new Error('the connection was closed'));
+    if (health.isHealthy !== undefined) fail(new Error('the connection was closed'));
   });
-  // Not before it is connected: a slow start is no failure, and what fails says so by `error`.
-  const timer = setInterval(() => {
-    if (mode !== 'shared' && (redis.isReady() || performance.now() - startedAtMs > decideWithinMs)) void probe();
-  }, probeEveryMs).unref();
+  const probes = startPeriodicTask({
+    everyMs: probeEveryMs,
+    async run() {
+      // Not before it is connected: a slow start is no failure, and a failed connection is reported by `error`.
+      const isDue = redis.isReady() || performance.now() - startedAtMs > decideWithinMs;
+      if (health.isHealthy !== true && isDue) await probe();
+    },
+  });
 
   async function countInRedis(buckets: UseBuckets, cost: number, way: 'count' | 'add') {
     const arrears = buckets.map((bucket) => memory.takeArrears(bucket, sharedSinceMs));
@@ -155,25 +152,25 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
       });
       return toCount(buckets, levels, refusing === 0 ? undefined : refusing - 1);
     } catch (error) {
-      turn('memory', error);
+      fail(error);
       for (const missed of arrears) missed?.putBack();
       return memory[way](buckets, cost);
     }
   }
 
   const countBy = (way: 'count' | 'add') => (buckets: UseBuckets, cost: number) =>
-    mode === 'shared' ? countInRedis(buckets, cost, way) : memory[way](buckets, cost);
+    health.isHealthy === true ? countInRedis(buckets, cost, way) : memory[way](buckets, cost);
 
   return {
     get mode() {
-      return mode ?? 'memory';
+      return health.isHealthy === true ? 'shared' : 'memory';
     },
-    decided,
+    decided: decided.promise,
     count: countBy('count'),
     add: countBy('add'),
     async close() {
-      clearInterval(timer);
       redis.close();
+      await probes.close();
     },
   };
 }

@@ -35,6 +35,7 @@ export interface VerificationStateOptions {
   capacity: number;
   staleMs: number;
   clockShiftMs: () => number;
+  onAppended: Transactor['onAppended'];
   onRecorded?: Transactor['onRecorded'];
   logger: Pick<FastifyBaseLogger, 'info' | 'warn' | 'error'>;
 }
@@ -48,15 +49,15 @@ export function startVerificationState(options: VerificationStateOptions): Verif
       await sql`select pg_notify(${channel}, ${payload})`.execute(db);
     },
     clock,
-    onTurn: (isLive, cause) => {
+    onLiveChange: (isLive, cause) => {
       if (isLive) logger.info('Changes are followed; verification answers from memory.');
       else logger.warn({ err: cause }, 'Changes cannot be followed; each verification reads its record.');
     },
   });
   const { keyring, capacity, staleMs, redisUrl } = options;
   const records = createRecords({ db, clock, feed, logger, keyring, capacity, staleMs });
-  const { clockShiftMs, onRecorded = () => undefined } = options;
-  const transactor = { db, keyring, clockShiftMs, onRecorded };
+  const { clockShiftMs, onAppended, onRecorded = () => undefined } = options;
+  const transactor = { db, keyring, clockShiftMs, onAppended, onRecorded };
   const deletedUses = createDeletedUses({ transactor, clock, logger });
   const merger = createUsageMerger({ db, clock, logger });
   const usage = createUsageRecorder({ db, clock, deletedUses, merger, logger });

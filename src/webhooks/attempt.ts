@@ -5,13 +5,13 @@ import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import { writeTransaction } from '../db/client.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
-import { audienceOf, payloadFor } from '../history/announced.ts';
-import { isDeliveryAuthentic } from '../history/delivery-mac.ts';
 import { readEvent } from '../history/views.ts';
 import { recordOf, wakeAfterwards } from './commands.ts';
 import type { WebhookClient } from './connector.ts';
 import { DeliveryFailed } from './delivery-failed.ts';
+import { isDeliveryAuthentic } from './delivery-mac.ts';
 import { openSecrets } from './mint.ts';
+import { audienceOf, payloadFor } from './payload.ts';
 import {
   type DeliveryFlaw,
   decide,

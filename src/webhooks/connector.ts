@@ -1,4 +1,5 @@
 import { isIP } from 'node:net';
+import { abortable } from '../lib/deadline.ts';
 import { DeliveryFailed, type DeliveryFailure } from './delivery-failed.ts';
 import { createDnsLookup, type Lookup } from './name-lookup.ts';
 import {
@@ -123,10 +124,7 @@ export function createWebhookClient(options: WebhookClientOptions): WebhookClien
     const controller = new AbortController();
     const { signal } = controller;
     const timer = setTimeout(() => controller.abort(new DeliveryFailed('timed_out')), limitMs);
-    const aborted = new Promise<never>((_resolve, reject) => {
-      signal.addEventListener('abort', () => reject(signal.reason), { once: true });
-    });
-    const result = Promise.race([aborted, work(signal)]).finally(() => {
+    const result = abortable(work(signal), signal).finally(() => {
       clearTimeout(timer);
       underWay.delete(controller);
     });

@@ -1,9 +1,9 @@
 import { type InputError, Problem } from '../core/errors.ts';
+import { historyActions } from '../core/events.ts';
 import type { PartnerId } from '../core/ids.ts';
 import type { DisabledReason } from '../db/schema.ts';
-import { announcedTo } from '../history/announced.ts';
-import { historyActions } from '../history/events.ts';
 import { type DeliveryFailure, deliveryFailures } from './delivery-failed.ts';
+import { announcedTo } from './payload.ts';
 
 /** The rules of webhooks, without a database. */
 

@@ -1,10 +1,10 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Actor } from '../core/actor.ts';
+import type { Happening } from '../core/events.ts';
 import type { WebhookId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import { type Transactor, transact } from '../db/work.ts';
-import type { Happening } from '../history/events.ts';
 import { record } from '../history/record.ts';
 import { reseal, type SealedSecrets, type SecretColumns } from './mint.ts';
 import { countStaleWebhooks, lockStaleWebhooks, replaceSeals } from './rekey-store.ts';

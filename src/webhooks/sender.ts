@@ -1,14 +1,17 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import type { OrganizationId, WebhookId } from '../core/ids.ts';
 import { passingTracer, type Tracer } from '../core/trace.ts';
-import type { Keyring } from '../crypto/keyring.ts';
 import { createSecretText } from '../crypto/secret-text.ts';
 import { connect } from '../db/client.ts';
 import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
+import { pause } from '../lib/backoff.ts';
+import { limitedWarnings } from '../lib/limited-warnings.ts';
+import { startPeriodicTask } from '../lib/periodic-task.ts';
+import { type SingleFlight, singleFlight } from '../lib/single-flight.ts';
 import { type Claim, claimDue, send, settle } from './attempt.ts';
 import type { WebhookClient } from './connector.ts';
+import { enqueueDeliveries } from './enqueue-deliveries.ts';
 import { type AttemptOutcome, isFlaw, isSuccess, outcomeWord } from './policy.ts';
 import { endpointsToLookAt, endpointsWithDue, hasDue, release } from './sending-store.ts';
 import type { SendingWebhook } from './store.ts';
@@ -21,10 +24,9 @@ export interface WebhookSender {
   close(): Promise<void>;
 }
 
-interface WebhookSenderOptions extends Pick<Transactor, 'clockShiftMs' | 'onChanged' | 'onRecorded'> {
+interface WebhookSenderOptions extends Omit<Transactor, 'db' | 'onAppended'> {
   /** As the service's role. */
   url: string;
-  keyring: Keyring;
   /** What every token of this installation begins with. */
   tokenPrefix: string;
   /** Closed with the sender. */
@@ -48,7 +50,6 @@ const queryTimeoutMs = 10_000;
 
 /** Whoever was not woken is found by looking: retries, and what a killed sender has left behind. */
 const lookEveryMs = 1_000;
-const lookAgainAfterMs = 5_000;
 
 const mayEndWithinMs = 2_000;
 
@@ -66,24 +67,18 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     onLost: (error) => logger.warn({ err: error }, 'A connection of the webhook sender was lost.'),
   });
   const { db } = database;
-  const transactor: Transactor = {
-    db,
-    keyring,
-    clockShiftMs: options.clockShiftMs,
-    onChanged: options.onChanged ?? (() => undefined),
-    onRecorded: options.onRecorded ?? (() => undefined),
-  };
+  const transactor: Transactor = { ...options, db, onAppended: enqueueDeliveries };
   const closing = new AbortController();
   const looking = new Set<Promise<void>>();
   const sending = new Set<Promise<void>>();
   const sendingToFailing = new Set<Promise<void>>();
 
-  const lookAtOrganization = oneAtATime(async (id: OrganizationId) => {
+  const lookAtOrganization = singleFlight(async (id: OrganizationId) => {
     const now = await currentTime(db, options.clockShiftMs);
     for (const webhookId of await endpointsToLookAt(db, id, now)) look(lookAtEndpoint, webhookId);
   });
 
-  const lookAtEndpoint = oneAtATime(async (id: WebhookId) => {
+  const lookAtEndpoint = singleFlight(async (id: WebhookId) => {
     for (let more = true; more; ) {
       const claimed = await claimDue(transactor, id, placesFor);
       for (const claim of claimed.claims) {
@@ -101,9 +96,10 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     return isFailing(endpoint) ? Math.min(places, failingSendsAtOnce - sendingToFailing.size) : places;
   }
 
-  function look<Id>(at: (id: Id) => Promise<void>, id: Id): void {
+  /** What is due since the look in progress is found by the next one. */
+  function look<Id>(at: SingleFlight<Id, void>, id: Id): void {
     if (closing.signal.aborted) return;
-    const looked = at(id).catch((error: unknown) => {
+    const looked = at.next(id).catch((error: unknown) => {
       logger.warn({ err: error, id }, 'What is due to webhooks could not be taken up; this is tried again.');
     });
     track(looking, looked);
@@ -140,32 +136,27 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     }
   }
 
-  const watching = (async () => {
-    while (!closing.signal.aborted) {
-      let pauseMs = lookEveryMs;
-      try {
-        const now = await currentTime(db, options.clockShiftMs);
-        for (const endpoint of await endpointsWithDue(db, now)) {
-          if (placesFor(endpoint) > 0) look(lookAtEndpoint, endpoint.id);
-        }
-      } catch (error) {
-        pauseMs = lookAgainAfterMs;
-        logger.warn({ err: error }, 'What is due to webhooks could not be asked; this is tried again.');
+  const warnOfOutage = limitedWarnings(logger);
+  const watching = startPeriodicTask({
+    everyMs: lookEveryMs,
+    immediately: true,
+    async run() {
+      const now = await currentTime(db, options.clockShiftMs);
+      for (const endpoint of await endpointsWithDue(db, now)) {
+        if (placesFor(endpoint) > 0) look(lookAtEndpoint, endpoint.id);
       }
-      await delay(pauseMs, undefined, { signal: closing.signal, ref: false }).catch(() => undefined);
-    }
-  })();
+    },
+    onError: (err) => warnOfOutage({ err }, 'What is due to webhooks could not be read; this is tried again.'),
+  });
 
   return {
     wake: (organizationId) => look(lookAtOrganization, organizationId),
     async close() {
       closing.abort();
-      await Promise.race([
-        allEnded(looking).then(() => allEnded(sending)),
-        delay(mayEndWithinMs, undefined, { ref: false }),
-      ]);
+      const watched = watching.close();
+      await Promise.race([allEnded(looking).then(() => allEnded(sending)), pause(mayEndWithinMs)]);
       await client.close();
-      await Promise.all([allEnded(looking), watching]);
+      await Promise.all([allEnded(looking), watched]);
       await allEnded(sending);
       await database.close();
     },
@@ -184,26 +175,4 @@ function track(works: Set<Promise<void>>, work: Promise<void>): void {
 /** Also those that are begun meanwhile. */
 async function allEnded(works: ReadonlySet<Promise<void>>): Promise<void> {
   while (works.size > 0) await Promise.allSettled(works);
-}
-
-/** Runs `act` for one id at a time. Called for it meanwhile, it is run once more when it has ended. */
-function oneAtATime<Id>(act: (id: Id) => Promise<void>): (id: Id) => Promise<void> {
-  const present = new Map<Id, { again: boolean }>();
-  return async (id) => {
-    const running = present.get(id);
-    if (running !== undefined) {
-      running.again = true;
-      return;
-    }
-    const state = { again: true };
-    present.set(id, state);
-    try {
-      while (state.again) {
-        state.again = false;
-        await act(id);
-      }
-    } finally {
-      present.delete(id);
-    }
-  };
 }

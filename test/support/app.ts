@@ -13,6 +13,7 @@ import {
   type VerificationStateOptions,
 } from '../../src/verification/state.ts';
 import { createWebhookClient } from '../../src/webhooks/connector.ts';
+import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
 import { parseRanges } from '../../src/webhooks/public-address.ts';
 import type { ClusterUrls } from './cluster.ts';
 import { createDatabase, dbDump } from './database.ts';
@@ -95,10 +96,16 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     capacity: 10_000,
     staleMs: 30_000,
     clockShiftMs,
+    onAppended: enqueueDeliveries,
     logger,
     ...state,
   });
-  const transactor = { ...given, keyring, onChanged: (ids: Iterable<string>) => verification.records.invalidate(ids) };
+  const transactor = {
+    ...given,
+    keyring,
+    onAppended: enqueueDeliveries,
+    onChanged: (ids: Iterable<string>) => verification.records.invalidate(ids),
+  };
   const bootstrapped = await bootstrap(
     { transactor, crypto },
     { organizationName: `Organization ${Math.random()}`, adminEmail: 'ada@example.com' },

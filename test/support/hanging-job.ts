@@ -1,5 +1,6 @@
 import { startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
+import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
 import { keyringOf } from './keyrings.ts';
 
 // A replica of its own process, whose job begins and never ends: `hanging-job.ts <database URL> <job's name>`.
@@ -21,5 +22,6 @@ startJobs({
   settings: { usageHourlyDays: 1, retentionSeconds: 1 },
   keyring: keyringOf('test'),
   clockShiftMs: () => 0,
+  onAppended: enqueueDeliveries,
   logger: createLogger({ level: 'warn', tokenPrefix: 'lk' }),
 });

@@ -2,6 +2,7 @@ import type { Test } from 'tap';
 import type { Job } from '../../src/jobs/job.ts';
 import { type JobRunner, startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
+import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
 import type { ClusterUrls } from './cluster.ts';
 import { dbQuery } from './database.ts';
 import { keyringOf } from './keyrings.ts';
@@ -39,6 +40,7 @@ export function startReplica(
     settings: { usageHourlyDays, retentionSeconds },
     keyring,
     clockShiftMs,
+    onAppended: enqueueDeliveries,
     logger,
   });
   t.teardown(() => runner.close());

@@ -2,6 +2,7 @@ import { type SendPayload, sendTask } from '../../src/db/worker-queue.ts';
 import { startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
 import { createWebhookClient } from '../../src/webhooks/connector.ts';
+import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
 import { parseRanges } from '../../src/webhooks/public-address.ts';
 import { startWebhookSender } from '../../src/webhooks/sender.ts';
 import { keyringOf } from './keyrings.ts';
@@ -13,6 +14,7 @@ const shared = {
   url,
   keyring: keyringOf(entry),
   clockShiftMs: () => 0,
+  onAppended: enqueueDeliveries,
   logger: createLogger({ level: 'warn', tokenPrefix: 'lk' }),
 };
 const client = createWebhookClient({ allowHttp: true, allowedRanges: parseRanges(['127.0.0.0/8']) });

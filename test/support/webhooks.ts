@@ -2,11 +2,12 @@ import { createServer, type IncomingHttpHeaders, type ServerResponse } from 'nod
 import type { AddressInfo } from 'node:net';
 import type { Test } from 'tap';
 import { type SendPayload, sendTask } from '../../src/db/worker-queue.ts';
-import { audienceOf, payloadFor } from '../../src/history/announced.ts';
 import { readEvent } from '../../src/history/views.ts';
 import { startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
 import { createWebhookClient } from '../../src/webhooks/connector.ts';
+import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
+import { audienceOf, payloadFor } from '../../src/webhooks/payload.ts';
 import { parseRanges } from '../../src/webhooks/public-address.ts';
 import { startWebhookSender, type WebhookSender } from '../../src/webhooks/sender.ts';
 import type { Json, TestService } from './app.ts';
@@ -67,7 +68,7 @@ export function startSending(
     destination: { write: (line) => void logLines.push(line) },
   });
   const { urls, keyring, clockShiftMs } = service;
-  const shared = { url: urls.app, keyring, clockShiftMs, logger };
+  const shared = { url: urls.app, keyring, clockShiftMs, onAppended: enqueueDeliveries, logger };
   const client = createWebhookClient({ ...localEgress, timeoutMs });
   const sender = startWebhookSender({ ...shared, tokenPrefix: 'lk', client });
   const runner = startJobs({

@@ -2,7 +2,7 @@ import { z } from 'zod';
 import { problemCodes, problemKinds } from '../core/errors.ts';
 import { isId, type RefusalId } from '../core/ids.ts';
 import { exampleId, idView, timestampView } from '../http/schemas.ts';
-import type { ListedRefusals } from './refusals-store.ts';
+import type { ListedRefusals } from './store.ts';
 
 /** With what a known caller can be refused. */
 export const refusalCodes = problemCodes.filter((code) => [403, 429].includes(problemKinds[code].status));

@@ -1,47 +1,45 @@
 import { sql } from 'kysely';
+import type { ChainedEvent } from '../core/events.ts';
 import { type DeliveryId, newId, type OrganizationId, type WebhookId } from '../core/ids.ts';
-import { type TraceContext, toTraceparent } from '../core/trace.ts';
+import { toTraceparent } from '../core/trace.ts';
 import type { Tx } from '../db/client.ts';
-import type { Work } from '../db/work.ts';
+import type { OnAppended, Work } from '../db/work.ts';
 import { wakeSender } from '../db/worker-queue.ts';
-import { announcedTo, audienceOf } from './announced.ts';
-import { toCanonical } from './chain.ts';
+import { toCanonical } from '../history/chain.ts';
 import { deliveryMac } from './delivery-mac.ts';
-import type { ChainedEvent } from './events.ts';
+import { announcedTo, audienceOf } from './payload.ts';
 
-/** An endpoint as far as it matters who is told what. */
+/** What decides whether an endpoint is notified of an event. */
 interface Listener {
   id: WebhookId;
   partner_id: string | null;
   events: string[];
 }
 
-interface Announcement {
+interface NewDelivery {
   id: DeliveryId;
   endpointId: WebhookId;
   event: ChainedEvent;
 }
 
 /**
- * Writes a delivery for each endpoint that asked for what has just been recorded, in the same transaction: both are there
- * after the commit or neither. The chain's head is locked, so an endpoint that was made earlier in the chain is seen.
+ * Enqueues a delivery for each endpoint that subscribes to one of these events, in the transaction that appends them. The
+ * chain's head is locked, so an endpoint that was made earlier in the chain is seen.
  * A partner that was deleted is notified of that, and of nothing after it. Costs one query where nobody listens.
  */
-export async function announce(
-  { tx, keyring }: Pick<Work, 'tx' | 'keyring'>,
-  organizationId: OrganizationId,
-  { events, trace }: { events: readonly ChainedEvent[]; trace: TraceContext | undefined },
-): Promise<void> {
+export const enqueueDeliveries: OnAppended = async ({ tx, keyring, by }, events) => {
+  const { organizationId, trace } = by;
+  if (organizationId === null) return;
   const listeners = await listenersTo(tx, organizationId, events);
-  const announcements = listeners.flatMap((listener) =>
+  const deliveries = listeners.flatMap((listener) =>
     events
-      .filter((event) => isTold(listener, event))
-      .map((event): Announcement => ({ id: newId('delivery'), endpointId: listener.id, event })),
+      .filter((event) => isNotified(listener, event))
+      .map((event): NewDelivery => ({ id: newId('delivery'), endpointId: listener.id, event })),
   );
-  if (announcements.length === 0) return;
-  await insertDeliveries({ tx, keyring }, announcements, trace === undefined ? null : toTraceparent(trace));
+  if (deliveries.length === 0) return;
+  await insertDeliveries({ tx, keyring }, deliveries, trace === undefined ? null : toTraceparent(trace));
   await wakeSender(tx, organizationId);
-}
+};
 
 async function listenersTo(
   tx: Tx,
@@ -62,7 +60,7 @@ async function listenersTo(
   return rows;
 }
 
-function isTold({ id, partner_id, events }: Listener, event: ChainedEvent): boolean {
+function isNotified({ id, partner_id, events }: Listener, event: ChainedEvent): boolean {
   const tested = testedBy(event);
   if (tested !== undefined) return tested === id;
   if (partner_id !== null && partner_id !== event.partnerId) return false;
@@ -77,11 +75,11 @@ function testedBy({ action, details }: ChainedEvent): unknown {
 /** Their time is the event's: the database's, also where the service's clock was moved. */
 async function insertDeliveries(
   { tx, keyring }: Pick<Work, 'tx' | 'keyring'>,
-  announcements: readonly Announcement[],
+  deliveries: readonly NewDelivery[],
   traceparent: string | null,
 ): Promise<void> {
-  const column = <Value>(read: (announcement: Announcement) => Value) => announcements.map(read);
-  const macs = announcements.map(({ id, endpointId, event }) => {
+  const column = <Value>(read: (delivery: NewDelivery) => Value) => deliveries.map(read);
+  const macs = deliveries.map(({ id, endpointId, event }) => {
     const { sequence, action } = event;
     return deliveryMac(keyring, { id, endpointId, sequence, action, canonical: toCanonical(event) });
   });

@@ -1,5 +1,5 @@
-import type { Actor, RequestFacts } from '../core/actor.ts';
-import type { EventId, KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
+import type { Actor, RequestFacts } from './actor.ts';
+import type { EventId, KeyId, OrganizationId, PartnerId } from './ids.ts';
 
 /** Everything that history can say, in past tense. A closed list: a new act gets its word here first. */
 export const historyActions = [

@@ -1,4 +1,4 @@
-import type { ChainedEvent, HistoryAction } from './events.ts';
+import type { ChainedEvent, HistoryAction } from '../core/events.ts';
 
 /** What webhooks are told of, to whom, and in which words. */
 

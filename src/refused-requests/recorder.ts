@@ -3,7 +3,7 @@ import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { isRejection } from '../db/pg-error.ts';
 import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
-import { addRefusals, type RefusedAttempts } from './refusals-store.ts';
+import { addRefusals, type RefusedAttempts } from './store.ts';
 
 /** One attempt of a known caller that was refused. */
 export type Refusal = Pick<RefusedAttempts, 'organizationId' | 'code'> & {

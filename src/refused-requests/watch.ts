@@ -3,7 +3,7 @@ import type { Principal } from '../auth/principal.ts';
 import type { Problem, ProblemCode } from '../core/errors.ts';
 import { isId, type OrganizationId } from '../core/ids.ts';
 import type { RefusedCaller } from '../db/refused-attempts-table.ts';
-import type { RefusalRecorder } from './refusal-recorder.ts';
+import type { RefusalRecorder } from './recorder.ts';
 
 /** With what a credential is refused; `rate_limited`: it was not worth a look any more. */
 export const credentialRefusals = [
