@@ -24,7 +24,8 @@ if (isStale && existsSync(compiler)) {
   // Not to stdout: `npm pack` prints the name of its file there.
   console.error('latchkey: building dist/ from src/, which takes some seconds.');
   rmSync(path.join(root, 'dist'), { recursive: true, force: true });
-  const { status } = spawnSync(process.execPath, [path.join(root, 'src', 'build.mjs')], {
+  const { status } = spawnSync(process.execPath, [compiler, '-p', 'tsconfig.build.json'], {
+    cwd: root,
     stdio: ['inherit', process.stderr.fd, 'inherit'],
   });
   if (status !== 0) process.exit(status ?? 1);

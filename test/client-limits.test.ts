@@ -1,5 +1,5 @@
 import t from 'tap';
-import { LocalLimit } from '../src/client/local-limit.ts';
+import { LocalLimit } from '../src/client/known-keys.ts';
 import { startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
 

@@ -1,7 +1,6 @@
 import t from 'tap';
 import type { z } from 'zod';
 import { createLatchkeyClient, type Question, type Verdict } from '../src/client/client.ts';
-import { createEventReader } from '../src/client/event-lines.ts';
 import type { verdictView } from '../src/verification/verdict-view.ts';
 import type { VerifyRequest } from '../src/verification/verify-request.ts';
 import { startClient, startListening } from './support/hook.ts';
@@ -259,20 +258,4 @@ t.test('options that cannot be meant are refused at once, each by its name', asy
       );
     }
   }
-});
-
-t.test('events are read as they come, in whatever pieces', async (t) => {
-  const text =
-    ': a comment\nretry: 5\nevent: change\ndata: {"ids":\ndata: ["key_a"]}\n\ndata\n\nevent: down\r\ndata: {}\r\n\r\n';
-  const expected = [
-    { event: 'change', data: '{"ids":\n["key_a"]}' },
-    { event: 'message', data: '' },
-    { event: 'down', data: '{}' },
-  ];
-  for (let size = 1; size < text.length; size++) {
-    const read = createEventReader();
-    const pieces = text.match(new RegExp(`[^]{1,${size}}`, 'g')) ?? [];
-    t.same(pieces.flatMap(read), expected, `pieces of ${size}`);
-  }
-  t.throws(() => createEventReader()('x'.repeat(300_000)));
 });

@@ -1,6 +1,5 @@
 import t from 'tap';
-import { createKnownKeys, type KnownKey, learnLimit } from '../src/client/known-keys.ts';
-import { createUnreported } from '../src/client/unreported.ts';
+import { type KnownKey, KnownKeys, learnLimit, Unreported } from '../src/client/known-keys.ts';
 import type { Question, Verdict } from '../src/client/verdict.ts';
 
 // What was let in and not told yet: told once, of the right key, and held against its limits until then.
@@ -23,11 +22,11 @@ const windowMs = 1_000;
 const rateLimit = { policy: 'key', limit: 10, windowSeconds: 1, remaining: 10, resetSeconds: 1 } as const;
 
 function scene() {
-  const known = createKnownKeys(100);
-  const unreported = createUnreported(known);
+  const known = new KnownKeys(100);
+  const unreported = new Unreported(known);
   const learn = (id: string) => known.learn(id, question(id), { ...facts, keyId: `key_${id}` }, 0);
   const question = (id: string): Question => ({ key: `text of ${id}`, permission: 'read' });
-  const use = (key: KnownKey, nowMs = 0, cost = 1) => unreported.add(key, 'read', question(key.id), cost, nowMs);
+  const use = (key: KnownKey, nowMs = 0, cost = 1) => unreported.add(key, 'read', question(key.hash), cost, nowMs);
   const told = (most = 100, nowMs = 0) =>
     unreported.take(most, nowMs).map(({ entry: { key, uses, cost } }) => [key, uses, cost]);
   return { known, unreported, learn, use, told };
@@ -36,16 +35,16 @@ function scene() {
 t.test('a text is kept from the first use until its uses are handed out', async (t) => {
   const { unreported, learn, use, told } = scene();
   const [a, b] = [learn('a'), learn('b')];
-  t.equal(a.waiting, undefined, 'before');
+  t.equal(a.unreported, undefined, 'before');
   use(a, 0, 3);
   use(b);
   use(a);
-  t.equal(a.waiting?.key, 'text of a');
-  t.equal(b.waiting?.key, 'text of b');
+  t.equal(a.unreported?.entry.key, 'text of a');
+  t.equal(b.unreported?.entry.key, 'text of b');
   t.equal(unreported.size, 2);
   t.same(told(1), [['text of a', 2, 4]]);
-  t.equal(a.waiting, undefined);
-  t.equal(b.waiting?.key, 'text of b', 'there was no room for it');
+  t.equal(a.unreported, undefined);
+  t.equal(b.unreported?.entry.key, 'text of b', 'there was no room for it');
   use(a);
   t.same(told(), [
     ['text of b', 1, 1],
@@ -76,7 +75,7 @@ t.test('what could not be told waits without its text, and is told with what com
   const a = learn('a');
   use(a, 0, 2);
   for (const lost of unreported.take(100, 0)) unreported.putBack(lost);
-  t.same([unreported.size, a.waiting, a.keyLimit.pending], [0, undefined, 2]);
+  t.same([unreported.size, a.unreported, a.keyLimit.pending], [0, undefined, 2]);
   use(a);
   const later = unreported.take(100, 0);
   use(a);
@@ -95,10 +94,10 @@ t.test('what lies further back than the window counts as use and against no limi
   };
   use(a, 0, 4);
   fail(windowMs);
-  t.match(a.unsent, { uses: 1, cost: 4 });
+  t.match(a.failed, { uses: 1, cost: 4 });
   use(a, windowMs);
   fail(windowMs + 1);
-  t.match(a.unsent, { uses: 2, cost: 0 });
+  t.match(a.failed, { uses: 2, cost: 0 });
   t.same([a.ownerLimit.pending, a.keyLimit.pending], [0, 0]);
   use(a, windowMs + 2);
   t.same(told(100, windowMs + 2), [['text of a', 3, 1]]);
@@ -111,7 +110,7 @@ t.test('limits: what waits is held against them, until it is counted there or no
   const left = () => [a.ownerLimit.pending, a.keyLimit.pending, a.keyLimit.state('key', 0)?.remaining];
   use(a, 0, 4);
   t.same(left(), [4, 4, 6]);
-  for (const use of unreported.take(100, 0)) unreported.settle(use, 'perhaps counted');
+  for (const use of unreported.take(100, 0)) unreported.abandon(use);
   t.same(left(), [0, 0, 6]);
   use(a, 0, 2);
   for (const use of unreported.take(100, 0)) unreported.settle(use);

@@ -1,17 +1,10 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { Broken, connectTo, type Service, send } from './connections.ts';
-import { createEventReader, type ServerEvent } from './event-lines.ts';
-import { describeAnswer } from './trouble.ts';
-
-/** Who keeps answers, and has to know when to forget them. */
-export interface Forgetful {
-  forget(ids: string[]): void;
-  forgetAll(): void;
-}
+import { createParser, type EventSourceMessage } from 'eventsource-parser';
+import { causeOf, openChanges, type Service } from './service.ts';
 
 /** `GET /v1/changes`, for as long as it is open. */
 export interface ChangeStream {
-  /** Whether every change of up to 5 s ago has been heard. Only then may anything be answered from memory. */
+  /** Whether every change of up to 5 s ago has arrived. Only then may anything be answered from memory. */
   isAlive(nowMs: number): boolean;
   /** The time by which keys expire: Latchkey's, as far as it is known. */
   serverNowMs(nowMs: number): number;
@@ -20,46 +13,50 @@ export interface ChangeStream {
 
 interface ChangeStreamOptions {
   service: Service;
-  forgetful: Forgetful;
-  /** Told when it begins and ceases to be alive. */
+  /** Called with the ids whose dependents have to be forgotten. */
+  onChange: (ids: string[]) => void;
+  /** Called where changes may have been missed: everything has to be forgotten. */
+  onReset: () => void;
+  /** Called when it begins and ceases to be alive. */
   onTurn: (isAlive: boolean, cause?: unknown) => void;
   /** Called each time when it cannot be opened. */
   onTrouble: (error: Error) => void;
 }
 
-/** What a heartbeat tells. */
-interface Beat {
+interface Heartbeat {
   /** The time by which keys expire. */
   at: string;
-  /** All that was committed so long before it was written has been told. */
+  /** All that was committed so long before it was written has been sent. */
   behindMs: number;
   /** How long after the opening of the stream it was written. */
   openMs: number;
 }
 
-/** The heartbeat limit: nothing that is older than this is answered from memory. */
-export const silenceAllowedMs = 5_000;
-/** A stream whose heartbeats lag behind by more than this, so many times in a row, is opened anew. */
+/** Nothing that is older than this is answered from memory. */
+const silenceAllowedMs = 5_000;
+/** A stream whose heartbeats are late by more than this, so many times in a row, is opened again. */
 const lagAllowedMs = silenceAllowedMs / 2;
 const lateBeatsAllowed = 3;
-const lookEveryMs = 500;
+const checkEveryMs = 500;
 const leastDelayMs = 250;
 const mostDelayMs = 5_000;
+/** An event of Latchkey's is shorter. */
+const longestEvent = 262_144;
 
-export function followChanges({ service, forgetful, onTurn, onTrouble }: ChangeStreamOptions): ChangeStream {
+export function followChanges({ service, onChange, onReset, onTurn, onTrouble }: ChangeStreamOptions): ChangeStream {
   const closing = new AbortController();
   let connection = new AbortController();
-  let isHeard = false;
-  /** All that was changed before this has been told; monotonic milliseconds. */
-  let vouchedAtMs = Number.NEGATIVE_INFINITY;
+  let isConnected = false;
+  /** All that was changed before this has arrived; monotonic milliseconds. */
+  let completeUntilMs = Number.NEGATIVE_INFINITY;
   let clockOffsetMs = Date.now() - performance.now();
   let wasAlive = false;
   let failures = 0;
   let lateBeats = 0;
-  let askedAtMs = performance.now();
-  let heardAtMs = askedAtMs;
+  let openedAtMs = performance.now();
+  let receivedAtMs = openedAtMs;
 
-  const isAlive = (nowMs: number) => isHeard && nowMs - vouchedAtMs < silenceAllowedMs;
+  const isAlive = (nowMs: number) => isConnected && nowMs - completeUntilMs < silenceAllowedMs;
 
   function turn(cause?: unknown): void {
     const alive = isAlive(performance.now());
@@ -68,81 +65,80 @@ export function followChanges({ service, forgetful, onTurn, onTrouble }: ChangeS
     onTurn(alive, cause);
   }
 
-  function hear({ event, data }: ServerEvent): void {
-    const told = JSON.parse(data) as { ids?: string[]; reason?: string } & Partial<Beat>;
-    if (event === 'change') forgetful.forget(told.ids ?? []);
-    else if (event === 'heartbeat') beat(told);
-    else if (event === 'reset' || event === 'hello') forgetful.forgetAll();
-    else if (event === 'down') lose(new Error('Latchkey itself does not hear of changes now'));
-    else if (event === 'end') throw new Error(`Latchkey has ended the stream: ${told.reason ?? ''}`);
+  function handle({ event, data }: EventSourceMessage): void {
+    const { ids = [], reason = '', ...heartbeat } = JSON.parse(data) as Partial<Heartbeat> & {
+      ids?: string[];
+      reason?: string;
+    };
+    if (event === 'change') onChange(ids);
+    else if (event === 'heartbeat') beat(heartbeat);
+    else if (event === 'reset' || event === 'hello') onReset();
+    else if (event === 'down') lose(new Error('Latchkey itself does not receive changes now'));
+    else if (event === 'end') throw new Error(`Latchkey has ended the stream: ${reason}`);
   }
 
   /**
-   * It says what was true when it was written, and may have been on its way for long. It was written so long after the
-   * stream was opened as Latchkey says, and the stream was opened after it was asked for.
+   * A heartbeat says what was true when it was written, and may have been on its way for long. It was written `openMs` after
+   * the stream was opened, and that was after the request for it was sent.
    */
-  function beat({ at = '', behindMs = 0, openMs = 0 }: Partial<Beat>): void {
+  function beat({ at = '', behindMs = 0, openMs = 0 }: Partial<Heartbeat>): void {
     const nowMs = performance.now();
-    const writtenAtMs = Math.min(nowMs, askedAtMs + openMs);
+    const writtenAtMs = Math.min(nowMs, openedAtMs + openMs);
     lateBeats = nowMs - writtenAtMs > lagAllowedMs ? lateBeats + 1 : 0;
-    if (lateBeats >= lateBeatsAllowed) throw new Error('what Latchkey tells arrives late');
-    // Before it was alive, answers were kept that no change would have taken away.
-    if (!isAlive(nowMs)) forgetful.forgetAll();
-    isHeard = true;
+    if (lateBeats >= lateBeatsAllowed) throw new Error('what Latchkey sends arrives late');
+    // Before it was alive, answers were kept that no change would have removed.
+    if (!isAlive(nowMs)) onReset();
+    isConnected = true;
     if (lateBeats === 0) failures = 0;
-    vouchedAtMs = Math.max(vouchedAtMs, writtenAtMs - behindMs);
+    completeUntilMs = Math.max(completeUntilMs, writtenAtMs - behindMs);
     if (!Number.isNaN(Date.parse(at))) clockOffsetMs = Date.parse(at) - writtenAtMs;
     turn();
   }
 
   function lose(cause: unknown): void {
-    isHeard = false;
+    isConnected = false;
     turn(cause);
   }
 
-  /** One connection's life. Throws what ended it. */
-  async function listen(): Promise<never> {
+  async function open(): ReturnType<typeof openChanges> {
     connection = new AbortController();
-    const client = connectTo(service, { signal: connection.signal });
-    askedAtMs = performance.now();
-    heardAtMs = askedAtMs;
+    openedAtMs = performance.now();
+    receivedAtMs = openedAtMs;
     lateBeats = 0;
-    const read = createEventReader();
-    const asked = { method: 'GET', path: '/v1/changes', headers: { accept: 'text/event-stream' } } as const;
-    let refusedWith: number | undefined;
-    let isOpen = false;
     try {
-      await send(client, service, asked, {
-        onHead(status, contentType) {
-          isOpen = status === 200 && contentType.startsWith('text/event-stream');
-          if (!isOpen) refusedWith = status;
-        },
-        onText(text) {
-          // The beginning of a refusal says enough, and what is no stream may not end.
-          if (refusedWith !== undefined) throw new Error(describeAnswer(refusedWith, text));
-          heardAtMs = performance.now();
-          for (const event of read(text)) hear(event);
-        },
-      });
-      throw new Error(refusedWith === undefined ? 'the stream has ended' : describeAnswer(refusedWith, ''));
+      return await openChanges(service, connection.signal);
     } catch (error) {
-      const cause = error instanceof Broken && refusedWith !== undefined ? error.cause : error;
-      if (!isOpen && !closing.signal.aborted) onTrouble(cause as Error);
+      if (!closing.signal.aborted) onTrouble(error as Error);
       throw error;
-    } finally {
-      await client.destroy();
     }
   }
 
-  /** A connection can be dead without telling. */
+  /** Follows one connection. Throws what ended it. */
+  async function follow(): Promise<never> {
+    const parser = createParser({
+      maxBufferSize: longestEvent,
+      onEvent: handle,
+      onError(error) {
+        if (error.type === 'max-buffer-size-exceeded') throw error;
+      },
+    });
+    for await (const text of await open()) {
+      receivedAtMs = performance.now();
+      parser.feed(text);
+    }
+    throw new Error('the stream has ended');
+  }
+
+  /** A connection can be dead without an error. */
   const watch = setInterval(() => {
     turn(new Error(`no heartbeat for ${silenceAllowedMs} ms`));
-    if (performance.now() - heardAtMs > silenceAllowedMs) connection.abort();
-  }, lookEveryMs).unref();
+    if (performance.now() - receivedAtMs > silenceAllowedMs) connection.abort(new Error('it was silent for too long'));
+  }, checkEveryMs).unref();
 
   const running = (async () => {
     while (!closing.signal.aborted) {
-      await listen().catch((error: unknown) => lose(error instanceof Broken ? error.cause : error));
+      await follow().catch((error: unknown) => lose(causeOf(error)));
+      connection.abort();
       const delayMs = Math.min(mostDelayMs, leastDelayMs * 2 ** failures++) * (0.5 + Math.random() / 2);
       await delay(delayMs, undefined, { signal: closing.signal, ref: false }).catch(() => undefined);
     }
@@ -153,8 +149,8 @@ export function followChanges({ service, forgetful, onTurn, onTrouble }: ChangeS
     serverNowMs: (nowMs) => nowMs + clockOffsetMs,
     async close() {
       clearInterval(watch);
-      // Whoever closes it knows that it ceases.
-      isHeard = false;
+      // Its owner need not be notified.
+      isConnected = false;
       wasAlive = false;
       closing.abort();
       connection.abort();

@@ -1,7 +1,12 @@
-import type { Access, Permission } from '../core/permissions.ts';
 import { clientAddress } from '../lib/ip-address.ts';
 
-/** What Latchkey says of a key. A test holds this to the shape in the OpenAPI document. */
+/** What a request wants to do. */
+export type Access = 'read' | 'write';
+
+/** What a key carries. */
+export type Permission = Access | 'read_write';
+
+/** What Latchkey says of a key. A test compares this with the shape in the OpenAPI document. */
 export interface Verdict {
   valid: boolean;
   code:
@@ -46,49 +51,25 @@ export interface Question {
   permission: Access;
   /** The client's address; a key with allowedIps is refused without it. */
   ip?: string;
-  /** 0 to 1,000, 1 where nothing is said: how much this counts. 0 asks without counting. */
+  /** 0 to 1,000, 1 by default: how much this counts. 0 asks without counting. */
   cost?: number;
 }
 
-/** The key with which a request was let in. Requests with the same key share it, and it is frozen. */
-export interface ApiKey {
-  /** `key_…` */
-  readonly id: string;
-  readonly organizationId: string;
-  /** Null for the organization's own keys. */
-  readonly partnerId: string | null;
-  readonly partnerEmail: string | null;
-  readonly permission: Permission;
-  readonly name: string | null;
-  /** What the organization keeps about the key. */
-  readonly metadata: Readonly<Record<string, unknown>>;
-  readonly expiresAt: string | null;
-}
-
-/** @throws LatchkeyUnavailable for an answer that does not tell whose key it is */
-export function apiKeyIn(verdict: Verdict): ApiKey {
-  const { keyId, organizationId, partnerId, partnerEmail, permission, name, metadata, expiresAt } = verdict;
-  if (keyId === null || organizationId === null || permission === null || metadata === null) {
-    throw new LatchkeyUnavailable('Latchkey said that a key is good and not which one.');
-  }
-  deepFreeze(metadata);
-  return Object.freeze({
-    id: keyId,
-    organizationId,
-    partnerId,
-    partnerEmail,
-    permission,
-    name,
-    metadata,
-    expiresAt,
-  });
-}
-
-function deepFreeze(value: unknown): void {
-  if (typeof value !== 'object' || value === null || Object.isFrozen(value)) return;
-  Object.freeze(value);
-  for (const member of Object.values(value)) deepFreeze(member);
-}
+/** For a text that cannot be a key. */
+export const malformed: Verdict = {
+  valid: false,
+  code: 'malformed',
+  keyId: null,
+  organizationId: null,
+  partnerId: null,
+  partnerEmail: null,
+  permission: null,
+  name: null,
+  metadata: null,
+  expiresAt: null,
+  dependsOnIp: null,
+  rateLimit: null,
+};
 
 /** GET, HEAD and OPTIONS read; all other methods write. */
 export function permissionFor(method: string): Access {

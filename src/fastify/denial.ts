@@ -1,7 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import type { RateLimitState, Verdict } from '../client/verdict.ts';
-import type { Problem } from '../core/errors.ts';
+import { CostExceedsLimit, LatchkeyUnavailable, type RateLimitState, type Verdict } from '../client/verdict.ts';
 import { limitSentence } from '../core/rate-limit.ts';
+import { UnreadableCredential } from '../lib/read-credential.ts';
 
 /** Why a request is not let in, and how it is answered unless the application has its own way. */
 export interface Denial {
@@ -11,7 +11,7 @@ export interface Denial {
   /** For the client: what happened. */
   detail: string;
   headers: Record<string, string>;
-  /** What Latchkey said of the key; undefined where it was not asked, or did not answer. Not for the client. */
+  /** What Latchkey said of the key; undefined where there is no answer of Latchkey's. Not for the client. */
   verdict: Verdict | undefined;
 }
 
@@ -45,36 +45,41 @@ export function denialOf(verdict: Verdict): Denial {
   }
 }
 
-export function denialOfProblem(problem: Problem): Denial {
-  const { status, code, detail } = problem;
-  const sent = problem.headers['www-authenticate'];
-  const headers: Record<string, string> =
-    sent === undefined ? {} : { 'www-authenticate': sent.replace('realm="latchkey"', 'realm="api"') };
+function unasked(status: number, code: string, detail: string, headers: Record<string, string> = {}): Denial {
   return { status, code, detail, headers, verdict: undefined };
 }
 
 export function noKey(header: string | undefined): Denial {
   const how = header === undefined ? 'as Authorization: Bearer <key> or in X-API-Key' : `in ${header}`;
-  const headers = { 'www-authenticate': 'Bearer realm="api"' };
-  return { status: 401, code: 'unauthorized', detail: `Send an API key ${how}.`, headers, verdict: undefined };
+  return unasked(401, 'unauthorized', `Send an API key ${how}.`, { 'www-authenticate': 'Bearer realm="api"' });
 }
 
-/** No 429: however long the client waits, this request does not fit into a window. */
-export const costsTooMuch: Denial = {
-  status: 403,
-  code: 'forbidden',
-  detail: "This request costs more than the API key's limit lets through in a whole window.",
-  headers: {},
-  verdict: undefined,
-};
+export const keyInUrl = unasked(
+  400,
+  'bad_request',
+  'An API key in the query string is refused: URLs end up in logs and histories. Send it in a header, and replace it.',
+);
 
-export const unavailable: Denial = {
-  status: 503,
-  code: 'unavailable',
-  detail: 'Whether the API key is good cannot be said now.',
-  headers: { 'retry-after': '1' },
-  verdict: undefined,
-};
+/** No 429: however long the client waits, this request does not fit into a window. */
+const costsTooMuch = unasked(
+  403,
+  'forbidden',
+  "This request costs more than the API key's limit lets through in a whole window.",
+);
+
+const unavailable = unasked(503, 'unavailable', 'Whether the API key is good cannot be said now.', {
+  'retry-after': '1',
+});
+
+/** Throws what is the application's own error. */
+export function denialOfError(error: unknown): Denial {
+  if (error instanceof LatchkeyUnavailable) return unavailable;
+  if (error instanceof CostExceedsLimit) return costsTooMuch;
+  if (!(error instanceof UnreadableCredential)) throw error;
+  const { status, message } = error;
+  if (status === 400) return unasked(status, 'bad_request', message);
+  return unasked(status, 'unauthorized', message, { 'www-authenticate': challenge('invalid_request', message) });
+}
 
 /** The fields of draft-ietf-httpapi-ratelimit-headers, as Latchkey itself sends them. */
 export function rateLimitFields(state: RateLimitState | null): Record<string, string> {

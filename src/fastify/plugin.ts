@@ -1,36 +1,33 @@
 import type { IncomingMessage } from 'node:http';
-import type { Socket } from 'node:net';
-import type { FastifyReply, FastifyRequest, HookHandlerDoneFunction } from 'fastify';
+import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
-import { readCredential } from '../auth/credential.ts';
-import { type Answers, createAnswers, rateLimitOfKnown } from '../client/answers.ts';
-import { KnownKey } from '../client/known-keys.ts';
-import type { ClientOptions } from '../client/options.ts';
+import { type ClientOptions, createLatchkeyClient } from '../client/client.ts';
 import {
-  type ApiKey,
-  apiKeyIn,
-  CostExceedsLimit,
+  type Access,
   LatchkeyUnavailable,
+  type Permission,
   permissionFor,
-  type Question,
-  type RateLimitState,
   type Verdict,
 } from '../client/verdict.ts';
-import { Problem } from '../core/errors.ts';
-import type { Access } from '../core/permissions.ts';
-import {
-  costsTooMuch,
-  type Denial,
-  denialOf,
-  denialOfProblem,
-  noKey,
-  rateLimitFields,
-  sendProblem,
-  unavailable,
-} from './denial.ts';
+import { readCredential } from '../lib/read-credential.ts';
+import { type Denial, denialOf, denialOfError, keyInUrl, noKey, rateLimitFields, sendProblem } from './denial.ts';
 
-export type { ApiKey } from '../client/verdict.ts';
 export type { Denial } from './denial.ts';
+
+/** The key by which a request was allowed. It is frozen: requests with the same key share its metadata. */
+export interface ApiKey {
+  /** `key_…` */
+  readonly id: string;
+  readonly organizationId: string;
+  /** Null for the organization's own keys. */
+  readonly partnerId: string | null;
+  readonly partnerEmail: string | null;
+  readonly permission: Permission;
+  readonly name: string | null;
+  /** What the organization keeps about the key. */
+  readonly metadata: Readonly<Record<string, unknown>>;
+  readonly expiresAt: string | null;
+}
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -39,7 +36,7 @@ declare module 'fastify' {
   }
 
   interface FastifyContextConfig {
-    /** What a key must permit on this route. Where nothing is said: `read` for GET, HEAD and OPTIONS, `write` for others. */
+    /** What a key must permit on this route. By default `read` for GET, HEAD and OPTIONS, `write` for others. */
     permission?: Access | 'none';
   }
 }
@@ -47,9 +44,9 @@ declare module 'fastify' {
 export interface LatchkeyOptions extends Omit<ClientOptions, 'onTurn' | 'onTrouble'> {
   /** Where clients send the key, instead of `Authorization: Bearer …` and `X-API-Key`; such as `x-acme-key`. */
   header?: string;
-  /** How much a request counts; 1 where nothing is said. */
+  /** How much a request counts; 1 by default. */
   cost?: (request: FastifyRequest) => number;
-  /** Whether answers that are not refusals tell the key's limits too, in RateLimit and RateLimit-Policy. Not by default. */
+  /** Whether answers that are not refusals carry the key's limits too, in RateLimit and RateLimit-Policy. Not by default. */
   rateLimitFields?: boolean;
   /**
    * Answers a refused request in the application's own way: what it returns is sent as the body. Status and headers are set
@@ -60,123 +57,65 @@ export interface LatchkeyOptions extends Omit<ClientOptions, 'onTurn' | 'onTroub
 
 const permissions: ReadonlySet<unknown> = new Set([undefined, 'read', 'write', 'none']);
 
-/** Lets requests in only with a key that Latchkey says is good: every route that is registered after it. */
+/** Lets requests in only with a key that Latchkey says is good, on every route that is registered after it. */
 export const latchkey = fp<LatchkeyOptions>(
-  async (app, { header, cost, onDenied, rateLimitFields: tellsLimits = false, ...options }) => {
+  async (app, { header, cost, onDenied, rateLimitFields: sendsLimits = false, ...options }) => {
     const { log } = app;
-    const answers: Answers = createAnswers({
+    const client = createLatchkeyClient({
       ...options,
       onTurn: (isLive, cause) => {
         if (isLive) log.info('API keys are answered from memory.');
         else log.warn(`Changes of API keys do not arrive (${reasonOf(cause)}); Latchkey is asked about each request.`);
       },
-      // One line that says what to change. Stacks would say where this library is.
+      // One line that says what to change, without a stack of this library's.
       onTrouble: (error) => log.error(`API keys cannot be checked by Latchkey at ${options.url}: ${error.message}`),
     });
-    /**
-     * The key that a connection brought last, which mostly is the next one, too. Not a property of the connection: objects of more
-     * forms than a few make everything slower that Node does with them.
-     */
-    const broughtLast = new WeakMap<Socket, KnownKey>();
     const keyOf = header === undefined ? readCredential : readerOf(header.toLowerCase());
     app.decorateRequest('apiKey', null);
     app.addHook('onRoute', ({ config, method, url }) => {
       if (permissions.has(config?.permission)) return;
       throw new Error(`${String(method)} ${url}: config.permission must be read, write or none`);
     });
-    app.addHook('onRequest', (request, reply, done) => {
+    app.addHook('onRequest', async (request, reply) => {
       const permission = request.routeOptions.config.permission ?? permissionFor(request.method);
-      if (permission === 'none') done();
-      else guard(request, reply, permission, done);
+      if (permission === 'none') return undefined;
+      const denial = await authorize(request, reply, permission);
+      return denial === undefined ? undefined : deny(denial, request, reply);
     });
-    app.addHook('onClose', () => answers.close());
+    app.addHook('onClose', () => client.close());
 
-    function guard(
+    /** @returns why the request is not let in */
+    async function authorize(
       request: FastifyRequest,
       reply: FastifyReply,
       permission: Access,
-      done: HookHandlerDoneFunction,
-    ): void {
-      let answer: ReturnType<Answers['find']>;
+    ): Promise<Denial | undefined> {
       try {
-        refuseKeyInUrl(request.raw.url ?? '');
+        if (hasKeyInQuery(request.raw.url ?? '')) return keyInUrl;
         const key = keyOf(request.raw);
-        if (key === undefined) {
-          deny(noKey(header), request, reply, done);
-          return;
-        }
-        const connection = request.raw.socket;
-        const last = broughtLast.get(connection);
-        answer = answers.find(new RequestQuestion(key, permission, cost?.(request) ?? 1, request), last);
-        if (answer !== last && answer instanceof KnownKey) broughtLast.set(connection, answer);
+        if (key === undefined) return noKey(header);
+        const verdict = await client.verify({ key, permission, ip: request.ip, cost: cost?.(request) ?? 1 });
+        if (!verdict.valid) return denialOf(verdict);
+        request.apiKey = apiKeyIn(verdict);
+        if (sendsLimits) reply.headers(rateLimitFields(verdict.rateLimit));
+        return undefined;
       } catch (error) {
-        refuse(error, request, reply, done);
-        return;
-      }
-      if (answer instanceof KnownKey) {
-        letIn(answer.apiKey, tellsLimits ? rateLimitOfKnown(answer) : null, request, reply, done);
-      } else if (answer instanceof Promise) {
-        answer.then(
-          (verdict) => conclude(verdict, request, reply, done),
-          (error: unknown) => refuse(error, request, reply, done),
-        );
-      } else conclude(answer, request, reply, done);
-    }
-
-    function conclude(
-      verdict: Verdict,
-      request: FastifyRequest,
-      reply: FastifyReply,
-      done: HookHandlerDoneFunction,
-    ): void {
-      if (!verdict.valid) {
-        deny(denialOf(verdict), request, reply, done);
-        return;
-      }
-      let apiKey: ApiKey;
-      try {
-        apiKey = apiKeyIn(verdict);
-      } catch (error) {
-        refuse(error, request, reply, done);
-        return;
-      }
-      letIn(apiKey, verdict.rateLimit, request, reply, done);
-    }
-
-    function letIn(
-      apiKey: ApiKey,
-      rateLimit: RateLimitState | null,
-      request: FastifyRequest,
-      reply: FastifyReply,
-      done: HookHandlerDoneFunction,
-    ): void {
-      request.apiKey = apiKey;
-      if (tellsLimits) reply.headers(rateLimitFields(rateLimit));
-      done();
-    }
-
-    function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, done: HookHandlerDoneFunction): void {
-      if (error instanceof Problem) deny(denialOfProblem(error), request, reply, done);
-      else if (error instanceof CostExceedsLimit) deny(costsTooMuch, request, reply, done);
-      else if (error instanceof LatchkeyUnavailable) {
         // The cause is logged once, however many requests meet it.
-        request.log.debug({ reason: error.message }, 'Latchkey could not be asked about an API key.');
-        deny(unavailable, request, reply, done);
-      } else done(error as Error);
+        if (error instanceof LatchkeyUnavailable) {
+          request.log.debug({ reason: error.message }, 'Latchkey could not be asked about an API key.');
+        }
+        return denialOfError(error);
+      }
     }
 
-    /** Sends a reply and never calls `done` but with an error: the request goes no further. */
-    function deny(denial: Denial, request: FastifyRequest, reply: FastifyReply, done: HookHandlerDoneFunction): void {
+    async function deny(denial: Denial, request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
       reply.code(denial.status).headers({ 'cache-control': 'no-store', ...denial.headers });
-      // What it throws at once is an error like any other: this may run where nobody would catch it.
-      Promise.resolve()
-        .then(() => onDenied?.(denial, request, reply))
-        .then((body) => {
-          if (reply.sent) return;
-          if (body === undefined) sendProblem(request, reply, denial);
-          else reply.send(body);
-        })
-        .catch(done);
+      const body = await onDenied?.(denial, request, reply);
+      if (!reply.sent) {
+        if (body === undefined) sendProblem(request, reply, denial);
+        else reply.send(body);
+      }
+      return reply;
     }
   },
   { name: 'latchkey', fastify: '5.x' },
@@ -186,23 +125,22 @@ function reasonOf(cause: unknown): string {
   return cause instanceof Error ? cause.message : String(cause);
 }
 
-/** Looks at the address only where it matters: that takes as long as to look up the key. */
-class RequestQuestion implements Question {
-  readonly key: string;
-  readonly permission: Access;
-  readonly cost: number;
-  readonly #request: FastifyRequest;
-
-  constructor(key: string, permission: Access, cost: number, request: FastifyRequest) {
-    this.key = key;
-    this.permission = permission;
-    this.cost = cost;
-    this.#request = request;
+/** @throws LatchkeyUnavailable for an answer that does not say whose key it is */
+function apiKeyIn(verdict: Verdict): ApiKey {
+  const { keyId, organizationId, partnerId, partnerEmail, permission, name, metadata, expiresAt } = verdict;
+  if (keyId === null || organizationId === null || permission === null || metadata === null) {
+    throw new LatchkeyUnavailable('Latchkey said that a key is good and not which one.');
   }
-
-  get ip(): string {
-    return this.#request.ip;
-  }
+  return Object.freeze({
+    id: keyId,
+    organizationId,
+    partnerId,
+    partnerEmail,
+    permission,
+    name,
+    metadata,
+    expiresAt,
+  });
 }
 
 /** A repeated header is joined with a comma, which no key contains. */
@@ -216,14 +154,10 @@ function readerOf(header: string): (request: Pick<IncomingMessage, 'headers'>) =
 /** By the value's form, since a parameter may be called anything. */
 const keyForm = /_k_[0-7][0-9a-hjkmnp-tv-z]{25}_[0-9A-Za-z]{40}/;
 
-/** RFC 6750 section 5.3: keys do not belong into URLs. @throws Problem `bad_request` */
-function refuseKeyInUrl(url: string): void {
+/** RFC 6750 section 5.3: keys do not belong into URLs. */
+function hasKeyInQuery(url: string): boolean {
   const queryAt = url.indexOf('?');
-  if (queryAt < 0) return;
+  if (queryAt < 0) return false;
   const query = url.slice(queryAt + 1);
-  if (!keyForm.test(query.includes('%') ? String(new URLSearchParams(query)) : query)) return;
-  throw new Problem(
-    'bad_request',
-    'An API key in the query string is refused: URLs end up in logs and histories. Send it in a header, and replace it.',
-  );
+  return keyForm.test(query.includes('%') ? String(new URLSearchParams(query)) : query);
 }

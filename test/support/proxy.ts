@@ -6,7 +6,7 @@ export interface Proxy {
   url: string;
   /** Breaks the connections that there are; new ones are taken. */
   end(): void;
-  /** Whether bytes vanish, in both directions and without a word. @param only on connections that began with this text */
+  /** Whether bytes vanish, in both directions and without a word. @param only on connections whose last request began with this text */
   swallow(on: boolean, only?: string): void;
   /** Whether the server's replies are kept back; what was kept is passed on when this ends. @param only as above */
   hold(on: boolean, only?: string): void;
@@ -42,8 +42,9 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
     }
     const far = connectSocket(port, host);
     let beginning = '';
-    near.once('data', (chunk) => {
-      beginning = chunk.toString('latin1');
+    near.on('data', (chunk) => {
+      const text = chunk.toString('latin1');
+      if (beginning === '' || /^[A-Z]+ \//.test(text)) beginning = text;
     });
     for (const [from, to] of [
       [near, far],

@@ -1,0 +1,179 @@
+import type { Access, Verdict } from './verdict.ts';
+
+/** Where Latchkey is, and the token of this backend. */
+export interface Service {
+  /** Without a slash at its end; it may have a path. */
+  url: string;
+  token: string;
+  /** How long one call may take. */
+  timeoutMs: number;
+}
+
+/** One entry of `POST /v1/verify/batch`. */
+export interface BatchEntry {
+  key: string;
+  permission: Access;
+  ip?: string;
+  cost: number;
+  /** Reports so many uses that were allowed already. */
+  uses?: number;
+}
+
+/** The entry could not be answered, while others could. */
+export interface EntryProblem {
+  status: number;
+  code?: string;
+  detail: string;
+}
+
+export type EntryAnswer = Verdict | EntryProblem;
+
+/**
+ * Why there is no answer: nothing was sent (`unreachable`), Latchkey would not answer this now (`unavailable`), it rejects
+ * this token (`refused`), or the connection broke and whether anything was counted is not known (`broken`).
+ */
+export class CallFailed extends Error {
+  override readonly name = 'CallFailed';
+  readonly why: 'unreachable' | 'unavailable' | 'refused' | 'broken';
+
+  constructor(why: CallFailed['why'], message: string, cause?: unknown) {
+    super(message, { cause });
+    this.why = why;
+  }
+}
+
+const notLatchkey = 'what answers there is not Latchkey, or another version of it. Is url right?';
+
+/**
+ * Asks about all entries in one request.
+ * @param fresh read the records from the database
+ * @throws CallFailed
+ */
+export async function verifyBatch(service: Service, entries: BatchEntry[], fresh: boolean): Promise<EntryAnswer[]> {
+  const { status, body } = await postBatch(service, JSON.stringify({ entries }), fresh);
+  let text = '';
+  try {
+    for await (const part of body) text += part;
+  } catch (error) {
+    throw new CallFailed('broken', reasonOf(error, service), error);
+  }
+  if (status !== 200) {
+    const why = status === 401 || status === 403 ? 'refused' : 'unavailable';
+    throw new CallFailed(why, describeRefusal(status, text));
+  }
+  const answers = answersIn(text);
+  if (answers?.length !== entries.length) throw new CallFailed('broken', notLatchkey);
+  return answers;
+}
+
+/** Codes of errors before anything was sent. */
+const unsentCodes = new Set([
+  'ECONNREFUSED',
+  'EAI_AGAIN',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'ENOTFOUND',
+  'UND_ERR_CONNECT_TIMEOUT',
+]);
+/** Codes of a kept connection that Latchkey has closed. */
+const lostCodes = new Set(['ECONNRESET', 'EPIPE', 'UND_ERR_SOCKET']);
+/** A call that fails after less than this has met a connection that was lost before, and a new connection may work. */
+const quicklyMs = 300;
+
+/** Resolves with the head of the answer. It is sent once more only where none had come: otherwise it may have been counted. */
+async function postBatch(service: Service, body: string, fresh: boolean): Promise<Answer> {
+  const headers = { 'content-type': 'application/json', ...(fresh ? { 'cache-control': 'no-cache' } : {}) };
+  const send = () =>
+    call(service, '/v1/verify/batch', AbortSignal.timeout(service.timeoutMs), { method: 'POST', headers, body });
+  const startedAtMs = performance.now();
+  try {
+    return await send().catch((error: unknown) => {
+      if (!lostCodes.has(codeOf(error)) || performance.now() - startedAtMs > quicklyMs) throw error;
+      return send();
+    });
+  } catch (error) {
+    const why = unsentCodes.has(codeOf(error)) ? 'unreachable' : 'broken';
+    throw new CallFailed(why, reasonOf(error, service), error);
+  }
+}
+
+/**
+ * Opens `GET /v1/changes`.
+ * @returns its text as it comes
+ * @throws Error that says what was answered instead of the stream
+ */
+export async function openChanges(service: Service, signal: AbortSignal): Promise<Answer['body']> {
+  const { status, type, body } = await call(service, '/v1/changes', signal, {
+    headers: { accept: 'text/event-stream' },
+  }).catch((error: unknown) => {
+    throw new Error(reasonOf(error, service), { cause: error });
+  });
+  if (status === 200 && type.startsWith('text/event-stream')) return body;
+  // What is no stream of changes may not end: its beginning is enough.
+  let beginning = '';
+  for await (beginning of body) break;
+  throw new Error(describeRefusal(status, beginning));
+}
+
+/** An answer whose head has come. */
+interface Answer {
+  status: number;
+  type: string;
+  /** Its text as it comes. */
+  body: AsyncIterable<string> | Iterable<string>;
+}
+
+async function call({ url, token }: Service, path: string, signal: AbortSignal, init: RequestInit): Promise<Answer> {
+  const headers = { authorization: `Bearer ${token}`, ...init.headers };
+  const { status, headers: answered, body } = await fetch(url + path, { ...init, headers, signal, redirect: 'manual' });
+  return {
+    status,
+    type: answered.get('content-type') ?? '',
+    // Once `fetch` has resolved, its own signal may be collected as garbage and end nothing any more.
+    body: body?.pipeThrough(new TextDecoderStream(), { signal }) ?? [],
+  };
+}
+
+/** `fetch` wraps what has happened. */
+export function causeOf(error: unknown): unknown {
+  return error instanceof TypeError && error.cause !== undefined ? error.cause : error;
+}
+
+function codeOf(error: unknown): string {
+  return (causeOf(error) as NodeJS.ErrnoException).code ?? '';
+}
+
+function reasonOf(error: unknown, { timeoutMs }: Service): string {
+  const cause = causeOf(error);
+  if ((cause as Error).name === 'TimeoutError') return `Latchkey did not answer within ${timeoutMs} ms`;
+  // The error for several addresses has a code and no message.
+  return `Latchkey did not answer: ${(cause as Error).message || codeOf(error)}`;
+}
+
+/** What a reply other than 200 says: status, title and detail of the problem, or that it is not Latchkey's. */
+function describeRefusal(status: number, text: string): string {
+  const { title, detail } = problemIn(text);
+  if (title === undefined) return `what answers there is not Latchkey: it answered ${status}. Is url right?`;
+  const remedy = status === 401 || status === 403 ? " token must be a verifier's with the scope read." : '';
+  return `Latchkey answered ${status} ${title}: ${detail}${remedy}`;
+}
+
+function problemIn(text: string): { title?: string; detail?: string } {
+  try {
+    const { title, detail } = JSON.parse(text) as Record<string, unknown>;
+    return typeof title === 'string' && typeof detail === 'string' ? { title, detail } : {};
+  } catch {
+    return {};
+  }
+}
+
+function answersIn(text: string): EntryAnswer[] | undefined {
+  try {
+    const { data } = JSON.parse(text) as { data?: EntryAnswer[] };
+    const isAnswer = (one: EntryAnswer) =>
+      typeof one === 'object' && one !== null && ('valid' in one || 'status' in one);
+    return Array.isArray(data) && data.every(isAnswer) ? data : undefined;
+  } catch {
+    return undefined;
+  }
+}
