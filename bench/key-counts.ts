@@ -1,5 +1,4 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { mergeRecentUsage, usageParts } from '../src/verification/recent-usage.ts';
 import { connections, oneKey } from './contests.ts';
 import type { Load } from './load.ts';
 import type { Question } from './questions.ts';
@@ -13,17 +12,17 @@ const names = { one: 'verify, 1 key, lasting', all: 'verify, all keys (Zipf), la
 export interface Lasting {
   /** Of processes, one pair after the other; two processes of one and the same program differ. */
   pairs: number;
-  /** Of one turn. */
+  /** Of one turn: long enough that what was counted is written within it. */
   seconds: number;
   /** Before the first turn of one key. */
   untilCompiledSeconds: number;
-  /** Before the first turn of all keys: as much is added to the rows of their hours as is counted after one round through all parts. */
+  /** Before the first turn of all keys: from then on as much is written as is counted. */
   untilSteadySeconds: number;
 }
 
 /**
  * One key and all of them, under a load that lasts: so that writing what was counted is paid by those who have caused it. All
- * keys have their turns between two of one key, and their process has ended, and all that it counted is in its hours, before the second one.
+ * keys have their turns between two of one key, and their process has ended, and so has written all that it counted, before the second one.
  */
 export async function compareKeyCounts(
   { stage, load, question }: { stage: Stage; load: Load; question: Question },
@@ -50,7 +49,6 @@ async function compare(
   try {
     await load.run({ ...all.job(0), port: all.server.port, order: 'once', seconds: 60 });
     await delay(writtenWithinMs);
-    await addUp(stage);
     await ask(one, untilCompiledSeconds);
     const first = await takeTurn(load, one, { round: 0, seconds });
     for (let stretch = 0; stretch < stretches; stretch++) await ask(all, untilSteadySeconds / stretches);
@@ -58,7 +56,6 @@ async function compare(
     const turns = [await takeTurn(load, all, { round: 0, seconds }), await takeTurn(load, all, { round: 1, seconds })];
     const after = await all.server.facts();
     await all.server.stop();
-    await addUp(stage);
     await ask(one, untilAwakeSeconds);
     const second = await takeTurn(load, one, { round: 1, seconds });
     const { rssBytes } = await one.server.facts();
@@ -71,14 +68,9 @@ async function compare(
   }
 }
 
-/** Adds to their hours what was written down: either process would do so for half a minute, beside the turn of one key, too. */
-async function addUp({ transactor }: Stage): Promise<void> {
-  for (const part of usageParts) while (await mergeRecentUsage(transactor.db, part));
-}
-
-/** What was counted is written down each second. */
-const writtenWithinMs = 3_000;
-/** Each with picks of its own: of those that came again within a round through all parts, less would be written. */
+/** What was counted is written every five seconds. */
+const writtenWithinMs = 7_000;
+/** Each with picks of its own: of those that came again before they are written, less would be written. */
 const stretches = 3;
 /** More than are asked in a stretch. */
 const inRow = 2 ** 19;

@@ -27,7 +27,7 @@ export async function compareBooks(
   const [usage] = await query(
     databaseUrl,
     `select coalesce(sum(allowed), 0)::int as allowed from (select allowed from usage_hours union all
-       select allowed from usage_days union all select unnest(allowed) from usage_recent) as written`,
+       select allowed from usage_days) as written`,
   );
   if (usage?.['allowed'] !== books.allowed) {
     differences.push(`usage has ${String(usage?.['allowed'])} that were allowed, ${books.allowed} were answered so`);

@@ -492,19 +492,6 @@ create table usage_days (
   constraint usage_days_pk primary key (key_id, day)
 );
 create index usage_days_by_partner on usage_days (partner_id, day) where partner_id is not null;
-
-create table usage_recent (
-  id bigint generated always as identity primary key,
-  part text collate "C" not null,
-  hour timestamptz not null,
-  key_ids text[] collate "C" not null,
-  allowed bigint[],
-  denied bigint[],
-  rate_limited bigint[],
-  after_deletion bigint[],
-  last_used integer[] not null
-);
-create index usage_recent_by_part on usage_recent (part, id);
 `;
 
 const recovery = `

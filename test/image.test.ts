@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import t, { type Test } from 'tap';
@@ -105,7 +105,8 @@ t.test('the built image', { skip: unlessBuildable() }, async (t) => {
     t.equal((await unset.exited).code, 78);
     t.match(unset.output(), /DATABASE_URL or DATABASE_URL_FILE must be set/);
     const data = path.join(scratch, 'data');
-    for (const folder of [data, path.join(image.root, 'run/data')]) mkdirSync(folder, { mode: 0o777 });
+    for (const folder of [data, path.join(image.root, 'run/data')]) mkdirSync(folder);
+    chmodSync(data, 0o777);
     const command = [...image.entrypoint, 'try'];
     const alone = inImage(t, { image, command, env: { LATCHKEY_DATA_DIR: '/run/data' }, mounts: [data] });
     t.equal((await alone.exited).code, 1);

@@ -11,7 +11,6 @@ import type { ClusterUrls } from './support/cluster.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { dbDue, dbMissed, dbQueue, makeJob, startReplica } from './support/jobs.ts';
 import { eventually } from './support/process.ts';
-import { mergeUsage } from './support/usage.ts';
 
 const hourMs = 3_600_000;
 
@@ -164,7 +163,6 @@ t.test('each job finds what is due, and may do what it has to as the service see
   await admin.delete(`/v1/keys/${partner.keys[0].id}`);
   await verifier.post('/v1/verify', { key: partner.keys[0].key, permission: 'read' });
   await service.verification.usage.flush();
-  await mergeUsage(client.db);
   await dbQuery(urls.superuser, "update usage_hours set hour = hour - interval '9 days'");
   await verifier.get('/v1/keys');
   const aged = "update refused_attempts set hour = hour - interval '60 days' returning 1";

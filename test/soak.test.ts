@@ -40,7 +40,7 @@ t.test('a mixed load: the chain is whole, and history and usage are what was ack
   t.same(await compareBooks(urls.superuser, books, before), []);
   await dbQuery(
     urls.superuser,
-    `insert into usage_recent (part, hour, key_ids, allowed, last_used) values ('0', now(), '{key_0}', '{1}', '{0}')`,
+    `insert into usage_hours values ('org_0', null, 'key_0', date_trunc('hour', now()), 1, 0, 0)`,
   );
   t.equal((await compareBooks(urls.superuser, books, before)).length, 1, 'a difference would show');
 });

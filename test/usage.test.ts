@@ -1,15 +1,17 @@
 import t from 'tap';
-import { generateKeyring } from '../src/crypto/keyring.ts';
-import { foldOldUsage } from '../src/verification/usage-store.ts';
+import type { ApiKeyRecord } from '../src/auth/api-key-record.ts';
+import { newId } from '../src/core/ids.ts';
+import { addUsage, foldOldUsage } from '../src/verification/usage-store.ts';
 import { type Json, startService } from './support/app.ts';
-import { createDatabase, dbQuery } from './support/database.ts';
-import { eventually, request, runEntry } from './support/process.ts';
-import { dbAllowed, holdRecentUsage } from './support/usage.ts';
+import { dbQuery } from './support/database.ts';
+import { eventually, request } from './support/process.ts';
+import { serve } from './support/served.ts';
+import { dbAllowed, holdUsage } from './support/usage.ts';
 
 const hourMs = 3_600_000;
 const dayMs = 24 * hourMs;
 
-t.test('each outcome is counted, and shows within two seconds', async (t) => {
+t.test('each outcome is counted, and shows within ten seconds', async (t) => {
   const service = await startService(t);
   const { admin, verifier, as } = service;
   const { body: partner } = await admin.post('/v1/partners', {
@@ -29,7 +31,7 @@ t.test('each outcome is counted, and shows within two seconds', async (t) => {
     const reply = await admin.get(`/v1/keys/${key.id}/usage`);
     return reply.body.total.rateLimited === 2 && reply;
   });
-  t.ok(performance.now() - askedAtMs < 2_000);
+  t.ok(performance.now() - askedAtMs < 10_000);
   t.match(usage, {
     granularity: 'hour',
     total: { allowed: 3, denied: 1, rateLimited: 2 },
@@ -50,7 +52,8 @@ t.test('each outcome is counted, and shows within two seconds', async (t) => {
     await admin.patch(`/v1/partners/${partner.id}`, { rateLimit: null });
     const headers = { 'x-latchkey-token': verifier.token, 'x-forwarded-method': 'GET' };
     t.equal((await as(key.key).get('/v1/authorize', headers)).status, 200);
-    await eventually(async () => (await admin.get(`/v1/keys/${key.id}/usage`)).body.total.allowed === 4);
+    await service.verification.usage.flush();
+    t.equal((await admin.get(`/v1/keys/${key.id}/usage`)).body.total.allowed, 4);
   });
 
   await t.test('counting touches no key: its record stays in memory, its history as it was', async (t) => {
@@ -201,26 +204,26 @@ t.test('old hours become days, and nothing is lost or counted twice', async (t) 
 t.test('a database that does not take it loses no count', async (t) => {
   const { admin, verifier, verification, urls, logLines } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
-  await dbQuery(urls.superuser, 'alter table usage_recent rename to usage_recent_away');
+  await dbQuery(urls.superuser, 'alter table usage_hours rename to usage_hours_away');
   for (let turn = 0; turn < 3; turn++) await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
   await verification.usage.flush();
   t.match(logLines.join(''), 'Usage: not written, kept for the next time.');
   await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
-  await dbQuery(urls.superuser, 'alter table usage_recent_away rename to usage_recent');
+  await dbQuery(urls.superuser, 'alter table usage_hours_away rename to usage_hours');
   await verification.usage.flush();
   t.equal((await admin.get(`/v1/keys/${key.id}/usage`)).body.total.allowed, 4);
 });
 
-t.test('a key that is read anew for each use is counted as one', async (t) => {
+t.test('a key that is read again for each use is counted as one', async (t) => {
   const { admin, verifier, verification, urls, logLines } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
-  await dbQuery(urls.superuser, 'alter table usage_recent rename to usage_recent_away');
+  await dbQuery(urls.superuser, 'alter table usage_hours rename to usage_hours_away');
   const fresh = { 'cache-control': 'no-cache' };
   for (let turn = 0; turn < 20; turn++) await verifier.post('/v1/verify', { key: key.key, permission: 'read' }, fresh);
   await verification.usage.flush();
   const [waiting] = logLines.filter((line) => line.includes('Usage: not written')).map((line) => JSON.parse(line));
   t.equal(waiting.rows, 1);
-  await dbQuery(urls.superuser, 'alter table usage_recent_away rename to usage_recent');
+  await dbQuery(urls.superuser, 'alter table usage_hours_away rename to usage_hours');
   await verification.usage.flush();
   t.equal((await admin.get(`/v1/keys/${key.id}/usage`)).body.total.allowed, 20);
 });
@@ -233,7 +236,7 @@ t.test('what was counted before an hour ended is written to that hour, also when
   const use = async (used: Json, times: number, permission = 'read') => {
     for (let turn = 0; turn < times; turn++) await verifier.post('/v1/verify', { key: used.key, permission });
   };
-  await dbQuery(urls.superuser, 'alter table usage_recent rename to usage_recent_away');
+  await dbQuery(urls.superuser, 'alter table usage_hours rename to usage_hours_away');
   await use(key, 3);
   await use(key, 1, 'write');
   later(hourMs);
@@ -242,7 +245,7 @@ t.test('what was counted before an hour ended is written to that hour, also when
   later(hourMs);
   await use(seldom, 1);
   await use(key, 4);
-  await dbQuery(urls.superuser, 'alter table usage_recent_away rename to usage_recent');
+  await dbQuery(urls.superuser, 'alter table usage_hours_away rename to usage_hours');
   await verification.usage.flush();
   const outcomes = async ({ id }: Json) =>
     (await admin.get(`/v1/keys/${id}/usage?granularity=hour`)).body.data.map((period: Json) => [
@@ -263,14 +266,14 @@ t.test('an hour ends while its counts are being written, and the writing fails: 
   const { admin, verifier, verification, urls, later } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
   const use = () => verifier.post('/v1/verify', { key: key.key, permission: 'read' });
-  const held = await holdRecentUsage(t, urls);
+  const held = await holdUsage(t, urls);
   await use();
   const flushing = verification.usage.flush();
-  await held.untilWaiting('insert');
+  await held.untilWaiting();
   later(hourMs);
   await use();
   await use();
-  await held.endWaiting('insert');
+  await held.endWaiting();
   await held.release();
   await flushing;
   // The next one may be given the connection that has just died, and fail, too.
@@ -289,10 +292,10 @@ t.test('a flush writes what was counted before it, also while less than that is 
   const { admin, verifier, verification, urls } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
   const use = () => verifier.post('/v1/verify', { key: key.key, permission: 'read' });
-  const held = await holdRecentUsage(t, urls);
+  const held = await holdUsage(t, urls);
   await use();
   const first = verification.usage.flush();
-  await held.untilWaiting('insert');
+  await held.untilWaiting();
   await use();
   const second = verification.usage.flush();
   await held.release();
@@ -300,30 +303,149 @@ t.test('a flush writes what was counted before it, also while less than that is 
   t.equal((await admin.get(`/v1/keys/${key.id}/usage`)).body.total.allowed, 2);
 });
 
-t.test('SIGTERM: what was counted is written before the process ends', async (t) => {
-  const urls = await createDatabase(t);
-  const env = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: generateKeyring(new Date()), PORT: '0' };
-  const bootstrap = runEntry(
-    t,
-    'cli/latchkey.ts',
-    ['bootstrap', '--organization', 'A', '--admin-email', 'a@b.example'],
-    {
-      env,
-    },
-  );
-  await bootstrap.exited;
-  const tokens = JSON.parse(bootstrap.stdout()) as Record<string, string>;
-  const service = runEntry(t, 'server.ts', [], { env });
-  const [, url] = await service.until(/Server listening at (http:\/\/[^"]+)"/);
-  const { body: key } = await request(`${url}/v1/keys`, {
-    method: 'POST',
-    token: tokens['adminToken'] ?? '',
-    body: {},
+t.test('a key that was changed between two uses shows the later one, and both are counted', async (t) => {
+  const { admin, verifier, verification, urls } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  const use = () => verifier.post('/v1/verify', { key: key.key, permission: 'read' });
+  await admin.post(`/v1/keys/${key.id}/suspend`, {});
+  const held = await holdUsage(t, urls);
+  t.match((await use()).body, { valid: false });
+  const first = verification.usage.flush();
+  await held.untilWaiting();
+  t.match((await use()).body, { valid: false });
+  await held.release();
+  t.match((await admin.post(`/v1/keys/${key.id}/resume`, {})).body, { lastUsedAt: null });
+  t.match((await use()).body, { valid: true });
+  await Promise.all([first, verification.usage.flush()]);
+  const { body: usage } = await admin.get(`/v1/keys/${key.id}/usage`);
+  t.match(usage.total, { allowed: 1, denied: 2 });
+  t.type(usage.lastUsedAt, 'string');
+});
+
+t.test('every reply that shows a key says when it was last used', async (t) => {
+  const { admin, verifier, verification } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  t.equal(key.lastUsedAt, null);
+  await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
+  await verification.usage.flush();
+  const { lastUsedAt } = (await admin.get(`/v1/keys/${key.id}/usage`)).body;
+  const path = `/v1/keys/${key.id}`;
+  const shown = {
+    get: await admin.get(path),
+    'a patch': await admin.patch(path, { name: 'Other' }),
+    'a patch that changes nothing': await admin.patch(path, { name: 'Other' }),
+    suspend: await admin.post(`${path}/suspend`),
+    'suspend again': await admin.post(`${path}/suspend`),
+    resume: await admin.post(`${path}/resume`),
+    delete: await admin.delete(path),
+    restore: await admin.post(`${path}/restore`),
+  };
+  for (const [what, { status, body }] of Object.entries(shown)) {
+    t.same([status, body.lastUsedAt], [200, lastUsedAt], what);
+  }
+  const { body: next } = await admin.post(`${path}/rotate`);
+  t.equal(next.lastUsedAt, null, 'the key that replaces it was not used');
+  const last = async () => (await admin.get('/v1/keys')).body.data.map((shown: Json) => shown.lastUsedAt);
+  t.same(await last(), [null, lastUsedAt]);
+});
+
+t.test('the last use is the latest that was allowed, in whatever order hours are written and folded', async (t) => {
+  const { admin, client, urls } = await startService(t);
+  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const [key] = partner.keys;
+  const hour = Math.floor(Date.now() / hourMs) * hourMs;
+  const write = (hour: number, lastUsedAt: number | null) =>
+    addUsage(client.db, [
+      {
+        organizationId: key.organizationId,
+        partnerId: partner.id,
+        keyId: key.id,
+        hour,
+        allowed: lastUsedAt === null ? 0 : 1,
+        denied: 1,
+        rateLimited: 0,
+        afterDeletion: 0,
+        lastUsedAt,
+      },
+    ]);
+  const show = async () =>
+    Promise.all(
+      [`keys/${key.id}/usage`, `partners/${partner.id}/usage`, `keys/${key.id}`].map(
+        async (path) => (await admin.get(`/v1/${path}`)).body.lastUsedAt,
+      ),
+    );
+  const earlier = hour - 50 * 24 * hourMs;
+  await write(earlier, earlier + 20);
+  await write(earlier, earlier + 10);
+  await write(earlier, null);
+  await write(hour, null);
+  const latest = new Date(earlier + 20).toISOString();
+  t.same(await show(), [latest, latest, latest]);
+  t.equal(await foldOldUsage({ db: client.db, clockShiftMs: () => 0 }, 35), 1);
+  t.same(await show(), [latest, latest, latest]);
+  await write(hour - hourMs, hour - 5);
+  const later = new Date(hour - 5).toISOString();
+  t.same(await show(), [later, later, later]);
+  t.same(await dbQuery(urls.superuser, 'select allowed::int, denied::int from usage_days'), [
+    { allowed: 2, denied: 3 },
+  ]);
+});
+
+t.test('uses of 10,000 keys are written within ten seconds, each once', async (t) => {
+  const { admin, verification, urls } = await startService(t);
+  const { body: shown } = await admin.post('/v1/keys', {});
+  const keys = Array.from({ length: 10_000 }, () => {
+    return { id: newId('key'), organization_id: shown.organizationId, partner_id: null } as ApiKeyRecord;
   });
-  const question = { key: key.key, permission: 'read' };
-  const verify = () =>
-    request(`${url}/v1/verify`, { method: 'POST', token: tokens['verifierToken'] ?? '', body: question });
+  for (const key of keys) verification.usage.add(key, 'allowed');
+  await verification.usage.flush();
+  for (const key of keys) verification.usage.add(key, 'allowed');
+  const usedAtMs = performance.now();
+  const counts = () => dbQuery(urls.superuser, 'select allowed::int, count(*)::int from usage_hours group by 1');
+  await eventually(async () => (await counts())[0]?.['allowed'] === 2 && (await counts()).length === 1);
+  t.ok(performance.now() - usedAtMs < 10_000);
+  t.same(await counts(), [{ allowed: 2, count: keys.length }]);
+});
+
+t.test('two replicas that write the same rows in opposite orders wait for each other and do not fail', async (t) => {
+  const a = await startService(t);
+  const b = await startService(t, { urls: a.urls, keyring: a.keyring });
+  const keys = Array.from({ length: 2_000 }, () => {
+    return { id: newId('key'), organization_id: a.organizationId, partner_id: null } as ApiKeyRecord;
+  });
+  for (let round = 0; round < 5; round++) {
+    for (const key of keys) a.verification.usage.add(key, 'allowed');
+    for (const key of keys.toReversed()) b.verification.usage.add(key, 'allowed');
+    await Promise.all([a, b].map(({ verification }) => verification.usage.flush()));
+  }
+  const counts = await dbQuery(a.urls.superuser, 'select allowed::int, count(*)::int from usage_hours group by 1');
+  t.same(counts, [{ allowed: 10, count: keys.length }]);
+  t.notMatch([...a.logLines, ...b.logLines].join(''), 'Usage: not written');
+});
+
+t.test('a process that is killed loses only what was counted in its last seconds', async (t) => {
+  const { process: killed, url, urls, tokens } = await serve(t);
+  const ask = (path: string, token: string | undefined, body: unknown) =>
+    request(`${url}${path}`, { method: 'POST', token: token ?? '', body });
+  const { body: key } = await ask('/v1/keys', tokens['adminToken'], {});
+  const verify = () => ask('/v1/verify', tokens['verifierToken'], { key: key.key, permission: 'read' });
   await Promise.all(Array.from({ length: 25 }, verify));
+  const countedAtMs = performance.now();
+  await eventually(async () => (await dbAllowed(urls.superuser)).get(key.id) === 25);
+  t.ok(performance.now() - countedAtMs < 10_000);
+  await verify();
+  killed.child.kill('SIGKILL');
+  await killed.exited;
+  t.ok(((await dbAllowed(urls.superuser)).get(key.id) ?? 0) >= 25);
+});
+
+t.test('SIGTERM: what was counted is written before the process ends', async (t) => {
+  const { process: service, url, urls, tokens } = await serve(t);
+  const ask = (path: string, token: string | undefined, body: unknown) =>
+    request(`${url}${path}`, { method: 'POST', token: token ?? '', body });
+  const { body: key } = await ask('/v1/keys', tokens['adminToken'], {});
+  const question = { key: key.key, permission: 'read' };
+  await Promise.all(Array.from({ length: 25 }, () => ask('/v1/verify', tokens['verifierToken'], question)));
   service.child.kill('SIGTERM');
   t.same(await service.exited, { code: 0, signal: null });
   t.same(await dbAllowed(urls.superuser), new Map([[key.id, 25]]));

@@ -2,7 +2,6 @@ import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import { KeptRecord } from '../core/kept-records.ts';
 import type { Permission } from '../core/permissions.ts';
 import type { Bucket } from '../core/use-bucket.ts';
-import { UseCounts } from '../core/use-counts.ts';
 
 /** A key as it is read: joined with what decides about it beside itself. */
 export interface ApiKeyRow {
@@ -52,8 +51,6 @@ export class ApiKeyRecord extends KeptRecord {
   /** What the key's uses count against: with all of its owner's, and by a limit of its own. */
   readonly ownerBucket: Bucket;
   readonly ownBucket: Bucket | null;
-  /** Of the latest hour in which it was used. */
-  useCounts: UseCounts;
   /** What a verdict tells about the key; see `factsOf`. */
   readonly facts: string;
   readonly name: string | null;
@@ -85,7 +82,6 @@ export class ApiKeyRecord extends KeptRecord {
       row.rate_limit_requests === null || row.rate_limit_window_seconds === null
         ? null
         : bucket(row.limit_bucket_id ?? row.id, row.rate_limit_requests, row.rate_limit_window_seconds);
-    this.useCounts = new UseCounts(this.id);
     this.facts = factsOf(row);
     this.name = row.name;
     this.tag = row.tag.toString('latin1');

@@ -40,8 +40,6 @@ export interface RecordCacheOptions<Id extends string, Found extends KeptRecord 
   load: (ids: Id[]) => Promise<Found[]>;
   /** Other records that went into this one: a change of theirs makes it stale too. */
   dependsOn: (found: Found) => ReadonlyArray<string | null>;
-  /** What a copy that was read anew takes over from the one before it. */
-  inherit?: (found: Found, before: Found) => void;
   /** Records kept at most; one that has not been used for long makes room. */
   capacity: number;
   /** How long a record that was last known to be right is used while the database does not answer. 0: not at all. */
@@ -355,8 +353,7 @@ export function createRecordCache<Id extends string, Found extends KeptRecord & 
       unknown.set(id, true);
     } else {
       unknown.delete(id);
-      const before = records.add(found);
-      if (before !== undefined) options.inherit?.(found, before);
+      records.add(found);
       link(found);
     }
     wish.resolve(found);

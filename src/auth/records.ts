@@ -41,10 +41,6 @@ export function createRecords({ db, clock, feed, logger, keyring, capacity, stal
   const apiKeys = createRecordCache<KeyId, ApiKeyRecord>({
     load: (ids) => loadApiKeys(db, clock, ids, { keyring, onForged, shared }),
     dependsOn: (key) => [key.partner_id, key.organization_id],
-    // A key that is read each time is counted like one that is known: as one.
-    inherit: (key, before) => {
-      key.useCounts = before.useCounts;
-    },
     capacity,
     staleMs,
     feed,

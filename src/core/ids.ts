@@ -19,7 +19,7 @@ export type RefusalId = Id<'refusal'>;
 export type IdKind = 'org' | 'partner' | 'key' | 'token' | 'event' | 'recovery' | 'webhook' | 'delivery' | 'refusal';
 
 /** Of ids: five bits each, so that the last one of a UUIDv7 is random. */
-export const idAlphabet = '0123456789abcdefghjkmnpqrstvwxyz';
+const idAlphabet = '0123456789abcdefghjkmnpqrstvwxyz';
 
 /** A 26-character suffix: the first character holds only three bits, so it is at most 7. */
 export const idSuffixPattern = '[0-7][0-9a-hjkmnp-tv-z]{25}';

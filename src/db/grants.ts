@@ -15,8 +15,6 @@ const privileges: Record<string, string> = {
   access_tokens: 'select, insert, update',
   history: 'select',
   history_heads: 'select',
-  // To lock a row for its deletion takes the right to update it.
-  usage_recent: 'select, insert, update, delete',
   usage_hours: 'select, insert, update, delete',
   usage_days: 'select, insert, update',
   recovery_requests: 'select, insert, update',

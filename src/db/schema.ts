@@ -1,4 +1,4 @@
-import type { ColumnType, Generated, GeneratedAlways } from 'kysely';
+import type { ColumnType, Generated } from 'kysely';
 import type { Actor, CreatorChain } from '../core/actor.ts';
 import type {
   AccessTokenId,
@@ -25,7 +25,6 @@ export interface Database {
   access_tokens: AccessTokensTable;
   history: HistoryTable;
   history_heads: HistoryHeadsTable;
-  usage_recent: UsageRecentTable;
   usage_hours: UsageHoursTable;
   usage_days: UsageDaysTable;
   recovery_requests: RecoveryRequestsTable;
@@ -163,21 +162,6 @@ export interface HistoryHeadsTable {
   sequence: ColumnType<number, never, never>;
   hash: ColumnType<Buffer, never, never>;
   at: ColumnType<Date, never, never>;
-}
-
-/** Uses of many keys, which are not added to their hours yet: arrays of equal length, or null where all would be 0. */
-export interface UsageRecentTable {
-  id: GeneratedAlways<string>;
-  /** The last character of all of its keys' ids. */
-  part: string;
-  hour: Date;
-  key_ids: KeyId[];
-  allowed: number[] | null;
-  denied: number[] | null;
-  rate_limited: number[] | null;
-  after_deletion: number[] | null;
-  /** In milliseconds within the hour; -1: not allowed anything. */
-  last_used: number[];
 }
 
 /** How often a key was asked about within one hour, by how that ended. */

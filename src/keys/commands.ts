@@ -21,7 +21,9 @@ import {
   lockKey,
   markKeysDeleted,
   type SealedColumns,
+  type ShownKey,
   updateKey,
+  withLastUse,
 } from './store.ts';
 
 export interface KeySettings {
@@ -142,18 +144,18 @@ export async function patchKey(
   keyId: string,
   patch: KeyPatch,
   expected: ExpectedTags,
-): Promise<Key> {
+): Promise<ShownKey> {
   return transact(transactor, by, async (work) => {
     const key = await lockKey(work.tx, work.by.organizationId, keyId);
     requireLiveKey(key);
     requireExpected(expected, keyTag(key));
     const present = settingsOf(key);
     const changes = changesBetween(describe(present), describePatch(patch));
-    if (Object.keys(changes).length === 0) return key;
+    if (Object.keys(changes).length === 0) return withLastUse(work.tx, key);
     if (changes['expiresAt'] !== undefined) requireFuture(patch.expiresAt ?? null, work.now);
     const changed = await updateKey(work, key.id, toColumns({ ...present, ...withoutUndefined(patch) }));
     record(work, { action: 'key.updated', keyId: key.id, partnerId: key.partner_id, details: { changes } });
-    return changed;
+    return withLastUse(work.tx, changed);
   });
 }
 
@@ -207,14 +209,14 @@ export async function deleteKey(
   by: OrganizationDoer,
   keyId: string,
   reason: DeleteReason,
-): Promise<Key> {
+): Promise<ShownKey> {
   return transact(transactor, by, async (work) => {
     const key = await lockKey(work.tx, work.by.organizationId, keyId);
     const worsens = reason === 'compromised' && key.delete_reason !== 'compromised';
     if (!worsens) requireLiveKey(key);
     const [deleted] = await deleteKeys(work, [key], reason);
     if (deleted === undefined) throw new Error(`key ${key.id} vanished while it was locked`);
-    return deleted;
+    return withLastUse(work.tx, deleted);
   });
 }
 

@@ -9,7 +9,7 @@ import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
 import { restoreKey } from './restore-commands.ts';
 import { rotateKey } from './rotate-commands.ts';
-import type { Key } from './store.ts';
+import type { ShownKey } from './store.ts';
 import { resumeKey, suspendKey } from './suspend-commands.ts';
 import { createdKeyView, type KeyViewContext, keyView, toCreatedKeyView, toKeyView } from './views.ts';
 
@@ -36,7 +36,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
   const { mint, tokenPrefix, undoWindowSeconds, retentionSeconds } = options;
   const params = z.object({ keyId: idParam('Which key') });
   const viewAt = (now: Date): KeyViewContext => ({ tokenPrefix, undoWindowSeconds, now });
-  const show = (key: Key, now: Date) => ({ view: toKeyView(key, viewAt(now)), etag: keyTag(key) });
+  const show = (key: ShownKey, now: Date) => ({ view: toKeyView(key, viewAt(now)), etag: keyTag(key) });
 
   app.post(
     '/keys/:keyId/rotate',
@@ -93,7 +93,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
     },
     async (request, reply) => {
       const by = organizationDoerOf(request);
-      const run = (once: Transactor<Key>) => suspendKey(once, by, request.params.keyId);
+      const run = (once: Transactor<ShownKey>) => suspendKey(once, by, request.params.keyId);
       return app.runOnce(request, reply, { run, show });
     },
   );
@@ -117,7 +117,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
     },
     async (request, reply) => {
       const by = organizationDoerOf(request);
-      const run = (once: Transactor<Key>) => resumeKey(once, by, request.params.keyId);
+      const run = (once: Transactor<ShownKey>) => resumeKey(once, by, request.params.keyId);
       return app.runOnce(request, reply, { run, show });
     },
   );
@@ -145,7 +145,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
     async (request, reply) => {
       const by = organizationDoerOf(request);
       const windows = { undoWindowSeconds, retentionSeconds };
-      const run = (once: Transactor<Key>) => restoreKey(once, by, request.params.keyId, windows);
+      const run = (once: Transactor<ShownKey>) => restoreKey(once, by, request.params.keyId, windows);
       return app.runOnce(request, reply, { run, show });
     },
   );

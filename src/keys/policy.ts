@@ -174,6 +174,6 @@ export function requireRotatableKey(key: KeyState & { id: string }, now: Date): 
 }
 
 /** The key's version, which its use leaves as it is. */
-export function keyTag({ last_used_at, ...kept }: KeyState & { id: string; last_used_at: Date | null }): string {
+export function keyTag({ last_used_at, ...kept }: KeyState & { id: string; last_used_at?: Date | null }): string {
   return entityTagOf(kept);
 }

@@ -6,7 +6,15 @@ import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
 import { freeSlot, requireOwnerTakesKey, requireRestorableKey } from './policy.ts';
-import { getKeyOwner, type Key, liveKeysOfRow, lockKeyOrRemains, markKeyRestored } from './store.ts';
+import {
+  getKeyOwner,
+  type Key,
+  liveKeysOfRow,
+  lockKeyOrRemains,
+  markKeyRestored,
+  type ShownKey,
+  withLastUse,
+} from './store.ts';
 
 /** In which circumstances something comes back. */
 export interface Restoring {
@@ -29,12 +37,14 @@ export function requireSameDeletion(what: string, deletedAt: Date, { recovery }:
  * @throws Problem `not_found`, `conflict` (it is live), `not_restorable`, `row_full`
  */
 export async function restoreKey(
-  transactor: Transactor<Key>,
+  transactor: Transactor<ShownKey>,
   by: OrganizationDoer,
   keyId: string,
   windows: RestoreWindows,
-): Promise<Key> {
-  return transact(transactor, by, (work) => bringKeyBack(work, keyId, { windows, recovery: null }));
+): Promise<ShownKey> {
+  return transact(transactor, by, async (work) =>
+    withLastUse(work.tx, await bringKeyBack(work, keyId, { windows, recovery: null })),
+  );
 }
 
 /** The same within a transaction. Locks the owner before the key, as everything does that fills a row. */

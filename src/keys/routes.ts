@@ -28,7 +28,7 @@ import { type CreatedKey, createKey, deleteKey, patchKey } from './commands.ts';
 import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
 import { revealKey } from './reveal.ts';
-import { getKey, type Key, listKeys } from './store.ts';
+import { getKey, listKeys, type ShownKey } from './store.ts';
 import { createdKeyView, type KeyViewContext, keyStatusSchema, keyView, toCreatedKeyView, toKeyView } from './views.ts';
 
 const settings = {
@@ -92,7 +92,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
   const viewAt = (now: Date): KeyViewContext => ({ tokenPrefix, undoWindowSeconds, now });
   const viewContext = async () => viewAt(await currentTime(db, transactor.clockShiftMs));
   /** With the version that `If-Match` may ask for. */
-  const show = async (reply: FastifyReply, key: Key) => {
+  const show = async (reply: FastifyReply, key: ShownKey) => {
     reply.header('etag', keyTag(key));
     return toKeyView(key, await viewContext());
   };

@@ -13,13 +13,13 @@ import type { KeyStatus } from './policy.ts';
 export type Key = Omit<
   Selectable<ApiKeysTable>,
   'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'mac' | 'mac_keyring_id' | 'sealed' | 'sealed_keyring_id'
-> & {
+>;
+
+/** A key with all that a reply shows of it. */
+export interface ShownKey extends Key {
   /** When a verification last allowed it something. */
   last_used_at: Date | null;
-};
-
-/** When a key was last allowed something, by a use of it in a row of `usage_recent`; null: it was not. */
-export const recentUseAt = sql`hour + nullif(use.last_used, -1) * interval '1 millisecond'`;
+}
 
 const columns = [
   'id',
@@ -42,15 +42,19 @@ const columns = [
   'deleted_at',
   'delete_reason',
   'purged_at',
-  sql<Date | null>`greatest(
-    (select max(${recentUseAt})
-      from usage_recent as recent, unnest(recent.key_ids, recent.last_used) as use (key_id, last_used)
-      where part = right(api_keys.id, 1) and api_keys.id = any(recent.key_ids) and use.key_id = api_keys.id),
-    (select last_used_at from usage_hours where key_id = api_keys.id and last_used_at is not null
-      order by hour desc limit 1),
-    (select last_used_at from usage_days where key_id = api_keys.id and last_used_at is not null
-      order by day desc limit 1))`.as('last_used_at'),
 ] as const;
+
+const lastUsedAt = sql<Date | null>`greatest(
+  (select last_used_at from usage_hours where key_id = api_keys.id and last_used_at is not null
+    order by hour desc limit 1),
+  (select last_used_at from usage_days where key_id = api_keys.id and last_used_at is not null
+    order by day desc limit 1))`.as('last_used_at');
+
+/** For the reply to a change: what locks and changes a key does not read its usage. */
+export async function withLastUse(db: Db, key: Key): Promise<ShownKey> {
+  const use = await db.selectFrom('api_keys').select(lastUsedAt).where('id', '=', key.id).executeTakeFirstOrThrow();
+  return { ...key, ...use };
+}
 
 /** What writes rows that the keyring authenticates: part of `Work`. */
 export interface Writer {
@@ -66,8 +70,9 @@ export interface RowAddress {
 }
 
 /** @throws Problem `not_found`, also for another organization's key and for one that was purged */
-export async function getKey(db: Db, organizationId: OrganizationId, id: string): Promise<Key> {
-  return found(await selectKey(db, organizationId, id).where('purged_at', 'is', null).executeTakeFirst());
+export async function getKey(db: Db, organizationId: OrganizationId, id: string): Promise<ShownKey> {
+  const query = selectKey(db, organizationId, id).select(lastUsedAt).where('purged_at', 'is', null);
+  return found(await query.executeTakeFirst());
 }
 
 /** For a change of the key, or a look at it. @throws Problem `not_found`, as `getKey` */
@@ -169,11 +174,11 @@ export async function liveKeysOfOwners(
   db: Db,
   organizationId: OrganizationId,
   owners: ReadonlyArray<PartnerId | null>,
-): Promise<Key[]> {
+): Promise<ShownKey[]> {
   const partnerIds = owners.filter((owner) => owner !== null);
   return db
     .selectFrom('api_keys')
-    .select(columns)
+    .select([...columns, lastUsedAt])
     .where('organization_id', '=', organizationId)
     .where(({ or, eb }) =>
       or([
@@ -200,10 +205,10 @@ export async function listKeys(
   organizationId: OrganizationId,
   filter: KeyFilter,
   page: { limit: number; before: KeyId | undefined; now: Date },
-): Promise<Key[]> {
+): Promise<ShownKey[]> {
   let query = db
     .selectFrom('api_keys')
-    .select(columns)
+    .select([...columns, lastUsedAt])
     .where('organization_id', '=', organizationId)
     .where('purged_at', 'is', null)
     .where(statusCondition(filter, page.now))

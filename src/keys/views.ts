@@ -13,7 +13,7 @@ import {
 import { notLater } from '../lib/past.ts';
 import type { CreatedKey } from './commands.ts';
 import { keyStatuses, restorableUntil, statusOf } from './policy.ts';
-import type { Key } from './store.ts';
+import type { ShownKey } from './store.ts';
 
 export const keyStatusSchema = z.enum(keyStatuses).meta({ id: 'KeyStatus' });
 
@@ -59,7 +59,7 @@ export interface KeyViewContext {
   now: Date;
 }
 
-export function toKeyView(key: Key, context: KeyViewContext): z.infer<typeof keyView> {
+export function toKeyView(key: ShownKey, context: KeyViewContext): z.infer<typeof keyView> {
   return {
     id: key.id,
     organizationId: key.organization_id,
@@ -84,5 +84,5 @@ export function toKeyView(key: Key, context: KeyViewContext): z.infer<typeof key
 
 /** With the plaintext: for the reply that creates the key and no other. */
 export function toCreatedKeyView(created: CreatedKey, context: KeyViewContext) {
-  return { ...toKeyView(created.key, context), key: created.plaintext };
+  return { ...toKeyView({ ...created.key, last_used_at: null }, context), key: created.plaintext };
 }

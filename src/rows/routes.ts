@@ -9,7 +9,7 @@ import { organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { idView, pageOf, pageQuery, permissionSchema } from '../http/schemas.ts';
 import { expiringSoon, rowPlaces } from '../keys/policy.ts';
-import { type Key, liveKeysOfOwners } from '../keys/store.ts';
+import { liveKeysOfOwners, type ShownKey } from '../keys/store.ts';
 import { type KeyViewContext, keyView, toKeyView } from '../keys/views.ts';
 import { listPartnerRows, type PartnerRow, positionOf, type RowPosition } from './store.ts';
 
@@ -95,7 +95,7 @@ function partnerPlace(place: RowPlace | undefined): Pick<PartnerRow, 'partnerId'
   return { partnerId, permission };
 }
 
-function toView(row: Row, allKeys: readonly Key[], context: KeyViewContext): z.infer<typeof rowView> {
+function toView(row: Row, allKeys: readonly ShownKey[], context: KeyViewContext): z.infer<typeof rowView> {
   const partnerId = row.partner?.partnerId ?? null;
   const keys = allKeys.filter((key) => key.partner_id === partnerId && key.permission === row.permission);
   return {

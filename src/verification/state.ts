@@ -9,7 +9,6 @@ import type { Transactor } from '../db/work.ts';
 import { createDeletedUses } from './deleted-uses.ts';
 import { createMemoryLimits, type UseLimits } from './limits.ts';
 import { createSharedLimits } from './shared-limits.ts';
-import { createUsageMerger } from './usage-merger.ts';
 import { createUsageRecorder, type UsageRecorder } from './usage-recorder.ts';
 
 /** What verification keeps in memory, and what keeps that right. */
@@ -59,8 +58,7 @@ export function startVerificationState(options: VerificationStateOptions): Verif
   const { clockShiftMs, onAppended, onRecorded = () => undefined } = options;
   const transactor = { db, keyring, clockShiftMs, onAppended, onRecorded };
   const deletedUses = createDeletedUses({ transactor, clock, logger });
-  const merger = createUsageMerger({ db, clock, logger });
-  const usage = createUsageRecorder({ db, clock, deletedUses, merger, logger });
+  const usage = createUsageRecorder({ db, clock, deletedUses, logger });
   const shared = redisUrl === undefined ? undefined : createSharedLimits({ url: redisUrl, logger });
   return {
     clock,
@@ -70,7 +68,7 @@ export function startVerificationState(options: VerificationStateOptions): Verif
     usage,
     ready: shared?.decided ?? Promise.resolve(),
     async close() {
-      await Promise.all([usage.close(), merger.close(), shared?.close(), feed.close()]);
+      await Promise.all([usage.close(), shared?.close(), feed.close()]);
     },
   };
 }

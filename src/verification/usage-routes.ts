@@ -8,8 +8,7 @@ import { earliestMs, idParam, latestMs, timestampInput, timestampView } from '..
 import { getKeyOwner } from '../keys/store.ts';
 import { notLater } from '../lib/past.ts';
 import { getPartner } from '../partners/store.ts';
-import type { UsageOf } from './recent-usage.ts';
-import { findLastUse, listUsage, type UsagePeriod, type UsageQuery } from './usage-store.ts';
+import { findLastUse, listUsage, type UsageOf, type UsagePeriod, type UsageQuery } from './usage-store.ts';
 
 const dayMs = 86_400_000;
 
@@ -53,7 +52,7 @@ const usageView = z
 
 const description =
   'Counted in whole hours or days of UTC: the range is widened to them, and `from` and `to` of the reply name the widened range. ' +
-  'Old hours are kept as days only. What was just used shows within two seconds.';
+  'Old hours are kept as days only. What was just used shows within ten seconds.';
 
 export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
   const { db } = transactor;

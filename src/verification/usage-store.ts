@@ -1,11 +1,57 @@
-import { sql } from 'kysely';
+import { type RawBuilder, sql } from 'kysely';
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import { type Db, type Tx, writeTransaction } from '../db/client.ts';
 import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
-import { countedUp, recentUsageOf, type UsageOf } from './recent-usage.ts';
 
 const dayMs = 86_400_000;
+
+/** How often a key was used within an hour, by outcome. Times are milliseconds since 1970. */
+export interface KeyUsage {
+  organizationId: OrganizationId;
+  partnerId: PartnerId | null;
+  keyId: KeyId;
+  /** The beginning of the hour. */
+  hour: number;
+  allowed: number;
+  denied: number;
+  rateLimited: number;
+  /** Of those denied: because the key was deleted. */
+  afterDeletion: number;
+  /** When the key was last allowed something within the hour; null: it was not. */
+  lastUsedAt: number | null;
+}
+
+/** Whose uses. */
+export type UsageOf = { keyId: KeyId } | { partnerId: PartnerId };
+
+/** Adds what was counted to the hours. Rows are written in the order of their keys: two replicas do not deadlock. */
+export async function addUsage(db: Db, batch: readonly KeyUsage[]): Promise<void> {
+  const ofEach = (read: (usage: KeyUsage) => string | number | null) => batch.map(read);
+  const insert = sql`
+    insert into usage_hours
+      (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion, last_used_at)
+    select organization_id, partner_id, key_id, to_timestamp(hour_ms / 1000.0), allowed, denied, rate_limited,
+      after_deletion, to_timestamp(last_used_ms / 1000.0)
+    from unnest(${ofEach((usage) => usage.organizationId)}::text[], ${ofEach((usage) => usage.partnerId)}::text[],
+      ${ofEach((usage) => usage.keyId)}::text[], ${ofEach((usage) => usage.hour)}::bigint[],
+      ${ofEach((usage) => usage.allowed)}::bigint[], ${ofEach((usage) => usage.denied)}::bigint[],
+      ${ofEach((usage) => usage.rateLimited)}::bigint[], ${ofEach((usage) => usage.afterDeletion)}::bigint[],
+      ${ofEach((usage) => usage.lastUsedAt)}::bigint[])
+      as used (organization_id, partner_id, key_id, hour_ms, allowed, denied, rate_limited, after_deletion, last_used_ms)
+    order by key_id collate "C", hour_ms
+    on conflict (key_id, hour) do update set ${countedUp('usage_hours')}`;
+  await writeTransaction(db).execute((tx) => insert.execute(tx));
+}
+
+/** What a row's counts are after those of another are added to it. */
+function countedUp(table: 'usage_hours' | 'usage_days'): RawBuilder<unknown> {
+  const before = sql.table(table);
+  return sql`allowed = ${before}.allowed + excluded.allowed, denied = ${before}.denied + excluded.denied,
+    rate_limited = ${before}.rate_limited + excluded.rate_limited,
+    after_deletion = ${before}.after_deletion + excluded.after_deletion,
+    last_used_at = greatest(${before}.last_used_at, excluded.last_used_at)`;
+}
 
 /**
  * Folds hours into days, but for those of today and of the days before it that are kept by the hour.
@@ -55,16 +101,12 @@ export async function listUsage(
   db: Db,
   { organizationId, of, from, to, granularity }: UsageQuery,
 ): Promise<UsagePeriod[]> {
-  const owner = 'keyId' in of ? sql`key_id = ${of.keyId}` : sql`partner_id = ${of.partnerId}`;
-  const hours = sql`select hour as start, allowed, denied, rate_limited, after_deletion from usage_hours
-    where organization_id = ${organizationId} and ${owner} and hour >= ${from} and hour < ${to}
-    union all select hour, allowed, denied, rate_limited, after_deletion from ${recentUsageOf(of)}
-    where hour >= ${from} and hour < ${to}`;
-  const all =
-    granularity === 'hour'
-      ? hours
-      : sql`${hours} union all select day, allowed, denied, rate_limited, after_deletion from usage_days
-          where organization_id = ${organizationId} and ${owner} and day >= ${from} and day < ${to}`;
+  const inRange = (start: 'hour' | 'day') => sql`
+    select ${sql.ref(start)} as start, allowed, denied, rate_limited, after_deletion
+    from ${sql.table(`usage_${start}s`)}
+    where organization_id = ${organizationId} and ${isOf(of)}
+      and ${sql.ref(start)} >= ${from} and ${sql.ref(start)} < ${to}`;
+  const all = granularity === 'hour' ? inRange('hour') : sql`${inRange('hour')} union all ${inRange('day')}`;
   const { rows } = await sql<UsagePeriod>`
     select date_trunc(${granularity}, start, 'UTC') as start, sum(allowed)::bigint as allowed,
       sum(denied)::bigint as denied, sum(rate_limited)::bigint as rate_limited,
@@ -75,12 +117,14 @@ export async function listUsage(
 
 /** When the key, or any of the partner's, was last allowed something. */
 export async function findLastUse(db: Db, of: UsageOf): Promise<Date | null> {
-  const owner = 'keyId' in of ? sql`key_id = ${of.keyId}` : sql`partner_id = ${of.partnerId}`;
   const { rows } = await sql<{ at: Date | null }>`
-    select greatest((select max(last_used_at) from ${recentUsageOf(of)}),
-      (select max(last_used_at) from usage_hours where ${owner}),
-      (select max(last_used_at) from usage_days where ${owner})) as at`.execute(db);
+    select greatest((select max(last_used_at) from usage_hours where ${isOf(of)}),
+      (select max(last_used_at) from usage_days where ${isOf(of)})) as at`.execute(db);
   return rows[0]?.at ?? null;
+}
+
+function isOf(of: UsageOf): RawBuilder<boolean> {
+  return 'keyId' in of ? sql`key_id = ${of.keyId}` : sql`partner_id = ${of.partnerId}`;
 }
 
 /** That a deleted key was presented: the first time that is known of within an hour. */
@@ -100,7 +144,7 @@ export function nameOfUse({ keyId, hour }: Pick<DeletedUse, 'keyId' | 'hour'>): 
 }
 
 /**
- * Claims these hours for the caller's events. Rows are in the order of their keys, as in `mergeRecentUsage`.
+ * Claims these hours for the caller's events. Rows are in the order of their keys, as in `addUsage`.
  * @returns the uses whose hours nobody else had claimed
  */
 export async function insertDeletedUses(tx: Tx, uses: readonly DeletedUse[]): Promise<DeletedUse[]> {
