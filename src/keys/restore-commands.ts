@@ -1,7 +1,7 @@
 import { Problem } from '../core/errors.ts';
 import type { PartnerId, RecoveryRequestId } from '../core/ids.ts';
 import type { RestoreWay, RestoreWindows } from '../core/restore-window.ts';
-import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import type { OrganizationDoer, Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
@@ -25,20 +25,11 @@ export function requireSameDeletion(what: string, deletedAt: Date, { recovery }:
 }
 
 /**
- * Undoes a deletion: the key works again at once, as it was. Into a full row nothing comes back.
+ * Undoes a deletion: the key works again at once, as it was. Into a full row nothing comes back. Locks the owner before
+ * the key, as everything does that fills a row.
  * @throws Problem `not_found`, `conflict` (it is live), `not_restorable`, `row_full`
  */
-export async function restoreKey(
-  transactor: Transactor<Key>,
-  by: OrganizationDoer,
-  keyId: string,
-  windows: RestoreWindows,
-): Promise<Key> {
-  return transact(transactor, by, (work) => bringKeyBack(work, keyId, { windows, recovery: null }));
-}
-
-/** The same within a transaction. Locks the owner before the key, as everything does that fills a row. */
-export async function bringKeyBack(work: Work<OrganizationDoer>, keyId: string, restoring: Restoring): Promise<Key> {
+export async function restoreKey(work: Work<OrganizationDoer>, keyId: string, restoring: Restoring): Promise<Key> {
   const { organizationId } = work.by;
   const { partnerId } = await getKeyOwner(work.tx, organizationId, keyId);
   const partner = await lockOwnerEvenDeleted(work, partnerId);
