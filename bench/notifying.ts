@@ -2,8 +2,8 @@ import pg from 'pg';
 import { bootstrap } from '../src/bootstrap.ts';
 import type { Actor } from '../src/core/actor.ts';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
-import { connect } from '../src/db/client.ts';
-import type { OrganizationDoer } from '../src/db/work.ts';
+import { connect, type Db } from '../src/db/client.ts';
+import { type OrganizationDoer, transact } from '../src/db/work.ts';
 import { patchKey } from '../src/keys/commands.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { median } from './rounds.ts';
@@ -67,7 +67,7 @@ async function makeWriter(stage: Stage): Promise<Writer> {
 }
 
 /** @returns changes a second, of all together */
-async function writeFor(writers: Writer[], db: Parameters<typeof patchKey>[0]['db'], seconds: number): Promise<number> {
+async function writeFor(writers: Writer[], db: Db, seconds: number): Promise<number> {
   const transactor = {
     db,
     keyring: parseKeyring(generateKeyring(new Date())),
@@ -79,7 +79,7 @@ async function writeFor(writers: Writer[], db: Parameters<typeof patchKey>[0]['d
   await Promise.all(
     writers.map(async ({ by, keyId }) => {
       while (performance.now() < endsAtMs) {
-        await patchKey(transactor, by, keyId, { name: `Change ${changes++}` }, undefined);
+        await transact(transactor, by, (work) => patchKey(work, keyId, { name: `Change ${changes++}` }, undefined));
       }
     }),
   );

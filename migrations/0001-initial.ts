@@ -550,12 +550,18 @@ const idempotency = `
 create table idempotency_keys (
   address bytea primary key,
   request_hash bytea not null,
-  reply json not null,
+  organization_id text collate "C",
+  created text[] not null,
+  has_plaintext boolean not null,
+  sealed bytea,
+  sealed_keyring_id text collate "C",
   created_at timestamptz not null,
   constraint idempotency_keys_address_length check (octet_length(address) = 32),
-  constraint idempotency_keys_request_hash_length check (octet_length(request_hash) = 32)
+  constraint idempotency_keys_request_hash_length check (octet_length(request_hash) = 32),
+  constraint idempotency_keys_sealed_whole check ((sealed is null) = (sealed_keyring_id is null))
 );
 create index idempotency_keys_by_time on idempotency_keys (created_at);
+create index idempotency_keys_with_plaintext on idempotency_keys (created_at) where has_plaintext and sealed is not null;
 `;
 
 const jobRuns = `

@@ -43,11 +43,11 @@ import { tracing } from './http/tracing.ts';
 import { unreadReplies } from './http/unread-replies.ts';
 import { keyLifecycleRoutes } from './keys/lifecycle-routes.ts';
 import { createKeyMint } from './keys/mint.ts';
-import { createReopener } from './keys/reveal.ts';
 import { keyRoutes } from './keys/routes.ts';
 import { keyViewersRoutes } from './keys/viewers-routes.ts';
 import { countEvents, createMetrics, createTallies, type MetricsOptions, type Tallies } from './metrics.ts';
 import { operatorOrganizationRoutes, organizationRoutes } from './organizations/routes.ts';
+import { shareOrganization } from './organizations/store.ts';
 import { partnerRoutes } from './partners/routes.ts';
 import { recoveryRoutes } from './recovery/routes.ts';
 import { createRefusalRecorder } from './refused-requests/recorder.ts';
@@ -182,7 +182,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(unreadReplies);
   await app.register(idempotency, {
     transactor,
-    reopener: createReopener({ transactor, keyring: crypto.keyring }),
+    keepsPlaintexts: async (tx, id) => (await shareOrganization(tx, id)).key_reveal === 'allowed',
   });
   await app.register(requestLog, { times: tallies.times });
   await app.register(openApi, { version: deps.version });
@@ -217,7 +217,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(keyViewersRoutes, { ...v1, db });
   await app.register(partnerRoutes, { ...v1, transactor, mint, tokenPrefix, ...windows });
   await app.register(recoveryRoutes, { ...v1, transactor, ...windows });
-  await app.register(webhookRoutes, { ...v1, transactor, keyring: crypto.keyring, client: deps.webhookClient });
+  await app.register(webhookRoutes, { ...v1, transactor, client: deps.webhookClient });
   await app.register(webhookDeliveryRoutes, { ...v1, transactor });
   await app.register(historyRoutes, { ...v1, db });
   await app.register(historyExportRoutes, { ...v1, db });

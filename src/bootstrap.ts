@@ -44,7 +44,7 @@ export async function bootstrap(
     mintAccessToken(crypto, 'admin'),
     mintAccessToken(crypto, 'verifier'),
     mintAccessToken(crypto, 'operator'),
-    keyMint?.mint(newId('key'), organizationId),
+    keyMint?.mint(organizationId),
   ]);
   const bootstrapped: Bootstrapped = {
     organizationId,

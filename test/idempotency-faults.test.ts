@@ -20,41 +20,36 @@ async function counts({ urls }: TestService): Promise<Record<string, unknown> | 
   return row;
 }
 
-const withoutKeys = ({ keys, ...partner }: Json) => ({ ...partner, keys: keys.map(({ key, ...view }: Json) => view) });
-
-t.test(
-  '20 at once with one Idempotency-Key, at two replicas: one effect, the rest replay or are told to wait',
-  async (t) => {
-    const service = await startService(t);
-    const { urls, keyring, admin } = service;
-    const replica = await startService(t, { urls, keyring });
-    const adminThere = replica.as(admin.token);
-    const outcomes = { done: 0, replayed: 0, told: 0 };
-    const rounds = 25;
-    for (let round = 0; round < rounds; round++) {
-      const wish = { email: `p${round}@p.example`, permissions: ['read'] };
-      const ask = (who = admin) => who.post('/v1/partners', wish, withKey(`round ${round}`));
-      const replies = await Promise.all(
-        Array.from({ length: 20 }, (_, index) => ask(index % 2 === 0 ? admin : adminThere)),
-      );
-      const done = replies.filter((reply) => reply.status === 201 && !isReplay(reply));
-      const replayed = replies.filter((reply) => reply.status === 201 && isReplay(reply));
-      const told = replies.filter(({ status }) => status === 409);
-      t.same([done.length, done.length + replayed.length + told.length], [1, 20]);
-      for (const { body } of replayed) t.same(withoutKeys(body), withoutKeys(done[0]?.body));
-      for (const { body, headers } of told) {
-        t.same([body.code, headers['retry-after']], ['idempotency_in_progress', '1']);
-      }
-      t.ok(isReplay(await ask()));
-      outcomes.done += done.length;
-      outcomes.replayed += replayed.length;
-      outcomes.told += told.length;
+t.test('20 at once with one Idempotency-Key, at two replicas: one effect, the rest replay or must wait', async (t) => {
+  const service = await startService(t);
+  const { urls, keyring, admin } = service;
+  const replica = await startService(t, { urls, keyring });
+  const adminThere = replica.as(admin.token);
+  const outcomes = { done: 0, replayed: 0, rejected: 0 };
+  const rounds = 25;
+  for (let round = 0; round < rounds; round++) {
+    const wish = { email: `p${round}@p.example`, permissions: ['read'] };
+    const ask = (who = admin) => who.post('/v1/partners', wish, withKey(`round ${round}`));
+    const replies = await Promise.all(
+      Array.from({ length: 20 }, (_, index) => ask(index % 2 === 0 ? admin : adminThere)),
+    );
+    const done = replies.filter((reply) => reply.status === 201 && !isReplay(reply));
+    const replayed = replies.filter((reply) => reply.status === 201 && isReplay(reply));
+    const rejected = replies.filter(({ status }) => status === 409);
+    t.same([done.length, done.length + replayed.length + rejected.length], [1, 20]);
+    for (const { body } of replayed) t.same(body, done[0]?.body);
+    for (const { body, headers } of rejected) {
+      t.same([body.code, headers['retry-after']], ['idempotency_in_progress', '1']);
     }
-    t.same(await counts(service), { keys: rounds, replies: rounds, events: rounds });
-    t.match((await admin.get('/v1/history/verify')).body, { valid: true });
-    t.ok(outcomes.told > 0, `they did meet: ${JSON.stringify(outcomes)}`);
-  },
-);
+    t.ok(isReplay(await ask()));
+    outcomes.done += done.length;
+    outcomes.replayed += replayed.length;
+    outcomes.rejected += rejected.length;
+  }
+  t.same(await counts(service), { keys: rounds, replies: rounds, events: rounds });
+  t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+  t.ok(outcomes.rejected > 0, `they did meet: ${JSON.stringify(outcomes)}`);
+});
 
 t.test('20 at once that ask for different things: one is done, and never two', async (t) => {
   const service = await startService(t);
@@ -156,11 +151,8 @@ t.test('killed between commit and reply, then retried: one key, and the caller g
   t.same(await counts(service), { keys: 1, replies: 1, events: 1 });
   const { body: history } = await admin.get(`/v1/keys/${retry.body.id}/history`);
   t.same(
-    history.data.map((event: Json) => [event.action, event.details.reason]),
-    [
-      ['key.revealed', 'replay'],
-      ['key.created', undefined],
-    ],
+    history.data.map((event: Json) => event.action),
+    ['key.created'],
   );
 });
 
@@ -199,10 +191,10 @@ t.test('replies that are too old are removed, in batches, and no others', async 
   t.ok(isReplay(await post(5)));
 });
 
-t.test("the service's role can keep replies and remove them, and change none", async (t) => {
+t.test("the service's role can keep replies, erase and remove them, and change nothing else", async (t) => {
   const { admin, urls } = await startService(t);
   await admin.post('/v1/keys', {}, withKey('k'));
-  for (const sql of [`update idempotency_keys set reply = '{}'`, 'truncate idempotency_keys']) {
+  for (const sql of ['update idempotency_keys set created_at = now()', 'truncate idempotency_keys']) {
     await t.rejects(dbQuery(urls.app, sql), { code: '42501' });
   }
 });

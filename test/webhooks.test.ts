@@ -119,16 +119,21 @@ t.test('secrets are sealed, and go with the endpoint', async (t) => {
   t.ok(Object.values(await row()).every((value) => value === null));
 });
 
-t.test('a secret is never replayed', async (t) => {
-  const { admin } = await startService(t);
+t.test('a secret is replayed for 15 minutes', async (t) => {
+  const { admin, later } = await startService(t);
   const key = { 'idempotency-key': 'k' };
   const wish = { url, events: ['*'] };
-  const { secret, id } = (await admin.post('/v1/webhooks', wish, key)).body;
-  t.match(secret, /^whsec_/);
+  const { body: created } = await admin.post('/v1/webhooks', wish, key);
+  const { id } = created;
+  t.match(created.secret, /^whsec_/);
   const gone = { status: 409, headers: { 'idempotent-replayed': 'true' }, body: { code: 'reply_gone', created: [id] } };
-  t.match(await admin.post('/v1/webhooks', wish, key), gone);
+  t.same((await admin.post('/v1/webhooks', wish, key)).body, created);
   const path = `/v1/webhooks/${id}/rotate-secret`;
-  t.match((await admin.post(path, undefined, key)).body.secret, /^whsec_/);
+  const { body: rotated } = await admin.post(path, undefined, key);
+  t.not(rotated.secret, created.secret);
+  t.same((await admin.post(path, undefined, key)).body, rotated);
+  later(15 * 60_000);
+  t.match(await admin.post('/v1/webhooks', wish, key), gone);
   t.match(await admin.post(path, undefined, key), gone);
   t.equal((await admin.get('/v1/webhooks')).body.data.length, 1);
 });

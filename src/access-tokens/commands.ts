@@ -6,7 +6,7 @@ import { type Access, sortAccesses } from '../core/permissions.ts';
 import type { Secret } from '../crypto/secret.ts';
 import { tokenKindOf } from '../crypto/token.ts';
 import { stopCredential } from '../db/credential.ts';
-import { type Doer, type Transactor, transact, type Work } from '../db/work.ts';
+import type { Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { requireAnotherAdmin, requirePermitted, type TokenRole } from './policy.ts';
 import { type AccessToken, insertAccessToken, lockAccessToken, lockWriters, markAccessTokenDeleted } from './store.ts';
@@ -43,23 +43,21 @@ export interface TokenCreator {
 }
 
 /**
- * @throws Problem `validation_failed`, `forbidden`, `overloaded`
+ * @param minted before the transaction, because a hash must not hold a lock
+ * @throws Problem `validation_failed`, `forbidden`
  */
 export async function createAccessToken(
-  deps: { transactor: Transactor<CreatedAccessToken>; crypto: TokenCrypto },
-  by: Doer,
+  work: Work,
+  minted: MintedAccessToken,
   creator: TokenCreator,
   given: NewAccessToken,
 ): Promise<CreatedAccessToken> {
-  const minted = await mintAccessToken(deps.crypto, given.role);
-  return transact(deps.transactor, by, async (work) => {
-    const { organizationId, actor } = work.by;
-    requirePermitted({ role: actor.type, scopes: creator.scopes }, given, organizationId, work.now);
-    return {
-      accessToken: await addAccessToken(work, minted, given, creator.creatorChain),
-      plaintext: minted.plaintext,
-    };
-  });
+  const { organizationId, actor } = work.by;
+  requirePermitted({ role: actor.type, scopes: creator.scopes }, given, organizationId, work.now);
+  return {
+    accessToken: await addAccessToken(work, minted, given, creator.creatorChain),
+    plaintext: minted.plaintext,
+  };
 }
 
 /**
@@ -96,23 +94,18 @@ export async function addAccessToken(
 }
 
 /** @throws Problem `not_found`, `already_deleted`, `forbidden` for an organization's last admin */
-export async function deleteAccessToken(transactor: Transactor, by: Doer, id: string): Promise<AccessToken> {
-  return transact(transactor, by, async (work) => {
-    const { organizationId, actor } = work.by;
-    if (isId('token', id)) await stopCredential(work.tx, id);
-    const writers = organizationId === null ? [] : await lockWriters(work.tx, organizationId, work.now);
-    const token = await lockAccessToken(work.tx, organizationId, id);
-    if (token.deleted_at !== null) {
-      throw new Problem(
-        'already_deleted',
-        `Access token ${token.id} was deleted at ${token.deleted_at.toISOString()}.`,
-      );
-    }
-    requireAnotherAdmin(actor.type, token, writers);
-    await markAccessTokenDeleted(work, token.id, work.now);
-    const { role, name, email } = token;
-    const details = { accessTokenId: token.id, role, name, email, deletedAt: work.now.toISOString() };
-    record(work, { action: 'access_token.deleted', details });
-    return { ...token, deleted_at: work.now };
-  });
+export async function deleteAccessToken(work: Work, id: string): Promise<AccessToken> {
+  const { organizationId, actor } = work.by;
+  if (isId('token', id)) await stopCredential(work.tx, id);
+  const writers = organizationId === null ? [] : await lockWriters(work.tx, organizationId, work.now);
+  const token = await lockAccessToken(work.tx, organizationId, id);
+  if (token.deleted_at !== null) {
+    throw new Problem('already_deleted', `Access token ${token.id} was deleted at ${token.deleted_at.toISOString()}.`);
+  }
+  requireAnotherAdmin(actor.type, token, writers);
+  await markAccessTokenDeleted(work, token.id, work.now);
+  const { role, name, email } = token;
+  const details = { accessTokenId: token.id, role, name, email, deletedAt: work.now.toISOString() };
+  record(work, { action: 'access_token.deleted', details });
+  return { ...token, deleted_at: work.now };
 }

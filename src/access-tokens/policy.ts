@@ -1,4 +1,4 @@
-import { type InputError, Problem } from '../core/errors.ts';
+import { Problem, validationProblem } from '../core/errors.ts';
 import type { AccessTokenId, OrganizationId } from '../core/ids.ts';
 import type { Access } from '../core/permissions.ts';
 
@@ -34,22 +34,19 @@ export function requirePermitted(
     throw new Problem('forbidden', `A token cannot give the scope ${wider.join(' and ')} that it does not have.`);
   }
   if (organizationId === null && wished.role === 'admin') {
-    throw invalid({
-      path: 'body.role',
-      message: 'an admin belongs to an organization: name it in Latchkey-Organization',
-    });
+    throw validationProblem('body.role', 'an admin belongs to an organization: name it in Latchkey-Organization');
   }
   if (organizationId !== null && wished.role === 'operator') {
-    throw invalid({ path: 'body.role', message: 'an operator belongs to no organization: only an operator makes one' });
+    throw validationProblem('body.role', 'an operator belongs to no organization: only an operator makes one');
   }
   if (wished.role === 'admin' && wished.email === null) {
-    throw invalid({ path: 'body.email', message: 'an admin is a named person: give the e-mail address' });
+    throw validationProblem('body.email', 'an admin is a named person: give the e-mail address');
   }
   if (wished.role === 'verifier' && !wished.scopes.includes('read')) {
-    throw invalid({ path: 'body.scopes', message: 'a verifier needs the scope read: it asks, and changes nothing' });
+    throw validationProblem('body.scopes', 'a verifier needs the scope read: it asks, and changes nothing');
   }
   if (wished.expiresAt !== null && wished.expiresAt <= now) {
-    throw invalid({ path: 'body.expiresAt', message: `must be later than now, which is ${now.toISOString()}` });
+    throw validationProblem('body.expiresAt', `must be later than now, which is ${now.toISOString()}`);
   }
 }
 
@@ -70,8 +67,4 @@ export function requireAnotherAdmin(
     'This is the last access token of an admin with the scope write in this organization. Create another one first, or have ' +
       'an operator delete it.',
   );
-}
-
-function invalid(error: InputError): Problem {
-  return new Problem('validation_failed', `${error.path}: ${error.message}`, { errors: [error] });
 }

@@ -5,7 +5,7 @@ import { creatorChainOf } from '../auth/principal.ts';
 import { type AccessTokenId, isId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import { maskedToken, tokenKindOf } from '../crypto/token.ts';
-import type { Transactor } from '../db/work.ts';
+import { type Transactor, transact } from '../db/work.ts';
 import { accessTokenOf, doerOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import {
@@ -23,7 +23,7 @@ import {
   timestampInput,
   timestampView,
 } from '../http/schemas.ts';
-import { type CreatedAccessToken, createAccessToken, deleteAccessToken } from './commands.ts';
+import { createAccessToken, deleteAccessToken, mintAccessToken } from './commands.ts';
 import { type AccessToken, getAccessToken, listAccessTokens } from './store.ts';
 
 const fields = {
@@ -49,7 +49,7 @@ const createdAccessTokenView = z
   .object({
     ...fields,
     token: z.string().meta({
-      description: 'The plaintext. It is shown this once and cannot be shown again.',
+      description: 'The plaintext. Keep it now: it cannot be revealed.',
       example: 'lk_v_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…',
     }),
   })
@@ -101,7 +101,7 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
       config: {
         access: { role: 'admin', scope: 'write', installation: true },
         idempotencyKey: 'taken',
-        problems: ['reply_gone', 'overloaded'],
+        problems: ['overloaded'],
       },
       schema: {
         operationId: 'createAccessToken',
@@ -119,13 +119,14 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
       const given = { ...rest, email: email ?? null, expiresAt: expiresAt ?? null };
       const caller = accessTokenOf(request);
       const creator = { scopes: caller.scopes, creatorChain: creatorChainOf(caller) };
-      return app.runOnce(request, reply, {
-        run: (transactor: Transactor<CreatedAccessToken>) =>
-          createAccessToken({ transactor, crypto }, doerOf(request), creator, given),
-        show: ({ accessToken, plaintext }) => ({
-          view: { ...toView(accessToken), token: plaintext },
+      const minted = await mintAccessToken(crypto, given.role);
+      return app.runOnce(request, reply, doerOf(request), async (work) => {
+        const { accessToken, plaintext } = await createAccessToken(work, minted, creator, given);
+        return {
+          view: { ...toView(accessToken), token: plaintext.reveal() },
           location: `/v1/access-tokens/${accessToken.id}`,
-        }),
+          plaintextOf: [accessToken.id],
+        };
       });
     },
   );
@@ -161,7 +162,10 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
         response: { 200: accessTokenView },
       },
     },
-    async (request) => toView(await deleteAccessToken(transactor, doerOf(request), request.params.accessTokenId)),
+    async (request) => {
+      const { accessTokenId } = request.params;
+      return toView(await transact(transactor, doerOf(request), (work) => deleteAccessToken(work, accessTokenId)));
+    },
   );
 };
 

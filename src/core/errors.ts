@@ -170,9 +170,9 @@ export const problemKinds = {
     status: 409,
     title: 'Reply gone',
     explanation:
-      'This request was done before under its Idempotency-Key, and the plaintext in its reply can no longer be shown.',
+      'This request was done before under its Idempotency-Key, and its reply is no longer kept. Replies with a plaintext are kept for 15 minutes.',
     remedy:
-      'Nothing was done again. `created` names what the first request made: reveal that key, or delete it and create another under a new Idempotency-Key.',
+      'Nothing was done again. `created` has the ids of what the first request made or changed: reveal that key, or delete it and create another under a new Idempotency-Key.',
   },
   idempotency_mismatch: {
     status: 422,
@@ -272,4 +272,15 @@ export class Problem extends Error {
   get detail(): string {
     return this.message;
   }
+}
+
+/** What is wrong with one part of the input. @param path such as `body.expiresAt` or `headers.if-match` */
+export function validationProblem(path: string, message: string): Problem {
+  return validationProblems([{ path, message }]);
+}
+
+/** All that is wrong with the input. */
+export function validationProblems(errors: InputError[]): Problem {
+  const detail = errors.map(({ path, message }) => `${path}: ${message}`).join('; ');
+  return new Problem('validation_failed', detail, { errors });
 }

@@ -4,8 +4,9 @@ import { Secret } from './secret.ts';
 
 /** What a sealed value belongs to. It opens there and nowhere else. */
 export interface SealBinding {
-  purpose: 'api_key' | 'webhook';
-  organizationId: string;
+  purpose: 'api_key' | 'webhook' | 'reply';
+  /** Null: the installation. */
+  organizationId: string | null;
   recordId: string;
   /** What else must be as it was when the value was sealed. */
   facts?: ReadonlyArray<string | null>;

@@ -216,24 +216,19 @@ export interface DeletedKeyUsesTable {
   hour: Date;
 }
 
-/** Replies that are given again to a request that comes again. */
+/** Requests that were done under an `Idempotency-Key`, with their replies. */
 export interface IdempotencyKeysTable {
   address: Buffer;
   request_hash: Buffer;
-  reply: Json<KeptReply>;
+  organization_id: OrganizationId | null;
+  /** Ids of what the request made or changed. */
+  created: string[];
+  has_plaintext: boolean;
+  /** The reply; null where it is kept no longer. */
+  sealed: Buffer | null;
+  sealed_keyring_id: string | null;
   created_at: Date;
 }
-
-/** All of a reply but the plaintexts in it, of which only the places are known. */
-export interface KeptReply {
-  status: number;
-  headers: Record<string, string>;
-  body: unknown;
-  /** Each the steps from the body to the member that is missing. */
-  secrets: ReadonlyArray<Path>;
-}
-
-export type Path = ReadonlyArray<string | number>;
 
 /** What is known of each background job's runs, whichever replica ran it. */
 export interface JobRunsTable {

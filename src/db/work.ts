@@ -43,8 +43,7 @@ export interface Work<By extends Doer = Doer> {
 /** Called with the events that a transaction has appended to history, before it commits. What it throws undoes all. */
 export type OnAppended = (work: Pick<Work, 'tx' | 'by' | 'keyring'>, events: readonly ChainedEvent[]) => Promise<void>;
 
-/** @typeParam Result what the transactions give back, where `onDone` asks for it */
-export interface Transactor<in Result = unknown> {
+export interface Transactor {
   db: Db;
   keyring: Keyring;
   /** Milliseconds added to the database's time: tests move the clock with it. */
@@ -54,10 +53,6 @@ export interface Transactor<in Result = unknown> {
   onChanged?: (ids: Iterable<string>) => void;
   /** Told what was recorded, when it is committed. */
   onRecorded?: (actions: readonly string[]) => void;
-  /** Run in each transaction before anything else. What it throws ends the transaction. */
-  onBegin?: (work: Work) => Promise<void>;
-  /** Run in each transaction when all but its history is written. What it throws undoes it. */
-  onDone?: (work: Work, result: Result) => Promise<void>;
 }
 
 const attempts = 5;
@@ -69,7 +64,7 @@ const retryAfter = { leastMs: 40, mostMs: 320 };
  * @throws Problem `unauthorized`, `token_expired` where the caller's access token was deleted or changed meanwhile
  */
 export async function transact<By extends Doer, Result>(
-  transactor: Transactor<Result>,
+  transactor: Transactor,
   by: By,
   act: (work: Work<By>) => Promise<Result>,
 ): Promise<Result> {
@@ -81,9 +76,7 @@ export async function transact<By extends Doer, Result>(
         const now = await beginAs(tx, by, transactor.clockShiftMs);
         const { keyring, onAppended } = transactor;
         const work: Work<By> = { tx, now, by, keyring, onAppended, beforeCommit: [], changed, recorded };
-        await transactor.onBegin?.(work);
         const result = await act(work);
-        await transactor.onDone?.(work, result);
         for (const step of work.beforeCommit) await step();
         return result;
       });

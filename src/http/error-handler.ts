@@ -2,8 +2,8 @@ import { METHODS } from 'node:http';
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import { hasZodFastifySchemaValidationErrors } from 'fastify-type-provider-zod';
-import { type InputError, Problem, type ProblemCode } from '../core/errors.ts';
-import { inputErrorsOf, validationProblem } from './input-errors.ts';
+import { type InputError, Problem, type ProblemCode, validationProblems } from '../core/errors.ts';
+import { inputErrorsOf } from './input-errors.ts';
 import { problemBody, problemHeaders } from './problem.ts';
 import { traceIdOf } from './tracing.ts';
 
@@ -111,7 +111,7 @@ function toProblem(error: unknown, translate: ErrorHandlerOptions['translate'], 
   if (hasZodFastifySchemaValidationErrors(error)) {
     const { validation, validationContext: part = 'body' } = error;
     const isMissing = part === 'body' && request.body === undefined;
-    return validationProblem(isMissing ? [missingBody(request)] : inputErrorsOf(validation, part));
+    return validationProblems(isMissing ? [missingBody(request)] : inputErrorsOf(validation, part));
   }
   const known = problemOfFastifyError[(error as FastifyError).code];
   if (known !== undefined) return new Problem(known[0], known[1], { cause: error });

@@ -1,30 +1,31 @@
-import { sql } from 'kysely';
+import { type Selectable, sql } from 'kysely';
+import type { OrganizationId } from '../core/ids.ts';
 import { pruneInBatches } from '../db/batches.ts';
-import type { Db, Tx } from '../db/client.ts';
-import type { KeptReply } from '../db/schema.ts';
+import { type Db, type Tx, writeTransaction } from '../db/client.ts';
+import { currentTime } from '../db/credential.ts';
+import type { IdempotencyKeysTable } from '../db/schema.ts';
 import type { Transactor } from '../db/work.ts';
 
-/** How long a reply is replayed. */
-const keptMs = 24 * 3_600_000;
+/** How long a request is not done again. */
+const rememberedMs = 24 * 3_600_000;
 
-/** A reply that was kept, and the request that it answered. */
-export interface KeptAnswer {
-  request_hash: Buffer;
-  reply: KeptReply;
-  created_at: Date;
-}
+/** How long a reply with a plaintext in it is replayed: enough for a retry. */
+const plaintextKeptMs = 15 * 60_000;
+
+/** A request that was done under an `Idempotency-Key`, and its sealed reply while that is kept. */
+export type DoneRequest = Selectable<IdempotencyKeysTable>;
 
 /** Also one that is too old and has not been removed yet. */
-export async function findAnswer(db: Db, address: Buffer): Promise<KeptAnswer | undefined> {
-  return db
-    .selectFrom('idempotency_keys')
-    .select(['request_hash', 'reply', 'created_at'])
-    .where('address', '=', address)
-    .executeTakeFirst();
+export async function findDone(db: Db, address: Buffer): Promise<DoneRequest | undefined> {
+  return db.selectFrom('idempotency_keys').selectAll().where('address', '=', address).executeTakeFirst();
 }
 
-export function isTooOld({ created_at }: KeptAnswer, now: Date): boolean {
-  return now.getTime() - created_at.getTime() >= keptMs;
+export function isForgotten({ created_at }: DoneRequest, now: Date): boolean {
+  return now.getTime() - created_at.getTime() >= rememberedMs;
+}
+
+export function isPlaintextExpired({ has_plaintext, created_at }: DoneRequest, now: Date): boolean {
+  return has_plaintext && now.getTime() - created_at.getTime() >= plaintextKeptMs;
 }
 
 /**
@@ -37,20 +38,50 @@ export async function tryToHold(tx: Tx, address: Buffer): Promise<boolean> {
   return rows[0]?.held === true;
 }
 
-export async function insertAnswer(tx: Tx, address: Buffer, { reply, ...answer }: KeptAnswer): Promise<void> {
-  await tx
-    .insertInto('idempotency_keys')
-    .values({ address, ...answer, reply: JSON.stringify(reply) })
-    .execute();
-}
-
-export async function deleteAnswer(tx: Tx, address: Buffer): Promise<void> {
+export async function deleteDone(tx: Tx, address: Buffer): Promise<void> {
   await tx.deleteFrom('idempotency_keys').where('address', '=', address).execute();
 }
 
-/** Removes the replies that are too old to be replayed. @returns how many */
-export function pruneIdempotency(from: Pick<Transactor, 'db' | 'clockShiftMs'>, batchSize?: number): Promise<number> {
-  return pruneInBatches(from, { keptMs, batchSize, deleteOldest });
+export async function insertDone(tx: Tx, done: DoneRequest): Promise<void> {
+  await tx.insertInto('idempotency_keys').values(done).execute();
+}
+
+export async function eraseReply(db: Db, address: Buffer): Promise<void> {
+  await writeTransaction(db).execute((tx) => erase(tx).where('address', '=', address).execute());
+}
+
+/** For an organization that no longer wants plaintexts to be kept. */
+export async function erasePlaintextReplies(tx: Tx, organizationId: OrganizationId): Promise<void> {
+  await erase(tx).where('organization_id', '=', organizationId).where('has_plaintext', '=', true).execute();
+}
+
+function erase(tx: Tx) {
+  return tx
+    .updateTable('idempotency_keys')
+    .set({ sealed: null, sealed_keyring_id: null })
+    .where('sealed', 'is not', null);
+}
+
+type From = Pick<Transactor, 'db' | 'clockShiftMs'>;
+
+/** Erases plaintexts that are no longer replayed, and removes what is forgotten. @returns how many were removed */
+export async function pruneIdempotency(from: From, batchSize?: number): Promise<number> {
+  const until = new Date((await currentTime(from.db, from.clockShiftMs)).getTime() - plaintextKeptMs);
+  await writeTransaction(from.db).execute((tx) =>
+    erase(tx)
+      .where('address', 'in', (query) =>
+        query
+          .selectFrom('idempotency_keys')
+          .select('address')
+          .where('has_plaintext', '=', true)
+          .where('sealed', 'is not', null)
+          .where('created_at', '<=', until)
+          .forUpdate()
+          .skipLocked(),
+      )
+      .execute(),
+  );
+  return pruneInBatches(from, { keptMs: rememberedMs, batchSize, deleteOldest });
 }
 
 function deleteOldest(tx: Tx, until: Date, count: number) {

@@ -1,27 +1,38 @@
+import { createHash } from 'node:crypto';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
-import { Problem } from '../core/errors.ts';
-import { isId, type KeyId, type OrganizationId } from '../core/ids.ts';
-import type { Secret } from '../crypto/secret.ts';
+import { canonicalJson } from '../core/canonical-json.ts';
+import { Problem, validationProblem } from '../core/errors.ts';
+import type { OrganizationId } from '../core/ids.ts';
+import { type SealBinding, SealBroken, seal, unseal } from '../crypto/seal.ts';
+import { Secret } from '../crypto/secret.ts';
+import type { Tx } from '../db/client.ts';
 import { beginAs } from '../db/credential.ts';
-import type { KeptReply } from '../db/schema.ts';
-import type { Doer, OrganizationDoer, Transactor, Work } from '../db/work.ts';
-import { accessTokenOf, doerOf, organizationDoerOf } from './guard.ts';
-import { type Claim, claimOf } from './idempotency-key.ts';
-import { deleteAnswer, findAnswer, insertAnswer, isTooOld, type KeptAnswer, tryToHold } from './idempotency-store.ts';
-import { ownerOf, type PlacedSecret, putTogether, type Sent, type Shown, takeApart } from './kept-reply.ts';
+import { type Doer, type Transactor, transact, type Work } from '../db/work.ts';
+import { accessTokenOf, doerOf } from './guard.ts';
+import {
+  type DoneRequest,
+  deleteDone,
+  eraseReply,
+  findDone,
+  insertDone,
+  isForgotten,
+  isPlaintextExpired,
+  tryToHold,
+} from './idempotency-store.ts';
 
 declare module 'fastify' {
   interface FastifyInstance {
     /**
-     * Does what a request asks for and answers it; with an `Idempotency-Key` once, however often it is asked.
-     * @throws Problem `idempotency_mismatch`, `idempotency_in_progress`, `rate_limited`, and what `run` throws
+     * Runs `act` in one transaction and sends its outcome; with an `Idempotency-Key` once, however often the request comes.
+     * @throws Problem `idempotency_mismatch`, `idempotency_in_progress`, `reply_gone`, and what `act` throws
      */
-    runOnce<Result, View>(
+    runOnce<By extends Doer, View>(
       request: FastifyRequest,
       reply: FastifyReply,
-      act: Act<Result, View>,
-    ): Promise<Sent<NoInfer<View>>>;
+      by: By,
+      act: (work: Work<By>) => Promise<Outcome<View>>,
+    ): Promise<View>;
   }
   interface FastifyContextConfig {
     /** Whether the route obeys `Idempotency-Key`. A POST by which something is changed must say so. */
@@ -29,170 +40,205 @@ declare module 'fastify' {
   }
 }
 
-export interface Act<Result, View> {
-  /** One command, so one transaction, and what that gives back. */
-  run: (transactor: Transactor<Result>) => Promise<Result>;
-  /** Run inside the transaction. */
-  show: (result: Result, now: Date) => Shown<View>;
-}
-
-/** Opens the plaintexts of keys for a second time, by the rules of reveal. */
-export interface Reopener {
-  /** Those of the keys that may be looked at now. */
-  findOpenable(organizationId: OrganizationId, ids: readonly KeyId[]): Promise<KeyId[]>;
-  /** Records the look, and opens when the record is committed. Undefined where the key may no longer be looked at. */
-  open(by: OrganizationDoer, id: KeyId): Promise<Secret | undefined>;
+/** What a request has done, and how its reply shows it. */
+export interface Outcome<View> {
+  view: View;
+  /** The path of what was created, which makes the reply a 201. */
+  location?: string;
+  etag?: string;
+  /** Ids of all that was created. Needed where the view holds a plaintext: the reply is then kept for 15 minutes only. */
+  plaintextOf?: readonly string[];
 }
 
 interface IdempotencyOptions {
   transactor: Transactor;
-  reopener: Reopener;
+  /** Whether the organization allows plaintexts to be kept; true until the transaction ends. */
+  keepsPlaintexts: (tx: Tx, organizationId: OrganizationId) => Promise<boolean>;
 }
 
-/** How long the plaintexts of a reply are opened again: enough for a retry, and too short for a second way to look. */
-const reopenedMs = 15 * 60_000;
-
-/** A request that was answered before, found at a time. */
-interface Earlier {
-  answer: KeptAnswer;
-  now: Date;
+/** A request with an `Idempotency-Key`. */
+interface Identity {
+  /** SHA-256 of caller, organization, route and key. The key itself is not stored: it may be a secret. */
+  address: Buffer;
+  /** SHA-256 of query and body: what a second request must have in common with the first. */
+  requestHash: Buffer;
 }
 
-/** Ends a transaction that is about to do again what another one has done. */
-class AlreadyDone extends Error {
-  override readonly name = 'AlreadyDone';
-  readonly earlier: Earlier;
-
-  constructor(earlier: Earlier) {
-    super('the request was answered before');
-    this.earlier = earlier;
-  }
+interface SentReply {
+  status: 200 | 201;
+  headers: Record<string, string>;
+  body: string;
 }
 
 /**
- * `Idempotency-Key`: the reply is kept in the transaction of the change, so there is never one without the other.
- * Plaintexts are not kept; those of keys are opened again for a while.
+ * `Idempotency-Key`: the reply is serialized, sealed and stored in the transaction of the change, so there is never one
+ * without the other. A second request finds it before its handler runs or, where both run at once, in its transaction.
  */
 export const idempotency = fp<IdempotencyOptions>(
-  async (app, { transactor, reopener }) => {
-    app.decorate('runOnce', async (request, reply, { run, show }) => {
-      requireTaken(request);
-      const claim = claimOf(request);
-      // Before the command, so that a retry costs no argon2id; once more in its transaction, where nothing can come between.
-      const earlier = claim === undefined ? undefined : await findEarlier(transactor, doerOf(request), claim);
-      if (claim !== undefined && earlier !== undefined) return replay(request, reply, claim, earlier);
-      const done: { reply?: ReturnType<typeof takeApart> } = {};
-      try {
-        await run({
-          ...transactor,
-          ...(claim === undefined ? {} : { onBegin: (work) => begin(work, claim) }),
-          onDone: async (work, result) => {
-            done.reply = takeApart(show(result, work.now));
-            if (claim !== undefined) await keep(work, claim, done.reply.kept);
-          },
-        });
-      } catch (error) {
-        if (claim === undefined || !(error instanceof AlreadyDone)) throw error;
-        return replay(request, reply, claim, error.earlier);
-      }
-      if (done.reply === undefined) throw new Error('the command has run no transaction');
-      return send(reply, done.reply.kept, done.reply.secrets);
+  async (app, { transactor, keepsPlaintexts }) => {
+    const { db, keyring, clockShiftMs } = transactor;
+
+    app.addHook('onRoute', (route) => {
+      if (route.config?.idempotencyKey !== 'taken') return;
+      route.preHandler = [...[route.preHandler ?? []].flat(), replayEarlier];
     });
 
-    async function replay<View>(
-      request: FastifyRequest,
-      reply: FastifyReply,
-      claim: Claim,
-      { answer, now }: Earlier,
-    ): Promise<Sent<View>> {
-      if (!answer.request_hash.equals(claim.requestHash)) {
+    /** Spares a retry the handler's work: argon2id, or a look-up that may meanwhile fail. */
+    async function replayEarlier(request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply | undefined> {
+      const identity = identityOf(request);
+      const done = identity && (await findDone(db, identity.address));
+      if (done === undefined) return undefined;
+      const now = await beginAs(db, doerOf(request), clockShiftMs);
+      if (isForgotten(done, now)) return undefined;
+      return reply.send(await replay(request, reply, done, now));
+    }
+
+    app.decorate(
+      'runOnce',
+      async <By extends Doer, View>(
+        request: FastifyRequest,
+        reply: FastifyReply,
+        by: By,
+        act: (work: Work<By>) => Promise<Outcome<View>>,
+      ) => {
+        requireTaken(request);
+        const identity = identityOf(request);
+        const { earlier, now, sent } = await transact(transactor, by, async (work) => {
+          const earlier = identity && (await findEarlier(work, identity));
+          if (earlier !== undefined) return { earlier, now: work.now };
+          const outcome = await act(work);
+          const sent = serialize(reply, outcome);
+          if (identity !== undefined) await keep(work, identity, outcome, sent);
+          return { sent };
+        });
+        // The text of the view, which needs no serializing any more.
+        return (sent === undefined ? replay(request, reply, earlier, now) : send(reply, sent)) as View;
+      },
+    );
+
+    async function keep(work: Work, identity: Identity, outcome: Outcome<unknown>, sent: SentReply): Promise<void> {
+      const { tx, now, by } = work;
+      const hasPlaintext = outcome.plaintextOf !== undefined;
+      const done = {
+        address: identity.address,
+        request_hash: identity.requestHash,
+        organization_id: by.organizationId,
+        has_plaintext: hasPlaintext,
+        created: [...(outcome.plaintextOf ?? idOf(outcome.view))],
+        created_at: now,
+      };
+      const isKept = !hasPlaintext || by.organizationId === null || (await keepsPlaintexts(tx, by.organizationId));
+      const secret = new Secret(JSON.stringify(sent));
+      const { sealed, keyringId } = isKept ? seal(keyring, secret, bindingOf(done)) : { sealed: null, keyringId: null };
+      await insertDone(tx, { ...done, sealed, sealed_keyring_id: keyringId });
+    }
+
+    async function replay(request: FastifyRequest, reply: FastifyReply, done: DoneRequest, now: Date): Promise<string> {
+      if (identityOf(request)?.requestHash.equals(done.request_hash) !== true) {
         throw new Problem(
           'idempotency_mismatch',
           'This Idempotency-Key belongs to a request that asked for something else.',
         );
       }
-      const isRecent = now.getTime() - answer.created_at.getTime() < reopenedMs;
-      const secrets = isRecent ? await reopen(request, reply, answer.reply) : [];
-      if (secrets.length < answer.reply.secrets.length) throw replyGone(answer.reply);
+      const isExpired = isPlaintextExpired(done, now);
+      if (isExpired && done.sealed !== null) await eraseReply(db, done.address);
+      const sent = isExpired ? undefined : open(request, done);
+      if (sent === undefined) throw replyGone(done);
       reply.header('idempotent-replayed', 'true');
-      return send<View>(reply, answer.reply, secrets);
+      return send(reply, sent);
     }
 
-    /** Whether this admin's limit allows so many looks. */
-    function mayLook(request: FastifyRequest, reply: FastifyReply, looks: number): boolean {
+    /** Undefined where the reply is not kept, its keyring entry is gone, or its row was changed, moved or forged. */
+    function open(request: FastifyRequest, done: DoneRequest): SentReply | undefined {
+      const { sealed, sealed_keyring_id: keyringId } = done;
+      if (sealed === null || keyringId === null) return undefined;
       try {
-        for (let look = 0; look < looks; look++) app.endpointLimits.countReveal(request, reply);
-        return true;
+        return JSON.parse(unseal(keyring, { keyringId, sealed }, bindingOf(done)).reveal());
       } catch (error) {
-        if (error instanceof Problem && error.code === 'rate_limited') return false;
-        throw error;
+        if (!(error instanceof SealBroken)) throw error;
+        request.log.error({ err: error }, 'A reply that was kept for its Idempotency-Key does not open.');
+        return undefined;
       }
-    }
-
-    /** Operators may not look, so what they have created is not opened to them again either. */
-    async function reopen(request: FastifyRequest, reply: FastifyReply, kept: KeptReply): Promise<PlacedSecret[]> {
-      if (accessTokenOf(request).role !== 'admin') return [];
-      const by = organizationDoerOf(request);
-      const places = kept.secrets.map((path) => ({ path, id: ownerOf(kept.body, path) }));
-      const openable = await reopener.findOpenable(by.organizationId, places.map(({ id }) => id).filter(isKeyId));
-      if (openable.length < places.length) return [];
-      if (!mayLook(request, reply, openable.length)) return [];
-      const opened: PlacedSecret[] = [];
-      for (const { path, id } of places) {
-        const secret = isKeyId(id) ? await reopener.open(by, id) : undefined;
-        if (secret !== undefined) opened.push({ path, secret });
-      }
-      return opened;
     }
   },
-  { name: 'idempotency', dependencies: ['endpoint-limits', 'guard'] },
+  { name: 'idempotency', dependencies: ['guard'] },
 );
 
-const isKeyId = (id: string | undefined): id is KeyId => id !== undefined && isId('key', id);
-
-/** A reply without its plaintext would not be the one that its route promises. It names what can be looked up instead. */
-function replyGone({ body, secrets }: KeptReply): Problem {
-  const ids = [['id'], ...secrets].map((path) => ownerOf(body, path)).filter((id) => id !== undefined);
-  const created = [...new Set(ids)];
-  const detail = `This request was done before, and its plaintext can no longer be shown. It made ${created.join(', ')}.`;
-  return new Problem('reply_gone', detail, { members: { created }, headers: { 'idempotent-replayed': 'true' } });
+/**
+ * Undefined where the request has no `Idempotency-Key`.
+ * @throws Problem `validation_failed` unless it is one, of 1 to 255 printable ASCII characters
+ */
+function identityOf(request: FastifyRequest): Identity | undefined {
+  const path = 'headers.idempotency-key';
+  const key = request.headers['idempotency-key'];
+  if (key === undefined) return undefined;
+  if (typeof key !== 'string' || !/^[\x20-\x7e]{1,255}$/.test(key)) {
+    throw validationProblem(path, 'must be 1 to 255 printable ASCII characters');
+  }
+  // Node joins what is repeated with a comma, which a key may have in itself.
+  const names = request.raw.rawHeaders.filter((_, index) => index % 2 === 0);
+  if (names.filter((name) => name.toLowerCase() === 'idempotency-key').length > 1) {
+    throw validationProblem(path, 'must not be sent more than once');
+  }
+  const { id, actsIn } = accessTokenOf(request);
+  const route = [request.method, request.routeOptions.url, request.params];
+  return {
+    address: sha256([id, actsIn, route, key]),
+    // No body, null and {} ask for the same.
+    requestHash: sha256([request.query, request.body ?? {}]),
+  };
 }
 
-/** Who runs something once must have said so: the OpenAPI document is made from the declaration. */
+function sha256(value: unknown): Buffer {
+  return createHash('sha256').update(canonicalJson(value)).digest();
+}
+
+/** A route that runs something once must declare it, because the OpenAPI document is made from the declaration. */
 function requireTaken({ routeOptions: { url, config } }: FastifyRequest): void {
   if (config.idempotencyKey !== 'taken') throw new Error(`${url} does not declare config.idempotencyKey as taken`);
 }
 
-/** @throws Problem `unauthorized` where the caller's access token was deleted meanwhile */
-async function findEarlier(
-  { db, clockShiftMs }: Transactor,
-  by: Doer,
-  { address }: Claim,
-): Promise<Earlier | undefined> {
-  const answer = await findAnswer(db, address);
-  if (answer === undefined) return undefined;
-  const now = await beginAs(db, by, clockShiftMs);
-  return isTooOld(answer, now) ? undefined : { answer, now };
-}
-
-/** @throws AlreadyDone, Problem `idempotency_in_progress` */
-async function begin({ tx, now }: Work, { address }: Claim): Promise<void> {
+/** @throws Problem `idempotency_in_progress` */
+async function findEarlier({ tx, now }: Work, { address }: Identity): Promise<DoneRequest | undefined> {
   if (!(await tryToHold(tx, address))) {
     throw new Problem('idempotency_in_progress', 'A request with this Idempotency-Key is being worked on.', {
       headers: { 'retry-after': '1' },
     });
   }
-  const answer = await findAnswer(tx, address);
-  if (answer === undefined) return;
-  if (!isTooOld(answer, now)) throw new AlreadyDone({ answer, now });
-  await deleteAnswer(tx, address);
+  const done = await findDone(tx, address);
+  if (done === undefined || !isForgotten(done, now)) return done;
+  await deleteDone(tx, address);
+  return undefined;
 }
 
-function keep({ tx, now }: Work, { address, requestHash }: Claim, reply: KeptReply): Promise<void> {
-  return insertAnswer(tx, address, { request_hash: requestHash, reply, created_at: now });
+/** All that decides whether a reply is replayed, and to whom. */
+export function bindingOf(done: Omit<DoneRequest, 'sealed' | 'sealed_keyring_id'>): SealBinding {
+  return {
+    purpose: 'reply',
+    organizationId: done.organization_id,
+    recordId: done.address.toString('hex'),
+    facts: [done.request_hash.toString('hex'), done.created_at.toISOString(), String(done.has_plaintext)],
+  };
 }
 
-function send<View>(reply: FastifyReply, kept: KeptReply, secrets: readonly PlacedSecret[]): Sent<View> {
-  reply.code(kept.status).headers(kept.headers);
-  return putTogether(kept.body, secrets) as Sent<View>;
+function serialize(reply: FastifyReply, { view, location, etag }: Outcome<unknown>): SentReply {
+  const status = location === undefined ? 200 : 201;
+  const headers = { ...(location === undefined ? {} : { location }), ...(etag === undefined ? {} : { etag }) };
+  return { status, headers, body: String(reply.serializeInput(view as Record<string, unknown>, String(status))) };
+}
+
+function send(reply: FastifyReply, { status, headers, body }: SentReply): string {
+  reply.code(status).headers(headers).type('application/json; charset=utf-8');
+  return body;
+}
+
+function idOf(view: unknown): string[] {
+  const { id } = view as { id?: unknown };
+  return typeof id === 'string' ? [id] : [];
+}
+
+function replyGone({ created }: DoneRequest): Problem {
+  const what = created.length === 0 ? '' : ` It made or changed ${created.join(', ')}.`;
+  const detail = `This request was done before, and its reply is no longer kept.${what}`;
+  return new Problem('reply_gone', detail, { members: { created }, headers: { 'idempotent-replayed': 'true' } });
 }

@@ -1,6 +1,6 @@
 import type { FastifyRequest } from 'fastify';
 import type { ExpectedTags } from '../core/entity-tag.ts';
-import { Problem } from '../core/errors.ts';
+import { validationProblem } from '../core/errors.ts';
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -25,6 +25,5 @@ export function expectedTags(request: FastifyRequest): ExpectedTags {
   if (header === undefined || header === '*') return undefined;
   const tags = listOfTags.test(header) ? (header.match(new RegExp(entityTag, 'g')) ?? []) : [];
   if (tags.length > 0) return tags.filter((tag) => !tag.startsWith('W/'));
-  const error = { path: 'headers.if-match', message: 'must be * or a list of entity tags such as "xyzzy"' };
-  throw new Problem('validation_failed', `${error.path}: ${error.message}`, { errors: [error] });
+  throw validationProblem('headers.if-match', 'must be * or a list of entity tags such as "xyzzy"');
 }

@@ -1,6 +1,6 @@
 import type { FastifySchemaValidationError } from 'fastify';
 import type { z } from 'zod';
-import { type InputError, Problem } from '../core/errors.ts';
+import type { InputError } from '../core/errors.ts';
 // What zod found wrong is said in the API's own words.
 import '../lib/input-messages.ts';
 
@@ -41,9 +41,4 @@ function toInputErrors(issues: Issue[]): InputError[] {
         ? keys.map((key) => ({ path: `${path}.${key}`, message: 'is not known here' }))
         : [{ path, message }],
     );
-}
-
-export function validationProblem(errors: InputError[]): Problem {
-  const detail = errors.map(({ path, message }) => `${path}: ${message}`).join('; ');
-  return new Problem('validation_failed', detail, { errors });
 }

@@ -1,11 +1,10 @@
 import type { FastifyInstance } from 'fastify';
 import fp from 'fastify-plugin';
-import { Problem } from '../core/errors.ts';
+import { Problem, validationProblem } from '../core/errors.ts';
 import type { SecretText } from '../crypto/secret-text.ts';
 import { isNestedDeeper } from '../lib/json-depth.ts';
 import { repeatedMember } from '../lib/json-members.ts';
 import { mayChangeNumbers, withChangedNumbersInfinite } from '../lib/json-numbers.ts';
-import { validationProblem } from './input-errors.ts';
 
 /** Deeper than any honest body, and shallow enough for whatever recurses over it later. */
 const deepest = 32;
@@ -42,8 +41,7 @@ function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
     throw new Problem('bad_request', 'The body is not valid JSON.', { cause });
   }
   const repeated = repeatedMember(text, value);
-  if (repeated !== undefined)
-    throw validationProblem([{ path: `body.${repeated}`, message: 'must not be there twice' }]);
+  if (repeated !== undefined) throw validationProblem(`body.${repeated}`, 'must not be there twice');
   const flaw = findFlaw(text, value, secrets);
   if (flaw !== undefined) {
     const { code, path, message } = flaw;

@@ -202,8 +202,8 @@ const idempotencyKeyHeader = {
   pattern: '^[\\x20-\\x7e]+$',
   description:
     'For safe retries: within 24 hours the same request with the same key is not done again but answered as the first time. ' +
-    'A key is shown again for 15 minutes, as a recorded look. Where the plaintext can no longer be shown, such as that of an ' +
-    'access token, the answer is 409 `reply_gone`.',
+    'A reply with a plaintext in it is kept for 15 minutes, and not at all where keyReveal is never; after that the answer is ' +
+    '409 `reply_gone`.',
 };
 
 const ifMatchHeader = {
@@ -262,7 +262,8 @@ function problemsOf(route: RouteOptions, access: AccessRule): ProblemCode[] {
   if (access !== 'public' && access.role !== 'any') codes.push('forbidden');
   if (route.url.includes(':') || (access !== 'public' && access.role === 'admin')) codes.push('not_found');
   if (route.schema?.body !== undefined) codes.push('payload_too_large', 'unsupported_media_type');
-  if (route.config?.idempotencyKey === 'taken') codes.push('idempotency_in_progress', 'idempotency_mismatch');
+  if (route.config?.idempotencyKey === 'taken')
+    codes.push('idempotency_in_progress', 'idempotency_mismatch', 'reply_gone');
   if (route.config?.entityTag === true && route.method === 'PATCH') codes.push('precondition_failed');
   return codes;
 }

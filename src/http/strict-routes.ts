@@ -1,7 +1,7 @@
 import type { FastifyRequest, RouteOptions } from 'fastify';
 import fp from 'fastify-plugin';
 import { z } from 'zod';
-import { Problem } from '../core/errors.ts';
+import { Problem, validationProblem } from '../core/errors.ts';
 import { createSecretText, type SecretText } from '../crypto/secret-text.ts';
 import { decodePercent } from '../lib/decode-percent.ts';
 import { hasBody } from './empty-body.ts';
@@ -170,7 +170,6 @@ function refuseNulInUrl(request: FastifyRequest): void {
   }
   for (const [name, value] of Object.entries(request.query as Record<string, unknown>)) {
     if (!JSON.stringify([name, value]).includes('\\u0000')) continue;
-    const error = { path: `query.${name}`, message: 'must not contain U+0000' };
-    throw new Problem('validation_failed', `${error.path}: ${error.message}`, { errors: [error] });
+    throw validationProblem(`query.${name}`, 'must not contain U+0000');
   }
 }

@@ -36,8 +36,8 @@ export const jobs: readonly Job[] = [
   },
   {
     name: 'prune_idempotency',
-    does: 'Removes replies that are too old to be given again.',
-    schedule: '23 * * * *',
+    does: 'Erases plaintexts in replies after 15 minutes, and removes replies after 24 hours.',
+    schedule: '*/5 * * * *',
     run: ({ transactor }) => pruneIdempotency(transactor),
   },
   {

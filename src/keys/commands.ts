@@ -1,16 +1,16 @@
 import { type ExpectedTags, requireExpected } from '../core/entity-tag.ts';
 import { Problem } from '../core/errors.ts';
-import { newId, type PartnerId } from '../core/ids.ts';
+import type { PartnerId } from '../core/ids.ts';
 import type { Permission } from '../core/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../core/rate-limit.ts';
 import type { Secret } from '../crypto/secret.ts';
 import type { DeleteReason } from '../db/schema.ts';
-import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import type { OrganizationDoer, Work } from '../db/work.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization, shareOrganization } from '../organizations/store.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
-import type { KeyMint, MintedKey } from './mint.ts';
+import type { MintedKey } from './mint.ts';
 import { freeSlot, keyTag, permissionFor, requireFuture, requireLiveKey } from './policy.ts';
 import {
   findSealed,
@@ -54,23 +54,18 @@ export interface CreatedKey {
   plaintext: Secret;
 }
 
-export interface KeyDeps {
-  transactor: Transactor<CreatedKey>;
-  mint: KeyMint;
-}
-
 /**
- * @throws Problem `not_found` (partner), `already_deleted` (partner), `validation_failed` (permission, expiry),
- * `row_full`, `overloaded` (too many hashes waiting)
+ * @param minted before the transaction, because a hash takes 25 ms and must not hold a lock
+ * @throws Problem `not_found` (partner), `already_deleted` (partner), `validation_failed` (permission, expiry), `row_full`
  */
-export async function createKey(deps: KeyDeps, by: OrganizationDoer, given: NewKeyRequest): Promise<CreatedKey> {
-  // Hashed before the transaction: 25 ms of work must not hold a lock.
-  const minted = await deps.mint.mint(newId('key'), by.organizationId);
-  return transact(deps.transactor, by, async (work) => {
-    const owner = await lockOwner(work, given.partnerId);
-    const permission = permissionFor(owner.partner?.permissions ?? null, given.permission);
-    return addKey(work, { ...owner, permission, minted, settings: toSettings(given) });
-  });
+export async function createKey(
+  work: Work<OrganizationDoer>,
+  minted: MintedKey,
+  given: NewKeyRequest,
+): Promise<CreatedKey> {
+  const owner = await lockOwner(work, given.partnerId);
+  const permission = permissionFor(owner.partner?.permissions ?? null, given.permission);
+  return addKey(work, { ...owner, permission, minted, settings: toSettings(given) });
 }
 
 export interface Owner {
@@ -139,24 +134,21 @@ export type KeyPatch = Partial<{ [Field in keyof KeySettings]: KeySettings[Field
 
 /** @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `validation_failed` (expiry in the past) */
 export async function patchKey(
-  transactor: Transactor,
-  by: OrganizationDoer,
+  work: Work<OrganizationDoer>,
   keyId: string,
   patch: KeyPatch,
   expected: ExpectedTags,
 ): Promise<ShownKey> {
-  return transact(transactor, by, async (work) => {
-    const key = await lockKey(work.tx, work.by.organizationId, keyId);
-    requireLiveKey(key);
-    requireExpected(expected, keyTag(key));
-    const present = settingsOf(key);
-    const changes = changesBetween(describe(present), describePatch(patch));
-    if (Object.keys(changes).length === 0) return withLastUse(work.tx, key);
-    if (changes['expiresAt'] !== undefined) requireFuture(patch.expiresAt ?? null, work.now);
-    const changed = await updateKey(work, key.id, toColumns({ ...present, ...withoutUndefined(patch) }));
-    record(work, { action: 'key.updated', keyId: key.id, partnerId: key.partner_id, details: { changes } });
-    return withLastUse(work.tx, changed);
-  });
+  const key = await lockKey(work.tx, work.by.organizationId, keyId);
+  requireLiveKey(key);
+  requireExpected(expected, keyTag(key));
+  const present = settingsOf(key);
+  const changes = changesBetween(describe(present), describePatch(patch));
+  if (Object.keys(changes).length === 0) return withLastUse(work.tx, key);
+  if (changes['expiresAt'] !== undefined) requireFuture(patch.expiresAt ?? null, work.now);
+  const changed = await updateKey(work, key.id, toColumns({ ...present, ...withoutUndefined(patch) }));
+  record(work, { action: 'key.updated', keyId: key.id, partnerId: key.partner_id, details: { changes } });
+  return withLastUse(work.tx, changed);
 }
 
 export interface RevealRequest {
@@ -165,38 +157,35 @@ export interface RevealRequest {
 }
 
 /**
- * Records the look and only then lets the sealed value out: when this returns, the record is committed.
+ * Records the reveal. The sealed value may be opened only when that is committed.
  * @throws Problem `not_found`, `already_deleted`, `reveal_disabled`
  */
 export async function recordReveal(
-  transactor: Transactor,
-  by: OrganizationDoer,
+  work: Work<OrganizationDoer>,
   keyId: string,
   given: RevealRequest,
 ): Promise<{ key: Key; sealed: SealedColumns }> {
-  return transact(transactor, by, async (work) => {
-    const organization = await shareOrganization(work.tx, work.by.organizationId);
-    const key = await lockKey(work.tx, work.by.organizationId, keyId);
-    requireLiveKey(key);
-    const sealed = await findSealed(work.tx, key.id);
-    if (organization.key_reveal === 'never') {
-      throw new Problem('reveal_disabled', 'This organization has keyReveal set to never.');
-    }
-    if (sealed === undefined) {
-      throw new Problem(
-        'reveal_disabled',
-        `The plaintext of key ${key.id} is not stored: keyReveal was never when the key was created, or was set to never ` +
-          'since, which wiped it. Rotate the key, or create a second one in its row.',
-      );
-    }
-    record(work, {
-      action: 'key.revealed',
-      keyId: key.id,
-      partnerId: key.partner_id,
-      details: { reason: given.reason ?? null, recipient: given.recipient ?? null },
-    });
-    return { key, sealed };
+  const organization = await shareOrganization(work.tx, work.by.organizationId);
+  const key = await lockKey(work.tx, work.by.organizationId, keyId);
+  requireLiveKey(key);
+  const sealed = await findSealed(work.tx, key.id);
+  if (organization.key_reveal === 'never') {
+    throw new Problem('reveal_disabled', 'This organization has keyReveal set to never.');
+  }
+  if (sealed === undefined) {
+    throw new Problem(
+      'reveal_disabled',
+      `The plaintext of key ${key.id} is not stored: keyReveal was never when the key was created, or was set to never ` +
+        'since, which wiped it. Rotate the key, or create a second one in its row.',
+    );
+  }
+  record(work, {
+    action: 'key.revealed',
+    keyId: key.id,
+    partnerId: key.partner_id,
+    details: { reason: given.reason ?? null, recipient: given.recipient ?? null },
   });
+  return { key, sealed };
 }
 
 /**
@@ -204,20 +193,13 @@ export async function recordReveal(
  * declared compromised, which ends its restorability.
  * @throws Problem `not_found`, `already_deleted`
  */
-export async function deleteKey(
-  transactor: Transactor,
-  by: OrganizationDoer,
-  keyId: string,
-  reason: DeleteReason,
-): Promise<ShownKey> {
-  return transact(transactor, by, async (work) => {
-    const key = await lockKey(work.tx, work.by.organizationId, keyId);
-    const worsens = reason === 'compromised' && key.delete_reason !== 'compromised';
-    if (!worsens) requireLiveKey(key);
-    const [deleted] = await deleteKeys(work, [key], reason);
-    if (deleted === undefined) throw new Error(`key ${key.id} vanished while it was locked`);
-    return withLastUse(work.tx, deleted);
-  });
+export async function deleteKey(work: Work<OrganizationDoer>, keyId: string, reason: DeleteReason): Promise<ShownKey> {
+  const key = await lockKey(work.tx, work.by.organizationId, keyId);
+  const worsens = reason === 'compromised' && key.delete_reason !== 'compromised';
+  if (!worsens) requireLiveKey(key);
+  const [deleted] = await deleteKeys(work, [key], reason);
+  if (deleted === undefined) throw new Error(`key ${key.id} vanished while it was locked`);
+  return withLastUse(work.tx, deleted);
 }
 
 /** Deletes locked keys and records each. */

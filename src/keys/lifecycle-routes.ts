@@ -1,17 +1,15 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { RestoreWindows } from '../core/restore-window.ts';
-import type { Transactor } from '../db/work.ts';
 import { organizationDoerOf } from '../http/guard.ts';
 import { idParam } from '../http/schemas.ts';
-import type { CreatedKey } from './commands.ts';
 import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
 import { restoreKey } from './restore-commands.ts';
 import { rotateKey } from './rotate-commands.ts';
 import type { ShownKey } from './store.ts';
 import { resumeKey, suspendKey } from './suspend-commands.ts';
-import { createdKeyView, type KeyViewContext, keyView, toCreatedKeyView, toKeyView } from './views.ts';
+import { createdKeyView, type KeyViewContext, keyView, showCreatedKey, toKeyView } from './views.ts';
 
 const longestEndSeconds = 31_536_000;
 
@@ -34,6 +32,7 @@ export interface KeyLifecycleRoutesOptions extends RestoreWindows {
 /** What a key goes through between its creation and its deletion, and back. */
 export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions> = async (app, options) => {
   const { mint, tokenPrefix, undoWindowSeconds, retentionSeconds } = options;
+  const windows = { undoWindowSeconds, retentionSeconds };
   const params = z.object({ keyId: idParam('Which key') });
   const viewAt = (now: Date): KeyViewContext => ({ tokenPrefix, undoWindowSeconds, now });
   const show = (key: ShownKey, now: Date) => ({ view: toKeyView(key, viewAt(now)), etag: keyTag(key) });
@@ -45,7 +44,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
         access: { role: 'admin', scope: 'write' },
         idempotencyKey: 'taken',
         entityTag: true,
-        problems: ['row_full', 'already_deleted', 'conflict', 'reply_gone', 'overloaded'],
+        problems: ['row_full', 'already_deleted', 'conflict', 'overloaded'],
       },
       schema: {
         operationId: 'rotateKey',
@@ -61,14 +60,10 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
     },
     async (request, reply) => {
       const by = organizationDoerOf(request);
-      return app.runOnce(request, reply, {
-        run: (once: Transactor<CreatedKey>) =>
-          rotateKey({ transactor: once, mint }, by, request.params.keyId, request.body ?? {}),
-        show: (created, now) => ({
-          view: toCreatedKeyView(created, viewAt(now)),
-          location: `/v1/keys/${created.key.id}`,
-          etag: keyTag(created.key),
-        }),
+      const minted = await mint.mint(by.organizationId);
+      return app.runOnce(request, reply, by, async (work) => {
+        const created = await rotateKey(work, minted, request.params.keyId, request.body ?? {});
+        return showCreatedKey(created, viewAt(work.now));
       });
     },
   );
@@ -92,9 +87,10 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
       },
     },
     async (request, reply) => {
-      const by = organizationDoerOf(request);
-      const run = (once: Transactor<ShownKey>) => suspendKey(once, by, request.params.keyId);
-      return app.runOnce(request, reply, { run, show });
+      const { keyId } = request.params;
+      return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
+        show(await suspendKey(work, keyId), work.now),
+      );
     },
   );
 
@@ -116,9 +112,10 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
       },
     },
     async (request, reply) => {
-      const by = organizationDoerOf(request);
-      const run = (once: Transactor<ShownKey>) => resumeKey(once, by, request.params.keyId);
-      return app.runOnce(request, reply, { run, show });
+      const { keyId } = request.params;
+      return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
+        show(await resumeKey(work, keyId), work.now),
+      );
     },
   );
 
@@ -143,10 +140,10 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
       },
     },
     async (request, reply) => {
-      const by = organizationDoerOf(request);
-      const windows = { undoWindowSeconds, retentionSeconds };
-      const run = (once: Transactor<ShownKey>) => restoreKey(once, by, request.params.keyId, windows);
-      return app.runOnce(request, reply, { run, show });
+      const { keyId } = request.params;
+      return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
+        show(await restoreKey(work, keyId, { windows, recovery: null }), work.now),
+      );
     },
   );
 };

@@ -1,5 +1,5 @@
 import { type CredentialColumns, mintCredential, type TokenCrypto } from '../auth/mint.ts';
-import type { KeyId, OrganizationId } from '../core/ids.ts';
+import { type KeyId, newId, type OrganizationId } from '../core/ids.ts';
 import { seal } from '../crypto/seal.ts';
 import type { Secret } from '../crypto/secret.ts';
 import type { SealedColumns } from './store.ts';
@@ -14,12 +14,13 @@ export interface MintedKey {
 
 export interface KeyMint {
   /** Costs one argon2id run. @throws Problem `overloaded` */
-  mint(id: KeyId, organizationId: OrganizationId): Promise<MintedKey>;
+  mint(organizationId: OrganizationId): Promise<MintedKey>;
 }
 
 export function createKeyMint(crypto: TokenCrypto): KeyMint {
   return {
-    async mint(id, organizationId) {
+    async mint(organizationId) {
+      const id = newId('key');
       const { plaintext, columns } = await mintCredential(crypto, 'k', id);
       const { sealed, keyringId } = seal(crypto.keyring, plaintext, sealBinding(organizationId, id));
       return { id, plaintext, columns, sealed: { sealed, sealed_keyring_id: keyringId } };

@@ -1,5 +1,5 @@
 import { entityTagOf } from '../core/entity-tag.ts';
-import { type InputError, Problem } from '../core/errors.ts';
+import { Problem, validationProblem } from '../core/errors.ts';
 import type { Access, Permission } from '../core/permissions.ts';
 import { type RestoreWay, type RestoreWindows, requireOpenWindow, windowEnd } from '../core/restore-window.ts';
 
@@ -77,32 +77,31 @@ export function freeSlot(occupants: readonly Occupant[]): 1 | 2 {
 export function permissionFor(granted: readonly Access[] | null, wanted: Permission | undefined): Permission {
   if (granted === null) {
     if (wanted === undefined || wanted === 'read_write') return 'read_write';
-    throw refusedPermission('A key of the default row always carries read_write; name a partner for a narrower one.');
+    throw validationProblem(
+      'body.permission',
+      'A key of the default row always carries read_write; name a partner for a narrower one.',
+    );
   }
   const [first, second] = granted;
   if (wanted === undefined) {
     if (first !== undefined && second === undefined) return first;
-    throw refusedPermission('The partner was granted read and write; say which row the key is for: read or write.');
+    throw validationProblem(
+      'body.permission',
+      'The partner was granted read and write; say which row the key is for: read or write.',
+    );
   }
   if (wanted !== 'read_write' && granted.includes(wanted)) return wanted;
-  throw refusedPermission(
+  throw validationProblem(
+    'body.permission',
     `The partner was granted ${granted.join(' and ')}, not ${wanted}. Only the default row carries read_write.`,
   );
-}
-
-function refusedPermission(message: string): Problem {
-  return invalid({ path: 'body.permission', message });
 }
 
 /** @throws Problem `validation_failed`: a key that is born expired is a mistake */
 export function requireFuture(expiresAt: Date | null, now: Date): void {
   if (expiresAt !== null && expiresAt <= now) {
-    throw invalid({ path: 'body.expiresAt', message: `must be later than now, which is ${now.toISOString()}` });
+    throw validationProblem('body.expiresAt', `must be later than now, which is ${now.toISOString()}`);
   }
-}
-
-function invalid(error: InputError): Problem {
-  return new Problem('validation_failed', `${error.path}: ${error.message}`, { errors: [error] });
 }
 
 /** @throws Problem `already_deleted` */

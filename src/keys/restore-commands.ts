@@ -1,7 +1,7 @@
 import { Problem } from '../core/errors.ts';
 import type { PartnerId, RecoveryRequestId } from '../core/ids.ts';
 import type { RestoreWay, RestoreWindows } from '../core/restore-window.ts';
-import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import type { OrganizationDoer, Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
@@ -33,22 +33,11 @@ export function requireSameDeletion(what: string, deletedAt: Date, { recovery }:
 }
 
 /**
- * Undoes a deletion: the key works again at once, as it was. Into a full row nothing comes back.
+ * Undoes a deletion: the key works again at once, as it was. Into a full row nothing comes back. Locks the owner before
+ * the key, as everything does that fills a row.
  * @throws Problem `not_found`, `conflict` (it is live), `not_restorable`, `row_full`
  */
-export async function restoreKey(
-  transactor: Transactor<ShownKey>,
-  by: OrganizationDoer,
-  keyId: string,
-  windows: RestoreWindows,
-): Promise<ShownKey> {
-  return transact(transactor, by, async (work) =>
-    withLastUse(work.tx, await bringKeyBack(work, keyId, { windows, recovery: null })),
-  );
-}
-
-/** The same within a transaction. Locks the owner before the key, as everything does that fills a row. */
-export async function bringKeyBack(work: Work<OrganizationDoer>, keyId: string, restoring: Restoring): Promise<Key> {
+export async function restoreKey(work: Work<OrganizationDoer>, keyId: string, restoring: Restoring): Promise<ShownKey> {
   const { organizationId } = work.by;
   const { partnerId } = await getKeyOwner(work.tx, organizationId, keyId);
   const partner = await lockOwnerEvenDeleted(work, partnerId);
@@ -58,7 +47,8 @@ export async function bringKeyBack(work: Work<OrganizationDoer>, keyId: string, 
   requireSameDeletion(`Key ${key.id}`, deletedAt, restoring);
   requireOwnerTakesKey(key, partner);
   const row = { organizationId, partnerId, permission: key.permission };
-  return putKeyBack(work, key, freeSlot(await liveKeysOfRow(work.tx, row)), restoring);
+  const restored = await putKeyBack(work, key, freeSlot(await liveKeysOfRow(work.tx, row)), restoring);
+  return withLastUse(work.tx, restored);
 }
 
 export function wayOf({ recovery }: Restoring): RestoreWay {

@@ -1,7 +1,7 @@
-import { newId } from '../core/ids.ts';
-import { type OrganizationDoer, transact, type Work } from '../db/work.ts';
+import type { OrganizationDoer, Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
-import { addKey, type CreatedKey, type KeyDeps, lockOwner, settingsOf } from './commands.ts';
+import { addKey, type CreatedKey, lockOwner, settingsOf } from './commands.ts';
+import type { MintedKey } from './mint.ts';
 import { requireRotatableKey } from './policy.ts';
 import { getKey, type Key, lockKey, requireAuthenticKey, updateKey } from './store.ts';
 
@@ -13,39 +13,35 @@ export interface RotateRequest {
 /**
  * Adds the second key of the row, set up as the first one, which may get an end. What the old key has used of a limit of
  * its own counts for both. The new key takes over no expiry: that of the old one is why it is replaced.
- * @throws Problem `not_found`, `already_deleted`, `conflict` (not active, or not authentic), `row_full`, `overloaded`
+ * @throws Problem `not_found`, `already_deleted`, `conflict` (not active, or not authentic), `row_full`
  */
 export async function rotateKey(
-  deps: KeyDeps,
-  by: OrganizationDoer,
+  work: Work<OrganizationDoer>,
+  minted: MintedKey,
   keyId: string,
   { expireOldAfterSeconds }: RotateRequest,
 ): Promise<CreatedKey> {
-  const { partner_id: partnerId } = await getKey(deps.transactor.db, by.organizationId, keyId);
-  // Hashed before the transaction: 25 ms of work must not hold a lock.
-  const minted = await deps.mint.mint(newId('key'), by.organizationId);
-  return transact(deps.transactor, by, async (work) => {
-    const owner = await lockOwner(work, partnerId ?? undefined);
-    const old = await lockKey(work.tx, work.by.organizationId, keyId);
-    requireRotatableKey(old, work.now);
-    await requireAuthenticKey(work, old.id);
-    const settings = { ...settingsOf(old), expiresAt: null };
-    const created = await addKey(work, {
-      ...owner,
-      permission: old.permission,
-      minted,
-      settings,
-      replaces: old,
-    });
-    const changes = await shortenLife(work, old, expireOldAfterSeconds);
-    record(work, {
-      action: 'key.rotated',
-      keyId: old.id,
-      partnerId,
-      details: { newKeyId: created.key.id, changes },
-    });
-    return created;
+  const { partner_id: partnerId } = await getKey(work.tx, work.by.organizationId, keyId);
+  const owner = await lockOwner(work, partnerId ?? undefined);
+  const old = await lockKey(work.tx, work.by.organizationId, keyId);
+  requireRotatableKey(old, work.now);
+  await requireAuthenticKey(work, old.id);
+  const settings = { ...settingsOf(old), expiresAt: null };
+  const created = await addKey(work, {
+    ...owner,
+    permission: old.permission,
+    minted,
+    settings,
+    replaces: old,
   });
+  const changes = await shortenLife(work, old, expireOldAfterSeconds);
+  record(work, {
+    action: 'key.rotated',
+    keyId: old.id,
+    partnerId,
+    details: { newKeyId: created.key.id, changes },
+  });
+  return created;
 }
 
 /** An earlier end that the key already has stays. */

@@ -5,7 +5,7 @@ import { idSuffixPattern, isId, type KeyId, type PartnerId } from '../core/ids.t
 import { decodeCursor, toPage } from '../core/page.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { currentTime } from '../db/credential.ts';
-import type { Transactor } from '../db/work.ts';
+import { type Transactor, transact } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';
@@ -24,12 +24,12 @@ import {
   text,
   timestampInput,
 } from '../http/schemas.ts';
-import { type CreatedKey, createKey, deleteKey, patchKey } from './commands.ts';
+import { createKey, deleteKey, patchKey } from './commands.ts';
 import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
 import { revealKey } from './reveal.ts';
 import { getKey, listKeys, type ShownKey } from './store.ts';
-import { createdKeyView, type KeyViewContext, keyStatusSchema, keyView, toCreatedKeyView, toKeyView } from './views.ts';
+import { createdKeyView, type KeyViewContext, keyStatusSchema, keyView, showCreatedKey, toKeyView } from './views.ts';
 
 const settings = {
   name: nameInput.nullish(),
@@ -86,7 +86,7 @@ export interface KeyRoutesOptions {
 }
 
 export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, options) => {
-  const { transactor, keyring, tokenPrefix, undoWindowSeconds } = options;
+  const { transactor, mint, keyring, tokenPrefix, undoWindowSeconds } = options;
   const { db } = transactor;
   const params = z.object({ keyId: idParam('Which key') });
   const viewAt = (now: Date): KeyViewContext => ({ tokenPrefix, undoWindowSeconds, now });
@@ -137,7 +137,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         access: { role: 'admin', scope: 'write' },
         idempotencyKey: 'taken',
         entityTag: true,
-        problems: ['row_full', 'already_deleted', 'not_found', 'reply_gone', 'overloaded'],
+        problems: ['row_full', 'already_deleted', 'not_found', 'overloaded'],
       },
       schema: {
         operationId: 'createKey',
@@ -152,14 +152,10 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
       const { name, expiresAt, rateLimit, ...rest } = request.body;
       const given = { ...rest, name: name ?? null, expiresAt: expiresAt ?? null, rateLimit: rateLimit ?? null };
       const by = organizationDoerOf(request);
-      return app.runOnce(request, reply, {
-        run: (transactor: Transactor<CreatedKey>) => createKey({ transactor, mint: options.mint }, by, given),
-        show: (created, now) => ({
-          view: toCreatedKeyView(created, viewAt(now)),
-          location: `/v1/keys/${created.key.id}`,
-          etag: keyTag(created.key),
-        }),
-      });
+      const minted = await mint.mint(by.organizationId);
+      return app.runOnce(request, reply, by, async (work) =>
+        showCreatedKey(await createKey(work, minted, given), viewAt(work.now)),
+      );
     },
   );
 
@@ -194,7 +190,9 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     },
     async (request, reply) => {
       const by = organizationDoerOf(request);
-      return show(reply, await patchKey(transactor, by, request.params.keyId, request.body, expectedTags(request)));
+      const { keyId } = request.params;
+      const expected = expectedTags(request);
+      return show(reply, await transact(transactor, by, (work) => patchKey(work, keyId, request.body, expected)));
     },
   );
 
@@ -215,8 +213,9 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
       },
     },
     async (request) => {
-      const { keyId } = request.params;
-      const key = await deleteKey(transactor, organizationDoerOf(request), keyId, request.query.reason);
+      const { params, query } = request;
+      const by = organizationDoerOf(request);
+      const key = await transact(transactor, by, (work) => deleteKey(work, params.keyId, query.reason));
       return toKeyView(key, await viewContext());
     },
   );

@@ -125,20 +125,6 @@ export async function findSealed(tx: Tx, id: KeyId): Promise<SealedColumns | und
   return { sealed: row.sealed, sealed_keyring_id: row.sealed_keyring_id };
 }
 
-/** Those of the keys of which a look would show something now: live and sealed. */
-export async function findOpenable(db: Db, organizationId: OrganizationId, ids: readonly KeyId[]): Promise<KeyId[]> {
-  if (ids.length === 0) return [];
-  const rows = await db
-    .selectFrom('api_keys')
-    .select('id')
-    .where('organization_id', '=', organizationId)
-    .where('id', 'in', ids)
-    .where('deleted_at', 'is', null)
-    .where('sealed', 'is not', null)
-    .execute();
-  return rows.map(({ id }) => id);
-}
-
 /** The at most two keys that occupy a row. The owner must be locked by whoever is about to add one. */
 export async function liveKeysOfRow(db: Db, row: RowAddress): Promise<Key[]> {
   return db

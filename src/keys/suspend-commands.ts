@@ -1,32 +1,29 @@
-import { type OrganizationDoer, type Transactor, transact } from '../db/work.ts';
+import type { OrganizationDoer, Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { requireLiveKey } from './policy.ts';
 import { lockKey, markKeySuspended, type ShownKey, withLastUse } from './store.ts';
 
 /** From the moment of the commit the key is refused everywhere. @throws Problem `not_found`, `already_deleted` */
-export function suspendKey(transactor: Transactor<ShownKey>, by: OrganizationDoer, keyId: string): Promise<ShownKey> {
-  return changeSuspension(transactor, by, keyId, 'key.suspended');
+export function suspendKey(work: Work<OrganizationDoer>, keyId: string): Promise<ShownKey> {
+  return changeSuspension(work, keyId, 'key.suspended');
 }
 
 /** Takes a suspension back; a key that has expired meanwhile stays so. @throws Problem `not_found`, `already_deleted` */
-export function resumeKey(transactor: Transactor<ShownKey>, by: OrganizationDoer, keyId: string): Promise<ShownKey> {
-  return changeSuspension(transactor, by, keyId, 'key.resumed');
+export function resumeKey(work: Work<OrganizationDoer>, keyId: string): Promise<ShownKey> {
+  return changeSuspension(work, keyId, 'key.resumed');
 }
 
 async function changeSuspension(
-  transactor: Transactor<ShownKey>,
-  by: OrganizationDoer,
+  work: Work<OrganizationDoer>,
   keyId: string,
   action: 'key.suspended' | 'key.resumed',
 ): Promise<ShownKey> {
-  return transact(transactor, by, async (work) => {
-    const key = await lockKey(work.tx, work.by.organizationId, keyId);
-    requireLiveKey(key);
-    const suspends = action === 'key.suspended';
-    if (suspends === (key.suspended_at !== null)) return withLastUse(work.tx, key);
-    const changed = await markKeySuspended(work.tx, key.id, suspends ? work.now : null);
-    const details = suspends ? { suspendedAt: work.now.toISOString() } : {};
-    record(work, { action, keyId: key.id, partnerId: key.partner_id, details });
-    return withLastUse(work.tx, changed);
-  });
+  const key = await lockKey(work.tx, work.by.organizationId, keyId);
+  requireLiveKey(key);
+  const suspends = action === 'key.suspended';
+  if (suspends === (key.suspended_at !== null)) return withLastUse(work.tx, key);
+  const changed = await markKeySuspended(work.tx, key.id, suspends ? work.now : null);
+  const details = suspends ? { suspendedAt: work.now.toISOString() } : {};
+  record(work, { action, keyId: key.id, partnerId: key.partner_id, details });
+  return withLastUse(work.tx, changed);
 }

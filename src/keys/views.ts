@@ -12,7 +12,7 @@ import {
 } from '../http/schemas.ts';
 import { notLater } from '../lib/past.ts';
 import type { CreatedKey } from './commands.ts';
-import { keyStatuses, restorableUntil, statusOf } from './policy.ts';
+import { keyStatuses, keyTag, restorableUntil, statusOf } from './policy.ts';
 import type { ShownKey } from './store.ts';
 
 export const keyStatusSchema = z.enum(keyStatuses).meta({ id: 'KeyStatus' });
@@ -83,6 +83,17 @@ export function toKeyView(key: ShownKey, context: KeyViewContext): z.infer<typeo
 }
 
 /** With the plaintext: for the reply that creates the key and no other. */
-export function toCreatedKeyView(created: CreatedKey, context: KeyViewContext) {
-  return { ...toKeyView({ ...created.key, last_used_at: null }, context), key: created.plaintext };
+export function toCreatedKeyView(created: CreatedKey, context: KeyViewContext): z.infer<typeof createdKeyView> {
+  return { ...toKeyView({ ...created.key, last_used_at: null }, context), key: created.plaintext.reveal() };
+}
+
+/** The reply to a request that made a key. */
+export function showCreatedKey(created: CreatedKey, context: KeyViewContext) {
+  const { key } = created;
+  return {
+    view: toCreatedKeyView(created, context),
+    location: `/v1/keys/${key.id}`,
+    etag: keyTag(key),
+    plaintextOf: [key.id],
+  };
 }

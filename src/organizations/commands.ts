@@ -1,11 +1,12 @@
 import { type ExpectedTags, entityTagOf, requireExpected } from '../core/entity-tag.ts';
-import { newId, type OrganizationId } from '../core/ids.ts';
+import type { OrganizationId } from '../core/ids.ts';
 import type { RateLimit } from '../core/rate-limit.ts';
 import { writeTransaction } from '../db/client.ts';
 import type { KeyReveal } from '../db/schema.ts';
-import { type Doer, type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
+import { erasePlaintextReplies } from '../http/idempotency-store.ts';
 import {
   insertOrganization,
   lockOrganization,
@@ -22,16 +23,7 @@ export interface NewOrganization {
   keyReveal?: KeyReveal | undefined;
 }
 
-/** Its history begins with its own creation, so the event goes to the new organization's chain. */
-export async function createOrganization(
-  transactor: Transactor<Organization>,
-  by: Doer,
-  given: NewOrganization,
-): Promise<Organization> {
-  return transact(transactor, { ...by, organizationId: newId('org') }, (work) => addOrganization(work, given));
-}
-
-/** The organization that the work is done by and in, which is not there yet. */
+/** The organization in which the work is done: its history begins with its own creation. */
 export async function addOrganization(work: Work<OrganizationDoer>, given: NewOrganization): Promise<Organization> {
   const organization: Organization = {
     id: work.by.organizationId,
@@ -73,6 +65,7 @@ export async function patchOrganization(
     if (Object.keys(changes).length === 0) return present;
     const next = { name: given.name ?? present.name, key_reveal: given.keyReveal ?? present.key_reveal };
     await updateOrganization(work.tx, present.id, next);
+    if (next.key_reveal === 'never') await erasePlaintextReplies(work.tx, present.id);
     record(work, { action: 'organization.updated', details: { changes } });
     return { ...present, ...next };
   });
@@ -95,11 +88,7 @@ export async function wipeSeals(
   return total;
 }
 
-export async function putRateLimit(transactor: Transactor, by: OrganizationDoer, given: RateLimit): Promise<RateLimit> {
-  return transact(transactor, by, (work) => replaceRateLimit(work, given));
-}
-
-async function replaceRateLimit(work: Work<OrganizationDoer>, given: RateLimit): Promise<RateLimit> {
+export async function putRateLimit(work: Work<OrganizationDoer>, given: RateLimit): Promise<RateLimit> {
   const organization = await lockOrganization(work.tx, work.by.organizationId);
   const present = rateLimitOf(organization);
   const changes = changesBetween({ ...present }, { ...given });

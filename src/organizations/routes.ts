@@ -2,9 +2,9 @@ import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { entityTagOf } from '../core/entity-tag.ts';
-import { isId, type OrganizationId } from '../core/ids.ts';
+import { isId, newId, type OrganizationId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
-import type { Transactor } from '../db/work.ts';
+import { type Transactor, transact } from '../db/work.ts';
 import { doerOf, organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';
@@ -19,7 +19,7 @@ import {
   rateLimitSchema,
   timestampView,
 } from '../http/schemas.ts';
-import { createOrganization, patchOrganization, putRateLimit, rateLimitOf } from './commands.ts';
+import { addOrganization, patchOrganization, putRateLimit, rateLimitOf } from './commands.ts';
 import { getOrganization, listOrganizations, type Organization } from './store.ts';
 
 const keyRevealSchema = z.enum(['allowed', 'never']).meta({ id: 'KeyReveal' });
@@ -129,7 +129,7 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
         response: { 200: rateLimitSchema },
       },
     },
-    async (request) => putRateLimit(transactor, organizationDoerOf(request), request.body),
+    async (request) => transact(transactor, organizationDoerOf(request), (work) => putRateLimit(work, request.body)),
   );
 };
 
@@ -174,15 +174,17 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
         response: { 201: organizationView },
       },
     },
-    async (request, reply) =>
-      app.runOnce(request, reply, {
-        run: (transactor: Transactor<Organization>) => createOrganization(transactor, doerOf(request), request.body),
-        show: (organization) => ({
+    async (request, reply) => {
+      const by = { ...doerOf(request), organizationId: newId('org') };
+      return app.runOnce(request, reply, by, async (work) => {
+        const organization = await addOrganization(work, request.body);
+        return {
           view: toView(organization),
           location: `/v1/organizations/${organization.id}`,
           etag: entityTagOf(organization),
-        }),
-      }),
+        };
+      });
+    },
   );
 
   app.get(

@@ -3,11 +3,11 @@ import { Problem } from '../core/errors.ts';
 import { newId } from '../core/ids.ts';
 import { type Access, sortAccesses } from '../core/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../core/rate-limit.ts';
-import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import type { OrganizationDoer, Work } from '../db/work.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { addKey, type CreatedKey, deleteKeys } from '../keys/commands.ts';
-import type { KeyMint, MintedKey } from '../keys/mint.ts';
+import type { MintedKey } from '../keys/mint.ts';
 import { lockLiveKeysOfPartner } from '../keys/store.ts';
 import { shareOrganization } from '../organizations/store.ts';
 import { insertPartner, lockPartner, markPartnerDeleted, type Partner, updatePartner } from './store.ts';
@@ -27,21 +27,19 @@ export interface CreatedPartner {
 
 /**
  * A partner and one key for each permission: all of it or nothing.
- * @throws Problem `partner_exists`, `overloaded`
+ * @param minted one for each permission, made before the transaction because a hash must not hold a lock
+ * @throws Problem `partner_exists`
  */
 export async function createPartner(
-  deps: { transactor: Transactor<CreatedPartner>; mint: KeyMint },
-  by: OrganizationDoer,
+  work: Work<OrganizationDoer>,
+  minted: MintedKey[],
   given: NewPartner,
 ): Promise<CreatedPartner> {
   const permissions = sortAccesses(given.permissions);
-  const minted = await Promise.all(permissions.map(() => deps.mint.mint(newId('key'), by.organizationId)));
-  return transact(deps.transactor, by, async (work) => {
-    const organization = await shareOrganization(work.tx, work.by.organizationId);
-    const partner = await addPartner(work, given, permissions);
-    const mayBeRevealed = organization.key_reveal === 'allowed';
-    return { partner, keys: await addFirstKeys(work, partner, minted, mayBeRevealed) };
-  });
+  const organization = await shareOrganization(work.tx, work.by.organizationId);
+  const partner = await addPartner(work, given, permissions);
+  const mayBeRevealed = organization.key_reveal === 'allowed';
+  return { partner, keys: await addFirstKeys(work, partner, minted, mayBeRevealed) };
 }
 
 async function addPartner(work: Work<OrganizationDoer>, given: NewPartner, permissions: Access[]): Promise<Partner> {
@@ -93,49 +91,44 @@ export type PartnerPatch = { [Field in keyof PartnerFacts]?: PartnerFacts[Field]
  * @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `partner_exists` (the new e-mail address)
  */
 export async function patchPartner(
-  transactor: Transactor,
-  by: OrganizationDoer,
+  work: Work<OrganizationDoer>,
   partnerId: string,
   patch: PartnerPatch,
   expected: ExpectedTags,
 ): Promise<Partner> {
-  return transact(transactor, by, async (work) => {
-    const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
-    requireLivePartner(partner);
-    requireExpected(expected, entityTagOf(partner));
-    const present = fieldsOf(partner);
-    const permissions = patch.permissions === undefined ? undefined : sortAccesses(patch.permissions);
-    const changes = changesBetween({ ...present }, { ...patch, permissions });
-    if (Object.keys(changes).length === 0) return partner;
-    const next = { ...present, ...withoutUndefined({ ...patch, permissions }) };
-    const fields = {
-      email: next.email,
-      name: next.name,
-      permissions: next.permissions,
-      ...toRateLimitColumns(next.rateLimit),
-    };
-    await updatePartner(work.tx, partner.id, fields);
-    record(work, { action: 'partner.updated', partnerId: partner.id, details: { changes } });
-    const removed = present.permissions.filter((permission) => !next.permissions.includes(permission));
-    await deleteKeysOfRows(work, partner, removed, 'permission_removed');
-    return { ...partner, ...fields };
-  });
+  const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
+  requireLivePartner(partner);
+  requireExpected(expected, entityTagOf(partner));
+  const present = fieldsOf(partner);
+  const permissions = patch.permissions === undefined ? undefined : sortAccesses(patch.permissions);
+  const changes = changesBetween({ ...present }, { ...patch, permissions });
+  if (Object.keys(changes).length === 0) return partner;
+  const next = { ...present, ...withoutUndefined({ ...patch, permissions }) };
+  const fields = {
+    email: next.email,
+    name: next.name,
+    permissions: next.permissions,
+    ...toRateLimitColumns(next.rateLimit),
+  };
+  await updatePartner(work.tx, partner.id, fields);
+  record(work, { action: 'partner.updated', partnerId: partner.id, details: { changes } });
+  const removed = present.permissions.filter((permission) => !next.permissions.includes(permission));
+  await deleteKeysOfRows(work, partner, removed, 'permission_removed');
+  return { ...partner, ...fields };
 }
 
 /**
  * Deletes the partner and all its keys in one transaction; after it no key of the partner is accepted anywhere.
  * @throws Problem `not_found`, `already_deleted`
  */
-export async function deletePartner(transactor: Transactor, by: OrganizationDoer, partnerId: string): Promise<Partner> {
-  return transact(transactor, by, async (work) => {
-    const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
-    requireLivePartner(partner);
-    await markPartnerDeleted(work.tx, partner.id, work.now);
-    const details = { email: partner.email, deletedAt: work.now.toISOString() };
-    record(work, { action: 'partner.deleted', partnerId: partner.id, details });
-    await deleteKeysOfRows(work, partner, partner.permissions, 'partner_deleted');
-    return { ...partner, deleted_at: work.now };
-  });
+export async function deletePartner(work: Work<OrganizationDoer>, partnerId: string): Promise<Partner> {
+  const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
+  requireLivePartner(partner);
+  await markPartnerDeleted(work.tx, partner.id, work.now);
+  const details = { email: partner.email, deletedAt: work.now.toISOString() };
+  record(work, { action: 'partner.deleted', partnerId: partner.id, details });
+  await deleteKeysOfRows(work, partner, partner.permissions, 'partner_deleted');
+  return { ...partner, deleted_at: work.now };
 }
 
 async function deleteKeysOfRows(

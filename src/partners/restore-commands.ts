@@ -1,6 +1,6 @@
 import { Problem } from '../core/errors.ts';
-import { type RestoreWindows, requireOpenWindow } from '../core/restore-window.ts';
-import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { requireOpenWindow } from '../core/restore-window.ts';
+import type { OrganizationDoer, Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { putKeyBack, type Restoring, requireSameDeletion, wayOf } from '../keys/restore-commands.ts';
 import { lockKeysTakenWithPartner } from '../keys/store.ts';
@@ -12,16 +12,6 @@ import { lockPartner, markPartnerRestored, type Partner } from './store.ts';
  * @throws Problem `not_found`, `conflict` (it is live), `not_restorable`, `partner_exists`
  */
 export async function restorePartner(
-  transactor: Transactor<Partner>,
-  by: OrganizationDoer,
-  partnerId: string,
-  windows: RestoreWindows,
-): Promise<Partner> {
-  return transact(transactor, by, (work) => bringPartnerBack(work, partnerId, { windows, recovery: null }));
-}
-
-/** The same within a transaction. */
-export async function bringPartnerBack(
   work: Work<OrganizationDoer>,
   partnerId: string,
   restoring: Restoring,

@@ -6,7 +6,7 @@ import { isId, type PartnerId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import { toRateLimit } from '../core/rate-limit.ts';
 import { type RestoreWindows, windowEnd } from '../core/restore-window.ts';
-import type { Transactor } from '../db/work.ts';
+import { type Transactor, transact } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';
@@ -27,7 +27,7 @@ import {
 } from '../http/schemas.ts';
 import type { KeyMint } from '../keys/mint.ts';
 import { createdKeyView, toCreatedKeyView } from '../keys/views.ts';
-import { type CreatedPartner, createPartner, deletePartner, patchPartner } from './commands.ts';
+import { createPartner, deletePartner, patchPartner } from './commands.ts';
 import { restorePartner } from './restore-commands.ts';
 import { getPartner, listPartners, type Partner } from './store.ts';
 import { resumePartner, suspendPartner } from './suspend-commands.ts';
@@ -127,7 +127,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         access: { role: 'admin', scope: 'write' },
         idempotencyKey: 'taken',
         entityTag: true,
-        problems: ['partner_exists', 'reply_gone', 'overloaded'],
+        problems: ['partner_exists', 'overloaded'],
       },
       schema: {
         operationId: 'createPartner',
@@ -140,16 +140,17 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     },
     async (request, reply) => {
       const by = organizationDoerOf(request);
-      return app.runOnce(request, reply, {
-        run: (transactor: Transactor<CreatedPartner>) => createPartner({ transactor, mint }, by, request.body),
-        show: ({ partner, keys }, now) => ({
-          view: {
-            ...toView(partner),
-            keys: keys.map((key) => toCreatedKeyView(key, { tokenPrefix, undoWindowSeconds, now })),
-          },
+      const { body } = request;
+      const minted = await Promise.all(body.permissions.map(() => mint.mint(by.organizationId)));
+      return app.runOnce(request, reply, by, async (work) => {
+        const { partner, keys } = await createPartner(work, minted, body);
+        const context = { tokenPrefix, undoWindowSeconds, now: work.now };
+        return {
+          view: { ...toView(partner), keys: keys.map((key) => toCreatedKeyView(key, context)) },
           location: `/v1/partners/${partner.id}`,
           etag: entityTagOf(partner),
-        }),
+          plaintextOf: [partner.id, ...keys.map(({ key }) => key.id)],
+        };
       });
     },
   );
@@ -191,7 +192,9 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     async (request, reply) => {
       const { params, body } = request;
       const by = organizationDoerOf(request);
-      return show(reply, await patchPartner(transactor, by, params.partnerId, body, expectedTags(request)));
+      const expected = expectedTags(request);
+      const patched = await transact(transactor, by, (work) => patchPartner(work, params.partnerId, body, expected));
+      return show(reply, patched);
     },
   );
 
@@ -207,7 +210,10 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         response: { 200: partnerView },
       },
     },
-    async (request) => toView(await deletePartner(transactor, organizationDoerOf(request), request.params.partnerId)),
+    async (request) => {
+      const { partnerId } = request.params;
+      return toView(await transact(transactor, organizationDoerOf(request), (work) => deletePartner(work, partnerId)));
+    },
   );
 
   app.post(
@@ -228,9 +234,10 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       },
     },
     async (request, reply) => {
-      const by = organizationDoerOf(request);
-      const run = (once: Transactor<Partner>) => suspendPartner(once, by, request.params.partnerId);
-      return app.runOnce(request, reply, { run, show: showDone });
+      const { partnerId } = request.params;
+      return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
+        showDone(await suspendPartner(work, partnerId)),
+      );
     },
   );
 
@@ -253,9 +260,10 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       },
     },
     async (request, reply) => {
-      const by = organizationDoerOf(request);
-      const run = (once: Transactor<Partner>) => resumePartner(once, by, request.params.partnerId);
-      return app.runOnce(request, reply, { run, show: showDone });
+      const { partnerId } = request.params;
+      return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
+        showDone(await resumePartner(work, partnerId)),
+      );
     },
   );
 
@@ -280,10 +288,11 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       },
     },
     async (request, reply) => {
-      const by = organizationDoerOf(request);
-      const windows = { undoWindowSeconds, retentionSeconds };
-      const run = (once: Transactor<Partner>) => restorePartner(once, by, request.params.partnerId, windows);
-      return app.runOnce(request, reply, { run, show: showDone });
+      const { partnerId } = request.params;
+      const restoring = { windows: { undoWindowSeconds, retentionSeconds }, recovery: null };
+      return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
+        showDone(await restorePartner(work, partnerId, restoring)),
+      );
     },
   );
 };

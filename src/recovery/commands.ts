@@ -1,12 +1,13 @@
 import { Problem } from '../core/errors.ts';
 import { type KeyId, newId, type PartnerId } from '../core/ids.ts';
 import { type RestoreWindows, requireOpenWindow } from '../core/restore-window.ts';
-import { type Doer, type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import type { Db } from '../db/client.ts';
+import type { Doer, OrganizationDoer, Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { requireOwnerTakesKey, requireRestorableKey } from '../keys/policy.ts';
-import { bringKeyBack } from '../keys/restore-commands.ts';
+import { restoreKey } from '../keys/restore-commands.ts';
 import { getKeyOwner, lockKey } from '../keys/store.ts';
-import { bringPartnerBack, requireDeletedPartner } from '../partners/restore-commands.ts';
+import { requireDeletedPartner, restorePartner } from '../partners/restore-commands.ts';
 import { getPartner, lockPartner } from '../partners/store.ts';
 import { requireOpen, respondBy } from './policy.ts';
 import {
@@ -19,42 +20,35 @@ import {
   type RecoverySubject,
 } from './store.ts';
 
-export interface RecoveryDeps {
-  transactor: Transactor<RecoveryRequest>;
-  windows: RestoreWindows;
-}
-
 /**
  * Asks an operator to bring back what an admin no longer can. At most one request about the same key or partner waits
  * for its answer.
  * @throws Problem `not_found`, `conflict` (it is live, or a request is open), `not_restorable`
  */
 export async function requestRecovery(
-  { transactor, windows }: RecoveryDeps,
-  by: OrganizationDoer,
+  work: Work<OrganizationDoer>,
   { subject, details }: { subject: RecoverySubject; details: string },
+  windows: RestoreWindows,
 ): Promise<RecoveryRequest> {
-  return transact(transactor, by, async (work) => {
-    const deletedAt = await lockDeleted(work, subject, windows);
-    await closeEarlier(work, await findOpenRequest(work.tx, subject), deletedAt);
-    const request = await insertRecoveryRequest(work.tx, {
-      id: newId('recovery'),
-      organization_id: work.by.organizationId,
-      key_id: 'keyId' in subject ? subject.keyId : null,
-      partner_id: 'partnerId' in subject ? subject.partnerId : null,
-      subject_deleted_at: deletedAt,
-      details,
-      respond_by: respondBy(deletedAt, work.now, windows),
-      created_at: work.now,
-      created_by: work.by.actor,
-    });
-    record(work, {
-      action: 'recovery.requested',
-      ...(await subjectOf(work, request)),
-      details: { recoveryRequestId: request.id, details, respondBy: request.respond_by.toISOString() },
-    });
-    return request;
+  const deletedAt = await lockDeleted(work, subject, windows);
+  await closeEarlier(work, await findOpenRequest(work.tx, subject), deletedAt);
+  const request = await insertRecoveryRequest(work.tx, {
+    id: newId('recovery'),
+    organization_id: work.by.organizationId,
+    key_id: 'keyId' in subject ? subject.keyId : null,
+    partner_id: 'partnerId' in subject ? subject.partnerId : null,
+    subject_deleted_at: deletedAt,
+    details,
+    respond_by: respondBy(deletedAt, work.now, windows),
+    created_at: work.now,
+    created_by: work.by.actor,
   });
+  record(work, {
+    action: 'recovery.requested',
+    ...(await subjectOf(work, request)),
+    details: { recoveryRequestId: request.id, details, respondBy: request.respond_by.toISOString() },
+  });
+  return request;
 }
 
 /** Locks what is asked back, which must still be there to be given. @returns when it was deleted */
@@ -102,48 +96,42 @@ async function closeEarlier(
  * @throws Problem `not_found`, `conflict` (answered already, or it is live), `not_restorable`, `row_full`, `partner_exists`
  */
 export async function approveRecovery(
-  { transactor, windows }: RecoveryDeps,
-  by: Doer,
+  work: Work<OrganizationDoer>,
   requestId: string,
   note: string | null,
+  windows: RestoreWindows,
 ): Promise<RecoveryRequest> {
-  return answer(transactor, by, requestId, async (work, request) => {
-    const recovery = { requestId: request.id, deletedAt: request.subject_deleted_at };
-    const restoring = { windows, recovery };
-    const { key_id: keyId, partner_id: partnerId } = request;
-    await recordAnswer(work, 'recovery.approved', request, note);
-    if (keyId !== null) await bringKeyBack(work, keyId, restoring);
-    if (partnerId !== null) await bringPartnerBack(work, partnerId, restoring);
-    return markAnswered(work.tx, request.id, { status: 'approved', at: work.now, by: work.by.actor, note });
-  });
+  const request = await lockOpenRequest(work, requestId);
+  const recovery = { requestId: request.id, deletedAt: request.subject_deleted_at };
+  const restoring = { windows, recovery };
+  const { key_id: keyId, partner_id: partnerId } = request;
+  await recordAnswer(work, 'recovery.approved', request, note);
+  if (keyId !== null) await restoreKey(work, keyId, restoring);
+  if (partnerId !== null) await restorePartner(work, partnerId, restoring);
+  return markAnswered(work.tx, request.id, { status: 'approved', at: work.now, by: work.by.actor, note });
 }
 
 /** @throws Problem `not_found`, `conflict` (answered already) */
 export async function declineRecovery(
-  { transactor }: Pick<RecoveryDeps, 'transactor'>,
-  by: Doer,
+  work: Work<OrganizationDoer>,
   requestId: string,
   note: string,
 ): Promise<RecoveryRequest> {
-  return answer(transactor, by, requestId, async (work, request) => {
-    await recordAnswer(work, 'recovery.declined', request, note);
-    return markAnswered(work.tx, request.id, { status: 'declined', at: work.now, by: work.by.actor, note });
-  });
+  const request = await lockOpenRequest(work, requestId);
+  await recordAnswer(work, 'recovery.declined', request, note);
+  return markAnswered(work.tx, request.id, { status: 'declined', at: work.now, by: work.by.actor, note });
 }
 
 /** The answer is recorded in the organization that asked, whether or not the operator has named it. */
-async function answer(
-  transactor: Transactor<RecoveryRequest>,
-  by: Doer,
-  requestId: string,
-  act: (work: Work<OrganizationDoer>, request: RecoveryRequest) => Promise<RecoveryRequest>,
-): Promise<RecoveryRequest> {
-  const { organization_id: organizationId } = await getRecoveryRequest(transactor.db, by.organizationId, requestId);
-  return transact(transactor, { ...by, organizationId }, async (work) => {
-    const request = await lockRecoveryRequest(work.tx, organizationId, requestId);
-    requireOpen(request);
-    return act(work, request);
-  });
+export async function answeringIn(db: Db, by: Doer, requestId: string): Promise<OrganizationDoer> {
+  const { organization_id: organizationId } = await getRecoveryRequest(db, by.organizationId, requestId);
+  return { ...by, organizationId };
+}
+
+async function lockOpenRequest(work: Work<OrganizationDoer>, requestId: string): Promise<RecoveryRequest> {
+  const request = await lockRecoveryRequest(work.tx, work.by.organizationId, requestId);
+  requireOpen(request);
+  return request;
 }
 
 async function recordAnswer(

@@ -8,7 +8,7 @@ import type { Transactor } from '../db/work.ts';
 import { accessTokenOf, doerOf, organizationDoerOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { exampleId, idParam, idSchema, pageOf, pageQuery, prose } from '../http/schemas.ts';
-import { approveRecovery, declineRecovery, requestRecovery } from './commands.ts';
+import { answeringIn, approveRecovery, declineRecovery, requestRecovery } from './commands.ts';
 import {
   getRecoveryRequest,
   isUrgency,
@@ -50,14 +50,13 @@ export interface RecoveryRoutesOptions extends RestoreWindows {
 
 export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = async (app, options) => {
   const { transactor, undoWindowSeconds, retentionSeconds } = options;
-  const deps = { transactor, windows: { undoWindowSeconds, retentionSeconds } };
+  const windows = { undoWindowSeconds, retentionSeconds };
   const { db } = transactor;
   const params = z.object({ recoveryRequestId: idParam('Which recovery request') });
   const currentView = async () => {
     const now = await currentTime(db, transactor.clockShiftMs);
     return (request: RecoveryRequest) => toRecoveryRequestView(request, now);
   };
-  const showDone = (request: RecoveryRequest, now: Date) => ({ view: toRecoveryRequestView(request, now) });
 
   app.get(
     '/recovery-requests',
@@ -110,9 +109,9 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
       const subject = keyId === undefined ? { partnerId } : { keyId };
       const wish = { subject: subject as RecoverySubject, details };
       const by = organizationDoerOf(request);
-      return app.runOnce(request, reply, {
-        run: (once: Transactor<RecoveryRequest>) => requestRecovery({ ...deps, transactor: once }, by, wish),
-        show: (made, now) => ({ ...showDone(made, now), location: `/v1/recovery-requests/${made.id}` }),
+      return app.runOnce(request, reply, by, async (work) => {
+        const made = await requestRecovery(work, wish, windows);
+        return { view: toRecoveryRequestView(made, work.now), location: `/v1/recovery-requests/${made.id}` };
       });
     },
   );
@@ -157,10 +156,10 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
     async (request, reply) => {
       const note = request.body?.note ?? null;
       const { recoveryRequestId } = request.params;
-      return app.runOnce(request, reply, {
-        run: (once: Transactor<RecoveryRequest>) =>
-          approveRecovery({ ...deps, transactor: once }, doerOf(request), recoveryRequestId, note),
-        show: showDone,
+      const by = await answeringIn(db, doerOf(request), recoveryRequestId);
+      return app.runOnce(request, reply, by, async (work) => {
+        const approved = await approveRecovery(work, recoveryRequestId, note, windows);
+        return { view: toRecoveryRequestView(approved, work.now) };
       });
     },
   );
@@ -181,10 +180,10 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
     async (request, reply) => {
       const { note } = request.body;
       const { recoveryRequestId } = request.params;
-      return app.runOnce(request, reply, {
-        run: (once: Transactor<RecoveryRequest>) =>
-          declineRecovery({ transactor: once }, doerOf(request), recoveryRequestId, note),
-        show: showDone,
+      const by = await answeringIn(db, doerOf(request), recoveryRequestId);
+      return app.runOnce(request, reply, by, async (work) => {
+        const declined = await declineRecovery(work, recoveryRequestId, note);
+        return { view: toRecoveryRequestView(declined, work.now) };
       });
     },
   );

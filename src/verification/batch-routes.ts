@@ -1,11 +1,11 @@
 import type { FastifyRequest, FastifySchemaCompiler } from 'fastify';
 import { type FastifyPluginAsyncZod, validatorCompiler } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { Problem } from '../core/errors.ts';
+import { Problem, validationProblems } from '../core/errors.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import { toProblem } from '../db/pg-error.ts';
 import { accessTokenOf } from '../http/guard.ts';
-import { inputErrorsAt, validationProblem } from '../http/input-errors.ts';
+import { inputErrorsAt } from '../http/input-errors.ts';
 import { takeAnyText } from '../http/json-body.ts';
 import { problemBody } from '../http/problem.ts';
 import { problemView } from '../http/schemas.ts';
@@ -91,5 +91,5 @@ function readEntry(entry: unknown, index: number): z.output<typeof batchEntry> {
   if (quick !== undefined) return quick;
   const parsed = batchEntry.safeParse(entry);
   if (parsed.success) return parsed.data;
-  throw validationProblem(inputErrorsAt(`body.entries.${index}`, parsed.error.issues));
+  throw validationProblems(inputErrorsAt(`body.entries.${index}`, parsed.error.issues));
 }

@@ -1,6 +1,6 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { Problem } from '../core/errors.ts';
+import { validationProblem } from '../core/errors.ts';
 import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationOf } from '../http/guard.ts';
@@ -122,20 +122,18 @@ function rangeOf({ from, to, granularity }: UsageWish, now: Date): Range {
   const end = (to ?? now).getTime();
   const wideEnd = Math.ceil(end / periodMs) * periodMs;
   const start = from?.getTime() ?? wideEnd - defaultMs;
-  if (start >= end) throw refusedRange('from', 'must be before `to`');
+  if (start >= end) throw validationProblem('query.from', 'must be before `to`');
   if (end - start > mostMs) {
-    throw refusedRange('from', `must be at most ${mostMs / dayMs} days before \`to\` for granularity ${granularity}`);
+    throw validationProblem(
+      'query.from',
+      `must be at most ${mostMs / dayMs} days before \`to\` for granularity ${granularity}`,
+    );
   }
   const wideStart = Math.floor(start / periodMs) * periodMs;
   if (wideStart < earliestMs || wideEnd > latestMs) {
-    throw refusedRange('to', 'makes a range that is not within the years 0001 to 9999 of UTC');
+    throw validationProblem('query.to', 'makes a range that is not within the years 0001 to 9999 of UTC');
   }
   return { from: new Date(wideStart), to: new Date(wideEnd), granularity };
-}
-
-function refusedRange(member: 'from' | 'to', message: string): Problem {
-  const path = `query.${member}`;
-  return new Problem('validation_failed', `${path}: ${message}`, { errors: [{ path, message }] });
 }
 
 function toUsageView({ from, to, granularity }: Range, periods: UsagePeriod[], lastUsedAt: Date | null) {

@@ -1,16 +1,14 @@
 import { Problem } from '../core/errors.ts';
 import { newId, type PartnerId, type WebhookId } from '../core/ids.ts';
-import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import type { Secret } from '../crypto/secret.ts';
-import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import type { OrganizationDoer, Work } from '../db/work.ts';
 import { wakeSender } from '../db/worker-queue.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';
 import { requireLivePartner } from '../partners/commands.ts';
 import { lockPartner } from '../partners/store.ts';
-import type { WebhookClient } from './connector.ts';
 import { type MintedSecret, mintSecret, reseal } from './mint.ts';
 import { endpointsAllowed, oldSecretSignsMs, requireEnabled, requireTellable, shownUrl, sortEvents } from './policy.ts';
 import { replaceSeals } from './rekey-store.ts';
@@ -39,30 +37,21 @@ export interface WebhookWithSecret {
   secret: Secret;
 }
 
-type UrlCheck = Pick<WebhookClient, 'checkUrl'>;
-
 /**
- * The URL's name is resolved before the transaction, so that nobody waits for it.
+ * The URL was checked before the transaction, so that nobody waits for the look-up of its name.
  * @throws Problem `validation_failed`, `not_found` (the partner), `already_deleted` (the partner), `conflict` (too many)
  */
-export async function createWebhook(
-  deps: { transactor: Transactor<WebhookWithSecret>; keyring: Keyring; client: UrlCheck },
-  by: OrganizationDoer,
-  given: NewWebhook,
-): Promise<WebhookWithSecret> {
+export async function createWebhook(work: Work<OrganizationDoer>, given: NewWebhook): Promise<WebhookWithSecret> {
   requireTellable(given.events, given.partnerId);
-  await deps.client.checkUrl(given.url);
   const id = newId('webhook');
   const { url, partnerId: partner_id } = given;
-  const minted = mintSecret(deps.keyring, { id, organization_id: by.organizationId, partner_id, url });
-  return transact(deps.transactor, by, async (work) => {
-    await lockOrganization(work.tx, work.by.organizationId);
-    await requirePlace(work);
-    if (given.partnerId !== null) {
-      requireLivePartner(await lockPartner(work.tx, work.by.organizationId, given.partnerId));
-    }
-    return { webhook: await addWebhook(work, id, given, minted.columns), secret: minted.secret };
-  });
+  const minted = mintSecret(work.keyring, { id, organization_id: work.by.organizationId, partner_id, url });
+  await lockOrganization(work.tx, work.by.organizationId);
+  await requirePlace(work);
+  if (given.partnerId !== null) {
+    requireLivePartner(await lockPartner(work.tx, work.by.organizationId, given.partnerId));
+  }
+  return { webhook: await addWebhook(work, id, given, minted.columns), secret: minted.secret };
 }
 
 async function requirePlace({ tx, by }: Work<OrganizationDoer>): Promise<void> {
@@ -98,34 +87,26 @@ export interface WebhookPatch {
   description?: string | null | undefined;
 }
 
-/** @throws Problem `not_found`, `validation_failed` */
-export async function patchWebhook(
-  deps: { transactor: Transactor; client: UrlCheck },
-  by: OrganizationDoer,
-  id: string,
-  patch: WebhookPatch,
-): Promise<Webhook> {
-  if (patch.url !== undefined) await deps.client.checkUrl(patch.url);
-  return transact(deps.transactor, by, async (work) => {
-    const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
-    const { url, events, description, failing_since } = webhook;
-    const given = { ...patch, events: patch.events === undefined ? undefined : sortEvents(patch.events) };
-    requireTellable(given.events ?? [], webhook.partner_id);
-    const changes = changesBetween({ url, events, description }, given);
-    if (Object.keys(changes).length === 0) return webhook;
-    const next = {
-      url: given.url ?? url,
-      events: given.events ?? events,
-      description: given.description === undefined ? description : given.description,
-      // Whatever failed, it was not this address.
-      failing_since: changes['url'] === undefined ? failing_since : null,
-    };
-    await updateWebhook(work.tx, webhook.id, next);
-    if (changes['url'] !== undefined) await bindSecrets(work, webhook, next.url);
-    const shown = changes['url'] === undefined ? {} : { url: { from: shownUrl(url), to: shownUrl(next.url) } };
-    recordOf(work, webhook, 'webhook.updated', { changes: { ...changes, ...shown } });
-    return { ...webhook, ...next };
-  });
+/** A new URL was checked before the transaction. @throws Problem `not_found`, `validation_failed` */
+export async function patchWebhook(work: Work<OrganizationDoer>, id: string, patch: WebhookPatch): Promise<Webhook> {
+  const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
+  const { url, events, description, failing_since } = webhook;
+  const given = { ...patch, events: patch.events === undefined ? undefined : sortEvents(patch.events) };
+  requireTellable(given.events ?? [], webhook.partner_id);
+  const changes = changesBetween({ url, events, description }, given);
+  if (Object.keys(changes).length === 0) return webhook;
+  const next = {
+    url: given.url ?? url,
+    events: given.events ?? events,
+    description: given.description === undefined ? description : given.description,
+    // Whatever failed, it was not this address.
+    failing_since: changes['url'] === undefined ? failing_since : null,
+  };
+  await updateWebhook(work.tx, webhook.id, next);
+  if (changes['url'] !== undefined) await bindSecrets(work, webhook, next.url);
+  const shown = changes['url'] === undefined ? {} : { url: { from: shownUrl(url), to: shownUrl(next.url) } };
+  recordOf(work, webhook, 'webhook.updated', { changes: { ...changes, ...shown } });
+  return { ...webhook, ...next };
 }
 
 /** Seals the secrets for another URL. Where they do not open they stay so, and a new secret is needed as before. */
@@ -140,72 +121,50 @@ async function bindSecrets({ tx, keyring }: Work, webhook: Webhook, url: string)
 }
 
 /** What has not been sent yet is not sent any more. @throws Problem `not_found` */
-export async function deleteWebhook(transactor: Transactor, by: OrganizationDoer, id: string): Promise<Webhook> {
-  return transact(transactor, by, async (work) => {
-    const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
-    await markWebhookDeleted(work.tx, webhook.id, work.now);
-    recordOf(work, webhook, 'webhook.deleted', { url: shownUrl(webhook.url) });
-    wakeAfterwards(work);
-    return { ...webhook, previous_until: null, deleted_at: work.now };
-  });
+export async function deleteWebhook(work: Work<OrganizationDoer>, id: string): Promise<Webhook> {
+  const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
+  await markWebhookDeleted(work.tx, webhook.id, work.now);
+  recordOf(work, webhook, 'webhook.deleted', { url: shownUrl(webhook.url) });
+  wakeAfterwards(work);
+  return { ...webhook, previous_until: null, deleted_at: work.now };
 }
 
 /** @throws Problem `not_found` */
-export async function enableWebhook(
-  transactor: Transactor<Webhook>,
-  by: OrganizationDoer,
-  id: string,
-): Promise<Webhook> {
-  return transact(transactor, by, async (work) => {
-    const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
-    if (webhook.disabled_at === null) return webhook;
-    await markWebhookEnabled(work.tx, webhook.id);
-    const details = { disabledAt: webhook.disabled_at.toISOString(), reason: webhook.disabled_reason };
-    recordOf(work, webhook, 'webhook.enabled', details);
-    return { ...webhook, disabled_at: null, disabled_reason: null, failing_since: null };
-  });
+export async function enableWebhook(work: Work<OrganizationDoer>, id: string): Promise<Webhook> {
+  const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
+  if (webhook.disabled_at === null) return webhook;
+  await markWebhookEnabled(work.tx, webhook.id);
+  const details = { disabledAt: webhook.disabled_at.toISOString(), reason: webhook.disabled_reason };
+  recordOf(work, webhook, 'webhook.enabled', details);
+  return { ...webhook, disabled_at: null, disabled_reason: null, failing_since: null };
 }
 
 /** What has not been sent yet has failed, and can be asked for again later. @throws Problem `not_found` */
-export async function disableWebhook(
-  transactor: Transactor<Webhook>,
-  by: OrganizationDoer,
-  id: string,
-): Promise<Webhook> {
-  return transact(transactor, by, async (work) => {
-    const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
-    if (webhook.disabled_at !== null) return webhook;
-    await markWebhookDisabled(work.tx, webhook.id, work.now, 'requested');
-    recordOf(work, webhook, 'webhook.disabled', { reason: 'requested', failingSince: null });
-    wakeAfterwards(work);
-    return { ...webhook, disabled_at: work.now, disabled_reason: 'requested' };
-  });
+export async function disableWebhook(work: Work<OrganizationDoer>, id: string): Promise<Webhook> {
+  const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
+  if (webhook.disabled_at !== null) return webhook;
+  await markWebhookDisabled(work.tx, webhook.id, work.now, 'requested');
+  recordOf(work, webhook, 'webhook.disabled', { reason: 'requested', failingSince: null });
+  wakeAfterwards(work);
+  return { ...webhook, disabled_at: work.now, disabled_reason: 'requested' };
 }
 
 /** The present secret signs along for 24 hours. @throws Problem `not_found` */
-export async function rotateSecret(
-  deps: { transactor: Transactor<WebhookWithSecret>; keyring: Keyring },
-  by: OrganizationDoer,
-  id: string,
-): Promise<WebhookWithSecret> {
-  return transact(deps.transactor, by, async (work) => {
-    const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
-    const { secret, columns } = mintSecret(deps.keyring, webhook);
-    const previousUntil = new Date(work.now.getTime() + oldSecretSignsMs);
-    await replaceSecret(work.tx, webhook.id, columns, previousUntil);
-    recordOf(work, webhook, 'webhook.secret_rotated', { previousUntil: previousUntil.toISOString() });
-    return { webhook: { ...webhook, previous_until: previousUntil }, secret };
-  });
+export async function rotateSecret(work: Work<OrganizationDoer>, id: string): Promise<WebhookWithSecret> {
+  const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
+  const { secret, columns } = mintSecret(work.keyring, webhook);
+  const previousUntil = new Date(work.now.getTime() + oldSecretSignsMs);
+  await replaceSecret(work.tx, webhook.id, columns, previousUntil);
+  recordOf(work, webhook, 'webhook.secret_rotated', { previousUntil: previousUntil.toISOString() });
+  return { webhook: { ...webhook, previous_until: previousUntil }, secret };
 }
 
 /** Has an event sent to this endpoint alone, whatever it has asked for. @throws Problem `not_found`, `conflict` */
-export async function testWebhook(transactor: Transactor<Webhook>, by: OrganizationDoer, id: string): Promise<Webhook> {
-  return transact(transactor, by, async (work) => {
-    const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
-    requireEnabled(webhook);
-    recordOf(work, webhook, 'webhook.tested', {});
-    return webhook;
-  });
+export async function testWebhook(work: Work<OrganizationDoer>, id: string): Promise<Webhook> {
+  const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
+  requireEnabled(webhook);
+  recordOf(work, webhook, 'webhook.tested', {});
+  return webhook;
 }
 
 /** A partner's endpoint is in the partner's history too. */

@@ -1,15 +1,9 @@
 import { isIP } from 'node:net';
+import { validationProblem } from '../core/errors.ts';
 import { abortable } from '../lib/deadline.ts';
 import { DeliveryFailed, type DeliveryFailure } from './delivery-failed.ts';
 import { createDnsLookup, type Lookup } from './name-lookup.ts';
-import {
-  type EgressRules,
-  hostOf,
-  isPublicAddress,
-  isThisMachine,
-  requireSendableUrl,
-  urlProblem,
-} from './public-address.ts';
+import { type EgressRules, hostOf, isPublicAddress, isThisMachine, requireSendableUrl } from './public-address.ts';
 import { exchange, type WebhookReply } from './reply.ts';
 import { connectToFirst, secure } from './sockets.ts';
 
@@ -55,9 +49,12 @@ export function createWebhookClient(options: WebhookClientOptions): WebhookClien
       const url = requireSendableUrl(text, rules);
       await within(Math.min(timeoutMs, checkTimeoutMs), (signal) => checkedAddresses(url, signal)).catch((error) => {
         if (!(error instanceof DeliveryFailed)) throw error;
-        if (isIP(hostOf(url)) !== 0) throw urlProblem('must lead to a public address');
+        if (isIP(hostOf(url)) !== 0) throw validationProblem('body.url', 'must lead to a public address');
         // One message for both: what the names of an internal net are is nobody's business.
-        throw urlProblem('must lead to a public address; this one does not, or its name cannot be resolved');
+        throw validationProblem(
+          'body.url',
+          'must lead to a public address; this one does not, or its name cannot be resolved',
+        );
       });
     },
     async post(text, headers, body) {

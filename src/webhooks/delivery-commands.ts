@@ -1,4 +1,4 @@
-import { type OrganizationDoer, type Transactor, transact } from '../db/work.ts';
+import type { OrganizationDoer, Work } from '../db/work.ts';
 import { recordOf, wakeAfterwards } from './commands.ts';
 import {
   type DeliveryWithAttempts,
@@ -15,20 +15,17 @@ import { lockWebhook } from './store.ts';
  * @throws Problem `not_found`, `conflict` (the endpoint is disabled)
  */
 export async function redeliver(
-  transactor: Transactor<DeliveryWithAttempts>,
-  by: OrganizationDoer,
+  work: Work<OrganizationDoer>,
   { webhookId, deliveryId }: { webhookId: string; deliveryId: string },
 ): Promise<DeliveryWithAttempts> {
-  return transact(transactor, by, async (work) => {
-    const webhook = await lockWebhook(work.tx, work.by.organizationId, webhookId);
-    const present = await lockDelivery(work.tx, webhook.id, deliveryId);
-    requireEnabled(webhook);
-    const delivery = await markDueAgain(work.tx, present.id, work.now);
-    recordOf(work, webhook, 'webhook.redelivered', { deliveryId: delivery.id, since: null, deliveries: 1 });
-    wakeAfterwards(work);
-    const [shown] = await withAttempts(work.tx, [delivery]);
-    return { attemptList: [], ...delivery, ...shown };
-  });
+  const webhook = await lockWebhook(work.tx, work.by.organizationId, webhookId);
+  const present = await lockDelivery(work.tx, webhook.id, deliveryId);
+  requireEnabled(webhook);
+  const delivery = await markDueAgain(work.tx, present.id, work.now);
+  recordOf(work, webhook, 'webhook.redelivered', { deliveryId: delivery.id, since: null, deliveries: 1 });
+  wakeAfterwards(work);
+  const [shown] = await withAttempts(work.tx, [delivery]);
+  return { attemptList: [], ...delivery, ...shown };
 }
 
 /** In one transaction at most, so that it holds up nobody for long. */
@@ -45,21 +42,18 @@ export interface Redelivered {
  * @throws Problem `not_found`, `conflict` (the endpoint is disabled)
  */
 export async function redeliverFailed(
-  transactor: Transactor<Redelivered>,
-  by: OrganizationDoer,
+  work: Work<OrganizationDoer>,
   webhookId: string,
   since: Date,
 ): Promise<Redelivered> {
-  return transact(transactor, by, async (work) => {
-    const webhook = await lockWebhook(work.tx, work.by.organizationId, webhookId);
-    requireEnabled(webhook);
-    const wish = { since, now: work.now, limit: redeliveredAtOnce };
-    const deliveries = await markFailedDueAgain(work.tx, webhook.id, wish);
-    if (deliveries > 0) {
-      const details = { deliveryId: null, since: since.toISOString(), deliveries };
-      recordOf(work, webhook, 'webhook.redelivered', details);
-      wakeAfterwards(work);
-    }
-    return { deliveries, isCutShort: deliveries === redeliveredAtOnce };
-  });
+  const webhook = await lockWebhook(work.tx, work.by.organizationId, webhookId);
+  requireEnabled(webhook);
+  const wish = { since, now: work.now, limit: redeliveredAtOnce };
+  const deliveries = await markFailedDueAgain(work.tx, webhook.id, wish);
+  if (deliveries > 0) {
+    const details = { deliveryId: null, since: since.toISOString(), deliveries };
+    recordOf(work, webhook, 'webhook.redelivered', details);
+    wakeAfterwards(work);
+  }
+  return { deliveries, isCutShort: deliveries === redeliveredAtOnce };
 }

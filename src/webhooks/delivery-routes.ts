@@ -7,8 +7,8 @@ import type { Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { idParam, pageOf, pageQuery, timestampInput } from '../http/schemas.ts';
-import { type Redelivered, redeliver, redeliverFailed } from './delivery-commands.ts';
-import { type DeliveryWithAttempts, listDeliveries } from './delivery-store.ts';
+import { redeliver, redeliverFailed } from './delivery-commands.ts';
+import { listDeliveries } from './delivery-store.ts';
 import { getWebhook } from './store.ts';
 import { deliveryStatusSchema, deliveryView, toDeliveryView } from './views.ts';
 
@@ -74,10 +74,9 @@ export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transact
       },
     },
     async (request, reply) =>
-      app.runOnce(request, reply, {
-        run: (once: Transactor<DeliveryWithAttempts>) => redeliver(once, organizationDoerOf(request), request.params),
-        show: (delivery, now) => ({ view: toDeliveryView(delivery, now) }),
-      }),
+      app.runOnce(request, reply, organizationDoerOf(request), async (work) => ({
+        view: toDeliveryView(await redeliver(work, request.params), work.now),
+      })),
   );
 
   app.post(
@@ -94,14 +93,10 @@ export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transact
         response: { 200: redeliveredView },
       },
     },
-    async (request, reply) => {
-      const { since } = request.body;
-      return app.runOnce(request, reply, {
-        run: (once: Transactor<Redelivered>) =>
-          redeliverFailed(once, organizationDoerOf(request), request.params.webhookId, since),
-        show: (redelivered) => ({ view: redelivered }),
-      });
-    },
+    async (request, reply) =>
+      app.runOnce(request, reply, organizationDoerOf(request), async (work) => ({
+        view: await redeliverFailed(work, request.params.webhookId, request.body.since),
+      })),
   );
 };
 

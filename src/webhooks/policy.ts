@@ -1,4 +1,4 @@
-import { type InputError, Problem } from '../core/errors.ts';
+import { type InputError, Problem, validationProblems } from '../core/errors.ts';
 import { historyActions } from '../core/events.ts';
 import type { PartnerId } from '../core/ids.ts';
 import type { DisabledReason } from '../db/schema.ts';
@@ -30,9 +30,7 @@ export function requireTellable(events: readonly string[], partnerId: PartnerId 
       ? []
       : [{ path: `body.events.${index}`, message: `a partner is not notified of ${event}` }],
   );
-  if (errors.length === 0) return;
-  const detail = errors.map(({ path, message }) => `${path}: ${message}`).join('; ');
-  throw new Problem('validation_failed', detail, { errors });
+  if (errors.length > 0) throw validationProblems(errors);
 }
 
 /** Each once and in one order, so that the same wish is the same value. */

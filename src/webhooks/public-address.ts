@@ -1,6 +1,6 @@
 import { isIP } from 'node:net';
 import ipaddr from 'ipaddr.js';
-import { Problem } from '../core/errors.ts';
+import { validationProblem } from '../core/errors.ts';
 
 /** A network whose addresses may be called although they are not public. */
 export type AddressRange = readonly [ipaddr.IPv4 | ipaddr.IPv6, number];
@@ -65,12 +65,8 @@ function contains([network, prefixLength]: AddressRange, address: ipaddr.IPv4 | 
 export function requireSendableUrl(text: string, rules: Pick<EgressRules, 'allowHttp'>): URL {
   const url = parseUrl(text);
   const message = url === undefined ? 'must be a URL, with no blanks in it' : objectionTo(url, text, rules);
-  if (url === undefined || message !== undefined) throw urlProblem(message ?? '');
+  if (url === undefined || message !== undefined) throw validationProblem('body.url', message ?? '');
   return url;
-}
-
-export function urlProblem(message: string): Problem {
-  return new Problem('validation_failed', `body.url: ${message}`, { errors: [{ path: 'body.url', message }] });
 }
 
 /** The parser would drop tabs and line ends, and read slashes into what has none. */

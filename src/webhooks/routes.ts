@@ -2,8 +2,7 @@ import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { isId, type WebhookId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
-import type { Keyring } from '../crypto/keyring.ts';
-import type { Transactor } from '../db/work.ts';
+import { type Transactor, transact } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { idParam, idSchema, pageOf, pageQuery, text, urlInput } from '../http/schemas.ts';
@@ -15,11 +14,10 @@ import {
   patchWebhook,
   rotateSecret,
   testWebhook,
-  type WebhookWithSecret,
 } from './commands.ts';
 import type { WebhookClient } from './connector.ts';
 import { webhookEvents } from './policy.ts';
-import { getWebhook, listWebhooks, type Webhook } from './store.ts';
+import { getWebhook, listWebhooks } from './store.ts';
 import {
   toWebhookView,
   toWebhookWithSecretView,
@@ -67,12 +65,11 @@ const webhookPatch = z
 
 export interface WebhookRoutesOptions {
   transactor: Transactor;
-  keyring: Keyring;
   client: Pick<WebhookClient, 'checkUrl'>;
 }
 
 export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async (app, options) => {
-  const { transactor, keyring, client } = options;
+  const { transactor, client } = options;
   const { db } = transactor;
   const params = z.object({ webhookId: idParam('Which webhook') });
 
@@ -102,13 +99,13 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       config: {
         access: { role: 'admin', scope: 'write' },
         idempotencyKey: 'taken',
-        problems: ['not_found', 'already_deleted', 'conflict', 'reply_gone'],
+        problems: ['not_found', 'already_deleted', 'conflict'],
       },
       schema: {
         operationId: 'createWebhook',
         tags: ['Webhooks'],
         summary: 'Have events sent to a URL',
-        description: 'Signed by the Standard Webhooks specification. The reply has the signing secret, this once.',
+        description: 'Signed by the Standard Webhooks specification. The reply has the signing secret.',
         body: newWebhook,
         response: { 201: webhookWithSecretView },
       },
@@ -116,13 +113,11 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
     async (request, reply) => {
       const { url, events, partnerId, description } = request.body;
       const given = { url, events, partnerId: partnerId ?? null, description: description ?? null };
-      return app.runOnce(request, reply, {
-        run: (once: Transactor<WebhookWithSecret>) =>
-          createWebhook({ transactor: once, keyring, client }, organizationDoerOf(request), given),
-        show: (created) => ({
-          view: toWebhookWithSecretView(created),
-          location: `/v1/webhooks/${created.webhook.id}`,
-        }),
+      await client.checkUrl(url);
+      return app.runOnce(request, reply, organizationDoerOf(request), async (work) => {
+        const created = await createWebhook(work, given);
+        const { id } = created.webhook;
+        return { view: toWebhookWithSecretView(created), location: `/v1/webhooks/${id}`, plaintextOf: [id] };
       });
     },
   );
@@ -156,8 +151,10 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       },
     },
     async (request) => {
+      const { params, body } = request;
+      if (body.url !== undefined) await client.checkUrl(body.url);
       const by = organizationDoerOf(request);
-      return toWebhookView(await patchWebhook({ transactor, client }, by, request.params.webhookId, request.body));
+      return toWebhookView(await transact(transactor, by, (work) => patchWebhook(work, params.webhookId, body)));
     },
   );
 
@@ -173,14 +170,17 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
         response: { 200: webhookView },
       },
     },
-    async (request) =>
-      toWebhookView(await deleteWebhook(transactor, organizationDoerOf(request), request.params.webhookId)),
+    async (request) => {
+      const { webhookId } = request.params;
+      const by = organizationDoerOf(request);
+      return toWebhookView(await transact(transactor, by, (work) => deleteWebhook(work, webhookId)));
+    },
   );
 
   app.post(
     '/webhooks/:webhookId/rotate-secret',
     {
-      config: { access: { role: 'admin', scope: 'write' }, idempotencyKey: 'taken', problems: ['reply_gone'] },
+      config: { access: { role: 'admin', scope: 'write' }, idempotencyKey: 'taken' },
       schema: {
         operationId: 'rotateWebhookSecret',
         tags: ['Webhooks'],
@@ -191,10 +191,9 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       },
     },
     async (request, reply) =>
-      app.runOnce(request, reply, {
-        run: (once: Transactor<WebhookWithSecret>) =>
-          rotateSecret({ transactor: once, keyring }, organizationDoerOf(request), request.params.webhookId),
-        show: (rotated) => ({ view: toWebhookWithSecretView(rotated) }),
+      app.runOnce(request, reply, organizationDoerOf(request), async (work) => {
+        const rotated = await rotateSecret(work, request.params.webhookId);
+        return { view: toWebhookWithSecretView(rotated), plaintextOf: [rotated.webhook.id] };
       }),
   );
 
@@ -229,10 +228,9 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
         schema: { operationId, tags: ['Webhooks'], summary, params, response: { 200: webhookView } },
       },
       async (request, reply) =>
-        app.runOnce(request, reply, {
-          run: (once: Transactor<Webhook>) => command(once, organizationDoerOf(request), request.params.webhookId),
-          show: (webhook) => ({ view: toWebhookView(webhook) }),
-        }),
+        app.runOnce(request, reply, organizationDoerOf(request), async (work) => ({
+          view: toWebhookView(await command(work, request.params.webhookId)),
+        })),
     );
   }
 };

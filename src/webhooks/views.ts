@@ -42,7 +42,7 @@ export const webhookWithSecretView = z
   .object({
     ...fields,
     secret: z.string().meta({
-      description: 'It is shown this once and cannot be shown again.',
+      description: 'Keep it now: it cannot be revealed.',
       example: 'whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD',
     }),
   })
@@ -69,7 +69,7 @@ export function toWebhookView(webhook: Webhook): z.infer<typeof webhookView> {
 }
 
 export function toWebhookWithSecretView({ webhook, secret }: { webhook: Webhook; secret: Secret }) {
-  return { ...toWebhookView(webhook), secret };
+  return { ...toWebhookView(webhook), secret: secret.reveal() };
 }
 
 const attemptView = z
