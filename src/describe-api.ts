@@ -3,7 +3,7 @@ import { buildApp } from './app.ts';
 import { generateKeyring, parseKeyring } from './crypto/keyring.ts';
 import { createSecretHasher } from './crypto/secret-hash.ts';
 import { connect } from './db/client.ts';
-import { createCheckpoints } from './history/checkpoints.ts';
+import { createCheckpoints } from './history/checkpoints/signing.ts';
 import { openApiText } from './http/openapi.ts';
 import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';

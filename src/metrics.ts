@@ -9,7 +9,7 @@ import type { SecretHasher } from './crypto/secret-hash.ts';
 import type { ChangeFeed } from './db/change-feed.ts';
 import type { Db } from './db/client.ts';
 import { currentTime } from './db/credential.ts';
-import type { Checkpoints } from './history/checkpoints.ts';
+import type { Checkpoints } from './history/checkpoints/signing.ts';
 import { readDifferenceCounts } from './history/state-audit.ts';
 import type { Metrics } from './http/metrics-routes.ts';
 import { createRequestTimes, type RequestTimes } from './http/request-times.ts';

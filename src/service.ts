@@ -17,7 +17,7 @@ import { migrate, requireCurrentSchema } from './db/migrator.ts';
 import type { Transactor } from './db/work.ts';
 import { type SendPayload, sendTask } from './db/worker-queue.ts';
 import { type EmbeddedInstance, startEmbeddedInstance } from './embedded-instance.ts';
-import { openCheckpointing } from './history/checkpointing.ts';
+import { openCheckpointing } from './history/checkpoints/checkpointing.ts';
 import { buildMetricsServer } from './http/metrics-routes.ts';
 import { jobs } from './jobs/list.ts';
 import { startJobs } from './jobs/runner.ts';

@@ -2,7 +2,7 @@ import { appendFileSync, chmodSync, readFileSync, statSync, writeFileSync } from
 import path from 'node:path';
 import t, { type Test } from 'tap';
 import { parseKeyring } from '../src/crypto/keyring.ts';
-import { openCheckpointing } from '../src/history/checkpointing.ts';
+import { openCheckpointing } from '../src/history/checkpoints/checkpointing.ts';
 import { createLogger } from '../src/logger.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery, roleOf } from './support/database.ts';

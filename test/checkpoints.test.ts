@@ -3,7 +3,7 @@ import { createHash, createPublicKey, verify } from 'node:crypto';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import t from 'tap';
-import { createCheckpoints } from '../src/history/checkpoints.ts';
+import { createCheckpoints } from '../src/history/checkpoints/signing.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { scratchFolder } from './support/histories.ts';

@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import t from 'tap';
 import { newId } from '../src/core/ids.ts';
 import type { Link } from '../src/history/chain.ts';
-import type { Checkpoint } from '../src/history/checkpoint.ts';
+import type { Checkpoint } from '../src/history/checkpoints/checkpoint.ts';
 import {
   chainOfTexts,
   exportOf,

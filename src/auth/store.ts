@@ -6,6 +6,7 @@ import type { Keyring } from '../crypto/keyring.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import type { AccessTokensTable } from '../db/schema.ts';
+import { pagesOf } from '../lib/batches.ts';
 import { ApiKeyRecord, type ApiKeyRow } from './api-key-record.ts';
 import { isAuthenticKey, isAuthenticToken, keyMac, keyMacColumns, tokenMac } from './record-mac.ts';
 
@@ -153,14 +154,14 @@ const rowsInBatch = 1_000;
 /** Ids of credentials whose row is not authentic. Reads every one of them, in batches. */
 export async function findForgedCredentials(db: Db, keyring: Keyring): Promise<string[]> {
   const forged: string[] = [];
-  let keys = await keysAfter(db, '');
-  while (keys.length > 0) {
+  for await (const keys of pagesOf<KeyRow>((last) => keysAfter(db, last?.id ?? ''))) {
     forged.push(...keys.filter((key) => !isAuthenticKey(keyring, key)).map(({ id }) => id));
-    keys = await keysAfter(db, keys.at(-1)?.id ?? '');
   }
   const tokens = await db.selectFrom('access_tokens').selectAll().execute();
   return [...forged, ...tokens.filter((token) => !isAuthenticToken(keyring, token)).map(({ id }) => id)];
 }
+
+type KeyRow = Awaited<ReturnType<typeof keysAfter>>[number];
 
 function keysAfter(db: Db, after: string) {
   return db

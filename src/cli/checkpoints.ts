@@ -1,7 +1,7 @@
 import { createReadStream } from 'node:fs';
 import { checkNote, type NoteVerifier } from '../crypto/signed-note.ts';
-import { type Checkpoint, parseCheckpoint, splitNotes } from '../history/checkpoint.ts';
-import { linesOf } from '../history/lines.ts';
+import { type Checkpoint, parseCheckpoint, splitNotes } from '../history/checkpoints/checkpoint.ts';
+import { linesOf } from '../lib/lines.ts';
 import { print, wrong } from './print.ts';
 
 /** What a file of checkpoints has signed about each chain. Names what in it cannot be relied on. */

@@ -1,5 +1,6 @@
 import type { Actor } from '../core/actor.ts';
 import type { OrganizationId } from '../core/ids.ts';
+import { inBatches } from '../lib/batches.ts';
 import { type Tx, writeTransaction } from './client.ts';
 import { currentTime } from './credential.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from './work.ts';
@@ -39,11 +40,8 @@ export async function workInBatches(given: BatchedWork): Promise<number> {
 
 async function workInOrganization(given: BatchedWork, organizationId: OrganizationId): Promise<number> {
   const { transactor, actor, batchSize, step, signal } = given;
-  let total = 0;
-  for (let done = batchSize; done === batchSize && signal?.aborted !== true; total += done) {
-    done = await transact(transactor, { actor, organizationId, request: null }, (work) => step(work, batchSize));
-  }
-  return total;
+  const by = { actor, organizationId, request: null };
+  return inBatches(batchSize, (count) => transact(transactor, by, (work) => step(work, count)), signal);
 }
 
 /** Rows that are kept for a time and then go, without a word in history. */
@@ -64,9 +62,8 @@ export async function pruneInBatches(
 ): Promise<number> {
   const now = await currentTime(db, clockShiftMs);
   const until = new Date(now.getTime() - keptMs);
-  for (let pruned = 0; ; ) {
-    const { numDeletedRows } = await writeTransaction(db).execute((tx) => deleteOldest(tx, until, batchSize));
-    pruned += Number(numDeletedRows);
-    if (numDeletedRows < batchSize) return pruned;
-  }
+  return inBatches(batchSize, async (count) => {
+    const { numDeletedRows } = await writeTransaction(db).execute((tx) => deleteOldest(tx, until, count));
+    return Number(numDeletedRows);
+  });
 }

@@ -1,5 +1,5 @@
 import { firstPreviousHash, type Place } from './chain.ts';
-import type { Checkpoint } from './checkpoint.ts';
+import type { Checkpoint } from './checkpoints/checkpoint.ts';
 
 /** A range of places, both ends inclusive, at which a chain is not as it was written. */
 export interface ChainFlaw {

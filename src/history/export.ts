@@ -1,7 +1,7 @@
 import type { Db } from '../db/client.ts';
 import { chainHash, flawOfLink, installationChain, type Link, parseEvent, type StoredEvent } from './chain.ts';
 import { type ChainVerdict, type ChainWalk, walkChain } from './chain-walk.ts';
-import type { Checkpoint } from './checkpoint.ts';
+import type { Checkpoint } from './checkpoints/checkpoint.ts';
 import { readEvents } from './store.ts';
 import { isCarriedByLine, toEventView } from './views.ts';
 

@@ -2,6 +2,7 @@ import { sql } from 'kysely';
 import type { ChainedEvent, HistoryAction } from '../core/events.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
+import { chunksOf, pagesOf } from '../lib/batches.ts';
 import { installationChain } from './chain.ts';
 import {
   actionsOf,
@@ -120,19 +121,14 @@ interface Paged {
 /** First from the rows to their events, then from what history says was made to the rows. */
 async function* comparePaged(db: Db, chain: OrganizationId, paged: Paged): AsyncGenerator<StateDifference[]> {
   const { kind, rowsOf } = paged;
-  for (let before: string | undefined = behindAll; before !== undefined; ) {
-    const page = { before, limit: recordsAtOnce };
-    const { differences, last } = await inSnapshot(db, async (tx) => {
-      const rows = await rowsOf(tx, chain, page);
+  const pages = pagesOf<{ id: string; differences: StateDifference[] }>((last) =>
+    inSnapshot(db, async (tx) => {
+      const rows = await rowsOf(tx, chain, { before: last?.id ?? behindAll, limit: recordsAtOnce });
       const states = await statesOf(tx, chain, paged, rows);
-      return {
-        differences: rows.flatMap(({ id, state }) => differencesOf(kind, id, states.get(id), state)),
-        last: rows.at(-1)?.id,
-      };
-    });
-    yield differences;
-    before = last;
-  }
+      return rows.map(({ id, state }) => ({ id, differences: differencesOf(kind, id, states.get(id), state) }));
+    }),
+  );
+  for await (const page of pages) yield page.flatMap(({ differences }) => differences);
   yield* findMissing(db, chain, paged);
 }
 
@@ -153,19 +149,27 @@ async function statesOf(tx: Tx, chain: string, { kind, column }: Paged, rows: re
   return replay(tx, { chain, kind, sequences: [...idOf.keys()] }, (_event, sequence) => idOf.get(sequence));
 }
 
+interface CreatedRecord {
+  sequence: number;
+  id: string;
+  is_there: boolean;
+}
+
 /** Records of which history says that they were made, and that are not there: rows only ever go by hand. */
 async function* findMissing(db: Db, chain: string, { kind, column, table }: Paged): AsyncGenerator<StateDifference[]> {
-  for (let before: number | undefined = Number.MAX_SAFE_INTEGER; before !== undefined; ) {
-    const { rows } = await sql<{ sequence: number; id: string; is_there: boolean }>`
+  const pages = pagesOf<CreatedRecord>(async (last) => {
+    const { rows } = await sql<CreatedRecord>`
       select sequence, ${sql.ref(column)} as id, exists (
         select from ${sql.table(table)} as record
         where record.id = history.${sql.ref(column)} and record.organization_id = ${chain}
       ) as is_there
       from history where ${matches(chain, [['action', firstActionOf(kind)]])} and ${sql.ref(column)} is not null
-        and sequence < ${before}
+        and sequence < ${last?.sequence ?? Number.MAX_SAFE_INTEGER}
       order by sequence desc limit ${createdAtOnce}`.execute(db);
-    yield rows.filter((row) => !row.is_there).flatMap(({ id }) => differencesOf(kind, id, {}, undefined));
-    before = rows.at(-1)?.sequence;
+    return rows;
+  });
+  for await (const page of pages) {
+    yield page.filter((row) => !row.is_there).flatMap(({ id }) => differencesOf(kind, id, {}, undefined));
   }
 }
 
@@ -177,12 +181,12 @@ async function replay(
 ): Promise<Map<string, State>> {
   const states = new Map<string, State>();
   sequences.sort((one, other) => one - other);
-  for (let first = 0; first < sequences.length; first += eventsAtOnce) {
+  for (const some of chunksOf(sequences, eventsAtOnce)) {
     const rows = await tx
       .selectFrom('history')
       .select(['sequence', eventText.as('canonical')])
       .where('chain', '=', chain)
-      .where('sequence', '=', anyOf(sequences.slice(first, first + eventsAtOnce)))
+      .where('sequence', '=', anyOf(some))
       .orderBy('sequence')
       .execute();
     for (const { sequence, canonical } of rows) {

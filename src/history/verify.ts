@@ -1,7 +1,7 @@
 import type { Db } from '../db/client.ts';
 import { flawOfRow } from './chain.ts';
 import { type ChainVerdict, walkChain } from './chain-walk.ts';
-import type { Checkpoint } from './checkpoint.ts';
+import type { Checkpoint } from './checkpoints/checkpoint.ts';
 import { findStrays, readEvents, readHead } from './store.ts';
 
 interface VerifyOptions {

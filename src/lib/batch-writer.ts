@@ -1,3 +1,4 @@
+import { chunksOf } from './batches.ts';
 import { limitedWarnings } from './limited-warnings.ts';
 import { startPeriodicTask } from './periodic-task.ts';
 import { singleFlight } from './single-flight.ts';
@@ -119,9 +120,5 @@ function batchesOf<Key, Entry>(
     if (members === undefined) groups.set(group, [pair]);
     else members.push(pair);
   }
-  return [...groups.values()].flatMap((members) =>
-    Array.from({ length: Math.ceil(members.length / batchSize) }, (_, index) =>
-      members.slice(index * batchSize, (index + 1) * batchSize),
-    ),
-  );
+  return [...groups.values()].flatMap((members) => chunksOf(members, batchSize));
 }

@@ -7,6 +7,7 @@ import { type OrganizationDoer, type Transactor, transact, type Work } from '../
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { erasePlaintextReplies } from '../http/idempotency-store.ts';
+import { inBatches } from '../lib/batches.ts';
 import {
   insertOrganization,
   lockOrganization,
@@ -81,11 +82,9 @@ export async function wipeSeals(
   { db }: Pick<Transactor, 'db'>,
   organizationId: OrganizationId | null,
 ): Promise<number> {
-  let total = 0;
-  for (let wiped = wipedAtOnce; wiped === wipedAtOnce; total += wiped) {
-    wiped = await writeTransaction(db).execute((tx) => wipeUnwantedSeals(tx, organizationId, wipedAtOnce));
-  }
-  return total;
+  return inBatches(wipedAtOnce, (count) =>
+    writeTransaction(db).execute((tx) => wipeUnwantedSeals(tx, organizationId, count)),
+  );
 }
 
 export async function putRateLimit(work: Work<OrganizationDoer>, given: RateLimit): Promise<RateLimit> {

@@ -5,7 +5,7 @@ import { type Bootstrapped, bootstrap } from '../../src/bootstrap.ts';
 import { generateKeyring, type Keyring, parseKeyring } from '../../src/crypto/keyring.ts';
 import { createSecretHasher, type SecretHasher } from '../../src/crypto/secret-hash.ts';
 import { connect, type DatabaseClient } from '../../src/db/client.ts';
-import { createCheckpoints } from '../../src/history/checkpoints.ts';
+import { createCheckpoints } from '../../src/history/checkpoints/signing.ts';
 import { createLogger } from '../../src/logger.ts';
 import {
   startVerificationState,

@@ -11,9 +11,14 @@ import { newId } from '../../src/core/ids.ts';
 import { createNoteSigner } from '../../src/crypto/signed-note.ts';
 import type { Link } from '../../src/history/chain.ts';
 import type { ChainVerdict } from '../../src/history/chain-walk.ts';
-import { type Checkpoint, parseCheckpoint, publicKeysText, signCheckpoint } from '../../src/history/checkpoint.ts';
+import {
+  type Checkpoint,
+  parseCheckpoint,
+  publicKeysText,
+  signCheckpoint,
+} from '../../src/history/checkpoints/checkpoint.ts';
 import { toExportLine, verifyExport } from '../../src/history/export.ts';
-import { linesOf } from '../../src/history/lines.ts';
+import { linesOf } from '../../src/lib/lines.ts';
 import { keyringOf } from './keyrings.ts';
 
 /** Histories that never were in a database, and the two verifiers that look at them. */

@@ -1,20 +1,21 @@
 import type { FastifyBaseLogger } from 'fastify';
+import { sql } from 'kysely';
 import pLimit from 'p-limit';
-import { Problem } from '../core/errors.ts';
-import type { Keyring } from '../crypto/keyring.ts';
-import { checkNote } from '../crypto/signed-note.ts';
-import type { Db } from '../db/client.ts';
+import { Problem } from '../../core/errors.ts';
+import type { Keyring } from '../../crypto/keyring.ts';
+import { checkNote } from '../../crypto/signed-note.ts';
+import type { Db } from '../../db/client.ts';
+import { chunksOf, pagesOf } from '../../lib/batches.ts';
+import { firstPreviousHash } from '../chain.ts';
+import { type ChainHead, listHeads } from '../store.ts';
 import {
+  type Checkpoint,
   checkpointSigners,
   parseCheckpoint,
   publicKeysText,
   type SignedCheckpoint,
   signCheckpoint,
 } from './checkpoint.ts';
-import type { CheckpointFile } from './checkpoint-file.ts';
-import { refusalOf } from './checkpoint-policy.ts';
-import { type ChainState, readChainStates } from './checkpoint-store.ts';
-import { listHeads } from './store.ts';
 
 /** Signs the heads of chains, and never one that contradicts what it has signed before. */
 export interface Checkpoints {
@@ -32,6 +33,19 @@ export interface Checkpoints {
   signChanged(): Promise<string[]>;
   /** How many chains it refuses to sign; those that are as they should be again are not among them. */
   refused(): number;
+}
+
+/** Where checkpoints are remembered beyond the life of a process: notes, one after the other, which are only appended. */
+export interface CheckpointFile {
+  /** The last checkpoint of each chain that the file had when it was opened. */
+  remembered: SignedCheckpoint[];
+  /** Texts in it that are no whole notes, such as a crash leaves behind. */
+  torn: number;
+  /** Remembered ones that no key of this keyring has signed. They are believed: that can only make more be refused. */
+  unknownKeys: number;
+  /** Resolves when they are on the disk. */
+  append(notes: readonly string[]): Promise<void>;
+  close(): Promise<void>;
 }
 
 interface CheckpointsOptions {
@@ -93,16 +107,14 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
   async function listChanged(): Promise<string[]> {
     const gone = new Set(signed.keys());
     const changed: string[] = [];
-    for (let after = '', isLast = false; !isLast; ) {
-      const heads = await listHeads(db, { after, limit: batchSize });
+    const pages = pagesOf<ChainHead>((last) => listHeads(db, { after: last?.chain ?? '', limit: batchSize }));
+    for await (const heads of pages) {
       for (const { chain, sequence, hash } of heads) {
         gone.delete(chain);
         const isAnything = sequence > 0 || signed.has(chain);
         if (isAnything && !isSigned({ chain, size: sequence, hash })) changed.push(chain);
         else if (refusals.has(chain)) changed.push(chain);
       }
-      after = heads.at(-1)?.chain ?? '';
-      isLast = heads.length < batchSize;
     }
     return [...changed, ...gone];
   }
@@ -125,14 +137,54 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
       }),
     signChanged: () =>
       alone(async () => {
-        const chains = await listChanged();
         const notes: string[] = [];
-        for (let from = 0; from < chains.length; from += batchSize) {
-          const states = await readChainStates(db, chains.slice(from, from + batchSize).map(asked));
-          notes.push(...(await signStates(states)));
+        for (const chains of chunksOf(await listChanged(), batchSize)) {
+          notes.push(...(await signStates(await readChainStates(db, chains.map(asked)))));
         }
         return notes;
       }),
     refused: () => refusals.size,
   };
+}
+
+/** A chain as the database has it in one moment. */
+interface ChainState extends Checkpoint {
+  /** The hash of the event that the head names as last; null where there is no such event. */
+  lastHash: Buffer | null;
+  /** The hash of the event that was last when the chain was signed the time before; null where there is none. */
+  hashAtSigned: Buffer | null;
+}
+
+/** @param signed which chains, each with the number of events that was signed last, or 0 */
+async function readChainStates(db: Db, signed: ReadonlyArray<{ chain: string; size: number }>): Promise<ChainState[]> {
+  const { rows } = await sql<ChainState>`
+    select asked.chain,
+      coalesce(head.sequence, 0) as size,
+      coalesce(head.hash, ${firstPreviousHash}) as hash,
+      last.hash as "lastHash",
+      at_signed.hash as "hashAtSigned"
+    from unnest(${signed.map(({ chain }) => chain)}::text[], ${signed.map(({ size }) => size)}::bigint[])
+      as asked (chain, size)
+    left join history_heads as head on head.chain = asked.chain
+    left join history as last on last.chain = asked.chain and last.sequence = head.sequence
+    left join history as at_signed on at_signed.chain = asked.chain and at_signed.sequence = asked.size`.execute(db);
+  return rows;
+}
+
+/**
+ * Why a chain must not be signed as it is, in words for people; undefined where it may. What has been signed once is never
+ * contradicted: neither by less, nor by the same number of events that end otherwise, nor by more that go back to others.
+ * @param signed the last checkpoint of the chain
+ */
+function refusalOf(signed: Checkpoint | undefined, found: ChainState): string | undefined {
+  if (signed !== undefined && found.size < signed.size) {
+    return `it has ${found.size} events, and ${signed.size} were signed: its tail was cut, or the database is an older backup`;
+  }
+  if (found.size > 0 && found.lastHash?.equals(found.hash) !== true) {
+    return `its head speaks of ${found.size} events, and the last of them is not there or is another one`;
+  }
+  if (signed !== undefined && signed.size > 0 && found.hashAtSigned?.equals(signed.hash) !== true) {
+    return `its event ${signed.size} is not the one that was signed: it was rewritten, or an older backup has gone on`;
+  }
+  return undefined;
 }

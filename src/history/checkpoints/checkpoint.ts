@@ -1,4 +1,4 @@
-import type { Keyring } from '../crypto/keyring.ts';
+import type { Keyring } from '../../crypto/keyring.ts';
 import {
   createNoteSigner,
   type NoteSigner,
@@ -9,7 +9,7 @@ import {
   signNote,
   toPem,
   toVerifierKey,
-} from '../crypto/signed-note.ts';
+} from '../../crypto/signed-note.ts';
 
 /**
  * A checkpoint says how long a chain is and what its last hash is, and is signed: a note of the form that transparency

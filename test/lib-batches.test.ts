@@ -1,0 +1,37 @@
+import t from 'tap';
+import { chunksOf, inBatches, pagesOf } from '../src/lib/batches.ts';
+
+t.test('chunks have all items in order, and at most so many each', (t) => {
+  t.same(chunksOf([1, 2, 3, 4, 5], 2), [[1, 2], [3, 4], [5]]);
+  t.same(chunksOf([1, 2], 2), [[1, 2]]);
+  t.same(chunksOf([], 2), []);
+  t.end();
+});
+
+t.test('batches go on until one is not whole, and are counted', async (t) => {
+  const left = [2, 2, 1, 2];
+  t.equal(await inBatches(2, async () => left.shift() ?? 0), 5);
+  t.same(left, [2]);
+});
+
+t.test('no batch begins once the signal is aborted', async (t) => {
+  const stop = new AbortController();
+  const step = async () => {
+    stop.abort();
+    return 2;
+  };
+  t.equal(await inBatches(2, step, stop.signal), 2);
+  t.equal(await inBatches(2, step, stop.signal), 0);
+});
+
+t.test('each page is read with the last item of the one before, until one is empty', async (t) => {
+  const all = [1, 2, 3, 4];
+  const pages: number[][] = [];
+  for await (const page of pagesOf<number>(async (last = 0) => all.filter((item) => item > last).slice(0, 2))) {
+    pages.push(page);
+  }
+  t.same(pages, [
+    [1, 2],
+    [3, 4],
+  ]);
+});
