@@ -121,13 +121,6 @@ t.test('a plaintext leaves its type in few places, all of them known', async (t)
   ]);
 });
 
-t.test('a file is short enough to be read', async (t) => {
-  for (const file of [...files, ...listFiles('test')]) {
-    const lines = readFileSync(file, 'utf8').split('\n').length;
-    t.ok(lines <= 600, `${file} has ${lines} lines`);
-  }
-});
-
 t.test('nothing was compiled when it was installed: Node is all that a machine needs', async (t) => {
   const compiled = readdirSync('node_modules', { recursive: true, encoding: 'utf8' }).filter((name) =>
     name.endsWith(path.join('build', 'config.gypi')),
