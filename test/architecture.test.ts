@@ -19,7 +19,7 @@ const ranks: string[][] = [
   ['refused-requests'],
   ['history'],
   features,
-  ['verification'],
+  ['rekey', 'verification'],
   ['jobs'],
   [
     'version.ts',

@@ -1,7 +1,7 @@
 import type { Selectable } from 'kysely';
 import { sql } from 'kysely';
 import { isAuthenticToken, tokenMac } from '../auth/record-mac.ts';
-import { Problem } from '../core/errors.ts';
+import { requireFound } from '../core/errors.ts';
 import type { AccessTokenId, OrganizationId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { Db, Tx } from '../db/client.ts';
@@ -47,12 +47,18 @@ export async function listAccessTokens(
 
 /** @throws Problem `not_found`, also for another organization's token */
 export async function getAccessToken(db: Db, organizationId: OrganizationId | null, id: string): Promise<AccessToken> {
-  return found(await selectAccessToken(db, organizationId, id).executeTakeFirst());
+  return requireFound(
+    await selectAccessToken(db, organizationId, id).executeTakeFirst(),
+    'access token in this organization',
+  );
 }
 
 /** @throws Problem `not_found`, also for another organization's token */
 export async function lockAccessToken(tx: Tx, organizationId: OrganizationId | null, id: string): Promise<AccessToken> {
-  return found(await selectAccessToken(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst());
+  return requireFound(
+    await selectAccessToken(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst(),
+    'access token in this organization',
+  );
 }
 
 /** The live ones of an organization's admins with the scope write. In order, so that two who lock them do not block each other. */
@@ -76,11 +82,6 @@ function selectAccessToken(db: Db, organizationId: OrganizationId | null, id: st
     .select(columns)
     .where(sql<boolean>`organization_id is not distinct from ${organizationId}`)
     .where('id', '=', id as AccessTokenId);
-}
-
-function found(token: AccessToken | undefined): AccessToken {
-  if (token === undefined) throw new Problem('not_found', 'There is no such access token in this organization.');
-  return token;
 }
 
 export async function insertAccessToken(

@@ -1,14 +1,15 @@
 import { Command } from 'commander';
-import { rekeyAccessTokens } from '../access-tokens/rekey.ts';
 import { readConfig } from '../config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect } from '../db/client.ts';
 import { confirmInstallation } from '../db/installation.ts';
 import { countKeyringUse } from '../db/keyring-use.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
-import { type RekeyResult, rekey } from '../keys/rekey.ts';
+import { accessTokens } from '../rekey/access-tokens.ts';
+import { keys } from '../rekey/keys.ts';
+import { type RekeyResult, rekey, type Unopened } from '../rekey/rekey.ts';
+import { webhooks } from '../rekey/webhooks.ts';
 import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
-import { rekeyWebhooks, type WebhookRekeyResult } from '../webhooks/rekey.ts';
 import { tellKeyringUse } from './keyring-use.ts';
 import { locate } from './locate.ts';
 import { counted, print, wrong } from './print.ts';
@@ -31,13 +32,14 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
         await confirmInstallation(client.db, { tokenPrefix: config.TOKEN_PREFIX, keyring });
         const transactor = { db: client.db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries };
         const progress = showProgress('Rekeying');
-        const result = await rekey({ transactor, keyring, onProgress: progress.show }).finally(progress.end);
-        tellResult(keyring, result);
-        const tokens = await rekeyAccessTokens(client.db, keyring);
-        for (const id of tokens.rejected) wrong(`${id} was left as it is: ${reasons.row_not_authentic}.`);
-        if (tokens.renewed > 0)
-          print(`${counted(tokens.renewed, 'access token was', 'access tokens were')} moved to ${keyring.primary.id}.`);
-        tellWebhooks(keyring, await rekeyWebhooks({ transactor, keyring }));
+        const deps = { transactor, keyring };
+        const moved = await rekey({ ...deps, onProgress: progress.show }, keys).finally(progress.end);
+        report(keyring, moved, (count) => counted(count, 'key was', 'keys were'));
+        if (moved.renewed === 0) print(`Nothing was moved to ${keyring.primary.id}.`);
+        report(keyring, await rekey(deps, accessTokens), (count) =>
+          counted(count, 'access token was', 'access tokens were'),
+        );
+        report(keyring, await rekey(deps, webhooks), (count) => `The secrets of ${counted(count, 'webhook')} were`);
         for (const line of tellKeyringUse(keyring, await countKeyringUse(client.db))) print(line);
       } finally {
         await client.close();
@@ -45,32 +47,25 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
     });
 }
 
-function tellResult(keyring: Keyring, { renewed, unopened, locked, since }: RekeyResult): void {
+/** @param subject a number of records, with the verb: `2 keys were` */
+function report(
+  keyring: Keyring,
+  { renewed, unopened, locked, since }: RekeyResult,
+  subject: (count: number) => string,
+): void {
   const primary = keyring.primary.id;
   for (const { id, reason } of unopened) wrong(`${id} was left as it is: ${reasons[reason]}.`);
-  if (locked > 0)
-    wrong(`${counted(locked, 'key was', 'keys were')} locked by somebody else all the time. Run this again.`);
+  if (locked > 0) wrong(`${subject(locked)} locked by somebody else all the time. Run this again.`);
   if (since > 0) {
     wrong(
-      `${counted(since, 'key was', 'keys were')} sealed or tagged under another entry while this ran: a service has another primary. ` +
+      `${subject(since)} sealed or tagged under another entry while this ran: a service has another primary. ` +
         `Let every one of them start with ${primary} in the first place, then run this again.`,
     );
   }
-  print(
-    renewed === 0
-      ? `Nothing was moved to ${primary}.`
-      : `${counted(renewed, 'key was', 'keys were')} moved to ${primary}.`,
-  );
+  if (renewed > 0) print(`${subject(renewed)} moved to ${primary}.`);
 }
 
-function tellWebhooks(keyring: Keyring, { renewed, unopened, left }: WebhookRekeyResult): void {
-  for (const { id, reason } of unopened) wrong(`${id} was left as it is: ${reasons[reason]}.`);
-  const primary = keyring.primary.id;
-  if (left > 0) wrong(`The secrets of ${counted(left, 'webhook')} are not under ${primary} yet. Run this again.`);
-  if (renewed > 0) print(`The secrets of ${counted(renewed, 'webhook')} were moved to ${primary}.`);
-}
-
-const reasons: Record<RekeyResult['unopened'][number]['reason'], string> = {
+const reasons: Record<Unopened['reason'], string> = {
   unknown_keyring_entry: 'the keyring lacks the entry that it was sealed under',
   not_authentic: 'its sealed value was changed, or belongs to another record',
   row_not_authentic:

@@ -284,3 +284,9 @@ export function validationProblems(errors: InputError[]): Problem {
   const detail = errors.map(({ path, message }) => `${path}: ${message}`).join('; ');
   return new Problem('validation_failed', detail, { errors });
 }
+
+/** @param what that is not there, as in `key in this organization` @throws Problem `not_found` */
+export function requireFound<Found>(record: Found | undefined, what: string): Found {
+  if (record === undefined) throw new Problem('not_found', `There is no such ${what}.`);
+  return record;
+}

@@ -1,6 +1,6 @@
 import { type Selectable, sql } from 'kysely';
 import { isAuthenticKey, keyMac, keyMacColumns, type MacCoveredKey } from '../auth/record-mac.ts';
-import { Problem } from '../core/errors.ts';
+import { Problem, requireFound } from '../core/errors.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Access, Permission } from '../core/permissions.ts';
 import type { Keyring } from '../crypto/keyring.ts';
@@ -72,18 +72,21 @@ export interface RowAddress {
 /** @throws Problem `not_found`, also for another organization's key and for one that was purged */
 export async function getKey(db: Db, organizationId: OrganizationId, id: string): Promise<ShownKey> {
   const query = selectKey(db, organizationId, id).select(lastUsedAt).where('purged_at', 'is', null);
-  return found(await query.executeTakeFirst());
+  return requireFound(await query.executeTakeFirst(), 'key in this organization');
 }
 
 /** For a change of the key, or a look at it. @throws Problem `not_found`, as `getKey` */
 export async function lockKey(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
   const query = selectKey(tx, organizationId, id).where('purged_at', 'is', null);
-  return found(await query.forNoKeyUpdate().executeTakeFirst());
+  return requireFound(await query.forNoKeyUpdate().executeTakeFirst(), 'key in this organization');
 }
 
 /** Also one that was purged: for whoever has to say what became of it. @throws Problem `not_found` */
 export async function lockKeyOrRemains(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
-  return found(await selectKey(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst());
+  return requireFound(
+    await selectKey(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst(),
+    'key in this organization',
+  );
 }
 
 /** What never changes about a key, also about one that was purged. @throws Problem `not_found` */
@@ -98,7 +101,7 @@ export async function getKeyOwner(
     .where('organization_id', '=', organizationId)
     .where('id', '=', id as KeyId)
     .executeTakeFirst();
-  return found(key);
+  return requireFound(key, 'key in this organization');
 }
 
 function selectKey(db: Db, organizationId: OrganizationId, id: string) {
@@ -353,9 +356,4 @@ export async function lockKeysTakenWithPartner(tx: Tx, partnerId: PartnerId, del
     .orderBy('id')
     .forNoKeyUpdate()
     .execute();
-}
-
-function found<Found>(key: Found | undefined): Found {
-  if (key === undefined) throw new Problem('not_found', 'There is no such key in this organization.');
-  return key;
 }

@@ -1,5 +1,5 @@
 import { type Selectable, sql } from 'kysely';
-import { Problem } from '../core/errors.ts';
+import { requireFound } from '../core/errors.ts';
 import type { OrganizationId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { KeyReveal, OrganizationsTable } from '../db/schema.ts';
@@ -22,7 +22,7 @@ export async function getOrganization(db: Db, id: string): Promise<Organization>
     .select(columns)
     .where('id', '=', id as OrganizationId)
     .executeTakeFirst();
-  return found(organization);
+  return requireFound(organization, 'organization');
 }
 
 /** Whether the installation has been bootstrapped. */
@@ -61,7 +61,7 @@ export async function lockOrganization(tx: Tx, id: string): Promise<Organization
     .where('id', '=', id as OrganizationId)
     .forNoKeyUpdate()
     .executeTakeFirst();
-  return found(organization);
+  return requireFound(organization, 'organization');
 }
 
 /** Keeps the organization's settings as they are until the commit, for what depends on them. */
@@ -72,7 +72,7 @@ export async function shareOrganization(tx: Tx, id: OrganizationId): Promise<Org
     .where('id', '=', id)
     .forShare()
     .executeTakeFirst();
-  return found(organization);
+  return requireFound(organization, 'organization');
 }
 
 export async function insertOrganization(tx: Tx, organization: Organization): Promise<void> {
@@ -112,9 +112,4 @@ export async function wipeUnwantedSeals(tx: Tx, id: OrganizationId | null, count
     .where('id', 'in', unwanted)
     .executeTakeFirstOrThrow();
   return Number(numUpdatedRows);
-}
-
-function found(organization: Organization | undefined): Organization {
-  if (organization === undefined) throw new Problem('not_found', 'There is no such organization.');
-  return organization;
 }

@@ -1,5 +1,5 @@
 import { type Selectable, sql } from 'kysely';
-import { Problem } from '../core/errors.ts';
+import { requireFound } from '../core/errors.ts';
 import type { OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { PartnersTable } from '../db/schema.ts';
@@ -28,7 +28,7 @@ export async function getPartner(db: Db, organizationId: OrganizationId, id: str
     .where('organization_id', '=', organizationId)
     .where('id', '=', id as PartnerId)
     .executeTakeFirst();
-  return found(partner);
+  return requireFound(partner, 'partner in this organization');
 }
 
 /** Serializes everything that depends on the partner being live: its keys' creation, its change, its deletion. */
@@ -40,7 +40,7 @@ export async function lockPartner(tx: Tx, organizationId: OrganizationId, id: st
     .where('id', '=', id as PartnerId)
     .forNoKeyUpdate()
     .executeTakeFirst();
-  return found(partner);
+  return requireFound(partner, 'partner in this organization');
 }
 
 /** Newest first, one more than `limit`. */
@@ -89,9 +89,4 @@ export async function markPartnerSuspended(tx: Tx, id: PartnerId, suspendedAt: D
 
 export async function markPartnerRestored(tx: Tx, id: PartnerId): Promise<void> {
   await tx.updateTable('partners').set({ deleted_at: null }).where('id', '=', id).execute();
-}
-
-function found(partner: Partner | undefined): Partner {
-  if (partner === undefined) throw new Problem('not_found', 'There is no such partner in this organization.');
-  return partner;
 }

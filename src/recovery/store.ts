@@ -1,6 +1,6 @@
 import { type Selectable, type SqlBool, sql } from 'kysely';
 import type { Actor } from '../core/actor.ts';
-import { Problem } from '../core/errors.ts';
+import { requireFound } from '../core/errors.ts';
 import { isId, type KeyId, type OrganizationId, type PartnerId, type RecoveryRequestId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { RecoveryRequestsTable, RecoveryStatus } from '../db/schema.ts';
@@ -29,7 +29,7 @@ export async function getRecoveryRequest(
   organizationId: OrganizationId | null,
   id: string,
 ): Promise<RecoveryRequest> {
-  return found(await select(db, organizationId, id).executeTakeFirst());
+  return requireFound(await select(db, organizationId, id).executeTakeFirst(), 'recovery request');
 }
 
 /** For an answer: it is given once. @throws Problem `not_found` */
@@ -38,7 +38,7 @@ export async function lockRecoveryRequest(
   organizationId: OrganizationId,
   id: string,
 ): Promise<RecoveryRequest> {
-  return found(await select(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst());
+  return requireFound(await select(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst(), 'recovery request');
 }
 
 function select(db: Db, organizationId: OrganizationId | null, id: string) {
@@ -149,11 +149,6 @@ export async function markAnswered(tx: Tx, id: RecoveryRequestId, answer: Answer
     .where('id', '=', id)
     .returning(columns)
     .executeTakeFirstOrThrow();
-}
-
-function found(request: RecoveryRequest | undefined): RecoveryRequest {
-  if (request === undefined) throw new Problem('not_found', 'There is no such recovery request.');
-  return request;
 }
 
 /** Open requests, of all organizations, whose answer was due before now. */

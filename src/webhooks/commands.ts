@@ -11,7 +11,6 @@ import { requireLivePartner } from '../partners/commands.ts';
 import { lockPartner } from '../partners/store.ts';
 import { type MintedSecret, mintSecret, reseal } from './mint.ts';
 import { endpointsAllowed, oldSecretSignsMs, requireEnabled, requireTellable, shownUrl, sortEvents } from './policy.ts';
-import { replaceSeals } from './rekey-store.ts';
 import {
   countWebhooks,
   insertWebhook,
@@ -20,6 +19,7 @@ import {
   markWebhookDeleted,
   markWebhookDisabled,
   markWebhookEnabled,
+  replaceSeals,
   replaceSecret,
   updateWebhook,
   type Webhook,

@@ -1,5 +1,5 @@
 import { type Selectable, sql } from 'kysely';
-import { Problem } from '../core/errors.ts';
+import { requireFound } from '../core/errors.ts';
 import type { DeliveryId, WebhookId } from '../core/ids.ts';
 import { pruneInBatches } from '../db/batches.ts';
 import type { Db, Tx } from '../db/client.ts';
@@ -69,8 +69,7 @@ export async function lockDelivery(tx: Tx, endpointId: WebhookId, id: string): P
     .where('id', '=', id as DeliveryId)
     .forUpdate()
     .executeTakeFirst();
-  if (delivery === undefined) throw new Problem('not_found', 'There is no such delivery to this webhook.');
-  return delivery;
+  return requireFound(delivery, 'delivery to this webhook');
 }
 
 /** From the beginning of the schedule. One that is under way stays under way. */

@@ -1,9 +1,9 @@
 import { type Selectable, sql } from 'kysely';
-import { Problem } from '../core/errors.ts';
+import { requireFound } from '../core/errors.ts';
 import type { OrganizationId, PartnerId, WebhookId } from '../core/ids.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { DisabledReason, WebhookEndpointsTable } from '../db/schema.ts';
-import type { MintedSecret } from './mint.ts';
+import type { MintedSecret, SecretColumns } from './mint.ts';
 
 type SecretColumn = 'sealed' | 'sealed_keyring_id' | 'previous_sealed' | 'previous_sealed_keyring_id';
 
@@ -28,12 +28,15 @@ const columns = [
 
 /** @throws Problem `not_found`, also for another organization's endpoint and for one that was deleted */
 export async function getWebhook(db: Db, organizationId: OrganizationId, id: string): Promise<Webhook> {
-  return found(await selectWebhook(db, organizationId, id).executeTakeFirst());
+  return requireFound(await selectWebhook(db, organizationId, id).executeTakeFirst(), 'webhook in this organization');
 }
 
 /** For a change of the endpoint. @throws Problem `not_found`, as `getWebhook` */
 export async function lockWebhook(tx: Tx, organizationId: OrganizationId, id: string): Promise<Webhook> {
-  return found(await selectWebhook(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst());
+  return requireFound(
+    await selectWebhook(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst(),
+    'webhook in this organization',
+  );
 }
 
 function selectWebhook(db: Db, organizationId: OrganizationId, id: string) {
@@ -181,7 +184,7 @@ export async function lockForSending(tx: Tx, id: WebhookId): Promise<SendingWebh
     .executeTakeFirst();
 }
 
-function found(webhook: Webhook | undefined): Webhook {
-  if (webhook === undefined) throw new Problem('not_found', 'There is no such webhook in this organization.');
-  return webhook;
+/** The webhook must be locked. */
+export async function replaceSeals(tx: Tx, id: WebhookId, columns: SecretColumns): Promise<void> {
+  await tx.updateTable('webhook_endpoints').set(columns).where('id', '=', id).execute();
 }

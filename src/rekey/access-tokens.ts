@@ -1,0 +1,37 @@
+import { type Selectable, sql } from 'kysely';
+import { isAuthenticToken, tokenMac } from '../auth/record-mac.ts';
+import type { AccessTokenId } from '../core/ids.ts';
+import type { MacColumns } from '../crypto/mac.ts';
+import type { AccessTokensTable } from '../db/schema.ts';
+import type { RekeyedKind } from './rekey.ts';
+
+/** Renews the MAC of an access token. Its tag moves at its next use. */
+export const accessTokens: RekeyedKind<Selectable<AccessTokensTable>, { id: AccessTokenId } & MacColumns> = {
+  countedAs: null,
+  async countStale(db, primaryId, upTo) {
+    const { rows } = await sql<{ count: number; lastId: AccessTokenId | null }>`
+      select count(*)::int as count, max(id) as "lastId" from access_tokens
+      where mac_keyring_id <> ${primaryId} and (${upTo}::text is null or id <= ${upTo})`.execute(db);
+    return rows[0] ?? { count: 0, lastId: null };
+  },
+  lockStale: (tx, primaryId, { after, upTo, limit }) =>
+    tx
+      .selectFrom('access_tokens')
+      .selectAll()
+      .where('mac_keyring_id', '<>', primaryId)
+      .where('id', '>', after as AccessTokenId)
+      .where('id', '<=', upTo as AccessTokenId)
+      .orderBy('id')
+      .limit(limit)
+      .forNoKeyUpdate()
+      .skipLocked()
+      .execute(),
+  renew(keyring, token) {
+    const { id, mac_keyring_id: macId } = token;
+    const isSound = keyring.get(macId) !== undefined && isAuthenticToken(keyring, token);
+    return isSound ? { id, ...tokenMac(keyring, token) } : { id, reason: 'row_not_authentic' };
+  },
+  async store(tx, _primaryId, renewed) {
+    for (const { id, ...mac } of renewed) await tx.updateTable('access_tokens').set(mac).where('id', '=', id).execute();
+  },
+};

@@ -1,0 +1,31 @@
+import { sql } from 'kysely';
+import type { WebhookId } from '../core/ids.ts';
+import { reseal, type SealedSecrets, type SecretColumns } from '../webhooks/mint.ts';
+import { replaceSeals } from '../webhooks/store.ts';
+import type { RekeyedKind } from './rekey.ts';
+
+const isStale = (primaryId: string) => sql<boolean>`
+  (sealed_keyring_id <> ${primaryId} or previous_sealed_keyring_id <> ${primaryId})`;
+
+/** Seals the secrets of a webhook again. */
+export const webhooks: RekeyedKind<SealedSecrets, { id: WebhookId } & SecretColumns> = {
+  countedAs: 'webhookSecrets',
+  async countStale(db, primaryId, upTo) {
+    const { rows } = await sql<{ count: number; lastId: WebhookId | null }>`
+      select count(*)::int as count, max(id) as "lastId" from webhook_endpoints
+      where ${isStale(primaryId)} and (${upTo}::text is null or id <= ${upTo})`.execute(db);
+    return rows[0] ?? { count: 0, lastId: null };
+  },
+  async lockStale(tx, primaryId, { after, upTo, limit }) {
+    const { rows } = await sql<SealedSecrets>`
+      select id, organization_id, partner_id, url, sealed, sealed_keyring_id, previous_sealed, previous_sealed_keyring_id,
+        previous_until
+      from webhook_endpoints where ${isStale(primaryId)} and id > ${after} and id <= ${upTo}
+      order by id limit ${limit} for no key update skip locked`.execute(tx);
+    return rows;
+  },
+  renew: (keyring, webhook) => ({ id: webhook.id, ...reseal(keyring, webhook) }),
+  async store(tx, _primaryId, renewed) {
+    for (const { id, ...columns } of renewed) await replaceSeals(tx, id, columns);
+  },
+};
