@@ -15,7 +15,6 @@ import { requireGuarantees } from './db/guarantees.ts';
 import { confirmInstallation, isRestoredCopy, restoredCopyRemedy } from './db/installation.ts';
 import { migrate, requireCurrentSchema } from './db/migrator.ts';
 import type { Transactor } from './db/work.ts';
-import { type SendPayload, sendTask } from './db/worker-queue.ts';
 import { type EmbeddedInstance, startEmbeddedInstance } from './embedded-instance.ts';
 import { openCheckpointing } from './history/checkpoints/checkpointing.ts';
 import { buildMetricsServer } from './http/metrics-routes.ts';
@@ -31,7 +30,7 @@ import { tokenCrypto } from './token-crypto.ts';
 import { startVerificationState } from './verification/state.ts';
 import { packageVersion } from './version.ts';
 import { createWebhookClient } from './webhooks/connector.ts';
-import { enqueueDeliveries } from './webhooks/enqueue-deliveries.ts';
+import { enqueueDeliveries, type SendPayload, sendTask } from './webhooks/enqueue-deliveries.ts';
 import { parseRanges } from './webhooks/public-address.ts';
 import { startWebhookSender } from './webhooks/sender.ts';
 

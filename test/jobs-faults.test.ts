@@ -1,7 +1,7 @@
 import t, { type Test } from 'tap';
 import { connect, type Db } from '../src/db/client.ts';
+import { forgivingPool } from '../src/jobs/graphile-worker.ts';
 import { listJobRuns } from '../src/jobs/store.ts';
-import { forgivingPool } from '../src/jobs/worker-pool.ts';
 import type { ClusterUrls } from './support/cluster.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { dbDue, dbMissed, dbQueue, makeJob, startReplica } from './support/jobs.ts';

@@ -1,5 +1,5 @@
+import { parseCronItem } from 'graphile-worker';
 import type { Job } from './job.ts';
-import { periodMsOf } from './schedule.ts';
 import type { JobRun } from './store.ts';
 
 export type JobState = 'not_started' | 'waiting' | 'good' | 'failed' | 'overdue';
@@ -33,4 +33,35 @@ export function describeError(error: unknown): string {
   const causes: unknown[] = error instanceof AggregateError ? error.errors.slice(0, 3) : [];
   const message = [error.message, ...causes.map(describeError)].join(' ');
   return `${name}: ${message.replace(unbroken, '…').slice(0, 200)}`;
+}
+
+const minuteMs = 60_000;
+
+/** A year and a day: the rarest schedule is due once within it. */
+const longestPeriodMinutes = 366 * 24 * 60;
+
+/**
+ * How long it is between two times at which a schedule is due, as of a moment.
+ * @throws Error for a schedule that is none, or that is never due
+ */
+export function periodMsOf(schedule: string, now: Date): number {
+  const { match } = parseCronItem({ task: 'any', match: schedule });
+  const lastMinute = Math.floor(now.getTime() / minuteMs);
+  let latest: number | undefined;
+  for (let minute = lastMinute; minute > lastMinute - 2 * longestPeriodMinutes; minute--) {
+    if (!match(digestOf(new Date(minute * minuteMs)))) continue;
+    if (latest !== undefined) return (latest - minute) * minuteMs;
+    latest = minute;
+  }
+  throw new Error(`the schedule ${schedule} is never due`);
+}
+
+function digestOf(at: Date) {
+  return {
+    min: at.getUTCMinutes(),
+    hour: at.getUTCHours(),
+    date: at.getUTCDate(),
+    month: at.getUTCMonth() + 1,
+    dow: at.getUTCDay(),
+  };
 }

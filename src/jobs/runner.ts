@@ -7,13 +7,11 @@ import { workerSchema } from '../db/worker-schema.ts';
 import { createBackoff, pause } from '../lib/backoff.ts';
 import { abortable } from '../lib/deadline.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
+import { forgivingPool, toWorkerLogger } from './graphile-worker.ts';
 import type { Job, JobSettings } from './job.ts';
 import { runAlone } from './lock.ts';
-import { describeError } from './policy.ts';
-import { periodMsOf } from './schedule.ts';
+import { describeError, periodMsOf } from './policy.ts';
 import { forgetAbandoned, insertJobs, markFailed, markStarted, markSucceeded } from './store.ts';
-import { toWorkerLogger } from './worker-log.ts';
-import { forgivingPool } from './worker-pool.ts';
 
 /** Runs jobs when they are due, for as long as it is open. */
 export interface JobRunner {

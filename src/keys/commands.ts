@@ -19,6 +19,7 @@ import {
   type KeyFields,
   liveKeysOfRow,
   lockKey,
+  markKeySuspended,
   markKeysDeleted,
   type SealedColumns,
   type ShownKey,
@@ -261,4 +262,29 @@ function describe(settings: KeySettings): Record<string, unknown> {
 function describePatch(patch: KeyPatch): Record<string, unknown> {
   const given = withoutUndefined(patch);
   return given.expiresAt == null ? given : { ...given, expiresAt: given.expiresAt.toISOString() };
+}
+
+/**
+ * Suspends or resumes a key. From the commit on a suspended key is rejected everywhere; one that has expired meanwhile
+ * stays so when it is resumed.
+ * @throws Problem `not_found`, `already_deleted`
+ */
+export async function setKeySuspended(
+  work: Work<OrganizationDoer>,
+  keyId: string,
+  isSuspended: boolean,
+): Promise<ShownKey> {
+  const key = await lockKey(work.tx, work.by.organizationId, keyId);
+  requireLiveKey(key);
+  if (isSuspended === (key.suspended_at !== null)) return withLastUse(work.tx, key);
+  const changed = await markKeySuspended(work.tx, key.id, isSuspended ? work.now : null);
+  record(work, { ...suspensionEvent(work, 'key', isSuspended), keyId: key.id, partnerId: key.partner_id });
+  return withLastUse(work.tx, changed);
+}
+
+/** What history says when a key or a partner is suspended or resumed. */
+export function suspensionEvent<Kind extends 'key' | 'partner'>({ now }: Work, kind: Kind, isSuspended: boolean) {
+  return isSuspended
+    ? ({ action: `${kind}.suspended`, details: { suspendedAt: now.toISOString() } } as const)
+    : ({ action: `${kind}.resumed`, details: {} } as const);
 }

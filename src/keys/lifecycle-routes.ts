@@ -3,12 +3,12 @@ import { z } from 'zod';
 import type { RestoreWindows } from '../core/restore-window.ts';
 import { organizationDoerOf } from '../http/guard.ts';
 import { idParam } from '../http/schemas.ts';
+import { setKeySuspended } from './commands.ts';
 import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
 import { restoreKey } from './restore-commands.ts';
 import { rotateKey } from './rotate-commands.ts';
 import type { ShownKey } from './store.ts';
-import { resumeKey, suspendKey } from './suspend-commands.ts';
 import { createdKeyView, type KeyViewContext, keyView, showCreatedKey, toKeyView } from './views.ts';
 
 const longestEndSeconds = 31_536_000;
@@ -89,7 +89,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
     async (request, reply) => {
       const { keyId } = request.params;
       return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
-        show(await suspendKey(work, keyId), work.now),
+        show(await setKeySuspended(work, keyId, true), work.now),
       );
     },
   );
@@ -114,7 +114,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
     async (request, reply) => {
       const { keyId } = request.params;
       return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
-        show(await resumeKey(work, keyId), work.now),
+        show(await setKeySuspended(work, keyId, false), work.now),
       );
     },
   );

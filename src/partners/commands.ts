@@ -6,11 +6,18 @@ import { type RateLimit, toRateLimit, toRateLimitColumns } from '../core/rate-li
 import type { OrganizationDoer, Work } from '../db/work.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
-import { addKey, type CreatedKey, deleteKeys } from '../keys/commands.ts';
+import { addKey, type CreatedKey, deleteKeys, suspensionEvent } from '../keys/commands.ts';
 import type { MintedKey } from '../keys/mint.ts';
 import { lockLiveKeysOfPartner } from '../keys/store.ts';
 import { shareOrganization } from '../organizations/store.ts';
-import { insertPartner, lockPartner, markPartnerDeleted, type Partner, updatePartner } from './store.ts';
+import {
+  insertPartner,
+  lockPartner,
+  markPartnerDeleted,
+  markPartnerSuspended,
+  type Partner,
+  updatePartner,
+} from './store.ts';
 
 export interface NewPartner {
   email: string;
@@ -139,6 +146,25 @@ async function deleteKeysOfRows(
 ): Promise<void> {
   if (permissions.length === 0) return;
   await deleteKeys(work, await lockLiveKeysOfPartner(work.tx, partner.id, permissions), reason);
+}
+
+/**
+ * Suspends or resumes a partner. From the commit on all keys of a suspended partner are rejected everywhere; keys that are
+ * suspended themselves stay so when it is resumed.
+ * @throws Problem `not_found`, `already_deleted`
+ */
+export async function setPartnerSuspended(
+  work: Work<OrganizationDoer>,
+  partnerId: string,
+  isSuspended: boolean,
+): Promise<Partner> {
+  const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
+  requireLivePartner(partner);
+  if (isSuspended === (partner.suspended_at !== null)) return partner;
+  const suspendedAt = isSuspended ? work.now : null;
+  await markPartnerSuspended(work.tx, partner.id, suspendedAt);
+  record(work, { ...suspensionEvent(work, 'partner', isSuspended), partnerId: partner.id });
+  return { ...partner, suspended_at: suspendedAt };
 }
 
 export function requireLivePartner(partner: Partner): void {

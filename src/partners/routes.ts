@@ -27,10 +27,9 @@ import {
 } from '../http/schemas.ts';
 import type { KeyMint } from '../keys/mint.ts';
 import { createdKeyView, toCreatedKeyView } from '../keys/views.ts';
-import { createPartner, deletePartner, patchPartner } from './commands.ts';
+import { createPartner, deletePartner, patchPartner, setPartnerSuspended } from './commands.ts';
 import { restorePartner } from './restore-commands.ts';
 import { getPartner, listPartners, type Partner } from './store.ts';
-import { resumePartner, suspendPartner } from './suspend-commands.ts';
 
 const fields = {
   id: idView('partner'),
@@ -236,7 +235,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     async (request, reply) => {
       const { partnerId } = request.params;
       return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
-        showDone(await suspendPartner(work, partnerId)),
+        showDone(await setPartnerSuspended(work, partnerId, true)),
       );
     },
   );
@@ -262,7 +261,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     async (request, reply) => {
       const { partnerId } = request.params;
       return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
-        showDone(await resumePartner(work, partnerId)),
+        showDone(await setPartnerSuspended(work, partnerId, false)),
       );
     },
   );

@@ -3,12 +3,12 @@ import { newId, type PartnerId, type WebhookId } from '../core/ids.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import type { Secret } from '../crypto/secret.ts';
 import type { OrganizationDoer, Work } from '../db/work.ts';
-import { wakeSender } from '../db/worker-queue.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';
 import { requireLivePartner } from '../partners/commands.ts';
 import { lockPartner } from '../partners/store.ts';
+import { wakeSender } from './enqueue-deliveries.ts';
 import { type MintedSecret, mintSecret, reseal } from './mint.ts';
 import { endpointsAllowed, oldSecretSignsMs, requireEnabled, requireTellable, shownUrl, sortEvents } from './policy.ts';
 import {

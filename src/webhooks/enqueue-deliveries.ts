@@ -4,7 +4,7 @@ import { type DeliveryId, newId, type OrganizationId, type WebhookId } from '../
 import { toTraceparent } from '../core/trace.ts';
 import type { Tx } from '../db/client.ts';
 import type { OnAppended, Work } from '../db/work.ts';
-import { wakeSender } from '../db/worker-queue.ts';
+import { workerSchema } from '../db/worker-schema.ts';
 import { toCanonical } from '../history/chain.ts';
 import { deliveryMac } from './delivery-mac.ts';
 import { announcedTo, audienceOf } from './payload.ts';
@@ -92,4 +92,22 @@ async function insertDeliveries(
       ${macs.map(({ mac }) => mac)}::bytea[], ${macs.map(({ mac_keyring_id }) => mac_keyring_id)}::text[],
       ${column(({ event }) => event.at)}::timestamptz[])
       as delivery (id, endpoint_id, sequence, action, mac, mac_keyring_id, at)`.execute(tx);
+}
+
+/** The task of graphile-worker's queue that sends what is due to an organization's webhooks. */
+export const sendTask = 'send_webhooks';
+
+export interface SendPayload {
+  organizationId: OrganizationId;
+}
+
+/**
+ * Wakes the sender of one service when this transaction commits. An organization has one row in the queue at most. Like the
+ * chain's head it is locked until the commit, so this comes after history is appended.
+ */
+export async function wakeSender(tx: Tx, organizationId: OrganizationId): Promise<void> {
+  await sql`
+    select from ${sql.ref(`${workerSchema}.add_job`)}(
+      ${sendTask}, json_build_object('organizationId', ${organizationId}::text),
+      job_key := ${`${sendTask} ${organizationId}`})`.execute(tx);
 }

@@ -1,8 +1,7 @@
-import { type SendPayload, sendTask } from '../../src/db/worker-queue.ts';
 import { startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
 import { createWebhookClient } from '../../src/webhooks/connector.ts';
-import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
+import { enqueueDeliveries, type SendPayload, sendTask } from '../../src/webhooks/enqueue-deliveries.ts';
 import { parseRanges } from '../../src/webhooks/public-address.ts';
 import { startWebhookSender } from '../../src/webhooks/sender.ts';
 import { keyringOf } from './keyrings.ts';

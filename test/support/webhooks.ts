@@ -1,12 +1,11 @@
 import { createServer, type IncomingHttpHeaders, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import type { Test } from 'tap';
-import { type SendPayload, sendTask } from '../../src/db/worker-queue.ts';
 import { readEvent } from '../../src/history/views.ts';
 import { startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
 import { createWebhookClient } from '../../src/webhooks/connector.ts';
-import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
+import { enqueueDeliveries, type SendPayload, sendTask } from '../../src/webhooks/enqueue-deliveries.ts';
 import { audienceOf, payloadFor } from '../../src/webhooks/payload.ts';
 import { parseRanges } from '../../src/webhooks/public-address.ts';
 import { startWebhookSender, type WebhookSender } from '../../src/webhooks/sender.ts';
