@@ -111,7 +111,7 @@ t.test('npm packs the built service and its documents, and no sources', async (t
   t.equal((await packed.exited).code, 0, packed.output());
   const [{ files }] = JSON.parse(packed.stdout()) as [{ files: Array<{ path: string }> }];
   const paths = files.map((file) => file.path);
-  for (const wanted of ['dist/src/cli/latchkey.js', 'dist/src/server.js', 'openapi/openapi.json', 'docs/api.md']) {
+  for (const wanted of ['dist/src/cli/latchkey.js', 'dist/src/server.js', 'openapi/openapi.json', 'docs/history.md']) {
     t.ok(paths.includes(wanted), wanted);
   }
   const others = paths.filter((each) => !/^(dist|openapi|docs)\//.test(each));

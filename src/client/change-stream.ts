@@ -66,7 +66,11 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
   }
 
   function handle({ event, data }: EventSourceMessage): void {
-    const { ids = [], reason = '', ...heartbeat } = JSON.parse(data) as Partial<Heartbeat> & {
+    const {
+      ids = [],
+      reason = '',
+      ...heartbeat
+    } = JSON.parse(data) as Partial<Heartbeat> & {
       ids?: string[];
       reason?: string;
     };

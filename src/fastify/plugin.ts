@@ -2,13 +2,7 @@ import type { IncomingMessage } from 'node:http';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import { type ClientOptions, createLatchkeyClient } from '../client/client.ts';
-import {
-  type Access,
-  LatchkeyUnavailable,
-  type Permission,
-  permissionFor,
-  type Verdict,
-} from '../client/verdict.ts';
+import { type Access, LatchkeyUnavailable, type Permission, permissionFor, type Verdict } from '../client/verdict.ts';
 import { readCredential } from '../lib/read-credential.ts';
 import { type Denial, denialOf, denialOfError, keyInUrl, noKey, rateLimitFields, sendProblem } from './denial.ts';
 

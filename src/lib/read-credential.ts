@@ -31,10 +31,7 @@ export function readCredential(
   // Node joins a repeated header of this kind with a comma, which no token contains.
   const other = Array.isArray(apiKey) ? apiKey.join(', ') : apiKey;
   if (bearer !== undefined && other !== undefined && bearer !== other) {
-    throw new UnreadableCredential(
-      400,
-      'Authorization and X-API-Key carry different credentials. Send one of them.',
-    );
+    throw new UnreadableCredential(400, 'Authorization and X-API-Key carry different credentials. Send one of them.');
   }
   return bearer ?? other;
 }
