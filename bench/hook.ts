@@ -68,7 +68,7 @@ async function compare(load: Load, backends: Backends, pace: Pace): Promise<{ ba
   return { bare, hooked };
 }
 
-const least = 0.9;
+const least = 0.8;
 
 export function judgeHook(rows: readonly Row[]): Promised {
   const hooked = rows.find(({ name }) => name === names.protected);
