@@ -1,6 +1,6 @@
 import type { FastifyBaseLogger } from 'fastify';
 import type pg from 'pg';
-import { Counter, Gauge, type Histogram, Registry } from 'prom-client';
+import { Counter, Gauge, Registry } from 'prom-client';
 import type { CacheLookups, RecordCache } from './auth/record-cache.ts';
 import type { Records } from './auth/records.ts';
 import { type ProblemCode, problemCodes } from './core/errors.ts';
@@ -83,7 +83,10 @@ export function createMetrics(options: MetricsOptions): Metrics {
   return {
     contentType: registry.contentType,
     // Requests at the same time share one collection.
-    text: singleFlight(() => readDatabase().then(() => registry.metrics())),
+    text: singleFlight(async () => {
+      await readDatabase();
+      return (await options.tallies.times.text()) + (await registry.metrics());
+    }),
   };
 }
 
@@ -132,7 +135,6 @@ function defineOwn(registry: Registry, options: MetricsOptions): void {
   gauge(registry, { name: 'build_info', help: 'Always 1.', labels: ['version', 'node'] }, () => [
     [{ version: options.version, node: process.version }, 1],
   ]);
-  registry.registerMetric(histogramOf(tallies.times));
   counter(
     registry,
     { name: 'problems_total', help: 'Requests refused or failed, by problem code.', labels: ['code'] },
@@ -220,34 +222,6 @@ function defineOwn(registry: Registry, options: MetricsOptions): void {
   gauge(registry, { name: 'database_waiting', help: 'Requests that wait for a connection to Postgres.' }, () => [
     [{}, pool.waitingCount],
   ]);
-}
-
-const timesName = 'latchkey_http_request_duration_seconds';
-
-/** prom-client asks a metric for its values and nothing else, so one that keeps them otherwise can stand in. */
-function histogramOf(times: RequestTimes): Histogram {
-  const values = () =>
-    [...times.read()].flatMap(({ method, route, status, bucketsMs, counts, sumMs }) => {
-      const labels = { method, route, status };
-      let sum = 0;
-      const buckets = counts.map((count, index) => {
-        sum += count;
-        const bound = bucketsMs[index];
-        const le = bound === undefined ? '+Inf' : String(bound / 1_000);
-        return { metricName: `${timesName}_bucket`, labels: { le, ...labels }, value: sum };
-      });
-      return [
-        ...buckets,
-        { metricName: `${timesName}_sum`, labels, value: sumMs / 1_000 },
-        { metricName: `${timesName}_count`, labels, value: sum },
-      ];
-    });
-  const help = 'How long requests took, by route and by how they ended.';
-  const metric = {
-    name: timesName,
-    get: async () => ({ name: timesName, help, type: 'histogram', values: values(), aggregator: 'sum' }),
-  };
-  return metric as unknown as Histogram;
 }
 
 /** What is known of the whole installation, so every replica tells the same. @returns what reads it */

@@ -62,7 +62,7 @@ t.test('each way in which an answer can fail to come, and how often it was asked
     // Long after it a connection that was lost before would have been noticed.
     [
       'reset much later',
-      (socket, request) => request > 0 && setTimeout(() => socket.resetAndDestroy(), 400),
+      (socket, request) => request > 0 && setTimeout(() => socket.resetAndDestroy(), 1_300),
       'broken',
       1,
     ],

@@ -194,7 +194,7 @@ t.test('what is found must be of this issuer, be sane, and lead where it can be 
     ['no JSON', 'hello', undefined, /JSON/],
     ['no object', 'null', undefined, /no JSON object/],
     ['no list', discovered({}), '{"keys":{}}', /no keys/],
-    ['without end', discovered({}), `{"keys":["${'x'.repeat(300_000)}"]}`, /over 262144 bytes/],
+    ['without end', discovered({}), `{"keys":["${'x'.repeat(300_000)}"]}`, /over 262144 characters/],
   ];
   for (const [what, discovery, keys, message] of wrong) {
     serve(discovery, keys);

@@ -3,7 +3,6 @@ import t from 'tap';
 import { historyActions } from '../src/core/events.ts';
 import { describeApi } from '../src/describe-api.ts';
 import { toOpenApi30 } from '../src/http/openapi-3-0.ts';
-import { toMarkdown } from '../src/http/openapi-markdown.ts';
 import type { Json } from './support/app.ts';
 import { startService } from './support/app.ts';
 
@@ -18,11 +17,10 @@ t.test('the committed document is what the routes say', async (t) => {
   t.equal(committed, await describeApi(), 'if the change is meant: npm run openapi');
 });
 
-t.test('the pages for people say the same', async (t) => {
-  t.equal(readFileSync('docs/api.md', 'utf8'), toMarkdown(document), 'if the change is meant: npm run openapi');
+t.test('docs/history.md lists every action', async (t) => {
   const history = readFileSync('docs/history.md', 'utf8');
   const listed = [...history.matchAll(/^\| `([a-z_]+\.[a-z_]+)` \|/gm)].map(([, action]) => action);
-  t.same(listed.sort(), [...historyActions].sort(), 'docs/history.md lists every action');
+  t.same(listed.sort(), [...historyActions].sort());
 });
 
 t.test('the 3.0 document is the same one, in the words of 3.0', async (t) => {

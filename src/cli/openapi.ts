@@ -1,12 +1,10 @@
 import { writeFile } from 'node:fs/promises';
 import { Command, Option } from 'commander';
 import { toOpenApi30 } from '../http/openapi-3-0.ts';
-import { toMarkdown } from '../http/openapi-markdown.ts';
 
 const forms = {
   '3.1': (json: string) => json,
   '3.0': (json: string) => `${JSON.stringify(toOpenApi30(JSON.parse(json)), null, 2)}\n`,
-  markdown: (json: string) => toMarkdown(JSON.parse(json)),
 };
 
 export function openApiCommand(): Command {

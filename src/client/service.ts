@@ -1,3 +1,4 @@
+import { responseText } from '../lib/response-text.ts';
 import type { Access, Verdict } from './verdict.ts';
 
 /** Where Latchkey is, and the token of this backend. */
@@ -78,7 +79,7 @@ const unsentCodes = new Set([
 /** Codes of a kept connection that Latchkey has closed. */
 const lostCodes = new Set(['ECONNRESET', 'EPIPE', 'UND_ERR_SOCKET']);
 /** A call that fails after less than this has met a connection that was lost before, and a new connection may work. */
-const quicklyMs = 300;
+const quicklyMs = 1_000;
 
 /** Resolves with the head of the answer. It is sent once more only where none had come: otherwise it may have been counted. */
 async function postBatch(service: Service, body: string, fresh: boolean): Promise<Answer> {
@@ -120,18 +121,14 @@ interface Answer {
   status: number;
   type: string;
   /** Its text as it comes. */
-  body: AsyncIterable<string> | Iterable<string>;
+  body: ReturnType<typeof responseText>;
 }
 
 async function call({ url, token }: Service, path: string, signal: AbortSignal, init: RequestInit): Promise<Answer> {
   const headers = { authorization: `Bearer ${token}`, ...init.headers };
-  const { status, headers: answered, body } = await fetch(url + path, { ...init, headers, signal, redirect: 'manual' });
-  return {
-    status,
-    type: answered.get('content-type') ?? '',
-    // Once `fetch` has resolved, its own signal may be collected as garbage and end nothing any more.
-    body: body?.pipeThrough(new TextDecoderStream(), { signal }) ?? [],
-  };
+  const response = await fetch(url + path, { ...init, headers, signal, redirect: 'manual' });
+  const type = response.headers.get('content-type') ?? '';
+  return { status: response.status, type, body: responseText(response, signal) };
 }
 
 /** `fetch` wraps what has happened. */

@@ -1,19 +1,19 @@
 import type { FastifyContextConfig } from 'fastify';
 import fp from 'fastify-plugin';
-import { coarseBucketsMs, fineBucketsMs, type RequestTimes, type RouteTimes } from './request-times.ts';
+import type { ObserveRequest, RequestTimes } from './request-times.ts';
 import { traceIdOf } from './tracing.ts';
 
 declare module 'fastify' {
   interface FastifyContextConfig {
-    /** Where the route's times are kept. */
-    times?: RouteTimes;
+    /** Counts a request of the route by its time. */
+    observe?: ObserveRequest;
   }
 }
 
-function bucketsOf(config: FastifyContextConfig | undefined): readonly number[] {
+function bucketsOf(config: FastifyContextConfig | undefined): 'fine' | 'coarse' {
   const access = config?.access;
   const isVerification = access !== undefined && access !== 'public' && ['verifier', 'gateway'].includes(access.role);
-  return isVerification ? fineBucketsMs : coarseBucketsMs;
+  return isVerification ? 'fine' : 'coarse';
 }
 
 /** One line for each reply: the request, its caller and address, and the result. Never a query, a header or a body. Health probes only at `debug`. */
@@ -22,16 +22,17 @@ export const requestLog = fp<{ times?: RequestTimes }>(
     // None of this can be a secret by its name, and looking for one took longer than the rest of the line. What has the form
     // of a token is taken out of this line too.
     const log = app.log.child({}, { redact: [] });
-    const elsewhere = times?.of([], 'none', coarseBucketsMs);
+    const elsewhere = times?.of([], 'none', 'coarse');
     if (times !== undefined) {
       app.addHook('onRoute', (route) => {
-        route.config = { ...route.config, times: times.of([route.method].flat(), route.url, bucketsOf(route.config)) };
+        const observe = times.of([route.method].flat(), route.url, bucketsOf(route.config));
+        route.config = { ...route.config, observe };
       });
     }
     app.addHook('onResponse', (request, reply, done) => {
       const status = reply.statusCode;
       const durationMs = reply.elapsedTime;
-      if (times !== undefined) (request.routeConfig?.times ?? elsewhere)?.observe(status, durationMs);
+      if (times !== undefined) (request.routeConfig?.observe ?? elsewhere)?.(status, durationMs);
       const facts = {
         reqId: request.id,
         traceId: traceIdOf(request),

@@ -1,70 +1,44 @@
-/** How long requests took, by route and by how they ended. */
+import { Histogram, Registry } from 'prom-client';
+
+/** How long requests took, by route and by how they ended, as a histogram of Prometheus. */
 export interface RequestTimes {
-  /** For a route, once. @param bucketsMs upper bounds of its histogram @param methods those that it is declared for @param route its pattern, such as `/v1/keys/:keyId` */
-  of(methods: readonly string[], route: string, bucketsMs: readonly number[]): RouteTimes;
-  /** What has been observed, in no order. */
-  read(): Iterable<ObservedTimes>;
+  /** For a route, once. @param methods those that it is declared for @param route its pattern, such as `/v1/keys/:keyId` */
+  of(methods: readonly string[], route: string, buckets: 'fine' | 'coarse'): ObserveRequest;
+  /** In the text format of Prometheus. */
+  text(): Promise<string>;
 }
 
-export interface RouteTimes {
-  observe(status: number, durationMs: number): void;
-}
+export type ObserveRequest = (status: number, durationMs: number) => void;
 
-export interface ObservedTimes {
-  method: string;
-  route: string;
-  /** `2xx` and so on. */
-  status: string;
-  bucketsMs: readonly number[];
-  /** How many took as long as each of `bucketsMs` at most and longer than the one before; last those beyond. */
-  counts: readonly number[];
-  sumMs: number;
-}
+/** Upper bounds in seconds. Verification, on which others wait, has fine ones: each bound is a series for each route and status. */
+const bounds = { fine: [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5], coarse: [0.05, 0.5] };
 
-/** Of verification, on which others wait. */
-export const fineBucketsMs = [0.5, 1, 2.5, 5, 10, 25, 100, 500, 2_500] as const;
-
-/** Of the many other routes. Each bound is a series for each route and status. */
-export const coarseBucketsMs = [50, 500] as const;
-
-interface Series extends ObservedTimes {
-  counts: number[];
-}
-
-/**
- * A histogram that costs a request some additions: a route finds its series by the first digit of the status. prom-client
- * looks its labels up by name at each observation, which took longer than the line in the log.
- */
 export function createRequestTimes(): RequestTimes {
-  const known = new Map<string, Series[]>();
-
-  function seriesOf(method: string, route: string): Series[] {
-    const name = `${method} ${route}`;
-    const series = known.get(name) ?? [];
-    known.set(name, series);
-    return series;
-  }
-
+  // One histogram has one list of bounds, and one registry has one histogram of a name.
+  const registries = { fine: new Registry(), coarse: new Registry() };
+  const histogram = (buckets: 'fine' | 'coarse') =>
+    new Histogram({
+      name: 'latchkey_http_request_duration_seconds',
+      help: 'How long requests took, by route and by how they ended.',
+      labelNames: ['method', 'route', 'status'],
+      buckets: bounds[buckets],
+      registers: [registries[buckets]],
+    });
+  const histograms = { fine: histogram('fine'), coarse: histogram('coarse') };
   return {
-    of(methods, route, bucketsMs) {
+    of(methods, route, buckets) {
       const method = methods.length === 1 ? (methods[0] ?? '') : 'any';
-      const byClass = seriesOf(method, route);
-      return {
-        observe(status, durationMs) {
-          const digit = Math.trunc(status / 100);
-          let series = byClass[digit];
-          if (series === undefined) {
-            const counts = new Array<number>(bucketsMs.length + 1).fill(0);
-            series = { method, route, status: `${digit}xx`, bucketsMs, counts, sumMs: 0 };
-            byClass[digit] = series;
-          }
-          let bucket = 0;
-          while (bucket < bucketsMs.length && durationMs > (bucketsMs[bucket] ?? 0)) bucket += 1;
-          series.counts[bucket] = (series.counts[bucket] ?? 0) + 1;
-          series.sumMs += durationMs;
-        },
+      const byClass: Array<Histogram.Internal<string> | undefined> = [];
+      return (status, durationMs) => {
+        const digit = Math.trunc(status / 100);
+        byClass[digit] ??= histograms[buckets].labels(method, route, `${digit}xx`);
+        byClass[digit].observe(durationMs / 1_000);
       };
     },
-    read: () => [...known.values()].flatMap((byClass) => byClass.filter((series) => series !== undefined)),
+    async text() {
+      const [coarse, fine] = await Promise.all([registries.coarse.metrics(), registries.fine.metrics()]);
+      // The lines of one metric are one group, below one heading.
+      return coarse + fine.replace(/^#.*\n/gm, '');
+    },
   };
 }

@@ -1,7 +1,7 @@
 import fastify from 'fastify';
 import { latchkey } from 'latchkey/fastify';
 
-// Issues, in memory. Whoever has a key that may read lists them, whoever has one that may write creates them.
+// Issues, in memory. A key that may read lists them, a key that may write creates them.
 
 const issues = [{ id: 1, title: 'The door squeaks', createdBy: null }];
 
