@@ -220,6 +220,19 @@ t.test('a row in the place of another, which asks for the same, is not replayed'
   isGone(t, again, [ours.id]);
 });
 
+t.test('a row that was made to fit another body is not replayed', async (t) => {
+  const { admin, urls } = await startService(t);
+  const { body: one } = await admin.post('/v1/keys', { name: 'One' }, withKey('one'));
+  const { body: two } = await admin.post('/v1/keys', { name: 'Two' }, withKey('two'));
+  await dbQuery(
+    urls.superuser,
+    `update idempotency_keys set request_hash = (select request_hash from idempotency_keys where $2 = any(created))
+     where $1 = any(created)`,
+    [one.id, two.id],
+  );
+  isGone(t, await admin.post('/v1/keys', { name: 'Two' }, withKey('one')), [one.id]);
+});
+
 t.test('what is kept has no plaintext in it, nor the Idempotency-Key, whatever a caller took for one', async (t) => {
   const { admin, urls } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});

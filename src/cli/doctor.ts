@@ -12,6 +12,7 @@ import { checkGuarantees } from '../db/guarantees.ts';
 import { confirmInstallation, isRestoredCopy, restoredCopyRemedy, unknownKeyringIds } from '../db/installation.ts';
 import { countKeyringUse } from '../db/keyring-use.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
+import { socketOf } from '../db/pg-internals.ts';
 import { doubtfulVariables } from '../doubtful-variables.ts';
 import { jobs } from '../jobs/list.ts';
 import { type JobState, stateOf } from '../jobs/policy.ts';
@@ -55,7 +56,7 @@ export function doctorCommand(env: NodeJS.ProcessEnv): Command {
 /** As this end sees it: behind a pooler the database would speak of the pooler's connection. */
 async function examineConnection({ pool }: DatabaseClient): Promise<void> {
   const client = await pool.connect();
-  const { stream } = client.connection;
+  const stream = socketOf(client);
   if (stream instanceof TLSSocket && stream.authorized) {
     print(
       `ok      The connection to Postgres is encrypted (${stream.getProtocol()}), and its certificate was verified.`,

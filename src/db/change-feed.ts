@@ -7,6 +7,7 @@ import { createDeferred, type Deferred } from '../lib/deferred.ts';
 import { createHealthSwitch } from '../lib/health-switch.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
 import type { DatabaseClock } from './clock.ts';
+import { socketOf } from './pg-internals.ts';
 import { prepareSession } from './session.ts';
 
 /** Called for every change, so that copies of records are dropped. */
@@ -135,7 +136,7 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
       isConnected = false;
       closing.removeEventListener('abort', lose);
       void client.end().catch(() => undefined);
-      client.connection.stream.destroy();
+      socketOf(client).destroy();
     }
   }
 

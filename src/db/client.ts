@@ -1,5 +1,6 @@
 import { Kysely, PostgresDialect, type Transaction, type TransactionBuilder } from 'kysely';
 import pg from 'pg';
+import { isPoolTimeout, isQueryTimeout, socketOf } from './pg-internals.ts';
 import type { Database } from './schema.ts';
 import { prepareSession } from './session.ts';
 
@@ -53,36 +54,29 @@ const ownTypes: pg.CustomTypesConfig = {
 };
 
 /**
- * A connection that dies when a query has not been answered in time. pg only stops waiting: the statement goes on, the
- * `rollback` behind it would never be sent, and whoever got the connection next would commit what nobody was told of.
+ * Closes the connection when a query has timed out. pg only stops waiting: the statement goes on, the `rollback` behind it
+ * would never be sent, and the next user of the connection would commit what was answered with 503.
  */
-class MortalClient extends pg.Client {
+class ClosingClient extends pg.Client {
   // pg declares eight forms of it; whichever is used, what comes back is what the caller gets.
   override query = ((...given: Parameters<pg.Client['query']>) => {
     const result: unknown = super.query(...given);
-    if (result instanceof Promise) result.catch((error: unknown) => this.#dieOf(error));
+    if (result instanceof Promise) result.catch((error) => isQueryTimeout(error) && socketOf(this).destroy());
     return result;
   }) as pg.Client['query'];
-
-  #dieOf(error: unknown): void {
-    if (error instanceof Error && error.message === 'Query read timeout') this.connection.stream.destroy();
-  }
 }
 
-/** Every connection is at work, the database answers, and there are more who wait than it can serve in time. */
+/** Every connection is in use, the database answers, and more requests wait than it can serve in time. */
 export class PoolUsedUp extends Error {
   override readonly name = 'PoolUsedUp';
 }
 
-/** What pg says to those who waited in vain for a connection that others have. */
-const waitedInVain = 'timeout exceeded when trying to connect';
-
-/** The pool as it is asked for connections, which says by its error whether the work is too much or the database silent. */
+/** Kysely's pool. Its error says whether there is too much work or the database does not answer. */
 function boundedPool(pool: pg.Pool, queueLimit: number) {
   let lastServedMs = Number.NEGATIVE_INFINITY;
   pool.on('release', (_error, client) => {
-    // One that died of a silent database has served nobody.
-    if (!client.connection.stream.destroyed) lastServedMs = performance.now();
+    // A connection that was closed by a silent database has served nobody.
+    if (!socketOf(client).destroyed) lastServedMs = performance.now();
   });
   return {
     async connect(): Promise<pg.PoolClient> {
@@ -91,7 +85,7 @@ function boundedPool(pool: pg.Pool, queueLimit: number) {
       try {
         return await pool.connect();
       } catch (error) {
-        if (!(error instanceof Error && error.message === waitedInVain) || lastServedMs < askedAtMs) throw error;
+        if (!isPoolTimeout(error) || lastServedMs < askedAtMs) throw error;
         throw new PoolUsedUp('others had all connections for too long', { cause: error });
       }
     },
@@ -101,7 +95,7 @@ function boundedPool(pool: pg.Pool, queueLimit: number) {
 
 export function connect(options: ClientOptions): DatabaseClient {
   const pool = new pg.Pool({
-    Client: MortalClient,
+    Client: ClosingClient,
     connectionString: options.url,
     max: options.poolSize,
     application_name: 'latchkey',

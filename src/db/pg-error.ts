@@ -1,6 +1,7 @@
 import pg from 'pg';
 import { Problem } from '../core/errors.ts';
 import { PoolUsedUp } from './client.ts';
+import { isConnectionLoss } from './pg-internals.ts';
 
 /** SQLSTATE codes: https://www.postgresql.org/docs/current/errcodes-appendix.html */
 const serializationFailure = '40001';
@@ -38,10 +39,6 @@ const problemOfConstraint: Record<string, () => Problem> = {
   recovery_requests_open_partner: () => new Problem('conflict', 'A recovery request about this partner is still open.'),
 };
 
-/** What pg says when it never reached the server, or lost it; it gives these errors no code. */
-const lostConnection =
-  /^(Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Cannot use a pool after calling end|Client was closed|The server does not support SSL connections)/;
-
 const networkCodes = new Set([
   'ECONNREFUSED',
   'ECONNRESET',
@@ -77,7 +74,7 @@ export function isUnavailable(error: unknown): boolean {
   if (error instanceof pg.DatabaseError) return error.code !== undefined && unavailableClass.test(error.code);
   const { code } = error as NodeJS.ErrnoException;
   if (code !== undefined && (networkCodes.has(code) || tlsCode.test(code))) return true;
-  return lostConnection.test(error.message);
+  return isConnectionLoss(error);
 }
 
 /**

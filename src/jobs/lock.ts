@@ -1,4 +1,5 @@
 import pg from 'pg';
+import { socketOf } from '../db/pg-internals.ts';
 import { prepareSession } from '../db/session.ts';
 import { pause } from '../lib/backoff.ts';
 
@@ -28,6 +29,6 @@ export async function runAlone(url: string, name: string, act: () => Promise<voi
   } finally {
     // When the server has hung up, the lock is free.
     await Promise.race([client.end(), pause(1_000)]);
-    client.connection.stream.destroy();
+    socketOf(client).destroy();
   }
 }
