@@ -7,6 +7,7 @@ import { describeError, stateOf } from '../src/jobs/policy.ts';
 import { periodMsOf } from '../src/jobs/schedule.ts';
 import { type JobRun, listJobRuns } from '../src/jobs/store.ts';
 import { type Json, startService } from './support/app.ts';
+import { createTestClock } from './support/clock.ts';
 import type { ClusterUrls } from './support/cluster.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { dbDue, dbMissed, dbQueue, makeJob, startReplica } from './support/jobs.ts';
@@ -172,7 +173,7 @@ t.test('each job finds what is due, and may do what it has to as the service see
   await service.operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
   await dbQuery(urls.superuser, "update organizations set key_reveal = 'never' where id = $1", [other.id]);
   for (const { name } of jobs) await dbMissed(urls, name);
-  startReplica(t, urls.app, jobs, { clockShiftMs: () => 31 * day });
+  startReplica(t, urls.app, jobs, { clock: createTestClock(31 * day) });
   for (const { name } of jobs) {
     const run = await eventually(async () => {
       const found = await runOf(client.db, name);

@@ -6,6 +6,7 @@ import { findForgedCredentials, organizationExists } from '../auth/store.ts';
 import { type Config, readConfig } from '../config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect, type DatabaseClient, type Db } from '../db/client.ts';
+import { createDatabaseClock } from '../db/clock.ts';
 import { currentTime } from '../db/credential.ts';
 import { foreignSettings, requireUtf8 } from '../db/fitness.ts';
 import { checkGuarantees } from '../db/guarantees.ts';
@@ -130,7 +131,7 @@ function mayBeMissing({ LATCHKEY_STRICT, DATABASE_URL, MIGRATION_DATABASE_URL }:
 }
 
 async function examineJobs(db: Db): Promise<void> {
-  const now = await currentTime(db, () => 0);
+  const now = await currentTime(db, createDatabaseClock());
   const runs = new Map((await listJobRuns(db)).map((run) => [run.name, run]));
   for (const job of jobs) {
     const run = runs.get(job.name);

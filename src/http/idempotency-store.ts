@@ -49,7 +49,7 @@ export async function deleteAnswer(tx: Tx, address: Buffer): Promise<void> {
 }
 
 /** Removes the replies that are too old to be replayed. @returns how many */
-export function pruneIdempotency(from: Pick<Transactor, 'db' | 'clockShiftMs'>, batchSize?: number): Promise<number> {
+export function pruneIdempotency(from: Pick<Transactor, 'db' | 'clock'>, batchSize?: number): Promise<number> {
   return pruneInBatches(from, { keptMs, batchSize, deleteOldest });
 }
 

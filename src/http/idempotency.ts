@@ -164,14 +164,10 @@ function requireTaken({ routeOptions: { url, config } }: FastifyRequest): void {
 }
 
 /** @throws Problem `unauthorized` where the caller's access token was deleted meanwhile */
-async function findEarlier(
-  { db, clockShiftMs }: Transactor,
-  by: Doer,
-  { address }: Claim,
-): Promise<Earlier | undefined> {
+async function findEarlier({ db, clock }: Transactor, by: Doer, { address }: Claim): Promise<Earlier | undefined> {
   const answer = await findAnswer(db, address);
   if (answer === undefined) return undefined;
-  const now = await beginAs(db, by, clockShiftMs);
+  const now = await beginAs(db, by, clock);
   return isTooOld(answer, now) ? undefined : { answer, now };
 }
 

@@ -98,7 +98,7 @@ export async function listRefusals(
 const keptMs = 90 * 24 * 3_600_000;
 
 /** Removes what is too old. @returns how many rows */
-export function pruneRefusals(from: Pick<Transactor, 'db' | 'clockShiftMs'>, batchSize?: number): Promise<number> {
+export function pruneRefusals(from: Pick<Transactor, 'db' | 'clock'>, batchSize?: number): Promise<number> {
   return pruneInBatches(from, { keptMs, batchSize, deleteOldest });
 }
 

@@ -1,7 +1,6 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { Problem } from '../core/errors.ts';
-import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationOf } from '../http/guard.ts';
 import { earliestMs, idParam, latestMs, timestampInput, timestampView } from '../http/schemas.ts';
@@ -55,10 +54,10 @@ const description =
   'Old hours are kept as days only. What was just used shows within ten seconds.';
 
 export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
-  const { db } = transactor;
+  const { db, clock } = transactor;
 
   async function usageOf(of: UsageOf, organizationId: UsageQuery['organizationId'], query: UsageWish) {
-    const now = await currentTime(db, transactor.clockShiftMs);
+    const now = new Date(clock.nowMs());
     const range = rangeOf(query, now);
     const [periods, lastUsedAt] = await Promise.all([
       listUsage(db, { organizationId, of, ...range }),

@@ -58,11 +58,11 @@ function countedUp(table: 'usage_hours' | 'usage_days'): RawBuilder<unknown> {
  * @returns how many hours were folded
  */
 export async function foldOldUsage(
-  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
+  { db, clock }: Pick<Transactor, 'db' | 'clock'>,
   hourlyDays: number,
 ): Promise<number> {
   return writeTransaction(db).execute(async (tx) => {
-    const nowMs = (await currentTime(tx, clockShiftMs)).getTime();
+    const nowMs = (await currentTime(tx, clock)).getTime();
     const before = new Date(nowMs - (nowMs % dayMs) - hourlyDays * dayMs);
     const { rows } = await sql<{ folded: number }>`
       with moved as (delete from usage_hours where hour < ${before} returning *),
@@ -159,11 +159,8 @@ export async function insertDeletedUses(tx: Tx, uses: readonly DeletedUse[]): Pr
 }
 
 /** Hours that are over for a day, and in which nobody can present a key any more. @returns how many */
-export async function forgetDeletedUses({
-  db,
-  clockShiftMs,
-}: Pick<Transactor, 'db' | 'clockShiftMs'>): Promise<number> {
-  const now = await currentTime(db, clockShiftMs);
+export async function forgetDeletedUses({ db, clock }: Pick<Transactor, 'db' | 'clock'>): Promise<number> {
+  const now = await currentTime(db, clock);
   const before = new Date(now.getTime() - dayMs);
   const { numDeletedRows } = await db
     .deleteFrom('deleted_key_uses')

@@ -109,7 +109,7 @@ export async function markFailedDueAgain(
 const keptMs = 30 * 24 * 3_600_000;
 
 /** Removes old deliveries with their attempts. @returns how many */
-export function pruneDeliveries(from: Pick<Transactor, 'db' | 'clockShiftMs'>, batchSize?: number): Promise<number> {
+export function pruneDeliveries(from: Pick<Transactor, 'db' | 'clock'>, batchSize?: number): Promise<number> {
   return pruneInBatches(from, { keptMs, batchSize, deleteOldest });
 }
 

@@ -1,3 +1,4 @@
+import { createDatabaseClock } from '../../src/db/clock.ts';
 import { type SendPayload, sendTask } from '../../src/db/worker-queue.ts';
 import { startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
@@ -13,7 +14,7 @@ const [url = '', entry = ''] = process.argv.slice(2);
 const shared = {
   url,
   keyring: keyringOf(entry),
-  clockShiftMs: () => 0,
+  clock: createDatabaseClock(),
   onAppended: enqueueDeliveries,
   logger: createLogger({ level: 'warn', tokenPrefix: 'lk' }),
 };
