@@ -17,6 +17,7 @@ import { doubtfulVariables } from '../doubtful-variables.ts';
 import { jobs } from '../jobs/list.ts';
 import { type JobState, stateOf } from '../jobs/policy.ts';
 import { type JobRun, listJobRuns } from '../jobs/store.ts';
+import { minuteMs } from '../lib/durations.ts';
 import { isWithin, toNetworks, unmapped } from '../lib/ip-address.ts';
 import { checkRedis } from '../verification/shared-limits.ts';
 import { describeFailure, messageOf } from './failure.ts';
@@ -25,7 +26,7 @@ import { locate } from './locate.ts';
 import { counted, print, warning, wrong } from './print.ts';
 
 /** Some of what is asked reads every key. */
-const queryTimeoutMs = 60_000;
+const queryTimeoutMs = minuteMs;
 
 const redisTimeoutMs = 5_000;
 

@@ -1,6 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { Db } from '../db/client.ts';
+import { minuteMs } from '../lib/durations.ts';
 import { type PeriodicTask, startPeriodicTask } from '../lib/periodic-task.ts';
 import { checkpointSigners } from './checkpoint.ts';
 import { createCheckpointDelivery } from './checkpoint-delivery.ts';
@@ -24,8 +25,6 @@ interface CheckpointingOptions {
   everyMs?: number;
   logger: Pick<FastifyBaseLogger, 'debug' | 'info' | 'warn' | 'error'>;
 }
-
-const minuteMs = 60_000;
 
 /** At the end there is little time, and what does not arrive is in the log and in the file. */
 const lastSendWithinMs = 1_500;

@@ -3,9 +3,10 @@ import { pruneInBatches } from '../db/batches.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { KeptReply } from '../db/schema.ts';
 import type { Transactor } from '../db/work.ts';
+import { dayMs } from '../lib/durations.ts';
 
 /** How long a reply is replayed. */
-const keptMs = 24 * 3_600_000;
+const keptMs = dayMs;
 
 /** A reply that was kept, and the request that it answered. */
 export interface KeptAnswer {

@@ -6,6 +6,7 @@ import type { Secret } from '../crypto/secret.ts';
 import { beginAs } from '../db/credential.ts';
 import type { KeptReply } from '../db/schema.ts';
 import type { Doer, OrganizationDoer, Transactor, Work } from '../db/work.ts';
+import { minuteMs } from '../lib/durations.ts';
 import { accessTokenOf, doerOf, organizationDoerOf } from './guard.ts';
 import { type Claim, claimOf } from './idempotency-key.ts';
 import { deleteAnswer, findAnswer, insertAnswer, isTooOld, type KeptAnswer, tryToHold } from './idempotency-store.ts';
@@ -50,7 +51,7 @@ interface IdempotencyOptions {
 }
 
 /** How long the plaintexts of a reply are opened again: enough for a retry, and too short for a second way to look. */
-const reopenedMs = 15 * 60_000;
+const reopenedMs = 15 * minuteMs;
 
 /** A request that was answered before, found at a time. */
 interface Earlier {

@@ -1,9 +1,8 @@
 import { parseCronItem } from 'graphile-worker';
-
-const minuteMs = 60_000;
+import { dayMs, minuteMs } from '../lib/durations.ts';
 
 /** A year and a day: the rarest schedule is due once within it. */
-const longestPeriodMinutes = 366 * 24 * 60;
+const longestPeriodMinutes = (366 * dayMs) / minuteMs;
 
 /**
  * How long it is between two times at which a schedule is due, as of a moment.

@@ -3,6 +3,7 @@ import { workInBatches } from '../db/batches.ts';
 import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { record } from '../history/record.ts';
+import { dayMs, secondMs } from '../lib/durations.ts';
 import {
   deleteExpiryNotices,
   insertExpiryNotices,
@@ -17,9 +18,6 @@ import {
 
 /** Keys in one transaction: it holds the chain's head while it records them. */
 const batchSize = 100;
-
-const secondMs = 1_000;
-const dayMs = 86_400_000;
 
 const jobActor = (name: string): Actor => ({ type: 'system', id: name, name, email: null });
 

@@ -5,15 +5,14 @@ import type { Transactor } from '../db/work.ts';
 import { organizationOf } from '../http/guard.ts';
 import { earliestMs, idParam, latestMs, timestampInput, timestampView } from '../http/schemas.ts';
 import { getKeyOwner } from '../keys/store.ts';
+import { dayMs, hourMs } from '../lib/durations.ts';
 import { notLater } from '../lib/past.ts';
 import { getPartner } from '../partners/store.ts';
 import { findLastUse, listUsage, type UsageOf, type UsagePeriod, type UsageQuery } from './usage-store.ts';
 
-const dayMs = 86_400_000;
-
 /** How long a period is, how far back is shown by default, and how much at most is read at once. */
 const spans = {
-  hour: { periodMs: dayMs / 24, defaultMs: dayMs, mostMs: 31 * dayMs },
+  hour: { periodMs: hourMs, defaultMs: dayMs, mostMs: 31 * dayMs },
   day: { periodMs: dayMs, defaultMs: 30 * dayMs, mostMs: 366 * dayMs },
 };
 

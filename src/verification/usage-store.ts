@@ -3,8 +3,7 @@ import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import { type Db, type Tx, writeTransaction } from '../db/client.ts';
 import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
-
-const dayMs = 86_400_000;
+import { dayMs, startOfPeriod } from '../lib/durations.ts';
 
 /** How often a key was used within an hour, by outcome. Times are milliseconds since 1970. */
 export interface KeyUsage {
@@ -63,7 +62,7 @@ export async function foldOldUsage(
 ): Promise<number> {
   return writeTransaction(db).execute(async (tx) => {
     const nowMs = (await currentTime(tx, clock)).getTime();
-    const before = new Date(nowMs - (nowMs % dayMs) - hourlyDays * dayMs);
+    const before = new Date(startOfPeriod(nowMs, dayMs) - hourlyDays * dayMs);
     const { rows } = await sql<{ folded: number }>`
       with moved as (delete from usage_hours where hour < ${before} returning *),
       added as (
