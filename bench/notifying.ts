@@ -3,6 +3,7 @@ import { bootstrap } from '../src/bootstrap.ts';
 import type { Actor } from '../src/core/actor.ts';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { connect, type Db } from '../src/db/client.ts';
+import { createDatabaseClock } from '../src/db/clock.ts';
 import { type OrganizationDoer, transact } from '../src/db/work.ts';
 import { patchKey } from '../src/keys/commands.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
@@ -71,7 +72,7 @@ async function writeFor(writers: Writer[], db: Db, seconds: number): Promise<num
   const transactor = {
     db,
     keyring: parseKeyring(generateKeyring(new Date())),
-    clockShiftMs: () => 0,
+    clock: createDatabaseClock(),
     onAppended: enqueueDeliveries,
   };
   const endsAtMs = performance.now() + seconds * 1000;

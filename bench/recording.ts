@@ -2,6 +2,7 @@ import type { Actor } from '../src/core/actor.ts';
 import { newId, type OrganizationId } from '../src/core/ids.ts';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { connect, type Db } from '../src/db/client.ts';
+import { createDatabaseClock } from '../src/db/clock.ts';
 import { type OrganizationDoer, transact } from '../src/db/work.ts';
 import { record } from '../src/history/record.ts';
 import { addOrganization } from '../src/organizations/commands.ts';
@@ -53,7 +54,7 @@ const keyring = parseKeyring(generateKeyring(new Date()));
 
 async function makeOrganization(db: Db): Promise<OrganizationDoer> {
   const by = { actor, organizationId: newId('org'), request: null };
-  await transact({ db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries }, by, (work) =>
+  await transact({ db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries }, by, (work) =>
     addOrganization(work, { name: by.organizationId }),
   );
   return by;
@@ -65,7 +66,7 @@ async function insertFor(
   doers: readonly OrganizationDoer[],
   { seconds, isRecorded }: { seconds: number; isRecorded: boolean },
 ): Promise<number> {
-  const transactor = { db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries };
+  const transactor = { db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
   const endsAtMs = performance.now() + seconds * 1000;
   let changes = 0;
   const work = async () => {

@@ -12,6 +12,7 @@ import type { OrganizationId } from '../src/core/ids.ts';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { Secret } from '../src/crypto/secret.ts';
 import { connect } from '../src/db/client.ts';
+import { createDatabaseClock } from '../src/db/clock.ts';
 import { embeddedRoles } from '../src/db/embedded/cluster.ts';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/db/embedded/start.ts';
 import { confirmInstallation } from '../src/db/installation.ts';
@@ -65,7 +66,7 @@ export async function openStage(): Promise<Stage> {
     const environment = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyringText };
     const crypto = tokenCrypto(readConfig(environment));
     await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring });
-    const transactor = { db: client.db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries };
+    const transactor = { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
     const bootstrapped = await bootstrap(
       { transactor, crypto },
       { organizationName: 'Bench', adminEmail: 'bench@example.com' },

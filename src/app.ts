@@ -75,7 +75,7 @@ export interface AppDeps {
   logger: FastifyBaseLogger;
   transactor: Omit<Transactor, 'keyring' | 'onAppended'>;
   crypto: TokenCrypto;
-  verification: Pick<VerificationState, 'clock' | 'feed' | 'records' | 'limits' | 'usage'>;
+  verification: Pick<VerificationState, 'feed' | 'records' | 'limits' | 'usage'>;
   /** Passes on the caller's trace unless told otherwise. */
   tracer?: Tracer;
   /** Counted in here and by what else of the service is at work. */
@@ -117,14 +117,14 @@ function unlessUsedUp(error: unknown): void {
 export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const { crypto, undoWindowSeconds, retentionSeconds, draining = new AbortController().signal } = deps;
   const { tallies = createTallies() } = deps;
-  const { clock, feed, records, limits, usage } = deps.verification;
+  const { feed, records, limits, usage } = deps.verification;
   const transactor: Transactor = {
     ...deps.transactor,
     keyring: crypto.keyring,
     onAppended: enqueueDeliveries,
     onRecorded: (actions) => countEvents(tallies, actions),
   };
-  const { db } = transactor;
+  const { db, clock } = transactor;
   const tokenPrefix = crypto.prefix;
   const attempts = createAttemptLimit();
   const secretCheckFor = <Id extends string, Checked extends CheckedRecord>(
@@ -190,7 +190,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
     ...deps,
     ...deps.verification,
     db,
-    clockShiftMs: transactor.clockShiftMs,
+    clock,
     tallies,
     hasher: crypto.hasher,
   });

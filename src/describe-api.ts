@@ -3,6 +3,7 @@ import { buildApp } from './app.ts';
 import { generateKeyring, parseKeyring } from './crypto/keyring.ts';
 import { createSecretHasher } from './crypto/secret-hash.ts';
 import { connect } from './db/client.ts';
+import { createDatabaseClock } from './db/clock.ts';
 import { createCheckpoints } from './history/checkpoints/signing.ts';
 import { openApiText } from './http/openapi.ts';
 import { startVerificationState } from './verification/state.ts';
@@ -13,6 +14,7 @@ import { enqueueDeliveries } from './webhooks/enqueue-deliveries.ts';
 /** The OpenAPI document as it is committed: the real routes of an app that never meets a database. */
 export async function describeApi(): Promise<string> {
   const url = 'postgres://nobody@127.0.0.1:1/nothing';
+  const clock = createDatabaseClock();
   const client = connect({ url, poolSize: 1 });
   const logger = pino({ level: 'silent' });
   const keyring = parseKeyring(generateKeyring(new Date()));
@@ -23,7 +25,7 @@ export async function describeApi(): Promise<string> {
     keyring,
     capacity: 1,
     staleMs: 0,
-    clockShiftMs: () => 0,
+    clock,
     onAppended: enqueueDeliveries,
     logger,
   });
@@ -31,7 +33,7 @@ export async function describeApi(): Promise<string> {
     logger,
     verification,
     pool: client.pool,
-    transactor: { db: client.db, clockShiftMs: () => 0 },
+    transactor: { db: client.db, clock },
     checkpoints: createCheckpoints({ db: client.db, keyring, logger }),
     crypto: {
       prefix: 'lk',

@@ -8,7 +8,7 @@ import { type HistoryAction, historyActions } from './core/events.ts';
 import type { SecretHasher } from './crypto/secret-hash.ts';
 import type { ChangeFeed } from './db/change-feed.ts';
 import type { Db } from './db/client.ts';
-import { currentTime } from './db/credential.ts';
+import type { DatabaseClock } from './db/clock.ts';
 import type { Checkpoints } from './history/checkpoints/signing.ts';
 import { readDifferenceCounts } from './history/state-audit.ts';
 import type { Metrics } from './http/metrics-routes.ts';
@@ -67,7 +67,7 @@ export interface MetricsOptions {
   limits: Pick<UseLimits, 'mode'>;
   pool: Pick<pg.Pool, 'totalCount' | 'idleCount' | 'waitingCount'>;
   db: Db;
-  clockShiftMs: () => number;
+  clock: DatabaseClock;
   checkpoints: Pick<Checkpoints, 'refused'>;
   logger: Pick<FastifyBaseLogger, 'warn'>;
 }
@@ -225,7 +225,7 @@ function defineOwn(registry: Registry, options: MetricsOptions): void {
 }
 
 /** What is known of the whole installation, so every replica tells the same. @returns what reads it */
-function defineDatabase(registry: Registry, { db, clockShiftMs, logger }: MetricsOptions): () => Promise<void> {
+function defineDatabase(registry: Registry, { db, clock, logger }: MetricsOptions): () => Promise<void> {
   let known: Record<string, Sample[]> = {};
   const define = (metric: Metric) => gauge(registry, metric, () => known[metric.name] ?? []);
   const ofJob = (name: string, help: string) => define({ name: `job_${name}`, help, labels: ['name'] });
@@ -259,7 +259,7 @@ function defineDatabase(registry: Registry, { db, clockShiftMs, logger }: Metric
           return value === null ? [] : [[{ name: run.name }, value]];
         });
       const byName = new Map(runs.map((run) => [run.name, run]));
-      const now = await currentTime(db, clockShiftMs);
+      const now = new Date(clock.nowMs());
       const isOverdue = (job: Job) => Number(stateOf(job, byName.get(job.name), now) === 'overdue');
       const seconds = (at: Date | null) => (at === null ? null : at.getTime() / 1_000);
       return {
@@ -279,10 +279,10 @@ function defineDatabase(registry: Registry, { db, clockShiftMs, logger }: Metric
     },
     async () => ({
       recovery_requests_open: one(await countOpen(db)),
-      recovery_requests_overdue: one(await countOverdue(db, await currentTime(db, clockShiftMs))),
+      recovery_requests_overdue: one(await countOverdue(db, new Date(clock.nowMs()))),
     }),
     async () => {
-      const { pending, oldestDueSeconds } = await backlogOf(db, await currentTime(db, clockShiftMs));
+      const { pending, oldestDueSeconds } = await backlogOf(db, new Date(clock.nowMs()));
       return { webhook_deliveries_pending: one(pending), webhook_oldest_due_seconds: one(oldestDueSeconds) };
     },
   ];

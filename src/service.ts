@@ -9,6 +9,7 @@ import { bootstrap } from './bootstrap.ts';
 import type { Config } from './config.ts';
 import { passingTracer } from './core/trace.ts';
 import { connect, type DatabaseClient } from './db/client.ts';
+import { createDatabaseClock } from './db/clock.ts';
 import { embeddedRoles } from './db/embedded/cluster.ts';
 import { requireUtf8 } from './db/fitness.ts';
 import { requireGuarantees } from './db/guarantees.ts';
@@ -94,7 +95,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       logger.error({ id }, 'The stored check value of a keyring entry was written without the keyring. It is ignored.');
     }
     await requireGuarantees(client.db, { isStrict: config.LATCHKEY_STRICT, logger });
-    const noShift = () => 0;
+    const clock = createDatabaseClock();
     const tallies = createTallies();
     const { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, OTEL_SERVICE_NAME: serviceName, TOKEN_PREFIX: tokenPrefix } = config;
     const telemetry =
@@ -110,7 +111,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       keyring: crypto.keyring,
       capacity: config.VERIFY_CACHE_SIZE,
       staleMs: config.VERIFY_STALE_SECONDS * 1000,
-      clockShiftMs: noShift,
+      clock,
       onAppended: enqueueDeliveries,
       onRecorded,
       logger,
@@ -119,7 +120,7 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
     const transactor: Transactor = {
       db: client.db,
       keyring: crypto.keyring,
-      clockShiftMs: noShift,
+      clock,
       onAppended: enqueueDeliveries,
       onChanged: (ids) => verification.records.invalidate(ids),
       onRecorded,

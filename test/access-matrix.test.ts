@@ -51,11 +51,11 @@ async function castOf(service: TestService): Promise<Cast> {
 
 /** No new one can be made without `read`. One that is there is checked all the same. */
 async function formerVerifier(service: TestService): Promise<string> {
-  const { client, keyring, hasher, clockShiftMs } = service;
+  const { client, keyring, hasher, clock } = service;
   const { organizationId } = service.bootstrapped;
   const minted = await mintAccessToken({ prefix: 'lk', keyring, hasher }, 'verifier');
   const actor = { type: 'system', id: 'bootstrap', name: 'bootstrap', email: null } as const;
-  const transactor = { db: client.db, keyring, clockShiftMs, onAppended: enqueueDeliveries };
+  const transactor = { db: client.db, keyring, clock, onAppended: enqueueDeliveries };
   await transact(transactor, { actor, organizationId, request: null }, (work) =>
     addAccessToken(work, minted, { role: 'verifier', name: 'Cast', email: null, scopes: ['write'], expiresAt: null }),
   );

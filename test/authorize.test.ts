@@ -151,8 +151,8 @@ t.test('body, content type and query are not looked at', async (t) => {
 });
 
 t.test('401 for whatever is wrong with the key itself, all alike; 403 where it may not do this', async (t) => {
-  const { ask, told, admin, reading, writing, both, later, verification } = await startGateway(t);
-  const expiresAt = new Date(verification.clock.nowMs() + 60_000).toISOString();
+  const { ask, told, admin, reading, writing, both, later, clock } = await startGateway(t);
+  const expiresAt = new Date(clock.nowMs() + 60_000).toISOString();
   const { body: expiring } = await admin.post('/v1/keys', { expiresAt });
   later(120_000);
   await admin.delete(`/v1/keys/${writing.id}?reason=compromised`);

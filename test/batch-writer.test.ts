@@ -2,10 +2,10 @@ import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import t, { type Test } from 'tap';
 import { newId } from '../src/core/ids.ts';
-import { createDatabaseClock } from '../src/db/clock.ts';
 import { createBatchWriter } from '../src/lib/batch-writer.ts';
 import { createRefusalRecorder, type Refusal } from '../src/refused-requests/recorder.ts';
 import { type Json, startService } from './support/app.ts';
+import { createTestClock } from './support/clock.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
 
@@ -119,8 +119,7 @@ const refusal = (given: Partial<Refusal> & { who: string }): Refusal => ({
 t.test('refused attempts that Postgres cannot store do not hold up those of others', async (t) => {
   const { client, urls } = await startService(t);
   const lines: Json[] = [];
-  let shiftMs = 0;
-  const clock = createDatabaseClock(() => shiftMs);
+  const clock = createTestClock();
   const logger = { warn: (facts: Json) => void lines.push(facts) };
   const recorder = createRefusalRecorder({ db: client.db, clock, logger });
   t.teardown(() => recorder.close());
@@ -129,9 +128,9 @@ t.test('refused attempts that Postgres cannot store do not hold up those of othe
   recorder.note(refusal({ who: Array.from({ length: 9_000 }, () => Math.random().toString(36).slice(2, 3)).join('') }));
   recorder.note(refusal({ who: 'nowhere', ip: undefined }));
   recorder.note(refusal({ who: 'lost', organizationId: newId('org') }));
-  shiftMs = 8e15;
+  clock.move(8e15);
   recorder.note(refusal({ who: 'far future' }));
-  shiftMs = 0;
+  clock.move(-8e15);
   recorder.note(refusal({ who: 'last' }));
   await recorder.flush();
   const rows = await dbQuery(urls.superuser, 'select caller_id, last_ip from refused_attempts order by 1');

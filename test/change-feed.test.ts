@@ -1,5 +1,6 @@
 import t, { type Test } from 'tap';
 import { connect } from '../src/db/client.ts';
+import { createDatabaseClock } from '../src/db/clock.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
@@ -133,7 +134,7 @@ for (const [what, change, code] of [
     const proxy = await proxyTo(t, urls.app);
     const client = connect({ url: proxy.url, poolSize: 4 });
     t.teardown(() => client.close());
-    const transactor = { db: client.db, clockShiftMs: () => 0 };
+    const transactor = { db: client.db, clock: createDatabaseClock() };
     const { admin, verifier, verification } = await startService(t, { urls, transactor });
     await eventually(async () => verification.feed.isLive());
     const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });

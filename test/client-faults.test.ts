@@ -116,7 +116,7 @@ t.test('while Latchkey is gone limits and expiry hold by what is known', async (
   const { body: partner } = await service.admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const [limited] = partner.keys;
   await service.admin.patch(`/v1/keys/${limited.id}`, { rateLimit: { requests: 5, windowSeconds: 3_600 } });
-  const expiresAt = new Date(service.verification.clock.nowMs() + 5_000).toISOString();
+  const expiresAt = new Date(service.clock.nowMs() + 5_000).toISOString();
   const { body: expiring } = await service.admin.post('/v1/keys', { partnerId: partner.id, expiresAt });
   const code = async (key: string) => (await client.verify({ key, permission: 'read' })).code;
   await eventually(async () => (await code(limited.key)) === 'valid' && (await code(expiring.key)) === 'valid');

@@ -200,17 +200,17 @@ t.test('room for one key: the uses of two are counted once, each for its own', a
 });
 
 t.test('a key that expires is refused from then on, by Latchkey’s clock', async (t) => {
-  const { url, admin, verifier, verification } = await startListening(t);
+  const { url, admin, verifier, clock } = await startListening(t);
   // No report's answer tells that it has expired.
   const client = await startClient(t, { url, token: verifier.token, reportEveryMs: 600_000 });
-  const expiresAtMs = Math.ceil(verification.clock.nowMs()) + 1_500;
+  const expiresAtMs = Math.ceil(clock.nowMs()) + 1_500;
   const { body: key } = await admin.post('/v1/keys', { expiresAt: new Date(expiresAtMs).toISOString() });
   const ask = () => client.verify({ key: key.key, permission: 'read' });
   t.equal((await ask()).code, 'valid');
   t.notOk(ask() instanceof Promise);
   let lastGoodMs = 0;
   await eventually(async () => {
-    const nowMs = verification.clock.nowMs();
+    const nowMs = clock.nowMs();
     const { code } = await ask();
     if (code === 'valid') lastGoodMs = nowMs;
     return code === 'expired';

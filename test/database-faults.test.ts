@@ -2,6 +2,7 @@ import { sql } from 'kysely';
 import pg from 'pg';
 import t from 'tap';
 import { connect } from '../src/db/client.ts';
+import { createDatabaseClock } from '../src/db/clock.ts';
 import { transact } from '../src/db/work.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Json, startService } from './support/app.ts';
@@ -15,7 +16,7 @@ t.test('a black-holed database answers 503 within two seconds, and the service c
   const proxy = await proxyTo(t, urls.app);
   const client = connect({ url: proxy.url, poolSize: 4, timeoutMs: 1_500 });
   t.teardown(() => client.close());
-  const service = await startService(t, { urls, transactor: { db: client.db, clockShiftMs: () => 0 } });
+  const service = await startService(t, { urls, transactor: { db: client.db, clock: createDatabaseClock() } });
   t.equal((await service.admin.get('/v1/keys')).status, 200);
 
   proxy.swallow(true);
@@ -88,7 +89,7 @@ t.test('what was answered 503 because it took too long is never committed by som
   // One connection, so that the next request gets the one on which the first has failed.
   const client = connect({ url: urls.app, poolSize: 1, timeoutMs: 1_000 });
   t.teardown(() => client.close());
-  const service = await startService(t, { urls, transactor: { db: client.db, clockShiftMs: () => 0 } });
+  const service = await startService(t, { urls, transactor: { db: client.db, clock: createDatabaseClock() } });
   await eventually(async () => service.verification.feed.isLive());
   const { body: key } = await service.admin.post('/v1/keys', {});
   const { body: partner } = await service.admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
@@ -140,7 +141,7 @@ t.test('a deadlock is tried again, and both acts are done', async (t) => {
     });
   const act = (first: number, second: number) =>
     transact(
-      { db: client.db, keyring: keyringOf('test'), clockShiftMs: () => 0, onAppended: enqueueDeliveries },
+      { db: client.db, keyring: keyringOf('test'), clock: createDatabaseClock(), onAppended: enqueueDeliveries },
       by,
       async ({ tx }) => {
         runs += 1;

@@ -4,6 +4,7 @@ import type { AddressInfo } from 'node:net';
 import { sql } from 'kysely';
 import t from 'tap';
 import { connect } from '../src/db/client.ts';
+import { createDatabaseClock } from '../src/db/clock.ts';
 import type { StoredEvent } from '../src/history/chain.ts';
 import { readEvents, readHead } from '../src/history/store.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
@@ -146,7 +147,7 @@ t.test('a slow reader holds no connection, and is in the way of nobody', async (
   const urls = await createDatabase(t);
   const client = connect({ url: urls.app, poolSize: 2, timeoutMs: 2_000 });
   t.teardown(() => client.close());
-  const service = await startService(t, { urls, transactor: { db: client.db, clockShiftMs: () => 0 } });
+  const service = await startService(t, { urls, transactor: { db: client.db, clock: createDatabaseClock() } });
   const { admin, app, organizationId } = service;
   await dbAddEvents(urls.superuser, organizationId, 40_000);
   await app.listen({ port: 0, host: '127.0.0.1' });

@@ -2,6 +2,7 @@ import t, { type Test } from 'tap';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { pruneIdempotency } from '../src/http/idempotency-store.ts';
 import { type Json, type Reply, startService, type TestService } from './support/app.ts';
+import { createTestClock } from './support/clock.ts';
 import { dbQuery, roleOf } from './support/database.ts';
 import { proxyThatLoses } from './support/lossy-proxy.ts';
 import { eventually, runEntry } from './support/process.ts';
@@ -181,7 +182,7 @@ t.test('replies that are too old are removed, in batches, and no others', async 
   const post = (index: number) =>
     admin.post('/v1/partners', { email: `p${index}@p.example`, permissions: ['read'] }, withKey(`k${index}`));
   for (let index = 0; index < 5; index++) await post(index);
-  const prune = (shiftMs: number) => pruneIdempotency({ db: client.db, clockShiftMs: () => shiftMs }, 2);
+  const prune = (aheadMs: number) => pruneIdempotency({ db: client.db, clock: createTestClock(aheadMs) }, 2);
   t.equal(await prune(day - 60_000), 0);
   later(day);
   await post(5);

@@ -6,6 +6,7 @@ import { unseal } from '../src/crypto/seal.ts';
 import { bindingOf } from '../src/http/idempotency.ts';
 import { pruneIdempotency } from '../src/http/idempotency-store.ts';
 import { type Json, type Reply, startService, type TestService } from './support/app.ts';
+import { createTestClock } from './support/clock.ts';
 
 // A request that comes again with the same Idempotency-Key is answered, and not done again.
 
@@ -174,7 +175,7 @@ t.test('every POST that says so', async (t) => {
     });
   }
   t.ok((await openReplies(service)).some((reply) => plaintext.test(reply)));
-  await pruneIdempotency({ db: service.client.db, clockShiftMs: () => 15 * 60_000 });
+  await pruneIdempotency({ db: service.client.db, clock: createTestClock(15 * 60_000) });
   const left = await openReplies(service);
   t.ok(left.length > 10, 'the others are kept');
   t.notOk(left.some((reply) => plaintext.test(reply)));

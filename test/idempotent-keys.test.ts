@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { pruneIdempotency } from '../src/http/idempotency-store.ts';
 import { type Json, type Reply, startService, type TestService } from './support/app.ts';
+import { createTestClock } from './support/clock.ts';
 import { dbDump, dbQuery } from './support/database.ts';
 
 // A reply with a plaintext is kept for 15 minutes, sealed. After that a retry is 409 `reply_gone`, which names what was made.
@@ -156,7 +157,7 @@ t.test('the job erases plaintexts after 15 minutes, and leaves the other replies
   const { admin, client } = service;
   const { body: key } = await admin.post('/v1/keys', {}, withKey('k'));
   await admin.post(`/v1/keys/${key.id}/suspend`, undefined, withKey('s'));
-  const prune = (shiftMs: number) => pruneIdempotency({ db: client.db, clockShiftMs: () => shiftMs });
+  const prune = (shiftMs: number) => pruneIdempotency({ db: client.db, clock: createTestClock(shiftMs) });
   await prune(minutes(14));
   t.same(await keptReplies(service), { plaintexts: 1, others: 1, requests: 2 });
   await prune(minutes(15));

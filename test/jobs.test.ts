@@ -6,6 +6,7 @@ import { jobs } from '../src/jobs/list.ts';
 import { describeError, periodMsOf, stateOf } from '../src/jobs/policy.ts';
 import { type JobRun, listJobRuns } from '../src/jobs/store.ts';
 import { type Json, startService } from './support/app.ts';
+import { createTestClock } from './support/clock.ts';
 import type { ClusterUrls } from './support/cluster.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { dbDue, dbMissed, dbQueue, makeJob, startReplica } from './support/jobs.ts';
@@ -171,7 +172,7 @@ t.test('each job finds what is due, and may do what it has to as the service see
   await service.operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
   await dbQuery(urls.superuser, "update organizations set key_reveal = 'never' where id = $1", [other.id]);
   for (const { name } of jobs) await dbMissed(urls, name);
-  startReplica(t, urls.app, jobs, { clockShiftMs: () => 31 * day });
+  startReplica(t, urls.app, jobs, { clock: createTestClock(31 * day) });
   for (const { name } of jobs) {
     const run = await eventually(async () => {
       const found = await runOf(client.db, name);

@@ -87,7 +87,7 @@ const create = (row: RowName, lifeMs: number | null) =>
   command(
     `create(${row}, ${lifeMs})`,
     async (model, { admin, partnerId, service }) => {
-      const expiresAt = lifeMs === null ? null : new Date(service.verification.clock.nowMs() + lifeMs).toISOString();
+      const expiresAt = lifeMs === null ? null : new Date(service.clock.nowMs() + lifeMs).toISOString();
       const where = row === 'default' ? {} : { partnerId, permission: row };
       const reply = await admin.post('/v1/keys', { ...where, expiresAt });
       if (!agreed('create', reply, refusesNewKey(model, row))) return;
@@ -163,11 +163,11 @@ const advance = (ms: number) =>
 
 const purge = () =>
   command('purge()', async (model, { service }) => {
-    const { client, keyring, clockShiftMs, verification } = service;
+    const { client, keyring, clock, verification } = service;
     const transactor = {
       db: client.db,
       keyring,
-      clockShiftMs,
+      clock,
       onAppended: enqueueDeliveries,
       onChanged: verification.records.invalidate,
     };

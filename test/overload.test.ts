@@ -3,6 +3,7 @@ import { sql } from 'kysely';
 import pg from 'pg';
 import t from 'tap';
 import { connect, PoolUsedUp } from '../src/db/client.ts';
+import { createDatabaseClock } from '../src/db/clock.ts';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase } from './support/database.ts';
 import { eventually } from './support/process.ts';
@@ -14,7 +15,7 @@ t.test('a used-up pool: 503 at once for what needs it, and verification goes on 
   const urls = await createDatabase(t);
   const client = connect({ url: urls.app, poolSize: 2, timeoutMs: 20_000, queueLimit: 3 });
   t.teardown(() => client.close());
-  const service = await startService(t, { urls, transactor: { db: client.db, clockShiftMs: () => 0 } });
+  const service = await startService(t, { urls, transactor: { db: client.db, clock: createDatabaseClock() } });
   const { app, admin, verifier } = service;
   await eventually(async () => service.verification.feed.isLive());
   const { body: key } = await admin.post('/v1/keys', {});

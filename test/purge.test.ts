@@ -14,22 +14,18 @@ const events = async (admin: Client, query = ''): Promise<Json[]> =>
 
 /** The service's database, with the service's clock. */
 async function jobsOf(t: Test) {
-  let shiftMs = 0;
   const service = await startService(t);
   const transactor = {
     db: service.client.db,
     keyring: service.keyring,
-    clockShiftMs: () => shiftMs,
+    clock: service.clock,
     onAppended: enqueueDeliveries,
     onChanged: (ids: Iterable<string>) => service.verification.records.invalidate(ids),
   };
   return {
     service,
     transactor,
-    later(ms: number) {
-      shiftMs += ms;
-      service.later(ms);
-    },
+    later: service.later,
   };
 }
 

@@ -1,4 +1,5 @@
 import t, { type Test } from 'tap';
+import { createDatabaseClock } from '../src/db/clock.ts';
 import { purgeDeletedKeys } from '../src/keys/jobs.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, type Reply, startService, type TestService } from './support/app.ts';
@@ -41,7 +42,7 @@ async function requireSound(t: Test, { admin, urls, organizationId }: TestServic
 
 /** Every key that is deleted at all is due. */
 function purgeOf({ client, keyring }: TestService) {
-  const transactor = { db: client.db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries };
+  const transactor = { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
   return () => purgeDeletedKeys({ transactor, retentionSeconds: 0 });
 }
 

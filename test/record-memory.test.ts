@@ -32,7 +32,7 @@ function bufferBytes(): number {
 }
 
 t.test('a known key keeps its own bytes, and not the slabs that they were cut from', async (t) => {
-  const { admin, client, keyring, hasher, verification } = await startService(t);
+  const { admin, client, keyring, hasher, clock } = await startService(t);
   const { body: made } = await admin.post('/v1/keys', {});
   const fingerprints = new Map<ApiKeyRecord, string>();
   const check = createSecretCheck<ApiKeyRecord>({
@@ -45,7 +45,7 @@ t.test('a known key keeps its own bytes, and not the slabs that they were cut fr
   const loading = { keyring, onForged: (id: string) => t.fail(`${id} is authentic`), shared: (text: string) => text };
   const learn = async (): Promise<ApiKeyRecord> => {
     useUpSlab();
-    const [record] = await loadApiKeys(client.db, verification.clock, [made.id as KeyId], loading);
+    const [record] = await loadApiKeys(client.db, clock, [made.id as KeyId], loading);
     if (record === undefined) throw new Error('the key is not there');
     useUpSlab();
     await check(record, token);

@@ -187,10 +187,9 @@ t.test('what is in memory when the service ends is written', async (t) => {
 /** A recorder by itself, with a clock and bounds of the test's own. */
 async function startRecorder(t: Test, bounds: { rowsInHour?: number; rowsHeld?: number }) {
   const service = await startService(t);
-  const { client, organizationId, clockShiftMs, logLines } = service;
+  const { client, organizationId, clock, logLines } = service;
   const warnings: Json[] = [];
   const logger = { warn: (facts: Json) => void warnings.push(facts) };
-  const clock = createDatabaseClock(clockShiftMs);
   const recorder = createRefusalRecorder({ db: client.db, clock, logger, bounds });
   t.teardown(() => recorder.close());
   const note = (given: Partial<Refusal> & { who?: string } = {}) => {
@@ -278,12 +277,12 @@ t.test('replicas that count the same at once add up, without a deadlock', async 
 });
 
 t.test('after 90 days they go, in batches', async (t) => {
-  const { recorder, note, list, client, clockShiftMs, later } = await startRecorder(t, {});
+  const { recorder, note, list, client, clock, later } = await startRecorder(t, {});
   for (let attempt = 0; attempt < 25; attempt++) note({ who: `token_${attempt}` });
   later(89 * 24 * hourMs);
   note({ who: 'recent' });
   await recorder.flush();
-  const prune = () => pruneRefusals({ db: client.db, clockShiftMs }, 10);
+  const prune = () => pruneRefusals({ db: client.db, clock }, 10);
   t.equal(await prune(), 0);
   later(25 * hourMs + hourMs);
   t.equal(await prune(), 25);

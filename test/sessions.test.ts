@@ -3,6 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { sql } from 'kysely';
 import t, { type Test } from 'tap';
 import { connect } from '../src/db/client.ts';
+import { createDatabaseClock } from '../src/db/clock.ts';
 import { jobs } from '../src/jobs/list.ts';
 import { type Json, startService } from './support/app.ts';
 import { type ClusterUrls, clusterUrls } from './support/cluster.ts';
@@ -54,8 +55,8 @@ async function setEverywhere(urls: ClusterUrls, changes: Record<string, string>)
 async function exercise(t: Test, urls: ClusterUrls, listenUrl = urls.app): Promise<void> {
   const client = connect({ url: urls.app, poolSize: 5, timeoutMs: 20_000 });
   t.teardown(() => client.close());
-  const clockShiftMs = () => 0;
-  const transactor = { db: client.db, clockShiftMs };
+  const clock = createDatabaseClock();
+  const transactor = { db: client.db, clock };
   // The tests' own look at the database is the superuser's.
   const service = await startService(t, { urls, transactor, state: { listenUrl }, keyring: keyringOf('test') });
   const { admin, verifier, verification } = service;

@@ -93,9 +93,9 @@ async function live(t: Test): Promise<Lived> {
   };
 }
 
-function purge({ client, keyring, clockShiftMs }: TestService, retentionSeconds = 2_592_000) {
+function purge({ client, keyring, clock }: TestService, retentionSeconds = 2_592_000) {
   return purgeDeletedKeys({
-    transactor: { db: client.db, keyring, clockShiftMs, onAppended: enqueueDeliveries },
+    transactor: { db: client.db, keyring, clock, onAppended: enqueueDeliveries },
     retentionSeconds,
   });
 }
@@ -452,7 +452,7 @@ t.test('whatever the API does in whatever order, rows and events agree', { timeo
   );
   const soon = fc.option(fc.integer({ min: 1, max: 90 }));
   const until = (days: number | null) =>
-    days === null ? null : new Date(service.verification.clock.nowMs() + days * dayMs).toISOString();
+    days === null ? null : new Date(service.clock.nowMs() + days * dayMs).toISOString();
   const settings = fc.record(
     {
       name: fc.option(fc.constantFrom('a', 'b')),

@@ -2,6 +2,7 @@ import t, { type Test } from 'tap';
 import { idSuffix, newId } from '../src/core/ids.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { connect } from '../src/db/client.ts';
+import { createDatabaseClock } from '../src/db/clock.ts';
 import type { VerificationStateOptions } from '../src/verification/state.ts';
 import { startService } from './support/app.ts';
 import { createDatabase } from './support/database.ts';
@@ -18,7 +19,7 @@ async function startBehindProxy(t: Test, state: Partial<VerificationStateOptions
   t.teardown(() => client.close());
   const service = await startService(t, {
     urls,
-    transactor: { db: client.db, clockShiftMs: () => 0 },
+    transactor: { db: client.db, clock: createDatabaseClock() },
     state: { listenUrl: proxy.url, ...state },
   });
   await eventually(async () => service.verification.feed.isLive());
@@ -98,7 +99,7 @@ t.test('with VERIFY_STALE_SECONDS=0 nothing is answered without Postgres', async
 
 t.test('a key that expires while Postgres is gone has expired', async (t) => {
   const { service, ask, break_ } = await startBehindProxy(t, { staleMs: 30_000 });
-  const expiresAt = new Date(service.verification.clock.nowMs() + 1_500).toISOString();
+  const expiresAt = new Date(service.clock.nowMs() + 1_500).toISOString();
   const { body: partner } = await service.admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const { body: key } = await service.admin.post('/v1/keys', { partnerId: partner.id, expiresAt });
   t.equal((await ask(key.key)).answer, 'valid');

@@ -129,7 +129,7 @@ t.test('the text of a verdict is JSON of the declared shape, with nothing more i
 });
 
 t.test('introspection by RFC 7662', async (t) => {
-  const { app, admin, verifier, operator, organizationId, verification, later } = await startService(t);
+  const { app, admin, verifier, operator, organizationId, clock, later } = await startService(t);
   const ask = async (form: string, token = verifier.token, contentType = 'application/x-www-form-urlencoded') => {
     const response = await app.inject({
       method: 'POST',
@@ -140,7 +140,7 @@ t.test('introspection by RFC 7662', async (t) => {
     return { status: response.statusCode, body: response.json() };
   };
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['write'] });
-  const expiresAt = new Date(Math.ceil(verification.clock.nowMs() / 1000) * 1000 + 60_000);
+  const expiresAt = new Date(Math.ceil(clock.nowMs() / 1000) * 1000 + 60_000);
   const { body: ours } = await admin.post('/v1/keys', { expiresAt: expiresAt.toISOString() });
   const [theirs] = partner.keys;
   t.same((await ask(`token=${theirs.key}`)).body, {

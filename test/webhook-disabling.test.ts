@@ -185,10 +185,10 @@ t.test('deliveries are kept for 30 days', async (t) => {
   startSending(t, service);
   await settled(service, webhook, ({ attempts }) => attempts.length === 1);
   const job = jobs.find(({ name }) => name === 'prune_webhook_deliveries');
-  const { urls, client, keyring, clockShiftMs } = service;
+  const { urls, client, keyring, clock } = service;
   const prune = () =>
     job?.run({
-      transactor: { db: client.db, keyring, clockShiftMs, onAppended: enqueueDeliveries },
+      transactor: { db: client.db, keyring, clock, onAppended: enqueueDeliveries },
       settings: { usageHourlyDays: 1, retentionSeconds: 1 },
       logger: service.app.log,
       signal: new AbortController().signal,
@@ -203,5 +203,5 @@ t.test('deliveries are kept for 30 days', async (t) => {
   service.later(29 * 24 * hourMs);
   t.equal(await prune(), 0);
   service.later(24 * hourMs);
-  t.equal(await pruneDeliveries({ db: client.db, clockShiftMs }, 1), 2, 'in as many batches as it takes');
+  t.equal(await pruneDeliveries({ db: client.db, clock }, 1), 2, 'in as many batches as it takes');
 });

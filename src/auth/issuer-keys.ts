@@ -2,6 +2,7 @@ import { createPublicKey, type JsonWebKey } from 'node:crypto';
 import type { FastifyBaseLogger } from 'fastify';
 import { createRemoteJWKSet, customFetch, type JSONWebKeySet, type JWTVerifyGetKey } from 'jose';
 import { Problem } from '../core/errors.ts';
+import { dayMs, minuteMs } from '../lib/durations.ts';
 import { responseText } from '../lib/response-text.ts';
 import { isLoopback } from './oidc-settings.ts';
 
@@ -33,8 +34,8 @@ interface Timings {
 }
 
 const defaultTimings: Timings = {
-  refreshMs: 600_000,
-  keptMs: 86_400_000,
+  refreshMs: 10 * minuteMs,
+  keptMs: dayMs,
   cooldownMs: 30_000,
   retryMs: 1_000,
   timeoutMs: 3_000,

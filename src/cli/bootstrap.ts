@@ -6,6 +6,7 @@ import { type Config, ConfigError, exampleOf, readConfig } from '../config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { createSecretText, type SecretText } from '../crypto/secret-text.ts';
 import { connect } from '../db/client.ts';
+import { createDatabaseClock } from '../db/clock.ts';
 import { confirmInstallation } from '../db/installation.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
 import { emailInput, nameInput } from '../http/schemas.ts';
@@ -106,7 +107,10 @@ async function withDatabase(
     await requireCurrentSchema(client.db);
     const crypto = tokenCrypto({ ...config, keyring });
     await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring });
-    await act({ transactor: { db: client.db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries }, crypto });
+    await act({
+      transactor: { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries },
+      crypto,
+    });
   } finally {
     await client.close();
   }

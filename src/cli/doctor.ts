@@ -6,6 +6,7 @@ import { findForgedCredentials, organizationExists } from '../auth/store.ts';
 import { type Config, readConfig } from '../config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect, type DatabaseClient, type Db } from '../db/client.ts';
+import { createDatabaseClock } from '../db/clock.ts';
 import { currentTime } from '../db/credential.ts';
 import { foreignSettings, requireUtf8 } from '../db/fitness.ts';
 import { checkGuarantees } from '../db/guarantees.ts';
@@ -17,6 +18,7 @@ import { doubtfulVariables } from '../doubtful-variables.ts';
 import { jobs } from '../jobs/list.ts';
 import { type JobState, stateOf } from '../jobs/policy.ts';
 import { type JobRun, listJobRuns } from '../jobs/store.ts';
+import { minuteMs } from '../lib/durations.ts';
 import { isWithin, toNetworks, unmapped } from '../lib/ip-address.ts';
 import { checkRedis } from '../verification/shared-limits.ts';
 import { describeFailure, messageOf } from './failure.ts';
@@ -25,7 +27,7 @@ import { locate } from './locate.ts';
 import { counted, print, warning, wrong } from './print.ts';
 
 /** Some of what is asked reads every key. */
-const queryTimeoutMs = 60_000;
+const queryTimeoutMs = minuteMs;
 
 const redisTimeoutMs = 5_000;
 
@@ -131,7 +133,7 @@ function mayBeMissing({ LATCHKEY_STRICT, DATABASE_URL, MIGRATION_DATABASE_URL }:
 }
 
 async function examineJobs(db: Db): Promise<void> {
-  const now = await currentTime(db, () => 0);
+  const now = await currentTime(db, createDatabaseClock());
   const runs = new Map((await listJobRuns(db)).map((run) => [run.name, run]));
   for (const job of jobs) {
     const run = runs.get(job.name);

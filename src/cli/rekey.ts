@@ -2,6 +2,7 @@ import { Command } from 'commander';
 import { readConfig } from '../config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect } from '../db/client.ts';
+import { createDatabaseClock } from '../db/clock.ts';
 import { confirmInstallation } from '../db/installation.ts';
 import { countKeyringUse } from '../db/keyring-use.ts';
 import { requireCurrentSchema } from '../db/migrator.ts';
@@ -30,7 +31,7 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
       try {
         await requireCurrentSchema(client.db);
         await confirmInstallation(client.db, { tokenPrefix: config.TOKEN_PREFIX, keyring });
-        const transactor = { db: client.db, keyring, clockShiftMs: () => 0, onAppended: enqueueDeliveries };
+        const transactor = { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
         const progress = showProgress('Rekeying');
         const deps = { transactor, keyring };
         const moved = await rekey({ ...deps, onProgress: progress.show }, keys).finally(progress.end);

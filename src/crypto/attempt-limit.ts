@@ -1,4 +1,5 @@
 import { Problem } from '../core/errors.ts';
+import { minuteMs } from '../lib/durations.ts';
 
 /** How often the slow comparison may be tried for one record. */
 export interface AttemptLimit {
@@ -16,7 +17,7 @@ interface Attempts {
 }
 
 const failuresAllowed = 5;
-const windowMs = 60_000;
+const windowMs = minuteMs;
 
 /** @param nowMs a monotonic clock in milliseconds @param capacity ids remembered at most; the oldest one makes room */
 export function createAttemptLimit(nowMs: () => number = () => performance.now(), capacity = 10_000): AttemptLimit {

@@ -57,10 +57,10 @@ const prunedAtOnce = 1_000;
 
 /** Removes what is too old, in batches that are transactions of their own. @returns how many rows */
 export async function pruneInBatches(
-  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
+  { db, clock }: Pick<Transactor, 'db' | 'clock'>,
   { keptMs, batchSize = prunedAtOnce, deleteOldest }: Pruning,
 ): Promise<number> {
-  const now = await currentTime(db, clockShiftMs);
+  const now = await currentTime(db, clock);
   const until = new Date(now.getTime() - keptMs);
   return inBatches(batchSize, async (count) => {
     const { numDeletedRows } = await writeTransaction(db).execute((tx) => deleteOldest(tx, until, count));

@@ -1,22 +1,27 @@
-/** The database's time, known without asking it each time: the only clock that decides about expiry. */
+import { type RawBuilder, sql } from 'kysely';
+
+/** The database's clock: the only one that decides about dates. Waits and windows go by `performance.now()`. */
 export interface DatabaseClock {
-  /** Milliseconds since 1970. Before the first sample: this machine's time. */
+  /**
+   * The database's time in milliseconds since 1970, known without asking: for what is shown, and for expiry. Before the first
+   * sample: this machine's time.
+   */
   nowMs(): number;
-  /** A time that the database told, between sending the question and receiving the answer (monotonic milliseconds). */
+  /** The database's time in whole milliseconds, for a statement that stores it or returns it. Read once for each statement. */
+  readonly sqlNow: RawBuilder<Date>;
+  /** A time that the database returned, between sending the query and receiving the answer (monotonic milliseconds). */
   sample(databaseMs: number, sentAtMs: number, receivedAtMs: number): void;
 }
 
 /** A better sample than the present one is always taken; a worse one once the present one is this old. */
 const sampleKeptMs = 10_000;
 
-/**
- * @param shiftMs added to the database's time: tests move the clock with it
- */
-export function createDatabaseClock(shiftMs: () => number = () => 0): DatabaseClock {
+export function createDatabaseClock(): DatabaseClock {
   let offsetMs = Date.now() - performance.now();
   let best: { roundTripMs: number; atMs: number } | undefined;
   return {
-    nowMs: () => performance.now() + offsetMs + shiftMs(),
+    nowMs: () => performance.now() + offsetMs,
+    sqlNow: sql`(select date_trunc('milliseconds', clock_timestamp()))`,
     sample(databaseMs, sentAtMs, receivedAtMs) {
       const roundTripMs = receivedAtMs - sentAtMs;
       const isWorse = best !== undefined && roundTripMs > best.roundTripMs;

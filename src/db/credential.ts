@@ -1,8 +1,9 @@
-import { type RawBuilder, sql } from 'kysely';
+import { sql } from 'kysely';
 import type { Actor } from '../core/actor.ts';
 import { Problem } from '../core/errors.ts';
 import { type AccessTokenId, isId, type OrganizationId } from '../core/ids.ts';
 import type { Db, Tx } from './client.ts';
+import type { DatabaseClock } from './clock.ts';
 
 /** The access token that somebody acts by, as it is at the beginning of a transaction. */
 interface Credential {
@@ -12,8 +13,6 @@ interface Credential {
   deleted_at: Date | null;
 }
 
-const wholeMilliseconds: RawBuilder<Date> = sql`date_trunc('milliseconds', now())`;
-
 /**
  * The database's time in whole milliseconds, in one statement with a look at the access token of who acts: it is held until
  * the transaction ends, and a deletion of it waits for that. Persons from an identity provider and the system have none.
@@ -22,22 +21,21 @@ const wholeMilliseconds: RawBuilder<Date> = sql`date_trunc('milliseconds', now()
 export async function beginAs(
   db: Db,
   by: { actor: Actor; organizationId: OrganizationId | null },
-  clockShiftMs: () => number,
+  clock: DatabaseClock,
 ): Promise<Date> {
   const { type: role, id } = by.actor;
-  if (!isId('token', id)) return currentTime(db, clockShiftMs);
+  if (!isId('token', id)) return currentTime(db, clock);
   const { rows } = await sql<Credential & { now: Date }>`
-    select ${wholeMilliseconds} as now, role, organization_id, expires_at, deleted_at
+    select ${clock.sqlNow} as now, role, organization_id, expires_at, deleted_at
     from hold_credential(${id})`.execute(db);
   const [found] = rows;
   if (found === undefined || found.deleted_at !== null || found.role !== role || !mayActIn(found, by.organizationId)) {
     throw refused('unauthorized', 'The credential is unknown, wrong or revoked.');
   }
-  const now = shifted(found.now, clockShiftMs);
-  if (found.expires_at !== null && found.expires_at <= now) {
+  if (found.expires_at !== null && found.expires_at <= found.now) {
     throw refused('token_expired', `The credential expired at ${found.expires_at.toISOString()}.`);
   }
-  return now;
+  return found.now;
 }
 
 function mayActIn({ organization_id: own }: Credential, organizationId: OrganizationId | null): boolean {
@@ -57,14 +55,9 @@ export async function stopCredential(tx: Tx, id: AccessTokenId): Promise<void> {
   await sql`select pg_advisory_xact_lock(hashtext('latchkey credential'), hashtext(${id}))`.execute(tx);
 }
 
-/** The database's time in whole milliseconds: the only clock that decides anything. */
-export async function currentTime(db: Db, clockShiftMs: () => number): Promise<Date> {
-  const { rows } = await sql<{ now: Date }>`select ${wholeMilliseconds} as now`.execute(db);
-  const row = rows[0];
-  if (row === undefined) throw new Error('select now() returned no row');
-  return shifted(row.now, clockShiftMs);
-}
-
-function shifted(now: Date, clockShiftMs: () => number): Date {
-  return new Date(now.getTime() + clockShiftMs());
+/** The database's time in whole milliseconds: for what is stored or removed by it. */
+export async function currentTime(db: Db, clock: DatabaseClock): Promise<Date> {
+  const { rows } = await sql<{ now: Date }>`select ${clock.sqlNow} as now`.execute(db);
+  if (rows[0] === undefined) throw new Error('a select without a table returned no row');
+  return rows[0].now;
 }

@@ -6,6 +6,7 @@ import type { TraceContext } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { backoffMs } from '../lib/backoff.ts';
 import { type Db, type Tx, writeTransaction } from './client.ts';
+import type { DatabaseClock } from './clock.ts';
 import { beginAs } from './credential.ts';
 import { isTransient } from './pg-error.ts';
 
@@ -46,8 +47,7 @@ export type OnAppended = (work: Pick<Work, 'tx' | 'by' | 'keyring'>, events: rea
 export interface Transactor {
   db: Db;
   keyring: Keyring;
-  /** Milliseconds added to the database's time: tests move the clock with it. */
-  clockShiftMs: () => number;
+  clock: DatabaseClock;
   onAppended: OnAppended;
   /** Told of what a transaction has changed, as soon as it has ended. */
   onChanged?: (ids: Iterable<string>) => void;
@@ -73,7 +73,7 @@ export async function transact<By extends Doer, Result>(
     const recorded: string[] = [];
     try {
       const done = await writeTransaction(transactor.db).execute(async (tx) => {
-        const now = await beginAs(tx, by, transactor.clockShiftMs);
+        const now = await beginAs(tx, by, transactor.clock);
         const { keyring, onAppended } = transactor;
         const work: Work<By> = { tx, now, by, keyring, onAppended, beforeCommit: [], changed, recorded };
         const result = await act(work);

@@ -13,7 +13,7 @@ import { listChains } from './store.ts';
 const loggedAtMost = 1_000;
 
 interface StateAuditDeps {
-  transactor: Pick<Transactor, 'db' | 'clockShiftMs'>;
+  transactor: Pick<Transactor, 'db' | 'clock'>;
   logger: Pick<FastifyBaseLogger, 'error'>;
   signal: AbortSignal;
 }
@@ -38,7 +38,7 @@ export async function auditStates({ transactor, logger, signal }: StateAuditDeps
       }
     }
   }
-  await replaceCounts(db, counts, await currentTime(db, transactor.clockShiftMs));
+  await replaceCounts(db, counts, await currentTime(db, transactor.clock));
   return total;
 }
 

@@ -5,12 +5,13 @@ import { type Db, type Tx, writeTransaction } from '../db/client.ts';
 import { currentTime } from '../db/credential.ts';
 import type { IdempotencyKeysTable } from '../db/schema.ts';
 import type { Transactor } from '../db/work.ts';
+import { dayMs, minuteMs } from '../lib/durations.ts';
 
 /** How long a request is not done again. */
-const rememberedMs = 24 * 3_600_000;
+const rememberedMs = dayMs;
 
 /** How long a reply with a plaintext in it is replayed: enough for a retry. */
-const plaintextKeptMs = 15 * 60_000;
+const plaintextKeptMs = 15 * minuteMs;
 
 /** A request that was done under an `Idempotency-Key`, and its sealed reply while that is kept. */
 export type DoneRequest = Selectable<IdempotencyKeysTable>;
@@ -62,11 +63,11 @@ function erase(tx: Tx) {
     .where('sealed', 'is not', null);
 }
 
-type From = Pick<Transactor, 'db' | 'clockShiftMs'>;
+type From = Pick<Transactor, 'db' | 'clock'>;
 
 /** Erases plaintexts that are no longer replayed, and removes what is forgotten. @returns how many were removed */
 export async function pruneIdempotency(from: From, batchSize?: number): Promise<number> {
-  const until = new Date((await currentTime(from.db, from.clockShiftMs)).getTime() - plaintextKeptMs);
+  const until = new Date((await currentTime(from.db, from.clock)).getTime() - plaintextKeptMs);
   await writeTransaction(from.db).execute((tx) =>
     erase(tx)
       .where('address', 'in', (query) =>

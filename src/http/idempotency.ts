@@ -76,7 +76,7 @@ interface SentReply {
  */
 export const idempotency = fp<IdempotencyOptions>(
   async (app, { transactor, keepsPlaintexts }) => {
-    const { db, keyring, clockShiftMs } = transactor;
+    const { db, keyring, clock } = transactor;
 
     app.addHook('onRoute', (route) => {
       if (route.config?.idempotencyKey !== 'taken') return;
@@ -88,7 +88,7 @@ export const idempotency = fp<IdempotencyOptions>(
       const identity = identityOf(request);
       const done = identity && (await findDone(db, identity.address));
       if (done === undefined) return undefined;
-      const now = await beginAs(db, doerOf(request), clockShiftMs);
+      const now = await beginAs(db, doerOf(request), clock);
       if (isForgotten(done, now)) return undefined;
       return reply.send(await replay(request, reply, done, now));
     }

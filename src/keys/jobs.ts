@@ -3,6 +3,7 @@ import { workInBatches } from '../db/batches.ts';
 import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { record } from '../history/record.ts';
+import { dayMs, secondMs } from '../lib/durations.ts';
 import {
   deleteExpiryNotices,
   insertExpiryNotices,
@@ -17,9 +18,6 @@ import {
 
 /** Keys in one transaction: it holds the chain's head while it records them. */
 const batchSize = 100;
-
-const secondMs = 1_000;
-const dayMs = 86_400_000;
 
 const jobActor = (name: string): Actor => ({ type: 'system', id: name, name, email: null });
 
@@ -39,7 +37,7 @@ export async function purgeDeletedKeys({
   signal,
 }: KeyJobDeps & { retentionSeconds: number }): Promise<number> {
   const endedAt = (now: Date) => new Date(now.getTime() - retentionSeconds * secondMs);
-  const now = await currentTime(transactor.db, transactor.clockShiftMs);
+  const now = await currentTime(transactor.db, transactor.clock);
   return workInBatches({
     transactor,
     actor: jobActor('purge_keys'),
@@ -66,7 +64,7 @@ export async function purgeDeletedKeys({
  * @returns how many were looked at
  */
 export async function announceExpiries({ transactor, signal }: KeyJobDeps): Promise<number> {
-  const now = await currentTime(transactor.db, transactor.clockShiftMs);
+  const now = await currentTime(transactor.db, transactor.clock);
   return workInBatches({
     transactor,
     actor: jobActor('announce_expiries'),
@@ -86,10 +84,7 @@ export async function announceExpiries({ transactor, signal }: KeyJobDeps): Prom
 }
 
 /** Removes notes of what was announced, a day after the expiry: nothing is said of it from then on. @returns how many */
-export async function forgetExpiryNotices({
-  db,
-  clockShiftMs,
-}: Pick<Transactor, 'db' | 'clockShiftMs'>): Promise<number> {
-  const now = await currentTime(db, clockShiftMs);
+export async function forgetExpiryNotices({ db, clock }: Pick<Transactor, 'db' | 'clock'>): Promise<number> {
+  const now = await currentTime(db, clock);
   return deleteExpiryNotices(db, new Date(now.getTime() - dayMs));
 }

@@ -2,6 +2,7 @@ import { entityTagOf } from '../core/entity-tag.ts';
 import { Problem, validationProblem } from '../core/errors.ts';
 import type { Access, Permission } from '../core/permissions.ts';
 import { type RestoreWay, type RestoreWindows, requireOpenWindow, windowEnd } from '../core/restore-window.ts';
+import { dayMs } from '../lib/durations.ts';
 
 /** The rules of keys and rows, without a database. */
 
@@ -34,7 +35,7 @@ export function restorableUntil(
 }
 
 /** So long before its expiry a key is said to be about to expire. */
-const soonMs = 7 * 86_400_000;
+const soonMs = 7 * dayMs;
 
 /** Which of the keys are about to expire, the first one first. One that has expired is no longer about to. */
 export function expiringSoon<Id>(keys: ReadonlyArray<{ id: Id; expires_at: Date | null }>, now: Date): Id[] {

@@ -4,7 +4,6 @@ import { z } from 'zod';
 import { idSuffixPattern, isId, type KeyId, type PartnerId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import { currentTime } from '../db/credential.ts';
 import { type Transactor, transact } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
@@ -87,14 +86,14 @@ export interface KeyRoutesOptions {
 
 export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, options) => {
   const { transactor, mint, keyring, tokenPrefix, undoWindowSeconds } = options;
-  const { db } = transactor;
+  const { db, clock } = transactor;
   const params = z.object({ keyId: idParam('Which key') });
   const viewAt = (now: Date): KeyViewContext => ({ tokenPrefix, undoWindowSeconds, now });
-  const viewContext = async () => viewAt(await currentTime(db, transactor.clockShiftMs));
+  const viewContext = () => viewAt(new Date(clock.nowMs()));
   /** With the version that `If-Match` may ask for. */
-  const show = async (reply: FastifyReply, key: ShownKey) => {
+  const show = (reply: FastifyReply, key: ShownKey) => {
     reply.header('etag', keyTag(key));
-    return toKeyView(key, await viewContext());
+    return toKeyView(key, viewContext());
   };
 
   app.get(
@@ -111,7 +110,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     },
     async (request) => {
       const { limit, cursor, includeDeleted, ...filter } = request.query;
-      const context = await viewContext();
+      const context = viewContext();
       const page = { limit, before: decodeCursor(listOf(request), cursor, isKeyId), now: context.now };
       const restorableAfter = new Date(context.now.getTime() - undoWindowSeconds * 1000);
       const keys = await listKeys(
@@ -216,7 +215,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
       const { params, query } = request;
       const by = organizationDoerOf(request);
       const key = await transact(transactor, by, (work) => deleteKey(work, params.keyId, query.reason));
-      return toKeyView(key, await viewContext());
+      return toKeyView(key, viewContext());
     },
   );
 

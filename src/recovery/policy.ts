@@ -1,17 +1,15 @@
 import { Problem } from '../core/errors.ts';
 import { type RestoreWindows, windowEnd } from '../core/restore-window.ts';
 import type { RecoveryStatus } from '../db/schema.ts';
+import { dayMs } from '../lib/durations.ts';
 
 /** The rules of recovery requests, without a database. */
 
 export const recoveryStatuses = ['open', 'approved', 'declined'] as const satisfies readonly RecoveryStatus[];
 
-/** An answer is due within a day. */
-const answerDueSeconds = 86_400;
-
-/** An answer that comes after what was deleted is purged helps nobody, so it is due before that. */
+/** Within a day, and before what was deleted is purged: an answer after that helps nobody. */
 export function respondBy(deletedAt: Date, now: Date, { retentionSeconds }: RestoreWindows): Date {
-  const due = windowEnd(now, answerDueSeconds);
+  const due = new Date(now.getTime() + dayMs);
   const kept = windowEnd(deletedAt, retentionSeconds);
   return kept < due ? kept : due;
 }

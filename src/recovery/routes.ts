@@ -3,7 +3,6 @@ import { z } from 'zod';
 import { isId, type RecoveryRequestId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import type { RestoreWindows } from '../core/restore-window.ts';
-import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { accessTokenOf, doerOf, organizationDoerOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
@@ -51,10 +50,10 @@ export interface RecoveryRoutesOptions extends RestoreWindows {
 export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = async (app, options) => {
   const { transactor, undoWindowSeconds, retentionSeconds } = options;
   const windows = { undoWindowSeconds, retentionSeconds };
-  const { db } = transactor;
+  const { db, clock } = transactor;
   const params = z.object({ recoveryRequestId: idParam('Which recovery request') });
-  const currentView = async () => {
-    const now = await currentTime(db, transactor.clockShiftMs);
+  const currentView = () => {
+    const now = new Date(clock.nowMs());
     return (request: RecoveryRequest) => toRecoveryRequestView(request, now);
   };
 
@@ -77,7 +76,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
       const { limit, cursor, status } = request.query;
       const { role, actsIn } = accessTokenOf(request);
       const filter = { organizationId: actsIn, status };
-      const toView = await currentView();
+      const toView = currentView();
       if (role === 'operator') {
         const after = decodeCursor(listOf(request), cursor, isUrgency);
         return toPage(listOf(request), await listByUrgency(db, filter, { limit, after }), limit, urgencyOf, toView);
@@ -130,7 +129,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
     },
     async (request) => {
       const { actsIn } = accessTokenOf(request);
-      const toView = await currentView();
+      const toView = currentView();
       return toView(await getRecoveryRequest(db, actsIn, request.params.recoveryRequestId));
     },
   );

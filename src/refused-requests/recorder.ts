@@ -3,6 +3,7 @@ import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { isRejection } from '../db/pg-error.ts';
 import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
+import { hourMs, startOfPeriod } from '../lib/durations.ts';
 import { addRefusals, type RefusedAttempts } from './store.ts';
 
 /** One attempt of a known caller that was refused. */
@@ -35,14 +36,13 @@ interface Bounds {
 
 const defaultBounds: Bounds = { rowsInHour: 200, rowsHeld: 10_000 };
 
-const hourLengthMs = 3_600_000;
 const rowsInBatch = 500;
 
 export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalRecorderOptions): RefusalRecorder {
   const { rowsInHour, rowsHeld } = { ...defaultBounds, ...bounds };
   /** What of this hour has rows of its own, by organization. */
   const told = new Map<string | null, Set<string>>();
-  let toldHourMs = 0;
+  let toldHour = 0;
   const writer = createBatchWriter<string, RefusedAttempts>({
     name: 'Refused attempts',
     write: (batch) => addRefusals(db, batch),
@@ -60,10 +60,10 @@ export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalReco
     logger,
   });
 
-  function hasOwnRow({ organizationId, caller, operation, code }: Refusal, hourMs: number): boolean {
-    if (hourMs !== toldHourMs || told.size >= rowsHeld) {
+  function hasOwnRow({ organizationId, caller, operation, code }: Refusal, hour: number): boolean {
+    if (hour !== toldHour || told.size >= rowsHeld) {
       told.clear();
-      toldHourMs = hourMs;
+      toldHour = hour;
     }
     const names = told.get(organizationId) ?? new Set<string>();
     told.set(organizationId, names);
@@ -78,11 +78,11 @@ export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalReco
     note(refusal) {
       const { organizationId, caller, operation, code, ip } = refusal;
       const nowMs = clock.nowMs();
-      const hourMs = nowMs - (nowMs % hourLengthMs);
-      const place = hasOwnRow(refusal, hourMs) ? { caller, operation } : { caller: null, operation: null };
+      const hour = startOfPeriod(nowMs, hourMs);
+      const place = hasOwnRow(refusal, hour) ? { caller, operation } : { caller: null, operation: null };
       const now = new Date(nowMs);
-      const times = { hour: new Date(hourMs), firstAt: now, lastAt: now };
-      const name = `${organizationId} ${hourMs} ${code} ${place.operation} ${place.caller?.id}`;
+      const times = { hour: new Date(hour), firstAt: now, lastAt: now };
+      const name = `${organizationId} ${hour} ${code} ${place.operation} ${place.caller?.id}`;
       writer.add(name, { organizationId, ...place, code, count: 1, ...times, lastIp: ip ?? null });
     },
   };

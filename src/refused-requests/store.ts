@@ -4,6 +4,7 @@ import { pruneInBatches } from '../db/batches.ts';
 import { type Db, type Tx, writeTransaction } from '../db/client.ts';
 import type { RefusedCaller } from '../db/refused-attempts-table.ts';
 import type { Transactor } from '../db/work.ts';
+import { dayMs } from '../lib/durations.ts';
 
 /** Attempts of one caller at one operation that were refused for the same reason within one hour. */
 export interface RefusedAttempts {
@@ -95,10 +96,10 @@ export async function listRefusals(
 }
 
 /** How long refused attempts are kept. */
-const keptMs = 90 * 24 * 3_600_000;
+const keptMs = 90 * dayMs;
 
 /** Removes what is too old. @returns how many rows */
-export function pruneRefusals(from: Pick<Transactor, 'db' | 'clockShiftMs'>, batchSize?: number): Promise<number> {
+export function pruneRefusals(from: Pick<Transactor, 'db' | 'clock'>, batchSize?: number): Promise<number> {
   return pruneInBatches(from, { keptMs, batchSize, deleteOldest });
 }
 

@@ -3,7 +3,6 @@ import { z } from 'zod';
 import { isId, type OrganizationId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import type { Permission } from '../core/permissions.ts';
-import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
@@ -41,7 +40,7 @@ export interface RowRoutesOptions {
 
 export const rowRoutes: FastifyPluginAsyncZod<RowRoutesOptions> = async (app, options) => {
   const { transactor, tokenPrefix, undoWindowSeconds } = options;
-  const { db } = transactor;
+  const { db, clock } = transactor;
 
   app.get(
     '/rows',
@@ -59,7 +58,7 @@ export const rowRoutes: FastifyPluginAsyncZod<RowRoutesOptions> = async (app, op
       const { limit, cursor } = request.query;
       const organizationId = organizationOf(request);
       const rows = await readRows(organizationId, limit, decodeCursor(listOf(request), cursor, isRowPlace));
-      const now = await currentTime(db, transactor.clockShiftMs);
+      const now = new Date(clock.nowMs());
       const keys = await liveKeysOfOwners(
         db,
         organizationId,

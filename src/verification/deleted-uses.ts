@@ -7,6 +7,7 @@ import { isRejection } from '../db/pg-error.ts';
 import { type Transactor, transact } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
+import { hourMs, startOfPeriod } from '../lib/durations.ts';
 import { clientAddress } from '../lib/ip-address.ts';
 import { notLater } from '../lib/past.ts';
 import { type DeletedUse, insertDeletedUses, nameOfUse } from './usage-store.ts';
@@ -23,7 +24,6 @@ interface DeletedUsesOptions {
   logger: Pick<FastifyBaseLogger, 'warn'>;
 }
 
-const hourMs = 3_600_000;
 const usesInTransaction = 100;
 
 /** Beyond this a use is not noted; one that goes on is, as soon as there is room. */
@@ -70,7 +70,7 @@ export function createDeletedUses({ transactor, clock, logger }: DeletedUsesOpti
         organizationId: key.organization_id,
         partnerId: key.partner_id,
         keyId: key.id,
-        hour: new Date(nowMs - (nowMs % hourMs)),
+        hour: new Date(startOfPeriod(nowMs, hourMs)),
         presentedAt: new Date(nowMs),
         ip: clientAddress(ip) ?? null,
       };

@@ -2,6 +2,7 @@ import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import { Problem } from '../core/errors.ts';
 import { limitSentence } from '../core/rate-limit.ts';
 import type { Bucket, Window } from '../core/use-bucket.ts';
+import { minuteMs, secondMs } from '../lib/durations.ts';
 
 /** How a use was counted: by the bucket that refused it, else by the one with the least left. */
 export interface Count {
@@ -71,7 +72,7 @@ export function toCount(buckets: UseBuckets, levels: readonly Level[], refusedBy
       limit: bucket.requests,
       windowSeconds: bucket.windowSeconds,
       remaining: Math.max(0, bucket.requests - used),
-      resetSeconds: Math.max(1, Math.ceil(resetMs / 1000)),
+      resetSeconds: Math.max(1, Math.ceil(resetMs / secondMs)),
       policy: index === 0 ? ('owner' as const) : ('key' as const),
     };
   });
@@ -106,7 +107,7 @@ export interface MemoryLimits extends UseLimits {
   takeArrears(bucket: Bucket, sinceMs: number): Arrears | undefined;
 }
 
-const sweepEveryMs = 60_000;
+const sweepEveryMs = minuteMs;
 
 /**
  * Counts in this process's memory. No bucket is pushed out while its window lasts; there are no more of them than owners
@@ -134,7 +135,7 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
 
   /** The bucket's window, or one that would begin now. */
   function windowOf(bucket: Bucket, now: number): Window {
-    const endsAtMs = Math.floor(now) + bucket.windowSeconds * 1000;
+    const endsAtMs = Math.floor(now) + bucket.windowSeconds * secondMs;
     return presentWindow(bucket, now) ?? { used: 0, unshared: 0, endsAtMs, sharedAtMs: 0 };
   }
 

@@ -4,7 +4,7 @@ import { createRecords, type Records } from '../auth/records.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { type ChangeFeed, followChanges } from '../db/change-feed.ts';
 import type { Db } from '../db/client.ts';
-import { createDatabaseClock, type DatabaseClock } from '../db/clock.ts';
+import type { DatabaseClock } from '../db/clock.ts';
 import type { Transactor } from '../db/work.ts';
 import { createDeletedUses } from './deleted-uses.ts';
 import { createMemoryLimits, type UseLimits } from './limits.ts';
@@ -13,7 +13,6 @@ import { createUsageRecorder, type UsageRecorder } from './usage-recorder.ts';
 
 /** What verification keeps in memory, and what keeps that right. */
 export interface VerificationState {
-  clock: DatabaseClock;
   feed: ChangeFeed;
   records: Records;
   limits: UseLimits;
@@ -33,15 +32,14 @@ export interface VerificationStateOptions {
   keyring: Keyring;
   capacity: number;
   staleMs: number;
-  clockShiftMs: () => number;
+  clock: DatabaseClock;
   onAppended: Transactor['onAppended'];
   onRecorded?: Transactor['onRecorded'];
   logger: Pick<FastifyBaseLogger, 'info' | 'warn' | 'error'>;
 }
 
 export function startVerificationState(options: VerificationStateOptions): VerificationState {
-  const { db, logger } = options;
-  const clock = createDatabaseClock(options.clockShiftMs);
+  const { db, clock, logger } = options;
   const feed = followChanges({
     url: options.listenUrl,
     notify: async (channel, payload) => {
@@ -55,13 +53,12 @@ export function startVerificationState(options: VerificationStateOptions): Verif
   });
   const { keyring, capacity, staleMs, redisUrl } = options;
   const records = createRecords({ db, clock, feed, logger, keyring, capacity, staleMs });
-  const { clockShiftMs, onAppended, onRecorded = () => undefined } = options;
-  const transactor = { db, keyring, clockShiftMs, onAppended, onRecorded };
+  const { onAppended, onRecorded = () => undefined } = options;
+  const transactor = { db, keyring, clock, onAppended, onRecorded };
   const deletedUses = createDeletedUses({ transactor, clock, logger });
   const usage = createUsageRecorder({ db, clock, deletedUses, logger });
   const shared = redisUrl === undefined ? undefined : createSharedLimits({ url: redisUrl, logger });
   return {
-    clock,
     feed,
     records,
     limits: shared ?? createMemoryLimits(),

@@ -4,6 +4,7 @@ import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { isRejection } from '../db/pg-error.ts';
 import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
+import { hourMs, secondMs, startOfPeriod } from '../lib/durations.ts';
 import type { DeletedUses } from './deleted-uses.ts';
 import { addUsage, type KeyUsage } from './usage-store.ts';
 
@@ -24,10 +25,8 @@ interface UsageRecorderOptions {
   logger: Pick<FastifyBaseLogger, 'warn'>;
 }
 
-const hourMs = 3_600_000;
-
 /** With the time that a flush takes, usage shows within 10 s. A killed process loses what was counted since the last flush. */
-const flushEveryMs = 5_000;
+const flushEveryMs = 5 * secondMs;
 
 /** Small enough that preparing one does not delay the requests of the moment. */
 const keysInBatch = 1_000;
@@ -56,7 +55,7 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
 
   function count(key: ApiKeyRecord, outcome: UseOutcome, uses: number, afterDeletion = 0): void {
     const nowMs = Math.floor(clock.nowMs());
-    const hour = nowMs - (nowMs % hourMs);
+    const hour = startOfPeriod(nowMs, hourMs);
     writer.add(`${key.id} ${hour}`, {
       organizationId: key.organization_id,
       partnerId: key.partner_id,

@@ -1,20 +1,18 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { validationProblem } from '../core/errors.ts';
-import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationOf } from '../http/guard.ts';
 import { earliestMs, idParam, latestMs, timestampInput, timestampView } from '../http/schemas.ts';
 import { getKeyOwner } from '../keys/store.ts';
+import { dayMs, hourMs } from '../lib/durations.ts';
 import { notLater } from '../lib/past.ts';
 import { getPartner } from '../partners/store.ts';
 import { findLastUse, listUsage, type UsageOf, type UsagePeriod, type UsageQuery } from './usage-store.ts';
 
-const dayMs = 86_400_000;
-
 /** How long a period is, how far back is shown by default, and how much at most is read at once. */
 const spans = {
-  hour: { periodMs: dayMs / 24, defaultMs: dayMs, mostMs: 31 * dayMs },
+  hour: { periodMs: hourMs, defaultMs: dayMs, mostMs: 31 * dayMs },
   day: { periodMs: dayMs, defaultMs: 30 * dayMs, mostMs: 366 * dayMs },
 };
 
@@ -55,10 +53,10 @@ const description =
   'Old hours are kept as days only. What was just used shows within ten seconds.';
 
 export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
-  const { db } = transactor;
+  const { db, clock } = transactor;
 
   async function usageOf(of: UsageOf, organizationId: UsageQuery['organizationId'], query: UsageWish) {
-    const now = await currentTime(db, transactor.clockShiftMs);
+    const now = new Date(clock.nowMs());
     const range = rangeOf(query, now);
     const [periods, lastUsedAt] = await Promise.all([
       listUsage(db, { organizationId, of, ...range }),

@@ -3,8 +3,7 @@ import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import { type Db, type Tx, writeTransaction } from '../db/client.ts';
 import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
-
-const dayMs = 86_400_000;
+import { dayMs, startOfPeriod } from '../lib/durations.ts';
 
 /** How often a key was used within an hour, by outcome. Times are milliseconds since 1970. */
 export interface KeyUsage {
@@ -58,12 +57,12 @@ function countedUp(table: 'usage_hours' | 'usage_days'): RawBuilder<unknown> {
  * @returns how many hours were folded
  */
 export async function foldOldUsage(
-  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
+  { db, clock }: Pick<Transactor, 'db' | 'clock'>,
   hourlyDays: number,
 ): Promise<number> {
   return writeTransaction(db).execute(async (tx) => {
-    const nowMs = (await currentTime(tx, clockShiftMs)).getTime();
-    const before = new Date(nowMs - (nowMs % dayMs) - hourlyDays * dayMs);
+    const nowMs = (await currentTime(tx, clock)).getTime();
+    const before = new Date(startOfPeriod(nowMs, dayMs) - hourlyDays * dayMs);
     const { rows } = await sql<{ folded: number }>`
       with moved as (delete from usage_hours where hour < ${before} returning *),
       added as (
@@ -159,11 +158,8 @@ export async function insertDeletedUses(tx: Tx, uses: readonly DeletedUse[]): Pr
 }
 
 /** Hours that are over for a day, and in which nobody can present a key any more. @returns how many */
-export async function forgetDeletedUses({
-  db,
-  clockShiftMs,
-}: Pick<Transactor, 'db' | 'clockShiftMs'>): Promise<number> {
-  const now = await currentTime(db, clockShiftMs);
+export async function forgetDeletedUses({ db, clock }: Pick<Transactor, 'db' | 'clock'>): Promise<number> {
+  const now = await currentTime(db, clock);
   const before = new Date(now.getTime() - dayMs);
   const { numDeletedRows } = await db
     .deleteFrom('deleted_key_uses')

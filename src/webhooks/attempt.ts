@@ -4,6 +4,7 @@ import { parseTraceparent, type Tracer, toTraceparent } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import { writeTransaction } from '../db/client.ts';
+import { currentTime } from '../db/credential.ts';
 import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
 import { readEvent } from '../history/views.ts';
 import { recordOf, wakeAfterwards } from './commands.ts';
@@ -56,14 +57,14 @@ const sender: Actor = { type: 'system', id: 'webhooks', name: 'webhooks', email:
  * @returns `more`: there is reason to ask again at once
  */
 export async function claimDue(
-  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
+  { db, clock }: Pick<Transactor, 'db' | 'clock'>,
   id: WebhookId,
   placesFor: (webhook: SendingWebhook) => number,
 ): Promise<{ claims: Claim[]; more: boolean }> {
   return writeTransaction(db).execute(async (tx) => {
     const webhook = await lockForSending(tx, id);
     if (webhook === undefined) return { claims: [], more: false };
-    const at = new Date(webhook.locked_at.getTime() + clockShiftMs());
+    const at = await currentTime(tx, clock);
     if (!webhook.is_live) {
       return { claims: [], more: (await failPending(tx, id, at, failedAtOnce)) === failedAtOnce };
     }

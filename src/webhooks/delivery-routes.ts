@@ -2,7 +2,6 @@ import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { type DeliveryId, isId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
-import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { organizationDoerOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
@@ -50,7 +49,7 @@ export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transact
       const page = { limit, before: decodeCursor(listOf(request), cursor, isDeliveryId) };
       const { id } = await getWebhook(db, organizationOf(request), request.params.webhookId);
       const deliveries = await listDeliveries(db, id, { status }, page);
-      const now = await currentTime(db, transactor.clockShiftMs);
+      const now = new Date(transactor.clock.nowMs());
       return toPage(
         listOf(request),
         deliveries,

@@ -5,6 +5,7 @@ import { pruneInBatches } from '../db/batches.ts';
 import type { Db, Tx } from '../db/client.ts';
 import type { DeliveryStatus, WebhookAttemptsTable, WebhookDeliveriesTable } from '../db/schema.ts';
 import type { Transactor } from '../db/work.ts';
+import { dayMs } from '../lib/durations.ts';
 
 export type Delivery = Omit<Selectable<WebhookDeliveriesTable>, 'mac' | 'mac_keyring_id' | 'traceparent'>;
 export type Attempt = Selectable<WebhookAttemptsTable>;
@@ -105,10 +106,10 @@ export async function markFailedDueAgain(
 }
 
 /** How long deliveries are kept. */
-const keptMs = 30 * 24 * 3_600_000;
+const keptMs = 30 * dayMs;
 
 /** Removes old deliveries with their attempts. @returns how many */
-export function pruneDeliveries(from: Pick<Transactor, 'db' | 'clockShiftMs'>, batchSize?: number): Promise<number> {
+export function pruneDeliveries(from: Pick<Transactor, 'db' | 'clock'>, batchSize?: number): Promise<number> {
   return pruneInBatches(from, { keptMs, batchSize, deleteOldest });
 }
 

@@ -2,6 +2,7 @@ import { type InputError, Problem, validationProblems } from '../core/errors.ts'
 import { historyActions } from '../core/events.ts';
 import type { PartnerId } from '../core/ids.ts';
 import type { DisabledReason } from '../db/schema.ts';
+import { dayMs, hourMs, minuteMs, secondMs } from '../lib/durations.ts';
 import { type DeliveryFailure, deliveryFailures } from './delivery-failed.ts';
 import { announcedTo } from './payload.ts';
 
@@ -10,7 +11,7 @@ import { announcedTo } from './payload.ts';
 export const endpointsAllowed = 50;
 
 /** How long the old secret signs along after a rotation. */
-export const oldSecretSignsMs = 24 * 3_600_000;
+export const oldSecretSignsMs = dayMs;
 
 /** How long a sender may be silent before another takes up its deliveries; an attempt takes 15 s at most. */
 export const leaseMs = 30_000;
@@ -63,10 +64,6 @@ export function isFlaw({ reason }: Outcome): boolean {
   return reason !== null && reason in deliveryFlaws;
 }
 
-const secondMs = 1_000;
-const minuteMs = 60 * secondMs;
-const hourMs = 60 * minuteMs;
-
 /** What is waited after each failed attempt before the next one. After the last of them there is none. */
 export const retryDelaysMs: readonly number[] = [
   5 * secondMs,
@@ -83,10 +80,10 @@ export const retryDelaysMs: readonly number[] = [
 /** Receivers that fail together are not called together again. */
 const jitter = 0.1;
 
-const longestRetryAfterMs = 24 * hourMs;
+const longestRetryAfterMs = dayMs;
 
 /** An endpoint of which every attempt has failed for this long is disabled. */
-const failingAllowedMs = 120 * hourMs;
+const failingAllowedMs = 5 * dayMs;
 
 const gone = 410;
 const asksToWait = [429, 503];

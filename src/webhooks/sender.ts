@@ -3,7 +3,6 @@ import type { OrganizationId, WebhookId } from '../core/ids.ts';
 import { passingTracer, type Tracer } from '../core/trace.ts';
 import { createSecretText } from '../crypto/secret-text.ts';
 import { connect } from '../db/client.ts';
-import { currentTime } from '../db/credential.ts';
 import type { Transactor } from '../db/work.ts';
 import { pause } from '../lib/backoff.ts';
 import { limitedWarnings } from '../lib/limited-warnings.ts';
@@ -74,8 +73,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   const sendingToFailing = new Set<Promise<void>>();
 
   const lookAtOrganization = singleFlight(async (id: OrganizationId) => {
-    const now = await currentTime(db, options.clockShiftMs);
-    for (const webhookId of await endpointsToLookAt(db, id, now)) look(lookAtEndpoint, webhookId);
+    for (const webhookId of await endpointsToLookAt(transactor, id)) look(lookAtEndpoint, webhookId);
   });
 
   const lookAtEndpoint = singleFlight(async (id: WebhookId) => {
@@ -123,14 +121,14 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
       else logger.warn({ err: error, ...facts }, 'What came of a delivery could not be kept; it is sent again.');
     }
     if (closing.signal.aborted) return;
-    if (await hasDue(db, claim.webhook.id, options.clockShiftMs()).catch(() => false)) {
+    if (await hasDue(transactor, claim.webhook.id).catch(() => false)) {
       look(lookAtEndpoint, claim.webhook.id);
     }
   }
 
   async function giveBack({ delivery }: Claim): Promise<void> {
     try {
-      await release(db, delivery, await currentTime(db, options.clockShiftMs));
+      await release(transactor, delivery);
     } catch (error) {
       logger.warn({ err: error, deliveryId: delivery.id }, 'A delivery could not be given back; its lease will end.');
     }
@@ -141,8 +139,7 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     everyMs: lookEveryMs,
     immediately: true,
     async run() {
-      const now = await currentTime(db, options.clockShiftMs);
-      for (const endpoint of await endpointsWithDue(db, now)) {
+      for (const endpoint of await endpointsWithDue(transactor)) {
         if (placesFor(endpoint) > 0) look(lookAtEndpoint, endpoint.id);
       }
     },

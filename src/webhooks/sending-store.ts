@@ -25,11 +25,11 @@ export interface EndpointWithDue {
 }
 
 /**
- * Endpoints that have something due at a time. Goes from endpoint to endpoint through the index, so that one with a long
+ * Endpoints that have something due. Goes from endpoint to endpoint through the index, so that one with a long
  * queue costs no more than one with a short one. In an order that chance makes: where a sender has not places enough for
  * all of them, everybody's turn comes.
  */
-export async function endpointsWithDue(db: Db, now: Date): Promise<EndpointWithDue[]> {
+export async function endpointsWithDue({ db, clock }: Pick<Transactor, 'db' | 'clock'>): Promise<EndpointWithDue[]> {
   const { rows } = await sql<EndpointWithDue>`
     with recursive endpoint (id) as (
       select min(endpoint_id) from webhook_deliveries where status = 'pending'
@@ -39,29 +39,32 @@ export async function endpointsWithDue(db: Db, now: Date): Promise<EndpointWithD
     )
     select id, failing_since from endpoint join webhook_endpoints using (id)
     where exists (
-      select from webhook_deliveries where endpoint_id = endpoint.id and status = 'pending' and due_at <= ${now}
+      select from webhook_deliveries where endpoint_id = endpoint.id and status = 'pending' and due_at <= ${clock.sqlNow}
     )
     order by random()`.execute(db);
   return rows;
 }
 
 /** Those of an organization's endpoints that have something due, and those that are sent nothing while something waits. */
-export async function endpointsToLookAt(db: Db, organizationId: OrganizationId, now: Date): Promise<WebhookId[]> {
+export async function endpointsToLookAt(
+  { db, clock }: Pick<Transactor, 'db' | 'clock'>,
+  organizationId: OrganizationId,
+): Promise<WebhookId[]> {
   const { rows } = await sql<{ id: WebhookId }>`
     select id from webhook_endpoints as endpoint
     where organization_id = ${organizationId} and exists (
       select from webhook_deliveries where endpoint_id = endpoint.id and status = 'pending'
-        and (due_at <= ${now} or endpoint.disabled_at is not null or endpoint.deleted_at is not null)
+        and (due_at <= ${clock.sqlNow} or endpoint.disabled_at is not null or endpoint.deleted_at is not null)
     )`.execute(db);
   return rows.map(({ id }) => id);
 }
 
 /** Whether something waits to be taken up. */
-export async function hasDue(db: Db, endpointId: WebhookId, clockShiftMs: number): Promise<boolean> {
+export async function hasDue({ db, clock }: Pick<Transactor, 'db' | 'clock'>, endpointId: WebhookId): Promise<boolean> {
   const { rows } = await sql<{ due: boolean }>`
     select exists (
       select from webhook_deliveries where endpoint_id = ${endpointId} and status = 'pending'
-        and due_at <= clock_timestamp() + ${clockShiftMs}::float8 * interval '1 millisecond'
+        and due_at <= ${clock.sqlNow}
     ) as due`.execute(db);
   return rows[0]?.due === true;
 }
@@ -115,7 +118,7 @@ export async function failPending(tx: Tx, endpointId: WebhookId, now: Date, limi
  * @returns whether that is so
  */
 export async function markDelivered(
-  { db, clockShiftMs }: Pick<Transactor, 'db' | 'clockShiftMs'>,
+  { db, clock }: Pick<Transactor, 'db' | 'clock'>,
   { id, leased_until }: ClaimedDelivery,
   { at, status, duration_ms, reply }: Pick<WebhookAttemptsTable, 'at' | 'status' | 'duration_ms' | 'reply'>,
 ): Promise<boolean> {
@@ -123,7 +126,7 @@ export async function markDelivered(
     with delivered as (
       update webhook_deliveries
       set status = 'delivered', attempts = attempts + 1, leased_until = null,
-        finished_at = clock_timestamp() + ${clockShiftMs()}::float8 * interval '1 millisecond'
+        finished_at = ${clock.sqlNow}
       where id = ${id} and status = 'pending' and leased_until = ${leased_until} and not exists (
         select from webhook_endpoints where id = endpoint_id and failing_since is not null
       )
@@ -164,9 +167,12 @@ export async function countAttempt(tx: Tx, id: DeliveryId, attempts: number): Pr
 }
 
 /** Gives a delivery back at once, where its attempt was not made. */
-export async function release(db: Db, { id, leased_until }: ClaimedDelivery, now: Date): Promise<void> {
+export async function release(
+  { db, clock }: Pick<Transactor, 'db' | 'clock'>,
+  { id, leased_until }: ClaimedDelivery,
+): Promise<void> {
   await sql`
-    update webhook_deliveries set leased_until = null, due_at = ${now}
+    update webhook_deliveries set leased_until = null, due_at = ${clock.sqlNow}
     where id = ${id} and leased_until = ${leased_until}`.execute(db);
 }
 

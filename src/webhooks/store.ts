@@ -159,7 +159,7 @@ export async function markFailingSince(tx: Tx, id: WebhookId, since: Date | null
 export type SendingWebhook = Pick<
   Selectable<WebhookEndpointsTable>,
   SecretColumn | 'id' | 'organization_id' | 'partner_id' | 'url' | 'previous_until' | 'failing_since'
-> & { is_live: boolean /** The database's time. */; locked_at: Date };
+> & { is_live: boolean };
 
 /** Lets one sender at a time decide what is sent to an endpoint next. */
 export async function lockForSending(tx: Tx, id: WebhookId): Promise<SendingWebhook | undefined> {
@@ -177,7 +177,6 @@ export async function lockForSending(tx: Tx, id: WebhookId): Promise<SendingWebh
       'previous_until',
       'failing_since',
       sql<boolean>`disabled_at is null and deleted_at is null`.as('is_live'),
-      sql<Date>`date_trunc('milliseconds', clock_timestamp())`.as('locked_at'),
     ])
     .where('id', '=', id)
     .forNoKeyUpdate()

@@ -15,6 +15,7 @@ import {
 import { createWebhookClient } from '../../src/webhooks/connector.ts';
 import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
 import { parseRanges } from '../../src/webhooks/public-address.ts';
+import { createTestClock, type TestClock } from './clock.ts';
 import type { ClusterUrls } from './cluster.ts';
 import { createDatabase, dbDump } from './database.ts';
 import { requireDocumented } from './document.ts';
@@ -51,10 +52,10 @@ export interface TestService {
   verifier: Client;
   operator: Client;
   as(token: string): Client;
-  /** Moves the service's clock on. */
+  /** The clock of the service and of all that a test starts beside it. */
+  clock: TestClock;
+  /** Moves the clock on. */
   later(ms: number): void;
-  /** How far it has been moved. */
-  clockShiftMs(): number;
   logLines: string[];
 }
 
@@ -76,7 +77,6 @@ const anyToken =
 export async function startService(t: Test, overrides: Overrides = {}): Promise<TestService> {
   const urls = overrides.urls ?? (await createDatabase(t));
   const client = connect({ url: urls.app, poolSize: 20, timeoutMs: 20_000 });
-  let shiftMs = 0;
   const logLines: string[] = [];
   const keyring = overrides.keyring ?? parseKeyring(generateKeyring(new Date()));
   const hasher = createSecretHasher(cheapHashing);
@@ -86,8 +86,8 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     tokenPrefix: 'lk',
     destination: { write: (line) => void logLines.push(line) },
   });
-  const clockShiftMs = () => shiftMs;
-  const { state, transactor: given = { db: client.db, clockShiftMs }, ...others } = overrides;
+  const clock = createTestClock();
+  const { state, transactor: given = { db: client.db, clock }, ...others } = overrides;
   const verification = startVerificationState({
     db: given.db,
     listenUrl: urls.app,
@@ -95,7 +95,7 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     keyring,
     capacity: 10_000,
     staleMs: 30_000,
-    clockShiftMs,
+    clock: given.clock,
     onAppended: enqueueDeliveries,
     logger,
     ...state,
@@ -150,10 +150,8 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     verifier: as(bootstrapped.verifierToken.reveal()),
     operator: as(bootstrapped.operatorToken.reveal()),
     as,
-    later: (ms) => {
-      shiftMs += ms;
-    },
-    clockShiftMs,
+    clock,
+    later: clock.move,
     logLines,
   };
 }

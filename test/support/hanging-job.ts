@@ -1,3 +1,4 @@
+import { createDatabaseClock } from '../../src/db/clock.ts';
 import { startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
 import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
@@ -21,7 +22,7 @@ startJobs({
   ],
   settings: { usageHourlyDays: 1, retentionSeconds: 1 },
   keyring: keyringOf('test'),
-  clockShiftMs: () => 0,
+  clock: createDatabaseClock(),
   onAppended: enqueueDeliveries,
   logger: createLogger({ level: 'warn', tokenPrefix: 'lk' }),
 });

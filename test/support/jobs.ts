@@ -1,4 +1,5 @@
 import type { Test } from 'tap';
+import { createDatabaseClock } from '../../src/db/clock.ts';
 import type { Job } from '../../src/jobs/job.ts';
 import { type JobRunner, startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
@@ -24,7 +25,7 @@ export function startReplica(
   {
     usageHourlyDays = 35,
     retentionSeconds = 2_592_000,
-    clockShiftMs = (): number => 0,
+    clock = createDatabaseClock(),
     keyring = keyringOf('test'),
   } = {},
 ): TestRunner {
@@ -39,7 +40,7 @@ export function startReplica(
     jobs,
     settings: { usageHourlyDays, retentionSeconds },
     keyring,
-    clockShiftMs,
+    clock,
     onAppended: enqueueDeliveries,
     logger,
   });

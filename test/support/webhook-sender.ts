@@ -1,3 +1,4 @@
+import { createDatabaseClock } from '../../src/db/clock.ts';
 import { startJobs } from '../../src/jobs/runner.ts';
 import { createLogger } from '../../src/logger.ts';
 import { createWebhookClient } from '../../src/webhooks/connector.ts';
@@ -12,7 +13,7 @@ const [url = '', entry = ''] = process.argv.slice(2);
 const shared = {
   url,
   keyring: keyringOf(entry),
-  clockShiftMs: () => 0,
+  clock: createDatabaseClock(),
   onAppended: enqueueDeliveries,
   logger: createLogger({ level: 'warn', tokenPrefix: 'lk' }),
 };

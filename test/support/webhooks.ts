@@ -57,7 +57,7 @@ export const localEgress = { allowHttp: true, allowedRanges: parseRanges(['127.0
 /** What sends, as in a service: the sender, and the queue that wakes it. It is closed when the test ends. */
 export function startSending(
   t: Test,
-  service: Pick<TestService, 'urls' | 'keyring' | 'clockShiftMs'>,
+  service: Pick<TestService, 'urls' | 'keyring' | 'clock'>,
   { timeoutMs = 15_000 } = {},
 ): WebhookSender & { logLines: string[] } {
   const logLines: string[] = [];
@@ -66,8 +66,8 @@ export function startSending(
     tokenPrefix: 'lk',
     destination: { write: (line) => void logLines.push(line) },
   });
-  const { urls, keyring, clockShiftMs } = service;
-  const shared = { url: urls.app, keyring, clockShiftMs, onAppended: enqueueDeliveries, logger };
+  const { urls, keyring, clock } = service;
+  const shared = { url: urls.app, keyring, clock, onAppended: enqueueDeliveries, logger };
   const client = createWebhookClient({ ...localEgress, timeoutMs });
   const sender = startWebhookSender({ ...shared, tokenPrefix: 'lk', client });
   const runner = startJobs({

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { readdir, rm, stat } from 'node:fs/promises';
 import path from 'node:path';
+import { minuteMs } from '../../lib/durations.ts';
 
 /** A name beside `target` to build it under. What is finished gets renamed, so nobody ever sees half of it. */
 export function unfinishedName(target: string): string {
@@ -8,7 +9,7 @@ export function unfinishedName(target: string): string {
 }
 
 const unfinishedPattern = /\.unfinished-[0-9a-f]{12}(\.\w+)?$/;
-const abandonedAfterMs = 10 * 60_000;
+const abandonedAfterMs = 10 * minuteMs;
 
 /** Removes what a killed start left behind: nobody works on one for ten minutes. */
 export async function removeUnfinished(directory: string): Promise<void> {
