@@ -440,6 +440,15 @@ t.test('a process that is killed loses only what was counted in its last seconds
   t.ok(((await dbAllowed(urls.superuser)).get(key.id) ?? 0) >= 25);
 });
 
+t.test('closing writes what was counted since the last flush', async (t) => {
+  const { admin, verifier, verification, urls } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  await verification.usage.flush();
+  await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
+  await verification.close();
+  t.same(await dbAllowed(urls.superuser), new Map([[key.id, 1]]));
+});
+
 t.test('SIGTERM: what was counted is written before the process ends', async (t) => {
   const { process: service, url, urls, tokens } = await serve(t);
   const ask = (path: string, token: string | undefined, body: unknown) =>
