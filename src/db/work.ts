@@ -35,9 +35,9 @@ export interface Work<By extends Doer = Doer> {
   onAppended: OnAppended;
   /** Run last, in order, inside the transaction: what locks the most contended rows. */
   beforeCommit: Array<() => Promise<void>>;
-  /** Ids of what is changed here. Copies of it in memory are dropped before anybody hears of the change. */
+  /** Ids of what is changed here. Copies in memory are invalidated before the change is announced. */
   changed: Set<string>;
-  /** What history will say of it, by its words. */
+  /** The actions that history records of it. */
   recorded: string[];
 }
 
@@ -49,9 +49,9 @@ export interface Transactor {
   keyring: Keyring;
   clock: DatabaseClock;
   onAppended: OnAppended;
-  /** Told of what a transaction has changed, as soon as it has ended. */
+  /** Called with the ids of what a transaction has changed, as soon as it has ended. */
   onChanged?: (ids: Iterable<string>) => void;
-  /** Told what was recorded, when it is committed. */
+  /** Called with the recorded actions after the commit. */
   onRecorded?: (actions: readonly string[]) => void;
 }
 

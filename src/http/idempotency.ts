@@ -83,7 +83,7 @@ export const idempotency = fp<IdempotencyOptions>(
       route.preHandler = [...[route.preHandler ?? []].flat(), replayEarlier];
     });
 
-    /** Spares a retry the handler's work: argon2id, or a look-up that may meanwhile fail. */
+    /** Spares a retry the handler's work, such as argon2id, or a check of a URL that would fail by now. */
     async function replayEarlier(request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply | undefined> {
       const identity = identityOf(request);
       const done = identity && (await findDone(db, identity.address));

@@ -224,15 +224,15 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     {
       config: {
         access: { role: 'admin', scope: 'write', operator: false },
-        // Every look is an event of its own.
+        // Every reveal is an event of its own.
         idempotencyKey: 'ignored',
         problems: ['already_deleted', 'reveal_disabled', 'rate_limited'],
       },
       schema: {
         operationId: 'revealKey',
         tags: ['Keys'],
-        summary: "Look at a key's plaintext",
-        description: 'The look is recorded before anything is shown. Not for operators.',
+        summary: "Reveal a key's plaintext",
+        description: 'The reveal is recorded before the plaintext is sent. Not for operators.',
         params,
         body: revealRequest.nullish(),
         response: { 200: revealedKeyView },

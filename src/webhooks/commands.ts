@@ -38,7 +38,7 @@ export interface WebhookWithSecret {
 }
 
 /**
- * The URL was checked before the transaction, so that nobody waits for the look-up of its name.
+ * The URL was checked before the transaction, so that no lock is held while its name is resolved.
  * @throws Problem `validation_failed`, `not_found` (the partner), `already_deleted` (the partner), `conflict` (too many)
  */
 export async function createWebhook(work: Work<OrganizationDoer>, given: NewWebhook): Promise<WebhookWithSecret> {

@@ -144,7 +144,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       schema: {
         operationId: 'updateWebhook',
         tags: ['Webhooks'],
-        summary: 'Change where a webhook leads, or what it is told',
+        summary: 'Change the URL of a webhook, its events or its description',
         params,
         body: webhookPatch,
         response: { 200: webhookView },
