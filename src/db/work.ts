@@ -11,7 +11,7 @@ import { beginAs } from './credential.ts';
 import { isTransient } from './pg-error.ts';
 
 /** By whom, where and through which request something is done. `organizationId` is null for the installation itself. */
-export interface Doer {
+export interface ActorContext {
   actor: Actor;
   organizationId: OrganizationId | null;
   request: RequestFacts | null;
@@ -19,13 +19,13 @@ export interface Doer {
   trace?: TraceContext | undefined;
 }
 
-/** A doer in an organization, which is what all but the installation's own affairs need. */
-export interface OrganizationDoer extends Doer {
+/** The same in an organization, which all but the installation's own affairs need. */
+export interface OrganizationContext extends ActorContext {
   organizationId: OrganizationId;
 }
 
 /** One transaction: one time, one actor. Nothing below asks for the date or opens another transaction. */
-export interface Work<By extends Doer = Doer> {
+export interface Work<By extends ActorContext = ActorContext> {
   tx: Tx;
   /** The database's time at the start of the transaction, in whole milliseconds. */
   now: Date;
@@ -63,7 +63,7 @@ const retryAfter = { leastMs: 40, mostMs: 320 };
  * effect outside of the transaction.
  * @throws Problem `unauthorized`, `token_expired` where the caller's access token was deleted or changed meanwhile
  */
-export async function transact<By extends Doer, Result>(
+export async function transact<By extends ActorContext, Result>(
   transactor: Transactor,
   by: By,
   act: (work: Work<By>) => Promise<Result>,

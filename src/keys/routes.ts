@@ -5,7 +5,7 @@ import { idSuffixPattern, isId, type KeyId, type PartnerId } from '../core/ids.t
 import { decodeCursor, toPage } from '../core/page.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { type Transactor, transact } from '../db/work.ts';
-import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { organizationContextOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';
 import {
@@ -150,7 +150,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     async (request, reply) => {
       const { name, expiresAt, rateLimit, ...rest } = request.body;
       const given = { ...rest, name: name ?? null, expiresAt: expiresAt ?? null, rateLimit: rateLimit ?? null };
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       const minted = await mint.mint(by.organizationId);
       return app.runOnce(request, reply, by, async (work) =>
         showCreatedKey(await createKey(work, minted, given), viewAt(work.now)),
@@ -188,7 +188,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
       },
     },
     async (request, reply) => {
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       const { keyId } = request.params;
       const expected = expectedTags(request);
       return show(reply, await transact(transactor, by, (work) => patchKey(work, keyId, request.body, expected)));
@@ -213,7 +213,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     },
     async (request) => {
       const { params, query } = request;
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       const key = await transact(transactor, by, (work) => deleteKey(work, params.keyId, query.reason));
       return toKeyView(key, viewContext());
     },
@@ -240,7 +240,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     },
     async (request, reply) => {
       app.endpointLimits.countReveal(request, reply);
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       const plaintext = await revealKey({ transactor, keyring }, by, request.params.keyId, request.body ?? {});
       return { key: plaintext.reveal() };
     },
