@@ -4,7 +4,7 @@ import type { Actor } from '../src/core/actor.ts';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { connect, type Db } from '../src/db/client.ts';
 import { createDatabaseClock } from '../src/db/clock.ts';
-import { type OrganizationDoer, transact } from '../src/db/work.ts';
+import { type OrganizationContext, transact } from '../src/db/work.ts';
 import { patchKey } from '../src/keys/commands.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { median } from './rounds.ts';
@@ -20,7 +20,7 @@ export interface Notifying {
 const actor: Actor = { type: 'system', id: 'bench', name: 'bench', email: null };
 
 interface Writer {
-  by: OrganizationDoer;
+  by: OrganizationContext;
   keyId: string;
 }
 

@@ -3,7 +3,7 @@ import { newId, type OrganizationId } from '../src/core/ids.ts';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { connect, type Db } from '../src/db/client.ts';
 import { createDatabaseClock } from '../src/db/clock.ts';
-import { type OrganizationDoer, transact } from '../src/db/work.ts';
+import { type OrganizationContext, transact } from '../src/db/work.ts';
 import { record } from '../src/history/record.ts';
 import { addOrganization } from '../src/organizations/commands.ts';
 import { insertPartner } from '../src/partners/store.ts';
@@ -52,7 +52,7 @@ export async function measureRecording(
 
 const keyring = parseKeyring(generateKeyring(new Date()));
 
-async function makeOrganization(db: Db): Promise<OrganizationDoer> {
+async function makeOrganization(db: Db): Promise<OrganizationContext> {
   const by = { actor, organizationId: newId('org'), request: null };
   await transact({ db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries }, by, (work) =>
     addOrganization(work, { name: by.organizationId }),
@@ -63,7 +63,7 @@ async function makeOrganization(db: Db): Promise<OrganizationDoer> {
 /** @returns changes a second, of all connections together; the organizations take turns */
 async function insertFor(
   db: Db,
-  doers: readonly OrganizationDoer[],
+  doers: readonly OrganizationContext[],
   { seconds, isRecorded }: { seconds: number; isRecorded: boolean },
 ): Promise<number> {
   const transactor = { db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
@@ -82,7 +82,7 @@ async function insertFor(
 /** Nobody is told of a new partner (docs/performance.md), so what is measured is the recording alone. */
 async function insertOne(
   transactor: Parameters<typeof transact>[0],
-  by: OrganizationDoer,
+  by: OrganizationContext,
   isRecorded: boolean,
 ): Promise<void> {
   await transact(transactor, by, async (work) => {

@@ -6,7 +6,7 @@ import { type AccessTokenId, isId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import { maskedToken, tokenKindOf } from '../crypto/token.ts';
 import { type Transactor, transact } from '../db/work.ts';
-import { accessTokenOf, doerOf } from '../http/guard.ts';
+import { accessTokenOf, actorContextOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import {
   actorSnapshotView,
@@ -120,7 +120,7 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
       const caller = accessTokenOf(request);
       const creator = { scopes: caller.scopes, creatorChain: creatorChainOf(caller) };
       const minted = await mintAccessToken(crypto, given.role);
-      return app.runOnce(request, reply, doerOf(request), async (work) => {
+      return app.runOnce(request, reply, actorContextOf(request), async (work) => {
         const { accessToken, plaintext } = await createAccessToken(work, minted, creator, given);
         return {
           view: { ...toView(accessToken), token: plaintext.reveal() },
@@ -164,7 +164,9 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
     },
     async (request) => {
       const { accessTokenId } = request.params;
-      return toView(await transact(transactor, doerOf(request), (work) => deleteAccessToken(work, accessTokenId)));
+      return toView(
+        await transact(transactor, actorContextOf(request), (work) => deleteAccessToken(work, accessTokenId)),
+      );
     },
   );
 };

@@ -102,7 +102,7 @@ export const problemKinds = {
     status: 409,
     title: 'Conflict',
     explanation: 'The request does not fit the present state of the resource.',
-    remedy: 'Read the resource again and decide anew.',
+    remedy: 'Read the resource again and decide by its present state.',
   },
   row_full: {
     status: 409,
@@ -140,7 +140,7 @@ export const problemKinds = {
     explanation:
       'The history in the database is shorter than, or differs from, what an earlier checkpoint has signed. No checkpoint is signed that contradicts an earlier one.',
     remedy:
-      'Keep all earlier checkpoints, and tell the people who run this service. `latchkey audit verify` names the first bad event.',
+      'Keep all earlier checkpoints, and notify the people who run this service. `latchkey audit verify` names the first bad event.',
   },
   precondition_failed: {
     status: 412,

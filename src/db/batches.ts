@@ -3,7 +3,7 @@ import type { OrganizationId } from '../core/ids.ts';
 import { inBatches } from '../lib/batches.ts';
 import { type Tx, writeTransaction } from './client.ts';
 import { currentTime } from './credential.ts';
-import { type OrganizationDoer, type Transactor, transact, type Work } from './work.ts';
+import { type OrganizationContext, type Transactor, transact, type Work } from './work.ts';
 
 /** Work that a job does in many organizations, in transactions that hold up nobody for long. */
 export interface BatchedWork {
@@ -16,7 +16,7 @@ export interface BatchedWork {
   /** Once it is aborted no further transaction is begun. */
   signal?: AbortSignal | undefined;
   /** @returns how much was done: less than `batchSize` where nothing more is due */
-  step: (work: Work<OrganizationDoer>, batchSize: number) => Promise<number>;
+  step: (work: Work<OrganizationContext>, batchSize: number) => Promise<number>;
 }
 
 /**

@@ -27,9 +27,9 @@ interface ClientOptions {
   timeoutMs?: number;
   /** The wait for a connection alone, where it should end sooner than a query. */
   connectTimeoutMs?: number;
-  /** Who may wait for a connection at once; past it the answer is `overloaded`. As many as come unless told. */
+  /** How many may wait for a connection at once; beyond that the answer is `overloaded`. Unlimited by default. */
   queueLimit?: number;
-  /** Told of connections that were lost, such as by a restart of Postgres; the pool opens new ones by itself. */
+  /** Called when a connection is lost, such as by a restart of Postgres; the pool opens new ones by itself. */
   onLost?: (error: Error) => void;
 }
 

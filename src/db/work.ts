@@ -11,7 +11,7 @@ import { beginAs } from './credential.ts';
 import { isTransient } from './pg-error.ts';
 
 /** By whom, where and through which request something is done. `organizationId` is null for the installation itself. */
-export interface Doer {
+export interface ActorContext {
   actor: Actor;
   organizationId: OrganizationId | null;
   request: RequestFacts | null;
@@ -19,13 +19,13 @@ export interface Doer {
   trace?: TraceContext | undefined;
 }
 
-/** A doer in an organization, which is what all but the installation's own affairs need. */
-export interface OrganizationDoer extends Doer {
+/** The same in an organization, which all but the installation's own affairs need. */
+export interface OrganizationContext extends ActorContext {
   organizationId: OrganizationId;
 }
 
 /** One transaction: one time, one actor. Nothing below asks for the date or opens another transaction. */
-export interface Work<By extends Doer = Doer> {
+export interface Work<By extends ActorContext = ActorContext> {
   tx: Tx;
   /** The database's time at the start of the transaction, in whole milliseconds. */
   now: Date;
@@ -35,9 +35,9 @@ export interface Work<By extends Doer = Doer> {
   onAppended: OnAppended;
   /** Run last, in order, inside the transaction: what locks the most contended rows. */
   beforeCommit: Array<() => Promise<void>>;
-  /** Ids of what is changed here. Copies of it in memory are dropped before anybody hears of the change. */
+  /** Ids of what is changed here. Copies in memory are invalidated before the change is announced. */
   changed: Set<string>;
-  /** What history will say of it, by its words. */
+  /** The actions that history records of it. */
   recorded: string[];
 }
 
@@ -49,9 +49,9 @@ export interface Transactor {
   keyring: Keyring;
   clock: DatabaseClock;
   onAppended: OnAppended;
-  /** Told of what a transaction has changed, as soon as it has ended. */
+  /** Called with the ids of what a transaction has changed, as soon as it has ended. */
   onChanged?: (ids: Iterable<string>) => void;
-  /** Told what was recorded, when it is committed. */
+  /** Called with the recorded actions after the commit. */
   onRecorded?: (actions: readonly string[]) => void;
 }
 
@@ -63,7 +63,7 @@ const retryAfter = { leastMs: 40, mostMs: 320 };
  * effect outside of the transaction.
  * @throws Problem `unauthorized`, `token_expired` where the caller's access token was deleted or changed meanwhile
  */
-export async function transact<By extends Doer, Result>(
+export async function transact<By extends ActorContext, Result>(
   transactor: Transactor,
   by: By,
   act: (work: Work<By>) => Promise<Result>,

@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
 import type { ChainedEvent, Happening } from '../core/events.ts';
 import { newId } from '../core/ids.ts';
-import type { Doer, Work } from '../db/work.ts';
+import type { ActorContext, Work } from '../db/work.ts';
 import { chainOf, toCanonical } from './chain.ts';
 
 /**
@@ -46,7 +46,7 @@ async function append(work: Work, happenings: Happening[]): Promise<void> {
   await work.onAppended(work, events);
 }
 
-function toEvent(by: Doer, happening: Happening, sequence: number, at: string): ChainedEvent {
+function toEvent(by: ActorContext, happening: Happening, sequence: number, at: string): ChainedEvent {
   return {
     id: newId('event'),
     organizationId: by.organizationId,

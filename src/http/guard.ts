@@ -6,7 +6,7 @@ import type { People } from '../auth/people.ts';
 import { type AccessTokenPrincipal, actorOf, type CallerPrincipal, type Principal } from '../auth/principal.ts';
 import { Problem } from '../core/errors.ts';
 import { isId, type OrganizationId } from '../core/ids.ts';
-import type { Doer, OrganizationDoer } from '../db/work.ts';
+import type { ActorContext, OrganizationContext } from '../db/work.ts';
 import type { AccessRule } from './access.ts';
 
 declare module 'fastify' {
@@ -211,7 +211,7 @@ export function accessTokenOf(request: FastifyRequest): CallerPrincipal {
 }
 
 /** Who does what this request asks, for history. */
-export function doerOf(request: FastifyRequest): Doer {
+export function actorContextOf(request: FastifyRequest): ActorContext {
   const principal = accessTokenOf(request);
   return {
     actor: actorOf(principal),
@@ -222,8 +222,8 @@ export function doerOf(request: FastifyRequest): Doer {
 }
 
 /** The same on routes where an organization is always named. */
-export function organizationDoerOf(request: FastifyRequest): OrganizationDoer {
-  return { ...doerOf(request), organizationId: organizationOf(request) };
+export function organizationContextOf(request: FastifyRequest): OrganizationContext {
+  return { ...actorContextOf(request), organizationId: organizationOf(request) };
 }
 
 /** The organization in which this request acts. */

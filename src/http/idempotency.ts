@@ -8,8 +8,8 @@ import { type SealBinding, SealBroken, seal, unseal } from '../crypto/seal.ts';
 import { Secret } from '../crypto/secret.ts';
 import type { Tx } from '../db/client.ts';
 import { beginAs } from '../db/credential.ts';
-import { type Doer, type Transactor, transact, type Work } from '../db/work.ts';
-import { accessTokenOf, doerOf } from './guard.ts';
+import { type ActorContext, type Transactor, transact, type Work } from '../db/work.ts';
+import { accessTokenOf, actorContextOf } from './guard.ts';
 import {
   type DoneRequest,
   deleteDone,
@@ -27,7 +27,7 @@ declare module 'fastify' {
      * Runs `act` in one transaction and sends its outcome; with an `Idempotency-Key` once, however often the request comes.
      * @throws Problem `idempotency_mismatch`, `idempotency_in_progress`, `reply_gone`, and what `act` throws
      */
-    runOnce<By extends Doer, View>(
+    runOnce<By extends ActorContext, View>(
       request: FastifyRequest,
       reply: FastifyReply,
       by: By,
@@ -83,19 +83,19 @@ export const idempotency = fp<IdempotencyOptions>(
       route.preHandler = [...[route.preHandler ?? []].flat(), replayEarlier];
     });
 
-    /** Spares a retry the handler's work: argon2id, or a look-up that may meanwhile fail. */
+    /** Spares a retry the handler's work, such as argon2id, or a check of a URL that would fail by now. */
     async function replayEarlier(request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply | undefined> {
       const identity = identityOf(request);
       const done = identity && (await findDone(db, identity.address));
       if (done === undefined) return undefined;
-      const now = await beginAs(db, doerOf(request), clock);
+      const now = await beginAs(db, actorContextOf(request), clock);
       if (isForgotten(done, now)) return undefined;
       return reply.send(await replay(request, reply, done, now));
     }
 
     app.decorate(
       'runOnce',
-      async <By extends Doer, View>(
+      async <By extends ActorContext, View>(
         request: FastifyRequest,
         reply: FastifyReply,
         by: By,

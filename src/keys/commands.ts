@@ -5,7 +5,7 @@ import type { Permission } from '../core/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../core/rate-limit.ts';
 import type { Secret } from '../crypto/secret.ts';
 import type { DeleteReason } from '../db/schema.ts';
-import type { OrganizationDoer, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../db/work.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization, shareOrganization } from '../organizations/store.ts';
@@ -60,7 +60,7 @@ export interface CreatedKey {
  * @throws Problem `not_found` (partner), `already_deleted` (partner), `validation_failed` (permission, expiry), `row_full`
  */
 export async function createKey(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   minted: MintedKey,
   given: NewKeyRequest,
 ): Promise<CreatedKey> {
@@ -75,7 +75,7 @@ export interface Owner {
 }
 
 /** Locks what the new key depends on: its owner must stay live, and the organization must go on keeping plaintexts. */
-export async function lockOwner(work: Work<OrganizationDoer>, partnerId: string | undefined): Promise<Owner> {
+export async function lockOwner(work: Work<OrganizationContext>, partnerId: string | undefined): Promise<Owner> {
   const { organizationId } = work.by;
   if (partnerId === undefined) {
     const organization = await lockOrganization(work.tx, organizationId);
@@ -98,7 +98,7 @@ interface KeyToAdd extends Owner {
 }
 
 /** Puts a minted key into its row and records it. The owner is locked by the caller. */
-export async function addKey(work: Work<OrganizationDoer>, wanted: KeyToAdd): Promise<CreatedKey> {
+export async function addKey(work: Work<OrganizationContext>, wanted: KeyToAdd): Promise<CreatedKey> {
   const { minted, settings } = wanted;
   requireFuture(settings.expiresAt, work.now);
   const partnerId: PartnerId | null = wanted.partner?.id ?? null;
@@ -135,7 +135,7 @@ export type KeyPatch = Partial<{ [Field in keyof KeySettings]: KeySettings[Field
 
 /** @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `validation_failed` (expiry in the past) */
 export async function patchKey(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   keyId: string,
   patch: KeyPatch,
   expected: ExpectedTags,
@@ -162,7 +162,7 @@ export interface RevealRequest {
  * @throws Problem `not_found`, `already_deleted`, `reveal_disabled`
  */
 export async function recordReveal(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   keyId: string,
   given: RevealRequest,
 ): Promise<{ key: Key; sealed: SealedColumns }> {
@@ -194,7 +194,11 @@ export async function recordReveal(
  * declared compromised, which ends its restorability.
  * @throws Problem `not_found`, `already_deleted`
  */
-export async function deleteKey(work: Work<OrganizationDoer>, keyId: string, reason: DeleteReason): Promise<ShownKey> {
+export async function deleteKey(
+  work: Work<OrganizationContext>,
+  keyId: string,
+  reason: DeleteReason,
+): Promise<ShownKey> {
   const key = await lockKey(work.tx, work.by.organizationId, keyId);
   const worsens = reason === 'compromised' && key.delete_reason !== 'compromised';
   if (!worsens) requireLiveKey(key);
@@ -205,7 +209,7 @@ export async function deleteKey(work: Work<OrganizationDoer>, keyId: string, rea
 
 /** Deletes locked keys and records each. */
 export async function deleteKeys(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   keys: readonly Key[],
   reason: DeleteReason,
 ): Promise<Key[]> {
@@ -270,7 +274,7 @@ function describePatch(patch: KeyPatch): Record<string, unknown> {
  * @throws Problem `not_found`, `already_deleted`
  */
 export async function setKeySuspended(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   keyId: string,
   isSuspended: boolean,
 ): Promise<ShownKey> {

@@ -1,7 +1,7 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { RestoreWindows } from '../core/restore-window.ts';
-import { organizationDoerOf } from '../http/guard.ts';
+import { organizationContextOf } from '../http/guard.ts';
 import { idParam } from '../http/schemas.ts';
 import { setKeySuspended } from './commands.ts';
 import type { KeyMint } from './mint.ts';
@@ -59,7 +59,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
       },
     },
     async (request, reply) => {
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       const minted = await mint.mint(by.organizationId);
       return app.runOnce(request, reply, by, async (work) => {
         const created = await rotateKey(work, minted, request.params.keyId, request.body ?? {});
@@ -88,7 +88,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
     },
     async (request, reply) => {
       const { keyId } = request.params;
-      return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
+      return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
         show(await setKeySuspended(work, keyId, true), work.now),
       );
     },
@@ -113,7 +113,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
     },
     async (request, reply) => {
       const { keyId } = request.params;
-      return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
+      return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
         show(await setKeySuspended(work, keyId, false), work.now),
       );
     },
@@ -141,7 +141,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
     },
     async (request, reply) => {
       const { keyId } = request.params;
-      return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
+      return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
         show(await restoreKey(work, keyId, { windows, recovery: null }), work.now),
       );
     },

@@ -1,7 +1,7 @@
 import { Problem } from '../core/errors.ts';
 import type { PartnerId, RecoveryRequestId } from '../core/ids.ts';
 import type { RestoreWay, RestoreWindows } from '../core/restore-window.ts';
-import type { OrganizationDoer, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
@@ -37,7 +37,11 @@ export function requireSameDeletion(what: string, deletedAt: Date, { recovery }:
  * the key, as everything does that fills a row.
  * @throws Problem `not_found`, `conflict` (it is live), `not_restorable`, `row_full`
  */
-export async function restoreKey(work: Work<OrganizationDoer>, keyId: string, restoring: Restoring): Promise<ShownKey> {
+export async function restoreKey(
+  work: Work<OrganizationContext>,
+  keyId: string,
+  restoring: Restoring,
+): Promise<ShownKey> {
   const { organizationId } = work.by;
   const { partnerId } = await getKeyOwner(work.tx, organizationId, keyId);
   const partner = await lockOwnerEvenDeleted(work, partnerId);
@@ -56,7 +60,7 @@ export function wayOf({ recovery }: Restoring): RestoreWay {
 }
 
 async function lockOwnerEvenDeleted(
-  { tx, by }: Work<OrganizationDoer>,
+  { tx, by }: Work<OrganizationContext>,
   partnerId: PartnerId | null,
 ): Promise<Partner | null> {
   if (partnerId !== null) return lockPartner(tx, by.organizationId, partnerId);
@@ -66,7 +70,7 @@ async function lockOwnerEvenDeleted(
 
 /** Makes a locked key live again and records it. The place is free, and the owner is locked. */
 export async function putKeyBack(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   key: Key,
   slot: 1 | 2,
   { recovery }: Restoring,

@@ -1,4 +1,4 @@
-import type { OrganizationDoer, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { addKey, type CreatedKey, lockOwner, settingsOf } from './commands.ts';
 import type { MintedKey } from './mint.ts';
@@ -16,7 +16,7 @@ export interface RotateRequest {
  * @throws Problem `not_found`, `already_deleted`, `conflict` (not active, or not authentic), `row_full`
  */
 export async function rotateKey(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   minted: MintedKey,
   keyId: string,
   { expireOldAfterSeconds }: RotateRequest,

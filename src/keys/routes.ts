@@ -5,7 +5,7 @@ import { idSuffixPattern, isId, type KeyId, type PartnerId } from '../core/ids.t
 import { decodeCursor, toPage } from '../core/page.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { type Transactor, transact } from '../db/work.ts';
-import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { organizationContextOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';
 import {
@@ -150,7 +150,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     async (request, reply) => {
       const { name, expiresAt, rateLimit, ...rest } = request.body;
       const given = { ...rest, name: name ?? null, expiresAt: expiresAt ?? null, rateLimit: rateLimit ?? null };
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       const minted = await mint.mint(by.organizationId);
       return app.runOnce(request, reply, by, async (work) =>
         showCreatedKey(await createKey(work, minted, given), viewAt(work.now)),
@@ -188,7 +188,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
       },
     },
     async (request, reply) => {
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       const { keyId } = request.params;
       const expected = expectedTags(request);
       return show(reply, await transact(transactor, by, (work) => patchKey(work, keyId, request.body, expected)));
@@ -213,7 +213,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     },
     async (request) => {
       const { params, query } = request;
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       const key = await transact(transactor, by, (work) => deleteKey(work, params.keyId, query.reason));
       return toKeyView(key, viewContext());
     },
@@ -224,15 +224,15 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     {
       config: {
         access: { role: 'admin', scope: 'write', operator: false },
-        // Every look is an event of its own.
+        // Every reveal is an event of its own.
         idempotencyKey: 'ignored',
         problems: ['already_deleted', 'reveal_disabled', 'rate_limited'],
       },
       schema: {
         operationId: 'revealKey',
         tags: ['Keys'],
-        summary: "Look at a key's plaintext",
-        description: 'The look is recorded before anything is shown. Not for operators.',
+        summary: "Reveal a key's plaintext",
+        description: 'The reveal is recorded before the plaintext is sent. Not for operators.',
         params,
         body: revealRequest.nullish(),
         response: { 200: revealedKeyView },
@@ -240,7 +240,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     },
     async (request, reply) => {
       app.endpointLimits.countReveal(request, reply);
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       const plaintext = await revealKey({ transactor, keyring }, by, request.params.keyId, request.body ?? {});
       return { key: plaintext.reveal() };
     },

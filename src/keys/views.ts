@@ -46,7 +46,7 @@ export const createdKeyView = z
   .object({
     ...fields,
     key: z.string().meta({
-      description: 'The plaintext. Keep it now; later it is shown by reveal only, and each look is recorded.',
+      description: 'The plaintext. Keep it now; later only a reveal shows it, and each reveal is recorded.',
       example: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…',
     }),
   })

@@ -3,7 +3,7 @@ import type { OrganizationId } from '../core/ids.ts';
 import type { RateLimit } from '../core/rate-limit.ts';
 import { writeTransaction } from '../db/client.ts';
 import type { KeyReveal } from '../db/schema.ts';
-import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { type OrganizationContext, type Transactor, transact, type Work } from '../db/work.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { erasePlaintextReplies } from '../http/idempotency-store.ts';
@@ -25,7 +25,7 @@ export interface NewOrganization {
 }
 
 /** The organization in which the work is done: its history begins with its own creation. */
-export async function addOrganization(work: Work<OrganizationDoer>, given: NewOrganization): Promise<Organization> {
+export async function addOrganization(work: Work<OrganizationContext>, given: NewOrganization): Promise<Organization> {
   const organization: Organization = {
     id: work.by.organizationId,
     name: given.name,
@@ -55,7 +55,7 @@ export interface OrganizationPatch {
  */
 export async function patchOrganization(
   transactor: Transactor,
-  by: OrganizationDoer,
+  by: OrganizationContext,
   given: OrganizationPatch,
   expected: ExpectedTags,
 ): Promise<Organization> {
@@ -87,7 +87,7 @@ export async function wipeSeals(
   );
 }
 
-export async function putRateLimit(work: Work<OrganizationDoer>, given: RateLimit): Promise<RateLimit> {
+export async function putRateLimit(work: Work<OrganizationContext>, given: RateLimit): Promise<RateLimit> {
   const organization = await lockOrganization(work.tx, work.by.organizationId);
   const present = rateLimitOf(organization);
   const changes = changesBetween({ ...present }, { ...given });

@@ -5,7 +5,7 @@ import { entityTagOf } from '../core/entity-tag.ts';
 import { isId, newId, type OrganizationId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import { type Transactor, transact } from '../db/work.ts';
-import { doerOf, organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { actorContextOf, organizationContextOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';
 import {
@@ -96,7 +96,7 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
       },
     },
     async (request, reply) => {
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       return show(reply, await patchOrganization(transactor, by, request.body, expectedTags(request)));
     },
   );
@@ -129,7 +129,7 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
         response: { 200: rateLimitSchema },
       },
     },
-    async (request) => transact(transactor, organizationDoerOf(request), (work) => putRateLimit(work, request.body)),
+    async (request) => transact(transactor, organizationContextOf(request), (work) => putRateLimit(work, request.body)),
   );
 };
 
@@ -175,7 +175,7 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
       },
     },
     async (request, reply) => {
-      const by = { ...doerOf(request), organizationId: newId('org') };
+      const by = { ...actorContextOf(request), organizationId: newId('org') };
       return app.runOnce(request, reply, by, async (work) => {
         const organization = await addOrganization(work, request.body);
         return {
@@ -216,7 +216,7 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
       },
     },
     async (request, reply) => {
-      const by = { ...doerOf(request), organizationId: request.params.organizationId as OrganizationId };
+      const by = { ...actorContextOf(request), organizationId: request.params.organizationId as OrganizationId };
       return show(reply, await patchOrganization(transactor, by, request.body, expectedTags(request)));
     },
   );

@@ -3,7 +3,7 @@ import { Problem } from '../core/errors.ts';
 import { newId } from '../core/ids.ts';
 import { type Access, sortAccesses } from '../core/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../core/rate-limit.ts';
-import type { OrganizationDoer, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../db/work.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { addKey, type CreatedKey, deleteKeys, suspensionEvent } from '../keys/commands.ts';
@@ -38,7 +38,7 @@ export interface CreatedPartner {
  * @throws Problem `partner_exists`
  */
 export async function createPartner(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   minted: MintedKey[],
   given: NewPartner,
 ): Promise<CreatedPartner> {
@@ -49,7 +49,7 @@ export async function createPartner(
   return { partner, keys: await addFirstKeys(work, partner, minted, mayBeRevealed) };
 }
 
-async function addPartner(work: Work<OrganizationDoer>, given: NewPartner, permissions: Access[]): Promise<Partner> {
+async function addPartner(work: Work<OrganizationContext>, given: NewPartner, permissions: Access[]): Promise<Partner> {
   const partner: Partner = {
     id: newId('partner'),
     organization_id: work.by.organizationId,
@@ -69,7 +69,7 @@ async function addPartner(work: Work<OrganizationDoer>, given: NewPartner, permi
 }
 
 async function addFirstKeys(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   partner: Partner,
   minted: MintedKey[],
   mayBeRevealed: boolean,
@@ -98,7 +98,7 @@ export type PartnerPatch = { [Field in keyof PartnerFacts]?: PartnerFacts[Field]
  * @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `partner_exists` (the new e-mail address)
  */
 export async function patchPartner(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   partnerId: string,
   patch: PartnerPatch,
   expected: ExpectedTags,
@@ -128,7 +128,7 @@ export async function patchPartner(
  * Deletes the partner and all its keys in one transaction; after it no key of the partner is accepted anywhere.
  * @throws Problem `not_found`, `already_deleted`
  */
-export async function deletePartner(work: Work<OrganizationDoer>, partnerId: string): Promise<Partner> {
+export async function deletePartner(work: Work<OrganizationContext>, partnerId: string): Promise<Partner> {
   const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
   requireLivePartner(partner);
   await markPartnerDeleted(work.tx, partner.id, work.now);
@@ -139,7 +139,7 @@ export async function deletePartner(work: Work<OrganizationDoer>, partnerId: str
 }
 
 async function deleteKeysOfRows(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   partner: Partner,
   permissions: readonly Access[],
   reason: 'partner_deleted' | 'permission_removed',
@@ -154,7 +154,7 @@ async function deleteKeysOfRows(
  * @throws Problem `not_found`, `already_deleted`
  */
 export async function setPartnerSuspended(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   partnerId: string,
   isSuspended: boolean,
 ): Promise<Partner> {

@@ -1,6 +1,6 @@
 import { Problem } from '../core/errors.ts';
 import { requireOpenWindow } from '../core/restore-window.ts';
-import type { OrganizationDoer, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { putKeyBack, type Restoring, requireSameDeletion, wayOf } from '../keys/restore-commands.ts';
 import { lockKeysTakenWithPartner } from '../keys/store.ts';
@@ -12,7 +12,7 @@ import { lockPartner, markPartnerRestored, type Partner } from './store.ts';
  * @throws Problem `not_found`, `conflict` (it is live), `not_restorable`, `partner_exists`
  */
 export async function restorePartner(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   partnerId: string,
   restoring: Restoring,
 ): Promise<Partner> {

@@ -7,7 +7,7 @@ import { decodeCursor, toPage } from '../core/page.ts';
 import { toRateLimit } from '../core/rate-limit.ts';
 import { type RestoreWindows, windowEnd } from '../core/restore-window.ts';
 import { type Transactor, transact } from '../db/work.ts';
-import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { organizationContextOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';
 import {
@@ -138,7 +138,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       },
     },
     async (request, reply) => {
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       const { body } = request;
       const minted = await Promise.all(body.permissions.map(() => mint.mint(by.organizationId)));
       return app.runOnce(request, reply, by, async (work) => {
@@ -190,7 +190,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     },
     async (request, reply) => {
       const { params, body } = request;
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       const expected = expectedTags(request);
       const patched = await transact(transactor, by, (work) => patchPartner(work, params.partnerId, body, expected));
       return show(reply, patched);
@@ -211,7 +211,9 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     },
     async (request) => {
       const { partnerId } = request.params;
-      return toView(await transact(transactor, organizationDoerOf(request), (work) => deletePartner(work, partnerId)));
+      return toView(
+        await transact(transactor, organizationContextOf(request), (work) => deletePartner(work, partnerId)),
+      );
     },
   );
 
@@ -234,7 +236,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     },
     async (request, reply) => {
       const { partnerId } = request.params;
-      return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
+      return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
         showDone(await setPartnerSuspended(work, partnerId, true)),
       );
     },
@@ -260,7 +262,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     },
     async (request, reply) => {
       const { partnerId } = request.params;
-      return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
+      return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
         showDone(await setPartnerSuspended(work, partnerId, false)),
       );
     },
@@ -289,7 +291,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     async (request, reply) => {
       const { partnerId } = request.params;
       const restoring = { windows: { undoWindowSeconds, retentionSeconds }, recovery: null };
-      return app.runOnce(request, reply, organizationDoerOf(request), async (work) =>
+      return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
         showDone(await restorePartner(work, partnerId, restoring)),
       );
     },

@@ -2,7 +2,7 @@ import { Problem } from '../core/errors.ts';
 import { type KeyId, newId, type PartnerId } from '../core/ids.ts';
 import { type RestoreWindows, requireOpenWindow } from '../core/restore-window.ts';
 import type { Db } from '../db/client.ts';
-import type { Doer, OrganizationDoer, Work } from '../db/work.ts';
+import type { ActorContext, OrganizationContext, Work } from '../db/work.ts';
 import { record } from '../history/record.ts';
 import { requireOwnerTakesKey, requireRestorableKey } from '../keys/policy.ts';
 import { restoreKey } from '../keys/restore-commands.ts';
@@ -26,7 +26,7 @@ import {
  * @throws Problem `not_found`, `conflict` (it is live, or a request is open), `not_restorable`
  */
 export async function requestRecovery(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   { subject, details }: { subject: RecoverySubject; details: string },
   windows: RestoreWindows,
 ): Promise<RecoveryRequest> {
@@ -53,7 +53,7 @@ export async function requestRecovery(
 
 /** Locks what is asked back, which must still be there to be given. @returns when it was deleted */
 async function lockDeleted(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   subject: RecoverySubject,
   windows: RestoreWindows,
 ): Promise<Date> {
@@ -76,7 +76,7 @@ async function lockDeleted(
  * @throws Problem `conflict` where the open one is about the same deletion
  */
 async function closeEarlier(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   open: RecoveryRequest | undefined,
   deletedAt: Date,
 ): Promise<void> {
@@ -96,7 +96,7 @@ async function closeEarlier(
  * @throws Problem `not_found`, `conflict` (answered already, or it is live), `not_restorable`, `row_full`, `partner_exists`
  */
 export async function approveRecovery(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   requestId: string,
   note: string | null,
   windows: RestoreWindows,
@@ -113,7 +113,7 @@ export async function approveRecovery(
 
 /** @throws Problem `not_found`, `conflict` (answered already) */
 export async function declineRecovery(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   requestId: string,
   note: string,
 ): Promise<RecoveryRequest> {
@@ -123,19 +123,19 @@ export async function declineRecovery(
 }
 
 /** The answer is recorded in the organization that asked, whether or not the operator has named it. */
-export async function answeringIn(db: Db, by: Doer, requestId: string): Promise<OrganizationDoer> {
+export async function answeringIn(db: Db, by: ActorContext, requestId: string): Promise<OrganizationContext> {
   const { organization_id: organizationId } = await getRecoveryRequest(db, by.organizationId, requestId);
   return { ...by, organizationId };
 }
 
-async function lockOpenRequest(work: Work<OrganizationDoer>, requestId: string): Promise<RecoveryRequest> {
+async function lockOpenRequest(work: Work<OrganizationContext>, requestId: string): Promise<RecoveryRequest> {
   const request = await lockRecoveryRequest(work.tx, work.by.organizationId, requestId);
   requireOpen(request);
   return request;
 }
 
 async function recordAnswer(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   action: 'recovery.approved' | 'recovery.declined',
   request: RecoveryRequest,
   note: string | null,
@@ -146,7 +146,7 @@ async function recordAnswer(
 
 /** As history files it: a partner's key under the partner too. */
 async function subjectOf(
-  { tx, by }: Work<OrganizationDoer>,
+  { tx, by }: Work<OrganizationContext>,
   request: RecoveryRequest,
 ): Promise<{ keyId: KeyId | null; partnerId: PartnerId | null }> {
   const { key_id: keyId, partner_id: partnerId } = request;

@@ -4,7 +4,7 @@ import { isId, type RecoveryRequestId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import type { RestoreWindows } from '../core/restore-window.ts';
 import type { Transactor } from '../db/work.ts';
-import { accessTokenOf, doerOf, organizationDoerOf } from '../http/guard.ts';
+import { accessTokenOf, actorContextOf, organizationContextOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { exampleId, idParam, idSchema, pageOf, pageQuery, prose } from '../http/schemas.ts';
 import { answeringIn, approveRecovery, declineRecovery, requestRecovery } from './commands.ts';
@@ -107,7 +107,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
       const { keyId, partnerId, details } = request.body;
       const subject = keyId === undefined ? { partnerId } : { keyId };
       const wish = { subject: subject as RecoverySubject, details };
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       return app.runOnce(request, reply, by, async (work) => {
         const made = await requestRecovery(work, wish, windows);
         return { view: toRecoveryRequestView(made, work.now), location: `/v1/recovery-requests/${made.id}` };
@@ -155,7 +155,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
     async (request, reply) => {
       const note = request.body?.note ?? null;
       const { recoveryRequestId } = request.params;
-      const by = await answeringIn(db, doerOf(request), recoveryRequestId);
+      const by = await answeringIn(db, actorContextOf(request), recoveryRequestId);
       return app.runOnce(request, reply, by, async (work) => {
         const approved = await approveRecovery(work, recoveryRequestId, note, windows);
         return { view: toRecoveryRequestView(approved, work.now) };
@@ -179,7 +179,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
     async (request, reply) => {
       const { note } = request.body;
       const { recoveryRequestId } = request.params;
-      const by = await answeringIn(db, doerOf(request), recoveryRequestId);
+      const by = await answeringIn(db, actorContextOf(request), recoveryRequestId);
       return app.runOnce(request, reply, by, async (work) => {
         const declined = await declineRecovery(work, recoveryRequestId, note);
         return { view: toRecoveryRequestView(declined, work.now) };

@@ -5,7 +5,7 @@ import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import { writeTransaction } from '../db/client.ts';
 import { currentTime } from '../db/credential.ts';
-import { type OrganizationDoer, type Transactor, transact, type Work } from '../db/work.ts';
+import { type OrganizationContext, type Transactor, transact, type Work } from '../db/work.ts';
 import { readEvent } from '../history/views.ts';
 import { recordOf, wakeAfterwards } from './commands.ts';
 import type { WebhookClient } from './connector.ts';
@@ -214,7 +214,11 @@ function standingAfter(
 }
 
 /** The endpoint is locked, so of several senders one disables it and records it. */
-async function judgeEndpoint(work: Work<OrganizationDoer>, webhook: SendingWebhook, outcome: Outcome): Promise<void> {
+async function judgeEndpoint(
+  work: Work<OrganizationContext>,
+  webhook: SendingWebhook,
+  outcome: Outcome,
+): Promise<void> {
   const { id, failing_since } = webhook;
   // What is wrong with the stored delivery is not the endpoint's failure.
   if (!webhook.is_live || isFlaw(outcome)) return;

@@ -2,7 +2,7 @@ import { Problem } from '../core/errors.ts';
 import { newId, type PartnerId, type WebhookId } from '../core/ids.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import type { Secret } from '../crypto/secret.ts';
-import type { OrganizationDoer, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../db/work.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';
@@ -38,10 +38,10 @@ export interface WebhookWithSecret {
 }
 
 /**
- * The URL was checked before the transaction, so that nobody waits for the look-up of its name.
+ * The URL was checked before the transaction, so that no lock is held while its name is resolved.
  * @throws Problem `validation_failed`, `not_found` (the partner), `already_deleted` (the partner), `conflict` (too many)
  */
-export async function createWebhook(work: Work<OrganizationDoer>, given: NewWebhook): Promise<WebhookWithSecret> {
+export async function createWebhook(work: Work<OrganizationContext>, given: NewWebhook): Promise<WebhookWithSecret> {
   requireTellable(given.events, given.partnerId);
   const id = newId('webhook');
   const { url, partnerId: partner_id } = given;
@@ -54,13 +54,13 @@ export async function createWebhook(work: Work<OrganizationDoer>, given: NewWebh
   return { webhook: await addWebhook(work, id, given, minted.columns), secret: minted.secret };
 }
 
-async function requirePlace({ tx, by }: Work<OrganizationDoer>): Promise<void> {
+async function requirePlace({ tx, by }: Work<OrganizationContext>): Promise<void> {
   if ((await countWebhooks(tx, by.organizationId)) < endpointsAllowed) return;
   throw new Problem('conflict', `An organization has at most ${endpointsAllowed} webhooks: delete one first.`);
 }
 
 async function addWebhook(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   id: WebhookId,
   { url, partnerId, description, ...given }: NewWebhook,
   secret: MintedSecret['columns'],
@@ -88,7 +88,7 @@ export interface WebhookPatch {
 }
 
 /** A new URL was checked before the transaction. @throws Problem `not_found`, `validation_failed` */
-export async function patchWebhook(work: Work<OrganizationDoer>, id: string, patch: WebhookPatch): Promise<Webhook> {
+export async function patchWebhook(work: Work<OrganizationContext>, id: string, patch: WebhookPatch): Promise<Webhook> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
   const { url, events, description, failing_since } = webhook;
   const given = { ...patch, events: patch.events === undefined ? undefined : sortEvents(patch.events) };
@@ -121,7 +121,7 @@ async function bindSecrets({ tx, keyring }: Work, webhook: Webhook, url: string)
 }
 
 /** What has not been sent yet is not sent any more. @throws Problem `not_found` */
-export async function deleteWebhook(work: Work<OrganizationDoer>, id: string): Promise<Webhook> {
+export async function deleteWebhook(work: Work<OrganizationContext>, id: string): Promise<Webhook> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
   await markWebhookDeleted(work.tx, webhook.id, work.now);
   recordOf(work, webhook, 'webhook.deleted', { url: shownUrl(webhook.url) });
@@ -130,7 +130,7 @@ export async function deleteWebhook(work: Work<OrganizationDoer>, id: string): P
 }
 
 /** @throws Problem `not_found` */
-export async function enableWebhook(work: Work<OrganizationDoer>, id: string): Promise<Webhook> {
+export async function enableWebhook(work: Work<OrganizationContext>, id: string): Promise<Webhook> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
   if (webhook.disabled_at === null) return webhook;
   await markWebhookEnabled(work.tx, webhook.id);
@@ -140,7 +140,7 @@ export async function enableWebhook(work: Work<OrganizationDoer>, id: string): P
 }
 
 /** What has not been sent yet has failed, and can be asked for again later. @throws Problem `not_found` */
-export async function disableWebhook(work: Work<OrganizationDoer>, id: string): Promise<Webhook> {
+export async function disableWebhook(work: Work<OrganizationContext>, id: string): Promise<Webhook> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
   if (webhook.disabled_at !== null) return webhook;
   await markWebhookDisabled(work.tx, webhook.id, work.now, 'requested');
@@ -150,7 +150,7 @@ export async function disableWebhook(work: Work<OrganizationDoer>, id: string): 
 }
 
 /** The present secret signs along for 24 hours. @throws Problem `not_found` */
-export async function rotateSecret(work: Work<OrganizationDoer>, id: string): Promise<WebhookWithSecret> {
+export async function rotateSecret(work: Work<OrganizationContext>, id: string): Promise<WebhookWithSecret> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
   const { secret, columns } = mintSecret(work.keyring, webhook);
   const previousUntil = new Date(work.now.getTime() + oldSecretSignsMs);
@@ -160,7 +160,7 @@ export async function rotateSecret(work: Work<OrganizationDoer>, id: string): Pr
 }
 
 /** Has an event sent to this endpoint alone, whatever it has asked for. @throws Problem `not_found`, `conflict` */
-export async function testWebhook(work: Work<OrganizationDoer>, id: string): Promise<Webhook> {
+export async function testWebhook(work: Work<OrganizationContext>, id: string): Promise<Webhook> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
   requireEnabled(webhook);
   recordOf(work, webhook, 'webhook.tested', {});
@@ -178,6 +178,6 @@ export function recordOf(
 }
 
 /** Rows of the queue are locked after the chain's head, as everywhere. */
-export function wakeAfterwards(work: Work<OrganizationDoer>): void {
+export function wakeAfterwards(work: Work<OrganizationContext>): void {
   work.beforeCommit.push(() => wakeSender(work.tx, work.by.organizationId));
 }

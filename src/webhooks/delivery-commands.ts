@@ -1,4 +1,4 @@
-import type { OrganizationDoer, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../db/work.ts';
 import { recordOf, wakeAfterwards } from './commands.ts';
 import {
   type DeliveryWithAttempts,
@@ -15,7 +15,7 @@ import { lockWebhook } from './store.ts';
  * @throws Problem `not_found`, `conflict` (the endpoint is disabled)
  */
 export async function redeliver(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   { webhookId, deliveryId }: { webhookId: string; deliveryId: string },
 ): Promise<DeliveryWithAttempts> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, webhookId);
@@ -42,7 +42,7 @@ export interface Redelivered {
  * @throws Problem `not_found`, `conflict` (the endpoint is disabled)
  */
 export async function redeliverFailed(
-  work: Work<OrganizationDoer>,
+  work: Work<OrganizationContext>,
   webhookId: string,
   since: Date,
 ): Promise<Redelivered> {

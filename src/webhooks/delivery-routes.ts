@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { type DeliveryId, isId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import type { Transactor } from '../db/work.ts';
-import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { organizationContextOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { idParam, pageOf, pageQuery, timestampInput } from '../http/schemas.ts';
 import { redeliver, redeliverFailed } from './delivery-commands.ts';
@@ -73,7 +73,7 @@ export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transact
       },
     },
     async (request, reply) =>
-      app.runOnce(request, reply, organizationDoerOf(request), async (work) => ({
+      app.runOnce(request, reply, organizationContextOf(request), async (work) => ({
         view: toDeliveryView(await redeliver(work, request.params), work.now),
       })),
   );
@@ -93,7 +93,7 @@ export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transact
       },
     },
     async (request, reply) =>
-      app.runOnce(request, reply, organizationDoerOf(request), async (work) => ({
+      app.runOnce(request, reply, organizationContextOf(request), async (work) => ({
         view: await redeliverFailed(work, request.params.webhookId, request.body.since),
       })),
   );

@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { isId, type WebhookId } from '../core/ids.ts';
 import { decodeCursor, toPage } from '../core/page.ts';
 import { type Transactor, transact } from '../db/work.ts';
-import { organizationDoerOf, organizationOf } from '../http/guard.ts';
+import { organizationContextOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { idParam, idSchema, pageOf, pageQuery, text, urlInput } from '../http/schemas.ts';
 import {
@@ -114,7 +114,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       const { url, events, partnerId, description } = request.body;
       const given = { url, events, partnerId: partnerId ?? null, description: description ?? null };
       await client.checkUrl(url);
-      return app.runOnce(request, reply, organizationDoerOf(request), async (work) => {
+      return app.runOnce(request, reply, organizationContextOf(request), async (work) => {
         const created = await createWebhook(work, given);
         const { id } = created.webhook;
         return { view: toWebhookWithSecretView(created), location: `/v1/webhooks/${id}`, plaintextOf: [id] };
@@ -144,7 +144,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       schema: {
         operationId: 'updateWebhook',
         tags: ['Webhooks'],
-        summary: 'Change where a webhook leads, or what it is told',
+        summary: 'Change the URL of a webhook, its events or its description',
         params,
         body: webhookPatch,
         response: { 200: webhookView },
@@ -153,7 +153,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
     async (request) => {
       const { params, body } = request;
       if (body.url !== undefined) await client.checkUrl(body.url);
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       return toWebhookView(await transact(transactor, by, (work) => patchWebhook(work, params.webhookId, body)));
     },
   );
@@ -172,7 +172,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
     },
     async (request) => {
       const { webhookId } = request.params;
-      const by = organizationDoerOf(request);
+      const by = organizationContextOf(request);
       return toWebhookView(await transact(transactor, by, (work) => deleteWebhook(work, webhookId)));
     },
   );
@@ -191,7 +191,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       },
     },
     async (request, reply) =>
-      app.runOnce(request, reply, organizationDoerOf(request), async (work) => {
+      app.runOnce(request, reply, organizationContextOf(request), async (work) => {
         const rotated = await rotateSecret(work, request.params.webhookId);
         return { view: toWebhookWithSecretView(rotated), plaintextOf: [rotated.webhook.id] };
       }),
@@ -228,7 +228,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
         schema: { operationId, tags: ['Webhooks'], summary, params, response: { 200: webhookView } },
       },
       async (request, reply) =>
-        app.runOnce(request, reply, organizationDoerOf(request), async (work) => ({
+        app.runOnce(request, reply, organizationContextOf(request), async (work) => ({
           view: toWebhookView(await command(work, request.params.webhookId)),
         })),
     );
