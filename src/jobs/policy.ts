@@ -1,4 +1,5 @@
 import { parseCronItem } from 'graphile-worker';
+import { minuteMs } from '../lib/durations.ts';
 import type { Job } from './job.ts';
 import type { JobRun } from './store.ts';
 
@@ -34,8 +35,6 @@ export function describeError(error: unknown): string {
   const message = [error.message, ...causes.map(describeError)].join(' ');
   return `${name}: ${message.replace(unbroken, '…').slice(0, 200)}`;
 }
-
-const minuteMs = 60_000;
 
 /** A year and a day: the rarest schedule is due once within it. */
 const longestPeriodMinutes = 366 * 24 * 60;

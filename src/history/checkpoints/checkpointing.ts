@@ -5,6 +5,7 @@ import type { Keyring } from '../../crypto/keyring.ts';
 import { checkNote, type NoteVerifier } from '../../crypto/signed-note.ts';
 import type { Db } from '../../db/client.ts';
 import { chunksOf } from '../../lib/batches.ts';
+import { minuteMs } from '../../lib/durations.ts';
 import { linesOf } from '../../lib/lines.ts';
 import { type PeriodicTask, startPeriodicTask } from '../../lib/periodic-task.ts';
 import { checkpointSigners, parseCheckpoint, type SignedCheckpoint, splitNotes } from './checkpoint.ts';
@@ -28,7 +29,8 @@ interface CheckpointingOptions {
   logger: Pick<FastifyBaseLogger, 'debug' | 'info' | 'warn' | 'error'>;
 }
 
-const minuteMs = 60_000;
+/** After a round that failed, such as one at a start that takes long. */
+const retryAfterMs = 5_000;
 
 /** At the end there is little time, and what does not arrive is in the log and in the file. */
 const lastSendWithinMs = 1_500;
@@ -48,12 +50,15 @@ export async function openCheckpointing(options: CheckpointingOptions): Promise<
   const checkpoints = createCheckpoints({ db, keyring, file, logger });
   const delivery = url === undefined ? undefined : createCheckpointDelivery(url, logger);
   let task: PeriodicTask | undefined;
+  let hasFailed = false;
 
   async function round(limits: { withinMs?: number; signal?: AbortSignal }): Promise<void> {
     try {
       const notes = await checkpoints.signChanged();
       await delivery?.send(notes, limits);
+      hasFailed = false;
     } catch (err) {
+      hasFailed = true;
       logger.warn({ err }, 'Checkpoints could not be signed; this is tried again.');
     }
   }
@@ -61,7 +66,11 @@ export async function openCheckpointing(options: CheckpointingOptions): Promise<
   return {
     checkpoints,
     start() {
-      task ??= startPeriodicTask({ everyMs, immediately: true, run: (signal) => round({ signal }) });
+      task ??= startPeriodicTask({
+        everyMs: () => (hasFailed ? Math.min(retryAfterMs, everyMs) : everyMs),
+        immediately: true,
+        run: (signal) => round({ signal }),
+      });
     },
     async close() {
       await task?.close();
