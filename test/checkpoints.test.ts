@@ -210,3 +210,23 @@ t.test('a chain whose head cannot be signed is refused alone: the others get the
   t.equal(notes.filter((note) => note.includes(other.id)).length, 1);
   t.equal(notes.filter((note) => note.includes(organizationId)).length, 0);
 });
+
+t.test('a chain that is again what was signed is no longer counted as refused', async (t) => {
+  const { urls, client, keyring, app, organizationId } = await startService(t);
+  const checkpoints = createCheckpoints({ db: client.db, keyring, logger: app.log });
+  await checkpoints.signChanged();
+  const heads = 'select sequence, hash from history_heads where chain = $1';
+  const [head] = await dbQuery(urls.superuser, heads, [organizationId]);
+  const putHead = (sequence: unknown, hash: unknown) =>
+    dbQuery(urls.superuser, 'update history_heads set sequence = $2, hash = $3 where chain = $1', [
+      organizationId,
+      sequence,
+      hash,
+    ]);
+  await putHead(0, Buffer.alloc(32));
+  t.same(await checkpoints.signChanged(), []);
+  t.equal(checkpoints.refused(), 1);
+  await putHead(head?.['sequence'], head?.['hash']);
+  await checkpoints.signChanged();
+  t.equal(checkpoints.refused(), 0);
+});

@@ -133,7 +133,7 @@ t.test('what does not open is named, left as it is, and never counted as done', 
   t.match(output, /^Keyring entry older \(not in the keyring\): 1 sealed key/m);
   t.notMatch(output, /lk_k_/);
   t.same(await dump(), before);
-  t.match((await eventsOf(urls.superuser)).at(-1), { details: { keys: 1, unopened: 4 } });
+  t.match((await eventsOf(urls.superuser)).at(-1), { details: { keys: 1, unopened: 4, locked: 0 } });
 });
 
 t.test('a service that still has another primary is noticed', async (t) => {

@@ -11,7 +11,7 @@ interface ConnectionsOptions {
 
 const closeEveryMs = 50;
 
-/** Whoever has connected and has not asked by then does not hold up the end. */
+/** A connection on which nothing was asked by then does not hold up the end. */
 const mayAskWithinMs = 1_000;
 
 /**

@@ -3,7 +3,7 @@ import { Logger } from 'graphile-worker';
 import type pg from 'pg';
 
 /**
- * What graphile-worker has to say, in the service's log. Nothing of it is an error for whoever runs the service: it
+ * What graphile-worker logs, in the service's log. Nothing of it is an error for the service's operator: it
  * tries again by itself, and a job that failed is logged where it was run.
  */
 export function toWorkerLogger(logger: Pick<FastifyBaseLogger, 'debug' | 'warn'>): Logger {

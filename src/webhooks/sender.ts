@@ -30,7 +30,7 @@ interface WebhookSenderOptions extends Omit<Transactor, 'db' | 'onAppended'> {
   tokenPrefix: string;
   /** Closed with the sender. */
   client: WebhookClient;
-  /** Passes on the trace of what is told unless told otherwise. */
+  /** By default it only passes on the trace of the event. */
   tracer?: Tracer;
   /** How often calls have ended in which way. */
   tally?: Record<AttemptOutcome, number>;
@@ -47,7 +47,7 @@ const failingSendsAtOnce = 500;
 const connections = 4;
 const queryTimeoutMs = 10_000;
 
-/** Whoever was not woken is found by looking: retries, and what a killed sender has left behind. */
+/** Retries, and what a killed sender has left behind, are found by polling. */
 const lookEveryMs = 1_000;
 
 const mayEndWithinMs = 2_000;

@@ -19,7 +19,7 @@ import {
 
 /** Signs the heads of chains, and never one that contradicts what it has signed before. */
 export interface Checkpoints {
-  /** The public keys for whoever checks a checkpoint; see `publicKeysText`. */
+  /** The public keys that check a checkpoint; see `publicKeysText`. */
   publicKeys: string;
   /**
    * Signs the chain's present head.
