@@ -32,11 +32,11 @@ export async function measureRecording(
   try {
     const results: Recording[] = [];
     for (const organizations of Object.keys(least).map(Number)) {
-      const doers = await Promise.all(Array.from({ length: organizations }, () => makeOrganization(client.db)));
+      const contexts = await Promise.all(Array.from({ length: organizations }, () => makeOrganization(client.db)));
       const [recorded, plain]: [number[], number[]] = [[], []];
       for (let round = 0; round < rounds; round++) {
-        recorded.push(await insertFor(client.db, doers, { seconds, isRecorded: true }));
-        plain.push(await insertFor(client.db, doers, { seconds, isRecorded: false }));
+        recorded.push(await insertFor(client.db, contexts, { seconds, isRecorded: true }));
+        plain.push(await insertFor(client.db, contexts, { seconds, isRecorded: false }));
       }
       results.push({
         connections,
@@ -63,7 +63,7 @@ async function makeOrganization(db: Db): Promise<OrganizationContext> {
 /** @returns changes a second, of all connections together; the organizations take turns */
 async function insertFor(
   db: Db,
-  doers: readonly OrganizationContext[],
+  contexts: readonly OrganizationContext[],
   { seconds, isRecorded }: { seconds: number; isRecorded: boolean },
 ): Promise<number> {
   const transactor = { db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
@@ -71,7 +71,7 @@ async function insertFor(
   let changes = 0;
   const work = async () => {
     while (performance.now() < endsAtMs) {
-      const by = doers[changes++ % doers.length];
+      const by = contexts[changes++ % contexts.length];
       if (by !== undefined) await insertOne(transactor, by, isRecorded);
     }
   };

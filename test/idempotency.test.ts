@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import t, { type Test } from 'tap';
+import { validationProblem } from '../src/core/errors.ts';
 import { unseal } from '../src/crypto/seal.ts';
 import { bindingOf } from '../src/http/idempotency.ts';
 import { pruneIdempotency } from '../src/http/idempotency-store.ts';
@@ -254,6 +255,30 @@ t.test('for 24 hours, and then it is done again', async (t) => {
   t.same([later24.status, isReplay(later24)], [201, false], 'also where the old reply was not removed yet');
   t.equal((await admin.post('/v1/keys', { name: 'Another' }, withKey('k'))).body.id, later24.body.id);
   t.equal(await countOf(service, 'key.created'), 2);
+});
+
+t.test('a retry repeats no work: no hash, and no check of a URL that may fail by now', async (t) => {
+  let checks = 0;
+  const checkUrl = async () => {
+    checks += 1;
+    if (checks > 1) throw validationProblem('body.url', 'must lead to a public address');
+  };
+  const { admin, hasher } = await startService(t, { webhookClient: { checkUrl } });
+  const webhook = { url: 'http://127.0.0.1:9/', events: ['key.created'] };
+  const first = [
+    await admin.post('/v1/webhooks', webhook, withKey('k')),
+    await admin.post('/v1/keys', {}, withKey('k')),
+  ];
+  const { runs } = hasher;
+  const again = [
+    await admin.post('/v1/webhooks', webhook, withKey('k')),
+    await admin.post('/v1/keys', {}, withKey('k')),
+  ];
+  t.same(
+    again.map(({ status, body }) => ({ status, body })),
+    first.map(({ body }) => ({ status: 201, body })),
+  );
+  t.same([hasher.runs - runs, checks], [0, 1]);
 });
 
 t.test('a refusal is not kept', async (t) => {
