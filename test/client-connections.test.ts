@@ -1,4 +1,7 @@
 import type { Socket } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { gzipSync } from 'node:zlib';
 import t, { type Test } from 'tap';
 import { followChanges } from '../src/client/change-stream.ts';
@@ -160,6 +163,16 @@ t.test(
     await eventually(async () => wasClosed, 2_000);
   },
 );
+
+t.test('an answer that stops halfway is ended by the time limit, also after garbage was collected', async (t) => {
+  setFlagsFromString('--expose-gc');
+  const collectGarbage = runInNewContext('gc') as () => void;
+  const listener = await listenFor(t, (socket, request) => request > 0 && socket.write(ok.slice(0, -9)));
+  const collecting = setInterval(collectGarbage, 20);
+  const outcome = await Promise.race([ask(listener.url, 500), delay(5_000, 'no end', { ref: false })]);
+  clearInterval(collecting);
+  t.equal(outcome, 'broken');
+});
 
 t.test('the time limit of a call that was answered does not end the connection for those after it', async (t) => {
   const listener = await listenFor(t, (socket, request) => request > 0 && socket.write(ok));

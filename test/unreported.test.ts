@@ -1,3 +1,5 @@
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import t from 'tap';
 import { type KnownKey, KnownKeys, learnLimit, Unreported } from '../src/client/known-keys.ts';
 import type { Question, Verdict } from '../src/client/verdict.ts';
@@ -83,6 +85,12 @@ t.test('what could not be told waits without its text, and is told with what com
   t.same(told(), [['text of a', 3, 4]]);
   use(a);
   t.same(told(), [['text of a', 1, 1]], 'and not once more');
+  use(a);
+  const first = unreported.take(100, 0);
+  use(a);
+  for (const lost of [...first, ...unreported.take(100, 0)]) unreported.putBack(lost);
+  use(a);
+  t.same(told(), [['text of a', 3, 3]], 'two reports that failed');
 });
 
 t.test('what lies further back than the window counts as use and against no limit; what comes then does', async (t) => {
@@ -148,4 +156,20 @@ t.test('however long nobody can be told: no window lets in more than the limit',
     }
     t.equal(allowed, rateLimit.limit, `window ${window}`);
   }
+});
+
+t.test('keys that made room for others leave nothing behind', async (t) => {
+  setFlagsFromString('--expose-gc');
+  const collectGarbage = runInNewContext('gc') as () => void;
+  const known = new KnownKeys(10);
+  const learnMany = (from: number) => {
+    for (let index = from; index < from + 50_000; index++) {
+      known.learn(`hash ${index}`, { key: '', permission: 'read' }, { ...facts, keyId: `key_${index}` }, 0);
+    }
+    collectGarbage();
+    return process.memoryUsage().heapUsed;
+  };
+  const before = learnMany(0);
+  const grown = learnMany(50_000) - before;
+  t.ok(grown < 4_000_000, `${grown} bytes`);
 });

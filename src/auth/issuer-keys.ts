@@ -3,7 +3,6 @@ import type { FastifyBaseLogger } from 'fastify';
 import { createRemoteJWKSet, customFetch, type JSONWebKeySet, type JWTVerifyGetKey } from 'jose';
 import { Problem } from '../core/errors.ts';
 import { dayMs, minuteMs } from '../lib/durations.ts';
-import { responseText } from '../lib/response-text.ts';
 import { isLoopback } from './oidc-settings.ts';
 
 /**
@@ -138,7 +137,7 @@ async function fetchJson(url: string, signal: AbortSignal): Promise<Record<strin
     throw new Error(`${url} answered ${response.status}`);
   }
   let text = '';
-  for await (const part of responseText(response, signal)) {
+  for await (const part of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
     text += part;
     if (text.length > longestText) throw new Error(`${url} is over ${longestText} characters`);
   }

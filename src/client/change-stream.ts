@@ -1,5 +1,6 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import { createParser, type EventSourceMessage } from 'eventsource-parser';
+import { createBackoff } from '../lib/backoff.ts';
+import { startPeriodicTask } from '../lib/periodic-task.ts';
 import { causeOf, openChanges, type Service } from './service.ts';
 
 /** `GET /v1/changes`, for as long as it is open. */
@@ -38,20 +39,18 @@ const silenceAllowedMs = 5_000;
 const lagAllowedMs = silenceAllowedMs / 2;
 const lateBeatsAllowed = 3;
 const checkEveryMs = 500;
-const leastDelayMs = 250;
-const mostDelayMs = 5_000;
+const delays = { leastMs: 250, mostMs: 5_000 };
 /** An event of Latchkey's is shorter. */
 const longestEvent = 262_144;
 
 export function followChanges({ service, onChange, onReset, onTurn, onTrouble }: ChangeStreamOptions): ChangeStream {
-  const closing = new AbortController();
+  const backoff = createBackoff(delays);
   let connection = new AbortController();
   let isConnected = false;
   /** All that was changed before this has arrived; monotonic milliseconds. */
   let completeUntilMs = Number.NEGATIVE_INFINITY;
   let clockOffsetMs = Date.now() - performance.now();
   let wasAlive = false;
-  let failures = 0;
   let lateBeats = 0;
   let openedAtMs = performance.now();
   let receivedAtMs = openedAtMs;
@@ -93,7 +92,7 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
     // Before it was alive, answers were kept that no change would have removed.
     if (!isAlive(nowMs)) onReset();
     isConnected = true;
-    if (lateBeats === 0) failures = 0;
+    if (lateBeats === 0) backoff.reset();
     completeUntilMs = Math.max(completeUntilMs, writtenAtMs - behindMs);
     if (!Number.isNaN(Date.parse(at))) clockOffsetMs = Date.parse(at) - writtenAtMs;
     turn();
@@ -104,7 +103,7 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
     turn(cause);
   }
 
-  async function open(): ReturnType<typeof openChanges> {
+  async function open(closing: AbortSignal): ReturnType<typeof openChanges> {
     connection = new AbortController();
     openedAtMs = performance.now();
     receivedAtMs = openedAtMs;
@@ -112,13 +111,13 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
     try {
       return await openChanges(service, connection.signal);
     } catch (error) {
-      if (!closing.signal.aborted) onTrouble(error as Error);
+      if (!closing.aborted) onTrouble(error as Error);
       throw error;
     }
   }
 
   /** Follows one connection. Throws what ended it. */
-  async function follow(): Promise<never> {
+  async function follow(closing: AbortSignal): Promise<never> {
     const parser = createParser({
       maxBufferSize: longestEvent,
       onEvent: handle,
@@ -126,39 +125,44 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
         if (error.type === 'max-buffer-size-exceeded') throw error;
       },
     });
-    for await (const text of await open()) {
-      receivedAtMs = performance.now();
-      parser.feed(text);
+    try {
+      for await (const text of await open(closing)) {
+        receivedAtMs = performance.now();
+        parser.feed(text);
+      }
+      throw new Error('the stream has ended');
+    } finally {
+      connection.abort();
     }
-    throw new Error('the stream has ended');
   }
 
-  /** A connection can be dead without an error. */
-  const watch = setInterval(() => {
-    turn(new Error(`no heartbeat for ${silenceAllowedMs} ms`));
-    if (performance.now() - receivedAtMs > silenceAllowedMs) connection.abort(new Error('it was silent for too long'));
-  }, checkEveryMs).unref();
+  const following = startPeriodicTask({
+    run: follow,
+    everyMs: backoff.nextMs,
+    immediately: true,
+    onError: (error) => lose(causeOf(error)),
+  });
 
-  const running = (async () => {
-    while (!closing.signal.aborted) {
-      await follow().catch((error: unknown) => lose(causeOf(error)));
-      connection.abort();
-      const delayMs = Math.min(mostDelayMs, leastDelayMs * 2 ** failures++) * (0.5 + Math.random() / 2);
-      await delay(delayMs, undefined, { signal: closing.signal, ref: false }).catch(() => undefined);
-    }
-  })();
+  /** A connection can be dead without an error. */
+  const watching = startPeriodicTask({
+    run() {
+      turn(new Error(`no heartbeat for ${silenceAllowedMs} ms`));
+      const isSilent = performance.now() - receivedAtMs > silenceAllowedMs;
+      if (isSilent) connection.abort(new Error('it was silent for too long'));
+    },
+    everyMs: checkEveryMs,
+  });
 
   return {
     isAlive,
     serverNowMs: (nowMs) => nowMs + clockOffsetMs,
     async close() {
-      clearInterval(watch);
       // Its owner need not be notified.
       isConnected = false;
       wasAlive = false;
-      closing.abort();
+      const closed = [following.close(), watching.close()];
       connection.abort();
-      await running;
+      await Promise.all(closed);
     },
   };
 }

@@ -1,4 +1,3 @@
-import { responseText } from '../lib/response-text.ts';
 import type { Access, Verdict } from './verdict.ts';
 
 /** Where Latchkey is, and the token of this backend. */
@@ -51,13 +50,11 @@ const notLatchkey = 'what answers there is not Latchkey, or another version of i
  * @throws CallFailed
  */
 export async function verifyBatch(service: Service, entries: BatchEntry[], fresh: boolean): Promise<EntryAnswer[]> {
-  const { status, body } = await postBatch(service, JSON.stringify({ entries }), fresh);
-  let text = '';
-  try {
-    for await (const part of body) text += part;
-  } catch (error) {
+  const response = await postBatch(service, JSON.stringify({ entries }), fresh);
+  const { status } = response;
+  const text = await response.text().catch((error: unknown) => {
     throw new CallFailed('broken', reasonOf(error, service), error);
-  }
+  });
   if (status !== 200) {
     const why = status === 401 || status === 403 ? 'refused' : 'unavailable';
     throw new CallFailed(why, describeRefusal(status, text));
@@ -82,7 +79,7 @@ const lostCodes = new Set(['ECONNRESET', 'EPIPE', 'UND_ERR_SOCKET']);
 const quicklyMs = 1_000;
 
 /** Resolves with the head of the answer. It is sent once more only where none had come: otherwise it may have been counted. */
-async function postBatch(service: Service, body: string, fresh: boolean): Promise<Answer> {
+async function postBatch(service: Service, body: string, fresh: boolean): Promise<Response> {
   const headers = { 'content-type': 'application/json', ...(fresh ? { 'cache-control': 'no-cache' } : {}) };
   const send = () =>
     call(service, '/v1/verify/batch', AbortSignal.timeout(service.timeoutMs), { method: 'POST', headers, body });
@@ -103,32 +100,24 @@ async function postBatch(service: Service, body: string, fresh: boolean): Promis
  * @returns its text as it comes
  * @throws Error that says what was answered instead of the stream
  */
-export async function openChanges(service: Service, signal: AbortSignal): Promise<Answer['body']> {
-  const { status, type, body } = await call(service, '/v1/changes', signal, {
-    headers: { accept: 'text/event-stream' },
-  }).catch((error: unknown) => {
-    throw new Error(reasonOf(error, service), { cause: error });
-  });
-  if (status === 200 && type.startsWith('text/event-stream')) return body;
+export async function openChanges(service: Service, signal: AbortSignal): Promise<AsyncIterable<string>> {
+  const response = await call(service, '/v1/changes', signal, { headers: { accept: 'text/event-stream' } }).catch(
+    (error: unknown) => {
+      throw new Error(reasonOf(error, service), { cause: error });
+    },
+  );
+  const { status, headers, body } = response;
+  const text = body?.pipeThrough(new TextDecoderStream());
+  if (status === 200 && text !== undefined && headers.get('content-type')?.startsWith('text/event-stream')) return text;
   // What is no stream of changes may not end: its beginning is enough.
   let beginning = '';
-  for await (beginning of body) break;
+  for await (beginning of text ?? []) break;
   throw new Error(describeRefusal(status, beginning));
 }
 
-/** An answer whose head has come. */
-interface Answer {
-  status: number;
-  type: string;
-  /** Its text as it comes. */
-  body: ReturnType<typeof responseText>;
-}
-
-async function call({ url, token }: Service, path: string, signal: AbortSignal, init: RequestInit): Promise<Answer> {
+function call({ url, token }: Service, path: string, signal: AbortSignal, init: RequestInit): Promise<Response> {
   const headers = { authorization: `Bearer ${token}`, ...init.headers };
-  const response = await fetch(url + path, { ...init, headers, signal, redirect: 'manual' });
-  const type = response.headers.get('content-type') ?? '';
-  return { status: response.status, type, body: responseText(response, signal) };
+  return fetch(url + path, { ...init, headers, signal, redirect: 'manual' });
 }
 
 /** `fetch` wraps what has happened. */

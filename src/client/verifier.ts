@@ -1,4 +1,5 @@
 import { LRUCache } from 'lru-cache';
+import { startPeriodicTask } from '../lib/periodic-task.ts';
 import { followChanges } from './change-stream.ts';
 import {
   grantName,
@@ -87,9 +88,7 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
     onTurn: options.onTurn,
     onTrouble,
   });
-  const timer = setInterval(() => {
-    if (unreported.size > 0) void queue.flushReports();
-  }, reportEveryMs).unref();
+  const reporting = startPeriodicTask({ run: () => queue.flushReports(), everyMs: reportEveryMs });
 
   function onTrouble(error: Error): void {
     if (troubles.has(error.message)) return;
@@ -280,9 +279,7 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
     isLive: () => stream.isAlive(performance.now()),
     async close() {
       isClosed = true;
-      clearInterval(timer);
-      // One flush may be on its way, and the uses since then wait for the next.
-      await queue.flushReports();
+      await reporting.close();
       await queue.flushReports();
       await stream.close();
     },

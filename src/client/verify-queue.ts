@@ -48,7 +48,6 @@ export function createVerifyQueue({ service, takeReports, onCalled }: VerifyQueu
   let running = 0;
   let wasFresh = false;
   let isScheduled = false;
-  let flushing: Promise<void> | undefined;
 
   /** What one turn of the event loop brings is one request. */
   function schedule(): void {
@@ -107,15 +106,6 @@ export function createVerifyQueue({ service, takeReports, onCalled }: VerifyQueu
     }
   }
 
-  async function sendReports(): Promise<void> {
-    for (;;) {
-      const reports = takeReports(reportsInRequest);
-      if (reports.length === 0 || !(await send([], reports, false))) return;
-      // Uses come all the time: those since are the next flush's.
-      if (reports.length < reportsInRequest) return;
-    }
-  }
-
   return {
     ask(entry, fresh) {
       const queue = fresh ? waiting.fresh : waiting.known;
@@ -127,11 +117,13 @@ export function createVerifyQueue({ service, takeReports, onCalled }: VerifyQueu
         schedule();
       });
     },
-    flushReports() {
-      flushing ??= sendReports().finally(() => {
-        flushing = undefined;
-      });
-      return flushing;
+    async flushReports() {
+      for (;;) {
+        const reports = takeReports(reportsInRequest);
+        if (reports.length === 0 || !(await send([], reports, false))) return;
+        // Uses come all the time: those since are the next flush's.
+        if (reports.length < reportsInRequest) return;
+      }
     },
   };
 }
