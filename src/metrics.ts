@@ -1,8 +1,6 @@
 import type { FastifyBaseLogger } from 'fastify';
 import type pg from 'pg';
 import { Counter, Gauge, Registry } from 'prom-client';
-import type { CacheLookups, RecordCache } from './auth/record-cache.ts';
-import type { Records } from './auth/records.ts';
 import { type ProblemCode, problemCodes } from './core/errors.ts';
 import { type HistoryAction, historyActions } from './core/events.ts';
 import type { SecretHasher } from './crypto/secret-hash.ts';
@@ -20,8 +18,10 @@ import { listJobRuns } from './jobs/store.ts';
 import { singleFlight } from './lib/single-flight.ts';
 import { countOpen, countOverdue } from './recovery/store.ts';
 import { type CredentialRefusal, credentialRefusals } from './refused-requests/watch.ts';
+import type { CacheLookups, RecordCache } from './verification/key-cache.ts';
 import type { UseLimits } from './verification/limits.ts';
 import { type VerdictCode, verdictCodes } from './verification/policy.ts';
+import type { Records } from './verification/records.ts';
 import { type AttemptOutcome, attemptOutcomes } from './webhooks/policy.ts';
 import { backlogOf } from './webhooks/sending-store.ts';
 

@@ -1,8 +1,8 @@
 import { sql } from 'kysely';
 import t, { type Test } from 'tap';
-import { createRecordCache } from '../src/auth/record-cache.ts';
 import { KeptRecord } from '../src/core/kept-records.ts';
 import { connect } from '../src/db/client.ts';
+import { createRecordCache } from '../src/verification/key-cache.ts';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';

@@ -1,13 +1,13 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import t from 'tap';
-import type { ApiKeyRecord } from '../src/auth/api-key-record.ts';
-import { createSecretCheck } from '../src/auth/secret-check.ts';
-import { loadApiKeys } from '../src/auth/store.ts';
 import type { KeyId } from '../src/core/ids.ts';
 import { createAttemptLimit } from '../src/crypto/attempt-limit.ts';
 import { Secret } from '../src/crypto/secret.ts';
 import { fingerprintOf } from '../src/crypto/tag.ts';
+import type { ApiKeyRecord } from '../src/verification/api-key-record.ts';
+import { loadApiKeys } from '../src/verification/record-store.ts';
+import { createSecretCheck } from '../src/verification/secret-check.ts';
 import { startService } from './support/app.ts';
 
 // What a known key costs in memory while others are asked for in between, as they are in a service that is in use.

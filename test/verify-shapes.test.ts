@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { ApiKeyRecord, type ApiKeyRow } from '../src/auth/api-key-record.ts';
 import { newId } from '../src/core/ids.ts';
+import { ApiKeyRecord, type ApiKeyRow } from '../src/verification/api-key-record.ts';
 import { verdictCodes } from '../src/verification/policy.ts';
 import { verdictText, verdictView } from '../src/verification/verdict-view.ts';
 import type { Verdict } from '../src/verification/verifier.ts';

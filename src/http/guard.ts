@@ -1,6 +1,5 @@
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
-import type { Authenticator } from '../auth/authenticate.ts';
 import { isBasic, readCredential, unauthorized } from '../auth/credential.ts';
 import type { People } from '../auth/people.ts';
 import { type AccessTokenPrincipal, actorOf, type CallerPrincipal, type Principal } from '../auth/principal.ts';
@@ -14,6 +13,17 @@ declare module 'fastify' {
     /** Who calls; null on public routes. On others the guard has put it there before any handler runs. */
     principal: Principal | null;
   }
+}
+
+/** Bearer → Principal. */
+export interface Authenticator {
+  /** @throws Problem `token_malformed`, `unauthorized`, `token_expired`, `unavailable` */
+  authenticate(token: string): Promise<Principal>;
+  /**
+   * The same at once, for an access token that was found right before; undefined: it has to be looked at.
+   * @throws Problem `unauthorized`, `token_expired`
+   */
+  recall(token: string): AccessTokenPrincipal | undefined;
 }
 
 interface GuardOptions {

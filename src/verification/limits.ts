@@ -1,8 +1,8 @@
-import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import { Problem } from '../core/errors.ts';
 import { limitSentence } from '../core/rate-limit.ts';
 import type { Bucket, Window } from '../core/use-bucket.ts';
 import { minuteMs, secondMs } from '../lib/durations.ts';
+import type { ApiKeyRecord } from './api-key-record.ts';
 
 /** How a use was counted: by the bucket that refused it, else by the one with the least left. */
 export interface Count {

@@ -1,6 +1,6 @@
 import { z } from 'zod';
-import { factsOf } from '../auth/api-key-record.ts';
 import { idView, metadataView, permissionSchema, timestampView } from '../http/schemas.ts';
+import { factsOf } from './api-key-record.ts';
 import { verdictCodes } from './policy.ts';
 import type { Verdict } from './verifier.ts';
 

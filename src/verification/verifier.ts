@@ -1,13 +1,13 @@
-import type { ApiKeyRecord } from '../auth/api-key-record.ts';
-import type { RecordCache } from '../auth/record-cache.ts';
-import type { SecretCheck } from '../auth/secret-check.ts';
 import type { KeyId, OrganizationId } from '../core/ids.ts';
 import { Secret } from '../crypto/secret.ts';
 import { fingerprintOf } from '../crypto/tag.ts';
 import { parseToken } from '../crypto/token.ts';
 import type { DatabaseClock } from '../db/clock.ts';
+import type { ApiKeyRecord } from './api-key-record.ts';
+import type { RecordCache } from './key-cache.ts';
 import { bucketsOf, type Count, requireCostFits, type UseLimits } from './limits.ts';
 import { decide, type VerdictCode, type Wanted } from './policy.ts';
+import type { SecretCheck } from './secret-check.ts';
 import type { UsageRecorder } from './usage-recorder.ts';
 
 /** The answer to a verification. The key is told only where the presented secret was the right one. */

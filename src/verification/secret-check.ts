@@ -1,10 +1,10 @@
 import pLimit from 'p-limit';
+import type { TokenCrypto } from '../auth/mint.ts';
 import type { Fingerprint } from '../core/fingerprints.ts';
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import type { AttemptLimit } from '../crypto/attempt-limit.ts';
 import type { Secret } from '../crypto/secret.ts';
 import { decoyMatches, fingerprintOf, tagMatches, tagOf } from '../crypto/tag.ts';
-import type { TokenCrypto } from './mint.ts';
 
 export interface CheckedRecord {
   id: KeyId | AccessTokenId;

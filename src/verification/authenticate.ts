@@ -1,15 +1,16 @@
+import { unauthorized } from '../auth/credential.ts';
+import type { AccessTokenPrincipal, ApiKeyPrincipal, Principal } from '../auth/principal.ts';
 import type { Problem } from '../core/errors.ts';
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import { Secret } from '../crypto/secret.ts';
 import { fingerprintOf } from '../crypto/tag.ts';
 import { parseToken, tokenKindOf } from '../crypto/token.ts';
 import type { DatabaseClock } from '../db/clock.ts';
+import type { Authenticator } from '../http/guard.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
-import { unauthorized } from './credential.ts';
-import type { AccessTokenPrincipal, ApiKeyPrincipal, Principal } from './principal.ts';
+import type { AccessTokenRecord } from './record-store.ts';
 import type { Records } from './records.ts';
 import type { SecretCheck } from './secret-check.ts';
-import type { AccessTokenRecord } from './store.ts';
 
 interface AuthenticatorOptions {
   records: Records;
@@ -17,17 +18,6 @@ interface AuthenticatorOptions {
   prefix: string;
   checkKey: SecretCheck<ApiKeyRecord>;
   checkAccessToken: SecretCheck<AccessTokenRecord>;
-}
-
-/** Bearer → Principal. */
-export interface Authenticator {
-  /** @throws Problem `token_malformed`, `unauthorized`, `token_expired`, `unavailable` */
-  authenticate(token: string): Promise<Principal>;
-  /**
-   * The same at once, for an access token that was found right before; undefined: it has to be looked at.
-   * @throws Problem `unauthorized`, `token_expired`
-   */
-  recall(token: string): AccessTokenPrincipal | undefined;
 }
 
 export function createAuthenticator({ records, clock, prefix, ...check }: AuthenticatorOptions): Authenticator {
@@ -90,7 +80,6 @@ function apiKeyPrincipal(record: ApiKeyRecord): ApiKeyPrincipal {
     permission: record.permission,
     name: record.name,
     expiresAt: record.expires_at,
-    record,
   };
 }
 

@@ -6,8 +6,8 @@ import type { ChangeFeed } from '../db/change-feed.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
-import { createRecordCache, type RecordCache } from './record-cache.ts';
-import { type AccessTokenRecord, loadAccessTokens, loadApiKeys } from './store.ts';
+import { createRecordCache, type RecordCache } from './key-cache.ts';
+import { type AccessTokenRecord, loadAccessTokens, loadApiKeys } from './record-store.ts';
 
 /** What decides about credentials, from memory. */
 export interface Records {
