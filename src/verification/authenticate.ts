@@ -1,66 +1,46 @@
 import { unauthorized } from '../auth/credential.ts';
-import type { AccessTokenPrincipal, ApiKeyPrincipal, Principal } from '../auth/principal.ts';
+import type { AccessTokenPrincipal, ApiKeyPrincipal } from '../auth/principal.ts';
 import type { Problem } from '../core/errors.ts';
-import type { AccessTokenId, KeyId } from '../core/ids.ts';
-import { Secret } from '../crypto/secret.ts';
-import { fingerprintOf } from '../crypto/tag.ts';
-import { parseToken, tokenKindOf } from '../crypto/token.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import type { Authenticator } from '../http/guard.ts';
+import { andThen } from '../lib/maybe-promise.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
+import type { Credentials, Found } from './credentials.ts';
 import type { AccessTokenRecord } from './record-store.ts';
-import type { Records } from './records.ts';
-import type { SecretCheck } from './secret-check.ts';
 
-interface AuthenticatorOptions {
-  records: Records;
-  clock: DatabaseClock;
-  prefix: string;
-  checkKey: SecretCheck<ApiKeyRecord>;
-  checkAccessToken: SecretCheck<AccessTokenRecord>;
-}
-
-export function createAuthenticator({ records, clock, prefix, ...check }: AuthenticatorOptions): Authenticator {
-  function recall(text: string): AccessTokenPrincipal | undefined {
-    const record = records.accessTokens.recall(fingerprintOf(new Secret(text)));
-    return record === undefined ? undefined : admit(record);
+export function createAuthenticator(credentials: Credentials, clock: DatabaseClock): Authenticator {
+  function admitKey(found: Found<ApiKeyRecord>): ApiKeyPrincipal {
+    const key = requireFound(found);
+    if (key.deleted_at !== null || key.suspended_at !== null || key.partner_suspended_at !== null) throw refused();
+    requireUnexpired(key, clock);
+    return apiKeyPrincipal(key);
   }
 
-  function admit(record: AccessTokenRecord): AccessTokenPrincipal {
-    if (record.deleted_at !== null) throw refused();
-    requireUnexpired(record, clock);
-    return accessTokenPrincipal(record);
+  function admitAccessToken(found: Found<AccessTokenRecord>): AccessTokenPrincipal {
+    const token = requireFound(found);
+    if (token.deleted_at !== null) throw refused();
+    requireUnexpired(token, clock);
+    return accessTokenPrincipal(token);
   }
 
-  async function authenticate(text: string): Promise<Principal> {
-    const token = new Secret(text);
-    const parsed = parseToken(text, prefix);
-    if (parsed === undefined) {
-      const detail = 'The credential is not a whole token: form or checksum is wrong.';
-      throw unauthorized('token_malformed', detail, 'invalid_token');
-    }
-    if (parsed.kind === 'k') {
-      const record = await records.apiKeys.get(`key_${parsed.idSuffix}` as KeyId);
-      const matches = await check.checkKey(record, token);
-      if (record === undefined || !matches || isDead(record)) throw refused();
-      requireUnexpired(record, clock);
-      return apiKeyPrincipal(record);
-    }
-    const record = await records.accessTokens.get(`token_${parsed.idSuffix}` as AccessTokenId);
-    const matches = await check.checkAccessToken(record, token);
-    // The letter is part of the token: a row with another role was not made for it.
-    if (record === undefined || !matches || tokenKindOf[record.role] !== parsed.kind) throw refused();
-    return admit(record);
+  return {
+    authenticate: (token) =>
+      credentials.isApiKey(token)
+        ? andThen(credentials.findApiKey(token), admitKey)
+        : andThen(credentials.findAccessToken(token), admitAccessToken),
+  };
+}
+
+function requireFound<Kept>(found: Found<Kept>): Kept {
+  if (found === 'malformed') {
+    const detail = 'The credential is not a whole token: form or checksum is wrong.';
+    throw unauthorized('token_malformed', detail, 'invalid_token');
   }
-
-  return { authenticate, recall };
+  if (found === undefined) throw refused();
+  return found as Kept;
 }
 
-function isDead(key: ApiKeyRecord): boolean {
-  return key.deleted_at !== null || key.suspended_at !== null || key.partner_suspended_at !== null;
-}
-
-/** One answer for unknown, wrong and revoked, so that it does not tell which ids exist. */
+/** One answer for unknown, wrong and revoked, so that it does not show which ids exist. */
 function refused(): Problem {
   return unauthorized('unauthorized', 'The credential is unknown, wrong or revoked.', 'invalid_token');
 }

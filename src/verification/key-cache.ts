@@ -1,387 +1,225 @@
 import { LRUCache } from 'lru-cache';
 import { Problem } from '../core/errors.ts';
-import type { Fingerprint } from '../core/fingerprints.ts';
-import { type KeptRecord, KeptRecords } from '../core/kept-records.ts';
 import type { ChangeFeed } from '../db/change-feed.ts';
 import { isUnavailable } from '../db/pg-error.ts';
+import { type BatchLoader, createBatchLoader } from '../lib/batch-loader.ts';
+import type { MaybePromise } from '../lib/maybe-promise.ts';
 
-/** Records by id, from memory where that is sure to be right, else from the database. */
-export interface RecordCache<Id extends string, Found> {
-  /**
-   * At once where the record is in memory, else after one query that many may share.
-   * @param fresh read it from the database, whatever is in memory
-   * @throws Problem `unavailable` where the database does not answer and memory is too old
-   */
-  get(id: Id, fresh?: boolean): Found | undefined | Promise<Found | undefined>;
-  /** Lets what was given by `get` be recalled by a fingerprint. */
-  setFingerprint(found: Found, fingerprint: Fingerprint): void;
-  /** What has this fingerprint, where it is in memory and sure to be right. Nothing is read. */
-  recall(fingerprint: Fingerprint): Found | undefined;
-  /** How lookups have ended since the start. */
-  readonly lookups: Readonly<CacheLookups>;
-  /** Records in memory. */
-  size(): number;
-  /** Forgets whatever depends on this id, and what is being read of it right now is read again. */
-  invalidate(id: string): void;
+/*
+ * Why a reload that races an invalidation cannot leave a stale record.
+ *
+ * Every change invalidates the ids that it touches after it is committed: at once where this process made it, through the
+ * change feed where another one did. So a query either begins after the invalidation, and sees the change; or it is running
+ * when the invalidation comes. Each running query has a set in which every invalidation is noted. When the query ends, a record
+ * is kept only if the set names neither the record nor anything it depends on. Between that check and the keeping nothing
+ * else can run, and what is invalidated later finds the record in the cache and removes it.
+ *
+ * A request never waits for a query that began before the request, so what it gets was read after it came. Where that was
+ * invalidated while it was read, the request reads once more, so that a slow query does not answer after a change with what was
+ * before. It does so only once: under a flood of invalidations each request still ends.
+ *
+ * While the feed is not live, invalidations may be missing. Then nothing kept is used while the database answers. Before the
+ * feed is live again it calls `restarted`, which empties the cache and marks the results of all running queries as not to be kept.
+ */
+
+/** What a record must have so that it can be kept. */
+export interface CachedRecord<Id extends string> {
+  readonly id: Id;
+  /** When the query was sent that read it; monotonic milliseconds. */
+  readonly readAtMs: number;
 }
 
-export interface CacheLookups {
-  hit: number;
-  /** It was read, or shared what somebody else was reading. */
-  miss: number;
-  /** Known not to exist. */
-  unknown: number;
-  /** In memory and used although it could not be read anew. */
-  stale: number;
-}
-
-export interface RecordCacheOptions<Id extends string, Found extends KeptRecord & { id: Id }> {
+export interface KeyCacheOptions<Id extends string, Found extends CachedRecord<Id>> {
   /** One query for all of them; those that do not exist are left out. Of none: whether the database answers. */
   load: (ids: Id[]) => Promise<Found[]>;
-  /** Other records that went into this one: a change of theirs makes it stale too. */
+  /** Other records that went into this one: a change of theirs invalidates it too. */
   dependsOn: (found: Found) => ReadonlyArray<string | null>;
-  /** Records kept at most; one that has not been used for long makes room. */
+  /** Records kept at most; the least recently used one makes room. */
   capacity: number;
   /** How long a record that was last known to be right is used while the database does not answer. 0: not at all. */
   staleMs: number;
-  feed: ChangeFeed;
-  /** Told when reading begins to fail, and when it works again. */
-  onTurn?: (isFailing: boolean, cause?: unknown) => void;
+  feed: Pick<ChangeFeed, 'isLive' | 'caughtUpAtMs' | 'subscribe'>;
+  /** Called when reading begins to fail, and when it works again. */
+  onHealth?: (isHealthy: boolean, cause?: unknown) => void;
 }
 
-interface Wish<Id, Found> {
-  id: Id;
-  promise: Promise<Found | undefined>;
-  resolve: (found: Found | undefined) => void;
-  reject: (error: unknown) => void;
-  /** When the batch in which it was to be read has failed; monotonic milliseconds. */
-  failedAtMs: number | undefined;
-  /** Whether it was read already, and was changed while it was read. */
-  isRepeated: boolean;
+/** How lookups have ended since the start. */
+export interface CacheLookups {
+  hit: number;
+  /** It was read. */
+  miss: number;
+  /** Known not to exist. */
+  unknown: number;
+  /** In memory, and used although it could not be read again. */
+  stale: number;
 }
 
-interface Batch {
-  /** What was changed while the query ran: its result may be from before. */
-  changed: Set<string>;
-  restarted: boolean;
-}
-
-/** Queries at once, and ids in one of them: verification must not take the pool away from everybody else. */
-const batchesAtOnce = 2;
-const idsInBatch = 200;
-
-/**
- * A failure after less than this is a lost connection, and another one may work. After more, either the database is silent
- * or this batch is too much for it: a query for nothing, sent meanwhile, says which.
- */
-const quicklyMs = 500;
-
-/** Ids with which a query has failed although the database answers. They are read one by one, beside the batches. */
-const suspectMs = 60_000;
-const suspectsKept = 10_000;
-
-/** How long an id whose batch has failed waits for its own query. */
-const aloneWithinMs = 5_000;
-
-/** Ids that do not exist are remembered shortly, so that asking again and again costs one query, not a flood. */
+/** Ids that do not exist are remembered shortly, so that asking again and again does not keep the database busy. */
 const unknownKeptMs = 1_000;
 const unknownKept = 10_000;
 
-export function createRecordCache<Id extends string, Found extends KeptRecord & { id: Id }>(
-  options: RecordCacheOptions<Id, Found>,
-): RecordCache<Id, Found> {
-  const { feed, dependsOn } = options;
-  const dependents = new Map<string, Set<Id>>();
-  const records = new KeptRecords<Id, Found>(options.capacity, unlink);
-  const unknown = new LRUCache<Id, true>({ max: unknownKept, ttl: unknownKeptMs });
-  const waiting = new Map<Id, Wish<Id, Found>>();
-  /** Read one by one, because the batch with them has failed. */
-  const waitingAlone = new Map<Id, Wish<Id, Found>>();
-  const running = new Map<Id, Wish<Id, Found>>();
-  const suspects = new LRUCache<Id, true>({ max: suspectsKept, ttl: suspectMs });
-  const batches = new Set<Batch>();
-  let together = 0;
-  let isOneAlone = false;
-  const lookups: CacheLookups = { hit: 0, miss: 0, unknown: 0, stale: 0 };
-  let isFailing = false;
-  let probe: Promise<void> | undefined;
-
-  feed.subscribe({
-    changed: invalidate,
-    restarted() {
-      records.clear();
-      dependents.clear();
-      if (unknown.size > 0) unknown.clear();
-      for (const batch of batches) batch.restarted = true;
-    },
-  });
-
-  function link(found: Found): void {
-    const { id } = found;
-    for (const other of dependsOn(found)) {
-      if (other === null) continue;
-      const ids = dependents.get(other);
-      if (ids === undefined) dependents.set(other, new Set([id]));
-      else ids.add(id);
-    }
-  }
-
-  function unlink(found: Found): void {
-    const { id } = found;
-    for (const other of dependsOn(found)) {
-      if (other === null) continue;
-      const ids = dependents.get(other);
-      ids?.delete(id);
-      if (ids?.size === 0) dependents.delete(other);
-    }
-  }
-
-  function invalidate(id: string): void {
-    for (const batch of batches) batch.changed.add(id);
-    unknown.delete(id as Id);
-    records.delete(id as Id);
-    for (const dependent of [...(dependents.get(id) ?? [])]) records.delete(dependent);
-  }
-
-  function get(id: Id, fresh = false): Found | undefined | Promise<Found | undefined> {
-    if (fresh) {
-      lookups.miss += 1;
-      return read(id, true);
-    }
-    const kept = records.get(id);
-    if (kept !== undefined && feed.isLive()) {
-      lookups.hit += 1;
-      return kept;
-    }
-    if (kept === undefined && unknown.has(id)) {
-      lookups.unknown += 1;
-      return undefined;
-    }
-    if (isFailing) return getWhileFailing(id, kept);
-    lookups.miss += 1;
-    // While the feed is down, a query that began before this request could be from before a change it must see.
-    return read(id, !feed.isLive()).catch((error: unknown) => staleOr(error, id));
-  }
-
-  function recall(fingerprint: Fingerprint): Found | undefined {
-    const kept = records.getByFingerprint(fingerprint);
-    if (kept === undefined || !feed.isLive()) return undefined;
-    lookups.hit += 1;
-    return kept;
-  }
-
-  function isSound({ loadedAtMs }: Found): boolean {
-    return performance.now() - Math.max(loadedAtMs, feed.caughtUpAtMs) < options.staleMs;
-  }
-
-  function staleOr(error: unknown, id: Id): Found {
-    const kept = records.get(id);
-    if (!isUnavailable(error) || kept === undefined || !isSound(kept)) throw error;
-    lookups.stale += 1;
-    return kept;
-  }
-
-  /** After one failed read nobody waits for the database who need not, and one probe at a time asks it. */
-  function getWhileFailing(id: Id, kept: Found | undefined): Found | Promise<Found | undefined> {
-    probe ??= read(id, true)
-      .then(
-        () => undefined,
-        () => undefined,
-      )
-      .finally(() => {
-        probe = undefined;
-      });
-    if (kept !== undefined && isSound(kept)) {
-      lookups.stale += 1;
-      return kept;
-    }
-    return probe.then(() => {
-      if (!isFailing) return get(id);
-      throw new Problem(
-        'unavailable',
-        'The last read of the database failed, and there is no copy of this record that may be used without it.',
-      );
-    });
-  }
-
-  /** @param fresh the query must begin after this call */
-  function read(id: Id, fresh: boolean): Promise<Found | undefined> {
-    const shared = waiting.get(id) ?? waitingAlone.get(id) ?? (fresh || isAnyStale() ? undefined : running.get(id));
-    if (shared !== undefined) return shared.promise;
-    const { promise, resolve, reject } = withResolvers<Found | undefined>();
-    const wish = { id, promise, resolve, reject, failedAtMs: undefined, isRepeated: false };
-    queueOf(wish).set(id, wish);
-    if (waiting.size + waitingAlone.size === 1) setImmediate(startBatches);
-    return wish.promise;
-  }
-
-  function queueOf({ id, failedAtMs }: Wish<Id, Found>): Map<Id, Wish<Id, Found>> {
-    return failedAtMs !== undefined || suspects.has(id) ? waitingAlone : waiting;
-  }
-
-  /** Whether what is being read may be from before a change that is known by now: then later requests do not share it. */
-  function isAnyStale(): boolean {
-    for (const { restarted, changed } of batches) if (restarted || changed.size > 0) return true;
-    return false;
-  }
-
-  /** Reads once more, together with somebody who asks for the same since. */
-  function enqueueAgain(wish: Wish<Id, Found>): void {
-    const later = waiting.get(wish.id) ?? waitingAlone.get(wish.id);
-    if (later === undefined) queueOf(wish).set(wish.id, wish);
-    else later.promise.then(wish.resolve, wish.reject);
-  }
-
-  function startBatches(): void {
-    while (waiting.size > 0 && together < batchesAtOnce) void runTogether();
-    if (waitingAlone.size > 0 && !isOneAlone) void runAlone();
-  }
-
-  async function runTogether(): Promise<void> {
-    together += 1;
-    const wishes = [...waiting.values()].slice(0, idsInBatch);
-    for (const { id } of wishes) waiting.delete(id);
-    await runBatch(wishes);
-    together -= 1;
-    startBatches();
-  }
-
-  async function runAlone(): Promise<void> {
-    const wish = takeOneAlone();
-    if (wish === undefined) return;
-    isOneAlone = true;
-    await runBatch([wish]);
-    isOneAlone = false;
-    startBatches();
-  }
-
-  /** Suspects come last. What has waited for too long is rejected. */
-  function takeOneAlone(): Wish<Id, Found> | undefined {
-    const oldestMs = performance.now() - aloneWithinMs;
-    for (const { id, failedAtMs, reject } of waitingAlone.values()) {
-      if (failedAtMs === undefined || failedAtMs >= oldestMs) continue;
-      waitingAlone.delete(id);
-      reject(new Problem('unavailable', 'The database took too long for other records.'));
-    }
-    const left = [...waitingAlone.values()];
-    const wish = left.find(({ id }) => !suspects.has(id)) ?? left[0];
-    if (wish !== undefined) waitingAlone.delete(wish.id);
-    return wish;
-  }
-
-  async function runBatch(wishes: ReadonlyArray<Wish<Id, Found>>): Promise<void> {
-    const batch: Batch = { changed: new Set(), restarted: false };
-    batches.add(batch);
-    for (const wish of wishes) running.set(wish.id, wish);
-    const startedAtMs = performance.now();
-    const failedQuickly = () => performance.now() - startedAtMs < quicklyMs;
-    let isAnswering = false;
-    const control = setTimeout(() => {
-      options.load([]).then(
-        () => {
-          isAnswering = true;
-        },
-        () => undefined,
-      );
-    }, quicklyMs);
-    try {
-      const ids = wishes.map(({ id }) => id);
-      const records = await options.load(ids).catch((error: unknown) => {
-        if (isUnavailable(error) && failedQuickly()) return options.load(ids);
-        throw error;
-      });
-      const byId = new Map(records.map((found) => [found.id, found]));
-      turn(false);
-      for (const wish of wishes) {
-        suspects.delete(wish.id);
-        settle(wish, byId.get(wish.id), batch);
-      }
-    } catch (error) {
-      if (isUnavailable(error) && !isAnswering) {
-        for (const wish of wishes) wish.reject(error);
-        turn(true, error);
-        if (!failedQuickly()) rejectWaiting(error);
-      } else {
-        turn(false);
-        failOneByOne(wishes, error);
-      }
-    } finally {
-      clearTimeout(control);
-      batches.delete(batch);
-      for (const wish of wishes) if (running.get(wish.id) === wish) running.delete(wish.id);
-    }
-  }
-
-  /** The database answers, so one of these is the cause: it fails, and the others do not. */
-  function failOneByOne(wishes: ReadonlyArray<Wish<Id, Found>>, error: unknown): void {
-    const [first, ...others] = wishes;
-    if (first !== undefined && others.length === 0) {
-      suspects.set(first.id, true);
-      first.reject(error);
-      return;
-    }
-    const failedAtMs = performance.now();
-    for (const wish of wishes) enqueueAgain(Object.assign(wish, { failedAtMs }));
-  }
-
-  /** They have waited for the same silence, and would wait for it once more. */
-  function rejectWaiting(error: unknown): void {
-    for (const queue of [waiting, waitingAlone]) {
-      for (const wish of queue.values()) wish.reject(error);
-      queue.clear();
-    }
-  }
-
-  function settle(wish: Wish<Id, Found>, found: Found | undefined, batch: Batch): void {
-    const { id } = wish;
-    const isStale =
-      batch.restarted ||
-      batch.changed.has(id) ||
-      (found !== undefined && dependsOn(found).some((other) => other !== null && batch.changed.has(other)));
-    if (isStale && wish.isRepeated) {
-      // It was read after it was asked for, so it is a right reply. It is not kept, and a flood of notices ends here.
-      wish.resolve(found);
-      return;
-    }
-    if (isStale) {
-      wish.isRepeated = true;
-      enqueueAgain(wish);
-      return;
-    }
-    if (found === undefined) {
-      records.delete(id);
-      unknown.set(id, true);
-    } else {
-      unknown.delete(id);
-      records.add(found);
-      link(found);
-    }
-    wish.resolve(found);
-  }
-
-  function turn(failing: boolean, cause?: unknown): void {
-    if (failing === isFailing) return;
-    isFailing = failing;
-    options.onTurn?.(failing, cause);
-  }
-
-  return {
-    get,
-    setFingerprint: (found, fingerprint) => records.setFingerprint(found, fingerprint),
-    recall,
-    invalidate,
-    lookups,
-    size: () => records.size,
-  };
+/** What was invalidated while a query ran. */
+interface Invalidated {
+  ids: Set<string>;
+  everything: boolean;
 }
 
-/** `Promise.withResolvers()`, which Node 20 does not have. */
-function withResolvers<Value>() {
-  let resolve: (value: Value) => void = () => undefined;
-  let reject: (error: unknown) => void = () => undefined;
-  const promise = new Promise<Value>((resolve_, reject_) => {
-    resolve = resolve_;
-    reject = reject_;
-  });
-  return { promise, resolve, reject };
+/** What a query has found. */
+interface Reading<Found> {
+  found: Found | undefined;
+  /** Whether it was invalidated while it was read. */
+  isOutdated: boolean;
+}
+
+/** Records of credentials by id: from memory where that is sure to be right, otherwise from the database. */
+export class KeyCache<Id extends string, Found extends CachedRecord<Id>> {
+  readonly lookups: CacheLookups = { hit: 0, miss: 0, unknown: 0, stale: 0 };
+  readonly #options: KeyCacheOptions<Id, Found>;
+  readonly #loader: BatchLoader<Id, Reading<Found>>;
+  readonly #records: LRUCache<Id, Found>;
+  readonly #unknown = new LRUCache<Id, true>({ max: unknownKept, ttl: unknownKeptMs });
+  /** The ids of the records that depend on a partner or an organization. */
+  readonly #dependents = new Map<string, Set<Id>>();
+  /** One for each running query. */
+  readonly #running = new Set<Invalidated>();
+
+  constructor(options: KeyCacheOptions<Id, Found>) {
+    this.#options = options;
+    this.#records = new LRUCache({ max: options.capacity, dispose: (found) => this.#unlink(found) });
+    this.#loader = createBatchLoader({
+      query: (ids) => this.#query(ids),
+      isUnavailable,
+      tooLate: () => new Problem('unavailable', 'The database took too long for other records.'),
+      onHealth: options.onHealth,
+    });
+    options.feed.subscribe({ changed: (id) => this.invalidate(id), restarted: () => this.#invalidateAll() });
+  }
+
+  /** Records in memory. */
+  get size(): number {
+    return this.#records.size;
+  }
+
+  /** The record, where it is in memory and sure to be right. Nothing is read. */
+  getFromMemory(id: Id): Found | undefined {
+    const kept = this.#options.feed.isLive() ? this.#records.get(id) : undefined;
+    if (kept !== undefined) this.lookups.hit += 1;
+    return kept;
+  }
+
+  /**
+   * At once where the record is in memory, otherwise after one query that many share.
+   * @param fresh read it from the database, whatever is in memory
+   * @throws Problem `unavailable`, or what the database says, where it does not answer and memory is too old
+   */
+  get(id: Id, fresh = false): MaybePromise<Found | undefined> {
+    if (fresh) return this.#read(id);
+    const kept = this.getFromMemory(id);
+    if (kept !== undefined) return kept;
+    if (this.#unknown.has(id) && this.#options.feed.isLive()) {
+      this.lookups.unknown += 1;
+      return undefined;
+    }
+    return this.#getStale(id) ?? this.#read(id).catch((error: unknown) => this.#staleOr(error, id));
+  }
+
+  /** Removes what depends on this id. What is being read of it right now is not kept. */
+  invalidate(id: string): void {
+    for (const { ids } of this.#running) ids.add(id);
+    this.#unknown.delete(id as Id);
+    this.#records.delete(id as Id);
+    for (const dependent of [...(this.#dependents.get(id) ?? [])]) this.#records.delete(dependent);
+  }
+
+  #invalidateAll(): void {
+    for (const invalidated of this.#running) invalidated.everything = true;
+    if (this.#unknown.size > 0) this.#unknown.clear();
+    this.#dependents.clear();
+    if (this.#records.size > 0) this.#records.clear();
+  }
+
+  async #read(id: Id): Promise<Found | undefined> {
+    this.lookups.miss += 1;
+    const first = await this.#loader.load(id);
+    const reading = first?.isOutdated ? await this.#loader.load(id) : first;
+    return reading?.found;
+  }
+
+  async #query(ids: Id[]): Promise<Map<Id, Reading<Found>>> {
+    const invalidated: Invalidated = { ids: new Set(), everything: false };
+    this.#running.add(invalidated);
+    try {
+      const records = new Map((await this.#options.load(ids)).map((found) => [found.id, found]));
+      const readings = new Map<Id, Reading<Found>>();
+      for (const id of ids) {
+        const found = records.get(id);
+        const isOutdated = this.#isOutdated(id, found, invalidated);
+        if (!isOutdated) this.#keep(id, found);
+        readings.set(id, { found, isOutdated });
+      }
+      return readings;
+    } finally {
+      this.#running.delete(invalidated);
+    }
+  }
+
+  #isOutdated(id: Id, found: Found | undefined, { ids, everything }: Invalidated): boolean {
+    if (everything || ids.has(id)) return true;
+    return found !== undefined && this.#options.dependsOn(found).some((other) => other !== null && ids.has(other));
+  }
+
+  #keep(id: Id, found: Found | undefined): void {
+    if (found === undefined) {
+      this.#records.delete(id);
+      this.#unknown.set(id, true);
+      return;
+    }
+    this.#unknown.delete(id);
+    this.#records.set(id, found);
+    this.#link(found);
+  }
+
+  #link(found: Found): void {
+    for (const other of this.#options.dependsOn(found)) {
+      if (other === null) continue;
+      const ids = this.#dependents.get(other);
+      if (ids === undefined) this.#dependents.set(other, new Set([found.id]));
+      else ids.add(found.id);
+    }
+  }
+
+  #unlink(found: Found): void {
+    for (const other of this.#options.dependsOn(found)) {
+      if (other === null) continue;
+      const ids = this.#dependents.get(other);
+      ids?.delete(found.id);
+      if (ids?.size === 0) this.#dependents.delete(other);
+    }
+  }
+
+  /** After one failed read, known records do not wait for the database. One read at a time asks whether it is back. */
+  #getStale(id: Id): Found | undefined {
+    if (!this.#loader.isFailing()) return undefined;
+    const kept = this.#soundCopy(id);
+    if (kept === undefined) return undefined;
+    if (this.#loader.isIdle()) void this.#loader.load(id).catch(() => undefined);
+    this.lookups.stale += 1;
+    return kept;
+  }
+
+  #staleOr(error: unknown, id: Id): Found {
+    // Looked up again: the copy of before may have been invalidated meanwhile.
+    const kept = this.#soundCopy(id);
+    if (kept === undefined || !isUnavailable(error)) throw error;
+    this.lookups.stale += 1;
+    return kept;
+  }
+
+  /** A copy that was known to be right not too long ago. */
+  #soundCopy(id: Id): Found | undefined {
+    const { feed, staleMs } = this.#options;
+    const kept = this.#records.get(id);
+    if (kept === undefined) return undefined;
+    return performance.now() - Math.max(kept.readAtMs, feed.caughtUpAtMs) < staleMs ? kept : undefined;
+  }
 }

@@ -2,18 +2,19 @@ import type { Selectable } from 'kysely';
 import { sql } from 'kysely';
 import { isAuthenticKey, isAuthenticToken } from '../auth/record-mac.ts';
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
-import { KeptRecord } from '../core/kept-records.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import type { AccessTokensTable } from '../db/schema.ts';
 import { ApiKeyRecord, type ApiKeyRow } from './api-key-record.ts';
+import type { CachedRecord } from './key-cache.ts';
 
 export interface AccessTokenRecord
-  extends KeptRecord,
-    Omit<Selectable<AccessTokensTable>, 'tag' | 'mac' | 'mac_keyring_id'> {
+  extends CachedRecord<AccessTokenId>,
+    Omit<Selectable<AccessTokensTable>, 'id' | 'tag' | 'mac' | 'mac_keyring_id'> {
   /** Its bytes as Latin-1. */
   tag: string;
+  tokenHash: string | undefined;
 }
 
 /** What it takes to trust a row. */
@@ -44,7 +45,7 @@ export async function loadAccessTokens(
       return [];
     }
     const { mac: _, mac_keyring_id: __, ...columns } = row;
-    return Object.assign(new KeptRecord(), columns, { tag: row.tag.toString('latin1') });
+    return { ...columns, tag: row.tag.toString('latin1'), tokenHash: undefined, readAtMs: sentAtMs };
   });
 }
 
@@ -110,7 +111,7 @@ export async function loadApiKeys(
       onForged(row.id);
       return [];
     }
-    return new ApiKeyRecord(hashOnlyIfLost(row, keyring), shared);
+    return new ApiKeyRecord(hashOnlyIfLost(row, keyring), shared, sentAtMs);
   });
 }
 

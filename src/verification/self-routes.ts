@@ -8,7 +8,7 @@ import type { KeyId } from '../core/ids.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
 import { idView, permissionSchema, rateLimitSchema, roleSchema, scopeSchema, timestampView } from '../http/schemas.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
-import type { RecordCache } from './key-cache.ts';
+import type { KeyCache } from './key-cache.ts';
 import { bucketsOf, type UseLimits } from './limits.ts';
 import type { UsageRecorder } from './usage-recorder.ts';
 
@@ -35,12 +35,12 @@ const selfView = z
   .meta({ id: 'Credential' });
 
 interface SelfRoutesOptions {
-  apiKeys: Pick<RecordCache<KeyId, ApiKeyRecord>, 'get'>;
+  apiKeys: Pick<KeyCache<KeyId, ApiKeyRecord>, 'get'>;
   limits: UseLimits;
   usage: UsageRecorder;
 }
 
-/** A credential describes itself: for whoever holds one and wants to know what it is. */
+/** A credential describes itself to its holder. */
 export const selfRoutes: FastifyPluginAsyncZod<SelfRoutesOptions> = async (app, options) => {
   app.get(
     '/self',
