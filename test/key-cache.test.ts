@@ -167,23 +167,38 @@ t.test('an older query that ends after a newer one does not bring back what was 
   t.match(cache.get('note_1'), { text: 'of now' });
 });
 
-t.test(
-  'what is asked for in one turn shares a query, and no request waits for a query that began before it',
-  async (t) => {
-    const { cache, begun, note, queries } = start();
-    const together = [cache.get('note_1'), cache.get('note_1', true), cache.get('note_2')];
+t.test('many who ask for a record while it is read share one query', async (t) => {
+  const { cache, begun, note, queries } = start();
+  const early = [cache.get('note_1'), cache.get('note_2')];
+  const first = await begun(1);
+  t.same(first.ids, ['note_1', 'note_2']);
+  const late = [cache.get('note_1'), cache.get('note_2')];
+  first.answer.resolve([note('note_1', 'first'), note('note_2', 'first')]);
+  t.match(await Promise.all([...early, ...late]), Array(4).fill({ text: 'first' }));
+  t.equal(queries.length, 1);
+});
+
+for (const [what, happen] of [
+  ['must be fresh', () => undefined],
+  ['comes while the feed is not live', ({ feed }) => void Object.assign(feed, { isLive: false })],
+  ['comes after a change of anything', ({ changed }) => changed('partner_z')],
+  ['comes after changes that may have been missed', ({ restarted }) => restarted()],
+] as Array<[string, (of: ReturnType<typeof start>) => void]>) {
+  t.test(`a request that ${what} does not join a query that began before it`, async (t) => {
+    const started = start();
+    const { cache, begun, note } = started;
+    const early = cache.get('note_1');
     const first = await begun(1);
-    t.same(first.ids, ['note_1', 'note_2']);
-    const later = cache.get('note_1');
+    happen(started);
+    const late = cache.get('note_1', what === 'must be fresh');
     const second = await begun(2);
-    t.same(second.ids, ['note_1']);
-    first.answer.resolve([note('note_1', 'first'), note('note_2', 'first')]);
-    t.match(await Promise.all(together), [{ text: 'first' }, { text: 'first' }, { text: 'first' }]);
     second.answer.resolve([note('note_1', 'second')]);
-    t.match(await later, { text: 'second' });
-    t.equal(queries.length, 2);
-  },
-);
+    t.match(await late, { text: 'second' });
+    first.answer.resolve([note('note_1', 'first')]);
+    if (what === 'comes after changes that may have been missed') (await begun(3)).answer.resolve([]);
+    await early;
+  });
+}
 
 t.test('while the feed is not live each request reads, also what does not exist', async (t) => {
   const { cache, feed, begun, learn, note } = start({ staleMs: 60_000 });

@@ -40,7 +40,7 @@ t.test('a known key keeps its own bytes, and not the slabs that they were cut fr
     retag: async () => undefined,
   });
   const token = new Secret(made.key);
-  const loading = { keyring, onForged: (id: string) => t.fail(`${id} is authentic`), shared: (text: string) => text };
+  const loading = { keyring, onForged: (id: string) => t.fail(`${id} is authentic`) };
   const learn = async (): Promise<ApiKeyRecord> => {
     useUpSlab();
     const [record] = await loadApiKeys(client.db, clock, [made.id as KeyId], loading);

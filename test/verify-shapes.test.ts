@@ -42,7 +42,7 @@ const anyKey = fc
           tag_keyring_id: 'one',
           created_at: new Date(),
         } as ApiKeyRow,
-        (text) => text,
+        0,
       ),
   );
 

@@ -63,17 +63,16 @@ export class ApiKeyRecord {
   readonly readAtMs: number;
   tokenHash: string | undefined = undefined;
 
-  /** @param shared one text for all that are the same: many keys have the same organization */
-  constructor(row: ApiKeyRow, shared: (text: string) => string, readAtMs = performance.now()) {
+  constructor(row: ApiKeyRow, readAtMs: number) {
     this.id = row.id;
-    this.organization_id = shared(row.organization_id) as OrganizationId;
+    this.organization_id = row.organization_id;
     this.partner_id = row.partner_id;
     this.deleted_at = row.deleted_at;
     this.suspended_at = row.suspended_at;
     this.partner_suspended_at = row.partner_suspended_at;
     this.expires_at = row.expires_at;
     this.allowed_ips = row.allowed_ips.length === 0 ? anywhere : row.allowed_ips;
-    this.permission = shared(row.permission) as Permission;
+    this.permission = row.permission;
     this.ownerBucket = bucket(
       row.partner_id ?? this.organization_id,
       row.owner_limit_requests,
@@ -96,7 +95,7 @@ export class ApiKeyRecord {
     });
     this.name = row.name;
     this.tag = row.tag.toString('latin1');
-    this.tag_keyring_id = shared(row.tag_keyring_id);
+    this.tag_keyring_id = row.tag_keyring_id;
     this.argon2id_hash = row.argon2id_hash;
     this.createdAtMs = row.created_at.getTime();
     this.readAtMs = readAtMs;

@@ -14,12 +14,15 @@ import type { MaybePromise } from '../lib/maybe-promise.ts';
  * is kept only if the set names neither the record nor anything it depends on. Between that check and the keeping nothing
  * else can run, and what is invalidated later finds the record in the cache and removes it.
  *
- * A request never waits for a query that began before the request, so what it gets was read after it came. Where that was
- * invalidated while it was read, the request reads once more, so that a slow query does not answer after a change with what was
- * before. It does so only once: under a flood of invalidations each request still ends.
+ * Those who wait for such an outdated result read once more, so that a slow query does not answer after a change with what
+ * was before. They do so only once: under a flood of invalidations each request still ends.
  *
- * While the feed is not live, invalidations may be missing. Then nothing kept is used while the database answers. Before the
- * feed is live again it calls `restarted`, which empties the cache and marks the results of all running queries as not to be kept.
+ * A request joins a read in progress only if nothing was invalidated since that read began: then its result is as right as a
+ * kept record. Any invalidation makes later requests begin reads of their own.
+ *
+ * While the feed is not live, invalidations may be missing. Then requests neither use what is kept, while the database answers,
+ * nor join a read. Before the feed is live again it calls `restarted`, which empties the cache and marks the results of all
+ * running queries as outdated.
  */
 
 /** What a record must have so that it can be kept. */
@@ -80,6 +83,8 @@ export class KeyCache<Id extends string, Found extends CachedRecord<Id>> {
   readonly #unknown = new LRUCache<Id, true>({ max: unknownKept, ttl: unknownKeptMs });
   /** The ids of the records that depend on a partner or an organization. */
   readonly #dependents = new Map<string, Set<Id>>();
+  /** Reads in progress that later requests may join. */
+  readonly #reads = new Map<Id, Promise<Found | undefined>>();
   /** One for each running query. */
   readonly #running = new Set<Invalidated>();
 
@@ -113,19 +118,23 @@ export class KeyCache<Id extends string, Found extends CachedRecord<Id>> {
    * @throws Problem `unavailable`, or what the database says, where it does not answer and memory is too old
    */
   get(id: Id, fresh = false): MaybePromise<Found | undefined> {
-    if (fresh) return this.#read(id);
+    if (fresh) return this.#read(id, true);
     const kept = this.getFromMemory(id);
     if (kept !== undefined) return kept;
     if (this.#unknown.has(id) && this.#options.feed.isLive()) {
       this.lookups.unknown += 1;
       return undefined;
     }
-    return this.#getStale(id) ?? this.#read(id).catch((error: unknown) => this.#staleOr(error, id));
+    return (
+      this.#getStale(id) ??
+      this.#read(id, !this.#options.feed.isLive()).catch((error: unknown) => this.#staleOr(error, id))
+    );
   }
 
-  /** Removes what depends on this id. What is being read of it right now is not kept. */
+  /** Removes what depends on this id. What is being read of it right now is read again. */
   invalidate(id: string): void {
     for (const { ids } of this.#running) ids.add(id);
+    this.#reads.clear();
     this.#unknown.delete(id as Id);
     this.#records.delete(id as Id);
     for (const dependent of [...(this.#dependents.get(id) ?? [])]) this.#records.delete(dependent);
@@ -133,13 +142,25 @@ export class KeyCache<Id extends string, Found extends CachedRecord<Id>> {
 
   #invalidateAll(): void {
     for (const invalidated of this.#running) invalidated.everything = true;
+    this.#reads.clear();
     if (this.#unknown.size > 0) this.#unknown.clear();
     this.#dependents.clear();
     if (this.#records.size > 0) this.#records.clear();
   }
 
-  async #read(id: Id): Promise<Found | undefined> {
+  /** @param fresh by a query that begins after this call */
+  #read(id: Id, fresh: boolean): Promise<Found | undefined> {
     this.lookups.miss += 1;
+    const shared = fresh ? undefined : this.#reads.get(id);
+    if (shared !== undefined) return shared;
+    const read = this.#load(id).finally(() => {
+      if (this.#reads.get(id) === read) this.#reads.delete(id);
+    });
+    this.#reads.set(id, read);
+    return read;
+  }
+
+  async #load(id: Id): Promise<Found | undefined> {
     const first = await this.#loader.load(id);
     const reading = first?.isOutdated ? await this.#loader.load(id) : first;
     return reading?.found;

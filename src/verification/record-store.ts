@@ -55,17 +55,12 @@ function sampleTime(clock: DatabaseClock, [row]: Array<{ database_time: Date }>,
   if (row !== undefined) clock.sample(row.database_time.getTime(), sentAtMs, performance.now());
 }
 
-export interface ApiKeyLoading extends Authentication {
-  /** See `ApiKeyRecord`. */
-  shared: (text: string) => string;
-}
-
 /** Those of the ids that exist and are authentic, in one query. */
 export async function loadApiKeys(
   db: Db,
   clock: DatabaseClock,
   ids: KeyId[],
-  { keyring, onForged, shared }: ApiKeyLoading,
+  { keyring, onForged }: Authentication,
 ): Promise<ApiKeyRecord[]> {
   const sentAtMs = performance.now();
   const rows = await db
@@ -111,7 +106,7 @@ export async function loadApiKeys(
       onForged(row.id);
       return [];
     }
-    return new ApiKeyRecord(hashOnlyIfLost(row, keyring), shared, sentAtMs);
+    return new ApiKeyRecord(hashOnlyIfLost(row, keyring), sentAtMs);
   });
 }
 

@@ -1,5 +1,4 @@
 import type { FastifyBaseLogger } from 'fastify';
-import { LRUCache } from 'lru-cache';
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { ChangeFeed } from '../db/change-feed.ts';
@@ -36,13 +35,12 @@ const tokensKept = 10_000;
 export function createRecords({ db, clock, feed, logger, keyring, capacity, staleMs }: RecordsOptions): Records {
   const onForged = (id: string) =>
     logger.error({ id }, 'The row of a credential was changed or written without the keyring. It is not accepted.');
-  const shared = createSharedTexts();
   const onHealth = (isHealthy: boolean, cause?: unknown) => {
     if (isHealthy) logger.info('Records can be read again.');
     else logger.warn({ err: cause }, `Records cannot be read; known ones are used for ${staleMs} ms.`);
   };
   const apiKeys = new KeyCache<KeyId, ApiKeyRecord>({
-    load: (ids) => loadApiKeys(db, clock, ids, { keyring, onForged, shared }),
+    load: (ids) => loadApiKeys(db, clock, ids, { keyring, onForged }),
     dependsOn: (key) => [key.partner_id, key.organization_id],
     capacity,
     staleMs,
@@ -67,17 +65,5 @@ export function createRecords({ db, clock, feed, logger, keyring, capacity, stal
         accessTokens.invalidate(id);
       }
     },
-  };
-}
-
-const textsShared = 1_000;
-
-/** Hands out the text that it was given first of all that are the same. */
-function createSharedTexts(): (text: string) => string {
-  const known = new LRUCache<string, string>({ max: textsShared });
-  return (text) => {
-    const first = known.get(text) ?? text;
-    known.set(text, first);
-    return first;
   };
 }
