@@ -70,20 +70,18 @@ const factsOfNone = factsText({
   dependsOnIp: null,
 });
 
-/** A verdict as JSON, in the shape of `verdictView`. */
-export function verdictText({ code, key, count }: Conclusion): string {
-  const isValid: VerdictView['valid'] = code === 'valid';
-  return `{"valid":${isValid},"code":"${code}",${key?.facts ?? factsOfNone},"rateLimit":${JSON.stringify(limitView(count))}}`;
-}
-
 interface Conclusion {
   code: VerdictCode;
   key: { facts: string } | null;
   count: Count | null;
 }
 
-function limitView(count: Count | null): VerdictView['rateLimit'] {
-  if (count === null) return null;
-  const { policy, limit, windowSeconds, remaining, resetSeconds } = count;
-  return { policy, limit, windowSeconds, remaining, resetSeconds };
+/** A verdict as JSON, in the shape of `verdictView`; a test holds the two together. */
+export function verdictText({ code, key, count }: Conclusion): string {
+  const limit =
+    count === null
+      ? 'null'
+      : `{"policy":"${count.policy}","limit":${count.limit},"windowSeconds":${count.windowSeconds},` +
+        `"remaining":${count.remaining},"resetSeconds":${count.resetSeconds}}`;
+  return `{"valid":${code === 'valid'},"code":"${code}",${key?.facts ?? factsOfNone},"rateLimit":${limit}}`;
 }
