@@ -51,7 +51,7 @@ function start({ staleMs = 0, capacity = 100 } = {}) {
     onHealth: (isHealthy) => void health.push(isHealthy),
   });
   const begun = async (count: number): Promise<Query> => {
-    await eventually(async () => queries.length >= count);
+    await eventually(async () => queries.length >= count, 3_000);
     return queries[count - 1] as Query;
   };
   const note = (id: NoteId, text: string, partnerId: string | null = 'partner_a'): Note => ({

@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap';
-import type { Bucket } from '../src/core/use-bucket.ts';
+import type { Bucket } from '../src/verification/limits.ts';
 import { createMemoryLimits, type UseLimits } from '../src/verification/limits.ts';
 import { createSharedLimits } from '../src/verification/shared-limits.ts';
 import { eventually } from './support/process.ts';

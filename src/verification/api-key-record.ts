@@ -1,6 +1,6 @@
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Permission } from '../core/permissions.ts';
-import type { Bucket } from '../core/use-bucket.ts';
+import type { Bucket } from './limits.ts';
 import { factsText } from './verdict-view.ts';
 
 /** A key as it is read: joined with what decides about it beside itself. */

@@ -1,11 +1,11 @@
 import type { FastifyBaseLogger } from 'fastify';
-import type { Bucket } from '../core/use-bucket.ts';
 import { within } from '../lib/deadline.ts';
 import { createDeferred } from '../lib/deferred.ts';
 import { createHealthSwitch } from '../lib/health-switch.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
 import {
   type Arrears,
+  type Bucket,
   bucketName,
   type Count,
   type CountOptions,
