@@ -2,17 +2,13 @@ import fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify';
 import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
 import type { Registry } from 'prom-client';
 import { accessTokenRoutes } from './access-tokens/routes.ts';
-import { createAuthenticator } from './auth/authenticate.ts';
 import type { IssuerKeys } from './auth/issuer-keys.ts';
 import type { TokenCrypto } from './auth/mint.ts';
 import type { OidcSettings } from './auth/oidc-settings.ts';
 import { createPeople } from './auth/people.ts';
-import type { RecordCache } from './auth/record-cache.ts';
-import { type CheckedRecord, createSecretCheck } from './auth/secret-check.ts';
-import { organizationExists, replaceTag } from './auth/store.ts';
+import { organizationExists } from './auth/store.ts';
 import type { OrganizationId } from './core/ids.ts';
 import { passingTracer, type Tracer } from './core/trace.ts';
-import { createAttemptLimit } from './crypto/attempt-limit.ts';
 import { PoolUsedUp } from './db/client.ts';
 import { requireWritable } from './db/fitness.ts';
 import { requireCurrentSchema } from './db/migrator.ts';
@@ -52,9 +48,11 @@ import { recoveryRoutes } from './recovery/routes.ts';
 import { createRefusalRecorder } from './refused-requests/recorder.ts';
 import { watchRefusals } from './refused-requests/watch.ts';
 import { rowRoutes } from './rows/routes.ts';
+import { createAuthenticator } from './verification/authenticate.ts';
 import { authorizeRoutes } from './verification/authorize-routes.ts';
 import { batchRoutes } from './verification/batch-routes.ts';
 import { changeRoutes } from './verification/change-routes.ts';
+import { createCredentials } from './verification/credentials.ts';
 import { introspectionRoutes, verificationRoutes } from './verification/routes.ts';
 import { selfRoutes } from './verification/self-routes.ts';
 import type { VerificationState } from './verification/state.ts';
@@ -126,39 +124,11 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   };
   const { db, clock } = transactor;
   const tokenPrefix = crypto.prefix;
-  const attempts = createAttemptLimit();
-  const secretCheckFor = <Id extends string, Checked extends CheckedRecord>(
-    table: 'api_keys' | 'access_tokens',
-    cache: RecordCache<Id, Checked>,
-  ) =>
-    createSecretCheck<Checked>({
-      crypto,
-      attempts,
-      onRight: cache.setFingerprint,
-      retag: (id, tag) =>
-        replaceTag(db, crypto.keyring, table, id, tag).catch((err: unknown) => {
-          deps.logger.warn({ err, id }, 'A renewed tag could not be stored. The next process renews it again.');
-        }),
-    });
-  const checkKey = secretCheckFor('api_keys', records.apiKeys);
-  const authenticator = createAuthenticator({
-    records,
-    clock,
-    prefix: tokenPrefix,
-    checkKey,
-    checkAccessToken: secretCheckFor('access_tokens', records.accessTokens),
-  });
+  const credentials = createCredentials({ db, logger: deps.logger, records, crypto });
+  const authenticator = createAuthenticator(credentials, clock);
   const exists = (id: OrganizationId) => organizationExists(db, id);
   const people = deps.oidc && createPeople({ ...deps.oidc, clock, tokenPrefix, organizationExists: exists });
-  const verifier = createVerifier({
-    apiKeys: records.apiKeys,
-    clock,
-    prefix: tokenPrefix,
-    checkSecret: checkKey,
-    limits,
-    usage,
-    tally: tallies.verdicts,
-  });
+  const verifier = createVerifier({ credentials, clock, limits, usage, tally: tallies.verdicts });
   const mint = createKeyMint(crypto);
   const refusals = createRefusalRecorder({ db, clock, logger: deps.logger });
 
@@ -237,7 +207,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   });
   await app.register(authorizeRoutes, { ...v1, verifier });
   await app.register(introspectionRoutes, { ...v1, verifier });
-  await app.register(selfRoutes, { ...v1, limits, usage });
+  await app.register(selfRoutes, { ...v1, apiKeys: records.apiKeys, limits, usage });
   await app.register(usageRoutes, { ...v1, transactor });
   return app;
 }

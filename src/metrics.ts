@@ -1,8 +1,6 @@
 import type { FastifyBaseLogger } from 'fastify';
 import type pg from 'pg';
 import { Counter, Gauge, Registry } from 'prom-client';
-import type { CacheLookups, RecordCache } from './auth/record-cache.ts';
-import type { Records } from './auth/records.ts';
 import { type ProblemCode, problemCodes } from './core/errors.ts';
 import { type HistoryAction, historyActions } from './core/events.ts';
 import type { SecretHasher } from './crypto/secret-hash.ts';
@@ -20,8 +18,10 @@ import { listJobRuns } from './jobs/store.ts';
 import { singleFlight } from './lib/single-flight.ts';
 import { countOpen, countOverdue } from './recovery/store.ts';
 import { type CredentialRefusal, credentialRefusals } from './refused-requests/watch.ts';
+import type { CacheLookups } from './verification/key-cache.ts';
 import type { UseLimits } from './verification/limits.ts';
 import { type VerdictCode, verdictCodes } from './verification/policy.ts';
+import type { Records } from './verification/records.ts';
 import { type AttemptOutcome, attemptOutcomes } from './webhooks/policy.ts';
 import { backlogOf } from './webhooks/sending-store.ts';
 
@@ -162,11 +162,10 @@ function defineOwn(registry: Registry, options: MetricsOptions): void {
     { name: 'webhook_attempts_total', help: 'Calls of webhooks by this process, by outcome.', labels: ['outcome'] },
     () => by('outcome', tallies.webhookAttempts),
   );
-  const caches = (read: (cache: RecordCache<never, unknown>, name: string) => Sample[]) => () =>
-    [
-      ...read(records.apiKeys as RecordCache<never, unknown>, 'api_keys'),
-      ...read(records.accessTokens as RecordCache<never, unknown>, 'access_tokens'),
-    ] as Sample[];
+  const caches = (read: (cache: Pick<Records['apiKeys'], 'lookups' | 'size'>, name: string) => Sample[]) => () => [
+    ...read(records.apiKeys, 'api_keys'),
+    ...read(records.accessTokens, 'access_tokens'),
+  ];
   counter(
     registry,
     {
@@ -181,7 +180,7 @@ function defineOwn(registry: Registry, options: MetricsOptions): void {
   gauge(
     registry,
     { name: 'record_cache_entries', help: 'Keys and access tokens in memory.', labels: ['cache'] },
-    caches(({ size }, cache) => [[{ cache }, size()]]),
+    caches(({ size }, cache) => [[{ cache }, size]]),
   );
   gauge(
     registry,

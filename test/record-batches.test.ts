@@ -1,8 +1,7 @@
 import { sql } from 'kysely';
 import t, { type Test } from 'tap';
-import { createRecordCache } from '../src/auth/record-cache.ts';
-import { KeptRecord } from '../src/core/kept-records.ts';
 import { connect } from '../src/db/client.ts';
+import { KeyCache } from '../src/verification/key-cache.ts';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
@@ -12,13 +11,9 @@ import { eventually } from './support/process.ts';
 type NoteId = `note_${string}`;
 const noteId = (what: string | number): NoteId => `note_${what}`;
 
-class Note extends KeptRecord {
-  readonly id: NoteId;
-
-  constructor(id: NoteId) {
-    super();
-    this.id = id;
-  }
+interface Note {
+  id: NoteId;
+  readAtMs: number;
 }
 
 /** A cache of notes that Postgres reads. A note that is `slow` takes longer than a query may, a `broken` one is an error. */
@@ -28,19 +23,19 @@ async function startCache(t: Test) {
   t.teardown(close);
   const turns: boolean[] = [];
   const batches: number[] = [];
-  const cache = createRecordCache<NoteId, Note>({
+  const cache = new KeyCache<NoteId, Note>({
     async load(ids) {
       if (ids.length > 0) batches.push(ids.length);
       const { rows } = await sql<{ id: NoteId }>`
         select id, case when id like '%slow%' then pg_sleep(5)::text when id like '%broken%' then (1 / (length(id) - length(id)))::text end
         from unnest(${ids}::text[]) as note (id)`.execute(db);
-      return rows.map(({ id }) => new Note(id));
+      return rows.map(({ id }) => ({ id, readAtMs: performance.now() }));
     },
     dependsOn: () => [],
     capacity: 10_000,
     staleMs: 0,
-    feed: { isLive: () => true, subscribe: () => undefined, caughtUpAtMs: 0, close: async () => undefined },
-    onTurn: (isFailing) => void turns.push(isFailing),
+    feed: { isLive: () => true, subscribe: () => undefined, caughtUpAtMs: 0 },
+    onHealth: (isHealthy) => void turns.push(isHealthy),
   });
   const read = async (id: NoteId) => (await cache.get(id))?.id;
   return { cache, read, turns, batches };

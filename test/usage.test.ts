@@ -1,7 +1,7 @@
 import t from 'tap';
-import type { ApiKeyRecord } from '../src/auth/api-key-record.ts';
 import { newId } from '../src/core/ids.ts';
 import { createDatabaseClock } from '../src/db/clock.ts';
+import type { ApiKeyRecord } from '../src/verification/api-key-record.ts';
 import { addUsage, foldOldUsage } from '../src/verification/usage-store.ts';
 import { type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';

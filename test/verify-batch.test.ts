@@ -1,6 +1,5 @@
 import t from 'tap';
 import { bucketsOf } from '../src/verification/limits.ts';
-import { batchEntry, readVerifyRequest } from '../src/verification/verify-request.ts';
 import { type Json, startService } from './support/app.ts';
 
 // Many questions at once, and what was let in by an earlier answer.
@@ -82,15 +81,6 @@ t.test('an entry that is wrong has a problem in its place; a batch that is wrong
     'elsewhere 64 KiB',
   );
   t.equal(app.hasRoute({ method: 'POST', url: '/v1/verify/batch' }), true);
-});
-
-t.test('what the quick reader takes in a batch, the schema takes to the same end', async (t) => {
-  for (const entry of [
-    { key: 'a', permission: 'read' },
-    { key: 'a', permission: 'write', ip: '::1', cost: 1_000 },
-  ]) {
-    t.same(readVerifyRequest(entry), batchEntry.parse(entry));
-  }
 });
 
 t.test('uses that were let in already are counted past the limit, whatever the key is now', async (t) => {

@@ -1,7 +1,6 @@
 import { type Actor, type CreatorChain, creatorsOf, topmostAdminOf } from '../core/actor.ts';
 import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
 import type { Access, Permission } from '../core/permissions.ts';
-import type { ApiKeyRecord } from './api-key-record.ts';
 
 /** Who calls, as the presented credential proves it. */
 export type Principal = CallerPrincipal | ApiKeyPrincipal;
@@ -49,8 +48,6 @@ export interface ApiKeyPrincipal {
   permission: Permission;
   name: string | null;
   expiresAt: Date | null;
-  /** What its use is counted by. */
-  record: ApiKeyRecord;
 }
 
 export function actorOf(principal: CallerPrincipal): Actor {

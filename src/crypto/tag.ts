@@ -1,5 +1,4 @@
 import { createHmac, hash, timingSafeEqual } from 'node:crypto';
-import type { Fingerprint } from '../core/fingerprints.ts';
 import type { KeyringEntry } from './keyring.ts';
 import type { Secret } from './secret.ts';
 
@@ -19,17 +18,16 @@ export function tagMatches(entry: KeyringEntry, token: Secret, tag: Buffer): boo
 
 const decoy = Buffer.alloc(32, 0xa5);
 
-/** The work of a comparison for an id that does not exist, so that time does not tell. Always false. */
+/** The work of a comparison for an id that does not exist, so that the time does not show it. Always false. */
 export function decoyMatches(entry: KeyringEntry, token: Secret): false {
   tagMatches(entry, token, decoy);
   return false;
 }
 
 /**
- * What a token is known again by, without being kept: SHA-256, which for 256 random bits cannot be gone back from. Two of
- * them may be compared like any text: how far they agree tells nothing about the tokens.
+ * SHA-256 of a token, as text with one character for each byte. A token has 256 random bits, so its hash does not lead back
+ * to it, and two hashes may be compared like any text.
  */
-export function fingerprintOf(token: Secret): Fingerprint {
-  // As text it is made in half the time that a buffer takes, and this is on every request's path.
-  return hash('sha256', token.reveal(), 'binary') as Fingerprint;
+export function tokenHashOf(token: Secret): string {
+  return hash('sha256', token.reveal(), 'binary');
 }

@@ -5,8 +5,8 @@ import { Secret } from './secret.ts';
 
 /**
  * `<prefix>_<kind>_<26 characters of id><_><43 base62 characters><6 base62 characters>`: a prefix that scanners find,
- * the record's own id, 256 random bits, and a CRC-32 of all before it, so that a token cut short or mistyped is told
- * from a wrong one without asking the database.
+ * the record's own id, 256 random bits, and a CRC-32 of all before it, so that a token cut short or mistyped
+ * is rejected without asking the database.
  */
 
 /** `k` API key, `a` admin, `v` verifier, `o` operator. */
@@ -36,15 +36,20 @@ export function tokenLength(prefix: string): number {
   return prefix.length + 30 + randomLength + checksumLength;
 }
 
-/** Whether a text has the form of a token of this installation and its checksum is right; undefined otherwise. */
-export function parseToken(text: string, prefix: string): ParsedToken | undefined {
+/** Kind and id by their places in a token. Nothing says yet that the text is one. */
+export function tokenParts(text: string, prefix: string): { kind: string; idSuffix: string } {
   const kindAt = prefix.length + 1;
   const idAt = kindAt + 2;
+  return { kind: text.charAt(kindAt), idSuffix: text.slice(idAt, idAt + 26) };
+}
+
+/** Whether a text has the form of a token of this installation and its checksum is right; undefined otherwise. */
+export function parseToken(text: string, prefix: string): ParsedToken | undefined {
   if (text.length !== tokenLength(prefix)) return undefined;
-  if (!text.startsWith(`${prefix}_`) || !afterPrefix.test(text.slice(kindAt))) return undefined;
+  if (!text.startsWith(`${prefix}_`) || !afterPrefix.test(text.slice(prefix.length + 1))) return undefined;
   const body = text.slice(0, -checksumLength);
   if (checksum(body) !== text.slice(-checksumLength)) return undefined;
-  return { kind: text[kindAt] as TokenKind, idSuffix: text.slice(idAt, idAt + 26) };
+  return tokenParts(text, prefix) as ParsedToken;
 }
 
 const afterPrefix = new RegExp(`^[kavo]_${idSuffixPattern}_[0-9A-Za-z]{${randomLength + checksumLength}}$`);
@@ -54,7 +59,6 @@ export function maskedToken(prefix: string, kind: TokenKind, lastFour: string): 
   return `${prefix}_${kind}_…${lastFour}`;
 }
 
-/** In plain numbers, which hold a CRC-32: two tokens are read on each request, and a bigint takes twice as long. */
 function checksum(body: string): string {
   let rest = crc32(body);
   let text = '';

@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { type ChainedEvent, historyActions } from '../core/events.ts';
 import { actorView, idView, timestampView } from '../http/schemas.ts';
-import { isNestedDeeper } from '../lib/json-depth.ts';
+import { isNestedDeeper } from '../lib/json-text.ts';
 import { parseObject, type StoredEvent, timeText } from './chain.ts';
 
 export const hashView = z

@@ -1,12 +1,12 @@
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
-import type { Authenticator } from '../auth/authenticate.ts';
 import { isBasic, readCredential, unauthorized } from '../auth/credential.ts';
 import type { People } from '../auth/people.ts';
-import { type AccessTokenPrincipal, actorOf, type CallerPrincipal, type Principal } from '../auth/principal.ts';
+import { actorOf, type CallerPrincipal, type Principal } from '../auth/principal.ts';
 import { Problem } from '../core/errors.ts';
 import { isId, type OrganizationId } from '../core/ids.ts';
 import type { ActorContext, OrganizationContext } from '../db/work.ts';
+import { andThen, callBack, type MaybePromise, withCatch } from '../lib/maybe-promise.ts';
 import type { AccessRule } from './access.ts';
 
 declare module 'fastify' {
@@ -14,6 +14,12 @@ declare module 'fastify' {
     /** Who calls; null on public routes. On others the guard has put it there before any handler runs. */
     principal: Principal | null;
   }
+}
+
+/** Bearer → Principal. */
+export interface Authenticator {
+  /** @throws Problem `token_malformed`, `unauthorized`, `token_expired`, `unavailable` */
+  authenticate(token: string): MaybePromise<Principal>;
 }
 
 interface GuardOptions {
@@ -37,79 +43,62 @@ export const guard = fp<GuardOptions>(
     app.decorateRequest('principal', null);
     app.addHook('onRequest', (request, reply, done) => {
       const rule = request.routeConfig.access;
-      if (rule === undefined || rule === 'public' || mayComeInBody(request, rule) || letInAtOnce(request, rule)) done();
-      else letIn(request, reply, rule).then(() => done(), done);
+      if (rule === undefined || rule === 'public' || mayComeInBody(request, rule)) done();
+      else callBack(() => authorize(request, reply, rule), done);
     });
     app.addHook('preValidation', (request, reply, done) => {
       const rule = request.routeConfig.access;
       if (!takesClientSecret(rule)) done();
-      else if (request.principal === null) letIn(request, reply, rule).then(() => done(), done);
+      else if (request.principal === null) callBack(() => authorize(request, reply, rule), done);
       else done(isContradicted(request) ? twoSecrets() : undefined);
     });
 
-    /** Those that ask for every request of somebody else are known already, and nothing about them has to be waited for. */
-    function letInAtOnce(request: FastifyRequest, rule: Exclude<AccessRule, 'public'>): boolean {
-      if (rule.role !== 'verifier' && rule.role !== 'gateway') return false;
-      const isGateways = rule.role === 'gateway';
-      if (!isGateways && request.headers['latchkey-organization'] !== undefined) return false;
-      const token = isGateways ? request.headers[gatewayHeader] : credentialOf(request, rule);
-      const principal = typeof token === 'string' ? recall(token) : undefined;
-      if (principal?.role !== 'verifier' || !principal.scopes.includes('read')) return false;
-      request.principal = principal;
-      return true;
-    }
-
-    /** What is wrong with a token that was right before is said where every refusal is. */
-    function recall(token: string): AccessTokenPrincipal | undefined {
-      try {
-        return authenticator.recall(token);
-      } catch (error) {
-        if (error instanceof Problem) return undefined;
-        throw error;
-      }
-    }
-
-    async function letIn(
+    function authorize(
       request: FastifyRequest,
       reply: FastifyReply,
       rule: Exclude<AccessRule, 'public'>,
-    ): Promise<void> {
+    ): MaybePromise<void> {
       if (rule.role === 'gateway') {
-        request.principal = await identifyGateway(request, reply);
-        return;
+        return andThen(identifyGateway(request, reply), (principal) => {
+          request.principal = principal;
+        });
       }
-      const principal = await identify(request, reply, rule);
-      request.principal = principal;
-      if (rule.role === 'admin' || rule.role === 'operator') app.endpointLimits.countCaller(request, reply);
-      requireRole(rule, principal);
-      if (principal.kind === 'api_key') return;
-      requireScope(rule, principal);
-      const named = request.headers['latchkey-organization'];
-      principal.actsIn =
-        named === undefined ? ownOrganization(rule, principal) : await namedOrganization(principal, named);
+      return andThen(identify(request, reply, rule), (principal) => {
+        request.principal = principal;
+        if (rule.role === 'admin' || rule.role === 'operator') app.endpointLimits.countCaller(request, reply);
+        requireRole(rule, principal);
+        if (principal.kind === 'api_key') return;
+        requireScope(rule, principal);
+        return andThen(organizationFor(request, rule, principal), (organizationId) => {
+          principal.actsIn = organizationId;
+        });
+      });
     }
 
-    async function identify(request: FastifyRequest, reply: FastifyReply, rule: ProtectedRule): Promise<Principal> {
-      try {
-        const token = credentialOf(request, rule);
-        if (token === undefined) {
-          throw unauthorized('unauthorized', 'Send an access token as Authorization: Bearer <token>.');
-        }
-        return await (people?.isToken(token) ? people.authenticate(token) : authenticator.authenticate(token));
-      } catch (error) {
-        if (!(error instanceof Problem) || error.status !== 401) throw error;
-        app.endpointLimits.countRefusal(request, reply);
-        if (!takesClientSecret(rule) || !isBasic(request.headers.authorization)) throw error;
-        // RFC 6749 section 5.2: the challenge is of the scheme that the client has used.
-        throw new Problem(error.code, error.detail, { headers: { 'www-authenticate': 'Basic realm="latchkey"' } });
-      }
+    function identify(request: FastifyRequest, reply: FastifyReply, rule: ProtectedRule): MaybePromise<Principal> {
+      return withCatch<Principal>(
+        () => {
+          const token = credentialOf(request, rule);
+          if (token === undefined) {
+            throw unauthorized('unauthorized', 'Send an access token as Authorization: Bearer <token>.');
+          }
+          return people?.isToken(token) ? people.authenticate(token) : authenticator.authenticate(token);
+        },
+        (error) => {
+          if (!(error instanceof Problem) || error.status !== 401) throw error;
+          app.endpointLimits.countRefusal(request, reply);
+          if (!takesClientSecret(rule) || !isBasic(request.headers.authorization)) throw error;
+          // RFC 6749 section 5.2: the challenge is of the scheme that the client has used.
+          throw new Problem(error.code, error.detail, { headers: { 'www-authenticate': 'Basic realm="latchkey"' } });
+        },
+      );
     }
 
-    /** Who configured the gateway made the mistake, not its client: so 503, and a word in the log. */
-    async function identifyGateway(request: FastifyRequest, reply: FastifyReply): Promise<Principal> {
+    /** A gateway with a wrong token is a mistake of its operator, not of its client: 503, and a line in the log. */
+    function identifyGateway(request: FastifyRequest, reply: FastifyReply): MaybePromise<Principal> {
       const token = request.headers[gatewayHeader];
       const refuse = (cause: unknown) => {
-        // Strangers can ask so, too, and each such answer is an error in the log.
+        // Anybody can send such a request, and each answer is an error in the log.
         app.endpointLimits.countRefusal(request, reply);
         return new Problem(
           'unavailable',
@@ -123,20 +112,36 @@ export const guard = fp<GuardOptions>(
         );
       };
       if (typeof token !== 'string') throw refuse(undefined);
-      const principal = await authenticator.authenticate(token).catch((error: unknown) => {
-        throw error instanceof Problem && error.status === 401 ? refuse(error) : error;
+      const identified = withCatch<Principal>(
+        () => authenticator.authenticate(token),
+        (error) => {
+          throw error instanceof Problem && error.status === 401 ? refuse(error) : error;
+        },
+      );
+      return andThen(identified, (principal) => {
+        const mayAsk =
+          principal.kind === 'access_token' && principal.role === 'verifier' && principal.scopes.includes('read');
+        if (!mayAsk) throw refuse(undefined);
+        return principal;
       });
-      const mayAsk =
-        principal.kind === 'access_token' && principal.role === 'verifier' && principal.scopes.includes('read');
-      if (!mayAsk) throw refuse(undefined);
-      return principal;
     }
 
-    async function namedOrganization(principal: CallerPrincipal, named: string | string[]): Promise<OrganizationId> {
-      const mayUse = principal.organizationId === null || principal.organizationId === named;
-      if (typeof named === 'string' && isId('org', named) && mayUse) {
-        // Its own is there for certain, and asking would make every verification wait for the database.
-        if (named === principal.organizationId || (await organizationExists(named))) return named;
+    /** The organization in which a request acts: the caller's own, or the one that it names. */
+    function organizationFor(
+      { headers }: FastifyRequest,
+      rule: ProtectedRule,
+      principal: CallerPrincipal,
+    ): MaybePromise<OrganizationId | null> {
+      const named = headers['latchkey-organization'];
+      if (named === undefined) return ownOrganization(rule, principal);
+      // A caller's own organization exists; to look it up would make every verification wait for the database.
+      if (named === principal.organizationId) return principal.organizationId;
+      return foreignOrganization(principal, named);
+    }
+
+    async function foreignOrganization(principal: CallerPrincipal, named: string | string[]): Promise<OrganizationId> {
+      if (principal.organizationId === null && typeof named === 'string' && isId('org', named)) {
+        if (await organizationExists(named)) return named;
       }
       throw new Problem('not_found', 'There is no organization with the id in Latchkey-Organization.');
     }

@@ -2,9 +2,7 @@ import type { FastifyInstance } from 'fastify';
 import fp from 'fastify-plugin';
 import { Problem, validationProblem } from '../core/errors.ts';
 import type { SecretText } from '../crypto/secret-text.ts';
-import { isNestedDeeper } from '../lib/json-depth.ts';
-import { repeatedMember } from '../lib/json-members.ts';
-import { mayChangeNumbers, withChangedNumbersInfinite } from '../lib/json-numbers.ts';
+import { isNestedDeeper, mayChangeNumbers, repeatedMember, withChangedNumbersInfinite } from '../lib/json-text.ts';
 
 /** Deeper than any honest body, and shallow enough for whatever recurses over it later. */
 const deepest = 32;

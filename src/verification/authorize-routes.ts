@@ -8,7 +8,7 @@ import type { Access } from '../core/permissions.ts';
 import { limitSentence } from '../core/rate-limit.ts';
 import { accessTokenOf, gatewayHeader } from '../http/guard.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
-import { answerWith } from './answer.ts';
+import { andThen, type MaybePromise } from '../lib/maybe-promise.ts';
 import type { Verdict, Verifier } from './verifier.ts';
 
 const description = `For gateways that ask before they pass a request on: nginx \`auth_request\`, Caddy and Traefik forward auth.
@@ -37,17 +37,17 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
     if (method !== 'CONNECT' && !app.supportedMethods.includes(method)) app.addHttpMethod(method, { hasBody: true });
   }
   const answer = (methodOf: (request: FastifyRequest) => string | undefined) => {
-    return (request: FastifyRequest, reply: FastifyReply): void => {
+    return (request: FastifyRequest, reply: FastifyReply): MaybePromise<void> => {
       const method = methodOf(request);
       if (method === undefined) throw methodUnknown();
       const verdict = verifier.verify({
         key: clientKey(request) ?? '',
         wanted: { permission: permissionFor(method), ip: request.facts.ip },
-        asker: accessTokenOf(request).organizationId,
+        callerOrganizationId: accessTokenOf(request).organizationId,
         cost: 1,
         fresh: false,
       });
-      answerWith(reply, verdict, (of) => {
+      return andThen(verdict, (of) => {
         if (of.code !== 'valid') throw refusal(of, wantsLimitedAs403(request));
         reply.headers(identityOf(of)).send();
       });
@@ -91,7 +91,7 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
 };
 
 /**
- * The client's method as the gateway tells it. Never the request's own, which would be that of the gateway's question;
+ * The client's method as the gateway reports it. Never the request's own, which would be that of the gateway's question;
  * and not where two headers differ, because then the client has sent one of them.
  */
 function toldMethod({ headers }: FastifyRequest): string | undefined {
@@ -142,7 +142,7 @@ function wantsLimitedAs403(request: FastifyRequest): boolean {
   return (request.query as { limitedStatus?: unknown }).limitedStatus === '403';
 }
 
-/** One answer for whatever is wrong with the key itself, so that it does not tell which ids exist. */
+/** One answer for everything that is wrong with the key itself, so that it does not show which ids exist. */
 const refusedChallenge = {
   'www-authenticate': 'Bearer realm="api", error="invalid_token", error_description="The API key is not accepted."',
 };

@@ -12,7 +12,7 @@ import { problemView } from '../http/schemas.ts';
 import { asksForFresh } from './routes.ts';
 import { verdictText, verdictView } from './verdict-view.ts';
 import type { Verifier } from './verifier.ts';
-import { batchEntry, batchOfAnything, batchRequest, entriesInBatch, readVerifyRequest } from './verify-request.ts';
+import { batchEntry, batchOfAnything, batchRequest, entriesInBatch } from './verify-request.ts';
 
 /** Room for as many entries as there may be, each with a key of any honest length and an IPv6 address. */
 export const batchBodyLimitBytes = 262_144;
@@ -28,7 +28,7 @@ const batchView = z
 const batchValidator: FastifySchemaCompiler<z.ZodType> = (part) =>
   validatorCompiler(part.httpPart === 'body' ? { ...part, schema: batchOfAnything } : part);
 
-/** For backends that ask about many keys at once, or tell afterwards what they have let in by an earlier answer. */
+/** For backends that ask about many keys at once, or report afterwards what they have let in by an earlier answer. */
 export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
   app.setValidatorCompiler(batchValidator);
   takeAnyText(app);
@@ -50,10 +50,10 @@ export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async 
       },
     },
     async (request, reply) => {
-      const asker = accessTokenOf(request).actsIn;
+      const callerOrganizationId = accessTokenOf(request).actsIn;
       const fresh = asksForFresh(request.headers['cache-control']);
       const answers = request.body.entries.map((entry, index) =>
-        answerTo(entry, index, { verifier, asker, fresh, request }),
+        answerTo(entry, index, { verifier, callerOrganizationId, fresh, request }),
       );
       const text = `{"data":[${(await Promise.all(answers)).join(',')}]}`;
       // A string is sent as it is; the type says that this is meant.
@@ -64,7 +64,7 @@ export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async 
 
 interface Circumstances {
   verifier: Verifier;
-  asker: OrganizationId | null;
+  callerOrganizationId: OrganizationId | null;
   fresh: boolean;
   request: FastifyRequest;
 }
@@ -73,9 +73,16 @@ interface Circumstances {
 async function answerTo(entry: unknown, index: number, by: Circumstances): Promise<string> {
   try {
     const { key, permission, ip, cost, uses } = readEntry(entry, index);
-    const { asker, fresh } = by;
+    const { callerOrganizationId, fresh } = by;
     return verdictText(
-      await by.verifier.verify({ key, wanted: { permission, ip }, asker, cost, fresh, usesBefore: uses }),
+      await by.verifier.verify({
+        key,
+        wanted: { permission, ip },
+        callerOrganizationId,
+        cost,
+        fresh,
+        usesBefore: uses,
+      }),
     );
   } catch (error) {
     const problem =
@@ -87,8 +94,6 @@ async function answerTo(entry: unknown, index: number, by: Circumstances): Promi
 
 /** @throws Problem `validation_failed` */
 function readEntry(entry: unknown, index: number): z.output<typeof batchEntry> {
-  const quick = readVerifyRequest(entry);
-  if (quick !== undefined) return quick;
   const parsed = batchEntry.safeParse(entry);
   if (parsed.success) return parsed.data;
   throw validationProblems(inputErrorsAt(`body.entries.${index}`, parsed.error.issues));

@@ -3,12 +3,12 @@ import type { FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { AccessTokenPrincipal } from '../auth/principal.ts';
-import type { Records } from '../auth/records.ts';
 import type { ChangeFeed } from '../db/change-feed.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { createAtOnce, onceClosed, organizationGroupOf } from '../http/at-once.ts';
 import { accessTokenOf } from '../http/guard.ts';
 import { createChangeStreams, heartbeatEveryMs, silenceAllowedMs } from './change-streams.ts';
+import type { Records } from './records.ts';
 
 interface ChangeRoutesOptions {
   feed: ChangeFeed;

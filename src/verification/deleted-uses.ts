@@ -1,6 +1,5 @@
 import type { FastifyBaseLogger } from 'fastify';
 import { LRUCache } from 'lru-cache';
-import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import type { Actor } from '../core/actor.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { isRejection } from '../db/pg-error.ts';
@@ -10,6 +9,7 @@ import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
 import { hourMs, startOfPeriod } from '../lib/durations.ts';
 import { clientAddress } from '../lib/ip-address.ts';
 import { notLater } from '../lib/past.ts';
+import type { ApiKeyRecord } from './api-key-record.ts';
 import { type DeletedUse, insertDeletedUses, nameOfUse } from './usage-store.ts';
 
 /** Records in history, once for each key and hour, that a deleted key is still being presented. */

@@ -1,8 +1,28 @@
-import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import { Problem } from '../core/errors.ts';
 import { limitSentence } from '../core/rate-limit.ts';
-import type { Bucket, Window } from '../core/use-bucket.ts';
 import { minuteMs, secondMs } from '../lib/durations.ts';
+import type { MaybePromise } from '../lib/maybe-promise.ts';
+
+/** What uses of keys count against. */
+export interface Bucket {
+  /** The owner's id. For a limit of the key's own: the first key of the rotations that led to this key. */
+  readonly id: string;
+  readonly requests: number;
+  readonly windowSeconds: number;
+  /** The window that this process counted in last, if it still lasts. A lookup takes longer than counting. */
+  window?: Window | undefined;
+}
+
+/** Uses that are counted together. */
+export interface Window {
+  used: number;
+  /** Of those used: counted in this process alone, where Redis could not be asked. */
+  unshared: number;
+  /** Monotonic milliseconds. */
+  endsAtMs: number;
+  /** When Redis last confirmed what is used; monotonic milliseconds. */
+  sharedAtMs: number;
+}
 
 /** How a use was counted: by the bucket that refused it, else by the one with the least left. */
 export interface Count {
@@ -25,15 +45,24 @@ export interface Count {
 export interface UseLimits {
   /** `shared`: counted in Redis; `memory`: in this process. */
   readonly mode: 'shared' | 'memory';
-  count(buckets: UseBuckets, cost: number): Count | Promise<Count>;
-  /** Counts what has been let in already, past a limit too. Nothing is rejected. */
-  add(buckets: UseBuckets, cost: number): Count | Promise<Count>;
+  count(buckets: UseBuckets, cost: number, options?: CountOptions): MaybePromise<Count>;
 }
 
-/** The owner's bucket, which all keys of the partner, or of the default row, share; and a key's own besides. */
+export interface CountOptions {
+  /** What has been let in already is counted beyond a limit too, and never rejected. */
+  isLetIn?: boolean;
+}
+
+/** The owner's bucket, which all keys of the partner, or of the default row, share; and a key's own. */
 export type UseBuckets = readonly [owner: Bucket] | readonly [owner: Bucket, key: Bucket];
 
-export function bucketsOf({ ownerBucket, ownBucket }: ApiKeyRecord): UseBuckets {
+/** A key whose uses are limited. */
+export interface LimitedKey {
+  readonly ownerBucket: Bucket;
+  readonly ownBucket: Bucket | null;
+}
+
+export function bucketsOf({ ownerBucket, ownBucket }: LimitedKey): UseBuckets {
   return ownBucket === null ? [ownerBucket] : [ownerBucket, ownBucket];
 }
 
@@ -46,7 +75,7 @@ export function bucketName({ id, windowSeconds }: Bucket): string {
  * A use that costs more than a whole window has room for is a mistake of the caller, and not a matter of waiting.
  * @throws Problem `cost_exceeds_limit`
  */
-export function requireCostFits({ ownerBucket, ownBucket }: ApiKeyRecord, cost: number): void {
+export function requireCostFits({ ownerBucket, ownBucket }: LimitedKey, cost: number): void {
   if (cost <= ownerBucket.requests && (ownBucket === null || cost <= ownBucket.requests)) return;
   const isOwners = ownBucket === null || ownerBucket.requests <= ownBucket.requests;
   const { requests: limit, windowSeconds } = isOwners ? ownerBucket : ownBucket;
@@ -96,12 +125,11 @@ export interface Arrears {
 
 /** Limits that are counted in this process, and exchange what is counted with Redis. */
 export interface MemoryLimits extends UseLimits {
-  count(buckets: UseBuckets, cost: number): Count;
-  add(buckets: UseBuckets, cost: number): Count;
+  count(buckets: UseBuckets, cost: number, options?: CountOptions): Count;
   /** Takes over what Redis has counted in a bucket. */
   adopt(bucket: Bucket, level: Level): void;
   /**
-   * What Redis has to be told of a bucket before it counts there. Undefined, as mostly: nothing.
+   * What Redis has to know of a bucket before it counts there. Usually undefined: nothing.
    * @param sinceMs when Redis came back; what it has confirmed since is no news
    */
   takeArrears(bucket: Bucket, sinceMs: number): Arrears | undefined;
@@ -146,12 +174,12 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
     windows.set(bucketName(bucket), window);
   }
 
-  function countUnless(buckets: UseBuckets, cost: number, mayRefuse: boolean): Count {
+  function count(buckets: UseBuckets, cost: number, { isLetIn = false }: CountOptions = {}): Count {
     const now = nowMs();
     sweep(now);
     const present = buckets.map((bucket) => ({ bucket, window: windowOf(bucket, now) }));
     const isTooMuch = ({ bucket, window }: (typeof present)[number]) => window.used + cost > bucket.requests;
-    const refusing = mayRefuse && cost > 0 ? present.findIndex(isTooMuch) : -1;
+    const refusing = !isLetIn && cost > 0 ? present.findIndex(isTooMuch) : -1;
     if (refusing < 0 && cost > 0) {
       for (const { bucket, window } of present) {
         use(bucket, window, cost);
@@ -165,8 +193,7 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
 
   return {
     mode: 'memory',
-    count: (buckets, cost) => countUnless(buckets, cost, true),
-    add: (buckets, cost) => countUnless(buckets, cost, false),
+    count,
     adopt(bucket, { used, resetMs }) {
       const now = nowMs();
       sweep(now);

@@ -1,32 +1,15 @@
 import formBody from '@fastify/formbody';
-import type { FastifySchemaCompiler } from 'fastify';
-import { type FastifyPluginAsyncZod, validatorCompiler } from 'fastify-type-provider-zod';
+import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { accessTokenOf } from '../http/guard.ts';
 import { takeAnyText } from '../http/json-body.ts';
-import { answerWith } from './answer.ts';
+import { andThen } from '../lib/maybe-promise.ts';
 import { verdictText, verdictView } from './verdict-view.ts';
 import type { Verdict, Verifier } from './verifier.ts';
-import { readVerifyRequest, verifyRequest } from './verify-request.ts';
-
-/** What is right passes without zod; for everything else zod says what is wrong. */
-const quickValidator: FastifySchemaCompiler<z.ZodType> = (part) => {
-  const bySchema = validatorCompiler(part);
-  if (part.httpPart === 'body') {
-    return (body) => {
-      const value = readVerifyRequest(body);
-      return value === undefined ? bySchema(body) : { value };
-    };
-  }
-  return (data) => {
-    for (const _ in data) return bySchema(data);
-    return { value: data };
-  };
-};
+import { verifyRequest } from './verify-request.ts';
 
 /** For backends: is this key good, and may it do this? */
 export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
-  app.setValidatorCompiler(quickValidator);
   takeAnyText(app);
   app.post(
     '/verify',
@@ -51,13 +34,14 @@ export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> =
       const verdict = verifier.verify({
         key,
         wanted: { permission, ip },
-        asker: accessTokenOf(request).actsIn,
+        callerOrganizationId: accessTokenOf(request).actsIn,
         cost,
         fresh: asksForFresh(request.headers['cache-control']),
       });
-      // A string is sent as it is; the type says that this is meant.
-      answerWith(reply as never, verdict, (of) => {
-        reply.type('application/json; charset=utf-8').send(verdictText(of) as never);
+      return andThen(verdict, (of) => {
+        reply.type('application/json; charset=utf-8');
+        // A string is sent as it is.
+        return verdictText(of) as never;
       });
     },
   );
@@ -133,11 +117,17 @@ export const introspectionRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> 
       },
     },
     async (request) => {
-      const asker = accessTokenOf(request).actsIn;
+      const callerOrganizationId = accessTokenOf(request).actsIn;
       const permissions = ['read', 'write'] as const;
       const verdicts = await Promise.all(
         permissions.map((permission) =>
-          verifier.verify({ key: request.body.token, wanted: { permission }, asker, cost: 0, fresh: false }),
+          verifier.verify({
+            key: request.body.token,
+            wanted: { permission },
+            callerOrganizationId,
+            cost: 0,
+            fresh: false,
+          }),
         ),
       );
       const allowed = permissions.filter((_, index) => isGood(verdicts[index]));

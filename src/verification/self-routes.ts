@@ -1,11 +1,14 @@
 import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import type { ApiKeyRecord } from '../auth/api-key-record.ts';
-import type { ApiKeyPrincipal, Principal } from '../auth/principal.ts';
+import { unauthorized } from '../auth/credential.ts';
+import type { ApiKeyPrincipal, CallerPrincipal } from '../auth/principal.ts';
 import { Problem } from '../core/errors.ts';
+import type { KeyId } from '../core/ids.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
 import { idView, permissionSchema, rateLimitSchema, roleSchema, scopeSchema, timestampView } from '../http/schemas.ts';
+import type { ApiKeyRecord } from './api-key-record.ts';
+import type { KeyCache } from './key-cache.ts';
 import { bucketsOf, type UseLimits } from './limits.ts';
 import type { UsageRecorder } from './usage-recorder.ts';
 
@@ -32,11 +35,12 @@ const selfView = z
   .meta({ id: 'Credential' });
 
 interface SelfRoutesOptions {
+  apiKeys: Pick<KeyCache<KeyId, ApiKeyRecord>, 'get'>;
   limits: UseLimits;
   usage: UsageRecorder;
 }
 
-/** A credential describes itself: for whoever holds one and wants to know what it is. */
+/** A credential describes itself to its holder. */
 export const selfRoutes: FastifyPluginAsyncZod<SelfRoutesOptions> = async (app, options) => {
   app.get(
     '/self',
@@ -54,8 +58,11 @@ export const selfRoutes: FastifyPluginAsyncZod<SelfRoutesOptions> = async (app, 
     async (request, reply) => {
       const { principal } = request;
       if (principal === null) throw new Error('the guard has let nobody in');
-      if (principal.kind === 'api_key') await countUse(options, principal, reply);
-      return toSelfView(principal);
+      if (principal.kind !== 'api_key') return tokenView(principal);
+      const record = await options.apiKeys.get(principal.id);
+      if (record === undefined) throw unauthorized('unauthorized', 'The API key no longer exists.', 'invalid_token');
+      await countUse(options, record, reply);
+      return keyView(principal, record);
     },
   );
 };
@@ -72,7 +79,7 @@ function limitOf(record: ApiKeyRecord) {
  */
 async function countUse(
   { limits, usage }: SelfRoutesOptions,
-  { record }: ApiKeyPrincipal,
+  record: ApiKeyRecord,
   reply: FastifyReply,
 ): Promise<void> {
   const count = await limits.count([{ id: `self:${record.id}`, ...limitOf(record) }], 1);
@@ -88,16 +95,26 @@ async function countUse(
   );
 }
 
-function toSelfView(principal: Principal): z.infer<typeof selfView> {
-  const { kind, id, organizationId, name } = principal;
+function keyView(principal: ApiKeyPrincipal, record: ApiKeyRecord): z.infer<typeof selfView> {
+  const { kind, id, organizationId, partnerId, name, permission } = principal;
   const expiresAt = principal.expiresAt?.toISOString() ?? null;
-  if (principal.kind === 'api_key') {
-    const { partnerId, permission, record } = principal;
-    const rateLimit = limitOf(record);
-    const tokensOnly = { email: null, role: null, scopes: null };
-    return { kind, id, organizationId, partnerId, name, permission, expiresAt, rateLimit, ...tokensOnly };
-  }
-  const { email, role, scopes } = principal;
+  const tokensOnly = { email: null, role: null, scopes: null };
+  return {
+    kind,
+    id,
+    organizationId,
+    partnerId,
+    name,
+    permission,
+    expiresAt,
+    rateLimit: limitOf(record),
+    ...tokensOnly,
+  };
+}
+
+function tokenView(principal: CallerPrincipal): z.infer<typeof selfView> {
+  const { kind, id, organizationId, name, email, role, scopes } = principal;
+  const expiresAt = principal.expiresAt?.toISOString() ?? null;
   const keysOnly = { partnerId: null, permission: null, rateLimit: null };
   return { kind, id, organizationId, name, email, role, scopes, expiresAt, ...keysOnly };
 }

@@ -1,10 +1,19 @@
 import type { FastifyBaseLogger } from 'fastify';
-import type { Bucket } from '../core/use-bucket.ts';
 import { within } from '../lib/deadline.ts';
 import { createDeferred } from '../lib/deferred.ts';
 import { createHealthSwitch } from '../lib/health-switch.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
-import { type Arrears, bucketName, createMemoryLimits, toCount, type UseBuckets, type UseLimits } from './limits.ts';
+import {
+  type Arrears,
+  type Bucket,
+  bucketName,
+  type Count,
+  type CountOptions,
+  createMemoryLimits,
+  toCount,
+  type UseBuckets,
+  type UseLimits,
+} from './limits.ts';
 import { connectRedis } from './redis-client.ts';
 
 export interface SharedLimits extends UseLimits {
@@ -131,14 +140,14 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
     },
   });
 
-  async function countInRedis(buckets: UseBuckets, cost: number, way: 'count' | 'add') {
+  async function countInRedis(buckets: UseBuckets, cost: number, options: CountOptions): Promise<Count> {
     const arrears = buckets.map((bucket) => memory.takeArrears(bucket, sharedSinceMs));
     try {
       const answer = await redis.countUse(
         buckets.map((bucket) => nameInRedis(bucket, buckets)),
         [
           cost,
-          way === 'count' ? 1 : 0,
+          options.isLetIn === true ? 0 : 1,
           ...buckets.flatMap(({ requests, windowSeconds }) => [requests, windowSeconds * 1000]),
           ...(arrears.some(Boolean) ? arrears.flatMap(toArguments) : []),
         ],
@@ -154,20 +163,17 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
     } catch (error) {
       fail(error);
       for (const missed of arrears) missed?.putBack();
-      return memory[way](buckets, cost);
+      return memory.count(buckets, cost, options);
     }
   }
-
-  const countBy = (way: 'count' | 'add') => (buckets: UseBuckets, cost: number) =>
-    health.isHealthy === true ? countInRedis(buckets, cost, way) : memory[way](buckets, cost);
 
   return {
     get mode() {
       return health.isHealthy === true ? 'shared' : 'memory';
     },
     decided: decided.promise,
-    count: countBy('count'),
-    add: countBy('add'),
+    count: (buckets, cost, options = {}) =>
+      health.isHealthy === true ? countInRedis(buckets, cost, options) : memory.count(buckets, cost, options),
     async close() {
       redis.close();
       await probes.close();

@@ -1,6 +1,5 @@
 import type { FastifyBaseLogger } from 'fastify';
 import { sql } from 'kysely';
-import { createRecords, type Records } from '../auth/records.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { type ChangeFeed, followChanges } from '../db/change-feed.ts';
 import type { Db } from '../db/client.ts';
@@ -8,6 +7,7 @@ import type { DatabaseClock } from '../db/clock.ts';
 import type { Transactor } from '../db/work.ts';
 import { createDeletedUses } from './deleted-uses.ts';
 import { createMemoryLimits, type UseLimits } from './limits.ts';
+import { createRecords, type Records } from './records.ts';
 import { createSharedLimits } from './shared-limits.ts';
 import { createUsageRecorder, type UsageRecorder } from './usage-recorder.ts';
 

@@ -1,10 +1,10 @@
 import type { FastifyBaseLogger } from 'fastify';
-import type { ApiKeyRecord } from '../auth/api-key-record.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import { isRejection } from '../db/pg-error.ts';
 import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
 import { hourMs, secondMs, startOfPeriod } from '../lib/durations.ts';
+import type { ApiKeyRecord } from './api-key-record.ts';
 import type { DeletedUses } from './deleted-uses.ts';
 import { addUsage, type KeyUsage } from './usage-store.ts';
 

@@ -32,6 +32,8 @@ export const verifyRequest = question.meta({
   example: { key: exampleKey, permission: 'read', ip: '203.0.113.7' },
 });
 
+export type VerifyRequest = z.output<typeof verifyRequest>;
+
 /** What several uses that were let in already may count together. */
 const greatestSum = 1_000_000_000;
 
@@ -66,22 +68,3 @@ export const batchRequest = z.strictObject({ entries: z.array(batchEntry).min(1)
 
 /** The same but for its entries, each of which is looked at by itself. */
 export const batchOfAnything = z.strictObject({ entries: z.array(z.unknown()).min(1).max(entriesInBatch) });
-
-export type VerifyRequest = z.output<typeof verifyRequest>;
-
-/**
- * The schema's rules for the hot path: zod takes about ten times as long. What this does not take goes to the schema,
- * which says why. A test compares the two.
- * @returns the request with its defaults, or undefined
- */
-export function readVerifyRequest(body: unknown): VerifyRequest | undefined {
-  if (typeof body !== 'object' || body === null || Array.isArray(body)) return undefined;
-  const { key, permission, ip, cost = 1, ...others } = body as Record<string, unknown>;
-  for (const _ in others) return undefined;
-  if (typeof key !== 'string') return undefined;
-  if (permission !== 'read' && permission !== 'write') return undefined;
-  if (typeof cost !== 'number' || !Number.isInteger(cost) || cost < 0 || cost > greatestCost) return undefined;
-  if (ip === undefined) return { key, permission, cost };
-  if (ip !== null && typeof ip !== 'string') return undefined;
-  return { key, permission, ip, cost };
-}

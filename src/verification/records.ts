@@ -1,18 +1,17 @@
 import type { FastifyBaseLogger } from 'fastify';
-import { LRUCache } from 'lru-cache';
 import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { ChangeFeed } from '../db/change-feed.ts';
 import type { Db } from '../db/client.ts';
 import type { DatabaseClock } from '../db/clock.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
-import { createRecordCache, type RecordCache } from './record-cache.ts';
-import { type AccessTokenRecord, loadAccessTokens, loadApiKeys } from './store.ts';
+import { KeyCache } from './key-cache.ts';
+import { type AccessTokenRecord, loadAccessTokens, loadApiKeys } from './record-store.ts';
 
 /** What decides about credentials, from memory. */
 export interface Records {
-  apiKeys: RecordCache<KeyId, ApiKeyRecord>;
-  accessTokens: RecordCache<AccessTokenId, AccessTokenRecord>;
+  apiKeys: KeyCache<KeyId, ApiKeyRecord>;
+  accessTokens: KeyCache<AccessTokenId, AccessTokenRecord>;
   /** Whether known credentials may be answered for now without the database. */
   canBeUsedAlone(): boolean;
   /** Forgets what depends on these ids. */
@@ -25,56 +24,46 @@ interface RecordsOptions {
   feed: ChangeFeed;
   logger: Pick<FastifyBaseLogger, 'error' | 'warn' | 'info'>;
   keyring: Keyring;
-  /** API keys, and as many access tokens, kept in memory at most. */
+  /** API keys kept in memory at most. */
   capacity: number;
   staleMs: number;
 }
 
+/** Access tokens kept in memory at most. */
+const tokensKept = 10_000;
+
 export function createRecords({ db, clock, feed, logger, keyring, capacity, staleMs }: RecordsOptions): Records {
   const onForged = (id: string) =>
     logger.error({ id }, 'The row of a credential was changed or written without the keyring. It is not accepted.');
-  const shared = createSharedTexts();
-  const onTurn = (isFailing: boolean, cause?: unknown) => {
-    if (isFailing) logger.warn({ err: cause }, `Records cannot be read; known ones are used for ${staleMs} ms.`);
-    else logger.info('Records can be read again.');
+  const onHealth = (isHealthy: boolean, cause?: unknown) => {
+    if (isHealthy) logger.info('Records can be read again.');
+    else logger.warn({ err: cause }, `Records cannot be read; known ones are used for ${staleMs} ms.`);
   };
-  const apiKeys = createRecordCache<KeyId, ApiKeyRecord>({
-    load: (ids) => loadApiKeys(db, clock, ids, { keyring, onForged, shared }),
+  const apiKeys = new KeyCache<KeyId, ApiKeyRecord>({
+    load: (ids) => loadApiKeys(db, clock, ids, { keyring, onForged }),
     dependsOn: (key) => [key.partner_id, key.organization_id],
     capacity,
     staleMs,
     feed,
-    onTurn,
+    onHealth,
   });
-  const accessTokens = createRecordCache<AccessTokenId, AccessTokenRecord>({
+  const accessTokens = new KeyCache<AccessTokenId, AccessTokenRecord>({
     load: (ids) => loadAccessTokens(db, clock, ids, { keyring, onForged }),
     dependsOn: () => [],
-    capacity,
+    capacity: Math.min(capacity, tokensKept),
     staleMs,
     feed,
-    onTurn,
+    onHealth,
   });
   return {
     apiKeys,
     accessTokens,
-    canBeUsedAlone: () => apiKeys.size() > 0 && performance.now() - feed.caughtUpAtMs < staleMs,
+    canBeUsedAlone: () => apiKeys.size > 0 && performance.now() - feed.caughtUpAtMs < staleMs,
     invalidate(ids) {
       for (const id of ids) {
         apiKeys.invalidate(id);
         accessTokens.invalidate(id);
       }
     },
-  };
-}
-
-const textsShared = 1_000;
-
-/** Hands out the text that it was given first of all that are the same. */
-function createSharedTexts(): (text: string) => string {
-  const known = new LRUCache<string, string>({ max: textsShared });
-  return (text) => {
-    const first = known.get(text) ?? text;
-    known.set(text, first);
-    return first;
   };
 }

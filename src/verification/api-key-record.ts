@@ -1,7 +1,7 @@
 import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
-import { KeptRecord } from '../core/kept-records.ts';
 import type { Permission } from '../core/permissions.ts';
-import type { Bucket } from '../core/use-bucket.ts';
+import type { Bucket } from './limits.ts';
+import { factsText } from './verdict-view.ts';
 
 /** A key as it is read: joined with what decides about it beside itself. */
 export interface ApiKeyRow {
@@ -23,7 +23,7 @@ export interface ApiKeyRow {
   deleted_at: Date | null;
   /** Under whose id a limit of the key's own is counted; null: its own. */
   limit_bucket_id: KeyId | null;
-  /** The key's own limit, which counts besides its owner's. */
+  /** The key's own limit, which counts in addition to its owner's. */
   rate_limit_requests: number | null;
   rate_limit_window_seconds: number | null;
   /** The partner's limit, else the organization's. */
@@ -38,7 +38,7 @@ const anywhere: readonly string[] = [];
  * A key as it is kept: what decides about it, and what each of its uses needs. With many keys little of this is in the
  * processor's cache, so whatever would have to be looked up elsewhere lies here, and what is seldom needed does not.
  */
-export class ApiKeyRecord extends KeptRecord {
+export class ApiKeyRecord {
   readonly id: KeyId;
   readonly organization_id: OrganizationId;
   readonly partner_id: PartnerId | null;
@@ -51,7 +51,7 @@ export class ApiKeyRecord extends KeptRecord {
   /** What the key's uses count against: with all of its owner's, and by a limit of its own. */
   readonly ownerBucket: Bucket;
   readonly ownBucket: Bucket | null;
-  /** What a verdict tells about the key; see `factsOf`. */
+  /** What a verdict says about the key; see `factsText`. */
   readonly facts: string;
   readonly name: string | null;
   /** Its bytes as Latin-1: as a buffer they would take ten times as much memory. */
@@ -60,19 +60,19 @@ export class ApiKeyRecord extends KeptRecord {
   readonly argon2id_hash: string | null;
   /** Milliseconds since 1970. */
   readonly createdAtMs: number;
+  readonly readAtMs: number;
+  tokenHash: string | undefined = undefined;
 
-  /** @param shared one text for all that are the same: many keys have the same organization */
-  constructor(row: ApiKeyRow, shared: (text: string) => string) {
-    super();
+  constructor(row: ApiKeyRow, readAtMs: number) {
     this.id = row.id;
-    this.organization_id = shared(row.organization_id) as OrganizationId;
+    this.organization_id = row.organization_id;
     this.partner_id = row.partner_id;
     this.deleted_at = row.deleted_at;
     this.suspended_at = row.suspended_at;
     this.partner_suspended_at = row.partner_suspended_at;
     this.expires_at = row.expires_at;
     this.allowed_ips = row.allowed_ips.length === 0 ? anywhere : row.allowed_ips;
-    this.permission = shared(row.permission) as Permission;
+    this.permission = row.permission;
     this.ownerBucket = bucket(
       row.partner_id ?? this.organization_id,
       row.owner_limit_requests,
@@ -82,32 +82,26 @@ export class ApiKeyRecord extends KeptRecord {
       row.rate_limit_requests === null || row.rate_limit_window_seconds === null
         ? null
         : bucket(row.limit_bucket_id ?? row.id, row.rate_limit_requests, row.rate_limit_window_seconds);
-    this.facts = factsOf(row);
+    this.facts = factsText({
+      keyId: row.id,
+      organizationId: row.organization_id,
+      partnerId: row.partner_id,
+      partnerEmail: row.partner_email,
+      permission: row.permission,
+      name: row.name,
+      metadata: row.metadata,
+      expiresAt: row.expires_at?.toISOString() ?? null,
+      dependsOnIp: row.allowed_ips.length > 0,
+    });
     this.name = row.name;
     this.tag = row.tag.toString('latin1');
-    this.tag_keyring_id = shared(row.tag_keyring_id);
+    this.tag_keyring_id = row.tag_keyring_id;
     this.argon2id_hash = row.argon2id_hash;
     this.createdAtMs = row.created_at.getTime();
+    this.readAtMs = readAtMs;
   }
 }
 
 function bucket(id: string, requests: number, windowSeconds: number): Bucket {
   return { id, requests, windowSeconds, window: undefined };
-}
-
-/** The members of a verdict that tell about the key, as JSON without the braces; null: there is none. */
-export function factsOf(key: ApiKeyRow | null): string {
-  const text = JSON.stringify({
-    keyId: key?.id ?? null,
-    organizationId: key?.organization_id ?? null,
-    partnerId: key?.partner_id ?? null,
-    partnerEmail: key?.partner_email ?? null,
-    permission: key?.permission ?? null,
-    name: key?.name ?? null,
-    metadata: key?.metadata ?? null,
-    expiresAt: key?.expires_at?.toISOString() ?? null,
-    dependsOnIp: key === null ? null : key.allowed_ips.length > 0,
-  });
-  // A text of its own. What is sliced off another one only points there.
-  return Buffer.from(text.slice(1, -1)).toString();
 }

@@ -1,0 +1,127 @@
+// What JSON.parse does not show of a text: how deep it is nested, which members it has twice, which numbers it changes.
+
+/** Whether a JSON text is nested deeper than so many levels. It recurses over nothing itself. */
+export function isNestedDeeper(levels: number, text: string): boolean {
+  // With no more brackets than levels there is nothing to count, and most texts have a few.
+  if (hasAtMost(levels / 2, '{', text) && hasAtMost(levels / 2, '[', text)) return false;
+  let depth = 0;
+  let inString = false;
+  for (let index = 0; index < text.length; index++) {
+    const character = text[index];
+    if (inString) {
+      if (character === '\\') index += 1;
+      else if (character === '"') inString = false;
+    } else if (character === '"') inString = true;
+    else if (character === '{' || character === '[') {
+      depth += 1;
+      if (depth > levels) return true;
+    } else if (character === '}' || character === ']') depth -= 1;
+  }
+  return false;
+}
+
+function hasAtMost(most: number, bracket: string, text: string): boolean {
+  let found = 0;
+  for (let at = text.indexOf(bracket); at >= 0; at = text.indexOf(bracket, at + 1)) {
+    found += 1;
+    if (found > most) return false;
+  }
+  return true;
+}
+
+const token = /"(?:[^"\\]+|\\.)*"(\s*:)?|[{}[\],]/g;
+
+interface Level {
+  /** Undefined in an array. */
+  names: Set<string> | undefined;
+  /** Of the member or entry that is read now. */
+  at: string | number;
+}
+
+/**
+ * The path of the first member whose name its object has already (RFC 7493 section 2.3): of such members a reader keeps the
+ * last, and another program on the way may have looked at the first.
+ * @param value what `json` was read as
+ */
+export function repeatedMember(json: string, value: unknown): string | undefined {
+  // Each member has a colon, so where there are no more of them than members nothing has to be searched.
+  if (colonsIn(json) === membersIn(value)) return undefined;
+  const levels: Level[] = [];
+  for (const [text, colon] of json.matchAll(token)) {
+    const level = levels.at(-1);
+    if (text === '{') levels.push({ names: new Set(), at: '' });
+    else if (text === '[') levels.push({ names: undefined, at: 0 });
+    else if (text === '}' || text === ']') levels.pop();
+    else if (text === ',') {
+      if (typeof level?.at === 'number') level.at += 1;
+    } else if (colon !== undefined && level?.names !== undefined) {
+      const name: string = JSON.parse(text.slice(0, -colon.length));
+      level.at = name;
+      if (level.names.has(name)) return levels.map(({ at }) => at).join('.');
+      level.names.add(name);
+    }
+  }
+  return undefined;
+}
+
+function colonsIn(text: string): number {
+  let count = 0;
+  for (let at = text.indexOf(':'); at >= 0; at = text.indexOf(':', at + 1)) count += 1;
+  return count;
+}
+
+function membersIn(value: unknown): number {
+  if (typeof value !== 'object' || value === null) return 0;
+  const members = Object.values(value);
+  return members.reduce((count, member) => count + membersIn(member), Array.isArray(value) ? 0 : members.length);
+}
+
+/** A number with an exponent or with 16 characters or more: only such a one may change when it is read as a double. */
+const longNumber = /[:,[\s]-?\d(?:[\d.]*[eE]|[\d.]{15})/;
+
+/** Whether JSON text may hold a number that a double changes. Never wrong where it says no. */
+export function mayChangeNumbers(json: string): boolean {
+  return longNumber.test(json);
+}
+
+/**
+ * Writes every number that a double would change as 1e999, which is read as Infinity.
+ * @param json valid JSON
+ */
+export function withChangedNumbersInfinite(json: string): string {
+  return json.replace(/"(?:[^"\\]+|\\.)*"|-?\d[\d.eE+-]*/g, (part) => {
+    if (part.startsWith('"') || isKept(part)) return part;
+    return '1e999';
+  });
+}
+
+/** Enough for every double, so a program may well write a fraction with so many. */
+const digitsOfDouble = 17;
+
+/** A smaller double has fewer digits than others. */
+const leastOfFullDigits = 2 ** -1022;
+
+/**
+ * Whether a number is still the same after it was read as a double and written again. A fraction may be rounded in its
+ * 17th digit. Whole numbers end at 2^53 - 1 (RFC 7493 section 2.2), because past that two of them become one; 1e20 is one
+ * too, because a reply would write it with all digits.
+ */
+function isKept(number: string): boolean {
+  const value = Number(number);
+  if (!Number.isFinite(value)) return false;
+  const isLarge = Number.isInteger(value) && !Number.isSafeInteger(value);
+  if (isLarge && [number, String(value)].some((text) => /^-?\d+$/.test(text))) return false;
+  const [sent, kept] = [decimalOf(number), decimalOf(String(value))];
+  if (sent.digits === kept.digits && sent.exponent === kept.exponent) return true;
+  return !Number.isInteger(value) && Math.abs(value) >= leastOfFullDigits && sent.digits.length <= digitsOfDouble;
+}
+
+/** Without zeros before and after: 12.50e3 is the digits 125 and the exponent 2. */
+function decimalOf(number: string): { digits: string; exponent: number } {
+  const [, whole = '', fraction = '', exponent = '0'] = /^-?(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d+))?$/.exec(number) ?? [];
+  const digits = (whole + fraction).replace(/^0+/, '');
+  let end = digits.length;
+  while (end > 0 && digits[end - 1] === '0') end -= 1;
+  if (end === 0) return { digits: '', exponent: 0 };
+  return { digits: digits.slice(0, end), exponent: Number(exponent) - fraction.length + (digits.length - end) };
+}

@@ -1,0 +1,79 @@
+import { unauthorized } from '../auth/credential.ts';
+import type { AccessTokenPrincipal, ApiKeyPrincipal } from '../auth/principal.ts';
+import type { Problem } from '../core/errors.ts';
+import type { DatabaseClock } from '../db/clock.ts';
+import type { Authenticator } from '../http/guard.ts';
+import { andThen } from '../lib/maybe-promise.ts';
+import type { ApiKeyRecord } from './api-key-record.ts';
+import type { Credentials, Found } from './credentials.ts';
+import type { AccessTokenRecord } from './record-store.ts';
+
+export function createAuthenticator(credentials: Credentials, clock: DatabaseClock): Authenticator {
+  function admitKey(found: Found<ApiKeyRecord>): ApiKeyPrincipal {
+    const key = requireFound(found);
+    if (key.deleted_at !== null || key.suspended_at !== null || key.partner_suspended_at !== null) throw refused();
+    requireUnexpired(key, clock);
+    return apiKeyPrincipal(key);
+  }
+
+  function admitAccessToken(found: Found<AccessTokenRecord>): AccessTokenPrincipal {
+    const token = requireFound(found);
+    if (token.deleted_at !== null) throw refused();
+    requireUnexpired(token, clock);
+    return accessTokenPrincipal(token);
+  }
+
+  return {
+    authenticate: (token) =>
+      credentials.isApiKey(token)
+        ? andThen(credentials.findApiKey(token), admitKey)
+        : andThen(credentials.findAccessToken(token), admitAccessToken),
+  };
+}
+
+function requireFound<Kept>(found: Found<Kept>): Kept {
+  if (found === 'malformed') {
+    const detail = 'The credential is not a whole token: form or checksum is wrong.';
+    throw unauthorized('token_malformed', detail, 'invalid_token');
+  }
+  if (found === undefined) throw refused();
+  return found as Kept;
+}
+
+/** One answer for unknown, wrong and revoked, so that it does not show which ids exist. */
+function refused(): Problem {
+  return unauthorized('unauthorized', 'The credential is unknown, wrong or revoked.', 'invalid_token');
+}
+
+function requireUnexpired(record: { expires_at: Date | null }, clock: DatabaseClock): void {
+  if (record.expires_at === null || record.expires_at.getTime() > clock.nowMs()) return;
+  const detail = `The credential expired at ${record.expires_at.toISOString()}.`;
+  throw unauthorized('token_expired', detail, 'invalid_token');
+}
+
+function apiKeyPrincipal(record: ApiKeyRecord): ApiKeyPrincipal {
+  return {
+    kind: 'api_key',
+    id: record.id,
+    organizationId: record.organization_id,
+    partnerId: record.partner_id,
+    permission: record.permission,
+    name: record.name,
+    expiresAt: record.expires_at,
+  };
+}
+
+function accessTokenPrincipal(record: AccessTokenRecord): AccessTokenPrincipal {
+  return {
+    kind: 'access_token',
+    role: record.role,
+    id: record.id,
+    organizationId: record.organization_id,
+    name: record.name,
+    email: record.email,
+    scopes: record.scopes,
+    expiresAt: record.expires_at,
+    creatorChain: record.creator_chain,
+    actsIn: record.organization_id,
+  };
+}

@@ -1,0 +1,165 @@
+import type { FastifyBaseLogger } from 'fastify';
+import pLimit from 'p-limit';
+import type { TokenCrypto } from '../auth/mint.ts';
+import { replaceTag } from '../auth/store.ts';
+import type { AccessTokenId, KeyId } from '../core/ids.ts';
+import { type AttemptLimit, createAttemptLimit } from '../crypto/attempt-limit.ts';
+import { Secret } from '../crypto/secret.ts';
+import { decoyMatches, tagMatches, tagOf, tokenHashOf } from '../crypto/tag.ts';
+import { parseToken, tokenKindOf, tokenParts } from '../crypto/token.ts';
+import type { Db } from '../db/client.ts';
+import { andThen, type MaybePromise } from '../lib/maybe-promise.ts';
+import type { ApiKeyRecord } from './api-key-record.ts';
+import type { CachedRecord, KeyCache } from './key-cache.ts';
+import type { AccessTokenRecord } from './record-store.ts';
+import type { Records } from './records.ts';
+
+/** `malformed`: the text does not have the form of a token. Undefined: there is no such record, or the secret is wrong. */
+export type Found<Kept> = Kept | 'malformed' | undefined;
+
+/** Finds the record that a presented token was made for. */
+export interface Credentials {
+  /** Whether a text would be the token of an API key. */
+  isApiKey(token: string): boolean;
+  /** @param fresh read it from the database @throws Problem `overloaded`, `unavailable` */
+  findApiKey(token: string, fresh?: boolean): MaybePromise<Found<ApiKeyRecord>>;
+  /** @throws Problem `overloaded`, `unavailable` */
+  findAccessToken(token: string): MaybePromise<Found<AccessTokenRecord>>;
+}
+
+interface CredentialsOptions {
+  db: Db;
+  logger: Pick<FastifyBaseLogger, 'warn'>;
+  records: Pick<Records, 'apiKeys' | 'accessTokens'>;
+  crypto: TokenCrypto;
+}
+
+interface Presented<Id> {
+  token: string;
+  id: Id;
+  fresh: boolean;
+}
+
+export function createCredentials({ db, logger, records, crypto }: CredentialsOptions): Credentials {
+  const { prefix, keyring } = crypto;
+  const attempts = createAttemptLimit();
+  const checkFor = (table: 'api_keys' | 'access_tokens') =>
+    createSecretCheck({
+      crypto,
+      attempts,
+      retag: (id, tag) =>
+        replaceTag(db, keyring, table, id, tag).catch((err: unknown) => {
+          logger.warn({ err, id }, 'A renewed tag could not be stored. The next process renews it again.');
+        }),
+    });
+  const checkKey = checkFor('api_keys');
+  const checkAccessToken = checkFor('access_tokens');
+
+  /** A token that was right before is accepted by its hash alone: its form, checksum and tag would say nothing new. */
+  function find<Id extends string, Kept extends CachedRecord<Id> & CheckedRecord>(
+    { token, id, fresh }: Presented<Id>,
+    cache: KeyCache<Id, Kept>,
+    check: SecretCheck,
+  ): MaybePromise<Found<Kept>> {
+    const secret = new Secret(token);
+    const kept = fresh ? undefined : cache.getFromMemory(id);
+    if (kept !== undefined && isKnownToken(kept, secret)) return kept;
+    if (parseToken(token, prefix) === undefined) return 'malformed';
+    return andThen(kept ?? cache.get(id, fresh), (record) =>
+      andThen(check(record, secret), (isRight) => (isRight ? record : undefined)),
+    );
+  }
+
+  return {
+    isApiKey: (token) => tokenParts(token, prefix).kind === 'k',
+    findApiKey(token, fresh = false) {
+      const { kind, idSuffix } = tokenParts(token, prefix);
+      if (kind !== 'k') return 'malformed';
+      return find({ token, id: `key_${idSuffix}` as KeyId, fresh }, records.apiKeys, checkKey);
+    },
+    findAccessToken(token) {
+      const { kind, idSuffix } = tokenParts(token, prefix);
+      const id = `token_${idSuffix}` as AccessTokenId;
+      return andThen(find({ token, id, fresh: false }, records.accessTokens, checkAccessToken), (found) => {
+        if (found === undefined || found === 'malformed') return found;
+        // The letter is part of the token: a row with another role was not made for it.
+        return tokenKindOf[found.role] === kind ? found : undefined;
+      });
+    },
+  };
+}
+
+export interface CheckedRecord {
+  id: KeyId | AccessTokenId;
+  /** Its bytes as Latin-1. */
+  tag: string;
+  tag_keyring_id: string;
+  argon2id_hash: string | null;
+  /** SHA-256 of the token that the tag has found right: with it the next check takes a quarter of the time. */
+  tokenHash: string | undefined;
+}
+
+interface SecretCheckOptions {
+  crypto: TokenCrypto;
+  attempts: AttemptLimit;
+  /** Stores a renewed tag. A failure does not reject the token: the next process does it again. */
+  retag: (id: KeyId | AccessTokenId, tag: { tag: Buffer; tag_keyring_id: string }) => Promise<void>;
+}
+
+/** Whether a token is the one that a record was made for; undefined record: do the same work and say no. */
+export type SecretCheck = (record: CheckedRecord | undefined, token: Secret) => MaybePromise<boolean>;
+
+/** Whether this is the token that was found right for this copy of the record before. */
+export function isKnownToken({ tokenHash }: CheckedRecord, token: Secret): boolean {
+  return tokenHash !== undefined && tokenHash === tokenHashOf(token);
+}
+
+/** Renewals of tags at once: after a rotation of the keyring every key in use needs one. */
+const renewalsAtOnce = 2;
+
+/**
+ * The tag decides, in microseconds; one under a secondary keyring entry is renewed under the primary. The argon2id hash
+ * decides only where the operator names the tag's entry as lost. One attempt at a time and few failures a minute for each
+ * id, so guessing cannot buy argon2id runs.
+ */
+export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOptions): SecretCheck {
+  const running = new Map<string, { tag: Buffer; matches: Promise<boolean> }>();
+  const { primary, lostIds } = crypto.keyring;
+  const renewals = pLimit(renewalsAtOnce);
+
+  /** Requests with the same token share one attempt, or a busy key would be refused while its tag is renewed. */
+  function checkSlowly(record: CheckedRecord, hash: string, token: Secret): Promise<boolean> {
+    const shared = running.get(record.id);
+    if (shared !== undefined && tagMatches(primary, token, shared.tag)) return shared.matches;
+    const tag = tagOf(primary, token);
+    const matches = attempts.run(record.id, () => crypto.hasher.verify(hash, token));
+    const attempt = { tag, matches: matches.then((isRight) => (isRight ? renew(record, tag) : false)) };
+    if (shared === undefined) {
+      running.set(record.id, attempt);
+      const forget = () => void running.delete(record.id);
+      attempt.matches.then(forget, forget);
+    }
+    return attempt.matches;
+  }
+
+  async function renew(record: CheckedRecord, tag: Buffer): Promise<true> {
+    // The copy in memory too: the next request may come before the record is loaded again.
+    Object.assign(record, { tag: tag.toString('latin1'), tag_keyring_id: primary.id });
+    await renewals(() => retag(record.id, { tag, tag_keyring_id: primary.id }));
+    return true;
+  }
+
+  return function check(record, token) {
+    if (record === undefined) return decoyMatches(primary, token);
+    const entry = crypto.keyring.get(record.tag_keyring_id);
+    if (entry !== undefined) {
+      const matches = tagMatches(entry, token, Buffer.from(record.tag, 'latin1'));
+      if (matches) record.tokenHash = tokenHashOf(token);
+      if (matches && entry !== primary) void renew(record, tagOf(primary, token));
+      return matches;
+    }
+    const isLost = lostIds.has(record.tag_keyring_id);
+    if (!isLost || record.argon2id_hash === null) return decoyMatches(primary, token);
+    return checkSlowly(record, record.argon2id_hash, token);
+  };
+}

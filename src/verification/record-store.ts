@@ -1,0 +1,116 @@
+import type { Selectable } from 'kysely';
+import { sql } from 'kysely';
+import { isAuthenticKey, isAuthenticToken } from '../auth/record-mac.ts';
+import type { AccessTokenId, KeyId } from '../core/ids.ts';
+import type { Keyring } from '../crypto/keyring.ts';
+import type { Db } from '../db/client.ts';
+import type { DatabaseClock } from '../db/clock.ts';
+import type { AccessTokensTable } from '../db/schema.ts';
+import { ApiKeyRecord, type ApiKeyRow } from './api-key-record.ts';
+import type { CachedRecord } from './key-cache.ts';
+
+export interface AccessTokenRecord
+  extends CachedRecord<AccessTokenId>,
+    Omit<Selectable<AccessTokensTable>, 'id' | 'tag' | 'mac' | 'mac_keyring_id'> {
+  /** Its bytes as Latin-1. */
+  tag: string;
+  tokenHash: string | undefined;
+}
+
+/** What it takes to trust a row. */
+export interface Authentication {
+  keyring: Keyring;
+  /** Called for a row whose MAC is wrong. It is treated as if it did not exist. */
+  onForged: (id: string) => void;
+}
+
+/** Those of the ids that exist and are authentic, in one query. */
+export async function loadAccessTokens(
+  db: Db,
+  clock: DatabaseClock,
+  ids: AccessTokenId[],
+  { keyring, onForged }: Authentication,
+): Promise<AccessTokenRecord[]> {
+  const sentAtMs = performance.now();
+  const rows = await db
+    .selectFrom('access_tokens')
+    .selectAll()
+    .select(timeColumn)
+    .where('id', '=', sql<AccessTokenId>`any(${ids})`)
+    .execute();
+  sampleTime(clock, rows, sentAtMs);
+  return rows.flatMap((row) => {
+    if (!isAuthenticToken(keyring, row)) {
+      onForged(row.id);
+      return [];
+    }
+    const { mac: _, mac_keyring_id: __, ...columns } = row;
+    return { ...columns, tag: row.tag.toString('latin1'), tokenHash: undefined, readAtMs: sentAtMs };
+  });
+}
+
+const timeColumn = sql<Date>`clock_timestamp()`.as('database_time');
+
+function sampleTime(clock: DatabaseClock, [row]: Array<{ database_time: Date }>, sentAtMs: number): void {
+  if (row !== undefined) clock.sample(row.database_time.getTime(), sentAtMs, performance.now());
+}
+
+/** Those of the ids that exist and are authentic, in one query. */
+export async function loadApiKeys(
+  db: Db,
+  clock: DatabaseClock,
+  ids: KeyId[],
+  { keyring, onForged }: Authentication,
+): Promise<ApiKeyRecord[]> {
+  const sentAtMs = performance.now();
+  const rows = await db
+    .selectFrom('api_keys as key')
+    .innerJoin('organizations as organization', 'organization.id', 'key.organization_id')
+    .leftJoin('partners as partner', 'partner.id', 'key.partner_id')
+    .select([
+      'key.id',
+      'key.organization_id',
+      'key.partner_id',
+      'partner.email as partner_email',
+      'partner.suspended_at as partner_suspended_at',
+      'key.permission',
+      'key.name',
+      'key.metadata',
+      'key.tag',
+      'key.tag_keyring_id',
+      'key.argon2id_hash',
+      'key.delete_reason',
+      'key.mac',
+      'key.mac_keyring_id',
+      'key.created_at',
+      'key.expires_at',
+      'key.allowed_ips',
+      'key.suspended_at',
+      'key.deleted_at',
+      'key.limit_bucket_id',
+      'key.rate_limit_requests',
+      'key.rate_limit_window_seconds',
+      sql<number>`coalesce(partner.rate_limit_requests, organization.rate_limit_requests)`.as('owner_limit_requests'),
+      sql<number>`coalesce(partner.rate_limit_window_seconds, organization.rate_limit_window_seconds)`.as(
+        'owner_limit_window_seconds',
+      ),
+      timeColumn,
+    ])
+    .where('key.id', '=', sql<KeyId>`any(${ids})`)
+    .where('key.purged_at', 'is', null)
+    .$narrowType<{ tag: Buffer; tag_keyring_id: string }>()
+    .execute();
+  sampleTime(clock, rows, sentAtMs);
+  return rows.flatMap((row) => {
+    if (!isAuthenticKey(keyring, row)) {
+      onForged(row.id);
+      return [];
+    }
+    return new ApiKeyRecord(hashOnlyIfLost(row, keyring), sentAtMs);
+  });
+}
+
+/** The hash takes as much memory as all else of a key, and decides only where the tag's keyring entry is lost. */
+function hashOnlyIfLost(row: ApiKeyRow, { lostIds }: Keyring): ApiKeyRow {
+  return lostIds.has(row.tag_keyring_id) ? row : { ...row, argon2id_hash: null };
+}
