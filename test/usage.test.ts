@@ -375,19 +375,22 @@ t.test('the last use is the latest that was allowed, in whatever order hours are
         async (path) => (await admin.get(`/v1/${path}`)).body.lastUsedAt,
       ),
     );
-  const earlier = hour - 50 * 24 * hourMs;
+  const earlier = hour - 50 * dayMs;
+  await write(earlier - dayMs, earlier - dayMs + 7);
   await write(earlier, earlier + 20);
   await write(earlier, earlier + 10);
   await write(earlier, null);
   await write(hour, null);
   const latest = new Date(earlier + 20).toISOString();
   t.same(await show(), [latest, latest, latest]);
-  t.equal(await foldOldUsage({ db: client.db, clock: createDatabaseClock() }, 35), 1);
+  t.equal(await foldOldUsage({ db: client.db, clock: createDatabaseClock() }, 35), 2);
   t.same(await show(), [latest, latest, latest]);
+  await write(hour - 2 * hourMs, hour - hourMs - 5);
   await write(hour - hourMs, hour - 5);
   const later = new Date(hour - 5).toISOString();
   t.same(await show(), [later, later, later]);
-  t.same(await dbQuery(urls.superuser, 'select allowed::int, denied::int from usage_days'), [
+  t.same(await dbQuery(urls.superuser, 'select allowed::int, denied::int from usage_days order by day'), [
+    { allowed: 1, denied: 1 },
     { allowed: 2, denied: 3 },
   ]);
 });

@@ -1,5 +1,5 @@
 import { parseCronItem } from 'graphile-worker';
-import { minuteMs } from '../lib/durations.ts';
+import { dayMs, minuteMs } from '../lib/durations.ts';
 import type { Job } from './job.ts';
 import type { JobRun } from './store.ts';
 
@@ -37,7 +37,7 @@ export function describeError(error: unknown): string {
 }
 
 /** A year and a day: the rarest schedule is due once within it. */
-const longestPeriodMinutes = 366 * 24 * 60;
+const longestPeriodMinutes = (366 * dayMs) / minuteMs;
 
 /**
  * How long it is between two times at which a schedule is due, as of a moment.
