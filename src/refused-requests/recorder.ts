@@ -41,8 +41,8 @@ const rowsInBatch = 500;
 export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalRecorderOptions): RefusalRecorder {
   const { rowsInHour, rowsHeld } = { ...defaultBounds, ...bounds };
   /** What of this hour has rows of its own, by organization. */
-  const told = new Map<string | null, Set<string>>();
-  let toldHour = 0;
+  const named = new Map<string | null, Set<string>>();
+  let namedHour = 0;
   const writer = createBatchWriter<string, RefusedAttempts>({
     name: 'Refused attempts',
     write: (batch) => addRefusals(db, batch),
@@ -61,12 +61,12 @@ export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalReco
   });
 
   function hasOwnRow({ organizationId, caller, operation, code }: Refusal, hour: number): boolean {
-    if (hour !== toldHour || told.size >= rowsHeld) {
-      told.clear();
-      toldHour = hour;
+    if (hour !== namedHour || named.size >= rowsHeld) {
+      named.clear();
+      namedHour = hour;
     }
-    const names = told.get(organizationId) ?? new Set<string>();
-    told.set(organizationId, names);
+    const names = named.get(organizationId) ?? new Set<string>();
+    named.set(organizationId, names);
     const name = `${code} ${operation} ${caller.id}`;
     if (names.size < rowsInHour) names.add(name);
     return names.has(name);
