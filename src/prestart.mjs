@@ -1,4 +1,5 @@
-// Before `npm start` and `npm pack`: builds dist/ if the sources are newer and the compiler is there. In an image that holds only dist/ it does nothing.
+// Before `npm start` and `npm pack`: builds dist/ if the sources are newer and the compiler is there. In an image that holds
+// only dist/ it does nothing. With --always, for `npm run build`, it builds in any case.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -18,7 +19,8 @@ function newest(file) {
 }
 
 const builtAt = existsSync(stamp) ? statSync(stamp).mtimeMs : 0;
-const isStale = inputs.some((input) => newest(path.join(root, input)) > builtAt);
+const always = process.argv.includes('--always');
+const isStale = always || inputs.some((input) => newest(path.join(root, input)) > builtAt);
 
 if (isStale && existsSync(compiler)) {
   // Not to stdout: `npm pack` prints the name of its file there.
@@ -30,7 +32,7 @@ if (isStale && existsSync(compiler)) {
   });
   if (status !== 0) process.exit(status ?? 1);
   writeFileSync(stamp, '');
-} else if (isStale && !existsSync(path.join(root, 'dist', 'src', 'server.js'))) {
+} else if (always || (isStale && !existsSync(path.join(root, 'dist', 'src', 'server.js')))) {
   console.error(
     'latchkey: dist/ is not built, and the compiler is a development dependency: run `npm ci && npm run build`, then `npm prune --omit=dev`.',
   );

@@ -33,7 +33,7 @@ t.test('heartbeats are lost while other events come: after 5 s Latchkey is asked
   }, 8_000);
   const tookMs = performance.now() - lostAtMs;
   t.ok(tookMs < 5_200, `${tookMs} ms`);
-  t.ok(renames > 3, 'bytes came all the time');
+  t.ok(renames > 10, 'bytes came all the time');
   t.ok(ask() instanceof Promise);
 });
 

@@ -33,8 +33,8 @@ async function finished(t: Test, program: string, args: string[], options: Param
 t.test('without the compiler the build and the start say what is missing and what to do', async (t) => {
   const folder = path.join(await scratch(t), 'latchkey');
   await copySources(folder);
-  for (const script of ['src/build.mjs', 'src/prestart.mjs']) {
-    const { code, output } = await finished(t, 'node', [script], { cwd: folder });
+  for (const script of ['build', 'start']) {
+    const { code, output } = await finished(t, 'npm', ['run', '--silent', script], { cwd: folder, env: npmSettings });
     t.equal(code, 1);
     t.match(output, /^latchkey: .*development dependenc.*`npm ci && npm run build`.*`npm prune --omit=dev`/s, script);
   }
