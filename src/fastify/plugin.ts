@@ -3,6 +3,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import { type ClientOptions, createLatchkeyClient } from '../client/client.ts';
 import { type Access, LatchkeyUnavailable, type Permission, permissionFor, type Verdict } from '../client/verdict.ts';
+import { andThen, callBack, type MaybePromise, withCatch } from '../lib/maybe-promise.ts';
 import { readCredential } from '../lib/read-credential.ts';
 import { type Denial, denialOf, denialOfError, keyInUrl, noKey, rateLimitFields, sendProblem } from './denial.ts';
 
@@ -70,36 +71,42 @@ export const latchkey = fp<LatchkeyOptions>(
       if (permissions.has(config?.permission)) return;
       throw new Error(`${String(method)} ${url}: config.permission must be read, write or none`);
     });
-    app.addHook('onRequest', async (request, reply) => {
+    // Without a promise where the key is known: a promise for each request would be a tenth of a small backend's work.
+    app.addHook('onRequest', (request, reply, done) => {
       const permission = request.routeOptions.config.permission ?? permissionFor(request.method);
-      if (permission === 'none') return undefined;
-      const denial = await authorize(request, reply, permission);
-      return denial === undefined ? undefined : deny(denial, request, reply);
+      if (permission === 'none') done();
+      else {
+        const check = () =>
+          andThen(authorize(request, reply, permission), (denial) => denial && deny(denial, request, reply));
+        callBack(check, done);
+      }
     });
     app.addHook('onClose', () => client.close());
 
-    /** @returns why the request is not let in */
-    async function authorize(
+    /** @returns why the request is rejected */
+    function authorize(
       request: FastifyRequest,
       reply: FastifyReply,
       permission: Access,
-    ): Promise<Denial | undefined> {
-      try {
+    ): MaybePromise<Denial | undefined> {
+      const ask = (): MaybePromise<Denial | undefined> => {
         if (hasKeyInQuery(request.raw.url ?? '')) return keyInUrl;
         const key = keyOf(request.raw);
         if (key === undefined) return noKey(header);
-        const verdict = await client.verify({ key, permission, ip: request.ip, cost: cost?.(request) ?? 1 });
-        if (!verdict.valid) return denialOf(verdict);
-        request.apiKey = apiKeyIn(verdict);
-        if (sendsLimits) reply.headers(rateLimitFields(verdict.rateLimit));
-        return undefined;
-      } catch (error) {
+        return andThen(client.verify({ key, permission, ip: request.ip, cost: cost?.(request) ?? 1 }), (verdict) => {
+          if (!verdict.valid) return denialOf(verdict);
+          request.apiKey = apiKeyIn(verdict);
+          if (sendsLimits) reply.headers(rateLimitFields(verdict.rateLimit));
+          return undefined;
+        });
+      };
+      return withCatch(ask, (error) => {
         // The cause is logged once, however many requests meet it.
         if (error instanceof LatchkeyUnavailable) {
           request.log.debug({ reason: error.message }, 'Latchkey could not be asked about an API key.');
         }
         return denialOfError(error);
-      }
+      });
     }
 
     async function deny(denial: Denial, request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
