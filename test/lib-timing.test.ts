@@ -98,7 +98,7 @@ t.test('delays double up to the cap, less a random part of up to half', async (t
   }
 });
 
-t.test('a backoff begins again when told so, and after an attempt that went well for long', async (t) => {
+t.test('a backoff begins again after a reset, and after an attempt that went well for long', async (t) => {
   const backoff = createBackoff({ leastMs: 8, mostMs: 64 });
   const delays = Array.from({ length: 10 }, () => backoff.nextMs());
   t.ok((delays[0] ?? 0) <= 8);

@@ -18,7 +18,7 @@ export interface ChangeListener {
   restarted(): void;
 }
 
-/** Reports every change in the database, whoever makes it, and whether it can be relied on right now. */
+/** Reports every change in the database by any process, and whether it can be relied on right now. */
 export interface ChangeFeed {
   /** Every change that was committed before this moment has been reported (monotonic milliseconds). */
   readonly caughtUpAtMs: number;

@@ -211,7 +211,7 @@ async function findEarlier({ tx, now }: Work, { address }: Identity): Promise<Do
   return undefined;
 }
 
-/** All that decides whether a reply is replayed, and to whom. */
+/** All that decides whether a reply is replayed, and to which caller. */
 export function bindingOf(done: Omit<DoneRequest, 'sealed' | 'sealed_keyring_id'>): SealBinding {
   return {
     purpose: 'reply',
