@@ -47,18 +47,19 @@ export async function fill(admin: Client, verifier: Client, firstKey: string): P
   const [lost] = partners['reseller'].keys;
   await admin.delete(`/v1/keys/${lost.id}?reason=unused`);
   await admin.post('/v1/recovery-requests', { keyId: lost.id, details: 'Deleted by mistake; it is still in use.' });
-  // A leak: wiped at once, and whoever goes on using it is noticed.
+  // A leak: wiped at once, and further uses of it are recorded.
   const leaked = partners['reseller'].keys[1];
   await admin.delete(`/v1/keys/${leaked.id}?reason=compromised`);
   await ask(leaked.key, 'write');
-  await noticed(admin, leaked.id);
+  const usedAgain = ({ data }: Reply) => data[0].action === 'key.used_after_deletion';
+  await written(admin, `/v1/keys/${leaked.id}/history?limit=1`, usedAgain);
+  await written(admin, `/v1/partners/${partners['analytics'].id}/usage`, ({ total }) => total.rateLimited > 0);
 }
 
-/** Uses are written in batches, so this one is in the history a second later. */
-async function noticed(admin: Client, keyId: string): Promise<void> {
+/** Uses are counted in memory and written some seconds later. */
+async function written(admin: Client, path: string, isThere: (reply: Reply) => boolean): Promise<void> {
   for (const deadline = Date.now() + 15_000; Date.now() < deadline; await delay(100)) {
-    const { data } = await admin.get(`/v1/keys/${keyId}/history?limit=1`);
-    if (data[0].action === 'key.used_after_deletion') return;
+    if (isThere(await admin.get(path))) return;
   }
-  throw new Error('the use of a leaked key was not recorded');
+  throw new Error(`${path} does not show the uses`);
 }
