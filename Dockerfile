@@ -9,8 +9,8 @@ RUN npm ci --ignore-scripts
 COPY tsconfig.json tsconfig.build.json ./
 COPY migrations migrations
 COPY src src
-# Types and maps are for those who develop against it.
-RUN npm run build && find dist -type f \( -name '*.d.ts' -o -name '*.map' \) -delete
+# Types and maps are for development, and the stamp is for the next build.
+RUN npm run build && find dist -type f \( -name '*.d.ts' -o -name '*.map' -o -name .built \) -delete
 
 # Left out as optional: the programs of the embedded Postgres, 60 MB that a container has no use for. Without
 # DATABASE_URL `serve` says so and ends, and `try` says that they are missing.
