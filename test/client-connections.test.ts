@@ -254,7 +254,8 @@ t.test('what is no stream, or none any more, is left, and another one opened', a
           ];
     await eventually(async () => stream.turns.length === expected.length, 5_000);
     t.match(stream.turns, expected);
-    t.equal(listener.connections(), 2);
+    // fetch of Node 24 may open a spare one.
+    t.ok([2, 3].includes(listener.connections()), `${listener.connections()} connections`);
     await eventually(async () => listener.open() === 1, 2_000);
     await stream.close();
   }
