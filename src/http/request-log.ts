@@ -1,5 +1,6 @@
-import type { FastifyContextConfig } from 'fastify';
+import type { FastifyContextConfig, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
+import { levels } from 'pino';
 import type { ObserveRequest, RequestTimes } from './request-times.ts';
 import { traceIdOf } from './tracing.ts';
 
@@ -22,6 +23,7 @@ export const requestLog = fp<{ times?: RequestTimes }>(
     // None of this can be a secret by its name, and looking for one took longer than the rest of the line. What has the form
     // of a token is taken out of this line too.
     const log = app.log.child({}, { redact: [] });
+    const leastLevel = levels.values[log.level] ?? Number.POSITIVE_INFINITY;
     const elsewhere = times?.of([], 'none', 'coarse');
     if (times !== undefined) {
       app.addHook('onRoute', (route) => {
@@ -33,23 +35,30 @@ export const requestLog = fp<{ times?: RequestTimes }>(
       const status = reply.statusCode;
       const durationMs = reply.elapsedTime;
       if (times !== undefined) (request.routeConfig?.observe ?? elsewhere)?.(status, durationMs);
-      const facts = {
-        reqId: request.id,
-        traceId: traceIdOf(request),
-        method: request.method,
-        path: request.raw.url?.split('?', 1)[0],
-        status,
-        durationMs: Math.round(durationMs * 10) / 10,
-        ip: request.facts?.ip,
-        callerId: request.principal?.id,
-      };
-      if (request.routeConfig?.probe === 'health') log.debug(facts, 'request');
-      else if (status < 400) log.info(facts, 'request');
-      // 503 passes by itself: the process is stopping or overloaded, or the cause is in a line of its own.
-      else if (status < 500 || status === 503) log.warn(facts, 'request');
-      else log.error(facts, 'request');
+      const level = levelOf(status, request.routeConfig?.probe);
+      if ((levels.values[level] ?? 0) >= leastLevel) log[level](factsOf(request, status, durationMs), 'request');
       done();
     });
   },
   { name: 'request-log' },
 );
+
+function levelOf(status: number, probe: FastifyContextConfig['probe']): 'debug' | 'info' | 'warn' | 'error' {
+  if (probe === 'health') return 'debug';
+  if (status < 400) return 'info';
+  // 503 passes by itself: the process is stopping or overloaded, or the cause is in a line of its own.
+  return status < 500 || status === 503 ? 'warn' : 'error';
+}
+
+function factsOf(request: FastifyRequest, status: number, durationMs: number) {
+  return {
+    reqId: request.id,
+    traceId: traceIdOf(request),
+    method: request.method,
+    path: request.raw.url?.split('?', 1)[0],
+    status,
+    durationMs: Math.round(durationMs * 10) / 10,
+    ip: request.facts?.ip,
+    callerId: request.principal?.id,
+  };
+}
