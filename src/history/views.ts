@@ -60,7 +60,6 @@ export const unreadableEventView = z
 
 export const listedEventView = z.union([eventView, unreadableEventView]).meta({ id: 'ListedEvent' });
 
-export type EventView = z.infer<typeof eventView>;
 export type ListedEventView = z.infer<typeof listedEventView>;
 
 /** Made from the canonical text, which is what the hash covers. Never throws, whatever the row contains. */

@@ -1,7 +1,6 @@
 import { z } from 'zod';
 import { problemCodes } from '../core/errors.ts';
 import { type Id, type IdKind, idSuffixPattern } from '../core/ids.ts';
-import type { Page } from '../core/page.ts';
 import { accesses, permissions } from '../core/permissions.ts';
 import { mustBe } from '../lib/input-messages.ts';
 import { readAllowed } from '../lib/ip-address.ts';
@@ -94,8 +93,6 @@ export function pageFields<Item extends z.ZodType>(item: Item) {
 export function pageOf<Item extends z.ZodType>(id: string, item: Item) {
   return z.object(pageFields(item)).meta({ id });
 }
-
-export type PageView<View> = Page<View>;
 
 /** Rejects what a reader would not see or be misled by. */
 function requireReadable(value: string, context: z.RefinementCtx): void {

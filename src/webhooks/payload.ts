@@ -12,7 +12,7 @@ const neverAnnounced: readonly HistoryAction[] = [
   'keyring.rekeyed',
 ];
 
-/** What a partner may be told of itself and its keys: not who looked at one, nor what was said about bringing it back. */
+/** The events that a partner's endpoint may get: neither who revealed a key nor why a recovery was asked for. */
 export const partnerActions = [
   'partner.created',
   'partner.updated',
@@ -42,7 +42,7 @@ export function audienceOf(partnerId: string | null): Audience {
 /** Which actions an endpoint can ask for. */
 export function announcedTo(audience: Audience, actions: readonly HistoryAction[]): HistoryAction[] {
   if (audience === 'organization') return actions.filter((action) => !neverAnnounced.includes(action));
-  return actions.filter((action) => partnerActions.some((told) => told === action));
+  return actions.filter((action) => partnerActions.some((allowed) => allowed === action));
 }
 
 /** The body of a delivery: thin, so that nobody has to trust it with more than ids and facts. */

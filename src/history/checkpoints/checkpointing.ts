@@ -97,10 +97,7 @@ const sendWithinMs = 5_000;
 const notesAtOnce = 100;
 
 /** @param url credentials in it are sent as HTTP Basic authentication; nothing of it but its host is logged */
-export function createCheckpointDelivery(
-  url: string,
-  logger: Pick<FastifyBaseLogger, 'debug' | 'warn'>,
-): CheckpointDelivery {
+function createCheckpointDelivery(url: string, logger: Pick<FastifyBaseLogger, 'debug' | 'warn'>): CheckpointDelivery {
   const target = new URL(url);
   const credentials = `${decodeURIComponent(target.username)}:${decodeURIComponent(target.password)}`;
   const authorization =
@@ -156,7 +153,7 @@ export class CheckpointFileError extends Error {
 const fileMode = 0o600;
 
 /** @throws CheckpointFileError */
-export async function openCheckpointFile(file: string, verifiers: readonly NoteVerifier[]): Promise<CheckpointFile> {
+async function openCheckpointFile(file: string, verifiers: readonly NoteVerifier[]): Promise<CheckpointFile> {
   const handle = await openToAppend(file);
   try {
     const { size } = await handle.stat();
