@@ -1,4 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { idSuffix, newId } from '../src/core/ids.ts';
+import { mintToken, tokenParts } from '../src/crypto/token.ts';
 import { dbAddEvents } from '../test/support/histories.ts';
 import { attack } from './hostile-load.ts';
 import { startLoad } from './load.ts';
@@ -16,6 +18,9 @@ const mostGrowthBytes = 150 * 2 ** 20;
 const slowestP99Ms = 250;
 /** What the service closes by itself, it has closed by then: replies that nobody reads, idle connections of the pool. */
 const closedWithinMs = 60_000;
+/** The medians of two kinds of wrong keys differ by no more, as a part of the smaller one. */
+const greatestDifference = 0.05;
+const goodKeysBetween = 8;
 const megabytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 const say = (what: string) => process.stdout.write(`${new Date().toISOString().slice(11, 19)} ${what}\n`);
 
@@ -29,8 +34,14 @@ const promise = (kept: boolean, what: string) => {
 try {
   const { organizationId, adminToken, verifierToken } = stage.bootstrapped;
   await dbAddEvents(stage.urls.superuser, organizationId, events);
-  good.give('good', await stage.addKeys(organizationId, 50));
+  const keys = await stage.addKeys(organizationId, 50);
+  good.give('good', keys);
   const server = await stage.startLatchkey();
+  const guesses = await timeGuesses(server.port, verifierToken.reveal(), keys[0] ?? '');
+  promise(
+    Math.abs(guesses.unknownIdMs / guesses.wrongSecretMs - 1) <= greatestDifference,
+    `a key with an unknown id takes ${guesses.unknownIdMs.toFixed(3)} ms, one with a wrong secret ${guesses.wrongSecretMs.toFixed(3)} ms`,
+  );
   const verify = (forSeconds: number) =>
     good.run({
       port: server.port,
@@ -77,6 +88,39 @@ try {
   await stage.close();
 }
 process.exit(isKept ? 0 : 1);
+
+/** Median times of two kinds of wrong keys. Each key is sent twice and the second time counts; the kinds alternate. */
+async function timeGuesses(port: number, verifierToken: string, goodKey: string) {
+  const { prefix } = stage.crypto;
+  const make = {
+    unknownIdMs: () => mintToken({ prefix, kind: 'k', idSuffix: idSuffix(newId('key')) }).reveal(),
+    wrongSecretMs: () => mintToken({ prefix, kind: 'k', idSuffix: tokenParts(goodKey, prefix).idSuffix }).reveal(),
+  };
+  const send = async (key: string) => {
+    const startedAtMs = performance.now();
+    const response = await fetch(`http://127.0.0.1:${port}/v1/verify`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${verifierToken}`, 'content-type': 'application/json' },
+      body: JSON.stringify({ key, permission: 'read' }),
+    });
+    const text = await response.text();
+    if (text.includes('"valid":true') !== (key === goodKey)) throw new Error(`the answer was ${text}`);
+    return performance.now() - startedAtMs;
+  };
+  const times = { unknownIdMs: [] as number[], wrongSecretMs: [] as number[] };
+  const kinds = ['unknownIdMs', 'wrongSecretMs'] as const;
+  for (let round = 0; round < 500; round++) {
+    for (const kind of kinds) {
+      const key = make[kind]();
+      await send(key);
+      // The first one may have read the database. After good keys both kinds find the processor's caches in the same state.
+      for (let sent = 0; sent < goodKeysBetween; sent++) await send(goodKey);
+      times[kind].push(await send(key));
+    }
+  }
+  const median = (values: number[]) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0;
+  return { unknownIdMs: median(times.unknownIdMs), wrongSecretMs: median(times.wrongSecretMs) };
+}
 
 async function mostMemory(server: Server, signal: AbortSignal): Promise<number> {
   let most = 0;

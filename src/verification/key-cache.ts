@@ -80,7 +80,8 @@ export class KeyCache<Id extends string, Found extends CachedRecord<Id>> {
   readonly #options: KeyCacheOptions<Id, Found>;
   readonly #loader: BatchLoader<Id, Reading<Found>>;
   readonly #records: LRUCache<Id, Found>;
-  readonly #unknown = new LRUCache<Id, true>({ max: unknownKept, ttl: unknownKeptMs });
+  /** With its default resolution lru-cache starts a timer at each lookup, and an unknown id takes measurably longer. */
+  readonly #unknown = new LRUCache<Id, true>({ max: unknownKept, ttl: unknownKeptMs, ttlResolution: 0 });
   /** The ids of the records that depend on a partner or an organization. */
   readonly #dependents = new Map<string, Set<Id>>();
   /** Reads in progress that later requests may join. */
