@@ -25,6 +25,7 @@ FROM node:24-slim
 ENV NODE_ENV=production HOST=0.0.0.0 PORT=8080
 WORKDIR /app
 COPY package.json LICENSE ./
+COPY openapi openapi
 COPY --from=dependencies /app/node_modules node_modules
 COPY --from=build /app/dist dist
 # The account `node` of the base image, by number, because Kubernetes can check only a number against runAsNonRoot.

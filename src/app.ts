@@ -154,7 +154,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
     keepsPlaintexts: async (tx, id) => (await shareOrganization(tx, id)).key_reveal === 'allowed',
   });
   await app.register(requestLog, { times: tallies.times });
-  await app.register(openApi, { version: deps.version });
+  await app.register(openApi);
   await app.register(problemRoutes);
   const metrics = createMetrics({
     ...deps,

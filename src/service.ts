@@ -23,13 +23,13 @@ import { jobs } from './jobs/list.ts';
 import { startJobs } from './jobs/runner.ts';
 import { createKeyMint } from './keys/mint.ts';
 import { descriptorLimit } from './lib/descriptor-limit.ts';
+import { packageVersion } from './lib/package.ts';
 import { countEvents, createTallies } from './metrics.ts';
 import { isAnyOrganizationThere } from './organizations/store.ts';
 import { createShutdown, type Phase } from './shutdown.ts';
 import { startTelemetry } from './telemetry.ts';
 import { tokenCrypto } from './token-crypto.ts';
 import { startVerificationState } from './verification/state.ts';
-import { packageVersion } from './version.ts';
 import { createWebhookClient } from './webhooks/connector.ts';
 import { enqueueDeliveries, type SendPayload, sendTask } from './webhooks/enqueue-deliveries.ts';
 import { parseRanges } from './webhooks/public-address.ts';
@@ -204,7 +204,6 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       phase('webhooks', async () => sender?.close()),
     );
     await app.ready();
-    app.makeDocuments();
     const url = await listen(app, config, embedded !== undefined);
     const credentials = await embedded?.confirmCredentials(url);
     const drainMs = config.DRAIN_SECONDS * 1_000;

@@ -22,7 +22,6 @@ const ranks: string[][] = [
   ['rekey', 'verification'],
   ['jobs'],
   [
-    'version.ts',
     'secret-files.ts',
     'config.ts',
     'doubtful-variables.ts',
@@ -34,7 +33,7 @@ const ranks: string[][] = [
     'token-crypto.ts',
     'app.ts',
   ],
-  ['describe-api.ts', 'embedded-instance.ts'],
+  ['embedded-instance.ts'],
   ['service.ts'],
   ['cli'],
   ['server.ts'],

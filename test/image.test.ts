@@ -33,7 +33,7 @@ t.test('the built image', { skip: unlessBuildable() }, async (t) => {
   const app = path.join(image.root, 'app');
 
   t.test('the image has what the service needs and nothing else', async (t) => {
-    t.same(readdirSync(app).sort(), ['LICENSE', 'dist', 'node_modules', 'package.json']);
+    t.same(readdirSync(app).sort(), ['LICENSE', 'dist', 'node_modules', 'openapi', 'package.json']);
     t.same(readdirSync(path.join(app, 'dist')).sort(), ['migrations', 'src']);
     const files = readdirSync(app, { recursive: true }) as string[];
     t.ok(files.includes('dist/src/cli/latchkey.js'));

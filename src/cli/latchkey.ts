@@ -1,6 +1,6 @@
 #!/usr/bin/env -S node --min-semi-space-size=16 --heap-growing-percent=100
 import { Command } from 'commander';
-import { packageVersion } from '../version.ts';
+import { packageVersion } from '../lib/package.ts';
 import { auditCommand } from './audit.ts';
 import { bootstrapCommand } from './bootstrap.ts';
 import { doctorCommand } from './doctor.ts';

@@ -1,17 +1,18 @@
 import { pino } from 'pino';
-import { buildApp } from './app.ts';
-import { generateKeyring, parseKeyring } from './crypto/keyring.ts';
-import { createSecretHasher } from './crypto/secret-hash.ts';
-import { connect } from './db/client.ts';
-import { createDatabaseClock } from './db/clock.ts';
-import { createCheckpoints } from './history/checkpoints/signing.ts';
-import { openApiText } from './http/openapi.ts';
-import { startVerificationState } from './verification/state.ts';
-import { packageVersion } from './version.ts';
-import { createWebhookClient } from './webhooks/connector.ts';
-import { enqueueDeliveries } from './webhooks/enqueue-deliveries.ts';
+import { buildApp } from '../../src/app.ts';
+import { generateKeyring, parseKeyring } from '../../src/crypto/keyring.ts';
+import { createSecretHasher } from '../../src/crypto/secret-hash.ts';
+import { connect } from '../../src/db/client.ts';
+import { createDatabaseClock } from '../../src/db/clock.ts';
+import { createCheckpoints } from '../../src/history/checkpoints/signing.ts';
+import { packageVersion } from '../../src/lib/package.ts';
+import { startVerificationState } from '../../src/verification/state.ts';
+import { createWebhookClient } from '../../src/webhooks/connector.ts';
+import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
+import { toOpenApi30 } from './openapi-3-0.ts';
+import { documentOf } from './operations.ts';
 
-/** The OpenAPI document as it is committed: the real routes of an app that never meets a database. */
+/** The OpenAPI document of the service's own routes, as it is committed. Nothing connects to a database. */
 export async function describeApi(): Promise<string> {
   const url = 'postgres://nobody@127.0.0.1:1/nothing';
   const clock = createDatabaseClock();
@@ -49,10 +50,19 @@ export async function describeApi(): Promise<string> {
   });
   try {
     await app.ready();
-    return openApiText(app);
+    return textOf(await documentOf(app.routeList, packageVersion()));
   } finally {
     await app.close();
     await verification.close();
     await client.close();
   }
+}
+
+/** The same document by OpenAPI 3.0.3. */
+export function as30(text: string): string {
+  return textOf(toOpenApi30(JSON.parse(text)));
+}
+
+function textOf(document: unknown): string {
+  return `${JSON.stringify(document, null, 2)}\n`;
 }

@@ -1,4 +1,4 @@
-import { type JsonObject, withoutUnreferenced } from './openapi-document.ts';
+import { type JsonObject, withoutUnreferenced } from './finish-document.ts';
 
 /**
  * The document by OpenAPI 3.0.3, for generators that know only that. Nothing is described anew: each thing that 3.1 says
