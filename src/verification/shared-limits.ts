@@ -70,7 +70,7 @@ return answer`;
 
 const probeEveryMs = 500;
 
-/** A start waits for Redis no longer. */
+/** A Redis that does not answer at the start is waited for so long; then each replica counts by itself. */
 const decideWithinMs = 2_000;
 
 function toArguments(arrears: Arrears | undefined): number[] {
@@ -115,14 +115,10 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
     } else logger.warn({ err: cause }, 'Redis does not answer; each replica counts rate limits in its own memory.');
   });
 
-  /** A Redis that is slow at first is waited for; one that refuses connections is not. */
-  function isStillStarting(cause: unknown): boolean {
-    const isLate = performance.now() - startedAtMs > decideWithinMs;
-    return health.isHealthy === undefined && !isLate && cause instanceof Error && /time(d )?out/i.test(cause.message);
-  }
+  const isStarting = () => health.isHealthy === undefined && performance.now() - startedAtMs < decideWithinMs;
 
   function fail(cause: unknown): void {
-    if (!isStillStarting(cause)) health.set(false, cause);
+    if (!isStarting()) health.set(false, cause);
   }
 
   const probe = () => redis.probe().then(() => health.set(true), fail);
@@ -135,8 +131,7 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
     everyMs: probeEveryMs,
     async run() {
       // Not before it is connected: a slow start is no failure, and a failed connection is reported by `error`.
-      const isDue = redis.isReady() || performance.now() - startedAtMs > decideWithinMs;
-      if (health.isHealthy !== true && isDue) await probe();
+      if (health.isHealthy !== true && (redis.isReady() || !isStarting())) await probe();
     },
   });
 
