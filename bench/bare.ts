@@ -2,7 +2,7 @@ import fastify from 'fastify';
 import { commonHeaders } from '../src/http/problem.ts';
 import { requestLog } from '../src/http/request-log.ts';
 import { serverOptions } from '../src/http/server-options.ts';
-import { createLogger } from '../src/logger.ts';
+import { createLogger } from '../src/service/logger.ts';
 import { authorizeAnswer, verifyAnswer } from './questions.ts';
 
 // What Latchkey is measured against: a Fastify server with the same options and the same line in the log for each reply,

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { idSuffix, newId } from '../src/core/ids.ts';
 import { mintToken, tokenParts } from '../src/crypto/token.ts';
+import { idSuffix, newId } from '../src/domain/ids.ts';
 import { dbAddEvents } from '../test/support/histories.ts';
 import { attack } from './hostile-load.ts';
 import { startLoad } from './load.ts';

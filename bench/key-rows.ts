@@ -1,11 +1,11 @@
 import pg from 'pg';
-import { keyMac } from '../src/auth/record-mac.ts';
-import type { Actor } from '../src/core/actor.ts';
-import { idSuffix, newId, type OrganizationId, type PartnerId } from '../src/core/ids.ts';
+import { keyMac } from '../src/credentials/record-mac.ts';
 import type { Keyring } from '../src/crypto/keyring.ts';
 import type { Secret } from '../src/crypto/secret.ts';
 import { tagOf } from '../src/crypto/tag.ts';
 import { mintToken } from '../src/crypto/token.ts';
+import type { Actor } from '../src/domain/actor.ts';
+import { idSuffix, newId, type OrganizationId, type PartnerId } from '../src/domain/ids.ts';
 
 const slots = [1, 2];
 const partnersInBatch = 2_000;

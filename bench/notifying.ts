@@ -1,11 +1,11 @@
 import pg from 'pg';
-import { bootstrap } from '../src/bootstrap.ts';
-import type { Actor } from '../src/core/actor.ts';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
-import { connect, type Db } from '../src/db/client.ts';
-import { createDatabaseClock } from '../src/db/clock.ts';
-import { type OrganizationContext, transact } from '../src/db/work.ts';
+import { connect, type Db } from '../src/database/client.ts';
+import { createDatabaseClock } from '../src/database/clock.ts';
+import { type OrganizationContext, transact } from '../src/database/work.ts';
+import type { Actor } from '../src/domain/actor.ts';
 import { patchKey } from '../src/keys/commands.ts';
+import { bootstrap } from '../src/service/bootstrap.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { median } from './rounds.ts';
 import type { Stage } from './stage.ts';

@@ -1,9 +1,9 @@
-import type { Actor } from '../src/core/actor.ts';
-import { newId, type OrganizationId } from '../src/core/ids.ts';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
-import { connect, type Db } from '../src/db/client.ts';
-import { createDatabaseClock } from '../src/db/clock.ts';
-import { type OrganizationContext, transact } from '../src/db/work.ts';
+import { connect, type Db } from '../src/database/client.ts';
+import { createDatabaseClock } from '../src/database/clock.ts';
+import { type OrganizationContext, transact } from '../src/database/work.ts';
+import type { Actor } from '../src/domain/actor.ts';
+import { newId, type OrganizationId } from '../src/domain/ids.ts';
 import { record } from '../src/history/record.ts';
 import { addOrganization } from '../src/organizations/commands.ts';
 import { insertPartner } from '../src/partners/store.ts';

@@ -108,7 +108,7 @@ create table api_keys (
   tag bytea,
   tag_keyring_id text collate "C",
   argon2id_hash text,
-  -- Authenticates what decides about the key; see src/auth/record-mac.ts.
+  -- Authenticates what decides about the key; see src/credentials/record-mac.ts.
   mac bytea,
   mac_keyring_id text collate "C",
   sealed bytea,

@@ -1,9 +1,9 @@
 import fastify, { type RouteOptions } from 'fastify';
 import t, { type Test } from 'tap';
 import { addAccessToken, mintAccessToken } from '../src/access-tokens/commands.ts';
-import { idSuffix, newId } from '../src/core/ids.ts';
 import { mintToken } from '../src/crypto/token.ts';
-import { transact } from '../src/db/work.ts';
+import { transact } from '../src/database/work.ts';
+import { idSuffix, newId } from '../src/domain/ids.ts';
 import type { AccessRule } from '../src/http/access.ts';
 import { strictRoutes } from '../src/http/strict-routes.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';

@@ -2,7 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import t, { type Test } from 'tap';
-import { newId } from '../src/core/ids.ts';
+import { newId } from '../src/domain/ids.ts';
 import { startService } from './support/app.ts';
 import { chainOfTexts, exportOf, noteOf, publicKey, scratchFolder, textOf } from './support/histories.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';

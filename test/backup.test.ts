@@ -3,7 +3,7 @@ import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import t, { type Test } from 'tap';
-import { chooseAccount } from '../src/db/embedded/account.ts';
+import { chooseAccount } from '../src/embedded-postgres/account.ts';
 import { dbQuery } from './support/database.ts';
 import { commandsOf } from './support/documented-commands.ts';
 import { keyringText } from './support/keyrings.ts';

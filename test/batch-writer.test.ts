@@ -1,7 +1,7 @@
 import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import t, { type Test } from 'tap';
-import { newId } from '../src/core/ids.ts';
+import { newId } from '../src/domain/ids.ts';
 import { createBatchWriter } from '../src/lib/batch-writer.ts';
 import { createRefusalRecorder, type Refusal } from '../src/refused-requests/recorder.ts';
 import { type Json, startService } from './support/app.ts';

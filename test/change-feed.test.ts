@@ -1,6 +1,6 @@
 import t, { type Test } from 'tap';
-import { connect } from '../src/db/client.ts';
-import { createDatabaseClock } from '../src/db/clock.ts';
+import { connect } from '../src/database/client.ts';
+import { createDatabaseClock } from '../src/database/clock.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';

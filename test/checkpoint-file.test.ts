@@ -3,7 +3,7 @@ import path from 'node:path';
 import t, { type Test } from 'tap';
 import { parseKeyring } from '../src/crypto/keyring.ts';
 import { openCheckpointing } from '../src/history/checkpoints/checkpointing.ts';
-import { createLogger } from '../src/logger.ts';
+import { createLogger } from '../src/service/logger.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery, roleOf } from './support/database.ts';
 import { scratchFolder } from './support/histories.ts';

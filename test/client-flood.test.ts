@@ -1,7 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import t, { type Test } from 'tap';
-import { idSuffix, newId } from '../src/core/ids.ts';
 import { mintToken } from '../src/crypto/token.ts';
+import { idSuffix, newId } from '../src/domain/ids.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
 import { proxyTo } from './support/proxy.ts';
 

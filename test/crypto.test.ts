@@ -4,7 +4,6 @@ import { crc32 } from 'node:zlib';
 import argon2 from 'argon2';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import { idFromBytes, idSuffix, isId, newId } from '../src/core/ids.ts';
 import { createAttemptLimit } from '../src/crypto/attempt-limit.ts';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { type SealBinding, seal, unseal } from '../src/crypto/seal.ts';
@@ -12,6 +11,7 @@ import { Secret } from '../src/crypto/secret.ts';
 import { createSecretHasher } from '../src/crypto/secret-hash.ts';
 import { tagMatches, tagOf } from '../src/crypto/tag.ts';
 import { mintToken, parseToken, type TokenKind } from '../src/crypto/token.ts';
+import { idFromBytes, idSuffix, isId, newId } from '../src/domain/ids.ts';
 import { toCanonical } from '../src/history/chain.ts';
 
 const hex = (text: string) => Buffer.from(text.replaceAll(' ', ''), 'hex');

@@ -1,9 +1,9 @@
 import { sql } from 'kysely';
 import pg from 'pg';
 import t from 'tap';
-import { connect } from '../src/db/client.ts';
-import { createDatabaseClock } from '../src/db/clock.ts';
-import { transact } from '../src/db/work.ts';
+import { connect } from '../src/database/client.ts';
+import { createDatabaseClock } from '../src/database/clock.ts';
+import { transact } from '../src/database/work.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase, dbQuery, roleOf } from './support/database.ts';

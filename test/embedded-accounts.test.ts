@@ -3,7 +3,7 @@ import { chmod, chown, mkdir, mkdtemp, readdir, rm, stat, symlink } from 'node:f
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import t from 'tap';
-import { defaultDataDirectory } from '../src/db/embedded/start.ts';
+import { defaultDataDirectory } from '../src/embedded-postgres/start.ts';
 import { scratch, start } from './support/instance.ts';
 import { compiled, request, run, runEntry } from './support/process.ts';
 

@@ -3,7 +3,7 @@ import { promisify } from 'node:util';
 import type { RouteOptions } from 'fastify';
 import t from 'tap';
 import type { z } from 'zod';
-import { newId } from '../src/core/ids.ts';
+import { newId } from '../src/domain/ids.ts';
 import type { AccessRule } from '../src/http/access.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { listen, openRaw } from './support/raw-client.ts';

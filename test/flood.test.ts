@@ -1,9 +1,9 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import t from 'tap';
-import { idSuffix, type KeyId, newId } from '../src/core/ids.ts';
-import { traceIdOfRequestId } from '../src/core/trace.ts';
 import { mintToken } from '../src/crypto/token.ts';
+import { idSuffix, type KeyId, newId } from '../src/domain/ids.ts';
+import { traceIdOfRequestId } from '../src/domain/trace.ts';
 import { startService } from './support/app.ts';
 import { eventually } from './support/process.ts';
 

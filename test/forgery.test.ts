@@ -1,8 +1,8 @@
 import t from 'tap';
-import { idSuffix, newId } from '../src/core/ids.ts';
 import { Secret } from '../src/crypto/secret.ts';
 import { mintToken } from '../src/crypto/token.ts';
-import { confirmInstallation } from '../src/db/installation.ts';
+import { confirmInstallation } from '../src/database/installation.ts';
+import { idSuffix, newId } from '../src/domain/ids.ts';
 import { type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';

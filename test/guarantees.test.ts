@@ -1,9 +1,9 @@
 import path from 'node:path';
 import t, { type Test } from 'tap';
 import { generateKeyring } from '../src/crypto/keyring.ts';
-import { connect } from '../src/db/client.ts';
-import { startEmbeddedPostgres } from '../src/db/embedded/start.ts';
-import { checkGuarantees, type GuaranteeFacts, judgeGuarantees } from '../src/db/guarantees.ts';
+import { connect } from '../src/database/client.ts';
+import { checkGuarantees, type GuaranteeFacts, judgeGuarantees } from '../src/database/guarantees.ts';
+import { startEmbeddedPostgres } from '../src/embedded-postgres/start.ts';
 import { dbQuery, migrateAs } from './support/database.ts';
 import { scratch } from './support/instance.ts';
 import { runEntry } from './support/process.ts';

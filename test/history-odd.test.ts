@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap';
-import { newId } from '../src/core/ids.ts';
+import { newId } from '../src/domain/ids.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { findByLatchkey, findByScript, sha256 } from './support/histories.ts';

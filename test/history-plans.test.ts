@@ -1,6 +1,6 @@
 import { sql } from 'kysely';
 import t from 'tap';
-import type { OrganizationId } from '../src/core/ids.ts';
+import type { OrganizationId } from '../src/domain/ids.ts';
 import { findRange, followIndexes, type HistoryFilter, listEvents, listEventsQuery } from '../src/history/store.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';

@@ -1,8 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import t, { type Test } from 'tap';
-import { idSuffix, newId } from '../src/core/ids.ts';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { mintToken } from '../src/crypto/token.ts';
+import { idSuffix, newId } from '../src/domain/ids.ts';
 import { startService } from './support/app.ts';
 import { startBackend } from './support/hook.ts';
 import { freePort } from './support/ports.ts';

@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap';
-import { connect, type Db } from '../src/db/client.ts';
+import { connect, type Db } from '../src/database/client.ts';
 import { forgivingPool } from '../src/jobs/graphile-worker.ts';
 import { listJobRuns } from '../src/jobs/store.ts';
 import type { ClusterUrls } from './support/cluster.ts';

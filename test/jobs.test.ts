@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import t, { type Test } from 'tap';
-import { newId } from '../src/core/ids.ts';
-import { connect, type Db } from '../src/db/client.ts';
+import { connect, type Db } from '../src/database/client.ts';
+import { newId } from '../src/domain/ids.ts';
 import { jobs } from '../src/jobs/list.ts';
 import { describeError, periodMsOf, stateOf } from '../src/jobs/policy.ts';
 import { type JobRun, listJobRuns } from '../src/jobs/store.ts';

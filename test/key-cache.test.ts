@@ -1,7 +1,7 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import t from 'tap';
-import type { ChangeListener } from '../src/db/change-feed.ts';
+import type { ChangeListener } from '../src/database/change-feed.ts';
 import { createDeferred, type Deferred } from '../src/lib/deferred.ts';
 import { KeyCache } from '../src/verification/key-cache.ts';
 import { eventually } from './support/process.ts';

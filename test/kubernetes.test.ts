@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import t, { type Test } from 'tap';
 import { parseAllDocuments } from 'yaml';
-import { environment } from '../src/config.ts';
+import { environment } from '../src/config/config.ts';
 import type { Json } from './support/app.ts';
 import { readDockerfile } from './support/dockerfile.ts';
 import { run } from './support/process.ts';

@@ -1,12 +1,12 @@
 import fastify from 'fastify';
 import pg from 'pg';
 import t from 'tap';
-import { Problem } from '../src/core/errors.ts';
-import { idSuffix, newId } from '../src/core/ids.ts';
 import { mintToken } from '../src/crypto/token.ts';
+import { Problem } from '../src/domain/errors.ts';
+import { idSuffix, newId } from '../src/domain/ids.ts';
 import { errorHandler } from '../src/http/error-handler.ts';
 import { strictRoutes } from '../src/http/strict-routes.ts';
-import { createLogger } from '../src/logger.ts';
+import { createLogger } from '../src/service/logger.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { compiled, run } from './support/process.ts';
@@ -80,7 +80,7 @@ t.test('the line of a reply has a level by how it ended', async (t) => {
 
 t.test('for people: readable on a terminal or where asked for, JSON elsewhere', async (t) => {
   const script = `
-    const { createLogger } = await import('${compiled('src/logger.ts')}');
+    const { createLogger } = await import('${compiled('src/service/logger.ts')}');
     const format = process.env.FORMAT === '' ? undefined : process.env.FORMAT;
     if (process.env.TERMINAL === 'yes') process.stdout.isTTY = true;
     createLogger({ level: 'info', tokenPrefix: 'lk', format }).info({ port: 1 }, 'It is up.');`;

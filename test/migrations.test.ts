@@ -1,6 +1,6 @@
 import t from 'tap';
-import { connect } from '../src/db/client.ts';
-import { migrationStatus, requireCurrentSchema, tryMigrations } from '../src/db/migrator.ts';
+import { connect } from '../src/database/client.ts';
+import { migrationStatus, requireCurrentSchema, tryMigrations } from '../src/database/migrator.ts';
 import { startService } from './support/app.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { runEntry } from './support/process.ts';

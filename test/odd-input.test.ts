@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { newId } from '../src/core/ids.ts';
+import { newId } from '../src/domain/ids.ts';
 import { type Json, startService } from './support/app.ts';
 
 // Bodies and queries that are nearly right, with odd values in the place of one member: whatever comes, it is never a 5xx.

@@ -2,7 +2,7 @@ import { generateKeyPairSync, type KeyObject } from 'node:crypto';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import t, { type Test } from 'tap';
-import { createIssuerKeys, fetchKeys } from '../src/auth/issuer-keys.ts';
+import { createIssuerKeys, fetchKeys } from '../src/oidc/issuer-keys.ts';
 import { type Json, startService } from './support/app.ts';
 import { type Issuer, oidcOf, startIssuer } from './support/issuer.ts';
 import { eventually } from './support/process.ts';

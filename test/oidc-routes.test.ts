@@ -1,5 +1,5 @@
 import t from 'tap';
-import { newId } from '../src/core/ids.ts';
+import { newId } from '../src/domain/ids.ts';
 import type { AccessRule } from '../src/http/access.ts';
 import { startService } from './support/app.ts';
 import { oidcOf, startIssuer } from './support/issuer.ts';

@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap';
-import { newId, type OrganizationId } from '../src/core/ids.ts';
+import { newId, type OrganizationId } from '../src/domain/ids.ts';
 import { type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { type Issuer, oidcOf, startIssuer } from './support/issuer.ts';

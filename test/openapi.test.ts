@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 import t from 'tap';
-import { historyActions } from '../src/core/events.ts';
+import { historyActions } from '../src/domain/events.ts';
 import { describeApi } from '../tools/openapi/describe-api.ts';
 import { toOpenApi30 } from '../tools/openapi/openapi-3-0.ts';
 import type { Json } from './support/app.ts';

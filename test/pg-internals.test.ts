@@ -1,7 +1,7 @@
 import { Socket } from 'node:net';
 import pg from 'pg';
 import t from 'tap';
-import { isConnectionLoss, isPoolTimeout, isQueryTimeout, socketOf } from '../src/db/pg-internals.ts';
+import { isConnectionLoss, isPoolTimeout, isQueryTimeout, socketOf } from '../src/database/pg-internals.ts';
 import { createDatabase } from './support/database.ts';
 
 // What Latchkey relies on in pg without a public way to it. After an upgrade of pg each of these says what has changed.

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import t from 'tap';
-import { startEmbeddedPostgres } from '../src/db/embedded/start.ts';
+import { startEmbeddedPostgres } from '../src/embedded-postgres/start.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually, request, runEntry } from './support/process.ts';
 

@@ -2,7 +2,7 @@ import { chown, copyFile, mkdtemp, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import t, { type Test } from 'tap';
-import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/db/embedded/start.ts';
+import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/embedded-postgres/start.ts';
 import { dbQuery, migrateAs } from './support/database.ts';
 import { commandsOf } from './support/documented-commands.ts';
 import { keyringText } from './support/keyrings.ts';

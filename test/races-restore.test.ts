@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap';
-import { createDatabaseClock } from '../src/db/clock.ts';
+import { createDatabaseClock } from '../src/database/clock.ts';
 import { purgeDeletedKeys } from '../src/keys/jobs.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, type Reply, startService, type TestService } from './support/app.ts';

@@ -2,7 +2,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import t, { type Test } from 'tap';
-import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/db/embedded/start.ts';
+import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/embedded-postgres/start.ts';
 import { startService, type TestService } from './support/app.ts';
 import { migrateAs } from './support/database.ts';
 import { eventually, runEntry } from './support/process.ts';

@@ -1,6 +1,6 @@
 import { sql } from 'kysely';
 import t, { type Test } from 'tap';
-import { connect } from '../src/db/client.ts';
+import { connect } from '../src/database/client.ts';
 import { KeyCache } from '../src/verification/key-cache.ts';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase, dbQuery } from './support/database.ts';

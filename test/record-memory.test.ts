@@ -1,10 +1,10 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import t from 'tap';
-import type { KeyId } from '../src/core/ids.ts';
 import { createAttemptLimit } from '../src/crypto/attempt-limit.ts';
 import { Secret } from '../src/crypto/secret.ts';
 import { tokenHashOf } from '../src/crypto/tag.ts';
+import type { KeyId } from '../src/domain/ids.ts';
 import type { ApiKeyRecord } from '../src/verification/api-key-record.ts';
 import { createSecretCheck } from '../src/verification/credentials.ts';
 import { loadApiKeys } from '../src/verification/record-store.ts';

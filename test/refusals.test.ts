@@ -1,6 +1,6 @@
 import t, { type Test } from 'tap';
-import { newId } from '../src/core/ids.ts';
-import { createDatabaseClock } from '../src/db/clock.ts';
+import { createDatabaseClock } from '../src/database/clock.ts';
+import { newId } from '../src/domain/ids.ts';
 import { createRefusalRecorder, type Refusal } from '../src/refused-requests/recorder.ts';
 import { listRefusals, pruneRefusals } from '../src/refused-requests/store.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';

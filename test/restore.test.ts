@@ -1,5 +1,5 @@
 import t from 'tap';
-import { type RestoreWay, requireOpenWindow } from '../src/core/restore-window.ts';
+import { type RestoreWay, requireOpenWindow } from '../src/domain/restore-window.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery, roleOf } from './support/database.ts';
 import { eventually } from './support/process.ts';

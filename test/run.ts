@@ -7,7 +7,7 @@ import path from 'node:path';
 import { text } from 'node:stream/consumers';
 import { parseArgs } from 'node:util';
 import pLimit from 'p-limit';
-import { startEmbeddedPostgres } from '../src/db/embedded/start.ts';
+import { startEmbeddedPostgres } from '../src/embedded-postgres/start.ts';
 import { clusterVariable, makeTestRoles, type TestCluster } from './support/cluster.ts';
 import { addDatabase, migrateAs } from './support/database.ts';
 import { compiled } from './support/process.ts';

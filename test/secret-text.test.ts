@@ -1,9 +1,9 @@
 import { request as httpRequest } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import t from 'tap';
-import { idSuffix, newId } from '../src/core/ids.ts';
 import { createSecretText } from '../src/crypto/secret-text.ts';
 import { mintToken, type TokenKind } from '../src/crypto/token.ts';
+import { idSuffix, newId } from '../src/domain/ids.ts';
 import { type Json, startService } from './support/app.ts';
 import { dbDump } from './support/database.ts';
 import { eventually } from './support/process.ts';

@@ -4,7 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { pino } from 'pino';
 import t from 'tap';
-import { createShutdown } from '../src/shutdown.ts';
+import { createShutdown } from '../src/service/shutdown.ts';
 import { dbQuery } from './support/database.ts';
 import { type KeptReply, keepAliveClient } from './support/keep-alive-client.ts';
 import { eventually, request } from './support/process.ts';

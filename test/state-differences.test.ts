@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import { newId } from '../src/core/ids.ts';
+import { newId } from '../src/domain/ids.ts';
 import { jobs } from '../src/jobs/list.ts';
 import { purgeDeletedKeys } from '../src/keys/jobs.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';

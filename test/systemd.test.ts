@@ -1,7 +1,7 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import t, { type Test } from 'tap';
-import { environment } from '../src/config.ts';
+import { environment } from '../src/config/config.ts';
 import { run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 

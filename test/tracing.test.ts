@@ -1,7 +1,7 @@
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import t, { type Test } from 'tap';
-import { parseTraceparent, toTraceparent, traceIdOfRequestId } from '../src/core/trace.ts';
+import { parseTraceparent, toTraceparent, traceIdOfRequestId } from '../src/domain/trace.ts';
 import { type Json, startService } from './support/app.ts';
 import { compiled, eventually, request, run } from './support/process.ts';
 import { serve } from './support/served.ts';
@@ -192,7 +192,7 @@ t.test('whoever does not ask for spans loads nothing for them', async (t) => {
   };
   t.equal(await loaded(''), 0);
   const start = `
-    const { startTelemetry } = await import('${compiled('src/telemetry.ts')}');
+    const { startTelemetry } = await import('${compiled('src/service/telemetry.ts')}');
     await startTelemetry({ endpoint: 'http://127.0.0.1:1', serviceName: 'x', version: '1', tokenPrefix: 'lk', logger: console });`;
   t.not(await loaded(start), 0, 'and this would show it');
 });

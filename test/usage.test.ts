@@ -1,6 +1,6 @@
 import t from 'tap';
-import { newId } from '../src/core/ids.ts';
-import { createDatabaseClock } from '../src/db/clock.ts';
+import { createDatabaseClock } from '../src/database/clock.ts';
+import { newId } from '../src/domain/ids.ts';
 import type { ApiKeyRecord } from '../src/verification/api-key-record.ts';
 import { addUsage, foldOldUsage } from '../src/verification/usage-store.ts';
 import { type Json, startService } from './support/app.ts';

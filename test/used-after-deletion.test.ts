@@ -1,6 +1,6 @@
 import t from 'tap';
-import { idSuffix } from '../src/core/ids.ts';
 import { mintToken } from '../src/crypto/token.ts';
+import { idSuffix } from '../src/domain/ids.ts';
 import { forgetDeletedUses } from '../src/verification/usage-store.ts';
 import { type Client, type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';

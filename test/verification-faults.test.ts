@@ -1,8 +1,8 @@
 import t, { type Test } from 'tap';
-import { idSuffix, newId } from '../src/core/ids.ts';
 import { mintToken } from '../src/crypto/token.ts';
-import { connect } from '../src/db/client.ts';
-import { createDatabaseClock } from '../src/db/clock.ts';
+import { connect } from '../src/database/client.ts';
+import { createDatabaseClock } from '../src/database/clock.ts';
+import { idSuffix, newId } from '../src/domain/ids.ts';
 import type { VerificationStateOptions } from '../src/verification/state.ts';
 import { startService } from './support/app.ts';
 import { createDatabase } from './support/database.ts';

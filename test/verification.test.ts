@@ -1,7 +1,7 @@
 import t from 'tap';
-import { idSuffix, newId } from '../src/core/ids.ts';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { mintToken } from '../src/crypto/token.ts';
+import { idSuffix, newId } from '../src/domain/ids.ts';
 import { createMemoryLimits } from '../src/verification/limits.ts';
 import { type DecidedKey, decide, type VerdictCode, type Wanted } from '../src/verification/policy.ts';
 import { startService } from './support/app.ts';

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import t from 'tap';
-import { newId } from '../src/core/ids.ts';
+import { newId } from '../src/domain/ids.ts';
 import type { Link } from '../src/history/chain.ts';
 import type { Checkpoint } from '../src/history/checkpoints/checkpoint.ts';
 import {

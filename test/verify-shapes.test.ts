@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { newId } from '../src/core/ids.ts';
+import { newId } from '../src/domain/ids.ts';
 import { ApiKeyRecord, type ApiKeyRow } from '../src/verification/api-key-record.ts';
 import { verdictCodes } from '../src/verification/policy.ts';
 import { verdictText, verdictView } from '../src/verification/verdict-view.ts';

@@ -1,5 +1,5 @@
 import t from 'tap';
-import { Problem } from '../src/core/errors.ts';
+import { Problem } from '../src/domain/errors.ts';
 import { DeliveryFailed } from '../src/webhooks/delivery-failed.ts';
 import { listenEverywhere, listenHttp } from './support/listeners.ts';
 import { eventually } from './support/process.ts';

@@ -1,6 +1,6 @@
 import { isDeepStrictEqual } from 'node:util';
 import t from 'tap';
-import { newId, type OrganizationId, type WebhookId } from '../src/core/ids.ts';
+import { newId, type OrganizationId, type WebhookId } from '../src/domain/ids.ts';
 import { deliveryMac } from '../src/webhooks/delivery-mac.ts';
 import { mintSecret } from '../src/webhooks/mint.ts';
 import { startService, type TestService } from './support/app.ts';

@@ -1,6 +1,6 @@
 import t, { type Test } from 'tap';
-import { canonicalJson } from '../src/core/canonical-json.ts';
-import { newId } from '../src/core/ids.ts';
+import { canonicalJson } from '../src/domain/canonical-json.ts';
+import { newId } from '../src/domain/ids.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { keyringOf } from './support/keyrings.ts';

@@ -1,5 +1,5 @@
 import t from 'tap';
-import { historyActions } from '../src/core/events.ts';
+import { historyActions } from '../src/domain/events.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { deliveriesOf, makeWebhook } from './support/webhooks.ts';

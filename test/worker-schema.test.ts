@@ -1,9 +1,9 @@
 import { readdirSync } from 'node:fs';
 import path from 'node:path';
 import t from 'tap';
-import { connect } from '../src/db/client.ts';
-import { migrationStatus, requireCurrentSchema } from '../src/db/migrator.ts';
-import { workerRevision, workerTables } from '../src/db/worker-schema.ts';
+import { connect } from '../src/database/client.ts';
+import { migrationStatus, requireCurrentSchema } from '../src/database/migrator.ts';
+import { workerRevision, workerTables } from '../src/database/worker-schema.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { dbDue, dbQueue } from './support/jobs.ts';
 import { eventually } from './support/process.ts';

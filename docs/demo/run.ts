@@ -1,11 +1,11 @@
 import { existsSync, readdirSync } from 'node:fs';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import { readConfig } from '../../src/config.ts';
-import { defaultDataDirectory } from '../../src/db/embedded/start.ts';
-import type { Credentials } from '../../src/embedded-instance.ts';
-import { createLogger } from '../../src/logger.ts';
-import { type Service, startService } from '../../src/service.ts';
+import { readConfig } from '../../src/config/config.ts';
+import { defaultDataDirectory } from '../../src/embedded-postgres/start.ts';
+import type { Credentials } from '../../src/service/embedded-instance.ts';
+import { createLogger } from '../../src/service/logger.ts';
+import { type Service, startService } from '../../src/service/service.ts';
 import { createClient } from './client.ts';
 import { fill } from './fill.ts';
 import { whatToLookAt } from './look.ts';

@@ -1,6 +1,6 @@
-import { Problem, validationProblem } from '../core/errors.ts';
-import type { AccessTokenId, OrganizationId } from '../core/ids.ts';
-import type { Access } from '../core/permissions.ts';
+import { Problem, validationProblem } from '../domain/errors.ts';
+import type { AccessTokenId, OrganizationId } from '../domain/ids.ts';
+import type { Access } from '../domain/permissions.ts';
 
 /** Who may make which access tokens, without a database. */
 

@@ -1,11 +1,11 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import type { TokenCrypto } from '../auth/mint.ts';
-import { creatorChainOf } from '../auth/principal.ts';
-import { type AccessTokenId, isId } from '../core/ids.ts';
-import { decodeCursor, toPage } from '../core/page.ts';
+import type { TokenCrypto } from '../credentials/mint.ts';
 import { maskedToken, tokenKindOf } from '../crypto/token.ts';
-import { type Transactor, transact } from '../db/work.ts';
+import { type Transactor, transact } from '../database/work.ts';
+import { type AccessTokenId, isId } from '../domain/ids.ts';
+import { decodeCursor, toPage } from '../domain/page.ts';
+import { creatorChainOf } from '../domain/principal.ts';
 import { accessTokenOf, actorContextOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import {

@@ -1,11 +1,11 @@
 import type { Selectable } from 'kysely';
 import { sql } from 'kysely';
-import { isAuthenticToken, tokenMac } from '../auth/record-mac.ts';
-import { requireFound } from '../core/errors.ts';
-import type { AccessTokenId, OrganizationId } from '../core/ids.ts';
+import { isAuthenticToken, tokenMac } from '../credentials/record-mac.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import type { Db, Tx } from '../db/client.ts';
-import type { AccessTokensTable } from '../db/schema.ts';
+import type { Db, Tx } from '../database/client.ts';
+import type { AccessTokensTable } from '../database/schema.ts';
+import { requireFound } from '../domain/errors.ts';
+import type { AccessTokenId, OrganizationId } from '../domain/ids.ts';
 
 /** An access token without anything secret. */
 export type AccessToken = Omit<

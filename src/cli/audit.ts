@@ -1,11 +1,11 @@
 import { createReadStream } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
 import { Command, InvalidArgumentError, Option } from 'commander';
-import { type Config, readConfig } from '../config.ts';
-import { isId } from '../core/ids.ts';
+import { type Config, readConfig } from '../config/config.ts';
 import type { NoteVerifier } from '../crypto/signed-note.ts';
-import { connect, type Db } from '../db/client.ts';
-import { requireCurrentSchema } from '../db/migrator.ts';
+import { connect, type Db } from '../database/client.ts';
+import { requireCurrentSchema } from '../database/migrator.ts';
+import { isId } from '../domain/ids.ts';
 import { installationChain } from '../history/chain.ts';
 import type { ChainVerdict } from '../history/chain-walk.ts';
 import { type Checkpoint, checkpointSigners, parsePublicKeys } from '../history/checkpoints/checkpoint.ts';

@@ -1,25 +1,30 @@
 import { Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
 import { Command } from 'commander';
-import { fetchKeys } from '../auth/issuer-keys.ts';
-import { findForgedCredentials, organizationExists } from '../auth/store.ts';
-import { type Config, readConfig } from '../config.ts';
+import { type Config, readConfig } from '../config/config.ts';
+import { doubtfulVariables } from '../config/doubtful-variables.ts';
+import { findForgedCredentials, organizationExists } from '../credentials/store.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import { connect, type DatabaseClient, type Db } from '../db/client.ts';
-import { createDatabaseClock } from '../db/clock.ts';
-import { currentTime } from '../db/credential.ts';
-import { foreignSettings, requireUtf8 } from '../db/fitness.ts';
-import { checkGuarantees } from '../db/guarantees.ts';
-import { confirmInstallation, isRestoredCopy, restoredCopyRemedy, unknownKeyringIds } from '../db/installation.ts';
-import { countKeyringUse } from '../db/keyring-use.ts';
-import { requireCurrentSchema } from '../db/migrator.ts';
-import { socketOf } from '../db/pg-internals.ts';
-import { doubtfulVariables } from '../doubtful-variables.ts';
+import { connect, type DatabaseClient, type Db } from '../database/client.ts';
+import { createDatabaseClock } from '../database/clock.ts';
+import { currentTime } from '../database/credential.ts';
+import { foreignSettings, requireUtf8 } from '../database/fitness.ts';
+import { checkGuarantees } from '../database/guarantees.ts';
+import {
+  confirmInstallation,
+  isRestoredCopy,
+  restoredCopyRemedy,
+  unknownKeyringIds,
+} from '../database/installation.ts';
+import { countKeyringUse } from '../database/keyring-use.ts';
+import { requireCurrentSchema } from '../database/migrator.ts';
+import { socketOf } from '../database/pg-internals.ts';
 import { jobs } from '../jobs/list.ts';
 import { type JobState, stateOf } from '../jobs/policy.ts';
 import { type JobRun, listJobRuns } from '../jobs/store.ts';
 import { minuteMs } from '../lib/durations.ts';
 import { isWithin, toNetworks, unmapped } from '../lib/ip-address.ts';
+import { fetchKeys } from '../oidc/issuer-keys.ts';
 import { checkRedis } from '../verification/shared-limits.ts';
 import { describeFailure, messageOf } from './failure.ts';
 import { tellKeyringUse } from './keyring-use.ts';

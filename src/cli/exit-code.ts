@@ -1,7 +1,7 @@
-import { ConfigError, configExitCode } from '../config.ts';
-import { DatabaseUnfit } from '../db/fitness.ts';
-import { GuaranteeBroken } from '../db/guarantees.ts';
-import { InstallationMismatch } from '../db/installation.ts';
+import { ConfigError, configExitCode } from '../config/config.ts';
+import { DatabaseUnfit } from '../database/fitness.ts';
+import { GuaranteeBroken } from '../database/guarantees.ts';
+import { InstallationMismatch } from '../database/installation.ts';
 import { CheckpointFileError } from '../history/checkpoints/checkpointing.ts';
 
 /** 78 where the configuration must change before another start can help, 1 for everything else. */

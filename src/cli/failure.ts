@@ -1,6 +1,6 @@
 import pg from 'pg';
-import { ReadOnlyDatabase } from '../db/fitness.ts';
-import { isReadOnlyRefusal, isUnavailable } from '../db/pg-error.ts';
+import { ReadOnlyDatabase } from '../database/fitness.ts';
+import { isReadOnlyRefusal, isUnavailable } from '../database/pg-error.ts';
 
 /** What went wrong, for the person who ran a command, and where it helps what to do. */
 export function describeFailure(error: unknown, env: NodeJS.ProcessEnv): string {

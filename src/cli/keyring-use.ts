@@ -1,5 +1,5 @@
 import type { Keyring } from '../crypto/keyring.ts';
-import type { KeyringUse } from '../db/keyring-use.ts';
+import type { KeyringUse } from '../database/keyring-use.ts';
 import { counted } from './print.ts';
 
 /** A line for each entry of the keyring, and for each that is still used without being there. */

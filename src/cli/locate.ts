@@ -1,9 +1,9 @@
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
-import type { Config } from '../config.ts';
+import type { Config } from '../config/config.ts';
 import { type Keyring, parseKeyring } from '../crypto/keyring.ts';
-import { defaultDataDirectory } from '../db/embedded/start.ts';
-import type { Credentials } from '../embedded-instance.ts';
+import { defaultDataDirectory } from '../embedded-postgres/start.ts';
+import type { Credentials } from '../service/embedded-instance.ts';
 
 /**
  * The database as the service's role, and its keyring. Without DATABASE_URL: those of the embedded instance of this

@@ -1,7 +1,7 @@
 import { Command } from 'commander';
-import { type Config, ConfigError, exampleOf, readConfig } from '../config.ts';
-import { connect, type Db } from '../db/client.ts';
-import { migrate, migrationStatus, tryMigrations } from '../db/migrator.ts';
+import { type Config, ConfigError, exampleOf, readConfig } from '../config/config.ts';
+import { connect, type Db } from '../database/client.ts';
+import { migrate, migrationStatus, tryMigrations } from '../database/migrator.ts';
 import { print } from './print.ts';
 
 export function migrateCommand(env: NodeJS.ProcessEnv): Command {

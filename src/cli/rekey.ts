@@ -1,11 +1,11 @@
 import { Command } from 'commander';
-import { readConfig } from '../config.ts';
+import { readConfig } from '../config/config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import { connect } from '../db/client.ts';
-import { createDatabaseClock } from '../db/clock.ts';
-import { confirmInstallation } from '../db/installation.ts';
-import { countKeyringUse } from '../db/keyring-use.ts';
-import { requireCurrentSchema } from '../db/migrator.ts';
+import { connect } from '../database/client.ts';
+import { createDatabaseClock } from '../database/clock.ts';
+import { confirmInstallation } from '../database/installation.ts';
+import { countKeyringUse } from '../database/keyring-use.ts';
+import { requireCurrentSchema } from '../database/migrator.ts';
 import { accessTokens } from '../rekey/access-tokens.ts';
 import { keys } from '../rekey/keys.ts';
 import { type RekeyResult, rekey, type Unopened } from '../rekey/rekey.ts';

@@ -1,8 +1,8 @@
 import type { Logger } from 'pino';
-import { ConfigError, readConfig } from '../config.ts';
-import { doubtfulVariables } from '../doubtful-variables.ts';
-import { createLogger } from '../logger.ts';
-import { type Service, startService } from '../service.ts';
+import { ConfigError, readConfig } from '../config/config.ts';
+import { doubtfulVariables } from '../config/doubtful-variables.ts';
+import { createLogger } from '../service/logger.ts';
+import { type Service, startService } from '../service/service.ts';
 import { exitCodeOf } from './exit-code.ts';
 import { describeFailure } from './failure.ts';
 import { welcome } from './welcome.ts';

@@ -1,4 +1,4 @@
-import type { Service } from '../service.ts';
+import type { Service } from '../service/service.ts';
 
 /** What a person reads who has just started Latchkey with nothing configured: the last line can be pasted. */
 export function welcome(url: string, embedded: NonNullable<Service['embedded']>): string {

@@ -1,4 +1,4 @@
-import { Problem } from '../core/errors.ts';
+import { Problem } from '../domain/errors.ts';
 import { minuteMs } from '../lib/durations.ts';
 
 /** How often the slow comparison may be tried for one record. */

@@ -1,6 +1,6 @@
 import argon2 from 'argon2';
 import pLimit from 'p-limit';
-import { Problem } from '../core/errors.ts';
+import { Problem } from '../domain/errors.ts';
 import type { Secret } from './secret.ts';
 
 /** Costs of argon2id (RFC 9106), and how much of it may run. */

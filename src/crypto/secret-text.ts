@@ -1,4 +1,4 @@
-import { idSuffixPattern } from '../core/ids.ts';
+import { idSuffixPattern } from '../domain/ids.ts';
 import { decodePercent } from '../lib/decode-percent.ts';
 import { parseToken, tokenLength } from './token.ts';
 

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { crc32 } from 'node:zlib';
-import { idSuffixPattern } from '../core/ids.ts';
+import { idSuffixPattern } from '../domain/ids.ts';
 import { Secret } from './secret.ts';
 
 /**

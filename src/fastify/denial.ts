@@ -1,6 +1,6 @@
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { CostExceedsLimit, LatchkeyUnavailable, type RateLimitState, type Verdict } from '../client/verdict.ts';
-import { limitSentence } from '../core/rate-limit.ts';
+import { limitSentence } from '../domain/rate-limit.ts';
 import { UnreadableCredential } from '../lib/read-credential.ts';
 
 /** Why a request is not let in, and how it is answered unless the application has its own way. */

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
-import { canonicalJson } from '../core/canonical-json.ts';
-import type { ChainedEvent } from '../core/events.ts';
-import type { OrganizationId } from '../core/ids.ts';
+import { canonicalJson } from '../domain/canonical-json.ts';
+import type { ChainedEvent } from '../domain/events.ts';
+import type { OrganizationId } from '../domain/ids.ts';
 
 /**
  * The chain: `hash = SHA-256(previousHash ‖ canonical)`, where canonical is the event in RFC 8785 form without the two

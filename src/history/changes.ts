@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from 'node:util';
-import type { Changes } from '../core/events.ts';
+import type { Changes } from '../domain/events.ts';
 
 /**
  * What an update would change: each field that is given and differs. Nothing different means nothing to write and

@@ -1,7 +1,7 @@
 import { Readable } from 'node:stream';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import type { Db } from '../db/client.ts';
+import type { Db } from '../database/client.ts';
 import { createAtOnce, organizationGroupOf } from '../http/at-once.ts';
 import { accessTokenOf } from '../http/guard.ts';
 import { chainOf } from './chain.ts';

@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
-import type { ChainedEvent, Happening } from '../core/events.ts';
-import { newId } from '../core/ids.ts';
-import type { ActorContext, Work } from '../db/work.ts';
+import type { ActorContext, Work } from '../database/work.ts';
+import type { ChainedEvent, Happening } from '../domain/events.ts';
+import { newId } from '../domain/ids.ts';
 import { chainOf, toCanonical } from './chain.ts';
 
 /**

@@ -1,10 +1,10 @@
 import type { FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { Problem } from '../core/errors.ts';
-import type { OrganizationId } from '../core/ids.ts';
-import { decodeCursor, type ListId, toPage } from '../core/page.ts';
-import type { Db } from '../db/client.ts';
+import type { Db } from '../database/client.ts';
+import { Problem } from '../domain/errors.ts';
+import type { OrganizationId } from '../domain/ids.ts';
+import { decodeCursor, type ListId, toPage } from '../domain/page.ts';
 import { createAtOnce, onceClosed, organizationGroupOf } from '../http/at-once.ts';
 import { accessTokenOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';

@@ -1,8 +1,8 @@
 import type { FastifyBaseLogger } from 'fastify';
 import { sql } from 'kysely';
-import type { Db } from '../db/client.ts';
-import { currentTime } from '../db/credential.ts';
-import type { Transactor } from '../db/work.ts';
+import type { Db } from '../database/client.ts';
+import { currentTime } from '../database/credential.ts';
+import type { Transactor } from '../database/work.ts';
 import { installationChain } from './chain.ts';
 import { compareStates } from './state-differences.ts';
 import { type RecordKind, recordKinds } from './state-replay.ts';

@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
-import type { ChainedEvent, HistoryAction } from '../core/events.ts';
-import type { OrganizationId } from '../core/ids.ts';
-import type { Db, Tx } from '../db/client.ts';
+import type { Db, Tx } from '../database/client.ts';
+import type { ChainedEvent, HistoryAction } from '../domain/events.ts';
+import type { OrganizationId } from '../domain/ids.ts';
 import { chunksOf, pagesOf } from '../lib/batches.ts';
 import { installationChain } from './chain.ts';
 import {

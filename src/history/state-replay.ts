@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from 'node:util';
-import type { ChainedEvent, HistoryAction } from '../core/events.ts';
+import type { ChainedEvent, HistoryAction } from '../domain/events.ts';
 
 /** What a record's events give, without a database. A new member of a record that decides anything goes in here. */
 

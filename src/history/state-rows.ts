@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
-import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
-import { toRateLimit } from '../core/rate-limit.ts';
-import type { Db, Tx } from '../db/client.ts';
+import type { Db, Tx } from '../database/client.ts';
+import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
+import { toRateLimit } from '../domain/rate-limit.ts';
 import { type State, toMaker } from './state-replay.ts';
 
 /** What the tables say about records, by the members that their events give. */

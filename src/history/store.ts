@@ -1,6 +1,6 @@
 import { sql } from 'kysely';
-import type { OrganizationId } from '../core/ids.ts';
-import type { Db, Tx } from '../db/client.ts';
+import type { Db, Tx } from '../database/client.ts';
+import type { OrganizationId } from '../domain/ids.ts';
 import { chainOf, firstPreviousHash, longestEventBytes, type StoredEvent } from './chain.ts';
 
 export interface HistoryFilter {

@@ -1,6 +1,6 @@
 import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
-import { type ChainedEvent, historyActions } from '../core/events.ts';
+import { type ChainedEvent, historyActions } from '../domain/events.ts';
 import { actorView, idView, timestampView } from '../http/schemas.ts';
 import { isNestedDeeper } from '../lib/json-text.ts';
 import { parseObject, type StoredEvent, timeText } from './chain.ts';

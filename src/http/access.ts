@@ -1,5 +1,5 @@
 import type {} from 'fastify';
-import type { Access } from '../core/permissions.ts';
+import type { Access } from '../domain/permissions.ts';
 
 export type Role = 'operator' | 'admin' | 'verifier';
 

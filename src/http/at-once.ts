@@ -1,6 +1,6 @@
 import type { ServerResponse } from 'node:http';
 import type { FastifyRequest } from 'fastify';
-import { Problem } from '../core/errors.ts';
+import { Problem } from '../domain/errors.ts';
 import { accessTokenOf } from './guard.ts';
 
 /** Bounds what goes on at once, in all and of one group: an organization, or an address. */

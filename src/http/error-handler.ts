@@ -2,7 +2,7 @@ import { METHODS } from 'node:http';
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import { hasZodFastifySchemaValidationErrors } from 'fastify-type-provider-zod';
-import { type InputError, Problem, type ProblemCode, validationProblems } from '../core/errors.ts';
+import { type InputError, Problem, type ProblemCode, validationProblems } from '../domain/errors.ts';
 import { inputErrorsOf } from './input-errors.ts';
 import { problemBody, problemHeaders } from './problem.ts';
 import { traceIdOf } from './tracing.ts';

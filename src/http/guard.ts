@@ -1,12 +1,12 @@
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
-import { isBasic, readCredential, unauthorized } from '../auth/credential.ts';
-import type { People } from '../auth/people.ts';
-import { actorOf, type CallerPrincipal, type Principal } from '../auth/principal.ts';
-import { Problem } from '../core/errors.ts';
-import { isId, type OrganizationId } from '../core/ids.ts';
-import type { ActorContext, OrganizationContext } from '../db/work.ts';
+import { isBasic, readCredential, unauthorized } from '../credentials/presented.ts';
+import type { ActorContext, OrganizationContext } from '../database/work.ts';
+import { Problem } from '../domain/errors.ts';
+import { isId, type OrganizationId } from '../domain/ids.ts';
+import { actorOf, type CallerPrincipal, type Principal } from '../domain/principal.ts';
 import { andThen, callBack, type MaybePromise, withCatch } from '../lib/maybe-promise.ts';
+import type { People } from '../oidc/people.ts';
 import type { AccessRule } from './access.ts';
 
 declare module 'fastify' {

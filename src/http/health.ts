@@ -1,8 +1,8 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { Problem } from '../core/errors.ts';
-import { ReadOnlyDatabase } from '../db/fitness.ts';
-import { SchemaMismatch } from '../db/migrator.ts';
+import { ReadOnlyDatabase } from '../database/fitness.ts';
+import { SchemaMismatch } from '../database/migrator.ts';
+import { Problem } from '../domain/errors.ts';
 import { singleFlight } from '../lib/single-flight.ts';
 
 export interface HealthOptions {

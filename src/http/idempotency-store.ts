@@ -1,10 +1,10 @@
 import { type Selectable, sql } from 'kysely';
-import type { OrganizationId } from '../core/ids.ts';
-import { pruneInBatches } from '../db/batches.ts';
-import { type Db, type Tx, writeTransaction } from '../db/client.ts';
-import { currentTime } from '../db/credential.ts';
-import type { IdempotencyKeysTable } from '../db/schema.ts';
-import type { Transactor } from '../db/work.ts';
+import { pruneInBatches } from '../database/batches.ts';
+import { type Db, type Tx, writeTransaction } from '../database/client.ts';
+import { currentTime } from '../database/credential.ts';
+import type { IdempotencyKeysTable } from '../database/schema.ts';
+import type { Transactor } from '../database/work.ts';
+import type { OrganizationId } from '../domain/ids.ts';
 import { dayMs, minuteMs } from '../lib/durations.ts';
 
 /** How long a request is not done again. */

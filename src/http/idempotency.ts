@@ -1,14 +1,14 @@
 import { createHash } from 'node:crypto';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
-import { canonicalJson } from '../core/canonical-json.ts';
-import { Problem, validationProblem } from '../core/errors.ts';
-import type { OrganizationId } from '../core/ids.ts';
 import { type SealBinding, SealBroken, seal, unseal } from '../crypto/seal.ts';
 import { Secret } from '../crypto/secret.ts';
-import type { Tx } from '../db/client.ts';
-import { beginAs } from '../db/credential.ts';
-import { type ActorContext, type Transactor, transact, type Work } from '../db/work.ts';
+import type { Tx } from '../database/client.ts';
+import { beginAs } from '../database/credential.ts';
+import { type ActorContext, type Transactor, transact, type Work } from '../database/work.ts';
+import { canonicalJson } from '../domain/canonical-json.ts';
+import { Problem, validationProblem } from '../domain/errors.ts';
+import type { OrganizationId } from '../domain/ids.ts';
 import { accessTokenOf, actorContextOf } from './guard.ts';
 import {
   type DoneRequest,

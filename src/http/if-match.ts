@@ -1,6 +1,6 @@
 import type { FastifyRequest } from 'fastify';
-import type { ExpectedTags } from '../core/entity-tag.ts';
-import { validationProblem } from '../core/errors.ts';
+import type { ExpectedTags } from '../domain/entity-tag.ts';
+import { validationProblem } from '../domain/errors.ts';
 
 declare module 'fastify' {
   interface FastifyContextConfig {

@@ -1,6 +1,6 @@
 import type { FastifySchemaValidationError } from 'fastify';
 import type { z } from 'zod';
-import type { InputError } from '../core/errors.ts';
+import type { InputError } from '../domain/errors.ts';
 // What zod found wrong is said in the API's own words.
 import '../lib/input-messages.ts';
 

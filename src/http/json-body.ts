@@ -1,7 +1,7 @@
 import type { FastifyInstance } from 'fastify';
 import fp from 'fastify-plugin';
-import { Problem, validationProblem } from '../core/errors.ts';
 import type { SecretText } from '../crypto/secret-text.ts';
+import { Problem, validationProblem } from '../domain/errors.ts';
 import { isNestedDeeper, mayChangeNumbers, repeatedMember, withChangedNumbersInfinite } from '../lib/json-text.ts';
 
 /** Deeper than any honest body, and shallow enough for whatever recurses over it later. */

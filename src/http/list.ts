@@ -1,5 +1,5 @@
 import type { FastifyRequest } from 'fastify';
-import { type ListId, listId } from '../core/page.ts';
+import { type ListId, listId } from '../domain/page.ts';
 import { accessTokenOf } from './guard.ts';
 
 /** Which list a request reads: the route, the organization, and all of the path and the query but the page itself. */

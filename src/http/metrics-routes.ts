@@ -1,7 +1,7 @@
 import fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify';
 import { type FastifyPluginAsyncZod, serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { passingTracer } from '../core/trace.ts';
+import { passingTracer } from '../domain/trace.ts';
 import { networkOf } from '../lib/network-of.ts';
 import { createAtOnce, onceClosed } from './at-once.ts';
 import { errorHandler } from './error-handler.ts';

@@ -2,7 +2,7 @@ import swagger from '@fastify/swagger';
 import swaggerUi from '@fastify/swagger-ui';
 import fp from 'fastify-plugin';
 import { z } from 'zod';
-import type { ProblemCode } from '../core/errors.ts';
+import type { ProblemCode } from '../domain/errors.ts';
 import { readOpenApi } from '../lib/package.ts';
 import { serveDocsFiles } from './docs-files.ts';
 import { docsLook } from './docs-look.ts';

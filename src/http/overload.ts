@@ -1,7 +1,7 @@
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
-import { Problem } from '../core/errors.ts';
+import { Problem } from '../domain/errors.ts';
 import { type PeriodicTask, startPeriodicTask } from '../lib/periodic-task.ts';
 
 declare module 'fastify' {

@@ -1,6 +1,6 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { isProblemCode, Problem, type ProblemCode, problemCodes, problemKinds } from '../core/errors.ts';
+import { isProblemCode, Problem, type ProblemCode, problemCodes, problemKinds } from '../domain/errors.ts';
 import { problemCodeSchema } from './schemas.ts';
 
 const problemKindView = z

@@ -1,5 +1,5 @@
-import { type Problem, problemKinds } from '../core/errors.ts';
-import { traceIdOfRequestId } from '../core/trace.ts';
+import { type Problem, problemKinds } from '../domain/errors.ts';
+import { traceIdOfRequestId } from '../domain/trace.ts';
 
 export const problemMediaType = 'application/problem+json';
 

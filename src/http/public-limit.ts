@@ -1,5 +1,5 @@
 import fp from 'fastify-plugin';
-import { Problem } from '../core/errors.ts';
+import { Problem } from '../domain/errors.ts';
 import { networkOf } from '../lib/network-of.ts';
 import { createWindowCounter } from '../lib/window-counter.ts';
 import { rateLimitFields } from './rate-limit.ts';

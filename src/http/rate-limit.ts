@@ -1,7 +1,7 @@
 import type { FastifyReply } from 'fastify';
 import fp from 'fastify-plugin';
-import { personOf } from '../auth/principal.ts';
-import { Problem } from '../core/errors.ts';
+import { Problem } from '../domain/errors.ts';
+import { personOf } from '../domain/principal.ts';
 import { networkOf } from '../lib/network-of.ts';
 import { createWindowCounter, type WindowCount } from '../lib/window-counter.ts';
 

@@ -1,7 +1,7 @@
 import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
-import type { RequestFacts } from '../core/actor.ts';
 import type { SecretText } from '../crypto/secret-text.ts';
+import type { RequestFacts } from '../domain/actor.ts';
 import { isWithin, type Networks, plainAddress, toNetworks } from '../lib/ip-address.ts';
 import { connectionOf } from './server.ts';
 

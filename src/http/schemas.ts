@@ -1,7 +1,7 @@
 import { z } from 'zod';
-import { problemCodes } from '../core/errors.ts';
-import { type Id, type IdKind, idSuffixPattern } from '../core/ids.ts';
-import { accesses, permissions } from '../core/permissions.ts';
+import { problemCodes } from '../domain/errors.ts';
+import { type Id, type IdKind, idSuffixPattern } from '../domain/ids.ts';
+import { accesses, permissions } from '../domain/permissions.ts';
 import { mustBe } from '../lib/input-messages.ts';
 import { readAllowed } from '../lib/ip-address.ts';
 import { findUnreadable } from '../lib/readable-text.ts';

@@ -1,8 +1,8 @@
 import type { FastifyRequest, RouteOptions } from 'fastify';
 import fp from 'fastify-plugin';
 import { z } from 'zod';
-import { Problem, validationProblem } from '../core/errors.ts';
 import { createSecretText, type SecretText } from '../crypto/secret-text.ts';
+import { Problem, validationProblem } from '../domain/errors.ts';
 import { decodePercent } from '../lib/decode-percent.ts';
 import { hasBody } from './empty-body.ts';
 import { commonHeaders } from './problem.ts';

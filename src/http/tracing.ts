@@ -1,6 +1,6 @@
 import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
-import { parseTraceparent, type Span, type Tracer, toTraceparent, traceIdOfRequestId } from '../core/trace.ts';
+import { parseTraceparent, type Span, type Tracer, toTraceparent, traceIdOfRequestId } from '../domain/trace.ts';
 
 declare module 'fastify' {
   interface FastifyRequest {

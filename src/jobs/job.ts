@@ -1,5 +1,5 @@
 import type { FastifyBaseLogger } from 'fastify';
-import type { Transactor } from '../db/work.ts';
+import type { Transactor } from '../database/work.ts';
 
 /** What jobs need to do their work. */
 export interface JobDeps {

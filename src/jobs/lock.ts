@@ -1,6 +1,6 @@
 import pg from 'pg';
-import { socketOf } from '../db/pg-internals.ts';
-import { prepareSession } from '../db/session.ts';
+import { socketOf } from '../database/pg-internals.ts';
+import { prepareSession } from '../database/session.ts';
 import { pause } from '../lib/backoff.ts';
 
 /**

@@ -1,9 +1,9 @@
 import type { FastifyBaseLogger } from 'fastify';
 import { type JobHelpers, parseCronItems, type Runner, run } from 'graphile-worker';
-import { connect } from '../db/client.ts';
-import { requireCurrentSchema } from '../db/migrator.ts';
-import type { Transactor } from '../db/work.ts';
-import { workerSchema } from '../db/worker-schema.ts';
+import { connect } from '../database/client.ts';
+import { requireCurrentSchema } from '../database/migrator.ts';
+import type { Transactor } from '../database/work.ts';
+import { workerSchema } from '../database/worker-schema.ts';
 import { createBackoff, pause } from '../lib/backoff.ts';
 import { abortable } from '../lib/deadline.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';

@@ -1,11 +1,11 @@
-import { type ExpectedTags, requireExpected } from '../core/entity-tag.ts';
-import { Problem } from '../core/errors.ts';
-import type { PartnerId } from '../core/ids.ts';
-import type { Permission } from '../core/permissions.ts';
-import { type RateLimit, toRateLimit, toRateLimitColumns } from '../core/rate-limit.ts';
 import type { Secret } from '../crypto/secret.ts';
-import type { DeleteReason } from '../db/schema.ts';
-import type { OrganizationContext, Work } from '../db/work.ts';
+import type { DeleteReason } from '../database/schema.ts';
+import type { OrganizationContext, Work } from '../database/work.ts';
+import { type ExpectedTags, requireExpected } from '../domain/entity-tag.ts';
+import { Problem } from '../domain/errors.ts';
+import type { PartnerId } from '../domain/ids.ts';
+import type { Permission } from '../domain/permissions.ts';
+import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization, shareOrganization } from '../organizations/store.ts';

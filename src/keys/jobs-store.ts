@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
-import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
-import type { Db, Tx } from '../db/client.ts';
-import type { DeleteReason } from '../db/schema.ts';
+import type { Db, Tx } from '../database/client.ts';
+import type { DeleteReason } from '../database/schema.ts';
+import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 
 /** What the jobs of keys find due, by organization, and how they mark it done. */
 

@@ -1,7 +1,7 @@
-import type { Actor } from '../core/actor.ts';
-import { workInBatches } from '../db/batches.ts';
-import { currentTime } from '../db/credential.ts';
-import type { Transactor } from '../db/work.ts';
+import { workInBatches } from '../database/batches.ts';
+import { currentTime } from '../database/credential.ts';
+import type { Transactor } from '../database/work.ts';
+import type { Actor } from '../domain/actor.ts';
 import { record } from '../history/record.ts';
 import { dayMs, secondMs } from '../lib/durations.ts';
 import {

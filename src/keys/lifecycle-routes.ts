@@ -1,6 +1,6 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import type { RestoreWindows } from '../core/restore-window.ts';
+import type { RestoreWindows } from '../domain/restore-window.ts';
 import { organizationContextOf } from '../http/guard.ts';
 import { idParam } from '../http/schemas.ts';
 import { setKeySuspended } from './commands.ts';

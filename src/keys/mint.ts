@@ -1,7 +1,7 @@
-import { type CredentialColumns, mintCredential, type TokenCrypto } from '../auth/mint.ts';
-import { type KeyId, newId, type OrganizationId } from '../core/ids.ts';
+import { type CredentialColumns, mintCredential, type TokenCrypto } from '../credentials/mint.ts';
 import { seal } from '../crypto/seal.ts';
 import type { Secret } from '../crypto/secret.ts';
+import { type KeyId, newId, type OrganizationId } from '../domain/ids.ts';
 import type { SealedColumns } from './store.ts';
 
 /** A key that exists nowhere yet but here. */

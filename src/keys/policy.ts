@@ -1,7 +1,7 @@
-import { entityTagOf } from '../core/entity-tag.ts';
-import { Problem, validationProblem } from '../core/errors.ts';
-import type { Access, Permission } from '../core/permissions.ts';
-import { type RestoreWay, type RestoreWindows, requireOpenWindow, windowEnd } from '../core/restore-window.ts';
+import { entityTagOf } from '../domain/entity-tag.ts';
+import { Problem, validationProblem } from '../domain/errors.ts';
+import type { Access, Permission } from '../domain/permissions.ts';
+import { type RestoreWay, type RestoreWindows, requireOpenWindow, windowEnd } from '../domain/restore-window.ts';
 import { dayMs } from '../lib/durations.ts';
 
 /** The rules of keys and rows, without a database. */

@@ -1,7 +1,7 @@
-import { Problem } from '../core/errors.ts';
-import type { PartnerId, RecoveryRequestId } from '../core/ids.ts';
-import type { RestoreWay, RestoreWindows } from '../core/restore-window.ts';
-import type { OrganizationContext, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../database/work.ts';
+import { Problem } from '../domain/errors.ts';
+import type { PartnerId, RecoveryRequestId } from '../domain/ids.ts';
+import type { RestoreWay, RestoreWindows } from '../domain/restore-window.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';

@@ -1,7 +1,7 @@
 import type { Keyring } from '../crypto/keyring.ts';
 import { unseal } from '../crypto/seal.ts';
 import type { Secret } from '../crypto/secret.ts';
-import { type OrganizationContext, type Transactor, transact } from '../db/work.ts';
+import { type OrganizationContext, type Transactor, transact } from '../database/work.ts';
 import { type RevealRequest, recordReveal } from './commands.ts';
 import { sealBinding } from './mint.ts';
 

@@ -1,4 +1,4 @@
-import type { OrganizationContext, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../database/work.ts';
 import { record } from '../history/record.ts';
 import { addKey, type CreatedKey, lockOwner, settingsOf } from './commands.ts';
 import type { MintedKey } from './mint.ts';

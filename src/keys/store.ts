@@ -1,12 +1,12 @@
 import { type Selectable, sql } from 'kysely';
-import { isAuthenticKey, keyMac, keyMacColumns, type MacCoveredKey } from '../auth/record-mac.ts';
-import { Problem, requireFound } from '../core/errors.ts';
-import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
-import type { Access, Permission } from '../core/permissions.ts';
+import { isAuthenticKey, keyMac, keyMacColumns, type MacCoveredKey } from '../credentials/record-mac.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { MacColumns } from '../crypto/mac.ts';
-import type { Db, Tx } from '../db/client.ts';
-import type { ApiKeysTable, DeleteReason } from '../db/schema.ts';
+import type { Db, Tx } from '../database/client.ts';
+import type { ApiKeysTable, DeleteReason } from '../database/schema.ts';
+import { Problem, requireFound } from '../domain/errors.ts';
+import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
+import type { Access, Permission } from '../domain/permissions.ts';
 import type { KeyStatus } from './policy.ts';
 
 /** A key without anything secret: neither tag, hash nor sealed value ever leaves through a view. */

@@ -1,7 +1,7 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { decodeCursor, toPage } from '../core/page.ts';
-import type { Db } from '../db/client.ts';
+import type { Db } from '../database/client.ts';
+import { decodeCursor, toPage } from '../domain/page.ts';
 import { isSequence } from '../history/store.ts';
 import { organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';

@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
-import type { Actor, CreatorChain } from '../core/actor.ts';
-import type { KeyId, OrganizationId } from '../core/ids.ts';
-import type { Db } from '../db/client.ts';
+import type { Db } from '../database/client.ts';
+import type { Actor, CreatorChain } from '../domain/actor.ts';
+import type { KeyId, OrganizationId } from '../domain/ids.ts';
 import type { StoredEvent } from '../history/chain.ts';
 import { matches, storedEvent } from '../history/store.ts';
 import { readEvent, toEventView } from '../history/views.ts';

@@ -1,6 +1,6 @@
 import { z } from 'zod';
-import { toRateLimit } from '../core/rate-limit.ts';
 import { maskedToken } from '../crypto/token.ts';
+import { toRateLimit } from '../domain/rate-limit.ts';
 import {
   actorView,
   idView,

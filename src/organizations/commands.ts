@@ -1,9 +1,9 @@
-import { type ExpectedTags, entityTagOf, requireExpected } from '../core/entity-tag.ts';
-import type { OrganizationId } from '../core/ids.ts';
-import type { RateLimit } from '../core/rate-limit.ts';
-import { writeTransaction } from '../db/client.ts';
-import type { KeyReveal } from '../db/schema.ts';
-import { type OrganizationContext, type Transactor, transact, type Work } from '../db/work.ts';
+import { writeTransaction } from '../database/client.ts';
+import type { KeyReveal } from '../database/schema.ts';
+import { type OrganizationContext, type Transactor, transact, type Work } from '../database/work.ts';
+import { type ExpectedTags, entityTagOf, requireExpected } from '../domain/entity-tag.ts';
+import type { OrganizationId } from '../domain/ids.ts';
+import type { RateLimit } from '../domain/rate-limit.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { erasePlaintextReplies } from '../http/idempotency-store.ts';

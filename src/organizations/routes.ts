@@ -1,10 +1,10 @@
 import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { entityTagOf } from '../core/entity-tag.ts';
-import { isId, newId, type OrganizationId } from '../core/ids.ts';
-import { decodeCursor, toPage } from '../core/page.ts';
-import { type Transactor, transact } from '../db/work.ts';
+import { type Transactor, transact } from '../database/work.ts';
+import { entityTagOf } from '../domain/entity-tag.ts';
+import { isId, newId, type OrganizationId } from '../domain/ids.ts';
+import { decodeCursor, toPage } from '../domain/page.ts';
 import { actorContextOf, organizationContextOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';

@@ -1,8 +1,8 @@
 import { type Selectable, sql } from 'kysely';
-import { requireFound } from '../core/errors.ts';
-import type { OrganizationId } from '../core/ids.ts';
-import type { Db, Tx } from '../db/client.ts';
-import type { KeyReveal, OrganizationsTable } from '../db/schema.ts';
+import type { Db, Tx } from '../database/client.ts';
+import type { KeyReveal, OrganizationsTable } from '../database/schema.ts';
+import { requireFound } from '../domain/errors.ts';
+import type { OrganizationId } from '../domain/ids.ts';
 
 export type Organization = Selectable<OrganizationsTable>;
 

@@ -1,9 +1,9 @@
-import { type ExpectedTags, entityTagOf, requireExpected } from '../core/entity-tag.ts';
-import { Problem } from '../core/errors.ts';
-import { newId } from '../core/ids.ts';
-import { type Access, sortAccesses } from '../core/permissions.ts';
-import { type RateLimit, toRateLimit, toRateLimitColumns } from '../core/rate-limit.ts';
-import type { OrganizationContext, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../database/work.ts';
+import { type ExpectedTags, entityTagOf, requireExpected } from '../domain/entity-tag.ts';
+import { Problem } from '../domain/errors.ts';
+import { newId } from '../domain/ids.ts';
+import { type Access, sortAccesses } from '../domain/permissions.ts';
+import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { addKey, type CreatedKey, deleteKeys, suspensionEvent } from '../keys/commands.ts';

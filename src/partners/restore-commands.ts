@@ -1,6 +1,6 @@
-import { Problem } from '../core/errors.ts';
-import { requireOpenWindow } from '../core/restore-window.ts';
-import type { OrganizationContext, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../database/work.ts';
+import { Problem } from '../domain/errors.ts';
+import { requireOpenWindow } from '../domain/restore-window.ts';
 import { record } from '../history/record.ts';
 import { putKeyBack, type Restoring, requireSameDeletion, wayOf } from '../keys/restore-commands.ts';
 import { lockKeysTakenWithPartner } from '../keys/store.ts';

@@ -1,12 +1,12 @@
 import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { entityTagOf } from '../core/entity-tag.ts';
-import { isId, type PartnerId } from '../core/ids.ts';
-import { decodeCursor, toPage } from '../core/page.ts';
-import { toRateLimit } from '../core/rate-limit.ts';
-import { type RestoreWindows, windowEnd } from '../core/restore-window.ts';
-import { type Transactor, transact } from '../db/work.ts';
+import { type Transactor, transact } from '../database/work.ts';
+import { entityTagOf } from '../domain/entity-tag.ts';
+import { isId, type PartnerId } from '../domain/ids.ts';
+import { decodeCursor, toPage } from '../domain/page.ts';
+import { toRateLimit } from '../domain/rate-limit.ts';
+import { type RestoreWindows, windowEnd } from '../domain/restore-window.ts';
 import { organizationContextOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';

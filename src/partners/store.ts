@@ -1,8 +1,8 @@
 import { type Selectable, sql } from 'kysely';
-import { requireFound } from '../core/errors.ts';
-import type { OrganizationId, PartnerId } from '../core/ids.ts';
-import type { Db, Tx } from '../db/client.ts';
-import type { PartnersTable } from '../db/schema.ts';
+import type { Db, Tx } from '../database/client.ts';
+import type { PartnersTable } from '../database/schema.ts';
+import { requireFound } from '../domain/errors.ts';
+import type { OrganizationId, PartnerId } from '../domain/ids.ts';
 
 export type Partner = Selectable<PartnersTable>;
 

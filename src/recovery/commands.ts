@@ -1,8 +1,8 @@
-import { Problem } from '../core/errors.ts';
-import { type KeyId, newId, type PartnerId } from '../core/ids.ts';
-import { type RestoreWindows, requireOpenWindow } from '../core/restore-window.ts';
-import type { Db } from '../db/client.ts';
-import type { ActorContext, OrganizationContext, Work } from '../db/work.ts';
+import type { Db } from '../database/client.ts';
+import type { ActorContext, OrganizationContext, Work } from '../database/work.ts';
+import { Problem } from '../domain/errors.ts';
+import { type KeyId, newId, type PartnerId } from '../domain/ids.ts';
+import { type RestoreWindows, requireOpenWindow } from '../domain/restore-window.ts';
 import { record } from '../history/record.ts';
 import { requireOwnerTakesKey, requireRestorableKey } from '../keys/policy.ts';
 import { restoreKey } from '../keys/restore-commands.ts';

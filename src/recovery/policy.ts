@@ -1,6 +1,6 @@
-import { Problem } from '../core/errors.ts';
-import { type RestoreWindows, windowEnd } from '../core/restore-window.ts';
-import type { RecoveryStatus } from '../db/schema.ts';
+import type { RecoveryStatus } from '../database/schema.ts';
+import { Problem } from '../domain/errors.ts';
+import { type RestoreWindows, windowEnd } from '../domain/restore-window.ts';
 import { dayMs } from '../lib/durations.ts';
 
 /** The rules of recovery requests, without a database. */

@@ -1,9 +1,9 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { isId, type RecoveryRequestId } from '../core/ids.ts';
-import { decodeCursor, toPage } from '../core/page.ts';
-import type { RestoreWindows } from '../core/restore-window.ts';
-import type { Transactor } from '../db/work.ts';
+import type { Transactor } from '../database/work.ts';
+import { isId, type RecoveryRequestId } from '../domain/ids.ts';
+import { decodeCursor, toPage } from '../domain/page.ts';
+import type { RestoreWindows } from '../domain/restore-window.ts';
 import { accessTokenOf, actorContextOf, organizationContextOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { exampleId, idParam, idSchema, pageOf, pageQuery, prose } from '../http/schemas.ts';

@@ -1,9 +1,9 @@
 import { type Selectable, type SqlBool, sql } from 'kysely';
-import type { Actor } from '../core/actor.ts';
-import { requireFound } from '../core/errors.ts';
-import { isId, type KeyId, type OrganizationId, type PartnerId, type RecoveryRequestId } from '../core/ids.ts';
-import type { Db, Tx } from '../db/client.ts';
-import type { RecoveryRequestsTable, RecoveryStatus } from '../db/schema.ts';
+import type { Db, Tx } from '../database/client.ts';
+import type { RecoveryRequestsTable, RecoveryStatus } from '../database/schema.ts';
+import type { Actor } from '../domain/actor.ts';
+import { requireFound } from '../domain/errors.ts';
+import { isId, type KeyId, type OrganizationId, type PartnerId, type RecoveryRequestId } from '../domain/ids.ts';
 
 export type RecoveryRequest = Selectable<RecoveryRequestsTable>;
 

@@ -1,9 +1,9 @@
 import { sql } from 'kysely';
-import { newId, type OrganizationId, type RefusalId } from '../core/ids.ts';
-import { pruneInBatches } from '../db/batches.ts';
-import { type Db, type Tx, writeTransaction } from '../db/client.ts';
-import type { RefusedCaller } from '../db/refused-attempts-table.ts';
-import type { Transactor } from '../db/work.ts';
+import { pruneInBatches } from '../database/batches.ts';
+import { type Db, type Tx, writeTransaction } from '../database/client.ts';
+import type { RefusedCaller } from '../database/refused-attempts-table.ts';
+import type { Transactor } from '../database/work.ts';
+import { newId, type OrganizationId, type RefusalId } from '../domain/ids.ts';
 import { dayMs } from '../lib/durations.ts';
 
 /** Attempts of one caller at one operation that were refused for the same reason within one hour. */

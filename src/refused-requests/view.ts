@@ -1,6 +1,6 @@
 import { z } from 'zod';
-import { problemCodes, problemKinds } from '../core/errors.ts';
-import { isId, type RefusalId } from '../core/ids.ts';
+import { problemCodes, problemKinds } from '../domain/errors.ts';
+import { isId, type RefusalId } from '../domain/ids.ts';
 import { exampleId, idView, timestampView } from '../http/schemas.ts';
 import type { ListedRefusals } from './store.ts';
 

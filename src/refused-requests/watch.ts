@@ -1,8 +1,8 @@
 import type { FastifyRequest } from 'fastify';
-import type { Principal } from '../auth/principal.ts';
-import type { Problem, ProblemCode } from '../core/errors.ts';
-import { isId, type OrganizationId } from '../core/ids.ts';
-import type { RefusedCaller } from '../db/refused-attempts-table.ts';
+import type { RefusedCaller } from '../database/refused-attempts-table.ts';
+import type { Problem, ProblemCode } from '../domain/errors.ts';
+import { isId, type OrganizationId } from '../domain/ids.ts';
+import type { Principal } from '../domain/principal.ts';
 import type { RefusalRecorder } from './recorder.ts';
 
 /** With what a credential is refused; `rate_limited`: it was not worth a look any more. */

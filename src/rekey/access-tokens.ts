@@ -1,8 +1,8 @@
 import { type Selectable, sql } from 'kysely';
-import { isAuthenticToken, tokenMac } from '../auth/record-mac.ts';
-import type { AccessTokenId } from '../core/ids.ts';
+import { isAuthenticToken, tokenMac } from '../credentials/record-mac.ts';
 import type { MacColumns } from '../crypto/mac.ts';
-import type { AccessTokensTable } from '../db/schema.ts';
+import type { AccessTokensTable } from '../database/schema.ts';
+import type { AccessTokenId } from '../domain/ids.ts';
 import type { RekeyedKind } from './rekey.ts';
 
 /** Renews the MAC of an access token. Its tag moves at its next use. */

@@ -1,10 +1,10 @@
 import { type Selectable, sql } from 'kysely';
-import { isAuthenticKey, keyMac, keyMacColumns } from '../auth/record-mac.ts';
-import type { KeyId } from '../core/ids.ts';
+import { isAuthenticKey, keyMac, keyMacColumns } from '../credentials/record-mac.ts';
 import type { MacColumns } from '../crypto/mac.ts';
 import { seal, unseal } from '../crypto/seal.ts';
 import { tagOf } from '../crypto/tag.ts';
-import type { ApiKeysTable } from '../db/schema.ts';
+import type { ApiKeysTable } from '../database/schema.ts';
+import type { KeyId } from '../domain/ids.ts';
 import { sealBinding } from '../keys/mint.ts';
 import type { RekeyedKind } from './rekey.ts';
 

@@ -1,9 +1,9 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Actor } from '../core/actor.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
-import type { Db, Tx } from '../db/client.ts';
-import { type Transactor, transact } from '../db/work.ts';
+import type { Db, Tx } from '../database/client.ts';
+import { type Transactor, transact } from '../database/work.ts';
+import type { Actor } from '../domain/actor.ts';
 import { record } from '../history/record.ts';
 import { pagesOf } from '../lib/batches.ts';
 

@@ -1,5 +1,5 @@
 import { sql } from 'kysely';
-import type { WebhookId } from '../core/ids.ts';
+import type { WebhookId } from '../domain/ids.ts';
 import { reseal, type SealedSecrets, type SecretColumns } from '../webhooks/mint.ts';
 import { replaceSeals } from '../webhooks/store.ts';
 import type { RekeyedKind } from './rekey.ts';

@@ -1,9 +1,9 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { isId, type OrganizationId } from '../core/ids.ts';
-import { decodeCursor, toPage } from '../core/page.ts';
-import type { Permission } from '../core/permissions.ts';
-import type { Transactor } from '../db/work.ts';
+import type { Transactor } from '../database/work.ts';
+import { isId, type OrganizationId } from '../domain/ids.ts';
+import { decodeCursor, toPage } from '../domain/page.ts';
+import type { Permission } from '../domain/permissions.ts';
 import { organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { idView, pageOf, pageQuery, permissionSchema } from '../http/schemas.ts';

@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
-import type { OrganizationId, PartnerId } from '../core/ids.ts';
-import type { Access } from '../core/permissions.ts';
-import type { Db } from '../db/client.ts';
+import type { Db } from '../database/client.ts';
+import type { OrganizationId, PartnerId } from '../domain/ids.ts';
+import type { Access } from '../domain/permissions.ts';
 
 /** A partner's row: the partner and one of the permissions that it was granted. */
 export interface PartnerRow {

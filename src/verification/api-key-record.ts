@@ -1,5 +1,5 @@
-import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
-import type { Permission } from '../core/permissions.ts';
+import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
+import type { Permission } from '../domain/permissions.ts';
 import type { Bucket } from './limits.ts';
 import { factsText } from './verdict-view.ts';
 

@@ -1,7 +1,7 @@
-import { unauthorized } from '../auth/credential.ts';
-import type { AccessTokenPrincipal, ApiKeyPrincipal } from '../auth/principal.ts';
-import type { Problem } from '../core/errors.ts';
-import type { DatabaseClock } from '../db/clock.ts';
+import { unauthorized } from '../credentials/presented.ts';
+import type { DatabaseClock } from '../database/clock.ts';
+import type { Problem } from '../domain/errors.ts';
+import type { AccessTokenPrincipal, ApiKeyPrincipal } from '../domain/principal.ts';
 import type { Authenticator } from '../http/guard.ts';
 import { andThen } from '../lib/maybe-promise.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';

@@ -1,9 +1,9 @@
 import type { FastifyRequest, FastifySchemaCompiler } from 'fastify';
 import { type FastifyPluginAsyncZod, validatorCompiler } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { Problem, validationProblems } from '../core/errors.ts';
-import type { OrganizationId } from '../core/ids.ts';
-import { toProblem } from '../db/pg-error.ts';
+import { toProblem } from '../database/pg-error.ts';
+import { Problem, validationProblems } from '../domain/errors.ts';
+import type { OrganizationId } from '../domain/ids.ts';
 import { accessTokenOf } from '../http/guard.ts';
 import { inputErrorsAt } from '../http/input-errors.ts';
 import { takeAnyText } from '../http/json-body.ts';

@@ -1,9 +1,9 @@
 import type { ServerResponse } from 'node:http';
 import type { FastifyBaseLogger } from 'fastify';
-import type { AccessTokenPrincipal } from '../auth/principal.ts';
-import { Problem } from '../core/errors.ts';
-import type { ChangeFeed } from '../db/change-feed.ts';
-import type { DatabaseClock } from '../db/clock.ts';
+import type { ChangeFeed } from '../database/change-feed.ts';
+import type { DatabaseClock } from '../database/clock.ts';
+import { Problem } from '../domain/errors.ts';
+import type { AccessTokenPrincipal } from '../domain/principal.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
 
 /** Tells backends that keep answers which of them to forget, as Server-Sent Events. */

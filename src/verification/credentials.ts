@@ -1,13 +1,13 @@
 import type { FastifyBaseLogger } from 'fastify';
 import pLimit from 'p-limit';
-import type { TokenCrypto } from '../auth/mint.ts';
-import { replaceTag } from '../auth/store.ts';
-import type { AccessTokenId, KeyId } from '../core/ids.ts';
+import type { TokenCrypto } from '../credentials/mint.ts';
+import { replaceTag } from '../credentials/store.ts';
 import { type AttemptLimit, createAttemptLimit } from '../crypto/attempt-limit.ts';
 import { Secret } from '../crypto/secret.ts';
 import { decoyMatches, tagMatches, tagOf, tokenHashOf } from '../crypto/tag.ts';
 import { parseToken, tokenKindOf, tokenParts } from '../crypto/token.ts';
-import type { Db } from '../db/client.ts';
+import type { Db } from '../database/client.ts';
+import type { AccessTokenId, KeyId } from '../domain/ids.ts';
 import { andThen, type MaybePromise } from '../lib/maybe-promise.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
 import type { CachedRecord, KeyCache } from './key-cache.ts';

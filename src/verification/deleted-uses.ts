@@ -1,9 +1,9 @@
 import type { FastifyBaseLogger } from 'fastify';
 import { LRUCache } from 'lru-cache';
-import type { Actor } from '../core/actor.ts';
-import type { DatabaseClock } from '../db/clock.ts';
-import { isRejection } from '../db/pg-error.ts';
-import { type Transactor, transact } from '../db/work.ts';
+import type { DatabaseClock } from '../database/clock.ts';
+import { isRejection } from '../database/pg-error.ts';
+import { type Transactor, transact } from '../database/work.ts';
+import type { Actor } from '../domain/actor.ts';
 import { record } from '../history/record.ts';
 import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
 import { hourMs, startOfPeriod } from '../lib/durations.ts';

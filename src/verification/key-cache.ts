@@ -1,7 +1,7 @@
 import { LRUCache } from 'lru-cache';
-import { Problem } from '../core/errors.ts';
-import type { ChangeFeed } from '../db/change-feed.ts';
-import { isUnavailable } from '../db/pg-error.ts';
+import type { ChangeFeed } from '../database/change-feed.ts';
+import { isUnavailable } from '../database/pg-error.ts';
+import { Problem } from '../domain/errors.ts';
 import { type BatchLoader, createBatchLoader } from '../lib/batch-loader.ts';
 import type { MaybePromise } from '../lib/maybe-promise.ts';
 

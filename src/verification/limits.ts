@@ -1,5 +1,5 @@
-import { Problem } from '../core/errors.ts';
-import { limitSentence } from '../core/rate-limit.ts';
+import { Problem } from '../domain/errors.ts';
+import { limitSentence } from '../domain/rate-limit.ts';
 import { minuteMs, secondMs } from '../lib/durations.ts';
 import type { MaybePromise } from '../lib/maybe-promise.ts';
 

@@ -1,4 +1,4 @@
-import { type Access, type Permission, permits } from '../core/permissions.ts';
+import { type Access, type Permission, permits } from '../domain/permissions.ts';
 import { isWithin, type Networks, plainAddress, toNetworks } from '../lib/ip-address.ts';
 
 /** What a verification can say of a key, each with its rule in `decide`. */

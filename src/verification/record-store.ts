@@ -1,11 +1,11 @@
 import type { Selectable } from 'kysely';
 import { sql } from 'kysely';
-import { isAuthenticKey, isAuthenticToken } from '../auth/record-mac.ts';
-import type { AccessTokenId, KeyId } from '../core/ids.ts';
+import { isAuthenticKey, isAuthenticToken } from '../credentials/record-mac.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import type { Db } from '../db/client.ts';
-import type { DatabaseClock } from '../db/clock.ts';
-import type { AccessTokensTable } from '../db/schema.ts';
+import type { Db } from '../database/client.ts';
+import type { DatabaseClock } from '../database/clock.ts';
+import type { AccessTokensTable } from '../database/schema.ts';
+import type { AccessTokenId, KeyId } from '../domain/ids.ts';
 import { ApiKeyRecord, type ApiKeyRow } from './api-key-record.ts';
 import type { CachedRecord } from './key-cache.ts';
 

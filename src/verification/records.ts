@@ -1,9 +1,9 @@
 import type { FastifyBaseLogger } from 'fastify';
-import type { AccessTokenId, KeyId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import type { ChangeFeed } from '../db/change-feed.ts';
-import type { Db } from '../db/client.ts';
-import type { DatabaseClock } from '../db/clock.ts';
+import type { ChangeFeed } from '../database/change-feed.ts';
+import type { Db } from '../database/client.ts';
+import type { DatabaseClock } from '../database/clock.ts';
+import type { AccessTokenId, KeyId } from '../domain/ids.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
 import { KeyCache } from './key-cache.ts';
 import { type AccessTokenRecord, loadAccessTokens, loadApiKeys } from './record-store.ts';

@@ -1,10 +1,10 @@
 import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { unauthorized } from '../auth/credential.ts';
-import type { ApiKeyPrincipal, CallerPrincipal } from '../auth/principal.ts';
-import { Problem } from '../core/errors.ts';
-import type { KeyId } from '../core/ids.ts';
+import { unauthorized } from '../credentials/presented.ts';
+import { Problem } from '../domain/errors.ts';
+import type { KeyId } from '../domain/ids.ts';
+import type { ApiKeyPrincipal, CallerPrincipal } from '../domain/principal.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
 import { idView, permissionSchema, rateLimitSchema, roleSchema, scopeSchema, timestampView } from '../http/schemas.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';

@@ -1,10 +1,10 @@
 import type { FastifyBaseLogger } from 'fastify';
 import { sql } from 'kysely';
 import type { Keyring } from '../crypto/keyring.ts';
-import { type ChangeFeed, followChanges } from '../db/change-feed.ts';
-import type { Db } from '../db/client.ts';
-import type { DatabaseClock } from '../db/clock.ts';
-import type { Transactor } from '../db/work.ts';
+import { type ChangeFeed, followChanges } from '../database/change-feed.ts';
+import type { Db } from '../database/client.ts';
+import type { DatabaseClock } from '../database/clock.ts';
+import type { Transactor } from '../database/work.ts';
 import { createDeletedUses } from './deleted-uses.ts';
 import { createMemoryLimits, type UseLimits } from './limits.ts';
 import { createRecords, type Records } from './records.ts';

@@ -1,7 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify';
-import type { Db } from '../db/client.ts';
-import type { DatabaseClock } from '../db/clock.ts';
-import { isRejection } from '../db/pg-error.ts';
+import type { Db } from '../database/client.ts';
+import type { DatabaseClock } from '../database/clock.ts';
+import { isRejection } from '../database/pg-error.ts';
 import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
 import { hourMs, secondMs, startOfPeriod } from '../lib/durations.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';

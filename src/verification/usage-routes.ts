@@ -1,7 +1,7 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { validationProblem } from '../core/errors.ts';
-import type { Transactor } from '../db/work.ts';
+import type { Transactor } from '../database/work.ts';
+import { validationProblem } from '../domain/errors.ts';
 import { organizationOf } from '../http/guard.ts';
 import { earliestMs, idParam, latestMs, timestampInput, timestampView } from '../http/schemas.ts';
 import { getKeyOwner } from '../keys/store.ts';

@@ -1,8 +1,8 @@
 import { type RawBuilder, sql } from 'kysely';
-import type { KeyId, OrganizationId, PartnerId } from '../core/ids.ts';
-import { type Db, type Tx, writeTransaction } from '../db/client.ts';
-import { currentTime } from '../db/credential.ts';
-import type { Transactor } from '../db/work.ts';
+import { type Db, type Tx, writeTransaction } from '../database/client.ts';
+import { currentTime } from '../database/credential.ts';
+import type { Transactor } from '../database/work.ts';
+import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 import { dayMs, startOfPeriod } from '../lib/durations.ts';
 
 /** How often a key was used within an hour, by outcome. Times are milliseconds since 1970. */

@@ -1,5 +1,5 @@
-import type { OrganizationId } from '../core/ids.ts';
-import type { DatabaseClock } from '../db/clock.ts';
+import type { DatabaseClock } from '../database/clock.ts';
+import type { OrganizationId } from '../domain/ids.ts';
 import { andThen, type MaybePromise } from '../lib/maybe-promise.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
 import type { Credentials, Found } from './credentials.ts';

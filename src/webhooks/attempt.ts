@@ -1,11 +1,11 @@
-import type { Actor } from '../core/actor.ts';
-import type { WebhookId } from '../core/ids.ts';
-import { parseTraceparent, type Tracer, toTraceparent } from '../core/trace.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
-import { writeTransaction } from '../db/client.ts';
-import { currentTime } from '../db/credential.ts';
-import { type OrganizationContext, type Transactor, transact, type Work } from '../db/work.ts';
+import { writeTransaction } from '../database/client.ts';
+import { currentTime } from '../database/credential.ts';
+import { type OrganizationContext, type Transactor, transact, type Work } from '../database/work.ts';
+import type { Actor } from '../domain/actor.ts';
+import type { WebhookId } from '../domain/ids.ts';
+import { parseTraceparent, type Tracer, toTraceparent } from '../domain/trace.ts';
 import { readEvent } from '../history/views.ts';
 import { recordOf, wakeAfterwards } from './commands.ts';
 import type { WebhookClient } from './connector.ts';

@@ -1,8 +1,8 @@
-import { Problem } from '../core/errors.ts';
-import { newId, type PartnerId, type WebhookId } from '../core/ids.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import type { Secret } from '../crypto/secret.ts';
-import type { OrganizationContext, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../database/work.ts';
+import { Problem } from '../domain/errors.ts';
+import { newId, type PartnerId, type WebhookId } from '../domain/ids.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';

@@ -1,5 +1,5 @@
 import { isIP } from 'node:net';
-import { validationProblem } from '../core/errors.ts';
+import { validationProblem } from '../domain/errors.ts';
 import { abortable } from '../lib/deadline.ts';
 import { DeliveryFailed, type DeliveryFailure } from './delivery-failed.ts';
 import { createDnsLookup, type Lookup } from './name-lookup.ts';

@@ -1,4 +1,4 @@
-import type { OrganizationContext, Work } from '../db/work.ts';
+import type { OrganizationContext, Work } from '../database/work.ts';
 import { recordOf, wakeAfterwards } from './commands.ts';
 import {
   type DeliveryWithAttempts,

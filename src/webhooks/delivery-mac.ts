@@ -1,6 +1,6 @@
-import type { DeliveryId, WebhookId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { isAuthentic, type MacColumns, type MacParts, macOf } from '../crypto/mac.ts';
+import type { DeliveryId, WebhookId } from '../domain/ids.ts';
 
 /** What is told to whom: an event, by the text that history has of it, and an endpoint. */
 export interface Told {

@@ -1,8 +1,8 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { type DeliveryId, isId } from '../core/ids.ts';
-import { decodeCursor, toPage } from '../core/page.ts';
-import type { Transactor } from '../db/work.ts';
+import type { Transactor } from '../database/work.ts';
+import { type DeliveryId, isId } from '../domain/ids.ts';
+import { decodeCursor, toPage } from '../domain/page.ts';
 import { organizationContextOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { idParam, pageOf, pageQuery, timestampInput } from '../http/schemas.ts';

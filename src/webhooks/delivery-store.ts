@@ -1,10 +1,10 @@
 import { type Selectable, sql } from 'kysely';
-import { requireFound } from '../core/errors.ts';
-import type { DeliveryId, WebhookId } from '../core/ids.ts';
-import { pruneInBatches } from '../db/batches.ts';
-import type { Db, Tx } from '../db/client.ts';
-import type { DeliveryStatus, WebhookAttemptsTable, WebhookDeliveriesTable } from '../db/schema.ts';
-import type { Transactor } from '../db/work.ts';
+import { pruneInBatches } from '../database/batches.ts';
+import type { Db, Tx } from '../database/client.ts';
+import type { DeliveryStatus, WebhookAttemptsTable, WebhookDeliveriesTable } from '../database/schema.ts';
+import type { Transactor } from '../database/work.ts';
+import { requireFound } from '../domain/errors.ts';
+import type { DeliveryId, WebhookId } from '../domain/ids.ts';
 import { dayMs } from '../lib/durations.ts';
 
 export type Delivery = Omit<Selectable<WebhookDeliveriesTable>, 'mac' | 'mac_keyring_id' | 'traceparent'>;

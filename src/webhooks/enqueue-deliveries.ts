@@ -1,10 +1,10 @@
 import { sql } from 'kysely';
-import type { ChainedEvent } from '../core/events.ts';
-import { type DeliveryId, newId, type OrganizationId, type WebhookId } from '../core/ids.ts';
-import { toTraceparent } from '../core/trace.ts';
-import type { Tx } from '../db/client.ts';
-import type { OnAppended, Work } from '../db/work.ts';
-import { workerSchema } from '../db/worker-schema.ts';
+import type { Tx } from '../database/client.ts';
+import type { OnAppended, Work } from '../database/work.ts';
+import { workerSchema } from '../database/worker-schema.ts';
+import type { ChainedEvent } from '../domain/events.ts';
+import { type DeliveryId, newId, type OrganizationId, type WebhookId } from '../domain/ids.ts';
+import { toTraceparent } from '../domain/trace.ts';
 import { toCanonical } from '../history/chain.ts';
 import { deliveryMac } from './delivery-mac.ts';
 import { announcedTo, audienceOf } from './payload.ts';

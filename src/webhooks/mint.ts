@@ -1,7 +1,7 @@
-import type { OrganizationId, PartnerId, WebhookId } from '../core/ids.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { type SealBinding, seal, unseal } from '../crypto/seal.ts';
 import type { Secret } from '../crypto/secret.ts';
+import type { OrganizationId, PartnerId, WebhookId } from '../domain/ids.ts';
 import { generateWebhookSecret } from './signature.ts';
 
 /** A signing secret that exists nowhere yet but here. */

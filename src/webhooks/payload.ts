@@ -1,4 +1,4 @@
-import type { ChainedEvent, HistoryAction } from '../core/events.ts';
+import type { ChainedEvent, HistoryAction } from '../domain/events.ts';
 
 /** What webhooks are told of, to whom, and in which words. */
 

@@ -1,7 +1,7 @@
-import { type InputError, Problem, validationProblems } from '../core/errors.ts';
-import { historyActions } from '../core/events.ts';
-import type { PartnerId } from '../core/ids.ts';
-import type { DisabledReason } from '../db/schema.ts';
+import type { DisabledReason } from '../database/schema.ts';
+import { type InputError, Problem, validationProblems } from '../domain/errors.ts';
+import { historyActions } from '../domain/events.ts';
+import type { PartnerId } from '../domain/ids.ts';
 import { dayMs, hourMs, minuteMs, secondMs } from '../lib/durations.ts';
 import { type DeliveryFailure, deliveryFailures } from './delivery-failed.ts';
 import { announcedTo } from './payload.ts';

@@ -1,6 +1,6 @@
 import { isIP } from 'node:net';
 import ipaddr from 'ipaddr.js';
-import { validationProblem } from '../core/errors.ts';
+import { validationProblem } from '../domain/errors.ts';
 
 /** A network whose addresses may be called although they are not public. */
 export type AddressRange = readonly [ipaddr.IPv4 | ipaddr.IPv6, number];

@@ -1,8 +1,8 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { isId, type WebhookId } from '../core/ids.ts';
-import { decodeCursor, toPage } from '../core/page.ts';
-import { type Transactor, transact } from '../db/work.ts';
+import { type Transactor, transact } from '../database/work.ts';
+import { isId, type WebhookId } from '../domain/ids.ts';
+import { decodeCursor, toPage } from '../domain/page.ts';
 import { organizationContextOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { idParam, idSchema, pageOf, pageQuery, text, urlInput } from '../http/schemas.ts';

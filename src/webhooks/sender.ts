@@ -1,9 +1,9 @@
 import type { FastifyBaseLogger } from 'fastify';
-import type { OrganizationId, WebhookId } from '../core/ids.ts';
-import { passingTracer, type Tracer } from '../core/trace.ts';
 import { createSecretText } from '../crypto/secret-text.ts';
-import { connect } from '../db/client.ts';
-import type { Transactor } from '../db/work.ts';
+import { connect } from '../database/client.ts';
+import type { Transactor } from '../database/work.ts';
+import type { OrganizationId, WebhookId } from '../domain/ids.ts';
+import { passingTracer, type Tracer } from '../domain/trace.ts';
 import { pause } from '../lib/backoff.ts';
 import { limitedWarnings } from '../lib/limited-warnings.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';

@@ -1,9 +1,9 @@
 import { sql } from 'kysely';
-import type { DeliveryId, OrganizationId, WebhookId } from '../core/ids.ts';
 import type { MacColumns } from '../crypto/mac.ts';
-import type { Db, Tx } from '../db/client.ts';
-import type { WebhookAttemptsTable } from '../db/schema.ts';
-import type { Transactor } from '../db/work.ts';
+import type { Db, Tx } from '../database/client.ts';
+import type { WebhookAttemptsTable } from '../database/schema.ts';
+import type { Transactor } from '../database/work.ts';
+import type { DeliveryId, OrganizationId, WebhookId } from '../domain/ids.ts';
 import { chainOf } from '../history/chain.ts';
 import { eventText } from '../history/store.ts';
 

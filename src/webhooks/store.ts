@@ -1,8 +1,8 @@
 import { type Selectable, sql } from 'kysely';
-import { requireFound } from '../core/errors.ts';
-import type { OrganizationId, PartnerId, WebhookId } from '../core/ids.ts';
-import type { Db, Tx } from '../db/client.ts';
-import type { DisabledReason, WebhookEndpointsTable } from '../db/schema.ts';
+import type { Db, Tx } from '../database/client.ts';
+import type { DisabledReason, WebhookEndpointsTable } from '../database/schema.ts';
+import { requireFound } from '../domain/errors.ts';
+import type { OrganizationId, PartnerId, WebhookId } from '../domain/ids.ts';
 import type { MintedSecret, SecretColumns } from './mint.ts';
 
 type SecretColumn = 'sealed' | 'sealed_keyring_id' | 'previous_sealed' | 'previous_sealed_keyring_id';

@@ -1,12 +1,12 @@
 import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fastify';
 import type { Test } from 'tap';
 import { type AppDeps, buildApp } from '../../src/app.ts';
-import { type Bootstrapped, bootstrap } from '../../src/bootstrap.ts';
 import { generateKeyring, type Keyring, parseKeyring } from '../../src/crypto/keyring.ts';
 import { createSecretHasher, type SecretHasher } from '../../src/crypto/secret-hash.ts';
-import { connect, type DatabaseClient } from '../../src/db/client.ts';
+import { connect, type DatabaseClient } from '../../src/database/client.ts';
 import { createCheckpoints } from '../../src/history/checkpoints/signing.ts';
-import { createLogger } from '../../src/logger.ts';
+import { type Bootstrapped, bootstrap } from '../../src/service/bootstrap.ts';
+import { createLogger } from '../../src/service/logger.ts';
 import {
   startVerificationState,
   type VerificationState,

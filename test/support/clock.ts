@@ -1,5 +1,5 @@
 import { sql } from 'kysely';
-import { createDatabaseClock, type DatabaseClock } from '../../src/db/clock.ts';
+import { createDatabaseClock, type DatabaseClock } from '../../src/database/clock.ts';
 
 /** The database's clock, as far ahead as a test has moved it. */
 export interface TestClock extends DatabaseClock {

@@ -1,8 +1,8 @@
 import { randomBytes } from 'node:crypto';
 import pg from 'pg';
 import type { Test } from 'tap';
-import { connect } from '../../src/db/client.ts';
-import { migrate } from '../../src/db/migrator.ts';
+import { connect } from '../../src/database/client.ts';
+import { migrate } from '../../src/database/migrator.ts';
 import { type ClusterUrls, testCluster } from './cluster.ts';
 
 /** A database of its own, dropped when the test ends. */

@@ -6,9 +6,9 @@ import path from 'node:path';
 import { Readable } from 'node:stream';
 import pg from 'pg';
 import type { Test } from 'tap';
-import { canonicalJson } from '../../src/core/canonical-json.ts';
-import { newId } from '../../src/core/ids.ts';
 import { createNoteSigner } from '../../src/crypto/signed-note.ts';
+import { canonicalJson } from '../../src/domain/canonical-json.ts';
+import { newId } from '../../src/domain/ids.ts';
 import type { Link } from '../../src/history/chain.ts';
 import type { ChainVerdict } from '../../src/history/chain-walk.ts';
 import {

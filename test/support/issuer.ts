@@ -4,8 +4,8 @@ import type { AddressInfo } from 'node:net';
 import { type CryptoKey, exportJWK, generateKeyPair, type JWK, type JWTPayload, SignJWT } from 'jose';
 import Provider, { type Configuration, type ResourceServer, type TokenEndpointGrantContext } from 'oidc-provider';
 import type { Test } from 'tap';
-import { createIssuerKeys, type IssuerKeysOptions } from '../../src/auth/issuer-keys.ts';
-import type { OidcSettings } from '../../src/auth/oidc-settings.ts';
+import { createIssuerKeys, type IssuerKeysOptions } from '../../src/oidc/issuer-keys.ts';
+import type { OidcSettings } from '../../src/oidc/settings.ts';
 
 // A real identity provider in the test's process: it logs people in over HTTP and signs by itself. What no real one would
 // issue is signed here with its own key.

@@ -1,8 +1,8 @@
 import type { Test } from 'tap';
-import { createDatabaseClock } from '../../src/db/clock.ts';
+import { createDatabaseClock } from '../../src/database/clock.ts';
 import type { Job } from '../../src/jobs/job.ts';
 import { type JobRunner, startJobs } from '../../src/jobs/runner.ts';
-import { createLogger } from '../../src/logger.ts';
+import { createLogger } from '../../src/service/logger.ts';
 import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
 import type { ClusterUrls } from './cluster.ts';
 import { dbQuery } from './database.ts';

@@ -1,9 +1,9 @@
-import { keyMac } from '../../src/auth/record-mac.ts';
-import { idSuffix, type KeyId, newId, type OrganizationId, type PartnerId } from '../../src/core/ids.ts';
+import { keyMac } from '../../src/credentials/record-mac.ts';
 import { type Keyring, parseKeyring } from '../../src/crypto/keyring.ts';
 import { seal } from '../../src/crypto/seal.ts';
 import { tagOf } from '../../src/crypto/tag.ts';
 import { mintToken } from '../../src/crypto/token.ts';
+import { idSuffix, type KeyId, newId, type OrganizationId, type PartnerId } from '../../src/domain/ids.ts';
 import { sealBinding } from '../../src/keys/mint.ts';
 import { dbQuery } from './database.ts';
 

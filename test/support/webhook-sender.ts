@@ -1,6 +1,6 @@
-import { createDatabaseClock } from '../../src/db/clock.ts';
+import { createDatabaseClock } from '../../src/database/clock.ts';
 import { startJobs } from '../../src/jobs/runner.ts';
-import { createLogger } from '../../src/logger.ts';
+import { createLogger } from '../../src/service/logger.ts';
 import { createWebhookClient } from '../../src/webhooks/connector.ts';
 import { enqueueDeliveries, type SendPayload, sendTask } from '../../src/webhooks/enqueue-deliveries.ts';
 import { parseRanges } from '../../src/webhooks/public-address.ts';

@@ -3,7 +3,7 @@ import type { AddressInfo } from 'node:net';
 import type { Test } from 'tap';
 import { readEvent } from '../../src/history/views.ts';
 import { startJobs } from '../../src/jobs/runner.ts';
-import { createLogger } from '../../src/logger.ts';
+import { createLogger } from '../../src/service/logger.ts';
 import { createWebhookClient } from '../../src/webhooks/connector.ts';
 import { enqueueDeliveries, type SendPayload, sendTask } from '../../src/webhooks/enqueue-deliveries.ts';
 import { audienceOf, payloadFor } from '../../src/webhooks/payload.ts';

@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from 'node:util';
-import { type ProblemCode, problemKinds } from '../../src/core/errors.ts';
+import { type ProblemCode, problemKinds } from '../../src/domain/errors.ts';
 import { problemMediaType } from '../../src/http/problem.ts';
 
 /** What the generated OpenAPI document lacks or says wrongly, made right in one pass over it. */

@@ -1,7 +1,7 @@
 import swagger from '@fastify/swagger';
 import fastify, { type RouteOptions } from 'fastify';
 import { jsonSchemaTransform, jsonSchemaTransformObject } from 'fastify-type-provider-zod';
-import { type ProblemCode, problemKinds } from '../../src/core/errors.ts';
+import { type ProblemCode, problemKinds } from '../../src/domain/errors.ts';
 import type { AccessRule } from '../../src/http/access.ts';
 import { isBodyless } from '../../src/http/strict-routes.ts';
 import {

@@ -3,7 +3,7 @@ import { type FileHandle, open } from 'node:fs/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import type { Keyring } from '../../crypto/keyring.ts';
 import { checkNote, type NoteVerifier } from '../../crypto/signed-note.ts';
-import type { Db } from '../../db/client.ts';
+import type { Db } from '../../database/client.ts';
 import { chunksOf } from '../../lib/batches.ts';
 import { minuteMs } from '../../lib/durations.ts';
 import { linesOf } from '../../lib/lines.ts';

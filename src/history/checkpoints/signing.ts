@@ -1,10 +1,10 @@
 import type { FastifyBaseLogger } from 'fastify';
 import { sql } from 'kysely';
 import pLimit from 'p-limit';
-import { Problem } from '../../core/errors.ts';
 import type { Keyring } from '../../crypto/keyring.ts';
 import { checkNote } from '../../crypto/signed-note.ts';
-import type { Db } from '../../db/client.ts';
+import type { Db } from '../../database/client.ts';
+import { Problem } from '../../domain/errors.ts';
 import { chunksOf, pagesOf } from '../../lib/batches.ts';
 import { firstPreviousHash } from '../chain.ts';
 import { type ChainHead, listHeads } from '../store.ts';

@@ -1,0 +1,36 @@
+import type { IncomingMessage } from 'node:http';
+import { Problem } from '../domain/errors.ts';
+import * as headers from '../lib/read-credential.ts';
+
+/**
+ * The credential of a request, where its headers can be read.
+ * @param takesBasic whether it may also be the secret of HTTP Basic
+ * @returns undefined where none was sent
+ * @throws Problem `bad_request` for two that differ, `unauthorized` for another scheme
+ */
+export function readCredential(
+  request: Pick<IncomingMessage, 'headers' | 'rawHeaders'>,
+  takesBasic = false,
+): string | undefined {
+  try {
+    return headers.readCredential(request, takesBasic);
+  } catch (error) {
+    if (!(error instanceof headers.UnreadableCredential)) throw error;
+    if (error.status === 400) throw new Problem('bad_request', error.message);
+    throw unauthorized('unauthorized', error.message, 'invalid_request');
+  }
+}
+
+export function isBasic(authorization: string | undefined): boolean {
+  return /^basic(?: |$)/i.test(authorization ?? '');
+}
+
+/** A 401 with the challenge that RFC 6750 section 3 asks for; without `error` where no credential was sent. */
+export function unauthorized(
+  code: 'unauthorized' | 'token_malformed' | 'token_expired',
+  detail: string,
+  error?: 'invalid_token' | 'invalid_request',
+): Problem {
+  const reason = error === undefined ? '' : `, error="${error}", error_description="${detail.replaceAll('"', "'")}"`;
+  return new Problem(code, detail, { headers: { 'www-authenticate': `Bearer realm="latchkey"${reason}` } });
+}

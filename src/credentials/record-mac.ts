@@ -1,0 +1,107 @@
+import type { Selectable } from 'kysely';
+import type { Keyring } from '../crypto/keyring.ts';
+import { isAuthentic, type MacColumns, type MacParts, macOf } from '../crypto/mac.ts';
+import type { AccessTokensTable, ApiKeysTable } from '../database/schema.ts';
+import { canonicalJson } from '../domain/canonical-json.ts';
+
+// What the MAC of a credential's row covers. Suspension and an ordinary deletion are not in it: history shows those.
+
+export const keyMacColumns = [
+  'id',
+  'organization_id',
+  'partner_id',
+  'permission',
+  'expires_at',
+  'allowed_ips',
+  'rate_limit_requests',
+  'rate_limit_window_seconds',
+  'limit_bucket_id',
+  'delete_reason',
+  'tag',
+  'tag_keyring_id',
+  'argon2id_hash',
+] as const;
+
+export type MacCoveredKey = Pick<Selectable<ApiKeysTable>, (typeof keyMacColumns)[number]>;
+
+export const tokenMacColumns = [
+  'id',
+  'organization_id',
+  'role',
+  'scopes',
+  'name',
+  'email',
+  'creator_chain',
+  'expires_at',
+  'deleted_at',
+  'tag',
+  'tag_keyring_id',
+  'argon2id_hash',
+] as const;
+
+export type MacCoveredToken = Pick<Selectable<AccessTokensTable>, (typeof tokenMacColumns)[number]>;
+
+type StoredMac = { [Column in keyof MacColumns]: MacColumns[Column] | null };
+
+export function keyMac(keyring: Keyring, key: MacCoveredKey): MacColumns {
+  return macOf(keyring.primary, keyParts(key));
+}
+
+export function isAuthenticKey(keyring: Keyring, key: MacCoveredKey & StoredMac): boolean {
+  return isAuthentic(keyring, key, keyParts(key));
+}
+
+export function tokenMac(keyring: Keyring, token: MacCoveredToken): MacColumns {
+  return macOf(keyring.primary, tokenParts(token));
+}
+
+export function isAuthenticToken(keyring: Keyring, token: MacCoveredToken & StoredMac): boolean {
+  return isAuthentic(keyring, token, tokenParts(token));
+}
+
+function keyParts(key: MacCoveredKey): MacParts {
+  return [
+    'api_key',
+    key.id,
+    key.organization_id,
+    key.partner_id,
+    key.permission,
+    timeOf(key.expires_at),
+    key.allowed_ips,
+    key.rate_limit_requests,
+    key.rate_limit_window_seconds,
+    key.limit_bucket_id,
+    key.delete_reason === 'compromised',
+    ...tagParts(key),
+  ];
+}
+
+function tokenParts(token: MacCoveredToken): MacParts {
+  return [
+    'access_token',
+    token.id,
+    token.organization_id,
+    token.role,
+    token.scopes,
+    token.name,
+    token.email,
+    // The database gives the members of an object in another order than they were written in.
+    canonicalJson(token.creator_chain),
+    timeOf(token.expires_at),
+    timeOf(token.deleted_at),
+    ...tagParts(token),
+  ];
+}
+
+/** As text, because JSON writes the database's `infinity` like no time at all. */
+function timeOf(time: Date | null): string | null {
+  return time === null ? null : String(Number(time));
+}
+
+function tagParts({
+  tag,
+  tag_keyring_id,
+  argon2id_hash,
+}: Pick<MacCoveredKey, 'tag' | 'tag_keyring_id' | 'argon2id_hash'>) {
+  return [tag?.toString('base64') ?? null, tag_keyring_id, argon2id_hash];
+}

@@ -1,0 +1,196 @@
+import { randomUUID } from 'node:crypto';
+import pg from 'pg';
+import { idSuffixPattern } from '../domain/ids.ts';
+import { backoffMs, pause } from '../lib/backoff.ts';
+import { abortable, within } from '../lib/deadline.ts';
+import { createDeferred, type Deferred } from '../lib/deferred.ts';
+import { createHealthSwitch } from '../lib/health-switch.ts';
+import { startPeriodicTask } from '../lib/periodic-task.ts';
+import type { DatabaseClock } from './clock.ts';
+import { socketOf } from './pg-internals.ts';
+import { prepareSession } from './session.ts';
+
+/** Called for every change, so that copies of records are dropped. */
+export interface ChangeListener {
+  /** The record with this id was changed or deleted. It belongs to this organization; null: to none. */
+  changed(id: string, organizationId: string | null): void;
+  /** Earlier changes may have been missed: drop everything. */
+  restarted(): void;
+}
+
+/** Reports every change in the database by any process, and whether it can be relied on right now. */
+export interface ChangeFeed {
+  /** Every change that was committed before this moment has been reported (monotonic milliseconds). */
+  readonly caughtUpAtMs: number;
+  /** False as soon as changes might be missed; then nothing may be answered from a copy. */
+  isLive(): boolean;
+  subscribe(listener: ChangeListener): void;
+  close(): Promise<void>;
+}
+
+export interface ChangeFeedOptions {
+  /** Sends a notification through the connections that make changes: the feed must receive those. */
+  notify: (channel: string, payload: string) => Promise<void>;
+  /** A direct connection: a pooler that hands out connections by transaction does not deliver notifications. */
+  url: string;
+  clock: DatabaseClock;
+  /** Called when the feed becomes live, and when it no longer is. */
+  onLiveChange?: (isLive: boolean, cause?: unknown) => void;
+}
+
+const channel = 'latchkey_changes';
+const everything = '*';
+/** A changed record and its organization, as the trigger names them. Any other payload is ignored. */
+const notice = new RegExp(`^(?:org|partner|key|token)_${idSuffixPattern}(?: org_${idSuffixPattern})?$`);
+const heartbeatEveryMs = 500;
+/**
+ * After so many heartbeats one goes through the service's own connections. A transaction pooler delivers only what the same
+ * connection has sent, and a connection to another database receives its own heartbeats too.
+ */
+const beatsBetweenProofs = 10;
+/** After a longer silence the feed is not live: a connection can be dead without an error. */
+const silenceAllowedMs = 2_000;
+const reconnect = { leastMs: 500, mostMs: 500 };
+
+/**
+ * Listens on a connection of its own, and reconnects for as long as it is open. Postgres delivers notifications in the
+ * order of commits, so a heartbeat that comes back through the channel proves that all before it has arrived.
+ */
+export function followChanges(options: ChangeFeedOptions): ChangeFeed {
+  const { clock, onLiveChange = () => undefined } = options;
+  const listeners: ChangeListener[] = [];
+  const health = createHealthSwitch(onLiveChange);
+  let caughtUpAtMs = Number.NEGATIVE_INFINITY;
+  let isConnected = false;
+  const isLive = () => isConnected && performance.now() - caughtUpAtMs < silenceAllowedMs;
+
+  function report(cause?: unknown): void {
+    const isStarting = health.isHealthy === undefined && cause === undefined && !isLive();
+    if (!isStarting) health.set(isLive(), cause);
+  }
+
+  function receive(payload: string): void {
+    if (payload === everything) for (const listener of listeners) listener.restarted();
+    if (!notice.test(payload)) return;
+    const [id = '', organizationId = null] = payload.split(' ', 2);
+    for (const listener of listeners) listener.changed(id, organizationId);
+  }
+
+  /** One connection's life. @throws what ended it, unless that is the end of the service */
+  async function listen(closing: AbortSignal): Promise<void> {
+    const client = new pg.Client({
+      connectionString: options.url,
+      application_name: 'latchkey changes',
+      connectionTimeoutMillis: silenceAllowedMs,
+      query_timeout: silenceAllowedMs,
+      keepAlive: true,
+    });
+    const connection = new AbortController();
+    const { signal } = connection;
+    const lose = (cause: unknown) => connection.abort(cause);
+    closing.addEventListener('abort', lose, { once: true });
+    client.on('error', lose);
+    client.on('end', () => lose(new Error('the connection has ended')));
+
+    const beats = new Map<string, Beat>();
+    client.on('notification', ({ payload = '' }) => {
+      const beat = beats.get(payload);
+      if (beat === undefined) return receive(payload);
+      caughtUpAtMs = Math.max(caughtUpAtMs, beat.sentAtMs);
+      isConnected = true;
+      beat.arrival.resolve();
+      report();
+    });
+    const exchange = async (send: (beat: Beat) => Promise<void>) => {
+      const beat = createBeat();
+      beats.set(beat.payload, beat);
+      try {
+        await send(beat);
+        await within(silenceAllowedMs, beat.arrival.promise, () => {
+          throw new Unheard();
+        });
+      } finally {
+        beats.delete(beat.payload);
+      }
+    };
+    const sendTheServicesWay = ({ payload }: Beat) => options.notify(channel, payload);
+    try {
+      await abortable(connect(client), signal);
+      for (const listener of listeners) listener.restarted();
+      await abortable(exchange(sendTheServicesWay), signal);
+      for (let number = 1; ; number++) {
+        await pause(heartbeatEveryMs, signal);
+        await abortable(
+          exchange((beat) => sendBeat(client, beat)),
+          signal,
+        );
+        if (number % beatsBetweenProofs !== 0) continue;
+        // Not awaited: where the service's own connections are all busy, this one may be in order.
+        exchange(sendTheServicesWay).catch((error: unknown) => {
+          if (error instanceof Unheard) lose(error);
+        });
+      }
+    } catch (error) {
+      if (!closing.aborted) throw error;
+    } finally {
+      isConnected = false;
+      closing.removeEventListener('abort', lose);
+      void client.end().catch(() => undefined);
+      socketOf(client).destroy();
+    }
+  }
+
+  async function connect(client: pg.Client): Promise<void> {
+    await client.connect();
+    await prepareSession(client);
+    await client.query(`listen ${channel}`);
+  }
+
+  async function sendBeat(client: pg.Client, { payload, sentAtMs }: Beat): Promise<void> {
+    const { rows } = await client.query<{ now: Date }>('select clock_timestamp() as now, pg_notify($1, $2)', [
+      channel,
+      payload,
+    ]);
+    if (rows[0] !== undefined) clock.sample(rows[0].now.getTime(), sentAtMs, performance.now());
+  }
+
+  const watch = startPeriodicTask({ everyMs: heartbeatEveryMs, run: () => report() });
+  const listening = startPeriodicTask({
+    run: listen,
+    immediately: true,
+    everyMs: () => backoffMs(1, reconnect),
+    onError: report,
+  });
+  return {
+    get caughtUpAtMs() {
+      return caughtUpAtMs;
+    },
+    isLive,
+    subscribe: (listener) => void listeners.push(listener),
+    async close() {
+      await watch.close();
+      await listening.close();
+    },
+  };
+}
+
+/** A message from the feed to itself, which proves that messages arrive. */
+interface Beat {
+  payload: string;
+  /** Monotonic milliseconds. */
+  sentAtMs: number;
+  arrival: Deferred<void>;
+}
+
+function createBeat(): Beat {
+  return { payload: `beat ${randomUUID()}`, sentAtMs: performance.now(), arrival: createDeferred() };
+}
+
+/** A heartbeat was sent and has not arrived. */
+class Unheard extends Error {
+  constructor() {
+    super(
+      'notifications do not arrive; LISTEN_DATABASE_URL must lead to the same database, past any transaction pooler',
+    );
+  }
+}

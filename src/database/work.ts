@@ -1,0 +1,93 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Keyring } from '../crypto/keyring.ts';
+import type { Actor, RequestFacts } from '../domain/actor.ts';
+import type { ChainedEvent } from '../domain/events.ts';
+import type { OrganizationId } from '../domain/ids.ts';
+import type { TraceContext } from '../domain/trace.ts';
+import { backoffMs } from '../lib/backoff.ts';
+import { type Db, type Tx, writeTransaction } from './client.ts';
+import type { DatabaseClock } from './clock.ts';
+import { beginAs } from './credential.ts';
+import { isTransient } from './pg-error.ts';
+
+/** By whom, where and through which request something is done. `organizationId` is null for the installation itself. */
+export interface ActorContext {
+  actor: Actor;
+  organizationId: OrganizationId | null;
+  request: RequestFacts | null;
+  /** The trace that this is a step of, if it is one of any. */
+  trace?: TraceContext | undefined;
+}
+
+/** The same in an organization, which all but the installation's own affairs need. */
+export interface OrganizationContext extends ActorContext {
+  organizationId: OrganizationId;
+}
+
+/** One transaction: one time, one actor. Nothing below asks for the date or opens another transaction. */
+export interface Work<By extends ActorContext = ActorContext> {
+  tx: Tx;
+  /** The database's time at the start of the transaction, in whole milliseconds. */
+  now: Date;
+  by: By;
+  /** Authenticates what is written. */
+  keyring: Keyring;
+  onAppended: OnAppended;
+  /** Run last, in order, inside the transaction: what locks the most contended rows. */
+  beforeCommit: Array<() => Promise<void>>;
+  /** Ids of what is changed here. Copies in memory are invalidated before the change is announced. */
+  changed: Set<string>;
+  /** The actions that history records of it. */
+  recorded: string[];
+}
+
+/** Called with the events that a transaction has appended to history, before it commits. What it throws undoes all. */
+export type OnAppended = (work: Pick<Work, 'tx' | 'by' | 'keyring'>, events: readonly ChainedEvent[]) => Promise<void>;
+
+export interface Transactor {
+  db: Db;
+  keyring: Keyring;
+  clock: DatabaseClock;
+  onAppended: OnAppended;
+  /** Called with the ids of what a transaction has changed, as soon as it has ended. */
+  onChanged?: (ids: Iterable<string>) => void;
+  /** Called with the recorded actions after the commit. */
+  onRecorded?: (actions: readonly string[]) => void;
+}
+
+const attempts = 5;
+const retryAfter = { leastMs: 40, mostMs: 320 };
+
+/**
+ * Runs `act` in a transaction and commits. Deadlocks and serialization failures run it again, so `act` must have no
+ * effect outside of the transaction.
+ * @throws Problem `unauthorized`, `token_expired` where the caller's access token was deleted or changed meanwhile
+ */
+export async function transact<By extends ActorContext, Result>(
+  transactor: Transactor,
+  by: By,
+  act: (work: Work<By>) => Promise<Result>,
+): Promise<Result> {
+  for (let attempt = 1; ; attempt++) {
+    const changed = new Set<string>();
+    const recorded: string[] = [];
+    try {
+      const done = await writeTransaction(transactor.db).execute(async (tx) => {
+        const now = await beginAs(tx, by, transactor.clock);
+        const { keyring, onAppended } = transactor;
+        const work: Work<By> = { tx, now, by, keyring, onAppended, beforeCommit: [], changed, recorded };
+        const result = await act(work);
+        for (const step of work.beforeCommit) await step();
+        return result;
+      });
+      transactor.onRecorded?.(recorded);
+      return done;
+    } catch (error) {
+      if (attempt === attempts || !isTransient(error)) throw error;
+      await delay(backoffMs(attempt, retryAfter));
+    } finally {
+      // After a failure too: the commit may have happened and its reply been lost.
+      transactor.onChanged?.(changed);
+    }
+  }
+}

@@ -1,0 +1,71 @@
+import { type Actor, type CreatorChain, creatorsOf, topmostAdminOf } from './actor.ts';
+import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from './ids.ts';
+import type { Access, Permission } from './permissions.ts';
+
+/** Who calls, as the presented credential proves it. */
+export type Principal = CallerPrincipal | ApiKeyPrincipal;
+
+/** Whoever has a role here: by an access token of Latchkey's own, or by one of the company's identity provider. */
+export type CallerPrincipal = AccessTokenPrincipal | OidcPrincipal;
+
+export interface AccessTokenPrincipal {
+  kind: 'access_token';
+  role: 'operator' | 'admin' | 'verifier';
+  id: AccessTokenId;
+  /** Null for an operator, and for a verifier that serves all organizations. */
+  organizationId: OrganizationId | null;
+  name: string;
+  email: string | null;
+  scopes: Access[];
+  expiresAt: Date | null;
+  /** Who created it. */
+  creatorChain: CreatorChain;
+  /** The organization in which this request acts: its own, or the one that `Latchkey-Organization` names. */
+  actsIn: OrganizationId | null;
+}
+
+/** A person whom the company's identity provider vouches for. Never an operator. */
+export interface OidcPrincipal {
+  kind: 'oidc';
+  role: 'admin';
+  /** Issuer and subject, by which history and every limit know the person, whatever token it comes with. */
+  id: `${string}#${string}`;
+  issuer: string;
+  subject: string;
+  organizationId: OrganizationId;
+  name: string;
+  email: string | null;
+  scopes: Access[];
+  expiresAt: Date;
+  actsIn: OrganizationId | null;
+}
+
+export interface ApiKeyPrincipal {
+  kind: 'api_key';
+  id: KeyId;
+  organizationId: OrganizationId;
+  partnerId: PartnerId | null;
+  permission: Permission;
+  name: string | null;
+  expiresAt: Date | null;
+}
+
+export function actorOf(principal: CallerPrincipal): Actor {
+  const { role: type, id, name, email } = principal;
+  if (principal.kind === 'access_token') return { type, id, name, email, ...creatorsOf(principal.creatorChain) };
+  return { type, id, name, email, issuer: principal.issuer, subject: principal.subject };
+}
+
+/** Who created the principal. Nobody creates a person from an identity provider. */
+export function creatorChainOf(principal: CallerPrincipal): CreatorChain {
+  return principal.kind === 'access_token' ? principal.creatorChain : [];
+}
+
+/**
+ * By which name limits count a person: the topmost admin of those who created its access token, so that tokens which an
+ * admin creates for itself share one limit.
+ */
+export function personOf(principal: Principal): string {
+  if (principal.kind !== 'access_token') return principal.id;
+  return topmostAdminOf(principal.creatorChain)?.id ?? principal.id;
+}

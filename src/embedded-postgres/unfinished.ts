@@ -1,0 +1,23 @@
+import { randomBytes } from 'node:crypto';
+import { readdir, rm, stat } from 'node:fs/promises';
+import path from 'node:path';
+import { minuteMs } from '../lib/durations.ts';
+
+/** A name beside `target` to build it under. What is finished gets renamed, so nobody ever sees half of it. */
+export function unfinishedName(target: string): string {
+  return `${target}.unfinished-${randomBytes(6).toString('hex')}`;
+}
+
+const unfinishedPattern = /\.unfinished-[0-9a-f]{12}(\.\w+)?$/;
+const abandonedAfterMs = 10 * minuteMs;
+
+/** Removes what a killed start left behind: nobody works on one for ten minutes. */
+export async function removeUnfinished(directory: string): Promise<void> {
+  for (const name of await readdir(directory).catch(() => [])) {
+    if (!unfinishedPattern.test(name)) continue;
+    const found = path.join(directory, name);
+    const changed = await stat(found).catch(() => undefined);
+    if (changed !== undefined && Date.now() - changed.ctimeMs < abandonedAfterMs) continue;
+    await rm(found, { recursive: true, force: true, maxRetries: 10, retryDelay: 50 });
+  }
+}

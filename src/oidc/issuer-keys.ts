@@ -1,0 +1,147 @@
+import { createPublicKey, type JsonWebKey } from 'node:crypto';
+import type { FastifyBaseLogger } from 'fastify';
+import { createRemoteJWKSet, customFetch, type JSONWebKeySet, type JWTVerifyGetKey } from 'jose';
+import { Problem } from '../domain/errors.ts';
+import { dayMs, minuteMs } from '../lib/durations.ts';
+import { isLoopback } from './settings.ts';
+
+/**
+ * The keys that an identity provider signs with, found by OpenID Connect Discovery 1.0 and kept by jose. While the provider
+ * does not answer, known ones go on.
+ */
+export interface IssuerKeys {
+  /** The key that a token says it was signed with. @throws Problem `unavailable`; JOSEError where there is no such key */
+  find: JWTVerifyGetKey;
+}
+
+export interface IssuerKeysOptions {
+  issuer: string;
+  logger: Pick<FastifyBaseLogger, 'warn' | 'info'>;
+  timings?: Partial<Timings>;
+}
+
+interface Timings {
+  /** Keys older than this are fetched again, while they go on being used. */
+  refreshMs: number;
+  /** Keys that were fetched so long ago are not trusted any more: one may have been withdrawn. */
+  keptMs: number;
+  /** An unknown key causes another fetch, but not so soon after the last: anybody can name one. */
+  cooldownMs: number;
+  /** After a failure the provider is left alone for so long. */
+  retryMs: number;
+  timeoutMs: number;
+}
+
+const defaultTimings: Timings = {
+  refreshMs: 10 * minuteMs,
+  keptMs: dayMs,
+  cooldownMs: 30_000,
+  retryMs: 1_000,
+  timeoutMs: 3_000,
+};
+
+/** Begins to fetch at once, so that the first caller need not wait. */
+export function createIssuerKeys({ issuer, logger, timings }: IssuerKeysOptions): IssuerKeys {
+  const { refreshMs, keptMs, cooldownMs, retryMs, timeoutMs } = { ...defaultTimings, ...timings };
+  let failure: { cause: unknown; atMs: number } | undefined;
+  let fetchedAtMs = Number.NEGATIVE_INFINITY;
+  const sinceMs = (atMs: number) => performance.now() - atMs;
+
+  /** What jose fetches, one at a time. @throws Problem `unavailable` */
+  async function fetchKeySet(_: string, { signal }: { signal: AbortSignal }): Promise<Response> {
+    if (failure !== undefined && sinceMs(failure.atMs) < retryMs) throw unavailable(failure.cause);
+    try {
+      const keySet = await fetchKeys(issuer, signal);
+      fetchedAtMs = performance.now();
+      if (failure !== undefined) logger.info("The identity provider's keys can be fetched again.");
+      failure = undefined;
+      return Response.json(keySet);
+    } catch (cause) {
+      if (failure === undefined) {
+        logger.warn({ err: cause, issuer }, "The identity provider's keys cannot be fetched; known ones go on.");
+      }
+      failure = { cause, atMs: performance.now() };
+      throw unavailable(cause);
+    }
+  }
+
+  const keys = createRemoteJWKSet(new URL(issuer), {
+    [customFetch]: fetchKeySet,
+    cacheMaxAge: keptMs,
+    cooldownDuration: cooldownMs,
+    timeoutDuration: timeoutMs,
+  });
+  const refresh = () => void keys.reload().catch(() => undefined);
+
+  refresh();
+  return {
+    find(header, token) {
+      if (sinceMs(fetchedAtMs) >= refreshMs) refresh();
+      return keys(header, token);
+    },
+  };
+}
+
+function unavailable(cause: unknown): Problem {
+  const detail = 'The keys of the identity provider could not be read, and without them this token cannot be checked.';
+  return new Problem('unavailable', detail, { cause });
+}
+
+/**
+ * The document at `/.well-known/openid-configuration` must be of this issuer (OpenID Connect Discovery 1.0, section 4.3).
+ * @throws Error where the provider does not answer, or says something else than that
+ */
+export async function fetchKeys(
+  issuer: string,
+  signal = AbortSignal.timeout(defaultTimings.timeoutMs),
+): Promise<JSONWebKeySet> {
+  const discovery = await fetchJson(`${issuer.replace(/\/$/, '')}/.well-known/openid-configuration`, signal);
+  if (discovery['issuer'] !== issuer) throw new Error('the discovery document is that of another issuer');
+  const jwksUri = discovery['jwks_uri'];
+  if (typeof jwksUri !== 'string' || !isTrustworthy(jwksUri, issuer)) {
+    throw new Error('the discovery document names no jwks_uri that can be trusted');
+  }
+  const jwks = await fetchJson(jwksUri, signal);
+  if (!Array.isArray(jwks['keys'])) throw new Error('the key set has no keys');
+  return { keys: jwks['keys'].filter(isUsable) };
+}
+
+const shortestModulusBits = 2_048;
+
+/**
+ * jose looks at a key only once a token names it, and then fails at one that is damaged or too weak as if the fault were
+ * ours: anybody could get 500s by naming it. Secret and private ones are no business of a document that all can read.
+ */
+function isUsable(jwk: JsonWebKey | null): boolean {
+  try {
+    if (jwk === null || jwk.d !== undefined) return false;
+    const { asymmetricKeyDetails } = createPublicKey({ key: jwk, format: 'jwk' });
+    return (asymmetricKeyDetails?.modulusLength ?? shortestModulusBits) >= shortestModulusBits;
+  } catch {
+    return false;
+  }
+}
+
+function isTrustworthy(jwksUri: string, issuer: string): boolean {
+  const url = URL.canParse(jwksUri) ? new URL(jwksUri) : undefined;
+  if (url?.protocol === 'https:') return true;
+  return url?.protocol === 'http:' && isLoopback(url.hostname) && issuer.startsWith('http:');
+}
+
+const longestText = 262_144;
+
+async function fetchJson(url: string, signal: AbortSignal): Promise<Record<string, unknown>> {
+  const response = await fetch(url, { signal, redirect: 'error', headers: { accept: 'application/json' } });
+  if (!response.ok) {
+    await response.body?.cancel();
+    throw new Error(`${url} answered ${response.status}`);
+  }
+  let text = '';
+  for await (const part of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
+    text += part;
+    if (text.length > longestText) throw new Error(`${url} is over ${longestText} characters`);
+  }
+  const value: unknown = JSON.parse(text);
+  if (typeof value !== 'object' || value === null) throw new Error(`${url} is no JSON object`);
+  return value as Record<string, unknown>;
+}

@@ -1,0 +1,209 @@
+import { z } from 'zod';
+import { idSuffixPattern, type OrganizationId } from '../domain/ids.ts';
+import { integer } from '../lib/config-forms.ts';
+
+/** Which identity provider admins may come from, and what its tokens mean here. */
+export interface OidcSettings {
+  /** As tokens name it in `iss`, to the letter. */
+  issuer: string;
+  audience: string;
+  /** Where the audience is looked for. */
+  audienceClaim: string;
+  organization: FixedOrganization | ClaimedOrganization;
+  rolesClaim: string;
+  /** Values of that claim that give the scope. */
+  readRoles: readonly string[];
+  writeRoles: readonly string[];
+  nameClaim: string;
+  emailClaim: string;
+  /** Whether access tokens are taken that do not say by `typ` that they are such. */
+  takesUntypedTokens: boolean;
+  requiresNbf: boolean;
+  /** How far ahead the end of a token may be. */
+  maxLifetimeSeconds: number;
+}
+
+/** Everybody whom the issuer vouches for belongs to one organization. */
+interface FixedOrganization {
+  id: OrganizationId;
+}
+
+interface ClaimedOrganization {
+  claim: string;
+  /** What the claim's values mean; undefined: they are ids themselves. */
+  ids: ReadonlyMap<string, OrganizationId> | undefined;
+}
+
+const organizationId = new RegExp(`^org_${idSuffixPattern}$`);
+
+const claim = z
+  .string()
+  .max(200)
+  .regex(/^[^\s,]+$/, 'must be the name of a claim');
+
+/** With commas between them, or a JSON list where a value has a comma itself. */
+const values = z
+  .string()
+  .transform((text) => (text.startsWith('[') ? parsedJson(text) : text.split(',').map((part) => part.trim())))
+  .refine(isTextList, 'must be values with commas between them, or a JSON list of texts');
+
+function isTextList(value: unknown): value is string[] {
+  return Array.isArray(value) && value.length > 0 && value.every((part) => typeof part === 'string' && part !== '');
+}
+
+function parsedJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+const organizations = z
+  .string()
+  .transform((text) => (text.startsWith('{') ? pairsOfJson(text) : pairsOf(text)))
+  .refine(
+    (pairs) => pairs.every(([value, id, ...more]) => value && id && organizationId.test(id) && more.length === 0),
+    'must be pairs of a value and the id of an organization, or a JSON object of them',
+  )
+  .refine((pairs) => new Set(pairs.map(([value]) => value)).size === pairs.length, 'must not name a value twice')
+  .transform((pairs) => new Map(pairs.map(([value = '', id = '']) => [value, id as OrganizationId])));
+
+function pairsOf(text: string): string[][] {
+  return text.split(',').map((pair) => pair.split('=').map((part) => part.trim()));
+}
+
+/** For values that have a comma or an equals sign. What is not an object of texts has no pair that fits. */
+function pairsOfJson(text: string): string[][] {
+  const pairs = Object.entries(parsedJson(text) ?? {}).map(([value, id]) => [value, String(id)]);
+  return pairs.length === 0 ? [[]] : pairs;
+}
+
+const switchOf = z.enum(['true', 'false'], 'must be true or false').transform((text) => text === 'true');
+
+const exampleOrganization = 'org_01k9s3v5wqe8n8x4r2m6t7yb0c';
+
+/** The variables about it; `config.ts` has all the others. */
+export const oidcEnvironment = {
+  OIDC_ISSUER: z
+    .string()
+    .refine(isIssuer, 'must be the https:// URL of an identity provider, without query and fragment')
+    .optional()
+    .meta({
+      description:
+        "The company's identity provider, as its tokens name it in `iss`: admins may come with its access tokens (docs/oidc.md). Not set: nobody may.",
+      example: 'https://login.example.com/realms/company',
+    }),
+  OIDC_AUDIENCE: z.string().max(500).optional().meta({
+    description: 'What its tokens name in `aud` if they are for Latchkey; needed with OIDC_ISSUER.',
+    example: 'https://latchkey.example.com',
+  }),
+  OIDC_AUDIENCE_CLAIM: claim.default('aud').meta({
+    description:
+      'The claim in which OIDC_AUDIENCE is looked for; `client_id` for Amazon Cognito, whose tokens have no `aud`.',
+    example: 'client_id',
+  }),
+  OIDC_ORGANIZATION: z
+    .string()
+    .regex(organizationId, 'must be the id of an organization')
+    .transform((text) => text as OrganizationId)
+    .optional()
+    .meta({ description: 'The organization of everybody who comes from there.', example: exampleOrganization }),
+  OIDC_ORGANIZATION_CLAIM: claim.optional().meta({
+    description: 'Instead of OIDC_ORGANIZATION: the claim that says which organization somebody belongs to.',
+    example: 'organization',
+  }),
+  OIDC_ORGANIZATIONS: organizations.optional().meta({
+    description:
+      'What the values of that claim mean: `value=org_…`, with commas, or a JSON object. Not set: they are ids of organizations.',
+    example: `acme=${exampleOrganization}`,
+  }),
+  OIDC_ROLES_CLAIM: claim.default('roles').meta({
+    description: 'The claim whose values say what somebody may do: a list, or a text with spaces.',
+    example: 'realm_access.roles',
+  }),
+  OIDC_READ_ROLES: values.default(['latchkey-read']).meta({
+    description: 'Its values that give an admin the scope `read`; with commas, or a JSON list.',
+    example: 'latchkey-auditor,latchkey-admin',
+  }),
+  OIDC_WRITE_ROLES: values.default(['latchkey-write']).meta({
+    description: 'Its values that give an admin the scope `write`; with commas, or a JSON list.',
+    example: 'latchkey-admin',
+  }),
+  OIDC_NAME_CLAIM: claim.default('name').meta({
+    description: "The claim with a person's name, for history.",
+    example: 'preferred_username',
+  }),
+  OIDC_EMAIL_CLAIM: claim.default('email').meta({
+    description: "The claim with a person's e-mail address, for history.",
+    example: 'upn',
+  }),
+  OIDC_UNTYPED_TOKENS: switchOf.default(false).meta({
+    description: 'Take access tokens whose `typ` is not `at+jwt` too; what looks like an ID token is refused.',
+    example: 'true',
+  }),
+  OIDC_NBF_REQUIRED: switchOf.default(false).meta({
+    description: 'Reject tokens without `nbf`, which RFC 9068 does not ask for.',
+    example: 'true',
+  }),
+  OIDC_MAX_LIFETIME_SECONDS: integer(60, 604_800).default(7_200).meta({
+    description: 'Reject tokens that end later than so many seconds from now: a JWT cannot be revoked.',
+    example: '86400',
+  }),
+};
+
+/** http leads to this machine alone: what is fetched there decides who is an admin. */
+function isIssuer(text: string): boolean {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  if (url === undefined || /[?#\s]/.test(text) || url.username + url.password !== '') return false;
+  return url.protocol === 'https:' || (url.protocol === 'http:' && isLoopback(url.hostname));
+}
+
+export function isLoopback(hostname: string): boolean {
+  return ['localhost', '127.0.0.1', '[::1]'].includes(hostname);
+}
+
+type OidcVariables = z.infer<z.ZodObject<typeof oidcEnvironment>>;
+
+/** What does not fit together, one line each. */
+export function oidcProblems(given: OidcVariables): string[] {
+  const { OIDC_ISSUER, OIDC_AUDIENCE, OIDC_ORGANIZATION, OIDC_ORGANIZATION_CLAIM, OIDC_ORGANIZATIONS } = given;
+  const others = { OIDC_AUDIENCE, OIDC_ORGANIZATION, OIDC_ORGANIZATION_CLAIM, OIDC_ORGANIZATIONS };
+  if (OIDC_ISSUER === undefined) {
+    const idle = Object.entries(others).filter(([, value]) => value !== undefined);
+    return idle.map(
+      ([name]) => `${name} is set without OIDC_ISSUER, and nobody would come from there: set both or neither.`,
+    );
+  }
+  const problems: string[] = [];
+  if (OIDC_AUDIENCE === undefined) {
+    problems.push('OIDC_AUDIENCE must be set with OIDC_ISSUER: any token of the issuer would do otherwise.');
+  }
+  if ((OIDC_ORGANIZATION === undefined) === (OIDC_ORGANIZATION_CLAIM === undefined)) {
+    problems.push('Either OIDC_ORGANIZATION or OIDC_ORGANIZATION_CLAIM must be set with OIDC_ISSUER.');
+  }
+  if (OIDC_ORGANIZATIONS !== undefined && OIDC_ORGANIZATION_CLAIM === undefined) {
+    problems.push('OIDC_ORGANIZATIONS says what values of OIDC_ORGANIZATION_CLAIM mean: set that too.');
+  }
+  return problems;
+}
+
+/** Undefined where nobody comes from an identity provider. */
+export function oidcSettingsOf(given: OidcVariables): OidcSettings | undefined {
+  const { OIDC_ISSUER: issuer, OIDC_AUDIENCE: audience, OIDC_ORGANIZATION: id, OIDC_ORGANIZATION_CLAIM: claim } = given;
+  if (issuer === undefined || audience === undefined) return undefined;
+  return {
+    issuer,
+    audience,
+    audienceClaim: given.OIDC_AUDIENCE_CLAIM,
+    organization: id === undefined ? { claim: claim ?? '', ids: given.OIDC_ORGANIZATIONS } : { id },
+    rolesClaim: given.OIDC_ROLES_CLAIM,
+    readRoles: given.OIDC_READ_ROLES,
+    writeRoles: given.OIDC_WRITE_ROLES,
+    nameClaim: given.OIDC_NAME_CLAIM,
+    emailClaim: given.OIDC_EMAIL_CLAIM,
+    takesUntypedTokens: given.OIDC_UNTYPED_TOKENS,
+    requiresNbf: given.OIDC_NBF_REQUIRED,
+    maxLifetimeSeconds: given.OIDC_MAX_LIFETIME_SECONDS,
+  };
+}
