@@ -1,3 +1,4 @@
+import { monitorEventLoopDelay } from 'node:perf_hooks';
 import t from 'tap';
 import { createDatabaseClock } from '../src/database/clock.ts';
 import { newId } from '../src/domain/ids.ts';
@@ -450,6 +451,21 @@ t.test('closing writes what was counted since the last flush', async (t) => {
   await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
   await verification.close();
   t.same(await dbAllowed(urls.superuser), new Map([[key.id, 1]]));
+});
+
+t.test('closing writes uses of 100,000 keys, and holds up nothing else meanwhile', async (t) => {
+  const { organizationId, verification, urls } = await startService(t);
+  for (let used = 0; used < 100_000; used++) {
+    const key = { id: newId('key'), organization_id: organizationId, partner_id: null } as ApiKeyRecord;
+    verification.usage.add(key, 'allowed');
+  }
+  const delays = monitorEventLoopDelay({ resolution: 5 });
+  delays.enable();
+  await verification.close();
+  delays.disable();
+  const counts = await dbQuery(urls.superuser, 'select sum(allowed)::int as allowed, count(*)::int from usage_hours');
+  t.same(counts, [{ allowed: 100_000, count: 100_000 }]);
+  t.ok(delays.max < 500e6, `the event loop was late by ${(delays.max / 1e6).toFixed(0)} ms at most`);
 });
 
 t.test('SIGTERM: what was counted is written before the process ends', async (t) => {

@@ -59,8 +59,8 @@ const phaseTimeoutsMs = {
   jobs: 4_200,
   webhooks: 4_200,
   metrics: 300,
+  usage: 3_000,
   checkpoints: 1_900,
-  usage: 1_500,
   traces: 450,
   database: 400,
   postgres: 5_000,
@@ -103,6 +103,13 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
         ? undefined
         : await startTelemetry({ endpoint, serviceName, version: packageVersion(), tokenPrefix, logger });
     if (telemetry !== undefined) shutdown.add(phase('traces', () => telemetry.close()));
+    const checkpointing = await openCheckpointing({
+      db: client.db,
+      keyring: crypto.keyring,
+      file: config.CHECKPOINT_FILE,
+      url: config.CHECKPOINT_URL,
+      logger,
+    });
     const onRecorded = (actions: readonly string[]) => countEvents(tallies, actions);
     const verification = startVerificationState({
       db: client.db,
@@ -116,7 +123,10 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       onRecorded,
       logger,
     });
-    shutdown.add(phase('usage', () => verification.close()));
+    shutdown.add(
+      phase('usage', () => verification.close()),
+      phase('checkpoints', () => checkpointing.close()),
+    );
     const transactor: Transactor = {
       db: client.db,
       keyring: crypto.keyring,
@@ -126,15 +136,6 @@ export async function startService(config: Config, logger: Logger): Promise<Serv
       onRecorded,
     };
     if (embedded !== undefined) await bootstrapOnce(embedded, transactor, crypto);
-
-    const checkpointing = await openCheckpointing({
-      db: client.db,
-      keyring: crypto.keyring,
-      file: config.CHECKPOINT_FILE,
-      url: config.CHECKPOINT_URL,
-      logger,
-    });
-    shutdown.add(phase('checkpoints', () => checkpointing.close()));
 
     const egress = {
       allowHttp: config.WEBHOOK_ALLOW_HTTP,
