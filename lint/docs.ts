@@ -8,6 +8,7 @@ import { test } from 'node:test';
 const pages = [
   ...readdirSync('.'),
   ...readdirSync('docs', { recursive: true, encoding: 'utf8' }).map((name) => `docs/${name}`),
+  'test/README.md',
 ]
   .filter((name) => name.endsWith('.md'))
   .sort();
@@ -64,6 +65,33 @@ function headingsOf(page: string): string[] {
       .replaceAll(' ', '-'),
   );
 }
+
+test('each step of the requests in ARCHITECTURE.md names a function that its file has', () => {
+  const text = readFileSync('ARCHITECTURE.md', 'utf8');
+  const steps = [...text.matchAll(/\| `([\w/-]+\.ts)` \| `(\w+)` \|/g)];
+  const missing = steps.filter(
+    ([, file = '', name = '']) => !new RegExp(`\\b${name}\\b`).test(readFileSync(file, 'utf8')),
+  );
+  assert.deepEqual(
+    missing.map(([step]) => step),
+    [],
+  );
+  assert.ok(steps.length > 30, `${steps.length} steps`);
+});
+
+test('each file and folder of the code that a page for contributors names exists', () => {
+  for (const page of [
+    'ARCHITECTURE.md',
+    'CONTRIBUTING.md',
+    'docs/data-model.md',
+    'docs/glossary.md',
+    'test/README.md',
+  ]) {
+    const named = [...readFileSync(page, 'utf8').matchAll(/(?:src|test|tools|lint|migrations)\/[\w./-]*\w/g)];
+    const missing = named.map(([name]) => name).filter((name) => !existsSync(name));
+    assert.deepEqual(missing, [], page);
+  }
+});
 
 const rows = readFileSync('docs/asvs.md', 'utf8')
   .split('\n')

@@ -18,7 +18,9 @@ async function serve(options: { mayEmbed: boolean }): Promise<void> {
 }
 
 const program = new Command('latchkey')
-  .description('Keeps the API keys of an organization. Configured by environment variables; the README lists them.')
+  .description(
+    'Keeps the API keys of an organization. Configured by environment variables; docs/configuration.md lists them.',
+  )
   .version(packageVersion())
   .addHelpText('after', '\nExit codes: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration.');
 

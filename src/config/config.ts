@@ -20,7 +20,7 @@ function secretFile(name: SecretName) {
 
 /**
  * Every variable that Latchkey reads from the environment: its form, its default, and for people a description and an
- * example. The README's table is held against this by a test. An empty variable counts as one that is not set.
+ * example. `npm run docs` writes docs/configuration.md from this. An empty variable counts as one that is not set.
  */
 export const environment = z.object({
   HOST: z.string().default('127.0.0.1').meta({
