@@ -169,7 +169,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(healthRoutes, {
     checkVerification: () =>
       requireCurrentSchema(db).catch((error: unknown) => {
-        if (!isUnavailable(error) || !records.canBeUsedAlone()) unlessUsedUp(error);
+        if (!isUnavailable(error) || !records.canAnswerWithoutDatabase()) unlessUsedUp(error);
       }),
     checkManagement: () =>
       requireCurrentSchema(db)

@@ -83,7 +83,7 @@ for (const [name, { skip = false, start }] of Object.entries(counters)) {
         const ownerBucket = bucketOf('owner', owner);
         const buckets = key === undefined ? ([ownerBucket] as const) : ([ownerBucket, bucketOf('key', key)] as const);
         const { isExceeded, policy, remaining, resetSeconds, windowSeconds } = await limits.count(buckets, cost, {
-          isLetIn: how === 'add',
+          isAlreadyAllowed: how === 'add',
         });
         t.equal(`${isExceeded ? '!' : ''}${policy} ${remaining}`, left, `${guarantee}: use ${index + 1}`);
         t.ok(resetSeconds >= 1 && resetSeconds <= windowSeconds);

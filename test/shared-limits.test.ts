@@ -89,7 +89,7 @@ for (const [how, break_] of [
     t.ok(during.every((code) => code === 'valid'));
     await eventually(async () => replicas.every((replica) => modeOf(replica) === 'memory'));
     for (const replica of replicas) {
-      t.match(replica.logLines.join(''), 'each replica counts rate limits in its own memory');
+      t.match(replica.logLines.join(''), 'Each replica counts rate limits in its own memory');
       const startedAtMs = performance.now();
       t.equal((await ask(replica, key.key)).rateLimit.limit, 50);
       for (let turn = 0; turn < 100; turn++) await ask(replica, key.key);

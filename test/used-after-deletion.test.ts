@@ -1,7 +1,7 @@
 import t from 'tap';
 import { mintToken } from '../src/crypto/token.ts';
 import { idSuffix } from '../src/domain/ids.ts';
-import { forgetDeletedUses } from '../src/verification/usage-store.ts';
+import { pruneDeletedUses } from '../src/verification/usage-store.ts';
 import { type Client, type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
@@ -178,7 +178,7 @@ t.test('the marks of hours that are over are thrown away', async (t) => {
   const marks = () => dbQuery(urls.superuser, 'select hour from deleted_key_uses order by hour');
   const [, second] = await marks();
   service.later(-hour);
-  t.equal(await forgetDeletedUses({ db: client.db, clock: service.clock }), 1);
+  t.equal(await pruneDeletedUses({ db: client.db, clock: service.clock }), 1);
   t.same(await marks(), [second]);
   t.equal((await uses(admin)).length, 2, 'history keeps both');
 });

@@ -69,7 +69,7 @@ for (const how of ['cut off', 'silent'] as const) {
     await eventually(async () => (await ask(unseen)).answer === 'valid', 5_000);
     t.equal((await ask(never)).answer, 'not_found');
     await eventually(async () => service.verification.feed.isLive(), 5_000);
-    t.match(service.logLines.join(''), 'Records can be read again');
+    t.match(service.logLines.join(''), 'Records can be read from the database again');
   });
 }
 

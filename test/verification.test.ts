@@ -3,7 +3,7 @@ import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { idSuffix, newId } from '../src/domain/ids.ts';
 import { createMemoryLimits } from '../src/verification/limits.ts';
-import { type DecidedKey, decide, type VerdictCode, type Wanted } from '../src/verification/policy.ts';
+import { type DecidedKey, decide, type RequestedUse, type VerdictCode } from '../src/verification/policy.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
@@ -45,7 +45,7 @@ t.test('what decides about a key, in its order', async (t) => {
 });
 
 t.test('read and write are independent; only read_write is both', async (t) => {
-  const table: Array<[DecidedKey['permission'], Wanted['permission'], VerdictCode]> = [
+  const table: Array<[DecidedKey['permission'], RequestedUse['permission'], VerdictCode]> = [
     ['read', 'read', 'valid'],
     ['read', 'write', 'insufficient_permission'],
     ['write', 'write', 'valid'],

@@ -3,7 +3,7 @@ import t from 'tap';
 import { newId } from '../src/domain/ids.ts';
 import { ApiKeyRecord, type ApiKeyRow } from '../src/verification/api-key-record.ts';
 import { verdictCodes } from '../src/verification/policy.ts';
-import { verdictText, verdictView } from '../src/verification/verdict-view.ts';
+import { verdictJson, verdictView } from '../src/verification/verdict-view.ts';
 import type { Verdict } from '../src/verification/verifier.ts';
 import { startService } from './support/app.ts';
 
@@ -62,7 +62,7 @@ t.test('the text of a verdict is JSON of the declared shape, with nothing more i
   ) as fc.Arbitrary<Verdict>;
   const isOfShape = fc.property(verdicts, (verdict) => {
     for (let turn = 0; turn < 2; turn++) {
-      const value: unknown = JSON.parse(verdictText(verdict));
+      const value: unknown = JSON.parse(verdictJson(verdict));
       t.strictSame(verdictView.strict().parse(value), value);
       const { valid, code, keyId, name } = verdictView.parse(value);
       if (valid !== (code === 'valid') || code !== verdict.code) return false;

@@ -119,9 +119,9 @@ export const guard = fp<GuardOptions>(
         },
       );
       return andThen(identified, (principal) => {
-        const mayAsk =
+        const isVerifier =
           principal.kind === 'access_token' && principal.role === 'verifier' && principal.scopes.includes('read');
-        if (!mayAsk) throw refuse(undefined);
+        if (!isVerifier) throw refuse(undefined);
         return principal;
       });
     }

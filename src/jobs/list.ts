@@ -3,7 +3,7 @@ import { pruneIdempotency } from '../http/idempotency-store.ts';
 import { announceExpiries, forgetExpiryNotices, purgeDeletedKeys } from '../keys/jobs.ts';
 import { wipeSeals } from '../organizations/commands.ts';
 import { pruneRefusals } from '../refused-requests/store.ts';
-import { foldOldUsage, forgetDeletedUses } from '../verification/usage-store.ts';
+import { foldOldUsage, pruneDeletedUses } from '../verification/usage-store.ts';
 import { pruneDeliveries } from '../webhooks/delivery-store.ts';
 import type { Job } from './job.ts';
 
@@ -44,7 +44,7 @@ export const jobs: readonly Job[] = [
     name: 'forget_deleted_uses',
     does: 'Removes notes of hours in which a deleted key was presented; history keeps the event.',
     schedule: '41 * * * *',
-    run: ({ transactor }) => forgetDeletedUses(transactor),
+    run: ({ transactor }) => pruneDeletedUses(transactor),
   },
   {
     name: 'forget_expiry_notices',

@@ -1,9 +1,9 @@
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 import type { Permission } from '../domain/permissions.ts';
 import type { Bucket } from './limits.ts';
-import { factsText } from './verdict-view.ts';
+import { keyFactsJson } from './verdict-view.ts';
 
-/** A key as it is read: joined with what decides about it beside itself. */
+/** An API key as the database query returns it, joined with its partner and organization. */
 export interface ApiKeyRow {
   id: KeyId;
   organization_id: OrganizationId;
@@ -21,7 +21,7 @@ export interface ApiKeyRow {
   allowed_ips: string[];
   suspended_at: Date | null;
   deleted_at: Date | null;
-  /** Under whose id a limit of the key's own is counted; null: its own. */
+  /** The key id under which the key's own limit is counted; null: this key's id. */
   limit_bucket_id: KeyId | null;
   /** The key's own limit, which counts in addition to its owner's. */
   rate_limit_requests: number | null;
@@ -31,12 +31,12 @@ export interface ApiKeyRow {
   owner_limit_window_seconds: number;
 }
 
-/** One for all keys that may be used from anywhere. */
+/** Shared by all keys without an address restriction, to save memory. */
 const anywhere: readonly string[] = [];
 
 /**
- * A key as it is kept: what decides about it, and what each of its uses needs. With many keys little of this is in the
- * processor's cache, so whatever would have to be looked up elsewhere lies here, and what is seldom needed does not.
+ * A key as the key cache stores it: everything that a verification needs, without a second lookup. Fields that are seldom
+ * needed are left out to save memory.
  */
 export class ApiKeyRecord {
   readonly id: KeyId;
@@ -48,13 +48,13 @@ export class ApiKeyRecord {
   readonly expires_at: Date | null;
   readonly allowed_ips: readonly string[];
   readonly permission: Permission;
-  /** What the key's uses count against: with all of its owner's, and by a limit of its own. */
+  /** The limits that count the key's uses: the one shared by all keys of the owner, and the key's own. */
   readonly ownerBucket: Bucket;
   readonly ownBucket: Bucket | null;
-  /** What a verdict says about the key; see `factsText`. */
+  /** The part of a verdict's JSON that describes the key; see `keyFactsJson`. */
   readonly facts: string;
   readonly name: string | null;
-  /** Its bytes as Latin-1: as a buffer they would take ten times as much memory. */
+  /** The bytes as a Latin-1 string, which takes far less memory than a buffer. */
   tag: string;
   tag_keyring_id: string;
   readonly argon2id_hash: string | null;
@@ -82,7 +82,7 @@ export class ApiKeyRecord {
       row.rate_limit_requests === null || row.rate_limit_window_seconds === null
         ? null
         : bucket(row.limit_bucket_id ?? row.id, row.rate_limit_requests, row.rate_limit_window_seconds);
-    this.facts = factsText({
+    this.facts = keyFactsJson({
       keyId: row.id,
       organizationId: row.organization_id,
       partnerId: row.partner_id,

@@ -5,20 +5,22 @@ import type { AccessTokenPrincipal, ApiKeyPrincipal } from '../domain/principal.
 import type { Authenticator } from '../http/guard.ts';
 import { andThen } from '../lib/maybe-promise.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
-import type { Credentials, Found } from './credentials.ts';
+import type { Credentials, LookupResult } from './credentials.ts';
 import type { AccessTokenRecord } from './record-store.ts';
 
+/** Authenticates API keys and access tokens from memory. */
 export function createAuthenticator(credentials: Credentials, clock: DatabaseClock): Authenticator {
-  function admitKey(found: Found<ApiKeyRecord>): ApiKeyPrincipal {
+  function admitKey(found: LookupResult<ApiKeyRecord>): ApiKeyPrincipal {
     const key = requireFound(found);
-    if (key.deleted_at !== null || key.suspended_at !== null || key.partner_suspended_at !== null) throw refused();
+    if (key.deleted_at !== null || key.suspended_at !== null || key.partner_suspended_at !== null)
+      throw credentialRejected();
     requireUnexpired(key, clock);
     return apiKeyPrincipal(key);
   }
 
-  function admitAccessToken(found: Found<AccessTokenRecord>): AccessTokenPrincipal {
+  function admitAccessToken(found: LookupResult<AccessTokenRecord>): AccessTokenPrincipal {
     const token = requireFound(found);
-    if (token.deleted_at !== null) throw refused();
+    if (token.deleted_at !== null) throw credentialRejected();
     requireUnexpired(token, clock);
     return accessTokenPrincipal(token);
   }
@@ -31,17 +33,18 @@ export function createAuthenticator(credentials: Credentials, clock: DatabaseClo
   };
 }
 
-function requireFound<Kept>(found: Found<Kept>): Kept {
+function requireFound<Cached>(found: LookupResult<Cached>): Cached {
   if (found === 'malformed') {
-    const detail = 'The credential is not a whole token: form or checksum is wrong.';
+    const detail =
+      'The credential is not a complete token: its form or checksum is wrong. Check that it was copied in full.';
     throw unauthorized('token_malformed', detail, 'invalid_token');
   }
-  if (found === undefined) throw refused();
-  return found as Kept;
+  if (found === undefined) throw credentialRejected();
+  return found as Cached;
 }
 
-/** One answer for unknown, wrong and revoked, so that it does not show which ids exist. */
-function refused(): Problem {
+/** Unknown, wrong and revoked credentials get the same reply, so that it does not reveal which ids exist. */
+function credentialRejected(): Problem {
   return unauthorized('unauthorized', 'The credential is unknown, wrong or revoked.', 'invalid_token');
 }
 

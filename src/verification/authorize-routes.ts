@@ -11,44 +11,49 @@ import { rateLimitFields } from '../http/rate-limit.ts';
 import { andThen, type MaybePromise } from '../lib/maybe-promise.ts';
 import type { Verdict, Verifier } from './verifier.ts';
 
-const description = `For gateways that ask before they pass a request on: nginx \`auth_request\`, Caddy and Traefik forward auth.
-The API key is in Authorization or X-API-Key as the client sent it, the gateway's own verifier token in X-Latchkey-Token,
-and the client's method in X-Forwarded-Method or X-Original-Method (GET, HEAD and OPTIONS need read, all others write).
-Every method is taken; body and content type are not looked at.
+const description = `For gateways that authorize a request before they forward it: nginx \`auth_request\`, Caddy and Traefik forward auth.
+Send the client's API key in Authorization or X-API-Key, the gateway's own verifier token in X-Latchkey-Token, and the
+client's method in X-Forwarded-Method or X-Original-Method. GET, HEAD and OPTIONS need read; all other methods need write.
+This endpoint accepts every method and ignores body and content type.
 
-200 tells who the client is in headers; 401 where the key is not good, 403 where it may not do this, 429 where it is used
-too much, 503 where the gateway's own token is not good or nothing can be said. Tokens of gateways that are not good count
-against ADDRESS_LIMIT, and beyond it are 429. Envoy asks \`/v1/authorize/…\` with the client's own method and path; there
-only the method is looked at.`;
+| status | means |
+| --- | --- |
+| 200 | The request may pass. Headers identify the key and its owner. |
+| 401 | The key is not valid. |
+| 403 | The key does not permit this method or this address. |
+| 429 | The key is over its limit, or too many wrong gateway tokens came from this address (ADDRESS_LIMIT). |
+| 503 | The gateway's own token is not valid, or Latchkey cannot decide now. |
 
-/** For gateways, as a question that every one of them can ask. */
+Envoy calls \`/v1/authorize/…\` with the client's own method and path; Latchkey reads only the method there.`;
+
+/** Authorizes the requests of a gateway's clients. */
 export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
-  // Nothing in the request is refused for its form: whatever the client sent, the answer is about its key.
+  // Validation is off: the reply depends only on the key, whatever the client sent.
   app.setValidatorCompiler(() => (value: unknown) => ({ value }));
   app.removeAllContentTypeParsers();
   app.addContentTypeParser('*', (_request, _body, done) => done(null));
   app.addHook('onRequest', ({ raw }, _reply, done) => {
-    // The client's own would be refused where it is not well formed, and QUERY where there is none.
+    // Fastify would reject a malformed content type, and a QUERY without one.
     raw.headers['content-type'] = 'application/octet-stream';
     done();
   });
   for (const method of METHODS) {
-    // WebDAV's and all the others. CONNECT never reaches a router: it asks for a tunnel.
+    // CONNECT never reaches a router: it opens a tunnel.
     if (method !== 'CONNECT' && !app.supportedMethods.includes(method)) app.addHttpMethod(method, { hasBody: true });
   }
-  const answer = (methodOf: (request: FastifyRequest) => string | undefined) => {
+  const authorizeBy = (methodOf: (request: FastifyRequest) => string | undefined) => {
     return (request: FastifyRequest, reply: FastifyReply): MaybePromise<void> => {
       const method = methodOf(request);
-      if (method === undefined) throw methodUnknown();
+      if (method === undefined) throw unknownMethod();
       const verdict = verifier.verify({
         key: clientKey(request) ?? '',
-        wanted: { permission: permissionFor(method), ip: request.facts.ip },
+        requested: { permission: permissionFor(method), ip: request.facts.ip },
         callerOrganizationId: accessTokenOf(request).organizationId,
         cost: 1,
         fresh: false,
       });
       return andThen(verdict, (of) => {
-        if (of.code !== 'valid') throw refusal(of, wantsLimitedAs403(request));
+        if (of.code !== 'valid') throw rejection(of, wantsLimitedAs403(request));
         reply.headers(identityOf(of)).send();
       });
     };
@@ -56,14 +61,14 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
   const schema = {
     operationId: 'authorizeRequest',
     tags: ['Verification'],
-    summary: 'May this request pass? For gateways',
+    summary: "Authorize a gateway's request",
     description,
     querystring: z.object({
       limitedStatus: z
         .enum(['403'])
         .meta({
           id: 'LimitedStatus',
-          description: 'For gateways that know only 401 and 403: those over their limit are answered with 403.',
+          description: 'For gateways that understand only 401 and 403: a key over its limit is rejected with 403.',
         })
         .optional(),
       keyHeader: z
@@ -71,42 +76,42 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
         .optional()
         .meta({
           description:
-            'The name of the one header in which the key is, such as `x-api-key`. All others, Authorization too, are then the ' +
-            "application's own and not looked at.",
+            'The name of the header that carries the key, such as `x-api-key`. Latchkey then ignores all other headers, ' +
+            'including Authorization.',
         }),
     }),
-    response: { 200: z.null().meta({ description: 'It may pass. The headers tell whose key it is.' }) },
+    response: {
+      200: z.null().meta({ description: 'The request may pass. The headers identify the key and its owner.' }),
+    },
   };
   const config: FastifyContextConfig = { access: { role: 'gateway' } };
   const others = app.supportedMethods.filter((method) => method !== 'GET' && method !== 'HEAD');
-  app.get('/authorize', { config, schema }, answer(toldMethod));
+  app.get('/authorize', { config, schema }, authorizeBy(forwardedMethod));
   const hidden = { config, schema: { hide: true, response: schema.response } };
-  app.route({ method: others, url: '/authorize', ...hidden, handler: answer(toldMethod) });
+  app.route({ method: others, url: '/authorize', ...hidden, handler: authorizeBy(forwardedMethod) });
   app.route({
     method: ['GET', ...others],
     url: '/authorize/*',
     ...hidden,
-    handler: answer((request) => request.method),
+    handler: authorizeBy((request) => request.method),
   });
 };
 
-/**
- * The client's method as the gateway reports it. Never the request's own, which would be that of the gateway's question;
- * and not where two headers differ, because then the client has sent one of them.
- */
-function toldMethod({ headers }: FastifyRequest): string | undefined {
-  const told = [headers['x-forwarded-method'], headers['x-original-method']].filter((value) => value !== undefined);
-  const [first] = told;
-  // Node joins a repeated header with commas, and those are in no method.
-  const isOne = typeof first === 'string' && /^[A-Za-z-]+$/.test(first) && told.every((value) => value === first);
-  return isOne ? first : undefined;
+/** The client's method as the gateway reports it; undefined if two headers differ, because the client then sent one of them. */
+function forwardedMethod({ headers }: FastifyRequest): string | undefined {
+  const methods = [headers['x-forwarded-method'], headers['x-original-method']].filter((value) => value !== undefined);
+  const [first] = methods;
+  // Node joins a repeated header with commas, which the pattern rejects.
+  const isUnambiguous =
+    typeof first === 'string' && /^[A-Za-z-]+$/.test(first) && methods.every((value) => value === first);
+  return isUnambiguous ? first : undefined;
 }
 
 function permissionFor(method: string): Access {
   return method === 'GET' || method === 'HEAD' || method === 'OPTIONS' ? 'read' : 'write';
 }
 
-/** The one credential that the client sent; undefined for none, for two that differ, and for another scheme. */
+/** The client's credential; undefined if there is none, if two differ, or if the scheme is another one. */
 function clientKey({ raw, query }: FastifyRequest): string | undefined {
   const { keyHeader } = query as { keyHeader?: unknown };
   const name = keyHeader === undefined ? undefined : headerName(keyHeader);
@@ -114,7 +119,7 @@ function clientKey({ raw, query }: FastifyRequest): string | undefined {
   try {
     if (name === undefined) return readCredential(raw);
     if (name === 'authorization') return readCredential({ headers: { authorization }, rawHeaders: raw.rawHeaders });
-    // Node joins a repeated header with commas, and those are in no key.
+    // Node joins a repeated header with commas, which no key contains.
     return raw.headers[name]?.toString();
   } catch (error) {
     if (error instanceof Problem) return undefined;
@@ -122,19 +127,27 @@ function clientKey({ raw, query }: FastifyRequest): string | undefined {
   }
 }
 
-/** By RFC 9110 section 5.1, in lower case. A mistake of who configured the gateway, so 503, and the log says which. */
+/**
+ * RFC 9110 section 5.1, in lower case.
+ * @throws Problem `unavailable`, not 4xx: the mistake is in the gateway's configuration, not in the client's request
+ */
 function headerName(keyHeader: unknown): string {
   if (typeof keyHeader === 'string' && /^[\w!#$%&'*+.^`|~-]{1,100}$/.test(keyHeader)) {
     const name = keyHeader.toLowerCase();
     if (name !== gatewayHeader) return name;
   }
-  throw new Problem('unavailable', 'keyHeader in the query of the gateway names no header in which a key can be.', {
-    cause: new Error(`keyHeader is ${JSON.stringify(keyHeader).slice(0, 200)}`),
-  });
+  throw new Problem(
+    'unavailable',
+    "keyHeader in the gateway's query does not name a header that can carry a key. Correct it.",
+    {
+      cause: new Error(`keyHeader is ${JSON.stringify(keyHeader).slice(0, 200)}`),
+    },
+  );
 }
 
-function methodUnknown(): Problem {
-  const detail = "The gateway did not tell the client's method, once, in X-Forwarded-Method or X-Original-Method.";
+function unknownMethod(): Problem {
+  const detail =
+    "The client's method is missing or ambiguous. The gateway must send it once, in X-Forwarded-Method or X-Original-Method.";
   return new Problem('forbidden', detail);
 }
 
@@ -142,12 +155,12 @@ function wantsLimitedAs403(request: FastifyRequest): boolean {
   return (request.query as { limitedStatus?: unknown }).limitedStatus === '403';
 }
 
-/** One answer for everything that is wrong with the key itself, so that it does not show which ids exist. */
-const refusedChallenge = {
+/** Every invalid key gets the same reply, so that it does not reveal which ids exist. */
+const rejectedKeyHeaders = {
   'www-authenticate': 'Bearer realm="api", error="invalid_token", error_description="The API key is not accepted."',
 };
 
-function refusal({ code, count }: Verdict, limitedAs403: boolean): Problem {
+function rejection({ code, count }: Verdict, limitedAs403: boolean): Problem {
   const headers = { 'x-latchkey-code': code };
   switch (code) {
     case 'ip_not_allowed':
@@ -163,11 +176,11 @@ function refusal({ code, count }: Verdict, limitedAs403: boolean): Problem {
       });
     }
     default:
-      return new Problem('unauthorized', 'The API key is not accepted.', { headers: refusedChallenge });
+      return new Problem('unauthorized', 'The API key is not accepted.', { headers: rejectedKeyHeaders });
   }
 }
 
-/** Each is always there: through some gateways a missing one would let the client's own header pass. */
+/** Every header is always set: some gateways forward the client's own header if one is missing here. */
 function identityOf({ key, count }: Verdict): Record<string, string> {
   if (key === null) throw new Error('a valid verdict has its key');
   return {

@@ -9,26 +9,26 @@ import { inputErrorsAt } from '../http/input-errors.ts';
 import { takeAnyText } from '../http/json-body.ts';
 import { problemBody } from '../http/problem.ts';
 import { problemView } from '../http/schemas.ts';
-import { asksForFresh } from './routes.ts';
-import { verdictText, verdictView } from './verdict-view.ts';
+import { requestsNoCache } from './routes.ts';
+import { verdictJson, verdictView } from './verdict-view.ts';
 import type { Verifier } from './verifier.ts';
-import { batchEntry, batchOfAnything, batchRequest, entriesInBatch } from './verify-request.ts';
+import { batchEntry, batchRequest, maxBatchEntries, uncheckedBatchRequest } from './verify-request.ts';
 
-/** Room for as many entries as there may be, each with a key of any honest length and an IPv6 address. */
+/** Enough for a full batch, each entry with a key of usual length and an IPv6 address. */
 export const batchBodyLimitBytes = 262_144;
 
 const batchView = z
   .object({ data: z.array(z.union([verdictView, problemView]).meta({ id: 'VerdictOrProblem' })) })
   .meta({
     id: 'VerifyBatchReply',
-    description: "In the entries' order; a problem where an entry could not be answered.",
+    description: "One result per entry, in the entries' order: a verdict, or a problem if the entry failed.",
   });
 
-/** Whether there are entries, and not too many. What is wrong with one of them is that one's affair. */
+/** Checks only the number of entries: an invalid entry gets its own problem and does not fail the batch. */
 const batchValidator: FastifySchemaCompiler<z.ZodType> = (part) =>
-  validatorCompiler(part.httpPart === 'body' ? { ...part, schema: batchOfAnything } : part);
+  validatorCompiler(part.httpPart === 'body' ? { ...part, schema: uncheckedBatchRequest } : part);
 
-/** For backends that ask about many keys at once, or report afterwards what they have let in by an earlier answer. */
+/** For backends that verify many keys at once, or report uses that they allowed by a cached verdict. */
 export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
   app.setValidatorCompiler(batchValidator);
   takeAnyText(app);
@@ -40,29 +40,28 @@ export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async 
       schema: {
         operationId: 'verifyKeys',
         tags: ['Verification'],
-        summary: 'Are these keys good, and may they do this?',
+        summary: 'Verify several API keys',
         description:
-          `Up to ${entriesInBatch} entries in a body of up to ${batchBodyLimitBytes / 1024} KiB, each answered as verify does, in the ` +
-          'same order. An entry that cannot be answered has a problem in its place and does not fail the others. ' +
-          '`Cache-Control: no-cache` reads the records afresh.',
+          `Verifies up to ${maxBatchEntries} entries in a body of up to ${batchBodyLimitBytes / 1024} KiB. Each entry gets the same reply as from ` +
+          'verify, in the same order. An entry that fails gets a problem in its place and does not fail the others. ' +
+          '`Cache-Control: no-cache` reads the records from the database.',
         body: batchRequest,
         response: { 200: batchView },
       },
     },
     async (request, reply) => {
       const callerOrganizationId = accessTokenOf(request).actsIn;
-      const fresh = asksForFresh(request.headers['cache-control']);
+      const fresh = requestsNoCache(request.headers['cache-control']);
       const answers = request.body.entries.map((entry, index) =>
-        answerTo(entry, index, { verifier, callerOrganizationId, fresh, request }),
+        answerEntry(entry, index, { verifier, callerOrganizationId, fresh, request }),
       );
       const text = `{"data":[${(await Promise.all(answers)).join(',')}]}`;
-      // A string is sent as it is; the type says that this is meant.
       return reply.type('application/json; charset=utf-8').send(text as never);
     },
   );
 };
 
-interface Circumstances {
+interface BatchContext {
   verifier: Verifier;
   callerOrganizationId: OrganizationId | null;
   fresh: boolean;
@@ -70,25 +69,28 @@ interface Circumstances {
 }
 
 /** @returns JSON of a verdict or of a problem */
-async function answerTo(entry: unknown, index: number, by: Circumstances): Promise<string> {
+async function answerEntry(entry: unknown, index: number, context: BatchContext): Promise<string> {
   try {
     const { key, permission, ip, cost, uses } = readEntry(entry, index);
-    const { callerOrganizationId, fresh } = by;
-    return verdictText(
-      await by.verifier.verify({
+    const { callerOrganizationId, fresh } = context;
+    return verdictJson(
+      await context.verifier.verify({
         key,
-        wanted: { permission, ip },
+        requested: { permission, ip },
         callerOrganizationId,
         cost,
         fresh,
-        usesBefore: uses,
+        reportedUses: uses,
       }),
     );
   } catch (error) {
     const problem =
-      error instanceof Problem ? error : (toProblem(error) ?? new Problem('internal', 'Something failed.'));
-    if (problem.status >= 500) by.request.log.error({ reqId: by.request.id, err: error }, problem.detail);
-    return by.request.server.secretText.mask(problemBody(problem, by.request.id));
+      error instanceof Problem
+        ? error
+        : (toProblem(error) ?? new Problem('internal', 'Latchkey could not answer this entry.'));
+    const { request } = context;
+    if (problem.status >= 500) request.log.error({ reqId: request.id, err: error }, problem.detail);
+    return request.server.secretText.mask(problemBody(problem, request.id));
   }
 }
 

@@ -15,36 +15,36 @@ interface ChangeRoutesOptions {
   clock: DatabaseClock;
   records: Pick<Records, 'accessTokens'>;
   streamsAtOnce: number;
-  /** Aborted when the service is told to stop, while it still takes requests. */
+  /** Aborted when the service begins to stop, while it still serves requests. */
   draining: AbortSignal;
 }
 
-const description = `Server-Sent Events, for backends that keep answers of verify and have to know when to forget them. An answer
-depends on three ids: keyId, partnerId and organizationId. Its data is JSON:
+const description = `A stream of Server-Sent Events, for backends that cache verdicts: it reports which cached verdicts to discard. A verdict
+depends on three ids: keyId, partnerId and organizationId. The data of each event is JSON:
 
 | event | data | means |
 | --- | --- | --- |
-| \`hello\` | \`{ heartbeatMs, silenceAllowedMs }\` | The first event. Forget all that was kept before it. |
-| \`heartbeat\` | \`{ at, behindMs, openMs }\` | Every change committed until \`behindMs\` milliseconds before has been told. \`at\` is the time by which keys expire. It was written \`openMs\` milliseconds after the stream was opened: by that a client sees how long it was on its way. |
-| \`change\` | \`{ ids }\` | Forget what depends on one of these. |
-| \`reset\` | \`{}\` | Changes may have been missed: forget everything. |
-| \`down\` | \`{}\` | Changes are not heard of now. Keep nothing and use nothing kept until the next heartbeat. |
+| \`hello\` | \`{ heartbeatMs, silenceAllowedMs }\` | The first event. Discard everything cached before it. |
+| \`heartbeat\` | \`{ at, behindMs, openMs }\` | The stream has reported every change committed up to \`behindMs\` milliseconds before this event. \`at\` is the database's time, by which keys expire. \`openMs\` is the age of the stream when the event was written; compare it with your own to find out how long the event was delayed. |
+| \`change\` | \`{ ids }\` | Discard every verdict that depends on one of these ids. |
+| \`reset\` | \`{}\` | Changes may have been missed: discard everything. |
+| \`down\` | \`{}\` | Latchkey does not receive changes now. Cache nothing and use no cached verdict until the next heartbeat. |
 | \`end\` | \`{ reason }\` | The last event: \`stopping\`, \`token_expired\` or \`token_changed\`. |
 
-A heartbeat comes each ${heartbeatEveryMs} ms. After ${silenceAllowedMs} ms without one nothing kept is sure to be right: use nothing
-kept, and connect anew. A verifier of one organization hears of that one's ids, a verifier for all of all. A client that is
-too slow is told to forget everything, and cut off when it takes nothing for 5 seconds.`;
+Latchkey sends a heartbeat every ${heartbeatEveryMs} ms. After ${silenceAllowedMs} ms without a heartbeat, use no cached verdict and connect again.
+A verifier of one organization receives the ids of that organization; a verifier of the installation receives all ids. A
+client that reads too slowly receives \`reset\`; if it reads nothing for 5 seconds, Latchkey closes the connection.`;
 
-/** For backends that answer from memory: what has changed, as it changes. */
+/** Streams changes to backends that cache verdicts. */
 export const changeRoutes: FastifyPluginAsyncZod<ChangeRoutesOptions> = async (app, options) => {
   const { feed, clock, records, streamsAtOnce, draining } = options;
-  const mayStillFollow = async ({ id }: AccessTokenPrincipal) => {
+  const isStillAuthorized = async ({ id }: AccessTokenPrincipal) => {
     const token = await records.accessTokens.get(id, true);
     return token !== undefined && token.deleted_at === null && token.scopes.includes('read');
   };
-  const streams = createChangeStreams({ feed, clock, mayStillFollow, logger: app.log });
+  const streams = createChangeStreams({ feed, clock, isStillAuthorized, logger: app.log });
   const atOnce = createAtOnce({ what: 'streams of changes', inAll: streamsAtOnce, retryAfterSeconds: 5 });
-  // Before the server closes, which would wait for them; and as soon as their clients should go elsewhere.
+  // The server would wait for open streams when it closes, so they end first.
   app.addHook('preClose', async () => streams.close());
   draining.addEventListener('abort', () => streams.close(), { once: true });
   app.get(
@@ -55,7 +55,7 @@ export const changeRoutes: FastifyPluginAsyncZod<ChangeRoutesOptions> = async (a
       schema: {
         operationId: 'followChanges',
         tags: ['Verification'],
-        summary: 'Which answers to forget, as it happens',
+        summary: 'Follow the changes that invalidate cached verdicts',
         description,
         produces: ['text/event-stream'],
         response: {
@@ -64,10 +64,10 @@ export const changeRoutes: FastifyPluginAsyncZod<ChangeRoutesOptions> = async (a
       },
     },
     (request, reply) => {
-      const principal = followerOf(request);
+      const principal = verifierOf(request);
       streams.requireOpen();
       const leave = atOnce.enter(organizationGroupOf(request));
-      // No proxy on the way may keep events back: nginx buffers unless it is told not to.
+      // nginx buffers replies unless `x-accel-buffering` is `no`.
       reply.headers({
         'content-type': 'text/event-stream',
         'cache-control': 'no-store, no-transform',
@@ -81,9 +81,9 @@ export const changeRoutes: FastifyPluginAsyncZod<ChangeRoutesOptions> = async (a
   );
 };
 
-/** Verifiers have tokens of Latchkey's own: no identity provider vouches for one. */
-function followerOf(request: FastifyRequest): AccessTokenPrincipal {
+/** The verifier that opens the stream. Identity providers cannot grant the role verifier. */
+function verifierOf(request: FastifyRequest): AccessTokenPrincipal {
   const principal = accessTokenOf(request);
-  if (principal.kind !== 'access_token') throw new Error('the route lets in more than verifiers');
+  if (principal.kind !== 'access_token') throw new Error('this route must admit verifiers only');
   return principal;
 }

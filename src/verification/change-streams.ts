@@ -6,52 +6,53 @@ import { Problem } from '../domain/errors.ts';
 import type { AccessTokenPrincipal } from '../domain/principal.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
 
-/** Tells backends that keep answers which of them to forget, as Server-Sent Events. */
+/** Streams of Server-Sent Events that report to backends which cached verdicts to discard. */
 export interface ChangeStreams {
-  /** @throws Problem `unavailable` where the service is stopping */
+  /** @throws Problem `unavailable` if the service is stopping */
   requireOpen(): void;
-  /** Writes events into a response whose headers are written, until one of the two sides ends it. */
+  /** Writes events to a response whose headers are sent, until either side ends it. */
   open(principal: AccessTokenPrincipal, response: ServerResponse): void;
-  /** Ends all of them. */
+  /** Ends all streams and rejects new ones. */
   close(): void;
 }
 
 interface ChangeStreamsOptions {
   feed: ChangeFeed;
   clock: DatabaseClock;
-  /** Whether a token that was changed may still follow. */
-  mayStillFollow: (principal: AccessTokenPrincipal) => Promise<boolean>;
+  /** Whether the access token still permits the stream. Called after the token was changed. */
+  isStillAuthorized: (principal: AccessTokenPrincipal) => Promise<boolean>;
   logger: Pick<FastifyBaseLogger, 'info'>;
 }
 
 interface Stream {
   principal: AccessTokenPrincipal;
   response: ServerResponse;
-  /** Ids that are not written yet. */
-  waiting: Set<string>;
-  /** Too many were waiting, or some were missed: one word says it all. */
+  /** Ids that are not yet written. */
+  pendingIds: Set<string>;
+  /** Too many ids were pending, or changes were missed: write `reset` instead of ids. */
   mustReset: boolean;
-  /** When that was last written; monotonic milliseconds. */
+  /** When `reset` was last written; monotonic milliseconds. */
   resetAtMs: number;
   isDown: boolean;
   /** Monotonic milliseconds. */
   openedAtMs: number;
-  /** Since when the client has not taken what was written; monotonic milliseconds. */
-  stuckSinceMs: number | undefined;
+  /** Since when the client has not read; monotonic milliseconds. Undefined: it reads. */
+  stalledSinceMs: number | undefined;
 }
 
 export const heartbeatEveryMs = 1_000;
-/** What clients are asked to allow: longer silence than this, and nothing kept is sure to be right. */
+/** After a longer silence clients must not use cached verdicts. */
 export const silenceAllowedMs = 5_000;
-/** Kept for a client that is slow; past it, it is told to forget everything. */
-const idsWaiting = 1_000;
-/** A client that has taken nothing for so long is given up. */
-const stuckAllowedMs = 5_000;
+/** If more ids are pending for a slow client, it receives `reset` instead. */
+const pendingIdsLimit = 1_000;
+/** A client that reads nothing for this long is disconnected. */
+const stallTimeoutMs = 5_000;
 
 type EndReason = 'stopping' | 'token_expired' | 'token_changed';
 
-const answersDependOn = /^(key|partner|org)_/;
+const cachedVerdictId = /^(key|partner|org)_/;
 
+/** Creates the streams and their heartbeat. */
 export function createChangeStreams(options: ChangeStreamsOptions): ChangeStreams {
   const { feed, clock } = options;
   const streams = new Set<Stream>();
@@ -61,8 +62,8 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
   feed.subscribe({
     changed(id, organizationId) {
       if (id.startsWith('token_')) recheck([...streams].filter(({ principal }) => principal.id === id));
-      if (!answersDependOn.test(id)) return;
-      for (const stream of streams) if (mayHear(stream, organizationId)) note(stream, id, organizationId);
+      if (!cachedVerdictId.test(id)) return;
+      for (const stream of streams) if (isSubscribedTo(stream, organizationId)) enqueue(stream, id, organizationId);
       flushSoon();
     },
     restarted() {
@@ -71,17 +72,17 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
     },
   });
 
-  function mayHear({ principal }: Stream, organizationId: string | null): boolean {
+  function isSubscribedTo({ principal }: Stream, organizationId: string | null): boolean {
     return organizationId === null || principal.actsIn === null || principal.actsIn === organizationId;
   }
 
-  /** An id without an organization may be anybody's, so it is not told; that something has changed is. */
-  function note(stream: Stream, id: string, organizationId: string | null): void {
-    if (organizationId === null || stream.waiting.size >= idsWaiting) stream.mustReset = true;
-    else stream.waiting.add(id);
+  /** An id without an organization may belong to any organization, so the stream gets `reset` and not the id. */
+  function enqueue(stream: Stream, id: string, organizationId: string | null): void {
+    if (organizationId === null || stream.pendingIds.size >= pendingIdsLimit) stream.mustReset = true;
+    else stream.pendingIds.add(id);
   }
 
-  /** What one message of the database brings goes as one event. */
+  /** Collects the ids that arrive in the same tick into one event. */
   function flushSoon(): void {
     if (isFlushing) return;
     isFlushing = true;
@@ -91,25 +92,25 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
     });
   }
 
-  /** A reset goes at once, and then once a heartbeat, so that a flood of them does not make clients ask for all again and again. */
-  function flush(stream: Stream, isBeat = false): void {
-    const { response, waiting } = stream;
+  /** Writes at most one `reset` per heartbeat: each one makes the client verify all of its keys again. */
+  function flush(stream: Stream, isHeartbeat = false): void {
+    const { response, pendingIds } = stream;
     if (response.writableNeedDrain) {
-      stream.stuckSinceMs ??= performance.now();
+      stream.stalledSinceMs ??= performance.now();
       return;
     }
-    stream.stuckSinceMs = undefined;
-    if (stream.mustReset && (isBeat || performance.now() - stream.resetAtMs >= heartbeatEveryMs)) {
+    stream.stalledSinceMs = undefined;
+    if (stream.mustReset && (isHeartbeat || performance.now() - stream.resetAtMs >= heartbeatEveryMs)) {
       stream.mustReset = false;
       stream.resetAtMs = performance.now();
       write(response, 'reset', {});
-      // Among what was missed may be that a token was revoked.
+      // The missed changes may include a revocation of this token.
       recheck([stream]);
-    } else if (waiting.size > 0) write(response, 'change', { ids: [...waiting] });
-    waiting.clear();
+    } else if (pendingIds.size > 0) write(response, 'change', { ids: [...pendingIds] });
+    pendingIds.clear();
   }
 
-  function beat(stream: Stream): void {
+  function sendHeartbeat(stream: Stream): void {
     const { principal, response } = stream;
     const { expiresAt } = principal;
     if (expiresAt !== null && expiresAt.getTime() <= clock.nowMs()) {
@@ -117,9 +118,9 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
       return;
     }
     flush(stream, true);
-    const { stuckSinceMs } = stream;
-    if (stuckSinceMs !== undefined) {
-      if (performance.now() - stuckSinceMs > stuckAllowedMs) response.destroy();
+    const { stalledSinceMs } = stream;
+    if (stalledSinceMs !== undefined) {
+      if (performance.now() - stalledSinceMs > stallTimeoutMs) response.destroy();
       return;
     }
     if (feed.isLive()) {
@@ -128,7 +129,7 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
       const openMs = Math.floor(nowMs - stream.openedAtMs);
       write(response, 'heartbeat', { at: new Date(clock.nowMs()).toISOString(), behindMs, openMs });
     } else if (stream.isDown) {
-      // A comment: nothing is said, and whoever is in between sees that the connection is used.
+      // An SSE comment keeps proxies from closing an idle connection.
       response.write(':\n\n');
     } else {
       write(response, 'down', {});
@@ -140,12 +141,12 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
     streams.delete(stream);
     write(stream.response, 'end', { reason });
     stream.response.end();
-    options.logger.info({ callerId: stream.principal.id, reason }, 'A stream of changes was ended.');
+    options.logger.info({ callerId: stream.principal.id, reason }, 'A change stream has ended.');
   }
 
   function recheck(some: readonly Stream[]): void {
     for (const stream of some) {
-      options.mayStillFollow(stream.principal).then(
+      options.isStillAuthorized(stream.principal).then(
         (may) => may || end(stream, 'token_changed'),
         () => end(stream, 'token_changed'),
       );
@@ -155,7 +156,7 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
   const heartbeats = startPeriodicTask({
     everyMs: heartbeatEveryMs,
     run() {
-      for (const stream of streams) beat(stream);
+      for (const stream of streams) sendHeartbeat(stream);
     },
   });
 
@@ -168,12 +169,12 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
       const stream: Stream = {
         principal,
         response,
-        waiting: new Set(),
+        pendingIds: new Set(),
         mustReset: false,
         resetAtMs: Number.NEGATIVE_INFINITY,
         isDown: false,
         openedAtMs: performance.now(),
-        stuckSinceMs: undefined,
+        stalledSinceMs: undefined,
       };
       streams.add(stream);
       response.on('drain', () => flush(stream));
@@ -181,7 +182,7 @@ export function createChangeStreams(options: ChangeStreamsOptions): ChangeStream
       response.on('error', () => streams.delete(stream));
       response.write(`retry: ${heartbeatEveryMs}\n`);
       write(response, 'hello', { heartbeatMs: heartbeatEveryMs, silenceAllowedMs });
-      beat(stream);
+      sendHeartbeat(stream);
     },
     close() {
       isClosed = true;

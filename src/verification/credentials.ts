@@ -14,17 +14,17 @@ import type { CachedRecord, KeyCache } from './key-cache.ts';
 import type { AccessTokenRecord } from './record-store.ts';
 import type { Records } from './records.ts';
 
-/** `malformed`: the text does not have the form of a token. Undefined: there is no such record, or the secret is wrong. */
-export type Found<Kept> = Kept | 'malformed' | undefined;
+/** `malformed`: the text is not a token. Undefined: the record does not exist, or the secret is wrong. */
+export type LookupResult<Cached> = Cached | 'malformed' | undefined;
 
-/** Finds the record that a presented token was made for. */
+/** Finds the record of a presented token. */
 export interface Credentials {
-  /** Whether a text would be the token of an API key. */
+  /** Whether the text has the prefix of an API key. */
   isApiKey(token: string): boolean;
-  /** @param fresh read it from the database @throws Problem `overloaded`, `unavailable` */
-  findApiKey(token: string, fresh?: boolean): MaybePromise<Found<ApiKeyRecord>>;
+  /** @param fresh read the record from the database @throws Problem `overloaded`, `unavailable` */
+  findApiKey(token: string, fresh?: boolean): MaybePromise<LookupResult<ApiKeyRecord>>;
   /** @throws Problem `overloaded`, `unavailable` */
-  findAccessToken(token: string): MaybePromise<Found<AccessTokenRecord>>;
+  findAccessToken(token: string): MaybePromise<LookupResult<AccessTokenRecord>>;
 }
 
 interface CredentialsOptions {
@@ -40,6 +40,7 @@ interface Presented<Id> {
   fresh: boolean;
 }
 
+/** Finds and checks credentials through the key cache. */
 export function createCredentials({ db, logger, records, crypto }: CredentialsOptions): Credentials {
   const { prefix, keyring } = crypto;
   const attempts = createAttemptLimit();
@@ -49,23 +50,23 @@ export function createCredentials({ db, logger, records, crypto }: CredentialsOp
       attempts,
       retag: (id, tag) =>
         replaceTag(db, keyring, table, id, tag).catch((err: unknown) => {
-          logger.warn({ err, id }, 'A renewed tag could not be stored. The next process renews it again.');
+          logger.warn({ err, id }, "A credential's renewed tag could not be stored. The next process renews it again.");
         }),
     });
   const checkKey = checkFor('api_keys');
   const checkAccessToken = checkFor('access_tokens');
 
-  /** A token that was right before is accepted by its hash alone: its form, checksum and tag would say nothing new. */
-  function find<Id extends string, Kept extends CachedRecord<Id> & CheckedRecord>(
+  /** A token that matched the cached record before is accepted by its hash alone. */
+  function find<Id extends string, Cached extends CachedRecord<Id> & CheckedRecord>(
     { token, id, fresh }: Presented<Id>,
-    cache: KeyCache<Id, Kept>,
+    cache: KeyCache<Id, Cached>,
     check: SecretCheck,
-  ): MaybePromise<Found<Kept>> {
+  ): MaybePromise<LookupResult<Cached>> {
     const secret = new Secret(token);
-    const kept = fresh ? undefined : cache.getFromMemory(id);
-    if (kept !== undefined && isKnownToken(kept, secret)) return kept;
+    const cached = fresh ? undefined : cache.getFromMemory(id);
+    if (cached !== undefined && matchesVerifiedToken(cached, secret)) return cached;
     if (parseToken(token, prefix) === undefined) return 'malformed';
-    return andThen(kept ?? cache.get(id, fresh), (record) =>
+    return andThen(cached ?? cache.get(id, fresh), (record) =>
       andThen(check(record, secret), (isRight) => (isRight ? record : undefined)),
     );
   }
@@ -82,52 +83,52 @@ export function createCredentials({ db, logger, records, crypto }: CredentialsOp
       const id = `token_${idSuffix}` as AccessTokenId;
       return andThen(find({ token, id, fresh: false }, records.accessTokens, checkAccessToken), (found) => {
         if (found === undefined || found === 'malformed') return found;
-        // The letter is part of the token: a row with another role was not made for it.
+        // The kind in the token must match the role of the row.
         return tokenKindOf[found.role] === kind ? found : undefined;
       });
     },
   };
 }
 
+/** The part of a record that the check of a secret needs. */
 export interface CheckedRecord {
   id: KeyId | AccessTokenId;
-  /** Its bytes as Latin-1. */
+  /** The bytes as Latin-1. */
   tag: string;
   tag_keyring_id: string;
   argon2id_hash: string | null;
-  /** SHA-256 of the token that the tag has found right: with it the next check takes a quarter of the time. */
+  /** SHA-256 of the token that matched the tag; makes the next check cheaper. */
   tokenHash: string | undefined;
 }
 
 interface SecretCheckOptions {
   crypto: TokenCrypto;
   attempts: AttemptLimit;
-  /** Stores a renewed tag. A failure does not reject the token: the next process does it again. */
+  /** Stores a renewed tag. A failure does not reject the token. */
   retag: (id: KeyId | AccessTokenId, tag: { tag: Buffer; tag_keyring_id: string }) => Promise<void>;
 }
 
-/** Whether a token is the one that a record was made for; undefined record: do the same work and say no. */
+/** Whether a token belongs to a record. For an undefined record: does the same work and returns false. */
 export type SecretCheck = (record: CheckedRecord | undefined, token: Secret) => MaybePromise<boolean>;
 
-/** Whether this is the token that was found right for this copy of the record before. */
-export function isKnownToken({ tokenHash }: CheckedRecord, token: Secret): boolean {
+/** Whether this token already matched this copy of the record. */
+export function matchesVerifiedToken({ tokenHash }: CheckedRecord, token: Secret): boolean {
   return tokenHash !== undefined && tokenHash === tokenHashOf(token);
 }
 
-/** Renewals of tags at once: after a rotation of the keyring every key in use needs one. */
+/** Concurrent renewals of tags: after a rotation of the keyring every key in use needs one. */
 const renewalsAtOnce = 2;
 
 /**
- * The tag decides, in microseconds; one under a secondary keyring entry is renewed under the primary. The argon2id hash
- * decides only where the operator names the tag's entry as lost. One attempt at a time and few failures a minute for each
- * id, so guessing cannot buy argon2id runs.
+ * Checks a token by its tag, and renews a tag under a secondary keyring entry. If the operator declared the entry lost, the
+ * slow argon2id hash decides; attempts per id are limited, so that guessing cannot exhaust the processor.
  */
 export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOptions): SecretCheck {
   const running = new Map<string, { tag: Buffer; matches: Promise<boolean> }>();
   const { primary, lostIds } = crypto.keyring;
   const renewals = pLimit(renewalsAtOnce);
 
-  /** Requests with the same token share one attempt, or a busy key would be refused while its tag is renewed. */
+  /** Requests with the same token share one attempt; otherwise a busy key would be rejected while its tag is renewed. */
   function checkSlowly(record: CheckedRecord, hash: string, token: Secret): Promise<boolean> {
     const shared = running.get(record.id);
     if (shared !== undefined && tagMatches(primary, token, shared.tag)) return shared.matches;
@@ -143,7 +144,7 @@ export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOption
   }
 
   async function renew(record: CheckedRecord, tag: Buffer): Promise<true> {
-    // The copy in memory too: the next request may come before the record is loaded again.
+    // Update the cached copy too: the next request may arrive before the record is loaded again.
     Object.assign(record, { tag: tag.toString('latin1'), tag_keyring_id: primary.id });
     await renewals(() => retag(record.id, { tag, tag_keyring_id: primary.id }));
     return true;

@@ -10,9 +10,9 @@ import { hourMs, startOfPeriod } from '../lib/durations.ts';
 import { clientAddress } from '../lib/ip-address.ts';
 import { notLater } from '../lib/past.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
-import { type DeletedUse, insertDeletedUses, nameOfUse } from './usage-store.ts';
+import { type DeletedUse, insertDeletedUses, useId } from './usage-store.ts';
 
-/** Records in history, once for each key and hour, that a deleted key is still being presented. */
+/** Records in history, once per key and hour, that a deleted key is still in use. */
 export interface DeletedUses extends Pick<BatchWriter<string, DeletedUse>, 'flush' | 'close'> {
   /** @param ip the client's address as the caller gave it */
   note(key: ApiKeyRecord, ip: string | null | undefined): void;
@@ -24,27 +24,28 @@ interface DeletedUsesOptions {
   logger: Pick<FastifyBaseLogger, 'warn'>;
 }
 
-const usesInTransaction = 100;
+const usesPerTransaction = 100;
 
-/** Beyond this a use is not noted; one that goes on is, as soon as there is room. */
-const usesHeld = 10_000;
+/** If more uses are pending, further ones are dropped. */
+const pendingUsesLimit = 10_000;
 
 const verificationActor: Actor = { type: 'system', id: 'verification', name: 'verification', email: null };
 
+/** Creates the recorder; it writes in batches. */
 export function createDeletedUses({ transactor, clock, logger }: DeletedUsesOptions): DeletedUses {
-  /** What is on record already, or was rejected: presented again within the hour, it costs nothing. */
-  const recorded = new LRUCache<string, true>({ max: usesHeld });
+  /** Uses that are recorded or were rejected by the database: they need no further write within the hour. */
+  const recorded = new LRUCache<string, true>({ max: pendingUsesLimit });
 
-  const remember = (use: DeletedUse) => void recorded.set(nameOfUse(use), true);
+  const markRecorded = (use: DeletedUse) => void recorded.set(useId(use), true);
   const writer = createBatchWriter<string, DeletedUse>({
     name: 'Uses of deleted keys',
     write,
-    batchSize: usesInTransaction,
-    capacity: usesHeld,
-    // Each batch is one transaction in one chain.
+    batchSize: usesPerTransaction,
+    capacity: pendingUsesLimit,
+    // A transaction writes to the history chain of one organization only.
     groupOf: ({ organizationId }) => organizationId,
     isRejection,
-    onRejected: remember,
+    onRejected: markRecorded,
     describe: ({ organizationId, keyId }) => ({ organizationId, keyId }),
     logger,
   });
@@ -54,13 +55,13 @@ export function createDeletedUses({ transactor, clock, logger }: DeletedUsesOpti
     if (first === undefined) return;
     const by = { actor: verificationActor, organizationId: first.organizationId, request: null };
     await transact(transactor, by, async (work) => {
-      // Another replica may have been first: then the event is there already.
+      // Excludes hours that another replica has recorded.
       for (const { keyId, partnerId, ip, presentedAt } of await insertDeletedUses(work.tx, uses)) {
         const details = { ip, presentedAt: notLater(presentedAt, work.now).toISOString() };
         record(work, { action: 'key.used_after_deletion', keyId, partnerId, details });
       }
     });
-    for (const use of uses) remember(use);
+    for (const use of uses) markRecorded(use);
   }
 
   return {
@@ -74,7 +75,7 @@ export function createDeletedUses({ transactor, clock, logger }: DeletedUsesOpti
         presentedAt: new Date(nowMs),
         ip: clientAddress(ip) ?? null,
       };
-      const name = nameOfUse(use);
+      const name = useId(use);
       if (!recorded.has(name)) writer.add(name, use);
     },
     flush: writer.flush,

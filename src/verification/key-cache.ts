@@ -6,92 +6,83 @@ import { type BatchLoader, createBatchLoader } from '../lib/batch-loader.ts';
 import type { MaybePromise } from '../lib/maybe-promise.ts';
 
 /*
- * Why a reload that races an invalidation cannot leave a stale record.
+ * A load that races an invalidation must not leave a stale record:
  *
- * Every change invalidates the ids that it touches after it is committed: at once where this process made it, through the
- * change feed where another one did. So a query either begins after the invalidation, and sees the change; or it is running
- * when the invalidation comes. Each running query has a set in which every invalidation is noted. When the query ends, a record
- * is kept only if the set names neither the record nor anything it depends on. Between that check and the keeping nothing
- * else can run, and what is invalidated later finds the record in the cache and removes it.
- *
- * Those who wait for such an outdated result read once more, so that a slow query does not answer after a change with what
- * was before. They do so only once: under a flood of invalidations each request still ends.
- *
- * A request joins a read in progress only if nothing was invalidated since that read began: then its result is as right as a
- * kept record. Any invalidation makes later requests begin reads of their own.
- *
- * While the feed is not live, invalidations may be missing. Then requests neither use what is kept, while the database answers,
- * nor join a read. Before the feed is live again it calls `restarted`, which empties the cache and marks the results of all
- * running queries as outdated.
+ * - A change invalidates its ids after its commit: directly in the process that made it, through the change feed elsewhere.
+ * - Each running query collects the ids that are invalidated meanwhile. Its result is cached only if neither the record nor
+ *   a record that it depends on is among them. A request that waited for an outdated result loads once more, and only once.
+ * - A request joins a running load only if nothing was invalidated since that load began.
+ * - While the feed is not live, invalidations may be missing: requests neither use the cache, if the database answers, nor
+ *   join a load. Before the feed is live again, `restarted` empties the cache and outdates all running queries.
  */
 
-/** What a record must have so that it can be kept. */
+/** A record that the cache can store. */
 export interface CachedRecord<Id extends string> {
   readonly id: Id;
-  /** When the query was sent that read it; monotonic milliseconds. */
+  /** When the query for the record was sent; monotonic milliseconds. */
   readonly readAtMs: number;
 }
 
-export interface KeyCacheOptions<Id extends string, Found extends CachedRecord<Id>> {
-  /** One query for all of them; those that do not exist are left out. Of none: whether the database answers. */
-  load: (ids: Id[]) => Promise<Found[]>;
-  /** Other records that went into this one: a change of theirs invalidates it too. */
-  dependsOn: (found: Found) => ReadonlyArray<string | null>;
-  /** Records kept at most; the least recently used one makes room. */
+export interface KeyCacheOptions<Id extends string, Entry extends CachedRecord<Id>> {
+  /** Loads all ids in one query and leaves out unknown ones. An empty list only probes the database. */
+  load: (ids: Id[]) => Promise<Entry[]>;
+  /** Ids of other records whose change invalidates this one too. */
+  dependsOn: (entry: Entry) => ReadonlyArray<string | null>;
+  /** The maximum number of records; beyond it the least recently used one is evicted. */
   capacity: number;
-  /** How long a record that was last known to be right is used while the database does not answer. 0: not at all. */
+  /** How long a cached record may be used while the database does not answer. 0: not at all. */
   staleMs: number;
   feed: Pick<ChangeFeed, 'isLive' | 'caughtUpAtMs' | 'subscribe'>;
-  /** Called when reading begins to fail, and when it works again. */
+  /** Called when loading begins to fail, and when it works again. */
   onHealth?: (isHealthy: boolean, cause?: unknown) => void;
 }
 
-/** How lookups have ended since the start. */
+/** Numbers of lookups by result, since the start. */
 export interface CacheLookups {
   hit: number;
-  /** It was read. */
+  /** Loaded from the database. */
   miss: number;
-  /** Known not to exist. */
+  /** The cache remembered that the id does not exist. */
   unknown: number;
-  /** In memory, and used although it could not be read again. */
+  /** Answered from memory because the database did not answer. */
   stale: number;
 }
 
-/** Ids that do not exist are remembered shortly, so that asking again and again does not keep the database busy. */
-const unknownKeptMs = 1_000;
-const unknownKept = 10_000;
+/** Unknown ids are remembered for a short time, so that repeated lookups do not load the database. */
+const unknownIdTtlMs = 1_000;
+const unknownIdsCapacity = 10_000;
 
-/** What was invalidated while a query ran. */
+/** The ids that were invalidated while a query ran. */
 interface Invalidated {
   ids: Set<string>;
   everything: boolean;
 }
 
-/** What a query has found. */
-interface Reading<Found> {
-  found: Found | undefined;
-  /** Whether it was invalidated while it was read. */
+/** The result of a query for one id. */
+interface LoadedEntry<Entry> {
+  entry: Entry | undefined;
+  /** Whether the record was invalidated while the query ran. */
   isOutdated: boolean;
 }
 
-/** Records of credentials by id: from memory where that is sure to be right, otherwise from the database. */
-export class KeyCache<Id extends string, Found extends CachedRecord<Id>> {
+/** Caches records of credentials by id; loads them from the database if the cache may be out of date. */
+export class KeyCache<Id extends string, Entry extends CachedRecord<Id>> {
   readonly lookups: CacheLookups = { hit: 0, miss: 0, unknown: 0, stale: 0 };
-  readonly #options: KeyCacheOptions<Id, Found>;
-  readonly #loader: BatchLoader<Id, Reading<Found>>;
-  readonly #records: LRUCache<Id, Found>;
-  /** With its default resolution lru-cache starts a timer at each lookup, and an unknown id takes measurably longer. */
-  readonly #unknown = new LRUCache<Id, true>({ max: unknownKept, ttl: unknownKeptMs, ttlResolution: 0 });
+  readonly #options: KeyCacheOptions<Id, Entry>;
+  readonly #loader: BatchLoader<Id, LoadedEntry<Entry>>;
+  readonly #records: LRUCache<Id, Entry>;
+  /** `ttlResolution: 0`, because with its default lru-cache starts a timer at each lookup. */
+  readonly #unknown = new LRUCache<Id, true>({ max: unknownIdsCapacity, ttl: unknownIdTtlMs, ttlResolution: 0 });
   /** The ids of the records that depend on a partner or an organization. */
   readonly #dependents = new Map<string, Set<Id>>();
-  /** Reads in progress that later requests may join. */
-  readonly #reads = new Map<Id, Promise<Found | undefined>>();
+  /** Running loads that later requests may join. */
+  readonly #reads = new Map<Id, Promise<Entry | undefined>>();
   /** One for each running query. */
   readonly #running = new Set<Invalidated>();
 
-  constructor(options: KeyCacheOptions<Id, Found>) {
+  constructor(options: KeyCacheOptions<Id, Entry>) {
     this.#options = options;
-    this.#records = new LRUCache({ max: options.capacity, dispose: (found) => this.#unlink(found) });
+    this.#records = new LRUCache({ max: options.capacity, dispose: (entry) => this.#unlink(entry) });
     this.#loader = createBatchLoader({
       query: (ids) => this.#query(ids),
       isUnavailable,
@@ -101,27 +92,27 @@ export class KeyCache<Id extends string, Found extends CachedRecord<Id>> {
     options.feed.subscribe({ changed: (id) => this.invalidate(id), restarted: () => this.#invalidateAll() });
   }
 
-  /** Records in memory. */
+  /** The number of cached records. */
   get size(): number {
     return this.#records.size;
   }
 
-  /** The record, where it is in memory and sure to be right. Nothing is read. */
-  getFromMemory(id: Id): Found | undefined {
-    const kept = this.#options.feed.isLive() ? this.#records.get(id) : undefined;
-    if (kept !== undefined) this.lookups.hit += 1;
-    return kept;
+  /** The cached record if it is current; never reads from the database. */
+  getFromMemory(id: Id): Entry | undefined {
+    const cached = this.#options.feed.isLive() ? this.#records.get(id) : undefined;
+    if (cached !== undefined) this.lookups.hit += 1;
+    return cached;
   }
 
   /**
-   * At once where the record is in memory, otherwise after one query that many share.
-   * @param fresh read it from the database, whatever is in memory
-   * @throws Problem `unavailable`, or what the database says, where it does not answer and memory is too old
+   * Returns the cached record, or loads it in a query shared with other requests.
+   * @param fresh always read from the database
+   * @throws Problem `unavailable`, or the database's error, if the database does not answer and the cached copy is too old
    */
-  get(id: Id, fresh = false): MaybePromise<Found | undefined> {
+  get(id: Id, fresh = false): MaybePromise<Entry | undefined> {
     if (fresh) return this.#read(id, true);
-    const kept = this.getFromMemory(id);
-    if (kept !== undefined) return kept;
+    const cached = this.getFromMemory(id);
+    if (cached !== undefined) return cached;
     if (this.#unknown.has(id) && this.#options.feed.isLive()) {
       this.lookups.unknown += 1;
       return undefined;
@@ -132,7 +123,7 @@ export class KeyCache<Id extends string, Found extends CachedRecord<Id>> {
     );
   }
 
-  /** Removes what depends on this id. What is being read of it right now is read again. */
+  /** Removes the record and those that depend on it, and outdates running queries for them. */
   invalidate(id: string): void {
     for (const { ids } of this.#running) ids.add(id);
     this.#reads.clear();
@@ -149,8 +140,8 @@ export class KeyCache<Id extends string, Found extends CachedRecord<Id>> {
     if (this.#records.size > 0) this.#records.clear();
   }
 
-  /** @param fresh by a query that begins after this call */
-  #read(id: Id, fresh: boolean): Promise<Found | undefined> {
+  /** @param fresh start a query now, even if another one is running */
+  #read(id: Id, fresh: boolean): Promise<Entry | undefined> {
     this.lookups.miss += 1;
     const shared = fresh ? undefined : this.#reads.get(id);
     if (shared !== undefined) return shared;
@@ -161,87 +152,87 @@ export class KeyCache<Id extends string, Found extends CachedRecord<Id>> {
     return read;
   }
 
-  async #load(id: Id): Promise<Found | undefined> {
+  async #load(id: Id): Promise<Entry | undefined> {
     const first = await this.#loader.load(id);
-    const reading = first?.isOutdated ? await this.#loader.load(id) : first;
-    return reading?.found;
+    const loaded = first?.isOutdated ? await this.#loader.load(id) : first;
+    return loaded?.entry;
   }
 
-  async #query(ids: Id[]): Promise<Map<Id, Reading<Found>>> {
+  async #query(ids: Id[]): Promise<Map<Id, LoadedEntry<Entry>>> {
     const invalidated: Invalidated = { ids: new Set(), everything: false };
     this.#running.add(invalidated);
     try {
-      const records = new Map((await this.#options.load(ids)).map((found) => [found.id, found]));
-      const readings = new Map<Id, Reading<Found>>();
+      const records = new Map((await this.#options.load(ids)).map((entry) => [entry.id, entry]));
+      const loaded = new Map<Id, LoadedEntry<Entry>>();
       for (const id of ids) {
-        const found = records.get(id);
-        const isOutdated = this.#isOutdated(id, found, invalidated);
-        if (!isOutdated) this.#keep(id, found);
-        readings.set(id, { found, isOutdated });
+        const entry = records.get(id);
+        const isOutdated = this.#isOutdated(id, entry, invalidated);
+        if (!isOutdated) this.#store(id, entry);
+        loaded.set(id, { entry, isOutdated });
       }
-      return readings;
+      return loaded;
     } finally {
       this.#running.delete(invalidated);
     }
   }
 
-  #isOutdated(id: Id, found: Found | undefined, { ids, everything }: Invalidated): boolean {
+  #isOutdated(id: Id, entry: Entry | undefined, { ids, everything }: Invalidated): boolean {
     if (everything || ids.has(id)) return true;
-    return found !== undefined && this.#options.dependsOn(found).some((other) => other !== null && ids.has(other));
+    return entry !== undefined && this.#options.dependsOn(entry).some((other) => other !== null && ids.has(other));
   }
 
-  #keep(id: Id, found: Found | undefined): void {
-    if (found === undefined) {
+  #store(id: Id, entry: Entry | undefined): void {
+    if (entry === undefined) {
       this.#records.delete(id);
       this.#unknown.set(id, true);
       return;
     }
     this.#unknown.delete(id);
-    this.#records.set(id, found);
-    this.#link(found);
+    this.#records.set(id, entry);
+    this.#link(entry);
   }
 
-  #link(found: Found): void {
-    for (const other of this.#options.dependsOn(found)) {
+  #link(entry: Entry): void {
+    for (const other of this.#options.dependsOn(entry)) {
       if (other === null) continue;
       const ids = this.#dependents.get(other);
-      if (ids === undefined) this.#dependents.set(other, new Set([found.id]));
-      else ids.add(found.id);
+      if (ids === undefined) this.#dependents.set(other, new Set([entry.id]));
+      else ids.add(entry.id);
     }
   }
 
-  #unlink(found: Found): void {
-    for (const other of this.#options.dependsOn(found)) {
+  #unlink(entry: Entry): void {
+    for (const other of this.#options.dependsOn(entry)) {
       if (other === null) continue;
       const ids = this.#dependents.get(other);
-      ids?.delete(found.id);
+      ids?.delete(entry.id);
       if (ids?.size === 0) this.#dependents.delete(other);
     }
   }
 
-  /** After one failed read, known records do not wait for the database. One read at a time asks whether it is back. */
-  #getStale(id: Id): Found | undefined {
+  /** While loading fails, cached records do not wait for the database; one load at a time probes whether it is back. */
+  #getStale(id: Id): Entry | undefined {
     if (!this.#loader.isFailing()) return undefined;
-    const kept = this.#soundCopy(id);
-    if (kept === undefined) return undefined;
+    const cached = this.#usableCopy(id);
+    if (cached === undefined) return undefined;
     if (this.#loader.isIdle()) void this.#loader.load(id).catch(() => undefined);
     this.lookups.stale += 1;
-    return kept;
+    return cached;
   }
 
-  #staleOr(error: unknown, id: Id): Found {
-    // Looked up again: the copy of before may have been invalidated meanwhile.
-    const kept = this.#soundCopy(id);
-    if (kept === undefined || !isUnavailable(error)) throw error;
+  #staleOr(error: unknown, id: Id): Entry {
+    // Looks the copy up again: it may have been invalidated meanwhile.
+    const cached = this.#usableCopy(id);
+    if (cached === undefined || !isUnavailable(error)) throw error;
     this.lookups.stale += 1;
-    return kept;
+    return cached;
   }
 
-  /** A copy that was known to be right not too long ago. */
-  #soundCopy(id: Id): Found | undefined {
+  /** The cached copy if it was current within the last `staleMs`. */
+  #usableCopy(id: Id): Entry | undefined {
     const { feed, staleMs } = this.#options;
-    const kept = this.#records.get(id);
-    if (kept === undefined) return undefined;
-    return performance.now() - Math.max(kept.readAtMs, feed.caughtUpAtMs) < staleMs ? kept : undefined;
+    const cached = this.#records.get(id);
+    if (cached === undefined) return undefined;
+    return performance.now() - Math.max(cached.readAtMs, feed.caughtUpAtMs) < staleMs ? cached : undefined;
   }
 }

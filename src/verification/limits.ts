@@ -3,44 +3,43 @@ import { limitSentence } from '../domain/rate-limit.ts';
 import { minuteMs, secondMs } from '../lib/durations.ts';
 import type { MaybePromise } from '../lib/maybe-promise.ts';
 
-/** What uses of keys count against. */
+/** A limit and its current window. */
 export interface Bucket {
-  /** The owner's id. For a limit of the key's own: the first key of the rotations that led to this key. */
+  /** The owner's id; for a key's own limit, the id of the first key in its chain of rotations. */
   readonly id: string;
   readonly requests: number;
   readonly windowSeconds: number;
-  /** The window that this process counted in last, if it still lasts. A lookup takes longer than counting. */
+  /** The window that this process counted in last; saves a lookup. */
   window?: Window | undefined;
 }
 
-/** Uses that are counted together. */
+/** A time span whose uses are counted together. */
 export interface Window {
   used: number;
-  /** Of those used: counted in this process alone, where Redis could not be asked. */
+  /** The part of `used` that only this process counted, because Redis did not answer. */
   unshared: number;
   /** Monotonic milliseconds. */
   endsAtMs: number;
-  /** When Redis last confirmed what is used; monotonic milliseconds. */
+  /** When Redis last confirmed `used`; monotonic milliseconds. */
   sharedAtMs: number;
 }
 
-/** How a use was counted: by the bucket that refused it, else by the one with the least left. */
+/** The state of a limit after a use: of the bucket that rejected it, otherwise of the bucket with the least remaining. */
 export interface Count {
   isExceeded: boolean;
   limit: number;
   windowSeconds: number;
   remaining: number;
   resetSeconds: number;
-  /** Whose limit it is. */
+  /** Whether the limit is the owner's or the key's own. */
   policy: 'owner' | 'key';
 }
 
 /**
- * Counts uses of keys, by the same rule in memory and in Redis:
- * - A window begins with the first use that is counted in it, and ends after the bucket's window length.
- * - Another window length is another bucket. The count of the one before is kept until its window ends, and goes on if the
- *   length comes back. A changed number of requests applies at once to what is counted already.
- * - Both buckets are judged before either is counted, so a use that one rejects costs the other nothing. Cost 0 only asks.
+ * Counts uses of keys, by the same rules in memory and in Redis:
+ * - A window begins with its first counted use and ends after the bucket's window length.
+ * - A changed window length begins another bucket; a changed number of requests applies at once to the current count.
+ * - Both buckets are checked before either is counted: a use that one rejects costs the other nothing. Cost 0 counts nothing.
  */
 export interface UseLimits {
   /** `shared`: counted in Redis; `memory`: in this process. */
@@ -49,11 +48,11 @@ export interface UseLimits {
 }
 
 export interface CountOptions {
-  /** What has been let in already is counted beyond a limit too, and never rejected. */
-  isLetIn?: boolean;
+  /** The use was allowed before: count it beyond the limit too, and never reject it. */
+  isAlreadyAllowed?: boolean;
 }
 
-/** The owner's bucket, which all keys of the partner, or of the default row, share; and a key's own. */
+/** The bucket shared by all keys of the owner (a partner or the organization), and the key's own bucket if it has one. */
 export type UseBuckets = readonly [owner: Bucket] | readonly [owner: Bucket, key: Bucket];
 
 /** A key whose uses are limited. */
@@ -62,17 +61,18 @@ export interface LimitedKey {
   readonly ownBucket: Bucket | null;
 }
 
+/** The buckets that count a key's uses. */
 export function bucketsOf({ ownerBucket, ownBucket }: LimitedKey): UseBuckets {
   return ownBucket === null ? [ownerBucket] : [ownerBucket, ownBucket];
 }
 
-/** Under which a bucket's window is found. */
+/** The name under which a bucket's window is stored, in memory and in Redis. */
 export function bucketName({ id, windowSeconds }: Bucket): string {
   return `${id}:${windowSeconds}`;
 }
 
 /**
- * A use that costs more than a whole window has room for is a mistake of the caller, and not a matter of waiting.
+ * Rejects a cost that exceeds a whole window: waiting would not help.
  * @throws Problem `cost_exceeds_limit`
  */
 export function requireCostFits({ ownerBucket, ownBucket }: LimitedKey, cost: number): void {
@@ -81,23 +81,23 @@ export function requireCostFits({ ownerBucket, ownBucket }: LimitedKey, cost: nu
   const { requests: limit, windowSeconds } = isOwners ? ownerBucket : ownBucket;
   const policy = isOwners ? 'owner' : 'key';
   const sentence = limitSentence({ policy, limit, windowSeconds });
-  throw new Problem('cost_exceeds_limit', `A use of cost ${cost} fits into no window. ${sentence}`, {
+  throw new Problem('cost_exceeds_limit', `The cost ${cost} exceeds the limit of a whole window. ${sentence}`, {
     members: { policy, limit, windowSeconds },
   });
 }
 
-/** What one bucket has counted. */
+/** The count of one bucket. */
 export interface Level {
   used: number;
   resetMs: number;
 }
 
-/** @param levels after the counting, in the buckets' order @param refusedBy the index of the bucket that refused */
-export function toCount(buckets: UseBuckets, levels: readonly Level[], refusedBy: number | undefined): Count {
+/** @param levels after counting, in the buckets' order @param exceededIndex the index of the bucket that rejected the use */
+export function toCount(buckets: UseBuckets, levels: readonly Level[], exceededIndex: number | undefined): Count {
   const counts = buckets.map((bucket, index) => {
     const { used, resetMs } = levels[index] ?? { used: 0, resetMs: 0 };
     return {
-      isExceeded: refusedBy === index,
+      isExceeded: exceededIndex === index,
       limit: bucket.requests,
       windowSeconds: bucket.windowSeconds,
       remaining: Math.max(0, bucket.requests - used),
@@ -111,35 +111,35 @@ export function toCount(buckets: UseBuckets, levels: readonly Level[], refusedBy
   return key.isExceeded || key.remaining <= owner.remaining ? key : owner;
 }
 
-/** What is known here of a bucket's window, and perhaps not in Redis. */
-export interface Arrears {
-  /** At least so much was counted in Redis once. */
+/** Counts of a bucket's window that this process has and Redis may lack. */
+export interface UnsharedCount {
+  /** The count that Redis last confirmed. */
   shared: number;
-  /** Counted here while Redis could not be asked. */
+  /** Counted in this process while Redis did not answer. */
   unshared: number;
-  /** How long the window lasts. */
+  /** Time until the window ends. */
   leftMs: number;
-  /** Redis could not be asked again: `unshared` is still to be added. */
+  /** Returns `unshared` to memory after a failed transfer. */
   putBack(): void;
 }
 
-/** Limits that are counted in this process, and exchange what is counted with Redis. */
+/** Limits that are counted in this process and can exchange counts with Redis. */
 export interface MemoryLimits extends UseLimits {
   count(buckets: UseBuckets, cost: number, options?: CountOptions): Count;
-  /** Takes over what Redis has counted in a bucket. */
+  /** Takes over the count of a bucket in Redis. */
   adopt(bucket: Bucket, level: Level): void;
   /**
-   * What Redis has to know of a bucket before it counts there. Usually undefined: nothing.
-   * @param sinceMs when Redis came back; what it has confirmed since is no news
+   * Takes the counts that must be added in Redis before it counts the bucket. Usually undefined: none.
+   * @param sinceMs when Redis last became available; counts confirmed since then are not returned
    */
-  takeArrears(bucket: Bucket, sinceMs: number): Arrears | undefined;
+  takeUnsharedCount(bucket: Bucket, sinceMs: number): UnsharedCount | undefined;
 }
 
 const sweepEveryMs = minuteMs;
 
 /**
- * Counts in this process's memory. No bucket is pushed out while its window lasts; there are no more of them than owners
- * and keys with limits of their own, because only good keys are counted.
+ * Counts in this process's memory. A bucket is never evicted while its window lasts. Only valid keys are counted, so there
+ * are at most as many buckets as owners and keys with their own limit.
  * @param nowMs a monotonic clock
  */
 export function createMemoryLimits(nowMs: () => number = () => performance.now()): MemoryLimits {
@@ -152,7 +152,7 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
     for (const [id, { endsAtMs }] of windows) if (endsAtMs <= now) windows.delete(id);
   }
 
-  function presentWindow(bucket: Bucket, now: number): Window | undefined {
+  function currentWindow(bucket: Bucket, now: number): Window | undefined {
     const last = bucket.window;
     if (last !== undefined && last.endsAtMs > now) return last;
     const known = windows.get(bucketName(bucket));
@@ -161,10 +161,10 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
     return known;
   }
 
-  /** The bucket's window, or one that would begin now. */
+  /** The bucket's current window, or a new one that begins now. */
   function windowOf(bucket: Bucket, now: number): Window {
     const endsAtMs = Math.floor(now) + bucket.windowSeconds * secondMs;
-    return presentWindow(bucket, now) ?? { used: 0, unshared: 0, endsAtMs, sharedAtMs: 0 };
+    return currentWindow(bucket, now) ?? { used: 0, unshared: 0, endsAtMs, sharedAtMs: 0 };
   }
 
   function use(bucket: Bucket, window: Window, cost: number): void {
@@ -174,21 +174,21 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
     windows.set(bucketName(bucket), window);
   }
 
-  function count(buckets: UseBuckets, cost: number, { isLetIn = false }: CountOptions = {}): Count {
+  function count(buckets: UseBuckets, cost: number, { isAlreadyAllowed = false }: CountOptions = {}): Count {
     const now = nowMs();
     sweep(now);
     const present = buckets.map((bucket) => ({ bucket, window: windowOf(bucket, now) }));
-    const isTooMuch = ({ bucket, window }: (typeof present)[number]) => window.used + cost > bucket.requests;
-    const refusing = !isLetIn && cost > 0 ? present.findIndex(isTooMuch) : -1;
-    if (refusing < 0 && cost > 0) {
+    const isOverLimit = ({ bucket, window }: (typeof present)[number]) => window.used + cost > bucket.requests;
+    const exceededIndex = !isAlreadyAllowed && cost > 0 ? present.findIndex(isOverLimit) : -1;
+    if (exceededIndex < 0 && cost > 0) {
       for (const { bucket, window } of present) {
         use(bucket, window, cost);
         window.unshared += cost;
       }
     }
-    // In whole milliseconds: fractions do not add up exactly, and a fraction too many would show as a second more.
+    // Whole milliseconds: rounding errors of fractions could add a second to `resetSeconds`.
     const levels = present.map(({ window: { used, endsAtMs } }) => ({ used, resetMs: Math.round(endsAtMs - now) }));
-    return toCount(buckets, levels, refusing < 0 ? undefined : refusing);
+    return toCount(buckets, levels, exceededIndex < 0 ? undefined : exceededIndex);
   }
 
   return {
@@ -203,9 +203,9 @@ export function createMemoryLimits(nowMs: () => number = () => performance.now()
       window.endsAtMs = Math.floor(now) + resetMs;
       window.sharedAtMs = now;
     },
-    takeArrears(bucket, sinceMs) {
+    takeUnsharedCount(bucket, sinceMs) {
       const now = nowMs();
-      const window = presentWindow(bucket, now);
+      const window = currentWindow(bucket, now);
       if (window === undefined || (window.unshared === 0 && window.sharedAtMs >= sinceMs)) return undefined;
       const { used, unshared, endsAtMs } = window;
       window.unshared = 0;

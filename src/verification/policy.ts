@@ -1,7 +1,7 @@
 import { type Access, type Permission, permits } from '../domain/permissions.ts';
 import { isWithin, type Networks, plainAddress, toNetworks } from '../lib/ip-address.ts';
 
-/** What a verification can say of a key, each with its rule in `decide`. */
+/** The results of a verification. */
 export const verdictCodes = [
   'valid',
   'malformed',
@@ -17,6 +17,7 @@ export const verdictCodes = [
 
 export type VerdictCode = (typeof verdictCodes)[number];
 
+/** The part of a key that `decide` needs. */
 export interface DecidedKey {
   permission: Permission;
   expires_at: Date | null;
@@ -26,28 +27,29 @@ export interface DecidedKey {
   deleted_at: Date | null;
 }
 
-export interface Wanted {
+/** What the client is about to do with a key. */
+export interface RequestedUse {
   permission: Access;
-  /** The client's address as the backend or a proxy gave it, in any of the forms that `clientAddress` reads. */
+  /** The client's address as the backend or a proxy gave it, in any form that `clientAddress` reads. */
   ip?: string | null | undefined;
 }
 
-/** What decides about a key whose secret is right: the first rule that refuses is the answer. */
-export function decide(key: DecidedKey, wanted: Wanted, now: Date): VerdictCode {
+/** Decides about a key whose secret is correct. The first rule that rejects it determines the code. */
+export function decide(key: DecidedKey, requested: RequestedUse, now: Date): VerdictCode {
   if (key.deleted_at !== null) return 'deleted';
   if (key.suspended_at !== null) return 'suspended';
   if (key.partner_suspended_at !== null) return 'partner_suspended';
   if (key.expires_at !== null && key.expires_at <= now) return 'expired';
-  if (!isAllowed(key.allowed_ips, wanted.ip)) return 'ip_not_allowed';
-  if (!permits(key.permission, wanted.permission)) return 'insufficient_permission';
+  if (!isAllowed(key.allowed_ips, requested.ip)) return 'ip_not_allowed';
+  if (!permits(key.permission, requested.permission)) return 'insufficient_permission';
   return 'valid';
 }
 
-/** Networks by the list that they were made from: making them takes longer than all the rest of a verification. */
+/** Parsed networks by list, because parsing is the most expensive part of a verification. */
 const networksOf = new WeakMap<readonly string[], Networks>();
 
-/** A key with a list is good only where the address is known and on it. IPv4 in IPv6 (`::ffff:…`) counts as IPv4. */
-function isAllowed(allowed: readonly string[], ip: Wanted['ip']): boolean {
+/** A key with a list requires a known address on that list. IPv4 in IPv6 (`::ffff:…`) counts as IPv4. */
+function isAllowed(allowed: readonly string[], ip: RequestedUse['ip']): boolean {
   if (allowed.length === 0) return true;
   const address = plainAddress(ip);
   if (address === undefined) return false;

@@ -9,22 +9,23 @@ import type { AccessTokenId, KeyId } from '../domain/ids.ts';
 import { ApiKeyRecord, type ApiKeyRow } from './api-key-record.ts';
 import type { CachedRecord } from './key-cache.ts';
 
+/** An access token as the key cache stores it. */
 export interface AccessTokenRecord
   extends CachedRecord<AccessTokenId>,
     Omit<Selectable<AccessTokensTable>, 'id' | 'tag' | 'mac' | 'mac_keyring_id'> {
-  /** Its bytes as Latin-1. */
+  /** The bytes as Latin-1. */
   tag: string;
   tokenHash: string | undefined;
 }
 
-/** What it takes to trust a row. */
+/** How rows are authenticated. */
 export interface Authentication {
   keyring: Keyring;
-  /** Called for a row whose MAC is wrong. It is treated as if it did not exist. */
+  /** Called for a row whose MAC is wrong. Such a row is treated as missing. */
   onForged: (id: string) => void;
 }
 
-/** Those of the ids that exist and are authentic, in one query. */
+/** Loads the existing, authentic access tokens among the ids, in one query. */
 export async function loadAccessTokens(
   db: Db,
   clock: DatabaseClock,
@@ -55,7 +56,7 @@ function sampleTime(clock: DatabaseClock, [row]: Array<{ database_time: Date }>,
   if (row !== undefined) clock.sample(row.database_time.getTime(), sentAtMs, performance.now());
 }
 
-/** Those of the ids that exist and are authentic, in one query. */
+/** Loads the existing, authentic API keys among the ids, in one query. */
 export async function loadApiKeys(
   db: Db,
   clock: DatabaseClock,
@@ -110,7 +111,7 @@ export async function loadApiKeys(
   });
 }
 
-/** The hash takes as much memory as all else of a key, and decides only where the tag's keyring entry is lost. */
+/** The hash doubles a key's memory and is needed only if the tag's keyring entry is lost. */
 function hashOnlyIfLost(row: ApiKeyRow, { lostIds }: Keyring): ApiKeyRow {
   return lostIds.has(row.tag_keyring_id) ? row : { ...row, argon2id_hash: null };
 }

@@ -8,13 +8,13 @@ import type { ApiKeyRecord } from './api-key-record.ts';
 import { KeyCache } from './key-cache.ts';
 import { type AccessTokenRecord, loadAccessTokens, loadApiKeys } from './record-store.ts';
 
-/** What decides about credentials, from memory. */
+/** The caches of API keys and access tokens. */
 export interface Records {
   apiKeys: KeyCache<KeyId, ApiKeyRecord>;
   accessTokens: KeyCache<AccessTokenId, AccessTokenRecord>;
-  /** Whether known credentials may be answered for now without the database. */
-  canBeUsedAlone(): boolean;
-  /** Forgets what depends on these ids. */
+  /** Whether cached keys can be verified while the database does not answer. */
+  canAnswerWithoutDatabase(): boolean;
+  /** Removes the records with these ids and those that depend on them. */
   invalidate(ids: Iterable<string>): void;
 }
 
@@ -24,20 +24,27 @@ interface RecordsOptions {
   feed: ChangeFeed;
   logger: Pick<FastifyBaseLogger, 'error' | 'warn' | 'info'>;
   keyring: Keyring;
-  /** API keys kept in memory at most. */
+  /** The maximum number of API keys in memory. */
   capacity: number;
   staleMs: number;
 }
 
-/** Access tokens kept in memory at most. */
-const tokensKept = 10_000;
+const accessTokensCapacity = 10_000;
 
+/** Creates both caches and connects them to the change feed. */
 export function createRecords({ db, clock, feed, logger, keyring, capacity, staleMs }: RecordsOptions): Records {
   const onForged = (id: string) =>
-    logger.error({ id }, 'The row of a credential was changed or written without the keyring. It is not accepted.');
+    logger.error(
+      { id },
+      'The row of a credential was changed or written without the keyring. The credential is rejected. Find out who wrote to the database.',
+    );
   const onHealth = (isHealthy: boolean, cause?: unknown) => {
-    if (isHealthy) logger.info('Records can be read again.');
-    else logger.warn({ err: cause }, `Records cannot be read; known ones are used for ${staleMs} ms.`);
+    if (isHealthy) logger.info('Records can be read from the database again.');
+    else
+      logger.warn(
+        { err: cause },
+        `Records cannot be read from the database. Cached records are used for up to ${staleMs} ms.`,
+      );
   };
   const apiKeys = new KeyCache<KeyId, ApiKeyRecord>({
     load: (ids) => loadApiKeys(db, clock, ids, { keyring, onForged }),
@@ -50,7 +57,7 @@ export function createRecords({ db, clock, feed, logger, keyring, capacity, stal
   const accessTokens = new KeyCache<AccessTokenId, AccessTokenRecord>({
     load: (ids) => loadAccessTokens(db, clock, ids, { keyring, onForged }),
     dependsOn: () => [],
-    capacity: Math.min(capacity, tokensKept),
+    capacity: Math.min(capacity, accessTokensCapacity),
     staleMs,
     feed,
     onHealth,
@@ -58,7 +65,7 @@ export function createRecords({ db, clock, feed, logger, keyring, capacity, stal
   return {
     apiKeys,
     accessTokens,
-    canBeUsedAlone: () => apiKeys.size > 0 && performance.now() - feed.caughtUpAtMs < staleMs,
+    canAnswerWithoutDatabase: () => apiKeys.size > 0 && performance.now() - feed.caughtUpAtMs < staleMs,
     invalidate(ids) {
       for (const id of ids) {
         apiKeys.invalidate(id);

@@ -3,24 +3,25 @@ import { clusterNodes } from '../lib/redis-url.ts';
 
 type ScriptCommand = (...parts: Array<string | number>) => Promise<number[]>;
 
+/** A connection to Redis that counts uses by a script. */
 export interface RedisClient {
-  /** Runs the script that counts. @param buckets one or two names, in a cluster of one slot */
+  /** Runs the counting script. @param buckets one or two names; in a cluster both in the same slot */
   countUse(buckets: readonly string[], args: readonly number[]): Promise<number[]>;
-  /** Fails unless every server that counts takes writes: a replica, or one without memory, is of no use here. */
+  /** Fails unless every primary accepts writes: a replica or a full server cannot count. */
   probe(): Promise<void>;
   isReady(): boolean;
   on(event: 'ready' | 'error' | 'close', listener: (error?: Error) => void): void;
   close(): void;
 }
 
-/** Longer than this and a verification does not wait for Redis any more. */
-const patienceMs = 250;
+/** How long a verification waits for Redis at most. */
+const commandTimeoutMs = 250;
 
 const perServer: RedisOptions = {
-  commandTimeout: patienceMs,
+  commandTimeout: commandTimeoutMs,
   connectTimeout: 1_000,
   maxRetriesPerRequest: 0,
-  // After a failover the old primary may still be there, as a replica; the name leads to the new one.
+  // After a failover the connection may lead to a replica; a new one leads to the new primary.
   reconnectOnError: (error) => error.message.startsWith('READONLY'),
 };
 
@@ -29,16 +30,16 @@ const shared = {
   enableAutoPipelining: true,
 } satisfies RedisOptions & ClusterOptions;
 
-/** A bucket that belongs to nobody. */
-const probesAllowed = 1_000_000_000;
-const probedBucketMs = 1_000;
+/** Limit and window of the buckets that only probes count in. */
+const probeLimit = 1_000_000_000;
+const probeWindowMs = 1_000;
 
-/** So many buckets are in different hash slots, and so very likely on every primary of a cluster. */
-const probesOfCluster = 32;
+/** So many buckets fall into different hash slots and so very likely reach every primary of a cluster. */
+const clusterProbeCount = 32;
 
-/** Connects to a Redis, a Valkey or a cluster of them, and goes on trying for as long as it is open. */
+/** Connects to Redis, Valkey or a cluster, and reconnects until it is closed. */
 export function connectRedis(url: string, countScript: string): RedisClient {
-  // By the number of names: ioredis finds a cluster's slot by the first argument, which must be a name then.
+  // One command per number of keys: ioredis finds the cluster slot by the first argument, which must be a key.
   const scripts = { countOne: { lua: countScript, numberOfKeys: 1 }, countTwo: { lua: countScript, numberOfKeys: 2 } };
   const retry = (attempt: number) => Math.min(attempt * 100, 1_000);
   const cluster = clusterNodes(url);
@@ -50,7 +51,7 @@ export function connectRedis(url: string, countScript: string): RedisClient {
           scripts,
           redisOptions: { ...perServer, ...cluster.options },
           clusterRetryStrategy: retry,
-          // Certificates are for names, and what a cluster says of its nodes is looked up as it is.
+          // No lookup: certificates are issued for the names that the cluster reports.
           dnsLookup: (address, callback) => callback(null, address),
           maxRedirections: 3,
           retryDelayOnFailover: 50,
@@ -60,12 +61,12 @@ export function connectRedis(url: string, countScript: string): RedisClient {
   const commands = redis as unknown as Record<keyof typeof scripts, ScriptCommand>;
   const countUse: RedisClient['countUse'] = (buckets, args) =>
     buckets.length === 1 ? commands.countOne(...buckets, ...args) : commands.countTwo(...buckets, ...args);
-  const probes = cluster === undefined ? 1 : probesOfCluster;
+  const probes = cluster === undefined ? 1 : clusterProbeCount;
   return {
     countUse,
     async probe() {
       const names = Array.from({ length: probes }, (_, index) => `latchkey:limit:probe:${index}`);
-      await Promise.all(names.map((name) => countUse([name], [1, 1, probesAllowed, probedBucketMs])));
+      await Promise.all(names.map((name) => countUse([name], [1, 1, probeLimit, probeWindowMs])));
     },
     isReady: () => redis.status === 'ready',
     on: (event, listener) => void redis.on(event, listener),

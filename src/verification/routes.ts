@@ -4,11 +4,11 @@ import { z } from 'zod';
 import { accessTokenOf } from '../http/guard.ts';
 import { takeAnyText } from '../http/json-body.ts';
 import { andThen } from '../lib/maybe-promise.ts';
-import { verdictText, verdictView } from './verdict-view.ts';
+import { verdictJson, verdictView } from './verdict-view.ts';
 import type { Verdict, Verifier } from './verifier.ts';
 import { verifyRequest } from './verify-request.ts';
 
-/** For backends: is this key good, and may it do this? */
+/** Verifies API keys for backends. */
 export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
   takeAnyText(app);
   app.post(
@@ -21,10 +21,10 @@ export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> =
       schema: {
         operationId: 'verifyKey',
         tags: ['Verification'],
-        summary: 'Is this key good, and may it do this?',
+        summary: 'Verify an API key',
         description:
-          '200 whatever was presented as the key: valid says whether it is good, and code says why not. ' +
-          '`Cache-Control: no-cache` reads the record afresh.',
+          'The status is 200 for an invalid key too: read `valid`; `code` gives the reason. ' +
+          '`Cache-Control: no-cache` reads the record from the database.',
         body: verifyRequest,
         response: { 200: verdictView },
       },
@@ -33,53 +33,61 @@ export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> =
       const { key, permission, ip, cost } = request.body;
       const verdict = verifier.verify({
         key,
-        wanted: { permission, ip },
+        requested: { permission, ip },
         callerOrganizationId: accessTokenOf(request).actsIn,
         cost,
-        fresh: asksForFresh(request.headers['cache-control']),
+        fresh: requestsNoCache(request.headers['cache-control']),
       });
       return andThen(verdict, (of) => {
         reply.type('application/json; charset=utf-8');
-        // A string is sent as it is.
-        return verdictText(of) as never;
+        return verdictJson(of) as never;
       });
     },
   );
 };
 
 /** RFC 9111 section 5.2.1.4. */
-export function asksForFresh(cacheControl: string | undefined): boolean {
+export function requestsNoCache(cacheControl: string | undefined): boolean {
   return cacheControl !== undefined && /(^|,)\s*no-cache\s*(,|$)/i.test(cacheControl);
 }
 
-/** Other fields are ignored: RFC 7662 section 2.1. */
+/** RFC 7662 section 2.1: other fields are ignored. */
 const introspectRequest = z
   .object({
-    token: z.string().meta({ description: 'What the client presented as its API key.' }),
+    token: z.string().meta({ description: 'The API key as the client sent it.' }),
     token_type_hint: z
       .unknown()
       .optional()
-      .meta({ type: 'string', description: 'Ignored, as all fields not named here.' }),
-    client_id: z.unknown().optional().meta({ type: 'string', description: 'Any; only client_secret counts.' }),
+      .meta({ type: 'string', description: 'Ignored, like all fields that are not named here.' }),
+    client_id: z
+      .unknown()
+      .optional()
+      .meta({ type: 'string', description: 'Any text; Latchkey checks only client_secret.' }),
     client_secret: z
       .string()
       .optional()
-      .meta({ description: "The verifier's access token, where it is not in the Authorization header." }),
+      .meta({ description: "The verifier's access token, unless the Authorization header carries it." }),
   })
   .meta({ id: 'IntrospectionRequest', example: { token: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' } });
 
 const introspectView = z
   .object({
     active: z.boolean(),
-    scope: z.string().optional().meta({ description: 'read, write, or both with a space between', example: 'read' }),
-    client_id: z.string().optional().meta({ description: "The partner's id, else the organization's." }),
+    scope: z
+      .string()
+      .optional()
+      .meta({ description: '`read`, `write`, or both separated by a space.', example: 'read' }),
+    client_id: z
+      .string()
+      .optional()
+      .meta({ description: "The partner's id; for keys of the organization's own row, the organization's id." }),
     sub: z.string().optional().meta({ description: "The key's id." }),
     exp: z.int().optional().meta({ description: 'Seconds since 1970.' }),
     iat: z.int().optional().meta({ description: 'Seconds since 1970.' }),
   })
   .meta({
     id: 'Introspection',
-    description: 'By RFC 7662. Where active is false, nothing else is in it.',
+    description: 'The reply of RFC 7662. If `active` is false, it has no other member.',
     example: {
       active: true,
       scope: 'read',
@@ -89,12 +97,12 @@ const introspectView = z
     },
   });
 
-/** A key over its limit is as good as before: nothing is counted here. */
-function isGood(verdict: Verdict | undefined): boolean {
+/** Introspection counts nothing, so a key over its limit is active. */
+function isActive(verdict: Verdict | undefined): boolean {
   return verdict?.code === 'valid' || verdict?.code === 'rate_limited';
 }
 
-/** RFC 7662, for programs that know that and nothing of Latchkey. */
+/** OAuth token introspection (RFC 7662), for programs without a Latchkey client. */
 export const introspectionRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
   app.removeAllContentTypeParsers();
   await app.register(formBody);
@@ -105,12 +113,12 @@ export const introspectionRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> 
       schema: {
         operationId: 'introspectKey',
         tags: ['Verification'],
-        summary: 'What an API key is, by RFC 7662',
+        summary: 'Introspect an API key (RFC 7662)',
         description:
-          'The verifier authenticates by Bearer, by HTTP Basic (any client id, and its access token as the secret) or by ' +
-          '`client_id` and `client_secret` in the form. Limits and addresses are not judged here: nothing is counted, a key ' +
-          'over its limit is active, and a key with allowedIps never is, because no address can be given. Where they matter ' +
-          'use verify.',
+          'The verifier authenticates by Bearer, by HTTP Basic (any client id; the access token is the secret) or by ' +
+          '`client_id` and `client_secret` in the form. Introspection counts nothing, so a key over its limit is active. A ' +
+          'key with allowedIps is never active, because the request carries no client address. If limits or addresses ' +
+          'matter, use verify.',
         consumes: ['application/x-www-form-urlencoded'],
         body: introspectRequest,
         response: { 200: introspectView },
@@ -123,14 +131,14 @@ export const introspectionRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> 
         permissions.map((permission) =>
           verifier.verify({
             key: request.body.token,
-            wanted: { permission },
+            requested: { permission },
             callerOrganizationId,
             cost: 0,
             fresh: false,
           }),
         ),
       );
-      const allowed = permissions.filter((_, index) => isGood(verdicts[index]));
+      const allowed = permissions.filter((_, index) => isActive(verdicts[index]));
       const key = verdicts[0]?.key;
       if (allowed.length === 0 || key == null) return { active: false };
       return {

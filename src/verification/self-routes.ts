@@ -16,9 +16,11 @@ const selfView = z
   .object({
     kind: z
       .enum(['access_token', 'oidc', 'api_key'])
-      .meta({ id: 'CredentialKind', description: '`oidc`: a token of an identity provider.' }),
+      .meta({ id: 'CredentialKind', description: '`oidc`: a token from an identity provider.' }),
     id: z.string().meta({ example: 'key_01k9s3v5wqe8n8x4r2m6t7yb0c' }),
-    organizationId: idView('org').nullable().meta({ description: 'Null: for the whole installation.' }),
+    organizationId: idView('org')
+      .nullable()
+      .meta({ description: 'Null: the token belongs to the whole installation.' }),
     partnerId: idView('partner').nullable(),
     name: z.string().nullable().meta({ example: 'Billing export' }),
     email: z.string().nullable().meta({ example: null }),
@@ -27,9 +29,7 @@ const selfView = z
     permission: permissionSchema.nullable().meta({ description: 'Null for an access token.' }),
     expiresAt: timestampView.nullable(),
     rateLimit: rateLimitSchema.nullable().meta({
-      description:
-        "A limit of the API key's own, which narrows the one that all keys of its owner share; else the owner's. " +
-        'Null for an access token.',
+      description: "The API key's own limit, otherwise its owner's. Null for an access token.",
     }),
   })
   .meta({ id: 'Credential' });
@@ -49,35 +49,35 @@ export const selfRoutes: FastifyPluginAsyncZod<SelfRoutesOptions> = async (app, 
       schema: {
         operationId: 'getSelf',
         tags: ['Verification'],
-        summary: 'What the presented credential is and may do',
+        summary: 'Describe the presented credential',
         description:
-          "A key may ask as often as its own limit allows, else its owner's. That is counted apart from its other uses.",
+          "The limit for these requests is the key's own limit, otherwise its owner's. They are counted separately from other uses.",
         response: { 200: selfView },
       },
     },
     async (request, reply) => {
       const { principal } = request;
-      if (principal === null) throw new Error('the guard has let nobody in');
+      if (principal === null) throw new Error('the guard has set no principal');
       if (principal.kind !== 'api_key') return tokenView(principal);
       const record = await options.apiKeys.get(principal.id);
       if (record === undefined) throw unauthorized('unauthorized', 'The API key no longer exists.', 'invalid_token');
-      await countUse(options, record, reply);
+      await countSelfRequest(options, record, reply);
       return keyView(principal, record);
     },
   );
 };
 
-/** The key's own limit, else its owner's. */
+/** The key's own limit, otherwise its owner's. */
 function limitOf(record: ApiKeyRecord) {
   const [owner, own = owner] = bucketsOf(record);
   return { requests: own.requests, windowSeconds: own.windowSeconds };
 }
 
 /**
- * A key that asks about itself is used, but counted in a bucket of its own: nobody looks here at the address that it comes
- * from, so a stolen key must not use up what its owner may do. @throws Problem `rate_limited`
+ * Counts in a separate bucket: this route does not check addresses, so a stolen key must not use up the owner's limit.
+ * @throws Problem `rate_limited`
  */
-async function countUse(
+async function countSelfRequest(
   { limits, usage }: SelfRoutesOptions,
   record: ApiKeyRecord,
   reply: FastifyReply,
@@ -88,7 +88,7 @@ async function countUse(
   if (!count.isExceeded) return;
   throw new Problem(
     'rate_limited',
-    `This key may ask about itself ${count.limit} times in ${count.windowSeconds} seconds.`,
+    `This key may describe itself ${count.limit} times in ${count.windowSeconds} seconds. Wait and try again.`,
     {
       headers: { 'retry-after': String(count.resetSeconds) },
     },

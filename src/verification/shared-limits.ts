@@ -4,20 +4,21 @@ import { createDeferred } from '../lib/deferred.ts';
 import { createHealthSwitch } from '../lib/health-switch.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
 import {
-  type Arrears,
   type Bucket,
   bucketName,
   type Count,
   type CountOptions,
   createMemoryLimits,
   toCount,
+  type UnsharedCount,
   type UseBuckets,
   type UseLimits,
 } from './limits.ts';
 import { connectRedis } from './redis-client.ts';
 
+/** Limits that several replicas count together in Redis. */
 export interface SharedLimits extends UseLimits {
-  /** Resolves as soon as it is known whether Redis answers. */
+  /** Resolves once Redis has answered or failed for the first time. */
   readonly decided: Promise<void>;
   close(): Promise<void>;
 }
@@ -29,12 +30,10 @@ interface SharedLimitsOptions {
 }
 
 /**
- * Judges every bucket and counts them all or none, as one step of the server. A bucket that has no end, or holds no number,
- * is overwritten.
- * KEYS: the buckets. ARGV: the cost, whether a bucket may reject (1 or 0), for each bucket its limit and its window in
- * milliseconds. Then, where there are arrears, for each bucket: what was counted here once, what was counted elsewhere
- * since, and for how long that window lasts. So what a failure of Redis has lost, or missed, is counted first.
- * Returns the place of the bucket that rejects (0: none), then for each what it has counted and when it ends.
+ * Counts all buckets or none, in one atomic step.
+ * KEYS: the buckets. ARGV: cost; whether a bucket may reject (1 or 0); for each bucket its limit and its window in ms; then
+ * optionally, for each bucket, the count that Redis confirmed last, the count made in memory since, and the window's rest in ms.
+ * Returns the position of the rejecting bucket (0: none), then for each bucket its count and the ms until its window ends.
  */
 const countScript = `
 local cost = tonumber(ARGV[1])
@@ -70,19 +69,19 @@ return answer`;
 
 const probeEveryMs = 500;
 
-/** A Redis that does not answer at the start is waited for so long; then each replica counts by itself. */
+/** How long the start waits for Redis; after that each replica counts in its own memory. */
 const decideWithinMs = 2_000;
 
-function toArguments(arrears: Arrears | undefined): number[] {
+function toScriptArguments(arrears: UnsharedCount | undefined): number[] {
   return arrears === undefined ? [0, 0, 0] : [arrears.shared, arrears.unshared, arrears.leftMs];
 }
 
-/** All buckets of a use have the owner's id as their hash tag, so a cluster has them in one slot. */
+/** The owner's id is the hash tag, so a cluster stores all buckets of a use in one slot. */
 function nameInRedis(bucket: Bucket, [owner]: UseBuckets): string {
   return `latchkey:limit:{${owner.id}}:${bucketName(bucket)}`;
 }
 
-/** Whether Redis counts, for somebody who waits for the answer. @throws what keeps it from that */
+/** Checks once that Redis can count. @throws the reason if it cannot */
 export async function checkRedis(url: string, withinMs: number): Promise<void> {
   const redis = connectRedis(url, countScript);
   const { promise, resolve, reject } = createDeferred();
@@ -98,8 +97,8 @@ export async function checkRedis(url: string, withinMs: number): Promise<void> {
 }
 
 /**
- * Counts in a Redis that several replicas share. Where it fails, each goes on in its own memory and says so. When it is back,
- * each bucket is first raised to what was counted before and meanwhile.
+ * Counts in a Redis that several replicas share. If Redis fails, each replica counts in its own memory and logs a warning.
+ * When Redis is back, the counts from memory are added before a bucket is counted there.
  */
 export function createSharedLimits({ url, logger }: SharedLimitsOptions): SharedLimits {
   const memory = createMemoryLimits();
@@ -112,7 +111,11 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
     if (isShared) {
       sharedSinceMs = performance.now();
       logger.info('Rate limits are counted in Redis.');
-    } else logger.warn({ err: cause }, 'Redis does not answer; each replica counts rate limits in its own memory.');
+    } else
+      logger.warn(
+        { err: cause },
+        'Redis does not answer. Each replica counts rate limits in its own memory until Redis is back.',
+      );
   });
 
   const isStarting = () => health.isHealthy === undefined && performance.now() - startedAtMs < decideWithinMs;
@@ -130,27 +133,27 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
   const probes = startPeriodicTask({
     everyMs: probeEveryMs,
     async run() {
-      // Not before it is connected: a slow start is no failure, and a failed connection is reported by `error`.
+      // Not before the connection is ready: a slow start is no failure, and `error` reports a failed connection.
       if (health.isHealthy !== true && (redis.isReady() || !isStarting())) await probe();
     },
   });
 
   async function countInRedis(buckets: UseBuckets, cost: number, options: CountOptions): Promise<Count> {
-    const arrears = buckets.map((bucket) => memory.takeArrears(bucket, sharedSinceMs));
+    const arrears = buckets.map((bucket) => memory.takeUnsharedCount(bucket, sharedSinceMs));
     try {
       const answer = await redis.countUse(
         buckets.map((bucket) => nameInRedis(bucket, buckets)),
         [
           cost,
-          options.isLetIn === true ? 0 : 1,
+          options.isAlreadyAllowed === true ? 0 : 1,
           ...buckets.flatMap(({ requests, windowSeconds }) => [requests, windowSeconds * 1000]),
-          ...(arrears.some(Boolean) ? arrears.flatMap(toArguments) : []),
+          ...(arrears.some(Boolean) ? arrears.flatMap(toScriptArguments) : []),
         ],
       );
       const [refusing = 0, ...rest] = answer;
       const levels = buckets.map((bucket, index) => {
         const level = { used: rest[index * 2] ?? 0, resetMs: rest[index * 2 + 1] ?? 0 };
-        // During a failure memory goes on from here.
+        // If Redis fails later, memory continues from this count.
         memory.adopt(bucket, level);
         return level;
       });

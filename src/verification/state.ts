@@ -11,21 +11,21 @@ import { createRecords, type Records } from './records.ts';
 import { createSharedLimits } from './shared-limits.ts';
 import { createUsageRecorder, type UsageRecorder } from './usage-recorder.ts';
 
-/** What verification keeps in memory, and what keeps that right. */
+/** The in-memory state of verification, and the change feed that keeps it current. */
 export interface VerificationState {
   feed: ChangeFeed;
   records: Records;
   limits: UseLimits;
   usage: UsageRecorder;
-  /** Resolves once it is known where limits are counted: the first use should not be counted elsewhere. */
+  /** Resolves once the limits are counted in their final place: Redis or memory. */
   ready: Promise<void>;
-  /** Writes what was counted, and ends the connections. */
+  /** Writes pending usage and closes the connections. */
   close(): Promise<void>;
 }
 
 export interface VerificationStateOptions {
   db: Db;
-  /** For the connection that listens: not through a transaction pooler. */
+  /** URL of the connection that listens for changes: not through a transaction pooler. */
   listenUrl: string;
   /** Undefined: rate limits are counted in this process. */
   redisUrl: string | undefined;
@@ -38,6 +38,7 @@ export interface VerificationStateOptions {
   logger: Pick<FastifyBaseLogger, 'info' | 'warn' | 'error'>;
 }
 
+/** Starts the change feed and creates the caches, limits and the usage recorder. */
 export function startVerificationState(options: VerificationStateOptions): VerificationState {
   const { db, clock, logger } = options;
   const feed = followChanges({
@@ -47,8 +48,12 @@ export function startVerificationState(options: VerificationStateOptions): Verif
     },
     clock,
     onLiveChange: (isLive, cause) => {
-      if (isLive) logger.info('Changes are followed; verification answers from memory.');
-      else logger.warn({ err: cause }, 'Changes cannot be followed; each verification reads its record.');
+      if (isLive) logger.info('The change feed is connected; verification answers from memory.');
+      else
+        logger.warn(
+          { err: cause },
+          'The change feed is disconnected; each verification reads its record from the database.',
+        );
     },
   });
   const { keyring, capacity, staleMs, redisUrl } = options;

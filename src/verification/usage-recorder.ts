@@ -8,14 +8,15 @@ import type { ApiKeyRecord } from './api-key-record.ts';
 import type { DeletedUses } from './deleted-uses.ts';
 import { addUsage, type KeyUsage } from './usage-store.ts';
 
+/** The result of a use, as usage counts it. */
 export type UseOutcome = 'allowed' | 'denied' | 'rateLimited';
 
 /** Counts uses of keys in memory, without waiting, and writes the counts every few seconds. */
 export interface UsageRecorder extends Pick<BatchWriter<string, KeyUsage>, 'flush' | 'close'> {
-  /** @param uses of this outcome */
+  /** @param uses the number of uses; default 1 */
   add(key: ApiKeyRecord, outcome: UseOutcome, uses?: number): void;
-  /** A deleted key was presented, which is recorded in history as well. @param ip the client's address, where it is known */
-  addDeleted(key: ApiKeyRecord, ip: string | null | undefined, options: { isCounted: boolean }): void;
+  /** Records the use of a deleted key in history too. @param ip the client's address, if known */
+  addUseOfDeletedKey(key: ApiKeyRecord, ip: string | null | undefined, options: { isCounted: boolean }): void;
 }
 
 interface UsageRecorderOptions {
@@ -25,21 +26,22 @@ interface UsageRecorderOptions {
   logger: Pick<FastifyBaseLogger, 'warn'>;
 }
 
-/** With the time that a flush takes, usage shows within 10 s. A killed process loses what was counted since the last flush. */
+/** Usage is visible within 10 s. A killed process loses the counts since its last flush. */
 const flushEveryMs = 5 * secondMs;
 
-/** Small enough that preparing one does not delay the requests of the moment. */
-const keysInBatch = 1_000;
+/** Small enough that preparing a batch does not delay requests. */
+const countsPerBatch = 1_000;
 
-/** Keys, each once for each hour, that wait to be written. Beyond it counts are dropped. */
-const keysHeld = 200_000;
+/** Pending counts, one per key and hour; further ones are dropped. */
+const pendingCountsLimit = 200_000;
 
+/** Creates the recorder; `close` writes pending counts. */
 export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRecorderOptions): UsageRecorder {
   const writer = createBatchWriter<string, KeyUsage>({
     name: 'Usage',
     write: (batch) => addUsage(db, batch),
-    batchSize: keysInBatch,
-    capacity: keysHeld,
+    batchSize: countsPerBatch,
+    capacity: pendingCountsLimit,
     merge,
     isRejection,
     describe: ({ keyId, hour, allowed, denied, rateLimited }) => ({
@@ -73,17 +75,17 @@ export function createUsageRecorder({ db, clock, deletedUses, logger }: UsageRec
     flush: async () => void (await Promise.all([writer.flush(), deletedUses.flush()])),
     close: async () => void (await Promise.all([writer.close(), deletedUses.close()])),
     add: (key, outcome, uses = 1) => count(key, outcome, uses),
-    addDeleted(key, ip, { isCounted }) {
+    addUseOfDeletedKey(key, ip, { isCounted }) {
       if (isCounted) count(key, 'denied', 1, 1);
       deletedUses.note(key, ip);
     },
   };
 }
 
-function merge(waiting: KeyUsage, more: KeyUsage): void {
-  waiting.allowed += more.allowed;
-  waiting.denied += more.denied;
-  waiting.rateLimited += more.rateLimited;
-  waiting.afterDeletion += more.afterDeletion;
-  if (more.lastUsedAt !== null) waiting.lastUsedAt = Math.max(waiting.lastUsedAt ?? 0, more.lastUsedAt);
+function merge(pending: KeyUsage, more: KeyUsage): void {
+  pending.allowed += more.allowed;
+  pending.denied += more.denied;
+  pending.rateLimited += more.rateLimited;
+  pending.afterDeletion += more.afterDeletion;
+  if (more.lastUsedAt !== null) pending.lastUsedAt = Math.max(pending.lastUsedAt ?? 0, more.lastUsedAt);
 }

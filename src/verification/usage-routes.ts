@@ -8,36 +8,39 @@ import { getKeyOwner } from '../keys/store.ts';
 import { dayMs, hourMs } from '../lib/durations.ts';
 import { notLater } from '../lib/past.ts';
 import { getPartner } from '../partners/store.ts';
-import { findLastUse, listUsage, type UsageOf, type UsagePeriod, type UsageQuery } from './usage-store.ts';
+import { findLastUse, listUsage, type UsagePeriod, type UsageQuery, type UsageSubject } from './usage-store.ts';
 
-/** How long a period is, how far back is shown by default, and how much at most is read at once. */
+/** By granularity: the length of a period, the default range and the longest range. */
 const spans = {
-  hour: { periodMs: hourMs, defaultMs: dayMs, mostMs: 31 * dayMs },
-  day: { periodMs: dayMs, defaultMs: 30 * dayMs, mostMs: 366 * dayMs },
+  hour: { periodMs: hourMs, defaultMs: dayMs, maxMs: 31 * dayMs },
+  day: { periodMs: dayMs, defaultMs: 30 * dayMs, maxMs: 366 * dayMs },
 };
 
 const granularitySchema = z.enum(['hour', 'day']).meta({ id: 'UsageGranularity' });
 
 const usageQuery = z.strictObject({
   from: timestampInput.optional().meta({
-    description: 'Inclusive; taken back to the beginning of its period. Left out: a day, or 30 days, before `to`.',
+    description:
+      'Inclusive; rounded down to the start of its period. Default: one day before `to`, or 30 days for granularity day.',
   }),
-  to: timestampInput.optional().meta({ description: 'Exclusive; put off to the end of its period. Left out: now.' }),
+  to: timestampInput.optional().meta({ description: 'Exclusive; rounded up to the end of its period. Default: now.' }),
   granularity: granularitySchema.default('hour'),
 });
 
 const counts = {
   allowed: z.int().meta({ example: 1204 }),
-  denied: z.int().meta({ description: 'Refused for its state, address or permission.', example: 3 }),
+  denied: z.int().meta({ description: 'Rejected because of state, address or permission.', example: 3 }),
   rateLimited: z.int().meta({ example: 0 }),
-  afterDeletion: z.int().meta({ description: 'Of those denied: the key had been deleted.', example: 0 }),
+  afterDeletion: z
+    .int()
+    .meta({ description: 'The part of `denied` that happened after the key was deleted.', example: 0 }),
 };
 
 const usageView = z
   .object({
-    from: timestampView.meta({ description: 'The beginning of the first period that is counted.' }),
+    from: timestampView.meta({ description: 'The start of the first period.' }),
     to: timestampView.meta({
-      description: 'The end of the last period that is counted; within it, it may be still to come.',
+      description: 'The end of the last period. It lies in the future if that period has not ended.',
     }),
     granularity: granularitySchema,
     lastUsedAt: timestampView.nullable(),
@@ -49,13 +52,15 @@ const usageView = z
   .meta({ id: 'Usage' });
 
 const description =
-  'Counted in whole hours or days of UTC: the range is widened to them, and `from` and `to` of the reply name the widened range. ' +
-  'Old hours are kept as days only. What was just used shows within ten seconds.';
+  'Usage is counted in whole hours or days of UTC. The range is widened to whole periods; `from` and `to` of the reply are the ' +
+  'widened range. Old hours are stored as days only. A use is visible within ten seconds.';
+
+/** Serves usage of keys and partners. */
 
 export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
   const { db, clock } = transactor;
 
-  async function usageOf(of: UsageOf, organizationId: UsageQuery['organizationId'], query: UsageWish) {
+  async function usageOf(of: UsageSubject, organizationId: UsageQuery['organizationId'], query: UsageQueryString) {
     const now = new Date(clock.nowMs());
     const range = rangeOf(query, now);
     const [periods, lastUsedAt] = await Promise.all([
@@ -72,9 +77,9 @@ export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = as
       schema: {
         operationId: 'getKeyUsage',
         tags: ['Keys'],
-        summary: 'How often a key was used, and how that ended',
+        summary: 'Get the usage of a key',
         description,
-        params: z.object({ keyId: idParam('Which key') }),
+        params: z.object({ keyId: idParam("The key's id") }),
         querystring: usageQuery,
         response: { 200: usageView },
       },
@@ -93,9 +98,9 @@ export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = as
       schema: {
         operationId: 'getPartnerUsage',
         tags: ['Partners'],
-        summary: "How often a partner's keys were used, deleted ones too",
+        summary: "Get the usage of a partner's keys, including deleted keys",
         description,
-        params: z.object({ partnerId: idParam('Which partner') }),
+        params: z.object({ partnerId: idParam("The partner's id") }),
         querystring: usageQuery,
         response: { 200: usageView },
       },
@@ -108,23 +113,23 @@ export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = as
   );
 };
 
-type UsageWish = z.output<typeof usageQuery>;
+type UsageQueryString = z.output<typeof usageQuery>;
 type Range = Pick<UsageQuery, 'from' | 'to' | 'granularity'>;
 
 /**
- * Widened to whole periods, because nothing finer is kept.
- * @throws Problem `validation_failed` for a range that is empty, too long, or not within the years that can be shown
+ * Widens the range to whole periods, because nothing finer is stored.
+ * @throws Problem `validation_failed` for a range that is empty, too long, or outside the years 0001 to 9999
  */
-function rangeOf({ from, to, granularity }: UsageWish, now: Date): Range {
-  const { periodMs, defaultMs, mostMs } = spans[granularity];
+function rangeOf({ from, to, granularity }: UsageQueryString, now: Date): Range {
+  const { periodMs, defaultMs, maxMs } = spans[granularity];
   const end = (to ?? now).getTime();
   const wideEnd = Math.ceil(end / periodMs) * periodMs;
   const start = from?.getTime() ?? wideEnd - defaultMs;
   if (start >= end) throw validationProblem('query.from', 'must be before `to`');
-  if (end - start > mostMs) {
+  if (end - start > maxMs) {
     throw validationProblem(
       'query.from',
-      `must be at most ${mostMs / dayMs} days before \`to\` for granularity ${granularity}`,
+      `must be at most ${maxMs / dayMs} days before \`to\` for granularity ${granularity}`,
     );
   }
   const wideStart = Math.floor(start / periodMs) * periodMs;

@@ -5,26 +5,26 @@ import type { Transactor } from '../database/work.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 import { dayMs, startOfPeriod } from '../lib/durations.ts';
 
-/** How often a key was used within an hour, by outcome. Times are milliseconds since 1970. */
+/** A key's usage within one hour. Times are milliseconds since 1970. */
 export interface KeyUsage {
   organizationId: OrganizationId;
   partnerId: PartnerId | null;
   keyId: KeyId;
-  /** The beginning of the hour. */
+  /** The start of the hour. */
   hour: number;
   allowed: number;
   denied: number;
   rateLimited: number;
-  /** Of those denied: because the key was deleted. */
+  /** The part of `denied` that happened after the key was deleted. */
   afterDeletion: number;
-  /** When the key was last allowed something within the hour; null: it was not. */
+  /** The last allowed use within the hour; null: none. */
   lastUsedAt: number | null;
 }
 
-/** Whose uses. */
-export type UsageOf = { keyId: KeyId } | { partnerId: PartnerId };
+/** The key or the partner whose usage is read. */
+export type UsageSubject = { keyId: KeyId } | { partnerId: PartnerId };
 
-/** Adds what was counted to the hours. Rows are written in the order of their keys: two replicas do not deadlock. */
+/** Adds counts to the hours. Rows are written in the order of their keys, so that two replicas do not deadlock. */
 export async function addUsage(db: Db, batch: readonly KeyUsage[]): Promise<void> {
   const ofEach = (read: (usage: KeyUsage) => string | number | null) => batch.map(read);
   const insert = sql`
@@ -39,12 +39,12 @@ export async function addUsage(db: Db, batch: readonly KeyUsage[]): Promise<void
       ${ofEach((usage) => usage.lastUsedAt)}::bigint[])
       as used (organization_id, partner_id, key_id, hour_ms, allowed, denied, rate_limited, after_deletion, last_used_ms)
     order by key_id collate "C", hour_ms
-    on conflict (key_id, hour) do update set ${countedUp('usage_hours')}`;
+    on conflict (key_id, hour) do update set ${addToCounts('usage_hours')}`;
   await writeTransaction(db).execute((tx) => insert.execute(tx));
 }
 
-/** What a row's counts are after those of another are added to it. */
-function countedUp(table: 'usage_hours' | 'usage_days'): RawBuilder<unknown> {
+/** The assignments that add the counts of the inserted row to an existing one. */
+function addToCounts(table: 'usage_hours' | 'usage_days'): RawBuilder<unknown> {
   const before = sql.table(table);
   return sql`allowed = ${before}.allowed + excluded.allowed, denied = ${before}.denied + excluded.denied,
     rate_limited = ${before}.rate_limited + excluded.rate_limited,
@@ -53,8 +53,8 @@ function countedUp(table: 'usage_hours' | 'usage_days'): RawBuilder<unknown> {
 }
 
 /**
- * Folds hours into days, but for those of today and of the days before it that are kept by the hour.
- * @returns how many hours were folded
+ * Folds hours into days, except today's and those of the `hourlyDays` days before.
+ * @returns the number of folded hours
  */
 export async function foldOldUsage(
   { db, clock }: Pick<Transactor, 'db' | 'clock'>,
@@ -71,15 +71,16 @@ export async function foldOldUsage(
         select organization_id, partner_id, key_id, date_trunc('day', hour, 'UTC'),
           sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion), max(last_used_at)
         from moved group by 1, 2, 3, 4
-        on conflict (key_id, day) do update set ${countedUp('usage_days')})
+        on conflict (key_id, day) do update set ${addToCounts('usage_days')})
       select count(*)::int as folded from moved`.execute(tx);
     return rows[0]?.folded ?? 0;
   });
 }
 
+/** A range of usage to read. */
 export interface UsageQuery {
   organizationId: OrganizationId;
-  of: UsageOf;
+  of: UsageSubject;
   /** Inclusive. */
   from: Date;
   /** Exclusive. */
@@ -87,6 +88,7 @@ export interface UsageQuery {
   granularity: 'hour' | 'day';
 }
 
+/** Usage within one hour or day. */
 export interface UsagePeriod {
   start: Date;
   allowed: number;
@@ -95,7 +97,7 @@ export interface UsagePeriod {
   after_deletion: number;
 }
 
-/** Periods in which there was any use, oldest first. A day is one of UTC. */
+/** Lists the periods with any use, oldest first. Days are days of UTC. */
 export async function listUsage(
   db: Db,
   { organizationId, of, from, to, granularity }: UsageQuery,
@@ -103,7 +105,7 @@ export async function listUsage(
   const inRange = (start: 'hour' | 'day') => sql`
     select ${sql.ref(start)} as start, allowed, denied, rate_limited, after_deletion
     from ${sql.table(`usage_${start}s`)}
-    where organization_id = ${organizationId} and ${isOf(of)}
+    where organization_id = ${organizationId} and ${isUsageOf(of)}
       and ${sql.ref(start)} >= ${from} and ${sql.ref(start)} < ${to}`;
   const all = granularity === 'hour' ? inRange('hour') : sql`${inRange('hour')} union all ${inRange('day')}`;
   const { rows } = await sql<UsagePeriod>`
@@ -114,37 +116,37 @@ export async function listUsage(
   return rows;
 }
 
-/** When the key, or any of the partner's, was last allowed something. */
-export async function findLastUse(db: Db, of: UsageOf): Promise<Date | null> {
+/** The last allowed use of the key, or of any key of the partner. */
+export async function findLastUse(db: Db, of: UsageSubject): Promise<Date | null> {
   const { rows } = await sql<{ at: Date | null }>`
-    select greatest((select max(last_used_at) from usage_hours where ${isOf(of)}),
-      (select max(last_used_at) from usage_days where ${isOf(of)})) as at`.execute(db);
+    select greatest((select max(last_used_at) from usage_hours where ${isUsageOf(of)}),
+      (select max(last_used_at) from usage_days where ${isUsageOf(of)})) as at`.execute(db);
   return rows[0]?.at ?? null;
 }
 
-function isOf(of: UsageOf): RawBuilder<boolean> {
+function isUsageOf(of: UsageSubject): RawBuilder<boolean> {
   return 'keyId' in of ? sql`key_id = ${of.keyId}` : sql`partner_id = ${of.partnerId}`;
 }
 
-/** That a deleted key was presented: the first time that is known of within an hour. */
+/** The first known use of a deleted key within an hour. */
 export interface DeletedUse {
   organizationId: OrganizationId;
   partnerId: PartnerId | null;
   keyId: KeyId;
   hour: Date;
   presentedAt: Date;
-  /** The client's address, where the caller has told it. */
+  /** The client's address; null: the caller did not send it. */
   ip: string | null;
 }
 
-/** What makes two uses one and the same: key and hour. */
-export function nameOfUse({ keyId, hour }: Pick<DeletedUse, 'keyId' | 'hour'>): string {
+/** Identifies a use by key and hour. */
+export function useId({ keyId, hour }: Pick<DeletedUse, 'keyId' | 'hour'>): string {
   return `${keyId} ${hour.getTime()}`;
 }
 
 /**
- * Claims these hours for the caller's events. Rows are in the order of their keys, as in `addUsage`.
- * @returns the uses whose hours nobody else had claimed
+ * Marks these hours as recorded. Rows are in the order of their keys, as in `addUsage`.
+ * @returns the uses whose hours were not yet marked
  */
 export async function insertDeletedUses(tx: Tx, uses: readonly DeletedUse[]): Promise<DeletedUse[]> {
   const batch = JSON.stringify(uses.map(({ keyId, hour }) => ({ key_id: keyId, hour: hour.toISOString() })));
@@ -153,12 +155,12 @@ export async function insertDeletedUses(tx: Tx, uses: readonly DeletedUse[]): Pr
     select key_id, hour from jsonb_to_recordset(${batch}::jsonb) as batch (key_id text, hour timestamptz)
     order by key_id, hour
     on conflict do nothing returning key_id as "keyId", hour`.execute(tx);
-  const claimed = new Set(rows.map(nameOfUse));
-  return uses.filter((use) => claimed.has(nameOfUse(use)));
+  const claimed = new Set(rows.map(useId));
+  return uses.filter((use) => claimed.has(useId(use)));
 }
 
-/** Hours that are over for a day, and in which nobody can present a key any more. @returns how many */
-export async function forgetDeletedUses({ db, clock }: Pick<Transactor, 'db' | 'clock'>): Promise<number> {
+/** Deletes marks of hours that ended a day ago. @returns the number of deleted marks */
+export async function pruneDeletedUses({ db, clock }: Pick<Transactor, 'db' | 'clock'>): Promise<number> {
   const now = await currentTime(db, clock);
   const before = new Date(now.getTime() - dayMs);
   const { numDeletedRows } = await db

@@ -3,6 +3,7 @@ import { idView, metadataView, permissionSchema, timestampView } from '../http/s
 import type { Count } from './limits.ts';
 import { type VerdictCode, verdictCodes } from './policy.ts';
 
+/** The reply of a verification. */
 export const verdictView = z
   .object({
     valid: z.boolean(),
@@ -16,7 +17,7 @@ export const verdictView = z
     metadata: metadataView.nullable(),
     expiresAt: timestampView.nullable(),
     dependsOnIp: z.boolean().nullable().meta({
-      description: 'Whether the key has allowedIps, so that this holds for no other address.',
+      description: 'Whether the key has allowedIps, so that the verdict holds only for this address.',
       example: false,
     }),
     rateLimit: z
@@ -24,7 +25,7 @@ export const verdictView = z
         policy: z
           .enum(['owner', 'key'])
           .meta({ id: 'LimitPolicy' })
-          .meta({ description: "owner: the limit that all keys of the owner share. key: one of the key's own." }),
+          .meta({ description: "`owner`: the limit that all keys of the owner share. `key`: the key's own limit." }),
         limit: z.int(),
         windowSeconds: z.int(),
         remaining: z.int(),
@@ -37,28 +38,28 @@ export const verdictView = z
       .nullable()
       .meta({
         description:
-          'The limit that rejected the use, else the one of the two with the least left. Null where something else rejected ' +
+          'The limit that rejected the use, otherwise the limit with the least remaining. Null if something else rejected ' +
           'the key.',
       }),
   })
   .meta({
     id: 'Verdict',
-    description: 'Nothing is told about the key where code is malformed or not_found.',
+    description: 'If `code` is `malformed` or `not_found`, all members that describe the key are null.',
   });
 
 type VerdictView = z.infer<typeof verdictView>;
 
-/** What a verdict says about a key. */
+/** The members of a verdict that describe the key. */
 export type KeyFacts = Omit<VerdictView, 'valid' | 'code' | 'rateLimit'>;
 
-/** Key facts as JSON without the braces: made once for each record, because it is the longest part of every verdict. */
-export function factsText(facts: KeyFacts): string {
+/** Key facts as JSON without the braces. Made once per record, because they are the longest part of every verdict. */
+export function keyFactsJson(facts: KeyFacts): string {
   const text = JSON.stringify(facts).slice(1, -1);
-  // Copied, because a slice would keep the whole text in memory.
+  // A copy, because a slice would keep the whole text in memory.
   return Buffer.from(text).toString();
 }
 
-const factsOfNone = factsText({
+const emptyKeyFacts = keyFactsJson({
   keyId: null,
   organizationId: null,
   partnerId: null,
@@ -70,18 +71,18 @@ const factsOfNone = factsText({
   dependsOnIp: null,
 });
 
-interface Conclusion {
+interface VerdictContent {
   code: VerdictCode;
   key: { facts: string } | null;
   count: Count | null;
 }
 
-/** A verdict as JSON, in the shape of `verdictView`; a test holds the two together. */
-export function verdictText({ code, key, count }: Conclusion): string {
+/** A verdict as JSON, in the shape of `verdictView`; a test compares the two. */
+export function verdictJson({ code, key, count }: VerdictContent): string {
   const limit =
     count === null
       ? 'null'
       : `{"policy":"${count.policy}","limit":${count.limit},"windowSeconds":${count.windowSeconds},` +
         `"remaining":${count.remaining},"resetSeconds":${count.resetSeconds}}`;
-  return `{"valid":${code === 'valid'},"code":"${code}",${key?.facts ?? factsOfNone},"rateLimit":${limit}}`;
+  return `{"valid":${code === 'valid'},"code":"${code}",${key?.facts ?? emptyKeyFacts},"rateLimit":${limit}}`;
 }

@@ -2,41 +2,43 @@ import type { DatabaseClock } from '../database/clock.ts';
 import type { OrganizationId } from '../domain/ids.ts';
 import { andThen, type MaybePromise } from '../lib/maybe-promise.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
-import type { Credentials, Found } from './credentials.ts';
+import type { Credentials, LookupResult } from './credentials.ts';
 import { bucketsOf, type Count, requireCostFits, type UseLimits } from './limits.ts';
-import { decide, type VerdictCode, type Wanted } from './policy.ts';
+import { decide, type RequestedUse, type VerdictCode } from './policy.ts';
 import type { UsageRecorder } from './usage-recorder.ts';
 
-/** The answer to a verification. It has the key only where the presented secret was the right one. */
+/** The result of a verification. It has the key only if the presented secret was correct. */
 export type Verdict =
   | { code: 'malformed' | 'not_found'; key: null; count: null }
   | {
       code: Exclude<VerdictCode, 'malformed' | 'not_found'>;
       key: ApiKeyRecord;
-      /** Where the key's limits were looked at: when nothing else refused it. */
+      /** Null if something other than a limit rejected the key. */
       count: Count | null;
     };
 
-export interface Question {
+/** One key to verify. */
+export interface VerificationRequest {
   /** As the client presented it. */
   key: string;
-  wanted: Wanted;
-  /** The organization for which the caller asks; null: all of them. Another's key is `not_found`. */
+  requested: RequestedUse;
+  /** The caller's organization; null: all. A key of another organization is `not_found`. */
   callerOrganizationId: OrganizationId | null;
-  /** How much this use counts; 0 asks without counting. */
+  /** How much this use counts; 0 counts nothing. */
   cost: number;
   /** Read the record from the database. */
   fresh: boolean;
   /**
-   * That so many uses were let in by an earlier answer: they are counted whatever the key is now, `cost` for all of them.
-   * Undefined where somebody asks before a use.
+   * Number of uses that a cached verdict already allowed: they are counted whatever the key's state is now, with `cost` for
+   * all of them. Undefined: the use has not happened yet.
    */
-  usesBefore?: number | undefined;
+  reportedUses?: number | undefined;
 }
 
+/** Verifies API keys. */
 export interface Verifier {
-  /** @throws Problem `overloaded` where the argon2id path is asked too often, `unavailable`, `cost_exceeds_limit` */
-  verify(question: Question): MaybePromise<Verdict>;
+  /** @throws Problem `overloaded` if there are too many argon2id attempts, `unavailable`, `cost_exceeds_limit` */
+  verify(request: VerificationRequest): MaybePromise<Verdict>;
 }
 
 interface VerifierOptions {
@@ -44,17 +46,17 @@ interface VerifierOptions {
   clock: DatabaseClock;
   limits: UseLimits;
   usage: UsageRecorder;
-  /** How many answers there were of each code; introspection asks for two. */
+  /** Numbers of verdicts by code; introspection adds two. */
   tally: Record<VerdictCode, number>;
 }
 
 const malformed = { code: 'malformed', key: null, count: null } as const;
 const notFound = { code: 'not_found', key: null, count: null } as const;
 
-/** Cheapest checks first, each refusing before the next is paid: form, record, secret, state, limits. */
+/** Creates the verifier. It checks in order of cost: form, record, secret, state, limits. */
 export function createVerifier({ credentials, clock, limits, usage, tally }: VerifierOptions): Verifier {
-  function judge(key: Found<ApiKeyRecord>, question: Question): MaybePromise<Verdict> {
-    const { wanted, callerOrganizationId, cost, usesBefore } = question;
+  function judge(key: LookupResult<ApiKeyRecord>, request: VerificationRequest): MaybePromise<Verdict> {
+    const { requested, callerOrganizationId, cost, reportedUses } = request;
     if (key === 'malformed') {
       tally.malformed += 1;
       return malformed;
@@ -63,12 +65,12 @@ export function createVerifier({ credentials, clock, limits, usage, tally }: Ver
       tally.not_found += 1;
       return notFound;
     }
-    if (usesBefore !== undefined) return countBefore(key, question, usesBefore);
-    const code = decide(key, wanted, new Date(clock.nowMs()));
+    if (reportedUses !== undefined) return countReportedUses(key, request, reportedUses);
+    const code = decide(key, requested, new Date(clock.nowMs()));
     if (code !== 'valid') {
       tally[code] += 1;
-      // Also where nothing is counted: the deleted key was presented all the same.
-      if (code === 'deleted') usage.addDeleted(key, wanted.ip, { isCounted: cost > 0 });
+      // Even at cost 0, because history records every use of a deleted key.
+      if (code === 'deleted') usage.addUseOfDeletedKey(key, requested.ip, { isCounted: cost > 0 });
       else if (cost > 0) usage.add(key, 'denied');
       return { code, key, count: null } as Verdict;
     }
@@ -81,18 +83,22 @@ export function createVerifier({ credentials, clock, limits, usage, tally }: Ver
     });
   }
 
-  /** The answer is the key's state of now. What was let in before a deletion is no use after it. */
-  function countBefore(key: ApiKeyRecord, { wanted, cost }: Question, uses: number): MaybePromise<Verdict> {
+  /** Returns the key's state now. Uses that were allowed before a deletion do not count as used after deletion. */
+  function countReportedUses(
+    key: ApiKeyRecord,
+    { requested, cost }: VerificationRequest,
+    uses: number,
+  ): MaybePromise<Verdict> {
     usage.add(key, 'allowed', uses);
     tally.valid += uses;
-    const code = decide(key, wanted, new Date(clock.nowMs()));
+    const code = decide(key, requested, new Date(clock.nowMs()));
     return andThen(
-      limits.count(bucketsOf(key), cost, { isLetIn: true }),
+      limits.count(bucketsOf(key), cost, { isAlreadyAllowed: true }),
       (count) => ({ code, key, count: code === 'valid' ? count : null }) as Verdict,
     );
   }
 
   return {
-    verify: (question) => andThen(credentials.findApiKey(question.key, question.fresh), (key) => judge(key, question)),
+    verify: (request) => andThen(credentials.findApiKey(request.key, request.fresh), (key) => judge(key, request)),
   };
 }

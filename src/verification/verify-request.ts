@@ -1,12 +1,12 @@
 import { z } from 'zod';
 import { accessSchema } from '../http/schemas.ts';
 
-const greatestCost = 1_000;
+const maxCost = 1_000;
 
 const question = z.strictObject({
   key: z.string().meta({
     description:
-      'What the client presented as its API key, exactly as it came: no text is wrong here, it is `malformed`.',
+      'The API key exactly as the client sent it. Any text is accepted; text that is not a key gets the code `malformed`.',
   }),
   permission: accessSchema.meta({ description: 'What the client is about to do: read or write.' }),
   ip: z
@@ -14,15 +14,15 @@ const question = z.strictObject({
     .nullish()
     .meta({
       description:
-        "The client's address. A port, brackets and a zone are left out. What holds no address, such as `unknown`, counts as " +
-        'unknown: a key with allowedIps is then `ip_not_allowed`, and all others do not depend on it.',
+        "The client's address. Port, brackets and zone are ignored. Text without an address, such as `unknown`, counts as no " +
+        'address: a key with allowedIps is then rejected with `ip_not_allowed`; other keys are not affected.',
     }),
   cost: z
     .int()
     .min(0)
-    .max(greatestCost)
+    .max(maxCost)
     .default(1)
-    .meta({ description: 'How much this counts; 0 asks without counting. Left out: 1.' }),
+    .meta({ description: 'How much this use counts against the limits; 0 counts nothing.' }),
 });
 
 const exampleKey = 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…';
@@ -34,8 +34,8 @@ export const verifyRequest = question.meta({
 
 export type VerifyRequest = z.output<typeof verifyRequest>;
 
-/** What several uses that were let in already may count together. */
-const greatestSum = 1_000_000_000;
+/** The highest cost of reported uses together. */
+const maxReportedCost = 1_000_000_000;
 
 /** One entry of a batch. */
 export const batchEntry = question
@@ -43,28 +43,28 @@ export const batchEntry = question
     cost: z
       .int()
       .min(0)
-      .max(greatestSum)
+      .max(maxReportedCost)
       .default(1)
       .meta({
-        description: `How much this counts; 0 asks without counting. Left out: 1. Without uses at most ${greatestCost}.`,
+        description: `How much this counts against the limits; 0 counts nothing. Without \`uses\` at most ${maxCost}.`,
       }),
-    uses: z.int().min(1).max(greatestSum).optional().meta({
+    uses: z.int().min(1).max(maxReportedCost).optional().meta({
       description:
-        'That so many uses were let in by an earlier answer: they are counted whatever the key is now, with cost for all of them.',
+        "Number of uses that the backend already allowed by a cached verdict. They are counted whatever the key's state is now, with `cost` for all of them.",
     }),
   })
-  .refine(({ cost, uses }) => uses !== undefined || cost <= greatestCost, {
+  .refine(({ cost, uses }) => uses !== undefined || cost <= maxCost, {
     path: ['cost'],
-    message: `must be at most ${greatestCost}`,
+    message: `must be at most ${maxCost}`,
   })
   .meta({ id: 'VerifyBatchEntry', example: { key: exampleKey, permission: 'read', ip: '203.0.113.7' } });
 
-export const entriesInBatch = 500;
+export const maxBatchEntries = 500;
 
-export const batchRequest = z.strictObject({ entries: z.array(batchEntry).min(1).max(entriesInBatch) }).meta({
+export const batchRequest = z.strictObject({ entries: z.array(batchEntry).min(1).max(maxBatchEntries) }).meta({
   id: 'VerifyBatchRequest',
   example: { entries: [{ key: exampleKey, permission: 'read', ip: '203.0.113.7' }] },
 });
 
-/** The same but for its entries, each of which is looked at by itself. */
-export const batchOfAnything = z.strictObject({ entries: z.array(z.unknown()).min(1).max(entriesInBatch) });
+/** A batch whose entries are not yet validated: each entry is validated separately. */
+export const uncheckedBatchRequest = z.strictObject({ entries: z.array(z.unknown()).min(1).max(maxBatchEntries) });
