@@ -38,8 +38,8 @@ import { createKeyMint } from './keys/mint.ts';
 import { keyRoutes } from './keys/routes.ts';
 import { keyViewersRoutes } from './keys/viewers-routes.ts';
 import { countEvents, createMetrics, createTallies, type MetricsOptions, type Tallies } from './metrics/metrics.ts';
+import { createOidcAuthenticator } from './oidc/authenticator.ts';
 import type { IssuerKeys } from './oidc/issuer-keys.ts';
-import { createPeople } from './oidc/people.ts';
 import type { OidcSettings } from './oidc/settings.ts';
 import { operatorOrganizationRoutes, organizationRoutes } from './organizations/routes.ts';
 import { shareOrganization } from './organizations/store.ts';
@@ -69,40 +69,41 @@ declare module 'fastify' {
   }
 }
 
+/** Everything that the app needs from outside. */
 export interface AppDeps {
   logger: FastifyBaseLogger;
   transactor: Omit<Transactor, 'keyring' | 'onAppended'>;
   crypto: TokenCrypto;
   verification: Pick<VerificationState, 'feed' | 'records' | 'limits' | 'usage'>;
-  /** Passes on the caller's trace unless told otherwise. */
+  /** Default: passes the caller's trace on without recording spans. */
   tracer?: Tracer;
-  /** Counted in here and by what else of the service is at work. */
+  /** Counters that the app shares with the rest of the service. */
   tallies?: Tallies;
-  /** The connections of `transactor`. */
+  /** The connection pool of `transactor`. */
   pool: MetricsOptions['pool'];
-  /** With the metrics of the process itself. */
+  /** The registry with the metrics of the process. */
   registry?: Registry;
-  /** Metrics have a port of their own. */
+  /** True: another port serves the metrics. */
   metricsElsewhere?: boolean;
   webhookClient: Pick<WebhookClient, 'checkUrl'>;
   checkpoints: Checkpoints;
   limits: EndpointLimits;
-  /** Undefined: nobody comes from an identity provider. */
+  /** Undefined: no identity provider is configured. */
   oidc?: { settings: OidcSettings; keys: IssuerKeys } | undefined;
   undoWindowSeconds: number;
   retentionSeconds: number;
   trustProxy: string[] | false;
   version: string;
-  /** Aborted when the service is told to stop, while it still takes requests. */
+  /** Aborted when the service begins to stop, while it still serves requests. */
   draining?: AbortSignal;
   receiveTimeoutMs?: number;
   writeTimeoutMs?: number;
   maxConnections?: number;
-  /** Requests a minute from one address to each route that takes no credential. */
+  /** Requests per minute, address and public route. */
   publicLimit?: number;
-  /** Clients at once that follow changes. */
+  /** The maximum number of open change streams. */
   changeStreams?: number;
-  /** Past this mean delay of the event loop requests are refused. */
+  /** If the average event-loop delay exceeds this value, requests are rejected with 503. */
   eventLoopDelayLimitMs?: number;
 }
 
@@ -111,7 +112,7 @@ function unlessUsedUp(error: unknown): void {
   if (!(error instanceof PoolUsedUp)) throw error;
 }
 
-/** The whole service but its process: every registration, in order. */
+/** Builds the Fastify app: all registrations, in order. */
 export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const { crypto, undoWindowSeconds, retentionSeconds, draining = new AbortController().signal } = deps;
   const { tallies = createTallies() } = deps;
@@ -127,7 +128,8 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const credentials = createCredentials({ db, logger: deps.logger, records, crypto });
   const authenticator = createAuthenticator(credentials, clock);
   const exists = (id: OrganizationId) => organizationExists(db, id);
-  const people = deps.oidc && createPeople({ ...deps.oidc, clock, tokenPrefix, organizationExists: exists });
+  const oidcAuthenticator =
+    deps.oidc && createOidcAuthenticator({ ...deps.oidc, clock, tokenPrefix, organizationExists: exists });
   const verifier = createVerifier({ credentials, clock, limits, usage, tally: tallies.verdicts });
   const mint = createKeyMint(crypto);
   const refusals = createRefusalRecorder({ db, clock, logger: deps.logger });
@@ -146,7 +148,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   app.addHook('onClose', () => refusals.close());
   await app.register(endpointLimits, deps.limits);
   await app.register(publicLimit, { limit: deps.publicLimit ?? 600 });
-  await app.register(guard, { authenticator, people, organizationExists: exists });
+  await app.register(guard, { authenticator, oidcAuthenticator, organizationExists: exists });
   await app.register(emptyBody);
   await app.register(unreadReplies);
   await app.register(idempotency, {

@@ -18,7 +18,7 @@ t.test('1,100 connections under `ulimit -n 1024` do not end the process', { skip
   const early = await openRaw(t, port);
   early.write(requestText('GET', '/livez'));
   const crowd = await Promise.all(Array.from({ length: 1_100 }, () => openRaw(t, port)));
-  await service.until(/Connections are closed at once/);
+  await service.until(/New connections are closed/);
   t.ok(open() < 1_000, 'some descriptors are left for the database and for files');
 
   // The early one is as good as before, and what it asks for needs the database and a reply.

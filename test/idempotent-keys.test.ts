@@ -197,7 +197,7 @@ t.test('a row that was moved, changed or forged is not replayed, and nothing is 
       await dbQuery(urls.superuser, sql, sql.includes('$2') ? [mine.id, theirs.id] : [mine.id]);
       logLines.length = 0;
       isGone(t, await post('mine'), [mine.id, mine.keys[0].id]);
-      t.match(logLines.join(''), 'A reply that was kept for its Idempotency-Key does not open.');
+      t.match(logLines.join(''), 'A stored reply to a request with an Idempotency-Key cannot be unsealed');
       t.same((await post('theirs')).body, theirs);
     });
   }

@@ -153,7 +153,7 @@ t.test('what is missing, of another kind or unknown, as a client reads it', asyn
   t.same(await errorsOf(admin.post('/v1/partners', { nmae: 'x' })), [
     'body.email: is required: an e-mail address',
     'body.permissions: is required: an array of "read" and "write"',
-    'body.nmae: is not known here',
+    'body.nmae: is unknown; remove it',
   ]);
   t.same(await errorsOf(admin.post('/v1/keys', { permission: 'all', expiresAt: 7, rateLimit: { requests: 0 } })), [
     'body.permission: must be one of "read", "write", "read_write"',
@@ -166,7 +166,7 @@ t.test('what is missing, of another kind or unknown, as a client reads it', asyn
   t.same(await errorsOf(admin.get('/v1/keys?limit=0&status=x&dry=1')), [
     'query.limit: must be a whole number from 1 to 200',
     'query.status: must be one of "active", "suspended", "expired", "deleted"',
-    'query.dry: is not known here',
+    'query.dry: is unknown; remove it',
   ]);
   const entries = [{ key: 1, permission: 'x', cost: 1_001, more: 1 }];
   const { body } = await verifier.post('/v1/verify/batch', { entries });
@@ -175,7 +175,7 @@ t.test('what is missing, of another kind or unknown, as a client reads it', asyn
     [
       'body.entries.0.key: must be a string',
       'body.entries.0.permission: must be one of "read", "write"',
-      'body.entries.0.more: is not known here',
+      'body.entries.0.more: is unknown; remove it',
     ],
   );
 });

@@ -423,7 +423,7 @@ t.test('an uncaught error answers a generic 500, and the log has its cause under
   const reply = await admin.get('/v1/keys');
   client.pool.connect = real;
   t.equal(reply.status, 500);
-  t.same(reply.body.detail, 'Something failed inside Latchkey. The log has the cause under this request id.');
+  t.same(reply.body.detail, 'An unexpected error occurred in Latchkey. The log has its cause under this request id.');
   const line = logLines.find((text) => text.includes('the inner cause'));
   t.equal(JSON.parse(line ?? '{}').reqId, reply.body.requestId);
 });

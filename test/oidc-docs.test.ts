@@ -3,7 +3,7 @@ import { generateKeyPair, type JWTHeaderParameters, type JWTPayload, SignJWT } f
 import t from 'tap';
 import { readConfig } from '../src/config/config.ts';
 import { createDatabaseClock } from '../src/database/clock.ts';
-import { createPeople } from '../src/oidc/people.ts';
+import { createOidcAuthenticator } from '../src/oidc/authenticator.ts';
 
 // The examples of docs/oidc.md: with these settings a token like this one means what the page says.
 
@@ -39,7 +39,7 @@ async function startIssuing() {
     async authenticate(given: NodeJS.ProcessEnv, header: JWTHeaderParameters, payload: JWTPayload) {
       const settings = readConfig(given).oidc;
       if (settings === undefined) throw new Error('no identity provider is set');
-      const people = createPeople({
+      const people = createOidcAuthenticator({
         settings,
         keys: { find: async () => publicKey },
         clock: createDatabaseClock(),

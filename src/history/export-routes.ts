@@ -2,7 +2,7 @@ import { Readable } from 'node:stream';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { Db } from '../database/client.ts';
-import { createAtOnce, organizationGroupOf } from '../http/at-once.ts';
+import { createConcurrencyLimit, organizationGroupOf } from '../http/concurrency-limit.ts';
 import { accessTokenOf } from '../http/guard.ts';
 import { chainOf } from './chain.ts';
 import { exportChain } from './export.ts';
@@ -14,7 +14,12 @@ const exportView: z.ZodType = z.string().meta({
 });
 
 export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db }) => {
-  const atOnce = createAtOnce({ what: 'exports of this history', inAll: 64, each: 4, retryAfterSeconds: 5 });
+  const atOnce = createConcurrencyLimit({
+    resources: 'exports of this history',
+    totalLimit: 64,
+    groupLimit: 4,
+    retryAfterSeconds: 5,
+  });
   const running = new Set<Readable>();
   // A reader may take as long as it likes, and a service that stops must not: what is cut is seen to be cut.
   app.addHook('preClose', async () => {
@@ -40,17 +45,17 @@ export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app
       },
     },
     async (request, reply) => {
-      const leave = atOnce.enter(organizationGroupOf(request));
+      const release = atOnce.acquire(organizationGroupOf(request));
       const head = readHead(db, chainOf(accessTokenOf(request).actsIn));
       const { chain, sequence } = await head.catch((error: unknown) => {
-        leave();
+        release();
         throw error;
       });
       const stream = Readable.from(exportChain(db, chain, sequence), { highWaterMark: 1 });
       running.add(stream);
       stream.on('close', () => {
         running.delete(stream);
-        leave();
+        release();
       });
       return reply.type('application/x-ndjson; charset=utf-8').send(stream);
     },

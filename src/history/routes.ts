@@ -5,7 +5,7 @@ import type { Db } from '../database/client.ts';
 import { Problem } from '../domain/errors.ts';
 import type { OrganizationId } from '../domain/ids.ts';
 import { decodeCursor, type ListId, toPage } from '../domain/page.ts';
-import { createAtOnce, onceClosed, organizationGroupOf } from '../http/at-once.ts';
+import { createConcurrencyLimit, onceClosed, organizationGroupOf } from '../http/concurrency-limit.ts';
 import { accessTokenOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { idParam, idSchema, pageFields, pageQuery, timestampInput } from '../http/schemas.ts';
@@ -152,10 +152,10 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
     },
   );
 
-  const verifications = createAtOnce({
-    what: 'verifications of this history',
-    inAll: 8,
-    each: 2,
+  const verifications = createConcurrencyLimit({
+    resources: 'verifications of this history',
+    totalLimit: 8,
+    groupLimit: 2,
     retryAfterSeconds: 5,
   });
   app.get(
@@ -174,12 +174,12 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
       },
     },
     async (request, reply) => {
-      const leave = verifications.enter(organizationGroupOf(request));
+      const release = verifications.acquire(organizationGroupOf(request));
       const gone = new AbortController();
       const closed = new Problem('bad_request', 'The caller has closed the connection before the reply.');
       onceClosed(reply.raw, () => gone.abort(closed));
       const chain = chainOf(accessTokenOf(request).actsIn);
-      const { verdict, differences: stateDifferences } = await verifyWithState(chain, gone.signal).finally(leave);
+      const { verdict, differences: stateDifferences } = await verifyWithState(chain, gone.signal).finally(release);
       const { events, head, flaws } = verdict;
       return {
         valid: flaws.length === 0 && stateDifferences.length === 0,

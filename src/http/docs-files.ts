@@ -14,16 +14,16 @@ const types: Record<string, string> = {
 
 const folder = path.join(path.dirname(createRequire(import.meta.url).resolve('@fastify/swagger-ui')), 'static');
 
-/** Its index and its settings are made by the library. */
-const madeByLibrary = new Set(['index.html', 'swagger-initializer.js']);
+/** Files that the library generates itself. */
+const generatedByLibrary = new Set(['index.html', 'swagger-initializer.js']);
 
 /**
- * Serves the files of /docs from memory. The library opens a file for each reply, and so many clients that read nothing
- * would use up the descriptors of the process.
- * @param underPath where the files are, such as `/docs/static/`
+ * Serves the files of /docs from memory. The library would open a file per reply, so many clients that do not read could
+ * exhaust the file descriptors of the process.
+ * @param underPath the URL path of the files, such as `/docs/static/`
  */
 export async function serveDocsFiles(underPath: string): Promise<onRequestHookHandler> {
-  const names = (await readdir(folder)).filter((name) => !madeByLibrary.has(name));
+  const names = (await readdir(folder)).filter((name) => !generatedByLibrary.has(name));
   const files = new Map<string, { type: string; bytes: Buffer }>();
   for (const name of names) {
     const type = types[path.extname(name)] ?? 'application/octet-stream';

@@ -2,8 +2,8 @@ import type { IncomingMessage } from 'node:http';
 import fp from 'fastify-plugin';
 
 /**
- * Zero bytes are no body, whatever type is announced: many clients name the type of a body that they leave out. Registered
- * after all that may reject a request by its headers, because a chunked body is waited for here.
+ * Treats zero bytes as no body, because many clients send a content type without a body. Waits for the first bytes of a
+ * chunked body, so it is registered after every hook that rejects requests by their headers.
  */
 export const emptyBody = fp(
   async (app) => {
@@ -23,7 +23,7 @@ export const emptyBody = fp(
   { name: 'empty-body', dependencies: ['strict-routes', 'guard'] },
 );
 
-/** By what the headers say; a chunked body may still be empty. */
+/** Whether the headers announce a body. A chunked body may still be empty. */
 export function hasBody({ headers }: Pick<IncomingMessage, 'headers'>): boolean {
   return headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0;
 }
@@ -34,12 +34,12 @@ function afterFirstBytes(raw: IncomingMessage, done: () => void): void {
     const bytes: Buffer | null = raw.read();
     if (bytes !== null) raw.unshift(bytes);
     else {
-      // Fastify goes by the headers.
+      // Fastify decides by the headers whether there is a body.
       delete raw.headers['content-type'];
       delete raw.headers['transfer-encoding'];
     }
     done();
   };
-  // Where all has arrived already, only the second comes.
+  // If the request has ended already, only `end` is emitted.
   raw.on('readable', onArrival).on('end', onArrival);
 }

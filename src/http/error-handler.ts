@@ -8,32 +8,32 @@ import { problemBody, problemHeaders } from './problem.ts';
 import { traceIdOf } from './tracing.ts';
 
 export interface ErrorHandlerOptions {
-  /** Errors of other layers, such as the database's, as problems; undefined for what it does not know. */
+  /** Translates errors of other layers, such as the database's, to problems. Undefined: an unknown error. */
   translate: (error: unknown) => Problem | undefined;
-  /** How often each problem was answered. */
+  /** Numbers of replies by problem code. */
   tally?: Record<ProblemCode, number>;
-  /** Told of each problem before it is answered. */
+  /** Called with each problem before the reply is sent. */
   onProblem?: (request: FastifyRequest, problem: Problem) => void;
 }
 
-/** The one exit for everything that goes wrong: a problem document, and one line in the log. */
+/** Answers every error with a problem document, and logs one line. */
 export const errorHandler = fp<ErrorHandlerOptions>(
   async (app, { translate, tally, onProblem }) => {
-    const missing = (request: FastifyRequest) => notFound(request, methodsOfPath(app, pathOf(request)));
-    const refuse = (request: FastifyRequest, reply: FastifyReply, problem: Problem, cause: unknown) => {
+    const routeNotFound = (request: FastifyRequest) => notFound(request, methodsOfPath(app, pathOf(request)));
+    const answerAndCount = (request: FastifyRequest, reply: FastifyReply, problem: Problem, cause: unknown) => {
       if (tally !== undefined) tally[problem.code] += 1;
       return answer(request, reply, problem, cause);
     };
     app.setErrorHandler((error: unknown, request, reply) => {
-      // The framework looks at a body, or misses one, before it says that there is no such path or method.
+      // Fastify complains about the body before it checks that the route exists.
       const isNotFound = request.is404 && (error as FastifyError).code === 'FST_ERR_ROUTE_MISSING_CONTENT_TYPE';
-      const problem = isNotFound ? missing(request) : toProblem(error, translate, request);
+      const problem = isNotFound ? routeNotFound(request) : toProblem(error, translate, request);
       onProblem?.(request, problem);
-      return refuse(request, reply, isGateways(request) ? forGateway(problem) : problem, error);
+      return answerAndCount(request, reply, isGateways(request) ? forGateway(problem) : problem, error);
     });
     app.setNotFoundHandler((request, reply) => {
-      const problem = missing(request);
-      return refuse(request, reply, problem, problem);
+      const problem = routeNotFound(request);
+      return answerAndCount(request, reply, problem, problem);
     });
   },
   { name: 'error-handler', dependencies: ['strict-routes'] },
@@ -44,13 +44,15 @@ function isGateways(request: FastifyRequest): boolean {
   return access !== undefined && access !== 'public' && access.role === 'gateway';
 }
 
-/** What a gateway understands; whatever else went wrong, its client can do nothing about it. */
+/** Gateways understand only these statuses; every other problem becomes 503. */
 function forGateway(problem: Problem): Problem {
   if ([401, 403, 429, 503].includes(problem.status)) return problem;
-  return new Problem('unavailable', 'Whether this request may pass cannot be said now.', { cause: problem.cause });
+  return new Problem('unavailable', 'Latchkey cannot decide now whether this request may pass. Try again.', {
+    cause: problem.cause,
+  });
 }
 
-/** Refusals from before a route was found, such as a path that is not well percent-encoded. */
+/** Answers errors that Fastify finds before it has a route, such as a path with wrong percent-encoding. */
 export function answerFrameworkError(error: FastifyError, request: FastifyRequest, reply: FastifyReply): void {
   answer(
     request,
@@ -75,7 +77,7 @@ function isHealthProbe({ routeConfig }: FastifyRequest): boolean {
 
 function logOnce(request: FastifyRequest, problem: Problem, cause: unknown): void {
   const facts = { reqId: request.id, traceId: traceIdOf(request) };
-  // Probes come every few seconds: the cause as one line, and none where there is no cause but the stop.
+  // Probes come every few seconds: log the cause in one line, and nothing while the service stops.
   if (isHealthProbe(request)) {
     const { cause: reason } = problem;
     if (reason === undefined) request.log.debug({ ...facts, code: problem.code }, problem.detail);
@@ -93,17 +95,20 @@ function logOnce(request: FastifyRequest, problem: Problem, cause: unknown): voi
   }
 }
 
-/** Fastify's own refusals, by its error codes: https://fastify.dev/docs/latest/Reference/Errors/ */
+/** Fastify's errors as problems, by error code: https://fastify.dev/docs/latest/Reference/Errors/ */
 const problemOfFastifyError: Record<string, [code: ProblemCode, detail: string]> = {
-  FST_ERR_CTP_BODY_TOO_LARGE: ['payload_too_large', 'The body is longer than this endpoint takes.'],
+  FST_ERR_CTP_BODY_TOO_LARGE: [
+    'payload_too_large',
+    'The body is longer than this endpoint accepts. Send a shorter one.',
+  ],
   FST_ERR_CTP_INVALID_MEDIA_TYPE: [
     'unsupported_media_type',
-    'This endpoint does not read bodies of this type. Where its description names no other, it is application/json.',
+    'This endpoint does not accept this content type. Send application/json, unless its description names another type.',
   ],
   FST_ERR_CTP_EMPTY_TYPE: ['unsupported_media_type', 'The body has no Content-Type; send application/json.'],
-  FST_ERR_CTP_INVALID_CONTENT_LENGTH: ['bad_request', 'The body is not as long as Content-Length says.'],
-  FST_ERR_BAD_URL: ['bad_request', 'The path is not well percent-encoded UTF-8.'],
-  FST_ERR_MAX_PARAM_LENGTH: ['not_found', 'There is nothing with an id this long.'],
+  FST_ERR_CTP_INVALID_CONTENT_LENGTH: ['bad_request', 'The length of the body differs from Content-Length.'],
+  FST_ERR_BAD_URL: ['bad_request', 'The path is not valid percent-encoded UTF-8.'],
+  FST_ERR_MAX_PARAM_LENGTH: ['not_found', 'No id is this long. Check the id in the path.'],
 };
 
 function toProblem(error: unknown, translate: ErrorHandlerOptions['translate'], request: FastifyRequest): Problem {
@@ -118,7 +123,7 @@ function toProblem(error: unknown, translate: ErrorHandlerOptions['translate'], 
   return (
     translate(error) ??
     ofLibrary(error) ??
-    new Problem('internal', 'Something failed inside Latchkey. The log has the cause under this request id.', {
+    new Problem('internal', 'An unexpected error occurred in Latchkey. The log has its cause under this request id.', {
       cause: error,
     })
   );
@@ -132,22 +137,22 @@ function missingBody({ routeOptions }: FastifyRequest): InputError {
   return { path: 'body', message: `is required: ${expected}` };
 }
 
-/** What a library that serves files says of a path: by convention its errors carry the status. */
+/** Errors of the library that serves files carry an HTTP status. */
 function ofLibrary(error: unknown): Problem | undefined {
   const { statusCode } = error as Partial<FastifyError>;
   if (statusCode === 403 || statusCode === 404)
     return new Problem('not_found', 'There is no such file.', { cause: error });
-  if (statusCode === 400) return new Problem('bad_request', 'This is not a path of a file.', { cause: error });
+  if (statusCode === 400) return new Problem('bad_request', 'The path is not the path of a file.', { cause: error });
   return undefined;
 }
 
 function notFound(request: FastifyRequest, methods: string[]): Problem {
   const path = pathOf(request).slice(0, 200);
   if (methods.length === 0 || methods.includes(request.method)) {
-    return new Problem('not_found', `There is nothing at ${path}. What there is, /docs and /openapi.json describe.`);
+    return new Problem('not_found', `There is no endpoint at ${path}. See /docs or /openapi.json for all endpoints.`);
   }
   const allow = methods.join(', ');
-  return new Problem('method_not_allowed', `${request.method} is not possible at ${path}, only ${allow}.`, {
+  return new Problem('method_not_allowed', `${path} does not support ${request.method}. Use ${allow}.`, {
     headers: { allow },
   });
 }
@@ -156,7 +161,7 @@ function pathOf(request: FastifyRequest): string {
   return request.raw.url?.split('?', 1)[0] ?? '/';
 }
 
-/** The methods that a path has, in Node's order. */
+/** The methods of a path, in Node's order. */
 function methodsOfPath(app: FastifyInstance, path: string): string[] {
   const methods = app.routeList.filter(({ url }) => patternOf(url).test(path)).flatMap(({ method }) => method);
   return METHODS.filter((method) => methods.includes(method));

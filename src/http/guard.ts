@@ -6,17 +6,17 @@ import { Problem } from '../domain/errors.ts';
 import { isId, type OrganizationId } from '../domain/ids.ts';
 import { actorOf, type CallerPrincipal, type Principal } from '../domain/principal.ts';
 import { andThen, callBack, type MaybePromise, withCatch } from '../lib/maybe-promise.ts';
-import type { People } from '../oidc/people.ts';
+import type { OidcAuthenticator } from '../oidc/authenticator.ts';
 import type { AccessRule } from './access.ts';
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** Who calls; null on public routes. On others the guard has put it there before any handler runs. */
+    /** The authenticated identity; null on public routes. The guard sets it before any handler runs. */
     principal: Principal | null;
   }
 }
 
-/** Bearer → Principal. */
+/** Authenticates bearer tokens. */
 export interface Authenticator {
   /** @throws Problem `token_malformed`, `unauthorized`, `token_expired`, `unavailable` */
   authenticate(token: string): MaybePromise<Principal>;
@@ -24,33 +24,33 @@ export interface Authenticator {
 
 interface GuardOptions {
   authenticator: Authenticator;
-  /** Undefined: nobody comes from an identity provider. */
-  people?: People | undefined;
+  /** Undefined: no identity provider is configured. */
+  oidcAuthenticator?: OidcAuthenticator | undefined;
   organizationExists: (id: OrganizationId) => Promise<boolean>;
 }
 
 type ProtectedRule = Exclude<AccessRule, 'public' | { role: 'gateway' }>;
 
-/** Where a gateway names itself; the other headers are its client's. */
+/** The header with the gateway's own token. All other headers come from its client. */
 export const gatewayHeader = 'x-latchkey-token';
 
 /**
- * Lets a request through only as its route's `config.access` declares. Rejects in `onRequest`, before a body is read; only
- * where a client's secret may be in the body, after that.
+ * Authorizes each request by its route's `config.access`. It rejects in `onRequest`, before the body is read, unless the
+ * body may carry a client secret.
  */
 export const guard = fp<GuardOptions>(
-  async (app, { authenticator, people, organizationExists }) => {
+  async (app, { authenticator, oidcAuthenticator, organizationExists }) => {
     app.decorateRequest('principal', null);
     app.addHook('onRequest', (request, reply, done) => {
       const rule = request.routeConfig.access;
-      if (rule === undefined || rule === 'public' || mayComeInBody(request, rule)) done();
+      if (rule === undefined || rule === 'public' || mayUseFormCredential(request, rule)) done();
       else callBack(() => authorize(request, reply, rule), done);
     });
     app.addHook('preValidation', (request, reply, done) => {
       const rule = request.routeConfig.access;
       if (!takesClientSecret(rule)) done();
       else if (request.principal === null) callBack(() => authorize(request, reply, rule), done);
-      else done(isContradicted(request) ? twoSecrets() : undefined);
+      else done(hasConflictingCredential(request) ? conflictingCredentials() : undefined);
     });
 
     function authorize(
@@ -80,29 +80,34 @@ export const guard = fp<GuardOptions>(
         () => {
           const token = credentialOf(request, rule);
           if (token === undefined) {
-            throw unauthorized('unauthorized', 'Send an access token as Authorization: Bearer <token>.');
+            throw unauthorized(
+              'unauthorized',
+              'The request has no credential. Send an access token as Authorization: Bearer <token>.',
+            );
           }
-          return people?.isToken(token) ? people.authenticate(token) : authenticator.authenticate(token);
+          return oidcAuthenticator?.isToken(token)
+            ? oidcAuthenticator.authenticate(token)
+            : authenticator.authenticate(token);
         },
         (error) => {
           if (!(error instanceof Problem) || error.status !== 401) throw error;
           app.endpointLimits.countRefusal(request, reply);
           if (!takesClientSecret(rule) || !isBasic(request.headers.authorization)) throw error;
-          // RFC 6749 section 5.2: the challenge is of the scheme that the client has used.
+          // RFC 6749 section 5.2: the challenge names the scheme that the client used.
           throw new Problem(error.code, error.detail, { headers: { 'www-authenticate': 'Basic realm="latchkey"' } });
         },
       );
     }
 
-    /** A gateway with a wrong token is a mistake of its operator, not of its client: 503, and a line in the log. */
+    /** A wrong gateway token is an operator's mistake, not the client's: the reply is 503, and the log names the cause. */
     function identifyGateway(request: FastifyRequest, reply: FastifyReply): MaybePromise<Principal> {
       const token = request.headers[gatewayHeader];
       const refuse = (cause: unknown) => {
-        // Anybody can send such a request, and each answer is an error in the log.
+        // Each of these requests logs an error, and anyone can send them.
         app.endpointLimits.countRefusal(request, reply);
         return new Problem(
           'unavailable',
-          'The token of the gateway is not accepted. The log says why, under this request id.',
+          "The gateway's token is not accepted. The log names the cause under this request id.",
           {
             cause: new Error(
               `${gatewayHeader} of ${request.facts.ip} is not the token of a verifier with the scope read`,
@@ -126,7 +131,7 @@ export const guard = fp<GuardOptions>(
       });
     }
 
-    /** The organization in which a request acts: the caller's own, or the one that it names. */
+    /** The organization in which a request acts: the one in `Latchkey-Organization`, otherwise the caller's own. */
     function organizationFor(
       { headers }: FastifyRequest,
       rule: ProtectedRule,
@@ -134,7 +139,7 @@ export const guard = fp<GuardOptions>(
     ): MaybePromise<OrganizationId | null> {
       const named = headers['latchkey-organization'];
       if (named === undefined) return ownOrganization(rule, principal);
-      // A caller's own organization exists; to look it up would make every verification wait for the database.
+      // No lookup for the caller's own organization: every verification would wait for the database.
       if (named === principal.organizationId) return principal.organizationId;
       return foreignOrganization(principal, named);
     }
@@ -143,7 +148,10 @@ export const guard = fp<GuardOptions>(
       if (principal.organizationId === null && typeof named === 'string' && isId('org', named)) {
         if (await organizationExists(named)) return named;
       }
-      throw new Problem('not_found', 'There is no organization with the id in Latchkey-Organization.');
+      throw new Problem(
+        'not_found',
+        'The organization in the Latchkey-Organization header does not exist. Check its id.',
+      );
     }
   },
   { name: 'guard', dependencies: ['endpoint-limits'] },
@@ -153,8 +161,8 @@ function takesClientSecret(rule: AccessRule | undefined): rule is ProtectedRule 
   return typeof rule === 'object' && rule.role === 'verifier' && rule.clientSecret === true;
 }
 
-/** Where there is no credential in the headers, one may be in the form (RFC 6749 section 2.3.1). */
-function mayComeInBody({ headers }: FastifyRequest, rule: AccessRule): boolean {
+/** Without a credential in the headers, the form may carry one (RFC 6749 section 2.3.1). */
+function mayUseFormCredential({ headers }: FastifyRequest, rule: AccessRule): boolean {
   return takesClientSecret(rule) && headers.authorization === undefined && headers['x-api-key'] === undefined;
 }
 
@@ -168,19 +176,19 @@ function secretInForm({ body }: FastifyRequest): string | undefined {
   return typeof secret === 'string' ? secret : undefined;
 }
 
-function isContradicted(request: FastifyRequest): boolean {
+function hasConflictingCredential(request: FastifyRequest): boolean {
   const inForm = secretInForm(request);
   return inForm !== undefined && inForm !== readCredential(request.raw, true);
 }
 
-function twoSecrets(): Problem {
+function conflictingCredentials(): Problem {
   return new Problem('bad_request', 'The headers and client_secret carry different credentials. Send one of them.');
 }
 
 function ownOrganization(rule: ProtectedRule, principal: CallerPrincipal): OrganizationId | null {
   const needsOne = principal.role === 'operator' && rule.role === 'admin' && rule.installation !== true;
   if (!needsOne) return principal.organizationId;
-  throw new Problem('bad_request', 'An operator names the organization in the Latchkey-Organization header.');
+  throw new Problem('bad_request', 'An operator must name the organization in the Latchkey-Organization header.');
 }
 
 function requireRole(rule: ProtectedRule, principal: Principal): void {
@@ -188,17 +196,17 @@ function requireRole(rule: ProtectedRule, principal: Principal): void {
   const role = principal.kind === 'api_key' ? 'api_key' : principal.role;
   if (role === rule.role || (rule.role === 'admin' && role === 'operator' && rule.operator !== false)) return;
   const who = role === 'api_key' ? 'An API key' : `The role ${role}`;
-  throw new Problem('forbidden', `${who} may not do this; it takes the role ${rule.role}.`, {
+  throw new Problem('forbidden', `${who} may not do this. Use an access token with the role ${rule.role}.`, {
     members: { requiredRole: rule.role },
   });
 }
 
-/** The challenge is that of RFC 6750 section 3.1. */
+/** The challenge follows RFC 6750 section 3.1. */
 function requireScope(rule: ProtectedRule, principal: CallerPrincipal): void {
   if (rule.role === 'any' || principal.scopes.includes(rule.scope)) return;
   throw new Problem(
     'scope_missing',
-    `This needs the scope ${rule.scope}; the token has ${principal.scopes.join(' ')}.`,
+    `This needs the scope ${rule.scope}. The token has only ${principal.scopes.join(' ')}.`,
     {
       members: { requiredScope: rule.scope },
       headers: {
@@ -208,14 +216,14 @@ function requireScope(rule: ProtectedRule, principal: CallerPrincipal): void {
   );
 }
 
-/** The principal of a route whose rule lets only access tokens in, Latchkey's own or an identity provider's. */
+/** The principal on routes that admit only access tokens, of Latchkey or of an identity provider. */
 export function accessTokenOf(request: FastifyRequest): CallerPrincipal {
   const { principal } = request;
-  if (principal === null || principal.kind === 'api_key') throw new Error('the route lets in more than access tokens');
+  if (principal === null || principal.kind === 'api_key') throw new Error('this route must admit access tokens only');
   return principal;
 }
 
-/** Who does what this request asks, for history. */
+/** The actor, organization and request for history. */
 export function actorContextOf(request: FastifyRequest): ActorContext {
   const principal = accessTokenOf(request);
   return {
@@ -226,14 +234,14 @@ export function actorContextOf(request: FastifyRequest): ActorContext {
   };
 }
 
-/** The same on routes where an organization is always named. */
+/** Like `actorContextOf`, on routes that always act in an organization. */
 export function organizationContextOf(request: FastifyRequest): OrganizationContext {
   return { ...actorContextOf(request), organizationId: organizationOf(request) };
 }
 
-/** The organization in which this request acts. */
+/** The organization in which the request acts. */
 export function organizationOf(request: FastifyRequest): OrganizationId {
   const { actsIn } = accessTokenOf(request);
-  if (actsIn === null) throw new Error('the route lets in callers without an organization');
+  if (actsIn === null) throw new Error('this route must admit only callers that act in an organization');
   return actsIn;
 }

@@ -6,11 +6,11 @@ import { Problem } from '../domain/errors.ts';
 import { singleFlight } from '../lib/single-flight.ts';
 
 export interface HealthOptions {
-  /** Resolves where keys can be verified. @throws what keeps the service from it */
+  /** Resolves if keys can be verified. @throws the reason if not */
   checkVerification: () => Promise<void>;
-  /** Resolves where the management API works as well. @throws what keeps the service from it */
+  /** Resolves if the management API works too. @throws the reason if not */
   checkManagement: () => Promise<void>;
-  /** Aborted from the first signal to stop on: no new work should come here. */
+  /** Aborted when the service begins to stop: readiness fails from then on. */
   draining: AbortSignal;
 }
 
@@ -22,13 +22,13 @@ const readinessQuery = z.strictObject({
     .meta({
       id: 'ReadinessQuestion',
       description:
-        '`verification`, where it is left out: keys can be verified, if need be from memory (`VERIFY_STALE_SECONDS`). ' +
-        '`management`: the database can be read and written as well.',
+        '`verification` (the default): keys can be verified, if necessary from memory (`VERIFY_STALE_SECONDS`). ' +
+        '`management`: the database can also be read and written.',
     })
     .optional(),
 });
 
-/** For load balancers and orchestrators: is the process alive, and should requests be sent to it? */
+/** Liveness and readiness, for load balancers and orchestrators. */
 export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, options) => {
   const { draining } = options;
   const checks = {
@@ -42,7 +42,7 @@ export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, op
       schema: {
         operationId: 'getLiveness',
         tags: ['About'],
-        summary: 'The process answers',
+        summary: 'Check that the process is alive',
         response: { 200: healthView },
       },
     },
@@ -56,7 +56,7 @@ export const healthRoutes: FastifyPluginAsyncZod<HealthOptions> = async (app, op
       schema: {
         operationId: 'getReadiness',
         tags: ['About'],
-        summary: 'Whether requests should be sent to this replica',
+        summary: 'Check that this replica can serve requests',
         querystring: readinessQuery,
         response: { 200: healthView },
       },

@@ -7,43 +7,43 @@ import type { Transactor } from '../database/work.ts';
 import type { OrganizationId } from '../domain/ids.ts';
 import { dayMs, minuteMs } from '../lib/durations.ts';
 
-/** How long a request is not done again. */
-const rememberedMs = dayMs;
+/** How long a repeated request is not executed again. */
+const requestRetentionMs = dayMs;
 
-/** How long a reply with a plaintext in it is replayed: enough for a retry. */
-const plaintextKeptMs = 15 * minuteMs;
+/** How long a reply that contains a plaintext is replayed. */
+const plaintextRetentionMs = 15 * minuteMs;
 
-/** A request that was done under an `Idempotency-Key`, and its sealed reply while that is kept. */
-export type DoneRequest = Selectable<IdempotencyKeysTable>;
+/** A completed request with an `Idempotency-Key`, and its sealed reply while it is stored. */
+export type CompletedRequest = Selectable<IdempotencyKeysTable>;
 
-/** Also one that is too old and has not been removed yet. */
-export async function findDone(db: Db, address: Buffer): Promise<DoneRequest | undefined> {
+/** Finds a completed request; the result may be outdated and not yet removed. */
+export async function findCompleted(db: Db, address: Buffer): Promise<CompletedRequest | undefined> {
   return db.selectFrom('idempotency_keys').selectAll().where('address', '=', address).executeTakeFirst();
 }
 
-export function isForgotten({ created_at }: DoneRequest, now: Date): boolean {
-  return now.getTime() - created_at.getTime() >= rememberedMs;
+export function isOutdated({ created_at }: CompletedRequest, now: Date): boolean {
+  return now.getTime() - created_at.getTime() >= requestRetentionMs;
 }
 
-export function isPlaintextExpired({ has_plaintext, created_at }: DoneRequest, now: Date): boolean {
-  return has_plaintext && now.getTime() - created_at.getTime() >= plaintextKeptMs;
+export function isPlaintextExpired({ has_plaintext, created_at }: CompletedRequest, now: Date): boolean {
+  return has_plaintext && now.getTime() - created_at.getTime() >= plaintextRetentionMs;
 }
 
 /**
- * Held until the transaction ends. What a transaction before this one has committed can be read by the next statement.
- * @returns false where another transaction holds it
+ * Takes a lock until the transaction ends. The next statement sees what the previous holder committed.
+ * @returns false if another transaction holds the lock
  */
-export async function tryToHold(tx: Tx, address: Buffer): Promise<boolean> {
+export async function tryLock(tx: Tx, address: Buffer): Promise<boolean> {
   const { rows } = await sql<{ held: boolean }>`
     select pg_try_advisory_xact_lock(${address.readBigInt64BE()}::bigint) as held`.execute(tx);
   return rows[0]?.held === true;
 }
 
-export async function deleteDone(tx: Tx, address: Buffer): Promise<void> {
+export async function deleteCompleted(tx: Tx, address: Buffer): Promise<void> {
   await tx.deleteFrom('idempotency_keys').where('address', '=', address).execute();
 }
 
-export async function insertDone(tx: Tx, done: DoneRequest): Promise<void> {
+export async function insertCompleted(tx: Tx, done: CompletedRequest): Promise<void> {
   await tx.insertInto('idempotency_keys').values(done).execute();
 }
 
@@ -51,7 +51,7 @@ export async function eraseReply(db: Db, address: Buffer): Promise<void> {
   await writeTransaction(db).execute((tx) => erase(tx).where('address', '=', address).execute());
 }
 
-/** For an organization that no longer wants plaintexts to be kept. */
+/** Erases an organization's replies with plaintexts. Called when the organization forbids reveals. */
 export async function erasePlaintextReplies(tx: Tx, organizationId: OrganizationId): Promise<void> {
   await erase(tx).where('organization_id', '=', organizationId).where('has_plaintext', '=', true).execute();
 }
@@ -65,9 +65,9 @@ function erase(tx: Tx) {
 
 type From = Pick<Transactor, 'db' | 'clock'>;
 
-/** Erases plaintexts that are no longer replayed, and removes what is forgotten. @returns how many were removed */
+/** Erases expired plaintexts and deletes outdated requests. @returns the number of deleted requests */
 export async function pruneIdempotency(from: From, batchSize?: number): Promise<number> {
-  const until = new Date((await currentTime(from.db, from.clock)).getTime() - plaintextKeptMs);
+  const until = new Date((await currentTime(from.db, from.clock)).getTime() - plaintextRetentionMs);
   await writeTransaction(from.db).execute((tx) =>
     erase(tx)
       .where('address', 'in', (query) =>
@@ -82,7 +82,7 @@ export async function pruneIdempotency(from: From, batchSize?: number): Promise<
       )
       .execute(),
   );
-  return pruneInBatches(from, { keptMs: rememberedMs, batchSize, deleteOldest });
+  return pruneInBatches(from, { keptMs: requestRetentionMs, batchSize, deleteOldest });
 }
 
 function deleteOldest(tx: Tx, until: Date, count: number) {

@@ -11,20 +11,20 @@ import { Problem, validationProblem } from '../domain/errors.ts';
 import type { OrganizationId } from '../domain/ids.ts';
 import { accessTokenOf, actorContextOf } from './guard.ts';
 import {
-  type DoneRequest,
-  deleteDone,
+  type CompletedRequest,
+  deleteCompleted,
   eraseReply,
-  findDone,
-  insertDone,
-  isForgotten,
+  findCompleted,
+  insertCompleted,
+  isOutdated,
   isPlaintextExpired,
-  tryToHold,
+  tryLock,
 } from './idempotency-store.ts';
 
 declare module 'fastify' {
   interface FastifyInstance {
     /**
-     * Runs `act` in one transaction and sends its outcome; with an `Idempotency-Key` once, however often the request comes.
+     * Runs `act` in one transaction and sends its outcome. With an `Idempotency-Key`, repeated requests run it only once.
      * @throws Problem `idempotency_mismatch`, `idempotency_in_progress`, `reply_gone`, and what `act` throws
      */
     runOnce<By extends ActorContext, View>(
@@ -35,24 +35,24 @@ declare module 'fastify' {
     ): Promise<View>;
   }
   interface FastifyContextConfig {
-    /** Whether the route obeys `Idempotency-Key`. A POST by which something is changed must say so. */
+    /** Whether the route supports `Idempotency-Key`. Required for every POST that changes something. */
     idempotencyKey?: 'taken' | 'ignored';
   }
 }
 
-/** What a request has done, and how its reply shows it. */
+/** The result of a request, as its reply shows it. */
 export interface Outcome<View> {
   view: View;
-  /** The path of what was created, which makes the reply a 201. */
+  /** The path of the created resource; the reply then has the status 201. */
   location?: string;
   etag?: string;
-  /** Ids of all that was created. Needed where the view holds a plaintext: the reply is then kept for 15 minutes only. */
+  /** Ids of the created resources. Required if the view contains a plaintext; the reply is then stored for 15 minutes only. */
   plaintextOf?: readonly string[];
 }
 
 interface IdempotencyOptions {
   transactor: Transactor;
-  /** Whether the organization allows plaintexts to be kept; true until the transaction ends. */
+  /** Whether the organization allows stored plaintexts. The answer holds until the transaction ends. */
   keepsPlaintexts: (tx: Tx, organizationId: OrganizationId) => Promise<boolean>;
 }
 
@@ -60,7 +60,7 @@ interface IdempotencyOptions {
 interface Identity {
   /** SHA-256 of caller, organization, route and key. The key itself is not stored: it may be a secret. */
   address: Buffer;
-  /** SHA-256 of query and body: what a second request must have in common with the first. */
+  /** SHA-256 of query and body, which a repeated request must match. */
   requestHash: Buffer;
 }
 
@@ -71,8 +71,8 @@ interface SentReply {
 }
 
 /**
- * `Idempotency-Key`: the reply is serialized, sealed and stored in the transaction of the change, so there is never one
- * without the other. A second request finds it before its handler runs or, where both run at once, in its transaction.
+ * Supports `Idempotency-Key`: the transaction of a change also stores its sealed reply, so neither exists without the other.
+ * A repeated request finds the reply before its handler runs or, if both run concurrently, in its transaction.
  */
 export const idempotency = fp<IdempotencyOptions>(
   async (app, { transactor, keepsPlaintexts }) => {
@@ -83,13 +83,13 @@ export const idempotency = fp<IdempotencyOptions>(
       route.preHandler = [...[route.preHandler ?? []].flat(), replayEarlier];
     });
 
-    /** Spares a retry the handler's work, such as argon2id, or a check of a URL that would fail by now. */
+    /** Replays before the handler runs, so that a retry repeats no expensive work and no check that might fail now. */
     async function replayEarlier(request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply | undefined> {
       const identity = identityOf(request);
-      const done = identity && (await findDone(db, identity.address));
+      const done = identity && (await findCompleted(db, identity.address));
       if (done === undefined) return undefined;
       const now = await beginAs(db, actorContextOf(request), clock);
-      if (isForgotten(done, now)) return undefined;
+      if (isOutdated(done, now)) return undefined;
       return reply.send(await replay(request, reply, done, now));
     }
 
@@ -101,22 +101,27 @@ export const idempotency = fp<IdempotencyOptions>(
         by: By,
         act: (work: Work<By>) => Promise<Outcome<View>>,
       ) => {
-        requireTaken(request);
+        requireDeclared(request);
         const identity = identityOf(request);
         const { earlier, now, sent } = await transact(transactor, by, async (work) => {
           const earlier = identity && (await findEarlier(work, identity));
           if (earlier !== undefined) return { earlier, now: work.now };
           const outcome = await act(work);
           const sent = serialize(reply, outcome);
-          if (identity !== undefined) await keep(work, identity, outcome, sent);
+          if (identity !== undefined) await storeReply(work, identity, outcome, sent);
           return { sent };
         });
-        // The text of the view, which needs no serializing any more.
+        // The reply is already serialized.
         return (sent === undefined ? replay(request, reply, earlier, now) : send(reply, sent)) as View;
       },
     );
 
-    async function keep(work: Work, identity: Identity, outcome: Outcome<unknown>, sent: SentReply): Promise<void> {
+    async function storeReply(
+      work: Work,
+      identity: Identity,
+      outcome: Outcome<unknown>,
+      sent: SentReply,
+    ): Promise<void> {
       const { tx, now, by } = work;
       const hasPlaintext = outcome.plaintextOf !== undefined;
       const done = {
@@ -130,33 +135,41 @@ export const idempotency = fp<IdempotencyOptions>(
       const isKept = !hasPlaintext || by.organizationId === null || (await keepsPlaintexts(tx, by.organizationId));
       const secret = new Secret(JSON.stringify(sent));
       const { sealed, keyringId } = isKept ? seal(keyring, secret, bindingOf(done)) : { sealed: null, keyringId: null };
-      await insertDone(tx, { ...done, sealed, sealed_keyring_id: keyringId });
+      await insertCompleted(tx, { ...done, sealed, sealed_keyring_id: keyringId });
     }
 
-    async function replay(request: FastifyRequest, reply: FastifyReply, done: DoneRequest, now: Date): Promise<string> {
+    async function replay(
+      request: FastifyRequest,
+      reply: FastifyReply,
+      done: CompletedRequest,
+      now: Date,
+    ): Promise<string> {
       if (identityOf(request)?.requestHash.equals(done.request_hash) !== true) {
         throw new Problem(
           'idempotency_mismatch',
-          'This Idempotency-Key belongs to a request that asked for something else.',
+          'This Idempotency-Key was used for a different request. Use a new key.',
         );
       }
       const isExpired = isPlaintextExpired(done, now);
       if (isExpired && done.sealed !== null) await eraseReply(db, done.address);
-      const sent = isExpired ? undefined : open(request, done);
+      const sent = isExpired ? undefined : openReply(request, done);
       if (sent === undefined) throw replyGone(done);
       reply.header('idempotent-replayed', 'true');
       return send(reply, sent);
     }
 
-    /** Undefined where the reply is not kept, its keyring entry is gone, or its row was changed, moved or forged. */
-    function open(request: FastifyRequest, done: DoneRequest): SentReply | undefined {
+    /** Undefined if the reply is not stored, its keyring entry is missing, or its row was changed, moved or forged. */
+    function openReply(request: FastifyRequest, done: CompletedRequest): SentReply | undefined {
       const { sealed, sealed_keyring_id: keyringId } = done;
       if (sealed === null || keyringId === null) return undefined;
       try {
         return JSON.parse(unseal(keyring, { keyringId, sealed }, bindingOf(done)).reveal());
       } catch (error) {
         if (!(error instanceof SealBroken)) throw error;
-        request.log.error({ err: error }, 'A reply that was kept for its Idempotency-Key does not open.');
+        request.log.error(
+          { err: error },
+          'A stored reply to a request with an Idempotency-Key cannot be unsealed: its row was changed, or its keyring entry is missing.',
+        );
         return undefined;
       }
     }
@@ -165,8 +178,8 @@ export const idempotency = fp<IdempotencyOptions>(
 );
 
 /**
- * Undefined where the request has no `Idempotency-Key`.
- * @throws Problem `validation_failed` unless it is one, of 1 to 255 printable ASCII characters
+ * Undefined if the request has no `Idempotency-Key`.
+ * @throws Problem `validation_failed` unless there is exactly one, of 1 to 255 printable ASCII characters
  */
 function identityOf(request: FastifyRequest): Identity | undefined {
   const path = 'headers.idempotency-key';
@@ -175,7 +188,7 @@ function identityOf(request: FastifyRequest): Identity | undefined {
   if (typeof key !== 'string' || !/^[\x20-\x7e]{1,255}$/.test(key)) {
     throw validationProblem(path, 'must be 1 to 255 printable ASCII characters');
   }
-  // Node joins what is repeated with a comma, which a key may have in itself.
+  // Node joins repeated headers with a comma, which a key may also contain.
   const names = request.raw.rawHeaders.filter((_, index) => index % 2 === 0);
   if (names.filter((name) => name.toLowerCase() === 'idempotency-key').length > 1) {
     throw validationProblem(path, 'must not be sent more than once');
@@ -184,7 +197,7 @@ function identityOf(request: FastifyRequest): Identity | undefined {
   const route = [request.method, request.routeOptions.url, request.params];
   return {
     address: sha256([id, actsIn, route, key]),
-    // No body, null and {} ask for the same.
+    // No body, null and {} are equivalent.
     requestHash: sha256([request.query, request.body ?? {}]),
   };
 }
@@ -193,26 +206,30 @@ function sha256(value: unknown): Buffer {
   return createHash('sha256').update(canonicalJson(value)).digest();
 }
 
-/** A route that runs something once must declare it, because the OpenAPI document is made from the declaration. */
-function requireTaken({ routeOptions: { url, config } }: FastifyRequest): void {
+/** Fails if the route does not declare its support: the OpenAPI document is generated from the declaration. */
+function requireDeclared({ routeOptions: { url, config } }: FastifyRequest): void {
   if (config.idempotencyKey !== 'taken') throw new Error(`${url} does not declare config.idempotencyKey as taken`);
 }
 
 /** @throws Problem `idempotency_in_progress` */
-async function findEarlier({ tx, now }: Work, { address }: Identity): Promise<DoneRequest | undefined> {
-  if (!(await tryToHold(tx, address))) {
-    throw new Problem('idempotency_in_progress', 'A request with this Idempotency-Key is being worked on.', {
-      headers: { 'retry-after': '1' },
-    });
+async function findEarlier({ tx, now }: Work, { address }: Identity): Promise<CompletedRequest | undefined> {
+  if (!(await tryLock(tx, address))) {
+    throw new Problem(
+      'idempotency_in_progress',
+      'A request with this Idempotency-Key is still running. Try again later.',
+      {
+        headers: { 'retry-after': '1' },
+      },
+    );
   }
-  const done = await findDone(tx, address);
-  if (done === undefined || !isForgotten(done, now)) return done;
-  await deleteDone(tx, address);
+  const done = await findCompleted(tx, address);
+  if (done === undefined || !isOutdated(done, now)) return done;
+  await deleteCompleted(tx, address);
   return undefined;
 }
 
-/** All that decides whether a reply is replayed, and to which caller. */
-export function bindingOf(done: Omit<DoneRequest, 'sealed' | 'sealed_keyring_id'>): SealBinding {
+/** Binds a sealed reply to everything that decides when and to whom it is replayed. */
+export function bindingOf(done: Omit<CompletedRequest, 'sealed' | 'sealed_keyring_id'>): SealBinding {
   return {
     purpose: 'reply',
     organizationId: done.organization_id,
@@ -237,8 +254,8 @@ function idOf(view: unknown): string[] {
   return typeof id === 'string' ? [id] : [];
 }
 
-function replyGone({ created }: DoneRequest): Problem {
-  const what = created.length === 0 ? '' : ` It made or changed ${created.join(', ')}.`;
-  const detail = `This request was done before, and its reply is no longer kept.${what}`;
+function replyGone({ created }: CompletedRequest): Problem {
+  const what = created.length === 0 ? '' : ` It created or changed ${created.join(', ')}.`;
+  const detail = `This request was completed before, and its reply is no longer stored.${what}`;
   return new Problem('reply_gone', detail, { members: { created }, headers: { 'idempotent-replayed': 'true' } });
 }

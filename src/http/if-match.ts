@@ -4,20 +4,20 @@ import { validationProblem } from '../domain/errors.ts';
 
 declare module 'fastify' {
   interface FastifyContextConfig {
-    /** The reply carries the resource's `ETag`, and a PATCH obeys `If-Match`. */
+    /** Replies carry the resource's `ETag`, and PATCH supports `If-Match`. */
     entityTag?: true;
   }
 }
 
-/** RFC 9110 section 8.8.3. Node reads headers as Latin-1, so obs-text are the characters from U+0080 to U+00FF. */
+/** RFC 9110 section 8.8.3. Node reads headers as Latin-1, so obs-text is U+0080 to U+00FF. */
 const entityTag = String.raw`(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"`;
 
-/** A list by section 5.6.1, whose recipients ignore empty elements. Every element ends at a comma or at the end. */
+/** A list as in RFC 9110 section 5.6.1; empty elements are ignored. */
 const listOfTags = new RegExp(String.raw`^(?:[ \t]*(?:${entityTag}[ \t]*)?(?:,|$))+$`);
 
 /**
- * What `If-Match` asks for (RFC 9110 section 13.1.1). Tags are compared strongly, so weak ones match nothing and are
- * left out. `*` asks for a record that exists, which every change does anyway.
+ * The entity tags in `If-Match` (RFC 9110 section 13.1.1). The comparison is strong, so weak tags are left out. `*` requires
+ * an existing record, which every change requires anyway.
  * @throws Problem `validation_failed`
  */
 export function expectedTags(request: FastifyRequest): ExpectedTags {

@@ -1,10 +1,10 @@
 import type { FastifySchemaValidationError } from 'fastify';
 import type { z } from 'zod';
 import type { InputError } from '../domain/errors.ts';
-// What zod found wrong is said in the API's own words.
+// Registers the API's messages for zod issues.
 import '../lib/input-messages.ts';
 
-/** The prefix of a path, by the part of the request that Fastify was validating. */
+/** The prefix of paths, by the part of the request that Fastify validated. */
 const partNames: Record<string, string> = { querystring: 'query', params: 'path', headers: 'headers', body: 'body' };
 
 interface Issue {
@@ -15,7 +15,7 @@ interface Issue {
   keys?: unknown;
 }
 
-/** What zod found wrong in a part of a request, with paths such as `body.rateLimit.requests` and `query.limit`. */
+/** The issues of one part of a request, with paths such as `body.rateLimit.requests` and `query.limit`. */
 export function inputErrorsOf(issues: readonly FastifySchemaValidationError[], context: string): InputError[] {
   const part = partNames[context] ?? context;
   return toInputErrors(
@@ -26,19 +26,19 @@ export function inputErrorsOf(issues: readonly FastifySchemaValidationError[], c
   );
 }
 
-/** The same for what is validated apart from the rest. @param at where it was in the request, such as `body.entries.3` */
+/** The issues of a value that is validated separately. @param at its path in the request, such as `body.entries.3` */
 export function inputErrorsAt(at: string, issues: readonly z.core.$ZodIssue[]): InputError[] {
   return toInputErrors(issues.map((issue) => ({ ...issue, path: [at, ...issue.path].join('.') })));
 }
 
 function toInputErrors(issues: Issue[]): InputError[] {
-  // Zod checks the length of whatever has one, also where a value is of another type.
+  // Zod also reports the length of values that have the wrong type.
   const ofOtherType = new Set(issues.filter(({ code }) => code === 'invalid_type').map(({ path }) => path));
   return issues
     .filter(({ code, path }) => code === 'invalid_type' || !ofOtherType.has(path))
     .flatMap(({ path, message, keys }) =>
       Array.isArray(keys)
-        ? keys.map((key) => ({ path: `${path}.${key}`, message: 'is not known here' }))
+        ? keys.map((key) => ({ path: `${path}.${key}`, message: 'is unknown; remove it' }))
         : [{ path, message }],
     );
 }

@@ -4,14 +4,14 @@ import type { SecretText } from '../crypto/secret-text.ts';
 import { Problem, validationProblem } from '../domain/errors.ts';
 import { isNestedDeeper, mayChangeNumbers, repeatedMember, withChangedNumbersInfinite } from '../lib/json-text.ts';
 
-/** Deeper than any honest body, and shallow enough for whatever recurses over it later. */
-const deepest = 32;
+/** The limit keeps recursive functions from overflowing the stack. */
+const maxNesting = 32;
 
-/** Bodies are JSON objects in UTF-8. What Postgres or RFC 8785 could not keep, and what must not be kept, is rejected here. */
+/** Parses JSON bodies. Rejects what Postgres or RFC 8785 cannot represent, and text that contains a token. */
 export const jsonBody = fp(
   async (app) => {
     app.removeAllContentTypeParsers();
-    // Without a promise, like the hooks that every request passes: what is thrown here Fastify takes as the refusal.
+    // No promise, to save time per request; Fastify turns an exception into the reply.
     app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, (_request, body, done) => {
       done(null, parseJson(body, app.secretText));
     });
@@ -19,8 +19,10 @@ export const jsonBody = fp(
   { name: 'json-body', dependencies: ['strict-routes'] },
 );
 
-/** For routes of this scope whose bodies present a credential and are not stored: values may be any text, tokens too. */
-export function takeAnyText(app: Pick<FastifyInstance, 'removeContentTypeParser' | 'addContentTypeParser'>): void {
+/** Accepts any text, including tokens, on the routes of this scope. For bodies that carry a credential and are not stored. */
+export function allowTokensInBody(
+  app: Pick<FastifyInstance, 'removeContentTypeParser' | 'addContentTypeParser'>,
+): void {
   app.removeContentTypeParser('application/json');
   app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, (_request, body, done) => {
     done(null, parseJson(body, undefined));
@@ -29,8 +31,8 @@ export function takeAnyText(app: Pick<FastifyInstance, 'removeContentTypeParser'
 
 function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
   const text = decodeUtf8(body);
-  if (isNestedDeeper(deepest, text)) {
-    throw new Problem('bad_request', `The body is nested deeper than ${deepest} levels.`);
+  if (isNestedDeeper(maxNesting, text)) {
+    throw new Problem('bad_request', `The body is nested deeper than ${maxNesting} levels.`);
   }
   let value: unknown;
   try {
@@ -39,7 +41,7 @@ function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
     throw new Problem('bad_request', 'The body is not valid JSON.', { cause });
   }
   const repeated = repeatedMember(text, value);
-  if (repeated !== undefined) throw validationProblem(`body.${repeated}`, 'must not be there twice');
+  if (repeated !== undefined) throw validationProblem(`body.${repeated}`, 'must not occur twice');
   const flaw = findFlaw(text, value, secrets);
   if (flaw !== undefined) {
     const { code, path, message } = flaw;
@@ -58,12 +60,12 @@ function decodeUtf8(body: Buffer): string {
   }
 }
 
-/** The name that would reach an object's prototype when code copies members without care. */
-const poisonous = '__proto__';
+/** A member name that can change an object's prototype. */
+const prototypeMember = '__proto__';
 
-/** JSON forbids a bare U+0000 and UTF-8 a lone surrogate, so both can only come as escapes. Spares a search on the hot path. */
+/** A quick check: U+0000 and lone surrogates can only occur as escapes. */
 function mayBeUnstorable(text: string): boolean {
-  return text.includes('\\u') || text.includes(poisonous);
+  return text.includes('\\u') || text.includes(prototypeMember);
 }
 
 type TextFlaw = Pick<Flaw, 'code' | 'message'>;
@@ -75,9 +77,9 @@ interface Flaw {
 }
 
 /**
- * The first value or member name that cannot be stored: U+0000, a lone surrogate, `__proto__`, a number that a double
- * changes, or text with a token in it.
- * @param secrets undefined where values may be any text
+ * The first value or member name that cannot be stored: U+0000, a lone surrogate, `__proto__`, a number that a double cannot
+ * represent exactly, or text that contains a token.
+ * @param secrets undefined if values may be any text
  */
 function findFlaw(text: string, value: unknown, secrets: SecretText | undefined): Flaw | undefined {
   const hasLongNumbers = mayChangeNumbers(text);
@@ -101,7 +103,7 @@ function firstFlaw(value: unknown, path: string, checks: Checks): Flaw | undefin
   for (const [name, member] of Object.entries(value)) {
     const wrong = isList
       ? undefined
-      : name === poisonous
+      : name === prototypeMember
         ? unstorable('this name is not allowed')
         : checks.ofName(name);
     if (wrong !== undefined) return flawAt(`${path}.${JSON.stringify(name).slice(1, -1)}`, wrong);

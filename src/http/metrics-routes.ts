@@ -3,22 +3,27 @@ import { type FastifyPluginAsyncZod, serializerCompiler, validatorCompiler } fro
 import { z } from 'zod';
 import { passingTracer } from '../domain/trace.ts';
 import { networkOf } from '../lib/network-of.ts';
-import { createAtOnce, onceClosed } from './at-once.ts';
+import { createConcurrencyLimit, onceClosed } from './concurrency-limit.ts';
 import { errorHandler } from './error-handler.ts';
 import { requestFacts } from './request-facts.ts';
 import { serverOptions } from './server-options.ts';
 import { strictRoutes } from './strict-routes.ts';
 import { tracing } from './tracing.ts';
 
-/** How the service is doing, as somebody collects it. */
+/** The metrics of the service as text. */
 export interface Metrics {
   contentType: string;
   text(): Promise<string>;
 }
 
-/** For Prometheus, and whatever else reads its text format. */
+/** Serves the metrics in the text format of Prometheus. */
 export const metricsRoutes: FastifyPluginAsyncZod<{ metrics: Metrics }> = async (app, { metrics }) => {
-  const atOnce = createAtOnce({ what: 'requests for metrics', inAll: 64, each: 8, retryAfterSeconds: 1 });
+  const concurrency = createConcurrencyLimit({
+    resources: 'requests for metrics',
+    totalLimit: 64,
+    groupLimit: 8,
+    retryAfterSeconds: 1,
+  });
   app.get(
     '/metrics',
     {
@@ -26,23 +31,23 @@ export const metricsRoutes: FastifyPluginAsyncZod<{ metrics: Metrics }> = async 
       schema: {
         operationId: 'getMetrics',
         tags: ['About'],
-        summary: 'How the service is doing, in the text format of Prometheus',
-        description: 'With METRICS_PORT it is on that port, and not on this one.',
+        summary: 'Get metrics in the text format of Prometheus',
+        description: 'If METRICS_PORT is set, metrics are served on that port only.',
         produces: ['text/plain'],
         response: { 200: z.string().meta({ example: 'latchkey_recovery_requests_overdue 0' }) },
       },
     },
     async (request, reply) => {
-      onceClosed(reply.raw, atOnce.enter(networkOf(request.facts.ip)));
+      onceClosed(reply.raw, concurrency.acquire(networkOf(request.facts.ip)));
       return reply.type(metrics.contentType).send(await metrics.text());
     },
   );
 };
 
-/** Of the port for metrics alone. */
+/** The maximum number of connections to the metrics port. */
 export const metricsConnections = 64;
 
-/** The same on a port of its own, where the one of the API is open to more people than should see how it is doing. */
+/** A server for metrics alone, for installations whose API port must not expose metrics. */
 export async function buildMetricsServer(
   metrics: Metrics,
   { logger, tokenPrefix }: { logger: FastifyBaseLogger; tokenPrefix: string },

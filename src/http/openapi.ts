@@ -5,19 +5,19 @@ import { z } from 'zod';
 import type { ProblemCode } from '../domain/errors.ts';
 import { readOpenApi } from '../lib/package.ts';
 import { serveDocsFiles } from './docs-files.ts';
-import { docsLook } from './docs-look.ts';
-import { ungoverned } from './strict-routes.ts';
+import { docsTheme } from './docs-theme.ts';
+import { libraryRoutes } from './strict-routes.ts';
 
 declare module 'fastify' {
   interface FastifyContextConfig {
-    /** What this operation can be refused with, beside what its access and input already imply. */
+    /** Problems that this operation can return, in addition to those that its access and input imply. */
     problems?: ProblemCode[];
   }
 }
 
 /**
- * For the pages under /docs, which load nothing from elsewhere. The library's own policy has `upgrade-insecure-requests`,
- * with which a browser asks for the scripts by https: where the service is reached by plain HTTP, and the page stays empty.
+ * The content security policy of /docs. The library's own policy has `upgrade-insecure-requests`, which breaks the page on
+ * installations that are reached by plain HTTP.
  */
 const docsPolicy = {
   'default-src': "'self'",
@@ -30,22 +30,21 @@ const docsPolicy = {
 
 const jsonMediaType = 'application/json; charset=utf-8';
 
-/** Sent as it is; only the document says that it is an object. */
 const documentView: z.ZodType = z.record(z.string(), z.unknown());
 
-/** Serves the document at /openapi.json, and its reader at /docs. */
+/** Serves the OpenAPI document at /openapi.json, and an HTML page for it at /docs. */
 export const openApi = fp(
   async (app) => {
     const document = JSON.parse(readOpenApi('3.1'));
     const text = JSON.stringify(document);
     await app.register(swagger, { mode: 'static', specification: { document } });
     await app.register(async (docs) => {
-      docs.decorate(ungoverned, true);
+      docs.decorate(libraryRoutes, true);
       docs.addHook('onRequest', await serveDocsFiles('/docs/static/'));
       await docs.register(swaggerUi, {
         routePrefix: '/docs',
         staticCSP: docsPolicy,
-        ...docsLook,
+        ...docsTheme,
       });
     });
     app.get(
@@ -55,7 +54,7 @@ export const openApi = fp(
         schema: {
           operationId: 'getOpenApi',
           tags: ['About'],
-          summary: 'This document',
+          summary: 'Get this document',
           response: { 200: documentView },
         },
       },

@@ -23,7 +23,7 @@ function toView(code: ProblemCode) {
   return { code, type: `/problems/${code}`, ...problemKinds[code] };
 }
 
-/** What `type` in a problem document points to. */
+/** Serves the explanations that `type` in a problem document refers to. */
 export const problemRoutes: FastifyPluginAsyncZod = async (app) => {
   app.get(
     '/problems/:code',
@@ -32,14 +32,15 @@ export const problemRoutes: FastifyPluginAsyncZod = async (app) => {
       schema: {
         operationId: 'getProblemKind',
         tags: ['About'],
-        summary: 'What a problem means and what to do about it',
-        params: z.object({ code: z.string().meta({ description: 'A code, such as `row_full`' }) }),
+        summary: 'Get the explanation and remedy of a problem',
+        params: z.object({ code: z.string().meta({ description: 'The code of the problem, such as `row_full`' }) }),
         response: { 200: problemKindView },
       },
     },
     async (request) => {
       const { code } = request.params;
-      if (!isProblemCode(code)) throw new Problem('not_found', `There is no problem with the code ${code}.`);
+      if (!isProblemCode(code))
+        throw new Problem('not_found', `There is no problem with the code ${code}. See /problems for all codes.`);
       return toView(code);
     },
   );
@@ -51,7 +52,7 @@ export const problemRoutes: FastifyPluginAsyncZod = async (app) => {
       schema: {
         operationId: 'listProblemKinds',
         tags: ['About'],
-        summary: 'Every problem that Latchkey answers with',
+        summary: 'List all problems',
         response: { 200: problemKindList },
       },
     },

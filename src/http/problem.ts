@@ -3,7 +3,7 @@ import { traceIdOfRequestId } from '../domain/trace.ts';
 
 export const problemMediaType = 'application/problem+json';
 
-/** The problem document of RFC 9457 as text. */
+/** A problem document (RFC 9457) as JSON. */
 export function problemBody(problem: Problem, requestId: string, traceId = traceIdOfRequestId(requestId)): string {
   const { title, status } = problemKinds[problem.code];
   return JSON.stringify({
@@ -19,11 +19,12 @@ export function problemBody(problem: Problem, requestId: string, traceId = trace
   });
 }
 
-/** What every reply carries, problems and successes alike. */
+/** The headers of every reply. */
 export function commonHeaders(requestId: string): Record<string, string> {
   return { 'x-request-id': requestId, 'cache-control': 'no-store', 'x-content-type-options': 'nosniff' };
 }
 
+/** The headers of a reply with a problem document. */
 export function problemHeaders(requestId: string): Record<string, string> {
   return { ...commonHeaders(requestId), 'content-type': `${problemMediaType}; charset=utf-8` };
 }

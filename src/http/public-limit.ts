@@ -6,13 +6,13 @@ import { rateLimitFields } from './rate-limit.ts';
 
 const windowSeconds = 60;
 
-/** Counts kept at once; the least recently used one makes room. */
-const countsKept = 100_000;
+/** The maximum number of counts; beyond it the least recently used one is evicted. */
+const countsCapacity = 100_000;
 
-/** Limits the requests from one address to each route that takes no credential; health probes are not counted. */
+/** Limits the requests per address and public route. Health probes are not counted. */
 export const publicLimit = fp<{ limit: number }>(
   async (app, { limit }) => {
-    const count = createWindowCounter({ windowSeconds, capacity: countsKept });
+    const count = createWindowCounter({ windowSeconds, capacity: countsCapacity });
     app.addHook('onRequest', (request, reply, done) => {
       const config = request.routeConfig;
       if (config.access !== 'public' || config.probe === 'health') {
@@ -25,7 +25,7 @@ export const publicLimit = fp<{ limit: number }>(
         return;
       }
       reply.headers(rateLimitFields({ policy: 'public', limit, windowSeconds, remaining: 0, resetSeconds }));
-      const detail = `Too many requests to this route came from this address. The limit is ${limit} in ${windowSeconds} seconds.`;
+      const detail = `This address has sent too many requests to this route. The limit is ${limit} in ${windowSeconds} seconds.`;
       done(new Problem('rate_limited', detail, { headers: { 'retry-after': String(resetSeconds) } }));
     });
   },

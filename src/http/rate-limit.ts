@@ -5,27 +5,27 @@ import { personOf } from '../domain/principal.ts';
 import { networkOf } from '../lib/network-of.ts';
 import { createWindowCounter, type WindowCount } from '../lib/window-counter.ts';
 
-/** Requests a minute. */
+/** Limits on Latchkey's own endpoints, per minute. */
 export interface EndpointLimits {
-  /** Of one caller, by its credential, on the management routes. */
+  /** Requests of one caller to the management API. */
   callerLimit: number;
-  /** Refused access tokens from one address (IPv6: one /64 network). */
+  /** Rejected credentials from one address (IPv6: one /64 network). */
   addressLimit: number;
-  /** Reveals of one person, by whichever of its access tokens. */
+  /** Reveals by one person, with any of their access tokens. */
   revealLimit: number;
 }
 
 const windowSeconds = 60;
 
-/** Buckets kept at once per limit; the least recently used one makes room. */
-const bucketsKept = 100_000;
+/** The maximum number of counts per limit; beyond it the least recently used one is evicted. */
+const countsCapacity = 100_000;
 
 declare module 'fastify' {
   interface FastifyInstance {
     endpointLimits: {
       /** Counts a request of this caller and writes the RateLimit fields. @throws Problem `rate_limited` */
       countCaller(request: FastifyRequest, reply: FastifyReply): void;
-      /** Counts a refused access token against the caller's address. @throws Problem `rate_limited` */
+      /** Counts a rejected credential of this address. @throws Problem `rate_limited` */
       countRefusal(request: FastifyRequest, reply: FastifyReply): void;
       /** Counts a reveal by this person. @throws Problem `rate_limited` */
       countReveal(request: FastifyRequest, reply: FastifyReply): void;
@@ -33,28 +33,28 @@ declare module 'fastify' {
   }
 }
 
-/** Latchkey's own limits on its own endpoints. The keys' limits at verification are another matter. */
+/** Limits on Latchkey's own endpoints. For the limits of API keys see `verification/limits.ts`. */
 export const endpointLimits = fp<EndpointLimits>(
   async (app, { callerLimit, addressLimit, revealLimit }) => {
-    const caller = createWindowCounter({ windowSeconds, capacity: bucketsKept });
-    const address = createWindowCounter({ windowSeconds, capacity: bucketsKept });
-    const reveal = createWindowCounter({ windowSeconds, capacity: bucketsKept });
+    const caller = createWindowCounter({ windowSeconds, capacity: countsCapacity });
+    const address = createWindowCounter({ windowSeconds, capacity: countsCapacity });
+    const reveal = createWindowCounter({ windowSeconds, capacity: countsCapacity });
     app.decorate('endpointLimits', {
       countCaller({ principal }, reply) {
         const count = caller(principal?.id ?? 'nobody');
-        refuseBeyond(callerLimit, count, {
+        enforce(callerLimit, count, {
           reply,
           policy: 'caller',
-          what: 'This credential has made too many requests.',
+          exceeded: 'This credential has sent too many requests.',
         });
       },
       countRefusal({ facts }, reply) {
-        const what = 'Too many refused credentials came from this address. A valid one is still accepted.';
-        refuseBeyond(addressLimit, address(networkOf(facts.ip)), { reply, policy: 'address', what });
+        const exceeded = 'This address has sent too many invalid credentials. A valid one is still accepted.';
+        enforce(addressLimit, address(networkOf(facts.ip)), { reply, policy: 'address', exceeded });
       },
       countReveal({ principal }, reply) {
         const count = reveal(principal === null ? 'nobody' : personOf(principal));
-        refuseBeyond(revealLimit, count, { reply, policy: 'reveal', what: 'This admin has revealed too many keys.' });
+        enforce(revealLimit, count, { reply, policy: 'reveal', exceeded: 'This admin has revealed too many keys.' });
       },
     });
   },
@@ -69,7 +69,7 @@ interface LimitState {
   resetSeconds: number;
 }
 
-/** The fields of draft-ietf-httpapi-ratelimit-headers, structured by RFC 9651. */
+/** The headers of draft-ietf-httpapi-ratelimit-headers, as structured fields (RFC 9651). */
 export function rateLimitFields({ policy, limit, windowSeconds, remaining, resetSeconds }: LimitState) {
   return {
     'ratelimit-policy': `"${policy}";q=${limit};w=${windowSeconds}`,
@@ -80,16 +80,16 @@ export function rateLimitFields({ policy, limit, windowSeconds, remaining, reset
 interface LimitTexts {
   reply: FastifyReply;
   policy: string;
-  /** What is said beyond the limit. */
-  what: string;
+  /** The first sentence of the problem's detail. */
+  exceeded: string;
 }
 
 /** Writes the RateLimit fields. @throws Problem `rate_limited` */
-function refuseBeyond(limit: number, { used, resetSeconds }: WindowCount, { reply, policy, what }: LimitTexts): void {
+function enforce(limit: number, { used, resetSeconds }: WindowCount, { reply, policy, exceeded }: LimitTexts): void {
   const remaining = Math.max(0, limit - used);
   reply.headers(rateLimitFields({ policy, limit, windowSeconds, remaining, resetSeconds }));
   if (used <= limit) return;
-  throw new Problem('rate_limited', `${what} The limit is ${limit} in ${windowSeconds} seconds.`, {
+  throw new Problem('rate_limited', `${exceeded} The limit is ${limit} in ${windowSeconds} seconds.`, {
     headers: { 'retry-after': String(resetSeconds) },
   });
 }

@@ -7,19 +7,19 @@ import { connectionOf } from './server.ts';
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** Who sent it, taken on arrival and always valid. Fastify's `ip` is read late, when the client may be gone. */
+    /** Captured on arrival and always valid. Fastify reads `ip` later, when the connection may be gone. */
     facts: RequestFacts;
   }
 }
 
 interface RequestFactsOptions {
-  /** Addresses or networks of proxies whose X-Forwarded-For is believed; false: of none. */
+  /** Addresses or networks of proxies whose X-Forwarded-For is trusted; false: none. */
   trustProxy: string[] | false;
 }
 
 const userAgentCharacters = 512;
 
-/** Captures the facts of each request in the first hook of all. What needs them later takes them from `request.facts`. */
+/** Captures the facts of each request in the first hook. */
 export const requestFacts = fp<RequestFactsOptions>(
   async (app, { trustProxy }) => {
     const proxies = trustProxy === false ? undefined : toNetworks(trustProxy);
@@ -32,7 +32,7 @@ export const requestFacts = fp<RequestFactsOptions>(
   { name: 'request-facts' },
 );
 
-/** What of a request goes into history and logs: valid, bounded, never undefined. */
+/** The facts for history and logs. */
 function capture(
   { id, raw: { socket, headers } }: FastifyRequest,
   proxies: Networks | undefined,
@@ -41,16 +41,16 @@ function capture(
   const peer = connectionOf(socket)?.address ?? plainAddress(socket.remoteAddress) ?? unknownAddress;
   return {
     id,
-    ip: believedAddress(peer, headers['x-forwarded-for'], proxies),
-    userAgent: clean(headers['user-agent'], secrets),
+    ip: clientAddressFrom(peer, headers['x-forwarded-for'], proxies),
+    userAgent: sanitize(headers['user-agent'], secrets),
   };
 }
 
-/** RFC 1122 section 3.2.1.3: a host that does not know its own address. It is in no network that anybody would allow. */
+/** RFC 1122 section 3.2.1.3: the address of a host that does not know its own. No allowlist contains it. */
 const unknownAddress = '0.0.0.0';
 
-/** From hop to hop, the nearest one first, while they are trusted. What holds no address ends the walk. */
-function believedAddress(
+/** Follows X-Forwarded-For from the nearest hop while hops are trusted; stops at the first text without an address. */
+function clientAddressFrom(
   peer: string,
   forwarded: string | string[] | undefined,
   proxies: Networks | undefined,
@@ -66,8 +66,8 @@ function believedAddress(
   return client;
 }
 
-/** What a header may put into history: bounded, and free of tokens and of what JSON or Postgres would reject. */
-function clean(header: string | undefined, { redact }: SecretText): string | null {
+/** Makes a header storable: bounded, without tokens and without characters that JSON or Postgres reject. */
+function sanitize(header: string | undefined, { redact }: SecretText): string | null {
   if (header === undefined) return null;
   return redact(header).toWellFormed().replaceAll('\u0000', '').slice(0, userAgentCharacters).toWellFormed();
 }

@@ -6,7 +6,7 @@ import { traceIdOf } from './tracing.ts';
 
 declare module 'fastify' {
   interface FastifyContextConfig {
-    /** Counts a request of the route by its time. */
+    /** Records the duration of a request to this route. */
     observe?: ObserveRequest;
   }
 }
@@ -17,14 +17,13 @@ function bucketsOf(config: FastifyContextConfig | undefined): 'fine' | 'coarse' 
   return isVerification ? 'fine' : 'coarse';
 }
 
-/** One line for each reply: the request, its caller and address, and the result. Never a query, a header or a body. Health probes only at `debug`. */
+/** Logs one line per reply: request, caller, address and result; never a query, header or body. Health probes at `debug` only. */
 export const requestLog = fp<{ times?: RequestTimes }>(
   async (app, { times }) => {
-    // None of this can be a secret by its name, and looking for one took longer than the rest of the line. What has the form
-    // of a token is taken out of this line too.
+    // No field has a secret name, so redaction by name is off to save time. Tokens are still masked by their form.
     const log = app.log.child({}, { redact: [] });
-    const leastLevel = levels.values[log.level] ?? Number.POSITIVE_INFINITY;
-    const elsewhere = times?.of([], 'none', 'coarse');
+    const minimumLevel = levels.values[log.level] ?? Number.POSITIVE_INFINITY;
+    const observeUnrouted = times?.of([], 'none', 'coarse');
     if (times !== undefined) {
       app.addHook('onRoute', (route) => {
         const observe = times.of([route.method].flat(), route.url, bucketsOf(route.config));
@@ -34,9 +33,9 @@ export const requestLog = fp<{ times?: RequestTimes }>(
     app.addHook('onResponse', (request, reply, done) => {
       const status = reply.statusCode;
       const durationMs = reply.elapsedTime;
-      if (times !== undefined) (request.routeConfig?.observe ?? elsewhere)?.(status, durationMs);
+      if (times !== undefined) (request.routeConfig?.observe ?? observeUnrouted)?.(status, durationMs);
       const level = levelOf(status, request.routeConfig?.probe);
-      if ((levels.values[level] ?? 0) >= leastLevel) log[level](factsOf(request, status, durationMs), 'request');
+      if ((levels.values[level] ?? 0) >= minimumLevel) log[level](factsOf(request, status, durationMs), 'request');
       done();
     });
   },
@@ -46,7 +45,7 @@ export const requestLog = fp<{ times?: RequestTimes }>(
 function levelOf(status: number, probe: FastifyContextConfig['probe']): 'debug' | 'info' | 'warn' | 'error' {
   if (probe === 'health') return 'debug';
   if (status < 400) return 'info';
-  // 503 passes by itself: the process is stopping or overloaded, or the cause is in a line of its own.
+  // 503 is temporary, and its cause is logged separately.
   return status < 500 || status === 503 ? 'warn' : 'error';
 }
 

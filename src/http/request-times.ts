@@ -1,25 +1,27 @@
 import { Histogram, Registry } from 'prom-client';
 
-/** How long requests took, by route and by how they ended, as a histogram of Prometheus. */
+/** A Prometheus histogram of request durations by route and status class. */
 export interface RequestTimes {
-  /** For a route, once. @param methods those that it is declared for @param route its pattern, such as `/v1/keys/:keyId` */
+  /** Called once per route. @param methods the route's methods @param route its pattern, such as `/v1/keys/:keyId` */
   of(methods: readonly string[], route: string, buckets: 'fine' | 'coarse'): ObserveRequest;
-  /** In the text format of Prometheus. */
+  /** The histogram in the text format of Prometheus. */
   text(): Promise<string>;
 }
 
+/** Records the duration of one request. */
 export type ObserveRequest = (status: number, durationMs: number) => void;
 
-/** Upper bounds in seconds. Verification, on which others wait, has fine ones: each bound is a series for each route and status. */
+/** Upper bounds in seconds. Only verification has fine ones, because each bound adds a series per route and status. */
 const bounds = { fine: [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5], coarse: [0.05, 0.5] };
 
+/** Creates the histogram. */
 export function createRequestTimes(): RequestTimes {
-  // One histogram has one list of bounds, and one registry has one histogram of a name.
+  // A histogram has one list of bounds, and a registry one histogram per name: two registries.
   const registries = { fine: new Registry(), coarse: new Registry() };
   const histogram = (buckets: 'fine' | 'coarse') =>
     new Histogram({
       name: 'latchkey_http_request_duration_seconds',
-      help: 'How long requests took, by route and by how they ended.',
+      help: 'Duration of HTTP requests by route and status class, in seconds.',
       labelNames: ['method', 'route', 'status'],
       buckets: bounds[buckets],
       registers: [registries[buckets]],
@@ -37,7 +39,7 @@ export function createRequestTimes(): RequestTimes {
     },
     async text() {
       const [coarse, fine] = await Promise.all([registries.coarse.metrics(), registries.fine.metrics()]);
-      // The lines of one metric are one group, below one heading.
+      // The format allows only one header per metric.
       return coarse + fine.replace(/^#.*\n/gm, '');
     },
   };

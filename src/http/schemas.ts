@@ -6,17 +6,14 @@ import { mustBe } from '../lib/input-messages.ts';
 import { readAllowed } from '../lib/ip-address.ts';
 import { findUnreadable } from '../lib/readable-text.ts';
 
-/**
- * Shapes that several features share. A description here is what the OpenAPI document says, and an `id` is the name that
- * generated clients give to the type.
- */
+// Schemas that several features share. An `id` becomes the name of the type in the OpenAPI document and in generated clients.
 
-/** An id for examples; it belongs to nothing. */
+/** An id for examples. */
 export function exampleId(kind: IdKind): string {
   return `${kind}_01k9s3v5wqe8n8x4r2m6t7yb0c`;
 }
 
-/** An id in a body or a query, where a malformed one is a mistake of the caller's. */
+/** An id in a body or a query; a malformed one is rejected with 400. */
 export function idSchema<Kind extends IdKind>(kind: Kind) {
   const error = mustBe(`an id of the form ${kind}_ and 26 characters`);
   return z
@@ -26,7 +23,7 @@ export function idSchema<Kind extends IdKind>(kind: Kind) {
     .meta({ example: exampleId(kind) });
 }
 
-/** An id in a path: a malformed one is answered like an unknown one, 404, so nothing is checked here. */
+/** An id in a path. It is not validated: a malformed id is answered like an unknown one, with 404. */
 export function idParam(description: string) {
   return z.string().meta({ description });
 }
@@ -36,14 +33,14 @@ export function idView(kind: IdKind) {
   return z.string().meta({ example: exampleId(kind) });
 }
 
-/** RFC 3339, UTC, milliseconds. */
+/** A timestamp in a reply: RFC 3339, UTC, milliseconds. */
 export const timestampView = z.string().meta({ format: 'date-time', example: '2026-11-23T09:30:00.000Z' });
 
-/** What has a year of four digits, and is a time to Postgres. */
+/** The range of timestamps that RFC 3339 and Postgres can both represent. */
 export const earliestMs = Date.parse('0001-01-01T00:00:00.000Z');
 export const latestMs = Date.parse('9999-12-31T23:59:59.999Z');
 
-/** RFC 3339 with any offset; what is finer than a millisecond, or has no year of four digits in UTC, would not come back as it was. */
+/** A timestamp in a request: RFC 3339 with any offset. Rejects what cannot be stored and returned unchanged. */
 export const timestampInput = z.iso
   .datetime({ offset: true, error: mustBe('a time by RFC 3339, such as 2026-11-23T09:30:00.000Z') })
   .refine((text) => !/\.\d{4,}/.test(text), 'must not be finer than a millisecond')
@@ -55,7 +52,7 @@ export const timestampInput = z.iso
   )
   .meta({ format: 'date-time', example: '2027-01-01T00:00:00.000Z' });
 
-/** A whole number in a query string, written in decimal digits. */
+/** A whole number in a query string, in decimal digits. */
 export function queryInteger(least: number, most: number) {
   const error = mustBe(`a whole number from ${least} to ${most}`);
   return z
@@ -65,23 +62,29 @@ export function queryInteger(least: number, most: number) {
     .refine((value) => value >= least && value <= most, { error });
 }
 
+/** `true` or `false` in a query string. */
 export const queryBoolean = z
   .enum(['true', 'false'], 'must be true or false')
   .transform((text) => text === 'true')
   .default(false);
 
+/** The query members of every list. */
 export const pageQuery = {
-  limit: queryInteger(1, 200)
-    .default(50)
-    .meta({ type: 'integer', minimum: 1, maximum: 200, default: 50, description: 'How many entries a page has.' }),
+  limit: queryInteger(1, 200).default(50).meta({
+    type: 'integer',
+    minimum: 1,
+    maximum: 200,
+    default: 50,
+    description: 'The maximum number of entries on a page.',
+  }),
   cursor: z
     .string()
     .max(200)
     .optional()
-    .meta({ description: 'nextCursor of the page before; leave it out to start at the newest entry.' }),
+    .meta({ description: '`nextCursor` of the previous page. Omit it to start at the newest entry.' }),
 };
 
-/** The members of a list reply, for those that have more. */
+/** The members of a list reply, for replies with further members. */
 export function pageFields<Item extends z.ZodType>(item: Item) {
   return {
     data: z.array(item),
@@ -89,19 +92,19 @@ export function pageFields<Item extends z.ZodType>(item: Item) {
   };
 }
 
-/** @param id the name of the list in the OpenAPI document, such as `KeyPage` */
+/** A list reply. @param id its name in the OpenAPI document, such as `KeyPage` */
 export function pageOf<Item extends z.ZodType>(id: string, item: Item) {
   return z.object(pageFields(item)).meta({ id });
 }
 
-/** Rejects what a reader would not see or be misled by. */
+/** Rejects characters that are invisible or reorder text. */
 function requireReadable(value: string, context: z.RefinementCtx): void {
   const found = findUnreadable(value);
   if (found === undefined) return;
   context.addIssue({ code: 'custom', message: `must not contain ${found}, which is invisible or reorders text` });
 }
 
-/** NFC makes one of two texts that look alike. */
+/** Text in NFC, so that equal-looking texts are equal. */
 function readable(most: number) {
   return z
     .string()
@@ -121,7 +124,7 @@ export function prose(most: number) {
   return readable(most).superRefine((value, context) => requireReadable(value.replaceAll(/\r?\n/g, ' '), context));
 }
 
-/** Checked further where the endpoint is looked up. */
+/** A webhook URL. Its address is checked separately, when the host name is resolved. */
 export const urlInput = z
   .string()
   .min(1)
@@ -139,20 +142,20 @@ export const emailInput = z
 
 export const accessSchema = z
   .enum(accesses)
-  .meta({ id: 'Access', description: 'What a client does with a key, or may do.' });
+  .meta({ id: 'Access', description: 'The kind of access that a client requests or a key permits.' });
 
 export const permissionSchema = z.enum(permissions).meta({
   id: 'Permission',
-  description: "What a key permits. Only keys of the organization's own row have `read_write`.",
+  description: "The access that a key permits. Only keys of the organization's own row can have `read_write`.",
 });
 
 export const roleSchema = z.enum(['operator', 'admin', 'verifier']).meta({ id: 'Role' });
 
 export const scopeSchema = z
   .enum(accesses)
-  .meta({ id: 'Scope', description: 'What the holder of an access token may do.' });
+  .meta({ id: 'Scope', description: 'The access that an access token permits.' });
 
-/** A set: at least one of them, each once. */
+/** A non-empty list without duplicates. */
 function setOf<Item extends z.ZodType>(item: Item) {
   return z
     .array(item)
@@ -165,20 +168,20 @@ function setOf<Item extends z.ZodType>(item: Item) {
 export const accessesInput = setOf(accessSchema);
 export const scopesInput = setOf(scopeSchema);
 
-/** What the limits of keys, partners and organizations mean, in the same words wherever they are described. */
+/** Descriptions of the limits of keys, partners and organizations. */
 export const limitMeaning = {
   key:
-    "A limit of the key alone. It narrows the owner's limit and does not replace it; null: none. Keys that follow each other by rotation " +
-    'have one count.',
+    "The key's own limit; null: none. It applies in addition to the owner's limit. A key and its successors by rotation share " +
+    'one count.',
   partner:
-    "All keys of the partner count against it together. Null: the organization's numbers, counted for this partner alone.",
+    "The limit that all keys of the partner share. Null: the organization's numbers apply, counted for this partner alone.",
   organization:
-    "The organization's own keys count against it together. Each partner without a limit of its own has the same numbers, " +
-    'counted for that partner alone. It holds for keys with a limit of their own, too.',
+    "The limit that the organization's own keys share, including keys with their own limit. It is also the default of each " +
+    'partner, counted for each partner alone.',
 };
 
 const windowMeaning =
-  'A window begins with its first use. So up to twice the limit can pass within this time, around the end of a window.';
+  'The length of a window. A window begins with its first use, so up to twice the limit can pass within this time around the end of a window.';
 
 export const rateLimitSchema = z
   .strictObject({
@@ -202,8 +205,8 @@ export const allowedIpsInput = z
   .max(100)
   .meta({
     description:
-      'IPv4 and IPv6 addresses and networks from which the key may be used. An IPv4 address that is written as an IPv6 one ' +
-      '(`::ffff:…`) is kept as IPv4. Empty: from anywhere. A change replaces the whole list.',
+      'The IPv4 and IPv6 addresses and networks from which the key may be used. An IPv4 address in IPv6 form (`::ffff:…`) is ' +
+      'stored as IPv4. Empty: any address. A change replaces the whole list.',
     example: ['203.0.113.0/24'],
   });
 
@@ -217,14 +220,13 @@ export const metadataInput = z
   )
   .meta({
     description:
-      'Any JSON object of at most 16 KiB; verification hands it to the backend. A change replaces it as a whole: members that ' +
-      'it does not name are gone.',
+      'Any JSON object of at most 16 KiB. Verification returns it to the backend. A change replaces the whole object.',
     example: { team: 'billing' },
   });
 
 export const metadataView = z.record(z.string(), z.unknown()).meta({ example: { team: 'billing' } });
 
-/** The codes of problems, wherever one is named. */
+/** The code of a problem. */
 export const problemCodeSchema = z.enum(problemCodes).meta({ id: 'ProblemCode' });
 
 const actorSnapshot = z.object({
@@ -232,18 +234,17 @@ const actorSnapshot = z.object({
   id: z.string(),
   name: z.string(),
   email: z.string().nullable(),
-  issuer: z
-    .string()
-    .optional()
-    .meta({ description: 'Who vouched for a person from an identity provider; then id is issuer#subject.' }),
-  subject: z.string().optional().meta({ description: 'The id of the person at the issuer.' }),
+  issuer: z.string().optional().meta({
+    description: 'The issuer of the token, for a person from an identity provider. `id` is then `issuer#subject`.',
+  }),
+  subject: z.string().optional().meta({ description: "The person's id at the issuer." }),
 });
 
 const actorExample = { type: 'admin', id: exampleId('token'), name: 'Ada Admin', email: 'admin@example.com' };
 
 export const actorSnapshotView = actorSnapshot.meta({
   id: 'ActorSnapshot',
-  description: 'Who has acted, as it was then.',
+  description: 'The actor as it was at the time of the action.',
   example: actorExample,
 });
 
@@ -251,17 +252,16 @@ export const actorView = actorSnapshot
   .extend({
     createdByRoot: actorSnapshotView.optional().meta({
       description:
-        "Who stands at the root of the people that created the actor's access token, one the other's. Absent where " +
-        'the bootstrap created the token, and for people from an identity provider.',
+        "The first creator in the chain that led to the actor's access token. Absent if the bootstrap created the token, " +
+        'and for people from an identity provider.',
     }),
-    createdByIds: z
-      .array(z.string())
-      .optional()
-      .meta({ description: "All of these people's ids, from the root to who created the token itself." }),
+    createdByIds: z.array(z.string()).optional().meta({
+      description: 'The ids of all creators in this chain, from the first one to the creator of the token itself.',
+    }),
   })
   .meta({
     id: 'Actor',
-    description: 'Who acted, as it was then, and who stands behind its access token.',
+    description: 'The actor as it was at the time of the action, and the creators of its access token.',
     example: actorExample,
   });
 
@@ -277,7 +277,7 @@ export const problemView = z
     requestId: z.string(),
     traceId: z
       .string()
-      .meta({ description: "The trace of W3C Trace Context: the caller's own, where it has sent one." }),
+      .meta({ description: "The trace id (W3C Trace Context): the caller's own if the request has one." }),
     errors: z
       .array(z.object({ path: z.string(), message: z.string() }).meta({ id: 'ProblemError', example: errorExample }))
       .optional(),
@@ -285,7 +285,7 @@ export const problemView = z
   .meta({
     id: 'Problem',
     description:
-      'A problem document by RFC 9457. Its type is a path of this service that explains it and says what to do.',
+      'A problem document (RFC 9457). `type` is a path of this service that explains the problem and its remedy.',
     example: {
       type: '/problems/not_found',
       title: 'Not found',

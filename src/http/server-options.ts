@@ -9,32 +9,33 @@ import { answerFrameworkError } from './error-handler.ts';
 import { problemBody, problemHeaders } from './problem.ts';
 import { type Connection, connectionOf, createHttpServer } from './server.ts';
 
+/** Settings of an HTTP server. */
 export interface ServerSettings {
   logger: FastifyBaseLogger;
-  /** What every token of this installation begins with. */
+  /** The prefix of all tokens of this installation. */
   tokenPrefix: string;
-  /** Addresses or networks of proxies whose X-Forwarded-For is believed; false: nobody's. */
+  /** Addresses or networks of proxies whose X-Forwarded-For is trusted; false: none. */
   trustProxy: string[] | false;
-  /** How long a request may take to arrive, headers and body. */
+  /** How long headers and body may take to arrive. */
   receiveTimeoutMs?: number;
-  /** A reply of which the client takes nothing for so long is cut, at most twice as late. */
+  /** A reply that the client does not read for this long is cut; the cut may take twice as long. */
   writeTimeoutMs?: number;
-  /** Connections at once. */
+  /** The maximum number of open connections. */
   maxConnections?: number;
 }
 
 const bodyLimitBytes = 65_536;
 const headerLimitBytes = 16_384;
 
-/** What Node's and Fastify's servers are told, so that their own refusals are problems too. */
+/** Options for Fastify and Node's HTTP server. Errors that they answer themselves become problem documents too. */
 export function serverOptions(settings: ServerSettings) {
   const { logger, trustProxy, receiveTimeoutMs = 10_000, writeTimeoutMs = 15_000, maxConnections = 10_000 } = settings;
   return {
     loggerInstance: logger,
     logController: new LogController({ disableRequestLogging: true }),
-    // A line about a request names it by itself, because a logger for each request is garbage on every verification.
+    // No child logger per request, to save memory: log lines name the request id themselves.
     childLoggerFactory: (parent: FastifyBaseLogger) => parent,
-    trustProxy: trustProxy === false ? false : trusting(trustProxy),
+    trustProxy: trustProxy === false ? false : proxyTrust(trustProxy),
     genReqId: requestIds(createSecretText(settings.tokenPrefix).redact),
     rewriteUrl,
     bodyLimit: bodyLimitBytes,
@@ -51,7 +52,7 @@ export function serverOptions(settings: ServerSettings) {
         headersTimeout: receiveTimeoutMs,
         connectionsCheckingInterval: Math.min(1_000, receiveTimeoutMs / 4),
         maxHeaderSize: headerLimitBytes,
-        // A hook refuses a missing Host with a problem. Node itself would close without one.
+        // A hook rejects a missing Host with a problem; Node would close the connection.
         requireHostHeader: false,
       }),
     clientErrorHandler: answerBrokenRequest,
@@ -59,40 +60,43 @@ export function serverOptions(settings: ServerSettings) {
   } satisfies FastifyHttpOptions<Server>;
 }
 
-/** What Fastify believes of a proxy, such as the scheme, by the same rule as the address. */
-function trusting(proxies: readonly string[]): (peer: string | undefined) => boolean {
+/** Whether Fastify trusts a proxy's headers, such as the scheme. */
+function proxyTrust(proxies: readonly string[]): (peer: string | undefined) => boolean {
   const networks = toNetworks(proxies);
   return (peer) => {
-    // Of a connection that is gone Fastify has no address.
+    // The peer is undefined if the connection is gone.
     const address = plainAddress(peer);
     return address !== undefined && isWithin(networks, address);
   };
 }
 
-const saneRequestId = /^[A-Za-z0-9._:-]{1,128}$/;
+const safeRequestId = /^[A-Za-z0-9._:-]{1,128}$/;
 
-/** The caller's own X-Request-Id where it is harmless in a log, without tokens; otherwise a UUID. */
+/** Uses the caller's X-Request-Id if it is safe to log, with tokens masked; otherwise a UUID. */
 function requestIds(redact: (text: string) => string) {
   return ({ headers }: Pick<IncomingMessage, 'headers'>): string => {
     const given = headers['x-request-id'];
-    return typeof given === 'string' && saneRequestId.test(given) ? redact(given) : randomUUID();
+    return typeof given === 'string' && safeRequestId.test(given) ? redact(given) : randomUUID();
   };
 }
 
 const clientsPath = '/v1/authorize/';
 
-/** Behind this path stands whatever a gateway's client has asked for. It is neither parsed nor logged. */
+/** Cuts off the client's own path behind this prefix: it is neither parsed nor logged. */
 function rewriteUrl({ url = '/' }: Pick<IncomingMessage, 'url'>): string {
   return url.startsWith(clientsPath) ? `${clientsPath}client` : url;
 }
 
-/** What the parser refuses before there is a request. By the code that Node or llhttp gives it. */
+/** Errors of the HTTP parser as problems, by the code of Node or llhttp. */
 function brokenRequestProblem(code: string | undefined): Problem {
   switch (code) {
     case 'HPE_HEADER_OVERFLOW':
-      return new Problem('headers_too_large', 'Request line and headers together are over 16 KiB.');
+      return new Problem(
+        'headers_too_large',
+        'Request line and headers together exceed 16 KiB. Send fewer or shorter headers.',
+      );
     case 'ERR_HTTP_REQUEST_TIMEOUT':
-      return new Problem('request_timeout', 'The request did not arrive in full in time.');
+      return new Problem('request_timeout', 'The request did not arrive completely in time. Send it again.');
     default:
       return new Problem('bad_request', 'This is not a well-formed HTTP/1.1 request.');
   }
@@ -105,7 +109,7 @@ function answerBrokenRequest(error: Error & { code?: string }, socket: Socket): 
 }
 
 function endWithProblem(socket: Socket, connection: Connection, problem: Problem): void {
-  // A response that has begun must not get a second one into its middle.
+  // A reply that has begun must not be mixed with another one.
   if (!socket.writable || connection.lastResponse()?.headersSent === true) {
     socket.destroy();
     return;

@@ -4,26 +4,26 @@ import type { FastifyBaseLogger } from 'fastify';
 import { plainAddress } from '../lib/ip-address.ts';
 import { limitedWarnings } from '../lib/limited-warnings.ts';
 
-/** What is known of a connection, from its arrival to its end. */
+/** A client connection, from accept to close. */
 export interface Connection {
   /**
-   * The peer's address, mapped IPv4 as IPv4; undefined where the peer has none, as on a Unix socket. Read on arrival,
-   * because the system does not give it for a connection that was reset.
+   * The peer's address, mapped IPv4 as IPv4; undefined on a Unix socket. Read on arrival, because the system does not return
+   * it after a reset.
    */
   readonly address: string | undefined;
-  /** What the newest of its requests is answered with; undefined while none is in work. */
+  /** The response to the newest request; undefined if no request is in progress. */
   lastResponse(): ServerResponse | undefined;
-  /** Runs `last` when what has arrived in full is answered. Nothing that arrives later is served. Only the first call counts. */
+  /** Calls `last` once all complete requests are answered. Later requests are not served. Only the first call has an effect. */
   endWith(last: () => void): void;
 }
 
-interface Served extends Connection {
+interface ServedConnection extends Connection {
   current: Exchange | undefined;
   waiting: Exchange[];
-  /** Requests of which Node holds the objects although none of them is served. */
+  /** The number of requests that Node has parsed and that are not served. */
   dropped: number;
   isEnding: boolean;
-  /** What is still to be done when all is answered. */
+  /** Called when all requests are answered. */
   last: (() => void) | undefined;
 }
 
@@ -32,96 +32,97 @@ interface Exchange {
   response: ServerResponse;
 }
 
+/** Limits on connections. */
 export interface ConnectionBounds {
-  /** Connections at once; what comes beyond is closed at once. */
+  /** The maximum number of open connections; further ones are closed immediately. */
   connections: number;
-  /** A connection on which nothing was read or written for so long is closed, at most twice as late. */
+  /** A connection without reads and writes for this long is closed; the close may take twice as long. */
   silenceMs: number;
 }
 
-/** Pipelined requests of one connection that wait for the one before them. Beyond it the connection ends after these. */
-const waitingPerConnection = 64;
+/** Waiting pipelined requests per connection. If there are more, the connection closes after these. */
+const waitingPerConnectionLimit = 64;
 
-/** Pipelined requests of all connections. Beyond it the connection that brings another one is closed. */
-const waitingInAll = 2_000;
+/** Waiting pipelined requests of all connections. If there are more, the connection that sends the next one is closed. */
+const waitingTotalLimit = 2_000;
 
 const warnEveryMs = 1_000;
 
-const known = new WeakMap<Socket, Served>();
+const servedConnections = new WeakMap<Socket, ServedConnection>();
 
-/** Undefined for a socket that no server has accepted, such as the one of an injected request. */
+/** The connection of a socket; undefined for sockets without a server, such as those of injected requests. */
 export function connectionOf(socket: Socket): Connection | undefined {
-  return known.get(socket);
+  return servedConnections.get(socket);
 }
 
 /**
- * An HTTP server that serves the requests of a connection one after the other. Node by itself hands over all requests of a
- * packet at once, so that a client that reads nothing makes it hold thousands of replies.
+ * Creates an HTTP server that serves pipelined requests one at a time. Node starts all requests of a packet concurrently, so
+ * a client that does not read could make it hold thousands of replies.
  */
 export function createHttpServer(
   handle: (request: IncomingMessage, response: ServerResponse) => void,
   { connections, silenceMs, logger, ...options }: ServerOptions & ConnectionBounds & { logger: FastifyBaseLogger },
 ): Server {
-  let waitingNow = 0;
+  let waitingTotal = 0;
 
   function accept(socket: Socket): void {
     const address = socket.remoteAddress;
-    // It was reset before it was accepted.
+    // The connection was reset before it was accepted.
     if (address === undefined) return;
-    const served = createConnection(plainAddress(address));
-    known.set(socket, served);
+    const connection = createConnection(plainAddress(address));
+    servedConnections.set(socket, connection);
     socket.once('close', () => {
-      waitingNow -= served.waiting.length + served.dropped;
-      served.waiting = [];
-      served.dropped = 0;
+      waitingTotal -= connection.waiting.length + connection.dropped;
+      connection.waiting = [];
+      connection.dropped = 0;
     });
   }
 
   function take(request: IncomingMessage, response: ServerResponse): void {
     const { socket } = request;
-    const served = known.get(socket);
-    if (served === undefined) {
+    const connection = servedConnections.get(socket);
+    if (connection === undefined) {
       socket.destroy();
       return;
     }
-    if (served.current === undefined && !served.isEnding) {
-      serve(served, { request, response });
+    if (connection.current === undefined && !connection.isEnding) {
+      serve(connection, { request, response });
       return;
     }
-    waitingNow += 1;
-    if (served.dropped === 0 && !served.isEnding && served.waiting.length < waitingPerConnection) {
-      served.waiting.push({ request, response });
+    waitingTotal += 1;
+    if (connection.dropped === 0 && !connection.isEnding && connection.waiting.length < waitingPerConnectionLimit) {
+      connection.waiting.push({ request, response });
     } else {
-      served.dropped += 1;
+      connection.dropped += 1;
       socket.pause();
     }
-    if (waitingNow > waitingInAll) socket.destroy();
+    if (waitingTotal > waitingTotalLimit) socket.destroy();
   }
 
-  function serve(served: Served, exchange: Exchange): void {
-    served.current = exchange;
+  function serve(connection: ServedConnection, exchange: Exchange): void {
+    connection.current = exchange;
     exchange.response.on('close', closed);
     handle(exchange.request, exchange.response);
   }
 
-  /** One function for all replies, because a closure for each is garbage on every request. */
+  /** A shared function, to avoid a closure per request. */
   function closed(this: ServerResponse): void {
-    const served = known.get(this.req.socket);
-    if (served !== undefined) serveNext(served);
+    const connection = servedConnections.get(this.req.socket);
+    if (connection !== undefined) serveNext(connection);
   }
 
-  function serveNext(served: Served): void {
-    const next = served.waiting.shift();
-    served.current = next;
+  function serveNext(connection: ServedConnection): void {
+    const next = connection.waiting.shift();
+    connection.current = next;
     if (next === undefined) {
-      endNow(served);
+      endNow(connection);
       return;
     }
-    waitingNow -= 1;
-    if (served.waiting.length === 0 && served.dropped > 0) next.response.setHeader('connection', 'close');
-    // Others come in between.
+    waitingTotal -= 1;
+    if (connection.waiting.length === 0 && connection.dropped > 0) next.response.setHeader('connection', 'close');
+    // Let other connections run first.
     setImmediate(() => {
-      if (!next.request.socket.destroyed) serve(served, next);
+      if (!next.request.socket.destroyed) serve(connection, next);
     });
   }
 
@@ -129,46 +130,48 @@ export function createHttpServer(
   server.maxConnections = connections;
   server.prependListener('connection', accept);
   server.setTimeout(silenceMs, (socket) => {
-    const current = known.get(socket)?.current;
-    // A reply that is still being made is bounded by what makes it.
+    const current = servedConnections.get(socket)?.current;
+    // A handler that is still running has its own time limits.
     if (current === undefined || socket.writableLength > 0) socket.destroy();
   });
   const warn = limitedWarnings(logger, warnEveryMs);
-  server.on('drop', () => warn({ connections }, 'Connections are closed at once: there are as many as there may be.'));
+  server.on('drop', () =>
+    warn({ connections }, 'New connections are closed: the maximum number of connections is reached.'),
+  );
   server.on('error', (err: NodeJS.ErrnoException) => {
-    // Such as EMFILE of accept(2). What keeps the server from listening is thrown by `listen`.
+    // Such as EMFILE of accept(2). `listen` throws its own errors.
     if (err.syscall === 'accept') warn({ err }, 'A connection could not be accepted.');
   });
   return server;
 }
 
-function createConnection(address: string | undefined): Served {
-  const served: Served = {
+function createConnection(address: string | undefined): ServedConnection {
+  const connection: ServedConnection = {
     address,
     current: undefined,
     waiting: [],
     dropped: 0,
     isEnding: false,
     last: undefined,
-    lastResponse: () => (served.waiting.at(-1) ?? served.current)?.response,
+    lastResponse: () => (connection.waiting.at(-1) ?? connection.current)?.response,
     endWith(last) {
-      if (served.isEnding) return;
-      served.isEnding = true;
-      served.last = last;
-      // One that will never be complete cannot be answered.
-      if (served.waiting.at(-1)?.request.complete === false) {
-        served.waiting.pop();
-        served.dropped += 1;
+      if (connection.isEnding) return;
+      connection.isEnding = true;
+      connection.last = last;
+      // An incomplete request cannot be answered.
+      if (connection.waiting.at(-1)?.request.complete === false) {
+        connection.waiting.pop();
+        connection.dropped += 1;
       }
-      const { current, waiting } = served;
-      if (current === undefined || (waiting.length === 0 && !current.request.complete)) endNow(served);
+      const { current, waiting } = connection;
+      if (current === undefined || (waiting.length === 0 && !current.request.complete)) endNow(connection);
     },
   };
-  return served;
+  return connection;
 }
 
-function endNow(served: Served): void {
-  const { last } = served;
-  served.last = undefined;
+function endNow(connection: ServedConnection): void {
+  const { last } = connection;
+  connection.last = undefined;
   last?.();
 }

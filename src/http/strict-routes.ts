@@ -7,19 +7,19 @@ import { decodePercent } from '../lib/decode-percent.ts';
 import { hasBody } from './empty-body.ts';
 import { commonHeaders } from './problem.ts';
 
-const nothing = z.strictObject({});
-const noBody = nothing.nullish();
+const emptyObject = z.strictObject({});
+const emptyBodySchema = emptyObject.nullish();
 
-/** A plugin scope with this decorator registers routes that are not ours, such as the static files of /docs: public. */
-export const ungoverned = 'ungoverned';
+/** A plugin scope with this decorator registers routes of a library, such as the files of /docs. They are public. */
+export const libraryRoutes = 'libraryRoutes';
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** The config of its route, read once: Fastify copies a route's options at each access. */
+    /** The config of the request's route. Read once, because Fastify copies route options at each access. */
     routeConfig: FastifyContextConfig;
   }
   interface FastifyInstance {
-    /** Every route that there is, as it was declared. */
+    /** All routes, as declared. */
     routeList: RouteOptions[];
     /** Finds and masks this installation's tokens. */
     secretText: SecretText;
@@ -27,24 +27,24 @@ declare module 'fastify' {
 }
 
 /**
- * Closed by default: a route that declares no access or no response does not start, and a route that declares no
- * query or body takes none. Also what every reply and every request has in common.
+ * Enforces declarations: the service does not start if a route declares no access or no response, and a route that declares
+ * no query or body accepts none. Also checks what all requests have in common, and sets the headers of every reply.
  */
 export const strictRoutes = fp<{ tokenPrefix: string }>(
   async (app, { tokenPrefix }) => {
     app.decorate('routeList', []);
     app.decorate('secretText', createSecretText(tokenPrefix));
-    // A request like any other: the hook below rejects it, with a problem.
+    // Let the hook below reject it with a problem.
     app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response));
     app.addHook('onRoute', function (route) {
       app.routeList.push(route);
-      if (this.hasDecorator(ungoverned)) {
+      if (this.hasDecorator(libraryRoutes)) {
         route.config = { ...route.config, access: 'public' };
         return;
       }
       requireDeclarations(route);
-      route.schema = { ...route.schema, querystring: route.schema?.querystring ?? nothing };
-      if (takesBody(route)) route.schema.body ??= noBody;
+      route.schema = { ...route.schema, querystring: route.schema?.querystring ?? emptyObject };
+      if (takesBody(route)) route.schema.body ??= emptyBodySchema;
     });
     app.decorateRequest('routeConfig');
     app.addHook('onRequest', (request, reply, done) => {
@@ -53,7 +53,7 @@ export const strictRoutes = fp<{ tokenPrefix: string }>(
       reply.headers(commonHeaders(request.id));
       requireHost(request);
       const { access } = config;
-      // What a gateway passes on is its client's, and none of it but the credential is looked at.
+      // Requests of a gateway carry its client's headers; only the credential matters.
       if (access === undefined || access === 'public' || access.role !== 'gateway') {
         requireMetExpectation(request);
         requirePlainBody(request);
@@ -78,23 +78,23 @@ function requireDeclarations(route: RouteOptions): void {
   }
 }
 
-/** By the role and scope that it takes: whoever only asks has the role verifier or the scope read. */
+/** Whether a POST changes something, by the role and scope that it requires. */
 function isChangingPost({ method, config }: RouteOptions): boolean {
   const access = config?.access;
   if (![method].flat().includes('POST') || access === undefined || access === 'public') return false;
   return (access.role === 'admin' || access.role === 'operator') && access.scope === 'write';
 }
 
-/** Whether a route takes no body but nothing, `null` or `{}`. */
+/** Whether a route accepts only an empty body, `null` or `{}`. */
 export function isBodyless(route: RouteOptions): boolean {
-  return route.schema?.body === noBody;
+  return route.schema?.body === emptyBodySchema;
 }
 
 function takesBody(route: RouteOptions): boolean {
   return [route.method].flat().some((method) => method !== 'GET' && method !== 'HEAD');
 }
 
-/** RFC 9112 section 3.2: a request of HTTP/1.1 without Host, with two, or with one that is no host, is a 400. */
+/** RFC 9112 section 3.2: an HTTP/1.1 request must have exactly one valid Host header. */
 function requireHost({ raw }: FastifyRequest): void {
   let hosts = 0;
   const { rawHeaders } = raw;
@@ -105,32 +105,36 @@ function requireHost({ raw }: FastifyRequest): void {
   if (hosts === 0 && raw.httpVersion === '1.0') return;
   const detail =
     hosts === 1
-      ? 'The Host header is not a host.'
+      ? 'The Host header is not a valid host.'
       : `The request has ${hosts === 0 ? 'no' : 'more than one'} Host header.`;
   throw new Problem('bad_request', detail, { headers: { connection: 'close' } });
 }
 
-/** What RFC 9110 section 7.2 takes, and no more than keeps it from being a path, a list or somebody's credentials. */
+/** A loose form of RFC 9110 section 7.2: excludes paths, lists and credentials. */
 const hostForm = /^[^\s,/?#@\\]*$/;
 
-/** RFC 9110 section 10.1.1. Node itself sees to `100-continue`, and would answer others with an empty 417. */
+/** RFC 9110 section 10.1.1. Node handles `100-continue`, and would answer others with an empty 417. */
 function requireMetExpectation({ headers, raw }: FastifyRequest): void {
   const { expect } = headers;
   if (expect === undefined || raw.httpVersion === '1.0' || /(?:^|\W)100-continue(?:$|\W)/i.test(expect)) return;
-  throw new Problem('expectation_failed', 'The only Expect that can be met is 100-continue.', {
+  throw new Problem('expectation_failed', 'Latchkey supports only Expect: 100-continue. Leave the header out.', {
     headers: { connection: 'close' },
   });
 }
 
-/** RFC 9110 section 8.4: bodies are read as they come, so one in a coding that is not read must not be taken for it. */
+/** RFC 9110 section 8.4: encoded bodies are not supported. */
 function requirePlainBody(request: FastifyRequest): void {
   const { 'content-encoding': coding, 'transfer-encoding': transfer } = request.headers;
   if (coding === undefined && transfer === undefined) return;
   if (request.is404 || !hasBody(request)) return;
   if (isOnly('identity', coding) && isOnly('chunked', transfer)) return;
-  throw new Problem('unsupported_media_type', 'Bodies are read without a Content-Encoding only, whole or chunked.', {
-    headers: { 'accept-encoding': 'identity' },
-  });
+  throw new Problem(
+    'unsupported_media_type',
+    'Latchkey does not support this Content-Encoding or Transfer-Encoding. Send the body unencoded, whole or chunked.',
+    {
+      headers: { 'accept-encoding': 'identity' },
+    },
+  );
 }
 
 function isOnly(coding: string, header = ''): boolean {
@@ -139,10 +143,10 @@ function isOnly(coding: string, header = ''): boolean {
 
 const tokenParameters = new Set(['access_token', 'api_key', 'apikey', 'token', 'x-api-key']);
 
-/** A shorter URL has no room for a token. */
+/** The length of the shortest URL that can contain a token. */
 const tokenFormLength = 30;
 
-/** RFC 6750 section 5.3: tokens do not belong into URLs, in whichever part of one, and however often it is encoded. */
+/** RFC 6750 section 5.3: tokens do not belong in URLs, in any part and in any encoding. */
 function refuseTokenInUrl({ raw: { url = '' } }: FastifyRequest, { mask }: SecretText): void {
   const pathLength = url.search(/[?#]/);
   if (pathLength < 0 && url.length < tokenFormLength) return;
@@ -150,8 +154,8 @@ function refuseTokenInUrl({ raw: { url = '' } }: FastifyRequest, { mask }: Secre
   if (parameter === undefined && mask(url) === url) return;
   throw new Problem(
     'bad_request',
-    `A credential in the URL${parameter === undefined ? '' : ` (${parameter})`} is refused: URLs end up in logs and ` +
-      'histories. Send it in the Authorization header, and replace a real one that has been in a URL.',
+    `The URL contains a credential${parameter === undefined ? '' : ` (${parameter})`}. URLs end up in logs and ` +
+      'histories: replace this credential, and send credentials in the Authorization header.',
   );
 }
 
@@ -162,11 +166,11 @@ function tokenParameterIn(query: string): string | undefined {
     .find((name) => tokenParameters.has(name));
 }
 
-/** Postgres has no U+0000 in text. In a path nothing can be named so; in a query it is a mistake like in a body. */
+/** Postgres text cannot contain U+0000: in a path the id does not exist; in a query the input is invalid. */
 function refuseNulInUrl(request: FastifyRequest): void {
   if (!/%00/.test(request.raw.url ?? '')) return;
   if (Object.values(request.params as Record<string, string>).some((value) => value.includes('\u0000'))) {
-    throw new Problem('not_found', 'There is nothing with U+0000 in its id.');
+    throw new Problem('not_found', 'No id contains U+0000. Check the id in the path.');
   }
   for (const [name, value] of Object.entries(request.query as Record<string, unknown>)) {
     if (!JSON.stringify([name, value]).includes('\\u0000')) continue;

@@ -4,14 +4,14 @@ import { parseTraceparent, type Span, type Tracer, toTraceparent, traceIdOfReque
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** This request as a step of its caller's trace; null where the caller has none and nobody records. */
+    /** The request's span; null if the caller sent no trace and spans are not recorded. */
     span: Span | null;
   }
 }
 
 /**
- * W3C Trace Context: the caller's trace goes on in here, in the reply and in what is sent because of it. A request without
- * `traceparent` pays for a look at its headers and nothing else, unless spans are recorded. Probes have no span.
+ * Continues the caller's trace (W3C Trace Context) in the request, in the reply and in webhooks that the request causes.
+ * Probes have no span.
  */
 export const tracing = fp<{ tracer: Tracer }>(
   async (app, { tracer }) => {
@@ -32,7 +32,7 @@ export const tracing = fp<{ tracer: Tracer }>(
         if (span !== undefined) {
           request.span = span;
           reply.header('traceparent', toTraceparent(span.context));
-          // No hook, which those would pay for, too, who have no span.
+          // A hook would also run for requests without a span.
           reply.raw.once('close', () => end(span, request, reply.statusCode));
         }
       }
@@ -55,7 +55,7 @@ function pathOf({ raw }: FastifyRequest): string {
   return raw.url?.split('?', 1)[0] ?? '/';
 }
 
-/** Under which trace the log and whoever answers speak of a request. */
+/** The trace id of a request, for logs and replies. */
 export function traceIdOf({ id, span }: Pick<FastifyRequest, 'id' | 'span'>): string {
   return span?.context.traceId ?? traceIdOfRequestId(id);
 }

@@ -6,7 +6,7 @@ import { Problem, validationProblems } from '../domain/errors.ts';
 import type { OrganizationId } from '../domain/ids.ts';
 import { accessTokenOf } from '../http/guard.ts';
 import { inputErrorsAt } from '../http/input-errors.ts';
-import { takeAnyText } from '../http/json-body.ts';
+import { allowTokensInBody } from '../http/json-body.ts';
 import { problemBody } from '../http/problem.ts';
 import { problemView } from '../http/schemas.ts';
 import { requestsNoCache } from './routes.ts';
@@ -31,7 +31,7 @@ const batchValidator: FastifySchemaCompiler<z.ZodType> = (part) =>
 /** For backends that verify many keys at once, or report uses that they allowed by a cached verdict. */
 export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
   app.setValidatorCompiler(batchValidator);
-  takeAnyText(app);
+  allowTokensInBody(app);
   app.post(
     '/verify/batch',
     {

@@ -5,7 +5,7 @@ import { z } from 'zod';
 import type { ChangeFeed } from '../database/change-feed.ts';
 import type { DatabaseClock } from '../database/clock.ts';
 import type { AccessTokenPrincipal } from '../domain/principal.ts';
-import { createAtOnce, onceClosed, organizationGroupOf } from '../http/at-once.ts';
+import { createConcurrencyLimit, onceClosed, organizationGroupOf } from '../http/concurrency-limit.ts';
 import { accessTokenOf } from '../http/guard.ts';
 import { createChangeStreams, heartbeatEveryMs, silenceAllowedMs } from './change-streams.ts';
 import type { Records } from './records.ts';
@@ -43,7 +43,11 @@ export const changeRoutes: FastifyPluginAsyncZod<ChangeRoutesOptions> = async (a
     return token !== undefined && token.deleted_at === null && token.scopes.includes('read');
   };
   const streams = createChangeStreams({ feed, clock, isStillAuthorized, logger: app.log });
-  const atOnce = createAtOnce({ what: 'streams of changes', inAll: streamsAtOnce, retryAfterSeconds: 5 });
+  const concurrency = createConcurrencyLimit({
+    resources: 'streams of changes',
+    totalLimit: streamsAtOnce,
+    retryAfterSeconds: 5,
+  });
   // The server would wait for open streams when it closes, so they end first.
   app.addHook('preClose', async () => streams.close());
   draining.addEventListener('abort', () => streams.close(), { once: true });
@@ -66,7 +70,7 @@ export const changeRoutes: FastifyPluginAsyncZod<ChangeRoutesOptions> = async (a
     (request, reply) => {
       const principal = verifierOf(request);
       streams.requireOpen();
-      const leave = atOnce.enter(organizationGroupOf(request));
+      const release = concurrency.acquire(organizationGroupOf(request));
       // nginx buffers replies unless `x-accel-buffering` is `no`.
       reply.headers({
         'content-type': 'text/event-stream',
@@ -76,7 +80,7 @@ export const changeRoutes: FastifyPluginAsyncZod<ChangeRoutesOptions> = async (a
       reply.hijack();
       reply.raw.writeHead(200, reply.getHeaders() as OutgoingHttpHeaders);
       streams.open(principal, reply.raw);
-      onceClosed(reply.raw, leave);
+      onceClosed(reply.raw, release);
     },
   );
 };

@@ -2,7 +2,7 @@ import formBody from '@fastify/formbody';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { accessTokenOf } from '../http/guard.ts';
-import { takeAnyText } from '../http/json-body.ts';
+import { allowTokensInBody } from '../http/json-body.ts';
 import { andThen } from '../lib/maybe-promise.ts';
 import { verdictJson, verdictView } from './verdict-view.ts';
 import type { Verdict, Verifier } from './verifier.ts';
@@ -10,7 +10,7 @@ import { verifyRequest } from './verify-request.ts';
 
 /** Verifies API keys for backends. */
 export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
-  takeAnyText(app);
+  allowTokensInBody(app);
   app.post(
     '/verify',
     {

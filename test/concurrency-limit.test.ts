@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import t, { type Test } from 'tap';
-import { createAtOnce } from '../src/http/at-once.ts';
+import { createConcurrencyLimit } from '../src/http/concurrency-limit.ts';
 import { type Client, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { dbAddEvents } from './support/histories.ts';
@@ -175,21 +175,21 @@ t.test(
 );
 
 t.test('however much the groups before it have taken, one group leaves room for the next', async (t) => {
-  for (const inAll of [0, 1, 2, 7, 64]) {
-    const atOnce = createAtOnce({ what: 'things', inAll, retryAfterSeconds: 1 });
+  for (const totalLimit of [0, 1, 2, 7, 64]) {
+    const atOnce = createConcurrencyLimit({ resources: 'things', totalLimit, retryAfterSeconds: 1 });
     const leaves: Array<() => void> = [];
     let groups = 0;
-    for (; leaves.length < inAll; groups++) {
+    for (; leaves.length < totalLimit; groups++) {
       const before = leaves.length;
       const takeAll = () => {
-        for (;;) leaves.push(atOnce.enter(`group ${groups}`));
+        for (;;) leaves.push(atOnce.acquire(`group ${groups}`));
       };
       t.throws(takeAll, { code: 'rate_limited' });
-      t.equal(leaves.length - before, Math.ceil((inAll - before) / 2));
+      t.equal(leaves.length - before, Math.ceil((totalLimit - before) / 2));
     }
-    t.throws(() => atOnce.enter('late'), { code: 'overloaded', headers: { 'retry-after': '1' } });
+    t.throws(() => atOnce.acquire('late'), { code: 'overloaded', headers: { 'retry-after': '1' } });
     for (const leave of [...leaves, ...leaves]) leave();
-    if (inAll > 0) t.doesNotThrow(() => atOnce.enter('late'));
+    if (totalLimit > 0) t.doesNotThrow(() => atOnce.acquire('late'));
   }
 });
 

@@ -1,6 +1,5 @@
 import type { FastifySwaggerUiOptions } from '@fastify/swagger-ui';
 
-/** A key. */
 const logo = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
 <rect width="32" height="32" rx="6" fill="#1b1b1b"/>
 <g fill="none" stroke="#7fd1ae" stroke-width="3" stroke-linecap="round"><circle cx="10" cy="16" r="5"/><path d="M15 16h12M23 16v5M27 16v4"/></g></svg>`;
@@ -17,10 +16,10 @@ const styles = `.swagger-ui .info .title::before {
 `;
 
 /**
- * How /docs looks: Latchkey's own title and logo. The base layout has no bar into which the address of another document is
- * typed, and no foreign logo with inline styles, which the page's policy blocks.
+ * The title, logo and layout of /docs. The base layout has no field for the address of another document, and no inline
+ * styles, which the page's content security policy blocks.
  */
-export const docsLook: Pick<FastifySwaggerUiOptions, 'logo' | 'theme' | 'uiConfig'> = {
+export const docsTheme: Pick<FastifySwaggerUiOptions, 'logo' | 'theme' | 'uiConfig'> = {
   uiConfig: { deepLinking: true, layout: 'BaseLayout' },
   logo: { type: 'image/svg+xml', content: logo },
   theme: {

@@ -10,14 +10,14 @@ import type { IssuerKeys } from './issuer-keys.ts';
 import type { OidcSettings } from './settings.ts';
 
 /** Admins who come with an access token of the company's identity provider. */
-export interface People {
+export interface OidcAuthenticator {
   /** Whether a credential has the form of a JWT, which no token of Latchkey's own has. */
   isToken(text: string): boolean;
   /** @throws Problem `unauthorized`, `token_malformed`, `token_expired`, `unavailable` */
   authenticate(token: string): Promise<OidcPrincipal>;
 }
 
-interface PeopleOptions {
+interface OidcAuthenticatorOptions {
   settings: OidcSettings;
   keys: IssuerKeys;
   clock: DatabaseClock;
@@ -45,7 +45,13 @@ const clockToleranceSeconds = 10;
 
 const longestToken = 8_192;
 
-export function createPeople({ settings, keys, clock, tokenPrefix, organizationExists }: PeopleOptions): People {
+export function createOidcAuthenticator({
+  settings,
+  keys,
+  clock,
+  tokenPrefix,
+  organizationExists,
+}: OidcAuthenticatorOptions): OidcAuthenticator {
   const secrets = createSecretText(tokenPrefix);
 
   async function authenticate(token: string): Promise<OidcPrincipal> {
