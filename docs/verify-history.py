@@ -92,9 +92,9 @@ def parse_event(text):
             text.decode("utf-8"), parse_int=float, parse_float=float, parse_constant=refuse_constant
         )
         if not isinstance(event, dict) or canonical_text(event).encode("utf-8") != text:
-            raise Bad("its text is not JSON by RFC 8785")
+            raise Bad("the event's text is not canonical JSON (RFC 8785)")
     except (ValueError, RecursionError) as error:
-        raise Bad("its text is not JSON by RFC 8785") from error
+        raise Bad("the event's text is not canonical JSON (RFC 8785)") from error
     return event
 
 
@@ -157,8 +157,8 @@ class Walk:
                 self.contradicted = self.verdict.fail(
                     min(self.proven_to + 1, max(size, 1)),
                     max(size, 1),
-                    "somewhere from here to %d it is not what a checkpoint has signed: it was rewritten, or an older "
-                    "backup has gone on" % size,
+                    "the events up to %d differ from a signed checkpoint: the chain was rewritten, or continued from an "
+                    "older backup" % size,
                 )
             else:
                 self.contradicted[1] = size
@@ -167,7 +167,7 @@ class Walk:
         """A link is its event, text, previous hash and hash; None for a line that has no such parts."""
         why = None
         if link is None:
-            why = "it is not a line of an export"
+            why = "the line is not an exported event"
         else:
             event, text, previous, head = link
             number = event.get("sequence") if event is not None else None
@@ -176,20 +176,20 @@ class Walk:
                 if hashlib.sha256(previous + text).digest() == head:
                     number = int(number)
                     self.verdict.fail(
-                        self.next, number - 1, "an event that says it is number %d stands in its place" % number
+                        self.next, number - 1, "the event found here has sequence number %d" % number
                     )
                     self.next, self.head = number, None
             before = previous if self.head is None else self.head
             if event is None:
-                why = "its text is not JSON by RFC 8785"
+                why = "the event's text is not canonical JSON (RFC 8785)"
             elif type(event.get("sequence")) is not float or event["sequence"] != self.next:
                 why = "another event stands in its place"
             elif chain_of(event) != self.verdict.chain:
-                why = "it belongs to another organization"
+                why = "the event belongs to another organization"
             elif previous != before:
-                why = "it does not follow the event before it"
+                why = "the event does not follow the previous event"
             elif hashlib.sha256(before + text).digest() != head:
-                why = "its text is not the one that was hashed"
+                why = "the event's text does not match its hash"
         if why is not None:
             self.verdict.fail(self.next, self.next, why)
         self.head = None if link is None else link[3]

@@ -82,7 +82,7 @@ t.test('an export, without a database', async (t) => {
     [
       'another organization',
       ['--export', text, '--organization', newId('org')],
-      /first bad event is 1: it belongs to another/,
+      /first bad event is 1: the event belongs to another/,
     ],
     ['a file that is not there', ['--export', '/no/such/file'], /ENOENT/],
   ];

@@ -90,7 +90,7 @@ t.test('what was signed is remembered beyond a restart', async (t) => {
   t.same(await third.checkpoints.signChanged(), []);
   t.equal(third.checkpoints.refused(), 1);
   await t.rejects(third.checkpoints.sign(organizationId), { code: 'history_altered' });
-  t.match(third.lines.join(''), /"level":50.*it has 2 events, and \d+ were signed/);
+  t.match(third.lines.join(''), /"level":50.*it has 2 events, but \d+ were signed/);
   t.equal(readFileSync(file, 'utf8'), before);
 });
 
@@ -129,7 +129,7 @@ t.test('a file that cannot be used is said at the start', async (t) => {
   const open = (file: string, ring = keyring) => checkpointingOf(t, service, { file, keyring: ring });
   await t.rejects(open(path.join(folder, 'no/such/folder')), {
     name: 'CheckpointFileError',
-    message: /CHECKPOINT_FILE .*no\/such\/folder cannot be written \(ENOENT.*Its folder must be there/,
+    message: /CHECKPOINT_FILE .*no\/such\/folder cannot be written \(ENOENT.*Create its folder/,
   });
   await t.rejects(open(folder), { name: 'CheckpointFileError', message: /EISDIR/ });
 
@@ -140,7 +140,10 @@ t.test('a file that cannot be used is said at the start', async (t) => {
   const text = readFileSync(file, 'utf8');
   const [size = 0] = sizesIn(text, service.organizationId);
   writeFileSync(file, text.replace(`\n${size}\n`, `\n${size + 1}\n`));
-  await t.rejects(open(file), { name: 'CheckpointFileError', message: /signature under .* is wrong.*restore it/ });
+  await t.rejects(open(file), {
+    name: 'CheckpointFileError',
+    message: /the checkpoint of .* has a wrong signature.*restore the file/,
+  });
 
   writeFileSync(file, `${text}\nrubbish\n`);
   chmodSync(file, 0o644);
@@ -196,7 +199,7 @@ t.test('checkpoints leave the machine, and what does not arrive comes with the n
   const { checkpointing, checkpoints, lines } = await checkpointingOf(t, service, { url, everyMs: 20 });
   checkpointing.start();
   await eventually(async () => receiver.arrived.length >= 3);
-  t.match(lines.join(''), /"level":40.*it answered 503.*they are sent with the next/);
+  t.match(lines.join(''), /"level":40.*the server answered with 503.*will send them with the next/);
   t.notMatch(lines.join(''), /p@ss|p%40ss|take/, 'what may be a secret in the URL is not logged');
   await change(service, 3);
   status = 204;
@@ -251,7 +254,7 @@ t.test('without a database nothing is signed, and nothing ends', async (t) => {
   const { checkpointing, checkpoints, lines } = await checkpointingOf(t, service, { everyMs: 20 });
   await dbQuery(urls.owner, `revoke select on history_heads from ${roleOf(urls.app)}`);
   checkpointing.start();
-  await eventually(async () => lines.filter((line) => line.includes('this is tried again')).length >= 2);
+  await eventually(async () => lines.filter((line) => line.includes('Latchkey will retry')).length >= 2);
   await dbQuery(urls.owner, `grant select on history_heads to ${roleOf(urls.app)}`);
   await eventually(async () => lines.some((line) => line.includes(`latchkey/${organizationId}`)));
   t.equal(checkpoints.refused(), 0);
@@ -291,7 +294,7 @@ t.test('the service signs at its start and at its end', async (t) => {
   t.equal((await unusable.exited).code, 78);
   t.match(unusable.output(), /^latchkey: CHECKPOINT_FILE \/no\/such\/folder\/file cannot be written/m);
   const killed = runEntry(t, 'server.ts', [], { env });
-  await killed.until(/CHECKPOINT_FILE has texts that are no checkpoints/);
+  await killed.until(/CHECKPOINT_FILE contains incomplete checkpoints/);
   killed.child.kill('SIGKILL');
   t.match(await killed.exited, { signal: 'SIGKILL' });
 });

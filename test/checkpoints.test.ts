@@ -124,7 +124,7 @@ t.test('a history that is smaller, or another one, is never signed', async (t) =
     t.equal(status, 409, what);
     t.match(problem, { code: 'history_altered', detail: why, lastCheckpoint: signed.text }, what);
     const said = service.logLines.slice(before).join('');
-    t.match(said, /"level":50.*THE HISTORY IS NOT WHAT WAS SIGNED/, `${what}: the log says it`);
+    t.match(said, /"level":50.*THE HISTORY CONTRADICTS ITS LAST CHECKPOINT/, `${what}: the log says it`);
     t.equal(await refusedGauge(service), '1', `${what}: so do the metrics`);
   };
 
@@ -154,18 +154,18 @@ t.test('a history that is smaller, or another one, is never signed', async (t) =
     );
 
   await dbCutTail(service, organizationId, size - 1);
-  await isRefused('a cut tail', /it has \d+ events, and \d+ were signed/);
+  await isRefused('a cut tail', /it has \d+ events, but \d+ were signed/);
   await admin.put('/v1/rate-limit', { requests: 7, windowSeconds: 60 });
-  await isRefused('an old backup that has gone on to the same size', /is not the one that was signed/);
+  await isRefused('an old backup that has gone on to the same size', /differs from the signed one/);
   await admin.put('/v1/rate-limit', { requests: 8, windowSeconds: 60 });
-  await isRefused('and to a greater one', /is not the one that was signed/);
+  await isRefused('and to a greater one', /differs from the signed one/);
   await dbCutTail(service, organizationId, size - 1);
   await putBack();
   t.equal((await checkpointOf(service)).text, signed.text, 'what was signed may be signed');
   t.equal(await refusedGauge(service), '0');
 
   await dbQuery(urls.superuser, `update history_heads set sequence = sequence + 1 where chain = $1`, [organizationId]);
-  await isRefused('a head that speaks of more events than there are', /the last of them is not there/);
+  await isRefused('a head that speaks of more events than there are', /the last of them is missing/);
   await putBack();
   await dbQuery(urls.superuser, `delete from history_heads where chain = $1`, [organizationId]);
   await isRefused('a chain that is gone', /it has 0 events/);

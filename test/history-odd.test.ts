@@ -177,11 +177,11 @@ t.test('verification goes on after a flaw and names every range', { skip: unless
   );
   const { body } = await admin.get('/v1/history/verify');
   t.match(body, { valid: false, events: 5, firstBadSequence: 6 });
-  const text = 'its text is not the one that was hashed';
+  const text = "the event's text does not match its hash";
   t.same(body.flaws, [
     { firstSequence: 6, lastSequence: 8, reason: text },
     { firstSequence: 12, lastSequence: 12, reason: text },
-    { firstSequence: 15, lastSequence: 16, reason: 'an event that says it is number 17 stands in its place' },
+    { firstSequence: 15, lastSequence: 16, reason: 'the event found here has sequence number 17' },
     { firstSequence: 20, lastSequence: 20, reason: text },
   ]);
   const exported = await exportOf(service);

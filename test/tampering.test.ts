@@ -85,20 +85,20 @@ const cutTo = (keep: number) =>
    update history_heads set sequence = ${keep}, hash = (select hash from history where chain = c and sequence = ${keep}) where chain = c`;
 
 const matrix: Tampering[] = [
-  { what: 'an edit', sql: edit(6), alone: 6, compared: 6, named: /its text is not the one that was hashed/ },
+  { what: 'an edit', sql: edit(6), alone: 6, compared: 6, named: /the event's text does not match its hash/ },
   {
     what: 'an edit with its own hash',
     sql: `${edit(6)}; update history set hash = sha256(previous_hash || convert_to(canonical, 'UTF8')) where chain = c and sequence = 6`,
     alone: 7,
     compared: 7,
-    named: /it does not follow the event before it/,
+    named: /the event does not follow the previous event/,
   },
   {
     what: 'a deletion',
     sql: 'delete from history where chain = c and sequence = 6',
     alone: 6,
     compared: 6,
-    named: /an event that says it is number 7 stands in its place/,
+    named: /the event found here has sequence number 7/,
   },
   {
     what: 'a swap',
@@ -106,7 +106,7 @@ const matrix: Tampering[] = [
       update history set sequence = -sequence where chain = c and sequence < 0`,
     alone: 5,
     compared: 5,
-    named: /an event that says it is number 6 stands in its place/,
+    named: /the event found here has sequence number 6/,
   },
   {
     what: 'a tail that was cut as an old backup would have it',
@@ -123,21 +123,21 @@ const matrix: Tampering[] = [
     },
     alone: undefined,
     compared: 5,
-    named: /somewhere from here to 10 .*it was rewritten, or an older backup has gone on/,
+    named: /the events up to 10 differ .*the chain was rewritten, or continued from an older backup/,
   },
   {
     what: 'a rewrite of the whole',
     sql: `update history set canonical = replace(canonical, 'First operator', 'Another operator') where chain = c; ${rehashFrom(1)}`,
     alone: undefined,
     compared: 1,
-    named: /somewhere from here to 4 .*it was rewritten/,
+    named: /the events up to 4 differ .*the chain was rewritten/,
   },
   {
     what: 'a rewrite from an event on',
     sql: `${edit(6)}; ${rehashFrom(6)}`,
     alone: undefined,
     compared: 5,
-    named: /somewhere from here to 10 .*it was rewritten/,
+    named: /the events up to 10 differ .*the chain was rewritten/,
   },
 ];
 
@@ -200,43 +200,43 @@ t.test('what is seen in the database alone', async (t) => {
       'a tail that was cut without its head',
       'delete from history where chain = c and sequence > 7',
       8,
-      /its head speaks of 10 events: the tail was cut/,
+      /the chain's head counts 10 events: the tail was cut/,
     ],
     [
       'a column that says something else',
       `update history set actor_id = 'token_x' where chain = c and sequence = 5`,
       5,
-      /its columns say something else/,
+      /the row's columns differ from the event's text/,
     ],
     [
       'a head that says something else',
       `update history_heads set hash = sha256('x') where chain = c`,
       10,
-      /its head has another hash/,
+      /the hash of the chain's head differs/,
     ],
     [
       'an event behind the head',
       `update history_heads set sequence = 9, hash = (select hash from history where chain = c and sequence = 9) where chain = c`,
       10,
-      /outside of the chain/,
+      /outside the chain/,
     ],
     [
       'an event before the first',
       `insert into history select c, -3, id || 'x', at, action, actor_id, key_id, partner_id, canonical, previous_hash, hash from history where chain = c and sequence = 1`,
       -3,
-      /outside of the chain/,
+      /outside the chain/,
     ],
     [
       'a text that no JSON parser takes',
       `update history set canonical = 'x' where chain = c and sequence = 4`,
       4,
-      /its text is not JSON by RFC 8785/,
+      /the event's text is not canonical JSON \(RFC 8785\)/,
     ],
     [
       'a number that no JSON can hold',
       `update history set canonical = replace(canonical, '"keyId":null', '"keyId":1e999') where chain = c and sequence = 4`,
       4,
-      /its text is not JSON by RFC 8785/,
+      /the event's text is not canonical JSON \(RFC 8785\)/,
     ],
   ];
   const service = await startService(t, { keyring: keyringOf('evidence') });

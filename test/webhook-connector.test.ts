@@ -221,7 +221,7 @@ t.test('where nobody listens the connection fails, and another address of the na
   t.match(await post(`http://hook.example.com:${receiver.port}/`, {}, '{}'), { status: 204 });
   const { post: postNowhere } = startWebhookClient(t, { opened, lookup: async () => ['127.0.0.2', '127.0.0.3'] });
   const failure = await failureOf(postNowhere(`http://hook.example.com:${gone.port}/`, {}, '{}'));
-  t.match(failure, { reason: 'connect_failed', message: 'No connection could be made.' });
+  t.match(failure, { reason: 'connect_failed', message: 'The connection could not be established.' });
   t.equal(gone.connections(), 0);
 
   await t.test('also where the first one keeps silent', async (t) => {

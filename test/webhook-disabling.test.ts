@@ -175,7 +175,7 @@ t.test('a secret that does not open, or belongs to another endpoint, signs nothi
   const [delivery] = await settled(service, victim, ({ attempts }) => attempts.length === 1);
   t.match(delivery, { status: 'pending', attempts: [{ status: null, reason: 'secret_unreadable' }] });
   t.equal(receiver.received.length, 0);
-  t.match(sending.logLines.join(''), "A webhook's secret does not open");
+  t.match(sending.logLines.join(''), "A webhook's secret cannot be decrypted");
 });
 
 t.test('deliveries are kept for 30 days', async (t) => {

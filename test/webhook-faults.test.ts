@@ -130,7 +130,7 @@ t.test(
     proxy.end();
     answer();
     receiver.reply = (_, response) => void response.writeHead(204).end();
-    await eventually(async () => /could not be kept/.test(sending.logLines.join('')));
+    await eventually(async () => /outcome of a webhook delivery could not be stored/.test(sending.logLines.join('')));
     proxy.refuse(false);
     service.later(30_000);
     const delivery = await eventually(async () => {

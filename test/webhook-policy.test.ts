@@ -1,5 +1,12 @@
 import t from 'tap';
-import { decide, type Outcome, reasonToDisable, retryDelaysMs, shownUrl, sortEvents } from '../src/webhooks/policy.ts';
+import {
+  decide,
+  type Outcome,
+  reasonToDisable,
+  redactedUrl,
+  retryDelaysMs,
+  sortEvents,
+} from '../src/webhooks/policy.ts';
 
 const hourMs = 3_600_000;
 
@@ -61,6 +68,6 @@ t.test('the same wish is the same value, and a query stays out of history', asyn
     'key.deleted',
   ]);
   t.same(sortEvents(['*']), ['*']);
-  t.equal(shownUrl('https://a.example/b?token=c'), 'https://a.example/b?…');
-  t.equal(shownUrl('https://a.example:8443/b'), 'https://a.example:8443/b');
+  t.equal(redactedUrl('https://a.example/b?token=c'), 'https://a.example/b?…');
+  t.equal(redactedUrl('https://a.example:8443/b'), 'https://a.example:8443/b');
 });

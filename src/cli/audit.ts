@@ -11,7 +11,7 @@ import type { ChainVerdict } from '../history/chain-walk.ts';
 import { type Checkpoint, checkpointSigners, parsePublicKeys } from '../history/checkpoints/checkpoint.ts';
 import { verifyExport } from '../history/export.ts';
 import { listAuditedChains } from '../history/state-audit.ts';
-import { someDifferences } from '../history/state-differences.ts';
+import { firstDifferences } from '../history/state-differences.ts';
 import { readHead } from '../history/store.ts';
 import { verifyChain } from '../history/verify.ts';
 import { linesOf } from '../lib/lines.ts';
@@ -141,7 +141,7 @@ async function verifyDatabase(db: Db, chain: string | undefined, signed: Signed)
 const shownOfValue = 200;
 
 async function tellDifferences(db: Db, chain: string): Promise<void> {
-  const { differences, hasMore } = await someDifferences(db, chain);
+  const { differences, hasMore } = await firstDifferences(db, chain);
   const show = (value: unknown) => JSON.stringify(value).slice(0, shownOfValue);
   for (const { id, member, history, table } of differences) {
     const what = member === 'id' ? '' : `${member} is ${show(table)} in the table, and ${show(history)} by its history`;

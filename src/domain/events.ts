@@ -43,7 +43,7 @@ export const historyActions = [
 export type HistoryAction = (typeof historyActions)[number];
 
 /** What happened; who, when and through which request is the work's. Details never hold a secret. */
-export interface Happening {
+export interface EventInput {
   action: HistoryAction;
   keyId?: KeyId | null;
   partnerId?: PartnerId | null;

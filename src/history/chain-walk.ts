@@ -1,56 +1,56 @@
 import { firstPreviousHash, type Place } from './chain.ts';
 import type { Checkpoint } from './checkpoints/checkpoint.ts';
 
-/** A range of places, both ends inclusive, at which a chain is not as it was written. */
+/** A range of sequence numbers, both ends inclusive, where the stored chain is damaged. */
 export interface ChainFlaw {
   firstSequence: number;
   lastSequence: number;
-  /** For people. */
+  /** In words, for the reader of the report. */
   reason: string;
 }
 
 export interface ChainVerdict {
   chain: string;
-  /** How many events there are before the first flaw; all of them where there is none. */
+  /** Number of events before the first flaw; all events if there is none. */
   events: number;
-  /** The hash of the last of these; 32 zero bytes where there is none. */
+  /** The hash of the last of these events; 32 zero bytes if there is none. */
   head: Buffer;
-  /** By place, at most `mostFlaws`. Empty: all is well. */
+  /** Ordered by sequence, at most `mostFlaws`. Empty if the chain is sound. */
   flaws: ChainFlaw[];
-  /** How many there are in all. */
+  /** The number of all flaws, including those that `flaws` leaves out. */
   flawCount: number;
-  /** How many checkpoints agree. */
+  /** The number of checkpoints that match the chain. */
   agreeing: number;
 }
 
-/** So many are kept, so that a chain which is wrong throughout takes no more memory than a sound one. */
+/** Bounds the memory for a chain that is damaged throughout. */
 const mostFlaws = 100;
 
-/** Takes a chain's events one after the other, goes on after what is wrong, and says all of it at the end. */
+/** Checks a chain's events one by one, continues after a flaw, and reports all flaws at the end. */
 export interface ChainWalk {
   /**
-   * The next event. After a flaw the walk continues from the hash that is stored with the flawed event.
-   * @param link undefined: there is something, but it cannot be read as an event
-   * @param at the number that it stands under, where that is known; those that are left out are missing
+   * Checks the next event. After a flaw the walk continues from the hash stored with the flawed event.
+   * @param link undefined if the line or row cannot be read as an event
+   * @param at the event's stored sequence number, if known; a jump means that the events before it are missing
    */
   take<Link extends { hash: Buffer }>(
     link: Link | undefined,
     flawIn: (link: Link, place: Place) => string | undefined,
     at?: number,
   ): void;
-  /** What else is known to be wrong. */
+  /** Adds a flaw that was found by other means. */
   fail(flaw: ChainFlaw): void;
-  /** The number that the next event has to have. */
+  /** The sequence number expected next. */
   next(): number;
-  /** The hash of the last event as it is stored; undefined where it is not known. */
+  /** The stored hash of the last event; undefined if unknown. */
   lastHash(): Buffer | undefined;
-  /** No more events come. */
+  /** Ends the walk. */
   end(): ChainVerdict;
 }
 
 /**
- * @param checkpoints of this chain, in any order. One that differs shows that something before it was changed, but not
- * what; the flaw then reaches from behind the last one that agrees.
+ * @param checkpoints of this chain, in any order. One that differs proves a change somewhere before it; the flaw then
+ * covers everything after the last checkpoint that matches.
  */
 export function walkChain(chain: string, checkpoints: readonly Checkpoint[] = []): ChainWalk {
   const ahead = [...checkpoints].sort((one, other) => other.size - one.size);
@@ -76,7 +76,7 @@ export function walkChain(chain: string, checkpoints: readonly Checkpoint[] = []
     if (flaws.length < mostFlaws) flaws.push(flaw);
   }
 
-  /** A checkpoint is of the place that was reached, or of one that is missing, about which it says nothing. */
+  /** Compares checkpoints up to the current event. A checkpoint of a missing event proves nothing. */
   function compare(): void {
     for (let due = ahead.at(-1); due !== undefined && due.size < next; due = ahead.at(-1)) {
       ahead.pop();
@@ -90,8 +90,8 @@ export function walkChain(chain: string, checkpoints: readonly Checkpoint[] = []
           firstSequence: Math.min(provenTo + 1, Math.max(due.size, 1)),
           lastSequence: Math.max(due.size, 1),
           reason:
-            `somewhere from here to ${due.size} it is not what a checkpoint of ${due.size} events has signed: ` +
-            'it was rewritten, or an older backup has gone on',
+            `the events up to ${due.size} differ from a signed checkpoint of ${due.size} events: ` +
+            'the chain was rewritten, or continued from an older backup',
         };
         fail(contradicted);
       } else contradicted.lastSequence = due.size;
@@ -109,14 +109,14 @@ export function walkChain(chain: string, checkpoints: readonly Checkpoint[] = []
   return {
     take(link, flawIn, at = next) {
       if (at > next) {
-        const reason = `an event that says it is number ${at} stands in its place`;
+        const reason = `the event found here has sequence number ${at}`;
         fail({ firstSequence: next, lastSequence: at - 1, reason });
         next = at;
         lastHash = undefined;
       }
       const reason =
         link === undefined
-          ? 'it is not a line of an export'
+          ? 'the line is not an exported event'
           : flawIn(link, { chain, sequence: next, previousHash: lastHash });
       if (reason !== undefined) fail({ firstSequence: next, lastSequence: next, reason });
       advance(link?.hash);

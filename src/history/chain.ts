@@ -4,14 +4,14 @@ import type { ChainedEvent } from '../domain/events.ts';
 import type { OrganizationId } from '../domain/ids.ts';
 
 /**
- * The chain: `hash = SHA-256(previousHash ‖ canonical)`, where canonical is the event in RFC 8785 form without the two
- * hashes, hashes are 32 raw bytes, and the first previousHash is 32 zero bytes. `history_append()` in the database
- * computes the same over the same bytes.
+ * Hash chain: `hash = SHA-256(previousHash ‖ canonical)`. `canonical` is the event in RFC 8785 form without the two
+ * hashes. Hashes are 32 raw bytes; the first previousHash is 32 zero bytes. `history_append()` in the database computes
+ * the same.
  */
 
 export const firstPreviousHash = Buffer.alloc(32);
 
-/** The chain of acts that belong to no organization. */
+/** The chain of events that belong to no organization. */
 export const installationChain = 'installation';
 
 export function chainOf(organizationId: OrganizationId | null): string {
@@ -27,17 +27,17 @@ export function chainHash(previousHash: Buffer, canonical: string): Buffer {
   return createHash('sha256').update(previousHash).update(canonical, 'utf8').digest();
 }
 
-/** What a chain is made of. */
+/** One link of a chain. */
 export interface Link {
-  /** The event's text: exactly the bytes that are hashed. */
+  /** Exactly the bytes that are hashed. */
   canonical: string;
   previous_hash: Buffer;
   hash: Buffer;
 }
 
-/** A stored row of history: the link, and the columns that only serve filters. */
+/** A stored row of history: the link, and the columns for filters. */
 export interface StoredEvent extends Omit<Link, 'canonical'> {
-  /** Null where it is longer than any event: then it was not read. */
+  /** Null if the text exceeds `longestEventBytes`; such a text is not read. */
   canonical: string | null;
   chain: string;
   sequence: number;
@@ -49,41 +49,40 @@ export interface StoredEvent extends Omit<Link, 'canonical'> {
   partner_id: string | null;
 }
 
-/** `history_append()` takes no longer ones. */
+/** The longest text that `history_append()` accepts. */
 export const longestEventBytes = 131_072;
 
-/** Where a link has to stand. */
+/** Where a link belongs. */
 export interface Place {
   chain: string;
   sequence: number;
-  /** The hash of the event before, or 32 zero bytes; undefined where that event is missing. */
+  /** The hash of the previous event, or 32 zero bytes; undefined if that event is missing. */
   previousHash: Buffer | undefined;
 }
 
-/** What keeps a link from its place, in words for people; undefined where it belongs there. */
+/** Why a link does not belong at this place, in words; undefined if it does. */
 export function flawOfLink(link: Link, place: Place): string | undefined {
   return flawOf(parseEvent(link.canonical), link, place);
 }
 
-/** The same for a row, whose columns must say what its text says. */
+/** Like `flawOfLink`, for a row whose columns must also match its text. */
 export function flawOfRow(row: StoredEvent, place: Place): string | undefined {
   const { canonical, previous_hash, hash } = row;
-  if (canonical === null) return `its text is longer than ${longestEventBytes} bytes`;
+  if (canonical === null) return `the event's text is longer than ${longestEventBytes} bytes`;
   const event = parseEvent(canonical);
   const flaw = flawOf(event, { canonical, previous_hash, hash }, place);
   if (flaw !== undefined || event === undefined) return flaw;
-  return columnsAgree(event, row) ? undefined : 'its columns say something else than its text';
+  return columnsAgree(event, row) ? undefined : "the row's columns differ from the event's text";
 }
 
 function flawOf(event: UncheckedEvent | undefined, link: Link, place: Place): string | undefined {
   const { chain, sequence } = place;
-  if (event === undefined) return 'its text is not JSON by RFC 8785';
-  if (event.sequence !== sequence)
-    return `an event that says it is number ${String(event.sequence)} stands in its place`;
-  if ((event.organizationId ?? installationChain) !== chain) return 'it belongs to another organization';
+  if (event === undefined) return "the event's text is not canonical JSON (RFC 8785)";
+  if (event.sequence !== sequence) return `the event found here has sequence number ${String(event.sequence)}`;
+  if ((event.organizationId ?? installationChain) !== chain) return 'the event belongs to another organization';
   const previousHash = place.previousHash ?? link.previous_hash;
-  if (!link.previous_hash.equals(previousHash)) return 'it does not follow the event before it';
-  if (!link.hash.equals(chainHash(previousHash, link.canonical))) return 'its text is not the one that was hashed';
+  if (!link.previous_hash.equals(previousHash)) return 'the event does not follow the previous event';
+  if (!link.hash.equals(chainHash(previousHash, link.canonical))) return "the event's text does not match its hash";
   return undefined;
 }
 
@@ -100,16 +99,16 @@ function columnsAgree(event: UncheckedEvent, row: StoredEvent): boolean {
   );
 }
 
-/** By RFC 3339; null where it has no form for the time, such as for `infinity`, which pg reads as a number. */
+/** RFC 3339; null for times that it cannot express, such as `infinity`, which pg reads as a number. */
 export function timeText(time: unknown): string | null {
   const isShown = time instanceof Date && time.getUTCFullYear() >= 0 && time.getUTCFullYear() <= 9_999;
   return isShown ? time.toISOString() : null;
 }
 
-/** An event's members, whatever they are: somebody may have written the row by hand. */
+/** An event's members, unchecked: the row may have been written by hand. */
 export type UncheckedEvent = Partial<Record<keyof ChainedEvent, unknown>>;
 
-/** Undefined where the text is not an object in canonical form. */
+/** Undefined if the text is not an object in canonical form. */
 export function parseEvent(canonical: string): UncheckedEvent | undefined {
   try {
     const value = parseObject(canonical);
@@ -119,7 +118,7 @@ export function parseEvent(canonical: string): UncheckedEvent | undefined {
   }
 }
 
-/** Undefined where the text is not a JSON object. */
+/** Undefined if the text is not a JSON object. */
 export function parseObject(text: string): UncheckedEvent | undefined {
   try {
     const value: unknown = JSON.parse(text);

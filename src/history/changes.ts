@@ -1,10 +1,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { Changes } from '../domain/events.ts';
 
-/**
- * What an update would change: each field that is given and differs. Nothing different means nothing to write and
- * nothing to record.
- */
+/** The fields of an update that differ from the present values. Empty: nothing to write or to record. */
 export function changesBetween<Fields extends Record<string, unknown>>(
   present: Fields,
   given: { [Field in keyof Fields]?: Fields[Field] | undefined },

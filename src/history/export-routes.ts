@@ -8,7 +8,7 @@ import { chainOf } from './chain.ts';
 import { exportChain } from './export.ts';
 import { readHead } from './store.ts';
 
-/** Sent as a stream, so only the document says that it is text. */
+/** The response is a stream; this schema only documents it. */
 const exportView: z.ZodType = z.string().meta({
   example: '{"action":"key.created","actor":{},"previousHash":"00…","hash":"9f…"}\n',
 });
@@ -21,25 +21,25 @@ export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app
     retryAfterSeconds: 5,
   });
   const running = new Set<Readable>();
-  // A reader may take as long as it likes, and a service that stops must not: what is cut is seen to be cut.
+  // A slow reader must not delay the shutdown. The broken connection shows the reader that the export is incomplete.
   app.addHook('preClose', async () => {
-    for (const stream of running) stream.destroy(new Error('the service stops'));
+    for (const stream of running) stream.destroy(new Error('The service is shutting down.'));
   });
 
   app.get(
     '/history/export',
     {
       config: { access: { role: 'admin', scope: 'read', installation: true }, problems: ['overloaded'] },
-      // A HEAD would read everything to say nothing.
+      // A HEAD request would read the whole history for nothing.
       exposeHeadRoute: false,
       schema: {
         operationId: 'exportHistory',
         tags: ['History'],
-        summary: 'The whole history as NDJSON, oldest first',
+        summary: 'Export the whole history as NDJSON, oldest first',
         description:
-          'Up to the event that is the last one when the request comes. A line is an event as the list shows it, with ' +
-          'previousHash and hash as its last members; without these two its bytes are exactly what was hashed. ' +
-          'docs/verify-history.py and `latchkey audit verify --export` check it.',
+          'Ends with the event that is the last one when the request arrives. Each line is an event as in the list, with ' +
+          'previousHash and hash as its last members. Without these two members, its bytes are exactly the hashed bytes. ' +
+          'Check the file with docs/verify-history.py or `latchkey audit verify --export`.',
         produces: ['application/x-ndjson'],
         response: { 200: exportView },
       },

@@ -3,11 +3,11 @@ import { chainHash, flawOfLink, installationChain, type Link, parseEvent, type S
 import { type ChainVerdict, type ChainWalk, walkChain } from './chain-walk.ts';
 import type { Checkpoint } from './checkpoints/checkpoint.ts';
 import { readEvents } from './store.ts';
-import { isCarriedByLine, toEventView } from './views.ts';
+import { fitsExportLine, toEventView } from './views.ts';
 
 /**
- * A history as NDJSON, oldest first. A line is the event's canonical text, with the two hashes put in before its last
- * brace: without them a line is exactly the bytes that were hashed.
+ * An export line: the canonical text with the two hashes before its last brace. Without them the line is exactly what
+ * was hashed.
  */
 export function toExportLine({ canonical, previous_hash, hash }: Link): string {
   const hashes = `"previousHash":"${previous_hash.toString('hex')}","hash":"${hash.toString('hex')}"`;
@@ -15,8 +15,8 @@ export function toExportLine({ canonical, previous_hash, hash }: Link): string {
 }
 
 /**
- * The line of a row. An event that cannot be shown has `"unreadable":true` before the hashes, and, where its text does
- * not fit into a line, what its columns say instead.
+ * The line of a row. An unreadable event has `"unreadable":true` before the hashes. If its text does not fit on a line,
+ * the line has the row's columns instead.
  */
 function lineOfStored(stored: StoredEvent): string {
   const { canonical, previous_hash, hash } = stored;
@@ -28,7 +28,7 @@ function lineOfStored(stored: StoredEvent): string {
     hash: _hash,
     ...columns
   } = { unreadable: true, ...view };
-  const text = isCarriedByLine(canonical) ? canonical : JSON.stringify(columns);
+  const text = fitsExportLine(canonical) ? canonical : JSON.stringify(columns);
   return toExportLine({ canonical: `${text.slice(0, -1)},"unreadable":true}`, previous_hash, hash });
 }
 
@@ -54,20 +54,20 @@ function decode(line: Buffer): string | undefined {
   }
 }
 
-/** The lines of a chain up to the event with the number `last`, a batch at a time. */
+/** The lines of a chain up to event number `last`, batch by batch. */
 export async function* exportChain(db: Db, chain: string, last: number): AsyncGenerator<string> {
   for await (const events of readEvents(db, chain, last)) yield events.map(lineOfStored).join('');
 }
 
 interface ExportOptions {
-  /** Which chain it should be; where it is left out the first event says so. */
+  /** The expected chain. If omitted, the first event decides. */
   chain?: string | undefined;
   checkpointsOf?: (chain: string) => readonly Checkpoint[];
-  /** Called with the number of bytes that have been checked. */
+  /** Called with the number of bytes checked so far. */
   onProgress?: (bytes: number) => void;
 }
 
-/** Recomputes the chain of an export, without any database. Undefined where it is empty and no chain was given. */
+/** Verifies an export without a database. Undefined if the export is empty and no chain was given. */
 export async function verifyExport(
   lines: AsyncIterable<Buffer>,
   { chain, checkpointsOf = () => [], onProgress }: ExportOptions = {},
@@ -85,14 +85,14 @@ export async function verifyExport(
   return walk?.end();
 }
 
-/** Where even the first line is damaged, its chain is not known. */
+/** Unknown if the first line is damaged. */
 function chainNamedBy(link: Link | undefined): string {
   const event = link === undefined ? undefined : parseEvent(link.canonical);
   const chain = event === undefined ? undefined : (event.organizationId ?? installationChain);
   return typeof chain === 'string' ? chain : 'unknown';
 }
 
-/** A line has no number beside its text. What is behind a hole is believed where its hash is that of its text. */
+/** Lines are not numbered. A jump in the sequence is trusted only if the event's hash matches its text. */
 function placeNamedBy(link: Link | undefined, next: number): number {
   const sequence = link === undefined ? undefined : parseEvent(link.canonical)?.sequence;
   if (link === undefined || !Number.isSafeInteger(sequence) || Number(sequence) <= next) return next;

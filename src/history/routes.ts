@@ -13,7 +13,7 @@ import { listRefusals, type RefusalFilter } from '../refused-requests/store.ts';
 import { isRefusalId, refusalCodeSchema, refusalCodes, refusalView, toRefusalView } from '../refused-requests/view.ts';
 import { chainOf } from './chain.ts';
 import type { Checkpoints } from './checkpoints/signing.ts';
-import { someDifferences } from './state-differences.ts';
+import { firstDifferences } from './state-differences.ts';
 import { countOfPage, type HistoryFilter, historyKnows, isSequence, listEvents } from './store.ts';
 import { verifyChain } from './verify.ts';
 import { hashView, historyActionSchema, listedEventView, toEventView } from './views.ts';
@@ -33,51 +33,53 @@ const historyPage = z.discriminatedUnion('kind', [eventPage, refusalPage]).meta(
 type EventPage = z.infer<typeof eventPage>;
 
 const timeFilter = {
-  from: timestampInput.optional().meta({ description: 'At this time or later.' }),
-  to: timestampInput.optional().meta({ description: 'Before this time.' }),
+  from: timestampInput.optional().meta({ description: 'Events at or after this time.' }),
+  to: timestampInput.optional().meta({ description: 'Events before this time.' }),
 };
 
-/** Which filter is for which class only, and why the other one has nothing to look for. */
+/** Filters that apply to one kind only, with the reason shown for the other kind. */
 const filtersOf = {
   events: {
-    keyId: 'a refused attempt is about no key; one that was made with a key is found by actorId',
-    partnerId: 'a refused attempt is about no partner',
-    action: 'an action is what was done, and a refused attempt did nothing; use operation',
+    keyId: 'a refused attempt has no key; to find attempts that a key made, use actorId',
+    partnerId: 'a refused attempt has no partner',
+    action: 'a refused attempt has no action; use operation',
   },
   refused: {
-    operation: 'events are found by action',
-    code: 'an event was not refused',
+    operation: 'an event has no operation; use action',
+    code: 'an event has no refusal code',
   },
 } as const;
 
 const historyFilter = z
   .strictObject({
     ...pageQuery,
-    kind: z
-      .enum(['events', 'refused'])
-      .meta({ id: 'HistoryKind' })
-      .default('events')
-      .meta({ description: '`refused`: attempts that were refused with 403 or 429, counted by the hour, not events.' }),
+    kind: z.enum(['events', 'refused']).meta({ id: 'HistoryKind' }).default('events').meta({
+      description: '`refused` lists attempts that were rejected with 403 or 429, counted per hour, instead of events.',
+    }),
     keyId: idSchema('key').optional(),
     partnerId: idSchema('partner').optional(),
     actorId: z
       .string()
       .max(1_000)
       .optional()
-      .meta({ description: 'Who acted: the id of an access token, or issuer#subject.' }),
+      .meta({ description: "The actor's id: an access token's id, or issuer#subject." }),
     action: historyActionSchema.optional(),
-    operation: z.string().max(100).optional().meta({ description: 'Of refused attempts: the operationId.' }),
+    operation: z
+      .string()
+      .max(100)
+      .optional()
+      .meta({ description: 'The operationId of a refused attempt. Only with kind=refused.' }),
     code: refusalCodeSchema
       .refine((code) => (refusalCodes as readonly string[]).includes(code), `must be one of ${refusalCodes.join(', ')}`)
       .optional()
-      .meta({ description: 'Of refused attempts: with what.' }),
+      .meta({ description: 'The problem code of a refused attempt. Only with kind=refused.' }),
     ...timeFilter,
   })
   .superRefine((query, context) => {
     const foreign = filtersOf[query.kind === 'events' ? 'refused' : 'events'];
     for (const [name, why] of Object.entries(foreign)) {
       if (query[name as keyof typeof query] === undefined) continue;
-      context.addIssue({ code: 'custom', path: [name], message: `does not go with kind=${query.kind}: ${why}` });
+      context.addIssue({ code: 'custom', path: [name], message: `cannot be used with kind=${query.kind}: ${why}` });
     }
   });
 
@@ -85,11 +87,13 @@ const stateDifferenceView = z
   .object({
     id: z.string().meta({ example: 'key_01kdyq6yqpe8xrktxmjrcgctsj' }),
     member: z.string().meta({
-      description: 'Which member differs, in the words of the API. `id`: the record is known to one of the two alone.',
+      description: 'The API member that differs. `id` if the record exists on one side only.',
       example: 'expiresAt',
     }),
-    history: z.unknown().meta({ description: 'What its events give.', example: '2026-12-31T00:00:00.000Z' }),
-    table: z.unknown().meta({ description: 'What its row says.', example: null }),
+    history: z
+      .unknown()
+      .meta({ description: 'The value according to the events.', example: '2026-12-31T00:00:00.000Z' }),
+    table: z.unknown().meta({ description: 'The value stored in the table.', example: null }),
   })
   .meta({ id: 'StateDifference' });
 
@@ -106,10 +110,10 @@ const verdictView = z
           .meta({ id: 'HistoryFlaw', example: { firstSequence: 7, lastSequence: 9, reason: 'hash' } }),
       )
       .max(100)
-      .meta({ description: 'Ranges of events at which the chain is not as it was written: the first 100.' }),
+      .meta({ description: 'Ranges of events where the chain is damaged: the first 100.' }),
     stateDifferences: z.array(stateDifferenceView).meta({
       description:
-        'Keys, partners, access tokens and the organization itself, where a row says something else than its events: ' +
+        'Keys, partners, access tokens and the organization whose table rows differ from their events: ' +
         'at most 100.',
     }),
   })
@@ -133,10 +137,10 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
       schema: {
         operationId: 'listHistory',
         tags: ['History'],
-        summary: 'Who did what, newest first',
+        summary: 'List who did what, newest first',
         description:
-          "An operator that names no organization reads the installation's own history. `kind=refused` lists refused " +
-          'attempts instead, with other entries. A page of large events is shorter than `limit`: follow `nextCursor`.',
+          "An operator that selects no organization reads the installation's own history. `kind=refused` lists refused " +
+          'attempts instead of events. A page of large events may be shorter than `limit`: follow `nextCursor`.',
         querystring: historyFilter,
         response: { 200: historyPage },
       },
@@ -165,18 +169,18 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
       schema: {
         operationId: 'verifyHistory',
         tags: ['History'],
-        summary: 'Recompute the whole chain',
+        summary: 'Verify the whole history',
         description:
-          'firstBadSequence is the first place at which the chain is not as it was written, events and head are what ' +
-          'comes before it. stateDifferences names what has been changed in the tables without an event. ' +
-          'A rewrite of the whole chain shows only against a checkpoint that was kept elsewhere.',
+          'Recomputes the hash chain. firstBadSequence is the first damaged event; events and head describe the sound part ' +
+          'before it. stateDifferences lists changes in the tables that have no event. ' +
+          'To detect a rewrite of the whole chain, compare it with a checkpoint that was kept elsewhere.',
         response: { 200: verdictView },
       },
     },
     async (request, reply) => {
       const release = verifications.acquire(organizationGroupOf(request));
       const gone = new AbortController();
-      const closed = new Problem('bad_request', 'The caller has closed the connection before the reply.');
+      const closed = new Problem('bad_request', 'The caller closed the connection before the reply.');
       onceClosed(reply.raw, () => gone.abort(closed));
       const chain = chainOf(accessTokenOf(request).actsIn);
       const { verdict, differences: stateDifferences } = await verifyWithState(chain, gone.signal).finally(release);
@@ -199,7 +203,7 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
       schema: {
         operationId: 'listKeyHistory',
         tags: ['History'],
-        summary: "A key's own events, newest first",
+        summary: "List a key's events, newest first",
         params: z.object({ keyId: idParam('Which key') }),
         querystring: z.strictObject(pageQuery),
         response: { 200: eventPage },
@@ -215,7 +219,7 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
       schema: {
         operationId: 'listPartnerHistory',
         tags: ['History'],
-        summary: "A partner's events and those of its keys, newest first",
+        summary: 'List the events of a partner and its keys, newest first',
         params: z.object({ partnerId: idParam('Which partner') }),
         querystring: z.strictObject(pageQuery),
         response: { 200: eventPage },
@@ -226,7 +230,7 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
 
   async function verifyWithState(chain: string, signal: AbortSignal) {
     const verdict = await verifyChain(db, chain, { signal });
-    const { differences } = await someDifferences(db, chain, signal);
+    const { differences } = await firstDifferences(db, chain, signal);
     return { verdict, differences };
   }
 
@@ -237,7 +241,7 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
   ): Promise<EventPage> {
     const organizationId = organizationOf(request);
     if (!(await historyKnows(db, organizationId, subject))) {
-      throw new Problem('not_found', 'History has nothing with this id in this organization.');
+      throw new Problem('not_found', "This organization's history has no event with this id.");
     }
     return readPage(listOf(request), organizationId, subject, page);
   }
@@ -277,7 +281,7 @@ const keyExample =
   'latchkey+d2d1c82d+AYqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c\n' +
   '-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAiojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w=\n-----END PUBLIC KEY-----\n';
 
-/** The signed head of a chain, to be kept where neither this service nor its database can change it. */
+/** Checkpoints are meant to be kept where neither this service nor its database can change them. */
 export const checkpointRoutes: FastifyPluginAsyncZod<{ checkpoints: Checkpoints }> = async (app, { checkpoints }) => {
   app.get(
     '/history/checkpoint',
@@ -286,11 +290,11 @@ export const checkpointRoutes: FastifyPluginAsyncZod<{ checkpoints: Checkpoints 
       schema: {
         operationId: 'getHistoryCheckpoint',
         tags: ['History'],
-        summary: 'How long the history is and what it ends in, signed',
+        summary: 'Get a signed checkpoint of the history',
         description:
           'A C2SP signed note: origin, number of events, hash of the last event in base64, and Ed25519 signatures. ' +
-          'Kept elsewhere it shows later whether anything before it was changed or cut off. ' +
-          'docs/history.md says how; the public key is at /.well-known/latchkey-history-key.',
+          'Keep it elsewhere: it proves later whether earlier events were changed or cut off. ' +
+          'docs/history.md explains how. The public key is at /.well-known/latchkey-history-key.',
         produces: ['text/plain'],
         response: { 200: z.string().meta({ example: noteExample }) },
       },
@@ -308,10 +312,10 @@ export const publicKeyRoutes: FastifyPluginAsyncZod<{ checkpoints: Checkpoints }
       schema: {
         operationId: 'getHistoryKey',
         tags: ['History'],
-        summary: 'The public keys that checkpoints are checked with',
+        summary: 'Get the public keys that verify checkpoints',
         description:
-          'For each entry of the keyring, the primary first: a line for tools that know signed notes, and the same key ' +
-          'as PEM. Keep them: a key that comes with what it is to check proves nothing.',
+          'For each keyring entry, the primary first: a line for signed-note tools, and the same key ' +
+          'as PEM. Keep these keys apart from the checkpoints: a key fetched together with what it verifies proves nothing.',
         produces: ['text/plain'],
         response: { 200: z.string().meta({ example: keyExample }) },
       },

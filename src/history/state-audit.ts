@@ -9,7 +9,7 @@ import { type RecordKind, recordKinds } from './state-replay.ts';
 import { listOrganizationIds } from './state-rows.ts';
 import { listChains } from './store.ts';
 
-/** Lines of the log that one run writes; beyond that differences are only counted. */
+/** Differences logged per run; further ones are only counted. */
 const loggedAtMost = 1_000;
 
 interface StateAuditDeps {
@@ -19,9 +19,9 @@ interface StateAuditDeps {
 }
 
 /**
- * Compares every record of the installation with what history says of it, logs each difference, and keeps how many there
- * were for the metrics.
- * @returns how many
+ * Compares every record of the installation with its events, logs each difference, and stores the counts for the
+ * metrics.
+ * @returns the number of differences
  */
 export async function auditStates({ transactor, logger, signal }: StateAuditDeps): Promise<number> {
   const { db } = transactor;
@@ -34,7 +34,10 @@ export async function auditStates({ transactor, logger, signal }: StateAuditDeps
         counts[kind] += 1;
         total += 1;
         if (total > loggedAtMost) continue;
-        logger.error({ chain, kind, id, member }, 'A record in the database is not what history says of it.');
+        logger.error(
+          { chain, kind, id, member },
+          'A record in the database differs from its history. Run latchkey audit verify.',
+        );
       }
     }
   }
@@ -42,7 +45,7 @@ export async function auditStates({ transactor, logger, signal }: StateAuditDeps
   return total;
 }
 
-/** Every chain that there are events or records of. */
+/** Every chain that has events or records. */
 export async function listAuditedChains(db: Db): Promise<string[]> {
   return [...new Set([installationChain, ...(await listChains(db)), ...(await listOrganizationIds(db))])].sort();
 }
@@ -55,7 +58,7 @@ async function replaceCounts(db: Db, counts: Record<RecordKind, number>, at: Dat
     .execute();
 }
 
-/** What the last complete run found, by kind; nothing before the first. */
+/** The counts of the last complete run, by kind; empty before the first run. */
 export async function readDifferenceCounts(db: Db): Promise<Array<{ kind: string; count: number; at: Date }>> {
   return db.selectFrom('state_difference_counts').select(['kind', 'count', 'at']).orderBy('kind').execute();
 }

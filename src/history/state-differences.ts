@@ -15,7 +15,7 @@ import {
 } from './state-replay.ts';
 import {
   accessTokenRows,
-  behindAll,
+  afterAllIds,
   keyRows,
   organizationRows,
   partnerRows,
@@ -25,16 +25,15 @@ import {
 import { eventText, matches, matchesAny } from './store.ts';
 import { readEvent } from './views.ts';
 
-/** Records in one snapshot: a few thousand events at most are looked at in it, unless a record has very many itself. */
+/** Records per snapshot, so that a snapshot reads a few thousand events at most. */
 const recordsAtOnce = 200;
 const createdAtOnce = 1_000;
 const eventsAtOnce = 500;
 
 /**
- * Compares the records of a chain with what their events give, and names each difference. Works in short snapshots, each
- * of which has rows and their events as of one moment, so that a change that happens meanwhile is no difference. In memory
- * are the records of one snapshot; of access tokens all that the chain has.
- * @returns batches, also empty ones, so that the caller can stop between them
+ * Compares the records of a chain with the state that their events give. Rows and events of each batch are read in one
+ * snapshot, so concurrent changes are no differences. Memory is bounded by a batch, except for access tokens.
+ * @returns batches, some empty, so that the caller can stop between them
  */
 export async function* compareStates(db: Db, chain: string): AsyncGenerator<StateDifference[]> {
   const organizationId = chain === installationChain ? null : (chain as OrganizationId);
@@ -62,14 +61,14 @@ export async function* compareStates(db: Db, chain: string): AsyncGenerator<Stat
   yield* comparePaged(db, organizationId, { kind: 'key', column: 'key_id', table: 'api_keys', rowsOf: keyRows });
 }
 
-/** As many differences as a caller is shown at once. */
+/** The number of differences that a reply shows. */
 const shownAtMost = 100;
 
 /**
  * The first differences of a chain, and whether there are more.
- * @param signal ends it between two snapshots
+ * @param signal stops between two snapshots
  */
-export async function someDifferences(
+export async function firstDifferences(
   db: Db,
   chain: string,
   signal?: AbortSignal,
@@ -96,7 +95,7 @@ interface All {
   idIn: (event: ChainedEvent) => unknown;
 }
 
-/** Where events are found by what they say alone. */
+/** For records whose events are found by their action, not by an indexed id column. */
 async function compareAll(tx: Tx, chain: string, { kind, rows, idIn }: All): Promise<StateDifference[]> {
   const found = await tx
     .selectFrom('history')
@@ -112,18 +111,18 @@ async function compareAll(tx: Tx, chain: string, { kind, rows, idIn }: All): Pro
 
 interface Paged {
   kind: RecordKind;
-  /** Of history, by which events of a record are found. */
+  /** The column of `history` that identifies the record. */
   column: 'key_id' | 'partner_id';
   table: 'api_keys' | 'partners';
   rowsOf: (tx: Tx, organizationId: OrganizationId, page: RowPage) => Promise<RecordRow[]>;
 }
 
-/** First from the rows to their events, then from what history says was made to the rows. */
+/** First compares each row with its events, then looks for records whose row is missing. */
 async function* comparePaged(db: Db, chain: OrganizationId, paged: Paged): AsyncGenerator<StateDifference[]> {
   const { kind, rowsOf } = paged;
   const pages = pagesOf<{ id: string; differences: StateDifference[] }>((last) =>
     inSnapshot(db, async (tx) => {
-      const rows = await rowsOf(tx, chain, { before: last?.id ?? behindAll, limit: recordsAtOnce });
+      const rows = await rowsOf(tx, chain, { before: last?.id ?? afterAllIds, limit: recordsAtOnce });
       const states = await statesOf(tx, chain, paged, rows);
       return rows.map(({ id, state }) => ({ id, differences: differencesOf(kind, id, states.get(id), state) }));
     }),
@@ -155,7 +154,7 @@ interface CreatedRecord {
   is_there: boolean;
 }
 
-/** Records of which history says that they were made, and that are not there: rows only ever go by hand. */
+/** Records that were created according to history but have no row. The service never deletes rows, so somebody did. */
 async function* findMissing(db: Db, chain: string, { kind, column, table }: Paged): AsyncGenerator<StateDifference[]> {
   const pages = pagesOf<CreatedRecord>(async (last) => {
     const { rows } = await sql<CreatedRecord>`
@@ -173,7 +172,7 @@ async function* findMissing(db: Db, chain: string, { kind, column, table }: Page
   }
 }
 
-/** The states of records after the events at these places. An event that cannot be read changes nothing. */
+/** The states of records after these events. Unreadable events are skipped. */
 async function replay(
   tx: Tx,
   { chain, kind, sequences }: { chain: string; kind: RecordKind; sequences: number[] },

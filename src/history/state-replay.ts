@@ -1,16 +1,16 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { ChainedEvent, HistoryAction } from '../domain/events.ts';
 
-/** What a record's events give, without a database. A new member of a record that decides anything goes in here. */
+/** Computes a record's state from its events alone. Add every new member that affects a decision here. */
 
 export const recordKinds = ['organization', 'access_token', 'partner', 'key'] as const;
 
 export type RecordKind = (typeof recordKinds)[number];
 
-/** A record by its members, in the words of the API: times are text. */
+/** A record's members as the API names them; times are text. */
 export type State = Record<string, unknown>;
 
-/** The members that an event sets; what is no member of the record is ignored. */
+/** The members that an event sets. Names that are not members of the record are ignored. */
 type Rule = (details: Record<string, unknown>, event: ChainedEvent, state: State) => State;
 
 const limited = ['rateLimit'] as const;
@@ -29,7 +29,9 @@ const restored: Rule = () => ({ deletedAt: null });
 const suspended: Rule = ({ suspendedAt }) => ({ suspendedAt });
 const resumed: Rule = () => ({ suspendedAt: null });
 
-/** By kind: the event that a record begins with, and those that change it. Others say nothing about its state. */
+/**
+ * For each kind: the event that creates a record, and the events that change it. Other events do not affect its state.
+ */
 const rules: Record<RecordKind, { begins: HistoryAction; first: Rule; changes: Partial<Record<HistoryAction, Rule>> }> =
   {
     organization: {
@@ -80,40 +82,43 @@ const rules: Record<RecordKind, { begins: HistoryAction; first: Rule; changes: P
     },
   };
 
-/** The action without which history does not know a record. */
+/** The action that creates a record of this kind. */
 export function firstActionOf(kind: RecordKind): HistoryAction {
   return rules[kind].begins;
 }
 
-/** Every action that says something about a record's state. */
+/** Every action that affects a record's state. */
 export function actionsOf(kind: RecordKind): HistoryAction[] {
   return [rules[kind].begins, ...(Object.keys(rules[kind].changes) as HistoryAction[])];
 }
 
 /**
- * A record after one more of its events. Never throws: somebody may have put anything into an event.
- * @param state undefined: history does not know the record yet
+ * Applies an event to a state. Never throws, because an event may have been written by hand.
+ * @param state undefined if no event has created the record yet
  */
 export function stateAfter(kind: RecordKind, state: State | undefined, event: ChainedEvent): State | undefined {
   const { begins, first, changes } = rules[kind];
   const details = toObject(event.details);
-  if (event.action === begins) return { ...first(details, event, {}), createdBy: toMaker(event.actor) };
+  if (event.action === begins) return { ...first(details, event, {}), createdBy: toCreator(event.actor) };
   const rule = Object.hasOwn(changes, event.action) ? changes[event.action] : undefined;
   if (state === undefined || rule === undefined) return state;
   return { ...state, ...only(Object.keys(state), { ...state, ...rule(details, event, state) }) };
 }
 
-/** A member of a record whose row says something else than its events. */
+/** A member whose value in the row differs from the value that the events give. */
 export interface StateDifference {
   kind: RecordKind;
   id: string;
-  /** `id`: the record is known to one of the two alone. */
+  /** `id` if the record exists on one side only. */
   member: string;
   history: unknown;
   table: unknown;
 }
 
-/** @param history undefined: it does not know the record @param table undefined: there is no such row */
+/**
+ * @param history undefined if no event created the record
+ * @param table undefined if there is no row
+ */
 export function differencesOf(
   kind: RecordKind,
   id: string,
@@ -140,8 +145,8 @@ function toObject(value: unknown): Record<string, unknown> {
   return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {};
 }
 
-/** Who made a record, as far as its row and its event say the same. */
-export function toMaker(actor: unknown): unknown {
+/** The parts of the creator that both the row and the event store. */
+export function toCreator(actor: unknown): unknown {
   const { type, id } = toObject(actor);
   return { type, id };
 }

@@ -2,12 +2,12 @@ import { sql } from 'kysely';
 import type { Db, Tx } from '../database/client.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 import { toRateLimit } from '../domain/rate-limit.ts';
-import { type State, toMaker } from './state-replay.ts';
+import { type State, toCreator } from './state-replay.ts';
 
-/** What the tables say about records, by the members that their events give. */
+/** Reads records from the tables as the states that `state-replay.ts` computes from events. */
 
-/** Sorts behind every id. */
-export const behindAll = '\u{10ffff}';
+/** Sorts after every id. */
+export const afterAllIds = '\u{10ffff}';
 
 export interface RecordRow {
   id: string;
@@ -50,7 +50,7 @@ export async function keyRows(
       deletedAt: toText(row.deleted_at),
       deleteReason: row.delete_reason,
       purgedAt: toText(row.purged_at),
-      createdBy: toMaker(row.created_by),
+      createdBy: toCreator(row.created_by),
     },
   }));
 }
@@ -79,12 +79,15 @@ export async function partnerRows(
       rateLimit: toRateLimit(row),
       suspendedAt: toText(row.suspended_at),
       deletedAt: toText(row.deleted_at),
-      createdBy: toMaker(row.created_by),
+      createdBy: toCreator(row.created_by),
     },
   }));
 }
 
-/** All access tokens of an organization, or with null those of the installation: operators, and verifiers for all. */
+/**
+ * All access tokens of an organization, or with null those of the installation (operators and installation-wide
+ * verifiers).
+ */
 export async function accessTokenRows(tx: Tx, organizationId: OrganizationId | null): Promise<RecordRow[]> {
   const rows = await tx
     .selectFrom('access_tokens')
@@ -100,12 +103,12 @@ export async function accessTokenRows(tx: Tx, organizationId: OrganizationId | n
       scopes: row.scopes,
       expiresAt: toText(row.expires_at),
       deletedAt: toText(row.deleted_at),
-      createdBy: toMaker(row.created_by),
+      createdBy: toCreator(row.created_by),
     },
   }));
 }
 
-/** The organization itself, if there is one. */
+/** The organization's row, as a list of at most one. */
 export async function organizationRows(tx: Tx, organizationId: OrganizationId): Promise<RecordRow[]> {
   const rows = await tx
     .selectFrom('organizations')
@@ -118,18 +121,18 @@ export async function organizationRows(tx: Tx, organizationId: OrganizationId): 
       name: row.name,
       keyReveal: row.key_reveal,
       rateLimit: toRateLimit(row),
-      createdBy: toMaker(row.created_by),
+      createdBy: toCreator(row.created_by),
     },
   }));
 }
 
-/** Ids of all organizations, also of one that no event tells of. */
+/** Ids of all organizations, including those without events. */
 export async function listOrganizationIds(db: Db): Promise<OrganizationId[]> {
   const rows = await db.selectFrom('organizations').select('id').orderBy('id').execute();
   return rows.map(({ id }) => id);
 }
 
-/** Times beyond what a `Date` can show are named as they are. */
+/** Times outside the range of `Date` are shown as they are. */
 function toText(at: Date | number | null): string | null {
   if (at === null) return null;
   return typeof at === 'number' || Number.isNaN(at.getTime()) ? String(at) : at.toISOString();

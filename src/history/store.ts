@@ -14,10 +14,10 @@ export interface HistoryFilter {
   to?: Date | undefined;
 }
 
-/** An event's place in its chain, as a cursor carries it. */
+/** An event's sequence number as text in a cursor. */
 export const isSequence = (text: string): text is `${number}` => /^[1-9][0-9]{0,14}$/.test(text);
 
-/** An event's text; null where it is too long for an event, so that it is not even read. */
+/** An event's text; null if it exceeds `longestEventBytes`, so that it is not read. */
 export const eventText = sql<string | null>`
   case when octet_length(canonical) <= ${sql.lit(longestEventBytes)} then canonical end`;
 
@@ -27,7 +27,7 @@ export const storedEvent = sql`chain, sequence, id, at, action, actor_id, key_id
 
 export type FilterColumn = 'key_id' | 'partner_id' | 'actor_id' | 'action';
 
-/** The sets of columns that the migration made an index for, largest first. */
+/** The column sets that have an index, largest first. */
 const filterIndexes: FilterColumn[][] = [
   ['key_id', 'actor_id', 'action'],
   ['partner_id', 'actor_id', 'action'],
@@ -44,8 +44,8 @@ const filterIndexes: FilterColumn[][] = [
 ];
 
 /**
- * That a row is in a chain and has these values, by the index of their hash alone. The values themselves are compared
- * inside a `case`, which Postgres neither looks up in an index nor takes for rare: it would else walk the chain, or sort.
+ * Matches rows by the index on the hash of chain and values. The exact comparison is wrapped in `case`, because the
+ * planner would otherwise use it to choose another plan: walking the chain, or sorting.
  */
 export function matches(chain: string, values: ReadonlyArray<readonly [FilterColumn, string]>) {
   const columns = values.map(([column]) => sql.ref(column));
@@ -60,14 +60,17 @@ function isEqual(values: ReadonlyArray<readonly [FilterColumn | 'chain', string]
   return sql`case when ${sql.join(equal, sql` and `)} then true end`;
 }
 
-/** The same for several values of one column, in no order. */
+/** Like `matches`, for several values of one column, in no order. */
 export function matchesAny(chain: string, column: FilterColumn, values: readonly string[]) {
   return sql<boolean>`hashtextextended(chain || ' ' || ${sql.ref(column)}, 0) = any(array(
       select hashtextextended(${chain}::text || ' ' || value, 0) from unnest(${values}::text[]) as value))
     and case when chain = ${chain} and ${sql.ref(column)} = any(${values}::text[]) then true end`;
 }
 
-/** By the index of the most of these columns; a key and a partner, of which no index of three has both, besides. */
+/**
+ * Uses the index that covers the most columns and compares the rest. No index covers both key and partner with a third
+ * column.
+ */
 function matchesFilter(chain: string, filter: HistoryFilter) {
   const given: Partial<Record<FilterColumn, string>> = {
     ...(filter.keyId === undefined ? {} : { key_id: filter.keyId }),
@@ -85,7 +88,7 @@ function matchesFilter(chain: string, filter: HistoryFilter) {
   if (most === undefined) return sql<boolean>`chain = ${chain}`;
   const others = valuesOf(['key_id', 'partner_id', 'actor_id', 'action']).filter(([column]) => !most.includes(column));
   const alsoEqual = others.length === 0 ? [] : [sql`and ${isEqual(others)}`];
-  // Frequent alone and never together: that is found by the pair's own index before any row is read.
+  // Two values may each be frequent and never occur together. The pair's own index shows that before any row is read.
   const pairs = others.length === 0 ? [] : usable.filter((columns) => columns.length === 2);
   const exist = pairs.map(
     (pair) => sql`and (select sequence from history where ${matches(chain, valuesOf(pair))}
@@ -94,7 +97,7 @@ function matchesFilter(chain: string, filter: HistoryFilter) {
   return sql<boolean>`${matches(chain, valuesOf(most))} ${sql.join([...alsoEqual, ...exist], sql` `)}`;
 }
 
-/** Newest first, `limit + 1` at most: the last one only says that there is another page. */
+/** Newest first. Returns up to `limit + 1` events; the extra one only shows that there is another page. */
 export async function listEvents(
   db: Db,
   organizationId: OrganizationId | null,
@@ -106,26 +109,26 @@ export async function listEvents(
     const range = await findRange(tx, chain, filter);
     if (range === undefined) return [];
     const last = Math.min(range.last, (page.beforeSequence ?? Number.POSITIVE_INFINITY) - 1);
-    await followIndexes(tx);
+    await preferIndexScans(tx);
     const query = listEventsQuery(chain, filter, { first: range.first, last, limit: page.limit });
     return (await query.execute(tx)).rows;
   });
 }
 
 /**
- * For this transaction: with statistics that are behind, Postgres takes what has become frequent for rare, and would read
- * and sort all of it instead of the newest by their index.
+ * With outdated statistics Postgres would sort all matching rows instead of reading the newest from the index. Applies
+ * to this transaction.
  */
-export async function followIndexes(tx: Tx): Promise<void> {
+export async function preferIndexScans(tx: Tx): Promise<void> {
   await sql`select set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true)`.execute(tx);
 }
 
-/** Texts in one page. A page of large events ends early, so that a few readers cannot keep the process busy. */
+/** Limits the size of a page, so that a few readers of large events cannot keep the process busy. */
 const pageBytes = 524_288;
 
 /**
- * See `listEvents`; ends with the event that fills the page. The range is of constants, because Postgres takes any other
- * for short, and sorts what is in it.
+ * See `listEvents`; ends with the event that fills the page. The range uses constants, because Postgres assumes that
+ * any other range is short, and sorts it.
  */
 export function listEventsQuery(chain: string, filter: HistoryFilter, page: Range & { limit: number }) {
   return sql<StoredEvent>`select ${storedEvent} from (
@@ -139,20 +142,20 @@ export function listEventsQuery(chain: string, filter: HistoryFilter, page: Rang
     ) as history where bytes_before <= ${pageBytes} order by sequence desc`;
 }
 
-/** How many of these events make a page; one more says that there is another page. */
+/** The number of these events that form the page. */
 export function countOfPage(events: readonly StoredEvent[], limit: number): number {
   const bytes = events.reduce((sum, { canonical }) => sum + Buffer.byteLength(canonical ?? ''), 0);
   return bytes > pageBytes ? Math.min(limit, events.length - 1) : limit;
 }
 
-/** Of sequence numbers, both ends inclusive. */
+/** A range of sequence numbers, both ends inclusive. */
 export interface Range {
   first: number;
   last: number;
 }
 
 /**
- * Which events are of these times, by the index of times: times grow with the sequence. Undefined where there is none.
+ * The events between two times, found by the index on time: times grow with the sequence. Undefined if there are none.
  */
 export async function findRange(
   db: Db,
@@ -177,7 +180,7 @@ export async function findRange(
   return first === null || last === null ? undefined : { first, last };
 }
 
-/** Whether the organization's history has ever named this key or partner: it outlives them. */
+/** Whether the organization's history mentions this key or partner, even if it no longer exists. */
 export async function historyKnows(
   db: Db,
   organizationId: OrganizationId,
@@ -190,12 +193,12 @@ export async function historyKnows(
 
 export interface ChainHead {
   chain: string;
-  /** How many events the chain has; 0 where there is none. */
+  /** The number of events in the chain. */
   sequence: number;
   hash: Buffer;
 }
 
-/** What the database keeps beside a chain as its end. */
+/** The end of a chain as the database stores it beside the events. */
 export async function readHead(db: Db, chain: string): Promise<ChainHead> {
   const head = await db
     .selectFrom('history_heads')
@@ -205,7 +208,7 @@ export async function readHead(db: Db, chain: string): Promise<ChainHead> {
   return head ?? { chain, sequence: 0, hash: firstPreviousHash };
 }
 
-/** Every chain that has an end, by name, in batches; see `readHead`. */
+/** Every stored chain head by name, in pages; see `readHead`. */
 export async function listHeads(db: Db, page: { after: string; limit: number }): Promise<ChainHead[]> {
   return db
     .selectFrom('history_heads')
@@ -216,7 +219,7 @@ export async function listHeads(db: Db, page: { after: string; limit: number }):
     .execute();
 }
 
-/** Every chain that there are events of, or that has an end: also one that somebody has put there by hand. */
+/** Every chain that has events or a head, including chains that were inserted by hand. */
 export async function listChains(db: Db): Promise<string[]> {
   const { rows } = await sql<{ chain: string }>`
     with recursive named as (
@@ -230,19 +233,18 @@ export async function listChains(db: Db): Promise<string[]> {
   return rows.map(({ chain }) => chain);
 }
 
-/** So few that neither the events of a batch nor what is done with them between two turns of the event loop is much. */
+/** Small, to bound memory and the time between two turns of the event loop. */
 const batchSize = 250;
 
-/** A batch ends with the event that reaches so many bytes of text. */
+/** A batch ends with the event that reaches this size. */
 const batchBytes = 262_144;
 
 /**
- * A chain from its first event to the one with the number `last`, in batches. Each is a query of its own, so no
- * connection is held while the reader is busy or slow. A batch is empty again as soon as the next one is read.
+ * Reads a chain from its first event to number `last`, in batches. Each batch is its own query, so a slow reader holds
+ * no connection. A batch is emptied when the next one is read.
  */
 export function readEvents(db: Db, chain: string, last: number): AsyncGenerator<StoredEvent[]> {
-  // A batch has both ends and no limit: with an open end Postgres, as long as it has no statistics of a table that has
-  // grown quickly, reads and sorts all that is left of the chain for each batch.
+  // Each batch has both bounds. With an open end and outdated statistics, Postgres would sort the rest of the chain.
   return inBatches(db, { chain, last }, async (range) => {
     const { rows } = await sql<StoredEvent>`select ${storedEvent} from (
         select *, sum(octet_length(canonical)) over (order by sequence) - octet_length(canonical) as bytes_before
@@ -263,12 +265,12 @@ async function* inBatches<Row extends { sequence: number }>(
     first = lastRead === undefined ? await findNext(db, chain, first) : lastRead + 1;
     if (lastRead === undefined) continue;
     yield rows;
-    // Spent results hang on to each other until the next full collection, and would keep the texts of all batches.
+    // Otherwise all earlier batches stay in memory until the next full garbage collection.
     rows.length = 0;
   }
 }
 
-/** Where a chain goes on behind a hole, which only somebody who tampers with it can make. */
+/** The first event after a gap. Gaps only arise from tampering. */
 async function findNext(db: Db, chain: string, after: number): Promise<number | undefined> {
   const { next } = await db
     .selectFrom('history')
@@ -279,7 +281,7 @@ async function findNext(db: Db, chain: string, after: number): Promise<number | 
   return next ?? undefined;
 }
 
-/** Events that stand outside of their chain: before the first, and behind the one that the head names as last. */
+/** Events outside the chain: before number 1, or after the one that the head names. */
 export async function findStrays(
   db: Db,
   chain: string,

@@ -5,17 +5,17 @@ import type { Checkpoint } from './checkpoints/checkpoint.ts';
 import { findStrays, readEvents, readHead } from './store.ts';
 
 interface VerifyOptions {
-  /** What was signed about this chain earlier. */
+  /** Earlier checkpoints of this chain. */
   checkpoints?: readonly Checkpoint[];
-  /** Called with the number of events that have been checked. */
+  /** Called with the number of events checked so far. */
   onProgress?: (events: number) => void;
-  /** Ends it between two batches. */
+  /** Stops between two batches. */
   signal?: AbortSignal;
 }
 
 /**
- * Recomputes a chain from its first event to the one that is its last now, in constant memory, and names all that is
- * wrong. The head that the database keeps beside it must agree, so a tail that was cut alone shows too.
+ * Recomputes a chain up to its current last event in constant memory and reports all flaws. Comparing with the stored
+ * head also detects a tail that was cut.
  */
 export async function verifyChain(db: Db, chain: string, options: VerifyOptions = {}): Promise<ChainVerdict> {
   const walk = walkChain(chain, options.checkpoints);
@@ -26,14 +26,18 @@ export async function verifyChain(db: Db, chain: string, options: VerifyOptions 
     options.signal?.throwIfAborted();
   }
   if (walk.next() <= head.sequence) {
-    const reason = `its head speaks of ${head.sequence} events: the tail was cut`;
+    const reason = `the chain's head counts ${head.sequence} events: the tail was cut`;
     walk.fail({ firstSequence: walk.next(), lastSequence: head.sequence, reason });
   } else if (walk.lastHash()?.equals(head.hash) === false) {
     const last = Math.max(head.sequence, 1);
-    walk.fail({ firstSequence: last, lastSequence: last, reason: 'its head has another hash than its last event' });
+    walk.fail({
+      firstSequence: last,
+      lastSequence: last,
+      reason: "the hash of the chain's head differs from the hash of its last event",
+    });
   }
   for (const stray of await findStrays(db, chain)) {
-    walk.fail({ ...stray, reason: 'an event stands outside of the chain' });
+    walk.fail({ ...stray, reason: 'an event is stored outside the chain' });
   }
   return walk.end();
 }

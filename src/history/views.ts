@@ -11,11 +11,11 @@ export const hashView = z
 
 export const historyActionSchema = z.enum(historyActions).meta({ id: 'HistoryAction' });
 
-/** What an event's canonical text says. */
-const said = {
+/** The members of an event's canonical text. */
+const eventFields = {
   id: idView('event'),
-  organizationId: idView('org').nullable().meta({ description: 'Null: an act of the installation itself.' }),
-  sequence: z.int().meta({ description: 'Gapless within the organization, from 1.', example: 42 }),
+  organizationId: idView('org').nullable().meta({ description: 'Null for events of the installation.' }),
+  sequence: z.int().meta({ description: 'Counts from 1 without gaps within the organization.', example: 42 }),
   at: timestampView,
   action: historyActionSchema,
   actor: actorView,
@@ -25,44 +25,44 @@ const said = {
     .object({ id: z.string(), ip: z.string(), userAgent: z.string().nullable() })
     .meta({ id: 'RequestFacts', example: { id: 'r-1', ip: '203.0.113.7', userAgent: 'curl/8.5.0' } })
     .nullable()
-    .meta({ description: 'Null: no request was involved.' }),
+    .meta({ description: 'Null if no request caused the event.' }),
   details: z.record(z.string(), z.unknown()).meta({ example: { reason: 'The partner lost it' } }),
 };
 
-const saidView = z.object(said);
+const eventFieldsView = z.object(eventFields);
 
 export const eventView = z
-  .object({ ...said, previousHash: hashView, hash: hashView })
+  .object({ ...eventFields, previousHash: hashView, hash: hashView })
   .meta({ id: 'Event', description: 'hash = SHA-256(previousHash ‖ the RFC 8785 form of all but the two hashes).' });
 
 export const unreadableEventView = z
   .object({
     unreadable: z.boolean().meta({ enum: [true], example: true }),
     id: z.string().meta({ example: 'event_01k9s3v5wqe8n8x4r2m6t7yb0c' }),
-    organizationId: said.organizationId,
-    sequence: said.sequence,
+    organizationId: eventFields.organizationId,
+    sequence: eventFields.sequence,
     at: timestampView.nullable(),
     action: z.string().meta({ example: 'key.revealed' }),
     actor: z
       .object({ id: z.string() })
       .meta({ id: 'UnreadableActor', example: { id: 'token_01k9s3v5wqe8n8x4r2m6t7yb0c' } }),
-    keyId: said.keyId,
-    partnerId: said.partnerId,
+    keyId: eventFields.keyId,
+    partnerId: eventFields.partnerId,
     previousHash: hashView,
     hash: hashView,
   })
   .meta({
     id: 'UnreadableEvent',
     description:
-      'An event whose text is not one that this service writes, so somebody has written it past the service, or a newer ' +
-      'version did. It shows what the columns beside the text say.',
+      'An event whose text this version cannot read: it was written by a newer version, or directly into the database. ' +
+      'The members show the columns that are stored beside the text.',
   });
 
 export const listedEventView = z.union([eventView, unreadableEventView]).meta({ id: 'ListedEvent' });
 
 export type ListedEventView = z.infer<typeof listedEventView>;
 
-/** Made from the canonical text, which is what the hash covers. Never throws, whatever the row contains. */
+/** Uses the canonical text, because the hash covers it. Never throws, whatever the row contains. */
 export function toEventView(stored: StoredEvent): ListedEventView {
   const hashes = { previousHash: stored.previous_hash.toString('hex'), hash: stored.hash.toString('hex') };
   const event = readEvent(stored);
@@ -81,20 +81,20 @@ export function toEventView(stored: StoredEvent): ListedEventView {
   };
 }
 
-/** Deeper than any body that the API takes, with what an event puts around it. */
+/** Deeper than any request body that the API accepts, plus the levels that an event adds. */
 const deepestLevels = 64;
 
-/** The event that a row's text says; undefined where it is not one that this service writes. */
+/** Parses a row's text; undefined if this service would not have written it. */
 export function readEvent({ canonical }: Pick<StoredEvent, 'canonical'>): ChainedEvent | undefined {
-  if (!isCarriedByLine(canonical) || isNestedDeeper(deepestLevels, canonical)) return undefined;
+  if (!fitsExportLine(canonical) || isNestedDeeper(deepestLevels, canonical)) return undefined;
   const value = parseObject(canonical);
-  const { success, data } = saidView.safeParse(value);
-  // What zod has left out was not known.
+  const { success, data } = eventFieldsView.safeParse(value);
+  // A difference means that zod dropped unknown members.
   return success && isDeepStrictEqual(data, value) ? (data as ChainedEvent) : undefined;
 }
 
-/** Whether a text is an object on one line, with a member, so that a line of an export can have it. */
-export function isCarriedByLine(canonical: string | null): canonical is string {
+/** Whether a text is a nonempty JSON object on one line, so that an export line can contain it. */
+export function fitsExportLine(canonical: string | null): canonical is string {
   if (canonical === null || canonical.includes('\n') || !canonical.startsWith('{"')) return false;
   return canonical.endsWith('}') && parseObject(canonical) !== undefined;
 }

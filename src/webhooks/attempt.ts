@@ -7,7 +7,7 @@ import type { Actor } from '../domain/actor.ts';
 import type { WebhookId } from '../domain/ids.ts';
 import { parseTraceparent, type Tracer, toTraceparent } from '../domain/trace.ts';
 import { readEvent } from '../history/views.ts';
-import { recordOf, wakeAfterwards } from './commands.ts';
+import { recordOf, wakeSenderBeforeCommit } from './commands.ts';
 import type { WebhookClient } from './connector.ts';
 import { DeliveryFailed } from './delivery-failed.ts';
 import { isDeliveryAuthentic } from './delivery-mac.ts';
@@ -26,23 +26,26 @@ import {
 import {
   type ClaimedDelivery,
   countAttempt,
+  type DeliveryState,
   failPending,
   insertAttempt,
   leaseDue,
   lockAttempted,
   markDelivered,
-  type Standing,
-  updateStanding,
+  updateDeliveryState,
 } from './sending-store.ts';
 import { signDelivery } from './signature.ts';
 import { lockForSending, markFailingSince, markWebhookDisabled, type SendingWebhook } from './store.ts';
 
-/** One attempt: a transaction takes the delivery, it is sent outside of any, and another one writes down what came of it. */
+/**
+ * One delivery attempt: a transaction claims the delivery, the request is sent outside any transaction, and another
+ * transaction records the outcome.
+ */
 
 export interface Claim {
   webhook: SendingWebhook;
   delivery: ClaimedDelivery;
-  /** The database's time when it was taken. */
+  /** The database's time of the claim. */
   at: Date;
 }
 
@@ -51,15 +54,14 @@ const failedAtOnce = 1_000;
 const sender: Actor = { type: 'system', id: 'webhooks', name: 'webhooks', email: null };
 
 /**
- * Takes what is due to an endpoint, as much as may be under way at once. What waits for an endpoint that was disabled or
- * deleted fails.
- * @param placesFor how many more calls of this endpoint the sender has room for
- * @returns `more`: there is reason to ask again at once
+ * Claims due deliveries of an endpoint, up to the limits. Fails the pending ones of a disabled or deleted endpoint.
+ * @param freeSlotsFor how many more calls to this endpoint the sender has capacity for
+ * @returns `more`: call again at once
  */
 export async function claimDue(
   { db, clock }: Pick<Transactor, 'db' | 'clock'>,
   id: WebhookId,
-  placesFor: (webhook: SendingWebhook) => number,
+  freeSlotsFor: (webhook: SendingWebhook) => number,
 ): Promise<{ claims: Claim[]; more: boolean }> {
   return writeTransaction(db).execute(async (tx) => {
     const webhook = await lockForSending(tx, id);
@@ -68,10 +70,10 @@ export async function claimDue(
     if (!webhook.is_live) {
       return { claims: [], more: (await failPending(tx, id, at, failedAtOnce)) === failedAtOnce };
     }
-    const places = placesFor(webhook);
-    if (places <= 0) return { claims: [], more: false };
+    const slots = freeSlotsFor(webhook);
+    if (slots <= 0) return { claims: [], more: false };
     const leasedUntil = new Date(at.getTime() + leaseMs);
-    const deliveries = await leaseDue(tx, webhook, { now: at, leasedUntil, atOnce: sendsAtOncePerEndpoint, places });
+    const deliveries = await leaseDue(tx, webhook, { now: at, leasedUntil, atOnce: sendsAtOncePerEndpoint, slots });
     return { claims: deliveries.map((delivery) => ({ webhook, delivery, at })), more: false };
   });
 }
@@ -79,13 +81,13 @@ export async function claimDue(
 interface SendDeps {
   keyring: Keyring;
   client: Pick<WebhookClient, 'post'>;
-  /** Takes secrets out of what an endpoint has replied, before it is stored. */
+  /** Removes secrets from an endpoint's reply before it is stored. */
   mask: (text: string) => string;
 }
 
 /**
- * Sends it, signed with the secrets of now.
- * @throws what the client throws when it is closed: nothing is known of the endpoint then
+ * Sends a claimed delivery, signed with the current secrets.
+ * @throws what the client throws when it is closed; the outcome is then unknown
  */
 export async function send(
   { tracer, ...deps }: SendDeps & { tracer: Tracer },
@@ -137,7 +139,7 @@ async function post(
   }
 }
 
-/** Made from the event itself: nothing else in the database can put words into a body that is signed. */
+/** The body is built from the authenticated event, so that no other data in the database gets signed. */
 function bodyOf(
   keyring: Keyring,
   webhook: SendingWebhook,
@@ -159,19 +161,19 @@ function excerptOf(body: string): string {
   return body.slice(0, excerptLength).toWellFormed();
 }
 
-/** Writes down what came of an attempt, and what follows from it for the delivery and its endpoint. */
-export async function settle(transactor: Transactor, claim: Claim, outcome: Outcome): Promise<void> {
+/** Records an attempt and updates the delivery and its endpoint. */
+export async function recordOutcome(transactor: Transactor, claim: Claim, outcome: Outcome): Promise<void> {
   const { webhook, delivery, at } = claim;
-  // What nearly always happens, at the price of one statement.
+  // Fast path for a success: one statement.
   if (isSuccess(outcome)) {
     const attempt = { at, status: outcome.status, duration_ms: outcome.durationMs, reply: outcome.reply };
     if (await markDelivered(transactor, delivery, attempt)) return;
   }
   const by = { actor: sender, organizationId: webhook.organization_id, request: null };
   await transact(transactor, by, async (work) => {
-    const present = await lockForSending(work.tx, webhook.id);
+    const endpoint = await lockForSending(work.tx, webhook.id);
     const known = await lockAttempted(work.tx, delivery.id);
-    if (present === undefined || known === undefined) return;
+    if (endpoint === undefined || known === undefined) return;
     const number = known.attempts + 1;
     const { status, reason, durationMs, reply } = outcome;
     await insertAttempt(work.tx, {
@@ -184,21 +186,21 @@ export async function settle(transactor: Transactor, claim: Claim, outcome: Outc
       duration_ms: durationMs,
     });
     const isOurs = known.status === 'pending' && known.leased_until?.getTime() === delivery.leased_until.getTime();
-    // A success is one, also where the lease had ended. What a failure means is up to whoever holds the delivery now.
+    // A success counts even after the lease ended. A failure counts only for the current lease holder.
     if (isOurs || (isSuccess(outcome) && known.status !== 'delivered')) {
-      await updateStanding(work.tx, delivery.id, standingAfter(outcome, { ...known, number }, work.now));
+      await updateDeliveryState(work.tx, delivery.id, stateAfterAttempt(outcome, { ...known, number }, work.now));
     } else {
       await countAttempt(work.tx, delivery.id, number);
     }
-    await judgeEndpoint(work, present, outcome);
+    await updateEndpointHealth(work, endpoint, outcome);
   });
 }
 
-function standingAfter(
+function stateAfterAttempt(
   outcome: Outcome,
   { failures, number: attempts }: { failures: number; number: number },
   now: Date,
-): Standing {
+): DeliveryState {
   const decision = decide(outcome, failures, Math.random());
   const done = { attempts, leased_until: null };
   switch (decision.kind) {
@@ -213,14 +215,14 @@ function standingAfter(
   }
 }
 
-/** The endpoint is locked, so of several senders one disables it and records it. */
-async function judgeEndpoint(
+/** The endpoint is locked, so only one sender disables it and records that. */
+async function updateEndpointHealth(
   work: Work<OrganizationContext>,
   webhook: SendingWebhook,
   outcome: Outcome,
 ): Promise<void> {
   const { id, failing_since } = webhook;
-  // What is wrong with the stored delivery is not the endpoint's failure.
+  // A flaw of the stored delivery is not the endpoint's failure.
   if (!webhook.is_live || isFlaw(outcome)) return;
   if (isSuccess(outcome)) {
     if (failing_since !== null) await markFailingSince(work.tx, id, null);
@@ -232,5 +234,5 @@ async function judgeEndpoint(
   if (reason === undefined) return;
   await markWebhookDisabled(work.tx, id, work.now, reason);
   recordOf(work, webhook, 'webhook.disabled', { reason, failingSince: failingSince.toISOString() });
-  wakeAfterwards(work);
+  wakeSenderBeforeCommit(work);
 }

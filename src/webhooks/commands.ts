@@ -10,7 +10,14 @@ import { requireLivePartner } from '../partners/commands.ts';
 import { lockPartner } from '../partners/store.ts';
 import { wakeSender } from './enqueue-deliveries.ts';
 import { type MintedSecret, mintSecret, reseal } from './mint.ts';
-import { endpointsAllowed, oldSecretSignsMs, requireEnabled, requireTellable, shownUrl, sortEvents } from './policy.ts';
+import {
+  endpointsAllowed,
+  oldSecretSignsMs,
+  redactedUrl,
+  requireEnabled,
+  requireSubscribable,
+  sortEvents,
+} from './policy.ts';
 import {
   countWebhooks,
   insertWebhook,
@@ -38,25 +45,26 @@ export interface WebhookWithSecret {
 }
 
 /**
- * The URL was checked before the transaction, so that no lock is held while its name is resolved.
- * @throws Problem `validation_failed`, `not_found` (the partner), `already_deleted` (the partner), `conflict` (too many)
+ * Creates a webhook. The caller checks the URL before the transaction, so that no lock is held during DNS resolution.
+ * @throws Problem `validation_failed`, `not_found` (the partner), `already_deleted` (the partner), `conflict` (too
+ * many)
  */
 export async function createWebhook(work: Work<OrganizationContext>, given: NewWebhook): Promise<WebhookWithSecret> {
-  requireTellable(given.events, given.partnerId);
+  requireSubscribable(given.events, given.partnerId);
   const id = newId('webhook');
   const { url, partnerId: partner_id } = given;
   const minted = mintSecret(work.keyring, { id, organization_id: work.by.organizationId, partner_id, url });
   await lockOrganization(work.tx, work.by.organizationId);
-  await requirePlace(work);
+  await requireFreeWebhook(work);
   if (given.partnerId !== null) {
     requireLivePartner(await lockPartner(work.tx, work.by.organizationId, given.partnerId));
   }
   return { webhook: await addWebhook(work, id, given, minted.columns), secret: minted.secret };
 }
 
-async function requirePlace({ tx, by }: Work<OrganizationContext>): Promise<void> {
+async function requireFreeWebhook({ tx, by }: Work<OrganizationContext>): Promise<void> {
   if ((await countWebhooks(tx, by.organizationId)) < endpointsAllowed) return;
-  throw new Problem('conflict', `An organization has at most ${endpointsAllowed} webhooks: delete one first.`);
+  throw new Problem('conflict', `An organization can have at most ${endpointsAllowed} webhooks. Delete one first.`);
 }
 
 async function addWebhook(
@@ -77,7 +85,7 @@ async function addWebhook(
     created_by: work.by.actor,
   };
   const webhook = await insertWebhook(work.tx, row, secret);
-  recordOf(work, webhook, 'webhook.created', { url: shownUrl(url), events, description });
+  recordOf(work, webhook, 'webhook.created', { url: redactedUrl(url), events, description });
   return webhook;
 }
 
@@ -87,30 +95,33 @@ export interface WebhookPatch {
   description?: string | null | undefined;
 }
 
-/** A new URL was checked before the transaction. @throws Problem `not_found`, `validation_failed` */
+/**
+ * Changes a webhook. The caller checks a new URL before the transaction. @throws Problem `not_found`,
+ * `validation_failed`
+ */
 export async function patchWebhook(work: Work<OrganizationContext>, id: string, patch: WebhookPatch): Promise<Webhook> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
   const { url, events, description, failing_since } = webhook;
   const given = { ...patch, events: patch.events === undefined ? undefined : sortEvents(patch.events) };
-  requireTellable(given.events ?? [], webhook.partner_id);
+  requireSubscribable(given.events ?? [], webhook.partner_id);
   const changes = changesBetween({ url, events, description }, given);
   if (Object.keys(changes).length === 0) return webhook;
   const next = {
     url: given.url ?? url,
     events: given.events ?? events,
     description: given.description === undefined ? description : given.description,
-    // Whatever failed, it was not this address.
+    // The failures concerned the old URL.
     failing_since: changes['url'] === undefined ? failing_since : null,
   };
   await updateWebhook(work.tx, webhook.id, next);
-  if (changes['url'] !== undefined) await bindSecrets(work, webhook, next.url);
-  const shown = changes['url'] === undefined ? {} : { url: { from: shownUrl(url), to: shownUrl(next.url) } };
+  if (changes['url'] !== undefined) await resealSecrets(work, webhook, next.url);
+  const shown = changes['url'] === undefined ? {} : { url: { from: redactedUrl(url), to: redactedUrl(next.url) } };
   recordOf(work, webhook, 'webhook.updated', { changes: { ...changes, ...shown } });
   return { ...webhook, ...next };
 }
 
-/** Seals the secrets for another URL. Where they do not open they stay so, and a new secret is needed as before. */
-async function bindSecrets({ tx, keyring }: Work, webhook: Webhook, url: string): Promise<void> {
+/** Seals the secrets for a new URL. Secrets that do not open stay unchanged; rotate them to get a working one. */
+async function resealSecrets({ tx, keyring }: Work, webhook: Webhook, url: string): Promise<void> {
   const present = await lockForSending(tx, webhook.id);
   if (present === undefined) return;
   try {
@@ -120,16 +131,16 @@ async function bindSecrets({ tx, keyring }: Work, webhook: Webhook, url: string)
   }
 }
 
-/** What has not been sent yet is not sent any more. @throws Problem `not_found` */
+/** Deletes a webhook. Pending deliveries are not sent. @throws Problem `not_found` */
 export async function deleteWebhook(work: Work<OrganizationContext>, id: string): Promise<Webhook> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
   await markWebhookDeleted(work.tx, webhook.id, work.now);
-  recordOf(work, webhook, 'webhook.deleted', { url: shownUrl(webhook.url) });
-  wakeAfterwards(work);
+  recordOf(work, webhook, 'webhook.deleted', { url: redactedUrl(webhook.url) });
+  wakeSenderBeforeCommit(work);
   return { ...webhook, previous_until: null, deleted_at: work.now };
 }
 
-/** @throws Problem `not_found` */
+/** Enables a disabled webhook. @throws Problem `not_found` */
 export async function enableWebhook(work: Work<OrganizationContext>, id: string): Promise<Webhook> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
   if (webhook.disabled_at === null) return webhook;
@@ -139,17 +150,17 @@ export async function enableWebhook(work: Work<OrganizationContext>, id: string)
   return { ...webhook, disabled_at: null, disabled_reason: null, failing_since: null };
 }
 
-/** What has not been sent yet has failed, and can be asked for again later. @throws Problem `not_found` */
+/** Disables a webhook. Pending deliveries fail; they can be redelivered later. @throws Problem `not_found` */
 export async function disableWebhook(work: Work<OrganizationContext>, id: string): Promise<Webhook> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
   if (webhook.disabled_at !== null) return webhook;
   await markWebhookDisabled(work.tx, webhook.id, work.now, 'requested');
   recordOf(work, webhook, 'webhook.disabled', { reason: 'requested', failingSince: null });
-  wakeAfterwards(work);
+  wakeSenderBeforeCommit(work);
   return { ...webhook, disabled_at: work.now, disabled_reason: 'requested' };
 }
 
-/** The present secret signs along for 24 hours. @throws Problem `not_found` */
+/** Creates a new secret; the old one also signs for 24 hours. @throws Problem `not_found` */
 export async function rotateSecret(work: Work<OrganizationContext>, id: string): Promise<WebhookWithSecret> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
   const { secret, columns } = mintSecret(work.keyring, webhook);
@@ -159,7 +170,10 @@ export async function rotateSecret(work: Work<OrganizationContext>, id: string):
   return { webhook: { ...webhook, previous_until: previousUntil }, secret };
 }
 
-/** Has an event sent to this endpoint alone, whatever it has asked for. @throws Problem `not_found`, `conflict` */
+/**
+ * Sends a `webhook.tested` event to this endpoint only, regardless of its events. @throws Problem `not_found`,
+ * `conflict`
+ */
 export async function testWebhook(work: Work<OrganizationContext>, id: string): Promise<Webhook> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, id);
   requireEnabled(webhook);
@@ -167,7 +181,7 @@ export async function testWebhook(work: Work<OrganizationContext>, id: string): 
   return webhook;
 }
 
-/** A partner's endpoint is in the partner's history too. */
+/** Records an event of a webhook. The event of a partner's endpoint also appears in the partner's history. */
 export function recordOf(
   work: Work,
   { id, partner_id }: Pick<Webhook, 'id' | 'partner_id'>,
@@ -177,7 +191,7 @@ export function recordOf(
   record(work, { action, partnerId: partner_id, details: { webhookId: id, ...details } });
 }
 
-/** Rows of the queue are locked after the chain's head, as everywhere. */
-export function wakeAfterwards(work: Work<OrganizationContext>): void {
+/** Queue rows are locked after the chain's head, like everywhere else, to avoid deadlocks. */
+export function wakeSenderBeforeCommit(work: Work<OrganizationContext>): void {
   work.beforeCommit.push(() => wakeSender(work.tx, work.by.organizationId));
 }

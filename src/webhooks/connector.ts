@@ -8,40 +8,40 @@ import { exchange, type WebhookReply } from './reply.ts';
 import { connectToFirst, secure } from './sockets.ts';
 
 export interface WebhookClientOptions extends EgressRules {
-  /** For the whole exchange, from the lookup to the end of the reply. 15,000 unless told. */
+  /** Limit for the whole exchange, from DNS lookup to the end of the reply. Default: 15,000. */
   timeoutMs?: number;
-  /** Bytes of the reply's body that are read at most. 16,384 unless told. */
+  /** The number of bytes of the reply's body that are read. Default: 16,384. */
   replyLimitBytes?: number;
-  /** DNS unless told. */
+  /** Default: DNS. */
   lookup?: Lookup;
-  /** Certificates in PEM that are trusted instead of Node's own. */
+  /** PEM certificates to trust instead of Node's own. */
   ca?: string;
 }
 
 export interface WebhookClient {
   /**
-   * Whether a URL may be registered: its form, and every address that its name has now.
-   * @throws Problem `validation_failed` with path `body.url`, also where the name cannot be resolved within 5 s
+   * Checks that a URL may be registered: its form, and every address that its name currently has.
+   * @throws Problem `validation_failed` with path `body.url`, also if the name cannot be resolved within 5 s
    */
   checkUrl(url: string): Promise<void>;
   /**
-   * One attempt, with all checks again, on a connection of its own. Redirects are replies like others.
-   * @throws DeliveryFailed; any other error means that the client was closed meanwhile, and says nothing of the endpoint
+   * Sends one request on its own connection, after checking the URL again. Redirects are not followed.
+   * @throws DeliveryFailed; any other error means that the client was closed meanwhile
    */
   post(url: string, headers: Record<string, string>, body: string): Promise<WebhookReply>;
-  /** Ends what is under way and waits for its end. */
+  /** Aborts running requests and waits for their end. */
   close(): Promise<void>;
 }
 
-/** Somebody waits for the answer to a registration. */
+/** Shorter than `timeoutMs`, because a caller is waiting. */
 const checkTimeoutMs = 5_000;
 
 const ownHeaders = { 'content-type': 'application/json', 'user-agent': 'Latchkey-Webhooks' };
 
-/** The one way in which requests leave Latchkey for places that its users name. */
+/** The only client for URLs that users of Latchkey configure. */
 export function createWebhookClient(options: WebhookClientOptions): WebhookClient {
   const { timeoutMs = 15_000, replyLimitBytes = 16_384, lookup = createDnsLookup(), ca, ...rules } = options;
-  const underWay = new Map<AbortController, Promise<unknown>>();
+  const running = new Map<AbortController, Promise<unknown>>();
   const closed = new AbortController();
 
   return {
@@ -50,10 +50,10 @@ export function createWebhookClient(options: WebhookClientOptions): WebhookClien
       await within(Math.min(timeoutMs, checkTimeoutMs), (signal) => checkedAddresses(url, signal)).catch((error) => {
         if (!(error instanceof DeliveryFailed)) throw error;
         if (isIP(hostOf(url)) !== 0) throw validationProblem('body.url', 'must lead to a public address');
-        // One message for both: what the names of an internal net are is nobody's business.
+        // One message for both cases, so that callers cannot probe names of an internal network.
         throw validationProblem(
           'body.url',
-          'must lead to a public address; this one does not, or its name cannot be resolved',
+          'must lead to a public address, but this host does not, or its name cannot be resolved',
         );
       });
     },
@@ -70,9 +70,9 @@ export function createWebhookClient(options: WebhookClientOptions): WebhookClien
       }
     },
     async close() {
-      closed.abort(new Error('The client of the webhooks is closed.'));
-      for (const controller of underWay.keys()) controller.abort(closed.signal.reason);
-      await Promise.allSettled(underWay.values());
+      closed.abort(new Error('The webhook client is closed.'));
+      for (const controller of running.keys()) controller.abort(closed.signal.reason);
+      await Promise.allSettled(running.values());
     },
   };
 
@@ -103,7 +103,7 @@ export function createWebhookClient(options: WebhookClientOptions): WebhookClien
     }
   }
 
-  /** Those that answer by IPv4 first: a machine without IPv6 loses no time. */
+  /** IPv4 addresses come first, so that a machine without IPv6 loses no time. */
   async function checkedAddresses(url: URL, signal: AbortSignal): Promise<string[]> {
     const host = hostOf(url);
     if (isThisMachine(host)) throw new DeliveryFailed('address_refused');
@@ -111,11 +111,12 @@ export function createWebhookClient(options: WebhookClientOptions): WebhookClien
     const addresses = [...new Set(found)].sort((one, other) => isIP(one) - isIP(other));
     if (addresses.length === 0) throw new DeliveryFailed('dns_failed');
     const refused = addresses.filter((address) => !isPublicAddress(address, rules.allowedRanges));
-    if (refused.length > 0) throw new DeliveryFailed('address_refused', new Error(`Refused: ${refused.join(', ')}`));
+    if (refused.length > 0)
+      throw new DeliveryFailed('address_refused', new Error(`Not a public address: ${refused.join(', ')}`));
     return addresses;
   }
 
-  /** Work that is over, one way or the other, when its time is up or the client is closed. */
+  /** Aborts work at its time limit or when the client is closed. */
   async function within<Result>(limitMs: number, work: (signal: AbortSignal) => Promise<Result>): Promise<Result> {
     closed.signal.throwIfAborted();
     const controller = new AbortController();
@@ -123,14 +124,14 @@ export function createWebhookClient(options: WebhookClientOptions): WebhookClien
     const timer = setTimeout(() => controller.abort(new DeliveryFailed('timed_out')), limitMs);
     const result = abortable(work(signal), signal).finally(() => {
       clearTimeout(timer);
-      underWay.delete(controller);
+      running.delete(controller);
     });
-    underWay.set(controller, result);
+    running.set(controller, result);
     return result;
   }
 }
 
-/** Names what failed by the step in which it did. */
+/** Converts a step's error to DeliveryFailed with the step's reason. */
 async function orFail<Result>(reason: DeliveryFailure, step: Promise<Result>): Promise<Result> {
   try {
     return await step;

@@ -1,5 +1,5 @@
 import type { OrganizationContext, Work } from '../database/work.ts';
-import { recordOf, wakeAfterwards } from './commands.ts';
+import { recordOf, wakeSenderBeforeCommit } from './commands.ts';
 import {
   type DeliveryWithAttempts,
   lockDelivery,
@@ -11,7 +11,7 @@ import { requireEnabled } from './policy.ts';
 import { lockWebhook } from './store.ts';
 
 /**
- * Sends one delivery again, whatever came of it, under the same webhook-id.
+ * Sends a delivery again under the same webhook-id, whatever its status.
  * @throws Problem `not_found`, `conflict` (the endpoint is disabled)
  */
 export async function redeliver(
@@ -23,22 +23,22 @@ export async function redeliver(
   requireEnabled(webhook);
   const delivery = await markDueAgain(work.tx, present.id, work.now);
   recordOf(work, webhook, 'webhook.redelivered', { deliveryId: delivery.id, since: null, deliveries: 1 });
-  wakeAfterwards(work);
+  wakeSenderBeforeCommit(work);
   const [shown] = await withAttempts(work.tx, [delivery]);
   return { attemptList: [], ...delivery, ...shown };
 }
 
-/** In one transaction at most, so that it holds up nobody for long. */
+/** Bounds the transaction, so that it holds its locks briefly. */
 const redeliveredAtOnce = 10_000;
 
 export interface Redelivered {
   deliveries: number;
-  /** Whether there may be more of them. */
+  /** Whether more failed deliveries may remain. */
   isCutShort: boolean;
 }
 
 /**
- * Sends again what has failed of events since a time, oldest first.
+ * Sends failed deliveries again, for events since a time, oldest first.
  * @throws Problem `not_found`, `conflict` (the endpoint is disabled)
  */
 export async function redeliverFailed(
@@ -48,12 +48,12 @@ export async function redeliverFailed(
 ): Promise<Redelivered> {
   const webhook = await lockWebhook(work.tx, work.by.organizationId, webhookId);
   requireEnabled(webhook);
-  const wish = { since, now: work.now, limit: redeliveredAtOnce };
-  const deliveries = await markFailedDueAgain(work.tx, webhook.id, wish);
+  const selection = { since, now: work.now, limit: redeliveredAtOnce };
+  const deliveries = await markFailedDueAgain(work.tx, webhook.id, selection);
   if (deliveries > 0) {
     const details = { deliveryId: null, since: since.toISOString(), deliveries };
     recordOf(work, webhook, 'webhook.redelivered', details);
-    wakeAfterwards(work);
+    wakeSenderBeforeCommit(work);
   }
   return { deliveries, isCutShort: deliveries === redeliveredAtOnce };
 }

@@ -2,29 +2,29 @@ import type { Keyring } from '../crypto/keyring.ts';
 import { isAuthentic, type MacColumns, type MacParts, macOf } from '../crypto/mac.ts';
 import type { DeliveryId, WebhookId } from '../domain/ids.ts';
 
-/** What is told to whom: an event, by the text that history has of it, and an endpoint. */
-export interface Told {
+/** The content of a delivery that its MAC covers. */
+export interface DeliveryContent {
   id: DeliveryId;
   endpointId: WebhookId;
   sequence: number;
   action: string;
-  /** The event's canonical text, which names its organization. */
+  /** The event's canonical text, which contains its organization. */
   canonical: string;
 }
 
-/** Authenticates a delivery that is about to be written. */
-export function deliveryMac(keyring: Keyring, told: Told): MacColumns {
-  return macOf(keyring.primary, partsOf(told));
+/** Computes the MAC of a new delivery. */
+export function deliveryMac(keyring: Keyring, content: DeliveryContent): MacColumns {
+  return macOf(keyring.primary, partsOf(content));
 }
 
 /**
- * Whether a stored delivery was written with the keyring, about this very event. A keyring entry that is gone vouches for
- * nothing, also where it is named as lost: a delivery is short-lived, and to send a forged one cannot be undone.
+ * Whether a stored delivery has a valid MAC for this event. A keyring entry that was removed verifies nothing, even one
+ * that is listed as lost: deliveries are short-lived, and a forged one cannot be taken back.
  */
-export function isDeliveryAuthentic(keyring: Keyring, columns: MacColumns, told: Told): boolean {
-  return keyring.get(columns.mac_keyring_id) !== undefined && isAuthentic(keyring, columns, partsOf(told));
+export function isDeliveryAuthentic(keyring: Keyring, columns: MacColumns, content: DeliveryContent): boolean {
+  return keyring.get(columns.mac_keyring_id) !== undefined && isAuthentic(keyring, columns, partsOf(content));
 }
 
-function partsOf({ id, endpointId, sequence, action, canonical }: Told): MacParts {
+function partsOf({ id, endpointId, sequence, action, canonical }: DeliveryContent): MacParts {
   return ['webhook_delivery', id, endpointId, sequence, action, canonical];
 }

@@ -12,17 +12,16 @@ import { getWebhook } from './store.ts';
 import { deliveryStatusSchema, deliveryView, toDeliveryView } from './views.ts';
 
 const redeliverRequest = z
-  .strictObject({ since: timestampInput.meta({ description: 'Events of this time or later.' }) })
+  .strictObject({ since: timestampInput.meta({ description: 'Events at or after this time.' }) })
   .meta({ id: 'RedeliverRequest', example: { since: '2026-11-23T09:30:00.000Z' } });
 
 const redeliveredView = z
   .object({
-    deliveries: z.int().meta({ description: 'How many are sent again.' }),
-    isCutShort: z.boolean().meta({ description: 'There may be more of them: ask again.' }),
+    deliveries: z.int().meta({ description: 'The number of deliveries that are sent again.' }),
+    isCutShort: z.boolean().meta({ description: 'True if more failed deliveries may remain: call again.' }),
   })
   .meta({ id: 'RedeliveredWebhooks', example: { deliveries: 12, isCutShort: false } });
 
-/** What was sent to a webhook, and how that went. */
 export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
   const { db } = transactor;
   const webhookId = idParam('Which webhook');
@@ -34,8 +33,8 @@ export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transact
       schema: {
         operationId: 'listWebhookDeliveries',
         tags: ['Webhooks'],
-        summary: 'What was sent to a webhook, newest first, with each attempt',
-        description: 'Of the last 30 days.',
+        summary: 'List the deliveries of a webhook with their attempts, newest first',
+        description: 'Covers the last 30 days.',
         params: z.object({ webhookId }),
         querystring: z.strictObject({
           ...pageQuery,
@@ -67,7 +66,7 @@ export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transact
       schema: {
         operationId: 'redeliverWebhook',
         tags: ['Webhooks'],
-        summary: 'Send a delivery again, under the same webhook-id',
+        summary: 'Send a delivery again under the same webhook-id',
         params: z.object({ webhookId, deliveryId: idParam('Which delivery') }),
         response: { 200: deliveryView },
       },
@@ -85,8 +84,8 @@ export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transact
       schema: {
         operationId: 'redeliverFailedWebhooks',
         tags: ['Webhooks'],
-        summary: 'Send again all that has failed since a time',
-        description: 'Oldest first, at most 10,000 at once.',
+        summary: 'Send failed deliveries again',
+        description: 'Covers events since the given time, oldest first, at most 10,000 per call.',
         params: z.object({ webhookId }),
         body: redeliverRequest,
         response: { 200: redeliveredView },

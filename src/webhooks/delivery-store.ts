@@ -25,7 +25,7 @@ const columns = [
   'finished_at',
 ] as const;
 
-/** Newest first, one more than `limit`. A delivery and its attempts are read as of one moment. */
+/** Newest first, up to `limit + 1`. Deliveries and attempts are read in one snapshot. */
 export async function listDeliveries(
   db: Db,
   endpointId: WebhookId,
@@ -73,7 +73,7 @@ export async function lockDelivery(tx: Tx, endpointId: WebhookId, id: string): P
   return requireFound(delivery, 'delivery to this webhook');
 }
 
-/** From the beginning of the schedule. One that is under way stays under way. */
+/** Makes a delivery due now and restarts its retry schedule. A running attempt keeps its lease. */
 export async function markDueAgain(tx: Tx, id: DeliveryId, now: Date): Promise<Delivery> {
   return tx
     .updateTable('webhook_deliveries')
@@ -83,7 +83,7 @@ export async function markDueAgain(tx: Tx, id: DeliveryId, now: Date): Promise<D
     .executeTakeFirstOrThrow();
 }
 
-/** Those that failed, of events since a time, oldest first. @returns how many */
+/** Makes failed deliveries due again, oldest first. @returns how many */
 export async function markFailedDueAgain(
   tx: Tx,
   endpointId: WebhookId,
@@ -108,7 +108,7 @@ export async function markFailedDueAgain(
 /** How long deliveries are kept. */
 const keptMs = 30 * dayMs;
 
-/** Removes old deliveries with their attempts. @returns how many */
+/** Deletes old deliveries with their attempts. @returns how many */
 export function pruneDeliveries(from: Pick<Transactor, 'db' | 'clock'>, batchSize?: number): Promise<number> {
   return pruneInBatches(from, { keptMs, batchSize, deleteOldest });
 }

@@ -7,9 +7,9 @@ import { type DeliveryId, newId, type OrganizationId, type WebhookId } from '../
 import { toTraceparent } from '../domain/trace.ts';
 import { toCanonical } from '../history/chain.ts';
 import { deliveryMac } from './delivery-mac.ts';
-import { announcedTo, audienceOf } from './payload.ts';
+import { audienceOf, subscribableBy } from './payload.ts';
 
-/** What decides whether an endpoint is notified of an event. */
+/** The columns that decide whether an endpoint is notified of an event. */
 interface Listener {
   id: WebhookId;
   partner_id: string | null;
@@ -23,9 +23,9 @@ interface NewDelivery {
 }
 
 /**
- * Enqueues a delivery for each endpoint that subscribes to one of these events, in the transaction that appends them. The
- * chain's head is locked, so an endpoint that was made earlier in the chain is seen.
- * A partner that was deleted is notified of that, and of nothing after it. Costs one query where nobody listens.
+ * Enqueues deliveries for the endpoints that subscribe to these events, in the transaction that appends the events. The
+ * lock on the chain's head makes endpoints visible that were created earlier in the chain. A deleted partner is
+ * notified of its deletion and of nothing later.
  */
 export const enqueueDeliveries: OnAppended = async ({ tx, keyring, by }, events) => {
   const { organizationId, trace } = by;
@@ -64,15 +64,15 @@ function isNotified({ id, partner_id, events }: Listener, event: ChainedEvent): 
   const tested = testedBy(event);
   if (tested !== undefined) return tested === id;
   if (partner_id !== null && partner_id !== event.partnerId) return false;
-  const asked = events.includes('*') || events.includes(event.action);
-  return asked && announcedTo(audienceOf(partner_id), [event.action]).length > 0;
+  const isSubscribed = events.includes('*') || events.includes(event.action);
+  return isSubscribed && subscribableBy(audienceOf(partner_id), [event.action]).length > 0;
 }
 
 function testedBy({ action, details }: ChainedEvent): unknown {
   return action === 'webhook.tested' ? details['webhookId'] : undefined;
 }
 
-/** Their time is the event's: the database's, also where the service's clock was moved. */
+/** Deliveries carry the event's time, which comes from the database. */
 async function insertDeliveries(
   { tx, keyring }: Pick<Work, 'tx' | 'keyring'>,
   deliveries: readonly NewDelivery[],
@@ -94,7 +94,7 @@ async function insertDeliveries(
       as delivery (id, endpoint_id, sequence, action, mac, mac_keyring_id, at)`.execute(tx);
 }
 
-/** The task of graphile-worker's queue that sends what is due to an organization's webhooks. */
+/** The graphile-worker task that sends an organization's due deliveries. */
 export const sendTask = 'send_webhooks';
 
 export interface SendPayload {
@@ -102,8 +102,8 @@ export interface SendPayload {
 }
 
 /**
- * Wakes the sender of one service when this transaction commits. An organization has one row in the queue at most. Like the
- * chain's head it is locked until the commit, so this comes after history is appended.
+ * Schedules the send task when this transaction commits. Call after appending to history: like the chain's head, the
+ * organization's single queue row stays locked until the commit.
  */
 export async function wakeSender(tx: Tx, organizationId: OrganizationId): Promise<void> {
   await sql`

@@ -4,7 +4,7 @@ import type { Secret } from '../crypto/secret.ts';
 import type { OrganizationId, PartnerId, WebhookId } from '../domain/ids.ts';
 import { generateWebhookSecret } from './signature.ts';
 
-/** A signing secret that exists nowhere yet but here. */
+/** A new signing secret and the columns that store it. */
 export interface MintedSecret {
   secret: Secret;
   columns: { sealed: Buffer; sealed_keyring_id: string };
@@ -16,7 +16,7 @@ export function mintSecret(keyring: Keyring, endpoint: SealedFor): MintedSecret 
   return { secret, columns: { sealed, sealed_keyring_id: keyringId } };
 }
 
-/** What decides where a signed body goes, and what is in it. */
+/** The columns that decide a signed body's target and content. */
 export interface SealedFor {
   id: WebhookId;
   organization_id: OrganizationId;
@@ -24,12 +24,12 @@ export interface SealedFor {
   url: string;
 }
 
-/** A secret opens for the endpoint, URL and partner for which it was sealed: a URL that was edited by hand is sent nothing. */
+/** Binds a secret to endpoint, URL and partner: after a manual edit of the URL in the database nothing is sent. */
 function sealBinding({ id, organization_id: organizationId, partner_id, url }: SealedFor): SealBinding {
   return { purpose: 'webhook', organizationId, recordId: id, facts: [url, partner_id] };
 }
 
-/** The secrets of an endpoint as its row keeps them. */
+/** The sealed secrets of an endpoint's row. */
 export interface SealedSecrets extends SealedFor {
   sealed: Buffer | null;
   sealed_keyring_id: string | null;
@@ -38,13 +38,13 @@ export interface SealedSecrets extends SealedFor {
   previous_until: Date | null;
 }
 
-/** Those that sign at this time, the present one first. @throws SealBroken */
+/** The secrets that sign now, the current one first. @throws SealBroken */
 export function openSecrets(keyring: Keyring, endpoint: SealedSecrets, now: Date): Secret[] {
   const binding = sealBinding(endpoint);
-  const isSigningAlong = endpoint.previous_until !== null && endpoint.previous_until > now;
+  const isPreviousValid = endpoint.previous_until !== null && endpoint.previous_until > now;
   return [
     { sealed: endpoint.sealed, keyringId: endpoint.sealed_keyring_id },
-    ...(isSigningAlong ? [{ sealed: endpoint.previous_sealed, keyringId: endpoint.previous_sealed_keyring_id }] : []),
+    ...(isPreviousValid ? [{ sealed: endpoint.previous_sealed, keyringId: endpoint.previous_sealed_keyring_id }] : []),
   ].flatMap(({ sealed, keyringId }) =>
     sealed === null || keyringId === null ? [] : [unseal(keyring, { sealed, keyringId }, binding)],
   );
@@ -56,8 +56,8 @@ export type SecretColumns = Pick<
 >;
 
 /**
- * The same secrets, sealed again under the primary entry.
- * @param next what they are sealed for from now on
+ * Seals the same secrets again under the primary keyring entry.
+ * @param next the columns to bind the new seals to
  * @throws SealBroken
  */
 export function reseal(keyring: Keyring, endpoint: SealedSecrets, next: SealedFor = endpoint): SecretColumns {

@@ -1,14 +1,14 @@
 import { Resolver } from 'node:dns/promises';
 
-/** All addresses of a name. @throws what the resolver throws */
+/** Resolves all addresses of a name. @throws what the resolver throws */
 export type Lookup = (name: string, signal: AbortSignal) => Promise<readonly string[]>;
 
-/** For each of a server's tries; the whole is bounded by the signal. */
+/** Limit for each try; the signal limits the whole lookup. */
 const tryMs = 2_000;
 
 /**
- * Asks the DNS servers of this machine. `dns.lookup` would wait in one of the two threads that Node has for it in the
- * whole process: two names whose servers keep silent would hold up every other delivery, and the way to the database.
+ * Queries the DNS servers of this machine. `dns.lookup` would use the few threads that the whole process shares for it:
+ * slow name servers could block all other deliveries and database connections.
  */
 export function createDnsLookup(servers?: readonly string[]): Lookup {
   return async (name, signal) => {

@@ -1,18 +1,21 @@
 import type { ChainedEvent, HistoryAction } from '../domain/events.ts';
 
-/** What webhooks are told of, to whom, and in which words. */
+/** The content of webhook deliveries for organizations and partners. */
 
-/** An organization's own endpoints may be told of all in its chain that can happen once it has an endpoint. */
-const neverAnnounced: readonly HistoryAction[] = [
+/** Events that no endpoint can subscribe to. */
+const notSubscribable: readonly HistoryAction[] = [
   'organization.created',
-  // Said to the one endpoint that is tested, whatever it has asked for.
+  // Sent only to the endpoint under test.
   'webhook.tested',
-  // In the installation's own chain.
+  // These belong to the installation's own chain.
   'keyring.rekey_started',
   'keyring.rekeyed',
 ];
 
-/** The events that a partner's endpoint may get: neither who revealed a key nor why a recovery was asked for. */
+/**
+ * The events that partners' endpoints can subscribe to. They exclude who revealed a key and why a recovery was
+ * requested.
+ */
 export const partnerActions = [
   'partner.created',
   'partner.updated',
@@ -34,18 +37,17 @@ export const partnerActions = [
 
 export type Audience = 'organization' | 'partner';
 
-/** @param partnerId of the endpoint */
 export function audienceOf(partnerId: string | null): Audience {
   return partnerId === null ? 'organization' : 'partner';
 }
 
-/** Which actions an endpoint can ask for. */
-export function announcedTo(audience: Audience, actions: readonly HistoryAction[]): HistoryAction[] {
-  if (audience === 'organization') return actions.filter((action) => !neverAnnounced.includes(action));
+/** Filters the actions that an endpoint of this audience can subscribe to. */
+export function subscribableBy(audience: Audience, actions: readonly HistoryAction[]): HistoryAction[] {
+  if (audience === 'organization') return actions.filter((action) => !notSubscribable.includes(action));
   return actions.filter((action) => partnerActions.some((allowed) => allowed === action));
 }
 
-/** The body of a delivery: thin, so that nobody has to trust it with more than ids and facts. */
+/** The body of a delivery. It carries ids and facts only, so that receivers need little trust. */
 export interface Payload {
   type: HistoryAction;
   timestamp: string;
@@ -56,16 +58,16 @@ export interface Payload {
     keyId: string | null;
     partnerId: string | null;
     actor: { type: string; id: string };
-    /** As history has them; null where they are too long. */
+    /** As in history; null if they are too long. */
     details: Record<string, unknown> | null;
     detailsOmitted: boolean;
   };
 }
 
-/** Standard Webhooks asks for less than 20 kB. */
+/** Standard Webhooks recommends less than 20 kB. */
 const longestPayloadBytes = 19_000;
 
-/** @returns the text that is signed and sent, of less than 20 kB */
+/** The text that is signed and sent. */
 export function payloadFor(audience: Audience, event: ChainedEvent): string {
   const { organizationId, sequence, keyId, partnerId } = event;
   const actor = { type: event.actor.type, id: actorIdFor(audience, event.actor) };
@@ -77,15 +79,15 @@ export function payloadFor(audience: Audience, event: ChainedEvent): string {
   return Buffer.byteLength(whole) <= longestPayloadBytes ? whole : textWith({ details: null, detailsOmitted: true });
 }
 
-/** Who works for the organization, and how it logs in, is no matter of its partners. */
+/** Hides from partners who works for the organization. */
 function actorIdFor(audience: Audience, { id, issuer }: ChainedEvent['actor']): string {
   return audience === 'partner' && issuer !== undefined ? 'oidc' : id;
 }
 
-/** `metadata` is what the organization tells its backends about a key; the partner does not get to see it. */
+/** `metadata` is for the organization's backends; partners do not see it. */
 function withoutInternals(details: Record<string, unknown>): Record<string, unknown> {
-  const { metadata, changes, ...told } = details;
-  if (typeof changes !== 'object' || changes === null) return told;
+  const { metadata, changes, ...shared } = details;
+  if (typeof changes !== 'object' || changes === null) return shared;
   const { metadata: _, ...others } = changes as Record<string, unknown>;
-  return { ...told, changes: others };
+  return { ...shared, changes: others };
 }

@@ -4,58 +4,58 @@ import { historyActions } from '../domain/events.ts';
 import type { PartnerId } from '../domain/ids.ts';
 import { dayMs, hourMs, minuteMs, secondMs } from '../lib/durations.ts';
 import { type DeliveryFailure, deliveryFailures } from './delivery-failed.ts';
-import { announcedTo } from './payload.ts';
+import { subscribableBy } from './payload.ts';
 
-/** The rules of webhooks, without a database. */
+/** Rules of webhooks that need no database. */
 
 export const endpointsAllowed = 50;
 
-/** How long the old secret signs along after a rotation. */
+/** How long the old secret also signs after a rotation. */
 export const oldSecretSignsMs = dayMs;
 
-/** How long a sender may be silent before another takes up its deliveries; an attempt takes 15 s at most. */
+/** How long a claimed delivery is reserved for its sender. An attempt takes 15 s at most. */
 export const leaseMs = 30_000;
 
-/** Enough that one slow reply does not hold up the next event, and few enough for a small receiver. */
+/** More than one, so that a slow reply does not delay the next event; few, to spare small receivers. */
 export const sendsAtOncePerEndpoint = 2;
 
-/** What `events` can name. */
-export const webhookEvents = ['*', ...announcedTo('organization', historyActions)] as const;
+/** The valid values of `events`. */
+export const webhookEvents = ['*', ...subscribableBy('organization', historyActions)] as const;
 
-/** @throws Problem `validation_failed` for what a partner is not notified of */
-export function requireTellable(events: readonly string[], partnerId: PartnerId | null): void {
+/** Rejects events that partners are not notified of. @throws Problem `validation_failed` */
+export function requireSubscribable(events: readonly string[], partnerId: PartnerId | null): void {
   if (partnerId === null) return;
-  const announced: readonly string[] = ['*', ...announcedTo('partner', historyActions)];
+  const announced: readonly string[] = ['*', ...subscribableBy('partner', historyActions)];
   const errors = events.flatMap((event, index): InputError[] =>
     announced.includes(event)
       ? []
-      : [{ path: `body.events.${index}`, message: `a partner is not notified of ${event}` }],
+      : [{ path: `body.events.${index}`, message: `partners cannot subscribe to ${event}` }],
   );
   if (errors.length > 0) throw validationProblems(errors);
 }
 
-/** Each once and in one order, so that the same wish is the same value. */
+/** Sorts and deduplicates, so that equal subscriptions compare equal. */
 export function sortEvents(events: readonly string[]): string[] {
   return events.includes('*') ? ['*'] : webhookEvents.filter((event) => events.includes(event));
 }
 
-/** A URL as history keeps it: a query may hold a secret of the receiver's. */
-export function shownUrl(url: string): string {
+/** The URL for history, without its query, which may contain a secret of the receiver. */
+export function redactedUrl(url: string): string {
   const { origin, pathname, search } = new URL(url);
   return `${origin}${pathname}${search === '' ? '' : '?…'}`;
 }
 
-/** What came of an attempt: a reply with any status, or none and why. */
+/** The result of an attempt: a reply with any status, or the reason why there was none. */
 export type Outcome = { durationMs: number } & (
   | { status: number; reason: null; retryAfterSeconds: number | null; reply: string }
   | { status: null; reason: DeliveryFailure | DeliveryFlaw | 'secret_unreadable'; retryAfterSeconds: null; reply: null }
 );
 
-/** Why a stored delivery is not sent at all, and never tried again by itself. */
+/** Why a stored delivery is not sent. Such a delivery is never retried automatically. */
 export const deliveryFlaws = {
   not_authentic:
-    'The delivery, its event or its webhook is not what was written with the keyring, or the entry is gone.',
-  event_missing: 'History has no event in the place that the delivery names, or none that can be read.',
+    'The delivery, its event or its webhook was changed after it was written, or its keyring entry was removed.',
+  event_missing: 'The event of the delivery is missing from history or cannot be read.',
 } as const;
 
 export type DeliveryFlaw = keyof typeof deliveryFlaws;
@@ -64,7 +64,7 @@ export function isFlaw({ reason }: Outcome): boolean {
   return reason !== null && reason in deliveryFlaws;
 }
 
-/** What is waited after each failed attempt before the next one. After the last of them there is none. */
+/** The delay after each failed attempt. After the last one there is no further attempt. */
 export const retryDelaysMs: readonly number[] = [
   5 * secondMs,
   5 * minuteMs,
@@ -77,12 +77,12 @@ export const retryDelaysMs: readonly number[] = [
   24 * hourMs,
 ];
 
-/** Receivers that fail together are not called together again. */
+/** Spreads retries, so that receivers that failed together are not called together again. */
 const jitter = 0.1;
 
 const longestRetryAfterMs = dayMs;
 
-/** An endpoint of which every attempt has failed for this long is disabled. */
+/** An endpoint whose attempts all fail for this long is disabled. */
 const failingAllowedMs = 5 * dayMs;
 
 const gone = 410;
@@ -91,6 +91,7 @@ const asksToWait = [429, 503];
 export type Decision = { kind: 'delivered' } | { kind: 'retry'; delayMs: number } | { kind: 'failed' };
 
 /**
+ * Decides what follows an attempt.
  * @param failures failed attempts of this delivery before this one
  * @param random from 0 to 1
  */
@@ -107,7 +108,7 @@ export function isSuccess({ status }: Outcome): boolean {
   return status !== null && status >= 200 && status < 300;
 }
 
-/** How an attempt can end, in one word. `refused`: by a status that is no success. */
+/** How an attempt can end. `refused`: the reply's status is no success. */
 export const attemptOutcomes = [
   'delivered',
   'refused',
@@ -118,19 +119,19 @@ export const attemptOutcomes = [
 
 export type AttemptOutcome = (typeof attemptOutcomes)[number];
 
-export function outcomeWord(outcome: Outcome): AttemptOutcome {
+export function outcomeName(outcome: Outcome): AttemptOutcome {
   if (isSuccess(outcome)) return 'delivered';
   return outcome.reason ?? 'refused';
 }
 
-/** Whether an endpoint is to be disabled after a failed attempt, and why. */
+/** Why to disable an endpoint after a failed attempt; undefined to keep it enabled. */
 export function reasonToDisable(outcome: Outcome, failingSince: Date, now: Date): DisabledReason | undefined {
   if (outcome.status === gone) return 'gone';
   return now.getTime() - failingSince.getTime() >= failingAllowedMs ? 'failing' : undefined;
 }
 
-/** @throws Problem `conflict`: what is disabled is sent nothing */
+/** Rejects a request for a disabled webhook. @throws Problem `conflict` */
 export function requireEnabled(endpoint: { id: string; disabled_at: Date | null }): void {
   if (endpoint.disabled_at === null) return;
-  throw new Problem('conflict', `Webhook ${endpoint.id} is disabled: enable it first.`);
+  throw new Problem('conflict', `Webhook ${endpoint.id} is disabled. Enable it first.`);
 }

@@ -2,19 +2,19 @@ import { isIP } from 'node:net';
 import ipaddr from 'ipaddr.js';
 import { validationProblem } from '../domain/errors.ts';
 
-/** A network whose addresses may be called although they are not public. */
+/** A network that webhooks may call although it is not public. */
 export type AddressRange = readonly [ipaddr.IPv4 | ipaddr.IPv6, number];
 
-/** What an installation lets webhooks reach. */
+/** Which targets an installation allows for webhooks. */
 export interface EgressRules {
-  /** Plain http besides https. */
+  /** Also allow plain http. */
   allowHttp: boolean;
   allowedRanges: readonly AddressRange[];
 }
 
 const urlLengthLimit = 2_048;
 
-/** @throws RangeError for what is neither an address nor a network */
+/** Parses addresses and networks. @throws RangeError if one is neither */
 export function parseRanges(cidrs: readonly string[]): AddressRange[] {
   return cidrs.map(parseRange);
 }
@@ -30,8 +30,8 @@ function parseRange(cidr: string): AddressRange {
 }
 
 /**
- * Whether everybody on the Internet means the same place by an address, by IANA's registries of special-purpose
- * addresses, or an installation has opened it. A range opens addresses of its own family only.
+ * Whether an address is globally reachable by IANA's special-purpose registries, or in an allowed range. A range
+ * matches addresses of its own family only.
  * @param address as the system writes addresses; anything else, and one with a zone, is not public
  */
 export function isPublicAddress(address: string, allowed: readonly AddressRange[]): boolean {
@@ -43,9 +43,8 @@ export function isPublicAddress(address: string, allowed: readonly AddressRange[
 const [azureHost, globalUnicast] = parseRanges(['168.63.129.16', '2000::/3']) as [AddressRange, AddressRange];
 
 /**
- * ipaddr.js knows the special ranges of both families. It does not know the address at which each machine at Azure finds
- * its host, nor that IPv6 has nothing public outside of 2000::/3: IPv4-compatible addresses, 100:0:0:1::/64, and whatever
- * is yet to be assigned. What carries an IPv4 address (mapped, NAT64, 6to4, Teredo) is special there, whichever it carries.
+ * ipaddr.js knows the special ranges, except two: Azure's host address, and IPv6 outside 2000::/3, where nothing is
+ * public. It treats all addresses that embed an IPv4 address (mapped, NAT64, 6to4, Teredo) as special.
  */
 function isGloballyReachable(address: ipaddr.IPv4 | ipaddr.IPv6): boolean {
   if (address.range() !== 'unicast') return false;
@@ -57,19 +56,18 @@ function contains([network, prefixLength]: AddressRange, address: ipaddr.IPv4 | 
 }
 
 /**
- * A URL whose form lets it be registered and called. The WHATWG parser has written its host in one way by then: names in
- * ASCII and lower case, IPv4 addresses in decimal whatever way they were spelled. Where it leads is still to be checked,
- * an address in it as well as those of a name.
+ * Checks a URL's form for registration and calls. The WHATWG parser has normalized its host by then (lower-case ASCII
+ * names, decimal IPv4). The addresses behind it must still be checked.
  * @throws Problem `validation_failed` with path `body.url`
  */
 export function requireSendableUrl(text: string, rules: Pick<EgressRules, 'allowHttp'>): URL {
   const url = parseUrl(text);
-  const message = url === undefined ? 'must be a URL, with no blanks in it' : objectionTo(url, text, rules);
+  const message = url === undefined ? 'must be a URL without blanks' : objectionTo(url, text, rules);
   if (url === undefined || message !== undefined) throw validationProblem('body.url', message ?? '');
   return url;
 }
 
-/** The parser would drop tabs and line ends, and read slashes into what has none. */
+/** The parser would silently drop tabs and line ends, and add missing slashes. */
 function parseUrl(text: string): URL | undefined {
   const isWhole = /^[a-z][a-z0-9+.-]*:\/\/[^\s\p{Cc}\\]+$/iu.test(text);
   return isWhole && URL.canParse(text) ? new URL(text) : undefined;
@@ -80,18 +78,18 @@ function objectionTo(url: URL, text: string, { allowHttp }: Pick<EgressRules, 'a
     return `must have at most ${urlLengthLimit} characters`;
   }
   if (url.protocol !== 'https:' && !(allowHttp && url.protocol === 'http:')) return 'must begin with https://';
-  if (url.username !== '' || url.password !== '') return 'must not have a user or a password in it';
+  if (url.username !== '' || url.password !== '') return 'must not contain a user or a password';
   if (url.href.includes('#')) return 'must not have a fragment';
-  if (url.hostname.endsWith('.')) return 'must not have a dot behind the name';
+  if (url.hostname.endsWith('.')) return 'must not have a dot after the host name';
   return undefined;
 }
 
-/** RFC 6761 section 6.3: these names are this machine, whatever a name server says of them. */
+/** RFC 6761 section 6.3: these names always mean this machine. */
 export function isThisMachine(host: string): boolean {
   return host === 'localhost' || host.endsWith('.localhost');
 }
 
-/** The host of a URL as addresses are written elsewhere: an IPv6 address without its brackets. */
+/** The host of a URL; an IPv6 address without brackets. */
 export function hostOf(url: URL): string {
   return url.hostname.replace(/^\[(.*)\]$/, '$1');
 }

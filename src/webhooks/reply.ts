@@ -4,9 +4,9 @@ import { type buildConnector, Client } from 'undici';
 
 export interface WebhookReply {
   status: number;
-  /** From `Retry-After` in either form; null where it is missing or not understood. */
+  /** From `Retry-After` in either form; null if missing or not understood. */
   retryAfterSeconds: number | null;
-  /** As much of the body as was read, as text; what is not UTF-8, and U+0000, are U+FFFD. */
+  /** The part of the body that was read. Invalid UTF-8 and U+0000 become U+FFFD. */
   body: string;
   durationMs: number;
 }
@@ -22,16 +22,16 @@ interface Exchange {
 const headerLimitBytes = 16_384;
 
 /**
- * One request and its reply on a connection that is used for nothing else. Redirects are not followed, compressed
- * bodies not inflated, and no proxy is asked: undici's Client does none of that unless told.
+ * Sends one request on a dedicated connection. undici's Client follows no redirects, inflates nothing and uses no
+ * proxy.
  */
-export async function exchange(socket: Socket, asked: Exchange): Promise<Omit<WebhookReply, 'durationMs'>> {
-  const { url, headers, body, replyLimitBytes, signal } = asked;
+export async function exchange(socket: Socket, options: Exchange): Promise<Omit<WebhookReply, 'durationMs'>> {
+  const { url, headers, body, replyLimitBytes, signal } = options;
   const client = new Client(url.origin, {
     connect: onlyOnce(socket),
     maxHeaderSize: headerLimitBytes,
     allowH2: false,
-    // The signal bounds the whole.
+    // The signal limits the whole exchange.
     headersTimeout: 0,
     bodyTimeout: 0,
   });
@@ -48,13 +48,13 @@ export async function exchange(socket: Socket, asked: Exchange): Promise<Omit<We
   }
 }
 
-/** The client would connect again where the connection ends before the request is on its way. */
+/** Prevents undici from reconnecting if the connection ends before the request is sent. */
 function onlyOnce(socket: Socket): buildConnector.connector {
   let isTaken = false;
   return (_options, callback) => {
     const wasTaken = isTaken;
     isTaken = true;
-    // Not at once: the client does not expect to be called back while it calls.
+    // Asynchronous, because the client expects no callback during its call.
     queueMicrotask(() => (wasTaken ? callback(new Error('The connection is gone.'), null) : callback(null, socket)));
   };
 }
@@ -73,7 +73,7 @@ async function readText(body: AsyncIterable<Uint8Array>, limitBytes: number): Pr
 
 const httpDate = /^[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT$/;
 
-/** RFC 9110 section 10.2.3: seconds, or a date in the one form that may still be sent. */
+/** RFC 9110 section 10.2.3: seconds, or a date in the IMF-fixdate form. */
 export function retryAfterSecondsOf(headers: IncomingHttpHeaders, now: Date): number | null {
   const value = [headers['retry-after']].flat()[0]?.trim() ?? '';
   if (/^\d{1,9}$/.test(value)) return Number(value);

@@ -35,8 +35,8 @@ const eventsInput = z
   )
   .min(1)
   .max(webhookEvents.length)
-  .refine((events) => new Set(events).size === events.length, 'must not name an event twice')
-  .refine((events) => events.length === 1 || !events.includes('*'), 'must not name others beside *')
+  .refine((events) => new Set(events).size === events.length, 'must not contain an event twice')
+  .refine((events) => events.length === 1 || !events.includes('*'), 'must not contain other events beside *')
   .meta({ example: ['key.created', 'key.deleted'], uniqueItems: true });
 
 const fields = {
@@ -48,7 +48,9 @@ const fields = {
 const newWebhook = z
   .strictObject({
     ...fields,
-    partnerId: idSchema('partner').nullish().meta({ description: 'It is notified of this partner and its keys only.' }),
+    partnerId: idSchema('partner')
+      .nullish()
+      .meta({ description: 'Limits the webhook to events of this partner and its keys.' }),
   })
   .meta({
     id: 'NewWebhook',
@@ -80,7 +82,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       schema: {
         operationId: 'listWebhooks',
         tags: ['Webhooks'],
-        summary: 'Webhooks, newest first',
+        summary: 'List webhooks, newest first',
         querystring: z.strictObject({ ...pageQuery, partnerId: idSchema('partner').optional() }),
         response: { 200: pageOf('WebhookPage', webhookView) },
       },
@@ -104,8 +106,9 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       schema: {
         operationId: 'createWebhook',
         tags: ['Webhooks'],
-        summary: 'Have events sent to a URL',
-        description: 'Signed by the Standard Webhooks specification. The reply has the signing secret.',
+        summary: 'Create a webhook that sends events to a URL',
+        description:
+          'Deliveries are signed according to the Standard Webhooks specification. The reply contains the signing secret.',
         body: newWebhook,
         response: { 201: webhookWithSecretView },
       },
@@ -129,7 +132,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       schema: {
         operationId: 'getWebhook',
         tags: ['Webhooks'],
-        summary: 'One webhook, never its secret',
+        summary: 'Get a webhook without its secret',
         params,
         response: { 200: webhookView },
       },
@@ -165,7 +168,7 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       schema: {
         operationId: 'deleteWebhook',
         tags: ['Webhooks'],
-        summary: 'Delete a webhook with its secrets; nothing more is sent',
+        summary: 'Delete a webhook and its secrets',
         params,
         response: { 200: webhookView },
       },
@@ -184,8 +187,8 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       schema: {
         operationId: 'rotateWebhookSecret',
         tags: ['Webhooks'],
-        summary: 'A new signing secret; the old one signs along for 24 hours',
-        description: 'One that signs along already from an earlier rotation signs no more.',
+        summary: 'Rotate the signing secret of a webhook',
+        description: 'The old secret also signs for 24 hours. A secret from an earlier rotation stops signing at once.',
         params,
         response: { 200: webhookWithSecretView },
       },
@@ -197,32 +200,32 @@ export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async 
       }),
   );
 
-  const acts = [
+  const actions = [
     {
-      act: 'enable',
+      action: 'enable',
       command: enableWebhook,
       operationId: 'enableWebhook',
-      summary: 'Send to a webhook again what happens from now on',
+      summary: 'Enable a webhook for events from now on',
       problems: [],
     },
     {
-      act: 'disable',
+      action: 'disable',
       command: disableWebhook,
       operationId: 'disableWebhook',
-      summary: 'Send nothing to a webhook; what waits for it has failed',
+      summary: 'Disable a webhook; its pending deliveries fail',
       problems: [],
     },
     {
-      act: 'test',
+      action: 'test',
       command: testWebhook,
       operationId: 'testWebhook',
-      summary: 'Send webhook.tested to a webhook, whatever it has asked for',
+      summary: 'Send a webhook.tested event to a webhook, regardless of its events',
       problems: ['conflict'],
     },
   ] as const;
-  for (const { act, command, operationId, summary, problems } of acts) {
+  for (const { action, command, operationId, summary, problems } of actions) {
     app.post(
-      `/webhooks/:webhookId/${act}`,
+      `/webhooks/:webhookId/${action}`,
       {
         config: { access: { role: 'admin', scope: 'write' }, idempotencyKey: 'taken', problems: [...problems] },
         schema: { operationId, tags: ['Webhooks'], summary, params, response: { 200: webhookView } },

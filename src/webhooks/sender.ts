@@ -8,38 +8,38 @@ import { pause } from '../lib/backoff.ts';
 import { limitedWarnings } from '../lib/limited-warnings.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
 import { type SingleFlight, singleFlight } from '../lib/single-flight.ts';
-import { type Claim, claimDue, send, settle } from './attempt.ts';
+import { type Claim, claimDue, recordOutcome, send } from './attempt.ts';
 import type { WebhookClient } from './connector.ts';
 import { enqueueDeliveries } from './enqueue-deliveries.ts';
-import { type AttemptOutcome, isFlaw, isSuccess, outcomeWord } from './policy.ts';
-import { endpointsToLookAt, endpointsWithDue, hasDue, release } from './sending-store.ts';
+import { type AttemptOutcome, isFlaw, isSuccess, outcomeName } from './policy.ts';
+import { endpointsToCheck, endpointsWithDue, hasDue, release } from './sending-store.ts';
 import type { SendingWebhook } from './store.ts';
 
-/** Sends what is due, for as long as it is open. Several of them, in whatever processes, share the work. */
+/** Sends due deliveries while it is open. Several senders, also in different processes, share the work. */
 export interface WebhookSender {
-  /** Something may be due to this organization's endpoints. */
+  /** Checks this organization's endpoints for due deliveries. */
   wake(organizationId: OrganizationId): void;
-  /** Takes nothing more, and gives back what does not end soon. */
+  /** Claims no more deliveries, and releases those that do not end soon. */
   close(): Promise<void>;
 }
 
 interface WebhookSenderOptions extends Omit<Transactor, 'db' | 'onAppended'> {
-  /** As the service's role. */
+  /** The database URL of the service's role. */
   url: string;
-  /** What every token of this installation begins with. */
+  /** The prefix of every token of this installation. */
   tokenPrefix: string;
-  /** Closed with the sender. */
+  /** The sender closes this client when it closes. */
   client: WebhookClient;
-  /** By default it only passes on the trace of the event. */
+  /** Default: passes on the trace of the event without spans of its own. */
   tracer?: Tracer;
-  /** How often calls have ended in which way. */
+  /** Counts calls by outcome. */
   tally?: Record<AttemptOutcome, number>;
   logger: Pick<FastifyBaseLogger, 'debug' | 'warn' | 'error'>;
 }
 
 /**
- * A receiver that hangs costs two sockets here, and nobody else anything. Those that fail have half of the places, so that
- * others still get through where hundreds hang at once, as when the net of a large host is down.
+ * A hanging receiver occupies two slots. Failing receivers share half of the slots, so that deliveries to healthy ones
+ * continue while hundreds of others hang.
  */
 const sendsAtOnce = 1_000;
 const failingSendsAtOnce = 500;
@@ -47,14 +47,14 @@ const failingSendsAtOnce = 500;
 const connections = 4;
 const queryTimeoutMs = 10_000;
 
-/** Retries, and what a killed sender has left behind, are found by polling. */
-const lookEveryMs = 1_000;
+/** Polling finds retries and deliveries of senders that were killed. */
+const pollEveryMs = 1_000;
 
-const mayEndWithinMs = 2_000;
+const closeGraceMs = 2_000;
 
 /**
- * Starts at once and never fails: what could not be read or written because the database was away is due again later. A
- * sender that is killed leaves deliveries under a lease; when it ends, another takes them up under the same id.
+ * Starts at once and never fails: after a database outage, deliveries are due again later. Deliveries of a killed
+ * sender are taken over when their lease ends.
  */
 export function startWebhookSender(options: WebhookSenderOptions): WebhookSender {
   const { keyring, client, logger, tracer = passingTracer } = options;
@@ -63,22 +63,22 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     url: options.url,
     poolSize: connections,
     timeoutMs: queryTimeoutMs,
-    onLost: (error) => logger.warn({ err: error }, 'A connection of the webhook sender was lost.'),
+    onLost: (error) => logger.warn({ err: error }, 'The webhook sender lost a database connection. It will reconnect.'),
   });
   const { db } = database;
   const transactor: Transactor = { ...options, db, onAppended: enqueueDeliveries };
   const closing = new AbortController();
-  const looking = new Set<Promise<void>>();
+  const checking = new Set<Promise<void>>();
   const sending = new Set<Promise<void>>();
   const sendingToFailing = new Set<Promise<void>>();
 
-  const lookAtOrganization = singleFlight(async (id: OrganizationId) => {
-    for (const webhookId of await endpointsToLookAt(transactor, id)) look(lookAtEndpoint, webhookId);
+  const checkOrganization = singleFlight(async (id: OrganizationId) => {
+    for (const webhookId of await endpointsToCheck(transactor, id)) check(checkEndpoint, webhookId);
   });
 
-  const lookAtEndpoint = singleFlight(async (id: WebhookId) => {
+  const checkEndpoint = singleFlight(async (id: WebhookId) => {
     for (let more = true; more; ) {
-      const claimed = await claimDue(transactor, id, placesFor);
+      const claimed = await claimDue(transactor, id, freeSlotsFor);
       for (const claim of claimed.claims) {
         const delivered = deliver(claim);
         track(sending, delivered);
@@ -88,19 +88,19 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     }
   });
 
-  /** What the transactions of a moment take, one for each connection at most, may go beyond it. */
-  function placesFor(endpoint: Pick<SendingWebhook, 'failing_since'>): number {
-    const places = sendsAtOnce - sending.size;
-    return isFailing(endpoint) ? Math.min(places, failingSendsAtOnce - sendingToFailing.size) : places;
+  /** May be exceeded slightly: concurrent transactions do not see each other's claims. */
+  function freeSlotsFor(endpoint: Pick<SendingWebhook, 'failing_since'>): number {
+    const slots = sendsAtOnce - sending.size;
+    return isFailing(endpoint) ? Math.min(slots, failingSendsAtOnce - sendingToFailing.size) : slots;
   }
 
-  /** What is due since the look in progress is found by the next one. */
-  function look<Id>(at: SingleFlight<Id, void>, id: Id): void {
+  /** A check that is requested during a running one starts another one after it. */
+  function check<Id>(at: SingleFlight<Id, void>, id: Id): void {
     if (closing.signal.aborted) return;
-    const looked = at.next(id).catch((error: unknown) => {
-      logger.warn({ err: error, id }, 'What is due to webhooks could not be taken up; this is tried again.');
+    const checked = at.next(id).catch((error: unknown) => {
+      logger.warn({ err: error, id }, 'Due webhook deliveries could not be claimed. Latchkey will retry.');
     });
-    track(looking, looked);
+    track(checking, checked);
   }
 
   async function deliver(claim: Claim): Promise<void> {
@@ -108,52 +108,60 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
     try {
       const { outcome, error } = await send({ keyring, client, tracer, mask }, claim);
       const { status, reason, durationMs } = outcome;
-      if (options.tally !== undefined) options.tally[outcomeWord(outcome)] += 1;
-      if (isFlaw(outcome)) logger.error({ ...facts, reason }, 'A delivery is not what was written, so it is not sent.');
+      if (options.tally !== undefined) options.tally[outcomeName(outcome)] += 1;
+      if (isFlaw(outcome))
+        logger.error({ ...facts, reason }, 'A webhook delivery is not authentic or lost its event, so it is not sent.');
       else if (reason === 'secret_unreadable')
-        logger.warn({ err: error, ...facts }, "A webhook's secret does not open.");
-      else logger.debug({ err: error, ...facts, status, reason, durationMs }, 'A webhook was called.');
-      await settle(transactor, claim, outcome);
-      // The places of those that fail go round: who has had one waits for its turn.
+        logger.warn({ err: error, ...facts }, "A webhook's secret cannot be decrypted. Rotate the secret.");
+      else logger.debug({ err: error, ...facts, status, reason, durationMs }, 'Latchkey called a webhook.');
+      await recordOutcome(transactor, claim, outcome);
+      // Failing endpoints take turns for slots, so a failed attempt does not claim the next delivery at once.
       if (!isSuccess(outcome)) return;
     } catch (error) {
-      if (closing.signal.aborted) await giveBack(claim);
-      else logger.warn({ err: error, ...facts }, 'What came of a delivery could not be kept; it is sent again.');
+      if (closing.signal.aborted) await releaseClaim(claim);
+      else
+        logger.warn(
+          { err: error, ...facts },
+          'The outcome of a webhook delivery could not be stored. Latchkey will send the delivery again.',
+        );
     }
     if (closing.signal.aborted) return;
     if (await hasDue(transactor, claim.webhook.id).catch(() => false)) {
-      look(lookAtEndpoint, claim.webhook.id);
+      check(checkEndpoint, claim.webhook.id);
     }
   }
 
-  async function giveBack({ delivery }: Claim): Promise<void> {
+  async function releaseClaim({ delivery }: Claim): Promise<void> {
     try {
       await release(transactor, delivery);
     } catch (error) {
-      logger.warn({ err: error, deliveryId: delivery.id }, 'A delivery could not be given back; its lease will end.');
+      logger.warn(
+        { err: error, deliveryId: delivery.id },
+        'A webhook delivery could not be released. Another sender takes it when its lease ends.',
+      );
     }
   }
 
   const warnOfOutage = limitedWarnings(logger);
-  const watching = startPeriodicTask({
-    everyMs: lookEveryMs,
+  const polling = startPeriodicTask({
+    everyMs: pollEveryMs,
     immediately: true,
     async run() {
       for (const endpoint of await endpointsWithDue(transactor)) {
-        if (placesFor(endpoint) > 0) look(lookAtEndpoint, endpoint.id);
+        if (freeSlotsFor(endpoint) > 0) check(checkEndpoint, endpoint.id);
       }
     },
-    onError: (err) => warnOfOutage({ err }, 'What is due to webhooks could not be read; this is tried again.'),
+    onError: (err) => warnOfOutage({ err }, 'Due webhook deliveries could not be read. Latchkey will retry.'),
   });
 
   return {
-    wake: (organizationId) => look(lookAtOrganization, organizationId),
+    wake: (organizationId) => check(checkOrganization, organizationId),
     async close() {
       closing.abort();
-      const watched = watching.close();
-      await Promise.race([allEnded(looking).then(() => allEnded(sending)), pause(mayEndWithinMs)]);
+      const polled = polling.close();
+      await Promise.race([allEnded(checking).then(() => allEnded(sending)), pause(closeGraceMs)]);
       await client.close();
-      await Promise.all([allEnded(looking), watched]);
+      await Promise.all([allEnded(checking), polled]);
       await allEnded(sending);
       await database.close();
     },
@@ -169,7 +177,7 @@ function track(works: Set<Promise<void>>, work: Promise<void>): void {
   works.add(tracked);
 }
 
-/** Also those that are begun meanwhile. */
+/** Includes work that starts meanwhile. */
 async function allEnded(works: ReadonlySet<Promise<void>>): Promise<void> {
   while (works.size > 0) await Promise.allSettled(works);
 }

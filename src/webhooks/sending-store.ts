@@ -7,13 +7,13 @@ import type { DeliveryId, OrganizationId, WebhookId } from '../domain/ids.ts';
 import { chainOf } from '../history/chain.ts';
 import { eventText } from '../history/store.ts';
 
-/** What a sender takes up, and what it writes down of it. The endpoint is locked wherever a `Tx` is asked for. */
+/** Queries of the webhook sender. Functions that take a `Tx` require a lock on the endpoint. */
 
 export interface ClaimedDelivery extends MacColumns {
   id: DeliveryId;
   sequence: number;
   action: string;
-  /** The event's text; null where history has none in its place. */
+  /** The event's text; null if history has no such event. */
   canonical: string | null;
   leased_until: Date;
   traceparent: string | null;
@@ -25,9 +25,8 @@ export interface EndpointWithDue {
 }
 
 /**
- * Endpoints that have something due. Goes from endpoint to endpoint through the index, so that one with a long
- * queue costs no more than one with a short one. In an order that chance makes: where a sender has not places enough for
- * all of them, everybody's turn comes.
+ * Endpoints with due deliveries. Jumps from endpoint to endpoint through the index, so that long queues cost no more
+ * than short ones. The order is random, so that every endpoint gets slots when they are scarce.
  */
 export async function endpointsWithDue({ db, clock }: Pick<Transactor, 'db' | 'clock'>): Promise<EndpointWithDue[]> {
   const { rows } = await sql<EndpointWithDue>`
@@ -45,8 +44,8 @@ export async function endpointsWithDue({ db, clock }: Pick<Transactor, 'db' | 'c
   return rows;
 }
 
-/** Those of an organization's endpoints that have something due, and those that are sent nothing while something waits. */
-export async function endpointsToLookAt(
+/** An organization's endpoints with due deliveries, and disabled or deleted ones with pending deliveries. */
+export async function endpointsToCheck(
   { db, clock }: Pick<Transactor, 'db' | 'clock'>,
   organizationId: OrganizationId,
 ): Promise<WebhookId[]> {
@@ -59,7 +58,7 @@ export async function endpointsToLookAt(
   return rows.map(({ id }) => id);
 }
 
-/** Whether something waits to be taken up. */
+/** Whether the endpoint has due deliveries. */
 export async function hasDue({ db, clock }: Pick<Transactor, 'db' | 'clock'>, endpointId: WebhookId): Promise<boolean> {
   const { rows } = await sql<{ due: boolean }>`
     select exists (
@@ -69,14 +68,11 @@ export async function hasDue({ db, clock }: Pick<Transactor, 'db' | 'clock'>, en
   return rows[0]?.due === true;
 }
 
-/**
- * The next ones that are due, as many as may be under way at once and as the sender has places for. They are this
- * sender's until the lease ends.
- */
+/** Leases the next due deliveries, up to the limits. They are reserved for this sender until the lease ends. */
 export async function leaseDue(
   tx: Tx,
   { id: endpointId, organization_id: organizationId }: { id: WebhookId; organization_id: OrganizationId },
-  { now, leasedUntil, atOnce, places }: { now: Date; leasedUntil: Date; atOnce: number; places: number },
+  { now, leasedUntil, atOnce, slots }: { now: Date; leasedUntil: Date; atOnce: number; slots: number },
 ): Promise<ClaimedDelivery[]> {
   const { rows } = await sql<ClaimedDelivery>`
     with leased as (
@@ -86,7 +82,7 @@ export async function leaseDue(
         where endpoint_id = ${endpointId} and status = 'pending' and due_at <= ${now}
           and (leased_until is null or leased_until <= ${now})
         order by due_at, id
-        limit least(${places}::bigint, greatest(0, ${atOnce} - (
+        limit least(${slots}::bigint, greatest(0, ${atOnce} - (
           select count(*) from webhook_deliveries
           where endpoint_id = ${endpointId} and status = 'pending' and leased_until > ${now}
         )))
@@ -101,7 +97,7 @@ export async function leaseDue(
   return rows;
 }
 
-/** Those that wait when their endpoint is sent nothing any more. @returns how many */
+/** Fails pending deliveries of a disabled or deleted endpoint. @returns how many */
 export async function failPending(tx: Tx, endpointId: WebhookId, now: Date, limit: number): Promise<number> {
   const { numAffectedRows } = await sql`
     update webhook_deliveries set status = 'failed', leased_until = null, finished_at = ${now}
@@ -113,9 +109,8 @@ export async function failPending(tx: Tx, endpointId: WebhookId, now: Date, limi
 }
 
 /**
- * A success, written down where it changes nothing but the delivery: it is still the sender's own, and its endpoint was
- * not failing.
- * @returns whether that is so
+ * Records a success if the lease is still valid and the endpoint was not failing.
+ * @returns whether it was recorded
  */
 export async function markDelivered(
   { db, clock }: Pick<Transactor, 'db' | 'clock'>,
@@ -138,7 +133,7 @@ export async function markDelivered(
   return rows.length > 0;
 }
 
-/** A delivery that an attempt was made of. Undefined where it was pruned meanwhile. */
+/** The delivery of an attempt, locked. Undefined if it was pruned meanwhile. */
 export async function lockAttempted(tx: Tx, id: DeliveryId) {
   return tx
     .selectFrom('webhook_deliveries')
@@ -152,21 +147,21 @@ export async function insertAttempt(tx: Tx, attempt: WebhookAttemptsTable): Prom
   await tx.insertInto('webhook_attempts').values(attempt).execute();
 }
 
-/** How a delivery stands after an attempt. */
-export type Standing =
+/** The state of a delivery after an attempt. */
+export type DeliveryState =
   | { status: 'pending'; attempts: number; failures: number; due_at: Date; leased_until: null; finished_at: null }
   | { status: 'delivered' | 'failed'; attempts: number; failures: number; leased_until: null; finished_at: Date };
 
-export async function updateStanding(tx: Tx, id: DeliveryId, standing: Standing): Promise<void> {
+export async function updateDeliveryState(tx: Tx, id: DeliveryId, standing: DeliveryState): Promise<void> {
   await tx.updateTable('webhook_deliveries').set(standing).where('id', '=', id).execute();
 }
 
-/** One more attempt of a delivery that another sender has taken up meanwhile, or that has ended. */
+/** Counts an attempt of a delivery that has ended or belongs to another sender by now. */
 export async function countAttempt(tx: Tx, id: DeliveryId, attempts: number): Promise<void> {
   await tx.updateTable('webhook_deliveries').set({ attempts }).where('id', '=', id).execute();
 }
 
-/** Gives a delivery back at once, where its attempt was not made. */
+/** Releases a delivery whose attempt was not made. */
 export async function release(
   { db, clock }: Pick<Transactor, 'db' | 'clock'>,
   { id, leased_until }: ClaimedDelivery,
@@ -176,7 +171,7 @@ export async function release(
     where id = ${id} and leased_until = ${leased_until}`.execute(db);
 }
 
-/** What is not over yet: how many, and how long the one that has waited longest has been due. */
+/** The number of pending deliveries, and how long the oldest due one has been due. */
 export async function backlogOf(db: Db, now: Date): Promise<{ pending: number; oldestDueSeconds: number }> {
   const { rows } = await sql<{ pending: number; oldest: Date | null }>`
     select count(*) as pending, min(due_at) as oldest from webhook_deliveries where status = 'pending'`.execute(db);

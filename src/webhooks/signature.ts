@@ -2,36 +2,36 @@ import { createHmac, randomBytes } from 'node:crypto';
 import { Secret } from '../crypto/secret.ts';
 
 /**
- * Signatures as Standard Webhooks 1.0.0 has them (https://www.standardwebhooks.com), symmetric ones: HMAC-SHA-256 over
- * `<id>.<timestamp>.<body>`, in base64 behind `v1,`.
+ * Symmetric signatures of Standard Webhooks 1.0.0 (https://www.standardwebhooks.com): HMAC-SHA-256 over
+ * `<id>.<timestamp>.<body>`, in base64 after `v1,`.
  */
 
 export interface SignedDelivery {
-  /** The same in every attempt: a receiver knows a repeated delivery by it. */
+  /** The same in every attempt, so that a receiver recognizes a repeated delivery. */
   id: string;
-  /** Of this attempt, in whole seconds since 1970; receivers refuse what is old. */
+  /** The time of this attempt in seconds since 1970; receivers reject old ones. */
   timestampSeconds: number;
-  /** The very text that is sent. */
+  /** The exact text that is sent. */
   body: string;
 }
 
 export interface SignatureHeaders {
   'webhook-id': string;
   'webhook-timestamp': string;
-  /** One signature for each secret, with spaces between them: a receiver needs to know one of the secrets. */
+  /** One signature per secret, separated by spaces: a receiver needs only one of the secrets. */
   'webhook-signature': string;
 }
 
 const prefix = 'whsec_';
 
-/** The specification allows 24 to 64 bytes; 32 are what HMAC-SHA-256 can use. */
+/** The specification allows 24 to 64 bytes; HMAC-SHA-256 uses at most 32. */
 const secretBytes = 32;
 
 export function generateWebhookSecret(): Secret {
   return new Secret(prefix + randomBytes(secretBytes).toString('base64'));
 }
 
-/** @param secrets one, or during a rotation the new one and the old one */
+/** Signs a delivery. @param secrets one, or during a rotation the new one and the old one */
 export function signDelivery(secrets: readonly Secret[], delivery: SignedDelivery): SignatureHeaders {
   const timestamp = String(delivery.timestampSeconds);
   const content = `${delivery.id}.${timestamp}.${delivery.body}`;

@@ -3,7 +3,7 @@ import { connect as connectTls, type TLSSocket } from 'node:tls';
 import { DeliveryFailed } from './delivery-failed.ts';
 import { type AddressRange, isPublicAddress } from './public-address.ts';
 
-/** How many of a name's addresses are tried, and how long one may keep silent while there is another one. */
+/** How many addresses of a name are tried, and how long an attempt may take while there is another address. */
 const triedAtMost = 4;
 const attemptMs = 1_500;
 
@@ -14,10 +14,10 @@ interface ConnectOptions {
 }
 
 /**
- * A connection to the first of these addresses that takes one. Who is at its other end is looked at again before a byte
- * is sent: an address such as 0.0.0.0 leads elsewhere than it says.
+ * Connects to the first address that accepts. Checks the peer before sending a byte: an address such as 0.0.0.0 leads
+ * elsewhere.
  * @param addresses already checked, at least one
- * @throws DeliveryFailed `address_refused`; else what the last attempt failed with
+ * @throws DeliveryFailed `address_refused`; otherwise the error of the last attempt
  */
 export async function connectToFirst(addresses: readonly string[], options: ConnectOptions): Promise<Socket> {
   const tried = addresses.slice(0, triedAtMost);
@@ -35,13 +35,13 @@ export async function connectToFirst(addresses: readonly string[], options: Conn
   throw new RangeError('There is no address to connect to.');
 }
 
-/** @param silenceMs 0: as long as the signal lets it */
+/** @param silenceMs 0: limited by the signal only */
 function connectTo(address: string, { port, signal }: ConnectOptions, silenceMs: number): Promise<Socket> {
   return new Promise((resolve, reject) => {
     const socket = connect({ host: address, port, signal, noDelay: true });
     const giveUp = () => socket.destroy(new Error('No connection was made in time.'));
     socket.setTimeout(silenceMs, giveUp);
-    // It stays, so that an error between two readers of the socket is nobody's uncaught one.
+    // This listener stays, so that a late error of the socket is not uncaught.
     socket.on('error', reject);
     socket.once('connect', () => {
       socket.setTimeout(0, giveUp);
@@ -54,12 +54,13 @@ function requirePublicPeer(socket: Socket, allowedRanges: readonly AddressRange[
   const peer = socket.remoteAddress;
   if (peer !== undefined && isPublicAddress(peer, allowedRanges)) return;
   socket.destroy();
-  throw new DeliveryFailed('address_refused', new Error(`The connection led to ${peer ?? 'nobody'}.`));
+  throw new DeliveryFailed('address_refused', new Error(`The connection led to ${peer ?? 'an unknown address'}.`));
 }
 
 /**
- * TLS on a connection. The certificate must be good for the host, whatever NODE_TLS_REJECT_UNAUTHORIZED says.
- * @param host the name or the address in the URL @param ca certificates in PEM that are trusted instead of Node's own
+ * Starts TLS on a connection. The certificate must be valid for the host, whatever NODE_TLS_REJECT_UNAUTHORIZED says.
+ * @param host the name or the address in the URL
+ * @param ca PEM certificates to trust instead of Node's own
  */
 export function secure(socket: Socket, host: string, ca: string | undefined): Promise<TLSSocket> {
   return new Promise((resolve, reject) => {
@@ -72,7 +73,7 @@ export function secure(socket: Socket, host: string, ca: string | undefined): Pr
       ...(ca === undefined ? {} : { ca }),
     });
     secured.on('error', reject);
-    secured.once('close', () => reject(new Error('The connection ended in the handshake.')));
+    secured.once('close', () => reject(new Error('The connection ended during the TLS handshake.')));
     secured.once('secureConnect', () => resolve(secured));
   });
 }

@@ -7,7 +7,7 @@ import type { MintedSecret, SecretColumns } from './mint.ts';
 
 type SecretColumn = 'sealed' | 'sealed_keyring_id' | 'previous_sealed' | 'previous_sealed_keyring_id';
 
-/** An endpoint without its secrets: they leave through no view. */
+/** An endpoint without its secrets, which no view contains. */
 export type Webhook = Omit<Selectable<WebhookEndpointsTable>, SecretColumn>;
 
 const columns = [
@@ -31,7 +31,7 @@ export async function getWebhook(db: Db, organizationId: OrganizationId, id: str
   return requireFound(await selectWebhook(db, organizationId, id).executeTakeFirst(), 'webhook in this organization');
 }
 
-/** For a change of the endpoint. @throws Problem `not_found`, as `getWebhook` */
+/** Locks a webhook for a change. @throws Problem `not_found`, as `getWebhook` */
 export async function lockWebhook(tx: Tx, organizationId: OrganizationId, id: string): Promise<Webhook> {
   return requireFound(
     await selectWebhook(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst(),
@@ -48,7 +48,7 @@ function selectWebhook(db: Db, organizationId: OrganizationId, id: string) {
     .where('deleted_at', 'is', null);
 }
 
-/** Newest first, one more than `limit`. */
+/** Newest first, up to `limit + 1`. */
 export async function listWebhooks(
   db: Db,
   organizationId: OrganizationId,
@@ -67,7 +67,7 @@ export async function listWebhooks(
   return query.execute();
 }
 
-/** The organization must be locked by whoever is about to add one. */
+/** Lock the organization before calling this to add a webhook. */
 export async function countWebhooks(tx: Tx, organizationId: OrganizationId): Promise<number> {
   const { count } = await tx
     .selectFrom('webhook_endpoints')
@@ -115,7 +115,7 @@ export async function markWebhookDisabled(tx: Tx, id: WebhookId, at: Date, reaso
     .execute();
 }
 
-/** Its secrets go with it. */
+/** Also deletes the secrets. */
 export async function markWebhookDeleted(tx: Tx, id: WebhookId, deletedAt: Date): Promise<void> {
   await tx
     .updateTable('webhook_endpoints')
@@ -131,7 +131,9 @@ export async function markWebhookDeleted(tx: Tx, id: WebhookId, deletedAt: Date)
     .execute();
 }
 
-/** The secret of now becomes the one before, which signs along until a time; the one before that signs no more. */
+/**
+ * Makes the current secret the previous one, which also signs until `previousUntil`. The old previous one is dropped.
+ */
 export async function replaceSecret(
   tx: Tx,
   id: WebhookId,
@@ -150,18 +152,18 @@ export async function replaceSecret(
     .execute();
 }
 
-/** @param since null: an attempt has succeeded */
+/** @param since null if an attempt has succeeded */
 export async function markFailingSince(tx: Tx, id: WebhookId, since: Date | null): Promise<void> {
   await tx.updateTable('webhook_endpoints').set({ failing_since: since }).where('id', '=', id).execute();
 }
 
-/** An endpoint as a sender needs it, also one that was disabled or deleted. */
+/** An endpoint as the sender needs it, including disabled and deleted ones. */
 export type SendingWebhook = Pick<
   Selectable<WebhookEndpointsTable>,
   SecretColumn | 'id' | 'organization_id' | 'partner_id' | 'url' | 'previous_until' | 'failing_since'
 > & { is_live: boolean };
 
-/** Lets one sender at a time decide what is sent to an endpoint next. */
+/** Locks an endpoint, so that one sender at a time decides what is sent to it. */
 export async function lockForSending(tx: Tx, id: WebhookId): Promise<SendingWebhook | undefined> {
   return tx
     .selectFrom('webhook_endpoints')

@@ -6,11 +6,11 @@ import type { DeliveryWithAttempts } from './delivery-store.ts';
 import { deliveryFlaws, webhookEvents } from './policy.ts';
 import type { Webhook } from './store.ts';
 
-/** Text, so that an event of another version can be read. */
+/** Typed as text, so that events of other versions can be read. */
 export const webhookEventSchema = z.string().meta({
   id: 'WebhookEvent',
   enum: [...webhookEvents],
-  description: 'An action of history, or `*` for all.',
+  description: 'A history action, or `*` for all actions.',
 });
 
 export const deliveryStatusSchema = z.enum(['pending', 'delivered', 'failed']).meta({ id: 'WebhookDeliveryStatus' });
@@ -18,7 +18,7 @@ export const deliveryStatusSchema = z.enum(['pending', 'delivered', 'failed']).m
 const fields = {
   id: idView('webhook'),
   organizationId: idView('org'),
-  partnerId: idView('partner').nullable().meta({ description: 'Null: it is notified of the whole organization.' }),
+  partnerId: idView('partner').nullable().meta({ description: 'Null if the webhook covers the whole organization.' }),
   url: z.string().meta({ example: 'https://hooks.example.com/latchkey' }),
   events: z.array(webhookEventSchema).meta({ example: ['key.created', 'key.deleted'] }),
   description: z.string().nullable().meta({ example: 'Billing' }),
@@ -28,9 +28,11 @@ const fields = {
     .enum(['requested', 'gone', 'failing'])
     .meta({ id: 'DisabledReason' })
     .nullable()
-    .meta({ description: 'gone: it has answered 410. failing: every attempt of five days has failed.' }),
-  failingSince: timestampView.nullable().meta({ description: 'Every attempt since then has failed.' }),
-  previousSecretUntil: timestampView.nullable().meta({ description: 'Until then the secret before signs along.' }),
+    .meta({ description: 'gone: the endpoint answered 410. failing: all attempts failed for five days.' }),
+  failingSince: timestampView.nullable().meta({ description: 'All attempts since this time have failed.' }),
+  previousSecretUntil: timestampView
+    .nullable()
+    .meta({ description: 'Until this time, the previous secret also signs.' }),
   createdAt: timestampView,
   createdBy: actorView,
   deletedAt: timestampView.nullable(),
@@ -42,7 +44,7 @@ export const webhookWithSecretView = z
   .object({
     ...fields,
     secret: z.string().meta({
-      description: 'Keep it now: it cannot be revealed.',
+      description: 'Store the secret now: Latchkey cannot reveal it again.',
       example: 'whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD',
     }),
   })
@@ -76,28 +78,31 @@ const attemptView = z
   .object({
     number: z.int().meta({ example: 1 }),
     at: timestampView,
-    status: z.int().nullable().meta({ description: 'Of the reply; null where none came.', example: 503 }),
+    status: z
+      .int()
+      .nullable()
+      .meta({ description: 'The HTTP status of the reply; null if there was none.', example: 503 }),
     reason: z
       .string()
       .nullable()
       .meta({
-        description: `Why no reply came: ${[...Object.keys(deliveryFailures), 'secret_unreadable', ...Object.keys(deliveryFlaws)].join(', ')}.`,
+        description: `Why there was no reply: ${[...Object.keys(deliveryFailures), 'secret_unreadable', ...Object.keys(deliveryFlaws)].join(', ')}.`,
         example: null,
       }),
     durationMs: z.int().meta({ example: 41 }),
-    reply: z.string().nullable().meta({ description: "The beginning of the reply's body.", example: 'try later' }),
+    reply: z.string().nullable().meta({ description: "The first part of the reply's body.", example: 'try later' }),
   })
   .meta({ id: 'WebhookAttempt' });
 
 export const deliveryView = z
   .object({
-    id: idView('delivery').meta({ description: 'The webhook-id of every attempt.' }),
+    id: idView('delivery').meta({ description: 'The webhook-id, the same for all attempts.' }),
     webhookId: idView('webhook'),
-    event: z.string().meta({ description: 'The action of history that it tells of.', example: 'key.created' }),
-    sequence: z.int().meta({ description: "The event's place in the organization's history.", example: 42 }),
+    event: z.string().meta({ description: 'The history action of the event.', example: 'key.created' }),
+    sequence: z.int().meta({ description: "The event's sequence number in the organization's history.", example: 42 }),
     status: deliveryStatusSchema,
     createdAt: timestampView,
-    nextAttemptAt: timestampView.nullable().meta({ description: 'Null where none is due, or one is under way.' }),
+    nextAttemptAt: timestampView.nullable().meta({ description: 'Null if no attempt is due, or one is running.' }),
     finishedAt: timestampView.nullable(),
     attempts: z.array(attemptView),
   })
@@ -105,7 +110,7 @@ export const deliveryView = z
 
 export function toDeliveryView(delivery: DeliveryWithAttempts, now: Date): z.infer<typeof deliveryView> {
   const { leased_until: leasedUntil } = delivery;
-  const isUnderWay = leasedUntil !== null && leasedUntil > now;
+  const isRunning = leasedUntil !== null && leasedUntil > now;
   return {
     id: delivery.id,
     webhookId: delivery.endpoint_id,
@@ -113,7 +118,7 @@ export function toDeliveryView(delivery: DeliveryWithAttempts, now: Date): z.inf
     sequence: delivery.sequence,
     status: delivery.status,
     createdAt: delivery.created_at.toISOString(),
-    nextAttemptAt: delivery.status !== 'pending' || isUnderWay ? null : delivery.due_at.toISOString(),
+    nextAttemptAt: delivery.status !== 'pending' || isRunning ? null : delivery.due_at.toISOString(),
     finishedAt: delivery.finished_at?.toISOString() ?? null,
     attempts: delivery.attemptList.map(({ number, at, status, reason, duration_ms, reply }) => ({
       number,

@@ -12,8 +12,8 @@ import {
 } from '../../crypto/signed-note.ts';
 
 /**
- * A checkpoint says how long a chain is and what its last hash is, and is signed: a note of the form that transparency
- * logs use (https://c2sp.org/tlog-checkpoint), with the chain's head where they have the root of a Merkle tree.
+ * The signed length and last hash of a chain, as a note in the form of transparency logs
+ * (https://c2sp.org/tlog-checkpoint), with the chain's last hash in place of a Merkle tree's root.
  */
 export interface Checkpoint {
   chain: string;
@@ -23,24 +23,24 @@ export interface Checkpoint {
 }
 
 export interface SignedCheckpoint extends Checkpoint {
-  /** The note itself, to be passed on as it is. */
+  /** The note's text, byte for byte. */
   note: string;
   signed: SignedNote;
 }
 
-/** One name for all chains of an installation, so that one public key checks all of them. */
+/** One name for all chains, so that one public key verifies all of them. */
 const keyName = 'latchkey';
 const originPrefix = 'latchkey/';
 
-/** A key for each entry of the keyring, the primary's first. */
+/** One signing key per keyring entry, the primary's first. */
 export function checkpointSigners(keyring: Keyring): NoteSigner[] {
   const secondaries = keyring.entries.filter((entry) => entry !== keyring.primary);
   return [keyring.primary, ...secondaries].map(({ signSeed }) => createNoteSigner(keyName, signSeed));
 }
 
 /**
- * Signed by every entry of the keyring: while it is rotated, who has only the old public key sees that the new one
- * speaks for the same history. The same head gives the same bytes, whichever replica signs it.
+ * Every keyring entry signs, so that a holder of the old public key can follow a rotation. Deterministic: every replica
+ * signs the same head to the same bytes.
  */
 export function signCheckpoint({ chain, size, hash }: Checkpoint, signers: readonly NoteSigner[]): string {
   return signNote(`${originPrefix}${chain}\n${size}\n${hash.toString('base64')}\n`, signers);
@@ -49,7 +49,7 @@ export function signCheckpoint({ chain, size, hash }: Checkpoint, signers: reado
 const bodyForm =
   /^latchkey\/(installation|org_[0-7][0-9a-hjkmnp-tv-z]{25})\n(0|[1-9][0-9]{0,14})\n([A-Za-z0-9+/]{43}=)\n$/;
 
-/** Undefined where it is not a whole one, such as the last of a file whose writer has crashed. */
+/** Undefined if the note is incomplete, such as the last one in a file after a crash. */
 export function parseCheckpoint(note: string): SignedCheckpoint | undefined {
   const signed = parseNote(note);
   const [, chain, size, hash] = bodyForm.exec(signed?.text ?? '') ?? [];
@@ -59,12 +59,12 @@ export function parseCheckpoint(note: string): SignedCheckpoint | undefined {
   return { chain, size: Number(size), hash: Buffer.from(hash, 'base64'), note, signed };
 }
 
-/** The public keys as one text that both kinds of tools read: a line for signed notes and a PEM for each. */
+/** The public keys as text: for each, a line for signed-note tools and a PEM block. */
 export function publicKeysText(verifiers: readonly NoteVerifier[]): string {
   return verifiers.map((verifier) => `${toVerifierKey(verifier)}\n${toPem(verifier)}`).join('\n');
 }
 
-/** The keys of a text of that form; what is around them is passed over. */
+/** Reads the keys from such a text and ignores other lines. */
 export function parsePublicKeys(text: string): NoteVerifier[] {
   return text
     .split('\n')
@@ -76,8 +76,8 @@ export function parsePublicKeys(text: string): NoteVerifier[] {
 const bodyLines = 3;
 
 /**
- * The notes of a file that has one after the other, with blank lines between them.
- * @returns each text that could be a note; torn ones may be among them, which `parseCheckpoint` tells
+ * Splits a file of notes that are separated by blank lines.
+ * @returns every text that could be a note, incomplete ones included; `parseCheckpoint` rejects those
  */
 export async function* splitNotes(lines: AsyncIterable<Buffer>): AsyncGenerator<string> {
   let body: string[] = [];

@@ -11,12 +11,12 @@ import { type PeriodicTask, startPeriodicTask } from '../../lib/periodic-task.ts
 import { checkpointSigners, parseCheckpoint, type SignedCheckpoint, splitNotes } from './checkpoint.ts';
 import { type CheckpointFile, type Checkpoints, createCheckpoints } from './signing.ts';
 
-/** Signs by the clock what requests do not ask for, remembers it, and sends it away. */
+/** Signs checkpoints periodically, appends them to the file and sends them to the configured URL. */
 export interface Checkpointing {
   checkpoints: Checkpoints;
-  /** Signs what has changed at once and then every now and then. Never fails. */
+  /** Signs changed chains now and then periodically. Never fails. */
   start(): void;
-  /** Signs and sends a last time. */
+  /** Signs and sends one last time. */
   close(): Promise<void>;
 }
 
@@ -29,10 +29,10 @@ interface CheckpointingOptions {
   logger: Pick<FastifyBaseLogger, 'debug' | 'info' | 'warn' | 'error'>;
 }
 
-/** After a round that failed, such as one at a start that takes long. */
+/** The delay after a failed round. */
 const retryAfterMs = 5_000;
 
-/** At the end there is little time, and what does not arrive is in the log and in the file. */
+/** Keeps the shutdown short; unsent checkpoints are still in the log and in the file. */
 const lastSendWithinMs = 1_500;
 
 /** @throws CheckpointFileError */
@@ -44,7 +44,7 @@ export async function openCheckpointing(options: CheckpointingOptions): Promise<
     const { torn, unknownKeys } = file;
     logger.warn(
       { torn, unknownKeys },
-      'CHECKPOINT_FILE has texts that are no checkpoints, or of keys that are not here.',
+      'CHECKPOINT_FILE contains incomplete checkpoints, or checkpoints of keys that are not in the keyring.',
     );
   }
   const checkpoints = createCheckpoints({ db, keyring, file, logger });
@@ -59,7 +59,7 @@ export async function openCheckpointing(options: CheckpointingOptions): Promise<
       hasFailed = false;
     } catch (err) {
       hasFailed = true;
-      logger.warn({ err }, 'Checkpoints could not be signed; this is tried again.');
+      logger.warn({ err }, 'Checkpoints could not be signed. Latchkey will retry.');
     }
   }
 
@@ -74,29 +74,28 @@ export async function openCheckpointing(options: CheckpointingOptions): Promise<
     },
     async close() {
       await task?.close();
-      // Where it has never begun, the service did not start, and nothing was done.
+      // If the task never started, the service did not start, and there is nothing to sign.
       if (task !== undefined) await round({ withinMs: lastSendWithinMs });
       await file?.close();
     },
   };
 }
 
-/** Takes checkpoints to where nobody on this machine can take them back. */
+/** Sends checkpoints to a server that this machine cannot make forget them. */
 export interface CheckpointDelivery {
   /**
-   * Sends these, and what could not be sent before. Of a chain only its newest one waits: it speaks for all before it.
-   * Never throws: what does not arrive waits for the next time.
+   * Sends these notes and those that failed before. Only the newest note of each chain is kept: it covers all before
+   * it. Never throws; what fails is sent with the next call.
    */
   send(notes: readonly string[], limits?: { withinMs?: number; signal?: AbortSignal }): Promise<void>;
-  /** Chains whose newest checkpoint has not arrived. */
+  /** The number of chains whose newest checkpoint was not delivered. */
   waiting(): number;
 }
 
 const sendWithinMs = 5_000;
-/** About 25 KB. */
 const notesAtOnce = 100;
 
-/** @param url credentials in it are sent as HTTP Basic authentication; nothing of it but its host is logged */
+/** @param url its credentials become HTTP Basic authentication; only its host is logged */
 function createCheckpointDelivery(url: string, logger: Pick<FastifyBaseLogger, 'debug' | 'warn'>): CheckpointDelivery {
   const target = new URL(url);
   const credentials = `${decodeURIComponent(target.username)}:${decodeURIComponent(target.password)}`;
@@ -115,7 +114,7 @@ function createCheckpointDelivery(url: string, logger: Pick<FastifyBaseLogger, '
       signal,
     });
     await response.body?.cancel();
-    if (!response.ok) throw new Error(`it answered ${response.status}`);
+    if (!response.ok) throw new Error(`the server answered with ${response.status}`);
   }
 
   return {
@@ -133,7 +132,7 @@ function createCheckpointDelivery(url: string, logger: Pick<FastifyBaseLogger, '
           const host = target.host;
           logger.warn(
             { err, host, waiting: waiting.size },
-            'Checkpoints could not be sent; they are sent with the next.',
+            'Checkpoints could not be sent. Latchkey will send them with the next ones.',
           );
           return;
         }
@@ -145,7 +144,7 @@ function createCheckpointDelivery(url: string, logger: Pick<FastifyBaseLogger, '
   };
 }
 
-/** The file cannot be used. The message says why and what to do. */
+/** The checkpoint file cannot be used. The message says why and what to do. */
 export class CheckpointFileError extends Error {
   override readonly name = 'CheckpointFileError';
 }
@@ -163,8 +162,8 @@ async function openCheckpointFile(file: string, verifiers: readonly NoteVerifier
     const forged = remembered[states.indexOf('forged')];
     if (forged !== undefined) {
       throw new CheckpointFileError(
-        `CHECKPOINT_FILE ${file}: the signature under the checkpoint of ${forged.chain} with ${forged.size} events is wrong. ` +
-          'Somebody has changed the file: find out who, keep it, and restore it from a copy.',
+        `CHECKPOINT_FILE ${file}: the checkpoint of ${forged.chain} with ${forged.size} events has a wrong signature. ` +
+          'Somebody changed the file. Keep it as evidence, find out who, and restore the file from a copy.',
       );
     }
     let separator = endsInLine ? '\n\n' : '\n';
@@ -174,7 +173,7 @@ async function openCheckpointFile(file: string, verifiers: readonly NoteVerifier
       unknownKeys: states.filter((state) => state === 'unknown').length,
       async append(notes) {
         const text = separator + notes.join('\n');
-        // Whatever a failed write has left behind is torn, and the next one must not be taken for its end.
+        // Separates the next notes from what a failed write may have left behind.
         separator = '\n\n';
         await handle.appendFile(text);
         await handle.datasync();
@@ -191,14 +190,14 @@ async function openCheckpointFile(file: string, verifiers: readonly NoteVerifier
 async function openToAppend(file: string): Promise<FileHandle> {
   try {
     const handle = await open(file, 'a', fileMode);
-    // Where the file system lets a file only grow (chattr +a) not even this would be allowed, so only where it is needed.
+    // An append-only file (chattr +a) rejects chmod, so it is called only if needed.
     const stats = await handle.stat();
     if (stats.isFile() && (stats.mode & 0o777) !== fileMode) await handle.chmod(fileMode);
     return handle;
   } catch (cause) {
     throw new CheckpointFileError(
       `CHECKPOINT_FILE ${file} cannot be written (${cause instanceof Error ? cause.message : String(cause)}). ` +
-        "Its folder must be there and be the service's to write to.",
+        'Create its folder and let the service write to it.',
       { cause },
     );
   }

@@ -17,33 +17,35 @@ import {
   signCheckpoint,
 } from './checkpoint.ts';
 
-/** Signs the heads of chains, and never one that contradicts what it has signed before. */
+/** Signs chain heads, but never one that contradicts an earlier checkpoint. */
 export interface Checkpoints {
-  /** The public keys that check a checkpoint; see `publicKeysText`. */
+  /** The public keys that verify checkpoints; see `publicKeysText`. */
   publicKeys: string;
   /**
-   * Signs the chain's present head.
-   * @throws Problem `history_altered` where that would contradict an earlier checkpoint
+   * Signs the chain's current head.
+   * @throws Problem `history_altered` if it contradicts an earlier checkpoint
    */
   sign(chain: string): Promise<string>;
   /**
-   * Signs every chain that has changed since it was signed last.
+   * Signs every chain that changed since its last checkpoint.
    * @returns the new notes
    */
   signChanged(): Promise<string[]>;
-  /** How many chains it refuses to sign; those that are as they should be again are not among them. */
+  /** The number of chains that currently contradict their last checkpoint. */
   refused(): number;
 }
 
-/** Where checkpoints are remembered beyond the life of a process: notes, one after the other, which are only appended. */
+/** An append-only file of notes that outlives the process. */
 export interface CheckpointFile {
-  /** The last checkpoint of each chain that the file had when it was opened. */
+  /** The last checkpoint of each chain when the file was opened. */
   remembered: SignedCheckpoint[];
-  /** Texts in it that are no whole notes, such as a crash leaves behind. */
+  /** Number of incomplete notes, as a crash leaves behind. */
   torn: number;
-  /** Remembered ones that no key of this keyring has signed. They are believed: that can only make more be refused. */
+  /**
+   * Number of notes that no key of this keyring signed. Trusting them is safe: it can only make more chains be refused.
+   */
   unknownKeys: number;
-  /** Resolves when they are on the disk. */
+  /** Resolves when the notes are on disk. */
   append(notes: readonly string[]): Promise<void>;
   close(): Promise<void>;
 }
@@ -51,12 +53,12 @@ export interface CheckpointFile {
 interface CheckpointsOptions {
   db: Db;
   keyring: Keyring;
-  /** Where checkpoints are remembered; without it only in memory, and only for as long as this lives. */
+  /** Where checkpoints are kept; without it, in memory only. */
   file?: CheckpointFile | undefined;
   logger: Pick<FastifyBaseLogger, 'error' | 'info'>;
 }
 
-/** Chains that are looked at together. */
+/** Chains read in one query. */
 const batchSize = 500;
 
 export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOptions): Checkpoints {
@@ -64,10 +66,10 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
   const primary = signers.slice(0, 1);
   const signed = new Map((file?.remembered ?? []).map((checkpoint) => [checkpoint.chain, checkpoint]));
   const refusals = new Map<string, string>();
-  // One after the other, so that a chain is never read before and signed after another has signed it.
-  const alone = pLimit(1);
+  // Serialized, so that no chain is signed from a state read before another signature.
+  const oneAtATime = pLimit(1);
 
-  /** Whether nothing new would be said by signing it again. After a change of the primary something would. */
+  /** Whether the last checkpoint already covers this state. After a rotation of the primary, a new one is due. */
   function isSigned({ chain, size, hash }: { chain: string; size: number; hash: Buffer }): boolean {
     const last = signed.get(chain);
     return last?.size === size && last.hash.equals(hash) && checkNote(last.signed, primary) === 'valid';
@@ -81,10 +83,10 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
       else refuse(state, refusal);
       if (refusal !== undefined || isSigned(state)) continue;
       const checkpoint = parseCheckpoint(signCheckpoint(state, signers));
-      if (checkpoint === undefined) refuse(state, 'its head is not one that can be signed');
+      if (checkpoint === undefined) refuse(state, 'its head cannot be signed');
       else made.push(checkpoint);
     }
-    // What is not remembered is not given away.
+    // A checkpoint is stored before it is returned.
     if (made.length > 0) await file?.append(made.map(({ note }) => note));
     for (const checkpoint of made) {
       signed.set(checkpoint.chain, checkpoint);
@@ -98,11 +100,11 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
     const { note } = signed.get(chain) ?? {};
     logger.error(
       { chain, found: { size, hash: hash.toString('hex') }, signed: note },
-      `THE HISTORY IS NOT WHAT WAS SIGNED and gets no new checkpoint: ${why}.`,
+      `THE HISTORY CONTRADICTS ITS LAST CHECKPOINT, so Latchkey does not sign it: ${why}. Run latchkey audit verify.`,
     );
   }
 
-  const asked = (chain: string) => ({ chain, size: signed.get(chain)?.size ?? 0 });
+  const withSignedSize = (chain: string) => ({ chain, size: signed.get(chain)?.size ?? 0 });
 
   async function listChanged(): Promise<string[]> {
     const gone = new Set(signed.keys());
@@ -122,24 +124,24 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
   return {
     publicKeys: publicKeysText(signers),
     sign: (chain) =>
-      alone(async () => {
-        await signStates(await readChainStates(db, [asked(chain)]));
+      oneAtATime(async () => {
+        await signStates(await readChainStates(db, [withSignedSize(chain)]));
         const refusal = refusals.get(chain);
         if (refusal !== undefined) {
           const last = signed.get(chain);
-          throw new Problem('history_altered', `The history is not what was signed before: ${refusal}.`, {
+          throw new Problem('history_altered', `The history contradicts its last checkpoint: ${refusal}.`, {
             members: { lastCheckpoint: last?.note },
           });
         }
         const { note } = signed.get(chain) ?? {};
-        if (note === undefined) throw new Error(`no checkpoint of ${chain} was made`);
+        if (note === undefined) throw new Error(`No checkpoint was made for ${chain}`);
         return note;
       }),
     signChanged: () =>
-      alone(async () => {
+      oneAtATime(async () => {
         const notes: string[] = [];
         for (const chains of chunksOf(await listChanged(), batchSize)) {
-          notes.push(...(await signStates(await readChainStates(db, chains.map(asked)))));
+          notes.push(...(await signStates(await readChainStates(db, chains.map(withSignedSize)))));
         }
         return notes;
       }),
@@ -147,15 +149,15 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
   };
 }
 
-/** A chain as the database has it in one moment. */
+/** A chain's state in the database at one moment. */
 interface ChainState extends Checkpoint {
-  /** The hash of the event that the head names as last; null where there is no such event. */
+  /** The hash of the event that the head names; null if that event is missing. */
   lastHash: Buffer | null;
-  /** The hash of the event that was last when the chain was signed the time before; null where there is none. */
+  /** The hash of the event that the last checkpoint covers; null if there is none. */
   hashAtSigned: Buffer | null;
 }
 
-/** @param signed which chains, each with the number of events that was signed last, or 0 */
+/** @param signed the chains, each with the number of events of its last checkpoint, or 0 */
 async function readChainStates(db: Db, signed: ReadonlyArray<{ chain: string; size: number }>): Promise<ChainState[]> {
   const { rows } = await sql<ChainState>`
     select asked.chain,
@@ -172,19 +174,19 @@ async function readChainStates(db: Db, signed: ReadonlyArray<{ chain: string; si
 }
 
 /**
- * Why a chain must not be signed as it is, in words for people; undefined where it may. What has been signed once is never
- * contradicted: neither by less, nor by the same number of events that end otherwise, nor by more that go back to others.
+ * Why a chain must not be signed, in words; undefined if it may. A checkpoint is never contradicted: not by fewer
+ * events, not by the same number with another end, and not by more events that grew from others.
  * @param signed the last checkpoint of the chain
  */
 function refusalOf(signed: Checkpoint | undefined, found: ChainState): string | undefined {
   if (signed !== undefined && found.size < signed.size) {
-    return `it has ${found.size} events, and ${signed.size} were signed: its tail was cut, or the database is an older backup`;
+    return `it has ${found.size} events, but ${signed.size} were signed: its tail was cut, or the database is an older backup`;
   }
   if (found.size > 0 && found.lastHash?.equals(found.hash) !== true) {
-    return `its head speaks of ${found.size} events, and the last of them is not there or is another one`;
+    return `its head counts ${found.size} events, but the last of them is missing or differs`;
   }
   if (signed !== undefined && signed.size > 0 && found.hashAtSigned?.equals(signed.hash) !== true) {
-    return `its event ${signed.size} is not the one that was signed: it was rewritten, or an older backup has gone on`;
+    return `its event ${signed.size} differs from the signed one: it was rewritten, or continued from an older backup`;
   }
   return undefined;
 }
