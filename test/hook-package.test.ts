@@ -35,7 +35,7 @@ t.test('the entries reach nothing of the service but general helpers', async (t)
     const { files, libraries } = reach(entry);
     for (const library of libraries) t.ok(librariesNeeded.includes(library), `${entry} brings ${library}`);
     for (const file of files) {
-      t.match(file, /^src\/(client|fastify|lib)\/|^src\/core\/rate-limit\.ts$/, `${entry} brings ${file}`);
+      t.match(file, /^src\/(client|fastify|lib)\/|^src\/domain\/rate-limit\.ts$/, `${entry} brings ${file}`);
     }
   }
   t.ok(reach('src/server.ts').libraries.has('pg'), 'what is looked for this way would be found');

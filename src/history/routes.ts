@@ -79,7 +79,7 @@ const historyFilter = z
     const foreign = filtersOf[query.kind === 'events' ? 'refused' : 'events'];
     for (const [name, why] of Object.entries(foreign)) {
       if (query[name as keyof typeof query] === undefined) continue;
-      context.addIssue({ code: 'custom', path: [name], message: `cannot be used with kind=${query.kind}: ${why}` });
+      context.addIssue({ code: 'custom', path: [name], message: `is not allowed with kind=${query.kind}: ${why}` });
     }
   });
 
