@@ -32,7 +32,7 @@ export const environment = z.object({
     example: '8080',
   }),
   DRAIN_SECONDS: integer(0, 300).default(1).meta({
-    description: 'How long a service that is told to stop says so on /readyz and still takes requests.',
+    description: 'How long the service still takes requests after a signal to stop, while /readyz answers 503.',
     example: '10',
   }),
   METRICS_PORT: integer(0, 65_535).optional().meta({
@@ -95,12 +95,12 @@ export const environment = z.object({
     example: '1500',
   }),
   DATABASE_QUEUE_LIMIT: integer(1, 100_000).default(200).meta({
-    description: 'Requests that may wait for a connection to Postgres at once; past it the answer is 503.',
+    description: 'Requests that may wait for a connection to Postgres at once; further ones are rejected with 503.',
     example: '400',
   }),
   EVENT_LOOP_DELAY_LIMIT_MS: integer(20, 60_000).default(500).meta({
     description:
-      'A process that is later than this in the mean answers 503; verification only past four times as much.',
+      'If the average event-loop delay exceeds this value, requests are rejected with 503 (verification at four times this value).',
     example: '1000',
   }),
   LATCHKEY_DATA_DIR: z.string().optional().meta({
@@ -222,7 +222,7 @@ export const environment = z.object({
   ARGON2_PARALLELISM: integer(1, 4).default(1).meta({ description: 'Lanes of argon2id.', example: '1' }),
   ARGON2_CONCURRENCY: integer(1, 64).default(2).meta({ description: 'argon2id runs at once.', example: '2' }),
   ARGON2_QUEUE_LIMIT: integer(0, 10_000).default(100).meta({
-    description: 'argon2id runs waiting at most; past it the answer is 503.',
+    description: 'argon2id runs that may wait at once; further ones are rejected with 503.',
     example: '100',
   }),
 });

@@ -36,11 +36,16 @@ const documentView: z.ZodType = z.record(z.string(), z.unknown());
 export const openApi = fp(
   async (app) => {
     const document = JSON.parse(readOpenApi('3.1'));
-    const text = JSON.stringify(document);
+    // One buffer for all replies: clients that do not read would otherwise each hold a copy of it.
+    const bytes = Buffer.from(JSON.stringify(document));
     await app.register(swagger, { mode: 'static', specification: { document } });
     await app.register(async (docs) => {
       docs.decorate(libraryRoutes, true);
       docs.addHook('onRequest', await serveDocsFiles('/docs/static/'));
+      docs.addHook('onRequest', (request, reply, done) => {
+        if (request.routeOptions.url === '/docs/json') reply.type(jsonMediaType).send(bytes);
+        else done();
+      });
       await docs.register(swaggerUi, {
         routePrefix: '/docs',
         staticCSP: docsPolicy,
@@ -58,7 +63,7 @@ export const openApi = fp(
           response: { 200: documentView },
         },
       },
-      async (_request, reply) => reply.type(jsonMediaType).send(text),
+      async (_request, reply) => reply.type(jsonMediaType).send(bytes),
     );
   },
   { name: 'open-api', dependencies: ['strict-routes'] },
