@@ -185,7 +185,7 @@ t.test('serve never starts a database, whatever else is set; try does', async (t
     const { code, output } = await latchkey(t, ['serve'], { LATCHKEY_DATA_DIR: path.join(directory, 'none'), ...env });
     t.equal(code, 78);
     t.match(output, /^ {2}DATABASE_URL or DATABASE_URL_FILE must be set, for example .*`latchkey try`/m);
-    if ('DATABSE_URL' in env) t.match(output, /^ {2}DATABSE_URL has no effect. Is DATABASE_URL meant\?$/m);
+    if ('DATABSE_URL' in env) t.match(output, /^ {2}DATABSE_URL has no effect. Did you mean DATABASE_URL\?$/m);
     t.notMatch(output, /hunter2|lk_[avok]_/);
   }
   t.same(await readdir(directory), [], 'nothing was made');

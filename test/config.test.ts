@@ -51,13 +51,13 @@ t.test('networks are written in one way, and IPv4 in IPv6 never means all of IPv
 
 t.test('a variable that is probably meant for Latchkey and has no effect is named, never with its value', async (t) => {
   const table: Array<[name: string, line: RegExp]> = [
-    ['DATABSE_URL', /^DATABSE_URL has no effect. Is DATABASE_URL meant\?$/],
-    ['DATABASE_URL_FIEL', /Is DATABASE_URL_FILE meant/],
-    ['LATCHKEY_DATABASE_URL', /Is DATABASE_URL meant/],
-    ['LATCHKEY_KEY_RING', /Is LATCHKEY_KEYRING meant/],
-    ['LATCHKEY_STRIKT', /Is LATCHKEY_STRICT meant/],
-    ['LATCHKEY_PORT', /Is PORT meant/],
-    ['LATCHKEY_COLOUR', /^LATCHKEY_COLOUR has no effect: Latchkey has no setting of this name\.$/],
+    ['DATABSE_URL', /^DATABSE_URL has no effect. Did you mean DATABASE_URL\?$/],
+    ['DATABASE_URL_FIEL', /Did you mean DATABASE_URL_FILE\?/],
+    ['LATCHKEY_DATABASE_URL', /Did you mean DATABASE_URL\?/],
+    ['LATCHKEY_KEY_RING', /Did you mean LATCHKEY_KEYRING\?/],
+    ['LATCHKEY_STRIKT', /Did you mean LATCHKEY_STRICT\?/],
+    ['LATCHKEY_PORT', /Did you mean PORT\?/],
+    ['LATCHKEY_COLOUR', /^LATCHKEY_COLOUR has no effect: Latchkey has no setting with this name\.$/],
   ];
   for (const [name, line] of table) {
     const lines = doubtfulVariables({
@@ -148,7 +148,7 @@ t.test('what fits no other variable', async (t) => {
       { RETENTION_SECONDS: '3600' },
       /^UNDO_WINDOW_SECONDS \(86400\) must not be longer than RETENTION_SECONDS \(3600\)/,
     ],
-    [{ PORT: '9464', METRICS_PORT: '9464' }, /^METRICS_PORT must be another port than PORT/],
+    [{ PORT: '9464', METRICS_PORT: '9464' }, /^METRICS_PORT must not be the same as PORT/],
   ];
   table.push(
     [{ OIDC_AUDIENCE: 'x' }, /^OIDC_AUDIENCE is set without OIDC_ISSUER/],

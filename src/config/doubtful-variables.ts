@@ -9,20 +9,20 @@ const isServiceLink = (name: string, value: string) =>
   /_PORT_\d+_(TCP|UDP|SCTP)_(ADDR|PORT|PROTO)$/.test(name);
 
 /**
- * A line for each variable that is probably meant for Latchkey and has no effect: unknown names that begin with LATCHKEY_, and
- * names that differ from a known one by a slip. Values are not repeated.
+ * Warns of variables that are probably meant for Latchkey but have no effect: unknown names that begin with LATCHKEY_, and
+ * names that look like a misspelt setting. Returns one line each, without the value.
  */
 export function doubtfulVariables(env: NodeJS.ProcessEnv): string[] {
   return Object.entries(env).flatMap(([name, value]) => {
     if (!value || known.includes(name) || isServiceLink(name, value)) return [];
     const meant = nearest(name);
     const isOurs = name.startsWith('LATCHKEY_');
-    if (meant !== undefined) return [`${name} has no effect. Is ${meant} meant?`];
-    return isOurs ? [`${name} has no effect: Latchkey has no setting of this name.`] : [];
+    if (meant !== undefined) return [`${name} has no effect. Did you mean ${meant}?`];
+    return isOurs ? [`${name} has no effect: Latchkey has no setting with this name.`] : [];
   });
 }
 
-/** The known name that was probably meant. Short names of other programs are near to each other by chance. */
+/** The setting that was probably meant. Short names must match: other programs' short names are similar by chance. */
 function nearest(name: string): string | undefined {
   const bare = name.replace(/^LATCHKEY_/, '');
   if (known.includes(bare)) return bare;
@@ -30,7 +30,7 @@ function nearest(name: string): string | undefined {
   return known.find((one) => distance(one, name) <= allowed);
 }
 
-/** How many letters are missing, superfluous, wrong or swapped with their neighbour. */
+/** The number of letters that are missing, superfluous, wrong or swapped with their neighbour (Damerau-Levenshtein). */
 function distance(one: string, other: string): number {
   const rows: number[][] = [Array.from({ length: other.length + 1 }, (_, at) => at)];
   for (let i = 1; i <= one.length; i++) {

@@ -1,11 +1,10 @@
 import { readFileSync } from 'node:fs';
+import { z } from 'zod';
 
-/**
- * Secrets that come as files, the way container platforms hand them out. An environment shows in `docker inspect`, in
- * crash reports and to every child process; a file can be read by whom its mode lets.
- */
+// Container platforms mount secrets as files. Environment variables are visible in `docker inspect`, in crash reports and
+// to every child process; a file's mode decides who can read it.
 
-/** The variables that are secrets. `NAME_FILE` names a file with the text of `NAME`. */
+/** The settings that are secrets. `NAME_FILE` names a file that holds the value of `NAME`. */
 export const secretNames = [
   'DATABASE_URL',
   'MIGRATION_DATABASE_URL',
@@ -18,17 +17,28 @@ export const secretNames = [
 export type SecretName = (typeof secretNames)[number];
 export type SecretFileName = `${SecretName}_FILE`;
 
+/** The setting with the name of a secret's file. */
+export function secretFile(name: SecretName) {
+  return z
+    .string()
+    .optional()
+    .meta({
+      description: `A file that holds the value of ${name}. Set one of the two.`,
+      example: `/run/secrets/${name.toLowerCase()}`,
+    });
+}
+
 export interface SecretsRead {
-  /** The environment with each secret's text under its plain name, and no names of files. */
+  /** The environment, with the value of each secret under its plain name and without the names of files. */
   env: Record<string, string>;
-  /** Under which name somebody set it: that is the one to complain about. */
+  /** The name under which the secret was set: `NAME` or `NAME_FILE`. Error messages use it. */
   sourceOf(name: string): string;
-  /** Secrets that were set and yet have no value, because of one of the problems. */
+  /** Whether the secret was set but has no value, because of one of the problems. */
   isUnreadable(name: SecretName): boolean;
   problems: string[];
 }
 
-/** Reads the files. Line breaks at the end are an editor's and not the secret's. */
+/** Reads the secret files. Line breaks at the end of a file are dropped: editors add them. */
 export function readSecretFiles(given: Readonly<Record<string, string>>): SecretsRead {
   const env = { ...given };
   const problems: string[] = [];
@@ -57,7 +67,7 @@ export function readSecretFiles(given: Readonly<Record<string, string>>): Secret
   };
 }
 
-/** The text is put into `env`; what is returned is why it could not be. */
+/** Stores the file's text in `env`. @returns the problem, if there is one */
 function readInto(env: Record<string, string>, name: SecretName, file: string): string | undefined {
   try {
     const text = readFileSync(file, 'utf8').replace(/[\r\n]+$/, '');
@@ -65,7 +75,7 @@ function readInto(env: Record<string, string>, name: SecretName, file: string): 
     env[name] = text;
     return undefined;
   } catch (error) {
-    // The system's message names the path and never what is in the file.
+    // The system's message names the path, never the content.
     return `cannot be read (${error instanceof Error ? error.message : String(error)}).`;
   }
 }
