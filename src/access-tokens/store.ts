@@ -3,7 +3,7 @@ import { sql } from 'kysely';
 import { isAuthenticToken, tokenMac } from '../credentials/record-mac.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { Db, Tx } from '../database/client.ts';
-import type { AccessTokensTable } from '../database/schema.ts';
+import type { AccessTokensTable } from '../database/tables/access-tokens.ts';
 import { requireFound } from '../domain/errors.ts';
 import type { AccessTokenId, OrganizationId } from '../domain/ids.ts';
 

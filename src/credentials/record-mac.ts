@@ -1,7 +1,8 @@
 import type { Selectable } from 'kysely';
 import type { Keyring } from '../crypto/keyring.ts';
 import { isAuthentic, type MacColumns, type MacParts, macOf } from '../crypto/mac.ts';
-import type { AccessTokensTable, ApiKeysTable } from '../database/schema.ts';
+import type { AccessTokensTable } from '../database/tables/access-tokens.ts';
+import type { ApiKeysTable } from '../database/tables/api-keys.ts';
 import { canonicalJson } from '../domain/canonical-json.ts';
 
 // What the MAC of a credential's row covers. Suspension and an ordinary deletion are not in it: history shows those.

@@ -2,7 +2,7 @@ import { sql } from 'kysely';
 import type { Keyring, KeyringEntry } from '../crypto/keyring.ts';
 import { isAuthentic, type MacParts, macOf } from '../crypto/mac.ts';
 import type { Db } from './client.ts';
-import type { KeyringEntriesTable } from './schema.ts';
+import type { KeyringEntriesTable } from './tables/keyring-entries.ts';
 
 /** The configuration belongs to another installation than the database. The message says what to do. */
 export class InstallationMismatch extends Error {

@@ -2,7 +2,7 @@ import { type Selectable, sql } from 'kysely';
 import { pruneInBatches } from '../database/batches.ts';
 import { type Db, type Tx, writeTransaction } from '../database/client.ts';
 import { currentTime } from '../database/credential.ts';
-import type { IdempotencyKeysTable } from '../database/schema.ts';
+import type { IdempotencyKeysTable } from '../database/tables/idempotency-keys.ts';
 import type { Transactor } from '../database/work.ts';
 import type { OrganizationId } from '../domain/ids.ts';
 import { dayMs, minuteMs } from '../lib/durations.ts';

@@ -1,6 +1,6 @@
 import { type Selectable, sql } from 'kysely';
 import type { Db } from '../database/client.ts';
-import type { JobRunsTable } from '../database/schema.ts';
+import type { JobRunsTable } from '../database/tables/job-runs.ts';
 
 export type JobRun = Selectable<JobRunsTable>;
 

@@ -1,5 +1,5 @@
 import type { Secret } from '../crypto/secret.ts';
-import type { DeleteReason } from '../database/schema.ts';
+import type { DeleteReason } from '../database/tables/api-keys.ts';
 import type { OrganizationContext, Work } from '../database/work.ts';
 import { type ExpectedTags, requireExpected } from '../domain/entity-tag.ts';
 import { Problem } from '../domain/errors.ts';

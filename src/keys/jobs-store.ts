@@ -1,6 +1,6 @@
 import { sql } from 'kysely';
 import type { Db, Tx } from '../database/client.ts';
-import type { DeleteReason } from '../database/schema.ts';
+import type { DeleteReason } from '../database/tables/api-keys.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 
 /** What the jobs of keys find due, by organization, and how they mark it done. */

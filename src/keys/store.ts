@@ -3,7 +3,7 @@ import { isAuthenticKey, keyMac, keyMacColumns, type MacCoveredKey } from '../cr
 import type { Keyring } from '../crypto/keyring.ts';
 import type { MacColumns } from '../crypto/mac.ts';
 import type { Db, Tx } from '../database/client.ts';
-import type { ApiKeysTable, DeleteReason } from '../database/schema.ts';
+import type { ApiKeysTable, DeleteReason } from '../database/tables/api-keys.ts';
 import { Problem, requireFound } from '../domain/errors.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 import type { Access, Permission } from '../domain/permissions.ts';

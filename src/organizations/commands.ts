@@ -1,5 +1,5 @@
 import { writeTransaction } from '../database/client.ts';
-import type { KeyReveal } from '../database/schema.ts';
+import type { KeyReveal } from '../database/tables/organizations.ts';
 import { type OrganizationContext, type Transactor, transact, type Work } from '../database/work.ts';
 import { type ExpectedTags, entityTagOf, requireExpected } from '../domain/entity-tag.ts';
 import type { OrganizationId } from '../domain/ids.ts';

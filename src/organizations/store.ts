@@ -1,6 +1,6 @@
 import { type Selectable, sql } from 'kysely';
 import type { Db, Tx } from '../database/client.ts';
-import type { KeyReveal, OrganizationsTable } from '../database/schema.ts';
+import type { KeyReveal, OrganizationsTable } from '../database/tables/organizations.ts';
 import { requireFound } from '../domain/errors.ts';
 import type { OrganizationId } from '../domain/ids.ts';
 

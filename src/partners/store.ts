@@ -1,6 +1,6 @@
 import { type Selectable, sql } from 'kysely';
 import type { Db, Tx } from '../database/client.ts';
-import type { PartnersTable } from '../database/schema.ts';
+import type { PartnersTable } from '../database/tables/partners.ts';
 import { requireFound } from '../domain/errors.ts';
 import type { OrganizationId, PartnerId } from '../domain/ids.ts';
 

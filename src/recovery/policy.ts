@@ -1,4 +1,4 @@
-import type { RecoveryStatus } from '../database/schema.ts';
+import type { RecoveryStatus } from '../database/tables/recovery-requests.ts';
 import { Problem } from '../domain/errors.ts';
 import { type RestoreWindows, windowEnd } from '../domain/restore-window.ts';
 import { dayMs } from '../lib/durations.ts';

@@ -1,6 +1,6 @@
 import { type Selectable, type SqlBool, sql } from 'kysely';
 import type { Db, Tx } from '../database/client.ts';
-import type { RecoveryRequestsTable, RecoveryStatus } from '../database/schema.ts';
+import type { RecoveryRequestsTable, RecoveryStatus } from '../database/tables/recovery-requests.ts';
 import type { Actor } from '../domain/actor.ts';
 import { requireFound } from '../domain/errors.ts';
 import { isId, type KeyId, type OrganizationId, type PartnerId, type RecoveryRequestId } from '../domain/ids.ts';

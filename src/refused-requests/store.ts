@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
 import { pruneInBatches } from '../database/batches.ts';
 import { type Db, type Tx, writeTransaction } from '../database/client.ts';
-import type { RefusedCaller } from '../database/refused-attempts-table.ts';
+import type { RefusedCaller } from '../database/tables/refused-attempts.ts';
 import type { Transactor } from '../database/work.ts';
 import { newId, type OrganizationId, type RefusalId } from '../domain/ids.ts';
 import { dayMs } from '../lib/durations.ts';

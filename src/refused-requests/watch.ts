@@ -1,5 +1,5 @@
 import type { FastifyRequest } from 'fastify';
-import type { RefusedCaller } from '../database/refused-attempts-table.ts';
+import type { RefusedCaller } from '../database/tables/refused-attempts.ts';
 import type { Problem, ProblemCode } from '../domain/errors.ts';
 import { isId, type OrganizationId } from '../domain/ids.ts';
 import type { Principal } from '../domain/principal.ts';

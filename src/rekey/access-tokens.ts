@@ -1,7 +1,7 @@
 import { type Selectable, sql } from 'kysely';
 import { isAuthenticToken, tokenMac } from '../credentials/record-mac.ts';
 import type { MacColumns } from '../crypto/mac.ts';
-import type { AccessTokensTable } from '../database/schema.ts';
+import type { AccessTokensTable } from '../database/tables/access-tokens.ts';
 import type { AccessTokenId } from '../domain/ids.ts';
 import type { RekeyedKind } from './rekey.ts';
 

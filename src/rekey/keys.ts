@@ -3,7 +3,7 @@ import { isAuthenticKey, keyMac, keyMacColumns } from '../credentials/record-mac
 import type { MacColumns } from '../crypto/mac.ts';
 import { seal, unseal } from '../crypto/seal.ts';
 import { tagOf } from '../crypto/tag.ts';
-import type { ApiKeysTable } from '../database/schema.ts';
+import type { ApiKeysTable } from '../database/tables/api-keys.ts';
 import type { KeyId } from '../domain/ids.ts';
 import { sealBinding } from '../keys/mint.ts';
 import type { RekeyedKind } from './rekey.ts';

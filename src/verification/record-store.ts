@@ -4,7 +4,7 @@ import { isAuthenticKey, isAuthenticToken } from '../credentials/record-mac.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { Db } from '../database/client.ts';
 import type { DatabaseClock } from '../database/clock.ts';
-import type { AccessTokensTable } from '../database/schema.ts';
+import type { AccessTokensTable } from '../database/tables/access-tokens.ts';
 import type { AccessTokenId, KeyId } from '../domain/ids.ts';
 import { ApiKeyRecord, type ApiKeyRow } from './api-key-record.ts';
 import type { CachedRecord } from './key-cache.ts';

@@ -1,7 +1,8 @@
 import { type Selectable, sql } from 'kysely';
 import { pruneInBatches } from '../database/batches.ts';
 import type { Db, Tx } from '../database/client.ts';
-import type { DeliveryStatus, WebhookAttemptsTable, WebhookDeliveriesTable } from '../database/schema.ts';
+import type { WebhookAttemptsTable } from '../database/tables/webhook-attempts.ts';
+import type { DeliveryStatus, WebhookDeliveriesTable } from '../database/tables/webhook-deliveries.ts';
 import type { Transactor } from '../database/work.ts';
 import { requireFound } from '../domain/errors.ts';
 import type { DeliveryId, WebhookId } from '../domain/ids.ts';

@@ -1,4 +1,4 @@
-import type { DisabledReason } from '../database/schema.ts';
+import type { DisabledReason } from '../database/tables/webhook-endpoints.ts';
 import { type InputError, Problem, validationProblems } from '../domain/errors.ts';
 import { historyActions } from '../domain/events.ts';
 import type { PartnerId } from '../domain/ids.ts';

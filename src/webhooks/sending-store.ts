@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
 import type { MacColumns } from '../crypto/mac.ts';
 import type { Db, Tx } from '../database/client.ts';
-import type { WebhookAttemptsTable } from '../database/schema.ts';
+import type { WebhookAttemptsTable } from '../database/tables/webhook-attempts.ts';
 import type { Transactor } from '../database/work.ts';
 import type { DeliveryId, OrganizationId, WebhookId } from '../domain/ids.ts';
 import { chainOf } from '../history/chain.ts';

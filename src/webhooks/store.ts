@@ -1,6 +1,6 @@
 import { type Selectable, sql } from 'kysely';
 import type { Db, Tx } from '../database/client.ts';
-import type { DisabledReason, WebhookEndpointsTable } from '../database/schema.ts';
+import type { DisabledReason, WebhookEndpointsTable } from '../database/tables/webhook-endpoints.ts';
 import { requireFound } from '../domain/errors.ts';
 import type { OrganizationId, PartnerId, WebhookId } from '../domain/ids.ts';
 import type { MintedSecret, SecretColumns } from './mint.ts';

@@ -1,7 +1,7 @@
 import type { ColumnType } from 'kysely';
-import type { OrganizationId, RefusalId } from '../domain/ids.ts';
+import type { OrganizationId, RefusalId } from '../../domain/ids.ts';
 
-/** Whose attempts were refused, as it was at the last of them. */
+/** The caller whose requests were rejected, as of the last one. */
 export interface RefusedCaller {
   type: 'admin' | 'operator' | 'verifier' | 'api_key';
   id: string;
@@ -9,12 +9,12 @@ export interface RefusedCaller {
   email: string | null;
 }
 
-/** How often a known caller was refused within one hour, by operation and reason. No part of history. */
+/** Rejected requests of a known caller within one hour, by operation and reason. Not part of history. */
 export interface RefusedAttemptsTable {
   id: RefusalId;
   organization_id: OrganizationId | null;
   hour: Date;
-  /** Null, as are caller and operation: counted together, because there were too many to tell them apart. */
+  /** Null, with caller and operation: too many callers in this hour, so the rest are counted together. */
   caller_id: string | null;
   caller: ColumnType<RefusedCaller | null, string | null, string | null>;
   operation: string | null;

@@ -1,0 +1,42 @@
+import type { Actor } from '../../domain/actor.ts';
+import type { KeyId, OrganizationId, PartnerId } from '../../domain/ids.ts';
+import type { Permission } from '../../domain/permissions.ts';
+import type { Json } from './json.ts';
+
+/** Why a key was deleted. Latchkey itself sets the last two. */
+export type DeleteReason = 'unused' | 'rotated' | 'compromised' | 'other' | 'partner_deleted' | 'permission_removed';
+
+export interface ApiKeysTable {
+  id: KeyId;
+  organization_id: OrganizationId;
+  partner_id: PartnerId | null;
+  permission: Permission;
+  slot: 1 | 2;
+  name: string | null;
+  /** Null after the key was purged. */
+  tag: Buffer | null;
+  tag_keyring_id: string | null;
+  argon2id_hash: string | null;
+  /** Authenticates the columns that decide about the key (credentials/record-mac.ts). Null after the key was purged. */
+  mac: Buffer | null;
+  mac_keyring_id: string | null;
+  sealed: Buffer | null;
+  sealed_keyring_id: string | null;
+  last_four: string;
+  expires_at: Date | null;
+  allowed_ips: string[];
+  metadata: Json<Record<string, unknown>>;
+  /** The key from which this one was rotated. */
+  replaces_key_id: KeyId | null;
+  /** The first key of this chain of rotations: the limit is counted under its id. Null: this key is the first. */
+  limit_bucket_id: KeyId | null;
+  rate_limit_requests: number | null;
+  rate_limit_window_seconds: number | null;
+  created_at: Date;
+  created_by: Json<Actor>;
+  suspended_at: Date | null;
+  deleted_at: Date | null;
+  delete_reason: DeleteReason | null;
+  /** After this time, only history and usage contain the key. */
+  purged_at: Date | null;
+}
