@@ -8,17 +8,17 @@ import { addKey, plainSettings } from '../keys/commands.ts';
 import type { KeyMint } from '../keys/mint.ts';
 import { addOrganization } from '../organizations/commands.ts';
 
-/** The first organization with its first tokens; each plaintext is here and nowhere else. */
+/** The first organization with its first tokens. The plaintexts exist only here. */
 export interface Bootstrapped {
   organizationId: OrganizationId;
   adminToken: Secret;
   verifierToken: Secret;
   operatorToken: Secret;
-  /** Of the organization itself, where one was asked for. */
+  /** A key of the organization itself. Undefined: none was requested. */
   key: Secret | undefined;
 }
 
-interface BootstrapDeps {
+export interface BootstrapDeps {
   transactor: Transactor;
   crypto: TokenCrypto;
 }
@@ -26,15 +26,15 @@ interface BootstrapDeps {
 interface BootstrapRequest {
   organizationName: string;
   adminEmail: string;
-  /** Given: the organization begins with a key of its own. */
+  /** If set, the organization starts with a key of its own. */
   keyMint?: KeyMint;
-  /** Given what will be true after the commit, before it: to put the tokens where a crash cannot lose them. */
+  /** Called before the commit, to store the tokens where a crash cannot lose them. */
   beforeCommit?: (bootstrapped: Bootstrapped) => Promise<void>;
 }
 
 const bootstrapActor: Actor = { type: 'system', id: 'bootstrap', name: 'bootstrap', email: null };
 
-/** Makes an organization with an admin and a verifier, and an operator for the installation. */
+/** Creates an organization with an admin and a verifier, and an operator for the installation. */
 export async function bootstrap(
   { transactor, crypto }: BootstrapDeps,
   { organizationName, adminEmail, keyMint, beforeCommit }: BootstrapRequest,
@@ -54,7 +54,7 @@ export async function bootstrap(
     key: key?.plaintext,
   };
   await beforeCommit?.(bootstrapped);
-  // The operator first: where an organization is, the whole bootstrap has been done.
+  // The operator first: if an organization exists, the bootstrap is complete.
   await addOperator(transactor, operator, 'First operator');
   const by = { actor: bootstrapActor, organizationId, request: null };
   await transact(transactor, by, async (work) => {
@@ -80,7 +80,7 @@ export async function bootstrap(
   return bootstrapped;
 }
 
-/** An operator's token for an installation whose operators' tokens are all lost. */
+/** Creates an operator's token for an installation whose operators' tokens are all lost. */
 export async function bootstrapOperator({ transactor, crypto }: BootstrapDeps): Promise<Secret> {
   const operator = await mintAccessToken(crypto, 'operator');
   await addOperator(transactor, operator, 'Operator by latchkey bootstrap');

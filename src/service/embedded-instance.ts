@@ -13,11 +13,13 @@ import {
   rootsDirectory,
   startEmbeddedPostgres,
 } from '../embedded-postgres/start.ts';
-import type { Bootstrapped } from './bootstrap.ts';
+import { createKeyMint } from '../keys/mint.ts';
+import { isAnyOrganizationThere } from '../organizations/store.ts';
+import { type BootstrapDeps, type Bootstrapped, bootstrap } from './bootstrap.ts';
 
-/** What a person or a script needs to use an embedded instance: the content of `credentials.json`. */
+/** The content of `credentials.json`: what a person or a script needs to use an embedded instance. */
 export interface Credentials {
-  /** Where the service listens. */
+  /** The URL on which the service listens. */
   url: string;
   organizationId: string;
   adminToken: string;
@@ -34,18 +36,18 @@ export interface EmbeddedInstance {
   postgres: EmbeddedPostgres;
   keyring: Keyring;
   credentialsFile: string;
-  /** Keeps tokens that are about to be made; they count once `confirmCredentials` has been called. */
+  /** Stores tokens before the transaction that creates them commits. `confirmCredentials` makes them the valid ones. */
   prepareCredentials(bootstrapped: Bootstrapped): Promise<void>;
   /**
-   * After the commit, and at every start: what was prepared becomes `credentials.json`, with the URLs of now.
-   * @param url where the service listens, once it does
-   * @returns undefined where somebody has moved the file away
+   * Called after the commit and at every start: writes `credentials.json` with the prepared tokens and the current URLs.
+   * @param url the URL on which the service listens, as soon as it does
+   * @returns undefined if somebody has moved the file away
    */
   confirmCredentials(url?: string): Promise<Credentials | undefined>;
 }
 
 /**
- * Starts the embedded Postgres, and finds or makes the keyring beside it.
+ * Starts the embedded Postgres, and reads or creates the keyring beside it.
  * @throws EmbeddedPostgresError
  */
 export async function startEmbeddedInstance(config: Config, logger: Logger): Promise<EmbeddedInstance> {
@@ -55,12 +57,12 @@ export async function startEmbeddedInstance(config: Config, logger: Logger): Pro
     copiesDirectory: path.resolve(given ?? rootsDirectory, 'programs'),
     port: embeddedPort,
     onRestart: ({ error }) => {
-      if (error === undefined) logger.warn('The embedded Postgres was gone and has been started again.');
-      else logger.fatal({ err: error }, 'The embedded Postgres is gone and does not start again.');
+      if (error === undefined) logger.warn('The embedded Postgres had stopped. It was started again.');
+      else logger.fatal({ err: error }, 'The embedded Postgres has stopped and cannot be started again.');
     },
   });
   if (postgres.port !== embeddedPort) {
-    logger.info(`Port ${embeddedPort} is taken; the embedded Postgres listens on 127.0.0.1:${postgres.port}.`);
+    logger.info(`Port ${embeddedPort} is taken, so the embedded Postgres listens on 127.0.0.1:${postgres.port}.`);
   }
   const { dataDirectory } = postgres;
   if (given === undefined && isRoot()) await linkRootsData(process.cwd(), dataDirectory);
@@ -85,7 +87,7 @@ export async function startEmbeddedInstance(config: Config, logger: Logger): Pro
     },
     async confirmCredentials(url) {
       if (await exists(preparedFile)) await rename(preparedFile, credentialsFile);
-      // Who has moved the file away knows why: it is not made again.
+      // If somebody moved the file away on purpose, do not create it again.
       if (!(await exists(credentialsFile))) return undefined;
       const kept = JSON.parse(await readFile(credentialsFile, 'utf8')) as Credentials;
       const credentials: Credentials = { ...kept, ...urls, url: url ?? kept.url };
@@ -93,6 +95,19 @@ export async function startEmbeddedInstance(config: Config, logger: Logger): Pro
       return credentials;
     },
   };
+}
+
+/** Bootstraps an embedded instance at its first start, and completes its credentials file at every start. */
+export async function bootstrapEmbedded(embedded: EmbeddedInstance, deps: BootstrapDeps): Promise<void> {
+  if (!(await isAnyOrganizationThere(deps.transactor.db))) {
+    await bootstrap(deps, {
+      organizationName: 'My organization',
+      adminEmail: 'admin@example.com',
+      keyMint: createKeyMint(deps.crypto),
+      beforeCommit: (made) => embedded.prepareCredentials(made),
+    });
+  }
+  await embedded.confirmCredentials();
 }
 
 async function openKeyring(file: string, lostIds: readonly string[] | undefined): Promise<Keyring> {
@@ -111,7 +126,7 @@ async function exists(file: string): Promise<boolean> {
   );
 }
 
-/** All of it or nothing, on disk before this returns, readable by its owner only. */
+/** Writes a file atomically and durably, readable only by its owner. */
 async function writeWhole(file: string, text: string): Promise<void> {
   const unfinished = `${file}.unfinished-${randomBytes(6).toString('hex')}`;
   try {

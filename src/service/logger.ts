@@ -6,16 +6,13 @@ import { isReaderGone } from '../lib/gone-reader.ts';
 interface LoggerSettings {
   level: string;
   tokenPrefix: string;
-  /** Readable on a terminal and JSON elsewhere unless told. */
+  /** Default: `pretty` on a terminal, otherwise `json`. */
   format?: 'json' | 'pretty' | undefined;
-  /** Where the lines go; standard output unless a test wants to read them. */
+  /** Default: standard output. */
   destination?: { write(line: string): void };
 }
 
-/**
- * JSON lines; on a terminal a readable form of them. Nothing that looks like a token or a webhook's secret gets through,
- * wherever it stands.
- */
+/** Writes JSON lines, or a readable form on a terminal. Everything that looks like a token or a webhook secret is masked. */
 export function createLogger({ level, tokenPrefix, format, destination }: LoggerSettings): Logger {
   const options: LoggerOptions = {
     level,
@@ -42,7 +39,7 @@ export function createLogger({ level, tokenPrefix, format, destination }: Logger
   return isPretty ? pino(options, pretty({ destination: output, ignore: 'pid,hostname' })) : pino(options, output);
 }
 
-/** A reader that is gone ends the log and not the service. */
+/** If the reader of standard output is gone, only the log ends; the service goes on. */
 function standardOutput(): DestinationStream {
   const output = pino.destination({ dest: process.stdout.fd, sync: true });
   output.on('error', (error: NodeJS.ErrnoException) => {
@@ -61,7 +58,7 @@ interface ErrorFacts {
   cause?: ErrorFacts;
 }
 
-/** Not every member of an error: Postgres puts whole rows, hashes among them, into `detail` and `where`. */
+/** Only some members of an error: Postgres puts whole rows, with hashes, into `detail` and `where`. */
 function errorFacts(error: unknown): ErrorFacts {
   if (!(error instanceof Error)) return { type: typeof error, message: String(error) };
   const { code, constraint } = error as { code?: unknown; constraint?: unknown };

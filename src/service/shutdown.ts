@@ -1,21 +1,41 @@
 import type { Logger } from 'pino';
 import { within } from '../lib/deadline.ts';
 
-/** A step of the end. */
+/** A step of the shutdown. */
 export interface Phase {
   /** For the log. */
   name: string;
-  /** Past this the next phase begins, and what this one has left goes with the process. */
+  /** After this time the next phase begins. What this phase has not finished ends with the process. */
   timeoutMs: number;
   run: () => Promise<unknown>;
 }
 
-/** What has to be ended, gathered while it is started. */
+/**
+ * How long each phase may take. The phases that run one after the other take less than 10 s together, with a drain of 1 s;
+ * an embedded Postgres takes its time on top.
+ */
+const phaseTimeoutsMs = {
+  requests: 4_200,
+  jobs: 4_200,
+  webhooks: 4_200,
+  metrics: 300,
+  usage: 3_000,
+  checkpoints: 1_900,
+  traces: 450,
+  database: 400,
+  postgres: 5_000,
+};
+
+export function phase(name: keyof typeof phaseTimeoutsMs, run: () => Promise<unknown>): Phase {
+  return { name, timeoutMs: phaseTimeoutsMs[name], run };
+}
+
+/** Collects what must be closed while the service starts. */
 export interface Shutdown {
-  /** Ended before all that was added earlier, because it may use that; several that are given together end side by side. */
+  /** Added phases run before those added earlier, which they may use. Phases added together run side by side. */
   add(...phases: Phase[]): void;
   /**
-   * Ends everything, in the reverse order.
+   * Runs all phases, the latest first.
    * @returns the names of the phases that failed or did not end in time
    */
   run(): Promise<string[]>;
@@ -24,7 +44,7 @@ export interface Shutdown {
 export function createShutdown(logger: Pick<Logger, 'debug' | 'error'>): Shutdown {
   const steps: Phase[][] = [];
 
-  async function endsInOrder({ name, timeoutMs, run }: Phase): Promise<boolean> {
+  async function endsInTime({ name, timeoutMs, run }: Phase): Promise<boolean> {
     const startedAtMs = performance.now();
     try {
       const hasEnded = await within(
@@ -47,7 +67,7 @@ export function createShutdown(logger: Pick<Logger, 'debug' | 'error'>): Shutdow
     async run() {
       const failed: string[] = [];
       for (const phases of steps.splice(0)) {
-        const ended = await Promise.all(phases.map(endsInOrder));
+        const ended = await Promise.all(phases.map(endsInTime));
         failed.push(...phases.filter((_, index) => ended[index] !== true).map(({ name }) => name));
       }
       return failed;

@@ -8,12 +8,12 @@ import { createHealthSwitch } from '../lib/health-switch.ts';
 
 export interface Telemetry {
   tracer: Tracer;
-  /** Sends what is left. */
+  /** Sends the spans that are left. */
   close(): Promise<void>;
 }
 
 interface TelemetryOptions {
-  /** Where an OTLP receiver listens for HTTP, such as `http://collector:4318`. */
+  /** The URL of an OTLP receiver, such as `http://collector:4318`. */
   endpoint: string;
   serviceName: string;
   version: string;
@@ -23,12 +23,12 @@ interface TelemetryOptions {
 
 const exportTimeoutMs = 5_000;
 const sendEveryMs = 2_000;
-/** What is left at the end is worth no more than this. */
+/** How long the shutdown waits until the last spans are sent. */
 const lastSendMs = 400;
 
 /**
- * Records spans and sends them by OTLP over HTTP. OpenTelemetry is loaded here and nowhere else, so whoever does not ask
- * for it does not pay for it. It reads its further settings by itself, such as OTEL_EXPORTER_OTLP_HEADERS.
+ * Records spans and sends them by OTLP over HTTP. OpenTelemetry is loaded only here, so that it costs nothing if it is not
+ * configured. It reads its further settings by itself, such as OTEL_EXPORTER_OTLP_HEADERS.
  */
 export async function startTelemetry(options: TelemetryOptions): Promise<Telemetry> {
   const { endpoint, serviceName, version, logger } = options;
@@ -49,12 +49,12 @@ export async function startTelemetry(options: TelemetryOptions): Promise<Telemet
     timeoutMillis: exportTimeoutMs,
   });
   const provider = new TracerProvider({
-    // OTEL_RESOURCE_ATTRIBUTES comes last, as far as OTEL_SERVICE_NAME says nothing else.
+    // OTEL_RESOURCE_ATTRIBUTES overrides these, except that OTEL_SERVICE_NAME wins over its `service.name`.
     resource: resourceFromAttributes({ 'service.name': serviceName, 'service.version': version }).merge(
       detectResources({ detectors: [envDetector] }),
     ),
     spanProcessors: [
-      new BatchSpanProcessor({ exporter: telling(exporter, logger), scheduledDelayMillis: sendEveryMs }),
+      new BatchSpanProcessor({ exporter: logFailures(exporter, logger), scheduledDelayMillis: sendEveryMs }),
     ],
   });
   const tracer = provider.getTracer('latchkey', version);
@@ -80,7 +80,7 @@ export async function startTelemetry(options: TelemetryOptions): Promise<Telemet
     },
   };
 
-  /** A path and a request id are the caller's own words, and spans leave the machine like the log. */
+  /** Paths and request ids come from the caller and may contain a token, so they are masked as in the log. */
   function masked(facts: SpanFacts): SpanFacts {
     return Object.fromEntries(
       Object.entries(facts).map(([name, fact]) => [name, typeof fact === 'string' ? mask(fact) : fact]),
@@ -100,8 +100,8 @@ export async function startTelemetry(options: TelemetryOptions): Promise<Telemet
   }
 }
 
-/** A receiver that is away costs its spans and nothing else, and the log says so once for each time. */
-function telling(exporter: SpanExporter, logger: Pick<Logger, 'warn'>): SpanExporter {
+/** If the receiver does not respond, its spans are dropped, with one line in the log for each outage. */
+function logFailures(exporter: SpanExporter, logger: Pick<Logger, 'warn'>): SpanExporter {
   const health = createHealthSwitch((isHealthy, err) => {
     if (!isHealthy) logger.warn({ err }, 'Spans could not be sent; they are dropped.');
   }, true);

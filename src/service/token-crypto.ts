@@ -2,7 +2,7 @@ import type { Config } from '../config/config.ts';
 import type { TokenCrypto } from '../credentials/mint.ts';
 import { createSecretHasher } from '../crypto/secret-hash.ts';
 
-/** How tokens are minted and checked by this configuration. @param keyring the configuration's own if left out */
+/** How tokens are minted and checked with this configuration. @param keyring default: the configuration's keyring */
 export function tokenCrypto(config: Config, keyring = config.keyring): TokenCrypto {
   if (keyring === undefined) throw new Error('the configuration was read without a keyring');
   return {
