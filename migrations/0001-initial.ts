@@ -1,11 +1,11 @@
 import { type Kysely, sql } from 'kysely';
 
-// Frozen with the first release. Until then it may be changed freely; afterwards every change is a later file.
+// This file may change until the first release. After it, every change is a new migration.
 
 const id = (kind: string): string => `'^${kind}_[0-7][0-9a-hjkmnp-tv-z]{25}$'`;
 
 const tables = `
--- What a view can show as an actor: rows that it could not show do not fit the tables.
+-- Whether a JSON value is an actor that the API can return. Tables accept no other values.
 create function is_actor_snapshot(p_actor jsonb) returns boolean language sql immutable parallel safe as $$
   select coalesce(jsonb_typeof(p_actor) = 'object'
     and p_actor ->> 'type' in ('admin', 'operator', 'verifier', 'system')
@@ -29,7 +29,7 @@ create function is_creator_chain(p_chain jsonb) returns boolean language sql imm
     else not exists (select from jsonb_array_elements(p_chain) as creator where not public.is_actor_snapshot(creator)) end
 $$;
 
--- Which database this is: another one after pg_restore, in the same cluster too.
+-- Identifies this database. It differs after pg_restore, even in the same cluster.
 create function database_home() returns text language sql stable as $$
   select system_identifier || '/' || (select oid from pg_database where datname = current_database())
   from pg_control_system()
@@ -37,10 +37,10 @@ $$;
 
 create table installation (
   one boolean primary key default true,
-  -- Where this installation was begun. A restored copy keeps it, and is recognized by it.
+  -- The database in which this installation was created. A restored copy keeps it and is recognized by it.
   home text not null default database_home(),
   token_prefix text not null,
-  -- The keyring entry of the first start: the only one that vouches for itself.
+  -- The keyring entry of the first start: the only one that authenticates itself.
   root_keyring_id text collate "C" not null,
   created_at timestamptz not null default now(),
   constraint installation_one_row check (one)
@@ -74,7 +74,7 @@ create table organizations (
 create table partners (
   id text collate "C" primary key,
   organization_id text collate "C" not null,
-  -- Compared by "C", where lower() does not depend on the database's locale. Addresses are ASCII.
+  -- Collation "C": lower() does not depend on the database's locale. Addresses are ASCII.
   email text collate "C" not null,
   name text,
   permissions text[] not null,
@@ -108,7 +108,7 @@ create table api_keys (
   tag bytea,
   tag_keyring_id text collate "C",
   argon2id_hash text,
-  -- Authenticates what decides about the key; see src/credentials/record-mac.ts.
+  -- Authenticates the columns that decide about the key (src/credentials/record-mac.ts).
   mac bytea,
   mac_keyring_id text collate "C",
   sealed bytea,
@@ -116,10 +116,10 @@ create table api_keys (
   last_four text not null,
   expires_at timestamptz,
   allowed_ips text[] not null,
-  -- Not jsonb, which prints 1e308 with 309 digits: what is read is what was measured when it was written.
+  -- json and not jsonb, which prints 1e308 with 309 digits and so could exceed the size limit on reading.
   metadata json not null,
   replaces_key_id text collate "C",
-  -- The first key of the rotations that led to this one, under whose id a limit of its own is counted; null: itself.
+  -- The first key of this chain of rotations: the limit is counted under its id. Null: this key is the first.
   limit_bucket_id text collate "C",
   rate_limit_requests integer,
   rate_limit_window_seconds integer,
@@ -202,9 +202,9 @@ create index access_tokens_by_organization on access_tokens (organization_id, id
 `;
 
 /**
- * Which columns a list of history is filtered by. Each set has an index over one hash of the chain and the columns, then
- * the sequence: a third of the size of the texts, and a pair that never occurs together is found to be empty at once.
- * None of them is partial, because Postgres keeps no statistics for the expression of a partial index.
+ * The sets of columns by which history is filtered. Each has an index over a hash of the chain and the columns, then the
+ * sequence: it is a third of the size, and a combination without events is found to be empty at once. No index is partial:
+ * Postgres keeps no statistics for the expression of a partial index.
  */
 const historyFilters = [
   ['key_id'],
@@ -254,7 +254,7 @@ create table history (
   constraint history_sequence_positive check (sequence > 0),
   constraint history_hash_length check (octet_length(hash) = 32 and octet_length(previous_hash) = 32)
 );
--- A time becomes a sequence number by this.
+-- Finds the sequence number that belongs to a time.
 create index history_by_time on history (chain, at, sequence);
 ${historyFilters.map(historyIndex).join('')}
 create function history_refuse_change() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -266,8 +266,8 @@ create trigger history_append_only before update or delete or truncate on histor
   for each statement execute function history_refuse_change();
 alter table history enable always trigger history_append_only;
 
--- Locks the chain and tells what the next event must say of itself. The time is the database's, in milliseconds,
--- and never runs backwards within a chain.
+-- Locks the chain and returns the sequence number, time and previous hash of its next event. The time is the database's,
+-- in milliseconds, and never runs backwards within a chain.
 create function history_begin(p_chain text, out next_sequence bigint, out previous_hash bytea, out at_ms bigint)
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -279,8 +279,8 @@ begin
     from public.history_heads h where h.chain = p_chain for no key update;
 end $$;
 
--- Whether names are sorted as RFC 8785 wants them, by UTF-16 code units, each once, and numbers are spelled so.
--- U+10FFFF in front of U+E000 to U+FFFF puts these behind all that UTF-16 writes with surrogates.
+-- Whether a JSON text is canonical (RFC 8785): names sorted by UTF-16 code units, each once, and numbers in its form.
+-- U+10FFFF before U+E000 to U+FFFF sorts these after all characters that UTF-16 writes with surrogates.
 create function history_is_canonical(p_value json) returns boolean
 language plpgsql immutable as $$
 declare
@@ -308,7 +308,7 @@ begin
     spelled := p_value::text;
     size := abs(spelled::double precision);
     shortest := size::text::numeric;
-    -- RFC 8785 takes a shorter decimal in the middle between two doubles, such as 1e+23, and Postgres does not.
+    -- RFC 8785 accepts the shorter decimal in the middle between two doubles, such as 1e+23; Postgres does not print it.
     if size > 9007199254740992 and size < 1e40 then
       unit := ('1e' || length(shortest::text) - length(rtrim(shortest::text, '0')) + 1)::numeric;
       shorter := div(shortest, unit) * unit;
@@ -322,14 +322,14 @@ begin
   return true;
 end $$;
 
--- Why a text is not one of an event, null where it is one. A text that is no JSON, and U+0000, raise an error.
--- Both are called by history_append() alone, with its settings.
+-- Why a text is not a valid event; null if it is valid. Raises an error for a text that is not JSON, and for U+0000.
+-- This function and the one above are called only by history_append(), with its settings.
 create function history_flaw(p_canonical text) returns text language plpgsql immutable as $$
 declare
   event jsonb;
   actor jsonb;
   request jsonb;
-  -- Without the pairs of backslashes, so that the next one begins an escape.
+  -- Pairs of backslashes are removed, so that each remaining backslash begins an escape.
   escapes text;
 begin
   if octet_length(p_canonical) > 131072 then return 'it is longer than 131072 bytes'; end if;
@@ -371,7 +371,7 @@ begin
   end;
 end $$;
 
--- The only way into history. Every column is filled from the canonical text; hash = SHA-256(previous hash || text).
+-- The only way to insert an event. Every column comes from the canonical text; hash = SHA-256(previous hash || text).
 create function history_append(p_chain text, p_canonical text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set extra_float_digits = 1 as $$
 declare
@@ -394,7 +394,7 @@ begin
   if coalesce(event ->> 'organizationId', 'installation') is distinct from p_chain then
     raise exception 'history: the event names another organization than its chain' using errcode = 'check_violation';
   end if;
-  -- After the clock was set back, the time of the last event goes on until the clock has passed it.
+  -- If the clock was set back, events keep the time of the last event until the clock has passed it.
   if to_char(event_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') <> event ->> 'at'
     or event_at < head.at or event_at > greatest(clock_timestamp(), head.at)
     or (event_at <> head.at and event_at < clock_timestamp() - interval '1 minute') then
@@ -414,8 +414,8 @@ revoke all on function history_begin(text), history_append(text, text), history_
 `;
 
 /**
- * The access token that somebody acts by. The lock is held until the transaction ends and a deletion waits for it, while
- * later ones wait for the deletion. PL/pgSQL looks at the row with a snapshot of after the wait, as one statement would not.
+ * Locks the caller's access token until the transaction ends: its deletion waits for the transaction, and later
+ * transactions wait for the deletion. PL/pgSQL reads the row with a snapshot taken after the wait; one statement would not.
  */
 const credentials = `
 create function hold_credential(p_id text)
@@ -433,8 +433,8 @@ revoke all on function hold_credential(text) from public;
 const notified = ['organizations', 'partners', 'api_keys', 'access_tokens'];
 
 /**
- * A notice names the changed record and its organization, `key_… org_…`; a record of no organization is named alone. New
- * rows cause none: no replica has a copy of them.
+ * Notifies the replicas of changed rows. The payload is the row's id and its organization's, `key_… org_…`, or only the
+ * row's id. New rows cause no notification: no replica has cached them.
  */
 const changeNotices = `
 create function notify_change() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -460,7 +460,7 @@ alter table ${table} enable always trigger ${table}_notify_all;`,
   .join('')}
 `;
 
-// Without foreign keys and triggers: counting a use changes no key and invalidates no cache.
+// No foreign keys and no triggers: counting a use changes no key and invalidates no cache.
 const usage = `
 create table usage_hours (
   organization_id text collate "C" not null,
@@ -470,7 +470,7 @@ create table usage_hours (
   allowed bigint not null,
   denied bigint not null,
   rate_limited bigint not null,
-  -- Of those denied: because the key was deleted.
+  -- The denied verifications whose reason was that the key is deleted.
   after_deletion bigint not null default 0,
   last_used_at timestamptz,
   constraint usage_hours_pk primary key (key_id, hour)
@@ -486,7 +486,7 @@ create table usage_days (
   allowed bigint not null,
   denied bigint not null,
   rate_limited bigint not null,
-  -- Of those denied: because the key was deleted.
+  -- The denied verifications whose reason was that the key is deleted.
   after_deletion bigint not null default 0,
   last_used_at timestamptz,
   constraint usage_days_pk primary key (key_id, day)
@@ -529,7 +529,7 @@ create index recovery_requests_by_organization on recovery_requests (organizatio
 create index recovery_requests_due on recovery_requests (respond_by, id) where status = 'open';
 `;
 
-// Each row says that an event was recorded, in the event's own transaction, so it is recorded once.
+// Each row marks that an event was recorded. It is inserted in the event's transaction, so the event is recorded once.
 const recordedOnce = `
 create table expiry_notices (
   key_id text collate "C" not null,
@@ -577,7 +577,7 @@ create table job_runs (
 );
 `;
 
-/** What the last comparison of records with their events has found. */
+/** What the last state audit found. */
 const stateDifferenceCounts = `
 create table state_difference_counts (
   kind text collate "C" primary key,
@@ -626,7 +626,7 @@ create table webhook_endpoints (
 );
 create index webhook_endpoints_by_organization on webhook_endpoints (organization_id, id desc);
 
--- No foreign key leads to history: a delivery names the event's place in its chain, and its body is made from the event.
+-- No foreign key refers to history: a delivery has the event's sequence number, and its body is made from the event.
 create table webhook_deliveries (
   id text collate "C" primary key,
   endpoint_id text collate "C" not null,
@@ -669,7 +669,7 @@ create table webhook_attempts (
 );
 `;
 
-// Counts, not history: rows are added to, and removed when they are old.
+// Counts, not history: rows are updated, and removed when they are old.
 const refusedAttempts = `
 create table refused_attempts (
   id text collate "C" primary key,
