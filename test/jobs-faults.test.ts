@@ -124,6 +124,27 @@ t.test('connections that are killed at any moment end no job for good, and never
   await eventually(async () => runs > before, 60_000);
 });
 
+t.test('a runner whose first read of the queue fails is started again', async (t) => {
+  const { urls, db } = await openDatabase(t);
+  // The first insert of task names fails. A sequence counts it, because a rollback does not reset one.
+  await dbQuery(
+    urls.superuser,
+    `create sequence public.task_reads;
+     grant usage on sequence public.task_reads to public;
+     create function public.fail_first() returns trigger language plpgsql as $$
+     begin
+       if nextval('public.task_reads') = 1 then raise exception 'the first read fails'; end if;
+       return null;
+     end $$;
+     create trigger fail_first before insert on graphile_worker._private_tasks
+       for each statement execute function public.fail_first()`,
+  );
+  const replica = startReplica(t, urls.app, [makeJob('patient', async () => 1)]);
+  await eventually(async () => /the first read fails/.test(replica.logLines.join('')));
+  await dbDue(urls, 'patient');
+  await eventually(() => hasSucceeded(db, 'patient'));
+});
+
 t.test('a database that is not there at the start, goes away and comes back: jobs go on by themselves', async (t) => {
   const { urls, db } = await openDatabase(t);
   const proxy = await proxyTo(t, urls.app);

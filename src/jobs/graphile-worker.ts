@@ -1,5 +1,6 @@
+import { EventEmitter } from 'node:events';
 import type { FastifyBaseLogger } from 'fastify';
-import { Logger } from 'graphile-worker';
+import { Logger, type WorkerEvents } from 'graphile-worker';
 import type pg from 'pg';
 
 /**
@@ -46,4 +47,24 @@ function once(release: pg.PoolClient['release']): pg.PoolClient['release'] {
     isReleased = true;
     release(error);
   };
+}
+
+/**
+ * Reports an error of the first fetch of a job. graphile-worker reads the ids of its tasks with that fetch and caches the
+ * result even if the read failed, so such a runner would never run a job. It must be stopped and started again.
+ */
+export function watchFirstFetch(onError: (error: unknown) => void): WorkerEvents {
+  const events: WorkerEvents = new EventEmitter();
+  let isOver = false;
+  const succeeded = () => {
+    isOver = true;
+  };
+  events.once('job:start', succeeded);
+  events.once('worker:getJob:empty', succeeded);
+  events.on('worker:getJob:error', ({ error }) => {
+    if (isOver) return;
+    isOver = true;
+    onError(error);
+  });
+  return events;
 }

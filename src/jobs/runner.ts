@@ -7,7 +7,7 @@ import { workerSchema } from '../database/worker-schema.ts';
 import { createBackoff, pause } from '../lib/backoff.ts';
 import { abortable } from '../lib/deadline.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
-import { forgivingPool, toWorkerLogger } from './graphile-worker.ts';
+import { forgivingPool, toWorkerLogger, watchFirstFetch } from './graphile-worker.ts';
 import type { Job, JobSettings } from './job.ts';
 import { runAlone } from './lock.ts';
 import { describeError, periodMsOf } from './policy.ts';
@@ -90,7 +90,12 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
     );
     await forgetAbandoned(db);
     const now = new Date();
+    let fetchError: unknown;
     runner = await run({
+      events: watchFirstFetch((error) => {
+        fetchError = error;
+        runner?.stop().catch(() => undefined);
+      }),
       pgPool: forgivingPool(client.pool),
       schema: workerSchema,
       concurrency: jobsAtOnce,
@@ -112,8 +117,9 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
       // Without a delay it does not wait for what a lost connection makes of the reply, and the whole process ends.
       preset: { worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0 } },
     });
-    if (closing.aborted) await runner.stop();
+    if (closing.aborted || fetchError !== undefined) await runner.stop();
     await runner.promise;
+    if (fetchError !== undefined) throw fetchError;
   }
 
   const backoff = createBackoff(restartAfter);
