@@ -5,8 +5,8 @@ import { serverOptions } from '../src/http/server-options.ts';
 import { createLogger } from '../src/service/logger.ts';
 import { authorizeAnswer, verifyAnswer } from './questions.ts';
 
-// What Latchkey is measured against: a Fastify server with the same options and the same line in the log for each reply,
-// and routes that send the same bytes. The body is parsed, by Fastify's own parser, and nothing is looked at.
+// What Latchkey is measured against: a Fastify server with the same options and the same line in the log for each
+// reply, and routes that send the same bytes. The body is parsed, by Fastify's own parser, and nothing is looked at.
 
 const logger = createLogger({ level: process.env['LOG_LEVEL'] ?? 'info', tokenPrefix: 'lk' });
 const app = fastify(serverOptions({ logger, tokenPrefix: 'lk', trustProxy: false }));

@@ -6,8 +6,9 @@ const measuredForMs = 20;
 const returnsInLook = 50;
 
 /**
- * How long a line of memory takes from one core to another and back. A virtual machine's cores can lie in one processor's cache
- * or in two, and change that while it runs; whatever two processes hand to each other, as a client and a server do, is then slower.
+ * How long a line of memory takes from one core to another and back. A virtual machine's cores can lie in one
+ * processor's cache or in two, and change that while it runs; whatever two processes hand to each other, as a client
+ * and a server do, is then slower.
  * @returns nanoseconds, the best of several looks
  */
 export async function measureCoreDistance(): Promise<number> {

@@ -36,8 +36,8 @@ const question: Question = {
 };
 
 /**
- * Both warm, in turns; several of each, one pair after the other, because two processes of one and the same program can differ
- * by as much as the hook costs: in what was compiled when, and in where the machine has put them.
+ * Both warm, in turns; several of each, one pair after the other, because two processes of one and the same program can
+ * differ by as much as the hook costs: in what was compiled when, and in where the machine has put them.
  */
 export async function compareBackends(
   { stage, load, latchkeyPort }: { stage: Stage; load: Load; latchkeyPort: number },

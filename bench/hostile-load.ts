@@ -12,8 +12,9 @@ const pipelined = 1_500;
 const documents = ['/openapi.json', '/docs/json', '/docs/yaml', '/metrics', '/docs/static/swagger-ui-bundle.js'];
 
 /**
- * Everything at once that has stopped or slowed the service before, for a time: clients without a credential that pipeline
- * and read nothing, open connections and leave them, or reset them; and one admin who exports and verifies without measure.
+ * Everything at once that has stopped or slowed the service before, for a time: clients without a credential that
+ * pipeline and read nothing, open connections and leave them, or reset them; and one admin who exports and verifies
+ * without measure.
  * @returns what is still open, with replies that nobody reads
  */
 export async function attack(target: HostileTarget, seconds: number): Promise<Socket[]> {

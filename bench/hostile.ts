@@ -9,7 +9,8 @@ import type { Server } from './servers.ts';
 import { openStage } from './stage.ts';
 
 // Hostile clients beside a good one: `npm run bench:hostile`, two minutes, or with another number of seconds behind it.
-// `npm run bench:hostile 120 anonymous` leaves out the admin among them. Exit code 1 where a promise is not kept. Whatever it starts it ends.
+// `npm run bench:hostile 120 anonymous` leaves out the admin among them. Exit code 1 where a promise is not kept.
+// Whatever it starts it ends.
 
 const seconds = Number(process.argv[2] ?? 120);
 const isAdminHostile = process.argv[3] !== 'anonymous';

@@ -21,8 +21,9 @@ export interface Lasting {
 }
 
 /**
- * One key and all of them, under a load that lasts: so that writing what was counted is paid by those who have caused it. All
- * keys have their turns between two of one key, and their process has ended, and so has written all that it counted, before the second one.
+ * One key and all of them, under a load that lasts: so that writing what was counted is paid by those who have caused
+ * it. All keys have their turns between two of one key, and their process has ended, and so has written all that it
+ * counted, before the second one.
  */
 export async function compareKeyCounts(
   { stage, load, question }: { stage: Stage; load: Load; question: Question },

@@ -17,8 +17,8 @@ process.on('message', (message: WorkerMessage) => {
 process.on('disconnect', () => process.exit(0));
 
 /**
- * As many as a short turn asks for, of one key or of many: they are gone through again where it asks for more. With fewer this
- * process would have what it sends in the processor's cache, and would be faster for that.
+ * As many as a short turn asks for, of one key or of many: they are gone through again where it asks for more. With
+ * fewer this process would have what it sends in the processor's cache, and would be faster for that.
  */
 const requestsInRow = 2 ** 16;
 

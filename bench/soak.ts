@@ -6,8 +6,9 @@ import { compareBooks, countEvents, verifyChain } from './soak-books.ts';
 import { type SoakOptions, soak } from './soak-load.ts';
 import { openStage } from './stage.ts';
 
-// A mixed load for a long time: `npm run soak`, ten minutes, or `npm run soak -- --minutes 2`. Memory must stay flat, the
-// chain whole, and history and usage what was acknowledged. Whatever it starts it ends. Exit code 1 where something is wrong.
+// A mixed load for a long time: `npm run soak`, ten minutes, or `npm run soak -- --minutes 2`. Memory must stay flat,
+// the chain whole, and history and usage what was acknowledged. Whatever it starts it ends. Exit code 1 where something
+// is wrong.
 
 const asked = process.argv.indexOf('--minutes');
 const minutes = asked < 0 ? 10 : Number(process.argv[asked + 1]);

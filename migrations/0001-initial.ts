@@ -202,9 +202,9 @@ create index access_tokens_by_organization on access_tokens (organization_id, id
 `;
 
 /**
- * The sets of columns by which history is filtered. Each has an index over a hash of the chain and the columns, then the
- * sequence: it is a third of the size, and a combination without events is found to be empty at once. No index is partial:
- * Postgres keeps no statistics for the expression of a partial index.
+ * The sets of columns by which history is filtered. Each has an index over a hash of the chain and the columns, then
+ * the sequence: it is a third of the size, and a combination without events is found to be empty at once. No index is
+ * partial: Postgres keeps no statistics for the expression of a partial index.
  */
 const historyFilters = [
   ['key_id'],
@@ -415,7 +415,8 @@ revoke all on function history_begin(text), history_append(text, text), history_
 
 /**
  * Locks the caller's access token until the transaction ends: its deletion waits for the transaction, and later
- * transactions wait for the deletion. PL/pgSQL reads the row with a snapshot taken after the wait; one statement would not.
+ * transactions wait for the deletion. PL/pgSQL reads the row with a snapshot taken after the wait; one statement would
+ * not.
  */
 const credentials = `
 create function hold_credential(p_id text)

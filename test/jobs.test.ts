@@ -125,7 +125,9 @@ t.test('a job that is at work is not begun elsewhere', async (t) => {
   await dbDue(urls, 'slow');
   await eventually(async () => running === 1);
   await dbDue(urls, 'slow');
-  await eventually(async () => replicas.some(({ logLines }) => /still running elsewhere/.test(logLines.join(''))));
+  await eventually(async () =>
+    replicas.some(({ logLines }) => /still running in another process/.test(logLines.join(''))),
+  );
   end();
   await eventually(async () => (await runOf(db, 'slow'))?.last_succeeded_at != null);
   t.equal(most, 1);

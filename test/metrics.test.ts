@@ -53,10 +53,10 @@ t.test('when each job last ran and how it ended, and what is overdue', async (t)
   await t.test('a database that does not answer costs the values, not the scrape', async (t) => {
     await dbQuery(urls.superuser, 'alter table job_runs rename to job_runs_away');
     const { value } = await scrape(service);
-    t.equal(value('latchkey_recovery_requests_overdue'), 1, 'what can be read is told');
-    t.equal(value('latchkey_job_last_done', { name: 'purge_keys' }), undefined, 'and nothing of before');
+    t.equal(value('latchkey_recovery_requests_overdue'), 1, 'the others are read');
+    t.equal(value('latchkey_job_last_done', { name: 'purge_keys' }), undefined, 'no old value is reported');
     t.equal(value('latchkey_database_up'), 0);
-    t.match(service.logLines.join(''), 'Metrics could not be read');
+    t.match(service.logLines.join(''), 'metrics could not be read');
     await dbQuery(urls.superuser, 'alter table job_runs_away rename to job_runs');
     t.equal((await scrape(service)).value('latchkey_database_up'), 1);
   });

@@ -168,7 +168,7 @@ t.test('a refused credential is a count and a line, and no row', async (t) => {
   t.match(metrics, /^latchkey_refused_credentials_total\{code="token_malformed"\} 3$/m);
   t.match(metrics, /^latchkey_refused_credentials_total\{code="rate_limited"\} 3$/m);
   t.match(metrics, /^latchkey_refused_credentials_total\{code="unauthorized"\} 0$/m);
-  const lines = logLines.filter((line) => /A credential was refused/.test(line)).map((line) => JSON.parse(line));
+  const lines = logLines.filter((line) => /A credential was rejected/.test(line)).map((line) => JSON.parse(line));
   t.equal(lines.length, 3, 'not one more than the limit of the address lets through');
   t.match(lines[0], { code: 'token_malformed', operation: 'listKeys', ip: '127.0.0.1', reqId: /./ });
   await app.close();

@@ -44,7 +44,7 @@ t.test('a bad token of a client that is gone is no error, and counts for its add
   for (let round = 0; round < 4; round++) {
     const client = await openRaw(t, port);
     await client.sendAndReset(requestText('GET', '/v1/keys', { token: 'nonsense' }));
-    await eventually(async () => logLines.filter((line) => line.includes('A credential was refused.')).length > round);
+    await eventually(async () => logLines.filter((line) => line.includes('A credential was rejected.')).length > round);
   }
   t.equal((await as('nonsense').get('/v1/keys')).status, 429);
   t.same(

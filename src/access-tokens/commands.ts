@@ -24,26 +24,27 @@ export interface CreatedAccessToken {
   plaintext: Secret;
 }
 
-/** An access token that exists nowhere yet but here. */
+/** A new access token that is not stored yet. */
 export interface MintedAccessToken extends MintedCredential {
   id: AccessTokenId;
 }
 
-/** Costs one argon2id run. @throws Problem `overloaded` */
+/** Runs argon2id once. @throws Problem `overloaded` */
 export async function mintAccessToken(crypto: TokenCrypto, role: TokenRole): Promise<MintedAccessToken> {
   const id = newId('token');
   return { id, ...(await mintCredential(crypto, tokenKindOf[role], id)) };
 }
 
-/** What a new token takes over from the one that creates it. */
+/** What a new token inherits from the token that creates it. */
 export interface TokenCreator {
-  /** Nobody gives more than it has. */
+  /** The scopes of the creator; a new token cannot have others. */
   scopes: readonly Access[];
   creatorChain: CreatorChain;
 }
 
 /**
- * @param minted before the transaction, because a hash must not hold a lock
+ * Creates an access token.
+ * @param minted made before the transaction, so that no lock is held during hashing
  * @throws Problem `validation_failed`, `forbidden`
  */
 export async function createAccessToken(
@@ -61,8 +62,8 @@ export async function createAccessToken(
 }
 
 /**
- * Writes a minted token and records it, for the organization in which the work is done, or the installation.
- * @param creatorChain of the actor; nobody has created the bootstrap
+ * Stores a minted token and records it, for the organization of `work` or for the installation.
+ * @param creatorChain of the actor; empty for the bootstrap
  */
 export async function addAccessToken(
   work: Work,
@@ -93,7 +94,9 @@ export async function addAccessToken(
   return accessToken;
 }
 
-/** @throws Problem `not_found`, `already_deleted`, `forbidden` for an organization's last admin */
+/**
+ * Deletes an access token. @throws Problem `not_found`, `already_deleted`, `forbidden` for an organization's last admin
+ */
 export async function deleteAccessToken(work: Work, id: string): Promise<AccessToken> {
   const { organizationId, actor } = work.by;
   if (isId('token', id)) await stopCredential(work.tx, id);

@@ -2,7 +2,7 @@ import { Problem, validationProblem } from '../domain/errors.ts';
 import type { AccessTokenId, OrganizationId } from '../domain/ids.ts';
 import type { Access } from '../domain/permissions.ts';
 
-/** Who may make which access tokens, without a database. */
+/** Rules for creating and deleting access tokens that need no database. */
 
 export type TokenRole = 'operator' | 'admin' | 'verifier';
 
@@ -19,8 +19,8 @@ interface Maker {
 }
 
 /**
- * An organization's tokens are admins and verifiers; the installation's are operators, and verifiers for all
- * organizations. Nobody gives a scope that it does not have.
+ * Checks a new token. Organizations have admins and verifiers; the installation has operators and installation-wide
+ * verifiers. A creator can only give its own scopes.
  * @throws Problem `validation_failed`, `forbidden`
  */
 export function requirePermitted(
@@ -31,27 +31,36 @@ export function requirePermitted(
 ): void {
   const wider = wished.scopes.filter((scope) => !maker.scopes.includes(scope));
   if (wider.length > 0) {
-    throw new Problem('forbidden', `A token cannot give the scope ${wider.join(' and ')} that it does not have.`);
+    throw new Problem(
+      'forbidden',
+      `Your access token lacks the scope ${wider.join(' and ')}, so it cannot create a token with that scope.`,
+    );
   }
   if (organizationId === null && wished.role === 'admin') {
-    throw validationProblem('body.role', 'an admin belongs to an organization: name it in Latchkey-Organization');
+    throw validationProblem(
+      'body.role',
+      'an admin needs an organization: select it with the header Latchkey-Organization',
+    );
   }
   if (organizationId !== null && wished.role === 'operator') {
-    throw validationProblem('body.role', 'an operator belongs to no organization: only an operator makes one');
+    throw validationProblem(
+      'body.role',
+      'an operator cannot belong to an organization: omit the header Latchkey-Organization',
+    );
   }
   if (wished.role === 'admin' && wished.email === null) {
-    throw validationProblem('body.email', 'an admin is a named person: give the e-mail address');
+    throw validationProblem('body.email', 'an admin needs an e-mail address');
   }
   if (wished.role === 'verifier' && !wished.scopes.includes('read')) {
-    throw validationProblem('body.scopes', 'a verifier needs the scope read: it asks, and changes nothing');
+    throw validationProblem('body.scopes', 'a verifier needs the scope read');
   }
   if (wished.expiresAt !== null && wished.expiresAt <= now) {
-    throw validationProblem('body.expiresAt', `must be later than now, which is ${now.toISOString()}`);
+    throw validationProblem('body.expiresAt', `must be later than now (${now.toISOString()})`);
   }
 }
 
 /**
- * An organization keeps an admin who can change something: only an operator takes away the last one's token.
+ * Checks that an organization keeps an admin with the scope write. Only an operator can delete the last one's token.
  * @param writers the live access tokens of its admins with the scope write
  * @throws Problem `forbidden`
  */
@@ -64,7 +73,7 @@ export function requireAnotherAdmin(
   if (remover === 'operator' || !isLast) return;
   throw new Problem(
     'forbidden',
-    'This is the last access token of an admin with the scope write in this organization. Create another one first, or have ' +
-      'an operator delete it.',
+    'This is the last access token of an admin with the scope write in this organization. Create another one first, or ask ' +
+      'an operator to delete it.',
   );
 }

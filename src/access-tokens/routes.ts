@@ -28,7 +28,7 @@ import { type AccessToken, getAccessToken, listAccessTokens } from './store.ts';
 
 const fields = {
   id: idView('token'),
-  organizationId: idView('org').nullable().meta({ description: 'Null: for the whole installation.' }),
+  organizationId: idView('org').nullable().meta({ description: 'Null for tokens of the whole installation.' }),
   role: roleSchema,
   scopes: z.array(scopeSchema).meta({ example: ['read'] }),
   name: z.string().meta({ example: 'Ada Admin' }),
@@ -38,7 +38,7 @@ const fields = {
   createdBy: actorView,
   creatorChain: z
     .array(actorSnapshotView)
-    .meta({ description: 'Who created it, from the root (usually the bootstrap) to createdBy.' }),
+    .meta({ description: 'The chain of creators, from the root (usually the bootstrap) to createdBy.' }),
   expiresAt: timestampView.nullable(),
   deletedAt: timestampView.nullable(),
 };
@@ -49,7 +49,7 @@ const createdAccessTokenView = z
   .object({
     ...fields,
     token: z.string().meta({
-      description: 'The plaintext. Keep it now: it cannot be revealed.',
+      description: 'The plaintext. Store it now: Latchkey cannot reveal it again.',
       example: 'lk_v_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…',
     }),
   })
@@ -59,7 +59,7 @@ const newAccessToken = z
   .strictObject({
     role: roleSchema,
     name: nameInput,
-    email: emailInput.nullish().meta({ description: 'Needed for an admin, who is a named person.' }),
+    email: emailInput.nullish().meta({ description: 'Required for an admin.' }),
     scopes: scopesInput,
     expiresAt: timestampInput.nullish(),
   })
@@ -82,7 +82,7 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
       schema: {
         operationId: 'listAccessTokens',
         tags: ['Administration'],
-        summary: 'Live access tokens, newest first',
+        summary: 'List live access tokens, newest first',
         querystring: z.strictObject(pageQuery),
         response: { 200: pageOf('AccessTokenPage', accessTokenView) },
       },
@@ -106,10 +106,10 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
       schema: {
         operationId: 'createAccessToken',
         tags: ['Administration'],
-        summary: 'Make an access token',
+        summary: 'Create an access token',
         description:
-          'An admin makes admins and verifiers of its organization, with no scope that it does not have itself. ' +
-          'A verifier needs the scope read. An operator that names no organization makes operators, and verifiers for all organizations.',
+          'Admins create admins and verifiers of their organization. A token can only give its own scopes. ' +
+          'A verifier needs the scope read. An operator that selects no organization creates operators, and verifiers for all organizations.',
         body: newAccessToken,
         response: { 201: createdAccessTokenView },
       },
@@ -138,7 +138,7 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
       schema: {
         operationId: 'getAccessToken',
         tags: ['Administration'],
-        summary: 'One access token, never its plaintext',
+        summary: 'Get an access token without its plaintext',
         params,
         response: { 200: accessTokenView },
       },
@@ -156,8 +156,9 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
       schema: {
         operationId: 'deleteAccessToken',
         tags: ['Administration'],
-        summary: 'Revoke an access token at once',
-        description: "The last token of an organization's admins with the scope write is deleted only by an operator.",
+        summary: 'Delete an access token',
+        description:
+          'The token is rejected everywhere at once. Only an operator can delete the last admin token with the scope write of an organization.',
         params,
         response: { 200: accessTokenView },
       },

@@ -7,7 +7,7 @@ import type { AccessTokensTable } from '../database/tables/access-tokens.ts';
 import { requireFound } from '../domain/errors.ts';
 import type { AccessTokenId, OrganizationId } from '../domain/ids.ts';
 
-/** An access token without anything secret. */
+/** An access token without its tag and hash. */
 export type AccessToken = Omit<
   Selectable<AccessTokensTable>,
   'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'mac' | 'mac_keyring_id'
@@ -28,7 +28,7 @@ const columns = [
   'deleted_at',
 ] as const;
 
-/** Live ones, newest first, one more than `limit`. A null organization stands for the installation. */
+/** Live access tokens, newest first, up to `limit + 1`. A null organization is the installation. */
 export async function listAccessTokens(
   db: Db,
   organizationId: OrganizationId | null,
@@ -61,7 +61,7 @@ export async function lockAccessToken(tx: Tx, organizationId: OrganizationId | n
   );
 }
 
-/** The live ones of an organization's admins with the scope write. In order, so that two who lock them do not block each other. */
+/** Locks the live tokens of an organization's admins with the scope write, in id order to avoid deadlocks. */
 export async function lockWriters(tx: Tx, organizationId: OrganizationId, now: Date): Promise<{ id: AccessTokenId }[]> {
   return tx
     .selectFrom('access_tokens')

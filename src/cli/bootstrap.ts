@@ -9,7 +9,7 @@ import { createDatabaseClock } from '../database/clock.ts';
 import { confirmInstallation } from '../database/installation.ts';
 import { requireCurrentSchema } from '../database/migrator.ts';
 import { emailInput, nameInput } from '../http/schemas.ts';
-import { isAnyOrganizationThere, isOrganizationNameTaken } from '../organizations/store.ts';
+import { hasOrganization, isOrganizationNameTaken } from '../organizations/store.ts';
 import { bootstrap, bootstrapOperator } from '../service/bootstrap.ts';
 import { tokenCrypto } from '../service/token-crypto.ts';
 import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
@@ -85,7 +85,7 @@ function bootstrapOnce(deps: BootstrapDeps, request: { organizationName: string;
 
 async function makeOperator(config: Config): Promise<void> {
   await withDatabase(config, await locate(config), async (deps) => {
-    if (!(await isAnyOrganizationThere(deps.transactor.db))) {
+    if (!(await hasOrganization(deps.transactor.db))) {
       throw new Error(
         'There is no organization yet: `latchkey bootstrap --organization NAME --admin-email ADDRESS` makes the first one, with ' +
           "an operator's token.",

@@ -54,8 +54,8 @@ async function stop(service: Service, logger: Logger, drainMs: number): Promise<
 const signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
 
 /**
- * The first signal asks for an orderly end; a second one ends the process at once. Only SIGHUP does not: a closed terminal
- * may send it twice.
+ * The first signal asks for an orderly end; a second one ends the process at once. Only SIGHUP does not: a closed
+ * terminal may send it twice.
  */
 function nextStopSignal(): Promise<void> {
   return new Promise((resolve) => {

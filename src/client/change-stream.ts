@@ -81,8 +81,8 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
   }
 
   /**
-   * A heartbeat says what was true when it was written, and may have been on its way for long. It was written `openMs` after
-   * the stream was opened, and that was after the request for it was sent.
+   * A heartbeat says what was true when it was written, and may have been on its way for long. It was written `openMs`
+   * after the stream was opened, and that was after the request for it was sent.
    */
   function beat({ at = '', behindMs = 0, openMs = 0 }: Partial<Heartbeat>): void {
     const nowMs = performance.now();

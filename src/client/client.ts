@@ -25,8 +25,8 @@ export interface ClientOptions {
   /** How often the uses that were allowed here are reported to Latchkey, 250 by default. */
   reportEveryMs?: number;
   /**
-   * Called with what keeps Latchkey from being asked, such as a wrong url or token: at once, and then once a minute while it
-   * lasts. The message is for a log.
+   * Called with what keeps Latchkey from being asked, such as a wrong url or token: at once, and then once a minute
+   * while it lasts. The message is for a log.
    */
   onTrouble?: (error: Error) => void;
   /** Called when answers begin to come from memory, and when they cease to before the client is closed. */

@@ -237,8 +237,8 @@ export class LocalLimit {
 }
 
 /**
- * Collects the uses that were allowed here until they are reported. The text of a key is needed for that, and kept for that
- * long only: after a failed report what is left is the counts, until the key is presented again.
+ * Collects the uses that were allowed here until they are reported. The text of a key is needed for that, and kept for
+ * that long only: after a failed report what is left is the counts, until the key is presented again.
  */
 export class Unreported {
   readonly #known: KnownKeys;
@@ -307,8 +307,8 @@ export class Unreported {
 }
 
 /**
- * Uses from before the window count in the usage, and against no limit any more. Among them may be some from this window:
- * here they stay taken from what is left.
+ * Uses from before the window count in the usage, and against no limit any more. Among them may be some from this
+ * window: here they stay taken from what is left.
  */
 function forgetOldCost(uses: UnreportedUses, nowMs: number): void {
   const { key, entry, sinceMs } = uses;

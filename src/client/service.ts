@@ -29,8 +29,8 @@ export interface EntryProblem {
 export type EntryAnswer = Verdict | EntryProblem;
 
 /**
- * Why there is no answer: nothing was sent (`unreachable`), Latchkey would not answer this now (`unavailable`), it rejects
- * this token (`refused`), or the connection broke and whether anything was counted is not known (`broken`).
+ * Why there is no answer: nothing was sent (`unreachable`), Latchkey would not answer this now (`unavailable`), it
+ * rejects this token (`refused`), or the connection broke and whether anything was counted is not known (`broken`).
  */
 export class CallFailed extends Error {
   override readonly name = 'CallFailed';

@@ -47,8 +47,8 @@ interface Lookup {
 }
 
 /**
- * The form of a key. Anything else is refused here: otherwise a client could send so much of it that no request to Latchkey
- * would have room for the questions of others.
+ * The form of a key. Anything else is refused here: otherwise a client could send so much of it that no request to
+ * Latchkey would have room for the questions of others.
  */
 const keyForm = /^\w+$/;
 const longestKey = 200;

@@ -25,8 +25,8 @@ const supported = new Set([
 const elsewhere = 'Set DATABASE_URL to a Postgres of your own (15 to 18).';
 
 /**
- * The programs from the npm package. Where the account cannot run them there (a checkout under a closed home folder,
- * an install that ran no scripts), they are copied once, whole, below `copiesDirectory`.
+ * The programs from the npm package. Where the account cannot run them there (a checkout under a closed home folder, an
+ * install that ran no scripts), they are copied once, whole, below `copiesDirectory`.
  * @throws EmbeddedPostgresError `unsupported_platform`, `programs_unusable`
  */
 export async function findPrograms(

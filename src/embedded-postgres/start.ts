@@ -37,8 +37,8 @@ const everyRun = { cluster_name: 'latchkey', max_connections: '100' };
 const forTests = { fsync: 'off', synchronous_commit: 'off', full_page_writes: 'off', max_connections: '400' };
 
 /**
- * Root's data is stored where the account that Postgres runs as can reach it, and `.latchkey` in the working folder leads to
- * it. Data of an earlier folder with the same path has lost its link, so it is not taken over.
+ * Root's data is stored where the account that Postgres runs as can reach it, and `.latchkey` in the working folder
+ * leads to it. Data of an earlier folder with the same path has lost its link, so it is not taken over.
  */
 export function defaultDataDirectory(workingDirectory: string): string {
   const own = path.join(workingDirectory, '.latchkey');
@@ -70,8 +70,8 @@ function isWritable(directory: string): boolean {
 }
 
 /**
- * Leads from `.latchkey` in root's working folder to its data, so that one path is right for every user. What is no link
- * stays, and a folder that cannot be written has none.
+ * Leads from `.latchkey` in root's working folder to its data, so that one path is right for every user. What is no
+ * link stays, and a folder that cannot be written has none.
  */
 export async function linkRootsData(workingDirectory: string, dataDirectory: string): Promise<void> {
   const link = path.join(workingDirectory, '.latchkey');

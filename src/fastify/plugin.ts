@@ -44,8 +44,9 @@ export interface LatchkeyOptions extends Omit<ClientOptions, 'onTurn' | 'onTroub
   /** Whether answers that are not refusals carry the key's limits too, in RateLimit and RateLimit-Policy. Not by default. */
   rateLimitFields?: boolean;
   /**
-   * Answers a refused request in the application's own way: what it returns is sent as the body. Status and headers are set
-   * already and may be changed. Where it returns nothing, the problem document is sent. It cannot let the request in.
+   * Answers a refused request in the application's own way: what it returns is sent as the body. Status and headers are
+   * set already and may be changed. Where it returns nothing, the problem document is sent. It cannot let the request
+   * in.
    */
   onDenied?: (denial: Denial, request: FastifyRequest, reply: FastifyReply) => unknown;
 }

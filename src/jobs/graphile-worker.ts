@@ -4,8 +4,8 @@ import { Logger, type WorkerEvents } from 'graphile-worker';
 import type pg from 'pg';
 
 /**
- * What graphile-worker logs, in the service's log. Nothing of it is an error for the service's operator: it
- * tries again by itself, and a job that failed is logged where it was run.
+ * Forwards graphile-worker's log. Errors become warnings, because the worker retries by itself; failed jobs are logged
+ * by `perform`.
  */
 export function toWorkerLogger(logger: Pick<FastifyBaseLogger, 'debug' | 'warn'>): Logger {
   return new Logger(({ label, workerId }) => (level, message, meta) => {
@@ -23,10 +23,10 @@ type Connected = (
 ) => void;
 
 /**
- * The pool as graphile-worker may have it. Where the connection on which it listens breaks at an unlucky moment,
- * graphile-worker gives it back twice, and what pg throws then nobody catches: it would end the whole process.
+ * Wraps the pool so that a connection can be released twice. graphile-worker may do that when its listening connection
+ * breaks, and pg's error would then end the process.
  */
-export function forgivingPool(pool: pg.Pool): pg.Pool {
+export function doubleReleaseSafePool(pool: pg.Pool): pg.Pool {
   const connect = (connected?: Connected) =>
     connected === undefined
       ? pool.connect()
@@ -50,8 +50,8 @@ function once(release: pg.PoolClient['release']): pg.PoolClient['release'] {
 }
 
 /**
- * Reports an error of the first fetch of a job. graphile-worker reads the ids of its tasks with that fetch and caches the
- * result even if the read failed, so such a runner would never run a job. It must be stopped and started again.
+ * Reports an error of the first fetch of a job. graphile-worker reads the ids of its tasks with that fetch and caches
+ * the result even if the read failed, so such a runner would never run a job. It must be stopped and started again.
  */
 export function watchFirstFetch(onError: (error: unknown) => void): WorkerEvents {
   const events: WorkerEvents = new EventEmitter();

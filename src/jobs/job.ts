@@ -1,34 +1,34 @@
 import type { FastifyBaseLogger } from 'fastify';
 import type { Transactor } from '../database/work.ts';
 
-/** What jobs need to do their work. */
+/** The dependencies of jobs. */
 export interface JobDeps {
   transactor: Transactor;
   settings: JobSettings;
-  /** For what somebody must look at. That a job has run or failed is logged without it. */
+  /** For results that an operator must see. The start, success and failure of jobs are logged elsewhere. */
   logger: Pick<FastifyBaseLogger, 'error'>;
-  /** Aborted when the service stops: a long job looks at it between its batches. */
+  /** Aborted at shutdown; long jobs check it between batches. */
   signal: AbortSignal;
 }
 
 export interface JobSettings {
-  /** Days before today for which usage is kept by the hour. */
+  /** The number of days for which usage is kept by hour. */
   usageHourlyDays: number;
-  /** How long deleted keys are kept for an operator to bring them back. */
+  /** How long deleted keys are kept for recovery by an operator. */
   retentionSeconds: number;
 }
 
-/** Work that the clock asks for: done once in the whole installation, however many replicas there are. */
+/** Scheduled work that runs once in the installation, regardless of the number of replicas. */
 export interface Job {
-  /** What it is called in the queue, in `job_runs` and in metrics; its last run is found by it, so it never changes. */
+  /** The name in the queue, in `job_runs` and in metrics. It identifies earlier runs, so it never changes. */
   name: string;
-  /** For people. */
+  /** A description for operators. */
   does: string;
-  /** When it is due, in UTC: minute, hour, day of the month, month and day of the week, as in a crontab. */
+  /** A crontab schedule in UTC: minute, hour, day of month, month, day of week. */
   schedule: string;
   /**
-   * Must bear to be run twice and to be killed anywhere: what is left is done by the next run.
-   * @returns how many things it did
+   * Must tolerate being run twice and being killed; the next run does the rest.
+   * @returns how many items it processed
    */
   run(deps: JobDeps): Promise<number>;
 }

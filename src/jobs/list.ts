@@ -7,66 +7,66 @@ import { foldOldUsage, pruneDeletedUses } from '../verification/usage-store.ts';
 import { pruneDeliveries } from '../webhooks/delivery-store.ts';
 import type { Job } from './job.ts';
 
-/** Every background job. A new one needs its lines here and nothing else; what it needs to know goes into `JobSettings`. */
+/** All background jobs. To add one, add an entry here; settings that it needs go into `JobSettings`. */
 export const jobs: readonly Job[] = [
   {
     name: 'fold_usage',
-    does: 'Folds old hours of usage into days.',
+    does: 'Aggregates old hours of usage into days.',
     schedule: '7 * * * *',
     run: ({ transactor, settings }) => foldOldUsage(transactor, settings.usageHourlyDays),
   },
   {
     name: 'purge_keys',
-    does: 'Removes what could check or show a deleted key whose retention has ended.',
+    does: 'Deletes hash, tag and sealed value of deleted keys whose retention has ended.',
     schedule: '*/10 * * * *',
     run: ({ transactor, settings: { retentionSeconds }, signal }) =>
       purgeDeletedKeys({ transactor, retentionSeconds, signal }),
   },
   {
     name: 'announce_expiries',
-    does: 'Records that keys are about to expire, 7 days and 1 day ahead.',
+    does: 'Records that keys expire in 7 days and in 1 day.',
     schedule: '*/5 * * * *',
     run: ({ transactor, signal }) => announceExpiries({ transactor, signal }),
   },
   {
     name: 'wipe_seals',
-    does: 'Removes plaintexts that an organization no longer wants to be kept, where its own request could not.',
+    does: 'Deletes stored plaintexts of organizations with keyReveal never, if their own request could not finish.',
     schedule: '53 * * * *',
     run: ({ transactor }) => wipeSeals(transactor, null),
   },
   {
     name: 'prune_idempotency',
-    does: 'Erases plaintexts in replies after 15 minutes, and removes replies after 24 hours.',
+    does: 'Deletes plaintexts in stored replies after 15 minutes, and the replies after 24 hours.',
     schedule: '*/5 * * * *',
     run: ({ transactor }) => pruneIdempotency(transactor),
   },
   {
     name: 'forget_deleted_uses',
-    does: 'Removes notes of hours in which a deleted key was presented; history keeps the event.',
+    does: 'Deletes markers of uses of deleted keys; history keeps the events.',
     schedule: '41 * * * *',
     run: ({ transactor }) => pruneDeletedUses(transactor),
   },
   {
     name: 'forget_expiry_notices',
-    does: 'Removes notes of announced expiries that are over; history keeps the event.',
+    does: 'Deletes markers of past expiry notices; history keeps the events.',
     schedule: '47 * * * *',
     run: ({ transactor }) => forgetExpiryNotices(transactor),
   },
   {
     name: 'prune_webhook_deliveries',
-    does: 'Removes deliveries of webhooks, with their attempts, 30 days after the event.',
+    does: 'Deletes webhook deliveries and their attempts 30 days after the event.',
     schedule: '53 * * * *',
     run: ({ transactor }) => pruneDeliveries(transactor),
   },
   {
     name: 'prune_refused_attempts',
-    does: 'Removes counts of refused attempts that are 90 days old.',
+    does: 'Deletes counts of rejected attempts after 90 days.',
     schedule: '29 * * * *',
     run: ({ transactor }) => pruneRefusals(transactor),
   },
   {
     name: 'audit_states',
-    does: 'Compares every organization, access token, partner and key with what history says of it, and logs each difference.',
+    does: 'Compares every organization, access token, partner and key with its history, and logs each difference.',
     schedule: '17 3 * * *',
     run: ({ transactor, logger, signal }) => auditStates({ transactor, logger, signal }),
   },

@@ -4,18 +4,18 @@ import { prepareSession } from '../database/session.ts';
 import { pause } from '../lib/backoff.ts';
 
 /**
- * Runs `act` unless somebody is at the same job already, in this process or any other. The lock belongs to a connection
- * of its own: however a process ends, Postgres lets go of it at that moment.
+ * Runs `act` unless the same job is running already, in any process. The lock belongs to its own connection, so
+ * Postgres releases it as soon as the process ends.
  * @returns whether `act` was run
  */
-export async function runAlone(url: string, name: string, act: () => Promise<void>): Promise<boolean> {
+export async function runExclusively(url: string, name: string, act: () => Promise<void>): Promise<boolean> {
   const client = new pg.Client({
     connectionString: url,
     application_name: 'latchkey job',
     connectionTimeoutMillis: 10_000,
     keepAlive: true,
   });
-  // A connection that is lost while the job runs: the job is safe to be run twice, and its own queries will tell.
+  // A lost connection needs no handling here: the job may run twice, and its own queries will fail.
   client.on('error', () => undefined);
   try {
     await client.connect();
@@ -27,7 +27,7 @@ export async function runAlone(url: string, name: string, act: () => Promise<voi
     await act();
     return true;
   } finally {
-    // When the server has hung up, the lock is free.
+    // The lock is free once the server has closed the connection.
     await Promise.race([client.end(), pause(1_000)]);
     socketOf(client).destroy();
   }

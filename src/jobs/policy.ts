@@ -5,12 +5,13 @@ import type { JobRun } from './store.ts';
 
 export type JobState = 'not_started' | 'waiting' | 'good' | 'failed' | 'overdue';
 
-/** A job may miss a run, such as in a restart; past this many periods without a good one somebody should know. */
+/** A job may miss runs, for example during a restart. After this many periods without a success it is overdue. */
 const periodsAllowed = 3;
 
 /**
- * How a job stands. `not_started`: no service has run here yet that knows it. `waiting`: it has not been due yet.
- * @param run what is known of its runs; undefined where nothing is
+ * The state of a job. `not_started`: no service that knows this job has run yet. `waiting`: its first run is not due
+ * yet.
+ * @param run the recorded runs; undefined if there are none
  */
 export function stateOf({ schedule }: Job, run: JobRun | undefined, now: Date): JobState {
   if (run === undefined) return 'not_started';
@@ -21,12 +22,14 @@ export function stateOf({ schedule }: Job, run: JobRun | undefined, now: Date): 
   return succeeded === null ? 'waiting' : 'good';
 }
 
-/** The longest run of letters and digits that an error may have: no secret and no hash is that short. */
-const harmless = 24;
+/** The longest run of letters and digits that an error message may keep: secrets and hashes are longer. */
+const longestSafeRun = 24;
 
-const unbroken = new RegExp(`[0-9A-Za-z+/=]{${harmless + 1},}`, 'g');
+const unbroken = new RegExp(`[0-9A-Za-z+/=]{${longestSafeRun + 1},}`, 'g');
 
-/** An error as it may be kept and shown: what it is called, its SQLSTATE, and a message in which nothing can hide. */
+/**
+ * Describes an error for storage and display: name, SQLSTATE, and a message without anything that could be a secret.
+ */
 export function describeError(error: unknown): string {
   if (!(error instanceof Error)) return typeof error;
   const { code } = error as { code?: unknown };
@@ -36,12 +39,12 @@ export function describeError(error: unknown): string {
   return `${name}: ${message.replace(unbroken, '…').slice(0, 200)}`;
 }
 
-/** A year and a day: the rarest schedule is due once within it. */
+/** A year and a day: the rarest schedule is due once within this time. */
 const longestPeriodMinutes = (366 * dayMs) / minuteMs;
 
 /**
- * How long it is between two times at which a schedule is due, as of a moment.
- * @throws Error for a schedule that is none, or that is never due
+ * The time between the last two due times of a schedule.
+ * @throws Error for an invalid schedule, or one that is never due
  */
 export function periodMsOf(schedule: string, now: Date): number {
   const { match } = parseCronItem({ task: 'any', match: schedule });
@@ -52,7 +55,7 @@ export function periodMsOf(schedule: string, now: Date): number {
     if (latest !== undefined) return (latest - minute) * minuteMs;
     latest = minute;
   }
-  throw new Error(`the schedule ${schedule} is never due`);
+  throw new Error(`The schedule ${schedule} is never due`);
 }
 
 function digestOf(at: Date) {

@@ -7,47 +7,49 @@ import { workerSchema } from '../database/worker-schema.ts';
 import { createBackoff, pause } from '../lib/backoff.ts';
 import { abortable } from '../lib/deadline.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
-import { forgivingPool, toWorkerLogger, watchFirstFetch } from './graphile-worker.ts';
+import { doubleReleaseSafePool, toWorkerLogger, watchFirstFetch } from './graphile-worker.ts';
 import type { Job, JobSettings } from './job.ts';
-import { runAlone } from './lock.ts';
+import { runExclusively } from './lock.ts';
 import { describeError, periodMsOf } from './policy.ts';
-import { forgetAbandoned, insertJobs, markFailed, markStarted, markSucceeded } from './store.ts';
+import { deleteAbandoned, insertJobs, markFailed, markStarted, markSucceeded } from './store.ts';
 
-/** Runs jobs when they are due, for as long as it is open. */
+/** Runs due jobs while it is open. */
 export interface JobRunner {
-  /** Takes no more jobs, and leaves one that does not end soon to another replica or the next start. */
+  /** Starts no more jobs. A job that does not end soon is left to another replica or the next start. */
   close(): Promise<void>;
 }
 
 interface JobRunnerOptions extends Omit<Transactor, 'db'> {
-  /** As the service's role; not through a transaction pooler. */
+  /** The database URL of the service's role. Must not lead through a transaction pooler. */
   url: string;
   jobs: readonly Job[];
   settings: JobSettings;
-  /** What other transactions have put into the queue, by name: each at once, and too short to be interrupted. */
+  /** Handlers of tasks that other transactions enqueue, by name. They must be short. */
   tasks?: Record<string, (payload: unknown) => void>;
   logger: Pick<FastifyBaseLogger, 'debug' | 'info' | 'warn' | 'error'>;
 }
 
-/** At once in one replica, so that tasks get through beside jobs; and the connections that it takes: one listens, some ask for work, some do it. */
+/**
+ * Limits per replica. Several jobs may run, so that tasks are not delayed; the worker needs connections to listen and
+ * to poll.
+ */
 const jobsAtOnce = 4;
 const connections = 8;
 
-/** Jobs are in no hurry, but a connection whose packets vanish must not hold them up for good. */
+/** Generous, but it prevents a dead connection from blocking jobs forever. */
 const queryTimeoutMs = 600_000;
 const connectTimeoutMs = 10_000;
 
-const askAgainAfterMs = 2_000;
+const pollIntervalMs = 2_000;
 const restartAfter = { leastMs: 2_000, mostMs: 10_000 };
-const jobMayEndWithinMs = 3_000;
+const jobGraceMs = 3_000;
 const closeWithinMs = 5_000;
 
 /**
- * Starts at once and never fails: without a database, or with one that is lost later, it tries again until it is closed.
+ * Starts at once and never fails: without a database, it retries until it is closed.
  *
- * What keeps graphile-worker's queue simple: a job's row carries the job's name as its key. What was due several times
- * while nobody ran is done once; a row that a killed worker has left locked loses its key when the job is due the next
- * time, and is never taken up again.
+ * Each job has one queue row with the job's name as key. Several missed runs are done once. A row that a killed worker
+ * left locked loses its key at the next due time and is never taken again.
  */
 export function startJobs(options: JobRunnerOptions): JobRunner {
   const { url, jobs, tasks = {}, logger } = options;
@@ -56,39 +58,39 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
     poolSize: connections,
     timeoutMs: queryTimeoutMs,
     connectTimeoutMs,
-    onLost: (error) => logger.warn({ err: error }, "A job's connection to Postgres was lost."),
+    onLost: (error) => logger.warn({ err: error }, 'The job runner lost a connection to Postgres. It will reconnect.'),
   });
   const { db } = client;
   const transactor = { ...options, db };
   let runner: Runner | undefined;
 
   async function perform(job: Job, signal: AbortSignal): Promise<void> {
-    const wasRun = await runAlone(url, job.name, async () => {
+    const wasRun = await runExclusively(url, job.name, async () => {
       const startedAtMs = performance.now();
       await markStarted(db, job.name);
       try {
         const count = await job.run({ transactor, settings: options.settings, logger, signal });
         const durationMs = performance.now() - startedAtMs;
         await markSucceeded(db, job.name, { count, durationMs });
-        logger.info({ job: job.name, count, durationMs }, 'A job has run.');
+        logger.info({ job: job.name, count, durationMs }, 'A job succeeded.');
       } catch (error) {
-        logger.warn({ err: error, job: job.name }, 'A job has failed; it is tried again.');
+        logger.warn({ err: error, job: job.name }, 'A job failed. Latchkey will retry.');
         await markFailed(db, job.name, describeError(error));
         throw error;
       }
     });
-    if (!wasRun) logger.info({ job: job.name }, 'A job is still running elsewhere, so it was not begun here.');
+    if (!wasRun) logger.info({ job: job.name }, 'A job is still running in another process, so it was skipped.');
   }
 
-  /** Resolves or throws when it has ended, which without `close` it does only in trouble. */
+  /** Ends only after `close` or by an error. */
   async function work(closing: AbortSignal): Promise<void> {
-    // Where the schema is older, graphile-worker would set about migrating it.
+    // graphile-worker would migrate an older schema by itself.
     await requireCurrentSchema(db);
     await insertJobs(
       db,
       jobs.map(({ name }) => name),
     );
-    await forgetAbandoned(db);
+    await deleteAbandoned(db);
     const now = new Date();
     let fetchError: unknown;
     runner = await run({
@@ -96,25 +98,25 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
         fetchError = error;
         runner?.stop().catch(() => undefined);
       }),
-      pgPool: forgivingPool(client.pool),
+      pgPool: doubleReleaseSafePool(client.pool),
       schema: workerSchema,
       concurrency: jobsAtOnce,
-      pollInterval: askAgainAfterMs,
+      pollInterval: pollIntervalMs,
       noHandleSignals: true,
-      gracefulShutdownAbortTimeout: jobMayEndWithinMs,
+      gracefulShutdownAbortTimeout: jobGraceMs,
       logger: toWorkerLogger(logger),
       taskList: {
         ...tasks,
         ...Object.fromEntries(
           jobs.map((job) => [
             job.name,
-            // A job may go on when the service should end; what it does from then on is lost with the process.
+            // At shutdown a job may still be running. Its remaining work is lost with the process.
             (_payload: unknown, { abortSignal }: JobHelpers) => abortable(perform(job, abortSignal), abortSignal),
           ]),
         ),
       },
       parsedCronItems: parseCronItems(jobs.map((job) => toCronItem(job, now))),
-      // Without a delay it does not wait for what a lost connection makes of the reply, and the whole process ends.
+      // With the default (-1), nothing catches an error while a job is completed, and the process would end.
       preset: { worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0 } },
     });
     if (closing.aborted || fetchError !== undefined) await runner.stop();
@@ -127,14 +129,14 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
     run: work,
     immediately: true,
     everyMs: () => backoff.nextMs(),
-    onError: (error) => logger.warn({ err: error }, 'Jobs cannot be run; this is tried again.'),
+    onError: (error) => logger.warn({ err: error }, 'Background jobs cannot run. Latchkey will retry.'),
   });
 
   return {
     async close() {
       const stopped = working.close();
       const ended = Promise.all([runner?.stop().catch(() => undefined), stopped]).then(() => client.close());
-      ended.catch((error: unknown) => logger.warn({ err: error }, 'Jobs did not end in order.'));
+      ended.catch((error: unknown) => logger.warn({ err: error }, 'The job runner did not close cleanly.'));
       await Promise.race([ended, pause(closeWithinMs)]);
     },
   };
@@ -145,7 +147,7 @@ function toCronItem({ name, schedule }: Job, now: Date) {
     task: name,
     identifier: name,
     match: schedule,
-    // What was due last is made up for, however long nobody was there: one period back it was due for certain.
+    // Runs a job that was missed while no service ran. One period back, it was certainly due.
     options: { backfillPeriod: periodMsOf(schedule, now), jobKey: name, jobKeyMode: 'replace' as const },
   };
 }

@@ -4,7 +4,7 @@ import type { JobRunsTable } from '../database/tables/job-runs.ts';
 
 export type JobRun = Selectable<JobRunsTable>;
 
-/** What is known of every job that was ever started here, by name. */
+/** The recorded runs of all jobs, by name. */
 export async function listJobRuns(db: Db): Promise<JobRun[]> {
   return db
     .selectFrom('job_runs')
@@ -22,7 +22,7 @@ export async function listJobRuns(db: Db): Promise<JobRun[]> {
     .execute();
 }
 
-/** From now on a job that does not run is missed. */
+/** Registers jobs, so that missed runs are noticed from now on. */
 export async function insertJobs(db: Db, names: readonly string[]): Promise<void> {
   if (names.length === 0) return;
   await db
@@ -32,8 +32,10 @@ export async function insertJobs(db: Db, names: readonly string[]): Promise<void
     .execute();
 }
 
-/** Rows of the queue that nobody takes up again: killed workers left them locked, and their job was due since then. */
-export async function forgetAbandoned(db: Db): Promise<void> {
+/**
+ * Deletes queue rows that no worker takes again: killed workers left them locked, and their job was due again since.
+ */
+export async function deleteAbandoned(db: Db): Promise<void> {
   await sql`
     select graphile_worker.complete_jobs(array_agg(id)) from graphile_worker.jobs
     where key is null and attempts >= max_attempts`.execute(db);

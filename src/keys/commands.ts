@@ -35,7 +35,7 @@ export interface KeySettings {
   metadata: Record<string, unknown>;
 }
 
-export const plainSettings: KeySettings = {
+export const defaultSettings: KeySettings = {
   name: null,
   expiresAt: null,
   rateLimit: null,
@@ -44,20 +44,22 @@ export const plainSettings: KeySettings = {
 };
 
 export interface NewKeyRequest extends Partial<{ [Field in keyof KeySettings]: KeySettings[Field] | undefined }> {
-  /** Undefined: the organization's default row. */
+  /** Undefined for the organization's default row. */
   partnerId?: string | undefined;
   permission?: Permission | undefined;
 }
 
-/** A key and its plaintext, together only in the reply that creates it. */
+/** A new key and its plaintext, which only the reply to its creation contains. */
 export interface CreatedKey {
   key: Key;
   plaintext: Secret;
 }
 
 /**
- * @param minted before the transaction, because a hash takes 25 ms and must not hold a lock
- * @throws Problem `not_found` (partner), `already_deleted` (partner), `validation_failed` (permission, expiry), `row_full`
+ * Creates a key.
+ * @param minted made before the transaction, so that no lock is held during hashing
+ * @throws Problem `not_found` (partner), `already_deleted` (partner), `validation_failed` (permission, expiry),
+ * `row_full`
  */
 export async function createKey(
   work: Work<OrganizationContext>,
@@ -74,7 +76,7 @@ export interface Owner {
   mayBeRevealed: boolean;
 }
 
-/** Locks what the new key depends on: its owner must stay live, and the organization must go on keeping plaintexts. */
+/** Locks what a new key depends on: its partner must stay live, and the organization's `keyReveal` must not change. */
 export async function lockOwner(work: Work<OrganizationContext>, partnerId: string | undefined): Promise<Owner> {
   const { organizationId } = work.by;
   if (partnerId === undefined) {
@@ -93,28 +95,28 @@ interface KeyToAdd extends Owner {
   permission: Permission;
   minted: MintedKey;
   settings: KeySettings;
-  /** The key that it replaces, in a rotation. */
+  /** In a rotation, the key that this one replaces. */
   replaces?: Pick<Key, 'id' | 'limit_bucket_id'>;
 }
 
-/** Puts a minted key into its row and records it. The owner is locked by the caller. */
-export async function addKey(work: Work<OrganizationContext>, wanted: KeyToAdd): Promise<CreatedKey> {
-  const { minted, settings } = wanted;
+/** Adds a minted key to its row and records it. The caller has locked the owner. */
+export async function addKey(work: Work<OrganizationContext>, input: KeyToAdd): Promise<CreatedKey> {
+  const { minted, settings } = input;
   requireFuture(settings.expiresAt, work.now);
-  const partnerId: PartnerId | null = wanted.partner?.id ?? null;
-  const row = { organizationId: work.by.organizationId, partnerId, permission: wanted.permission };
+  const partnerId: PartnerId | null = input.partner?.id ?? null;
+  const row = { organizationId: work.by.organizationId, partnerId, permission: input.permission };
   const slot = freeSlot(await liveKeysOfRow(work.tx, row));
   const key = await insertKey(work, {
     id: minted.id,
     organization_id: row.organizationId,
     partner_id: partnerId,
-    permission: wanted.permission,
+    permission: input.permission,
     slot,
     ...minted.columns,
-    ...(wanted.mayBeRevealed ? minted.sealed : { sealed: null, sealed_keyring_id: null }),
+    ...(input.mayBeRevealed ? minted.sealed : { sealed: null, sealed_keyring_id: null }),
     ...toColumns(settings),
-    replaces_key_id: wanted.replaces?.id ?? null,
-    limit_bucket_id: wanted.replaces?.limit_bucket_id ?? wanted.replaces?.id ?? null,
+    replaces_key_id: input.replaces?.id ?? null,
+    limit_bucket_id: input.replaces?.limit_bucket_id ?? input.replaces?.id ?? null,
     created_at: work.now,
     created_by: work.by.actor,
   });
@@ -125,7 +127,7 @@ export async function addKey(work: Work<OrganizationContext>, wanted: KeyToAdd):
     details: {
       permission: key.permission,
       ...describe(settings),
-      ...(wanted.replaces === undefined ? {} : { replacesKeyId: wanted.replaces.id }),
+      ...(input.replaces === undefined ? {} : { replacesKeyId: input.replaces.id }),
     },
   });
   return { key, plaintext: minted.plaintext };
@@ -133,7 +135,10 @@ export async function addKey(work: Work<OrganizationContext>, wanted: KeyToAdd):
 
 export type KeyPatch = Partial<{ [Field in keyof KeySettings]: KeySettings[Field] | undefined }>;
 
-/** @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `validation_failed` (expiry in the past) */
+/**
+ * Changes a key's settings. @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `validation_failed`
+ * (expiry in the past)
+ */
 export async function patchKey(
   work: Work<OrganizationContext>,
   keyId: string,
@@ -158,7 +163,7 @@ export interface RevealRequest {
 }
 
 /**
- * Records the reveal. The sealed value may be opened only when that is committed.
+ * Records the reveal. Open the sealed value only after the commit.
  * @throws Problem `not_found`, `already_deleted`, `reveal_disabled`
  */
 export async function recordReveal(
@@ -171,13 +176,13 @@ export async function recordReveal(
   requireLiveKey(key);
   const sealed = await findSealed(work.tx, key.id);
   if (organization.key_reveal === 'never') {
-    throw new Problem('reveal_disabled', 'This organization has keyReveal set to never.');
+    throw new Problem('reveal_disabled', 'keyReveal is set to never in this organization.');
   }
   if (sealed === undefined) {
     throw new Problem(
       'reveal_disabled',
       `The plaintext of key ${key.id} is not stored: keyReveal was never when the key was created, or was set to never ` +
-        'since, which wiped it. Rotate the key, or create a second one in its row.',
+        'later, which deleted the plaintext. Rotate the key, or create a second one in its row.',
     );
   }
   record(work, {
@@ -190,8 +195,8 @@ export async function recordReveal(
 }
 
 /**
- * From the moment of the commit the key is refused everywhere. A key that was deleted for another reason can still be
- * declared compromised, which ends its restorability.
+ * Deletes a key. From the commit on it is rejected everywhere. A deleted key can still be declared compromised, which
+ * makes the deletion permanent.
  * @throws Problem `not_found`, `already_deleted`
  */
 export async function deleteKey(
@@ -200,14 +205,14 @@ export async function deleteKey(
   reason: DeleteReason,
 ): Promise<ShownKey> {
   const key = await lockKey(work.tx, work.by.organizationId, keyId);
-  const worsens = reason === 'compromised' && key.delete_reason !== 'compromised';
-  if (!worsens) requireLiveKey(key);
+  const becomesCompromised = reason === 'compromised' && key.delete_reason !== 'compromised';
+  if (!becomesCompromised) requireLiveKey(key);
   const [deleted] = await deleteKeys(work, [key], reason);
-  if (deleted === undefined) throw new Error(`key ${key.id} vanished while it was locked`);
+  if (deleted === undefined) throw new Error(`Key ${key.id} was not found although it is locked`);
   return withLastUse(work.tx, deleted);
 }
 
-/** Deletes locked keys and records each. */
+/** Deletes locked keys and records each deletion. */
 export async function deleteKeys(
   work: Work<OrganizationContext>,
   keys: readonly Key[],
@@ -216,7 +221,7 @@ export async function deleteKeys(
   const ids = keys.map((key) => key.id);
   const deleted = await markKeysDeleted(work, ids, { at: work.now, reason });
   for (const key of keys) {
-    // A key that was deleted before keeps the time of that.
+    // A key that is already deleted keeps its first deletion time.
     const details = { reason, deletedAt: (key.deleted_at ?? work.now).toISOString() };
     record(work, { action: 'key.deleted', keyId: key.id, partnerId: key.partner_id, details });
   }
@@ -224,7 +229,7 @@ export async function deleteKeys(
 }
 
 function toSettings(given: KeyPatch): KeySettings {
-  return { ...plainSettings, ...withoutUndefined(given) };
+  return { ...defaultSettings, ...withoutUndefined(given) };
 }
 
 function withoutUndefined(patch: KeyPatch): Partial<KeySettings> {
@@ -258,7 +263,7 @@ function toColumns(settings: KeySettings): Required<KeyFields> {
   };
 }
 
-/** Settings as history shows them. */
+/** Settings in the form of history events. */
 function describe(settings: KeySettings): Record<string, unknown> {
   return { ...settings, expiresAt: settings.expiresAt?.toISOString() ?? null };
 }
@@ -269,8 +274,8 @@ function describePatch(patch: KeyPatch): Record<string, unknown> {
 }
 
 /**
- * Suspends or resumes a key. From the commit on a suspended key is rejected everywhere; one that has expired meanwhile
- * stays so when it is resumed.
+ * Suspends or resumes a key. From the commit on a suspended key is rejected everywhere. Resuming does not revive an
+ * expired key.
  * @throws Problem `not_found`, `already_deleted`
  */
 export async function setKeySuspended(
@@ -286,7 +291,7 @@ export async function setKeySuspended(
   return withLastUse(work.tx, changed);
 }
 
-/** What history says when a key or a partner is suspended or resumed. */
+/** The event for suspending or resuming a key or partner. */
 export function suspensionEvent<Kind extends 'key' | 'partner'>({ now }: Work, kind: Kind, isSuspended: boolean) {
   return isSuspended
     ? ({ action: `${kind}.suspended`, details: { suspendedAt: now.toISOString() } } as const)

@@ -3,7 +3,7 @@ import type { Db, Tx } from '../database/client.ts';
 import type { DeleteReason } from '../database/tables/api-keys.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 
-/** What the jobs of keys find due, by organization, and how they mark it done. */
+/** Queries of the background jobs for keys. */
 
 export interface KeyToPurge {
   id: KeyId;
@@ -23,7 +23,7 @@ export async function organizationsWithPurges(db: Db, deletedUntil: Date): Promi
   return rows.map((row) => row.organization_id);
 }
 
-/** Those that somebody else holds are left for the next run: a key that is being restored must not be waited for. */
+/** Skips locked keys until the next run, because a key may be in the middle of a restore. */
 export async function lockKeysToPurge(
   tx: Tx,
   organizationId: OrganizationId,
@@ -68,11 +68,11 @@ export interface KeyToAnnounce {
   days_ahead: 7 | 1;
 }
 
-/** The notice that is due by now; in hours, because a day is not always 24 of them. */
+/** The due notice. Measured in hours, because a day does not always have 24. */
 const dueNotice = (now: Date) =>
   sql<7 | 1>`case when api_keys.expires_at <= ${now}::timestamptz + interval '24 hours' then 1 else 7 end`;
 
-/** Live keys that expire within seven days and of which no notice has told yet, or only an earlier one. */
+/** Live keys that expire within seven days and have no notice yet, or only an earlier one. */
 const isAnnounceable = (now: Date) => sql<boolean>`
   deleted_at is null and expires_at > ${now} and expires_at <= ${now}::timestamptz + interval '168 hours'
   and not exists (
@@ -105,7 +105,7 @@ export async function lockKeysToAnnounce(
     .execute();
 }
 
-/** @returns those of which no other run has told meanwhile */
+/** @returns the keys that no other run has announced meanwhile */
 export async function insertExpiryNotices(tx: Tx, keys: readonly KeyToAnnounce[]): Promise<KeyToAnnounce[]> {
   if (keys.length === 0) return [];
   const claimed = await tx

@@ -14,9 +14,9 @@ import {
   organizationsWithPurges,
 } from './jobs-store.ts';
 
-/** What is done to keys in the background. Each is safe to run twice, and by several at once. */
+/** Background jobs for keys. Each may run twice, or several times at once. */
 
-/** Keys in one transaction: it holds the chain's head while it records them. */
+/** Keys per transaction. The transaction holds the lock on the chain's head while it records them. */
 const batchSize = 100;
 
 const jobActor = (name: string): Actor => ({ type: 'system', id: name, name, email: null });
@@ -27,8 +27,7 @@ interface KeyJobDeps {
 }
 
 /**
- * Removes hash, tag and sealed value of keys whose retention has ended, for good. From then on only history and usage
- * know them.
+ * Deletes hash, tag and sealed value of keys whose retention has ended. Only history and usage remain.
  * @returns how many were purged
  */
 export async function purgeDeletedKeys({
@@ -59,9 +58,9 @@ export async function purgeDeletedKeys({
 }
 
 /**
- * Records that live keys are about to expire: 7 days and 1 day ahead, once each for a key and its expiry. What comes
- * late, as for a key that was made with an hour to live, is told once and with the days that are really left.
- * @returns how many were looked at
+ * Records that live keys expire in 7 days and in 1 day, once per key and expiry. A late notice, such as for a key that
+ * lives one hour, is recorded once with the remaining days.
+ * @returns how many keys were processed
  */
 export async function announceExpiries({ transactor, signal }: KeyJobDeps): Promise<number> {
   const now = await currentTime(transactor.db, transactor.clock);
@@ -83,7 +82,7 @@ export async function announceExpiries({ transactor, signal }: KeyJobDeps): Prom
   });
 }
 
-/** Removes notes of what was announced, a day after the expiry: nothing is said of it from then on. @returns how many */
+/** Deletes expiry notices one day after the expiry, when none is due any more. @returns how many */
 export async function forgetExpiryNotices({ db, clock }: Pick<Transactor, 'db' | 'clock'>): Promise<number> {
   const now = await currentTime(db, clock);
   return deleteExpiryNotices(db, new Date(now.getTime() - dayMs));

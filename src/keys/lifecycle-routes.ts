@@ -15,12 +15,10 @@ const longestEndSeconds = 31_536_000;
 
 const rotateRequest = z
   .strictObject({
-    expireOldAfterSeconds: z
-      .int()
-      .min(0)
-      .max(longestEndSeconds)
-      .optional()
-      .meta({ description: 'When the old key expires; an earlier expiry of its own stays. Left out: it goes on.' }),
+    expireOldAfterSeconds: z.int().min(0).max(longestEndSeconds).optional().meta({
+      description:
+        'Seconds until the old key expires. An earlier expiry stays. If omitted, the old key does not change.',
+    }),
   })
   .meta({ id: 'RotateRequest', example: { expireOldAfterSeconds: 86_400 } });
 
@@ -29,7 +27,6 @@ export interface KeyLifecycleRoutesOptions extends RestoreWindows {
   tokenPrefix: string;
 }
 
-/** What a key goes through between its creation and its deletion, and back. */
 export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions> = async (app, options) => {
   const { mint, tokenPrefix, undoWindowSeconds, retentionSeconds } = options;
   const windows = { undoWindowSeconds, retentionSeconds };
@@ -49,10 +46,10 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
       schema: {
         operationId: 'rotateKey',
         tags: ['Keys'],
-        summary: 'Add the key that is to take over from this one',
+        summary: 'Rotate a key: add a second key to its row',
         description:
-          'The new key has the same name, limit, allowed addresses and metadata, and no expiry. ' +
-          'Only an active key is rotated, and only into a free place of its row.',
+          'The new key copies name, limit, allowed addresses and metadata. It has no expiry. ' +
+          'Only an active key can be rotated, and its row needs a free place.',
         params,
         body: rotateRequest.nullish(),
         response: { 201: createdKeyView },
@@ -80,8 +77,8 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
       schema: {
         operationId: 'suspendKey',
         tags: ['Keys'],
-        summary: 'Refuse a key without deleting it',
-        description: 'At once and everywhere. It keeps its place in the row.',
+        summary: 'Suspend a key',
+        description: 'The key is rejected everywhere at once. It keeps its place in the row.',
         params,
         response: { 200: keyView },
       },
@@ -106,7 +103,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
       schema: {
         operationId: 'resumeKey',
         tags: ['Keys'],
-        summary: 'Allow a suspended key again',
+        summary: 'Resume a suspended key',
         params,
         response: { 200: keyView },
       },
@@ -131,10 +128,10 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
       schema: {
         operationId: 'restoreKey',
         tags: ['Keys'],
-        summary: 'Undo the deletion of a key',
+        summary: 'Restore a deleted key',
         description:
-          'Until restorableUntil, and as it was: a suspended or expired key comes back so. ' +
-          'After that an operator can bring it back, through a recovery request.',
+          'Possible until restorableUntil. A suspended or expired key is still suspended or expired after it. ' +
+          'Later only an operator can restore the key, through a recovery request.',
         params,
         response: { 200: keyView },
       },

@@ -4,7 +4,7 @@ import type { Secret } from '../crypto/secret.ts';
 import { type KeyId, newId, type OrganizationId } from '../domain/ids.ts';
 import type { SealedColumns } from './store.ts';
 
-/** A key that exists nowhere yet but here. */
+/** A new key that is not stored yet. */
 export interface MintedKey {
   id: KeyId;
   plaintext: Secret;
@@ -13,7 +13,7 @@ export interface MintedKey {
 }
 
 export interface KeyMint {
-  /** Costs one argon2id run. @throws Problem `overloaded` */
+  /** Runs argon2id once. @throws Problem `overloaded` */
   mint(organizationId: OrganizationId): Promise<MintedKey>;
 }
 
@@ -28,7 +28,7 @@ export function createKeyMint(crypto: TokenCrypto): KeyMint {
   };
 }
 
-/** What a sealed key is bound to: moved to another organization or key, it does not open. */
+/** Binds a sealed key to its organization and id, so that it does not open in another row. */
 export function sealBinding(organizationId: OrganizationId, id: KeyId) {
   return { purpose: 'api_key', organizationId, recordId: id } as const;
 }

@@ -4,7 +4,7 @@ import type { Access, Permission } from '../domain/permissions.ts';
 import { type RestoreWay, type RestoreWindows, requireOpenWindow, windowEnd } from '../domain/restore-window.ts';
 import { dayMs } from '../lib/durations.ts';
 
-/** The rules of keys and rows, without a database. */
+/** Rules of keys and rows that need no database. */
 
 /** A live key is `active`, `suspended` or `expired`; a deleted one may still be restorable. */
 export type KeyStatus = 'active' | 'suspended' | 'expired' | 'deleted';
@@ -17,7 +17,7 @@ interface KeyState {
   deleted_at: Date | null;
 }
 
-/** At the expiry's very moment the key has expired. */
+/** The status at `now`. A key has expired from `expires_at` on, inclusive. */
 export function statusOf(key: KeyState, now: Date): KeyStatus {
   if (key.deleted_at !== null) return 'deleted';
   if (key.suspended_at !== null) return 'suspended';
@@ -25,7 +25,7 @@ export function statusOf(key: KeyState, now: Date): KeyStatus {
   return 'active';
 }
 
-/** Until when an admin can undo the deletion; null for a live key, and for a compromised one, which stays deleted. */
+/** Until when an admin can restore the key; null for a live key and for a compromised one, which cannot be restored. */
 export function restorableUntil(
   key: { deleted_at: Date | null; delete_reason: string | null },
   undoWindowSeconds: number,
@@ -34,10 +34,10 @@ export function restorableUntil(
   return windowEnd(key.deleted_at, undoWindowSeconds);
 }
 
-/** So long before its expiry a key is said to be about to expire. */
+/** How long before its expiry a key is listed as expiring soon. */
 const soonMs = 7 * dayMs;
 
-/** Which of the keys are about to expire, the first one first. One that has expired is no longer about to. */
+/** The keys that expire soon, earliest first. Expired keys are not included. */
 export function expiringSoon<Id>(keys: ReadonlyArray<{ id: Id; expires_at: Date | null }>, now: Date): Id[] {
   return keys
     .flatMap(({ id, expires_at: at }) => (at === null ? [] : [{ id, leftMs: at.getTime() - now.getTime() }]))
@@ -46,8 +46,8 @@ export function expiringSoon<Id>(keys: ReadonlyArray<{ id: Id; expires_at: Date 
     .map(({ id }) => id);
 }
 
-/** A row holds this many live keys, so that one can be replaced with no downtime. */
-export const rowPlaces = 2;
+/** The number of live keys per row: two, so that a key can be replaced without downtime. */
+export const rowCapacity = 2;
 
 interface Occupant {
   id: string;
@@ -55,7 +55,7 @@ interface Occupant {
 }
 
 /**
- * The place for one more key in a row.
+ * The free slot of a row.
  * @throws Problem `row_full`, naming the keys that fill it
  */
 export function freeSlot(occupants: readonly Occupant[]): 1 | 2 {
@@ -71,37 +71,37 @@ export function freeSlot(occupants: readonly Occupant[]): 1 | 2 {
 }
 
 /**
- * The permission of a new key: the row into which it goes.
- * @param granted what the partner was granted; null for the organization's default row
- * @throws Problem `validation_failed` where the wish does not fit the owner
+ * The permission of a new key, which selects its row.
+ * @param granted the partner's permissions; null for the organization's default row
+ * @throws Problem `validation_failed` if the requested permission does not fit the owner
  */
-export function permissionFor(granted: readonly Access[] | null, wanted: Permission | undefined): Permission {
+export function permissionFor(granted: readonly Access[] | null, requested: Permission | undefined): Permission {
   if (granted === null) {
-    if (wanted === undefined || wanted === 'read_write') return 'read_write';
+    if (requested === undefined || requested === 'read_write') return 'read_write';
     throw validationProblem(
       'body.permission',
-      'A key of the default row always carries read_write; name a partner for a narrower one.',
+      'A key of the default row always has read_write. Give a partnerId for a narrower permission.',
     );
   }
   const [first, second] = granted;
-  if (wanted === undefined) {
+  if (requested === undefined) {
     if (first !== undefined && second === undefined) return first;
     throw validationProblem(
       'body.permission',
-      'The partner was granted read and write; say which row the key is for: read or write.',
+      'The partner has the permissions read and write. Choose one of them for the key.',
     );
   }
-  if (wanted !== 'read_write' && granted.includes(wanted)) return wanted;
+  if (requested !== 'read_write' && granted.includes(requested)) return requested;
   throw validationProblem(
     'body.permission',
-    `The partner was granted ${granted.join(' and ')}, not ${wanted}. Only the default row carries read_write.`,
+    `The partner has the permission ${granted.join(' and ')}, not ${requested}. Only keys of the default row have read_write.`,
   );
 }
 
-/** @throws Problem `validation_failed`: a key that is born expired is a mistake */
+/** Rejects an expiry in the past. @throws Problem `validation_failed` */
 export function requireFuture(expiresAt: Date | null, now: Date): void {
   if (expiresAt !== null && expiresAt <= now) {
-    throw validationProblem('body.expiresAt', `must be later than now, which is ${now.toISOString()}`);
+    throw validationProblem('body.expiresAt', `must be later than now (${now.toISOString()})`);
   }
 }
 
@@ -119,28 +119,28 @@ interface DeletedKey {
 }
 
 /**
- * Whether the deletion itself can be taken back; its owner and its row have a say besides.
+ * Checks that a deletion can be undone. The owner and the row need their own checks.
  * @returns when the key was deleted
- * @throws Problem `conflict` (it is live), `not_restorable`, `not_found` (to an admin a purged key does not exist)
+ * @throws Problem `conflict` (the key is live), `not_restorable`, `not_found` (admins cannot see purged keys)
  */
 export function requireRestorableKey(
   key: DeletedKey,
-  circumstances: { way: RestoreWay; windows: RestoreWindows; now: Date },
+  conditions: { way: RestoreWay; windows: RestoreWindows; now: Date },
 ): Date {
   if (key.deleted_at === null) throw new Problem('conflict', `Key ${key.id} is not deleted.`);
   if (key.purged_at !== null) {
-    if (circumstances.way === 'undo') throw new Problem('not_found', 'There is no such key in this organization.');
+    if (conditions.way === 'undo') throw new Problem('not_found', 'There is no such key in this organization.');
     throw new Problem('not_restorable', `Key ${key.id} was purged at ${key.purged_at.toISOString()}.`);
   }
   if (key.delete_reason === 'compromised') {
-    throw new Problem('not_restorable', `Key ${key.id} was deleted as compromised, which cannot be undone.`);
+    throw new Problem('not_restorable', `Key ${key.id} was deleted as compromised. Such a deletion cannot be undone.`);
   }
-  requireOpenWindow(`Key ${key.id}`, key.deleted_at, circumstances);
+  requireOpenWindow(`Key ${key.id}`, key.deleted_at, conditions);
   return key.deleted_at;
 }
 
 /**
- * A key comes back only to an owner that may have it.
+ * Checks that the owner may have the key.
  * @param partner null for a key of the default row
  * @throws Problem `not_restorable`
  */
@@ -152,28 +152,28 @@ export function requireOwnerTakesKey(
   if (partner.deleted_at !== null) {
     throw new Problem(
       'not_restorable',
-      `Partner ${partner.id} is deleted. Restoring the partner brings back the keys that its deletion took.`,
+      `Partner ${partner.id} is deleted. Restore the partner: this also restores the keys that were deleted with it.`,
     );
   }
   if (partner.permissions.some((permission) => permission === key.permission)) return;
   throw new Problem(
     'not_restorable',
-    `Partner ${partner.id} was granted ${partner.permissions.join(' and ')}; key ${key.id} carries ${key.permission}.`,
+    `Partner ${partner.id} has the permission ${partner.permissions.join(' and ')}, but key ${key.id} needs ${key.permission}.`,
   );
 }
 
 /**
- * Only a key that works is replaced by another: nothing dead comes back to life.
+ * Only an active key can be rotated.
  * @throws Problem `already_deleted`, `conflict`
  */
 export function requireRotatableKey(key: KeyState & { id: string }, now: Date): void {
   requireLiveKey(key);
   const status = statusOf(key, now);
   if (status === 'active') return;
-  throw new Problem('conflict', `Key ${key.id} is ${status}; only an active key is rotated.`);
+  throw new Problem('conflict', `Key ${key.id} is ${status}. Only an active key can be rotated.`);
 }
 
-/** The key's version, which its use leaves as it is. */
+/** The key's entity tag. Use of the key does not change it. */
 export function keyTag({ last_used_at, ...kept }: KeyState & { id: string; last_used_at?: Date | null }): string {
   return entityTagOf(kept);
 }

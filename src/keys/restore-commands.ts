@@ -10,32 +10,31 @@ import {
   getKeyOwner,
   type Key,
   liveKeysOfRow,
-  lockKeyOrRemains,
+  lockKeyEvenPurged,
   markKeyRestored,
   type ShownKey,
   withLastUse,
 } from './store.ts';
 
-/** In which circumstances something comes back. */
+/** How a key or partner is restored. */
 export interface Restoring {
   windows: RestoreWindows;
-  /** The request that an operator approves, and the deletion that it is about; null where an admin undoes its own. */
+  /** The approved recovery request and the deletion that it is about; null if an admin restores directly. */
   recovery: { requestId: RecoveryRequestId; deletedAt: Date } | null;
 }
 
-/** @throws Problem `conflict` where what is deleted now was deleted again since the request */
+/** Rejects a restore if the subject was deleted again since the recovery request. @throws Problem `conflict` */
 export function requireSameDeletion(what: string, deletedAt: Date, { recovery }: Restoring): void {
   if (recovery === null || recovery.deletedAt.getTime() === deletedAt.getTime()) return;
   throw new Problem(
     'conflict',
-    `${what} has come back and was deleted again at ${deletedAt.toISOString()}, which is not what the request is about.`,
+    `${what} was restored and deleted again at ${deletedAt.toISOString()}. The recovery request is about an earlier deletion.`,
   );
 }
 
 /**
- * Undoes a deletion: the key works again at once, as it was. Into a full row nothing comes back. Locks the owner before
- * the key, as everything does that fills a row.
- * @throws Problem `not_found`, `conflict` (it is live), `not_restorable`, `row_full`
+ * Restores a deleted key as it was. Locks the owner before the key, like everything that adds a key to a row.
+ * @throws Problem `not_found`, `conflict` (the key is live), `not_restorable`, `row_full`
  */
 export async function restoreKey(
   work: Work<OrganizationContext>,
@@ -45,7 +44,7 @@ export async function restoreKey(
   const { organizationId } = work.by;
   const { partnerId } = await getKeyOwner(work.tx, organizationId, keyId);
   const partner = await lockOwnerEvenDeleted(work, partnerId);
-  const key = await lockKeyOrRemains(work.tx, organizationId, keyId);
+  const key = await lockKeyEvenPurged(work.tx, organizationId, keyId);
   const way = wayOf(restoring);
   const deletedAt = requireRestorableKey(key, { way, windows: restoring.windows, now: work.now });
   requireSameDeletion(`Key ${key.id}`, deletedAt, restoring);
@@ -68,7 +67,7 @@ async function lockOwnerEvenDeleted(
   return null;
 }
 
-/** Makes a locked key live again and records it. The place is free, and the owner is locked. */
+/** Makes a locked key live again and records it. The slot must be free and the owner locked. */
 export async function putKeyBack(
   work: Work<OrganizationContext>,
   key: Key,

@@ -6,13 +6,13 @@ import { requireRotatableKey } from './policy.ts';
 import { getKey, type Key, lockKey, requireAuthenticKey, updateKey } from './store.ts';
 
 export interface RotateRequest {
-  /** Undefined: the old key goes on as it is. */
+  /** Undefined keeps the old key's expiry. */
   expireOldAfterSeconds?: number | undefined;
 }
 
 /**
- * Adds the second key of the row, set up as the first one, which may get an end. What the old key has used of a limit of
- * its own counts for both. The new key takes over no expiry: that of the old one is why it is replaced.
+ * Adds a second key with the settings of the first, and optionally an expiry to the first. Both share one limit
+ * counter. The new key does not copy the expiry, because an expiry is a common reason to rotate.
  * @throws Problem `not_found`, `already_deleted`, `conflict` (not active, or not authentic), `row_full`
  */
 export async function rotateKey(
@@ -34,7 +34,7 @@ export async function rotateKey(
     settings,
     replaces: old,
   });
-  const changes = await shortenLife(work, old, expireOldAfterSeconds);
+  const changes = await setEarlierExpiry(work, old, expireOldAfterSeconds);
   record(work, {
     action: 'key.rotated',
     keyId: old.id,
@@ -44,8 +44,8 @@ export async function rotateKey(
   return created;
 }
 
-/** An earlier end that the key already has stays. */
-async function shortenLife(work: Work, old: Key, afterSeconds: number | undefined) {
+/** Keeps an earlier expiry. */
+async function setEarlierExpiry(work: Work, old: Key, afterSeconds: number | undefined) {
   if (afterSeconds === undefined) return {};
   const end = new Date(work.now.getTime() + afterSeconds * 1000);
   if (old.expires_at !== null && old.expires_at <= end) return {};

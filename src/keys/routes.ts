@@ -40,8 +40,10 @@ const settings = {
 
 const newKey = z
   .strictObject({
-    partnerId: idSchema('partner').optional().meta({ description: "Left out: the organization's default row." }),
-    permission: permissionSchema.optional().meta({ description: 'Needed only for a partner with both permissions.' }),
+    partnerId: idSchema('partner')
+      .optional()
+      .meta({ description: "If omitted, the key belongs to the organization's default row." }),
+    permission: permissionSchema.optional().meta({ description: 'Required only for a partner with both permissions.' }),
     ...settings,
   })
   .meta({ id: 'NewKey', example: { name: 'Billing export' } });
@@ -62,7 +64,7 @@ const keyFilter = z.strictObject({
   includeDeleted: queryBoolean.meta({
     type: 'boolean',
     default: false,
-    description: 'Also those that can be restored.',
+    description: 'Also list deleted keys that can be restored.',
   }),
 });
 
@@ -90,7 +92,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
   const params = z.object({ keyId: idParam('Which key') });
   const viewAt = (now: Date): KeyViewContext => ({ tokenPrefix, undoWindowSeconds, now });
   const viewContext = () => viewAt(new Date(clock.nowMs()));
-  /** With the version that `If-Match` may ask for. */
+  /** Adds the entity tag for `If-Match`. */
   const show = (reply: FastifyReply, key: ShownKey) => {
     reply.header('etag', keyTag(key));
     return toKeyView(key, viewContext());
@@ -103,7 +105,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
       schema: {
         operationId: 'listKeys',
         tags: ['Keys'],
-        summary: 'Keys, newest first',
+        summary: 'List keys, newest first',
         querystring: keyFilter,
         response: { 200: pageOf('KeyPage', keyView) },
       },
@@ -141,8 +143,8 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
       schema: {
         operationId: 'createKey',
         tags: ['Keys'],
-        summary: 'Add a key to a row',
-        description: 'A row holds at most two live keys. Adding one leaves the other as it is.',
+        summary: 'Create a key',
+        description: 'A row holds at most two live keys. A new key does not affect the other one.',
         body: newKey,
         response: { 201: createdKeyView },
       },
@@ -165,7 +167,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
       schema: {
         operationId: 'getKey',
         tags: ['Keys'],
-        summary: 'One key, never its plaintext',
+        summary: 'Get a key without its plaintext',
         params,
         response: { 200: keyView },
       },
@@ -180,8 +182,8 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
       schema: {
         operationId: 'updateKey',
         tags: ['Keys'],
-        summary: 'Change what a key may be changed in',
-        description: 'A field that is left out stays; null takes name, expiresAt or rateLimit away.',
+        summary: 'Change the settings of a key',
+        description: 'Omitted fields do not change. null removes name, expiresAt or rateLimit.',
         params,
         body: keyPatch,
         response: { 200: keyView },
@@ -202,8 +204,9 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
       schema: {
         operationId: 'deleteKey',
         tags: ['Keys'],
-        summary: 'Delete a key: refused everywhere at once',
-        description: 'compromised also wipes its hash and sealed plaintext at once and cannot be undone.',
+        summary: 'Delete a key',
+        description:
+          'The key is rejected everywhere at once. The reason compromised also deletes its hash and sealed plaintext, and cannot be undone.',
         params,
         querystring: z.strictObject({
           reason: deletionReasonSchema.default('other'),
@@ -224,7 +227,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     {
       config: {
         access: { role: 'admin', scope: 'write', operator: false },
-        // Every reveal is an event of its own.
+        // Every reveal is recorded separately.
         idempotencyKey: 'ignored',
         problems: ['already_deleted', 'reveal_disabled', 'rate_limited'],
       },
@@ -232,7 +235,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         operationId: 'revealKey',
         tags: ['Keys'],
         summary: "Reveal a key's plaintext",
-        description: 'The reveal is recorded before the plaintext is sent. Not for operators.',
+        description: 'Latchkey records the reveal before it sends the plaintext. Operators cannot reveal keys.',
         params,
         body: revealRequest.nullish(),
         response: { 200: revealedKeyView },

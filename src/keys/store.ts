@@ -9,15 +9,15 @@ import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 import type { Access, Permission } from '../domain/permissions.ts';
 import type { KeyStatus } from './policy.ts';
 
-/** A key without anything secret: neither tag, hash nor sealed value ever leaves through a view. */
+/** A key without its tag, hash and sealed value, which no view contains. */
 export type Key = Omit<
   Selectable<ApiKeysTable>,
   'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'mac' | 'mac_keyring_id' | 'sealed' | 'sealed_keyring_id'
 >;
 
-/** A key with all that a reply shows of it. */
+/** A key with all data that a reply shows. */
 export interface ShownKey extends Key {
-  /** When a verification last allowed it something. */
+  /** The time of the last allowed verification. */
   last_used_at: Date | null;
 }
 
@@ -50,19 +50,19 @@ const lastUsedAt = sql<Date | null>`greatest(
   (select last_used_at from usage_days where key_id = api_keys.id and last_used_at is not null
     order by day desc limit 1))`.as('last_used_at');
 
-/** For the reply to a change: what locks and changes a key does not read its usage. */
+/** Adds the last use for a reply. Locking and changing a key do not read its usage. */
 export async function withLastUse(db: Db, key: Key): Promise<ShownKey> {
   const use = await db.selectFrom('api_keys').select(lastUsedAt).where('id', '=', key.id).executeTakeFirstOrThrow();
   return { ...key, ...use };
 }
 
-/** What writes rows that the keyring authenticates: part of `Work`. */
+/** What is needed to write authenticated rows; part of `Work`. */
 export interface Writer {
   tx: Tx;
   keyring: Keyring;
 }
 
-/** Which row: its owner (null: the organization itself) and its permission. */
+/** Identifies a row: its owner (null is the organization itself) and its permission. */
 export interface RowAddress {
   organizationId: OrganizationId;
   partnerId: PartnerId | null;
@@ -75,21 +75,21 @@ export async function getKey(db: Db, organizationId: OrganizationId, id: string)
   return requireFound(await query.executeTakeFirst(), 'key in this organization');
 }
 
-/** For a change of the key, or a look at it. @throws Problem `not_found`, as `getKey` */
+/** Locks a key for a change or a reveal. @throws Problem `not_found`, as `getKey` */
 export async function lockKey(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
   const query = selectKey(tx, organizationId, id).where('purged_at', 'is', null);
   return requireFound(await query.forNoKeyUpdate().executeTakeFirst(), 'key in this organization');
 }
 
-/** Also one that was purged: for whoever has to say what became of it. @throws Problem `not_found` */
-export async function lockKeyOrRemains(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
+/** Like `lockKey`, including purged keys. @throws Problem `not_found` */
+export async function lockKeyEvenPurged(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
   return requireFound(
     await selectKey(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst(),
     'key in this organization',
   );
 }
 
-/** What never changes about a key, also about one that was purged. @throws Problem `not_found` */
+/** The unchanging owner of a key, including purged ones. @throws Problem `not_found` */
 export async function getKeyOwner(
   db: Db,
   organizationId: OrganizationId,
@@ -117,7 +117,7 @@ export interface SealedColumns {
   sealed_keyring_id: string;
 }
 
-/** The sealed plaintext; undefined where none is kept. Only reveal asks for it. */
+/** The sealed plaintext; undefined if none is stored. For reveals only. */
 export async function findSealed(tx: Tx, id: KeyId): Promise<SealedColumns | undefined> {
   const row = await tx
     .selectFrom('api_keys')
@@ -128,7 +128,7 @@ export async function findSealed(tx: Tx, id: KeyId): Promise<SealedColumns | und
   return { sealed: row.sealed, sealed_keyring_id: row.sealed_keyring_id };
 }
 
-/** The at most two keys that occupy a row. The owner must be locked by whoever is about to add one. */
+/** The at most two live keys of a row. Lock the owner before calling this to add a key. */
 export async function liveKeysOfRow(db: Db, row: RowAddress): Promise<Key[]> {
   return db
     .selectFrom('api_keys')
@@ -141,7 +141,7 @@ export async function liveKeysOfRow(db: Db, row: RowAddress): Promise<Key[]> {
     .execute();
 }
 
-/** The live keys of a partner, of all its rows or of those with these permissions, locked against change. */
+/** The live keys of a partner with these permissions, locked for change. */
 export async function lockLiveKeysOfPartner(
   tx: Tx,
   partnerId: PartnerId,
@@ -158,7 +158,7 @@ export async function lockLiveKeysOfPartner(
     .execute();
 }
 
-/** The live keys of several owners at once, oldest first; null stands for the organization itself. */
+/** The live keys of several owners, oldest first; null is the organization itself. */
 export async function liveKeysOfOwners(
   db: Db,
   organizationId: OrganizationId,
@@ -184,11 +184,11 @@ export interface KeyFilter {
   partnerId?: PartnerId | 'default' | undefined;
   permission?: Permission | undefined;
   status?: KeyStatus | undefined;
-  /** Also those that can still be restored: deleted after this time, and not as compromised. */
+  /** Include restorable keys: deleted after this time, and not as compromised. */
   restorableAfter?: Date | undefined;
 }
 
-/** Newest first, one more than `limit`. */
+/** Newest first, up to `limit + 1`. */
 export async function listKeys(
   db: Db,
   organizationId: OrganizationId,
@@ -210,7 +210,7 @@ export async function listKeys(
   return query.execute();
 }
 
-/** The same words as `statusOf` in policy.ts, for the database. */
+/** The rule of `statusOf` in policy.ts as SQL. */
 function statusCondition({ status, restorableAfter }: KeyFilter, now: Date) {
   const live = sql<boolean>`deleted_at is null`;
   const expired = sql<boolean>`coalesce(expires_at <= ${now}, false)`;
@@ -258,7 +258,7 @@ export async function updateKey(writer: Writer, id: KeyId, { metadata, ...fields
     .executeTakeFirstOrThrow();
 }
 
-/** Only `compromised` is also for keys that were deleted before. The keys must be locked. */
+/** The keys must be locked. Only `compromised` may be used for keys that are already deleted. */
 export async function markKeysDeleted(
   writer: Writer,
   ids: readonly KeyId[],
@@ -278,7 +278,7 @@ export async function markKeysDeleted(
     .execute();
 }
 
-/** Removes the hash and the sealed value; the tag stays to recognise the key. */
+/** Deletes the hash and the sealed value. The tag stays, to recognize the key. */
 async function markKeyCompromised(writer: Writer, id: KeyId, at: Date): Promise<Key> {
   const covered = { delete_reason: 'compromised', argon2id_hash: null } as const;
   return writer.tx
@@ -295,7 +295,7 @@ async function markKeyCompromised(writer: Writer, id: KeyId, at: Date): Promise<
     .executeTakeFirstOrThrow();
 }
 
-/** The MAC for what the key will be. A row that is not authentic keeps the MAC that it has, and so stays rejected. */
+/** The MAC for the changed key. A row that is not authentic keeps its MAC, and so stays rejected. */
 async function renewedMac(
   { tx, keyring }: Writer,
   id: KeyId,
@@ -306,14 +306,14 @@ async function renewedMac(
 }
 
 /**
- * What a row says that is not authentic must not be passed on to another one. The key must be locked.
+ * Rejects a key whose row is not authentic, so that its data is not copied to another key. The key must be locked.
  * @throws Problem `conflict`
  */
 export async function requireAuthenticKey({ tx, keyring }: Writer, id: KeyId): Promise<void> {
   if (isAuthenticKey(keyring, await macCoveredKey(tx, id))) return;
   throw new Problem(
     'conflict',
-    `Key ${id} does not work: its row was changed without the keyring, or the keyring lacks the entry that authenticates it. Create a new key.`,
+    `Key ${id} is not authentic: its row was changed without the keyring, or the keyring lacks the entry of its MAC. Create a new key.`,
   );
 }
 
@@ -325,7 +325,7 @@ function macCoveredKey(tx: Tx, id: KeyId) {
     .executeTakeFirstOrThrow();
 }
 
-/** @param suspendedAt null: it is allowed again */
+/** @param suspendedAt null to resume the key */
 export async function markKeySuspended(tx: Tx, id: KeyId, suspendedAt: Date | null): Promise<Key> {
   return tx
     .updateTable('api_keys')
@@ -335,7 +335,7 @@ export async function markKeySuspended(tx: Tx, id: KeyId, suspendedAt: Date | nu
     .executeTakeFirstOrThrow();
 }
 
-/** Live again as it was, in this place of its row. */
+/** Makes a key live again in this slot of its row. */
 export async function markKeyRestored(tx: Tx, id: KeyId, slot: 1 | 2): Promise<Key> {
   return tx
     .updateTable('api_keys')
@@ -345,8 +345,10 @@ export async function markKeyRestored(tx: Tx, id: KeyId, slot: 1 | 2): Promise<K
     .executeTakeFirstOrThrow();
 }
 
-/** The keys that the partner's deletion took, locked; those that were declared compromised since are not among them. */
-export async function lockKeysTakenWithPartner(tx: Tx, partnerId: PartnerId, deletedAt: Date): Promise<Key[]> {
+/**
+ * The keys that were deleted with their partner, locked. Keys that were declared compromised since are not included.
+ */
+export async function lockKeysDeletedWithPartner(tx: Tx, partnerId: PartnerId, deletedAt: Date): Promise<Key[]> {
   return tx
     .selectFrom('api_keys')
     .select(columns)

@@ -9,16 +9,16 @@ import { actorSnapshotView, actorView, idParam, pageOf, pageQuery, timestampView
 import { getKeyOwner } from './store.ts';
 import { listViewers, type Viewer } from './viewers-store.ts';
 
-const looksShown = 20;
+const revealsShown = 20;
 
 const viewerView = z
   .object({
-    admin: actorView.meta({ description: 'As it was at the last look.' }),
-    tokenCreatedBy: actorView.nullable().meta({ description: 'Who made the access token that the admin looked with.' }),
+    admin: actorView.meta({ description: 'The admin at the time of the last reveal.' }),
+    tokenCreatedBy: actorView.nullable().meta({ description: "The creator of the admin's access token." }),
     tokenCreatorChain: z
       .array(actorSnapshotView)
       .nullable()
-      .meta({ description: 'The whole chain of those who created it, from the root to tokenCreatedBy.' }),
+      .meta({ description: 'The chain of creators of the access token, from the root to tokenCreatedBy.' }),
     times: z.int().meta({ example: 3 }),
     first: timestampView,
     last: timestampView,
@@ -32,13 +32,12 @@ const viewerView = z
           })
           .meta({ id: 'KeyLook' }),
       )
-      .meta({ description: `The last ${looksShown} looks, newest first; all of them are in the key's history.` }),
+      .meta({ description: `The last ${revealsShown} reveals, newest first. The key's history has all of them.` }),
   })
   .meta({ id: 'Viewer' });
 
 type ViewerView = z.infer<typeof viewerView>;
 
-/** Who knows a key's plaintext. */
 export const keyViewersRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db }) => {
   app.get(
     '/keys/:keyId/viewers',
@@ -47,8 +46,9 @@ export const keyViewersRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, {
       schema: {
         operationId: 'listKeyViewers',
         tags: ['Keys'],
-        summary: 'Who has looked at a key, who did so first most recently on top',
-        description: 'Also of a key that was deleted or purged. Whoever created it has seen it too: see createdBy.',
+        summary: 'List who has revealed a key',
+        description:
+          "Ordered by each viewer's first reveal, newest first. Works for deleted and purged keys too. The creator in createdBy has seen the key as well.",
         params: z.object({ keyId: idParam('Which key') }),
         querystring: z.strictObject(pageQuery),
         response: { 200: pageOf('ViewerPage', viewerView) },
@@ -60,7 +60,7 @@ export const keyViewersRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, {
       const position = decodeCursor(listOf(request), cursor, isSequence);
       const before = position === undefined ? undefined : Number(position);
       const { keyId } = await getKeyOwner(db, organizationId, request.params.keyId);
-      const viewers = await listViewers(db, organizationId, keyId, { limit, before, looksShown });
+      const viewers = await listViewers(db, organizationId, keyId, { limit, before, revealsShown });
       return toPage(listOf(request), viewers, limit, (viewer) => String(viewer.first_sequence), toView);
     },
   );

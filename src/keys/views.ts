@@ -36,7 +36,9 @@ const fields = {
   restorableUntil: timestampView.nullable(),
   lastUsedAt: timestampView.nullable(),
   rateLimit: rateLimitSchema.nullable().meta({ description: limitMeaning.key }),
-  allowedIps: z.array(z.string()).meta({ description: 'Empty: from anywhere.', example: ['203.0.113.0/24'] }),
+  allowedIps: z
+    .array(z.string())
+    .meta({ description: 'If empty, all addresses are allowed.', example: ['203.0.113.0/24'] }),
   metadata: metadataView,
 };
 
@@ -46,13 +48,13 @@ export const createdKeyView = z
   .object({
     ...fields,
     key: z.string().meta({
-      description: 'The plaintext. Keep it now; later only a reveal shows it, and each reveal is recorded.',
+      description: 'The plaintext. Store it now: later only a reveal returns it, and Latchkey records each reveal.',
       example: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…',
     }),
   })
   .meta({ id: 'CreatedKey' });
 
-/** What it takes to show a key. */
+/** The context that a key view depends on. */
 export interface KeyViewContext {
   tokenPrefix: string;
   undoWindowSeconds: number;
@@ -82,12 +84,12 @@ export function toKeyView(key: ShownKey, context: KeyViewContext): z.infer<typeo
   };
 }
 
-/** With the plaintext: for the reply that creates the key and no other. */
+/** With the plaintext, only for the reply that creates the key. */
 export function toCreatedKeyView(created: CreatedKey, context: KeyViewContext): z.infer<typeof createdKeyView> {
   return { ...toKeyView({ ...created.key, last_used_at: null }, context), key: created.plaintext.reveal() };
 }
 
-/** The reply to a request that made a key. */
+/** The reply to a request that created a key. */
 export function showCreatedKey(created: CreatedKey, context: KeyViewContext) {
   const { key } = created;
   return {

@@ -30,23 +30,23 @@ export function defineDatabaseMetrics(
   const ofJob = (name: string, help: string) => define({ name: `job_${name}`, help, labels: ['name'] });
   ofJob('last_success_timestamp_seconds', 'When a background job last succeeded, on any replica.');
   ofJob('last_failure_timestamp_seconds', 'When a background job last failed, on any replica.');
-  ofJob('last_duration_seconds', 'How long its last good run took.');
-  ofJob('last_done', 'How many things its last good run did.');
-  ofJob('overdue', '1 where a job has had no good run for three of its periods, or has never had one.');
+  ofJob('last_duration_seconds', 'Duration of the last successful run of a job.');
+  ofJob('last_done', 'Number of items that the last successful run of a job processed.');
+  ofJob('overdue', '1 if a job has not succeeded for three of its periods.');
   define({
     name: 'state_differences',
-    help: 'Members of records that were not what history says, when all were compared last.',
+    help: 'Members of records that differed from history in the last comparison.',
     labels: ['kind'],
   });
   define({ name: 'state_compared_timestamp_seconds', help: 'When all records were last compared with history.' });
-  define({ name: 'recovery_requests_open', help: 'Recovery requests that wait for an answer.' });
+  define({ name: 'recovery_requests_open', help: 'Recovery requests that are open.' });
   define({ name: 'recovery_requests_overdue', help: 'Recovery requests whose answer is overdue.' });
   define({
     name: 'webhook_deliveries_pending',
-    help: 'Deliveries that are not over, those that wait for a retry too.',
+    help: 'Webhook deliveries that are pending, including those that wait for a retry.',
   });
-  define({ name: 'webhook_oldest_due_seconds', help: 'How long the delivery that has waited longest has been due.' });
-  define({ name: 'database_up', help: '1 where Postgres has told all that was asked for this look.' });
+  define({ name: 'webhook_oldest_due_seconds', help: 'Seconds since the oldest pending delivery became due.' });
+  define({ name: 'database_up', help: '1 if this scrape could read everything from Postgres.' });
 
   const one = (value: number): Sample[] => [[{}, value]];
   const readers = [
@@ -92,7 +92,10 @@ export function defineDatabaseMetrics(
     known = Object.assign({ database_up: one(Number(!read.includes(undefined))) }, ...read);
     for (const outcome of settled) {
       if (outcome.status === 'rejected') {
-        logger.warn({ err: outcome.reason }, 'Metrics could not be read from the database.');
+        logger.warn(
+          { err: outcome.reason },
+          'Some metrics could not be read from the database. They are missing from this scrape.',
+        );
       }
     }
   };

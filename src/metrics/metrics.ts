@@ -10,7 +10,8 @@ export interface MetricsOptions extends ProcessMetricsOptions, DatabaseMetricsOp
 }
 
 /**
- * The service's metrics (docs/metrics.md). Labels are words of closed lists, never an id or anything that a caller has sent.
+ * The service's metrics (docs/metrics.md). Labels are words of closed lists, never an id or anything that a caller has
+ * sent.
  */
 export function createMetrics(options: MetricsOptions): Metrics {
   const registry = options.registry ?? new Registry();

@@ -28,29 +28,31 @@ export function defineProcessMetrics(registry: Registry, options: ProcessMetrics
   ]);
   counter(
     registry,
-    { name: 'problems_total', help: 'Requests refused or failed, by problem code.', labels: ['code'] },
+    { name: 'problems_total', help: 'Requests that were rejected or failed, by problem code.', labels: ['code'] },
     () => by('code', tallies.problems),
   );
   counter(
     registry,
     {
       name: 'refused_credentials_total',
-      help: 'Requests whose credential was refused, by code; rate_limited: beyond what one address may try.',
+      help: 'Requests with a rejected credential, by code. rate_limited: the address made too many attempts.',
       labels: ['code'],
     },
     () => by('code', tallies.refusedCredentials),
   );
-  counter(registry, { name: 'verifications_total', help: 'Answers about API keys, by code.', labels: ['code'] }, () =>
-    by('code', tallies.verdicts),
+  counter(
+    registry,
+    { name: 'verifications_total', help: 'Verifications of API keys, by resulting code.', labels: ['code'] },
+    () => by('code', tallies.verdicts),
   );
   counter(
     registry,
-    { name: 'history_events_total', help: 'Events that this process has recorded, by action.', labels: ['action'] },
+    { name: 'history_events_total', help: 'Events that this process recorded, by action.', labels: ['action'] },
     () => by('action', tallies.events),
   );
   counter(
     registry,
-    { name: 'webhook_attempts_total', help: 'Calls of webhooks by this process, by outcome.', labels: ['outcome'] },
+    { name: 'webhook_attempts_total', help: 'Webhook calls by this process, by outcome.', labels: ['outcome'] },
     () => by('outcome', tallies.webhookAttempts),
   );
   const caches = (read: (cache: Pick<Records['apiKeys'], 'lookups' | 'size'>, name: string) => Sample[]) => () => [
@@ -61,7 +63,7 @@ export function defineProcessMetrics(registry: Registry, options: ProcessMetrics
     registry,
     {
       name: 'record_cache_lookups_total',
-      help: 'Lookups of keys and access tokens: in memory, read, known not to exist, or used though the database was silent.',
+      help: 'Lookups of keys and access tokens, by result: found in memory, read from the database, known not to exist, or used although the database did not reply.',
       labels: ['cache', 'result'],
     },
     caches(({ lookups }, cache) =>
@@ -75,27 +77,27 @@ export function defineProcessMetrics(registry: Registry, options: ProcessMetrics
   );
   gauge(
     registry,
-    { name: 'listener_live', help: '1 while changes are heard of, and verification answers from memory.' },
+    { name: 'listener_live', help: '1 while the change feed is connected, so that verification uses the cache.' },
     () => [[{}, Number(feed.isLive())]],
   );
   gauge(
     registry,
-    { name: 'listener_age_seconds', help: 'How long ago all changes were last known to have been heard of.' },
+    { name: 'listener_age_seconds', help: 'Seconds since the change feed was last known to be up to date.' },
     () => [[{}, (performance.now() - feed.caughtUpAtMs) / 1_000]],
   );
   gauge(
     registry,
-    { name: 'limits_mode', help: 'Where rate limits of keys are counted now: 1.', labels: ['mode'] },
+    { name: 'limits_mode', help: 'Where rate limits of keys are counted: 1 for the current mode.', labels: ['mode'] },
     () => [
       [{ mode: 'redis' }, Number(limits.mode === 'shared')],
       [{ mode: 'memory' }, Number(limits.mode === 'memory')],
     ],
   );
-  counter(registry, { name: 'argon2_runs_total', help: 'argon2id runs that were begun.' }, () => [[{}, hasher.runs]]);
-  gauge(registry, { name: 'argon2_waiting', help: 'argon2id runs that wait.' }, () => [[{}, hasher.queued]]);
+  counter(registry, { name: 'argon2_runs_total', help: 'argon2id runs that were started.' }, () => [[{}, hasher.runs]]);
+  gauge(registry, { name: 'argon2_waiting', help: 'argon2id runs that are queued.' }, () => [[{}, hasher.queued]]);
   gauge(
     registry,
-    { name: 'database_connections', help: 'Connections to Postgres that serve requests.', labels: ['state'] },
+    { name: 'database_connections', help: 'Connections to Postgres for requests, by state.', labels: ['state'] },
     () => [
       [{ state: 'idle' }, pool.idleCount],
       [{ state: 'busy' }, pool.totalCount - pool.idleCount],
@@ -105,11 +107,11 @@ export function defineProcessMetrics(registry: Registry, options: ProcessMetrics
     registry,
     {
       name: 'history_checkpoints_refused',
-      help: 'Chains of history that this replica refuses to sign, because they are not what was signed before.',
+      help: 'History chains that this replica does not sign, because they contradict their last checkpoint.',
     },
     () => [[{}, checkpoints.refused()]],
   );
-  gauge(registry, { name: 'database_waiting', help: 'Requests that wait for a connection to Postgres.' }, () => [
+  gauge(registry, { name: 'database_waiting', help: 'Requests that are waiting for a connection to Postgres.' }, () => [
     [{}, pool.waitingCount],
   ]);
 }

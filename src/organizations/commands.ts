@@ -16,22 +16,22 @@ import {
   wipeUnwantedSeals,
 } from './store.ts';
 
-/** What an organization starts with; it applies where a partner or key has no limit of its own. */
-const firstRateLimit: RateLimit = { requests: 1_000, windowSeconds: 60 };
+/** The initial limit of an organization. It applies to partners and keys without a limit of their own. */
+const initialRateLimit: RateLimit = { requests: 1_000, windowSeconds: 60 };
 
 export interface NewOrganization {
   name: string;
   keyReveal?: KeyReveal | undefined;
 }
 
-/** The organization in which the work is done: its history begins with its own creation. */
+/** Creates the organization of `work`; its history begins with its creation. */
 export async function addOrganization(work: Work<OrganizationContext>, given: NewOrganization): Promise<Organization> {
   const organization: Organization = {
     id: work.by.organizationId,
     name: given.name,
     key_reveal: given.keyReveal ?? 'allowed',
-    rate_limit_requests: firstRateLimit.requests,
-    rate_limit_window_seconds: firstRateLimit.windowSeconds,
+    rate_limit_requests: initialRateLimit.requests,
+    rate_limit_window_seconds: initialRateLimit.windowSeconds,
     created_at: work.now,
     created_by: work.by.actor,
   };
@@ -49,8 +49,8 @@ export interface OrganizationPatch {
 }
 
 /**
- * `keyReveal: "never"` ends all reveals with the commit, and before this returns also wipes what was sealed, for good. What
- * a failure leaves of it a job wipes.
+ * Changes an organization. `keyReveal: "never"` ends all reveals with the commit and deletes all sealed plaintexts. If
+ * deleting fails midway, a job does the rest.
  * @throws Problem `not_found`, `precondition_failed`
  */
 export async function patchOrganization(
@@ -74,10 +74,14 @@ export async function patchOrganization(
   return organization;
 }
 
-/** Keys in one transaction: the notices of their change take a moment each. */
+/** Keys per transaction. Each change sends a notification, which takes a moment. */
 const wipedAtOnce = 2_000;
 
-/** @param organizationId null: of whatever organization wants none @returns how many */
+/**
+ * Deletes the sealed plaintexts of organizations with `keyReveal: "never"`.
+ * @param organizationId null for all organizations
+ * @returns how many
+ */
 export async function wipeSeals(
   { db }: Pick<Transactor, 'db'>,
   organizationId: OrganizationId | null,

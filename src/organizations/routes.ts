@@ -29,7 +29,7 @@ const organizationView = z
     id: idView('org'),
     name: z.string().meta({ example: 'Example Inc' }),
     keyReveal: keyRevealSchema.meta({
-      description: 'never: nothing sealed is kept, and a plaintext exists only in the reply that created the key.',
+      description: 'never: Latchkey stores no plaintext. Only the reply that creates a key contains it.',
     }),
     rateLimit: rateLimitSchema.meta({ description: limitMeaning.organization }),
     createdAt: timestampView,
@@ -56,7 +56,7 @@ function toView(organization: Organization) {
   };
 }
 
-/** With the version that `If-Match` may ask for. */
+/** Adds the entity tag for `If-Match`. */
 function show(reply: FastifyReply, organization: Organization) {
   reply.header('etag', entityTagOf(organization));
   return toView(organization);
@@ -64,7 +64,7 @@ function show(reply: FastifyReply, organization: Organization) {
 
 const isOrganizationId = (text: string): text is OrganizationId => isId('org', text);
 
-/** The caller's own organization: what an admin sees and sets. */
+/** The caller's own organization, for admins. */
 export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
   const { db } = transactor;
 
@@ -75,7 +75,7 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
       schema: {
         operationId: 'getOrganization',
         tags: ['Administration'],
-        summary: "The caller's organization",
+        summary: "Get the caller's organization",
         response: { 200: organizationView },
       },
     },
@@ -90,7 +90,7 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
         operationId: 'updateOrganization',
         tags: ['Administration'],
         summary: "Change the caller's organization",
-        description: 'keyReveal "never" also wipes every sealed plaintext at once and for good.',
+        description: 'keyReveal "never" also deletes all stored plaintexts at once. This cannot be undone.',
         body: organizationPatch,
         response: { 200: organizationView },
       },
@@ -108,7 +108,7 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
       schema: {
         operationId: 'getRateLimit',
         tags: ['Rate limits'],
-        summary: "The organization's rate limit",
+        summary: "Get the organization's rate limit",
         description: limitMeaning.organization,
         response: { 200: rateLimitSchema },
       },
@@ -133,7 +133,7 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
   );
 };
 
-/** All organizations: the operator's. */
+/** All organizations, for operators. */
 export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (
   app,
   { transactor },
@@ -148,7 +148,7 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
       schema: {
         operationId: 'listOrganizations',
         tags: ['Administration'],
-        summary: 'All organizations, newest first',
+        summary: 'List all organizations, newest first',
         querystring: z.strictObject(pageQuery),
         response: { 200: pageOf('OrganizationPage', organizationView) },
       },
@@ -169,7 +169,7 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
         tags: ['Administration'],
         summary: 'Create an organization',
         description:
-          'Its first admin is made with POST /v1/access-tokens, naming the new organization in Latchkey-Organization.',
+          'To create its first admin, call POST /v1/access-tokens with the new organization in Latchkey-Organization.',
         body: newOrganization,
         response: { 201: organizationView },
       },
@@ -194,7 +194,7 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
       schema: {
         operationId: 'getOrganizationById',
         tags: ['Administration'],
-        summary: 'One organization',
+        summary: 'Get an organization',
         params,
         response: { 200: organizationView },
       },

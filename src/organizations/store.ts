@@ -26,11 +26,11 @@ export async function getOrganization(db: Db, id: string): Promise<Organization>
 }
 
 /** Whether the installation has been bootstrapped. */
-export async function isAnyOrganizationThere(db: Db): Promise<boolean> {
+export async function hasOrganization(db: Db): Promise<boolean> {
   return (await db.selectFrom('organizations').select('id').limit(1).executeTakeFirst()) !== undefined;
 }
 
-/** Names that differ in case or blanks only are one. */
+/** Compares names without regard to case and repeated blanks. */
 export async function isOrganizationNameTaken(db: Db, name: string): Promise<boolean> {
   const { rows } = await sql`select from organizations
     where lower(regexp_replace(name, '\\s+', ' ', 'g')) = lower(regexp_replace(${name}, '\\s+', ' ', 'g')) limit 1`.execute(
@@ -39,7 +39,7 @@ export async function isOrganizationNameTaken(db: Db, name: string): Promise<boo
   return rows.length > 0;
 }
 
-/** Newest first, one more than `limit`. */
+/** Newest first, up to `limit + 1`. */
 export async function listOrganizations(
   db: Db,
   page: { limit: number; before: OrganizationId | undefined },
@@ -53,7 +53,7 @@ export async function listOrganizations(
   return query.execute();
 }
 
-/** For a change of the organization, or of its default row. Does not hold up partners' own affairs. */
+/** Locks an organization for a change of it or of its default row. Does not block changes of partners. */
 export async function lockOrganization(tx: Tx, id: string): Promise<Organization> {
   const organization = await tx
     .selectFrom('organizations')
@@ -64,7 +64,7 @@ export async function lockOrganization(tx: Tx, id: string): Promise<Organization
   return requireFound(organization, 'organization');
 }
 
-/** Keeps the organization's settings as they are until the commit, for what depends on them. */
+/** Locks the organization's settings against changes until the commit. */
 export async function shareOrganization(tx: Tx, id: OrganizationId): Promise<Organization> {
   const organization = await tx
     .selectFrom('organizations')
@@ -91,8 +91,8 @@ export async function updateOrganization(
 }
 
 /**
- * Removes sealed values of keys of organizations that no longer want any to be kept, so many at most.
- * @param id null: of whatever organization
+ * Deletes at most `count` sealed values in organizations with `keyReveal: "never"`.
+ * @param id null for all organizations
  * @returns how many
  */
 export async function wipeUnwantedSeals(tx: Tx, id: OrganizationId | null, count: number): Promise<number> {

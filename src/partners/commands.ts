@@ -28,13 +28,13 @@ export interface NewPartner {
 
 export interface CreatedPartner {
   partner: Partner;
-  /** One for each permission, in the order read, write. */
+  /** One key per permission, in the order read, write. */
   keys: CreatedKey[];
 }
 
 /**
- * A partner and one key for each permission: all of it or nothing.
- * @param minted one for each permission, made before the transaction because a hash must not hold a lock
+ * Creates a partner and one key per permission, all or nothing.
+ * @param minted one per permission, made before the transaction so that no lock is held during hashing
  * @throws Problem `partner_exists`
  */
 export async function createPartner(
@@ -77,24 +77,24 @@ async function addFirstKeys(
   const created: CreatedKey[] = [];
   for (const [index, key] of minted.entries()) {
     const permission = partner.permissions[index];
-    if (permission === undefined) throw new Error('more keys were minted than permissions granted');
+    if (permission === undefined) throw new Error('More keys were minted than permissions granted');
     const settings = { name: null, expiresAt: null, rateLimit: null, allowedIps: [], metadata: {} };
     created.push(await addKey(work, { partner, mayBeRevealed, permission, minted: key, settings }));
   }
   return created;
 }
 
-interface PartnerFacts {
+interface PartnerFieldValues {
   email: string;
   name: string | null;
   permissions: Access[];
   rateLimit: RateLimit | null;
 }
 
-export type PartnerPatch = { [Field in keyof PartnerFacts]?: PartnerFacts[Field] | undefined };
+export type PartnerPatch = { [Field in keyof PartnerFieldValues]?: PartnerFieldValues[Field] | undefined };
 
 /**
- * A permission that is taken away takes that row's keys with it, at once. One that is added creates no key.
+ * Changes a partner. Removing a permission deletes that row's keys at once. Adding one creates no key.
  * @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `partner_exists` (the new e-mail address)
  */
 export async function patchPartner(
@@ -125,7 +125,7 @@ export async function patchPartner(
 }
 
 /**
- * Deletes the partner and all its keys in one transaction; after it no key of the partner is accepted anywhere.
+ * Deletes the partner and all its keys in one transaction. From the commit on the keys are rejected everywhere.
  * @throws Problem `not_found`, `already_deleted`
  */
 export async function deletePartner(work: Work<OrganizationContext>, partnerId: string): Promise<Partner> {
@@ -149,8 +149,8 @@ async function deleteKeysOfRows(
 }
 
 /**
- * Suspends or resumes a partner. From the commit on all keys of a suspended partner are rejected everywhere; keys that are
- * suspended themselves stay so when it is resumed.
+ * Suspends or resumes a partner. From the commit on all keys of a suspended partner are rejected everywhere. Resuming
+ * does not resume keys that are suspended themselves.
  * @throws Problem `not_found`, `already_deleted`
  */
 export async function setPartnerSuspended(
@@ -172,7 +172,7 @@ export function requireLivePartner(partner: Partner): void {
   throw new Problem('already_deleted', `Partner ${partner.id} was deleted at ${partner.deleted_at.toISOString()}.`);
 }
 
-function fieldsOf(partner: Partner): PartnerFacts {
+function fieldsOf(partner: Partner): PartnerFieldValues {
   return {
     email: partner.email,
     name: partner.name,
@@ -181,6 +181,6 @@ function fieldsOf(partner: Partner): PartnerFacts {
   };
 }
 
-function withoutUndefined(patch: PartnerPatch): Partial<PartnerFacts> {
+function withoutUndefined(patch: PartnerPatch): Partial<PartnerFieldValues> {
   return Object.fromEntries(Object.entries(patch).filter(([, value]) => value !== undefined));
 }

@@ -51,7 +51,7 @@ const partnerView = z.object(fields).meta({ id: 'Partner' });
 const createdPartnerView = z
   .object({
     ...fields,
-    keys: z.array(createdKeyView).meta({ description: 'One new key for each permission, with its plaintext.' }),
+    keys: z.array(createdKeyView).meta({ description: 'One new key per permission, with its plaintext.' }),
   })
   .meta({ id: 'CreatedPartner' });
 
@@ -87,13 +87,13 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
   const { db } = transactor;
   const params = z.object({ partnerId: idParam('Which partner') });
   const toView = (partner: Partner) => toPartnerView(partner, undoWindowSeconds);
-  /** With the version that `If-Match` may ask for. */
+  /** Adds the entity tag for `If-Match`. */
   const show = (reply: FastifyReply, partner: Partner) => {
     reply.header('etag', entityTagOf(partner));
     return toView(partner);
   };
 
-  const showDone = (partner: Partner) => ({ view: toView(partner), etag: entityTagOf(partner) });
+  const toReply = (partner: Partner) => ({ view: toView(partner), etag: entityTagOf(partner) });
 
   app.get(
     '/partners',
@@ -102,10 +102,14 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       schema: {
         operationId: 'listPartners',
         tags: ['Partners'],
-        summary: 'Partners, newest first',
+        summary: 'List partners, newest first',
         querystring: z.strictObject({
           ...pageQuery,
-          email: z.string().max(254).optional().meta({ description: 'Exactly this address, in any case.' }),
+          email: z
+            .string()
+            .max(254)
+            .optional()
+            .meta({ description: 'The e-mail address, compared without regard to case.' }),
           includeDeleted: queryBoolean.meta({ type: 'boolean', default: false }),
         }),
         response: { 200: pageOf('PartnerPage', partnerView) },
@@ -131,8 +135,8 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       schema: {
         operationId: 'createPartner',
         tags: ['Partners'],
-        summary: 'Add a partner, with one key for each permission',
-        description: 'All or nothing. A partner with read and write has two rows and gets two keys, one for each.',
+        summary: 'Create a partner with one key per permission',
+        description: 'All or nothing. A partner with read and write has two rows and gets one key in each.',
         body: newPartner,
         response: { 201: createdPartnerView },
       },
@@ -161,7 +165,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       schema: {
         operationId: 'getPartner',
         tags: ['Partners'],
-        summary: 'One partner',
+        summary: 'Get a partner',
         params,
         response: { 200: partnerView },
       },
@@ -182,7 +186,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         tags: ['Partners'],
         summary: 'Change a partner',
         description:
-          "Taking a permission away deletes that row's keys at once. Adding one creates no key: add it with POST /v1/keys.",
+          "Removing a permission deletes that row's keys at once. Adding a permission creates no key: use POST /v1/keys.",
         params,
         body: partnerPatch,
         response: { 200: partnerView },
@@ -204,7 +208,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       schema: {
         operationId: 'deletePartner',
         tags: ['Partners'],
-        summary: 'Delete a partner and all its keys at once',
+        summary: 'Delete a partner and all its keys',
         params,
         response: { 200: partnerView },
       },
@@ -229,7 +233,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       schema: {
         operationId: 'suspendPartner',
         tags: ['Partners'],
-        summary: 'Refuse all keys of a partner without deleting them',
+        summary: 'Suspend a partner and so all its keys',
         params,
         response: { 200: partnerView },
       },
@@ -237,7 +241,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     async (request, reply) => {
       const { partnerId } = request.params;
       return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
-        showDone(await setPartnerSuspended(work, partnerId, true)),
+        toReply(await setPartnerSuspended(work, partnerId, true)),
       );
     },
   );
@@ -254,8 +258,8 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       schema: {
         operationId: 'resumePartner',
         tags: ['Partners'],
-        summary: 'Allow the keys of a suspended partner again',
-        description: 'Keys that are suspended themselves stay so.',
+        summary: 'Resume a suspended partner',
+        description: 'Keys that are suspended themselves stay suspended.',
         params,
         response: { 200: partnerView },
       },
@@ -263,7 +267,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
     async (request, reply) => {
       const { partnerId } = request.params;
       return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
-        showDone(await setPartnerSuspended(work, partnerId, false)),
+        toReply(await setPartnerSuspended(work, partnerId, false)),
       );
     },
   );
@@ -280,10 +284,10 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       schema: {
         operationId: 'restorePartner',
         tags: ['Partners'],
-        summary: 'Undo the deletion of a partner',
+        summary: 'Restore a deleted partner',
         description:
-          'Until restorableUntil. Brings back exactly the keys that the deletion took, all or nothing; ' +
-          'after that an operator can, through a recovery request.',
+          'Possible until restorableUntil. Restores exactly the keys that were deleted with the partner, all or nothing. ' +
+          'Later only an operator can restore the partner, through a recovery request.',
         params,
         response: { 200: partnerView },
       },
@@ -292,7 +296,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       const { partnerId } = request.params;
       const restoring = { windows: { undoWindowSeconds, retentionSeconds }, recovery: null };
       return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
-        showDone(await restorePartner(work, partnerId, restoring)),
+        toReply(await restorePartner(work, partnerId, restoring)),
       );
     },
   );

@@ -31,7 +31,7 @@ export async function getPartner(db: Db, organizationId: OrganizationId, id: str
   return requireFound(partner, 'partner in this organization');
 }
 
-/** Serializes everything that depends on the partner being live: its keys' creation, its change, its deletion. */
+/** Locks a partner. Serializes all changes that depend on the partner being live. */
 export async function lockPartner(tx: Tx, organizationId: OrganizationId, id: string): Promise<Partner> {
   const partner = await tx
     .selectFrom('partners')
@@ -43,7 +43,7 @@ export async function lockPartner(tx: Tx, organizationId: OrganizationId, id: st
   return requireFound(partner, 'partner in this organization');
 }
 
-/** Newest first, one more than `limit`. */
+/** Newest first, up to `limit + 1`. */
 export async function listPartners(
   db: Db,
   organizationId: OrganizationId,
@@ -82,7 +82,7 @@ export async function markPartnerDeleted(tx: Tx, id: PartnerId, deletedAt: Date)
   await tx.updateTable('partners').set({ deleted_at: deletedAt }).where('id', '=', id).execute();
 }
 
-/** @param suspendedAt null: its keys are allowed again */
+/** @param suspendedAt null to resume the partner */
 export async function markPartnerSuspended(tx: Tx, id: PartnerId, suspendedAt: Date | null): Promise<void> {
   await tx.updateTable('partners').set({ suspended_at: suspendedAt }).where('id', '=', id).execute();
 }

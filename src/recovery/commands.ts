@@ -21,9 +21,8 @@ import {
 } from './store.ts';
 
 /**
- * Asks an operator to bring back what an admin no longer can. At most one request about the same key or partner waits
- * for its answer.
- * @throws Problem `not_found`, `conflict` (it is live, or a request is open), `not_restorable`
+ * Requests that an operator restores a key or partner. Only one open request per key or partner is allowed.
+ * @throws Problem `not_found`, `conflict` (the subject is live, or a request is open), `not_restorable`
  */
 export async function requestRecovery(
   work: Work<OrganizationContext>,
@@ -51,29 +50,29 @@ export async function requestRecovery(
   return request;
 }
 
-/** Locks what is asked back, which must still be there to be given. @returns when it was deleted */
+/** Locks the subject and checks that it can be restored. @returns when it was deleted */
 async function lockDeleted(
   work: Work<OrganizationContext>,
   subject: RecoverySubject,
   windows: RestoreWindows,
 ): Promise<Date> {
   const { tx, now, by } = work;
-  const circumstances = { way: 'recovery', windows, now } as const;
+  const conditions = { way: 'recovery', windows, now } as const;
   if ('keyId' in subject) {
     const key = await lockKey(tx, by.organizationId, subject.keyId);
-    const deletedAt = requireRestorableKey(key, circumstances);
+    const deletedAt = requireRestorableKey(key, conditions);
     requireOwnerTakesKey(key, key.partner_id && (await getPartner(tx, by.organizationId, key.partner_id)));
     return deletedAt;
   }
   const partner = await lockPartner(tx, by.organizationId, subject.partnerId);
   const deletedAt = requireDeletedPartner(partner);
-  requireOpenWindow(`Partner ${partner.id}`, deletedAt, circumstances);
+  requireOpenWindow(`Partner ${partner.id}`, deletedAt, conditions);
   return deletedAt;
 }
 
 /**
- * A request about an earlier deletion, which was undone meanwhile, makes room for the new one.
- * @throws Problem `conflict` where the open one is about the same deletion
+ * Declines an open request about an earlier deletion that was undone meanwhile.
+ * @throws Problem `conflict` if the open request is about the same deletion
  */
 async function closeEarlier(
   work: Work<OrganizationContext>,
@@ -82,18 +81,19 @@ async function closeEarlier(
 ): Promise<void> {
   if (open === undefined) return;
   if (open.subject_deleted_at.getTime() === deletedAt.getTime()) {
-    throw new Problem('conflict', `Recovery request ${open.id} about the same is still open.`, {
+    throw new Problem('conflict', `Recovery request ${open.id} for the same deletion is still open.`, {
       members: { recoveryRequestId: open.id },
     });
   }
-  const note = 'What it asked for had come back before it was answered.';
+  const note = 'The key or partner was restored before this request was answered.';
   await recordAnswer(work, 'recovery.declined', open, note);
   await markAnswered(work.tx, open.id, { status: 'declined', at: work.now, by: work.by.actor, note });
 }
 
 /**
- * Brings back what was asked for, in the same transaction. What cannot come back leaves the request open.
- * @throws Problem `not_found`, `conflict` (answered already, or it is live), `not_restorable`, `row_full`, `partner_exists`
+ * Approves a request and restores its subject in the same transaction. If that fails, the request stays open.
+ * @throws Problem `not_found`, `conflict` (answered already, or the subject is live), `not_restorable`, `row_full`,
+ * `partner_exists`
  */
 export async function approveRecovery(
   work: Work<OrganizationContext>,
@@ -122,8 +122,11 @@ export async function declineRecovery(
   return markAnswered(work.tx, request.id, { status: 'declined', at: work.now, by: work.by.actor, note });
 }
 
-/** The answer is recorded in the organization that asked, whether or not the operator has named it. */
-export async function answeringIn(db: Db, by: ActorContext, requestId: string): Promise<OrganizationContext> {
+/**
+ * The context for an answer: it is recorded in the requesting organization, even if the operator did not select that
+ * one.
+ */
+export async function answerContext(db: Db, by: ActorContext, requestId: string): Promise<OrganizationContext> {
   const { organization_id: organizationId } = await getRecoveryRequest(db, by.organizationId, requestId);
   return { ...by, organizationId };
 }
@@ -144,7 +147,7 @@ async function recordAnswer(
   record(work, { action, ...subject, details: { recoveryRequestId: request.id, note } });
 }
 
-/** As history files it: a partner's key under the partner too. */
+/** The ids for the event. The event of a partner's key also names the partner. */
 async function subjectOf(
   { tx, by }: Work<OrganizationContext>,
   request: RecoveryRequest,

@@ -3,11 +3,11 @@ import { Problem } from '../domain/errors.ts';
 import { type RestoreWindows, windowEnd } from '../domain/restore-window.ts';
 import { dayMs } from '../lib/durations.ts';
 
-/** The rules of recovery requests, without a database. */
+/** Rules of recovery requests that need no database. */
 
 export const recoveryStatuses = ['open', 'approved', 'declined'] as const satisfies readonly RecoveryStatus[];
 
-/** Within a day, and before what was deleted is purged: an answer after that helps nobody. */
+/** When an answer is due: within a day, and before the subject is purged. */
 export function respondBy(deletedAt: Date, now: Date, { retentionSeconds }: RestoreWindows): Date {
   const due = new Date(now.getTime() + dayMs);
   const kept = windowEnd(deletedAt, retentionSeconds);
@@ -18,7 +18,7 @@ export function isOverdue(request: { status: RecoveryStatus; respond_by: Date },
   return request.status === 'open' && request.respond_by < now;
 }
 
-/** @throws Problem `conflict`: an answer is given once */
+/** Rejects a second answer. @throws Problem `conflict` */
 export function requireOpen(request: { id: string; status: RecoveryStatus; answered_at: Date | null }): void {
   if (request.status === 'open') return;
   throw new Problem(

@@ -7,7 +7,7 @@ import type { RestoreWindows } from '../domain/restore-window.ts';
 import { accessTokenOf, actorContextOf, organizationContextOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { exampleId, idParam, idSchema, pageOf, pageQuery, prose } from '../http/schemas.ts';
-import { answeringIn, approveRecovery, declineRecovery, requestRecovery } from './commands.ts';
+import { answerContext, approveRecovery, declineRecovery, requestRecovery } from './commands.ts';
 import {
   getRecoveryRequest,
   isUrgency,
@@ -24,8 +24,10 @@ const longestText = 2_000;
 const newRequest = z
   .strictObject({
     keyId: idSchema('key').optional(),
-    partnerId: idSchema('partner').optional().meta({ description: 'With the keys that its deletion took.' }),
-    details: prose(longestText).meta({ description: 'What the operator needs to know.' }),
+    partnerId: idSchema('partner')
+      .optional()
+      .meta({ description: 'Also restores the keys that were deleted with the partner.' }),
+    details: prose(longestText).meta({ description: 'What the operator needs to know to decide.' }),
   })
   .refine(({ keyId, partnerId }) => (keyId === undefined) !== (partnerId === undefined), {
     error: 'must name either keyId or partnerId',
@@ -40,7 +42,7 @@ const approval = z
   .meta({ id: 'RecoveryApproval', example: { note: 'As agreed by phone.' } });
 
 const refusal = z
-  .strictObject({ note: prose(longestText).meta({ description: 'Why not, for the admin.' }) })
+  .strictObject({ note: prose(longestText).meta({ description: 'The reason, for the admin.' }) })
   .meta({ id: 'RecoveryRefusal', example: { note: 'The partner has left.' } });
 
 export interface RecoveryRoutesOptions extends RestoreWindows {
@@ -64,10 +66,10 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
       schema: {
         operationId: 'listRecoveryRequests',
         tags: ['Recovery'],
-        summary: 'Recovery requests',
+        summary: 'List recovery requests',
         description:
-          'For admins newest first. For operators what is due first at the top, so overdue ones lead, then what has been ' +
-          'answered, newest first. An operator that names no organization sees those of all.',
+          'For admins: newest first. For operators: open requests by due time, then answered requests, ' +
+          'newest first. An operator that selects no organization gets the requests of all organizations.',
         querystring: z.strictObject({ ...pageQuery, status: recoveryStatusSchema.optional() }),
         response: { 200: pageOf('RecoveryRequestPage', recoveryRequestView) },
       },
@@ -97,8 +99,9 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
       schema: {
         operationId: 'createRecoveryRequest',
         tags: ['Recovery'],
-        summary: 'Ask an operator to bring back a deleted key or partner',
-        description: 'Until the retention time ends. One request about the same key or partner at a time.',
+        summary: 'Request the recovery of a deleted key or partner',
+        description:
+          'An operator answers the request. Possible until the retention time ends. Only one open request per key or partner is allowed.',
         body: newRequest,
         response: { 201: recoveryRequestView },
       },
@@ -106,10 +109,10 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
     async (request, reply) => {
       const { keyId, partnerId, details } = request.body;
       const subject = keyId === undefined ? { partnerId } : { keyId };
-      const wish = { subject: subject as RecoverySubject, details };
+      const input = { subject: subject as RecoverySubject, details };
       const by = organizationContextOf(request);
       return app.runOnce(request, reply, by, async (work) => {
-        const made = await requestRecovery(work, wish, windows);
+        const made = await requestRecovery(work, input, windows);
         return { view: toRecoveryRequestView(made, work.now), location: `/v1/recovery-requests/${made.id}` };
       });
     },
@@ -122,7 +125,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
       schema: {
         operationId: 'getRecoveryRequest',
         tags: ['Recovery'],
-        summary: 'One recovery request',
+        summary: 'Get a recovery request',
         params,
         response: { 200: recoveryRequestView },
       },
@@ -145,8 +148,8 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
       schema: {
         operationId: 'approveRecoveryRequest',
         tags: ['Recovery'],
-        summary: 'Bring back what was asked for',
-        description: 'What cannot come back, such as into a full row, is refused and leaves the request open.',
+        summary: 'Approve a recovery request and restore its subject',
+        description: 'If the key or partner cannot be restored, for example into a full row, the request stays open.',
         params,
         body: approval.nullish(),
         response: { 200: recoveryRequestView },
@@ -155,7 +158,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
     async (request, reply) => {
       const note = request.body?.note ?? null;
       const { recoveryRequestId } = request.params;
-      const by = await answeringIn(db, actorContextOf(request), recoveryRequestId);
+      const by = await answerContext(db, actorContextOf(request), recoveryRequestId);
       return app.runOnce(request, reply, by, async (work) => {
         const approved = await approveRecovery(work, recoveryRequestId, note, windows);
         return { view: toRecoveryRequestView(approved, work.now) };
@@ -170,7 +173,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
       schema: {
         operationId: 'declineRecoveryRequest',
         tags: ['Recovery'],
-        summary: 'Decline a recovery request, saying why',
+        summary: 'Decline a recovery request with a reason',
         params,
         body: refusal,
         response: { 200: recoveryRequestView },
@@ -179,7 +182,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
     async (request, reply) => {
       const { note } = request.body;
       const { recoveryRequestId } = request.params;
-      const by = await answeringIn(db, actorContextOf(request), recoveryRequestId);
+      const by = await answerContext(db, actorContextOf(request), recoveryRequestId);
       return app.runOnce(request, reply, by, async (work) => {
         const declined = await declineRecovery(work, recoveryRequestId, note);
         return { view: toRecoveryRequestView(declined, work.now) };

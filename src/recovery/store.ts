@@ -23,7 +23,10 @@ const columns = [
   'note',
 ] as const;
 
-/** @param organizationId null: of whatever organization @throws Problem `not_found` */
+/**
+ * @param organizationId null for any organization
+ * @throws Problem `not_found`
+ */
 export async function getRecoveryRequest(
   db: Db,
   organizationId: OrganizationId | null,
@@ -32,7 +35,7 @@ export async function getRecoveryRequest(
   return requireFound(await select(db, organizationId, id).executeTakeFirst(), 'recovery request');
 }
 
-/** For an answer: it is given once. @throws Problem `not_found` */
+/** Locks a request for its answer. @throws Problem `not_found` */
 export async function lockRecoveryRequest(
   tx: Tx,
   organizationId: OrganizationId,
@@ -49,10 +52,10 @@ function select(db: Db, organizationId: OrganizationId | null, id: string) {
   return organizationId === null ? query : query.where('organization_id', '=', organizationId);
 }
 
-/** What is asked back. */
+/** The key or partner to restore. */
 export type RecoverySubject = { keyId: KeyId } | { partnerId: PartnerId };
 
-/** The request about it that waits for an answer. The subject must be locked by whoever is about to add one. */
+/** The open request about a subject. Lock the subject before calling this to add a request. */
 export async function findOpenRequest(tx: Tx, subject: RecoverySubject): Promise<RecoveryRequest | undefined> {
   const query = tx.selectFrom('recovery_requests').select(columns).where('status', '=', 'open');
   return (
@@ -61,12 +64,12 @@ export async function findOpenRequest(tx: Tx, subject: RecoverySubject): Promise
 }
 
 export interface RecoveryFilter {
-  /** Null: those of all organizations. */
+  /** Null for all organizations. */
   organizationId: OrganizationId | null;
   status: RecoveryStatus | undefined;
 }
 
-/** Newest first, one more than `limit`. */
+/** Newest first, up to `limit + 1`. */
 export async function listNewest(
   db: Db,
   filter: RecoveryFilter,
@@ -79,8 +82,8 @@ export async function listNewest(
 }
 
 /**
- * Where a request stands in the order of urgency: open ones first, what is due first at the top, and so whatever is
- * overdue; then the answered ones, newest first. Time alone moves nothing in it, so no page misses a request.
+ * A request's position by urgency: open requests by due time, then answered ones, newest first. The passage of time
+ * does not change the order, so no page misses a request.
  */
 export type Urgency = `open/${number}/${RecoveryRequestId}` | `answered/${RecoveryRequestId}`;
 
@@ -93,7 +96,7 @@ export function isUrgency(text: string): text is Urgency {
   return id !== undefined && isId('recovery', id) && (due === undefined || String(Number(due)) === due);
 }
 
-/** One more than `limit`. What has been answered is due no more, and what is null sorts last. */
+/** Up to `limit + 1` requests. Answered requests have no due time, and nulls sort last. */
 export async function listByUrgency(
   db: Db,
   filter: RecoveryFilter,
@@ -151,7 +154,7 @@ export async function markAnswered(tx: Tx, id: RecoveryRequestId, answer: Answer
     .executeTakeFirstOrThrow();
 }
 
-/** Open requests, of all organizations, whose answer was due before now. */
+/** The number of open requests of all organizations whose answer is overdue. */
 export async function countOverdue(db: Db, now: Date): Promise<number> {
   const { count } = await db
     .selectFrom('recovery_requests')
@@ -162,7 +165,7 @@ export async function countOverdue(db: Db, now: Date): Promise<number> {
   return count;
 }
 
-/** Requests of all organizations that wait for an answer. */
+/** The number of open requests of all organizations. */
 export async function countOpen(db: Db): Promise<number> {
   const { count } = await db
     .selectFrom('recovery_requests')

@@ -9,19 +9,22 @@ export const recoveryRequestView = z
   .object({
     id: idView('recovery'),
     organizationId: idView('org'),
-    keyId: idView('key').nullable().meta({ description: 'Null where a partner is asked back.' }),
-    partnerId: idView('partner').nullable().meta({ description: 'Null where a key is asked back.' }),
+    keyId: idView('key').nullable().meta({ description: 'Null if the request is about a partner.' }),
+    partnerId: idView('partner').nullable().meta({ description: 'Null if the request is about a key.' }),
     details: z.string().meta({ example: 'Deleted by mistake; the billing export needs it.' }),
     status: recoveryStatusSchema,
     respondBy: timestampView.meta({
-      description: 'An answer is due 24 hours after the request, or before what was deleted is purged.',
+      description: 'When the answer is due: 24 hours after the request, or before the key or partner is purged.',
     }),
-    overdue: z.boolean().meta({ description: 'Open, and past respondBy.' }),
+    overdue: z.boolean().meta({ description: 'True if the request is open after respondBy.' }),
     createdAt: timestampView,
     createdBy: actorView,
     answeredAt: timestampView.nullable(),
     answeredBy: actorView.nullable(),
-    note: z.string().nullable().meta({ description: "The operator's, for the admin.", example: 'As agreed by phone.' }),
+    note: z
+      .string()
+      .nullable()
+      .meta({ description: "The operator's note for the admin.", example: 'As agreed by phone.' }),
   })
   .meta({ id: 'RecoveryRequest' });
 

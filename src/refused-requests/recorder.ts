@@ -6,15 +6,15 @@ import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
 import { hourMs, startOfPeriod } from '../lib/durations.ts';
 import { addRefusals, type RefusedAttempts } from './store.ts';
 
-/** One attempt of a known caller that was refused. */
+/** One rejected attempt of a known caller. */
 export type Refusal = Pick<RefusedAttempts, 'organizationId' | 'code'> & {
   caller: NonNullable<RefusedAttempts['caller']>;
   operation: string;
-  /** Undefined where the connection was gone before its address was read. */
+  /** Undefined if the connection was closed before its address was read. */
   ip: string | undefined;
 };
 
-/** Counts refused attempts by the hour. Counting never waits; what was counted is written in batches. */
+/** Counts rejected attempts per hour and writes the counts in batches. Counting never waits. */
 export interface RefusalRecorder extends Pick<BatchWriter<string, RefusedAttempts>, 'flush' | 'close'> {
   note(refusal: Refusal): void;
 }
@@ -26,11 +26,11 @@ interface RefusalRecorderOptions {
   bounds?: Partial<Bounds>;
 }
 
-/** What callers who ask for refusals on purpose can take up, in the table and here. */
+/** Limits that callers cannot exceed by causing rejections on purpose. */
 interface Bounds {
-  /** Rows that an organization gets in an hour, from each replica; past it, what is new is counted in one row for each code. */
+  /** Rows per organization, hour and replica. Beyond it, attempts are counted in one shared row per code. */
   rowsInHour: number;
-  /** Rows that wait to be written. Beyond it new ones are dropped. */
+  /** Rows that may wait to be written. Further rows are dropped. */
   rowsHeld: number;
 }
 
@@ -40,7 +40,7 @@ const rowsInBatch = 500;
 
 export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalRecorderOptions): RefusalRecorder {
   const { rowsInHour, rowsHeld } = { ...defaultBounds, ...bounds };
-  /** What of this hour has rows of its own, by organization. */
+  /** Which attempts of this hour have rows of their own, by organization. */
   const named = new Map<string | null, Set<string>>();
   let namedHour = 0;
   const writer = createBatchWriter<string, RefusedAttempts>({

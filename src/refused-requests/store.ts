@@ -6,18 +6,18 @@ import type { Transactor } from '../database/work.ts';
 import { newId, type OrganizationId, type RefusalId } from '../domain/ids.ts';
 import { dayMs } from '../lib/durations.ts';
 
-/** Attempts of one caller at one operation that were refused for the same reason within one hour. */
+/** Attempts of one caller at one operation that were rejected for one reason within an hour. */
 export interface RefusedAttempts {
   organizationId: OrganizationId | null;
   hour: Date;
-  /** Null: several callers, counted together because there were too many to tell them apart. Then so is the operation. */
+  /** Null for several callers that share a row because there were too many; `operation` is then null too. */
   caller: RefusedCaller | null;
   operation: string | null;
   code: string;
   count: number;
   firstAt: Date;
   lastAt: Date;
-  /** Null: not known. */
+  /** Null if unknown. */
   lastIp: string | null;
 }
 
@@ -26,8 +26,8 @@ export interface ListedRefusals extends RefusedAttempts {
 }
 
 /**
- * Adds a batch to what is there, in one statement. An organization that does not exist, which only an operator can name,
- * stands for the installation. Rows are in one order, so that two replicas do not deadlock.
+ * Adds a batch to the stored counts in one statement. An unknown organization, which only operators can select, counts
+ * for the installation. Rows are sorted, so that replicas do not deadlock.
  */
 export async function addRefusals(db: Db, refusals: readonly RefusedAttempts[]): Promise<void> {
   const batch = refusals.map((refusal) => ({ id: newId('refusal'), ...refusal }));
@@ -62,7 +62,7 @@ export interface RefusalFilter {
   to?: Date | undefined;
 }
 
-/** In the order in which they were first written, newest first; `limit + 1` at most. A null organization: the installation. */
+/** Ordered by first write, newest first, up to `limit + 1`. A null organization is the installation. */
 export async function listRefusals(
   db: Db,
   organizationId: OrganizationId | null,
@@ -98,7 +98,7 @@ export async function listRefusals(
 /** How long refused attempts are kept. */
 const keptMs = 90 * dayMs;
 
-/** Removes what is too old. @returns how many rows */
+/** Deletes old rows. @returns how many */
 export function pruneRefusals(from: Pick<Transactor, 'db' | 'clock'>, batchSize?: number): Promise<number> {
   return pruneInBatches(from, { keptMs, batchSize, deleteOldest });
 }

@@ -4,17 +4,17 @@ import { isId, type RefusalId } from '../domain/ids.ts';
 import { exampleId, idView, timestampView } from '../http/schemas.ts';
 import type { ListedRefusals } from './store.ts';
 
-/** With what a known caller can be refused. */
+/** The problem codes with which known callers can be rejected. */
 export const refusalCodes = problemCodes.filter((code) => [403, 429].includes(problemKinds[code].status));
 
-/** Text, so that a code of another version can be read. */
+/** Typed as text, so that codes of other versions can be read. */
 export const refusalCodeSchema = z.string().meta({ id: 'RefusalCode', enum: refusalCodes });
 
 export const refusalView = z
   .object({
     id: idView('refusal'),
-    organizationId: idView('org').nullable().meta({ description: 'Null: the installation itself.' }),
-    hour: timestampView.meta({ description: 'The beginning of the hour, in UTC, in which these attempts were made.' }),
+    organizationId: idView('org').nullable().meta({ description: 'Null for the installation.' }),
+    hour: timestampView.meta({ description: 'The start of the hour of these attempts, in UTC.' }),
     caller: z
       .object({
         type: z.enum(['admin', 'operator', 'verifier', 'api_key']).meta({ id: 'CallerType' }),
@@ -29,19 +29,19 @@ export const refusalView = z
       .nullable()
       .meta({
         description:
-          'As it was at the last attempt. Null, and operation too: several, counted together because there were too many.',
+          'The caller at the time of the last attempt. Null together with operation if several callers share this entry because there were too many.',
       }),
-    operation: z.string().nullable().meta({ description: 'An operationId of this document.', example: 'revealKey' }),
+    operation: z.string().nullable().meta({ description: 'The operationId in this document.', example: 'revealKey' }),
     status: z.int().meta({ example: 403 }),
     code: refusalCodeSchema,
     count: z.int().meta({ example: 3 }),
     firstAt: timestampView,
     lastAt: timestampView,
-    lastIp: z.string().nullable().meta({ description: 'Null: not known.', example: '203.0.113.7' }),
+    lastIp: z.string().nullable().meta({ description: 'Null if unknown.', example: '203.0.113.7' }),
   })
   .meta({
     id: 'RefusedAttempts',
-    description: 'How often one caller was refused one operation within one hour, by reason.',
+    description: 'How often an operation rejected a caller for one reason within an hour.',
   });
 
 export function toRefusalView(refusals: ListedRefusals): z.infer<typeof refusalView> {

@@ -5,7 +5,7 @@ import { isId, type OrganizationId } from '../domain/ids.ts';
 import type { Principal } from '../domain/principal.ts';
 import type { RefusalRecorder } from './recorder.ts';
 
-/** With what a credential is refused; `rate_limited`: it was not worth a look any more. */
+/** The problem codes with which a credential is rejected. `rate_limited`: it was rejected without being checked. */
 export const credentialRefusals = [
   'unauthorized',
   'token_malformed',
@@ -17,13 +17,13 @@ export type CredentialRefusal = (typeof credentialRefusals)[number];
 
 interface RefusalWatchOptions {
   recorder: Pick<RefusalRecorder, 'note'>;
-  /** Requests whose credential was refused: nobody knows who made them, so they are counted and nothing more. */
+  /** Counts requests with a rejected credential. Their callers are unknown. */
   tally: Record<CredentialRefusal, number>;
 }
 
 /**
- * Sees to it that refusals leave a trace: of a caller who is not known a count and a line in the log, of one who is known
- * a row by the hour. What a gateway's client was refused is none of these, nor a key that asks about itself too often.
+ * Records rejections: an unknown caller gives a count and a log line, a known caller a count per hour. Rejections of a
+ * gateway's clients, and of keys that query themselves too often, are not recorded.
  */
 export function watchRefusals({ recorder, tally }: RefusalWatchOptions) {
   return (request: FastifyRequest, { code, status }: Problem): void => {
@@ -34,9 +34,9 @@ export function watchRefusals({ recorder, tally }: RefusalWatchOptions) {
     if (principal === null) {
       if (!isCredentialRefusal(code)) return;
       tally[code] += 1;
-      // One that is over its address's limit is not worth a line: that limit is what bounds the lines.
+      // No log line above the address's limit, so that this limit also bounds the log.
       if (status === 401) {
-        request.log.info({ reqId: request.id, code, operation, ip: request.facts.ip }, 'A credential was refused.');
+        request.log.info({ reqId: request.id, code, operation, ip: request.facts.ip }, 'A credential was rejected.');
       }
     } else if ((status === 403 || status === 429) && access.role !== 'any') {
       const organizationId = organizationOf(request, principal);
@@ -53,7 +53,7 @@ function operationOf({ routeOptions: { schema, url = '' } }: FastifyRequest): st
   return (schema as { operationId?: string } | undefined)?.operationId ?? url;
 }
 
-/** Its own; for one that has none the organization that it names, which is to know who knocked. */
+/** The caller's organization; for an operator the one that the request selects. */
 function organizationOf(request: FastifyRequest, principal: Principal): OrganizationId | null {
   if (principal.organizationId !== null) return principal.organizationId;
   const named = request.headers['latchkey-organization'];

@@ -5,7 +5,7 @@ import type { AccessTokensTable } from '../database/tables/access-tokens.ts';
 import type { AccessTokenId } from '../domain/ids.ts';
 import type { RekeyedKind } from './rekey.ts';
 
-/** Renews the MAC of an access token. Its tag moves at its next use. */
+/** Renews the MAC of an access token. Its tag is renewed at its next use. */
 export const accessTokens: RekeyedKind<Selectable<AccessTokensTable>, { id: AccessTokenId } & MacColumns> = {
   countedAs: null,
   async countStale(db, primaryId, upTo) {

@@ -8,13 +8,13 @@ import type { KeyId } from '../domain/ids.ts';
 import { sealBinding } from '../keys/mint.ts';
 import type { RekeyedKind } from './rekey.ts';
 
-/** A key of which something is not under the primary keyring entry: its MAC, or a sealed value and its tag. */
+/** A key whose MAC, sealed value or tag is not under the primary keyring entry. */
 type StaleKey = Pick<
   Selectable<ApiKeysTable>,
   (typeof keyMacColumns)[number] | keyof MacColumns | 'sealed' | 'sealed_keyring_id'
 >;
 
-/** What is stored under the primary entry. The tag can be renewed only where the plaintext is known. */
+/** The values under the primary entry. The tag can only be renewed if the plaintext is stored. */
 interface RenewedKey extends MacColumns {
   id: KeyId;
   sealed: Buffer | null;
@@ -25,7 +25,7 @@ const isStale = (primaryId: string) => sql<boolean>`
   (mac_keyring_id <> ${primaryId}
     or (sealed is not null and (sealed_keyring_id <> ${primaryId} or tag_keyring_id <> ${primaryId})))`;
 
-/** Renews the MAC of a key, and its sealed value and tag where the plaintext is kept. */
+/** Renews the MAC of a key, and its sealed value and tag if the plaintext is stored. */
 export const keys: RekeyedKind<StaleKey, RenewedKey> = {
   countedAs: 'keys',
   async countStale(db, primaryId, upTo) {
@@ -48,7 +48,7 @@ export const keys: RekeyedKind<StaleKey, RenewedKey> = {
       .execute(),
   renew(keyring, key) {
     const { id, mac_keyring_id: macId, sealed, sealed_keyring_id: keyringId } = key;
-    // A new MAC would vouch for a row that nothing vouches for now.
+    // A new MAC would make a row authentic that is not authentic now.
     if (macId === null || keyring.get(macId) === undefined) return { id, reason: 'unknown_keyring_entry' };
     if (!isAuthenticKey(keyring, key)) return { id, reason: 'row_not_authentic' };
     if (sealed === null || keyringId === null) return { id, ...keyMac(keyring, key), sealed: null, tag: null };

@@ -7,7 +7,7 @@ import type { Actor } from '../domain/actor.ts';
 import { record } from '../history/record.ts';
 import { pagesOf } from '../lib/batches.ts';
 
-/** A record that stays as it is, because its row or its sealed value cannot be trusted. */
+/** A record that was not renewed, because its row or its sealed value is not authentic. */
 export interface Unopened {
   id: string;
   reason: SealBroken['reason'] | 'row_not_authentic';
@@ -16,19 +16,19 @@ export interface Unopened {
 export interface RekeyResult {
   renewed: number;
   unopened: Unopened[];
-  /** Left for the next run, because somebody else held them locked all the time. */
+  /** Skipped because other transactions kept these records locked. The next run takes them. */
   locked: number;
-  /** Made under another entry while this ran: some process has another primary. */
+  /** Created under another entry during the run: some process uses another primary. */
   since: number;
 }
 
-/** How records of one kind are moved to the keyring's primary entry. A record is stale while it is not moved. */
+/** How to move records of one kind to the primary keyring entry. Records that are not moved yet are stale. */
 export interface RekeyedKind<Stale extends { id: string }, Renewed extends { id: string }> {
-  /** What history calls their number; null: the move is not recorded. */
+  /** The event member for their number; null if the move is not recorded. */
   countedAs: 'keys' | 'webhookSecrets' | null;
-  /** How many are stale, up to an id where one is given, and the last of them. */
+  /** The number of stale records, optionally up to an id, and the last of them. */
   countStale(db: Db, primaryId: string, upTo: string | null): Promise<{ count: number; lastId: string | null }>;
-  /** The next stale ones by id, locked against change. Those that another transaction has locked are skipped. */
+  /** Locks the next stale records by id. Skips records that other transactions have locked. */
   lockStale(tx: Tx, primaryId: string, page: { after: string; upTo: string; limit: number }): Promise<Stale[]>;
   /** @throws SealBroken */
   renew(keyring: Keyring, stale: Stale): Renewed | Unopened;
@@ -44,8 +44,8 @@ interface RekeyDeps {
 }
 
 const recordsInBatch = 100;
-const lookAgainAfterMs = 250;
-const lockedAllowedMs = 10_000;
+const retryAfterMs = 250;
+const lockWaitMs = 10_000;
 
 const by = {
   actor: { type: 'system', id: 'rekey', name: 'rekey', email: null } satisfies Actor,
@@ -54,8 +54,8 @@ const by = {
 };
 
 /**
- * Moves every record of a kind to the primary entry, in short transactions beside a running service; a run that was killed
- * is continued by the next. Plaintexts are opened, so the start is recorded before the first of them.
+ * Moves all records of a kind to the primary entry, in short transactions beside a running service. A killed run can be
+ * repeated. The start is recorded first, because plaintexts are decrypted.
  */
 export async function rekey<Stale extends { id: string }, Renewed extends { id: string }>(
   { transactor, keyring, onProgress = () => undefined }: RekeyDeps,
@@ -68,18 +68,18 @@ export async function rekey<Stale extends { id: string }, Renewed extends { id: 
   await recordStep('keyring.rekey_started', total, {});
   onProgress({ done: 0, total });
   let renewed = 0;
-  for (let lockedForMs = 0; ; lockedForMs += lookAgainAfterMs) {
+  for (let lockedForMs = 0; ; lockedForMs += retryAfterMs) {
     const before = renewed;
-    const unopened = await takePass(lastId);
+    const unopened = await runPass(lastId);
     if (renewed > before) lockedForMs = 0;
     const left = await kind.countStale(db, primary, lastId);
     const locked = Math.max(0, left.count - unopened.length);
-    if (locked === 0 || lockedForMs >= lockedAllowedMs) {
+    if (locked === 0 || lockedForMs >= lockWaitMs) {
       await recordStep('keyring.rekeyed', renewed, { unopened: unopened.length, locked });
       const since = (await kind.countStale(db, primary, null)).count - left.count;
       return { renewed, unopened, locked, since };
     }
-    await delay(lookAgainAfterMs);
+    await delay(retryAfterMs);
   }
 
   async function recordStep(
@@ -94,8 +94,8 @@ export async function rekey<Stale extends { id: string }, Renewed extends { id: 
     });
   }
 
-  /** Goes over all of them once, but for those that are locked at that moment. */
-  async function takePass(upTo: string): Promise<Unopened[]> {
+  /** Processes all stale records once, except those that are locked. */
+  async function runPass(upTo: string): Promise<Unopened[]> {
     const unopened: Unopened[] = [];
     const batches = pagesOf<Renewed | Unopened>((last) =>
       transact(transactor, by, async ({ tx }) => {

@@ -7,7 +7,7 @@ import type { RekeyedKind } from './rekey.ts';
 const isStale = (primaryId: string) => sql<boolean>`
   (sealed_keyring_id <> ${primaryId} or previous_sealed_keyring_id <> ${primaryId})`;
 
-/** Seals the secrets of a webhook again. */
+/** Seals the secrets of webhooks under the primary entry. */
 export const webhooks: RekeyedKind<SealedSecrets, { id: WebhookId } & SecretColumns> = {
   countedAs: 'webhookSecrets',
   async countStale(db, primaryId, upTo) {

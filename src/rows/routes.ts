@@ -7,21 +7,19 @@ import type { Permission } from '../domain/permissions.ts';
 import { organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { idView, pageOf, pageQuery, permissionSchema } from '../http/schemas.ts';
-import { expiringSoon, rowPlaces } from '../keys/policy.ts';
+import { expiringSoon, rowCapacity } from '../keys/policy.ts';
 import { liveKeysOfOwners, type ShownKey } from '../keys/store.ts';
 import { type KeyViewContext, keyView, toKeyView } from '../keys/views.ts';
 import { listPartnerRows, type PartnerRow, positionOf, type RowPosition } from './store.ts';
 
 const rowView = z
   .object({
-    partnerId: idView('partner').nullable().meta({ description: "Null: the organization's default row." }),
+    partnerId: idView('partner').nullable().meta({ description: "Null for the organization's default row." }),
     partnerEmail: z.string().nullable().meta({ example: 'team@partner.example' }),
     permission: permissionSchema,
-    keys: z.array(keyView).meta({ description: 'The live keys, oldest first: at most two.' }),
+    keys: z.array(keyView).meta({ description: 'The live keys, oldest first. A row has at most two.' }),
     freePlaces: z.int().meta({ example: 1 }),
-    expiringSoon: z
-      .array(idView('key'))
-      .meta({ description: 'Those of the keys that expire within 7 days, what expires first at the top.' }),
+    expiringSoon: z.array(idView('key')).meta({ description: 'Keys that expire within 7 days, earliest first.' }),
   })
   .meta({ id: 'Row' });
 
@@ -49,7 +47,7 @@ export const rowRoutes: FastifyPluginAsyncZod<RowRoutesOptions> = async (app, op
       schema: {
         operationId: 'listRows',
         tags: ['Rows'],
-        summary: 'Where all live keys are: the default row first, then each partner’s',
+        summary: "List rows with their live keys: the default row first, then the partners' rows",
         querystring: z.strictObject(pageQuery),
         response: { 200: pageOf('RowPage', rowView) },
       },
@@ -57,7 +55,7 @@ export const rowRoutes: FastifyPluginAsyncZod<RowRoutesOptions> = async (app, op
     async (request) => {
       const { limit, cursor } = request.query;
       const organizationId = organizationOf(request);
-      const rows = await readRows(organizationId, limit, decodeCursor(listOf(request), cursor, isRowPlace));
+      const rows = await readRows(organizationId, limit, decodeCursor(listOf(request), cursor, isRowCursor));
       const now = new Date(clock.nowMs());
       const keys = await liveKeysOfOwners(
         db,
@@ -65,30 +63,30 @@ export const rowRoutes: FastifyPluginAsyncZod<RowRoutesOptions> = async (app, op
         rows.map((row) => row.partner?.partnerId ?? null),
       );
       const context = { tokenPrefix, undoWindowSeconds, now };
-      return toPage(listOf(request), rows, limit, placeOf, (row) => toView(row, keys, context));
+      return toPage(listOf(request), rows, limit, cursorOf, (row) => toView(row, keys, context));
     },
   );
 
-  /** One more than `limit`; the default row counts as the first. */
-  async function readRows(organizationId: OrganizationId, limit: number, after: RowPlace | undefined): Promise<Row[]> {
+  /** Up to `limit + 1` rows. The default row counts as the first. */
+  async function readRows(organizationId: OrganizationId, limit: number, after: RowCursor | undefined): Promise<Row[]> {
     const first = after === undefined ? [defaultRow] : [];
     const count = limit + 1 - first.length;
-    const partnerRows = await listPartnerRows(db, organizationId, { count, after: partnerPlace(after) });
+    const partnerRows = await listPartnerRows(db, organizationId, { count, after: partnerPosition(after) });
     return [...first, ...partnerRows.map((partner) => ({ partner, permission: partner.permission }))];
   }
 };
 
-type RowPlace = 'default' | RowPosition;
+type RowCursor = 'default' | RowPosition;
 
-function placeOf(row: Row): RowPlace {
+function cursorOf(row: Row): RowCursor {
   return row.partner === null ? 'default' : positionOf(row.partner);
 }
 
-function isRowPlace(text: string): text is RowPlace {
-  return text === 'default' || partnerPlace(text as RowPlace) !== undefined;
+function isRowCursor(text: string): text is RowCursor {
+  return text === 'default' || partnerPosition(text as RowCursor) !== undefined;
 }
 
-function partnerPlace(place: RowPlace | undefined): Pick<PartnerRow, 'partnerId' | 'permission'> | undefined {
+function partnerPosition(place: RowCursor | undefined): Pick<PartnerRow, 'partnerId' | 'permission'> | undefined {
   const [partnerId = '', permission] = place?.split('/') ?? [];
   if (!isId('partner', partnerId) || (permission !== 'read' && permission !== 'write')) return undefined;
   return { partnerId, permission };
@@ -102,7 +100,7 @@ function toView(row: Row, allKeys: readonly ShownKey[], context: KeyViewContext)
     partnerEmail: row.partner?.partnerEmail ?? null,
     permission: row.permission,
     keys: keys.map((key) => toKeyView(key, context)),
-    freePlaces: rowPlaces - keys.length,
+    freePlaces: rowCapacity - keys.length,
     expiringSoon: expiringSoon(keys, context.now),
   };
 }

@@ -3,14 +3,14 @@ import type { Db } from '../database/client.ts';
 import type { OrganizationId, PartnerId } from '../domain/ids.ts';
 import type { Access } from '../domain/permissions.ts';
 
-/** A partner's row: the partner and one of the permissions that it was granted. */
+/** A partner's row: the partner and one of its permissions. */
 export interface PartnerRow {
   partnerId: PartnerId;
   partnerEmail: string;
   permission: Access;
 }
 
-/** Where a partner's row stands in the list: partners newest first, read before write. */
+/** The position of a partner's row in the list: partners newest first, read before write. */
 export type RowPosition = `${PartnerId}/${Access}`;
 
 export function positionOf(row: PartnerRow): RowPosition {

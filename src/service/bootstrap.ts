@@ -4,7 +4,7 @@ import type { Secret } from '../crypto/secret.ts';
 import { type Transactor, transact } from '../database/work.ts';
 import type { Actor } from '../domain/actor.ts';
 import { newId, type OrganizationId } from '../domain/ids.ts';
-import { addKey, plainSettings } from '../keys/commands.ts';
+import { addKey, defaultSettings } from '../keys/commands.ts';
 import type { KeyMint } from '../keys/mint.ts';
 import { addOrganization } from '../organizations/commands.ts';
 
@@ -74,7 +74,7 @@ export async function bootstrap(
       expiresAt: null,
     });
     if (key === undefined) return;
-    const settings = { ...plainSettings, name: 'First key' };
+    const settings = { ...defaultSettings, name: 'First key' };
     await addKey(work, { partner: null, mayBeRevealed: true, permission: 'read_write', minted: key, settings });
   });
   return bootstrapped;

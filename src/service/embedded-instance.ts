@@ -14,7 +14,7 @@ import {
   startEmbeddedPostgres,
 } from '../embedded-postgres/start.ts';
 import { createKeyMint } from '../keys/mint.ts';
-import { isAnyOrganizationThere } from '../organizations/store.ts';
+import { hasOrganization } from '../organizations/store.ts';
 import { type BootstrapDeps, type Bootstrapped, bootstrap } from './bootstrap.ts';
 
 /** The content of `credentials.json`: what a person or a script needs to use an embedded instance. */
@@ -39,7 +39,8 @@ export interface EmbeddedInstance {
   /** Stores tokens before the transaction that creates them commits. `confirmCredentials` makes them the valid ones. */
   prepareCredentials(bootstrapped: Bootstrapped): Promise<void>;
   /**
-   * Called after the commit and at every start: writes `credentials.json` with the prepared tokens and the current URLs.
+   * Called after the commit and at every start: writes `credentials.json` with the prepared tokens and the current
+   * URLs.
    * @param url the URL on which the service listens, as soon as it does
    * @returns undefined if somebody has moved the file away
    */
@@ -99,7 +100,7 @@ export async function startEmbeddedInstance(config: Config, logger: Logger): Pro
 
 /** Bootstraps an embedded instance at its first start, and completes its credentials file at every start. */
 export async function bootstrapEmbedded(embedded: EmbeddedInstance, deps: BootstrapDeps): Promise<void> {
-  if (!(await isAnyOrganizationThere(deps.transactor.db))) {
+  if (!(await hasOrganization(deps.transactor.db))) {
     await bootstrap(deps, {
       organizationName: 'My organization',
       adminEmail: 'admin@example.com',

@@ -28,8 +28,8 @@ export async function listen(app: FastifyInstance, config: Config, mayMove: bool
 }
 
 /**
- * The maximum number of connections: MAX_CONNECTIONS, or fewer if the process may not open that many descriptors. Without
- * this limit, clients could leave no descriptors for the database and for files.
+ * The maximum number of connections: MAX_CONNECTIONS, or fewer if the process may not open that many descriptors.
+ * Without this limit, clients could leave no descriptors for the database and for files.
  */
 export function maxConnections({ MAX_CONNECTIONS, DATABASE_POOL_SIZE }: Config, logger: Logger): number {
   const limit = descriptorLimit();

@@ -41,8 +41,8 @@ export interface Service {
 
 /**
  * Starts the service: database, checks, verification state, app, background work, port.
- * @throws EmbeddedPostgresError, DatabaseUnfit, SchemaMismatch, InstallationMismatch, GuaranteeBroken, CheckpointFileError, or what
- * `listen` throws
+ * @throws EmbeddedPostgresError, DatabaseUnfit, SchemaMismatch, InstallationMismatch, GuaranteeBroken,
+ * CheckpointFileError, or what `listen` throws
  */
 export async function startService(config: Config, logger: Logger): Promise<Service> {
   const shutdown = createShutdown(logger);

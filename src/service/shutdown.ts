@@ -11,8 +11,8 @@ export interface Phase {
 }
 
 /**
- * How long each phase may take. The phases that run one after the other take less than 10 s together, with a drain of 1 s;
- * an embedded Postgres takes its time on top.
+ * How long each phase may take. The phases that run one after the other take less than 10 s together, with a drain of 1
+ * s; an embedded Postgres takes its time on top.
  */
 const phaseTimeoutsMs = {
   requests: 4_200,

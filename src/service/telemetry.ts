@@ -27,8 +27,8 @@ const sendEveryMs = 2_000;
 const lastSendMs = 400;
 
 /**
- * Records spans and sends them by OTLP over HTTP. OpenTelemetry is loaded only here, so that it costs nothing if it is not
- * configured. It reads its further settings by itself, such as OTEL_EXPORTER_OTLP_HEADERS.
+ * Records spans and sends them by OTLP over HTTP. OpenTelemetry is loaded only here, so that it costs nothing if it is
+ * not configured. It reads its further settings by itself, such as OTEL_EXPORTER_OTLP_HEADERS.
  */
 export async function startTelemetry(options: TelemetryOptions): Promise<Telemetry> {
   const { endpoint, serviceName, version, logger } = options;
