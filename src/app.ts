@@ -43,7 +43,7 @@ import { createOidcAuthenticator } from './oidc/authenticator.ts';
 import type { IssuerKeys } from './oidc/issuer-keys.ts';
 import type { OidcSettings } from './oidc/settings.ts';
 import { operatorOrganizationRoutes, organizationRoutes } from './organizations/routes.ts';
-import { shareOrganization } from './organizations/store.ts';
+import { lockOrganizationShared } from './organizations/store.ts';
 import { partnerRoutes } from './partners/routes.ts';
 import { recoveryRoutes } from './recovery/routes.ts';
 import { createRefusalRecorder } from './refused-requests/recorder.ts';
@@ -154,7 +154,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(unreadReplies);
   await app.register(idempotency, {
     transactor,
-    keepsPlaintexts: async (tx, id) => (await shareOrganization(tx, id)).key_reveal === 'allowed',
+    keepsPlaintexts: async (tx, id) => (await lockOrganizationShared(tx, id)).key_reveal === 'allowed',
   });
   await app.register(requestLog, { times: tallies.times });
   await app.register(openApi);

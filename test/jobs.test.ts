@@ -188,21 +188,24 @@ t.test('each job finds what is due, and may do what it has to as the service see
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('every job has a name of its own that is fit for a metric, says what it does, and is due', async (t) => {
+t.test('every job has a unique name that fits a metric, a description and a valid schedule', async (t) => {
   t.equal(new Set(jobs.map(({ name }) => name)).size, jobs.length);
-  for (const { name, does, schedule } of jobs) {
+  for (const { name, description, schedule } of jobs) {
     t.match(name, /^[a-z]+(_[a-z]+)*$/);
-    t.match(does, /^[A-Z].*\.$/);
+    t.match(description, /^[A-Z].*\.$/);
     t.ok(periodMsOf(schedule, new Date()) >= 60_000);
   }
 });
 
 t.test('docs/jobs.md lists every job', async (t) => {
   const page = await readFile('docs/jobs.md', 'utf8');
-  const listed = [...page.matchAll(/^\| `(\w+)` \| .* \| (.*) \|$/gm)].map(([, name, does]) => ({ name, does }));
+  const listed = [...page.matchAll(/^\| `(\w+)` \| .* \| (.*) \|$/gm)].map(([, name, description]) => ({
+    name,
+    description,
+  }));
   t.same(
     listed,
-    jobs.map(({ name, does }) => ({ name, does })),
+    jobs.map(({ name, description }) => ({ name, description })),
   );
 });
 

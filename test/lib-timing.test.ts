@@ -81,7 +81,7 @@ t.test('a single flight', async (t) => {
 });
 
 t.test('delays double up to the cap, less a random part of up to half', async (t) => {
-  const limits = { leastMs: 100, mostMs: 1_000 };
+  const limits = { minMs: 100, maxMs: 1_000 };
   for (const [failures, fullMs] of [
     [1, 100],
     [2, 200],
@@ -99,7 +99,7 @@ t.test('delays double up to the cap, less a random part of up to half', async (t
 });
 
 t.test('a backoff begins again after a reset, and after an attempt that went well for long', async (t) => {
-  const backoff = createBackoff({ leastMs: 8, mostMs: 64 });
+  const backoff = createBackoff({ minMs: 8, maxMs: 64 });
   const delays = Array.from({ length: 10 }, () => backoff.nextMs());
   t.ok((delays[0] ?? 0) <= 8);
   t.ok((delays[9] ?? 0) >= 32);

@@ -158,7 +158,7 @@ t.test('what cannot come back says why and leaves its request open', async (t) =
   service.later(30 * day);
   t.match(await approve(late), {
     status: 409,
-    body: { code: 'not_restorable', detail: /could be brought back until/ },
+    body: { code: 'not_restorable', detail: /could be restored until/ },
   });
   t.equal((await events(admin)).length, count);
   for (const { id } of [displaced, leaked, replaced, late]) {

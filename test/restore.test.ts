@@ -1,5 +1,5 @@
 import t from 'tap';
-import { type RestoreWay, requireOpenWindow } from '../src/domain/restore-window.ts';
+import { type RestoreMethod, requireOpenWindow } from '../src/domain/restore-window.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery, roleOf } from './support/database.ts';
 import { eventually } from './support/process.ts';
@@ -77,19 +77,19 @@ t.test('another replica knows at once', async (t) => {
 t.test('how long a deletion can be undone, and by whom', async (t) => {
   const deletedAt = new Date('2026-06-01T12:00:00.000Z');
   const windows = { undoWindowSeconds: 100, retentionSeconds: 1_000 };
-  const table: Array<[way: RestoreWay, afterMs: number, refusal: RegExp | null]> = [
+  const table: Array<[method: RestoreMethod, afterMs: number, refusal: RegExp | null]> = [
     ['undo', 0, null],
     ['undo', 99_999, null],
     ['undo', 100_000, /until 2026-06-01T12:01:40.000Z.*until 2026-06-01T12:16:40.000Z.*recovery request/],
-    ['undo', 1_000_000, /could be brought back until 2026-06-01T12:16:40.000Z/],
+    ['undo', 1_000_000, /could be restored until 2026-06-01T12:16:40.000Z/],
     ['recovery', 0, null],
     ['recovery', 999_999, null],
-    ['recovery', 1_000_000, /could be brought back until/],
+    ['recovery', 1_000_000, /could be restored until/],
   ];
-  for (const [way, afterMs, refusal] of table) {
+  for (const [method, afterMs, refusal] of table) {
     const now = new Date(deletedAt.getTime() + afterMs);
-    const act = () => requireOpenWindow('Key key_x', deletedAt, { way, windows, now });
-    const what = `${way} after ${afterMs} ms`;
+    const act = () => requireOpenWindow('Key key_x', deletedAt, { method, windows, now });
+    const what = `${method} after ${afterMs} ms`;
     if (refusal === null) t.doesNotThrow(act, what);
     else t.throws(act, { code: 'not_restorable', message: refusal }, what);
   }

@@ -35,9 +35,9 @@ export async function mintAccessToken(crypto: TokenCrypto, role: TokenRole): Pro
   return { id, ...(await mintCredential(crypto, tokenKindOf[role], id)) };
 }
 
-/** What a new token inherits from the token that creates it. */
+/** What the creating token passes on. */
 export interface TokenCreator {
-  /** The scopes of the creator; a new token cannot have others. */
+  /** The scopes of the creator. A new token can only have these. */
   scopes: readonly Access[];
   creatorChain: CreatorChain;
 }

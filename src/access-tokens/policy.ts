@@ -6,14 +6,14 @@ import type { Access } from '../domain/permissions.ts';
 
 export type TokenRole = 'operator' | 'admin' | 'verifier';
 
-export interface WishedToken {
+export interface RequestedToken {
   role: TokenRole;
   scopes: Access[];
   email: string | null;
   expiresAt: Date | null;
 }
 
-interface Maker {
+interface Creator {
   role: TokenRole | 'system';
   scopes: readonly Access[];
 }
@@ -24,37 +24,37 @@ interface Maker {
  * @throws Problem `validation_failed`, `forbidden`
  */
 export function requirePermitted(
-  maker: Maker,
-  wished: WishedToken,
+  creator: Creator,
+  requested: RequestedToken,
   organizationId: OrganizationId | null,
   now: Date,
 ): void {
-  const wider = wished.scopes.filter((scope) => !maker.scopes.includes(scope));
+  const wider = requested.scopes.filter((scope) => !creator.scopes.includes(scope));
   if (wider.length > 0) {
     throw new Problem(
       'forbidden',
       `Your access token lacks the scope ${wider.join(' and ')}, so it cannot create a token with that scope.`,
     );
   }
-  if (organizationId === null && wished.role === 'admin') {
+  if (organizationId === null && requested.role === 'admin') {
     throw validationProblem(
       'body.role',
       'an admin needs an organization: select it with the header Latchkey-Organization',
     );
   }
-  if (organizationId !== null && wished.role === 'operator') {
+  if (organizationId !== null && requested.role === 'operator') {
     throw validationProblem(
       'body.role',
       'an operator cannot belong to an organization: omit the header Latchkey-Organization',
     );
   }
-  if (wished.role === 'admin' && wished.email === null) {
+  if (requested.role === 'admin' && requested.email === null) {
     throw validationProblem('body.email', 'an admin needs an e-mail address');
   }
-  if (wished.role === 'verifier' && !wished.scopes.includes('read')) {
+  if (requested.role === 'verifier' && !requested.scopes.includes('read')) {
     throw validationProblem('body.scopes', 'a verifier needs the scope read');
   }
-  if (wished.expiresAt !== null && wished.expiresAt <= now) {
+  if (requested.expiresAt !== null && requested.expiresAt <= now) {
     throw validationProblem('body.expiresAt', `must be later than now (${now.toISOString()})`);
   }
 }
@@ -65,12 +65,12 @@ export function requirePermitted(
  * @throws Problem `forbidden`
  */
 export function requireAnotherAdmin(
-  remover: TokenRole | string,
+  callerRole: TokenRole | string,
   token: { id: AccessTokenId },
   writers: ReadonlyArray<{ id: AccessTokenId }>,
 ): void {
   const isLast = writers.length === 1 && writers[0]?.id === token.id;
-  if (remover === 'operator' || !isLast) return;
+  if (callerRole === 'operator' || !isLast) return;
   throw new Problem(
     'forbidden',
     'This is the last access token of an admin with the scope write in this organization. Create another one first, or ask ' +

@@ -72,7 +72,7 @@ export interface AccessTokenRoutesOptions {
 
 export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> = async (app, options) => {
   const { transactor, crypto } = options;
-  const params = z.object({ accessTokenId: idParam('Which access token') });
+  const params = z.object({ accessTokenId: idParam("The access token's id.") });
   const toView = (token: AccessToken) => toAccessTokenView(token, crypto.prefix);
 
   app.get(

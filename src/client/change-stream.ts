@@ -39,7 +39,7 @@ const silenceAllowedMs = 5_000;
 const lagAllowedMs = silenceAllowedMs / 2;
 const lateBeatsAllowed = 3;
 const checkEveryMs = 500;
-const delays = { leastMs: 250, mostMs: 5_000 };
+const delays = { minMs: 250, maxMs: 5_000 };
 /** An event of Latchkey's is shorter. */
 const longestEvent = 262_144;
 

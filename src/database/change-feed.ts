@@ -50,7 +50,7 @@ const heartbeatEveryMs = 500;
 const beatsBetweenProofs = 10;
 /** After a longer silence the feed is not live: a connection can be dead without an error. */
 const silenceAllowedMs = 2_000;
-const reconnect = { leastMs: 500, mostMs: 500 };
+const reconnect = { minMs: 500, maxMs: 500 };
 
 /**
  * Listens on a connection of its own, and reconnects for as long as it is open. Postgres delivers notifications in the

@@ -56,7 +56,7 @@ export interface Transactor {
 }
 
 const attempts = 5;
-const retryAfter = { leastMs: 40, mostMs: 320 };
+const retryAfter = { minMs: 40, maxMs: 320 };
 
 /**
  * Runs `act` in a transaction and commits. Deadlocks and serialization failures run it again, so `act` must have no

@@ -285,8 +285,8 @@ export function validationProblems(errors: InputError[]): Problem {
   return new Problem('validation_failed', detail, { errors });
 }
 
-/** @param what that is not there, as in `key in this organization` @throws Problem `not_found` */
-export function requireFound<Found>(record: Found | undefined, what: string): Found {
-  if (record === undefined) throw new Problem('not_found', `There is no such ${what}.`);
+/** @param noun names the record, such as `key in this organization` @throws Problem `not_found` */
+export function requireFound<Found>(record: Found | undefined, noun: string): Found {
+  if (record === undefined) throw new Problem('not_found', `There is no such ${noun}.`);
   return record;
 }

@@ -62,10 +62,10 @@ export function creatorChainOf(principal: CallerPrincipal): CreatorChain {
 }
 
 /**
- * By which name limits count a person: the topmost admin of those who created its access token, so that tokens which an
- * admin creates for itself share one limit.
+ * The id under which endpoint limits count a caller: the topmost admin among the creators of its access token, so that
+ * tokens which an admin creates for itself share one limit.
  */
-export function personOf(principal: Principal): string {
+export function limitSubjectOf(principal: Principal): string {
   if (principal.kind !== 'access_token') return principal.id;
   return topmostAdminOf(principal.creatorChain)?.id ?? principal.id;
 }

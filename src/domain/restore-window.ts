@@ -1,43 +1,44 @@
 import { Problem } from './errors.ts';
 
-/** How long what was deleted can come back, in seconds from its deletion. */
+/** How long a deleted key or partner can be restored, in seconds from its deletion. */
 export interface RestoreWindows {
-  /** An admin can undo the deletion. */
+  /** For an admin. */
   undoWindowSeconds: number;
-  /** An operator can, through a recovery request; after that it is purged. */
+  /** For an operator, through a recovery request. The key or partner is purged afterwards. */
   retentionSeconds: number;
 }
 
-/** Who brings back: an admin that undoes the deletion, or an operator that answers a recovery request. */
-export type RestoreWay = 'undo' | 'recovery';
+/** `undo`: an admin restores directly. `recovery`: an operator approves a recovery request. */
+export type RestoreMethod = 'undo' | 'recovery';
 
-/** A window is open until this moment, and no longer at it. */
+/** The end of a restore window, exclusive. */
 export function windowEnd(deletedAt: Date, seconds: number): Date {
   return new Date(deletedAt.getTime() + seconds * 1000);
 }
 
 /**
- * @param what how the detail names it, such as `Key key_…`
- * @throws Problem `not_restorable`, saying what is still possible
+ * Checks that the restore window is open.
+ * @param subject its name for the error, such as `Key key_…`
+ * @throws Problem `not_restorable`, with the remaining options
  */
 export function requireOpenWindow(
-  what: string,
+  subject: string,
   deletedAt: Date,
-  { way, windows, now }: { way: RestoreWay; windows: RestoreWindows; now: Date },
+  { method, windows, now }: { method: RestoreMethod; windows: RestoreWindows; now: Date },
 ): void {
   const kept = windowEnd(deletedAt, windows.retentionSeconds);
   if (now >= kept) {
     throw new Problem(
       'not_restorable',
-      `${what} was deleted at ${deletedAt.toISOString()} and could be brought back until ${kept.toISOString()}.`,
+      `${subject} was deleted at ${deletedAt.toISOString()} and could be restored until ${kept.toISOString()}.`,
     );
   }
   const undoable = windowEnd(deletedAt, windows.undoWindowSeconds);
-  if (way === 'undo' && now >= undoable) {
+  if (method === 'undo' && now >= undoable) {
     throw new Problem(
       'not_restorable',
-      `${what} was deleted at ${deletedAt.toISOString()}, and an admin could undo that until ${undoable.toISOString()}. ` +
-        `An operator can bring it back until ${kept.toISOString()}: open a recovery request with ` +
+      `${subject} was deleted at ${deletedAt.toISOString()}. Admins could restore it until ${undoable.toISOString()}. ` +
+        `An operator can restore it until ${kept.toISOString()}: create a recovery request with ` +
         'POST /v1/recovery-requests.',
     );
   }

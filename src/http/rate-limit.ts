@@ -1,7 +1,7 @@
 import type { FastifyReply } from 'fastify';
 import fp from 'fastify-plugin';
 import { Problem } from '../domain/errors.ts';
-import { personOf } from '../domain/principal.ts';
+import { limitSubjectOf } from '../domain/principal.ts';
 import { networkOf } from '../lib/network-of.ts';
 import { createWindowCounter, type WindowCount } from '../lib/window-counter.ts';
 
@@ -53,7 +53,7 @@ export const endpointLimits = fp<EndpointLimits>(
         enforce(addressLimit, address(networkOf(facts.ip)), { reply, policy: 'address', exceeded });
       },
       countReveal({ principal }, reply) {
-        const count = reveal(principal === null ? 'nobody' : personOf(principal));
+        const count = reveal(principal === null ? 'nobody' : limitSubjectOf(principal));
         enforce(revealLimit, count, { reply, policy: 'reveal', exceeded: 'This admin has revealed too many keys.' });
       },
     });

@@ -23,7 +23,7 @@ export interface Job {
   /** The name in the queue, in `job_runs` and in metrics. It identifies earlier runs, so it never changes. */
   name: string;
   /** A description for operators. */
-  does: string;
+  description: string;
   /** A crontab schedule in UTC: minute, hour, day of month, month, day of week. */
   schedule: string;
   /**

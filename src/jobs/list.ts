@@ -11,62 +11,64 @@ import type { Job } from './job.ts';
 export const jobs: readonly Job[] = [
   {
     name: 'fold_usage',
-    does: 'Aggregates old hours of usage into days.',
+    description: 'Aggregates old hours of usage into days.',
     schedule: '7 * * * *',
     run: ({ transactor, settings }) => foldOldUsage(transactor, settings.usageHourlyDays),
   },
   {
     name: 'purge_keys',
-    does: 'Deletes hash, tag and sealed value of deleted keys whose retention has ended.',
+    description: 'Deletes hash, tag and sealed value of deleted keys whose retention has ended.',
     schedule: '*/10 * * * *',
     run: ({ transactor, settings: { retentionSeconds }, signal }) =>
       purgeDeletedKeys({ transactor, retentionSeconds, signal }),
   },
   {
     name: 'announce_expiries',
-    does: 'Records that keys expire in 7 days and in 1 day.',
+    description: 'Records that keys expire in 7 days and in 1 day.',
     schedule: '*/5 * * * *',
     run: ({ transactor, signal }) => announceExpiries({ transactor, signal }),
   },
   {
     name: 'wipe_seals',
-    does: 'Deletes stored plaintexts of organizations with keyReveal never, if their own request could not finish.',
+    description:
+      'Deletes stored plaintexts of organizations with keyReveal never, if their own request could not finish.',
     schedule: '53 * * * *',
     run: ({ transactor }) => wipeSeals(transactor, null),
   },
   {
     name: 'prune_idempotency',
-    does: 'Deletes plaintexts in stored replies after 15 minutes, and the replies after 24 hours.',
+    description: 'Deletes plaintexts in stored replies after 15 minutes, and the replies after 24 hours.',
     schedule: '*/5 * * * *',
     run: ({ transactor }) => pruneIdempotency(transactor),
   },
   {
     name: 'forget_deleted_uses',
-    does: 'Deletes markers of uses of deleted keys; history keeps the events.',
+    description: 'Deletes markers of uses of deleted keys; history keeps the events.',
     schedule: '41 * * * *',
     run: ({ transactor }) => pruneDeletedUses(transactor),
   },
   {
     name: 'forget_expiry_notices',
-    does: 'Deletes markers of past expiry notices; history keeps the events.',
+    description: 'Deletes markers of past expiry notices; history keeps the events.',
     schedule: '47 * * * *',
     run: ({ transactor }) => forgetExpiryNotices(transactor),
   },
   {
     name: 'prune_webhook_deliveries',
-    does: 'Deletes webhook deliveries and their attempts 30 days after the event.',
+    description: 'Deletes webhook deliveries and their attempts 30 days after the event.',
     schedule: '53 * * * *',
     run: ({ transactor }) => pruneDeliveries(transactor),
   },
   {
     name: 'prune_refused_attempts',
-    does: 'Deletes counts of rejected attempts after 90 days.',
+    description: 'Deletes counts of rejected attempts after 90 days.',
     schedule: '29 * * * *',
     run: ({ transactor }) => pruneRefusals(transactor),
   },
   {
     name: 'audit_states',
-    does: 'Compares every organization, access token, partner and key with its history, and logs each difference.',
+    description:
+      'Compares every organization, access token, partner and key with its history, and logs each difference.',
     schedule: '17 3 * * *',
     run: ({ transactor, logger, signal }) => auditStates({ transactor, logger, signal }),
   },

@@ -20,10 +20,11 @@ export async function runExclusively(url: string, name: string, act: () => Promi
   try {
     await client.connect();
     await prepareSession(client);
-    const { rows } = await client.query<{ mine: boolean }>('select pg_try_advisory_lock(hashtext($1)) as mine', [
-      `latchkey job ${name}`,
-    ]);
-    if (rows[0]?.mine !== true) return false;
+    const { rows } = await client.query<{ acquired: boolean }>(
+      'select pg_try_advisory_lock(hashtext($1)) as acquired',
+      [`latchkey job ${name}`],
+    );
+    if (rows[0]?.acquired !== true) return false;
     await act();
     return true;
   } finally {

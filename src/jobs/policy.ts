@@ -25,7 +25,7 @@ export function stateOf({ schedule }: Job, run: JobRun | undefined, now: Date): 
 /** The longest run of letters and digits that an error message may keep: secrets and hashes are longer. */
 const longestSafeRun = 24;
 
-const unbroken = new RegExp(`[0-9A-Za-z+/=]{${longestSafeRun + 1},}`, 'g');
+const longRun = new RegExp(`[0-9A-Za-z+/=]{${longestSafeRun + 1},}`, 'g');
 
 /**
  * Describes an error for storage and display: name, SQLSTATE, and a message without anything that could be a secret.
@@ -36,7 +36,7 @@ export function describeError(error: unknown): string {
   const name = typeof code === 'string' ? `${error.name} ${code}` : error.name;
   const causes: unknown[] = error instanceof AggregateError ? error.errors.slice(0, 3) : [];
   const message = [error.message, ...causes.map(describeError)].join(' ');
-  return `${name}: ${message.replace(unbroken, '…').slice(0, 200)}`;
+  return `${name}: ${message.replace(longRun, '…').slice(0, 200)}`;
 }
 
 /** A year and a day: the rarest schedule is due once within this time. */

@@ -41,7 +41,7 @@ const queryTimeoutMs = 600_000;
 const connectTimeoutMs = 10_000;
 
 const pollIntervalMs = 2_000;
-const restartAfter = { leastMs: 2_000, mostMs: 10_000 };
+const restartBackoff = { minMs: 2_000, maxMs: 10_000 };
 const jobGraceMs = 3_000;
 const closeWithinMs = 5_000;
 
@@ -124,7 +124,7 @@ export function startJobs(options: JobRunnerOptions): JobRunner {
     if (fetchError !== undefined) throw fetchError;
   }
 
-  const backoff = createBackoff(restartAfter);
+  const backoff = createBackoff(restartBackoff);
   const working = startPeriodicTask({
     run: work,
     immediately: true,

@@ -8,7 +8,7 @@ import type { Permission } from '../domain/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
-import { lockOrganization, shareOrganization } from '../organizations/store.ts';
+import { lockOrganization, lockOrganizationShared } from '../organizations/store.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
 import type { MintedKey } from './mint.ts';
 import { freeSlot, keyTag, permissionFor, requireFuture, requireLiveKey } from './policy.ts';
@@ -83,7 +83,7 @@ export async function lockOwner(work: Work<OrganizationContext>, partnerId: stri
     const organization = await lockOrganization(work.tx, organizationId);
     return { partner: null, mayBeRevealed: organization.key_reveal === 'allowed' };
   }
-  const organization = await shareOrganization(work.tx, organizationId);
+  const organization = await lockOrganizationShared(work.tx, organizationId);
   const partner = await lockPartner(work.tx, organizationId, partnerId);
   if (partner.deleted_at !== null) {
     throw new Problem('already_deleted', `Partner ${partner.id} was deleted at ${partner.deleted_at.toISOString()}.`);
@@ -171,7 +171,7 @@ export async function recordReveal(
   keyId: string,
   given: RevealRequest,
 ): Promise<{ key: Key; sealed: SealedColumns }> {
-  const organization = await shareOrganization(work.tx, work.by.organizationId);
+  const organization = await lockOrganizationShared(work.tx, work.by.organizationId);
   const key = await lockKey(work.tx, work.by.organizationId, keyId);
   requireLiveKey(key);
   const sealed = await findSealed(work.tx, key.id);

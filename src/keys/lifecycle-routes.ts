@@ -30,7 +30,7 @@ export interface KeyLifecycleRoutesOptions extends RestoreWindows {
 export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions> = async (app, options) => {
   const { mint, tokenPrefix, undoWindowSeconds, retentionSeconds } = options;
   const windows = { undoWindowSeconds, retentionSeconds };
-  const params = z.object({ keyId: idParam('Which key') });
+  const params = z.object({ keyId: idParam("The key's id.") });
   const viewAt = (now: Date): KeyViewContext => ({ tokenPrefix, undoWindowSeconds, now });
   const show = (key: ShownKey, now: Date) => ({ view: toKeyView(key, viewAt(now)), etag: keyTag(key) });
 

@@ -1,7 +1,7 @@
 import { entityTagOf } from '../domain/entity-tag.ts';
 import { Problem, validationProblem } from '../domain/errors.ts';
 import type { Access, Permission } from '../domain/permissions.ts';
-import { type RestoreWay, type RestoreWindows, requireOpenWindow, windowEnd } from '../domain/restore-window.ts';
+import { type RestoreMethod, type RestoreWindows, requireOpenWindow, windowEnd } from '../domain/restore-window.ts';
 import { dayMs } from '../lib/durations.ts';
 
 /** Rules of keys and rows that need no database. */
@@ -125,11 +125,11 @@ interface DeletedKey {
  */
 export function requireRestorableKey(
   key: DeletedKey,
-  conditions: { way: RestoreWay; windows: RestoreWindows; now: Date },
+  conditions: { method: RestoreMethod; windows: RestoreWindows; now: Date },
 ): Date {
   if (key.deleted_at === null) throw new Problem('conflict', `Key ${key.id} is not deleted.`);
   if (key.purged_at !== null) {
-    if (conditions.way === 'undo') throw new Problem('not_found', 'There is no such key in this organization.');
+    if (conditions.method === 'undo') throw new Problem('not_found', 'There is no such key in this organization.');
     throw new Problem('not_restorable', `Key ${key.id} was purged at ${key.purged_at.toISOString()}.`);
   }
   if (key.delete_reason === 'compromised') {
@@ -140,11 +140,11 @@ export function requireRestorableKey(
 }
 
 /**
- * Checks that the owner may have the key.
+ * Checks that the key's owner may have the key.
  * @param partner null for a key of the default row
  * @throws Problem `not_restorable`
  */
-export function requireOwnerTakesKey(
+export function requireEligibleOwner(
   key: { id: string; permission: Permission },
   partner: { id: string; deleted_at: Date | null; permissions: readonly Access[] } | null,
 ): void {

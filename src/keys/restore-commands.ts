@@ -1,16 +1,16 @@
 import type { OrganizationContext, Work } from '../database/work.ts';
 import { Problem } from '../domain/errors.ts';
 import type { PartnerId, RecoveryRequestId } from '../domain/ids.ts';
-import type { RestoreWay, RestoreWindows } from '../domain/restore-window.ts';
+import type { RestoreMethod, RestoreWindows } from '../domain/restore-window.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
-import { freeSlot, requireOwnerTakesKey, requireRestorableKey } from './policy.ts';
+import { freeSlot, requireEligibleOwner, requireRestorableKey } from './policy.ts';
 import {
   getKeyOwner,
   type Key,
   liveKeysOfRow,
-  lockKeyEvenPurged,
+  lockKeyIncludingPurged,
   markKeyRestored,
   type ShownKey,
   withLastUse,
@@ -24,11 +24,11 @@ export interface Restoring {
 }
 
 /** Rejects a restore if the subject was deleted again since the recovery request. @throws Problem `conflict` */
-export function requireSameDeletion(what: string, deletedAt: Date, { recovery }: Restoring): void {
+export function requireSameDeletion(subject: string, deletedAt: Date, { recovery }: Restoring): void {
   if (recovery === null || recovery.deletedAt.getTime() === deletedAt.getTime()) return;
   throw new Problem(
     'conflict',
-    `${what} was restored and deleted again at ${deletedAt.toISOString()}. The recovery request is about an earlier deletion.`,
+    `${subject} was restored and deleted again at ${deletedAt.toISOString()}. The recovery request is about an earlier deletion.`,
   );
 }
 
@@ -44,17 +44,17 @@ export async function restoreKey(
   const { organizationId } = work.by;
   const { partnerId } = await getKeyOwner(work.tx, organizationId, keyId);
   const partner = await lockOwnerEvenDeleted(work, partnerId);
-  const key = await lockKeyEvenPurged(work.tx, organizationId, keyId);
-  const way = wayOf(restoring);
-  const deletedAt = requireRestorableKey(key, { way, windows: restoring.windows, now: work.now });
+  const key = await lockKeyIncludingPurged(work.tx, organizationId, keyId);
+  const method = methodOf(restoring);
+  const deletedAt = requireRestorableKey(key, { method, windows: restoring.windows, now: work.now });
   requireSameDeletion(`Key ${key.id}`, deletedAt, restoring);
-  requireOwnerTakesKey(key, partner);
+  requireEligibleOwner(key, partner);
   const row = { organizationId, partnerId, permission: key.permission };
-  const restored = await putKeyBack(work, key, freeSlot(await liveKeysOfRow(work.tx, row)), restoring);
+  const restored = await restoreLockedKey(work, key, freeSlot(await liveKeysOfRow(work.tx, row)), restoring);
   return withLastUse(work.tx, restored);
 }
 
-export function wayOf({ recovery }: Restoring): RestoreWay {
+export function methodOf({ recovery }: Restoring): RestoreMethod {
   return recovery === null ? 'undo' : 'recovery';
 }
 
@@ -68,7 +68,7 @@ async function lockOwnerEvenDeleted(
 }
 
 /** Makes a locked key live again and records it. The slot must be free and the owner locked. */
-export async function putKeyBack(
+export async function restoreLockedKey(
   work: Work<OrganizationContext>,
   key: Key,
   slot: 1 | 2,

@@ -89,7 +89,7 @@ export interface KeyRoutesOptions {
 export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, options) => {
   const { transactor, mint, keyring, tokenPrefix, undoWindowSeconds } = options;
   const { db, clock } = transactor;
-  const params = z.object({ keyId: idParam('Which key') });
+  const params = z.object({ keyId: idParam("The key's id.") });
   const viewAt = (now: Date): KeyViewContext => ({ tokenPrefix, undoWindowSeconds, now });
   const viewContext = () => viewAt(new Date(clock.nowMs()));
   /** Adds the entity tag for `If-Match`. */
@@ -227,7 +227,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     {
       config: {
         access: { role: 'admin', scope: 'write', operator: false },
-        // Every reveal is recorded separately.
+        // A retried reveal is a new reveal, with its own event.
         idempotencyKey: 'ignored',
         problems: ['already_deleted', 'reveal_disabled', 'rate_limited'],
       },

@@ -82,7 +82,7 @@ export async function lockKey(tx: Tx, organizationId: OrganizationId, id: string
 }
 
 /** Like `lockKey`, including purged keys. @throws Problem `not_found` */
-export async function lockKeyEvenPurged(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
+export async function lockKeyIncludingPurged(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
   return requireFound(
     await selectKey(tx, organizationId, id).forNoKeyUpdate().executeTakeFirst(),
     'key in this organization',

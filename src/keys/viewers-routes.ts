@@ -49,7 +49,7 @@ export const keyViewersRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, {
         summary: 'List who has revealed a key',
         description:
           "Ordered by each viewer's first reveal, newest first. Works for deleted and purged keys too. The creator in createdBy has seen the key as well.",
-        params: z.object({ keyId: idParam('Which key') }),
+        params: z.object({ keyId: idParam("The key's id.") }),
         querystring: z.strictObject(pageQuery),
         response: { 200: pageOf('ViewerPage', viewerView) },
       },

@@ -6,7 +6,7 @@ import type { StoredEvent } from '../history/chain.ts';
 import { matches, storedEvent } from '../history/store.ts';
 import { readEvent, toEventView } from '../history/views.ts';
 
-export interface Look {
+export interface Reveal {
   /** RFC 3339, from the event. */
   at: string;
   reason: string | null;
@@ -25,11 +25,11 @@ export interface Viewer {
   /** RFC 3339, from the events. */
   first: string;
   last: string;
-  looks: Look[];
+  looks: Reveal[];
   first_sequence: number;
 }
 
-/** A reveal event of a viewer, with the viewer's totals. */
+/** A reveal event, with the totals of its viewer. */
 type RevealRow = StoredEvent & Pick<Viewer, 'token_created_by' | 'token_creator_chain' | 'times' | 'first_sequence'>;
 
 /**
@@ -42,19 +42,19 @@ export async function listViewers(
   keyId: KeyId,
   page: { limit: number; before: number | undefined; revealsShown: number },
 ): Promise<Viewer[]> {
-  const looks = [['key_id', keyId] as const, ['action', 'key.revealed'] as const];
+  const reveals = [['key_id', keyId] as const, ['action', 'key.revealed'] as const];
   const { rows } = await sql<RevealRow>`
     select look.*, token.created_by as token_created_by, token.creator_chain as token_creator_chain, viewer.times,
       viewer.first_sequence
     from (
       select actor_id, count(*) as times, min(sequence) as first_sequence
-      from history where ${matches(organizationId, looks)} group by actor_id
+      from history where ${matches(organizationId, reveals)} group by actor_id
       having ${page.before === undefined ? sql`true` : sql`min(sequence) < ${page.before}`}
       order by first_sequence desc limit ${page.limit + 1}
     ) as viewer
     join lateral (
       (select ${storedEvent} from history
-        where ${matches(organizationId, looks)} and actor_id = viewer.actor_id
+        where ${matches(organizationId, reveals)} and actor_id = viewer.actor_id
         order by sequence desc limit ${page.revealsShown})
       union
       select ${storedEvent} from history where chain = ${organizationId} and sequence = viewer.first_sequence
@@ -78,7 +78,7 @@ function toViewer(read: readonly RevealRow[], revealsShown: number): Viewer {
   return { admin, token_created_by, token_creator_chain, times, first, last, looks, first_sequence };
 }
 
-function toReveal(stored: StoredEvent): Look {
+function toReveal(stored: StoredEvent): Reveal {
   const { at } = toEventView(stored);
   const details = readEvent(stored)?.details;
   const textOf = (value: unknown) => (typeof value === 'string' ? value : null);

@@ -1,26 +1,26 @@
 import { setTimeout as delay } from 'node:timers/promises';
 
 export interface BackoffLimits {
-  /** The first delay at most. */
-  leastMs: number;
-  /** Every delay at most. */
-  mostMs: number;
+  /** The maximum of the first delay. */
+  minMs: number;
+  /** The maximum of every delay. */
+  maxMs: number;
 }
 
 /**
- * The delay after so many failures in a row: it doubles with each up to the cap, and a random part of up to half is
- * taken off.
- * @param failures from 1
+ * The delay after a number of consecutive failures: it doubles with each failure up to `maxMs`, minus a random part of
+ * up to half.
+ * @param failures at least 1
  */
-export function backoffMs(failures: number, { leastMs, mostMs }: BackoffLimits): number {
-  return Math.min(mostMs, leastMs * 2 ** (failures - 1)) * (1 - Math.random() / 2);
+export function backoffMs(failures: number, { minMs, maxMs }: BackoffLimits): number {
+  return Math.min(maxMs, minMs * 2 ** (failures - 1)) * (1 - Math.random() / 2);
 }
 
-/** Delays between the attempts of work that goes on for as long as it can. */
+/** Delays between the attempts of work that is retried without end. */
 export interface Backoff {
-  /** The delay before the next attempt. The least one again where the last attempt went well for longer than the cap. */
+  /** The delay before the next attempt. Starts again at `minMs` if the last attempt ran for longer than `maxMs`. */
   nextMs(): number;
-  /** The last attempt went well. */
+  /** Call this when an attempt has succeeded. */
   reset(): void;
 }
 
@@ -30,7 +30,7 @@ export function createBackoff(limits: BackoffLimits): Backoff {
   return {
     nextMs() {
       const nowMs = performance.now();
-      failures = nowMs - resumedAtMs > limits.mostMs ? 1 : failures + 1;
+      failures = nowMs - resumedAtMs > limits.maxMs ? 1 : failures + 1;
       const delayMs = backoffMs(failures, limits);
       resumedAtMs = nowMs + delayMs;
       return delayMs;
@@ -41,7 +41,7 @@ export function createBackoff(limits: BackoffLimits): Backoff {
   };
 }
 
-/** Waits so long, or until the signal is aborted. It does not keep the process alive. */
+/** Waits for `ms`, or until the signal is aborted. Does not keep the process alive. */
 export async function pause(ms: number, signal?: AbortSignal): Promise<void> {
   await delay(ms, undefined, { ref: false, ...(signal === undefined ? {} : { signal }) }).catch(() => undefined);
 }

@@ -74,8 +74,8 @@ export async function patchOrganization(
   return organization;
 }
 
-/** Keys per transaction. Each change sends a notification, which takes a moment. */
-const wipedAtOnce = 2_000;
+/** Keys per transaction. Each changed key sends a notification, which takes time. */
+const wipeBatchSize = 2_000;
 
 /**
  * Deletes the sealed plaintexts of organizations with `keyReveal: "never"`.
@@ -86,7 +86,7 @@ export async function wipeSeals(
   { db }: Pick<Transactor, 'db'>,
   organizationId: OrganizationId | null,
 ): Promise<number> {
-  return inBatches(wipedAtOnce, (count) =>
+  return inBatches(wipeBatchSize, (count) =>
     writeTransaction(db).execute((tx) => wipeUnwantedSeals(tx, organizationId, count)),
   );
 }

@@ -139,7 +139,7 @@ export const operatorOrganizationRoutes: FastifyPluginAsyncZod<{ transactor: Tra
   { transactor },
 ) => {
   const { db } = transactor;
-  const params = z.object({ organizationId: idParam('Which organization') });
+  const params = z.object({ organizationId: idParam("The organization's id.") });
 
   app.get(
     '/organizations',

@@ -65,7 +65,7 @@ export async function lockOrganization(tx: Tx, id: string): Promise<Organization
 }
 
 /** Locks the organization's settings against changes until the commit. */
-export async function shareOrganization(tx: Tx, id: OrganizationId): Promise<Organization> {
+export async function lockOrganizationShared(tx: Tx, id: OrganizationId): Promise<Organization> {
   const organization = await tx
     .selectFrom('organizations')
     .select(columns)

@@ -9,7 +9,7 @@ import { record } from '../history/record.ts';
 import { addKey, type CreatedKey, deleteKeys, suspensionEvent } from '../keys/commands.ts';
 import type { MintedKey } from '../keys/mint.ts';
 import { lockLiveKeysOfPartner } from '../keys/store.ts';
-import { shareOrganization } from '../organizations/store.ts';
+import { lockOrganizationShared } from '../organizations/store.ts';
 import {
   insertPartner,
   lockPartner,
@@ -43,7 +43,7 @@ export async function createPartner(
   given: NewPartner,
 ): Promise<CreatedPartner> {
   const permissions = sortAccesses(given.permissions);
-  const organization = await shareOrganization(work.tx, work.by.organizationId);
+  const organization = await lockOrganizationShared(work.tx, work.by.organizationId);
   const partner = await addPartner(work, given, permissions);
   const mayBeRevealed = organization.key_reveal === 'allowed';
   return { partner, keys: await addFirstKeys(work, partner, minted, mayBeRevealed) };

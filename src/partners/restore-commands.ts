@@ -2,7 +2,7 @@ import type { OrganizationContext, Work } from '../database/work.ts';
 import { Problem } from '../domain/errors.ts';
 import { requireOpenWindow } from '../domain/restore-window.ts';
 import { record } from '../history/record.ts';
-import { putKeyBack, type Restoring, requireSameDeletion, wayOf } from '../keys/restore-commands.ts';
+import { methodOf, type Restoring, requireSameDeletion, restoreLockedKey } from '../keys/restore-commands.ts';
 import { lockKeysDeletedWithPartner } from '../keys/store.ts';
 import { lockPartner, markPartnerRestored, type Partner } from './store.ts';
 
@@ -19,7 +19,7 @@ export async function restorePartner(
   const partner = await lockPartner(work.tx, work.by.organizationId, partnerId);
   const deletedAt = requireDeletedPartner(partner);
   const { windows, recovery } = restoring;
-  requireOpenWindow(`Partner ${partner.id}`, deletedAt, { way: wayOf(restoring), windows, now: work.now });
+  requireOpenWindow(`Partner ${partner.id}`, deletedAt, { method: methodOf(restoring), windows, now: work.now });
   requireSameDeletion(`Partner ${partner.id}`, deletedAt, restoring);
   const keys = await lockKeysDeletedWithPartner(work.tx, partner.id, deletedAt);
   const purged = keys.find((key) => key.purged_at !== null);
@@ -37,7 +37,7 @@ export async function restorePartner(
     },
   });
   // The slots are free: a deleted partner's rows accept no keys.
-  for (const key of keys) await putKeyBack(work, key, key.slot, restoring);
+  for (const key of keys) await restoreLockedKey(work, key, key.slot, restoring);
   return { ...partner, deleted_at: null };
 }
 

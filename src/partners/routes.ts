@@ -85,7 +85,7 @@ export interface PartnerRoutesOptions extends RestoreWindows {
 export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async (app, options) => {
   const { transactor, mint, tokenPrefix, undoWindowSeconds, retentionSeconds } = options;
   const { db } = transactor;
-  const params = z.object({ partnerId: idParam('Which partner') });
+  const params = z.object({ partnerId: idParam("The partner's id.") });
   const toView = (partner: Partner) => toPartnerView(partner, undoWindowSeconds);
   /** Adds the entity tag for `If-Match`. */
   const show = (reply: FastifyReply, partner: Partner) => {

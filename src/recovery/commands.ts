@@ -4,7 +4,7 @@ import { Problem } from '../domain/errors.ts';
 import { type KeyId, newId, type PartnerId } from '../domain/ids.ts';
 import { type RestoreWindows, requireOpenWindow } from '../domain/restore-window.ts';
 import { record } from '../history/record.ts';
-import { requireOwnerTakesKey, requireRestorableKey } from '../keys/policy.ts';
+import { requireEligibleOwner, requireRestorableKey } from '../keys/policy.ts';
 import { restoreKey } from '../keys/restore-commands.ts';
 import { getKeyOwner, lockKey } from '../keys/store.ts';
 import { requireDeletedPartner, restorePartner } from '../partners/restore-commands.ts';
@@ -57,11 +57,11 @@ async function lockDeleted(
   windows: RestoreWindows,
 ): Promise<Date> {
   const { tx, now, by } = work;
-  const conditions = { way: 'recovery', windows, now } as const;
+  const conditions = { method: 'recovery', windows, now } as const;
   if ('keyId' in subject) {
     const key = await lockKey(tx, by.organizationId, subject.keyId);
     const deletedAt = requireRestorableKey(key, conditions);
-    requireOwnerTakesKey(key, key.partner_id && (await getPartner(tx, by.organizationId, key.partner_id)));
+    requireEligibleOwner(key, key.partner_id && (await getPartner(tx, by.organizationId, key.partner_id)));
     return deletedAt;
   }
   const partner = await lockPartner(tx, by.organizationId, subject.partnerId);

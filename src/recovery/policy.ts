@@ -10,8 +10,8 @@ export const recoveryStatuses = ['open', 'approved', 'declined'] as const satisf
 /** When an answer is due: within a day, and before the subject is purged. */
 export function respondBy(deletedAt: Date, now: Date, { retentionSeconds }: RestoreWindows): Date {
   const due = new Date(now.getTime() + dayMs);
-  const kept = windowEnd(deletedAt, retentionSeconds);
-  return kept < due ? kept : due;
+  const purgedFrom = windowEnd(deletedAt, retentionSeconds);
+  return purgedFrom < due ? purgedFrom : due;
 }
 
 export function isOverdue(request: { status: RecoveryStatus; respond_by: Date }, now: Date): boolean {

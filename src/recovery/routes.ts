@@ -53,7 +53,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
   const { transactor, undoWindowSeconds, retentionSeconds } = options;
   const windows = { undoWindowSeconds, retentionSeconds };
   const { db, clock } = transactor;
-  const params = z.object({ recoveryRequestId: idParam('Which recovery request') });
+  const params = z.object({ recoveryRequestId: idParam("The recovery request's id.") });
   const currentView = () => {
     const now = new Date(clock.nowMs());
     return (request: RecoveryRequest) => toRecoveryRequestView(request, now);

@@ -111,10 +111,10 @@ export async function listByUrgency(
 }
 
 function isBeyond(urgency: Urgency) {
-  const [group, ...place] = urgency.split('/');
-  const id = place.at(-1);
+  const [group, ...rest] = urgency.split('/');
+  const id = rest.at(-1);
   if (group === 'answered') return sql<SqlBool>`status <> 'open' and id < ${id}`;
-  return sql<SqlBool>`(status <> 'open' or (respond_by, id) > (${new Date(Number(place[0]))}, ${id}))`;
+  return sql<SqlBool>`(status <> 'open' or (respond_by, id) > (${new Date(Number(rest[0]))}, ${id}))`;
 }
 
 function filtered(db: Db, { organizationId, status }: RecoveryFilter) {

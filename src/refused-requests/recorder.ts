@@ -40,9 +40,9 @@ const rowsInBatch = 500;
 
 export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalRecorderOptions): RefusalRecorder {
   const { rowsInHour, rowsHeld } = { ...defaultBounds, ...bounds };
-  /** Which attempts of this hour have rows of their own, by organization. */
-  const named = new Map<string | null, Set<string>>();
-  let namedHour = 0;
+  /** The rows of this hour for one caller and operation, by organization. */
+  const rowsOf = new Map<string | null, Set<string>>();
+  let currentHour = 0;
   const writer = createBatchWriter<string, RefusedAttempts>({
     name: 'Refused attempts',
     write: (batch) => addRefusals(db, batch),
@@ -61,15 +61,15 @@ export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalReco
   });
 
   function hasOwnRow({ organizationId, caller, operation, code }: Refusal, hour: number): boolean {
-    if (hour !== namedHour || named.size >= rowsHeld) {
-      named.clear();
-      namedHour = hour;
+    if (hour !== currentHour || rowsOf.size >= rowsHeld) {
+      rowsOf.clear();
+      currentHour = hour;
     }
-    const names = named.get(organizationId) ?? new Set<string>();
-    named.set(organizationId, names);
-    const name = `${code} ${operation} ${caller.id}`;
-    if (names.size < rowsInHour) names.add(name);
-    return names.has(name);
+    const rows = rowsOf.get(organizationId) ?? new Set<string>();
+    rowsOf.set(organizationId, rows);
+    const row = `${code} ${operation} ${caller.id}`;
+    if (rows.size < rowsInHour) rows.add(row);
+    return rows.has(row);
   }
 
   return {
@@ -79,11 +79,11 @@ export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalReco
       const { organizationId, caller, operation, code, ip } = refusal;
       const nowMs = clock.nowMs();
       const hour = startOfPeriod(nowMs, hourMs);
-      const place = hasOwnRow(refusal, hour) ? { caller, operation } : { caller: null, operation: null };
+      const shown = hasOwnRow(refusal, hour) ? { caller, operation } : { caller: null, operation: null };
       const now = new Date(nowMs);
       const times = { hour: new Date(hour), firstAt: now, lastAt: now };
-      const name = `${organizationId} ${hour} ${code} ${place.operation} ${place.caller?.id}`;
-      writer.add(name, { organizationId, ...place, code, count: 1, ...times, lastIp: ip ?? null });
+      const row = `${organizationId} ${hour} ${code} ${shown.operation} ${shown.caller?.id}`;
+      writer.add(row, { organizationId, ...shown, code, count: 1, ...times, lastIp: ip ?? null });
     },
   };
 }

@@ -34,7 +34,7 @@ export function watchRefusals({ recorder, tally }: RefusalWatchOptions) {
     if (principal === null) {
       if (!isCredentialRefusal(code)) return;
       tally[code] += 1;
-      // No log line above the address's limit, so that this limit also bounds the log.
+      // Above the address's limit nothing is logged, so that the limit also bounds the log.
       if (status === 401) {
         request.log.info({ reqId: request.id, code, operation, ip: request.facts.ip }, 'A credential was rejected.');
       }

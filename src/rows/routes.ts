@@ -86,8 +86,8 @@ function isRowCursor(text: string): text is RowCursor {
   return text === 'default' || partnerPosition(text as RowCursor) !== undefined;
 }
 
-function partnerPosition(place: RowCursor | undefined): Pick<PartnerRow, 'partnerId' | 'permission'> | undefined {
-  const [partnerId = '', permission] = place?.split('/') ?? [];
+function partnerPosition(cursor: RowCursor | undefined): Pick<PartnerRow, 'partnerId' | 'permission'> | undefined {
+  const [partnerId = '', permission] = cursor?.split('/') ?? [];
   if (!isId('partner', partnerId) || (permission !== 'read' && permission !== 'write')) return undefined;
   return { partnerId, permission };
 }

@@ -24,7 +24,7 @@ const redeliveredView = z
 
 export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
   const { db } = transactor;
-  const webhookId = idParam('Which webhook');
+  const webhookId = idParam("The webhook's id.");
 
   app.get(
     '/webhooks/:webhookId/deliveries',
@@ -67,7 +67,7 @@ export const webhookDeliveryRoutes: FastifyPluginAsyncZod<{ transactor: Transact
         operationId: 'redeliverWebhook',
         tags: ['Webhooks'],
         summary: 'Send a delivery again under the same webhook-id',
-        params: z.object({ webhookId, deliveryId: idParam('Which delivery') }),
+        params: z.object({ webhookId, deliveryId: idParam("The delivery's id.") }),
         response: { 200: deliveryView },
       },
     },

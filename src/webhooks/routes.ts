@@ -73,7 +73,7 @@ export interface WebhookRoutesOptions {
 export const webhookRoutes: FastifyPluginAsyncZod<WebhookRoutesOptions> = async (app, options) => {
   const { transactor, client } = options;
   const { db } = transactor;
-  const params = z.object({ webhookId: idParam('Which webhook') });
+  const params = z.object({ webhookId: idParam("The webhook's id.") });
 
   app.get(
     '/webhooks',

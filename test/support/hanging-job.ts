@@ -12,7 +12,7 @@ startJobs({
   jobs: [
     {
       name,
-      does: 'Hangs.',
+      description: 'Hangs.',
       schedule: '0 0 1 1 *',
       run: () => {
         process.stdout.write('it hangs\n');

@@ -10,7 +10,7 @@ import { keyringOf } from './keyrings.ts';
 
 /** A job that is seldom due by itself, so that a test says when. */
 export function makeJob(name: string, run: Job['run'], schedule = '0 0 1 1 *'): Job {
-  return { name, does: 'What a test wants.', schedule, run };
+  return { name, description: 'What a test wants.', schedule, run };
 }
 
 export interface TestRunner extends JobRunner {
