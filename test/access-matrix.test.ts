@@ -9,7 +9,7 @@ import { strictRoutes } from '../src/http/strict-routes.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
 
-// Over the live route list, so a route that is added later is covered the day it is born.
+// Uses the live list of routes, so that new routes are covered at once.
 
 interface Cast {
   admin: Client;
@@ -49,7 +49,7 @@ async function castOf(service: TestService): Promise<Cast> {
   };
 }
 
-/** No new one can be made without `read`. One that is there is checked all the same. */
+/** A new verifier always has the scope `read`. An existing one without it is checked too. */
 async function formerVerifier(service: TestService): Promise<string> {
   const { client, keyring, hasher, clock } = service;
   const { organizationId } = service.bootstrapped;
@@ -105,7 +105,7 @@ function pathOf(route: RouteOptions, ids: Record<string, string>): string {
 const methodsOf = (route: RouteOptions) => [route.method].flat();
 const ruleOf = (route: RouteOptions) => route.config?.access as AccessRule;
 
-/** A body that the route takes, so that a refusal is for the reason that is asked about. */
+/** A body that the route accepts, so that only the access decides. */
 const bodies: Record<string, unknown> = {
   'PATCH /v1/keys/:keyId': { name: 'Changed' },
   'PATCH /v1/partners/:partnerId': { name: 'Changed' },
@@ -114,7 +114,7 @@ const bodies: Record<string, unknown> = {
   'POST /v1/webhooks/:webhookId/deliveries/redeliver': { since: '2026-01-01T00:00:00Z' },
 };
 
-t.test('every route but the public ones', async (t) => {
+t.test('every route except the public ones checks credential, role and scope', async (t) => {
   const service = await startService(t, { limits: { callerLimit: 1e6, addressLimit: 1e6, revealLimit: 1e6 } });
   const { app, admin, organizationId } = service;
   const cast = await castOf(service);
@@ -204,7 +204,7 @@ t.test('every route but the public ones', async (t) => {
   }
 });
 
-t.test('routes for gateways answer 503 to whoever is no verifier, and say in the log why', async (t) => {
+t.test('gateway routes reply 503 to a caller that is no verifier, and log the reason', async (t) => {
   const service = await startService(t);
   const { app, logLines } = service;
   const cast = await castOf(service);
@@ -239,7 +239,7 @@ t.test('routes for gateways answer 503 to whoever is no verifier, and say in the
   }
 });
 
-t.test("another organization's ids answer as ids that do not exist", async (t) => {
+t.test('ids of another organization are treated like unknown ids', async (t) => {
   const service = await startService(t);
   const { app, operator } = service;
   const ours = await idsOf(service);
@@ -276,7 +276,7 @@ t.test("another organization's ids answer as ids that do not exist", async (t) =
     }
   }
 
-  await t.test('in bodies and filters too', async (t) => {
+  await t.test('ids in bodies and filters are treated the same', async (t) => {
     const created = await stranger.post('/v1/keys', { partnerId: ours['partnerId'] });
     t.equal(created.status, 404);
     for (const subject of [{ keyId: ours['deletedKeyId'] }, { partnerId: ours['partnerId'] }]) {
@@ -288,7 +288,7 @@ t.test("another organization's ids answer as ids that do not exist", async (t) =
     t.same((await stranger.get(`/v1/history?partnerId=${ours['partnerId']}`)).body.data, []);
   });
 
-  await t.test('and what was tried has changed nothing', async (t) => {
+  await t.test('the rejected attempts have changed nothing', async (t) => {
     const { body: key } = await service.admin.get(`/v1/keys/${ours['keyId']}`);
     t.match(key, { status: 'active', name: null });
     const { body: partner } = await service.admin.get(`/v1/partners/${ours['partnerId']}`);
@@ -296,7 +296,7 @@ t.test("another organization's ids answer as ids that do not exist", async (t) =
   });
 });
 
-t.test('public routes answer without a credential, and a bad one does not matter there', async (t) => {
+t.test('public routes need no credential and ignore an invalid one', async (t) => {
   const { app } = await startService(t);
   for (const url of ['/livez', '/readyz', '/openapi.json', '/docs', '/problems', '/problems/row_full']) {
     for (const headers of [{}, { authorization: 'Bearer nonsense' }]) {
@@ -307,7 +307,7 @@ t.test('public routes answer without a credential, and a bad one does not matter
 });
 
 t.test(
-  'a route without declared access or reply, or a POST that is silent about retries, does not start',
+  'the service does not start with a route without declared access, reply or, for POST, retry behavior',
   async (t) => {
     const app = fastify();
     await app.register(strictRoutes, { tokenPrefix: 'lk' });

@@ -40,7 +40,7 @@ t.test('access tokens', async (t) => {
   const { admin, as } = service;
   const wish = { role: 'admin', scopes: ['read'], name: 'Bob', email: 'bob@example.com' };
 
-  await t.test('an admin makes one for a named person; it is shown once', async (t) => {
+  await t.test('an admin creates a token for a named person; its plaintext is shown once', async (t) => {
     const { status, headers, body } = await admin.post('/v1/access-tokens', wish);
     t.equal(status, 201);
     t.equal(headers['location'], `/v1/access-tokens/${body.id}`);
@@ -55,7 +55,7 @@ t.test('access tokens', async (t) => {
     });
   });
 
-  await t.test('nobody gives more than it has', async (t) => {
+  await t.test('a token can only give its own scopes', async (t) => {
     const { body: writer } = await admin.post('/v1/access-tokens', { ...wish, scopes: ['write'] });
     const { status, body } = await as(writer.token).post('/v1/access-tokens', { ...wish, scopes: ['read', 'write'] });
     t.equal(status, 403);
@@ -63,7 +63,7 @@ t.test('access tokens', async (t) => {
     t.equal((await as(writer.token).post('/v1/access-tokens', { ...wish, scopes: ['write'] })).status, 201);
   });
 
-  await t.test('an admin has an address, and makes no operators', async (t) => {
+  await t.test('an admin has an e-mail address and cannot create operators', async (t) => {
     const { email, ...nameless } = wish;
     const { body } = await admin.post('/v1/access-tokens', nameless);
     t.equal(body.errors[0].path, 'body.email');
@@ -72,7 +72,7 @@ t.test('access tokens', async (t) => {
     t.equal(past.body.errors[0].path, 'body.expiresAt');
   });
 
-  await t.test('a deleted one is refused from the next request on', async (t) => {
+  await t.test('a deleted token is rejected from the next request on', async (t) => {
     const { body } = await admin.post('/v1/access-tokens', wish);
     const bob = as(body.token);
     t.equal((await bob.get('/v1/keys')).status, 200);
@@ -94,7 +94,7 @@ t.test('a verifier needs the scope read', async (t) => {
   }
 });
 
-t.test('an organization keeps an admin who can change something, unless an operator decides otherwise', async (t) => {
+t.test('an organization keeps an admin with the scope write, unless an operator deletes the last one', async (t) => {
   const { admin, operator, organizationId, as } = await startService(t);
   const { body: list } = await admin.get('/v1/access-tokens');
   const first = list.data.find(({ role }: Json) => role === 'admin');
@@ -110,7 +110,7 @@ t.test('an organization keeps an admin who can change something, unless an opera
   t.match(refused.body, { code: 'forbidden', detail: /last access token of an admin with the scope write/ });
   t.equal((await admin.get('/v1/history?limit=1')).body.data[0].action, 'access_token.deleted', 'of the other one');
 
-  await t.test('two that delete themselves at once do not both succeed', async (t) => {
+  await t.test('if the last two admins delete themselves at once, only one succeeds', async (t) => {
     const tokens = [first, (await admin.post('/v1/access-tokens', { ...wish, scopes: ['read', 'write'] })).body];
     const replies = await Promise.all([
       admin.delete(`/v1/access-tokens/${tokens[0].id}`),
@@ -131,7 +131,7 @@ t.test('an operator', async (t) => {
   const service = await startService(t);
   const { operator, admin, as } = service;
 
-  await t.test('makes an organization and its first admin, who sees nothing of others', async (t) => {
+  await t.test('an operator creates an organization and its first admin, who sees no other organization', async (t) => {
     const { status, headers, body: organization } = await operator.post('/v1/organizations', { name: 'Second' });
     t.equal(status, 201);
     t.equal(headers['location'], `/v1/organizations/${organization.id}`);
@@ -148,7 +148,7 @@ t.test('an operator', async (t) => {
     t.same((await eve.get('/v1/keys')).body.data, []);
   });
 
-  await t.test('acts in an organization that it names, and history says that it was an operator', async (t) => {
+  await t.test('an operator acts in the selected organization, and history names it as operator', async (t) => {
     const inOurs = { 'latchkey-organization': service.organizationId };
     const { status, body: key } = await operator.post('/v1/keys', {}, inOurs);
     t.equal(status, 201);
@@ -163,7 +163,7 @@ t.test('an operator', async (t) => {
     t.equal((await operator.post(`/v1/keys/${key.id}/reveal`, {}, inOurs)).status, 403, 'but does not reveal');
   });
 
-  await t.test('lists, reads and changes organizations', async (t) => {
+  await t.test('an operator lists, reads and changes organizations', async (t) => {
     const { body: list } = await operator.get('/v1/organizations');
     t.equal(list.data.length, 2);
     const [second] = list.data;
@@ -172,20 +172,25 @@ t.test('an operator', async (t) => {
     t.equal((await operator.get('/v1/organizations/nonsense')).status, 404);
   });
 
-  await t.test("makes operators and verifiers for all; that is the installation's own history", async (t) => {
-    const { body: second } = await operator.post('/v1/access-tokens', {
-      role: 'operator',
-      scopes: ['read'],
-      name: 'Second operator',
-    });
-    t.equal(second.organizationId, null);
-    t.equal((await as(second.token).get('/v1/organizations')).status, 200);
-    t.equal((await operator.post('/v1/access-tokens', { role: 'admin', scopes: ['read'], name: 'x' })).status, 400);
-    const { body: history } = await operator.get('/v1/history');
-    t.match(history.data[0], { action: 'access_token.created', organizationId: null, details: { role: 'operator' } });
-    t.match((await operator.get('/v1/history/verify')).body, { valid: true });
-    t.notOk((await admin.get('/v1/history?limit=200')).body.data.some((event: Json) => event.organizationId === null));
-  });
+  await t.test(
+    "an operator creates operators and installation-wide verifiers, recorded in the installation's history",
+    async (t) => {
+      const { body: second } = await operator.post('/v1/access-tokens', {
+        role: 'operator',
+        scopes: ['read'],
+        name: 'Second operator',
+      });
+      t.equal(second.organizationId, null);
+      t.equal((await as(second.token).get('/v1/organizations')).status, 200);
+      t.equal((await operator.post('/v1/access-tokens', { role: 'admin', scopes: ['read'], name: 'x' })).status, 400);
+      const { body: history } = await operator.get('/v1/history');
+      t.match(history.data[0], { action: 'access_token.created', organizationId: null, details: { role: 'operator' } });
+      t.match((await operator.get('/v1/history/verify')).body, { valid: true });
+      t.notOk(
+        (await admin.get('/v1/history?limit=200')).body.data.some((event: Json) => event.organizationId === null),
+      );
+    },
+  );
 });
 
 t.test('a credential describes itself', async (t) => {

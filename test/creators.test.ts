@@ -13,7 +13,7 @@ async function create(service: TestService, by: Client, wish: Record<string, unk
   return { id: body.id as string, client: service.as(body.token), body };
 }
 
-t.test('an operator that reveals with a token of its own making, and deletes it, is named', async (t) => {
+t.test('an operator that reveals a key with a token it created, and deletes the token, is named', async (t) => {
   const service = await startService(t);
   const { admin, operator } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -50,7 +50,7 @@ t.test('an operator that reveals with a token of its own making, and deletes it,
   t.equal((await admin.get('/v1/history/verify')).body.valid, true);
 });
 
-t.test('whatever such a token does names its root, also what it creates', async (t) => {
+t.test('all events of such a token name its root, as do the tokens that it creates', async (t) => {
   const service = await startService(t);
   const { admin, operator } = service;
   const { id } = (await operator.get('/v1/self')).body;
@@ -66,7 +66,7 @@ t.test('whatever such a token does names its root, also what it creates', async 
   t.notOk('createdByRoot' in own, 'an operator of the bootstrap stands behind itself');
 });
 
-t.test('the chain comes from the caller alone, and is shown with the token', async (t) => {
+t.test('the creator chain depends only on the caller, and is shown with the token', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { id } = (await admin.get('/v1/self')).body;
@@ -82,7 +82,7 @@ t.test('the chain comes from the caller alone, and is shown with the token', asy
   t.same((await admin.get(`/v1/access-tokens/${body.id}`)).body.creatorChain, body.creatorChain);
 });
 
-t.test('a chain has an end: its root and its topmost admin stay, however often a token is replaced', async (t) => {
+t.test('a creator chain has a maximum length, but keeps its root and its topmost admin', async (t) => {
   const named = (type: Actor['type'], id: string): Actor => ({ type, id, name: id, email: null });
   for (const operators of [1, 30, 31, 40]) {
     let chain: CreatorChain = extendChain([], named('system', 'bootstrap'));

@@ -18,7 +18,7 @@ async function openDatabase(t: Test): Promise<{ urls: ClusterUrls; db: Db }> {
 const runOf = async (db: Db, name: string) => (await listJobRuns(db)).find((run) => run.name === name);
 const hasSucceeded = async (db: Db, name: string) => (await runOf(db, name))?.last_succeeded_at != null;
 
-t.test('a worker that is killed at work: the job is done when it is due the next time, and only then', async (t) => {
+t.test('a job whose worker was killed is run when it is due the next time, not earlier', async (t) => {
   const { urls, db } = await openDatabase(t);
   await dbMissed(urls, 'survivor');
   const doomed = runCompiled(t, 'test/support/hanging-job.ts', [urls.app, 'survivor']);
@@ -43,7 +43,7 @@ t.test('a worker that is killed at work: the job is done when it is due the next
   await eventually(() => hasSucceeded(db, 'survivor'));
   t.equal(runs, 1);
 
-  await t.test('and the row that it left goes when its lock is old', async (t) => {
+  await t.test('its queue row is deleted once the lock is old', async (t) => {
     t.same(await dbQueue(urls), [{ name: 'survivor', key: null, locked: true }]);
     await dbQuery(urls.superuser, "update graphile_worker._private_jobs set locked_at = now() - interval '5 hours'");
     startReplica(t, urls.app, [job]);
@@ -52,7 +52,7 @@ t.test('a worker that is killed at work: the job is done when it is due the next
   });
 });
 
-t.test('a service that stops does not wait for a job that hangs, and the next one takes it up', async (t) => {
+t.test('shutdown does not wait for a job that hangs, and the next service runs it', async (t) => {
   const { urls, db } = await openDatabase(t);
   let wasAborted = false;
   let end: () => void = () => undefined;
@@ -79,7 +79,7 @@ t.test('a service that stops does not wait for a job that hangs, and the next on
   await eventually(async () => (await runOf(db, 'patient'))?.last_count === 1);
 });
 
-t.test('an idle replica ends in order: nothing of it is left at the database', async (t) => {
+t.test('an idle replica leaves no connection at shutdown', async (t) => {
   const { urls, db } = await openDatabase(t);
   const replica = startReplica(t, urls.app, [makeJob('idle', async () => 0)]);
   await eventually(async () => runOf(db, 'idle'));
@@ -97,7 +97,7 @@ t.test('an idle replica ends in order: nothing of it is left at the database', a
   await eventually(async () => (await connections()) === 1, 1_000);
 });
 
-t.test('connections that are killed at any moment end no job for good, and never the process', async (t) => {
+t.test('jobs and the process survive killed connections', async (t) => {
   const { urls, db } = await openDatabase(t);
   let runs = 0;
   const job = makeJob('steadfast', async ({ transactor }) => {
@@ -145,7 +145,7 @@ t.test('a runner whose first read of the queue fails is started again', async (t
   await eventually(() => hasSucceeded(db, 'patient'));
 });
 
-t.test('a database that is not there at the start, goes away and comes back: jobs go on by themselves', async (t) => {
+t.test('jobs continue by themselves when the database was away at the start or later', async (t) => {
   const { urls, db } = await openDatabase(t);
   const proxy = await proxyTo(t, urls.app);
   let runs = 0;
@@ -173,7 +173,7 @@ t.test('a database that is not there at the start, goes away and comes back: job
   await dbDue(urls, 'returning');
   await eventually(async () => runs >= 2, 60_000);
 
-  await t.test('and it ends within seconds while the database is away', async (t) => {
+  await t.test('shutdown takes seconds while the database is away', async (t) => {
     proxy.refuse(true);
     proxy.end();
     const startedAt = performance.now();
@@ -183,29 +183,26 @@ t.test('a database that is not there at the start, goes away and comes back: job
   });
 });
 
-t.test(
-  'the service never migrates the schema of its jobs, not even as the owner; it waits until it is there',
-  async (t) => {
-    for (const asRole of ['app', 'owner'] as const) {
-      const { urls, db } = await openDatabase(t);
-      await dbQuery(urls.owner, 'drop schema graphile_worker cascade');
-      let runs = 0;
-      const job = makeJob('late', async () => {
-        runs += 1;
-        return 1;
-      });
-      const replica = startReplica(t, urls[asRole], [job]);
-      await eventually(async () => /graphile_worker@19 not applied/.test(replica.logLines.join('')));
-      t.same(await dbQuery(urls.owner, "select to_regnamespace('graphile_worker') as there"), [{ there: null }]);
-      t.same(await migrateAs(urls), ['graphile_worker@19']);
-      await eventually(async () => runOf(db, 'late'));
-      await dbDue(urls, 'late');
-      await eventually(async () => runs === 1);
-    }
-  },
-);
+t.test('the service never migrates the job schema, not even as the owner, but waits for it', async (t) => {
+  for (const asRole of ['app', 'owner'] as const) {
+    const { urls, db } = await openDatabase(t);
+    await dbQuery(urls.owner, 'drop schema graphile_worker cascade');
+    let runs = 0;
+    const job = makeJob('late', async () => {
+      runs += 1;
+      return 1;
+    });
+    const replica = startReplica(t, urls[asRole], [job]);
+    await eventually(async () => /graphile_worker@19 not applied/.test(replica.logLines.join('')));
+    t.same(await dbQuery(urls.owner, "select to_regnamespace('graphile_worker') as there"), [{ there: null }]);
+    t.same(await migrateAs(urls), ['graphile_worker@19']);
+    await eventually(async () => runOf(db, 'late'));
+    await dbDue(urls, 'late');
+    await eventually(async () => runs === 1);
+  }
+});
 
-t.test('a connection that is given back twice, as graphile-worker does when it breaks, ends nothing', async (t) => {
+t.test('releasing a connection twice, as graphile-worker does, has no effect', async (t) => {
   const { urls } = await openDatabase(t);
   const { pool, close } = connect({ url: urls.app, poolSize: 1 });
   t.teardown(close);

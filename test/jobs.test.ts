@@ -23,7 +23,7 @@ async function openDatabase(t: Test): Promise<{ urls: ClusterUrls; db: Db }> {
 
 const runOf = async (db: Db, name: string) => (await listJobRuns(db)).find((run) => run.name === name);
 
-/** Waits for the turn of a real minute, so it is begun before everything else and looked at last. */
+/** Waits for the start of a real minute, so it is started first and checked last. */
 const atTheMinute = (async () => {
   const { urls, db } = await openDatabase(t);
   const ran: number[] = [];
@@ -34,7 +34,7 @@ const atTheMinute = (async () => {
   return ran;
 })();
 
-t.test('what a run did is known: when, how long, how much', async (t) => {
+t.test('a run is recorded with its time, duration and count', async (t) => {
   const { urls, db } = await openDatabase(t);
   startReplica(t, urls.app, [makeJob('count_to_three', async () => 3)]);
   await eventually(async () => runOf(db, 'count_to_three'));
@@ -49,7 +49,7 @@ t.test('what a run did is known: when, how long, how much', async (t) => {
   t.ok(run.last_started_at !== null && run.last_succeeded_at !== null && run.last_started_at <= run.last_succeeded_at);
 });
 
-t.test('a job that fails is tried again, its failure is kept, and nothing secret with it', async (t) => {
+t.test('a failed job is retried, and its stored error contains no secret', async (t) => {
   const { urls, db } = await openDatabase(t);
   const secret = `lk_k_${'0'.repeat(26)}_${'aB3'.repeat(16)}`;
   let attempts = 0;
@@ -75,7 +75,7 @@ t.test('a job that fails is tried again, its failure is kept, and nothing secret
   t.ok(good.last_failed_at !== null && good.last_succeeded_at !== null && good.last_failed_at < good.last_succeeded_at);
 });
 
-t.test('however many replicas start at once, what was missed is done once', async (t) => {
+t.test('a missed run is made up for once, even if several replicas start at once', async (t) => {
   const { urls, db } = await openDatabase(t);
   const ran: string[] = [];
   const names = ['first', 'second', 'third', 'fourth', 'fifth'];
@@ -87,7 +87,7 @@ t.test('however many replicas start at once, what was missed is done once', asyn
   t.same(ran.sort(), [...names].sort());
 });
 
-t.test('a job that was never due since it is known is not made up for', async (t) => {
+t.test('a new job is not run before it is due', async (t) => {
   const { urls, db } = await openDatabase(t);
   startReplica(t, urls.app, [makeJob('newcomer', async () => 1, '*/5 * * * *')]);
   await eventually(async () => runOf(db, 'newcomer'));
@@ -106,7 +106,7 @@ t.test('a job that was never due since it is known is not made up for', async (t
   );
 });
 
-t.test('a job that is at work is not begun elsewhere', async (t) => {
+t.test('a running job is not started in another process', async (t) => {
   const { urls, db } = await openDatabase(t);
   let running = 0;
   let most = 0;
@@ -133,7 +133,7 @@ t.test('a job that is at work is not begun elsewhere', async (t) => {
   t.equal(most, 1);
 });
 
-t.test('hours of usage are folded into days, but for those that are kept', async (t) => {
+t.test('hours of usage are aggregated into days, except those that are kept', async (t) => {
   const { urls, db } = await openDatabase(t);
   const organizationId = newId('org');
   const keyId = newId('key');
@@ -154,7 +154,7 @@ t.test('hours of usage are folded into days, but for those that are kept', async
   t.equal((await dbQuery(urls.app, 'select 1 from usage_hours')).length, 2);
 });
 
-t.test('each job finds what is due, and may do what it has to as the service sees the database', async (t) => {
+t.test("each job finds due items and works with the rights of the service's role", async (t) => {
   const service = await startService(t);
   const { urls, admin, verifier, client } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
@@ -209,7 +209,7 @@ t.test('docs/jobs.md lists every job', async (t) => {
   );
 });
 
-t.test('how long it is between two times at which a schedule is due', async (t) => {
+t.test('the period of a schedule is the time between two due times', async (t) => {
   const now = new Date('2026-03-01T12:34:56Z');
   const days = 24 * hourMs;
   for (const [schedule, periodMs] of [
@@ -227,7 +227,7 @@ t.test('how long it is between two times at which a schedule is due', async (t) 
   t.throws(() => periodMsOf('whenever', now));
 });
 
-t.test('how a job stands', async (t) => {
+t.test('the state of a job follows from its recorded runs', async (t) => {
   const now = new Date('2026-03-01T12:00:00Z');
   const ago = (hours: number) => new Date(now.getTime() - hours * hourMs);
   const job = makeJob('hourly', async () => 0, '7 * * * *');
@@ -252,14 +252,14 @@ t.test('how a job stands', async (t) => {
   t.equal(stateOf(job, { ...run, last_succeeded_at: ago(9), last_failed_at: ago(1) }, now), 'overdue');
 });
 
-t.test('an error is kept by its name, its code and what is harmless of its message', async (t) => {
+t.test('an error is stored with its name, its code and a message without secrets', async (t) => {
   t.equal(describeError(new TypeError('x is not a function')), 'TypeError: x is not a function');
   t.equal(describeError('thrown'), 'string');
   t.equal(describeError(new Error(`hash ${'f'.repeat(64)} of ${'Zm9v'.repeat(11)}=`)), 'Error: hash … of …');
   t.equal(describeError(new Error('long '.repeat(100))).length, 'Error: '.length + 200);
 });
 
-t.test('at the turn of a minute, three replicas do what is due once', async (t) => {
+t.test('three replicas run a due job once', async (t) => {
   const ran = await atTheMinute;
   t.equal(ran.length, 1);
   t.ok(Number(ran[0]) % 60_000 < 20_000, 'shortly after the minute');

@@ -13,7 +13,7 @@ t.test('listing keys', async (t) => {
   const { body: second } = await admin.post('/v1/keys', { name: 'second' });
   const ids = (body: Json) => body.data.map((key: Json) => key.id);
 
-  await t.test('newest first, in pages that leave nothing out and repeat nothing', async (t) => {
+  await t.test('keys are listed newest first, and no page omits or repeats a key', async (t) => {
     const all: string[] = [];
     let cursor = '';
     for (let page = 0; page < 4; page++) {
@@ -25,7 +25,7 @@ t.test('listing keys', async (t) => {
     t.same(all, [second.id, first.id, both.keys[1].id, both.keys[0].id]);
   });
 
-  await t.test('filtered by owner, permission and status', async (t) => {
+  await t.test('the list can be filtered by owner, permission and status', async (t) => {
     t.same(ids((await admin.get('/v1/keys?partnerId=default')).body), [second.id, first.id]);
     t.same(ids((await admin.get(`/v1/keys?partnerId=${both.id}`)).body), [both.keys[1].id, both.keys[0].id]);
     t.same(ids((await admin.get('/v1/keys?permission=write')).body), [both.keys[1].id]);
@@ -33,7 +33,7 @@ t.test('listing keys', async (t) => {
     t.same(ids((await admin.get('/v1/keys?status=suspended')).body), []);
   });
 
-  await t.test('deleted ones only when asked for, compromised ones only by their status', async (t) => {
+  await t.test('deleted keys are listed on request, compromised keys only by their status', async (t) => {
     await admin.delete(`/v1/keys/${first.id}`);
     await admin.delete(`/v1/keys/${second.id}?reason=compromised`);
     t.same(ids((await admin.get('/v1/keys?partnerId=default')).body), []);
@@ -43,7 +43,7 @@ t.test('listing keys', async (t) => {
     t.same(ids((await admin.get('/v1/keys?partnerId=default&includeDeleted=true')).body), [], 'past the undo window');
   });
 
-  await t.test('a cursor that no list has made is refused', async (t) => {
+  await t.test('a cursor that was not returned by a list is rejected', async (t) => {
     for (const cursor of ['x', 'a2V5Xzs', '%20', first.id]) {
       const { status, body } = await admin.get(`/v1/keys?cursor=${cursor}`);
       t.equal(status, 400);
@@ -52,7 +52,7 @@ t.test('listing keys', async (t) => {
   });
 });
 
-t.test('a key expires', async (t) => {
+t.test('a key is rejected from its expiry on', async (t) => {
   const service = await startService(t);
   const { admin, verifier } = service;
   const expiresAt = new Date(Date.now() + 3_600_000).toISOString();
@@ -116,7 +116,7 @@ t.test('changing a key', async (t) => {
   t.equal((await admin.patch(`/v1/keys/${key.id}`, { name: 'Newer' })).body.code, 'already_deleted');
 });
 
-t.test('a compromised key is wiped at once and stays recognised', async (t) => {
+t.test('a compromised key loses its secrets at once and is still recognized', async (t) => {
   const service = await startService(t);
   const { admin, verifier, urls } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -144,7 +144,7 @@ t.test('a compromised key is wiped at once and stays recognised', async (t) => {
   );
 });
 
-t.test('an organization that keeps no plaintexts', async (t) => {
+t.test('an organization with keyReveal never stores no plaintexts', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const { body: before } = await admin.post('/v1/keys', {});
@@ -172,7 +172,7 @@ t.test('an organization that keeps no plaintexts', async (t) => {
   t.equal(looks.length, 1, 'what was refused is no reveal');
 });
 
-t.test('nothing shows a plaintext but the reply that creates a key, and reveal', async (t) => {
+t.test('a plaintext is only in the reply that creates its key and in a reveal', async (t) => {
   const { admin } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', { name: 'Quiet' });
   await admin.post(`/v1/keys/${key.id}/reveal`, { reason: 'look' });
@@ -206,7 +206,7 @@ t.test('nothing shows a plaintext but the reply that creates a key, and reveal',
   ]);
 });
 
-t.test('a sealed value opens for its own key only', async (t) => {
+t.test('a sealed value can only be opened for its own key', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const { body: one } = await admin.post('/v1/keys', {});
@@ -226,7 +226,7 @@ t.test('a sealed value opens for its own key only', async (t) => {
 });
 
 t.test(
-  'allowed addresses: mapped IPv4 is kept as IPv4, and a network that lets nearly all in by accident is rejected',
+  'allowed addresses: mapped IPv4 is stored as IPv4, and a network that would allow nearly everything is rejected',
   async (t) => {
     const { admin, verifier } = await startService(t);
     const create = (allowedIps: string[]) => admin.post('/v1/keys', { allowedIps });

@@ -2,9 +2,9 @@ import t from 'tap';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 
-// A row that no view could show does not fit the tables; one that looks odd is shown, and so are its neighbours.
+// The tables reject rows that no view could show. Unusual rows are listed, and so are their neighbors.
 
-t.test('rows that could not be shown are refused by the database', async (t) => {
+t.test('the database rejects rows that no view could show', async (t) => {
   const { admin, urls, organizationId } = await startService(t);
   await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   await admin.post('/v1/keys', {});
@@ -48,7 +48,7 @@ t.test('rows that could not be shown are refused by the database', async (t) => 
   t.equal((await admin.get('/v1/organization')).body.id, organizationId);
 });
 
-t.test('times that RFC 3339 cannot write are shown as the nearest one that it can', async (t) => {
+t.test('a time that RFC 3339 cannot express is shown as the nearest one that it can', async (t) => {
   const { admin, urls } = await startService(t);
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const { body: key } = await admin.post('/v1/keys', {});

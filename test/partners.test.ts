@@ -3,7 +3,7 @@ import { type Json, startService, type TestService } from './support/app.ts';
 
 const events = async ({ admin }: TestService): Promise<Json[]> => (await admin.get('/v1/history?limit=200')).body.data;
 
-t.test('one live partner for each address, whatever its case', async (t) => {
+t.test('an e-mail address has at most one live partner, regardless of case', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'Team@Partner.example', permissions: ['read'] });
@@ -22,7 +22,7 @@ t.test('one live partner for each address, whatever its case', async (t) => {
   );
 });
 
-t.test('a partner that cannot be made whole is not made at all', async (t) => {
+t.test('a partner is created with all its keys or not at all', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   await admin.post('/v1/partners', { email: 'a@p.example', permissions: ['read'] });
@@ -43,7 +43,7 @@ t.test('a partner that cannot be made whole is not made at all', async (t) => {
   t.equal((await events(service)).length, before);
 });
 
-t.test('taking a permission away deletes that row at once, giving one creates no key', async (t) => {
+t.test('removing a permission deletes its keys at once; adding one creates no key', async (t) => {
   const service = await startService(t);
   const { admin, verifier } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
@@ -72,7 +72,7 @@ t.test('taking a permission away deletes that row at once, giving one creates no
   t.equal((await admin.post('/v1/keys', { partnerId: partner.id, permission: 'write' })).status, 201);
 });
 
-t.test('a change that changes nothing leaves no event', async (t) => {
+t.test('a change without an effect is not recorded', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const rateLimit = { requests: 10, windowSeconds: 60 };
@@ -117,7 +117,7 @@ t.test('a deleted partner', async (t) => {
   );
 });
 
-t.test('rows and partners come in pages that leave nothing out', async (t) => {
+t.test('no page of rows or partners omits an entry', async (t) => {
   const { admin } = await startService(t);
   for (let index = 0; index < 5; index++) {
     const permissions = index % 2 === 0 ? ['read', 'write'] : ['write'];

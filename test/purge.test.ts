@@ -37,7 +37,7 @@ const secretsOf = ({ urls }: TestService, keyId: string) =>
     [keyId],
   );
 
-t.test('what is past its retention is purged for good, and nothing else is', async (t) => {
+t.test('keys are purged once their retention has ended, and no others', async (t) => {
   const { service, transactor, later } = await jobsOf(t);
   const { admin, verifier } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
@@ -76,7 +76,7 @@ t.test('what is past its retention is purged for good, and nothing else is', asy
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('a purged key does not exist any more, but for what it has done', async (t) => {
+t.test('only history and usage of a purged key remain', async (t) => {
   const { service, transactor, later } = await jobsOf(t);
   const { admin, verifier } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
@@ -121,7 +121,7 @@ t.test('a purged key does not exist any more, but for what it has done', async (
   t.match(ofPartner, { total: { allowed: 1 }, lastUsedAt: /^20/ });
 });
 
-t.test('an open recovery request does not keep what is purged, and says so', async (t) => {
+t.test('an open recovery request does not prevent the purge, and says so', async (t) => {
   const { service, transactor, later } = await jobsOf(t);
   const { admin, operator } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -144,7 +144,7 @@ t.test('an open recovery request does not keep what is purged, and says so', asy
   t.match((await events(admin))[0], { action: 'recovery.declined', partnerId: partner.id });
 });
 
-t.test('many are purged in several transactions, in each organization', async (t) => {
+t.test('many keys are purged in several transactions, in each organization', async (t) => {
   const { service, transactor, later } = await jobsOf(t);
   const { admin, operator, urls, organizationId } = service;
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
@@ -173,7 +173,7 @@ t.test('many are purged in several transactions, in each organization', async (t
   t.match((await operator.get('/v1/history/verify', inOther)).body, { valid: true });
 });
 
-t.test('the database itself keeps no live key without its secrets, and no purged one with any', async (t) => {
+t.test('the database rejects a live key without secrets and a purged key with secrets', async (t) => {
   const service = await startService(t);
   const { body: key } = await service.admin.post('/v1/keys', {});
   const attempt = (assignment: string) =>
@@ -197,7 +197,7 @@ t.test('the database itself keeps no live key without its secrets, and no purged
   await t.rejects(attempt('deleted_at = null, delete_reason = null'), { code: '23514' });
 });
 
-t.test('a purge that cannot be recorded has not happened', async (t) => {
+t.test('a purge that cannot be recorded does not take place', async (t) => {
   const { service, transactor, later } = await jobsOf(t);
   const { admin, urls } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -211,7 +211,7 @@ t.test('a purge that cannot be recorded has not happened', async (t) => {
   t.match((await events(admin))[0], { action: 'key.purged', keyId: key.id });
 });
 
-t.test('an expiry is announced seven days and one day ahead, once each', async (t) => {
+t.test('an expiry is announced once seven days and once one day before', async (t) => {
   const { service, transactor, later } = await jobsOf(t);
   const { admin } = service;
   const expiresIn = (ms: number) => new Date(Date.now() + ms).toISOString();
@@ -252,7 +252,7 @@ t.test('an expiry is announced seven days and one day ahead, once each', async (
   t.same(
     [await forgetExpiryNotices(transactor), await notes()],
     [1, 3],
-    'what is told of stays known until it is over',
+    'an expiry notice is kept until the expiry is over',
   );
   t.equal(await announceExpiries({ transactor }), 0, 'so it is not told of again');
   later(30 * day);
@@ -261,7 +261,7 @@ t.test('an expiry is announced seven days and one day ahead, once each', async (
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('another replica forgets a purged key', async (t) => {
+t.test('another replica removes a purged key from its cache', async (t) => {
   const { service, transactor, later } = await jobsOf(t);
   const { admin, verifier } = service;
   const { onChanged: _, ...elsewhere } = transactor;

@@ -13,7 +13,7 @@ const statuses = (replies: Reply[]) => replies.map((reply) => reply.status).sort
 const repeated = <Made>(count: number, make: (index: number) => Made) =>
   Array.from({ length: count }, (_, index) => make(index));
 
-/** What must hold whatever was tried: of the keys, of their owners, and of what history says of both. */
+/** What must always be true of keys, of their owners, and of the history of both. */
 async function requireSound(t: Test, { admin, urls, organizationId }: TestService): Promise<void> {
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
   const [broken] = await dbQuery(
@@ -40,7 +40,7 @@ async function requireSound(t: Test, { admin, urls, organizationId }: TestServic
   t.same(crowded, [], 'never three live in a row');
 }
 
-/** Every key that is deleted at all is due. */
+/** Every deleted key is due for purging. */
 function purgeOf({ client, keyring }: TestService) {
   const transactor = { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
   return () => purgeDeletedKeys({ transactor, retentionSeconds: 0 });
@@ -52,7 +52,7 @@ async function deletedKey(admin: Client, row: Record<string, unknown> = {}): Pro
   return key;
 }
 
-t.test('a key restored while it is purged: one wins, never half', async (t) => {
+t.test('restoring a key during its purge: either the restore or the purge takes effect completely', async (t) => {
   const service = await startService(t);
   const { admin, verifier } = service;
   const purge = purgeOf(service);
@@ -77,7 +77,7 @@ t.test('a key restored while it is purged: one wins, never half', async (t) => {
   await requireSound(t, service);
 });
 
-t.test('a partner restored while its keys are purged: all of it or nothing', async (t) => {
+t.test('restoring a partner during the purge of its keys: all or nothing', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const purge = purgeOf(service);
@@ -103,7 +103,7 @@ t.test('a partner restored while its keys are purged: all of it or nothing', asy
   await requireSound(t, service);
 });
 
-t.test('24 restored at once: as many as there are places, the rest are told that it is full', async (t) => {
+t.test('of 24 concurrent restores as many succeed as there are free places; the others get row_full', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   for (const occupied of [0, 1, 2]) {
@@ -127,7 +127,7 @@ t.test('24 restored at once: as many as there are places, the rest are told that
   await requireSound(t, service);
 });
 
-t.test('the last place of a row is taken by one: restored, created or rotated', async (t) => {
+t.test('the last free place of a row is taken by exactly one restore, creation or rotation', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   for (let round = 0; round < 20; round++) {
@@ -145,7 +145,7 @@ t.test('the last place of a row is taken by one: restored, created or rotated', 
   await requireSound(t, service);
 });
 
-t.test('one key rotated ten times at once: never three live, never none', async (t) => {
+t.test('of ten concurrent rotations of a key one succeeds: never three live keys, never none', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   for (let round = 0; round < 15; round++) {
@@ -163,7 +163,7 @@ t.test('one key rotated ten times at once: never three live, never none', async 
   await requireSound(t, service);
 });
 
-t.test('a partner deleted and restored while keys are made and restored: never a live key without it', async (t) => {
+t.test('a deleted partner has no live key, even if keys are created and restored at the same time', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const outcomes = new Set<string>();
@@ -208,7 +208,7 @@ t.test('a key restored while it is declared compromised stays deleted', async (t
   await requireSound(t, service);
 });
 
-t.test('one request and one answer, however many ask and answer at once', async (t) => {
+t.test('concurrent recovery requests and answers give one request and one answer', async (t) => {
   const service = await startService(t);
   const { admin, operator } = service;
   for (let round = 0; round < 10; round++) {

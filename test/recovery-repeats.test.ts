@@ -1,9 +1,9 @@
 import t from 'tap';
 import { type Json, startService } from './support/app.ts';
 
-// What is asked back is one deletion, and not whatever may be deleted later.
+// A recovery request is about one deletion, not about later ones.
 
-t.test('a request brings back the deletion that it was made about, and no later one', async (t) => {
+t.test('a request restores the deletion that it was created for, not a later one', async (t) => {
   const { admin, operator, verifier } = await startService(t);
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const { body: key } = await admin.post('/v1/keys', {});
@@ -29,7 +29,7 @@ t.test('a request brings back the deletion that it was made about, and no later 
   t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'valid');
 });
 
-t.test('a key whose partner is deleted is asked back with the partner, not alone', async (t) => {
+t.test('recovery of a key whose partner is deleted is requested for the partner, not for the key', async (t) => {
   const { admin } = await startService(t);
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   await admin.delete(`/v1/partners/${partner.id}`);

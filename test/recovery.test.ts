@@ -16,7 +16,7 @@ async function deletedKey(admin: Client, row: Record<string, unknown> = {}): Pro
   return key;
 }
 
-t.test('a key that an admin can no longer restore comes back through an operator', async (t) => {
+t.test('an operator restores a key that an admin can no longer restore', async (t) => {
   const service = await startService(t);
   const { admin, operator } = service;
   const key = await deletedKey(admin);
@@ -75,7 +75,7 @@ t.test('a key that an admin can no longer restore comes back through an operator
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('an answer is given once', async (t) => {
+t.test('a recovery request is answered once', async (t) => {
   const service = await startService(t);
   const { admin, operator } = service;
   const ask = async (key: Json) =>
@@ -105,7 +105,7 @@ t.test('an answer is given once', async (t) => {
   );
 });
 
-t.test('a partner comes back with the keys that its deletion took', async (t) => {
+t.test('a partner is restored with the keys that were deleted with it', async (t) => {
   const service = await startService(t);
   const { admin, operator } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
@@ -132,7 +132,7 @@ t.test('a partner comes back with the keys that its deletion took', async (t) =>
   t.equal(await verdictOf(service, readKey), 'valid');
 });
 
-t.test('what cannot come back says why and leaves its request open', async (t) => {
+t.test('a failed restore has a reason and leaves the request open', async (t) => {
   const service = await startService(t);
   const { admin, operator } = service;
   const approve = (request: Json) => operator.post(`/v1/recovery-requests/${request.id}/approve`);
@@ -172,7 +172,7 @@ async function livePartner(admin: Client): Promise<string> {
   return (await admin.post('/v1/partners', { email: 'q@p.example', permissions: ['read'] })).body.id;
 }
 
-t.test('what can be asked for', async (t) => {
+t.test('a recovery request is only accepted for a subject that can be restored', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: live } = await admin.post('/v1/keys', {});
@@ -205,7 +205,7 @@ t.test('what can be asked for', async (t) => {
   t.equal((await events(admin)).length, count + 1);
 });
 
-t.test('operators see those of all organizations, overdue ones first, on pages that miss none', async (t) => {
+t.test('operators see the requests of all organizations, overdue ones first, and no page omits one', async (t) => {
   const service = await startService(t);
   const { admin, operator, as } = service;
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
@@ -277,7 +277,7 @@ t.test('operators see those of all organizations, overdue ones first, on pages t
   t.equal(isUrgency('answered/nonsense'), false);
 });
 
-t.test('admins do not answer, and operators ask only in the name of an organization', async (t) => {
+t.test('admins cannot answer requests, and operators can only create one for an organization', async (t) => {
   const { admin, operator, organizationId } = await startService(t);
   const key = await deletedKey(admin);
   const ask = { keyId: key.id, details: 'For them' };

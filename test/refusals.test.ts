@@ -9,7 +9,7 @@ import { eventually } from './support/process.ts';
 
 const hourMs = 3_600_000;
 
-/** Waits until so many attempts are counted in what the caller sees. */
+/** Waits until the caller sees this number of attempts. */
 async function refusalsOf(client: Client, attempts: number, headers: Record<string, string> = {}): Promise<Json[]> {
   return eventually(async () => {
     const { body } = await client.get('/v1/history?kind=refused', headers);
@@ -24,7 +24,7 @@ async function readOnlyAdmin({ admin, as }: TestService): Promise<Client & { id:
   return { ...as(body.token), id: body.id };
 }
 
-t.test('attempts of known callers are counted by caller, operation, reason and hour', async (t) => {
+t.test('rejected attempts of known callers are counted by caller, operation, reason and hour', async (t) => {
   const service = await startService(t, { limits: { callerLimit: 1e6, addressLimit: 1e6, revealLimit: 1 } });
   const { admin, verifier, operator, organizationId, as } = service;
   const reader = await readOnlyAdmin(service);
@@ -39,7 +39,7 @@ t.test('attempts of known callers are counted by caller, operation, reason and h
   t.equal((await operator.post(`/v1/keys/${key.id}/reveal`, {}, inOurs)).status, 403);
   t.equal((await admin.post(`/v1/keys/${key.id}/reveal`, {})).status, 200);
   t.equal((await admin.post(`/v1/keys/${key.id}/reveal`, {})).status, 429);
-  // Not refused, or by nobody who is known, or no matter of management.
+  // Not rejected, from an unknown caller, or not a request of the management API.
   t.equal((await admin.get(`/v1/keys/${newId('key')}`)).status, 404);
   t.equal((await as('lk_a_nonsense').get('/v1/keys')).status, 401);
   t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read', cost: 1_000 })).status, 200);
@@ -78,7 +78,7 @@ t.test('attempts of known callers are counted by caller, operation, reason and h
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('filters, pages, and what does not go together', async (t) => {
+t.test('refused attempts can be filtered and paged; conflicting filters are rejected', async (t) => {
   const service = await startService(t);
   const { admin, verifier } = service;
   const reader = await readOnlyAdmin(service);
@@ -133,7 +133,7 @@ t.test('filters, pages, and what does not go together', async (t) => {
   }
 });
 
-t.test('each organization sees its own, and operators those of the installation', async (t) => {
+t.test('an organization sees its own refused attempts, operators those of the installation', async (t) => {
   const service = await startService(t);
   const { admin, operator, verifier, as } = service;
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
@@ -159,7 +159,7 @@ t.test('each organization sees its own, and operators those of the installation'
   t.same(callersOf(await refusalsOf(operator, 3)), ['Edge 1', 'First operator 2']);
 });
 
-t.test('a refused credential is a count and a line, and no row', async (t) => {
+t.test('a rejected credential gives a count and a log line, but no row', async (t) => {
   const service = await startService(t, { limits: { callerLimit: 1e6, addressLimit: 3, revealLimit: 1e6 } });
   const { app, as, logLines, urls } = service;
   for (let attempt = 0; attempt < 5; attempt++) await as(`lk_a_nonsense${attempt}`).get('/v1/keys');
@@ -175,7 +175,7 @@ t.test('a refused credential is a count and a line, and no row', async (t) => {
   t.same(await dbQuery(urls.superuser, 'select 1 from refused_attempts'), []);
 });
 
-t.test('what is in memory when the service ends is written', async (t) => {
+t.test('counts in memory are written at shutdown', async (t) => {
   const { app, verifier, urls } = await startService(t);
   await verifier.get('/v1/keys');
   await app.close();
@@ -184,7 +184,7 @@ t.test('what is in memory when the service ends is written', async (t) => {
   ]);
 });
 
-/** A recorder by itself, with a clock and bounds of the test's own. */
+/** A recorder without a service, with the test's clock and bounds. */
 async function startRecorder(t: Test, bounds: { rowsInHour?: number; rowsHeld?: number }) {
   const service = await startService(t);
   const { client, organizationId, clock, logLines } = service;
@@ -209,7 +209,7 @@ async function startRecorder(t: Test, bounds: { rowsInHour?: number; rowsHeld?: 
   return { ...service, recorder, note, list, warnings, logLines };
 }
 
-t.test('callers that are refused on purpose fill neither table nor memory', async (t) => {
+t.test('callers that cause rejections on purpose fill neither the table nor the memory', async (t) => {
   const { recorder, note, list, later } = await startRecorder(t, { rowsInHour: 10 });
   for (let attempt = 0; attempt < 5_000; attempt++) note({ who: `token_${attempt}`, operation: `op${attempt % 7}` });
   note({ who: 'token_3', operation: 'op3' });
@@ -224,7 +224,7 @@ t.test('callers that are refused on purpose fill neither table nor memory', asyn
   ]);
   t.equal(rows.find(({ caller }) => caller?.id === 'token_3')?.count, 2, 'who has a row goes on to be counted in it');
 
-  // The next hour begins anew, and what is together already gets no second row.
+  // The next hour starts with an empty count, and shared attempts get no second row.
   for (let attempt = 0; attempt < 100; attempt++) note({ who: `later_${attempt}` });
   later(hourMs);
   note({ who: 'later_99' });
@@ -234,7 +234,7 @@ t.test('callers that are refused on purpose fill neither table nor memory', asyn
   t.equal(after.find(({ caller }) => caller?.id === 'later_99')?.count, 1);
 });
 
-t.test('while the database takes nothing, counts are kept, and no more than there is room for', async (t) => {
+t.test('while the database is unavailable, counts are kept in memory up to the limit', async (t) => {
   const { recorder, note, list, warnings, urls } = await startRecorder(t, { rowsHeld: 5 });
   await dbQuery(urls.owner, 'alter table refused_attempts rename to gone');
   note({ who: 'token_1' });
@@ -255,7 +255,7 @@ t.test('while the database takes nothing, counts are kept, and no more than ther
   );
 });
 
-t.test('replicas that count the same at once add up, without a deadlock', async (t) => {
+t.test('concurrent counts of several replicas add up without a deadlock', async (t) => {
   const { client, organizationId, list } = await startRecorder(t, {});
   const hour = new Date(Date.now() - (Date.now() % hourMs));
   const replicas = Array.from({ length: 8 }, () => {
@@ -276,7 +276,7 @@ t.test('replicas that count the same at once add up, without a deadlock', async 
   t.ok(rows.every(({ count }) => count === 8));
 });
 
-t.test('after 90 days they go, in batches', async (t) => {
+t.test('counts are deleted in batches after 90 days', async (t) => {
   const { recorder, note, list, client, clock, later } = await startRecorder(t, {});
   for (let attempt = 0; attempt < 25; attempt++) note({ who: `token_${attempt}` });
   later(89 * 24 * hourMs);

@@ -5,7 +5,7 @@ import { dbWriteKeys, keyringOf } from './support/keyrings.ts';
 import { eventually } from './support/process.ts';
 import { entriesOf, hold, runRekey, startRekey } from './support/rekey.ts';
 
-t.test('killed in the middle, it is completed by the next run; no key is half done', async (t) => {
+t.test('a run that is killed is completed by the next one, and no key is half renewed', async (t) => {
   const service = await startService(t, { keyring: keyringOf('new', 'old') });
   const { urls } = service;
   const keys = await dbWriteKeys(urls.superuser, keyringOf('old'), service.bootstrapped.organizationId, 4_000);
@@ -29,7 +29,7 @@ t.test('killed in the middle, it is completed by the next run; no key is half do
   }
 });
 
-t.test('while keys are verified, revealed and deleted, no answer is wrong', async (t) => {
+t.test('during a rekey, verifications, reveals and deletions have correct results', async (t) => {
   const service = await startService(t, { keyring: keyringOf('new', 'old') });
   const { urls, admin, verifier } = service;
   const keys = await dbWriteKeys(urls.superuser, keyringOf('old'), service.bootstrapped.organizationId, 4_000);
@@ -85,7 +85,7 @@ t.test('while keys are verified, revealed and deleted, no answer is wrong', asyn
   t.match((await admin.get('/v1/history/verify')).body, { firstBadSequence: null, flaws: [] });
 });
 
-t.test('a key that somebody holds locked is passed by, and waited for', async (t) => {
+t.test('rekey skips a locked key and retries it', async (t) => {
   const service = await startService(t, { keyring: keyringOf('new', 'old') });
   const { urls } = service;
   const { organizationId } = service.bootstrapped;
@@ -109,7 +109,7 @@ t.test('a key that somebody holds locked is passed by, and waited for', async (t
     'what was wiped meanwhile is not brought back',
   );
 
-  await t.test('but not for ever', async (t) => {
+  await t.test('rekey gives up on a key that stays locked', async (t) => {
     const [stuck] = await dbWriteKeys(urls.superuser, keyringOf('old'), organizationId, 1);
     const letGo = await hold(service, stuck?.id);
     const given = await runRekey(t, urls.app, 'new', 'old');

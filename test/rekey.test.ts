@@ -13,7 +13,7 @@ const eventsOf = (url: string) =>
      where chain = 'installation' and action like 'keyring.%' order by sequence`,
   );
 
-t.test('a keyring is rotated through, and every key works at every step', async (t) => {
+t.test('while a keyring is rotated, every key works at every step', async (t) => {
   const first = await startService(t, { keyring: keyringOf('old') });
   const { urls, admin } = first;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
@@ -90,13 +90,13 @@ t.test('a keyring is rotated through, and every key works at every step', async 
     t.equal(service.hasher.runs, before, 'argon2id never ran');
   }
 
-  await t.test('a key without a sealed value works on, because its tag moved when it was used', async (t) => {
+  await t.test('a key without a sealed value still works, because its tag was renewed at its use', async (t) => {
     const verifier = last.as(first.verifier.token);
     t.equal((await verifier.post('/v1/verify', { key: unsealed.key, permission: 'read' })).body.code, 'valid');
     t.equal((await verifier.post('/v1/verify', { key: compromised.key, permission: 'read' })).body.code, 'not_found');
   });
 
-  await t.test('a second run finds nothing to do, and records nothing', async (t) => {
+  await t.test('a second run moves nothing and records nothing', async (t) => {
     t.match(await runRekey(t, urls.app, 'new', 'old'), { code: 0, output: /^Nothing was moved to new\.$/m });
     t.equal((await eventsOf(urls.superuser)).length, 2);
     const { body } = await last.as(first.operator.token).get('/v1/history/verify');
@@ -104,7 +104,7 @@ t.test('a keyring is rotated through, and every key works at every step', async 
   });
 });
 
-t.test('what does not open is named, left as it is, and never counted as done', async (t) => {
+t.test('a value that cannot be opened is reported, not changed and not counted', async (t) => {
   const service = await startService(t, { keyring: keyringOf('new', 'old', 'older') });
   const { urls } = service;
   const { organizationId } = service.bootstrapped;
@@ -136,7 +136,7 @@ t.test('what does not open is named, left as it is, and never counted as done', 
   t.match((await eventsOf(urls.superuser)).at(-1), { details: { keys: 1, unopened: 4, locked: 0 } });
 });
 
-t.test('a service that still has another primary is noticed', async (t) => {
+t.test('rekey reports a service that still uses another primary', async (t) => {
   const service = await startService(t, { keyring: keyringOf('new', 'old') });
   const { urls } = service;
   const writeOld = () => dbWriteKeys(urls.superuser, keyringOf('old'), service.bootstrapped.organizationId, 1);
@@ -150,7 +150,7 @@ t.test('a service that still has another primary is noticed', async (t) => {
   t.match(rekeying.output(), /^wrong {3}1 key was sealed or tagged under another entry while this ran/m);
 });
 
-t.test('what rests on each entry is told in words', async (t) => {
+t.test('the use of each keyring entry is described in words', async (t) => {
   const keyring = keyringOf('k3', 'k2', 'k1');
   const use = { sealedKeys: 0, webhooks: 0, taggedKeys: 0, taggedTokens: 0, bareTags: 0, rows: 0 };
   t.same(tellKeyringUse(keyring, []), [

@@ -12,7 +12,7 @@ const events = async (admin: Client, count = 200): Promise<Json[]> =>
 const verdictOf = async ({ verifier }: TestService, { key, permission }: Json): Promise<string> =>
   (await verifier.post('/v1/verify', { key, permission: permission === 'write' ? 'write' : 'read' })).body.code;
 
-t.test('a deleted key comes back as it was and works again at once', async (t) => {
+t.test('a restored key is as it was before, and works at once', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const settings = {
@@ -33,7 +33,7 @@ t.test('a deleted key comes back as it was and works again at once', async (t) =
   const ask = { key: created.key, permission: 'read', ip: '203.0.113.7' };
   t.match((await service.verifier.post('/v1/verify', ask)).body, { valid: true, metadata: { team: 'a' } });
   t.same((await admin.post(`/v1/keys/${created.id}/reveal`)).body, { key: created.key }, 'what is sealed is there too');
-  // That a deleted key was presented may be recorded in between.
+  // An event for a use of the deleted key may be in between.
   const restoring = (await events(admin, 3)).find(({ action }) => action === 'key.restored');
   t.match(restoring, {
     keyId: created.id,
@@ -46,7 +46,7 @@ t.test('a deleted key comes back as it was and works again at once', async (t) =
   t.match((await admin.delete(`/v1/keys/${created.id}`)).body, { status: 'deleted' }, 'and it can be deleted again');
 });
 
-t.test('another replica knows at once', async (t) => {
+t.test('another replica accepts a restored key at once', async (t) => {
   const service = await startService(t);
   const other = await startService(t, { urls: service.urls, keyring: service.keyring });
   const { body: forAll } = await other.operator.post('/v1/access-tokens', {
@@ -74,7 +74,7 @@ t.test('another replica knows at once', async (t) => {
   }
 });
 
-t.test('how long a deletion can be undone, and by whom', async (t) => {
+t.test('admins and operators can restore within their windows', async (t) => {
   const deletedAt = new Date('2026-06-01T12:00:00.000Z');
   const windows = { undoWindowSeconds: 100, retentionSeconds: 1_000 };
   const table: Array<[method: RestoreMethod, afterMs: number, refusal: RegExp | null]> = [
@@ -95,7 +95,7 @@ t.test('how long a deletion can be undone, and by whom', async (t) => {
   }
 });
 
-t.test('after the undo window the answer tells of recovery requests; what was compromised stays deleted', async (t) => {
+t.test('after the undo window the error names recovery requests; a compromised key stays deleted', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -118,7 +118,7 @@ t.test('after the undo window the answer tells of recovery requests; what was co
   t.equal((await events(admin)).length, count, 'what was refused left no event');
 });
 
-t.test('a key takes a free place of its row, whichever it is; into a full row nothing comes back', async (t) => {
+t.test('a restored key takes any free place of its row; into a full row no key is restored', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const make = async () => (await admin.post('/v1/keys', {})).body;
@@ -140,7 +140,7 @@ t.test('a key takes a free place of its row, whichever it is; into a full row no
   t.match((await events(admin, 1))[0], { action: 'key.restored', keyId: first.id });
 });
 
-t.test('what was suspended or has expired comes back so', async (t) => {
+t.test('a suspended or expired key is restored as suspended or expired', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const expiresAt = new Date(Date.now() + 3_600_000).toISOString();
@@ -155,7 +155,7 @@ t.test('what was suspended or has expired comes back so', async (t) => {
   t.equal(await verdictOf(service, suspended), 'suspended');
 });
 
-t.test('a key comes back only to an owner that may have it', async (t) => {
+t.test('a key is only restored if its owner may have it', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
@@ -163,9 +163,9 @@ t.test('a key comes back only to an owner that may have it', async (t) => {
   const restore = (key: Json) => admin.post(`/v1/keys/${key.id}/restore`);
 
   await admin.patch(`/v1/partners/${partner.id}`, { permissions: ['read'] });
-  t.match(await restore(writeKey), { status: 409, body: { code: 'not_restorable', detail: /granted read/ } });
+  t.match(await restore(writeKey), { status: 409, body: { code: 'not_restorable', detail: /has the permission read/ } });
   await admin.patch(`/v1/partners/${partner.id}`, { permissions: ['read', 'write'] });
-  t.equal((await restore(writeKey)).status, 200, 'granted again, it may come back');
+  t.equal((await restore(writeKey)).status, 200, 'with the permission added again, the key can be restored');
   t.match((await events(admin, 1))[0], { action: 'key.restored', details: { deleteReason: 'permission_removed' } });
 
   await admin.delete(`/v1/partners/${partner.id}`);
@@ -174,7 +174,7 @@ t.test('a key comes back only to an owner that may have it', async (t) => {
   t.equal(await verdictOf(service, readKey), 'deleted');
 });
 
-t.test('a partner comes back with exactly the keys that its deletion took', async (t) => {
+t.test('a partner is restored with exactly the keys that were deleted with it', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
@@ -213,7 +213,7 @@ t.test('a partner comes back with exactly the keys that its deletion took', asyn
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('a partner whose address was given to another stays deleted, with all its keys', async (t) => {
+t.test('a partner whose address is in use stays deleted, with all its keys', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'P@p.example', permissions: ['read', 'write'] });
@@ -230,7 +230,7 @@ t.test('a partner whose address was given to another stays deleted, with all its
   t.match((await events(admin, 3))[2], { action: 'partner.restored', partnerId: partner.id });
 });
 
-t.test('what cannot be recorded does not happen', async (t) => {
+t.test('a restore that cannot be recorded does not take place', async (t) => {
   const service = await startService(t);
   const { admin, operator, urls } = service;
   const { body: key } = await admin.post('/v1/keys', {});

@@ -8,52 +8,58 @@ const hour = 3_600_000;
 const events = async (admin: Client, count = 200): Promise<Json[]> =>
   (await admin.get(`/v1/history?limit=${count}`)).body.data;
 
-t.test('a key is replaced with no downtime: the new one is set up as the old one, which gets an end', async (t) => {
-  const service = await startService(t);
-  const { admin, verifier } = service;
-  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
-  const [old] = partner.keys;
-  const settings = {
-    name: 'Export',
-    metadata: { team: 'a', deep: { list: [1, null] } },
-    allowedIps: ['203.0.113.0/24'],
-    rateLimit: { requests: 5, windowSeconds: 60 },
-  };
-  await admin.patch(`/v1/keys/${old.id}`, settings);
+t.test(
+  'a key is rotated without downtime: the new key has the same settings, and the old key gets an expiry',
+  async (t) => {
+    const service = await startService(t);
+    const { admin, verifier } = service;
+    const { body: partner } = await admin.post('/v1/partners', {
+      email: 'p@p.example',
+      permissions: ['read', 'write'],
+    });
+    const [old] = partner.keys;
+    const settings = {
+      name: 'Export',
+      metadata: { team: 'a', deep: { list: [1, null] } },
+      allowedIps: ['203.0.113.0/24'],
+      rateLimit: { requests: 5, windowSeconds: 60 },
+    };
+    await admin.patch(`/v1/keys/${old.id}`, settings);
 
-  const {
-    status,
-    headers,
-    body: created,
-  } = await admin.post(`/v1/keys/${old.id}/rotate`, {
-    expireOldAfterSeconds: 3_600,
-  });
-  t.equal(status, 201);
-  t.equal(headers['location'], `/v1/keys/${created.id}`);
-  t.match(created, { ...settings, partnerId: partner.id, permission: 'read', status: 'active', expiresAt: null });
-  const { key, ...shown } = created;
-  t.same((await admin.get(`/v1/keys/${created.id}`)).body, shown);
-  t.same((await admin.post(`/v1/keys/${created.id}/reveal`)).body, { key });
+    const {
+      status,
+      headers,
+      body: created,
+    } = await admin.post(`/v1/keys/${old.id}/rotate`, {
+      expireOldAfterSeconds: 3_600,
+    });
+    t.equal(status, 201);
+    t.equal(headers['location'], `/v1/keys/${created.id}`);
+    t.match(created, { ...settings, partnerId: partner.id, permission: 'read', status: 'active', expiresAt: null });
+    const { key, ...shown } = created;
+    t.same((await admin.get(`/v1/keys/${created.id}`)).body, shown);
+    t.same((await admin.post(`/v1/keys/${created.id}/reveal`)).body, { key });
 
-  const { body: ending } = await admin.get(`/v1/keys/${old.id}`);
-  t.equal(Date.parse(ending.expiresAt) - Date.parse(created.createdAt), hour);
-  const [, rotated, made] = await events(admin, 3);
-  t.match(rotated, {
-    action: 'key.rotated',
-    keyId: old.id,
-    partnerId: partner.id,
-    details: { newKeyId: created.id, changes: { expiresAt: { from: null, to: ending.expiresAt } } },
-  });
-  t.match(made, { action: 'key.created', keyId: created.id, details: { ...settings, replacesKeyId: old.id } });
+    const { body: ending } = await admin.get(`/v1/keys/${old.id}`);
+    t.equal(Date.parse(ending.expiresAt) - Date.parse(created.createdAt), hour);
+    const [, rotated, made] = await events(admin, 3);
+    t.match(rotated, {
+      action: 'key.rotated',
+      keyId: old.id,
+      partnerId: partner.id,
+      details: { newKeyId: created.id, changes: { expiresAt: { from: null, to: ending.expiresAt } } },
+    });
+    t.match(made, { action: 'key.created', keyId: created.id, details: { ...settings, replacesKeyId: old.id } });
 
-  const ask = async (presented: Json) =>
-    (await verifier.post('/v1/verify', { key: presented.key, permission: 'read', ip: '203.0.113.7' })).body.code;
-  t.same([await ask(old), await ask(created)], ['valid', 'valid']);
-  service.later(hour);
-  t.same([await ask(old), await ask(created)], ['expired', 'valid']);
-});
+    const ask = async (presented: Json) =>
+      (await verifier.post('/v1/verify', { key: presented.key, permission: 'read', ip: '203.0.113.7' })).body.code;
+    t.same([await ask(old), await ask(created)], ['valid', 'valid']);
+    service.later(hour);
+    t.same([await ask(old), await ask(created)], ['expired', 'valid']);
+  },
+);
 
-t.test('what the old key has used of its own limit counts for the one that replaces it', async (t) => {
+t.test('the new key shares the limit counter of the old key', async (t) => {
   const { admin, verifier, urls } = await startService(t);
   const { body: first } = await admin.post('/v1/keys', { rateLimit: { requests: 10, windowSeconds: 60 } });
   t.equal(first.replacesKeyId, null);
@@ -66,7 +72,7 @@ t.test('what the old key has used of its own limit counts for the one that repla
   t.match(await ask(first), { code: 'valid', rateLimit: { remaining: 0 } }, 'both count together while both work');
   t.match(await ask(second), { code: 'rate_limited' });
 
-  await t.test('over several rotations, and whatever becomes of the keys before', async (t) => {
+  await t.test('the counter is kept over several rotations, even if earlier keys are deleted', async (t) => {
     await admin.delete(`/v1/keys/${first.id}`);
     const { body: third } = await admin.post(`/v1/keys/${second.id}/rotate`, {});
     t.equal(third.replacesKeyId, second.id);
@@ -76,7 +82,7 @@ t.test('what the old key has used of its own limit counts for the one that repla
     t.match((await admin.get(`/v1/keys/${third.id}`)).body, { replacesKeyId: second.id });
   });
 
-  await t.test('who writes to the database without the keyring cannot cut the count off', async (t) => {
+  await t.test('writing to the database without the keyring cannot reset the counter', async (t) => {
     const { body: partner } = await admin.post('/v1/partners', { email: 'c@p.example', permissions: ['read'] });
     const { body: next } = await admin.post(`/v1/keys/${partner.keys[0].id}/rotate`, {});
     t.equal((await ask(next)).code, 'valid');
@@ -86,7 +92,7 @@ t.test('what the old key has used of its own limit counts for the one that repla
     t.equal(reply.body.code, 'not_found');
   });
 
-  await t.test('another window of one of them does not begin the other’s again and again', async (t) => {
+  await t.test('a different window of one key does not reset the window of the other', async (t) => {
     const { body: one } = await admin.post('/v1/partners', { email: 'w@p.example', permissions: ['read'] });
     const [old] = one.keys;
     await admin.patch(`/v1/keys/${old.id}`, { rateLimit: { requests: 5, windowSeconds: 60 } });
@@ -97,7 +103,7 @@ t.test('what the old key has used of its own limit counts for the one that repla
     t.equal(codes.filter((code) => code === 'valid').length, 10);
   });
 
-  await t.test('a key that is created beside another has a count of its own', async (t) => {
+  await t.test('a key that was created without rotation has its own counter', async (t) => {
     const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
     const { body: beside } = await admin.post('/v1/keys', {
       partnerId: partner.id,
@@ -107,7 +113,7 @@ t.test('what the old key has used of its own limit counts for the one that repla
   });
 });
 
-t.test('without an end the old key goes on as it is', async (t) => {
+t.test('without expireOldAfterSeconds the old key does not change', async (t) => {
   const { admin } = await startService(t);
   const { body: created } = await admin.post('/v1/keys', { name: 'Old' });
   const { body: before } = await admin.get(`/v1/keys/${created.id}`);
@@ -120,7 +126,7 @@ t.test('without an end the old key goes on as it is', async (t) => {
   }
 });
 
-t.test('an end is only ever brought forward', async (t) => {
+t.test('rotation can only shorten the life of the old key', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const expiresAt = new Date(Date.now() + 2 * hour).toISOString();
@@ -142,7 +148,7 @@ t.test('an end is only ever brought forward', async (t) => {
   }
 });
 
-t.test('nothing dead comes back to life, and a full row stays as it is', async (t) => {
+t.test('a rotation revives no key, and does not change a full row', async (t) => {
   const service = await startService(t);
   const { admin, verifier } = service;
   const rotate = (key: Json) => admin.post(`/v1/keys/${key.id}/rotate`, { expireOldAfterSeconds: 60 });
@@ -167,21 +173,24 @@ t.test('nothing dead comes back to life, and a full row stays as it is', async (
   t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'expired');
 });
 
-t.test('under a suspended partner a key may be replaced: neither works before the partner is resumed', async (t) => {
-  const { admin, verifier } = await startService(t);
-  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
-  const [old] = partner.keys;
-  await admin.post(`/v1/partners/${partner.id}/suspend`);
-  const { status, body: created } = await admin.post(`/v1/keys/${old.id}/rotate`, { expireOldAfterSeconds: 0 });
-  t.equal(status, 201);
-  const ask = async (key: Json) =>
-    (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code as string;
-  t.same([await ask(old), await ask(created)], ['partner_suspended', 'partner_suspended']);
-  await admin.post(`/v1/partners/${partner.id}/resume`);
-  t.same([await ask(old), await ask(created)], ['expired', 'valid']);
-});
+t.test(
+  'a key of a suspended partner can be rotated; both keys are rejected until the partner is resumed',
+  async (t) => {
+    const { admin, verifier } = await startService(t);
+    const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+    const [old] = partner.keys;
+    await admin.post(`/v1/partners/${partner.id}/suspend`);
+    const { status, body: created } = await admin.post(`/v1/keys/${old.id}/rotate`, { expireOldAfterSeconds: 0 });
+    t.equal(status, 201);
+    const ask = async (key: Json) =>
+      (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code as string;
+    t.same([await ask(old), await ask(created)], ['partner_suspended', 'partner_suspended']);
+    await admin.post(`/v1/partners/${partner.id}/resume`);
+    t.same([await ask(old), await ask(created)], ['expired', 'valid']);
+  },
+);
 
-t.test('in an organization that keeps no plaintexts the new one is in the reply alone', async (t) => {
+t.test('with keyReveal never, only the reply to the rotation contains the new plaintext', async (t) => {
   const { admin } = await startService(t);
   const { body: old } = await admin.post('/v1/keys', {});
   await admin.patch('/v1/organization', { keyReveal: 'never' });
@@ -191,7 +200,7 @@ t.test('in an organization that keeps no plaintexts the new one is in the reply 
   t.match((await events(admin, 1))[0], { action: 'key.rotated' });
 });
 
-t.test('rows tell what is about to expire', async (t) => {
+t.test('rows list keys that expire soon', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const expiresIn = (days: number) => new Date(Date.now() + days * 24 * hour).toISOString();

@@ -7,7 +7,7 @@ const events = async (admin: Client, count = 200): Promise<Json[]> =>
 const verdictOf = async ({ verifier }: TestService, { key, permission }: Json): Promise<string> =>
   (await verifier.post('/v1/verify', { key, permission: permission === 'write' ? 'write' : 'read' })).body.code;
 
-t.test('a suspended key is refused and keeps its place; resumed, it works again', async (t) => {
+t.test('a suspended key is rejected and keeps its place; once resumed it works again', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -34,7 +34,7 @@ t.test('a suspended key is refused and keeps its place; resumed, it works again'
   t.match((await events(admin, 1))[0], { action: 'key.resumed', keyId: key.id, details: {} });
 });
 
-t.test('a suspended partner has all its keys refused; those that are suspended themselves stay so', async (t) => {
+t.test('all keys of a suspended partner are rejected; keys that are suspended themselves stay suspended', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
@@ -63,7 +63,7 @@ t.test('a suspended partner has all its keys refused; those that are suspended t
   t.match((await events(admin, 1))[0], { action: 'partner.resumed', partnerId: partner.id });
 });
 
-t.test('what is so already stays as it is and leaves no event', async (t) => {
+t.test('suspending or resuming twice has no effect and is not recorded', async (t) => {
   const { admin } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
@@ -78,7 +78,7 @@ t.test('what is so already stays as it is and leaves no event', async (t) => {
   }
 });
 
-t.test('what is deleted is neither suspended nor resumed', async (t) => {
+t.test('a deleted key or partner can be neither suspended nor resumed', async (t) => {
   const { admin } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });

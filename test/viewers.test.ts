@@ -12,57 +12,60 @@ async function adminNamed(
   return { client: as(body.token), id: body.id };
 }
 
-t.test('who has looked at a key, how often, first and last, what for, and who let them', async (t) => {
-  const service = await startService(t);
-  const { admin } = service;
-  const { body: key } = await admin.post('/v1/keys', {});
-  const { body: other } = await admin.post('/v1/keys', {});
-  const bob = await adminNamed(service, 'Bob');
-  t.same((await admin.get(`/v1/keys/${key.id}/viewers`)).body, { data: [], nextCursor: null });
+t.test(
+  "a key's viewers are listed with number, times and reasons of reveals and the creator of their token",
+  async (t) => {
+    const service = await startService(t);
+    const { admin } = service;
+    const { body: key } = await admin.post('/v1/keys', {});
+    const { body: other } = await admin.post('/v1/keys', {});
+    const bob = await adminNamed(service, 'Bob');
+    t.same((await admin.get(`/v1/keys/${key.id}/viewers`)).body, { data: [], nextCursor: null });
 
-  await bob.client.post(`/v1/keys/${key.id}/reveal`, { reason: 'Moved', recipient: 'ops@partner.example' });
-  await admin.post(`/v1/keys/${key.id}/reveal`);
-  await admin.post(`/v1/keys/${other.id}/reveal`, { reason: 'Another key' });
-  await bob.client.post(`/v1/keys/${key.id}/reveal`, { reason: 'Moved again' });
+    await bob.client.post(`/v1/keys/${key.id}/reveal`, { reason: 'Moved', recipient: 'ops@partner.example' });
+    await admin.post(`/v1/keys/${key.id}/reveal`);
+    await admin.post(`/v1/keys/${other.id}/reveal`, { reason: 'Another key' });
+    await bob.client.post(`/v1/keys/${key.id}/reveal`, { reason: 'Moved again' });
 
-  const { body } = await admin.get(`/v1/keys/${key.id}/viewers`);
-  const { body: history } = await admin.get(`/v1/history?action=key.revealed&keyId=${key.id}`);
-  const [third, second, first] = history.data as [Json, Json, Json];
-  t.equal(third.details.reason, 'Moved again');
-  t.same(body.nextCursor, null);
-  t.match(body.data, [
-    {
-      admin: { type: 'admin', name: 'First admin', email: 'ada@example.com' },
-      tokenCreatedBy: { type: 'system', id: 'bootstrap' },
-      times: 1,
-      first: second.at,
-      last: second.at,
-    },
-    {
-      admin: { type: 'admin', id: bob.id, name: 'Bob', email: 'bob@example.com' },
-      tokenCreatedBy: { type: 'admin', email: 'ada@example.com' },
-      times: 2,
-      first: first.at,
-      last: third.at,
-    },
-  ]);
-  t.same(body.data[0].looks, [{ at: second.at, reason: null, recipient: null }]);
-  t.same(body.data[1].looks, [
-    { at: third.at, reason: 'Moved again', recipient: null },
-    { at: first.at, reason: 'Moved', recipient: 'ops@partner.example' },
-  ]);
+    const { body } = await admin.get(`/v1/keys/${key.id}/viewers`);
+    const { body: history } = await admin.get(`/v1/history?action=key.revealed&keyId=${key.id}`);
+    const [third, second, first] = history.data as [Json, Json, Json];
+    t.equal(third.details.reason, 'Moved again');
+    t.same(body.nextCursor, null);
+    t.match(body.data, [
+      {
+        admin: { type: 'admin', name: 'First admin', email: 'ada@example.com' },
+        tokenCreatedBy: { type: 'system', id: 'bootstrap' },
+        times: 1,
+        first: second.at,
+        last: second.at,
+      },
+      {
+        admin: { type: 'admin', id: bob.id, name: 'Bob', email: 'bob@example.com' },
+        tokenCreatedBy: { type: 'admin', email: 'ada@example.com' },
+        times: 2,
+        first: first.at,
+        last: third.at,
+      },
+    ]);
+    t.same(body.data[0].looks, [{ at: second.at, reason: null, recipient: null }]);
+    t.same(body.data[1].looks, [
+      { at: third.at, reason: 'Moved again', recipient: null },
+      { at: first.at, reason: 'Moved', recipient: 'ops@partner.example' },
+    ]);
 
-  await admin.delete(`/v1/access-tokens/${bob.id}`);
-  await admin.delete(`/v1/keys/${key.id}`);
-  t.same(
-    (await admin.get(`/v1/keys/${key.id}/viewers`)).body,
-    body,
-    'they have seen it, whatever became of them or it',
-  );
-  t.equal((await admin.get('/v1/keys/key_01k9s3v5wqe8n8x4r2m6t7yb0c/viewers')).status, 404);
-});
+    await admin.delete(`/v1/access-tokens/${bob.id}`);
+    await admin.delete(`/v1/keys/${key.id}`);
+    t.same(
+      (await admin.get(`/v1/keys/${key.id}/viewers`)).body,
+      body,
+      'they have seen it, whatever became of them or it',
+    );
+    t.equal((await admin.get('/v1/keys/key_01k9s3v5wqe8n8x4r2m6t7yb0c/viewers')).status, 404);
+  },
+);
 
-t.test('a refused look makes no viewer', async (t) => {
+t.test('a rejected reveal adds no viewer', async (t) => {
   const service = await startService(t, { limits: { callerLimit: 1e6, addressLimit: 1e6, revealLimit: 1 } });
   const { admin, operator, organizationId } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -80,7 +83,7 @@ t.test('a refused look makes no viewer', async (t) => {
   t.equal(body.data.length, 1);
 });
 
-t.test('pages miss nobody, though they look again while somebody reads', async (t) => {
+t.test('no page omits a viewer who reveals the key again meanwhile', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -101,7 +104,7 @@ t.test('pages miss nobody, though they look again while somebody reads', async (
   }
 });
 
-t.test('the last looks are shown, all are counted', async (t) => {
+t.test('the last reveals are listed, and all are counted', async (t) => {
   const { admin } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
   for (let turn = 1; turn <= 23; turn++) await admin.post(`/v1/keys/${key.id}/reveal`, { reason: `Look ${turn}` });
