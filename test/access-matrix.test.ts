@@ -121,7 +121,7 @@ t.test('every route except the public ones checks credential, role and scope', a
   const ids = await idsOf(service);
   const isGateways = (rule: AccessRule) => rule !== 'public' && rule.role === 'gateway';
   const guarded = app.routeList.filter((route) => ruleOf(route) !== 'public' && !isGateways(ruleOf(route)));
-  t.ok(guarded.length >= 25, 'the list is the real one');
+  t.ok(guarded.length >= 25, 'the list has the routes of the service');
 
   const revoked = (await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'Revoked' })).body;
   await admin.delete(`/v1/access-tokens/${revoked.id}`);

@@ -2,7 +2,7 @@ import t from 'tap';
 import { type Actor, type CreatorChain, extendChain, topmostAdminOf } from '../src/domain/actor.ts';
 import { type Client, startService, type TestService } from './support/app.ts';
 
-// An access token says who created it, and who created that one's, so that nobody hides behind a token of its own making.
+// An access token names its chain of creators, so that nobody can hide behind a token that they created.
 
 const inOrganization = ({ organizationId }: TestService) => ({ 'latchkey-organization': organizationId });
 
@@ -63,7 +63,7 @@ t.test('all events of such a token name its root, as do the tokens that it creat
   for (const { actor } of history.data) t.match(actor, { createdByRoot: { id }, createdByIds: [id] });
   const own = (await admin.get('/v1/history?limit=1&action=access_token.created')).body.data[0].actor;
   t.equal(own.id, id);
-  t.notOk('createdByRoot' in own, 'an operator of the bootstrap stands behind itself');
+  t.notOk('createdByRoot' in own, 'an operator of the bootstrap has no other root');
 });
 
 t.test('the creator chain depends only on the caller, and is shown with the token', async (t) => {

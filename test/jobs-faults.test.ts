@@ -37,7 +37,7 @@ t.test('a job whose worker was killed is run when it is due the next time, not e
   t.same(
     await dbQueue(urls),
     [{ name: 'survivor', key: 'survivor', locked: true }],
-    'it is not taken from who may live',
+    'the job of a worker that may still live is not taken',
   );
   await dbDue(urls, 'survivor');
   await eventually(() => hasSucceeded(db, 'survivor'));
@@ -71,9 +71,9 @@ t.test('shutdown does not wait for a job that hangs, and the next service runs i
   const startedAt = performance.now();
   await first.close();
   t.ok(performance.now() - startedAt < 7_000, 'within seconds');
-  t.equal(wasAborted, true, 'the job was told');
+  t.equal(wasAborted, true, 'the signal of the job was aborted');
   t.match(await dbQueue(urls), [{ name: 'patient', key: 'patient', locked: false }]);
-  t.match(await runOf(db, 'patient'), { last_failed_at: null }, 'it was interrupted and has not failed');
+  t.match(await runOf(db, 'patient'), { last_failed_at: null }, 'an interrupted job has not failed');
   end();
   startReplica(t, urls.app, [makeJob('patient', async () => 1)]);
   await eventually(async () => (await runOf(db, 'patient'))?.last_count === 1);
@@ -163,7 +163,7 @@ t.test('jobs continue by themselves when the database was away at the start or l
   await dbMissed(urls, 'returning');
   proxy.refuse(false);
   await eventually(() => hasSucceeded(db, 'returning'));
-  t.equal(runs, 1, 'and what was due meanwhile is made up for');
+  t.equal(runs, 1, 'the missed run is made up for');
 
   const loggedBefore = replica.logLines.length;
   proxy.refuse(true);

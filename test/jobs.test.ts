@@ -180,7 +180,7 @@ t.test("each job finds due items and works with the rights of the service's role
       const found = await runOf(client.db, name);
       return found?.last_succeeded_at != null && found;
     });
-    t.equal(run.last_count, 1, `${name} did one thing`);
+    t.equal(run.last_count, 1, `${name} processed one item`);
   }
   const { body: history } = await admin.get('/v1/history');
   const told = new Set(history.data.map(({ action }: Json) => action));
@@ -262,5 +262,5 @@ t.test('an error is stored with its name, its code and a message without secrets
 t.test('three replicas run a due job once', async (t) => {
   const ran = await atTheMinute;
   t.equal(ran.length, 1);
-  t.ok(Number(ran[0]) % 60_000 < 20_000, 'shortly after the minute');
+  t.ok(Number(ran[0]) % 60_000 < 20_000, 'shortly after the start of the minute');
 });

@@ -94,7 +94,7 @@ t.test('changing a key', async (t) => {
 
   t.same((await admin.patch(`/v1/keys/${key.id}`, {})).body, before);
   t.same((await admin.patch(`/v1/keys/${key.id}`, { name: 'Old', metadata: before.metadata })).body, before);
-  t.equal((await lastEvents(service, 200)).length, count, 'what changes nothing leaves no event');
+  t.equal((await lastEvents(service, 200)).length, count, 'a change without an effect is not recorded');
 
   const patch = {
     name: 'New',
@@ -133,9 +133,9 @@ t.test('a compromised key loses its secrets at once and is still recognized', as
 
   await admin.delete(`/v1/keys/${unused.id}?reason=unused`);
   const look = await admin.post(`/v1/keys/${unused.id}/reveal`);
-  t.equal(look.body.code, 'already_deleted', 'what could still be restored is not shown');
+  t.equal(look.body.code, 'already_deleted', 'a key that can still be restored is not revealed');
   const worse = await admin.delete(`/v1/keys/${unused.id}?reason=compromised`);
-  t.equal(worse.status, 200, 'a key deleted for another reason may turn out to be compromised');
+  t.equal(worse.status, 200, 'a key that was deleted for another reason can be declared compromised');
   t.equal(worse.body.restorableUntil, null);
   t.equal((await admin.delete(`/v1/keys/${unused.id}?reason=compromised`)).body.code, 'already_deleted');
   t.same(
@@ -144,7 +144,7 @@ t.test('a compromised key loses its secrets at once and is still recognized', as
   );
 });
 
-t.test('an organization with keyReveal never stores no plaintexts', async (t) => {
+t.test('an organization stores no plaintexts if its keyReveal is never', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const { body: before } = await admin.post('/v1/keys', {});
@@ -152,7 +152,7 @@ t.test('an organization with keyReveal never stores no plaintexts', async (t) =>
   const { body: after } = await admin.post('/v1/keys', {});
   t.ok(after.key, 'the reply that creates it has the plaintext');
   const rows = await dbQuery(urls.superuser, 'select count(*)::int as sealed from api_keys where sealed is not null');
-  t.same(rows, [{ sealed: 0 }], 'what was sealed before is wiped, and nothing new is sealed');
+  t.same(rows, [{ sealed: 0 }], 'existing sealed values are deleted, and none are added');
   for (const key of [before, after]) {
     const { status, body } = await admin.post(`/v1/keys/${key.id}/reveal`);
     t.equal(status, 403);
@@ -161,15 +161,15 @@ t.test('an organization with keyReveal never stores no plaintexts', async (t) =>
   await admin.patch('/v1/organization', { keyReveal: 'allowed' });
   for (const key of [before, after]) {
     const { body } = await admin.post(`/v1/keys/${key.id}/reveal`);
-    t.match(body, { code: 'reveal_disabled', detail: /never when the key was created, or was set to never since/ });
-    t.notMatch(body.detail, /was not kept/, 'it claims nothing that it does not know');
+    t.match(body, { code: 'reveal_disabled', detail: /never when the key was created, or was set to never later/ });
+    t.notMatch(body.detail, /was not kept/, 'the detail claims nothing that Latchkey does not know');
   }
   await admin.delete(`/v1/keys/${before.id}`);
   const { body: next } = await admin.post(`/v1/keys/${after.id}/rotate`);
   const { body: revealed } = await admin.post(`/v1/keys/${next.id}/reveal`);
-  t.match(revealed.key, /^lk_k_/, 'what the detail advises helps');
+  t.match(revealed.key, /^lk_k_/, 'the advice of the detail works');
   const looks = (await lastEvents(service, 200)).filter((event) => event.action === 'key.revealed');
-  t.equal(looks.length, 1, 'what was refused is no reveal');
+  t.equal(looks.length, 1, 'a rejected reveal is not recorded as a reveal');
 });
 
 t.test('a plaintext is only in the reply that creates its key and in a reveal', async (t) => {
@@ -217,7 +217,7 @@ t.test('a sealed value can only be opened for its own key', async (t) => {
   t.equal(status, 500);
   t.equal(body.code, 'internal');
   t.notOk(JSON.stringify(body).includes(two.key));
-  t.equal((await lastEvents(service, 1))[0]?.action, 'key.revealed', 'the attempt is on record');
+  t.equal((await lastEvents(service, 1))[0]?.action, 'key.revealed', 'the attempt is recorded');
   t.match(service.logLines.join(''), /not_authentic/, 'and the cause is in the log');
 
   await dbQuery(urls.superuser, "update api_keys set sealed_keyring_id = 'gone' where id = $1", [two.id]);
@@ -261,7 +261,7 @@ t.test(
     t.match(
       await admin.patch(`/v1/keys/${key.id}`, { allowedIps: ['0.0.0.0/0', '::/0'] }),
       { status: 200 },
-      'what is said is meant',
+      'an explicit network is accepted',
     );
   },
 );

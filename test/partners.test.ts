@@ -67,7 +67,7 @@ t.test('removing a permission deletes its keys at once; adding one creates no ke
   t.equal((await admin.post('/v1/keys', { partnerId: partner.id, permission: 'read_write' })).status, 400);
 
   const { body: widened } = await admin.patch(`/v1/partners/${partner.id}`, { permissions: ['write', 'read'] });
-  t.same(widened.permissions, ['read', 'write'], 'in one order, however it was said');
+  t.same(widened.permissions, ['read', 'write'], 'always in the same order');
   t.equal((await admin.get(`/v1/keys?partnerId=${partner.id}`)).body.data.length, 1);
   t.equal((await admin.post('/v1/keys', { partnerId: partner.id, permission: 'write' })).status, 201);
 });

@@ -52,14 +52,14 @@ t.test('keys are purged once their retention has ended, and no others', async (t
     (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code as string;
 
   later(29 * day - hour);
-  t.equal(await purgeDeletedKeys({ transactor, retentionSeconds }), 0, 'an hour early');
+  t.equal(await purgeDeletedKeys({ transactor, retentionSeconds }), 0, 'an hour before the end of the retention');
   t.same([await verdict(readKey), await verdict(leaked)], ['deleted', 'deleted']);
   later(hour);
   t.equal(await purgeDeletedKeys({ transactor, retentionSeconds }), 2);
   t.equal(await purgeDeletedKeys({ transactor, retentionSeconds }), 0, 'once');
   for (const { id } of [readKey, leaked]) t.same(await secretsOf(service, id), [{ left_over: 0, purged: true }]);
   for (const { id } of [writeKey, live]) t.same(await secretsOf(service, id), [{ left_over: 7, purged: false }]);
-  t.same([await verdict(readKey), await verdict(leaked)], ['not_found', 'not_found'], 'nobody recognises them');
+  t.same([await verdict(readKey), await verdict(leaked)], ['not_found', 'not_found'], 'purged keys are unknown');
   t.same([await verdict(writeKey), await verdict(live)], ['deleted', 'valid']);
 
   const purged = await events(admin, '&action=key.purged');
@@ -133,7 +133,7 @@ t.test('an open recovery request does not prevent the purge, and says so', async
     requests.push((await admin.post('/v1/recovery-requests', { ...subject, details: 'Please' })).body.id);
   }
   later(day);
-  t.equal(await purgeDeletedKeys({ transactor, retentionSeconds: 3_600 }), 2, 'the retention was cut short');
+  t.equal(await purgeDeletedKeys({ transactor, retentionSeconds: 3_600 }), 2, 'after the retention was shortened');
   for (const id of requests) {
     const { status, body } = await operator.post(`/v1/recovery-requests/${id}/approve`);
     t.same([status, body.code], [409, 'not_restorable']);
@@ -226,7 +226,7 @@ t.test('an expiry is announced once seven days and once one day before', async (
     (await events(admin, '&action=key.expiry_announced')).map(({ keyId, details }) => [keyId, details.daysLeft]);
 
   t.equal(await announceExpiries({ transactor }), 1);
-  t.same(await announced(), [[hurried.id, 1]], 'one that has an hour to live is told of once');
+  t.same(await announced(), [[hurried.id, 1]], 'a key that lives one hour is announced once');
   later(3 * day - hour);
   t.equal(await announceExpiries({ transactor }), 0);
   later(hour);
@@ -247,16 +247,16 @@ t.test('an expiry is announced once seven days and once one day before', async (
   ]);
   await admin.patch(`/v1/keys/${key.id}`, { expiresAt: expiresIn(14 * day) });
   await announceExpiries({ transactor });
-  t.same((await announced())[0], [key.id, 5], 'a new expiry is told of anew, with the days that are left');
+  t.same((await announced())[0], [key.id, 5], 'a new expiry is announced again, with the remaining days');
   const notes = async () => (await dbQuery(service.urls.app, 'select 1 from expiry_notices')).length;
   t.same(
     [await forgetExpiryNotices(transactor), await notes()],
     [1, 3],
     'an expiry notice is kept until the expiry is over',
   );
-  t.equal(await announceExpiries({ transactor }), 0, 'so it is not told of again');
+  t.equal(await announceExpiries({ transactor }), 0, 'no second announcement');
   later(30 * day);
-  t.equal(await announceExpiries({ transactor }), 0, 'what has expired is no news');
+  t.equal(await announceExpiries({ transactor }), 0, 'expired keys are not announced');
   t.same([await forgetExpiryNotices(transactor), await notes()], [3, 0]);
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });

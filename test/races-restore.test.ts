@@ -5,8 +5,8 @@ import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, type Reply, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 
-// Real connections, many rounds. Where a lock is missing, the database's own constraints still refuse what must not be,
-// but then somebody is answered 500, or that a free place is taken.
+// Real connections, many rounds. Without a lock the constraints of the database still reject invalid rows, but callers would
+// then get a 500 or a wrong row_full.
 
 const statuses = (replies: Reply[]) => replies.map((reply) => reply.status).sort();
 
@@ -37,7 +37,7 @@ async function requireSound(t: Test, { admin, urls, organizationId }: TestServic
     `select partner_id from api_keys where deleted_at is null group by organization_id, partner_id, permission
      having count(*) > 2`,
   );
-  t.same(crowded, [], 'never three live in a row');
+  t.same(crowded, [], 'no row has three live keys');
 }
 
 /** Every deleted key is due for purging. */
@@ -63,7 +63,7 @@ t.test('restoring a key during its purge: either the restore or the purge takes 
     const [first, second] = round % 2 === 0 ? [restore, purge] : [purge, restore];
     const answers = await Promise.all([first(), second()]);
     const refused = answers.filter((answer) => typeof answer !== 'number' && ![200, 404].includes(answer.status));
-    t.same(refused, [], 'as if one had come before the other');
+    t.same(refused, [], 'one took place before the other');
     const { status, body } = await admin.get(`/v1/keys/${key.id}`);
     const { body: verdict } = await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
     outcomes.add(`${status} ${verdict.code}`);
@@ -73,7 +73,7 @@ t.test('restoring a key during its purge: either the restore or the purge takes 
     [...outcomes].filter((outcome) => !['200 valid', '404 not_found'].includes(outcome)),
     [],
   );
-  t.equal(outcomes.size, 2, 'each has won');
+  t.equal(outcomes.size, 2, 'each of them was first at least once');
   await requireSound(t, service);
 });
 
@@ -99,7 +99,7 @@ t.test('restoring a partner during the purge of its keys: all or nothing', async
     );
     outcomes.add(`${body.status} ${row?.['live']}`);
   }
-  t.same([...outcomes].sort(), ['active 4', 'deleted 0'], 'each has won');
+  t.same([...outcomes].sort(), ['active 4', 'deleted 0'], 'each of them was first at least once');
   await requireSound(t, service);
 });
 

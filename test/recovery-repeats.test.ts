@@ -19,7 +19,7 @@ t.test('a request restores the deletion that it was created for, not a later one
     t.same([approved.status, approved.body.code], [409, 'conflict']);
     t.equal((await admin.get(url)).body.status, 'deleted');
     const { status, body: fresh } = await admin.post('/v1/recovery-requests', { ...subject, details: 'Again' });
-    t.equal(status, 201, 'the earlier one makes room');
+    t.equal(status, 201, 'the earlier request is closed');
     t.equal((await admin.get(`/v1/recovery-requests/${early.id}`)).body.status, 'declined');
     t.equal((await admin.post('/v1/recovery-requests', { ...subject, details: 'Thrice' })).body.code, 'conflict');
     t.equal((await operator.post(`/v1/recovery-requests/${fresh.id}/approve`)).status, 200);

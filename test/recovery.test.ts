@@ -228,7 +228,11 @@ t.test('operators see the requests of all organizations, overdue ones first, and
     (await who.get(`/v1/recovery-requests?limit=200${query}`, headers)).body.data as Json[];
   const idsOf = (requests: Json[]) => requests.map(({ id }) => id);
   const all = await list(operator);
-  t.same(idsOf(all), [first, third, fourth, sixth, fifth, second], 'due first at the top, then answered, newest first');
+  t.same(
+    idsOf(all),
+    [first, third, fourth, sixth, fifth, second],
+    'open requests by due time, then answered ones, newest first',
+  );
   t.same(
     all.map(({ overdue }) => overdue),
     [true, true, false, false, false, false],
@@ -262,7 +266,7 @@ t.test('operators see the requests of all organizations, overdue ones first, and
     const id = answered.pop();
     if (id !== undefined) await operator.post(`/v1/recovery-requests/${id}/decline`, { note: 'No' });
   });
-  t.same([...new Set(moved)].sort(), [...made].sort(), 'nothing is missed that is answered meanwhile');
+  t.same([...new Set(moved)].sort(), [...made].sort(), 'requests that are answered meanwhile are not omitted');
 
   for (const [who, cursor] of [
     [operator, 'x'],

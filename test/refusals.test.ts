@@ -72,7 +72,7 @@ t.test('rejected attempts of known callers are counted by caller, operation, rea
   t.ok(mine.firstAt < mine.lastAt && Math.abs(Date.parse(mine.lastAt) - Date.now()) < 60_000);
   t.equal(Date.parse(mine.hour) % hourMs, 0);
 
-  // They stand outside of the chain: one look is all that was recorded.
+  // Refused attempts are not in the chain: only the one reveal was recorded.
   const { body: after } = await admin.get('/v1/history?limit=200');
   t.equal(after.data.length, events.data.length + 1);
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
@@ -169,7 +169,7 @@ t.test('a rejected credential gives a count and a log line, but no row', async (
   t.match(metrics, /^latchkey_refused_credentials_total\{code="rate_limited"\} 3$/m);
   t.match(metrics, /^latchkey_refused_credentials_total\{code="unauthorized"\} 0$/m);
   const lines = logLines.filter((line) => /A credential was rejected/.test(line)).map((line) => JSON.parse(line));
-  t.equal(lines.length, 3, 'not one more than the limit of the address lets through');
+  t.equal(lines.length, 3, 'no more lines than attempts that the address limit allows');
   t.match(lines[0], { code: 'token_malformed', operation: 'listKeys', ip: '127.0.0.1', reqId: /./ });
   await app.close();
   t.same(await dbQuery(urls.superuser, 'select 1 from refused_attempts'), []);
@@ -222,7 +222,11 @@ t.test('callers that cause rejections on purpose fill neither the table nor the 
     [null, 'forbidden', 4_990],
     [null, 'rate_limited', 1],
   ]);
-  t.equal(rows.find(({ caller }) => caller?.id === 'token_3')?.count, 2, 'who has a row goes on to be counted in it');
+  t.equal(
+    rows.find(({ caller }) => caller?.id === 'token_3')?.count,
+    2,
+    'a caller with its own row is still counted there',
+  );
 
   // The next hour starts with an empty count, and shared attempts get no second row.
   for (let attempt = 0; attempt < 100; attempt++) note({ who: `later_${attempt}` });
@@ -243,7 +247,7 @@ t.test('while the database is unavailable, counts are kept in memory up to the l
   note({ who: 'token_1', ip: '::2' });
   for (let attempt = 2; attempt < 10; attempt++) note({ who: `token_${attempt}` });
   await recorder.flush();
-  t.equal(warnings.length, 1, 'an outage is not logged at every write');
+  t.equal(warnings.length, 1, 'an outage is not logged at each write');
   await dbQuery(urls.owner, 'alter table gone rename to refused_attempts');
   await recorder.flush();
   t.match(warnings[1], { dropped: 4 });

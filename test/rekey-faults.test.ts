@@ -18,7 +18,7 @@ t.test('a run that is killed is completed by the next one, and no key is half re
     { sealed: 'new', tag: 'new' },
     { sealed: 'old', tag: 'old' },
   ]);
-  t.equal(halfway.length, 2, 'a key is under the one or under the other');
+  t.equal(halfway.length, 2, 'each key is under one entry or the other');
   const left = Number(halfway[1]?.['keys']);
 
   t.match(await runRekey(t, urls.app, 'new', 'old'), { code: 0, output: `${left} keys were moved to new.` });
@@ -106,7 +106,7 @@ t.test('rekey skips a locked key and retries it', async (t) => {
   t.same(
     await dbQuery(urls.superuser, 'select sealed, tag_keyring_id as tag from api_keys where id = $1', [wiped?.id]),
     [{ sealed: null, tag: 'old' }],
-    'what was wiped meanwhile is not brought back',
+    'values that were deleted meanwhile are not restored',
   );
 
   await t.test('rekey gives up on a key that stays locked', async (t) => {

@@ -115,7 +115,7 @@ t.test('after the undo window the error names recovery requests; a compromised k
   t.notMatch(tooLate.body.detail, /recovery/);
   t.equal(await verdictOf(service, key), 'deleted');
   t.equal((await admin.post('/v1/keys/key_01k9s3v5wqe8n8x4r2m6t7yb0c/restore')).body.code, 'not_found');
-  t.equal((await events(admin)).length, count, 'what was refused left no event');
+  t.equal((await events(admin)).length, count, 'rejected restores are not recorded');
 });
 
 t.test('a restored key takes any free place of its row; into a full row no key is restored', async (t) => {
@@ -163,7 +163,10 @@ t.test('a key is only restored if its owner may have it', async (t) => {
   const restore = (key: Json) => admin.post(`/v1/keys/${key.id}/restore`);
 
   await admin.patch(`/v1/partners/${partner.id}`, { permissions: ['read'] });
-  t.match(await restore(writeKey), { status: 409, body: { code: 'not_restorable', detail: /has the permission read/ } });
+  t.match(await restore(writeKey), {
+    status: 409,
+    body: { code: 'not_restorable', detail: /has the permission read/ },
+  });
   await admin.patch(`/v1/partners/${partner.id}`, { permissions: ['read', 'write'] });
   t.equal((await restore(writeKey)).status, 200, 'with the permission added again, the key can be restored');
   t.match((await events(admin, 1))[0], { action: 'key.restored', details: { deleteReason: 'permission_removed' } });

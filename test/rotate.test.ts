@@ -69,7 +69,11 @@ t.test('the new key shares the limit counter of the old key', async (t) => {
   const { body: second } = await admin.post(`/v1/keys/${first.id}/rotate`, {});
   t.equal(second.replacesKeyId, first.id);
   t.match(await ask(second), { code: 'valid', rateLimit: { policy: 'key', limit: 10, remaining: 1 } });
-  t.match(await ask(first), { code: 'valid', rateLimit: { remaining: 0 } }, 'both count together while both work');
+  t.match(
+    await ask(first),
+    { code: 'valid', rateLimit: { remaining: 0 } },
+    'both keys share the counter while both are live',
+  );
   t.match(await ask(second), { code: 'rate_limited' });
 
   await t.test('the counter is kept over several rotations, even if earlier keys are deleted', async (t) => {
@@ -133,7 +137,7 @@ t.test('rotation can only shorten the life of the old key', async (t) => {
   const { body: old } = await admin.post('/v1/keys', { expiresAt });
   const rotate = async (expireOldAfterSeconds: number) => {
     const { body } = await admin.post(`/v1/keys/${old.id}/rotate`, { expireOldAfterSeconds });
-    t.equal(body.expiresAt, null, 'the new key has no end');
+    t.equal(body.expiresAt, null, 'the new key has no expiry');
     await admin.delete(`/v1/keys/${body.id}`);
     return (await admin.get(`/v1/keys/${old.id}`)).body;
   };
@@ -168,7 +172,7 @@ t.test('a rotation revives no key, and does not change a full row', async (t) =>
   await admin.post(`/v1/keys/${key.id}/resume`);
   service.later(hour);
   t.match(await rotate(key), { status: 409, body: { code: 'conflict', detail: /is expired/ } });
-  t.equal((await events(admin)).length, count + 1, 'only that it was resumed');
+  t.equal((await events(admin)).length, count + 1, 'only the resumption is recorded');
   t.equal((await admin.get('/v1/rows')).body.data[0].freePlaces, 1);
   t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'expired');
 });
@@ -209,9 +213,9 @@ t.test('rows list keys that expire soon', async (t) => {
   const soon = async () => (await admin.get('/v1/rows')).body.data[0].expiringSoon;
   t.same(await soon(), [sooner.id]);
   service.later(1.5 * 24 * hour);
-  t.same(await soon(), [sooner.id, later.id], 'what expires first at the top');
+  t.same(await soon(), [sooner.id, later.id], 'the earliest expiry first');
   service.later(24 * hour);
-  t.same(await soon(), [later.id], 'what has expired is no longer about to');
+  t.same(await soon(), [later.id], 'expired keys are not listed');
 
   const now = new Date('2026-06-01T12:00:00.000Z');
   const after = (ms: number) => ({ id: ms, expires_at: new Date(now.getTime() + ms) });

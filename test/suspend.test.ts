@@ -20,7 +20,7 @@ t.test('a suspended key is rejected and keeps its place; once resumed it works a
   t.ok(suspended.suspendedAt);
   t.equal(await verdictOf(service, key), 'suspended');
   t.equal((await service.as(key.key).get('/v1/self')).status, 401);
-  t.equal(await verdictOf(service, other), 'valid', 'the other key of the row goes on');
+  t.equal(await verdictOf(service, other), 'valid', 'the other key of the row still works');
   t.equal((await admin.post('/v1/keys', {})).body.code, 'row_full');
   t.same(
     (await admin.get('/v1/keys?status=suspended')).body.data.map((item: Json) => item.id),
@@ -54,7 +54,7 @@ t.test('all keys of a suspended partner are rejected; keys that are suspended th
   });
 
   const { body: added } = await admin.post('/v1/keys', { partnerId: partner.id, permission: 'read' });
-  t.equal(await verdictOf(service, added), 'partner_suspended', 'one that is added meanwhile is refused as well');
+  t.equal(await verdictOf(service, added), 'partner_suspended', 'a key that is added meanwhile is rejected too');
 
   t.match((await admin.post(`/v1/partners/${partner.id}/resume`)).body, { status: 'active', suspendedAt: null });
   t.equal(await verdictOf(service, readKey), 'valid');

@@ -59,7 +59,7 @@ t.test(
     t.same(
       (await admin.get(`/v1/keys/${key.id}/viewers`)).body,
       body,
-      'they have seen it, whatever became of them or it',
+      'viewers are listed even if their token or the key is deleted',
     );
     t.equal((await admin.get('/v1/keys/key_01k9s3v5wqe8n8x4r2m6t7yb0c/viewers')).status, 404);
   },
