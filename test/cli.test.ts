@@ -25,7 +25,7 @@ async function latchkey(t: Test, args: string[], env: Record<string, string>) {
   return { code, output: process.output(), stdout: process.stdout() };
 }
 
-t.test('a Postgres of ones own, from empty to the first verified key', async (t) => {
+t.test('with an own Postgres the commands lead from an empty database to the first verified key', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
   const env = environmentOf(urls);
   const call = (...args: string[]) => latchkey(t, args, env);
@@ -95,7 +95,7 @@ t.test('a Postgres of ones own, from empty to the first verified key', async (t)
   const { body: history } = await request(`${url}/v1/history`, { token });
   t.match(history.data.at(-1), { action: 'organization.created', actor: { type: 'system', id: 'bootstrap' } });
 
-  await t.test("where all operators' tokens are lost, bootstrap makes one, and history says so", async (t) => {
+  await t.test("if all operators' tokens are lost, bootstrap creates and records a new one", async (t) => {
     const made = await call('bootstrap', '--operator');
     t.equal(made.code, 0);
     const { operatorToken, ...others } = JSON.parse(made.stdout) as Record<string, string>;
@@ -112,7 +112,7 @@ t.test('a Postgres of ones own, from empty to the first verified key', async (t)
     t.match(await call('bootstrap', '--operator', '--organization', 'X'), { code: 2, output: /cannot be used with/ });
   });
 
-  await t.test('doctor sees that all is well, durability aside', async (t) => {
+  await t.test('doctor reports the good state, apart from durability', async (t) => {
     const { output } = await call('doctor');
     t.match(output, /^ok {6}The database can be reached, and its schema is current\.$/m);
     t.match(output, /^ok {6}The service's role neither owns history nor may write to it directly\.$/m);
@@ -121,37 +121,43 @@ t.test('a Postgres of ones own, from empty to the first verified key', async (t)
     t.match(output, /^ok {6}Job fold_usage has not run yet: it has not been due\.$/m);
   });
 
-  await t.test('doctor and the start warn where one role does it all; strict refuses', async (t) => {
-    const single = { ...env, DATABASE_URL: urls.owner };
-    const { code, output } = await latchkey(t, ['doctor'], single);
-    t.equal(code, 0);
-    t.match(output, /^warning .*neither owns history/m);
-    const warned = runEntry(t, 'server.ts', [], { env: single });
-    await warned.until(/Server listening/);
-    t.match(warned.output(), /neither owns history/);
-    const strict = await latchkey(t, ['serve'], { ...single, LATCHKEY_STRICT: 'true' });
-    t.equal(strict.code, 78);
-    t.match(strict.output, /LATCHKEY_STRICT/);
-  });
+  await t.test(
+    'doctor and the start warn if one role has all rights; with LATCHKEY_STRICT the service does not start',
+    async (t) => {
+      const single = { ...env, DATABASE_URL: urls.owner };
+      const { code, output } = await latchkey(t, ['doctor'], single);
+      t.equal(code, 0);
+      t.match(output, /^warning .*neither owns history/m);
+      const warned = runEntry(t, 'server.ts', [], { env: single });
+      await warned.until(/Server listening/);
+      t.match(warned.output(), /neither owns history/);
+      const strict = await latchkey(t, ['serve'], { ...single, LATCHKEY_STRICT: 'true' });
+      t.equal(strict.code, 78);
+      t.match(strict.output, /LATCHKEY_STRICT/);
+    },
+  );
 
-  await t.test('another keyring under the same id, or another prefix, refuses to start', async (t) => {
-    const id = keyring.split(':')[0];
-    const other = `${id}:${Buffer.alloc(32, 7).toString('base64')}`;
-    const swapped = await latchkey(t, ['serve'], { ...env, LATCHKEY_KEYRING: other });
-    t.equal(swapped.code, 78);
-    t.match(swapped.output, /other bytes/);
-    t.notMatch(swapped.output, other);
-    const prefixed = await latchkey(t, ['serve'], { ...env, TOKEN_PREFIX: 'acme' });
-    t.equal(prefixed.code, 78);
-    t.match(prefixed.output, /TOKEN_PREFIX=lk/);
-    const fresh = `new:${Buffer.alloc(32, 8).toString('base64')}`;
-    t.match(await latchkey(t, ['doctor'], { ...env, LATCHKEY_KEYRING: fresh }), {
-      code: 1,
-      output: new RegExp(`wrong .*sealed under ${id}`),
-    });
-  });
+  await t.test(
+    'the service does not start with another keyring under the same id, or with another prefix',
+    async (t) => {
+      const id = keyring.split(':')[0];
+      const other = `${id}:${Buffer.alloc(32, 7).toString('base64')}`;
+      const swapped = await latchkey(t, ['serve'], { ...env, LATCHKEY_KEYRING: other });
+      t.equal(swapped.code, 78);
+      t.match(swapped.output, /other bytes/);
+      t.notMatch(swapped.output, other);
+      const prefixed = await latchkey(t, ['serve'], { ...env, TOKEN_PREFIX: 'acme' });
+      t.equal(prefixed.code, 78);
+      t.match(prefixed.output, /TOKEN_PREFIX=lk/);
+      const fresh = `new:${Buffer.alloc(32, 8).toString('base64')}`;
+      t.match(await latchkey(t, ['doctor'], { ...env, LATCHKEY_KEYRING: fresh }), {
+        code: 1,
+        output: new RegExp(`wrong .*sealed under ${id}`),
+      });
+    },
+  );
 
-  await t.test('SIGTERM ends it in order', async (t) => {
+  await t.test('SIGTERM ends the service cleanly', async (t) => {
     service.child.kill('SIGTERM');
     t.same(await service.exited, { code: 0, signal: null });
     t.notMatch(service.output(), key.key);
@@ -174,7 +180,7 @@ t.test('wrong configuration and wrong usage have exit codes of their own', async
   });
 });
 
-t.test('serve never starts a database, whatever else is set; try does', async (t) => {
+t.test('serve never starts a database, regardless of the settings; try does', async (t) => {
   const directory = await scratch(t);
   for (const env of [
     {},
@@ -199,7 +205,7 @@ t.test('serve never starts a database, whatever else is set; try does', async (t
   t.same(await tried.exited, { code: 0, signal: null });
 });
 
-t.test('a reader that has read enough does not end a command', async (t) => {
+t.test('a closed standard output does not end a command', async (t) => {
   const env = environmentOf(await createDatabase(t));
   const command = `"$0" "$@" | head -n 1; echo "code \${PIPESTATUS[0]}"`;
   const program = [process.execPath, compiled('src/cli/latchkey.ts')];
@@ -219,14 +225,14 @@ t.test('a reader that has read enough does not end a command', async (t) => {
   }
 });
 
-t.test('a service that cannot reach its database says so and ends', async (t) => {
+t.test('a service that cannot reach its database reports this and ends', async (t) => {
   const env = { DATABASE_URL: 'postgres://nobody@127.0.0.1:1/nothing', LATCHKEY_KEYRING: keyring };
   const { code, output } = await latchkey(t, ['serve'], env);
   t.equal(code, 1);
   t.match(output, /ECONNREFUSED.*Does Postgres run, and does DATABASE_URL lead to it\?/);
 });
 
-t.test('a command about an embedded instance that is stopped says what to do', async (t) => {
+t.test('a command for a stopped embedded instance prints a remedy', async (t) => {
   const directory = await scratch(t);
   const keyringFile = path.join(directory, 'keyring');
   await writeFile(keyringFile, keyring);
@@ -242,7 +248,7 @@ t.test('a command about an embedded instance that is stopped says what to do', a
   }
 });
 
-t.test('MIGRATE_ON_START migrates, and two that start at once both come up', async (t) => {
+t.test('MIGRATE_ON_START migrates, and two replicas that start at once both become ready', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
   const env = { ...environmentOf(urls), MIGRATE_ON_START: 'true' };
   const replicas = [runEntry(t, 'server.ts', [], { env }), runEntry(t, 'server.ts', [], { env })];

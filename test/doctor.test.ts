@@ -6,7 +6,7 @@ import { startIssuer } from './support/issuer.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { runEntry } from './support/process.ts';
 
-t.test('doctor tells how each job stands, and what rests on each keyring entry', async (t) => {
+t.test('doctor prints the state of each job and the use of each keyring entry', async (t) => {
   const { urls, admin } = await startService(t, { keyring: keyringOf('new', 'old') });
   await admin.post('/v1/keys', {});
   const doctor = async () => {
@@ -47,7 +47,7 @@ t.test('doctor tells how each job stands, and what rests on each keyring entry',
   });
 });
 
-t.test('doctor asks the identity provider for its keys, and whether the organizations are there', async (t) => {
+t.test('doctor fetches the keys of the identity provider and checks that its organizations exist', async (t) => {
   const issuer = await startIssuer(t);
   const { urls, organizationId } = await startService(t, { keyring: keyringOf('new') });
   const doctor = async (env: NodeJS.ProcessEnv) => {

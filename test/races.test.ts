@@ -18,7 +18,7 @@ async function requireSoundHistory(t: Test, { admin, urls, organizationId }: Tes
   t.same(unmatched, { keys: 0 }, 'no change without its event, no event without its change');
 }
 
-t.test('24 at once into an empty row: two get in, the rest are told that it is full', async (t) => {
+t.test('of 24 concurrent creations in an empty row two succeed; the others get row_full', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const rounds = 10;
@@ -36,7 +36,7 @@ t.test('24 at once into an empty row: two get in, the rest are told that it is f
   await requireSoundHistory(t, service);
 });
 
-t.test('two at once into an empty row: both get in, nobody is told that a free place is taken', async (t) => {
+t.test('two concurrent creations in an empty row both succeed, without a conflict about a place', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
@@ -51,7 +51,7 @@ t.test('two at once into an empty row: both get in, nobody is told that a free p
   await requireSoundHistory(t, service);
 });
 
-t.test('a key created while its partner is deleted: never a live key under a deleted partner', async (t) => {
+t.test('a deleted partner has no live key, even if a key is created at the same time', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const outcomes = new Set<string>();
@@ -78,7 +78,7 @@ t.test('a key created while its partner is deleted: never a live key under a del
   await requireSoundHistory(t, service);
 });
 
-t.test('two partners with one address at once: one wins', async (t) => {
+t.test('of two concurrent partners with the same address one is created', async (t) => {
   const { admin } = await startService(t);
   for (let round = 0; round < 10; round++) {
     const replies = await Promise.all(
@@ -91,7 +91,7 @@ t.test('two partners with one address at once: one wins', async (t) => {
   }
 });
 
-t.test('one key deleted by many at once: one deletes it, and one event says so', async (t) => {
+t.test('of many concurrent deletions of a key one succeeds and is recorded', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   for (let round = 0; round < 10; round++) {
@@ -133,7 +133,7 @@ t.test('after the reply to a delete no reveal and no verification succeeds', asy
   }
 });
 
-t.test('a permission taken away while a key is added to its row: no live key without its permission', async (t) => {
+t.test('no live key lacks its permission, even if the permission is removed while the key is created', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   for (let round = 0; round < 40; round++) {
@@ -156,7 +156,7 @@ t.test('a permission taken away while a key is added to its row: no live key wit
   await requireSoundHistory(t, service);
 });
 
-t.test('keyReveal set to never while keys are created: nothing sealed is left', async (t) => {
+t.test('no sealed value remains if keyReveal becomes never while keys are created', async (t) => {
   const { admin, urls } = await startService(t);
   for (let round = 0; round < 10; round++) {
     await admin.patch('/v1/organization', { keyReveal: 'allowed' });
@@ -173,7 +173,7 @@ t.test('keyReveal set to never while keys are created: nothing sealed is left', 
   }
 });
 
-t.test('many acts at once in one organization: the chain stays gapless, nothing answers 500', async (t) => {
+t.test('concurrent changes in one organization leave no gap in the chain, and none gets a 500', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const replies = await Promise.all(
