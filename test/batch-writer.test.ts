@@ -123,15 +123,17 @@ t.test('refused attempts that Postgres cannot store do not hold up those of othe
   const logger = { warn: (facts: Json) => void lines.push(facts) };
   const recorder = createRefusalRecorder({ db: client.db, clock, logger });
   t.teardown(() => recorder.close());
-  recorder.note(refusal({ who: 'good' }));
-  recorder.note(refusal({ who: 'null\u0000byte' }));
-  recorder.note(refusal({ who: Array.from({ length: 9_000 }, () => Math.random().toString(36).slice(2, 3)).join('') }));
-  recorder.note(refusal({ who: 'nowhere', ip: undefined }));
-  recorder.note(refusal({ who: 'lost', organizationId: newId('org') }));
+  recorder.count(refusal({ who: 'good' }));
+  recorder.count(refusal({ who: 'null\u0000byte' }));
+  recorder.count(
+    refusal({ who: Array.from({ length: 9_000 }, () => Math.random().toString(36).slice(2, 3)).join('') }),
+  );
+  recorder.count(refusal({ who: 'nowhere', ip: undefined }));
+  recorder.count(refusal({ who: 'lost', organizationId: newId('org') }));
   clock.move(8e15);
-  recorder.note(refusal({ who: 'far future' }));
+  recorder.count(refusal({ who: 'far future' }));
   clock.move(-8e15);
-  recorder.note(refusal({ who: 'last' }));
+  recorder.count(refusal({ who: 'last' }));
   await recorder.flush();
   const rows = await dbQuery(urls.superuser, 'select caller_id, last_ip from refused_attempts order by 1');
   t.same(rows, [
@@ -141,7 +143,7 @@ t.test('refused attempts that Postgres cannot store do not hold up those of othe
     { caller_id: 'nowhere', last_ip: null },
   ]);
   t.same(lines.filter(({ entry }) => entry !== undefined).length, 3);
-  recorder.note(refusal({ who: 'good' }));
+  recorder.count(refusal({ who: 'good' }));
   await recorder.flush();
   t.match(await dbQuery(urls.superuser, "select count from refused_attempts where caller_id = 'good'"), [
     { count: '2' },

@@ -2,7 +2,7 @@ import t, { type Test } from 'tap';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 
-// Real connections, many rounds. Each of these fails in most rounds when the lock that it is about is taken out.
+// Real connections, many rounds. Without its lock, each of these tests fails in most rounds.
 
 const statuses = (replies: Array<{ status: number }>) => replies.map((reply) => reply.status).sort();
 

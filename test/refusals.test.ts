@@ -196,7 +196,7 @@ async function startRecorder(t: Test, bounds: { rowsInHour?: number; rowsHeld?: 
     const { who = 'token_1', ...others } = given;
     const caller = { type: 'verifier' as const, id: who, name: who, email: null };
     const organization = organizationId as Refusal['organizationId'];
-    recorder.note({
+    recorder.count({
       organizationId: organization,
       caller,
       operation: 'listKeys',
@@ -271,7 +271,7 @@ t.test('concurrent counts of several replicas add up without a deadlock', async 
     for (const id of index % 2 === 0 ? ids : ids.reverse()) {
       const caller = { type: 'admin' as const, id, name: 'A', email: null };
       const organization = organizationId as Refusal['organizationId'];
-      replica.note({ organizationId: organization, caller, operation: 'x', code: 'forbidden', ip: '::1' });
+      replica.count({ organizationId: organization, caller, operation: 'x', code: 'forbidden', ip: '::1' });
     }
   }
   await Promise.all(replicas.map((replica) => replica.close()));

@@ -44,7 +44,7 @@ export async function listViewers(
 ): Promise<Viewer[]> {
   const reveals = [['key_id', keyId] as const, ['action', 'key.revealed'] as const];
   const { rows } = await sql<RevealRow>`
-    select look.*, token.created_by as token_created_by, token.creator_chain as token_creator_chain, viewer.times,
+    select reveal.*, token.created_by as token_created_by, token.creator_chain as token_creator_chain, viewer.times,
       viewer.first_sequence
     from (
       select actor_id, count(*) as times, min(sequence) as first_sequence
@@ -58,9 +58,9 @@ export async function listViewers(
         order by sequence desc limit ${page.revealsShown})
       union
       select ${storedEvent} from history where chain = ${organizationId} and sequence = viewer.first_sequence
-    ) as look on true
+    ) as reveal on true
     left join access_tokens as token on token.id = viewer.actor_id
-    order by viewer.first_sequence desc, look.sequence desc`.execute(db);
+    order by viewer.first_sequence desc, reveal.sequence desc`.execute(db);
   const byViewer = new Map<number, RevealRow[]>();
   for (const row of rows) byViewer.set(row.first_sequence, [...(byViewer.get(row.first_sequence) ?? []), row]);
   return [...byViewer.values()].map((read) => toViewer(read, page.revealsShown));

@@ -37,11 +37,11 @@ const newRequest = z
     example: { keyId: exampleId('key'), details: 'Deleted by mistake; the billing export needs it.' },
   });
 
-const approval = z
+const approvalBody = z
   .strictObject({ note: prose(longestText).optional() })
   .meta({ id: 'RecoveryApproval', example: { note: 'As agreed by phone.' } });
 
-const refusal = z
+const refusalBody = z
   .strictObject({ note: prose(longestText).meta({ description: 'The reason, for the admin.' }) })
   .meta({ id: 'RecoveryRefusal', example: { note: 'The partner has left.' } });
 
@@ -151,7 +151,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
         summary: 'Approve a recovery request and restore its subject',
         description: 'If the key or partner cannot be restored, for example into a full row, the request stays open.',
         params,
-        body: approval.nullish(),
+        body: approvalBody.nullish(),
         response: { 200: recoveryRequestView },
       },
     },
@@ -175,7 +175,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
         tags: ['Recovery'],
         summary: 'Decline a recovery request with a reason',
         params,
-        body: refusal,
+        body: refusalBody,
         response: { 200: recoveryRequestView },
       },
     },

@@ -16,7 +16,7 @@ export type Refusal = Pick<RefusedAttempts, 'organizationId' | 'code'> & {
 
 /** Counts rejected attempts per hour and writes the counts in batches. Counting never waits. */
 export interface RefusalRecorder extends Pick<BatchWriter<string, RefusedAttempts>, 'flush' | 'close'> {
-  note(refusal: Refusal): void;
+  count(refusal: Refusal): void;
 }
 
 interface RefusalRecorderOptions {
@@ -75,7 +75,7 @@ export function createRefusalRecorder({ db, clock, logger, bounds }: RefusalReco
   return {
     flush: writer.flush,
     close: writer.close,
-    note(refusal) {
+    count(refusal) {
       const { organizationId, caller, operation, code, ip } = refusal;
       const nowMs = clock.nowMs();
       const hour = startOfPeriod(nowMs, hourMs);

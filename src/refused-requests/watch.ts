@@ -16,7 +16,7 @@ export const credentialRefusals = [
 export type CredentialRefusal = (typeof credentialRefusals)[number];
 
 interface RefusalWatchOptions {
-  recorder: Pick<RefusalRecorder, 'note'>;
+  recorder: Pick<RefusalRecorder, 'count'>;
   /** Counts requests with a rejected credential. Their callers are unknown. */
   tally: Record<CredentialRefusal, number>;
 }
@@ -40,7 +40,7 @@ export function watchRefusals({ recorder, tally }: RefusalWatchOptions) {
       }
     } else if ((status === 403 || status === 429) && access.role !== 'any') {
       const organizationId = organizationOf(request, principal);
-      recorder.note({ organizationId, caller: callerOf(principal), operation, code, ip: request.facts.ip });
+      recorder.count({ organizationId, caller: callerOf(principal), operation, code, ip: request.facts.ip });
     }
   };
 }

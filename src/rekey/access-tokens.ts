@@ -7,7 +7,7 @@ import type { RekeyedKind } from './rekey.ts';
 
 /** Renews the MAC of an access token. Its tag is renewed at its next use. */
 export const accessTokens: RekeyedKind<Selectable<AccessTokensTable>, { id: AccessTokenId } & MacColumns> = {
-  countedAs: null,
+  eventMember: null,
   async countStale(db, primaryId, upTo) {
     const { rows } = await sql<{ count: number; lastId: AccessTokenId | null }>`
       select count(*)::int as count, max(id) as "lastId" from access_tokens

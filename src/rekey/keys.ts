@@ -27,7 +27,7 @@ const isStale = (primaryId: string) => sql<boolean>`
 
 /** Renews the MAC of a key, and its sealed value and tag if the plaintext is stored. */
 export const keys: RekeyedKind<StaleKey, RenewedKey> = {
-  countedAs: 'keys',
+  eventMember: 'keys',
   async countStale(db, primaryId, upTo) {
     const { rows } = await sql<{ count: number; lastId: KeyId | null }>`
       select count(*)::int as count, max(id) as "lastId" from api_keys

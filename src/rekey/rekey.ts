@@ -25,7 +25,7 @@ export interface RekeyResult {
 /** How to move records of one kind to the primary keyring entry. Records that are not moved yet are stale. */
 export interface RekeyedKind<Stale extends { id: string }, Renewed extends { id: string }> {
   /** The event member for their number; null if the move is not recorded. */
-  countedAs: 'keys' | 'webhookSecrets' | null;
+  eventMember: 'keys' | 'webhookSecrets' | null;
   /** The number of stale records, optionally up to an id, and the last of them. */
   countStale(db: Db, primaryId: string, upTo: string | null): Promise<{ count: number; lastId: string | null }>;
   /** Locks the next stale records by id. Skips records that other transactions have locked. */
@@ -87,10 +87,10 @@ export async function rekey<Stale extends { id: string }, Renewed extends { id: 
     count: number,
     details: Record<string, number>,
   ): Promise<void> {
-    const { countedAs } = kind;
-    if (countedAs === null) return;
+    const { eventMember } = kind;
+    if (eventMember === null) return;
     await transact(transactor, by, async (work) => {
-      record(work, { action, details: { primary, [countedAs]: count, ...details } });
+      record(work, { action, details: { primary, [eventMember]: count, ...details } });
     });
   }
 
@@ -100,13 +100,13 @@ export async function rekey<Stale extends { id: string }, Renewed extends { id: 
     const batches = pagesOf<Renewed | Unopened>((last) =>
       transact(transactor, by, async ({ tx }) => {
         const page = { after: last?.id ?? '', upTo, limit: recordsInBatch };
-        const tried = (await kind.lockStale(tx, primary, page)).map(tryToRenew);
-        await kind.store(tx, primary, tried.filter(isRenewed));
-        return tried;
+        const results = (await kind.lockStale(tx, primary, page)).map(tryToRenew);
+        await kind.store(tx, primary, results.filter(isRenewed));
+        return results;
       }),
     );
     for await (const batch of batches) {
-      for (const tried of batch) if (!isRenewed(tried)) unopened.push(tried);
+      for (const result of batch) if (!isRenewed(result)) unopened.push(result);
       renewed += batch.filter(isRenewed).length;
       onProgress({ done: renewed, total });
     }
@@ -122,7 +122,7 @@ export async function rekey<Stale extends { id: string }, Renewed extends { id: 
     }
   }
 
-  function isRenewed(tried: Renewed | Unopened): tried is Renewed {
-    return !('reason' in tried);
+  function isRenewed(result: Renewed | Unopened): result is Renewed {
+    return !('reason' in result);
   }
 }

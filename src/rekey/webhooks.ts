@@ -9,7 +9,7 @@ const isStale = (primaryId: string) => sql<boolean>`
 
 /** Seals the secrets of webhooks under the primary entry. */
 export const webhooks: RekeyedKind<SealedSecrets, { id: WebhookId } & SecretColumns> = {
-  countedAs: 'webhookSecrets',
+  eventMember: 'webhookSecrets',
   async countStale(db, primaryId, upTo) {
     const { rows } = await sql<{ count: number; lastId: WebhookId | null }>`
       select count(*)::int as count, max(id) as "lastId" from webhook_endpoints
