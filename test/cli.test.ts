@@ -121,41 +121,35 @@ t.test('with an own Postgres the commands lead from an empty database to the fir
     t.match(output, /^ok {6}Job fold_usage has not run yet: it has not been due\.$/m);
   });
 
-  await t.test(
-    'doctor and the start warn if one role has all rights; with LATCHKEY_STRICT the service does not start',
-    async (t) => {
-      const single = { ...env, DATABASE_URL: urls.owner };
-      const { code, output } = await latchkey(t, ['doctor'], single);
-      t.equal(code, 0);
-      t.match(output, /^warning .*neither owns history/m);
-      const warned = runEntry(t, 'server.ts', [], { env: single });
-      await warned.until(/Server listening/);
-      t.match(warned.output(), /neither owns history/);
-      const strict = await latchkey(t, ['serve'], { ...single, LATCHKEY_STRICT: 'true' });
-      t.equal(strict.code, 78);
-      t.match(strict.output, /LATCHKEY_STRICT/);
-    },
-  );
+  await t.test('one role with all rights gives a warning, and prevents a strict start', async (t) => {
+    const single = { ...env, DATABASE_URL: urls.owner };
+    const { code, output } = await latchkey(t, ['doctor'], single);
+    t.equal(code, 0);
+    t.match(output, /^warning .*neither owns history/m);
+    const warned = runEntry(t, 'server.ts', [], { env: single });
+    await warned.until(/Server listening/);
+    t.match(warned.output(), /neither owns history/);
+    const strict = await latchkey(t, ['serve'], { ...single, LATCHKEY_STRICT: 'true' });
+    t.equal(strict.code, 78);
+    t.match(strict.output, /LATCHKEY_STRICT/);
+  });
 
-  await t.test(
-    'the service does not start with another keyring under the same id, or with another prefix',
-    async (t) => {
-      const id = keyring.split(':')[0];
-      const other = `${id}:${Buffer.alloc(32, 7).toString('base64')}`;
-      const swapped = await latchkey(t, ['serve'], { ...env, LATCHKEY_KEYRING: other });
-      t.equal(swapped.code, 78);
-      t.match(swapped.output, /other bytes/);
-      t.notMatch(swapped.output, other);
-      const prefixed = await latchkey(t, ['serve'], { ...env, TOKEN_PREFIX: 'acme' });
-      t.equal(prefixed.code, 78);
-      t.match(prefixed.output, /TOKEN_PREFIX=lk/);
-      const fresh = `new:${Buffer.alloc(32, 8).toString('base64')}`;
-      t.match(await latchkey(t, ['doctor'], { ...env, LATCHKEY_KEYRING: fresh }), {
-        code: 1,
-        output: new RegExp(`wrong .*sealed under ${id}`),
-      });
-    },
-  );
+  await t.test('another keyring under the same id, or another prefix, prevents the start', async (t) => {
+    const id = keyring.split(':')[0];
+    const other = `${id}:${Buffer.alloc(32, 7).toString('base64')}`;
+    const swapped = await latchkey(t, ['serve'], { ...env, LATCHKEY_KEYRING: other });
+    t.equal(swapped.code, 78);
+    t.match(swapped.output, /other bytes/);
+    t.notMatch(swapped.output, other);
+    const prefixed = await latchkey(t, ['serve'], { ...env, TOKEN_PREFIX: 'acme' });
+    t.equal(prefixed.code, 78);
+    t.match(prefixed.output, /TOKEN_PREFIX=lk/);
+    const fresh = `new:${Buffer.alloc(32, 8).toString('base64')}`;
+    t.match(await latchkey(t, ['doctor'], { ...env, LATCHKEY_KEYRING: fresh }), {
+      code: 1,
+      output: new RegExp(`wrong .*sealed under ${id}`),
+    });
+  });
 
   await t.test('SIGTERM ends the service cleanly', async (t) => {
     service.child.kill('SIGTERM');
