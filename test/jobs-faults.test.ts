@@ -168,7 +168,7 @@ t.test('jobs continue by themselves when the database was away at the start or l
   const loggedBefore = replica.logLines.length;
   proxy.refuse(true);
   proxy.end();
-  await eventually(async () => /Latchkey will retry/.test(replica.logLines.slice(loggedBefore).join('')));
+  await eventually(async () => /trying again|Latchkey will retry/.test(replica.logLines.slice(loggedBefore).join('')));
   proxy.refuse(false);
   await dbDue(urls, 'returning');
   await eventually(async () => runs >= 2, 60_000);
