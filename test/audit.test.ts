@@ -39,8 +39,8 @@ t.test('an export, without a database', async (t) => {
   const checkpoints = file('checkpoints', `torn\n\n${noteAt(1)}\n${noteAt(3)}\n${noteAt(3)}\nlatchkey/`);
   const compared = await audit(t, ['--export', text, '--checkpoint', checkpoints, '--public-key', key]);
   t.equal(compared.code, 0);
-  t.match(compared.output, /^note {4}2 texts in .* are no whole checkpoints/m);
-  t.match(compared.output, new RegExp(`^ok {6}${chain}: 3 events, .*, as 2 checkpoints say\\.$`, 'm'));
+  t.match(compared.output, /^note {4}2 texts in .* are not complete checkpoints/m);
+  t.match(compared.output, new RegExp(`^ok {6}${chain}: 3 events, .*, as in 2 checkpoints\\.$`, 'm'));
   const withKeyring = await audit(t, ['--export', text, '--checkpoint', checkpoints], {
     ...nowhere,
     LATCHKEY_KEYRING: keyringText('evidence'),
@@ -53,17 +53,17 @@ t.test('an export, without a database', async (t) => {
     output: `wrong   ${chain}: the first bad event is 1: a checkpoint has signed 3 events`,
   });
   const failures: Array<[what: string, args: string[], output: RegExp]> = [
-    ['nothing in it', ['--export', empty], /is empty\. --organization says whose history it should be/],
-    ['no key', ['--export', text, '--checkpoint', checkpoints], /give --public-key FILE, or the keyring/],
+    ['nothing in it', ['--export', empty], /is empty\. Use --organization to name the chain that it should contain/],
+    ['no key', ['--export', text, '--checkpoint', checkpoints], /Use --public-key FILE, or set the keyring/],
     [
       'a key file without a key',
       ['--export', text, '--checkpoint', checkpoints, '--public-key', text],
-      /has no line of the form/,
+      /contains no public key/,
     ],
     [
       'a forged checkpoint',
       ['--export', text, '--checkpoint', file('forged', noteAt(3).replace('\n3\n', '\n2\n')), '--public-key', key],
-      /^wrong {3}The signature under a checkpoint of org_.* with 2 events is wrong\.$/m,
+      /^wrong {3}The signature of a checkpoint of org_.* with 2 events is invalid\.$/m,
     ],
     [
       'checkpoints of somebody else',
@@ -77,7 +77,7 @@ t.test('an export, without a database', async (t) => {
         '--organization',
         chain,
       ],
-      /^wrong {3}org_.*: there is no checkpoint of it among those that were given\.$/m,
+      /^wrong {3}org_.*: no given checkpoint covers this chain\.$/m,
     ],
     [
       'another organization',
@@ -87,7 +87,7 @@ t.test('an export, without a database', async (t) => {
     ['a file that is not there', ['--export', '/no/such/file'], /ENOENT/],
   ];
   for (const [what, args, output] of failures) t.match(await audit(t, args, nowhere), { code: 1, output }, what);
-  t.match(await audit(t, ['--organization', 'nobody']), { code: 2, output: /It must be the id of an organization/ });
+  t.match(await audit(t, ['--organization', 'nobody']), { code: 2, output: /Must be the id of an organization/ });
   t.match(await audit(t, ['--eat']), { code: 2 });
 });
 
@@ -108,14 +108,14 @@ t.test('a whole installation, and an export through a pipe', async (t) => {
   const { code, output } = await audit(t, ['--checkpoint', file], env);
   t.equal(code, 0);
   t.match(output, /^Verifying events: 4 of 4$/m);
-  t.match(output, new RegExp(`^ok {6}${organizationId}: 3 events, .*, as 1 checkpoints say\\.$`, 'm'));
+  t.match(output, new RegExp(`^ok {6}${organizationId}: 3 events, .*, as in 1 checkpoint\\.$`, 'm'));
   t.notMatch(output, 'as 0 checkpoints say');
-  t.match(output, /^note {4}installation: there is no checkpoint of it/m);
+  t.match(output, /^note {4}installation: no given checkpoint covers this chain/m);
 
   const other = { ...env, LATCHKEY_KEYRING: keyringText('other') };
   t.match(await audit(t, ['--checkpoint', file], other), {
     code: 1,
-    output: /^wrong {3}1 checkpoints are signed by keys that were not given\.$/m,
+    output: /^wrong {3}1 checkpoint is signed with other keys than the given ones\.$/m,
   });
   const piped = spawnSync(process.execPath, [compiled('src/cli/latchkey.ts'), 'audit', 'verify', '--export', '-'], {
     input: text,

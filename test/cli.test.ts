@@ -61,11 +61,11 @@ t.test('with an own Postgres the commands lead from an empty database to the fir
   t.equal(again.code, 1);
   t.match(
     again.output,
-    /There is an organization named Example Inc already, and nothing was made.*`latchkey bootstrap --operator`/s,
+    /An organization named Example Inc already exists. Nothing was created.*`latchkey bootstrap --operator`/s,
   );
   t.equal(again.stdout, '');
   const alike = await call('bootstrap', '--organization', 'example  INC', '--admin-email', 'ada@example.com');
-  t.match(alike, { code: 1, stdout: '', output: /There is an organization named example {2}INC already/ });
+  t.match(alike, { code: 1, stdout: '', output: /An organization named example {2}INC already exists/ });
   const race = ['bootstrap', '--organization', 'Race', '--admin-email', 'ada@example.com'];
   const racers = await Promise.all([call(...race), call(...race)]);
   t.same(racers.map(({ code }) => code).sort(), [0, 1], 'of two at once one is rejected');
@@ -117,8 +117,8 @@ t.test('with an own Postgres the commands lead from an empty database to the fir
     t.match(output, /^ok {6}The database can be reached, and its schema is current\.$/m);
     t.match(output, /^ok {6}The service's role neither owns history nor may write to it directly\.$/m);
     t.match(output, /^ok {6}The trigger that keeps history append-only is there, as it was made, and always fires\.$/m);
-    t.match(output, /^ok {6}The keyring has every entry that something was sealed under\.$/m);
-    t.match(output, /^ok {6}Job fold_usage has not run yet: it has not been due\.$/m);
+    t.match(output, /^ok {6}The keyring has the entry of every sealed value\.$/m);
+    t.match(output, /^ok {6}Job fold_usage has not run yet: it is not due\.$/m);
   });
 
   await t.test('one role with all rights gives a warning, and prevents a strict start', async (t) => {
@@ -147,7 +147,7 @@ t.test('with an own Postgres the commands lead from an empty database to the fir
     const fresh = `new:${Buffer.alloc(32, 8).toString('base64')}`;
     t.match(await latchkey(t, ['doctor'], { ...env, LATCHKEY_KEYRING: fresh }), {
       code: 1,
-      output: new RegExp(`wrong .*sealed under ${id}`),
+      output: new RegExp(`wrong .*keyring lacks ${id}, under which values are sealed`),
     });
   });
 
@@ -223,7 +223,7 @@ t.test('a service that cannot reach its database reports this and ends', async (
   const env = { DATABASE_URL: 'postgres://nobody@127.0.0.1:1/nothing', LATCHKEY_KEYRING: keyring };
   const { code, output } = await latchkey(t, ['serve'], env);
   t.equal(code, 1);
-  t.match(output, /ECONNREFUSED.*Does Postgres run, and does DATABASE_URL lead to it\?/);
+  t.match(output, /ECONNREFUSED.*Is Postgres running, and does DATABASE_URL point to it\?/);
 });
 
 t.test('a command for a stopped embedded instance prints a remedy', async (t) => {

@@ -16,14 +16,14 @@ t.test('doctor prints the state of each job and the use of each keyring entry', 
     return { code, output: process.output() };
   };
   const untouched = await doctor();
-  t.match(untouched.output, /^ok {6}Job fold_usage has not run yet: no service has been started\.$/m);
+  t.match(untouched.output, /^ok {6}Job fold_usage has not run yet: no service was started\.$/m);
   t.match(
     untouched.output,
     /^note {4}Keyring entry new \(primary\): 1 sealed key, the tags of 1 key and 3 access tokens, the MACs of 4 credentials\.$/m,
   );
-  t.match(untouched.output, /^note {4}Keyring entry old \(secondary\): nothing rests on it, it can go\.$/m);
+  t.match(untouched.output, /^note {4}Keyring entry old \(secondary\): not used; it can be removed\.$/m);
 
-  t.match(untouched.output, /^ok {6}The row of every credential was written by a holder of the keyring\.$/m);
+  t.match(untouched.output, /^ok {6}The row of every credential was written with the keyring\.$/m);
   await dbQuery(urls.app, "update access_tokens set role = 'verifier' where role = 'operator'");
   const tampered = await doctor();
   t.equal(tampered.code, 1);
@@ -64,18 +64,21 @@ t.test('doctor fetches the keys of the identity provider and checks that its org
     return { code, output: process.output() };
   };
   const good = await doctor({ OIDC_ORGANIZATION: organizationId });
-  t.match(good, { code: 0, output: /^ok {6}The identity provider http:\S+ answers, and publishes 1 key\.$/m });
+  t.match(good, { code: 0, output: /^ok {6}The identity provider http:\S+ is reachable and publishes 1 key\.$/m });
   const missing = newId('org');
   const mapped = await doctor({
     OIDC_ORGANIZATION_CLAIM: 'org',
     OIDC_ORGANIZATIONS: `a=${organizationId},b=${missing}`,
   });
-  t.match(mapped, { code: 1, output: new RegExp(`^wrong {3}There is no organization ${missing}`, 'm') });
-  t.notMatch(mapped.output, `no organization ${organizationId}`);
+  t.match(mapped, {
+    code: 1,
+    output: new RegExp(`^wrong {3}Organization ${missing} of the OIDC settings does not exist`, 'm'),
+  });
+  t.notMatch(mapped.output, `Organization ${organizationId} of the OIDC settings does not exist`);
   await issuer.goDown();
   t.match(await doctor({ OIDC_ORGANIZATION: organizationId }), {
     code: 1,
     output:
-      /^wrong {3}No keys of the identity provider http:\S+ can be fetched: .*ECONNREFUSED.* as OIDC_ISSUER says\?$/m,
+      /^wrong {3}The keys of the identity provider http:\S+ cannot be fetched: .*ECONNREFUSED.* Is OIDC_ISSUER correct\?$/m,
   });
 });

@@ -83,7 +83,7 @@ t.test('a first start, its printed lines, and a second start', async (t) => {
       const lines = printed?.trim().split('\n') ?? [];
       t.equal(lines.length, 3);
       t.match(lines[0], first.url);
-      t.equal(lines[1], `Its tokens and a first key are in ${path.join(directory, 'credentials.json')}`);
+      t.equal(lines[1], `The tokens and a first key are in ${path.join(directory, 'credentials.json')}`);
       for (const line of lines) t.ok(line.length < 300, line);
       for (const name of ['adminToken', 'verifierToken', 'operatorToken', 'key']) {
         t.notMatch(first.process.output(), credentials[name], `${name} is not printed`);
@@ -121,7 +121,7 @@ t.test('a first start, its printed lines, and a second start', async (t) => {
     const third = await start(t, directory);
     t.equal((await request(`${third.url}/v1/self`, { token: before['adminToken'] ?? '' })).status, 200);
     t.notOk(existsSync(path.join(directory, 'credentials.json')));
-    await third.process.until(/Its tokens are no longer in/);
+    await third.process.until(/The file with the tokens, .* has been moved or deleted/);
   });
 });
 

@@ -91,7 +91,7 @@ async function firstMinutes(t: Test, { identity, onlyStart }: Newcomer): Promise
   const shell = openShell(t, folder, options);
   const printed = service
     .stdout()
-    .match(/^Latchkey listens on .*\nIts tokens and a first key are in (.*)\n(curl .*)$/m);
+    .match(/^Latchkey listens on .*\nThe tokens and a first key are in (.*)\n(curl .*)$/m);
   t.match(JSON.parse(await shell.paste(printed?.[2] ?? '')), { valid: true, code: 'valid' });
   const tookMs = performance.now() - startedAtMs;
   t.comment(`from the clone to the first verified key: ${(tookMs / 1_000).toFixed(1)} s`);

@@ -60,21 +60,21 @@ t.test(
     t.match(await doctor(t, `${plain}?sslmode=require`, { PGSSLROOTCERT: authority }), { code: 0, output: verified });
     const asVariables = { PGSSLROOTCERT: authority, PGSSLMODE: 'verify-full' };
     t.match(await doctor(t, plain, asVariables), { code: 0, output: verified });
-    t.match(await doctor(t, `${plain}?sslmode=no-verify`), { code: 0, output: /^warning .*was not verified: /m });
+    t.match(await doctor(t, `${plain}?sslmode=no-verify`), { code: 0, output: /^warning .*was not verified\. /m });
     t.match(await doctor(t, plain), {
       code: 0,
       output: /^ok {6}.*is not encrypted, and does not leave this machine\.$/m,
     });
 
     for (const [url, env, remedy] of [
-      [`${plain}?sslmode=require`, {}, /certificate.*in PGSSLROOTCERT, or by sslrootcert= in DATABASE_URL\./],
+      [`${plain}?sslmode=require`, {}, /certificate.*in PGSSLROOTCERT, or as sslrootcert= in DATABASE_URL\./],
       [
         `${postgres.urls.app}?sslmode=verify-full`,
         { PGSSLROOTCERT: authority },
-        /altnames.*for another host: DATABASE_URL must name one that is in it/,
+        /altnames.*for another host: use a host name of the certificate in DATABASE_URL/,
       ],
-      [plain.replace(/latchkey_app:[^@]+/, 'latchkey_app:wrong'), {}, /password in DATABASE_URL right\? .*%40/],
-      [plain.replace('@localhost', '@ss'), {}, /Is ss the host that DATABASE_URL should name\?/],
+      [plain.replace(/latchkey_app:[^@]+/, 'latchkey_app:wrong'), {}, /password in DATABASE_URL correct\? .*%40/],
+      [plain.replace('@localhost', '@ss'), {}, /Is ss the host in DATABASE_URL\?/],
     ] as const) {
       t.match(await doctor(t, url, env), { code: 1, output: remedy });
     }
@@ -110,6 +110,6 @@ t.test('a Postgres without TLS is named as such', async (t) => {
   t.teardown(() => postgres.stop());
   t.match(await doctor(t, `${postgres.urls.app}?sslmode=verify-full`), {
     code: 1,
-    output: /offers no TLS: set ssl = on/,
+    output: /does not support TLS: set ssl = on/,
   });
 });

@@ -87,7 +87,7 @@ t.test('doctor says what keeps Redis from counting', { skip }, async (t) => {
   t.match(await doctor(url), { code: 0, output: /^ok {6}Redis counts/m });
   t.match(await doctor(`redis://127.0.0.1:${await freePort()}`), {
     code: 1,
-    output: /^wrong {3}Redis does not count: .*ECONNREFUSED.*REDIS_URL/m,
+    output: /^wrong {3}Redis cannot count rate limits: .*ECONNREFUSED.*REDIS_URL/m,
   });
 });
 

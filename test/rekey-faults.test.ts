@@ -113,7 +113,7 @@ t.test('rekey skips a locked key and retries it', async (t) => {
     const [stuck] = await dbWriteKeys(urls.superuser, keyringOf('old'), organizationId, 1);
     const letGo = await hold(service, stuck?.id);
     const given = await runRekey(t, urls.app, 'new', 'old');
-    t.match(given, { code: 1, output: /^wrong {3}1 key was locked by somebody else all the time\./m });
+    t.match(given, { code: 1, output: /^wrong {3}1 key was locked by other transactions\./m });
     await letGo();
   });
 });

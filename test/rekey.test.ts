@@ -1,5 +1,5 @@
 import t from 'tap';
-import { tellKeyringUse } from '../src/cli/keyring-use.ts';
+import { describeKeyringUse } from '../src/cli/keyring-use.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { dbWriteKeys, keyringOf } from './support/keyrings.ts';
@@ -49,7 +49,7 @@ t.test('while a keyring is rotated, every key works at every step', async (t) =>
   );
   t.match(
     output,
-    /^Keyring entry old \(secondary\): the tags of 1 key and \d+ access tokens?, the tags that are all that is left of 1 compromised key\. Each tag moves to the primary at its next use, and without it compromised keys are no longer distinguished from unknown ones\.$/m,
+    /^Keyring entry old \(secondary\): the tags of 1 key and \d+ access tokens?, the remaining tags of 1 compromised key\. Each tag moves to the primary at its next use, and without this entry compromised keys look like unknown keys\.$/m,
   );
   t.same(await entriesOf(urls.superuser), [
     { sealed: '-', tag: 'old', keys: 2 },
@@ -122,13 +122,10 @@ t.test('a value that cannot be opened is reported, not changed and not counted',
   const before = await dump();
   const { code, output } = await runRekey(t, urls.app, 'new', 'old');
   t.equal(code, 1);
-  t.match(output, `wrong   ${flipped?.id} was left as it is: its sealed value was changed`);
-  t.match(
-    output,
-    `wrong   ${foreign?.id} was left as it is: its sealed value was changed, or belongs to another record`,
-  );
-  t.match(output, `wrong   ${retagged?.id} was left as it is: its row was changed or written without the keyring`);
-  t.match(output, `wrong   ${lost?.id} was left as it is: the keyring lacks the entry`);
+  t.match(output, `wrong   ${flipped?.id} was not moved: its sealed value was changed`);
+  t.match(output, `wrong   ${foreign?.id} was not moved: its sealed value was changed, or belongs to another record`);
+  t.match(output, `wrong   ${retagged?.id} was not moved: its row was changed or written without the keyring`);
+  t.match(output, `wrong   ${lost?.id} was not moved: the keyring lacks the entry`);
   t.match(output, /^1 key was moved to new\.$/m);
   t.match(output, /^Keyring entry older \(not in the keyring\): 1 sealed key/m);
   t.notMatch(output, /lk_k_/);
@@ -147,19 +144,19 @@ t.test('rekey reports a service that still uses another primary', async (t) => {
   await writeOld();
   await letGo();
   t.equal((await rekeying.exited).code, 1);
-  t.match(rekeying.output(), /^wrong {3}1 key was sealed or tagged under another entry while this ran/m);
+  t.match(rekeying.output(), /^wrong {3}1 key was sealed or tagged under another entry meanwhile/m);
 });
 
 t.test('the use of each keyring entry is described in words', async (t) => {
   const keyring = keyringOf('k3', 'k2', 'k1');
   const use = { sealedKeys: 0, webhooks: 0, taggedKeys: 0, taggedTokens: 0, bareTags: 0, rows: 0 };
-  t.same(tellKeyringUse(keyring, []), [
-    'Keyring entry k3 (primary): nothing rests on it yet.',
-    'Keyring entry k2 (secondary): nothing rests on it, it can go.',
-    'Keyring entry k1 (secondary): nothing rests on it, it can go.',
+  t.same(describeKeyringUse(keyring, []), [
+    'Keyring entry k3 (primary): not used yet.',
+    'Keyring entry k2 (secondary): not used; it can be removed.',
+    'Keyring entry k1 (secondary): not used; it can be removed.',
   ]);
   t.same(
-    tellKeyringUse(keyring, [
+    describeKeyringUse(keyring, [
       { ...use, keyringId: 'k0', sealedKeys: 1, taggedKeys: 1 },
       { ...use, keyringId: 'k1', sealedKeys: 2, taggedKeys: 3, taggedTokens: 4 },
       { ...use, keyringId: 'k2', bareTags: 5 },
@@ -167,7 +164,7 @@ t.test('the use of each keyring entry is described in words', async (t) => {
     ]),
     [
       'Keyring entry k3 (primary): 6 sealed keys, the tags of 7 keys, the secrets of 2 webhooks.',
-      'Keyring entry k2 (secondary): the tags that are all that is left of 5 compromised keys. Without it compromised keys are no longer distinguished from unknown ones.',
+      'Keyring entry k2 (secondary): the remaining tags of 5 compromised keys. Without this entry compromised keys look like unknown keys.',
       'Keyring entry k1 (secondary): 2 sealed keys, the tags of 3 keys and 4 access tokens. `latchkey rekey` moves them to the primary.',
       'Keyring entry k0 (not in the keyring): 1 sealed key, the tags of 1 key. Those credentials are rejected. Restore the entry, or set LOST_KEYRING_IDS=k0 if it is lost for good.',
     ],

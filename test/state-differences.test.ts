@@ -410,7 +410,7 @@ t.test('`latchkey audit verify` and the daily job name the same, and the metrics
   t.equal(code, 1);
   t.match(
     output,
-    new RegExp(`^wrong {3}${organizationId}: ${ids.plain}: expiresAt is null in the table, and "20`, 'm'),
+    new RegExp(`^wrong {3}${organizationId}: ${ids.plain}: expiresAt is null in the table, but "20`, 'm'),
   );
   t.match(
     output,

@@ -28,7 +28,7 @@ t.test('secrets are sealed anew under the primary entry, and sign as before', as
     await doctor('new', 'old'),
     /old \(secondary\): .*, the secrets of 1 webhook, the MACs of 3 credentials\. `latchkey rekey` moves them/,
   );
-  t.match(await doctor('new'), /wrong {3}Something was sealed under old, which the keyring lacks/);
+  t.match(await doctor('new'), /wrong {3}The keyring lacks old, under which values are sealed/);
 
   const { code, output } = await runRekey(t, urls.app, 'new', 'old');
   t.equal(code, 0);
@@ -85,7 +85,7 @@ t.test(
     holder.release();
     const { code, output } = await rekeying;
     t.equal(code, 1);
-    t.match(output, `wrong   ${bad.id} was left as it is: its sealed value was changed`);
+    t.match(output, `wrong   ${bad.id} was not moved: its sealed value was changed`);
     t.match(output, /^The secrets of 1 webhook were moved to new\.$/m);
     t.notMatch(output, /whsec_/);
   },

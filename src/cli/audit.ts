@@ -17,7 +17,7 @@ import { verifyChain } from '../history/verify.ts';
 import { linesOf } from '../lib/lines.ts';
 import { readCheckpoints } from './checkpoints.ts';
 import { locate } from './locate.ts';
-import { print, wrong } from './print.ts';
+import { counted, print, wrong } from './print.ts';
 import { showProgress } from './progress.ts';
 
 interface VerifyOptions {
@@ -27,7 +27,7 @@ interface VerifyOptions {
   publicKey?: string;
 }
 
-/** What was signed about each chain; undefined where nothing was given to compare with. */
+/** The valid checkpoints of each chain; undefined if no checkpoint file was given. */
 type Signed = ReadonlyMap<string, readonly Checkpoint[]> | undefined;
 
 const connectTimeoutMs = 10_000;
@@ -36,24 +36,22 @@ const queryTimeoutMs = 120_000;
 export function auditCommand(env: NodeJS.ProcessEnv): Command {
   const verify = new Command('verify')
     .description(
-      'recompute the history, name the bad events of each chain, and each record that is not what its events say; exit code 1 where there is one',
+      'recompute the history; list bad events of each chain and records that differ from their history; exit code 1 if there are any',
     )
-    .addOption(new Option('--organization <id>', 'only this chain: org_… or installation').argParser(parseChain))
-    .option('--export <file>', 'an export instead of the database; - for standard input')
-    .option('--checkpoint <file>', 'compare with the checkpoints in this file: one, or a CHECKPOINT_FILE')
+    .addOption(new Option('--organization <id>', 'verify only this chain: org_… or installation').argParser(parseChain))
+    .option('--export <file>', 'verify an export instead of the database; - for standard input')
+    .option('--checkpoint <file>', 'compare with the checkpoints in this file: a single one, or a CHECKPOINT_FILE')
     .option(
       '--public-key <file>',
-      'what /.well-known/latchkey-history-key said when it could be trusted; not given: the keys of the keyring',
+      'a trusted copy of /.well-known/latchkey-history-key; default: the keys of the keyring',
     )
     .action((options: VerifyOptions) => audit(env, options));
-  return new Command('audit')
-    .description('check the history against itself and against checkpoints')
-    .addCommand(verify);
+  return new Command('audit').description('verify the history').addCommand(verify);
 }
 
 function parseChain(text: string): string {
   if (text === installationChain || isId('org', text)) return text;
-  throw new InvalidArgumentError(`It must be the id of an organization or ${installationChain}.`);
+  throw new InvalidArgumentError(`Must be the id of an organization, or ${installationChain}.`);
 }
 
 async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<void> {
@@ -82,7 +80,7 @@ async function readSigned(config: Config, { checkpoint, publicKey }: VerifyOptio
 async function readPublicKeys(file: string): Promise<NoteVerifier[]> {
   const verifiers = parsePublicKeys(await readFile(file, 'utf8'));
   if (verifiers.length > 0) return verifiers;
-  throw new Error(`${file} has no line of the form latchkey+…+…, as /.well-known/latchkey-history-key gives it.`);
+  throw new Error(`${file} contains no public key. Save the reply of /.well-known/latchkey-history-key in it.`);
 }
 
 async function keyringVerifiers(config: Config): Promise<NoteVerifier[]> {
@@ -91,7 +89,7 @@ async function keyringVerifiers(config: Config): Promise<NoteVerifier[]> {
     const located = await locate(config).catch(() => undefined);
     if (located !== undefined) return checkpointSigners(located.keyring);
   }
-  throw new Error('There is no key to check the checkpoints with: give --public-key FILE, or the keyring.');
+  throw new Error('Checkpoints cannot be verified without a key. Use --public-key FILE, or set the keyring.');
 }
 
 async function verifyFile(file: string, chain: string | undefined, signed: Signed): Promise<void> {
@@ -103,11 +101,11 @@ async function verifyFile(file: string, chain: string | undefined, signed: Signe
     checkpointsOf: (name) => signed?.get(name) ?? [],
     onProgress: (done) => total !== undefined && progress.show({ done: Math.min(done, total), total }),
   }).finally(progress.end);
-  if (verdict === undefined) wrong(`${file} is empty. --organization says whose history it should be.`);
-  else tell(verdict, signed, true);
+  if (verdict === undefined) wrong(`${file} is empty. Use --organization to name the chain that it should contain.`);
+  else printVerdict(verdict, signed, true);
 }
 
-/** An empty export does not say whose it is; checkpoints of one chain do. */
+/** The chain to expect in an empty export, which does not name its chain. */
 function onlyChainOf(signed: Signed): string | undefined {
   const [chain, ...others] = signed?.keys() ?? [];
   return others.length === 0 ? chain : undefined;
@@ -133,43 +131,43 @@ async function verifyDatabase(db: Db, chain: string | undefined, signed: Signed)
   } finally {
     progress.end();
   }
-  for (const verdict of verdicts) tell(verdict, signed, chain !== undefined);
-  for (const name of chains) await tellDifferences(db, name);
+  for (const verdict of verdicts) printVerdict(verdict, signed, chain !== undefined);
+  for (const name of chains) await printDifferences(db, name);
 }
 
-/** Values can be as long as metadata may be; the beginning says which they are. */
-const shownOfValue = 200;
+/** The longest excerpt of a value. Metadata can be long. */
+const longestValue = 200;
 
-async function tellDifferences(db: Db, chain: string): Promise<void> {
+async function printDifferences(db: Db, chain: string): Promise<void> {
   const { differences, hasMore } = await firstDifferences(db, chain);
-  const show = (value: unknown) => JSON.stringify(value).slice(0, shownOfValue);
+  const show = (value: unknown) => JSON.stringify(value).slice(0, longestValue);
   for (const { id, member, history, table } of differences) {
-    const what = member === 'id' ? '' : `${member} is ${show(table)} in the table, and ${show(history)} by its history`;
-    const who =
-      table === null ? 'it is not in the table, but history has it' : 'it is in the table, but history has none';
-    wrong(`${chain}: ${id}: ${member === 'id' ? who : what}.`);
+    const difference = `${member} is ${show(table)} in the table, but ${show(history)} in its history`;
+    const missing =
+      table === null ? 'it is in the history, but not in the table' : 'it is in the table, but not in the history';
+    wrong(`${chain}: ${id}: ${member === 'id' ? missing : difference}.`);
   }
-  if (hasMore) wrong(`${chain}: there are more differences between the tables and history.`);
+  if (hasMore) wrong(`${chain}: there are more differences between the tables and the history.`);
 }
 
-function tell(verdict: ChainVerdict, signed: Signed, isOnlyOne: boolean): void {
+function printVerdict(verdict: ChainVerdict, signed: Signed, isOnlyOne: boolean): void {
   const { chain, events, head, flaws, flawCount, agreeing } = verdict;
   const [first, ...others] = flaws;
   if (first !== undefined) {
     wrong(`${chain}: the first bad event is ${first.firstSequence}: ${first.reason}.`);
-    if (first.lastSequence > first.firstSequence) wrong(`${chain}: this goes up to event ${first.lastSequence}.`);
+    if (first.lastSequence > first.firstSequence) wrong(`${chain}: this applies up to event ${first.lastSequence}.`);
     for (const { firstSequence, lastSequence, reason } of others) {
       const range =
         firstSequence === lastSequence ? `event ${firstSequence}` : `events ${firstSequence} to ${lastSequence}`;
       wrong(`${chain}: ${range}: ${reason}.`);
     }
-    if (flawCount > flaws.length) wrong(`${chain}: and ${flawCount - flaws.length} more, which are not listed.`);
+    if (flawCount > flaws.length) wrong(`${chain}: ${flawCount - flaws.length} more flaws are not listed.`);
     return;
   }
-  const compared = agreeing === 0 ? '' : `, as ${agreeing} checkpoints say`;
+  const compared = agreeing === 0 ? '' : `, as in ${counted(agreeing, 'checkpoint')}`;
   print(`ok      ${chain}: ${events} events, the last with the hash ${head.toString('hex')}${compared}.`);
   if (signed === undefined) return;
-  // Asked about one chain, whoever gave checkpoints believes that they were about it.
-  if (agreeing === 0 && isOnlyOne) wrong(`${chain}: there is no checkpoint of it among those that were given.`);
-  else if (agreeing === 0) print(`note    ${chain}: there is no checkpoint of it among those that were given.`);
+  // For a single chain, a missing checkpoint is an error: the given ones were expected to cover it.
+  if (agreeing === 0 && isOnlyOne) wrong(`${chain}: no given checkpoint covers this chain.`);
+  else if (agreeing === 0) print(`note    ${chain}: no given checkpoint covers this chain.`);
 }

@@ -24,31 +24,33 @@ interface Options {
 
 export function bootstrapCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('bootstrap')
-    .description("make an organization and its first tokens in a Postgres of one's own; printed as JSON this once")
-    .option('--organization <name>', 'the name of the organization')
-    .option('--admin-email <address>', 'the e-mail address of its first admin')
+    .description(
+      'create an organization and its first tokens in your own Postgres; prints the tokens as JSON, only once',
+    )
+    .option('--organization <name>', 'name of the organization')
+    .option('--admin-email <address>', 'e-mail address of its first admin')
     .addOption(
       new Option(
         '--operator',
-        "instead: only an operator's token, where all are lost; also beside a running `npm start`",
+        "create only an operator's token, if all are lost; also works beside a running `npm start`",
       ).conflicts(['organization', 'adminEmail']),
     )
     .action(async (options: Options, command: Command) => {
       const config = readConfig(env);
-      if (options.operator) return makeOperator(config);
+      if (options.operator) return createOperator(config);
       const { organization, adminEmail } = options;
       if (organization === undefined)
         return command.error("error: required option '--organization <name>' not specified");
       if (adminEmail === undefined)
         return command.error("error: required option '--admin-email <address>' not specified");
-      return makeOrganization(config, organization, adminEmail);
+      return createOrganization(config, organization, adminEmail);
     });
 }
 
-async function makeOrganization(config: Config, organization: string, email: string): Promise<void> {
+async function createOrganization(config: Config, organization: string, email: string): Promise<void> {
   const secrets = createSecretText(config.TOKEN_PREFIX);
-  const organizationName = readGood('--organization', nameInput, organization, secrets);
-  const adminEmail = readGood('--admin-email', emailInput, email, secrets);
+  const organizationName = parseOption('--organization', nameInput, organization, secrets);
+  const adminEmail = parseOption('--admin-email', emailInput, email, secrets);
   const { DATABASE_URL: url, keyring } = config;
   if (url === undefined || keyring === undefined) {
     throw new ConfigError([
@@ -57,37 +59,37 @@ async function makeOrganization(config: Config, organization: string, email: str
     ]);
   }
   await withDatabase(config, { url, keyring }, async (deps) => {
-    const made = await bootstrapOnce(deps, { organizationName, adminEmail });
+    const created = await bootstrapOnce(deps, { organizationName, adminEmail });
     show({
-      organizationId: made.organizationId,
-      adminToken: made.adminToken.reveal(),
-      verifierToken: made.verifierToken.reveal(),
-      operatorToken: made.operatorToken.reveal(),
+      organizationId: created.organizationId,
+      adminToken: created.adminToken.reveal(),
+      verifierToken: created.verifierToken.reveal(),
+      operatorToken: created.operatorToken.reveal(),
     });
   });
 }
 
-/** One at a time in an installation, by a lock that is held beside the transactions of the bootstrap. */
+/** A lock outside the bootstrap's own transactions allows one bootstrap at a time. */
 function bootstrapOnce(deps: BootstrapDeps, request: { organizationName: string; adminEmail: string }) {
   return deps.transactor.db.transaction().execute(async (tx) => {
     await sql`select pg_advisory_xact_lock(hashtext('latchkey bootstrap'))`.execute(tx);
     const { organizationName } = request;
     if (await isOrganizationNameTaken(tx, organizationName)) {
       throw new Error(
-        `There is an organization named ${organizationName} already, and nothing was made. An operator makes tokens for it ` +
-          "with POST /v1/access-tokens; where the operators' tokens are lost, `latchkey bootstrap --operator` makes one. " +
-          'For another organization give another name.',
+        `An organization named ${organizationName} already exists. Nothing was created. An operator can create tokens for it ` +
+          "with POST /v1/access-tokens. If the operators' tokens are lost, `latchkey bootstrap --operator` creates one. " +
+          'To create another organization, use another name.',
       );
     }
     return bootstrap(deps, request);
   });
 }
 
-async function makeOperator(config: Config): Promise<void> {
+async function createOperator(config: Config): Promise<void> {
   await withDatabase(config, await locate(config), async (deps) => {
     if (!(await hasOrganization(deps.transactor.db))) {
       throw new Error(
-        'There is no organization yet: `latchkey bootstrap --organization NAME --admin-email ADDRESS` makes the first one, with ' +
+        'There is no organization yet. `latchkey bootstrap --organization NAME --admin-email ADDRESS` creates the first one and ' +
           "an operator's token.",
       );
     }
@@ -118,10 +120,10 @@ async function withDatabase(
 
 function show(tokens: Record<string, string>): void {
   print(JSON.stringify(tokens, null, 2));
-  process.stderr.write('Keep this now: it is shown this once.\n');
+  process.stderr.write('Store these tokens now: Latchkey cannot print them again.\n');
 }
 
-function readGood(option: string, schema: z.ZodType<string>, value: string, secrets: SecretText): string {
+function parseOption(option: string, schema: z.ZodType<string>, value: string, secrets: SecretText): string {
   if (secrets.isIn(value)) throw new Error(`${option} must not contain a Latchkey token.`);
   const parsed = schema.safeParse(value);
   if (!parsed.success) throw new Error(`${option} ${z.treeifyError(parsed.error).errors.join('; ')}.`);

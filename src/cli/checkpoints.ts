@@ -2,9 +2,9 @@ import { createReadStream } from 'node:fs';
 import { checkNote, type NoteVerifier } from '../crypto/signed-note.ts';
 import { type Checkpoint, parseCheckpoint, splitNotes } from '../history/checkpoints/checkpoint.ts';
 import { linesOf } from '../lib/lines.ts';
-import { print, wrong } from './print.ts';
+import { counted, print, wrong } from './print.ts';
 
-/** What a file of checkpoints has signed about each chain. Names what in it cannot be relied on. */
+/** Reads the valid checkpoints of a file, by chain. Prints which others are in it. */
 export async function readCheckpoints(
   file: string,
   verifiers: readonly NoteVerifier[],
@@ -18,16 +18,17 @@ export async function readCheckpoints(
       continue;
     }
     const { chain, size, hash, signed } = checkpoint;
-    // Each replica signs the same heads, so most notes come several times.
+    // Each replica signs the same heads, so most notes appear several times.
     const known = byChain.get(chain) ?? new Map<string, Checkpoint>();
     if (known.has(note)) continue;
     const state = checkNote(signed, verifiers);
-    if (state === 'forged') wrong(`The signature under a checkpoint of ${chain} with ${size} events is wrong.`);
+    if (state === 'forged') wrong(`The signature of a checkpoint of ${chain} with ${size} events is invalid.`);
     if (state === 'unknown') counts.unknown += 1;
     if (state === 'valid') byChain.set(chain, known.set(note, { chain, size, hash }));
   }
   if (counts.torn > 0)
-    print(`note    ${counts.torn} texts in ${file} are no whole checkpoints, as a crash leaves them.`);
-  if (counts.unknown > 0) wrong(`${counts.unknown} checkpoints are signed by keys that were not given.`);
+    print(`note    ${counts.torn} texts in ${file} are not complete checkpoints. A crash can leave such texts.`);
+  if (counts.unknown > 0)
+    wrong(`${counted(counts.unknown, 'checkpoint is', 'checkpoints are')} signed with other keys than the given ones.`);
   return new Map([...byChain].map(([chain, notes]) => [chain, [...notes.values()]]));
 }

@@ -27,21 +27,21 @@ import { isWithin, toNetworks, unmapped } from '../lib/ip-address.ts';
 import { fetchKeys } from '../oidc/issuer-keys.ts';
 import { checkRedis } from '../verification/shared-limits.ts';
 import { describeFailure, messageOf } from './failure.ts';
-import { tellKeyringUse } from './keyring-use.ts';
+import { describeKeyringUse } from './keyring-use.ts';
 import { locate } from './locate.ts';
 import { counted, print, warning, wrong } from './print.ts';
 
-/** Some of what is asked reads every key. */
+/** Generous, because some checks read every key. */
 const queryTimeoutMs = minuteMs;
 
 const redisTimeoutMs = 5_000;
 
-/** Ids of forged credentials that are printed at most. */
-const forgedNamed = 100;
+/** The most ids of forged credentials that are printed. */
+const forgedListed = 100;
 
 export function doctorCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('doctor')
-    .description('look at configuration, database and keyring, and say what is wrong; exit code 1 where something is')
+    .description('check configuration, database and keyring; exit code 1 if something is wrong')
     .action(async () => {
       const config = readConfig(env);
       print('ok      The configuration can be read.');
@@ -50,8 +50,8 @@ export function doctorCommand(env: NodeJS.ProcessEnv): Command {
       const connectTimeoutMs = config.DATABASE_TIMEOUT_MS;
       const client = connect({ url, poolSize: 2, timeoutMs: queryTimeoutMs, connectTimeoutMs });
       try {
-        await examineConnection(client);
-        await examine(client.db, config, keyring);
+        await checkConnection(client);
+        await check(client.db, config, keyring);
       } catch (error) {
         wrong(describeFailure(error, env));
       } finally {
@@ -60,8 +60,8 @@ export function doctorCommand(env: NodeJS.ProcessEnv): Command {
     });
 }
 
-/** As this end sees it: behind a pooler the database would speak of the pooler's connection. */
-async function examineConnection({ pool }: DatabaseClient): Promise<void> {
+/** Looks at the connection's client side, because behind a pooler the database only knows the pooler's connection. */
+async function checkConnection({ pool }: DatabaseClient): Promise<void> {
   const client = await pool.connect();
   const stream = socketOf(client);
   if (stream instanceof TLSSocket && stream.authorized) {
@@ -70,55 +70,55 @@ async function examineConnection({ pool }: DatabaseClient): Promise<void> {
     );
   } else if (stream instanceof TLSSocket) {
     warning(
-      `The connection to Postgres is encrypted (${stream.getProtocol()}), but whose certificate it is was not verified: ` +
-        'with sslmode=verify-full it is.',
+      `The connection to Postgres is encrypted (${stream.getProtocol()}), but its certificate was not verified. ` +
+        'Set sslmode=verify-full in DATABASE_URL.',
     );
-  } else if (stream instanceof Socket && staysHere(stream.remoteAddress)) {
+  } else if (stream instanceof Socket && isLocal(stream.remoteAddress)) {
     print('ok      The connection to Postgres is not encrypted, and does not leave this machine.');
   } else {
-    warning('The connection to Postgres is not encrypted: sslmode=verify-full in DATABASE_URL encrypts it.');
+    warning('The connection to Postgres is not encrypted. Set sslmode=verify-full in DATABASE_URL.');
   }
   client.release();
 }
 
 /** @param address undefined for a Unix socket */
-function staysHere(address: string | undefined): boolean {
+function isLocal(address: string | undefined): boolean {
   return address === undefined || isWithin(toNetworks(['127.0.0.0/8', '::1']), unmapped(address));
 }
 
-/** Each line is a check; the first that makes the others pointless ends the examination by throwing. */
-async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> {
+/** Runs all checks in order. Throws if a check fails that the later ones depend on. */
+async function check(db: Db, config: Config, keyring: Keyring): Promise<void> {
   await requireUtf8(db);
   await requireCurrentSchema(db);
   print('ok      The database can be reached, and its schema is current.');
   for (const id of await confirmInstallation(db, { tokenPrefix: config.TOKEN_PREFIX, keyring })) {
     wrong(
-      `The stored check value of keyring entry ${id} was written without the keyring, and is ignored. ` +
+      `The stored check value of keyring entry ${id} was written without the keyring and is ignored. ` +
         'Find out who used the database role of the service, then delete the row from keyring_entries as the owner.',
     );
   }
-  print('ok      Prefix and keyring are those of this installation.');
+  print('ok      TOKEN_PREFIX and the keyring belong to this installation.');
   if (await isRestoredCopy(db)) warning(`This database was restored from another one. ${restoredCopyRemedy}`);
   const unknown = await unknownKeyringIds(db, keyring);
-  if (unknown.length === 0) print('ok      The keyring has every entry that something was sealed under.');
+  if (unknown.length === 0) print('ok      The keyring has the entry of every sealed value.');
   else
     wrong(
-      `Something was sealed under ${unknown.join(', ')}, which the keyring lacks: keys cannot be revealed, webhooks not signed.`,
+      `The keyring lacks ${unknown.join(', ')}, under which values are sealed: their keys cannot be revealed, their webhooks not signed.`,
     );
   const forged = await findForgedCredentials(db, keyring);
-  if (forged.length === 0) print('ok      The row of every credential was written by a holder of the keyring.');
+  if (forged.length === 0) print('ok      The row of every credential was written with the keyring.');
   else {
     wrong(
       `${counted(forged.length, 'credential was', 'credentials were')} changed or written without the keyring, or the entry of ` +
-        `their MAC is not in it; they are rejected: ${forged.slice(0, forgedNamed).join(', ')}. \`latchkey audit verify\` says ` +
-        'what differs from the history. Replace them.',
+        `their MAC is missing. They are rejected: ${forged.slice(0, forgedListed).join(', ')}. \`latchkey audit verify\` prints ` +
+        'how they differ from the history. Replace them.',
     );
   }
-  for (const line of tellKeyringUse(keyring, await countKeyringUse(db))) print(`note    ${line}`);
+  for (const line of describeKeyringUse(keyring, await countKeyringUse(db))) print(`note    ${line}`);
   for (const { name, value } of await foreignSettings(db)) {
     print(
       `note    ${name} is set to ${value || "''"} for the role or the database. Latchkey sets its own value on each connection; ` +
-        'where a pooler shares connections by transaction, reset it: alter role … reset, alter database … reset.',
+        'if a pooler shares connections by transaction, reset it: alter role … reset, alter database … reset.',
     );
   }
   for (const { name, kept, remedy } of await checkGuarantees(db)) {
@@ -126,70 +126,73 @@ async function examine(db: Db, config: Config, keyring: Keyring): Promise<void> 
     else if (mayBeMissing(config)) warning(`Not so: ${name}. ${remedy}`);
     else wrong(`Not so: ${name}. ${remedy}`);
   }
-  await examineJobs(db);
-  await examineRedis(config);
-  await examineIssuer(db, config);
+  await checkJobs(db);
+  await checkRedisCounts(config);
+  await checkIssuer(db, config);
 }
 
-/** Whoever has a database of one's own with two roles counts on what they are for. */
+/** Guarantees may be missing unless they are expected: with LATCHKEY_STRICT, or with two database roles. */
 function mayBeMissing({ LATCHKEY_STRICT, DATABASE_URL, MIGRATION_DATABASE_URL }: Config): boolean {
   const hasTwoRoles = MIGRATION_DATABASE_URL !== undefined && MIGRATION_DATABASE_URL !== DATABASE_URL;
   return !LATCHKEY_STRICT && !hasTwoRoles;
 }
 
-async function examineJobs(db: Db): Promise<void> {
+async function checkJobs(db: Db): Promise<void> {
   const now = await currentTime(db, createDatabaseClock());
   const runs = new Map((await listJobRuns(db)).map((run) => [run.name, run]));
   for (const job of jobs) {
     const run = runs.get(job.name);
     const state = stateOf(job, run, now);
-    const told = tellJob(state, run);
-    if (state === 'failed' || state === 'overdue') wrong(`Job ${job.name} ${told}`);
-    else print(`ok      Job ${job.name} ${told}`);
+    const text = describeJob(state, run);
+    if (state === 'failed' || state === 'overdue') wrong(`Job ${job.name} ${text}`);
+    else print(`ok      Job ${job.name} ${text}`);
   }
 }
 
-async function examineRedis({ REDIS_URL: url }: Config): Promise<void> {
+async function checkRedisCounts({ REDIS_URL: url }: Config): Promise<void> {
   if (url === undefined) return;
   try {
     await checkRedis(url, redisTimeoutMs);
     print('ok      Redis counts rate limits for all replicas.');
   } catch (error) {
     wrong(
-      `Redis does not count: ${messageOf(error)}. Until REDIS_URL leads to one that takes writes, each replica counts ` +
-        'rate limits by itself.',
+      `Redis cannot count rate limits: ${messageOf(error)}. Until REDIS_URL points to a Redis that accepts writes, each replica counts ` +
+        'by itself.',
     );
   }
 }
 
-async function examineIssuer(db: Db, { oidc }: Config): Promise<void> {
+async function checkIssuer(db: Db, { oidc }: Config): Promise<void> {
   if (oidc === undefined) return;
   const { issuer, organization } = oidc;
   try {
     const { keys } = await fetchKeys(issuer);
-    print(`ok      The identity provider ${issuer} answers, and publishes ${counted(keys.length, 'key')}.`);
+    print(`ok      The identity provider ${issuer} is reachable and publishes ${counted(keys.length, 'key')}.`);
   } catch (error) {
-    wrong(`No keys of the identity provider ${issuer} can be fetched: ${messageOf(error)}. Is it as OIDC_ISSUER says?`);
+    wrong(
+      `The keys of the identity provider ${issuer} cannot be fetched: ${messageOf(error)}. Is OIDC_ISSUER correct?`,
+    );
   }
   const ids = 'id' in organization ? [organization.id] : [...(organization.ids?.values() ?? [])];
   for (const id of ids) {
-    if (!(await organizationExists(db, id))) wrong(`There is no organization ${id}: nobody comes in whom that means.`);
+    if (!(await organizationExists(db, id)))
+      wrong(`Organization ${id} of the OIDC settings does not exist. Its users are rejected.`);
   }
 }
 
-function tellJob(state: JobState, run: JobRun | undefined): string {
+function describeJob(state: JobState, run: JobRun | undefined): string {
   const succeeded = run?.last_succeeded_at?.toISOString();
   const lastGood = succeeded === undefined ? 'it has never succeeded' : `it last succeeded ${succeeded}`;
   switch (state) {
     case 'not_started':
-      return 'has not run yet: no service has been started.';
+      return 'has not run yet: no service was started.';
     case 'waiting':
-      return 'has not run yet: it has not been due.';
+      return 'has not run yet: it is not due.';
     case 'good':
       return `last ran ${succeeded}: ${run?.last_count} done in ${run?.last_duration_ms} ms.`;
     case 'failed':
-      return `failed ${run?.last_failed_at?.toISOString()} (${run?.last_error}); ${lastGood}. It is tried again; the log has more.`;
+      return `failed ${run?.last_failed_at?.toISOString()} (${run?.last_error}); ${lastGood}. Latchkey will retry. The log has details.`;
     case 'overdue':
-      return `is overdue; ${lastGood}. Jobs run in the service: is one running, and what does its log say?`;
+      return `is overdue; ${lastGood}. Jobs run in the service: is a service running, and what is in its log?`;
   }
 }

@@ -2,18 +2,18 @@ import type { Keyring } from '../crypto/keyring.ts';
 import type { KeyringUse } from '../database/keyring-use.ts';
 import { counted } from './print.ts';
 
-/** A line for each entry of the keyring, and for each that is still used without being there. */
-export function tellKeyringUse(keyring: Keyring, uses: readonly KeyringUse[]): string[] {
+/** Describes each entry of the keyring, and each missing entry that is still used. */
+export function describeKeyringUse(keyring: Keyring, uses: readonly KeyringUse[]): string[] {
   const ids = new Set([...keyring.entries.map(({ id }) => id), ...uses.map(({ keyringId }) => keyringId)]);
   return [...ids].map((id) => {
     const use = uses.find(({ keyringId }) => keyringId === id);
-    const entry = `Keyring entry ${id} (${placeOf(keyring, id)})`;
-    if (use === undefined) return `${entry}: nothing rests on it${id === keyring.primary.id ? ' yet' : ', it can go'}.`;
-    return `${entry}: ${countsOf(use)}.${id === keyring.primary.id ? '' : whatItMeans(keyring, use)}`;
+    const entry = `Keyring entry ${id} (${roleOf(keyring, id)})`;
+    if (use === undefined) return `${entry}: not used${id === keyring.primary.id ? ' yet' : '; it can be removed'}.`;
+    return `${entry}: ${countsOf(use)}.${id === keyring.primary.id ? '' : consequenceOf(keyring, use)}`;
   });
 }
 
-function placeOf(keyring: Keyring, id: string): string {
+function roleOf(keyring: Keyring, id: string): string {
   if (id === keyring.primary.id) return 'primary';
   return keyring.get(id) === undefined ? 'not in the keyring' : 'secondary';
 }
@@ -26,26 +26,26 @@ function countsOf({ sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, ro
   if (sealedKeys > 0) counts.push(counted(sealedKeys, 'sealed key'));
   if (tagged.length > 0) counts.push(`the tags of ${tagged.join(' and ')}`);
   if (webhooks > 0) counts.push(`the secrets of ${counted(webhooks, 'webhook')}`);
-  if (bareTags > 0) counts.push(`the tags that are all that is left of ${counted(bareTags, 'compromised key')}`);
+  if (bareTags > 0) counts.push(`the remaining tags of ${counted(bareTags, 'compromised key')}`);
   if (rows > 0) counts.push(`the MACs of ${counted(rows, 'credential')}`);
   return counts.join(', ');
 }
 
-/** What a secondary entry is still needed for, and what its removal costs. */
-function whatItMeans(keyring: Keyring, use: KeyringUse): string {
+/** Why an entry other than the primary is still needed, and what happens without it. */
+function consequenceOf(keyring: Keyring, use: KeyringUse): string {
   const { keyringId, sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, rows } = use;
-  const isThere = keyring.get(keyringId) !== undefined;
+  const isPresent = keyring.get(keyringId) !== undefined;
   const tagged = taggedKeys + taggedTokens;
-  if (isThere && sealedKeys + webhooks + rows > 0) return ' `latchkey rekey` moves them to the primary.';
-  if (isThere) {
+  if (isPresent && sealedKeys + webhooks + rows > 0) return ' `latchkey rekey` moves them to the primary.';
+  if (isPresent) {
     const meanings: string[] = [];
     if (tagged > 0) meanings.push('each tag moves to the primary at its next use');
-    if (bareTags > 0) meanings.push('without it compromised keys are no longer distinguished from unknown ones');
+    if (bareTags > 0) meanings.push('without this entry compromised keys look like unknown keys');
     return ` ${capitalized(meanings.join(', and '))}.`;
   }
   if (tagged + rows === 0) return '';
   if (keyring.lostIds.has(keyringId))
-    return ' It is named as lost: argon2id checks each credential once, at its next use.';
+    return ' This entry is set as lost: argon2id checks each credential once, at its next use.';
   return ` Those credentials are rejected. Restore the entry, or set LOST_KEYRING_IDS=${keyringId} if it is lost for good.`;
 }
 

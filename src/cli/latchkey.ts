@@ -11,26 +11,24 @@ import { openApiCommand } from './openapi.ts';
 import { ignoreGoneReader } from './print.ts';
 import { rekeyCommand } from './rekey.ts';
 
-/** The HTTP server takes longer to load than most other commands to run. */
+/** Imported only when needed, because loading the HTTP server takes longer than most other commands. */
 async function serve(options: { mayEmbed: boolean }): Promise<void> {
   const service = await import('./serve.ts');
   await service.serve(process.env, options);
 }
 
 const program = new Command('latchkey')
-  .description(
-    'Keeps the API keys of an organization. Configured by environment variables; docs/configuration.md lists them.',
-  )
+  .description('Manages API keys. Configured by environment variables; docs/configuration.md lists them.')
   .version(packageVersion())
   .addHelpText('after', '\nExit codes: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration.');
 
 program
   .command('serve')
-  .description('run the service on the Postgres of DATABASE_URL until a signal ends it')
+  .description('run the service with the Postgres of DATABASE_URL until a signal stops it')
   .action(() => serve({ mayEmbed: false }));
 program
   .command('try')
-  .description('the same with nothing configured: starts a Postgres of its own where DATABASE_URL is not set')
+  .description('run the service without configuration: starts an embedded Postgres if DATABASE_URL is not set')
   .action(() => serve({ mayEmbed: true }));
 program.addCommand(migrateCommand(process.env));
 program.addCommand(bootstrapCommand(process.env));
@@ -39,7 +37,7 @@ program.addCommand(rekeyCommand(process.env));
 program.addCommand(auditCommand(process.env));
 program.addCommand(openApiCommand());
 
-// commander's own exit code for wrong usage is that of any failure.
+// By default commander exits with 1 for wrong usage too.
 const commands = program.commands.flatMap((command) => [command, ...command.commands]);
 for (const command of [program, ...commands]) {
   command.exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));

@@ -6,8 +6,8 @@ import { defaultDataDirectory } from '../embedded-postgres/start.ts';
 import type { Credentials } from '../service/embedded-instance.ts';
 
 /**
- * The database as the service's role, and its keyring. Without DATABASE_URL: those of the embedded instance of this
- * folder, which must be running.
+ * The service role's database URL and the keyring. Without DATABASE_URL: those of this folder's embedded instance,
+ * which must be running.
  */
 export async function locate(config: Config): Promise<{ url: string; keyring: Keyring }> {
   if (config.DATABASE_URL !== undefined && config.keyring !== undefined) {
@@ -25,7 +25,7 @@ export async function locate(config: Config): Promise<{ url: string; keyring: Ke
     };
   } catch (cause) {
     throw new Error(
-      `DATABASE_URL is not set, and ${file} of an embedded instance cannot be read. Start the service first, or set ` +
+      `DATABASE_URL is not set, and ${file} of the embedded instance cannot be read. Start the service first, or set ` +
         'DATABASE_URL or LATCHKEY_DATA_DIR.',
       { cause },
     );

@@ -6,16 +6,16 @@ import { print } from './print.ts';
 
 export function migrateCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('migrate')
-    .description("bring the schema of one's own Postgres up to date and grant the service's role its rights")
-    .option('--status', 'only tell what is applied and what is pending; exit code 1 where something is')
-    .option('--dry-run', 'run what is pending and roll it back')
+    .description("update the schema of your own Postgres and grant the service's role its rights")
+    .option('--status', 'only print applied and pending migrations; exit code 1 if any are pending')
+    .option('--dry-run', 'run pending migrations and roll them back')
     .action(async (options: { status?: true; dryRun?: true }) => {
       const config = readConfig(env, { keyring: false });
       const client = connect({ url: ownerUrl(config), poolSize: 2 });
       try {
-        if (options.status) await tellStatus(client.db);
-        else if (options.dryRun) tell('would apply', await tryMigrations(client.db));
-        else tell('applied', await migrate(client, { appRole: appRole(config) }));
+        if (options.status) await printStatus(client.db);
+        else if (options.dryRun) printResult('would apply', await tryMigrations(client.db));
+        else printResult('applied', await migrate(client, { appRole: appRole(config) }));
       } finally {
         await client.close();
       }
@@ -27,24 +27,25 @@ function ownerUrl(config: Config): string {
   if (url !== undefined) return url;
   throw new ConfigError([
     `MIGRATION_DATABASE_URL must be set, for example MIGRATION_DATABASE_URL=${exampleOf('MIGRATION_DATABASE_URL')}. ` +
-      'The embedded database needs no hand: each start migrates it.',
+      'The embedded database is migrated at each start.',
   ]);
 }
 
-/** With one URL the service is the owner itself and needs no grants. */
+/** With one URL the service is the owner and needs no grants. */
 function appRole(config: Config): string | undefined {
   const { DATABASE_URL: app, MIGRATION_DATABASE_URL: owner } = config;
   return owner === undefined || owner === app ? undefined : config.APP_ROLE;
 }
 
-async function tellStatus(db: Db): Promise<void> {
+async function printStatus(db: Db): Promise<void> {
   const { applied, pending, unknown } = await migrationStatus(db);
   for (const name of applied) print(`${unknown.includes(name) ? 'unknown' : 'applied'}  ${name}`);
   for (const name of pending) print(`pending  ${name}`);
-  if (unknown.length > 0) print('A newer Latchkey has migrated this database: run that version or a later one.');
+  if (unknown.length > 0)
+    print('A newer version of Latchkey has migrated this database. Run that version or a later one.');
   if (pending.length + unknown.length > 0) process.exitCode = 1;
 }
 
-function tell(what: string, names: readonly string[]): void {
+function printResult(what: string, names: readonly string[]): void {
   print(names.length === 0 ? 'The schema is up to date.' : `${what}: ${names.join(', ')}`);
 }

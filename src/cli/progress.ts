@@ -5,14 +5,14 @@ export interface Progress {
   end(): void;
 }
 
-/** How far a long command is: a bar for a person at a terminal, a line for every tenth where the output is kept. */
-export function showProgress(what: string): Progress {
-  return process.stderr.isTTY ? barOf(what) : linesOf(what);
+/** Shows the progress of a long command on standard error: a bar at a terminal, otherwise a line per tenth. */
+export function showProgress(label: string): Progress {
+  return process.stderr.isTTY ? barOf(label) : linesOf(label);
 }
 
-function barOf(what: string): Progress {
-  // Line wrapping stays on: it would stay off where the command is interrupted.
-  const format = `${what} [{bar}] {percentage} %, {value} of {total}, {eta_formatted} left`;
+function barOf(label: string): Progress {
+  // Line wrapping stays on, because an interrupted command would leave it off in the terminal.
+  const format = `${label} [{bar}] {percentage} %, {value} of {total}, {eta_formatted} left`;
   const bar = new SingleBar({ format, barsize: 25, linewrap: true, hideCursor: false, stream: process.stderr });
   return {
     show({ done, total }) {
@@ -23,14 +23,14 @@ function barOf(what: string): Progress {
   };
 }
 
-function linesOf(what: string): Progress {
-  let toldTenths = -1;
+function linesOf(label: string): Progress {
+  let shownTenths = -1;
   return {
     show({ done, total }) {
       const tenths = Math.floor((10 * done) / total);
-      if (tenths <= toldTenths) return;
-      toldTenths = tenths;
-      process.stderr.write(`${what} ${done} of ${total}\n`);
+      if (tenths <= shownTenths) return;
+      shownTenths = tenths;
+      process.stderr.write(`${label} ${done} of ${total}\n`);
     },
     end: () => undefined,
   };

@@ -11,7 +11,7 @@ import { keys } from '../rekey/keys.ts';
 import { type RekeyResult, rekey, type Unopened } from '../rekey/rekey.ts';
 import { webhooks } from '../rekey/webhooks.ts';
 import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
-import { tellKeyringUse } from './keyring-use.ts';
+import { describeKeyringUse } from './keyring-use.ts';
 import { locate } from './locate.ts';
 import { counted, print, wrong } from './print.ts';
 import { showProgress } from './progress.ts';
@@ -22,7 +22,7 @@ const queryTimeoutMs = 120_000;
 export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('rekey')
     .description(
-      "move every key, access token and webhook secret to the keyring's primary entry, beside a running service; may be interrupted and run again",
+      "move all keys, access tokens and webhook secrets to the keyring's primary entry; the service may be running; may be interrupted and run again",
     )
     .action(async () => {
       const config = readConfig(env);
@@ -41,7 +41,7 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
           counted(count, 'access token was', 'access tokens were'),
         );
         report(keyring, await rekey(deps, webhooks), (count) => `The secrets of ${counted(count, 'webhook')} were`);
-        for (const line of tellKeyringUse(keyring, await countKeyringUse(client.db))) print(line);
+        for (const line of describeKeyringUse(keyring, await countKeyringUse(client.db))) print(line);
       } finally {
         await client.close();
       }
@@ -55,20 +55,19 @@ function report(
   subject: (count: number) => string,
 ): void {
   const primary = keyring.primary.id;
-  for (const { id, reason } of unopened) wrong(`${id} was left as it is: ${reasons[reason]}.`);
-  if (locked > 0) wrong(`${subject(locked)} locked by somebody else all the time. Run this again.`);
+  for (const { id, reason } of unopened) wrong(`${id} was not moved: ${reasons[reason]}.`);
+  if (locked > 0) wrong(`${subject(locked)} locked by other transactions. Run this command again.`);
   if (since > 0) {
     wrong(
-      `${subject(since)} sealed or tagged under another entry while this ran: a service has another primary. ` +
-        `Let every one of them start with ${primary} in the first place, then run this again.`,
+      `${subject(since)} sealed or tagged under another entry meanwhile: a replica uses another primary. ` +
+        `Restart every replica with ${primary} as the first entry, then run this command again.`,
     );
   }
   if (renewed > 0) print(`${subject(renewed)} moved to ${primary}.`);
 }
 
 const reasons: Record<Unopened['reason'], string> = {
-  unknown_keyring_entry: 'the keyring lacks the entry that it was sealed under',
+  unknown_keyring_entry: 'the keyring lacks the entry of its sealed value',
   not_authentic: 'its sealed value was changed, or belongs to another record',
-  row_not_authentic:
-    'its row was changed or written without the keyring, or the keyring lacks the entry that it was written under',
+  row_not_authentic: 'its row was changed or written without the keyring, or the keyring lacks the entry of its MAC',
 };

@@ -7,12 +7,12 @@ import { exitCodeOf } from './exit-code.ts';
 import { describeFailure } from './failure.ts';
 import { welcome } from './welcome.ts';
 
-/** Past this a stop that hangs is ended the hard way, however its phases fare; what the drain takes comes on top. */
+/** The time after which a shutdown that hangs is aborted, in addition to the drain. */
 const stopWithinMs = 9_900;
 
 /**
- * Runs the service until a signal ends it.
- * @param mayEmbed whether it may start a Postgres of its own where DATABASE_URL is not set
+ * Runs the service until a signal stops it.
+ * @param mayEmbed whether an embedded Postgres is started if DATABASE_URL is not set
  */
 export async function serve(env: NodeJS.ProcessEnv, { mayEmbed }: { mayEmbed: boolean }): Promise<void> {
   const doubtful = doubtfulVariables(env);
@@ -32,7 +32,7 @@ export async function serve(env: NodeJS.ProcessEnv, { mayEmbed }: { mayEmbed: bo
     await stopSignal;
     await stop(service, logger, config.DRAIN_SECONDS * 1_000);
   } catch (error) {
-    // Before there is a service there is one person who reads this.
+    // Startup errors are printed as text, because a person usually reads them.
     process.stderr.write(`latchkey: ${describeFailure(error, env)}\n`);
     if (error instanceof ConfigError) for (const line of doubtful) process.stderr.write(`  ${line}\n`);
     logger?.debug({ err: error }, 'The service did not start.');
@@ -44,7 +44,7 @@ async function stop(service: Service, logger: Logger, drainMs: number): Promise<
   logger.info('Stopping.');
   const withinMs = Math.max(drainMs - 1_000, 0) + stopWithinMs;
   setTimeout(() => {
-    logger.error(`Not everything ended within ${withinMs / 1_000} s.`);
+    logger.error(`The shutdown did not finish within ${withinMs / 1_000} s.`);
     process.exit(1);
   }, withinMs).unref();
   const failed = await service.stop();
@@ -54,23 +54,23 @@ async function stop(service: Service, logger: Logger, drainMs: number): Promise<
 const signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
 
 /**
- * The first signal asks for an orderly end; a second one ends the process at once. Only SIGHUP does not: a closed
- * terminal may send it twice.
+ * Resolves at the first stop signal. A second one ends the process at once, except SIGHUP: a closed terminal may send
+ * it twice.
  */
 function nextStopSignal(): Promise<void> {
   return new Promise((resolve) => {
-    let asked = false;
+    let isStopping = false;
     for (const signal of signals) {
       process.on(signal, () => {
-        if (asked && signal !== 'SIGHUP') process.exit(130);
-        asked = true;
+        if (isStopping && signal !== 'SIGHUP') process.exit(130);
+        isStopping = true;
         resolve();
       });
     }
   });
 }
 
-/** A process in an unknown state must not go on answering whether keys are good. */
+/** A process in an unknown state must not verify keys. */
 function endOnUncaught(logger: Logger): void {
   for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
     process.on(event, (error: unknown) => {

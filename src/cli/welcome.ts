@@ -1,22 +1,22 @@
 import type { Service } from '../service/service.ts';
 
-/** What a person reads who has just started Latchkey with nothing configured: the last line can be pasted. */
+/** The text after a first start without configuration. Its last line can be pasted into a shell. */
 export function welcome(url: string, embedded: NonNullable<Service['embedded']>): string {
   const { credentialsFile, hasCredentials, hasKey } = embedded;
-  const lines = [`Latchkey listens on ${url}, with a Postgres of its own; the API is described at ${url}/docs`];
-  if (!hasCredentials) lines.push(`Its tokens are no longer in ${credentialsFile}: somebody has moved that file away.`);
-  else if (!hasKey) lines.push(`Its tokens are in ${credentialsFile}`);
+  const lines = [`Latchkey listens on ${url}, with an embedded Postgres. API documentation: ${url}/docs`];
+  if (!hasCredentials) lines.push(`The file with the tokens, ${credentialsFile}, has been moved or deleted.`);
+  else if (!hasKey) lines.push(`The tokens are in ${credentialsFile}`);
   else {
     const file = quoted(credentialsFile);
     const body = `"$(jq '{key, permission: "read"}' ${file})"`;
     const token = `"X-API-Key: $(jq -r .verifierToken ${file})"`;
-    lines.push(`Its tokens and a first key are in ${credentialsFile}`);
+    lines.push(`The tokens and a first key are in ${credentialsFile}`);
     lines.push(`curl -s ${url}/v1/verify -H ${token} -H 'Content-Type: application/json' -d ${body}`);
   }
   return `\n${lines.join('\n')}\n\n`;
 }
 
-/** For a shell, where a path holds more than letters, digits and a few signs. */
+/** Quotes a path for a shell if necessary. */
 function quoted(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
