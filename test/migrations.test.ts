@@ -3,7 +3,7 @@ import { connect } from '../src/database/client.ts';
 import { migrationStatus, requireCurrentSchema, tryMigrations } from '../src/database/migrator.ts';
 import { startService } from './support/app.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
-import { runEntry } from './support/process.ts';
+import { eventually, runEntry } from './support/process.ts';
 
 const newest = ['0001-initial', 'graphile_worker@19'];
 
@@ -19,6 +19,26 @@ t.test('two at once: one waits for the other, and both end well', async (t) => {
     const results = await Promise.all([migrateAs(urls), migrateAs(urls), migrateAs(urls)]);
     t.same(results.flat().sort(), newest);
   }
+});
+
+t.test('a migration reads no table while another one changes them', async (t) => {
+  const urls = await createDatabase(t, { migrated: false });
+  const other = connect({ url: urls.owner, poolSize: 1 });
+  t.teardown(() => other.close());
+  const client = await other.pool.connect();
+  await client.query("begin; select pg_advisory_xact_lock(hashtext('latchkey migration'))");
+  const migrated = migrateAs(urls);
+  await eventually(async () => {
+    const waiting = await dbQuery(
+      urls.superuser,
+      "select 1 from pg_stat_activity where datname = current_database() and wait_event = 'advisory'",
+    );
+    return waiting.length === 1;
+  });
+  t.same(await dbQuery(urls.superuser, "select 1 from pg_tables where schemaname = 'public'"), []);
+  await client.query('commit');
+  client.release();
+  t.same(await migrated, newest);
 });
 
 t.test('one that was killed in the middle leaves nothing; the next one completes', async (t) => {

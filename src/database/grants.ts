@@ -64,7 +64,6 @@ export async function prepareAppRole(db: Db, role: string): Promise<void> {
  */
 export async function closeToPublic(db: Db): Promise<void> {
   await db.transaction().execute(async (tx) => {
-    await lockGrants(tx);
     const { rows } = await sql<{ mine: boolean; me: string }>`
       select pg_has_role(current_user, datdba, 'USAGE') as mine, quote_ident(session_user) as me
       from pg_database where datname = current_database()`.execute(tx);
@@ -85,7 +84,6 @@ async function mayPublicConnect(tx: Tx): Promise<boolean> {
 
 export async function grantToApp(db: Db, role: string, migrationTable: string): Promise<void> {
   await db.transaction().execute(async (tx) => {
-    await lockGrants(tx);
     const grantee = sql.id(role).compile(tx).sql;
     for (const statement of statementsFor(grantee, migrationTable, await currentDatabase(tx))) {
       await sql.raw(statement).execute(tx);
@@ -123,11 +121,6 @@ async function letIntoWorkerTables(tx: Tx, role: string): Promise<void> {
     await sql`drop policy if exists ${policy} on ${name}`.execute(tx);
     await sql`create policy ${policy} on ${name} to ${sql.id(role)} using (true) with check (true)`.execute(tx);
   }
-}
-
-/** Two at once would fail with "tuple concurrently updated"; the second waits here instead. */
-async function lockGrants(tx: Tx): Promise<void> {
-  await sql`select pg_advisory_xact_lock(hashtext('latchkey grants'))`.execute(tx);
 }
 
 async function currentDatabase(tx: Tx): Promise<string> {

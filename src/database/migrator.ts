@@ -80,15 +80,23 @@ interface MigrateOptions {
 }
 
 /**
- * Brings the schema up to date, then graphile-worker's, and applies the grants. Safe to run twice, by two at once (the
- * second waits), and after one that was killed: Latchkey's own migrations are one transaction.
+ * Brings the schema up to date, then graphile-worker's, and applies the grants. Can be repeated, also after one that was
+ * killed: Latchkey's own migrations are one transaction. Of two at once, the second waits.
  * @param client needs two connections
  * @returns the names of the migrations that this run applied
- * @throws SchemaMismatch where a newer program has migrated, DatabaseUnfit
+ * @throws SchemaMismatch if a newer program has migrated, DatabaseUnfit
  */
-export async function migrate(client: DatabaseClient, { appRole }: MigrateOptions): Promise<string[]> {
+export async function migrate(client: DatabaseClient, options: MigrateOptions): Promise<string[]> {
+  await requireUtf8(client.db);
+  // One lock for all steps: Kysely lists all tables first, and that fails while graphile-worker renames some of its own.
+  return client.db.transaction().execute(async (tx) => {
+    await sql`select pg_advisory_xact_lock(hashtext('latchkey migration'))`.execute(tx);
+    return migrateLocked(client, options);
+  });
+}
+
+async function migrateLocked(client: DatabaseClient, { appRole }: MigrateOptions): Promise<string[]> {
   const { db } = client;
-  await requireUtf8(db);
   const { unknown } = await migrationStatus(db);
   if (unknown.length > 0) await requireCurrentSchema(db);
   if (appRole !== undefined) await prepareAppRole(db, appRole);

@@ -32,18 +32,14 @@ export async function findWorkerRevision(db: Db): Promise<number> {
 }
 
 /**
- * Runs graphile-worker's own migrations as the role of this client, which needs `create` on the database and at least
- * two connections. Each of its steps is a transaction, so after one that was killed the next run goes on where it ended.
+ * Runs graphile-worker's own migrations as the role of this client, which needs `create` on the database. Each step is a
+ * transaction, so after a migration that was killed the next one continues. `migrate` holds the lock.
  * @returns whether there was anything to do
  */
 export async function migrateWorkerSchema({ db, pool }: DatabaseClient): Promise<boolean> {
-  return db.transaction().execute(async (tx) => {
-    // Of two at once the second waits here, and then finds nothing to do.
-    await sql`select pg_advisory_xact_lock(hashtext('latchkey worker schema'))`.execute(tx);
-    if ((await findWorkerRevision(tx)) >= workerRevision) return false;
-    await runMigrations({ pgPool: pool, schema: workerSchema, logger: silent });
-    return true;
-  });
+  if ((await findWorkerRevision(db)) >= workerRevision) return false;
+  await runMigrations({ pgPool: pool, schema: workerSchema, logger: silent });
+  return true;
 }
 
 const silent = new Logger(() => () => undefined);
