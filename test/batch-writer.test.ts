@@ -62,7 +62,7 @@ t.test('entries that are rejected are left out and named, all others are written
     written.map(({ id }) => id).sort((a, b) => a - b),
     good,
   );
-  const named = lines.filter(({ message }) => message === 'Numbers: one was rejected and left out.');
+  const named = lines.filter(({ message }) => message === 'Numbers: one was rejected and dropped.');
   t.same(named.map(({ facts }) => facts.entry.id).sort(), bad.toSorted());
   t.ok(named.every(({ facts }) => facts.err instanceof Rejection));
   t.ok(batches.every((size) => size <= 8));
@@ -84,14 +84,14 @@ t.test('what fails for another reason waits, is merged with what comes, and neve
   state.isAway = true;
   for (let id = 0; id < 20; id++) t.equal(add(id), true);
   await writer.flush();
-  t.match(lines[0], { facts: { rows: 20 }, message: 'Numbers: not written, kept for the next time.' });
+  t.match(lines[0], { facts: { rows: 20 }, message: 'Numbers: not written. Latchkey will retry.' });
   t.equal(add(7), true, 'merged into what waits');
   t.equal(add(20), false);
   state.isAway = false;
   await writer.flush();
   t.equal(written.length, 20);
   t.equal(written.find(({ id }) => id === 7)?.count, 2);
-  t.match(lines.at(-1), { facts: { dropped: 1, rejected: 0 }, message: 'Numbers: not all could be written.' });
+  t.match(lines.at(-1), { facts: { dropped: 1, rejected: 0 }, message: 'Numbers: some could not be written.' });
   t.equal(add(20), true);
 });
 
@@ -220,7 +220,7 @@ t.test('usage that the database rejects does not hold up the usage of other keys
   };
   await use();
   t.same(await allowed(), [undefined, '9223372036854775807', ...keys.slice(2).map(() => '1')]);
-  const named = logLines.filter((line) => line.includes('Usage: one was rejected and left out.'));
+  const named = logLines.filter((line) => line.includes('Usage: one was rejected and dropped.'));
   t.same(named.map((line) => JSON.parse(line).entry.keyId).sort(), [rejected.id, full.id].sort());
   await dbQuery(urls.owner, 'alter table usage_hours drop constraint broken');
   await use();

@@ -139,7 +139,7 @@ t.test('with an own Postgres the commands lead from an empty database to the fir
     const other = `${id}:${Buffer.alloc(32, 7).toString('base64')}`;
     const swapped = await latchkey(t, ['serve'], { ...env, LATCHKEY_KEYRING: other });
     t.equal(swapped.code, 78);
-    t.match(swapped.output, /other bytes/);
+    t.match(swapped.output, /differs from the entry with this id/);
     t.notMatch(swapped.output, other);
     const prefixed = await latchkey(t, ['serve'], { ...env, TOKEN_PREFIX: 'acme' });
     t.equal(prefixed.code, 78);

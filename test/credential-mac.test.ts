@@ -319,6 +319,9 @@ t.test(
 t.test('an id cannot be both lost and in the keyring', async (t) => {
   const text = generateKeyring(new Date());
   const [id = ''] = text.split(':');
-  t.throws(() => parseKeyring(text, [id]), { name: 'KeyringError', message: /named as lost, but the keyring has it/ });
+  t.throws(() => parseKeyring(text, [id]), {
+    name: 'KeyringError',
+    message: /listed as lost, but the keyring contains it/,
+  });
   t.throws(() => parseKeyring(text, ['Not an id']), { name: 'KeyringError' });
 });

@@ -249,7 +249,7 @@ t.test(
       ['::ffff:0:0/96', /every IPv4 address/],
       ['::ffff:c000:0201/97', /prefix \/1, 1 of 2 of all IPv4 addresses/],
       ['0:0:0:0:0:ffff:192.0.2.1/103', /prefix \/7/],
-      ['::ffff:192.0.2.1/24', /holds no IPv4 client; .*192\.0\.2\.1\/32/],
+      ['::ffff:192.0.2.1/24', /without any IPv4 client; .*192\.0\.2\.1\/32/],
       ['192.0.2.1/0', /would mean 0\.0\.0\.0\/0, every IPv4 address/],
       ['2001:db8::1/0', /would mean ::\/0, every IPv6 address/],
       ['192.0.2.1/33', /must be an IPv4 or IPv6 address/],

@@ -75,7 +75,7 @@ t.test('Postgres stopped: ready while known keys can be verified, and not for ma
   t.match(warned[0].reason, /ECONNREFUSED|terminated/);
 
   await postgres.start('standby');
-  const standby = { status: 503, detail: /read-only standby.*DATABASE_URL must lead to it/ };
+  const standby = { status: 503, detail: /read-only standby.*DATABASE_URL must lead to the primary/ };
   await eventually(async () => (await ready(service)).status === 200);
   t.match(await ready(service, management), standby, 'named as what it is');
   t.match(await verify(), { status: 200, body: { valid: true } }, 'a standby can be read');

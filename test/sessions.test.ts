@@ -176,7 +176,7 @@ t.test('a database that cannot store every text is refused by name, by commands 
       const process = runEntry(t, entry, [...args], { env });
       const { code } = await process.exited;
       t.equal(code, args[0] === 'doctor' ? 1 : 78, `${args[0]}: ${process.output()}`);
-      t.match(process.output(), `has the encoding ${encoding}, and Latchkey needs UTF8`);
+      t.match(process.output(), `has the encoding ${encoding}, but Latchkey needs UTF8`);
     }
     t.same(await dbQuery(urls.superuser, "select to_regclass('organizations') as made"), [{ made: null }]);
   }

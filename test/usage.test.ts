@@ -209,7 +209,7 @@ t.test('a database that does not take it loses no count', async (t) => {
   await dbQuery(urls.superuser, 'alter table usage_hours rename to usage_hours_away');
   for (let turn = 0; turn < 3; turn++) await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
   await verification.usage.flush();
-  t.match(logLines.join(''), 'Usage: not written, kept for the next time.');
+  t.match(logLines.join(''), 'Usage: not written. Latchkey will retry.');
   await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
   await dbQuery(urls.superuser, 'alter table usage_hours_away rename to usage_hours');
   await verification.usage.flush();

@@ -144,7 +144,7 @@ t.test('the request does not wait for it, and what cannot be recorded now is lat
   const { body } = await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
   t.equal(body.code, 'deleted');
   await verification.usage.flush();
-  t.match(logLines.join(''), 'Uses of deleted keys: not written, kept for the next time.');
+  t.match(logLines.join(''), 'Uses of deleted keys: not written. Latchkey will retry.');
   t.same(await dbQuery(urls.superuser, 'select * from deleted_key_uses'), [], 'neither the event nor its mark');
   await dbQuery(urls.owner, 'alter function history_append_away(text, text) rename to history_append');
   await eventually(async () => (await uses(admin)).length === 1, 5_000);

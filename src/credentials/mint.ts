@@ -5,15 +5,15 @@ import { tagOf } from '../crypto/tag.ts';
 import { mintToken, type TokenKind } from '../crypto/token.ts';
 import { type AccessTokenId, idSuffix, type KeyId } from '../domain/ids.ts';
 
-/** What it takes to make tokens and to check them. */
+/** The dependencies of minting and checking tokens. */
 export interface TokenCrypto {
-  /** What every token of this installation begins with. */
+  /** The prefix of every token of this installation. */
   prefix: string;
   keyring: Keyring;
   hasher: SecretHasher;
 }
 
-/** What a table keeps of a token. */
+/** The part of a token that is stored. */
 export interface CredentialColumns {
   tag: Buffer;
   tag_keyring_id: string;
@@ -26,7 +26,7 @@ export interface MintedCredential {
   columns: CredentialColumns;
 }
 
-/** Makes a token for a record that is about to be written. Costs one argon2id run. @throws Problem `overloaded` */
+/** Mints a token for a row that is about to be inserted. Runs argon2id once. @throws Problem `overloaded` */
 export async function mintCredential(
   { prefix, keyring, hasher }: TokenCrypto,
   kind: TokenKind,

@@ -3,10 +3,10 @@ import { Problem } from '../domain/errors.ts';
 import * as headers from '../lib/read-credential.ts';
 
 /**
- * The credential of a request, where its headers can be read.
- * @param takesBasic whether it may also be the secret of HTTP Basic
- * @returns undefined where none was sent
- * @throws Problem `bad_request` for two that differ, `unauthorized` for another scheme
+ * Reads the credential of a request.
+ * @param takesBasic whether it may also be the password of HTTP Basic
+ * @returns undefined if none was sent
+ * @throws Problem `bad_request` for two different credentials, `unauthorized` for another scheme
  */
 export function readCredential(
   request: Pick<IncomingMessage, 'headers' | 'rawHeaders'>,
@@ -25,7 +25,7 @@ export function isBasic(authorization: string | undefined): boolean {
   return /^basic(?: |$)/i.test(authorization ?? '');
 }
 
-/** A 401 with the challenge that RFC 6750 section 3 asks for; without `error` where no credential was sent. */
+/** A 401 with the challenge of RFC 6750 section 3; without `error` if no credential was sent. */
 export function unauthorized(
   code: 'unauthorized' | 'token_malformed' | 'token_expired',
   detail: string,

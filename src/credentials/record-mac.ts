@@ -5,7 +5,8 @@ import type { AccessTokensTable } from '../database/tables/access-tokens.ts';
 import type { ApiKeysTable } from '../database/tables/api-keys.ts';
 import { canonicalJson } from '../domain/canonical-json.ts';
 
-// What the MAC of a credential's row covers. Suspension and an ordinary deletion are not in it: history shows those.
+// The columns that the MAC of a credential's row covers. Suspension and ordinary deletion are not among them: the
+// history contains those.
 
 export const keyMacColumns = [
   'id',
@@ -86,7 +87,7 @@ function tokenParts(token: MacCoveredToken): MacParts {
     token.scopes,
     token.name,
     token.email,
-    // The database gives the members of an object in another order than they were written in.
+    // Postgres returns the members of a JSON object in another order than they were written.
     canonicalJson(token.creator_chain),
     timeOf(token.expires_at),
     timeOf(token.deleted_at),
@@ -94,7 +95,7 @@ function tokenParts(token: MacCoveredToken): MacParts {
   ];
 }
 
-/** As text, because JSON writes the database's `infinity` like no time at all. */
+/** As text, because JSON would write `infinity` like a missing time. */
 function timeOf(time: Date | null): string | null {
   return time === null ? null : String(Number(time));
 }

@@ -4,7 +4,7 @@ import type { AccessTokenId, KeyId, OrganizationId } from '../domain/ids.ts';
 import { pagesOf } from '../lib/batches.ts';
 import { isAuthenticKey, isAuthenticToken, keyMac, keyMacColumns, tokenMac } from './record-mac.ts';
 
-/** Stores a tag under the primary keyring entry. A row that is not authentic stays as it is. */
+/** Stores a tag made with the primary keyring entry. A row that is not authentic is not changed. */
 export async function replaceTag(
   db: Db,
   keyring: Keyring,
@@ -35,7 +35,7 @@ export async function replaceTag(
 
 const rowsInBatch = 1_000;
 
-/** Ids of credentials whose row is not authentic. Reads every one of them, in batches. */
+/** The ids of credentials whose row is not authentic. Reads all credentials, in batches. */
 export async function findForgedCredentials(db: Db, keyring: Keyring): Promise<string[]> {
   const forged: string[] = [];
   for await (const keys of pagesOf<KeyRow>((last) => keysAfter(db, last?.id ?? ''))) {

@@ -1,11 +1,11 @@
 import { Problem } from '../domain/errors.ts';
 import { minuteMs } from '../lib/durations.ts';
 
-/** How often the slow comparison may be tried for one record. */
+/** Limits how often argon2id is tried for one row. */
 export interface AttemptLimit {
   /**
-   * Runs an attempt unless one for the same id is under way or five have failed within a minute.
-   * @throws Problem `overloaded`
+   * Runs an attempt unless one for the same id is running or five have failed within a minute. @throws Problem
+   * `overloaded`
    */
   run(id: string, attempt: () => Promise<boolean>): Promise<boolean>;
 }
@@ -19,7 +19,10 @@ interface Attempts {
 const failuresAllowed = 5;
 const windowMs = minuteMs;
 
-/** @param nowMs a monotonic clock in milliseconds @param capacity ids remembered at most; the oldest one makes room */
+/**
+ * @param nowMs a monotonic clock in milliseconds
+ * @param capacity the maximum number of ids; beyond it the oldest one is dropped
+ */
 export function createAttemptLimit(nowMs: () => number = () => performance.now(), capacity = 10_000): AttemptLimit {
   const attemptsOf = new Map<string, Attempts>();
   return {

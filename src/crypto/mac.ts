@@ -1,23 +1,23 @@
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import type { Keyring, KeyringEntry } from './keyring.ts';
 
-/** Proves that what decides about a stored row was written by somebody who holds the keyring. */
+/** Authenticates a stored row: only a holder of the keyring can have written it. */
 export interface MacColumns {
   mac: Buffer;
   mac_keyring_id: string;
 }
 
-/** What a MAC covers: the first part names the kind of row, so no row passes as one of another kind. */
+/** The parts that a MAC covers. The first one names the kind of row, so that a row is not accepted as another kind. */
 export type MacParts = readonly [kind: string, ...rest: unknown[]];
 
-/** HMAC-SHA-256 (RFC 2104) under one entry, over the parts as JSON, which keeps them apart. */
+/** HMAC-SHA-256 (RFC 2104) with one entry, over the parts as JSON, which keeps them apart. */
 export function macOf(entry: KeyringEntry, parts: MacParts): MacColumns {
   return { mac: compute(entry, parts), mac_keyring_id: entry.id };
 }
 
 /**
- * False for a changed row, for one that was written without the keyring, and where the entry is gone; an entry that the
- * operator names as lost vouches for its rows unchecked. Compares in constant time.
+ * False for a row that was changed or written without the keyring, and if the entry is missing. Rows of an entry in
+ * LOST_KEYRING_IDS are accepted without a check. Compares in constant time.
  */
 export function isAuthentic(
   keyring: Keyring,

@@ -2,13 +2,13 @@ import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
 import type { Keyring } from './keyring.ts';
 import { Secret } from './secret.ts';
 
-/** What a sealed value belongs to. It opens there and nowhere else. */
+/** What a sealed value is bound to. It cannot be opened for anything else. */
 export interface SealBinding {
   purpose: 'api_key' | 'webhook' | 'reply';
-  /** Null: the installation. */
+  /** Null for the installation. */
   organizationId: string | null;
   recordId: string;
-  /** What else must be as it was when the value was sealed. */
+  /** Other values that must be the same as when the value was sealed. */
   facts?: ReadonlyArray<string | null>;
 }
 
@@ -16,7 +16,7 @@ const algorithm = 'aes-256-gcm';
 const nonceBytes = 12;
 const tagBytes = 16;
 
-/** AES-256-GCM (NIST SP 800-38D) under a fresh random 96-bit nonce. Layout: nonce ‖ ciphertext ‖ 16-byte tag. */
+/** AES-256-GCM (NIST SP 800-38D) with a random 96-bit nonce. Layout: nonce ‖ ciphertext ‖ 16-byte tag. */
 export function seal(keyring: Keyring, secret: Secret, binding: SealBinding): { keyringId: string; sealed: Buffer } {
   const { id, sealKey } = keyring.primary;
   const nonce = randomBytes(nonceBytes);
@@ -26,18 +26,18 @@ export function seal(keyring: Keyring, secret: Secret, binding: SealBinding): { 
   return { keyringId: id, sealed: Buffer.concat([nonce, ciphertext, cipher.getAuthTag()]) };
 }
 
-/** A sealed value that does not open, and why. */
+/** A sealed value cannot be opened. The message says why. */
 export class SealBroken extends Error {
   override readonly name = 'SealBroken';
   readonly reason: 'unknown_keyring_entry' | 'not_authentic';
 
   constructor(reason: SealBroken['reason'], recordId: string) {
-    super(`the sealed value of ${recordId} does not open: ${reason}`);
+    super(`The sealed value of ${recordId} cannot be opened: ${reason}`);
     this.reason = reason;
   }
 }
 
-/** @throws SealBroken for a retired keyring entry, a changed byte, or a value that belongs to another record */
+/** @throws SealBroken for a missing keyring entry, a changed byte, or a value that belongs to another row */
 export function unseal(
   keyring: Keyring,
   { keyringId, sealed }: { keyringId: string; sealed: Buffer },
@@ -59,7 +59,7 @@ export function unseal(
   }
 }
 
-/** JSON keeps the parts apart, whatever they hold. */
+/** JSON keeps the parts apart, whatever they contain. */
 function additionalData({ purpose, organizationId, recordId, facts = [] }: SealBinding): Buffer {
   return Buffer.from(JSON.stringify(['latchkey/v1/seal', purpose, organizationId, recordId, ...facts]), 'utf8');
 }

@@ -3,28 +3,28 @@ import pLimit from 'p-limit';
 import { Problem } from '../domain/errors.ts';
 import type { Secret } from './secret.ts';
 
-/** Costs of argon2id (RFC 9106), and how much of it may run. */
+/** The cost of argon2id (RFC 9106) and how many runs are allowed. */
 export interface SecretHasherOptions {
   memoryKib: number;
   timeCost: number;
   parallelism: number;
-  /** Runs at once. A permit belongs to the work: a caller that goes away does not free it. */
+  /** The maximum number of runs at once. A caller that disconnects does not free its run. */
   concurrency: number;
-  /** Waiting beyond those that run; past it the answer is `overloaded`. */
+  /** The maximum number of waiting runs; further ones are rejected with `overloaded`. */
   queueLimit: number;
 }
 
 export interface SecretHasher {
   /** @throws Problem `overloaded` */
   hash(secret: Secret): Promise<string>;
-  /** A hash with costs above the ceiling counts as no match, before any work. @throws Problem `overloaded` */
+  /** A hash above the maximum cost is no match, and argon2id does not run. @throws Problem `overloaded` */
   verify(hash: string, secret: Secret): Promise<boolean>;
-  /** How many argon2id runs there have been; a flood of wrong keys must not move it. */
+  /** The number of argon2id runs so far. Tests use it to show that wrong keys cause none. */
   readonly runs: number;
   readonly queued: number;
 }
 
-/** A hash that somebody planted in the database must not be able to buy more work than this. */
+/** The maximum cost of a stored hash: one that an attacker wrote to the database must not cause more work. */
 const ceiling = { memoryKib: 65_536, timeCost: 10, parallelism: 4 };
 
 export function createSecretHasher(options: SecretHasherOptions): SecretHasher {
@@ -59,7 +59,7 @@ export function createSecretHasher(options: SecretHasherOptions): SecretHasher {
   };
 }
 
-/** The PHC string format: `$argon2id$v=19$m=…,t=…,p=…$salt$hash`, the three in any order. */
+/** The PHC string format: `$argon2id$v=19$m=…,t=…,p=…$salt$hash`, with the three parameters in any order. */
 function isAffordable(hash: string): boolean {
   const [, costs] = /^\$argon2id\$v=19\$([mtp]=\d{1,10},[mtp]=\d{1,10},[mtp]=\d{1,10})\$/.exec(hash) ?? [];
   if (costs === undefined) return false;

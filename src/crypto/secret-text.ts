@@ -2,15 +2,18 @@ import { idSuffixPattern } from '../domain/ids.ts';
 import { decodePercent } from '../lib/decode-percent.ts';
 import { parseToken, tokenLength } from './token.ts';
 
-/** Finds this installation's tokens in text that callers wrote, plain or percent-encoded. */
+/** Finds this installation's tokens in a caller's text, plain or percent-encoded. */
 export interface SecretText {
-  /** Whether a whole token is in the text: right prefix, form and checksum. */
+  /** Whether the text contains a whole token: right prefix, form and checksum. */
   isIn(text: string): boolean;
-  /** Whether JSON text may hold a token. Never wrong where it says no, and much cheaper than a search. */
+  /** Whether a JSON text may contain a token. False is always right; much cheaper than a search. */
   mayBeIn(json: string): boolean;
-  /** Replaces each whole token by `[redacted]`: for what is recorded. */
+  /** Replaces each whole token by `[redacted]`, for text that is stored. */
   redact(text: string): string;
-  /** Shortens whatever looks like a token or a webhook's secret, whole or cut: for logs, spans and problem documents. */
+  /**
+   * Masks everything that looks like a token or a webhook secret, whole or cut off: for logs, spans and problem
+   * documents.
+   */
   mask(text: string): string;
 }
 
@@ -57,7 +60,7 @@ export function createSecretText(prefix: string): SecretText {
   };
 }
 
-/** Replaces percent-encoded words, such as a part of a path, by what `replace` gives for their decoded form. */
+/** Replaces percent-encoded words, such as in a path, by what `replace` returns for their decoded form. */
 function inEncodedRuns(text: string, replace: (decoded: string) => string | undefined): string {
   if (!text.includes('%')) return text;
   return text.replace(/[\w%]+/g, (run) => (run.includes('%') ? (replace(decodePercent(run)) ?? run) : run));

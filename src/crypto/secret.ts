@@ -1,6 +1,6 @@
 import { inspect } from 'node:util';
 
-/** A plaintext that cannot be printed by accident: every way but `reveal()` gives `[secret]`. */
+/** A plaintext that cannot be printed by accident: everything but `reveal()` returns `[secret]`. */
 export class Secret {
   readonly #text: string;
 
@@ -8,7 +8,7 @@ export class Secret {
     this.#text = text;
   }
 
-  /** The one way out. Search for it to see every place that handles a plaintext. */
+  /** The only way to read the plaintext. Search for its callers to find every place that handles one. */
   reveal(): string {
     return this.#text;
   }

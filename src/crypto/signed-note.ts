@@ -30,7 +30,7 @@ interface NoteSignature {
 }
 
 export interface SignedNote {
-  /** What is signed; ends with a newline. */
+  /** The signed text; ends with a newline. */
   text: string;
   signatures: NoteSignature[];
 }
@@ -76,7 +76,7 @@ export function toPem({ publicKey }: NoteVerifier): string {
   return publicKey.export({ format: 'pem', type: 'spki' }).toString();
 }
 
-/** Undefined where it is no Ed25519 key of that form, or its id is not the one of its bytes. */
+/** Undefined if it is not an Ed25519 key of that form, or its id does not match its bytes. */
 export function parseVerifierKey(text: string): NoteVerifier | undefined {
   const [, name = '', keyId = '', encoded = ''] = /^([^\s+]+)\+([0-9a-f]{8})\+([A-Za-z0-9+/]+={0,2})$/.exec(text) ?? [];
   const bytes = Buffer.from(encoded, 'base64');
@@ -98,7 +98,7 @@ export function signNote(text: string, signers: readonly NoteSigner[]): string {
 
 const signatureLine = /^— ([^\s+]+) ([A-Za-z0-9+/]+={0,2})$/;
 
-/** Undefined where the text is no signed note. Signatures of other kinds than Ed25519 are left out. */
+/** Undefined if the text is not a signed note. Signatures other than Ed25519 are left out. */
 export function parseNote(note: string): SignedNote | undefined {
   const end = note.lastIndexOf('\n\n');
   if (end < 1 || !note.endsWith('\n')) return undefined;
@@ -114,8 +114,8 @@ export function parseNote(note: string): SignedNote | undefined {
 }
 
 /**
- * `valid`: a known key has signed it, and no signature of a known key is wrong. `forged`: one is wrong. `unknown`: none
- * of its signatures is of a known key, which says nothing.
+ * `valid`: a known key has signed the note, and no signature of a known key is wrong. `forged`: a signature of a known
+ * key is wrong. `unknown`: no signature is of a known key.
  */
 export function checkNote(note: SignedNote, verifiers: readonly NoteVerifier[]): 'valid' | 'forged' | 'unknown' {
   let isSigned = false;

@@ -4,20 +4,20 @@ import { idSuffixPattern } from '../domain/ids.ts';
 import { Secret } from './secret.ts';
 
 /**
- * `<prefix>_<kind>_<26 characters of id><_><43 base62 characters><6 base62 characters>`: a prefix that scanners find,
- * the record's own id, 256 random bits, and a CRC-32 of all before it, so that a token cut short or mistyped
- * is rejected without asking the database.
+ * `<prefix>_<kind>_<26 characters of id><_><43 base62 characters><6 base62 characters>`: a prefix for secret scanners,
+ * the row's id, 256 random bits, and a CRC-32 of everything before it. A cut or mistyped token is rejected without a
+ * query.
  */
 
 /** `k` API key, `a` admin, `v` verifier, `o` operator. */
 export type TokenKind = 'k' | 'a' | 'v' | 'o';
 
-/** The kind of an access token by the role of its record. */
+/** The kind of an access token by its role. */
 export const tokenKindOf = { operator: 'o', admin: 'a', verifier: 'v' } as const satisfies Record<string, TokenKind>;
 
 export interface ParsedToken {
   kind: TokenKind;
-  /** The 26 characters of the record's id. */
+  /** The 26 characters of the row's id. */
   idSuffix: string;
 }
 
@@ -31,19 +31,19 @@ export function mintToken({ prefix, kind, idSuffix }: { prefix: string } & Parse
   return new Secret(body + checksum(body));
 }
 
-/** How many characters every token with this prefix has. */
+/** The length of every token with this prefix. */
 export function tokenLength(prefix: string): number {
   return prefix.length + 30 + randomLength + checksumLength;
 }
 
-/** Kind and id by their places in a token. Nothing says yet that the text is one. */
+/** Reads kind and id by their positions, without a check that the text is a token. */
 export function tokenParts(text: string, prefix: string): { kind: string; idSuffix: string } {
   const kindAt = prefix.length + 1;
   const idAt = kindAt + 2;
   return { kind: text.charAt(kindAt), idSuffix: text.slice(idAt, idAt + 26) };
 }
 
-/** Whether a text has the form of a token of this installation and its checksum is right; undefined otherwise. */
+/** Parses a token of this installation. Undefined if the form or the checksum is wrong. */
 export function parseToken(text: string, prefix: string): ParsedToken | undefined {
   if (text.length !== tokenLength(prefix)) return undefined;
   if (!text.startsWith(`${prefix}_`) || !afterPrefix.test(text.slice(prefix.length + 1))) return undefined;
@@ -54,7 +54,7 @@ export function parseToken(text: string, prefix: string): ParsedToken | undefine
 
 const afterPrefix = new RegExp(`^[kavo]_${idSuffixPattern}_[0-9A-Za-z]{${randomLength + checksumLength}}$`);
 
-/** How a token is shown: what kind it is and its last four characters. */
+/** The masked form of a token: its kind and its last four characters. */
 export function maskedToken(prefix: string, kind: TokenKind, lastFour: string): string {
   return `${prefix}_${kind}_…${lastFour}`;
 }

@@ -5,24 +5,24 @@ import { type Tx, writeTransaction } from './client.ts';
 import { currentTime } from './credential.ts';
 import { type OrganizationContext, type Transactor, transact, type Work } from './work.ts';
 
-/** Work that a job does in many organizations, in transactions that hold up nobody for long. */
+/** Work of a job in many organizations, in short transactions. */
 export interface BatchedWork {
   transactor: Transactor;
-  /** As whom history names the job. */
+  /** The job's name in history. */
   actor: Actor;
   organizationIds: readonly OrganizationId[];
-  /** How much one transaction does at most. */
+  /** The maximum number of items per transaction. */
   batchSize: number;
-  /** Once it is aborted no further transaction is begun. */
+  /** After an abort no further transaction starts. */
   signal?: AbortSignal | undefined;
-  /** @returns how much was done: less than `batchSize` where nothing more is due */
+  /** @returns the number of items; fewer than `batchSize` means that nothing more is due */
   step: (work: Work<OrganizationContext>, batchSize: number) => Promise<number>;
 }
 
 /**
- * Each transaction is in one organization, because it is recorded in that one's chain.
- * @returns how much was done
- * @throws AggregateError when all others are done, where some organization's work could not be
+ * Runs the work in each organization, because its events belong to that organization's chain.
+ * @returns the number of items
+ * @throws AggregateError after all organizations, if some of them failed
  */
 export async function workInBatches(given: BatchedWork): Promise<number> {
   const failures: unknown[] = [];
@@ -34,7 +34,7 @@ export async function workInBatches(given: BatchedWork): Promise<number> {
       failures.push(error);
     }
   }
-  if (failures.length > 0) throw new AggregateError(failures, `It failed in ${failures.length} organizations.`);
+  if (failures.length > 0) throw new AggregateError(failures, `The work failed in ${failures.length} organizations.`);
   return total;
 }
 
@@ -44,18 +44,18 @@ async function workInOrganization(given: BatchedWork, organizationId: Organizati
   return inBatches(batchSize, (count) => transact(transactor, by, (work) => step(work, count)), signal);
 }
 
-/** Rows that are kept for a time and then go, without a word in history. */
+/** Rows that are deleted after some time, without an event. */
 export interface Pruning {
   keptMs: number;
-  /** Rows in one transaction at most. */
+  /** The maximum number of rows per transaction. */
   batchSize?: number | undefined;
-  /** @returns what the database says of it */
+  /** @returns the result of the deletion */
   deleteOldest: (tx: Tx, until: Date, count: number) => Promise<{ numDeletedRows: bigint }>;
 }
 
 const prunedAtOnce = 1_000;
 
-/** Removes what is too old, in batches that are transactions of their own. @returns how many rows */
+/** Deletes rows that are too old, each batch in its own transaction. @returns the number of rows */
 export async function pruneInBatches(
   { db, clock }: Pick<Transactor, 'db' | 'clock'>,
   { keptMs, batchSize = prunedAtOnce, deleteOldest }: Pruning,

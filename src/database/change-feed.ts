@@ -10,51 +10,54 @@ import type { DatabaseClock } from './clock.ts';
 import { socketOf } from './pg-internals.ts';
 import { prepareSession } from './session.ts';
 
-/** Called for every change, so that copies of records are dropped. */
+/** Called for every change, so that cached rows are dropped. */
 export interface ChangeListener {
-  /** The record with this id was changed or deleted. It belongs to this organization; null: to none. */
+  /**
+   * A row was changed or deleted.
+   * @param organizationId null for a row of no organization
+   */
   changed(id: string, organizationId: string | null): void;
-  /** Earlier changes may have been missed: drop everything. */
+  /** Changes may have been missed: drop everything. */
   restarted(): void;
 }
 
-/** Reports every change in the database by any process, and whether it can be relied on right now. */
+/** Reports every change in the database by any process, and whether the reports are complete. */
 export interface ChangeFeed {
-  /** Every change that was committed before this moment has been reported (monotonic milliseconds). */
+  /** Every change that was committed before this time has been reported (monotonic milliseconds). */
   readonly caughtUpAtMs: number;
-  /** False as soon as changes might be missed; then nothing may be answered from a copy. */
+  /** False as soon as changes may be missed. Then no cached row may be used. */
   isLive(): boolean;
   subscribe(listener: ChangeListener): void;
   close(): Promise<void>;
 }
 
 export interface ChangeFeedOptions {
-  /** Sends a notification through the connections that make changes: the feed must receive those. */
+  /** Sends a notification through the service's own connections. The feed must receive those. */
   notify: (channel: string, payload: string) => Promise<void>;
-  /** A direct connection: a pooler that hands out connections by transaction does not deliver notifications. */
+  /** A direct connection: a transaction pooler does not deliver notifications. */
   url: string;
   clock: DatabaseClock;
-  /** Called when the feed becomes live, and when it no longer is. */
+  /** Called when the change feed connects or disconnects. */
   onLiveChange?: (isLive: boolean, cause?: unknown) => void;
 }
 
 const channel = 'latchkey_changes';
 const everything = '*';
-/** A changed record and its organization, as the trigger names them. Any other payload is ignored. */
+/** Parses the payload of the trigger: a row's id and its organization's. Undefined for any other payload. */
 const notice = new RegExp(`^(?:org|partner|key|token)_${idSuffixPattern}(?: org_${idSuffixPattern})?$`);
 const heartbeatEveryMs = 500;
 /**
- * After so many heartbeats one goes through the service's own connections. A transaction pooler delivers only what the same
- * connection has sent, and a connection to another database receives its own heartbeats too.
+ * Every so many heartbeats, one is sent through the service's own connections. This finds a listener behind a
+ * transaction pooler, or connected to another database: both receive their own heartbeats, but not these.
  */
 const beatsBetweenProofs = 10;
-/** After a longer silence the feed is not live: a connection can be dead without an error. */
+/** After a longer silence the feed counts as disconnected: a connection can be dead without an error. */
 const silenceAllowedMs = 2_000;
 const reconnect = { minMs: 500, maxMs: 500 };
 
 /**
- * Listens on a connection of its own, and reconnects for as long as it is open. Postgres delivers notifications in the
- * order of commits, so a heartbeat that comes back through the channel proves that all before it has arrived.
+ * Listens on its own connection and reconnects until it is closed. Postgres delivers notifications in commit order, so
+ * a heartbeat that comes back proves that all earlier notifications have arrived.
  */
 export function followChanges(options: ChangeFeedOptions): ChangeFeed {
   const { clock, onLiveChange = () => undefined } = options;
@@ -76,7 +79,7 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
     for (const listener of listeners) listener.changed(id, organizationId);
   }
 
-  /** One connection's life. @throws what ended it, unless that is the end of the service */
+  /** Runs one connection until it ends. @throws the error that ended it, unless the feed was closed */
   async function listen(closing: AbortSignal): Promise<void> {
     const client = new pg.Client({
       connectionString: options.url,
@@ -90,7 +93,7 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
     const lose = (cause: unknown) => connection.abort(cause);
     closing.addEventListener('abort', lose, { once: true });
     client.on('error', lose);
-    client.on('end', () => lose(new Error('the connection has ended')));
+    client.on('end', () => lose(new Error('the connection was closed')));
 
     const beats = new Map<string, Beat>();
     client.on('notification', ({ payload = '' }) => {
@@ -125,7 +128,7 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
           signal,
         );
         if (number % beatsBetweenProofs !== 0) continue;
-        // Not awaited: where the service's own connections are all busy, this one may be in order.
+        // Not awaited: if the service's own connections are all busy, the feed may still work.
         exchange(sendTheServicesWay).catch((error: unknown) => {
           if (error instanceof Unheard) lose(error);
         });
@@ -174,7 +177,7 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
   };
 }
 
-/** A message from the feed to itself, which proves that messages arrive. */
+/** A message from the feed to itself, to check that messages arrive. */
 interface Beat {
   payload: string;
   /** Monotonic milliseconds. */
@@ -186,11 +189,11 @@ function createBeat(): Beat {
   return { payload: `beat ${randomUUID()}`, sentAtMs: performance.now(), arrival: createDeferred() };
 }
 
-/** A heartbeat was sent and has not arrived. */
+/** A heartbeat was sent and has not arrived yet. */
 class Unheard extends Error {
   constructor() {
     super(
-      'notifications do not arrive; LISTEN_DATABASE_URL must lead to the same database, past any transaction pooler',
+      'notifications do not arrive. LISTEN_DATABASE_URL must lead to the same database, without a transaction pooler',
     );
   }
 }

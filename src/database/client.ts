@@ -4,10 +4,10 @@ import { isPoolTimeout, isQueryTimeout, socketOf } from './pg-internals.ts';
 import type { Database } from './schema.ts';
 import { prepareSession } from './session.ts';
 
-/** Reads. A `Tx` is one too, so a reader works inside a transaction as well. */
+/** For reads. A `Tx` is a `Db` too, so readers also work inside a transaction. */
 export type Db = Kysely<Database>;
 
-/** Writes. There is no way to write outside a transaction. */
+/** For writes, which are always in a transaction. */
 export type Tx = Transaction<Database>;
 
 export interface DatabaseClient {
@@ -20,23 +20,25 @@ interface ClientOptions {
   url: string;
   poolSize: number;
   /**
-   * How long a query, or the wait for a connection, may take before the request is answered `unavailable`.
-   * A connection whose packets vanish neither resets nor replies, so nothing else would ever end the wait.
-   * Leave it out for work that may take long, such as a migration.
+   * If a query, or the wait for a connection, takes longer, the request is rejected with `unavailable`. Without this
+   * limit, a connection whose packets are lost would block for good. Leave it out for long work, such as a migration.
    */
   timeoutMs?: number;
-  /** The wait for a connection alone, where it should end sooner than a query. */
+  /** The limit for the wait for a connection, if it should be shorter than for a query. */
   connectTimeoutMs?: number;
-  /** How many may wait for a connection at once; beyond that the answer is `overloaded`. Unlimited by default. */
+  /** The maximum number of waiting requests; further ones are rejected with `overloaded`. Default: unlimited. */
   queueLimit?: number;
-  /** Called when a connection is lost, such as by a restart of Postgres; the pool opens new ones by itself. */
+  /** Called when a connection is lost. The pool opens new ones by itself. */
   onLost?: (error: Error) => void;
 }
 
 const latestShown = new Date('9999-12-31T23:59:59.999Z');
 const earliestShown = new Date('0001-01-01T00:00:00.000Z');
 
-/** `infinity` and years that RFC 3339 cannot write become the nearest time that it can: such a row is shown, too. */
+/**
+ * `infinity` and years that RFC 3339 cannot express become the nearest time that it can, so that such a row can be
+ * returned.
+ */
 function parseTime(text: string): Date {
   const time = pg.types.getTypeParser(pg.types.builtins.TIMESTAMPTZ)(text) as Date | number;
   if (Number(time) > latestShown.getTime()) return latestShown;
@@ -54,11 +56,11 @@ const ownTypes: pg.CustomTypesConfig = {
 };
 
 /**
- * Closes the connection when a query has timed out. pg only stops waiting: the statement goes on, the `rollback` behind it
- * would never be sent, and the next user of the connection would commit what was answered with 503.
+ * Closes the connection after a query timeout. pg only stops waiting: the statement would go on, the `rollback` behind
+ * it would never be sent, and the next user of the connection would commit what was rejected with 503.
  */
 class ClosingClient extends pg.Client {
-  // pg declares eight forms of it; whichever is used, what comes back is what the caller gets.
+  // pg declares eight overloads; all are passed through.
   override query = ((...given: Parameters<pg.Client['query']>) => {
     const result: unknown = super.query(...given);
     if (result instanceof Promise) result.catch((error) => isQueryTimeout(error) && socketOf(this).destroy());
@@ -66,27 +68,28 @@ class ClosingClient extends pg.Client {
   }) as pg.Client['query'];
 }
 
-/** Every connection is in use, the database answers, and more requests wait than it can serve in time. */
+/** Every connection is in use, the database responds, and more requests wait than it can serve in time. */
 export class PoolUsedUp extends Error {
   override readonly name = 'PoolUsedUp';
 }
 
-/** Kysely's pool. Its error says whether there is too much work or the database does not answer. */
+/** The pool for Kysely. Its error distinguishes too much work from a database that does not respond. */
 function boundedPool(pool: pg.Pool, queueLimit: number) {
   let lastServedMs = Number.NEGATIVE_INFINITY;
   pool.on('release', (_error, client) => {
-    // A connection that was closed by a silent database has served nobody.
+    // A connection that was closed by a timeout has served no request.
     if (!socketOf(client).destroyed) lastServedMs = performance.now();
   });
   return {
     async connect(): Promise<pg.PoolClient> {
-      if (pool.waitingCount >= queueLimit) throw new PoolUsedUp(`${pool.waitingCount} wait for a connection already`);
+      if (pool.waitingCount >= queueLimit)
+        throw new PoolUsedUp(`${pool.waitingCount} requests already wait for a connection`);
       const askedAtMs = performance.now();
       try {
         return await pool.connect();
       } catch (error) {
         if (!isPoolTimeout(error) || lastServedMs < askedAtMs) throw error;
-        throw new PoolUsedUp('others had all connections for too long', { cause: error });
+        throw new PoolUsedUp('all connections were in use for too long', { cause: error });
       }
     },
     end: () => pool.end(),
@@ -112,8 +115,8 @@ export function connect(options: ClientOptions): DatabaseClient {
   });
   const onLost = (error: Error) => options.onLost?.(error);
   pool.on('error', onLost);
-  // The pool listens only to clients that lie idle in it. One that is lost between two queries of a transaction would
-  // end the whole process.
+  // The pool only handles errors of idle clients. Without this listener, a client that is lost between two queries of a
+  // transaction would end the process.
   pool.on('connect', (client) => client.on('error', onLost));
   const db = new Kysely<Database>({
     dialect: new PostgresDialect({ pool: boundedPool(pool, options.queueLimit ?? Number.POSITIVE_INFINITY) }),
@@ -121,7 +124,10 @@ export function connect(options: ClientOptions): DatabaseClient {
   return { db, pool, close: () => db.destroy() };
 }
 
-/** A transaction that writes. It says how it runs, because a pooler may hand out a connection with other defaults. */
+/**
+ * A transaction that writes. It sets its isolation level and access mode, because a pooler's connection may have other
+ * defaults.
+ */
 export function writeTransaction(db: Db): TransactionBuilder<Database> {
   return db.transaction().setIsolationLevel('read committed').setAccessMode('read write');
 }

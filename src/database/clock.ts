@@ -1,19 +1,24 @@
 import { type RawBuilder, sql } from 'kysely';
 
-/** The database's clock: the only one that decides about dates. Waits and windows go by `performance.now()`. */
+/** The database's clock, which decides about all stored dates. Waits and windows use `performance.now()`. */
 export interface DatabaseClock {
   /**
-   * The database's time in milliseconds since 1970, known without asking: for what is shown, and for expiry. Before the first
-   * sample: this machine's time.
+   * The database's time in milliseconds since 1970, estimated without a query: for replies and for expiry. Before the
+   * first sample: this machine's time.
    */
   nowMs(): number;
-  /** The database's time in whole milliseconds, for a statement that stores it or returns it. Read once for each statement. */
+  /**
+   * The database's time in whole milliseconds, for a statement that stores or returns it. Evaluated once per statement.
+   */
   readonly sqlNow: RawBuilder<Date>;
-  /** A time that the database returned, between sending the query and receiving the answer (monotonic milliseconds). */
+  /**
+   * Takes a sample: a time that the database returned, between sending the query and receiving the reply (monotonic
+   * milliseconds).
+   */
   sample(databaseMs: number, sentAtMs: number, receivedAtMs: number): void;
 }
 
-/** A better sample than the present one is always taken; a worse one once the present one is this old. */
+/** A more precise sample replaces the current one; a less precise one only if the current one is older than this. */
 const sampleKeptMs = 10_000;
 
 export function createDatabaseClock(): DatabaseClock {

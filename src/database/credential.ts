@@ -5,7 +5,7 @@ import { type AccessTokenId, isId, type OrganizationId } from '../domain/ids.ts'
 import type { Db, Tx } from './client.ts';
 import type { DatabaseClock } from './clock.ts';
 
-/** The access token that somebody acts by, as it is at the beginning of a transaction. */
+/** The caller's access token, as it is at the start of a transaction. */
 interface Credential {
   role: string;
   organization_id: OrganizationId | null;
@@ -14,9 +14,10 @@ interface Credential {
 }
 
 /**
- * The database's time in whole milliseconds, in one statement with a look at the access token of who acts: it is held until
- * the transaction ends, and a deletion of it waits for that. Persons from an identity provider and the system have none.
- * @throws Problem `unauthorized`, `token_expired` where the token no longer is what it was when the request was let in
+ * Locks the caller's access token until the transaction ends, so that its deletion waits for it, and reads the
+ * database's time (whole milliseconds) in the same statement. Callers of an identity provider and the system have no
+ * access token.
+ * @throws Problem `unauthorized`, `token_expired` if the token changed since the request was authenticated
  */
 export async function beginAs(
   db: Db,
@@ -48,14 +49,14 @@ function refused(code: 'unauthorized' | 'token_expired', detail: string): Proble
 }
 
 /**
- * Waits until no transaction is under way in which this access token acts, and keeps others from beginning. Called
- * before the token is deleted.
+ * Waits until no transaction is running in which this access token acts, and keeps others from starting. Called before
+ * the token is deleted.
  */
 export async function stopCredential(tx: Tx, id: AccessTokenId): Promise<void> {
   await sql`select pg_advisory_xact_lock(hashtext('latchkey credential'), hashtext(${id}))`.execute(tx);
 }
 
-/** The database's time in whole milliseconds: for what is stored or removed by it. */
+/** The database's time in whole milliseconds, for writes that have no caller. */
 export async function currentTime(db: Db, clock: DatabaseClock): Promise<Date> {
   const { rows } = await sql<{ now: Date }>`select ${clock.sqlNow} as now`.execute(db);
   if (rows[0] === undefined) throw new Error('a select without a table returned no row');

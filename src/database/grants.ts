@@ -3,8 +3,8 @@ import type { Db, Tx } from './client.ts';
 import { workerSchema, workerTables } from './worker-schema.ts';
 
 /**
- * What the service's role may do, in one place and applied anew by every `latchkey migrate`, so that a role that was
- * renamed or made later gets the same. Nothing here is part of a frozen migration.
+ * The privileges of the service's role. Every `latchkey migrate` applies them again, so that a new or renamed role gets
+ * the same. Nothing here is part of a migration.
  */
 const privileges: Record<string, string> = {
   installation: 'select, insert',
@@ -29,7 +29,7 @@ const privileges: Record<string, string> = {
   refused_attempts: 'select, insert, update, delete',
 };
 
-/** The role does not exist and may not be made by the one that migrates. The message has the two statements. */
+/** The role does not exist and the migration role may not create it. The message contains the two statements. */
 export class AppRoleMissing extends Error {
   override readonly name = 'AppRoleMissing';
 }
@@ -37,8 +37,8 @@ export class AppRoleMissing extends Error {
 const insufficientPrivilege = '42501';
 
 /**
- * Makes sure that the service's role exists. Roles belong to the whole cluster, so another database's migration may
- * make the same role at the same moment. Sets no password: that is the administrator's.
+ * Creates the service's role if it does not exist. Roles belong to the whole cluster, so another database's migration
+ * may create the same role at the same moment. Sets no password: that is the administrator's task.
  */
 export async function prepareAppRole(db: Db, role: string): Promise<void> {
   const { rows } = await sql`select 1 from pg_roles where rolname = ${role}`.execute(db);
@@ -52,15 +52,15 @@ export async function prepareAppRole(db: Db, role: string): Promise<void> {
     if ((error as { code?: unknown }).code !== insufficientPrivilege) throw error;
     throw new AppRoleMissing(
       `Role ${role} does not exist, and the migration role may not create roles. As an administrator run:\n` +
-        `  ${create};\n  alter role ${sql.id(role).compile(db).sql} password '…';\nthen \`latchkey migrate\` again. ` +
-        'Another name goes into APP_ROLE.',
+        `  ${create};\n  alter role ${sql.id(role).compile(db).sql} password '…';\nThen run \`latchkey migrate\` again. ` +
+        'To use another role, set APP_ROLE.',
     );
   }
 }
 
 /**
- * Lets no other role of the cluster connect: it could listen to notices of changes, and send floods of them. Where the
- * migration role does not own the database, `latchkey doctor` names what is left to do.
+ * Allows no other role of the cluster to connect: it could listen to change notifications and flood them. If the
+ * migration role does not own the database, `latchkey doctor` reports what is left to do.
  */
 export async function closeToPublic(db: Db): Promise<void> {
   await db.transaction().execute(async (tx) => {
@@ -70,7 +70,7 @@ export async function closeToPublic(db: Db): Promise<void> {
     const [facts] = rows;
     if (facts?.mine !== true || !(await mayPublicConnect(tx))) return;
     const database = await currentDatabase(tx);
-    // The migration role itself may have come in by what everybody had.
+    // The migration role itself may be connected by the privilege of `public`.
     await sql.raw(`grant connect on database ${database} to ${facts.me}`).execute(tx);
     await sql.raw(`revoke connect on database ${database} from public`).execute(tx);
   });
@@ -88,7 +88,7 @@ export async function grantToApp(db: Db, role: string, migrationTable: string): 
     for (const statement of statementsFor(grantee, migrationTable, await currentDatabase(tx))) {
       await sql.raw(statement).execute(tx);
     }
-    await letIntoWorkerTables(tx, role);
+    await allowWorkerTables(tx, role);
   });
 }
 
@@ -107,12 +107,12 @@ function statementsFor(grantee: string, migrationTable: string, database: string
   ];
 }
 
-/** Grants alone show the role no rows: graphile-worker's tables are under row-level security, without any policy. */
-async function letIntoWorkerTables(tx: Tx, role: string): Promise<void> {
+/** graphile-worker's tables have row-level security without a policy, so grants alone do not show the role any rows. */
+async function allowWorkerTables(tx: Tx, role: string): Promise<void> {
   const policy = sql.id('latchkey_service');
   for (const table of workerTables) {
     const name = sql.table(`${workerSchema}.${table}`);
-    // Making a policy locks the table against every worker, so one that is there and right is left alone.
+    // Creating a policy locks the table against every worker, so a policy that is already right is not touched.
     const { rows } = await sql`
       select 1 from pg_policies where schemaname = ${workerSchema} and tablename = ${table}
         and policyname = 'latchkey_service' and roles = array[${role}]::name[]

@@ -1,39 +1,39 @@
 import { sql } from 'kysely';
 import type { Db } from './client.ts';
 
-/** Something that the promises about records rest on, and whether the database has it. */
+/** A precondition of what Latchkey guarantees about history, and whether the database meets it. */
 export interface Guarantee {
-  /** A whole sentence, as it is where all is well. */
+  /** The guarantee as a sentence that is true if it is kept. */
   name: string;
   kept: boolean;
   /** What is wrong and what to do about it. */
   remedy: string;
 }
 
-/** What the database says of the role that the service connects as, and of itself. Roles are listed by name. */
+/** What the database says about the service's role and about itself. Roles are listed by name. */
 export interface GuaranteeFacts {
-  /** As whom the service has logged in. */
+  /** The role with which the service logged in. */
   role: string;
-  /** Roles that it is or may become, and before which nothing in the cluster is safe. */
+  /** Superusers that the role is or may become. History is not protected from them. */
   superusers: string[];
   bypassingRowSecurity: string[];
-  /** Those that own history, what writes it, or what it lies in. */
+  /** Owners of history, of its functions, or of its schema or database, which the role is or may become. */
   owners: string[];
-  /** Those that may write history without `history_append()`. */
+  /** Roles that may write history without `history_append()`. */
   writers: string[];
   mayCreateRoles: boolean;
   isTriggerSound: boolean;
-  /** Other than `origin`, foreign keys are not checked. */
+  /** With any value but `origin`, foreign keys are not checked. */
   replicationRole: string;
   mayPublicConnect: boolean;
   fsync: string;
   fullPageWrites: string;
   synchronousCommit: string;
-  /** As `server_version_num` has it. */
+  /** The value of `server_version_num`. */
   version: number;
 }
 
-/** Looks at the database as the service's own role sees it. Needs a current schema. */
+/** Checks the database with the service's own role. Needs a current schema. */
 export async function checkGuarantees(db: Db): Promise<Guarantee[]> {
   return judgeGuarantees(await readFacts(db));
 }
@@ -41,20 +41,20 @@ export async function checkGuarantees(db: Db): Promise<Guarantee[]> {
 export function judgeGuarantees(facts: GuaranteeFacts): Guarantee[] {
   const { role, version } = facts;
   const otherRole =
-    'Let `latchkey migrate` run as the owner (MIGRATION_DATABASE_URL) and the service as APP_ROLE (DATABASE_URL), ' +
-    'which is granted no other role.';
-  // Until Postgres 15 whoever may create roles may also make itself a member of any that is no superuser.
+    'Run `latchkey migrate` as the owner (MIGRATION_DATABASE_URL) and the service as APP_ROLE (DATABASE_URL), ' +
+    'which has no other role.';
+  // Until Postgres 15, a role with CREATEROLE may make itself a member of any role that is not a superuser.
   const mayJoinOwner = facts.mayCreateRoles && version < 160_000;
   return [
     {
-      name: 'The service connects as a role that is no superuser and cannot become one',
+      name: 'The service connects with a role that is not a superuser and cannot become one',
       kept: facts.superusers.length === 0,
-      remedy: `${told(role, facts.superusers)} is as good as a superuser, from whom history is not protected. ${otherRole}`,
+      remedy: `${describeRole(role, facts.superusers)} has the rights of a superuser, and history is not protected from superusers. ${otherRole}`,
     },
     {
       name: "The service's role does not bypass row security",
       kept: facts.bypassingRowSecurity.length === 0,
-      remedy: `${told(role, facts.bypassingRowSecurity)} has BYPASSRLS. Take it away: alter role … nobypassrls.`,
+      remedy: `${describeRole(role, facts.bypassingRowSecurity)} has BYPASSRLS. Remove it: alter role … nobypassrls.`,
     },
     {
       name: "The service's role neither owns history nor may write to it directly",
@@ -62,11 +62,11 @@ export function judgeGuarantees(facts: GuaranteeFacts): Guarantee[] {
       remedy: whyNotOwnerless(facts, otherRole),
     },
     {
-      name: 'The trigger that keeps history append-only is there, as it was made, and always fires',
+      name: 'The trigger that keeps history append-only exists, is unchanged and always fires',
       kept: facts.isTriggerSound,
       remedy:
-        'Somebody has disabled, changed or dropped history_append_only or its function. Find out who and why, verify the ' +
-        'history (GET /v1/history/verify), and make them anew as the first migration does.',
+        'history_append_only or its function was disabled, changed or dropped. Find out by whom and why, verify the ' +
+        'history (GET /v1/history/verify), and create both again as in the first migration.',
     },
     {
       name: 'Foreign keys are checked in the sessions of the service',
@@ -76,37 +76,38 @@ export function judgeGuarantees(facts: GuaranteeFacts): Guarantee[] {
         'alter role … reset session_replication_role, or alter database … reset session_replication_role.',
     },
     {
-      name: 'Only roles that were granted it may connect to the database',
+      name: 'Only roles with an explicit grant may connect to the database',
       kept: !facts.mayPublicConnect,
       remedy:
-        'Any role of the cluster may connect, listen to notices of changes and send floods of them. `latchkey migrate` revokes ' +
-        'that where its role owns the database; otherwise, as the owner: revoke connect on database … from public.',
+        'Any role of the cluster may connect, listen to change notifications and flood them. `latchkey migrate` revokes ' +
+        'this if its role owns the database. Otherwise run as the owner: revoke connect on database … from public.',
     },
     durability('fsync', facts.fsync),
     durability('full_page_writes', facts.fullPageWrites),
     durability('synchronous_commit', facts.synchronousCommit),
     {
-      name: 'Postgres is of a version that Latchkey is tested with, 15 to 18',
+      name: 'Latchkey is tested with this version of Postgres (15 to 18)',
       kept: version >= 150_000 && version < 190_000,
-      remedy: `This one is ${version}. Use a version from 15 to 18.`,
+      remedy: `This is version ${version}. Use a version from 15 to 18.`,
     },
   ];
 }
 
 function whyNotOwnerless({ role, owners, writers }: GuaranteeFacts, otherRole: string): string {
-  if (owners.length > 0) return `${told(role, owners)} owns history, or what it lies in. ${otherRole}`;
+  if (owners.length > 0)
+    return `${describeRole(role, owners)} owns history, its functions, its schema or its database. ${otherRole}`;
   if (writers.length > 0) {
     return (
-      `${told(role, writers)} may write to history without its chain. \`latchkey migrate\` sets the rights of APP_ROLE ` +
-      'right; what others were granted has to be revoked by hand.'
+      `${describeRole(role, writers)} may write to history directly. \`latchkey migrate\` corrects the privileges of APP_ROLE; ` +
+      'revoke those of other roles by hand.'
     );
   }
   return `Role ${role} has CREATEROLE, and before Postgres 16 can make itself a member of the owner: alter role … nocreaterole.`;
 }
 
-/** `app`, or `app (as owner)` where it has to become another role first. */
-function told(role: string, found: readonly string[]): string {
-  // A superuser is everybody; then the rest of the list says nothing.
+/** `Role app`, or `Role app (as owner)` if it must become another role first. */
+function describeRole(role: string, found: readonly string[]): string {
+  // A superuser may become every role, so a long list says nothing.
   if (found.includes(role) || found.length === 0) return `Role ${role}`;
   const shown = found.slice(0, 3).join(', ');
   return `Role ${role} (as ${found.length > 3 ? `${shown} …` : shown})`;
@@ -116,7 +117,7 @@ function durability(setting: string, value: string): Guarantee {
   return {
     name: `${setting} is on`,
     kept: value !== 'off',
-    remedy: `It is off, so a crash can lose what was acknowledged. Set ${setting} to on, for the whole server and for this role.`,
+    remedy: `It is off, so a crash can lose acknowledged changes. Set ${setting} to on, for the whole server and for this role.`,
   };
 }
 
@@ -131,8 +132,8 @@ const refusal =
 const reachingTheServer = sql`('pg_execute_server_program', 'pg_write_server_files')`;
 
 /**
- * What a role may become counts as what it is: `set role` is one statement. The role that logged in is looked at, because
- * `set role none` leads back to it.
+ * A role that may become another one counts as that role: `set role` is one statement. The role that logged in is
+ * checked, because `set role none` returns to it.
  */
 async function readFacts(db: Db): Promise<GuaranteeFacts> {
   const { rows } = await sql<GuaranteeFacts>`
@@ -175,11 +176,11 @@ async function readFacts(db: Db): Promise<GuaranteeFacts> {
       current_setting('synchronous_commit') as "synchronousCommit",
       current_setting('server_version_num')::int as "version"`.execute(db);
   const [facts] = rows;
-  if (facts === undefined) throw new Error('the database told nothing about itself');
+  if (facts === undefined) throw new Error('The database returned no facts about itself');
   return facts;
 }
 
-/** With LATCHKEY_STRICT the service does not start on a database that does not protect history. */
+/** LATCHKEY_STRICT is set, and the database does not protect history. */
 export class GuaranteeBroken extends Error {
   override readonly name = 'GuaranteeBroken';
 }

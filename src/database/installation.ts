@@ -10,9 +10,9 @@ export class InstallationMismatch extends Error {
 }
 
 /**
- * The first start stores what must never change silently; every later one compares the configuration with it: the tokens'
- * prefix, and for each keyring entry a value that only the same bytes give.
- * @returns ids of stored entries that somebody without the keyring wrote; they are ignored
+ * Compares the configuration with what the first start stored: the token prefix, and a check value for each keyring
+ * entry.
+ * @returns ids of stored check values that were written without the keyring; they are ignored
  * @throws InstallationMismatch
  */
 export async function confirmInstallation(
@@ -43,7 +43,7 @@ function listEntries(db: Db): Promise<StoredEntry[]> {
   return db.selectFrom('keyring_entries').select(['id', 'check_value', 'mac', 'mac_keyring_id']).execute();
 }
 
-/** An entry that is stored already vouches for a new one; the very first vouches for itself. */
+/** A known entry authenticates a new one; the first one authenticates itself. */
 async function insertNewEntries(db: Db, keyring: Keyring): Promise<void> {
   const stored = await listEntries(db);
   const voucher = keyring.entries.find((entry) => stored.some((row) => isSame(row, entry)));
@@ -61,8 +61,8 @@ async function insertNewEntries(db: Db, keyring: Keyring): Promise<void> {
 }
 
 /**
- * A stored entry with other bytes stops the start where it is proven genuine: it is the installation's first, or another
- * entry of this keyring vouches for it. Otherwise the database's role can have written it, to stop a rotation.
+ * A stored entry with other bytes stops the start if it is authentic: it is the first one of the installation, or
+ * another entry of this keyring authenticates it. Otherwise the service's database role may have written it.
  */
 function requireSameEntries(stored: readonly StoredEntry[], keyring: Keyring, rootId: string): string[] {
   const isProven = keyring.entries.some((entry) => stored.some((row) => isSame(row, entry)));
@@ -77,8 +77,8 @@ function requireSameEntries(stored: readonly StoredEntry[], keyring: Keyring, ro
       continue;
     }
     throw new InstallationMismatch(
-      `The keyring's entry ${row.id} has other bytes than the one of the same id that this database has been used with. ` +
-        'Restore the right keyring; for a new secret use a new id.',
+      `Keyring entry ${row.id} differs from the entry with this id that was used with this database before. ` +
+        'Restore the right keyring. For a new secret use a new id.',
     );
   }
   return forged;
@@ -92,19 +92,19 @@ function partsOf({ id, check_value: checkValue }: Pick<StoredEntry, 'id' | 'chec
   return ['keyring_entry', id, checkValue.toString('base64')];
 }
 
-/** Whether this database was restored or copied from another one, and the owner has not said that it takes its place. */
+/** Whether this database is a restored copy of another one that the owner has not declared to be its replacement. */
 export async function isRestoredCopy(db: Db): Promise<boolean> {
   const { rows } = await sql<{ isCopy: boolean }>`
     select home <> database_home() as "isCopy" from installation`.execute(db);
   return rows[0]?.isCopy === true;
 }
 
-/** What to do about it. */
+/** What to do about a restored copy. */
 export const restoredCopyRemedy =
-  'Webhooks are not sent from it. If it takes the place of the original, run as the owner `update installation set home = ' +
+  'No webhooks are sent. If it replaces the original, run as the owner `update installation set home = ' +
   'database_home()`, and restart the service.';
 
-/** Ids of keyring entries that keys, or secrets of webhooks, were sealed under and that this keyring lacks. */
+/** Ids of keyring entries that this keyring lacks and with which keys or webhook secrets are sealed. */
 export async function unknownKeyringIds(db: Db, keyring: Keyring): Promise<string[]> {
   const { rows } = await sql<{ id: string }>`
     select sealed_keyring_id as id from api_keys where sealed_keyring_id is not null

@@ -1,23 +1,23 @@
 import { sql } from 'kysely';
 import type { Db } from './client.ts';
 
-/** What needs one keyring entry: all that is lost when the entry is taken out of the keyring. */
+/** What depends on one keyring entry, and would be lost without it. */
 export interface KeyringUse {
   keyringId: string;
-  /** Keys whose sealed value only this entry opens: without it they cannot be revealed. */
+  /** Keys that are sealed with this entry. Without it they cannot be revealed. */
   sealedKeys: number;
-  /** Webhooks with a secret that only this entry opens: without it nothing is sent to them. */
+  /** Webhooks whose secret is sealed with this entry. Without it nothing is sent to them. */
   webhooks: number;
-  /** Keys, and live access tokens, whose tag was made under it: without it they are rejected. */
+  /** Keys and live access tokens whose tag was made with this entry. Without it they are rejected. */
   taggedKeys: number;
   taggedTokens: number;
-  /** Compromised keys of which only the tag is left: without the entry they are not recognised any more. */
+  /** Purged compromised keys that are still recognized by their tag. Without the entry they are not. */
   bareTags: number;
-  /** Keys and live access tokens whose row it authenticates: without it they are rejected. */
+  /** Keys and live access tokens whose row is authenticated with this entry. Without it they are rejected. */
   rows: number;
 }
 
-/** For every entry that something rests on, by id. Reads every key. */
+/** Counts the uses of each entry, by id. Reads every key. */
 export async function countKeyringUse(db: Db): Promise<KeyringUse[]> {
   const { rows } = await sql<KeyringUse>`
     select keyring_id as "keyringId",

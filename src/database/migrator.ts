@@ -11,7 +11,7 @@ import {
   workerSchema,
 } from './worker-schema.ts';
 
-/** In order, for good: a migration that was released is never renamed, edited or taken out. */
+/** In order. A released migration is never renamed, edited or removed. */
 const migrations: Record<string, Migration> = {
   '0001-initial': initial,
 };
@@ -21,9 +21,9 @@ const migrationLockTable = 'schema_migrations_lock';
 
 export interface MigrationStatus {
   applied: string[];
-  /** Known to this program and not yet applied, in the order in which they would run. */
+  /** Known to this program and not applied yet, in order. */
   pending: string[];
-  /** Applied by a newer program: this one must not run on such a schema. */
+  /** Applied by a newer program. This one must not run on such a schema. */
   unknown: string[];
 }
 
@@ -49,15 +49,15 @@ async function appliedMigrations(db: Db): Promise<string[]> {
   return rows.map((row) => row.name);
 }
 
-/** graphile-worker's schema as one more name: an older revision counts as not applied, a newer one is unknown here. */
+/** graphile-worker's schema as one more name. An older revision counts as not applied; a newer one is unknown. */
 async function appliedWorkerRevision(db: Db): Promise<string[]> {
   const revision = await findWorkerRevision(db);
   return revision < workerRevision ? [] : [nameOfRevision(revision)];
 }
 
 /**
- * The service asks this before it listens.
- * @throws SchemaMismatch where the schema is missing, older or newer than this program
+ * Called before the service listens.
+ * @throws SchemaMismatch if the schema is missing, older or newer than this program
  */
 export async function requireCurrentSchema(db: Db): Promise<void> {
   const { applied, pending, unknown } = await migrationStatus(db);
@@ -67,7 +67,7 @@ export async function requireCurrentSchema(db: Db): Promise<void> {
     );
   }
   if (pending.length > 0) {
-    const what = applied.length === 0 ? 'The database has no Latchkey schema yet' : 'The database schema is older';
+    const what = applied.length === 0 ? 'The database has no Latchkey schema yet' : 'The database schema is too old';
     throw new SchemaMismatch(
       `${what} (${pending.join(', ')} not applied). Run \`latchkey migrate\`, or set MIGRATE_ON_START=true.`,
     );
@@ -75,7 +75,7 @@ export async function requireCurrentSchema(db: Db): Promise<void> {
 }
 
 interface MigrateOptions {
-  /** The service's role, which gets its grants; undefined where the service connects as the owner itself. */
+  /** The service's role, which gets its privileges. Undefined: the service connects as the owner. */
   appRole: string | undefined;
 }
 
@@ -118,8 +118,8 @@ async function migrateLocked(client: DatabaseClient, { appRole }: MigrateOptions
 class DryRunEnds extends Error {}
 
 /**
- * Runs what is pending and rolls it back, so what it reports would really have worked. Of graphile-worker's migrations,
- * which commit by themselves, only the right to begin is tried.
+ * Runs the pending migrations and rolls them back. Of graphile-worker's, which commit by themselves, only the creation
+ * of the schema is tried.
  * @returns the names of the migrations that would be applied
  */
 export async function tryMigrations(db: Db): Promise<string[]> {

@@ -8,7 +8,7 @@ const serializationFailure = '40001';
 const deadlockDetected = '40P01';
 const insufficientPrivilege = '42501';
 
-/** Worth another try at once: the whole transaction was rolled back for no fault of its own. */
+/** Errors after which the whole transaction was rolled back and can be retried at once. */
 export function isTransient(error: unknown): boolean {
   return error instanceof pg.DatabaseError && (error.code === serializationFailure || error.code === deadlockDetected);
 }
@@ -17,20 +17,20 @@ export function isTransient(error: unknown): boolean {
 const rejectedClass = /^(21|22|23|54)/;
 
 /**
- * Whether what was written is at fault, so that the same would be rejected again: by the database, or by this program
- * before it was sent (a date that is none).
+ * Whether the written values are at fault, so that a retry would fail again. The database rejected them, or this
+ * program could not encode them (such as an invalid date).
  */
 export function isRejection(error: unknown): boolean {
   if (error instanceof pg.DatabaseError) return error.code !== undefined && rejectedClass.test(error.code);
   return error instanceof RangeError || error instanceof TypeError;
 }
 
-/** The name of the constraint or unique index that refused a row; undefined for other errors. */
+/** The name of the violated constraint or unique index; undefined for other errors. */
 export function violatedConstraint(error: unknown): string | undefined {
   return error instanceof pg.DatabaseError && error.code?.startsWith('23') ? error.constraint : undefined;
 }
 
-/** The rules that the database enforces itself, as problems. A race that the code did not see ends here. */
+/** The database's own rules, as problems. They catch races that the code does not see. */
 const problemOfConstraint: Record<string, () => Problem> = {
   api_keys_live_slot: () => new Problem('row_full', 'The row already holds two live keys. Delete one of them first.'),
   partners_live_email: () =>
@@ -50,22 +50,25 @@ const networkCodes = new Set([
   'EAI_AGAIN',
 ]);
 
-/** Node's and OpenSSL's codes for a handshake that ended without trust. */
+/** Codes of Node and OpenSSL for a TLS handshake without trust. */
 const tlsCode = /^(ERR_TLS_|ERR_SSL_|CERT_|UNABLE_TO_|SELF_SIGNED_|DEPTH_ZERO_)/;
 
 /** Classes 08 connection exception, 53 insufficient resources, 57 operator intervention, 58 system error. */
 const unavailableClass = /^(08|53|57|58)/;
 
-/** Which function of Postgres rejects `begin … read write` on a standby, by a code that says no more than "not supported". */
+/**
+ * The function of Postgres that rejects `begin … read write` on a standby. The SQLSTATE alone only says "not
+ * supported".
+ */
 const rejectsReadWrite = 'call_bool_check_hook';
 
-/** Whether a standby, or another database that takes no writes, has rejected a statement. */
+/** Whether a statement was rejected because the database is a standby or accepts no writes. */
 export function isReadOnlyRefusal(error: unknown): boolean {
   if (!(error instanceof pg.DatabaseError)) return false;
   return error.code === '25006' || (error.code === '0A000' && error.routine === rejectsReadWrite);
 }
 
-/** True where Postgres could not be reached, or would not or could not serve: the caller may try again later. */
+/** Whether Postgres could not be reached or could not serve, so that the caller may retry later. */
 export function isUnavailable(error: unknown): boolean {
   if (error instanceof PoolUsedUp) return true;
   if (error instanceof AggregateError) return error.errors.every(isUnavailable);
@@ -78,8 +81,8 @@ export function isUnavailable(error: unknown): boolean {
 }
 
 /**
- * A database error as the problem that callers see; undefined where it is none of theirs and stays `internal`.
- * A missing privilege is `unavailable`: it is how a database refuses to record, and nothing has happened then.
+ * A database error as a problem for callers; undefined for an `internal` error. A missing privilege is `unavailable`:
+ * the database did not record the change, so nothing happened.
  */
 export function toProblem(error: unknown): Problem | undefined {
   if (error instanceof PoolUsedUp) {
@@ -93,7 +96,7 @@ export function toProblem(error: unknown): Problem | undefined {
   if (refused || isTransient(error) || isUnavailable(error)) {
     const detail = isReadOnlyRefusal(error)
       ? 'The database is a read-only standby, so nothing can be changed.'
-      : 'The database did not do, or did not confirm, what was asked.';
+      : 'The database did not execute or confirm the request.';
     return new Problem('unavailable', detail, {
       cause: error,
       headers: { 'retry-after': '1' },

@@ -2,8 +2,8 @@ import type { Duplex } from 'node:stream';
 import type pg from 'pg';
 
 /**
- * What pg has no public way for: the socket of a connection, and what kind of failure an error is, because those of pg
- * itself have an English text and no code. `test/pg-internals.test.ts` names what another version of pg does differently.
+ * What pg offers no public API for: a connection's socket, and the kind of pg's own errors, which have a text and no
+ * code. test/pg-internals.test.ts fails if another version of pg differs.
  */
 
 /** The socket behind a connection. */
@@ -11,7 +11,7 @@ export function socketOf(client: pg.ClientBase): Duplex {
   return (client as pg.Client).connection.stream as Duplex;
 }
 
-/** A query was not answered within `query_timeout`. It goes on in the database. */
+/** A query took longer than `query_timeout`. It goes on in the database. */
 export function isQueryTimeout(error: unknown): boolean {
   return startsWith(error, 'Query read timeout');
 }
@@ -21,7 +21,7 @@ export function isPoolTimeout(error: unknown): boolean {
   return startsWith(error, 'timeout exceeded when trying to connect');
 }
 
-/** The server was not reached, or the connection to it is gone. */
+/** The server was not reached, or the connection was lost. */
 export function isConnectionLoss(error: unknown): boolean {
   return isQueryTimeout(error) || isPoolTimeout(error) || losses.some((text) => startsWith(error, text));
 }

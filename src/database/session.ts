@@ -1,6 +1,6 @@
 import type pg from 'pg';
 
-/** What `alter role … set` and `alter database … set` can change, and Latchkey relies on. */
+/** Settings that Latchkey relies on and that `alter role … set` or `alter database … set` can change. */
 const settings: Record<string, string> = {
   search_path: 'public, pg_temp',
   statement_timeout: '0',
@@ -24,10 +24,10 @@ const settings: Record<string, string> = {
   'plpgsql.extra_errors': "'none'",
 };
 
-/** Settings that only some of the supported versions have, or only some of their minor releases. */
+/** Settings that exist only in some supported releases of Postgres. */
 const newerSettings: Record<string, string> = { transaction_timeout: '0', restrict_nonsystem_relation_kind: '' };
 
-// In one message. The search path comes first: what stands after it cannot be taken for somebody else's functions.
+// Sent in one message. The search path comes first, so that the rest cannot call functions of another schema.
 const statements = [
   ...Object.entries(settings).map(([name, value]) => `set ${name} = ${value}`),
   ...Object.entries(newerSettings).map(
@@ -36,14 +36,14 @@ const statements = [
 ].join('; ');
 
 /**
- * Sets what a session's behaviour depends on. Every connection runs this before anything else. It is a statement and no
- * startup option, because poolers reject options.
+ * Sets the settings of a session. Every connection runs this first. It is a statement and not a startup option, because
+ * poolers reject options.
  */
 export async function prepareSession(client: pg.ClientBase): Promise<void> {
   await client.query(statements);
 }
 
-/** Whether every session of Latchkey's sets this for itself. @param name in any case */
+/** Whether every session of Latchkey sets this setting. @param name in any case */
 export function isSetBySession(name: string): boolean {
   const known = name.toLowerCase();
   return known in settings || known in newerSettings;

@@ -10,16 +10,16 @@ import type { DatabaseClock } from './clock.ts';
 import { beginAs } from './credential.ts';
 import { isTransient } from './pg-error.ts';
 
-/** By whom, where and through which request something is done. `organizationId` is null for the installation itself. */
+/** The actor, organization and request of a command. `organizationId` is null for the installation itself. */
 export interface ActorContext {
   actor: Actor;
   organizationId: OrganizationId | null;
   request: RequestFacts | null;
-  /** The trace that this is a step of, if it is one of any. */
+  /** The trace that the command belongs to, if there is one. */
   trace?: TraceContext | undefined;
 }
 
-/** The same in an organization, which all but the installation's own affairs need. */
+/** A command in an organization. Only the installation's own commands have none. */
 export interface OrganizationContext extends ActorContext {
   organizationId: OrganizationId;
 }
@@ -30,18 +30,18 @@ export interface Work<By extends ActorContext = ActorContext> {
   /** The database's time at the start of the transaction, in whole milliseconds. */
   now: Date;
   by: By;
-  /** Authenticates what is written. */
+  /** Authenticates the written rows. */
   keyring: Keyring;
   onAppended: OnAppended;
-  /** Run last, in order, inside the transaction: what locks the most contended rows. */
+  /** Functions that run last, in order, inside the transaction: they lock the most contended rows. */
   beforeCommit: Array<() => Promise<void>>;
-  /** Ids of what is changed here. Copies in memory are invalidated before the change is announced. */
+  /** Ids of changed rows. Cached copies are invalidated before the reply is sent. */
   changed: Set<string>;
-  /** The actions that history records of it. */
+  /** The actions of the recorded events. */
   recorded: string[];
 }
 
-/** Called with the events that a transaction has appended to history, before it commits. What it throws undoes all. */
+/** Called with the events of a transaction before it commits. An error rolls the transaction back. */
 export type OnAppended = (work: Pick<Work, 'tx' | 'by' | 'keyring'>, events: readonly ChainedEvent[]) => Promise<void>;
 
 export interface Transactor {
@@ -49,7 +49,7 @@ export interface Transactor {
   keyring: Keyring;
   clock: DatabaseClock;
   onAppended: OnAppended;
-  /** Called with the ids of what a transaction has changed, as soon as it has ended. */
+  /** Called with the ids of the changed rows as soon as the transaction has ended. */
   onChanged?: (ids: Iterable<string>) => void;
   /** Called with the recorded actions after the commit. */
   onRecorded?: (actions: readonly string[]) => void;
@@ -61,7 +61,7 @@ const retryAfter = { minMs: 40, maxMs: 320 };
 /**
  * Runs `act` in a transaction and commits. Deadlocks and serialization failures run it again, so `act` must have no
  * effect outside of the transaction.
- * @throws Problem `unauthorized`, `token_expired` where the caller's access token was deleted or changed meanwhile
+ * @throws Problem `unauthorized`, `token_expired` if the caller's access token was deleted or changed meanwhile
  */
 export async function transact<By extends ActorContext, Result>(
   transactor: Transactor,
@@ -86,7 +86,7 @@ export async function transact<By extends ActorContext, Result>(
       if (attempt === attempts || !isTransient(error)) throw error;
       await delay(backoffMs(attempt, retryAfter));
     } finally {
-      // After a failure too: the commit may have happened and its reply been lost.
+      // Also after a failure: the commit may have succeeded although its reply was lost.
       transactor.onChanged?.(changed);
     }
   }

@@ -2,23 +2,23 @@ import { Logger, runMigrations } from 'graphile-worker';
 import { sql } from 'kysely';
 import type { DatabaseClient, Db } from './client.ts';
 
-/** graphile-worker's own tables: where its queue of jobs lies. They belong to the role that migrates. */
+/** The schema of graphile-worker's queue. The migration role owns it. */
 export const workerSchema = 'graphile_worker';
 
-/** The newest of the steps that this version of graphile-worker brings; a test holds it against the package. */
+/** The newest migration of this version of graphile-worker. A test compares it with the package. */
 export const workerRevision = 19;
 
-/** Where its tables are under row-level security, which lets nobody but their owner in without a policy. */
+/** graphile-worker's tables with row-level security, which need a policy for the service's role. */
 export const workerTables = ['_private_jobs', '_private_job_queues', '_private_tasks', '_private_known_crontabs'];
 
-/** A revision of graphile-worker's schema, as it stands among the names of migrations. */
+/** The name of a revision among the names of migrations. */
 export function nameOfRevision(revision: number): string {
   return `${workerSchema}@${revision}`;
 }
 
 /**
- * How far graphile-worker's schema has been migrated. 0 where it is missing, and where the asking role was not let in:
- * the remedy is the same.
+ * The revision of graphile-worker's schema. 0 if it is missing or this role cannot read it: both need `latchkey
+ * migrate`.
  */
 export async function findWorkerRevision(db: Db): Promise<number> {
   const { rows } = await sql<{ readable: boolean }>`

@@ -1,35 +1,35 @@
-/** Who acts or has acted, as it was then, so that a later change of name does not rewrite the past. */
+/** The actor of an event, as of that time: a later change of name does not change it. */
 export interface ActorSnapshot {
   type: 'admin' | 'operator' | 'verifier' | 'system';
   /**
-   * The id of the access token; issuer and subject with `#` between them for a person from an identity provider;
-   * `bootstrap` or a job's name for `system`.
+   * The id of the access token; `issuer#subject` for a person of an identity provider; `bootstrap` or a job's name for
+   * `system`.
    */
   id: string;
   name: string;
   email: string | null;
-  /** Both for a person from an identity provider, who may come with many tokens: as those name issuer and subject. */
+  /** The issuer and subject of a person of an identity provider, who may use many tokens. */
   issuer?: string;
   subject?: string;
 }
 
-/** An actor as history records it: with those who stand behind its access token. */
+/** An actor as history records it, with the creators of its access token. */
 export interface Actor extends ActorSnapshot {
-  /** Who stands at the root of the chain of people who created the access token. Absent where the bootstrap created it. */
+  /** The first creator in the chain of creators. Absent if the bootstrap created the access token. */
   createdByRoot?: ActorSnapshot;
-  /** The ids of that chain, from the root to who created the token itself. Absent like the root. */
+  /** The ids of that chain, from the first to the direct creator. Absent if `createdByRoot` is absent. */
   createdByIds?: string[];
 }
 
-/** Who created an access token, from the root to its direct creator. The root is usually the bootstrap. */
+/** The creators of an access token, from the first to the direct one. The first is usually the bootstrap. */
 export type CreatorChain = readonly ActorSnapshot[];
 
-/** Entries kept of a chain. Tokens that replace each other for years would make it grow without end. */
+/** The maximum length of a chain. Otherwise tokens that replace each other for years would make it grow without end. */
 const longestChain = 32;
 
 /**
- * The chain of a token that `creator`, itself created by `chain`, creates. Of a chain that is too long the newest entry
- * before the creator goes, so that the root and the topmost admin stay.
+ * The chain of a token created by `creator`, whose own chain is `chain`. If it becomes too long, the newest entry
+ * before the creator is dropped, so that the first creator and the topmost admin stay.
  */
 export function extendChain(chain: CreatorChain, creator: Actor): CreatorChain {
   const kept = [...chain];
@@ -37,14 +37,14 @@ export function extendChain(chain: CreatorChain, creator: Actor): CreatorChain {
   return [...kept, snapshotOf(creator)];
 }
 
-/** What history says of an actor beside itself. A job or the bootstrap is nobody who could be asked. */
+/** The part of an actor that only history adds. Absent for a job and the bootstrap. */
 export function creatorsOf(chain: CreatorChain): Pick<Actor, 'createdByRoot' | 'createdByIds'> {
   const people = chain.filter(({ type }) => type !== 'system');
   const [createdByRoot] = people;
   return createdByRoot === undefined ? {} : { createdByRoot, createdByIds: people.map(({ id }) => id) };
 }
 
-/** The admin under whom all tokens of the chain were created; undefined where there is none in it. */
+/** The topmost admin of the chain; undefined if there is none. */
 export function topmostAdminOf(chain: CreatorChain): ActorSnapshot | undefined {
   return chain[topmostAdminAt(chain)];
 }
@@ -57,7 +57,7 @@ function snapshotOf({ createdByRoot, createdByIds, ...snapshot }: Actor): ActorS
   return snapshot;
 }
 
-/** What history keeps of the request in which something happened; null where no request was involved. */
+/** The request of an event; null if no request was involved. */
 export interface RequestFacts {
   id: string;
   ip: string;

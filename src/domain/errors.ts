@@ -1,12 +1,12 @@
 /**
- * The closed list of problems that Latchkey answers with, and the one error type that carries them.
- * The table is the only place where a code meets a status; `/problems/{code}` serves its texts.
+ * The closed list of problems, and the one error type that carries them. This table alone maps codes to statuses;
+ * `/problems/{code}` serves its texts.
  */
 
 interface ProblemKind {
   status: number;
   title: string;
-  /** What it means, for a person who followed the link. */
+  /** What the problem means. */
   explanation: string;
   /** What to do next. */
   remedy: string;
@@ -24,24 +24,25 @@ export const problemKinds = {
     title: 'Validation failed',
     explanation: 'The request was understood, but a field or parameter is missing, unknown or out of range.',
     remedy:
-      'Each entry of errors names a path and what is wrong there; of many only the first 50 are named. Unknown fields are refused, never ignored.',
+      'Each entry of errors has a path and what is wrong there; at most 50 are listed. Unknown fields are rejected, never ignored.',
   },
   cost_exceeds_limit: {
     status: 400,
     title: 'Cost exceeds the limit',
-    explanation: 'The use costs more than one of the limits that count it lets through in a whole window.',
-    remedy: 'Waiting does not help: send a smaller cost, or raise the limit that the detail names.',
+    explanation: 'The cost of this use is greater than a whole window of one of its limits.',
+    remedy: 'Waiting does not help. Send a smaller cost, or raise the limit that the detail names.',
   },
   secret_in_text: {
     status: 400,
     title: 'Secret in text',
     explanation: 'A text that would be stored contains a whole Latchkey token, plain or percent-encoded.',
-    remedy: 'Send the text without it. If the token is in use, replace it: it may be in logs on its way here.',
+    remedy:
+      'Send the text without the token. If the token is in use, replace it: it may be in logs between you and Latchkey.',
   },
   cursor_invalid: {
     status: 400,
     title: 'Cursor invalid',
-    explanation: 'The cursor is not one that this list has returned.',
+    explanation: 'This list did not return this cursor.',
     remedy: 'Pass nextCursor from the previous page unchanged, or leave cursor out to start at the newest entry.',
   },
   unauthorized: {
@@ -54,7 +55,7 @@ export const problemKinds = {
     status: 401,
     title: 'Token malformed',
     explanation: 'The credential does not have the form of a Latchkey token, or its checksum does not match.',
-    remedy: 'Check that the token was copied whole: prefix, kind, id, secret and checksum, with nothing around it.',
+    remedy: 'Check that the whole token was copied: prefix, kind, id, secret and checksum, and nothing else.',
   },
   token_expired: {
     status: 401,
@@ -65,7 +66,7 @@ export const problemKinds = {
   forbidden: {
     status: 403,
     title: 'Forbidden',
-    explanation: 'The credential is valid, but its role may not do this.',
+    explanation: 'The credential is valid, but its role is not allowed to do this.',
     remedy: 'Use a credential with the role that the detail names.',
   },
   scope_missing: {
@@ -78,12 +79,12 @@ export const problemKinds = {
     status: 403,
     title: 'Reveal disabled',
     explanation: 'The organization has keyReveal set to never, or the plaintext of this key is not stored.',
-    remedy: 'Create a second key in the row and move over to it; its plaintext is in the reply that creates it.',
+    remedy: 'Create a second key in the row and switch to it. The reply contains its plaintext.',
   },
   not_found: {
     status: 404,
     title: 'Not found',
-    explanation: 'There is nothing here, or it does not belong to your organization.',
+    explanation: 'The resource does not exist, or it belongs to another organization.',
     remedy: 'Check the path and the id.',
   },
   method_not_allowed: {
@@ -101,8 +102,8 @@ export const problemKinds = {
   conflict: {
     status: 409,
     title: 'Conflict',
-    explanation: 'The request does not fit the present state of the resource.',
-    remedy: 'Read the resource again and decide by its present state.',
+    explanation: 'The request does not fit the current state of the resource.',
+    remedy: 'Read the resource again and decide by its current state.',
   },
   row_full: {
     status: 409,
@@ -119,14 +120,14 @@ export const problemKinds = {
   not_restorable: {
     status: 409,
     title: 'Not restorable',
-    explanation: 'What was deleted can no longer be brought back, or cannot come back here.',
-    remedy: 'Within the retention time open a recovery request; otherwise create a new key.',
+    explanation: 'The resource can no longer be restored, or cannot be restored here.',
+    remedy: 'Within the retention time, create a recovery request. Otherwise create a new key.',
   },
   already_deleted: {
     status: 409,
     title: 'Already deleted',
     explanation: 'The resource has been deleted and can no longer be changed.',
-    remedy: 'Restore it within the undo window, or leave it.',
+    remedy: 'To change it, restore it first within the undo window.',
   },
   idempotency_in_progress: {
     status: 409,
@@ -138,9 +139,9 @@ export const problemKinds = {
     status: 409,
     title: 'History altered',
     explanation:
-      'The history in the database is shorter than, or differs from, what an earlier checkpoint has signed. No checkpoint is signed that contradicts an earlier one.',
+      'The history in the database is shorter than an earlier checkpoint, or differs from it. Latchkey does not sign a checkpoint that contradicts an earlier one.',
     remedy:
-      'Keep all earlier checkpoints, and notify the people who run this service. `latchkey audit verify` names the first bad event.',
+      'Keep all earlier checkpoints and notify the operators of this service. `latchkey audit verify` reports the first bad event.',
   },
   precondition_failed: {
     status: 412,
@@ -151,7 +152,7 @@ export const problemKinds = {
   payload_too_large: {
     status: 413,
     title: 'Payload too large',
-    explanation: 'A request body may have at most 64 KiB, or what the description of its endpoint says.',
+    explanation: 'A request body may have at most 64 KiB, unless its endpoint documents another limit.',
     remedy: 'Send less.',
   },
   unsupported_media_type: {
@@ -170,21 +171,21 @@ export const problemKinds = {
     status: 409,
     title: 'Reply gone',
     explanation:
-      'This request was done before under its Idempotency-Key, and its reply is no longer kept. Replies with a plaintext are kept for 15 minutes.',
+      'A request with this Idempotency-Key was executed before, and its reply is no longer stored. Replies with a plaintext are stored for 15 minutes.',
     remedy:
-      'Nothing was done again. `created` has the ids of what the first request made or changed: reveal that key, or delete it and create another under a new Idempotency-Key.',
+      'The request was not executed again. `created` has the ids of what the first request created or changed. Reveal that key, or delete it and create another one with a new Idempotency-Key.',
   },
   idempotency_mismatch: {
     status: 422,
     title: 'Idempotency mismatch',
     explanation: 'This Idempotency-Key was used before with a different request body.',
-    remedy: 'Use a fresh Idempotency-Key for a different request.',
+    remedy: 'Use a new Idempotency-Key for a different request.',
   },
   rate_limited: {
     status: 429,
     title: 'Rate limited',
-    explanation: 'Too many requests in the present window, or too many at once.',
-    remedy: 'Wait for the seconds in Retry-After, then go on more slowly.',
+    explanation: 'Too many requests in the current window, or too many at once.',
+    remedy: 'Wait for the seconds in Retry-After, then continue more slowly.',
   },
   headers_too_large: {
     status: 431,
@@ -195,21 +196,21 @@ export const problemKinds = {
   internal: {
     status: 500,
     title: 'Internal error',
-    explanation: 'Something failed inside Latchkey. The cause is in its log under the request id.',
-    remedy: 'Try again; if it stays, give the request id to the people who run this service.',
+    explanation: 'An internal error occurred in Latchkey. Its log contains the cause, with the request id.',
+    remedy: 'Try again. If the error stays, give the request id to the operators of this service.',
   },
   overloaded: {
     status: 503,
     title: 'Overloaded',
-    explanation: 'Latchkey has more work queued than it can do in time.',
+    explanation: 'Latchkey has more queued work than it can do in time.',
     remedy: 'Wait for the seconds in Retry-After and try again.',
   },
   unavailable: {
     status: 503,
     title: 'Unavailable',
-    explanation: 'A part that Latchkey needs, such as its database, cannot be reached.',
+    explanation: 'A service that Latchkey needs, such as its database, cannot be reached.',
     remedy:
-      'Wait for the seconds in Retry-After and try again. A change may have happened and its confirmation been lost: with an Idempotency-Key send it again, else read first.',
+      'Wait for the seconds in Retry-After and try again. A change may have been made although its reply was lost. With an Idempotency-Key send the request again; otherwise read the resource first.',
   },
 } as const satisfies Record<string, ProblemKind>;
 
@@ -221,7 +222,7 @@ export function isProblemCode(text: string): text is ProblemCode {
   return Object.hasOwn(problemKinds, text);
 }
 
-/** One thing wrong in the input; `path` is like `body.rateLimit.requests`, `query.limit` or `headers.host`. */
+/** One problem of the input. `path` is, for example, `body.rateLimit.requests`, `query.limit` or `headers.host`. */
 export interface InputError {
   path: string;
   message: string;
@@ -236,7 +237,7 @@ interface ProblemOptions {
   cause?: unknown;
 }
 
-/** A reply repeats only so much of what the caller has sent, in characters and entries. */
+/** The maximum length of a caller's text, and the maximum number of entries, that a reply repeats. */
 const longestDetail = 1_000;
 const longestErrorText = 200;
 const mostErrors = 50;
@@ -245,7 +246,7 @@ function shorten(text: string, most: number): string {
   return text.length <= most ? text : `${text.slice(0, most - 1).toWellFormed()}…`;
 }
 
-/** The only error that is meant for callers. Everything else that is thrown answers as `internal`. */
+/** The only error for callers. All other errors are answered as `internal`. */
 export class Problem extends Error {
   override readonly name = 'Problem';
   readonly code: ProblemCode;
@@ -253,7 +254,7 @@ export class Problem extends Error {
   readonly members: Record<string, unknown>;
   readonly headers: Record<string, string>;
 
-  /** @param detail public: what happened, with the caller's own values where they help. Never a secret. */
+  /** @param detail public: what happened, with the caller's own values if they help. Never a secret. */
   constructor(code: ProblemCode, detail: string, options: ProblemOptions = {}) {
     super(shorten(detail, longestDetail), options.cause === undefined ? undefined : { cause: options.cause });
     this.code = code;
@@ -274,18 +275,21 @@ export class Problem extends Error {
   }
 }
 
-/** What is wrong with one part of the input. @param path such as `body.expiresAt` or `headers.if-match` */
+/** A problem of one part of the input. @param path such as `body.expiresAt` or `headers.if-match` */
 export function validationProblem(path: string, message: string): Problem {
   return validationProblems([{ path, message }]);
 }
 
-/** All that is wrong with the input. */
+/** All problems of the input. */
 export function validationProblems(errors: InputError[]): Problem {
   const detail = errors.map(({ path, message }) => `${path}: ${message}`).join('; ');
   return new Problem('validation_failed', detail, { errors });
 }
 
-/** @param noun names the record, such as `key in this organization` @throws Problem `not_found` */
+/**
+ * @param noun names the resource, such as `key in this organization`
+ * @throws Problem `not_found`
+ */
 export function requireFound<Found>(record: Found | undefined, noun: string): Found {
   if (record === undefined) throw new Problem('not_found', `There is no such ${noun}.`);
   return record;

@@ -1,7 +1,7 @@
 import type { Actor, RequestFacts } from './actor.ts';
 import type { EventId, KeyId, OrganizationId, PartnerId } from './ids.ts';
 
-/** Everything that history can say, in past tense. A closed list: a new act gets its word here first. */
+/** All actions that history can record, in past tense. To record a new action, add it here first. */
 export const historyActions = [
   'organization.created',
   'organization.updated',
@@ -42,7 +42,7 @@ export const historyActions = [
 
 export type HistoryAction = (typeof historyActions)[number];
 
-/** What happened; who, when and through which request is the work's. Details never hold a secret. */
+/** What happened. Actor, time and request come from the transaction. `details` never contain a secret. */
 export interface EventInput {
   action: HistoryAction;
   keyId?: KeyId | null;
@@ -50,7 +50,7 @@ export interface EventInput {
   details: Record<string, unknown>;
 }
 
-/** An event as its canonical text says it: everything but the two hashes of the chain. */
+/** An event as in its canonical text: everything but the two hashes of the chain. */
 export interface ChainedEvent {
   id: EventId;
   organizationId: OrganizationId | null;
@@ -66,5 +66,5 @@ export interface ChainedEvent {
   details: Record<string, unknown>;
 }
 
-/** For an update: each changed field with what it was and what it became. */
+/** For an update: the old and the new value of each changed field. */
 export type Changes = Record<string, { from: unknown; to: unknown }>;

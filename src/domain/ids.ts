@@ -1,8 +1,8 @@
 import { v7 } from 'uuid';
 
 /**
- * Ids are `<kind>_<26 characters>`: a UUIDv7 (RFC 9562) in Crockford's base32, lower case, as the TypeID
- * specification 0.3 writes it. They sort by time of creation as plain bytes, so an id is also a list's order.
+ * Ids are `<kind>_<26 characters>`: a UUIDv7 (RFC 9562) in lower-case Crockford base32, as in TypeID 0.3. Sorted as
+ * bytes they are in order of creation, so lists are ordered by id.
  */
 
 export type Id<Kind extends string> = `${Kind}_${string}` & { readonly __id: Kind };
@@ -18,10 +18,10 @@ export type RefusalId = Id<'refusal'>;
 
 export type IdKind = 'org' | 'partner' | 'key' | 'token' | 'event' | 'recovery' | 'webhook' | 'delivery' | 'refusal';
 
-/** Of ids: five bits each, so that the last one of a UUIDv7 is random. */
+/** The alphabet of ids: five bits per character, so the last one of a UUIDv7 is random. */
 const idAlphabet = '0123456789abcdefghjkmnpqrstvwxyz';
 
-/** A 26-character suffix: the first character holds only three bits, so it is at most 7. */
+/** The first of the 26 characters has only three bits, so it is at most 7. */
 export const idSuffixPattern = '[0-7][0-9a-hjkmnp-tv-z]{25}';
 
 const suffix = new RegExp(`^${idSuffixPattern}$`);
@@ -46,7 +46,7 @@ export function isId<Kind extends IdKind>(kind: Kind, text: string): text is Id<
   return text.startsWith(`${kind}_`) && suffix.test(text.slice(kind.length + 1));
 }
 
-/** The 26 characters behind the kind: what a token carries of its record's id. */
+/** The 26 characters after the kind. A token contains those of its row's id. */
 export function idSuffix(id: Id<IdKind>): string {
   return id.slice(id.indexOf('_') + 1);
 }

@@ -13,17 +13,17 @@ export interface PageRequest {
   cursor?: string | undefined;
 }
 
-/** Which list, with which filters: a cursor is valid for exactly one. */
+/** A list with its filters. A cursor is valid for exactly one. */
 export type ListId = string & { readonly __list: never };
 
-/** @param facts everything that decides what the list contains, such as its route and its filters */
+/** @param facts everything that decides what the list contains: its route and its filters */
 export function listId(facts: Record<string, unknown>): ListId {
   return createHash('sha256').update(canonicalJson(facts)).digest('base64url').slice(0, 11) as ListId;
 }
 
 /**
- * Makes the page from up to `limit + 1` items that a store has read: the last one only says that there are more.
- * @param positionOf the item's place in the list's order; the store continues below it
+ * Makes a page from up to `limit + 1` items. The last one only shows that there are more.
+ * @param positionOf the item's position in the order of the list, after which the store continues
  */
 export function toPage<Item, View>(
   list: ListId,
@@ -43,8 +43,8 @@ function encodeCursor(list: ListId, position: string): string {
 }
 
 /**
- * The position that a cursor stands for; undefined where none was sent.
- * @throws Problem `cursor_invalid` unless it is exactly one that `toPage` could have made for this list
+ * The position of a cursor; undefined if none was sent.
+ * @throws Problem `cursor_invalid` unless `toPage` could have made exactly this cursor for this list
  */
 export function decodeCursor<Position extends string>(
   list: ListId,
@@ -56,7 +56,7 @@ export function decodeCursor<Position extends string>(
     .toString('utf8')
     .slice(list.length + 1);
   if (encodeCursor(list, position) !== cursor || !isPosition(position)) {
-    throw new Problem('cursor_invalid', 'cursor is not one that this list has returned, with the same filters.');
+    throw new Problem('cursor_invalid', 'This list did not return this cursor with the same filters.');
   }
   return position;
 }

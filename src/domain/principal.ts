@@ -2,10 +2,10 @@ import { type Actor, type CreatorChain, creatorsOf, topmostAdminOf } from './act
 import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from './ids.ts';
 import type { Access, Permission } from './permissions.ts';
 
-/** Who calls, as the presented credential proves it. */
+/** The authenticated identity of a caller. */
 export type Principal = CallerPrincipal | ApiKeyPrincipal;
 
-/** Whoever has a role here: by an access token of Latchkey's own, or by one of the company's identity provider. */
+/** A principal with a role, from an access token of Latchkey or of the identity provider. */
 export type CallerPrincipal = AccessTokenPrincipal | OidcPrincipal;
 
 export interface AccessTokenPrincipal {
@@ -20,15 +20,15 @@ export interface AccessTokenPrincipal {
   expiresAt: Date | null;
   /** Who created it. */
   creatorChain: CreatorChain;
-  /** The organization in which this request acts: its own, or the one that `Latchkey-Organization` names. */
+  /** The organization of this request: the principal's own, or the one in `Latchkey-Organization`. */
   actsIn: OrganizationId | null;
 }
 
-/** A person whom the company's identity provider vouches for. Never an operator. */
+/** A person authenticated by the company's identity provider. Never an operator. */
 export interface OidcPrincipal {
   kind: 'oidc';
   role: 'admin';
-  /** Issuer and subject, by which history and every limit know the person, whatever token it comes with. */
+  /** Issuer and subject, which identify the person in history and for limits, whatever token is used. */
   id: `${string}#${string}`;
   issuer: string;
   subject: string;
@@ -56,7 +56,7 @@ export function actorOf(principal: CallerPrincipal): Actor {
   return { type, id, name, email, issuer: principal.issuer, subject: principal.subject };
 }
 
-/** Who created the principal. Nobody creates a person from an identity provider. */
+/** The creators of the principal. A person of an identity provider has none. */
 export function creatorChainOf(principal: CallerPrincipal): CreatorChain {
   return principal.kind === 'access_token' ? principal.creatorChain : [];
 }

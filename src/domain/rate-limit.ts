@@ -1,4 +1,4 @@
-/** So many requests in a fixed window. */
+/** A number of requests per fixed window. */
 export interface RateLimit {
   /** 1 to 1,000,000,000 */
   requests: number;
@@ -6,7 +6,7 @@ export interface RateLimit {
   windowSeconds: number;
 }
 
-/** The two columns in which a row keeps a limit of its own, or has none. */
+/** The two columns of a row's own limit; null if it has none. */
 export interface RateLimitColumns {
   rate_limit_requests: number | null;
   rate_limit_window_seconds: number | null;
@@ -21,10 +21,10 @@ export function toRateLimitColumns(limit: RateLimit | null): RateLimitColumns {
   return { rate_limit_requests: limit?.requests ?? null, rate_limit_window_seconds: limit?.windowSeconds ?? null };
 }
 
-/** Which limit it is, as a sentence for problems. */
+/** Describes a limit, for problems. */
 export function limitSentence(limit: { policy: 'owner' | 'key'; limit: number; windowSeconds: number }): string {
   const numbers = `is ${limit.limit} in ${limit.windowSeconds} seconds`;
   return limit.policy === 'owner'
-    ? `The limit that all keys of the key's owner share ${numbers}; a key's own limit narrows it and never widens it.`
-    : `The key's own limit, which narrows that of its owner, ${numbers}.`;
+    ? `The limit that all keys of the key's owner share ${numbers}. A key's own limit can only be lower.`
+    : `The key's own limit, which applies in addition to its owner's, ${numbers}.`;
 }

@@ -1,18 +1,18 @@
 import { createHash, randomBytes } from 'node:crypto';
 
-/** A place in a trace that goes through several programs, by W3C Trace Context (level 1). */
+/** A position in a distributed trace (W3C Trace Context, level 1). */
 export interface TraceContext {
   /** 32 lower-case hex digits. */
   traceId: string;
-  /** Of the span that is the parent of what comes next: 16 lower-case hex digits. */
+  /** The id of the parent span: 16 lower-case hex digits. */
   spanId: string;
-  /** Whether whoever passes it on has recorded something of it. */
+  /** Whether the caller recorded this trace. */
   isSampled: boolean;
 }
 
 const form = /^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$/;
 
-/** The header `traceparent`; undefined for what is none, which then begins anew (section 3.2). */
+/** Parses the header `traceparent`; undefined if it is not valid: then a new trace begins (section 3.2). */
 export function parseTraceparent(header: unknown): TraceContext | undefined {
   if (typeof header !== 'string') return undefined;
   const [, version, traceId = '', spanId = '', flags = '', more] = form.exec(header) ?? [];
@@ -27,24 +27,21 @@ export function toTraceparent({ traceId, spanId, isSampled }: TraceContext): str
 
 const uuid = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/;
 
-/**
- * The trace of a request that came without one: the same for everybody who was told the same request id, and the digits of
- * the id where it is a UUID.
- */
+/** The trace of a request without `traceparent`, made from its request id. It has the id's digits if that is a UUID. */
 export function traceIdOfRequestId(requestId: string): string {
   if (requestId.length === 36 && uuid.test(requestId)) return withoutHyphens(requestId);
   return createHash('sha256').update(requestId).digest('hex').slice(0, 32);
 }
 
-/** By places: to look for the hyphens takes five times as long, and this is done for every request. */
+/** By positions, which is faster than searching for the hyphens; this runs for every request. */
 function withoutHyphens(id: string): string {
   return id.slice(0, 8) + id.slice(9, 13) + id.slice(14, 18) + id.slice(19, 23) + id.slice(24);
 }
 
-/** Work that others see as one step of a trace. */
+/** A step of a trace. */
 export interface Span {
   readonly context: TraceContext;
-  /** @param facts in the words of OpenTelemetry's semantic conventions */
+  /** @param facts attributes by OpenTelemetry's semantic conventions */
   end(facts: SpanFacts, outcome: { isError: boolean }): void;
 }
 
@@ -56,13 +53,13 @@ export interface SpanStart {
   facts: SpanFacts;
 }
 
-/** Begins spans. Undefined where there is nothing to pass on and nobody records. */
+/** Starts spans. Undefined if there is no trace to continue and spans are not recorded. */
 export interface Tracer {
   readonly isRecording: boolean;
   start(parent: TraceContext | undefined, span: SpanStart): Span | undefined;
 }
 
-/** Records nothing and passes on what came. */
+/** Records no spans and passes the caller's trace on. */
 export const passingTracer: Tracer = {
   isRecording: false,
   start(parent) {
@@ -73,7 +70,7 @@ export const passingTracer: Tracer = {
 
 function newSpanId(): string {
   const bytes = randomBytes(8);
-  // Zero means that there is none.
+  // An id of zeros is not valid.
   bytes[7] = (bytes[7] ?? 0) | 1;
   return bytes.toString('hex');
 }

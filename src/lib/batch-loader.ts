@@ -4,22 +4,24 @@ import { createHealthSwitch } from './health-switch.ts';
 
 /** Loads values by id, many in one query. */
 export interface BatchLoader<Id, Value> {
-  /** Loads by a query that begins after this call, shared with other calls that wait for it. Undefined: there is none. */
+  /**
+   * Loads with a query that starts after this call, shared with other waiting calls. Undefined: there is no such value.
+   */
   load(id: Id): Promise<Value | undefined>;
-  /** Whether the last query found the source unavailable. */
+  /** Whether the source did not respond to the last query. */
   isFailing(): boolean;
-  /** Whether nothing is loaded now. */
+  /** Whether no query is running. */
   isIdle(): boolean;
 }
 
 interface BatchLoaderOptions<Id, Value> {
-  /** One query for all of these ids; those that do not exist are left out. Of none: whether the source answers. */
+  /** Reads all of these ids in one query; missing ones are left out. Without ids it checks that the source responds. */
   query: (ids: Id[]) => Promise<ReadonlyMap<Id, Value>>;
-  /** Whether an error says that the source could not be reached, and nothing about the ids. */
+  /** Whether an error means that the source could not be reached, and says nothing about the ids. */
   isUnavailable: (error: unknown) => boolean;
-  /** What a call is rejected with that has waited for too long. */
+  /** The error of a call that waited too long. */
   tooLate: () => Error;
-  /** Called when the source becomes unavailable, and when it answers again. */
+  /** Called when the source stops and starts to respond. */
   onHealth?: ((isHealthy: boolean, cause?: unknown) => void) | undefined;
 }
 
@@ -28,20 +30,20 @@ interface Call<Value> extends Deferred<Value | undefined> {
   sinceMs: number;
 }
 
-/** Queries at once beside one for a suspect, and ids in each: loading must leave connections to others. */
+/** The maximum number of concurrent queries, and of ids in each. Loading must leave connections to others. */
 const queriesAtOnce = 2;
 const idsInQuery = 200;
 
 /**
- * A query that fails within this time has lost its connection, and is sent once more. One that takes longer may be too much
- * for a source that is well: an empty query, sent beside it, shows that.
+ * A query that fails within this time has lost its connection and is repeated once. A slower one may be too much for a
+ * healthy source: an empty query beside it shows that.
  */
 const quicklyMs = 500;
 
 /** How long a call may wait for its query. */
 const waitAtMostMs = 7_000;
 
-/** Ids whose own query has failed are loaded by themselves for a while, so that they do not fail the batches of others. */
+/** Ids whose query has failed are loaded alone for a while, so that they do not fail other ids' batches. */
 const suspectMs = 60_000;
 const suspectsKept = 10_000;
 
@@ -88,7 +90,7 @@ export function createBatchLoader<Id extends string, Value>(
     });
   }
 
-  /** The first calls of those that are wanted. */
+  /** The first waiting calls. */
   function take(most: number, isWanted: (id: Id) => boolean): Map<Id, Call<Value>> {
     const taken = new Map<Id, Call<Value>>();
     for (const [id, call] of waiting) {
@@ -134,7 +136,7 @@ export function createBatchLoader<Id extends string, Value>(
       health.set(!isDown, error);
       if (isDown) {
         rejectAll(calls, error);
-        // They have waited for the same silence, and would wait for it once more.
+        // These calls have already waited for the source, and would wait again.
         if (!isQuick()) rejectAll(waiting, error);
       } else await failOneByOne(calls, error);
     } finally {
@@ -142,7 +144,7 @@ export function createBatchLoader<Id extends string, Value>(
     }
   }
 
-  /** The source answers, so one of these is at fault: it fails, and the others do not. */
+  /** The source responds, so one of these ids causes the error. It alone fails. */
   async function failOneByOne(calls: ReadonlyMap<Id, Call<Value>>, error: unknown): Promise<void> {
     for (const [id, call] of calls) {
       if (calls.size === 1) {

@@ -3,43 +3,43 @@ import { limitedWarnings } from './limited-warnings.ts';
 import { startPeriodicTask } from './periodic-task.ts';
 import { singleFlight } from './single-flight.ts';
 
-/** Gathers entries in memory and writes them in batches: every second, and what is left at the end. */
+/** Collects entries in memory and writes them in batches: every second, and the rest when it is closed. */
 export interface BatchWriter<Key, Entry> {
   /**
-   * Enqueues an entry, or merges it into the one that waits under the same key.
-   * @returns false where there is no room; the entry is dropped then
+   * Enqueues an entry, or merges it into the waiting one with the same key.
+   * @returns false if there is no room; the entry is dropped
    */
   add(key: Key, entry: Entry): boolean;
-  /** Writes all that was added before the call. Two writes never overlap. It does not throw. */
+  /** Writes everything that was added before the call. Writes never overlap. Does not throw. */
   flush(): Promise<void>;
   /** Stops the timer and writes the rest. */
   close(): Promise<void>;
 }
 
 interface BatchWriterOptions<Entry> {
-  /** What the entries are, as the log names them. */
+  /** The name of the entries in the log. */
   name: string;
-  /** Writes a batch as a whole, or throws and has written nothing of it. */
+  /** Writes a whole batch, or throws and has written nothing. */
   write: (batch: Entry[]) => Promise<void>;
   batchSize: number;
-  /** Entries that wait at most. Beyond it new ones are dropped and counted. */
+  /** The maximum number of waiting entries. Further new ones are dropped and counted. */
   capacity: number;
   /** A batch has entries of one group only. */
   groupOf?: (entry: Entry) => unknown;
-  /** Adds an entry to the one that waits under its key. Without it the one that waits stays as it is. */
+  /** Merges an entry into the waiting one with its key. Default: the waiting one stays as it is. */
   merge?: (waiting: Entry, more: Entry) => void;
-  /** Whether an error is the fault of an entry, which would be rejected again. After any other the batch is retried. */
+  /** Whether an error is caused by an entry, which would be rejected again. After other errors the batch is retried. */
   isRejection: (error: unknown) => boolean;
-  /** Called for an entry that was rejected and is left out. */
+  /** Called for an entry that was rejected and is dropped. */
   onRejected?: (entry: Entry) => void;
-  /** What the log says of a rejected entry; no secrets. */
+  /** Describes a rejected entry in the log, without secrets. */
   describe: (entry: Entry) => Record<string, unknown>;
   logger: { warn(facts: Record<string, unknown>, message: string): void };
   /** Milliseconds between two writes. */
   intervalMs?: number;
 }
 
-/** Rejected entries that the log names in one write. The others are counted. */
+/** The maximum number of rejected entries that the log names per write. The others are counted. */
 const rejectionsNamed = 10;
 
 export function createBatchWriter<Key, Entry>(options: BatchWriterOptions<Entry>): BatchWriter<Key, Entry> {
@@ -69,12 +69,12 @@ export function createBatchWriter<Key, Entry>(options: BatchWriterOptions<Entry>
         await options.write(entries);
       } catch (error) {
         if (!options.isRejection(error)) {
-          // The batch that failed goes last, so that the others have their turn before it.
+          // The failed batch goes last, so that the others are tried first.
           for (const [key, entry] of [...batches, batch].flat()) add(key, entry);
-          warnOfFailure({ err: error, rows: waiting.size, dropped }, `${name}: not written, kept for the next time.`);
+          warnOfFailure({ err: error, rows: waiting.size, dropped }, `${name}: not written. Latchkey will retry.`);
           return;
         }
-        // Halved until what is rejected stands alone.
+        // The batch is halved until the rejected entry is alone.
         const middle = Math.ceil(batch.length / 2);
         const [entry, ...others] = entries;
         if (others.length > 0) batches.unshift(batch.slice(0, middle), batch.slice(middle));
@@ -84,12 +84,12 @@ export function createBatchWriter<Key, Entry>(options: BatchWriterOptions<Entry>
         }
       }
     }
-    if (dropped + rejected > 0) logger.warn({ dropped, rejected }, `${name}: not all could be written.`);
+    if (dropped + rejected > 0) logger.warn({ dropped, rejected }, `${name}: some could not be written.`);
     dropped = 0;
   }
 
   function reject(entry: Entry, error: unknown, isNamed: boolean): void {
-    if (isNamed) logger.warn({ err: error, entry: options.describe(entry) }, `${name}: one was rejected and left out.`);
+    if (isNamed) logger.warn({ err: error, entry: options.describe(entry) }, `${name}: one was rejected and dropped.`);
     options.onRejected?.(entry);
   }
 
@@ -100,7 +100,7 @@ export function createBatchWriter<Key, Entry>(options: BatchWriterOptions<Entry>
   });
   return {
     add,
-    // The write in progress may have begun before the last entry was added.
+    // The write in progress may have started before the last entry was added.
     flush: () => flight.next(),
     async close() {
       await task.close();

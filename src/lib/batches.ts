@@ -1,14 +1,11 @@
-/** Slices of at most so many items. */
+/** Slices with at most `size` items. */
 export function chunksOf<Item>(items: readonly Item[], size: number): Item[][] {
   return Array.from({ length: Math.ceil(items.length / size) }, (_, index) =>
     items.slice(index * size, (index + 1) * size),
   );
 }
 
-/**
- * Repeats `step` until it has done less than a whole batch, or the signal is aborted.
- * @returns how much was done in all
- */
+/** Repeats `step` until it returns less than a whole batch, or the signal is aborted. @returns the sum */
 export async function inBatches(
   batchSize: number,
   step: (batchSize: number) => Promise<number>,
@@ -21,7 +18,9 @@ export async function inBatches(
   return total;
 }
 
-/** Pages in the order of a key: each is read with the last item of the one before, until one is empty. */
+/**
+ * Reads page after page in the order of a key, until one is empty. Each call gets the last item of the previous page.
+ */
 export async function* pagesOf<Item>(read: (last: Item | undefined) => Promise<Item[]>): AsyncGenerator<Item[]> {
   for (let page = await read(undefined); page.length > 0; page = await read(page.at(-1))) yield page;
 }

@@ -1,10 +1,10 @@
 import { z } from 'zod';
-// What zod itself finds wrong is said in the project's own words.
+// Replaces zod's own messages.
 import './input-messages.ts';
 import { readAllowed } from './ip-address.ts';
 import { isClusterUrl } from './redis-url.ts';
 
-/** The forms that variables of the environment have. */
+/** The forms of settings. */
 
 export function integer(least: number, most: number) {
   return z
@@ -24,7 +24,7 @@ export const postgresUrl = z
       'percent-encoded (@ is %40)',
   );
 
-/** With one of / ? # in a password the host ends there, and what stands before it is taken for the host. */
+/** With an unescaped / ? or # in the password, the host would end there and the rest would be read as a path. */
 function isUnambiguous(text: string): boolean {
   const { hash, pathname, search } = new URL(text);
   return hash === '' && !pathname.includes('@') && !search.includes('@');
@@ -32,7 +32,7 @@ function isUnambiguous(text: string): boolean {
 
 function isUrlOf(...protocols: string[]): (text: string) => boolean {
   return (text) => {
-    // The parser drops line breaks without a word, and a file may have a second line.
+    // The URL parser silently drops line breaks, and a file may have a second line.
     if (/\s/.test(text)) return false;
     const url = URL.canParse(text) ? new URL(text) : undefined;
     return url !== undefined && protocols.includes(url.protocol);
@@ -48,7 +48,7 @@ export const redisUrl = z
 
 export const httpUrl = z.string().refine(isUrlOf('http:', 'https:'), 'must be a URL of the form http://host:4318');
 
-/** Addresses and networks with commas between them. */
+/** Addresses and networks, separated by commas. */
 export const networks = z.string().transform((text, context) =>
   text.split(',').map((part, index) => {
     const read = readAllowed(part.trim());

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 
-/** The result of `work`, or what `late` returns or throws where that takes longer. The work itself goes on. */
+/** The result of `work`, or what `late` returns or throws if `work` takes longer. `work` itself goes on. */
 export async function within<Result, Late>(
   ms: number,
   work: Promise<Result>,
@@ -14,13 +14,13 @@ export async function within<Result, Late>(
   }
 }
 
-/** The result of `work`, or the signal's reason, thrown as soon as it is aborted. The work itself goes on. */
+/** The result of `work`, or the signal's reason, thrown as soon as it is aborted. `work` itself goes on. */
 export function abortable<Result>(work: Promise<Result>, signal: AbortSignal): Promise<Result> {
   return new Promise((resolve, reject) => {
     const giveUp = () => reject(signal.reason);
     if (signal.aborted) giveUp();
     signal.addEventListener('abort', giveUp, { once: true });
-    // The listener goes with the work, so that a signal that lives for long keeps nothing of it.
+    // The listener is removed with the work, so that a long-lived signal keeps no reference to it.
     work.then(resolve, reject).finally(() => signal.removeEventListener('abort', giveUp));
   });
 }

@@ -1,6 +1,6 @@
 const mostRounds = 5;
 
-/** Decodes what is ASCII, also where it was encoded several times. All else stays as it is, so this never throws. */
+/** Decodes percent-encoded ASCII, also if it was encoded several times. Everything else stays, so this never throws. */
 export function decodePercent(text: string): string {
   let decoded = text;
   for (let round = 0; round < mostRounds && decoded.includes('%'); round++) {

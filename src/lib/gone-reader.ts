@@ -1,4 +1,4 @@
-/** Whether nobody reads an output any more: the pipe (EPIPE) or the terminal (EIO) is closed. */
+/** Whether an output has no reader any more: the pipe (EPIPE) or the terminal (EIO) is closed. */
 export function isReaderGone({ code }: NodeJS.ErrnoException): boolean {
   return code === 'EPIPE' || code === 'EIO';
 }

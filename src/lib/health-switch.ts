@@ -1,13 +1,11 @@
-/** Whether something works, for those who act only when that changes. */
+/** Remembers whether something works, and reports only changes. */
 export interface HealthSwitch {
   /** Undefined until it is known. */
   readonly isHealthy: boolean | undefined;
   set(isHealthy: boolean, cause?: unknown): void;
 }
 
-/**
- * @param onChange called when it begins to work or to fail, and at first where `initially` is left out
- */
+/** @param onChange called when it starts to work or to fail, and for the first value if `initially` is left out */
 export function createHealthSwitch(
   onChange: (isHealthy: boolean, cause?: unknown) => void,
   initially?: boolean,

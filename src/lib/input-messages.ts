@@ -1,14 +1,14 @@
 import { z } from 'zod';
 
 /**
- * What is wrong with an input, in this project's own words: a message goes on where its path ends, as in
- * `body.name must have at most 200 characters`. Whatever reads input imports this module; zod's own texts are for programmers.
+ * Messages for invalid input. A message continues the path, as in `body.name must have at most 200 characters`. Every
+ * reader of input imports this module, because zod's own messages are for programmers.
  */
 
 type Issue = z.core.$ZodRawIssue;
 type Schema = z.core.$ZodTypes;
 
-/** For schemas that say by themselves what they expect, such as `an e-mail address`. */
+/** For schemas that describe what they expect, such as `an e-mail address`. */
 export function mustBe(expected: string): (issue: { input: unknown }) => string {
   return ({ input }) => (input === undefined ? `is required: ${expected}` : `must be ${expected}`);
 }
@@ -46,7 +46,7 @@ z.config({ customError: messageOf });
 
 const anotherValue = 'another value';
 
-/** What a schema takes, in the words of JSON; undefined for a check, which is no schema. */
+/** What a schema accepts, in JSON's terms; undefined for a check. */
 function expectedBy(inst: Issue['inst'] | Schema): string | undefined {
   if (inst === undefined || !('type' in inst._zod.def)) return undefined;
   const schema = inst as Schema;
@@ -129,7 +129,7 @@ function oneOf(values: readonly unknown[]): string {
   return values.length === 1 ? quoted(values[0]) : `one of ${values.map(quoted).join(', ')}`;
 }
 
-/** Numbers and null as they are, since JSON has no other values here. */
+/** Numbers and null without quotes: JSON has no other values here. */
 function quoted(value: unknown): string {
   return typeof value === 'string' ? `"${value}"` : String(value);
 }

@@ -1,11 +1,12 @@
 import { BlockList, isIP, isIPv4, isIPv6 } from 'node:net';
 
-/** The longest text that holds an address, a zone of 16 characters (`IFNAMSIZ`), brackets and a port. */
+/** The longest text with an address, a zone of 16 characters (`IFNAMSIZ`), brackets and a port. */
 const longest = 80;
 
 /**
- * The IP address in what proxies and Node give for a client: without a port, brackets, a zone (RFC 4007 section 11) and
- * white space. Undefined for everything else, such as `unknown` (RFC 7239 section 6.2) and the empty text of a Unix socket.
+ * The IP address in the text that proxies and Node give for a client, without port, brackets, zone (RFC 4007 section
+ * 11) and white space. Undefined for anything else, such as `unknown` (RFC 7239 section 6.2) or the empty text of a
+ * Unix socket.
  */
 export function clientAddress(text: string | null | undefined): string | undefined {
   if (text == null || text.length > longest) return undefined;
@@ -16,7 +17,7 @@ export function clientAddress(text: string | null | undefined): string | undefin
   return isIP(address) === 0 ? undefined : address;
 }
 
-/** The same, with an IPv4 address in an IPv6 one as the IPv4 address. */
+/** The same, with an IPv4-mapped IPv6 address as its IPv4 address. */
 export function plainAddress(text: string | null | undefined): string | undefined {
   const address = clientAddress(text);
   return address === undefined ? undefined : unmapped(address);
@@ -25,7 +26,7 @@ export function plainAddress(text: string | null | undefined): string | undefine
 /** Bits before the IPv4 address in `::ffff:0:0/96`. */
 const mappedPrefix = 96;
 
-/** RFC 4291 section 2.5.5.2: the IPv4 address that is written as an IPv6 one. Every other address stays as it is. */
+/** The IPv4 address of an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2). Other addresses stay as they are. */
 export function unmapped(address: string): string {
   if (!isIPv6(address)) return address;
   const { hostname } = new URL(`http://[${address}]`);
@@ -35,12 +36,12 @@ export function unmapped(address: string): string {
   return [first >> 8, first & 255, second >> 8, second & 255].join('.');
 }
 
-/** Mapped networks that are wider than a /8 of IPv4 are never what was meant. */
+/** Mapped networks that are wider than a /8 of IPv4 are never intended. */
 const widestMapped = mappedPrefix + 8;
 
 /**
- * An address or a network as it is kept in a list of allowed ones; mapped IPv4 as IPv4.
- * @returns the entry, or what is wrong with it
+ * Parses an entry of an allow list: an address or a network; mapped IPv4 becomes IPv4. @returns the entry, or its
+ * problem
  */
 export function readAllowed(entry: string): string | { problem: string } {
   const [address = '', bits, ...more] = entry.split('/');
@@ -57,25 +58,28 @@ export function readAllowed(entry: string): string | { problem: string } {
   if (prefix === 0 && !/^[0:.]+$/.test(plain)) {
     const all = version === 4 ? '0.0.0.0/0' : '::/0';
     return {
-      problem: `would mean ${all}, every ${version === 4 ? 'IPv4' : 'IPv6'} address; write ${all} if that is meant`,
+      problem: `would mean ${all}, every ${version === 4 ? 'IPv4' : 'IPv6'} address; if that is intended, write ${all}`,
     };
   }
   return `${plain}/${prefix}`;
 }
 
 function mappedTooWide(ipv4: string, bits: number): string {
-  const instead = `write the network of IPv4 that is meant, such as ${ipv4}/32`;
-  if (bits < mappedPrefix) return `would mean a network of IPv6 that holds no IPv4 client; ${instead}`;
+  const instead = `write the intended IPv4 network, such as ${ipv4}/32`;
+  if (bits < mappedPrefix) return `would mean an IPv6 network without any IPv4 client; ${instead}`;
   const prefix = bits - mappedPrefix;
   if (prefix === 0) return `would mean 0.0.0.0/0, every IPv4 address; ${instead}`;
   const part = 2 ** prefix;
-  return `would mean a network of IPv4 with the prefix /${prefix}, 1 of ${part} of all IPv4 addresses; ${instead}`;
+  return `would mean an IPv4 network with the prefix /${prefix}, 1 of ${part} of all IPv4 addresses; ${instead}`;
 }
 
-/** Addresses and networks, for clients of each family: a BlockList takes IPv4 for a part of IPv6, so `::/0` would have all of IPv4. */
+/**
+ * Matches addresses and networks separately by family: a BlockList treats IPv4 as part of IPv6, so `::/0` would match
+ * all of IPv4.
+ */
 export type Networks = Readonly<Record<'ipv4' | 'ipv6', BlockList>>;
 
-/** @param entries as `readAllowed` gives them */
+/** @param entries as returned by `readAllowed` */
 export function toNetworks(entries: readonly string[]): Networks {
   const networks = { ipv4: new BlockList(), ipv6: new BlockList() };
   for (const entry of entries) {
@@ -88,7 +92,7 @@ export function toNetworks(entries: readonly string[]): Networks {
   return networks;
 }
 
-/** @param address IPv4 in IPv6 as IPv4 */
+/** @param address an IPv4-mapped address as IPv4 */
 export function isWithin(networks: Networks, address: string): boolean {
   const family = familyOf(address);
   return networks[family].check(address, family);

@@ -1,8 +1,8 @@
-// What JSON.parse does not show of a text: how deep it is nested, which members it has twice, which numbers it changes.
+// Properties of a JSON text that JSON.parse does not show: its depth, duplicate members, and numbers that it changes.
 
-/** Whether a JSON text is nested deeper than so many levels. It recurses over nothing itself. */
+/** Whether a JSON text is nested deeper than this. Does not recurse. */
 export function isNestedDeeper(levels: number, text: string): boolean {
-  // With no more brackets than levels there is nothing to count, and most texts have a few.
+  // With fewer brackets than levels there is nothing to count; most texts have only a few.
   if (hasAtMost(levels / 2, '{', text) && hasAtMost(levels / 2, '[', text)) return false;
   let depth = 0;
   let inString = false;
@@ -34,17 +34,16 @@ const token = /"(?:[^"\\]+|\\.)*"(\s*:)?|[{}[\],]/g;
 interface Level {
   /** Undefined in an array. */
   names: Set<string> | undefined;
-  /** Of the member or entry that is read now. */
+  /** The current member or entry. */
   at: string | number;
 }
 
 /**
- * The path of the first member whose name its object has already (RFC 7493 section 2.3): of such members a reader keeps the
- * last, and another program on the way may have looked at the first.
- * @param value what `json` was read as
+ * The path of the first duplicate member (RFC 7493 section 2.3): JSON.parse keeps the last one, but another program on
+ * the way may have read the first. @param value the parsed text
  */
 export function repeatedMember(json: string, value: unknown): string | undefined {
-  // Each member has a colon, so where there are no more of them than members nothing has to be searched.
+  // Each member has a colon. With as many colons as members there is no duplicate.
   if (colonsIn(json) === membersIn(value)) return undefined;
   const levels: Level[] = [];
   for (const [text, colon] of json.matchAll(token)) {
@@ -76,18 +75,17 @@ function membersIn(value: unknown): number {
   return members.reduce((count, member) => count + membersIn(member), Array.isArray(value) ? 0 : members.length);
 }
 
-/** A number with an exponent or with 16 characters or more: only such a one may change when it is read as a double. */
+/**
+ * A number with an exponent or with at least 16 characters: only such a number may change when it is read as a double.
+ */
 const longNumber = /[:,[\s]-?\d(?:[\d.]*[eE]|[\d.]{15})/;
 
-/** Whether JSON text may hold a number that a double changes. Never wrong where it says no. */
+/** Whether a JSON text may contain a number that a double changes. False is always right. */
 export function mayChangeNumbers(json: string): boolean {
   return longNumber.test(json);
 }
 
-/**
- * Writes every number that a double would change as 1e999, which is read as Infinity.
- * @param json valid JSON
- */
+/** Writes every number that a double would change as 1e999, which is read as Infinity. @param json valid JSON */
 export function withChangedNumbersInfinite(json: string): string {
   return json.replace(/"(?:[^"\\]+|\\.)*"|-?\d[\d.eE+-]*/g, (part) => {
     if (part.startsWith('"') || isKept(part)) return part;
@@ -95,16 +93,16 @@ export function withChangedNumbersInfinite(json: string): string {
   });
 }
 
-/** Enough for every double, so a program may well write a fraction with so many. */
+/** Enough digits for every double, so a program may write a fraction with this many. */
 const digitsOfDouble = 17;
 
-/** A smaller double has fewer digits than others. */
+/** Smaller doubles have fewer digits. */
 const leastOfFullDigits = 2 ** -1022;
 
 /**
- * Whether a number is still the same after it was read as a double and written again. A fraction may be rounded in its
- * 17th digit. Whole numbers end at 2^53 - 1 (RFC 7493 section 2.2), because past that two of them become one; 1e20 is one
- * too, because a reply would write it with all digits.
+ * Whether a number is the same after it was read as a double and written again. A fraction may be rounded in its 17th
+ * digit. Whole numbers end at 2^53 - 1 (RFC 7493 section 2.2); 1e20 is one too, because a reply would write all of its
+ * digits.
  */
 function isKept(number: string): boolean {
   const value = Number(number);
@@ -116,7 +114,7 @@ function isKept(number: string): boolean {
   return !Number.isInteger(value) && Math.abs(value) >= leastOfFullDigits && sent.digits.length <= digitsOfDouble;
 }
 
-/** Without zeros before and after: 12.50e3 is the digits 125 and the exponent 2. */
+/** Without leading and trailing zeros: 12.50e3 has the digits 125 and the exponent 2. */
 function decimalOf(number: string): { digits: string; exponent: number } {
   const [, whole = '', fraction = '', exponent = '0'] = /^-?(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d+))?$/.exec(number) ?? [];
   const digits = (whole + fraction).replace(/^0+/, '');

@@ -4,7 +4,7 @@ interface WarningLogger {
   warn(facts: Record<string, unknown>, message: string): void;
 }
 
-/** Warnings of what may happen again and again, such as an outage: at most one within `everyMs`, by default a minute. */
+/** Logs repeated warnings, for example during an outage, at most once within `everyMs` (default: a minute). */
 export function limitedWarnings(logger: WarningLogger, everyMs = minuteMs): WarningLogger['warn'] {
   let lastAtMs = Number.NEGATIVE_INFINITY;
   return (facts, message) => {

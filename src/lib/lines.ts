@@ -1,9 +1,6 @@
 const newline = 0x0a;
 
-/**
- * The lines of a stream, without their newlines. Only U+000A ends a line: text within one may well have U+2028 and the
- * like, at which `node:readline` would cut.
- */
+/** The lines of a stream, without their newlines. Only U+000A ends a line: `node:readline` would also cut at U+2028. */
 export async function* linesOf(chunks: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
   let begun: Buffer[] = [];
   for await (const chunk of chunks) {

@@ -1,10 +1,10 @@
 /**
- * A value that is usually at hand and sometimes has to be awaited. A rule over such values is written once; where everything
- * is in memory, it runs without promises, which would take longer than a verification.
+ * A value that is usually available and sometimes must be awaited. A rule over such values is written once, and runs
+ * without promises if everything is in memory (ADR 28).
  */
 export type MaybePromise<Value> = Value | Promise<Value>;
 
-/** Goes on with a value: at once where it is at hand. */
+/** Continues with a value: at once if it is available. */
 export function andThen<Value, Result>(
   value: MaybePromise<Value>,
   next: (value: Value) => MaybePromise<Result>,
@@ -12,7 +12,7 @@ export function andThen<Value, Result>(
   return value instanceof Promise ? value.then(next) : next(value);
 }
 
-/** Runs, and handles what is thrown or rejected. */
+/** Runs a function and handles an error or rejection. */
 export function withCatch<Value>(
   run: () => MaybePromise<Value>,
   onError: (error: unknown) => MaybePromise<Value>,
@@ -25,7 +25,7 @@ export function withCatch<Value>(
   }
 }
 
-/** Runs, and calls `done` once at the end, as a hook of Fastify does. */
+/** Runs a function and calls `done` once at the end, like a Fastify hook. */
 export function callBack(run: () => MaybePromise<unknown>, done: (error?: Error) => void): void {
   let result: MaybePromise<unknown>;
   try {

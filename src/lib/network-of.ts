@@ -1,8 +1,8 @@
 import ipaddr from 'ipaddr.js';
 
 /**
- * The name under which limits by address count a client: an IPv4 address, or the /64 network of an IPv6 address, because
- * one client usually has a whole one. `unknown` for what is not an address.
+ * The name under which limits by address count a client: an IPv4 address, or the /64 network of an IPv6 address,
+ * because one client usually has a whole /64. `unknown` for anything else.
  */
 export function networkOf(address: string | undefined): string {
   if (address === undefined || !ipaddr.isValid(address)) return 'unknown';

@@ -2,7 +2,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-/** The package's own folder, whether this runs from the sources or from what was built. */
+/** The package's own folder, for the sources and for the build. */
 export function packageDirectory(): string {
   let directory = path.dirname(fileURLToPath(import.meta.url));
   while (!existsSync(path.join(directory, 'package.json'))) directory = path.dirname(directory);
@@ -14,7 +14,7 @@ export function packageVersion(): string {
   return (JSON.parse(text) as { version: string }).version;
 }
 
-/** The OpenAPI document by the version of OpenAPI. `npm run openapi` makes it from the routes, and a test compares the two. */
+/** The OpenAPI document of a version. `npm run openapi` writes it from the routes, and a test compares the two. */
 export function readOpenApi(form: '3.1' | '3.0'): string {
   const name = form === '3.1' ? 'openapi.json' : 'openapi-3.0.json';
   return readFileSync(path.join(packageDirectory(), 'openapi', name), 'utf8');

@@ -1,22 +1,22 @@
 import { pause } from './backoff.ts';
 
 export interface PeriodicTask {
-  /** Stops it, and waits for the run in progress. */
+  /** Stops the task and waits for the current run. */
   close(): Promise<void>;
 }
 
 interface PeriodicTaskOptions {
   /** The signal is aborted when the task is closed. */
   run: (signal: AbortSignal) => unknown;
-  /** Milliseconds from the end of a run to the beginning of the next; asked after each run where it is a function. */
+  /** Milliseconds from the end of a run to the start of the next one. A function is called after each run. */
   everyMs: number | (() => number);
-  /** The first run begins at once, and not after an interval. */
+  /** The first run starts at once, not after an interval. */
   immediately?: boolean;
-  /** Called with the error of a run; the next one comes all the same. Without it an error ends the process. */
+  /** Called with the error of a run; the next run follows anyway. Without it, an error ends the process. */
   onError?: (error: unknown) => void;
 }
 
-/** Runs a function again and again until it is closed. Runs never overlap, and do not keep the process alive. */
+/** Runs a function periodically until it is closed. Runs never overlap, and do not keep the process alive. */
 export function startPeriodicTask({ run, everyMs, immediately, onError }: PeriodicTaskOptions): PeriodicTask {
   const closing = new AbortController();
   const { signal } = closing;

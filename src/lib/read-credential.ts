@@ -1,10 +1,10 @@
 import type { IncomingMessage } from 'node:http';
 import { decodePercent } from './decode-percent.ts';
 
-/** The headers of a request hold no credential that can be read. The message is for the client. */
+/** The headers of a request contain no readable credential. The message is for the client. */
 export class UnreadableCredential extends Error {
   override readonly name = 'UnreadableCredential';
-  /** 400: two that differ; 401: another scheme than Bearer. */
+  /** 400: two different credentials; 401: another scheme than Bearer. */
   readonly status: 400 | 401;
 
   constructor(status: 400 | 401, message: string) {
@@ -15,8 +15,8 @@ export class UnreadableCredential extends Error {
 
 /**
  * The credential of a request: `Authorization: Bearer <token>` (RFC 6750 section 2.1) or `X-API-Key: <token>`.
- * @param takesBasic whether it may also be the secret of HTTP Basic
- * @returns undefined where none was sent
+ * @param takesBasic whether it may also be the password of HTTP Basic
+ * @returns undefined if none was sent
  * @throws UnreadableCredential
  */
 export function readCredential(
@@ -28,15 +28,15 @@ export function readCredential(
   const basic = takesBasic && authorization !== undefined ? basicSecret(authorization) : undefined;
   const bearer = authorization === undefined ? undefined : (basic ?? bearerToken(authorization));
   const apiKey = headers['x-api-key'];
-  // Node joins a repeated header of this kind with a comma, which no token contains.
+  // Node joins this repeated header with a comma, which no token contains.
   const other = Array.isArray(apiKey) ? apiKey.join(', ') : apiKey;
   if (bearer !== undefined && other !== undefined && bearer !== other) {
-    throw new UnreadableCredential(400, 'Authorization and X-API-Key carry different credentials. Send one of them.');
+    throw new UnreadableCredential(400, 'Authorization and X-API-Key contain different credentials. Send one of them.');
   }
   return bearer ?? other;
 }
 
-/** Node keeps the first of a repeated Authorization; another program on the way may have looked at the last. */
+/** Node keeps the first of a repeated Authorization; another program on the way may have read the last. */
 function requireOneAuthorization(rawHeaders: readonly string[]): void {
   let found: string | undefined;
   for (let index = 0; index < rawHeaders.length; index += 2) {
@@ -54,7 +54,7 @@ function requireOneAuthorization(rawHeaders: readonly string[]): void {
 const usualStart = 'Bearer ';
 
 function bearerToken(authorization: string): string {
-  // The usual form first: the expression below takes several times as long, and this is on every request's path.
+  // The usual form first: the expression below takes longer, and this runs for every request.
   if (authorization.startsWith(usualStart) && authorization.length > usualStart.length) {
     if (!authorization.includes(' ', usualStart.length)) return authorization.slice(usualStart.length);
   }
@@ -64,8 +64,9 @@ function bearerToken(authorization: string): string {
 }
 
 /**
- * The secret of `Authorization: Basic` (RFC 7617), percent-encoded or not: RFC 6749 section 2.3.1 asks for it, and not all
- * clients do it. The client's id may be any. Undefined for another scheme, and where there is no secret.
+ * The password of `Authorization: Basic` (RFC 7617), percent-encoded or not: RFC 6749 section 2.3.1 asks for the
+ * encoding, but not all clients do it. The user name does not matter. Undefined for another scheme, and without a
+ * password.
  */
 function basicSecret(authorization: string): string | undefined {
   const [, encoded = ''] = /^basic +([A-Za-z0-9+/_-]+=*) *$/i.exec(authorization) ?? [];

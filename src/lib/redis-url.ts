@@ -1,17 +1,17 @@
 const clusterUrl = /^(rediss?)\+cluster:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?([^@/?#\s]+?)\/?$/;
 
-/** Whether this is the URL of a Redis Cluster: `redis+cluster://host:port,host:port`, with `rediss` by TLS. */
+/** Whether this is the URL of a Redis Cluster: `redis+cluster://host:port,host:port`, or `rediss+cluster` with TLS. */
 export function isClusterUrl(url: string): boolean {
   return clusterNodes(url) !== undefined;
 }
 
-/** Where to ask for the cluster's nodes, and how to log in at each of them. */
+/** The nodes to ask for the cluster's topology, and how to log in at each of them. */
 export interface ClusterNodes {
   nodes: Array<{ host: string; port: number }>;
   options: { username?: string; password?: string; tls?: object };
 }
 
-/** Undefined where it is not the URL of a cluster. */
+/** Undefined if it is not the URL of a cluster. */
 export function clusterNodes(url: string): ClusterNodes | undefined {
   const [, scheme, username = '', password = '', hosts = ''] = clusterUrl.exec(url) ?? [];
   if (scheme === undefined) return undefined;

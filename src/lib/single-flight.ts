@@ -1,14 +1,14 @@
 /** Runs a function once at a time for each key. */
 export interface SingleFlight<Key, Result> {
-  /** Shares the run in progress, or begins one. */
+  /** Shares the current run, or starts one. */
   (key: Key): Promise<Result>;
-  /** Shares a run that begins after this call: at once, or when the run in progress has ended. */
+  /** Shares a run that starts after this call: at once, or when the current run has ended. */
   next(key: Key): Promise<Result>;
-  /** Later callers do not share the run in progress, for instance because what it reads was changed since. */
+  /** Later callers do not share the current run, for example because its source has changed. */
   forget(key: Key): void;
 }
 
-/** A function without a key is a function of `undefined`: its callers share one run. */
+/** Without a key, all callers share one run. */
 export function singleFlight<Result, Key = void>(run: (key: Key) => Promise<Result>): SingleFlight<Key, Result> {
   const running = new Map<Key, Promise<Result>>();
   const queued = new Map<Key, Promise<Result>>();

@@ -1,6 +1,6 @@
 import { LRUCache } from 'lru-cache';
 
-/** What a name has counted in its present window. */
+/** The count of a name in its current window. */
 export interface WindowCount {
   used: number;
   /** Whole seconds until the window ends: at least 1, never more than the window. */
@@ -9,13 +9,13 @@ export interface WindowCount {
 
 interface WindowCounterOptions {
   windowSeconds: number;
-  /** Names that are kept at most; the least recently counted one makes room. */
+  /** The maximum number of names. The least recently counted one is dropped. */
   capacity: number;
 }
 
-/** Counts by name in windows that begin with their first count, by a monotonic clock. @returns what adds one */
+/** Counts by name in windows that start with their first count, with a monotonic clock. @returns adds a count */
 export function createWindowCounter({ windowSeconds, capacity }: WindowCounterOptions): (name: string) => WindowCount {
-  // `max` would allocate memory for all of them at once.
+  // `max` would allocate memory for all names at once.
   const windows = new LRUCache<string, { used: number; endsAtMs: number }>({
     maxSize: capacity,
     sizeCalculation: () => 1,
