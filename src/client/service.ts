@@ -76,7 +76,7 @@ const unsentCodes = new Set([
 /** Codes of a kept connection that Latchkey has closed. */
 const lostCodes = new Set(['ECONNRESET', 'EPIPE', 'UND_ERR_SOCKET']);
 /** A call that fails after less than this has met a connection that was lost before, and a new connection may work. */
-const quicklyMs = 1_000;
+const quickFailureMs = 1_000;
 
 /** Resolves with the head of the answer. It is sent once more only where none had come: otherwise it may have been counted. */
 async function postBatch(service: Service, body: string, fresh: boolean): Promise<Response> {
@@ -86,7 +86,7 @@ async function postBatch(service: Service, body: string, fresh: boolean): Promis
   const startedAtMs = performance.now();
   try {
     return await send().catch((error: unknown) => {
-      if (!lostCodes.has(codeOf(error)) || performance.now() - startedAtMs > quicklyMs) throw error;
+      if (!lostCodes.has(codeOf(error)) || performance.now() - startedAtMs > quickFailureMs) throw error;
       return send();
     });
   } catch (error) {

@@ -50,7 +50,7 @@ const heartbeatEveryMs = 500;
  * Every so many heartbeats, one is sent through the service's own connections. This finds a listener behind a
  * transaction pooler, or connected to another database: both receive their own heartbeats, but not these.
  */
-const beatsBetweenProofs = 10;
+const heartbeatsPerProof = 10;
 /** After a longer silence the feed counts as disconnected: a connection can be dead without an error. */
 const silenceAllowedMs = 2_000;
 const reconnect = { minMs: 500, maxMs: 500 };
@@ -110,27 +110,27 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
       try {
         await send(beat);
         await within(silenceAllowedMs, beat.arrival.promise, () => {
-          throw new Unheard();
+          throw new NotificationLost();
         });
       } finally {
         beats.delete(beat.payload);
       }
     };
-    const sendTheServicesWay = ({ payload }: Beat) => options.notify(channel, payload);
+    const sendThroughService = ({ payload }: Beat) => options.notify(channel, payload);
     try {
       await abortable(connect(client), signal);
       for (const listener of listeners) listener.restarted();
-      await abortable(exchange(sendTheServicesWay), signal);
+      await abortable(exchange(sendThroughService), signal);
       for (let number = 1; ; number++) {
         await pause(heartbeatEveryMs, signal);
         await abortable(
           exchange((beat) => sendBeat(client, beat)),
           signal,
         );
-        if (number % beatsBetweenProofs !== 0) continue;
+        if (number % heartbeatsPerProof !== 0) continue;
         // Not awaited: if the service's own connections are all busy, the feed may still work.
-        exchange(sendTheServicesWay).catch((error: unknown) => {
-          if (error instanceof Unheard) lose(error);
+        exchange(sendThroughService).catch((error: unknown) => {
+          if (error instanceof NotificationLost) lose(error);
         });
       }
     } catch (error) {
@@ -190,7 +190,7 @@ function createBeat(): Beat {
 }
 
 /** A heartbeat was sent and has not arrived yet. */
-class Unheard extends Error {
+class NotificationLost extends Error {
   constructor() {
     super(
       'notifications do not arrive. LISTEN_DATABASE_URL must lead to the same database, without a transaction pooler',

@@ -30,7 +30,12 @@ export async function beginAs(
     select ${clock.sqlNow} as now, role, organization_id, expires_at, deleted_at
     from hold_credential(${id})`.execute(db);
   const [found] = rows;
-  if (found === undefined || found.deleted_at !== null || found.role !== role || !mayActIn(found, by.organizationId)) {
+  if (
+    found === undefined ||
+    found.deleted_at !== null ||
+    found.role !== role ||
+    !isValidFor(found, by.organizationId)
+  ) {
     throw refused('unauthorized', 'The credential is unknown, wrong or revoked.');
   }
   if (found.expires_at !== null && found.expires_at <= found.now) {
@@ -39,7 +44,7 @@ export async function beginAs(
   return found.now;
 }
 
-function mayActIn({ organization_id: own }: Credential, organizationId: OrganizationId | null): boolean {
+function isValidFor({ organization_id: own }: Credential, organizationId: OrganizationId | null): boolean {
   return own === null || own === organizationId;
 }
 

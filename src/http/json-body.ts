@@ -2,7 +2,7 @@ import type { FastifyInstance } from 'fastify';
 import fp from 'fastify-plugin';
 import type { SecretText } from '../crypto/secret-text.ts';
 import { Problem, validationProblem } from '../domain/errors.ts';
-import { isNestedDeeper, mayChangeNumbers, repeatedMember, withChangedNumbersInfinite } from '../lib/json-text.ts';
+import { isNestedDeeper, mayChangeNumbers, repeatedMember, withInexactNumbersInfinite } from '../lib/json-text.ts';
 
 /** The limit keeps recursive functions from overflowing the stack. */
 const maxNesting = 32;
@@ -85,7 +85,7 @@ function findFlaw(text: string, value: unknown, secrets: SecretText | undefined)
   const hasLongNumbers = mayChangeNumbers(text);
   const toSearch = secrets?.mayBeIn(text) === true ? secrets : undefined;
   if (!hasLongNumbers && toSearch === undefined && !mayBeUnstorable(text)) return undefined;
-  const searched = hasLongNumbers ? JSON.parse(withChangedNumbersInfinite(text)) : value;
+  const searched = hasLongNumbers ? JSON.parse(withInexactNumbersInfinite(text)) : value;
   const ofText = (of: string) => flawOf(of, toSearch);
   return firstFlaw(searched, 'body', { ofName: ofText, ofValue: secrets === undefined ? () => undefined : ofText });
 }

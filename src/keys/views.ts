@@ -10,7 +10,7 @@ import {
   rateLimitSchema,
   timestampView,
 } from '../http/schemas.ts';
-import { notLater } from '../lib/past.ts';
+import { notAfter } from '../lib/past.ts';
 import type { CreatedKey } from './commands.ts';
 import { keyStatuses, keyTag, restorableUntil, statusOf } from './policy.ts';
 import type { ShownKey } from './store.ts';
@@ -77,7 +77,7 @@ export function toKeyView(key: ShownKey, context: KeyViewContext): z.infer<typeo
     suspendedAt: key.suspended_at?.toISOString() ?? null,
     deletedAt: key.deleted_at?.toISOString() ?? null,
     restorableUntil: restorableUntil(key, context.undoWindowSeconds)?.toISOString() ?? null,
-    lastUsedAt: notLater(key.last_used_at, context.now)?.toISOString() ?? null,
+    lastUsedAt: notAfter(key.last_used_at, context.now)?.toISOString() ?? null,
     rateLimit: toRateLimit(key),
     allowedIps: key.allowed_ips,
     metadata: key.metadata,

@@ -38,14 +38,14 @@ const idsInQuery = 200;
  * A query that fails within this time has lost its connection and is repeated once. A slower one may be too much for a
  * healthy source: an empty query beside it shows that.
  */
-const quicklyMs = 500;
+const quickFailureMs = 500;
 
 /** How long a call may wait for its query. */
 const waitAtMostMs = 7_000;
 
 /** Ids whose query has failed are loaded alone for a while, so that they do not fail other ids' batches. */
 const suspectMs = 60_000;
-const suspectsKept = 10_000;
+const maxSuspects = 10_000;
 
 export function createBatchLoader<Id extends string, Value>(
   options: BatchLoaderOptions<Id, Value>,
@@ -53,7 +53,7 @@ export function createBatchLoader<Id extends string, Value>(
   const { query, isUnavailable, tooLate } = options;
   const health = createHealthSwitch((isHealthy, cause) => options.onHealth?.(isHealthy, cause), true);
   const waiting = new Map<Id, Call<Value>>();
-  const suspects = new LRUCache<Id, true>({ max: suspectsKept, ttl: suspectMs });
+  const suspects = new LRUCache<Id, true>({ max: maxSuspects, ttl: suspectMs });
   let running = 0;
   let isSuspectRunning = false;
   let isScheduled = false;
@@ -110,7 +110,7 @@ export function createBatchLoader<Id extends string, Value>(
   /** Settles these calls. Never rejects. */
   async function run(calls: ReadonlyMap<Id, Call<Value>>): Promise<void> {
     const startedAtMs = performance.now();
-    const isQuick = () => performance.now() - startedAtMs < quicklyMs;
+    const isQuick = () => performance.now() - startedAtMs < quickFailureMs;
     let isAnswering = false;
     const beside = setTimeout(() => {
       query([]).then(
@@ -119,7 +119,7 @@ export function createBatchLoader<Id extends string, Value>(
         },
         () => undefined,
       );
-    }, quicklyMs);
+    }, quickFailureMs);
     try {
       const ids = [...calls.keys()];
       const found = await query(ids).catch((error: unknown) => {

@@ -86,7 +86,7 @@ export function mayChangeNumbers(json: string): boolean {
 }
 
 /** Writes every number that a double would change as 1e999, which is read as Infinity. @param json valid JSON */
-export function withChangedNumbersInfinite(json: string): string {
+export function withInexactNumbersInfinite(json: string): string {
   return json.replace(/"(?:[^"\\]+|\\.)*"|-?\d[\d.eE+-]*/g, (part) => {
     if (part.startsWith('"') || isKept(part)) return part;
     return '1e999';

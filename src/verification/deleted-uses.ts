@@ -8,7 +8,7 @@ import { record } from '../history/record.ts';
 import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
 import { hourMs, startOfPeriod } from '../lib/durations.ts';
 import { clientAddress } from '../lib/ip-address.ts';
-import { notLater } from '../lib/past.ts';
+import { notAfter } from '../lib/past.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
 import { type DeletedUse, insertDeletedUses, useId } from './usage-store.ts';
 
@@ -57,7 +57,7 @@ export function createDeletedUses({ transactor, clock, logger }: DeletedUsesOpti
     await transact(transactor, by, async (work) => {
       // Excludes hours that another replica has recorded.
       for (const { keyId, partnerId, ip, presentedAt } of await insertDeletedUses(work.tx, uses)) {
-        const details = { ip, presentedAt: notLater(presentedAt, work.now).toISOString() };
+        const details = { ip, presentedAt: notAfter(presentedAt, work.now).toISOString() };
         record(work, { action: 'key.used_after_deletion', keyId, partnerId, details });
       }
     });

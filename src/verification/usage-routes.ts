@@ -6,7 +6,7 @@ import { organizationOf } from '../http/guard.ts';
 import { earliestMs, idParam, latestMs, timestampInput, timestampView } from '../http/schemas.ts';
 import { getKeyOwner } from '../keys/store.ts';
 import { dayMs, hourMs } from '../lib/durations.ts';
-import { notLater } from '../lib/past.ts';
+import { notAfter } from '../lib/past.ts';
 import { getPartner } from '../partners/store.ts';
 import { findLastUse, listUsage, type UsagePeriod, type UsageQuery, type UsageSubject } from './usage-store.ts';
 
@@ -67,7 +67,7 @@ export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = as
       listUsage(db, { organizationId, of, ...range }),
       findLastUse(db, of),
     ]);
-    return toUsageView(range, periods, notLater(lastUsedAt, now));
+    return toUsageView(range, periods, notAfter(lastUsedAt, now));
   }
 
   app.get(
