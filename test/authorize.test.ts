@@ -33,13 +33,13 @@ async function startGateway(t: Test, overrides: Parameters<typeof startService>[
     const { statusCode: status, headers: replied } = response;
     return { status, headers: replied, code: response.body === '' ? undefined : (response.json().code as string) };
   };
-  const told = (method: string) => ({ headers: { 'x-forwarded-method': method } });
-  return { ...service, partner, reading, writing, both, ask, told };
+  const methodHeader = (method: string) => ({ headers: { 'x-forwarded-method': method } });
+  return { ...service, partner, reading, writing, both, ask, methodHeader };
 }
 
-t.test('200 tells whose key it is, in headers that are always there', async (t) => {
-  const { ask, told, reading, both, partner, organizationId } = await startGateway(t);
-  const reply = await ask(reading.key, told('GET'));
+t.test('200 names the owner of the key, in headers that are always present', async (t) => {
+  const { ask, methodHeader, reading, both, partner, organizationId } = await startGateway(t);
+  const reply = await ask(reading.key, methodHeader('GET'));
   t.equal(reply.status, 200);
   t.match(reply.headers, {
     'x-latchkey-key-id': reading.id,
@@ -50,19 +50,22 @@ t.test('200 tells whose key it is, in headers that are always there', async (t) 
     ratelimit: '"owner";r=999;t=60',
     'cache-control': 'no-store',
   });
-  const ofDefaultRow = await ask(both.key, told('DELETE'));
+  const ofDefaultRow = await ask(both.key, methodHeader('DELETE'));
   t.equal(ofDefaultRow.status, 200);
   t.equal(ofDefaultRow.headers['x-latchkey-partner-id'], '', 'empty, not missing');
   t.equal(ofDefaultRow.headers['x-latchkey-permission'], 'read_write');
 });
 
 t.test('GET, HEAD and OPTIONS need read; everything else needs write', async (t) => {
-  const { ask, told, reading, writing } = await startGateway(t);
+  const { ask, methodHeader, reading, writing } = await startGateway(t);
   const own = await ask(writing.key, { method: 'QUERY', url: '/v1/authorize/search' });
   t.equal(own.status, 200, 'QUERY needs a Content-Type elsewhere');
   for (const method of METHODS) {
     const isReading = ['GET', 'HEAD', 'OPTIONS'].includes(method);
-    const [mayRead, mayWrite] = [await ask(reading.key, told(method)), await ask(writing.key, told(method))];
+    const [mayRead, mayWrite] = [
+      await ask(reading.key, methodHeader(method)),
+      await ask(writing.key, methodHeader(method)),
+    ];
     t.same([mayRead.status, mayWrite.status], isReading ? [200, 403] : [403, 200], method);
     const refused = isReading ? mayWrite : mayRead;
     t.equal(refused.headers['x-latchkey-code'], 'insufficient_permission');
@@ -88,15 +91,15 @@ t.test('two keys in two Authorization fields are no key', async (t) => {
   t.equal(await ask(reading.key, both.key), 401);
 });
 
-t.test("the client's method: told once, or the answer is no", async (t) => {
+t.test("the client's method must be given exactly once", async (t) => {
   const { ask, both } = await startGateway(t);
   const table: Array<[what: string, headers: Record<string, string | string[]>]> = [
-    ['not told', {}],
-    ['told twice, and differently', { 'x-forwarded-method': 'GET', 'x-original-method': 'POST' }],
+    ['not given', {}],
+    ['given twice, with different values', { 'x-forwarded-method': 'GET', 'x-original-method': 'POST' }],
     ['repeated', { 'x-forwarded-method': ['GET', 'GET'] }],
     ['a list', { 'x-original-method': 'GET, POST' }],
     ['empty', { 'x-forwarded-method': '' }],
-    ['told by a header that is not asked for', { 'x-http-method-override': 'GET' }],
+    ['given in a header that is not read', { 'x-http-method-override': 'GET' }],
   ];
   for (const [what, headers] of table) {
     const { status, code } = await ask(both.key, { headers });
@@ -151,7 +154,7 @@ t.test('body, content type and query are not looked at', async (t) => {
 });
 
 t.test('401 for whatever is wrong with the key itself, all alike; 403 where it may not do this', async (t) => {
-  const { ask, told, admin, reading, writing, both, later, clock } = await startGateway(t);
+  const { ask, methodHeader, admin, reading, writing, both, later, clock } = await startGateway(t);
   const expiresAt = new Date(clock.nowMs() + 60_000).toISOString();
   const { body: expiring } = await admin.post('/v1/keys', { expiresAt });
   later(120_000);
@@ -163,7 +166,7 @@ t.test('401 for whatever is wrong with the key itself, all alike; 403 where it m
     ['deleted', writing.key],
     ['expired', expiring.key],
   ] as const) {
-    const { status, headers, code } = await ask(key, told('GET'));
+    const { status, headers, code } = await ask(key, methodHeader('GET'));
     t.same([status, code], [401, 'unauthorized'], what);
     t.equal(headers['x-latchkey-code'], undefined, 'it does not say why');
     t.equal(headers['x-latchkey-key-id'], undefined);
@@ -172,9 +175,9 @@ t.test('401 for whatever is wrong with the key itself, all alike; 403 where it m
   t.same([...bodies], ['Bearer realm="api", error="invalid_token", error_description="The API key is not accepted."']);
 
   await admin.patch(`/v1/keys/${both.id}`, { allowedIps: ['203.0.113.0/24'] });
-  const elsewhere = await ask(both.key, told('GET'));
+  const elsewhere = await ask(both.key, methodHeader('GET'));
   t.same([elsewhere.status, elsewhere.headers['x-latchkey-code']], [403, 'ip_not_allowed']);
-  const there = await ask(both.key, { ...told('GET'), remoteAddress: '203.0.113.9' });
+  const there = await ask(both.key, { ...methodHeader('GET'), remoteAddress: '203.0.113.9' });
   t.equal(there.status, 200);
   t.equal(
     (await ask(reading.key, { headers: { 'x-forwarded-method': 'GET', 'x-api-key': both.key } })).status,
@@ -192,13 +195,13 @@ t.test('the key is taken from X-API-Key too', async (t) => {
 });
 
 t.test('429 with Retry-After and the limit; 403 for gateways that know no 429', async (t) => {
-  const { ask, told, admin, reading } = await startGateway(t);
+  const { ask, methodHeader, admin, reading } = await startGateway(t);
   await admin.put('/v1/rate-limit', { requests: 2, windowSeconds: 60 });
-  for (const status of [200, 200, 429, 429]) t.equal((await ask(reading.key, told('GET'))).status, status);
-  const limited = await ask(reading.key, told('GET'));
+  for (const status of [200, 200, 429, 429]) t.equal((await ask(reading.key, methodHeader('GET'))).status, status);
+  const limited = await ask(reading.key, methodHeader('GET'));
   t.match(limited.headers, { 'x-latchkey-code': 'rate_limited', ratelimit: /^"owner";r=0;t=\d+$/ });
   t.match(limited.headers['retry-after'], /^\d+$/);
-  const as403 = await ask(reading.key, { ...told('GET'), url: '/v1/authorize?limitedStatus=403' });
+  const as403 = await ask(reading.key, { ...methodHeader('GET'), url: '/v1/authorize?limitedStatus=403' });
   t.same([as403.status, as403.headers['x-latchkey-code']], [403, 'rate_limited']);
   t.match(as403.headers['retry-after'], /^\d+$/);
 });
@@ -216,10 +219,10 @@ t.test("the client's address is the gateway's word only where TRUST_PROXY says s
 });
 
 t.test("another organization's key is no key", async (t) => {
-  const { ask, told, operator } = await startGateway(t);
+  const { ask, methodHeader, operator } = await startGateway(t);
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const { body: key } = await operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
-  t.equal((await ask(key.key, told('GET'))).status, 401);
+  t.equal((await ask(key.key, methodHeader('GET'))).status, 401);
 });
 
 t.test('keyHeader names the one header in which the key is, and leaves Authorization to the application', async (t) => {

@@ -79,7 +79,7 @@ t.test('a query that loses its connection is sent once more, and only once', asy
   t.equal(loader.isFailing(), true);
 });
 
-t.test('where the source is silent, those who wait are rejected with those who have asked', async (t) => {
+t.test('if the source does not respond, waiting calls are rejected with the running ones', async (t) => {
   const { loader, begun, queries, pings, health } = start();
   const asked = loader.load('a');
   const first = await begun(1);

@@ -123,7 +123,7 @@ t.test('a file that a crash has torn goes on behind the tear, wherever it is', a
   }
 });
 
-t.test('a file that cannot be used is said at the start', async (t) => {
+t.test('a checkpoint file that cannot be used is reported at the start', async (t) => {
   const service = await startService(t, { keyring });
   const folder = scratchFolder(t);
   const open = (file: string, ring = keyring) => checkpointingOf(t, service, { file, keyring: ring });
@@ -152,7 +152,7 @@ t.test('a file that cannot be used is said at the start', async (t) => {
   t.match(
     retired.lines.join(''),
     /"torn":1,"unknownKeys":2/,
-    'of keys that are gone it is said, and they are believed',
+    'a checkpoint of a removed entry is reported, and accepted',
   );
   await retired.checkpoints.signChanged();
   t.same(sizesIn(readFileSync(file, 'utf8'), service.organizationId), [size, size], 'the new key signs it again');

@@ -178,7 +178,7 @@ t.test('while the keyring is rotated, old and new keys see the same history', as
   const after = await startService(t, { urls, keyring: keyringOf('new', 'old') });
   const note = readNote((await checkpointOf(after, before.admin.token)).text);
   const { pems, lines } = await publicKeysOf(after);
-  t.equal(lines.length, 2, 'the older entry is still told');
+  t.equal(lines.length, 2, 'the older entry is still published');
   const [primary, secondary] = pems.map((pem) => createPublicKey(pem));
   const isBy = (key: typeof primary, { signed, signatures }: typeof note) =>
     signatures.some(({ signature }) => key !== undefined && verify(null, signed, key, signature));

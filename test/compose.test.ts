@@ -13,7 +13,7 @@ import { dbQuery, migrateAs } from './support/database.ts';
 import { run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 
-// docker-compose.yml, as far as a machine without Docker can tell: its form, its promises, and the roles that it makes.
+// docker-compose.yml, as far as it can be checked without Docker: its form, its promises, and the roles that it creates.
 
 const compose: Json = parse(await readFile('docker-compose.yml', 'utf8'), { merge: true });
 const services: Array<[name: string, service: Json]> = Object.entries(compose.services);

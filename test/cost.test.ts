@@ -31,7 +31,7 @@ t.test('a cost above the limit is a 400 that promises no reset, whatever is left
     t.match(await ask(wide.key, 11), { status: 200, body: { code: 'deleted' } });
   });
 
-  await t.test("in a batch it is that entry's problem; uses that were let in already are counted", async (t) => {
+  await t.test("in a batch the problem is that entry's; uses that were already allowed are counted", async (t) => {
     const entry = { key: narrow.key, permission: 'read' };
     const entries = [
       { ...entry, cost: 4 },
@@ -66,25 +66,28 @@ t.test('the client says so, and the hook answers 403 without a time to wait', as
   await t.rejects(async () => ask(3), { name: 'CostExceedsLimit' }, 'and while Latchkey cannot be asked');
 });
 
-t.test('whose limit it was is said: all keys of an owner share one, and a key may have less', async (t) => {
-  const { app, admin, verifier } = await startService(t);
-  await admin.put('/v1/rate-limit', { requests: 4, windowSeconds: 60 });
-  const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 100, windowSeconds: 60 } });
-  const ask = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body;
-  const refusalOf = async (presented: string): Promise<string> => {
-    const headers = { 'x-api-key': presented, 'x-latchkey-token': verifier.token, 'x-forwarded-method': 'GET' };
-    return (await app.inject({ url: '/v1/authorize', headers })).json().detail;
-  };
-  for (const remaining of [3, 2, 1, 0]) {
-    t.match(await ask(), { code: 'valid', rateLimit: { policy: 'owner', limit: 4, remaining } });
-  }
-  t.match(await ask(), { code: 'rate_limited', rateLimit: { policy: 'owner', limit: 4 } });
-  t.match(
-    await refusalOf(key.key),
-    /The limit that all keys of the key's owner share is 4 in 60 seconds; a key's own limit narrows it and never widens it/,
-  );
-  await admin.put('/v1/rate-limit', { requests: 1_000, windowSeconds: 60 });
-  const { body: narrow } = await admin.post('/v1/keys', { rateLimit: { requests: 1, windowSeconds: 30 } });
-  await verifier.post('/v1/verify', { key: narrow.key, permission: 'read' });
-  t.match(await refusalOf(narrow.key), /The key's own limit, which narrows that of its owner, is 1 in 30 seconds/);
-});
+t.test(
+  'the reply names the exceeded limit: all keys of an owner share one, and a key may have a lower one',
+  async (t) => {
+    const { app, admin, verifier } = await startService(t);
+    await admin.put('/v1/rate-limit', { requests: 4, windowSeconds: 60 });
+    const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 100, windowSeconds: 60 } });
+    const ask = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body;
+    const refusalOf = async (presented: string): Promise<string> => {
+      const headers = { 'x-api-key': presented, 'x-latchkey-token': verifier.token, 'x-forwarded-method': 'GET' };
+      return (await app.inject({ url: '/v1/authorize', headers })).json().detail;
+    };
+    for (const remaining of [3, 2, 1, 0]) {
+      t.match(await ask(), { code: 'valid', rateLimit: { policy: 'owner', limit: 4, remaining } });
+    }
+    t.match(await ask(), { code: 'rate_limited', rateLimit: { policy: 'owner', limit: 4 } });
+    t.match(
+      await refusalOf(key.key),
+      /The limit that all keys of the key's owner share is 4 in 60 seconds; a key's own limit narrows it and never widens it/,
+    );
+    await admin.put('/v1/rate-limit', { requests: 1_000, windowSeconds: 60 });
+    const { body: narrow } = await admin.post('/v1/keys', { rateLimit: { requests: 1, windowSeconds: 30 } });
+    await verifier.post('/v1/verify', { key: narrow.key, permission: 'read' });
+    t.match(await refusalOf(narrow.key), /The key's own limit, which narrows that of its owner, is 1 in 30 seconds/);
+  },
+);

@@ -8,7 +8,7 @@ async function listen({ app }: TestService): Promise<string> {
   return app.listen({ host: '127.0.0.1', port: 0 });
 }
 
-/** Two replicas on real sockets, of which the second hears of no change in time. */
+/** Two replicas on real sockets, of which the second receives changes late. */
 async function twoReplicas(t: Test) {
   const a = await startService(t);
   const b = await startService(t, { urls: a.urls, keyring: a.keyring });
@@ -78,7 +78,7 @@ t.test(
     const service = await startService(t);
     const { admin, as, urls, operator, verification } = service;
     const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-    // The replica hears of no change any more, and its feed still counts as live for a moment.
+    // The replica receives no changes any more, and its feed still counts as connected for a moment.
     await dbQuery(urls.superuser, 'alter table access_tokens disable trigger access_tokens_notify');
     const { body: key } = await admin.post('/v1/keys', {});
     const changes: Array<[string, string, string]> = [

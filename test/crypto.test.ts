@@ -232,7 +232,7 @@ t.test('argon2id', async (t) => {
   const cheap = { memoryKib: 8, timeCost: 1, parallelism: 1 };
   const secret = new Secret('a token');
 
-  await t.test('matches the right secret only, and keeps the costs it was told', async (t) => {
+  await t.test('matches only the right secret, and keeps the configured costs', async (t) => {
     const hasher = createSecretHasher({ ...cheap, memoryKib: 16, concurrency: 1, queueLimit: 10 });
     const hash = await hasher.hash(secret);
     t.match(hash, /^\$argon2id\$v=19\$m=16,t=1,p=1\$/);

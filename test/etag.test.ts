@@ -177,7 +177,7 @@ t.test('every change has a version of its own, whichever command makes it', asyn
   }
 });
 
-t.test('what is gone is said before what is stale', async (t) => {
+t.test('a deleted resource is reported before a stale version', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: key, headers } = await admin.post('/v1/keys', {});

@@ -109,7 +109,7 @@ t.test('a key that this process has never seen: one query, no argon2id', async (
   t.equal(second.hasher.runs, runsBefore);
 });
 
-t.test('neither the answer nor the work for it tells whether an id exists', async (t) => {
+t.test('neither the reply nor the work for it reveals whether an id exists', async (t) => {
   const service = await startService(t);
   const { app, admin, verifier, hasher, verification } = service;
   await eventually(async () => verification.feed.isLive());

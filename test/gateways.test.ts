@@ -140,7 +140,7 @@ async function story(t: Test, start: StartGateway, connectionsAtMost: number): P
     }
   });
 
-  await t.test('a client that tells another method than its own gets nowhere', async (t) => {
+  await t.test('a client that claims another method gains nothing', async (t) => {
     for (const forged of methodForgeries) {
       const asReader = { method: 'POST', headers: { 'x-api-key': reading.key, ...forged } };
       const reply = await passesNothing(t, backend, client({ ...asReader, body: Buffer.from('x') }));
@@ -153,7 +153,7 @@ async function story(t: Test, start: StartGateway, connectionsAtMost: number): P
       t.equal((await client(asWriter)).status, 200, 'nor does it harm itself');
       t.notOk(
         latest(backend).fields.some(([name]) => /override|http.method/.test(name)),
-        'the backend is told no other method',
+        'the backend gets no other method',
       );
     }
   });
@@ -300,7 +300,7 @@ const addressForgeries: Array<Record<string, string>> = [
 interface NewKey {
   id: string;
   key: string;
-  /** What a backend is to be told about it. */
+  /** The headers that a backend must get. */
   identity: Record<string, string>;
 }
 

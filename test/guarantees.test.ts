@@ -38,9 +38,9 @@ const asSuperuser = async (...statements: string[]) => {
 interface Breakage {
   what: string;
   break: string[];
-  mend: string[];
-  /** What is told then, and nothing else. */
-  told: RegExp[];
+  repair: string[];
+  /** The guarantees that must then be reported, and no others. */
+  reported: RegExp[];
 }
 
 const noSuperuser = /^The service connects with a role that is not a superuser/;
@@ -64,26 +64,26 @@ begin
   raise exception 'history is append-only: % is refused', tg_op using errcode = 'insufficient_privilege';
 end `;
 
-const granted = (role: string, told: RegExp[]): Breakage => ({
+const granted = (role: string, reported: RegExp[]): Breakage => ({
   what: `member of ${role}`,
   break: [`grant ${role} to ${app}`],
-  mend: [`revoke ${role} from ${app}`],
-  told,
+  repair: [`revoke ${role} from ${app}`],
+  reported,
 });
 const given = (privilege: string): Breakage => ({
   what: privilege,
   break: [`grant ${privilege} to ${app}`],
-  mend: [`revoke ${privilege} from ${app}`],
-  told: [noWriter],
+  repair: [`revoke ${privilege} from ${app}`],
+  reported: [noWriter],
 });
 
 const breakages: Breakage[] = [
   {
     what: 'a superuser',
     break: [`alter role ${app} superuser`],
-    mend: [`alter role ${app} nosuperuser`],
+    repair: [`alter role ${app} nosuperuser`],
     // Such a one is a member of every role there is, that of Postgres's own superuser with BYPASSRLS included.
-    told: [noSuperuser, noBypass, noOwner],
+    reported: [noSuperuser, noBypass, noOwner],
   },
   granted('postgres', [noSuperuser, noBypass, noWriter]),
   granted('pg_write_server_files', [noSuperuser]),
@@ -91,14 +91,14 @@ const breakages: Breakage[] = [
   {
     what: 'BYPASSRLS',
     break: [`alter role ${app} bypassrls`],
-    mend: [`alter role ${app} nobypassrls`],
-    told: [/^The service's role does not bypass row security. Role latchkey_app has BYPASSRLS/],
+    repair: [`alter role ${app} nobypassrls`],
+    reported: [/^The service's role does not bypass row security. Role latchkey_app has BYPASSRLS/],
   },
   {
     what: 'BYPASSRLS of a role that it may become',
     break: ['create role passing bypassrls', `grant passing to ${app}`],
-    mend: ['drop role passing'],
-    told: [/^The service's role does not bypass row security. Role latchkey_app \(as passing\) has BYPASSRLS/],
+    repair: ['drop role passing'],
+    reported: [/^The service's role does not bypass row security. Role latchkey_app \(as passing\) has BYPASSRLS/],
   },
   granted(owner, [
     /Role latchkey_app \(as latchkey_owner, pg_database_owner\) owns history, its functions, its schema or its database/,
@@ -106,39 +106,39 @@ const breakages: Breakage[] = [
   {
     what: 'member of the owner without inheriting its rights',
     break: [`grant ${owner} to ${app} with inherit false`],
-    mend: [`revoke ${owner} from ${app}`],
-    told: [noOwner],
+    repair: [`revoke ${owner} from ${app}`],
+    reported: [noOwner],
   },
   {
     what: 'owner of the table',
     break: [`alter table history owner to ${app}`],
-    mend: [
+    repair: [
       `alter table history owner to ${owner}`,
       `revoke all on history from ${app}`,
       `grant select on history to ${app}`,
     ],
-    told: [noOwner],
+    reported: [noOwner],
   },
   {
     what: 'owner of the function by which history is written',
     break: [`alter function history_append(text, text) owner to ${app}`],
-    mend: [
+    repair: [
       `alter function history_append(text, text) owner to ${owner}`,
       `grant execute on function history_append(text, text) to ${app}`,
     ],
-    told: [noOwner],
+    reported: [noOwner],
   },
   {
     what: 'owner of the schema',
     break: [`alter schema public owner to ${app}`],
-    mend: ['alter schema public owner to pg_database_owner'],
-    told: [noOwner],
+    repair: ['alter schema public owner to pg_database_owner'],
+    reported: [noOwner],
   },
   {
     what: 'owner of the database',
     break: [`alter database latchkey owner to ${app}`],
-    mend: [`alter database latchkey owner to ${owner}`, `grant connect on database latchkey to ${app}`],
-    told: [noOwner],
+    repair: [`alter database latchkey owner to ${owner}`, `grant connect on database latchkey to ${app}`],
+    reported: [noOwner],
   },
   given('insert on history'),
   given('update (canonical) on history'),
@@ -149,76 +149,76 @@ const breakages: Breakage[] = [
   {
     what: 'trigger disabled',
     break: ['alter table history disable trigger history_append_only'],
-    mend: [alwaysFire],
-    told: [noTrigger],
+    repair: [alwaysFire],
+    reported: [noTrigger],
   },
   {
     what: 'trigger that a replica does not fire',
     break: ['alter table history enable trigger history_append_only'],
-    mend: [alwaysFire],
-    told: [noTrigger],
+    repair: [alwaysFire],
+    reported: [noTrigger],
   },
   {
     what: 'trigger dropped',
     break: ['drop trigger history_append_only on history'],
-    mend: makeTrigger,
-    told: [noTrigger],
+    repair: makeTrigger,
+    reported: [noTrigger],
   },
   {
     what: 'trigger under another name',
     break: ['alter trigger history_append_only on history rename to other'],
-    mend: ['alter trigger other on history rename to history_append_only'],
-    told: [noTrigger],
+    repair: ['alter trigger other on history rename to history_append_only'],
+    reported: [noTrigger],
   },
   {
     what: 'trigger that lets delete through',
     break: triggerFor('update or truncate'),
-    mend: makeTrigger,
-    told: [noTrigger],
+    repair: makeTrigger,
+    reported: [noTrigger],
   },
   {
     what: 'trigger for one column only',
     break: triggerFor('update of id or delete or truncate'),
-    mend: makeTrigger,
-    told: [noTrigger],
+    repair: makeTrigger,
+    reported: [noTrigger],
   },
   {
     what: 'trigger under a condition',
     break: triggerFor('update or delete or truncate', 'when (false)'),
-    mend: makeTrigger,
-    told: [noTrigger],
+    repair: makeTrigger,
+    reported: [noTrigger],
   },
   {
     what: 'trigger whose function does nothing',
     break: [functionOf('begin return null; end')],
-    mend: [functionOf(refusal)],
-    told: [noTrigger],
+    repair: [functionOf(refusal)],
+    reported: [noTrigger],
   },
   {
     what: 'fsync',
     break: ['alter system set fsync = off', 'select pg_reload_conf()'],
-    mend: ['alter system reset fsync', 'select pg_reload_conf()'],
-    told: [/^fsync is on\. It is off/],
+    repair: ['alter system reset fsync', 'select pg_reload_conf()'],
+    reported: [/^fsync is on\. It is off/],
   },
   {
     what: 'full_page_writes',
     break: ['alter system set full_page_writes = off', 'select pg_reload_conf()'],
-    mend: ['alter system reset full_page_writes', 'select pg_reload_conf()'],
-    told: [/^full_page_writes is on\. It is off/],
+    repair: ['alter system reset full_page_writes', 'select pg_reload_conf()'],
+    reported: [/^full_page_writes is on\. It is off/],
   },
   {
     what: 'synchronous_commit for this role alone',
     break: [`alter role ${app} in database latchkey set synchronous_commit = off`],
-    mend: [`alter role ${app} in database latchkey reset synchronous_commit`],
-    told: [/^synchronous_commit is on\. It is off/],
+    repair: [`alter role ${app} in database latchkey reset synchronous_commit`],
+    reported: [/^synchronous_commit is on\. It is off/],
   },
 ];
 
 /** A change of the server's settings reaches its processes one by one. */
 async function untilTold(expected: number): Promise<string[]> {
   for (const deadline = Date.now() + 10_000; ; ) {
-    const told = await broken();
-    if (told.length === expected || Date.now() > deadline) return told;
+    const reported = await broken();
+    if (reported.length === expected || Date.now() > deadline) return reported;
   }
 }
 
@@ -227,10 +227,10 @@ t.test('each guarantee is missed when it is broken, and it alone', async (t) => 
   for (const breakage of breakages) {
     await t.test(breakage.what, async (t) => {
       await asSuperuser(...breakage.break);
-      const told = await untilTold(breakage.told.length);
-      await asSuperuser(...breakage.mend);
-      t.equal(told.length, breakage.told.length, told.join('\n'));
-      for (const [index, pattern] of breakage.told.entries()) t.match(told[index], pattern);
+      const reported = await untilTold(breakage.reported.length);
+      await asSuperuser(...breakage.repair);
+      t.equal(reported.length, breakage.reported.length, reported.join('\n'));
+      for (const [index, pattern] of breakage.reported.entries()) t.match(reported[index], pattern);
       t.same(await untilTold(0), []);
     });
   }
@@ -251,9 +251,9 @@ t.test('membership is no matter of form: with it history can be changed', async 
 
 t.test('a role that is put on at login is looked behind', async (t) => {
   await asSuperuser(`grant ${app} to postgres`, `alter role postgres in database latchkey set role = ${app}`);
-  const told = await broken(urls.superuser);
+  const reported = await broken(urls.superuser);
   await asSuperuser(`set role none; alter role postgres in database latchkey reset role; revoke ${app} from postgres`);
-  t.match(told[0], noSuperuser);
+  t.match(reported[0], noSuperuser);
 });
 
 t.test('until Postgres 15 the right to create roles is the right to any role', async (t) => {

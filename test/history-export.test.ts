@@ -20,7 +20,7 @@ async function exported({ app, admin }: TestService, token = admin.token, header
   return { status: response.statusCode, headers: response.headers, text: response.body };
 }
 
-/** Begins to read over a real connection, and reads nothing of the body until it is told to. */
+/** Opens an export over a real connection without reading its body. */
 async function beginExport({ app, admin }: TestService): Promise<IncomingMessage> {
   const { port } = app.server.address() as AddressInfo;
   const headers = { authorization: `Bearer ${admin.token}` };
@@ -96,7 +96,7 @@ t.test('it ends with the event that was the last when it began, whatever happens
 t.test('each event is read once, also where Postgres knows nothing about the table yet', async (t) => {
   const { urls, organizationId } = await startService(t);
   await dbAddEvents(urls.superuser, organizationId, 10_000);
-  // Statistics are told of by the session that made them.
+  // A session reports its own statistics.
   const client = connect({ url: urls.app, poolSize: 1 });
   t.teardown(() => client.close());
   const { sequence } = await readHead(client.db, organizationId);

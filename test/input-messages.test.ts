@@ -4,7 +4,7 @@ import { z } from 'zod';
 import { inputErrorsOf } from '../src/http/input-errors.ts';
 import { type Json, startService } from './support/app.ts';
 
-// What is wrong with an input is said in the API's words, never in those of the library that found it.
+// Messages about invalid input are in the API's words, never in those of a library.
 
 const ofLibrary = /\b(invalid|expected|received|unrecognized|too (big|small))\b|<=|>=/i;
 const ofOurs = /^(must|is|has|would|does) /;
@@ -14,7 +14,7 @@ type Code = z.core.$ZodIssueCode;
 const string = z.string();
 const number = z.number();
 
-/** Of each code, what is parsed and what is said of it. */
+/** For each code of zod: an input and its message. */
 const table: Record<Code, Array<[schema: z.ZodType, value: unknown, message: string]>> = {
   invalid_type: [
     [string, undefined, 'is required: a string'],

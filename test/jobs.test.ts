@@ -183,8 +183,8 @@ t.test("each job finds due items and works with the rights of the service's role
     t.equal(run.last_count, 1, `${name} processed one item`);
   }
   const { body: history } = await admin.get('/v1/history');
-  const told = new Set(history.data.map(({ action }: Json) => action));
-  t.ok(told.has('key.purged') && told.has('key.expiry_announced'), [...told].join(', '));
+  const recorded = new Set(history.data.map(({ action }: Json) => action));
+  t.ok(recorded.has('key.purged') && recorded.has('key.expiry_announced'), [...recorded].join(', '));
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 

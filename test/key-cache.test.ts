@@ -287,7 +287,7 @@ t.test('a record that was revoked while the database fails is not used', async (
   const stop = failAll(queries);
   queries[1]?.answer.reject(lost());
   await t.rejects(Promise.resolve(read), { code: 'ECONNREFUSED' });
-  await t.rejects(Promise.resolve(cache.get('note_1')), { code: 'ECONNREFUSED' }, 'nor by those who ask later');
+  await t.rejects(Promise.resolve(cache.get('note_1')), { code: 'ECONNREFUSED' }, 'nor by later calls');
   stop();
 });
 

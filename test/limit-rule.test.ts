@@ -61,7 +61,7 @@ const table: Record<string, Use[]> = {
     { owner: [5, 60], key: [9, 60], left: '!owner 0' },
     { owner: [9, 60], key: [9, 60], cost: 0, left: 'owner 4' },
   ],
-  'cost 0 only asks, and what was let in already is counted past the limit': [
+  'cost 0 only asks, and uses that were already allowed are counted beyond the limit': [
     { owner: [3, 60], cost: 0, left: 'owner 3' },
     { owner: [3, 60], cost: 7, how: 'add', left: 'owner 0' },
     { owner: [3, 60], cost: 0, left: 'owner 0' },

@@ -49,7 +49,7 @@ t.test("an error's row contents stay out of the log", async (t) => {
 t.test('each reply has one line: who asked what and how it ended, and nothing that was sent', async (t) => {
   const { admin, logLines } = await startService(t);
   logLines.length = 0;
-  const { headers } = await admin.post('/v1/keys?', { name: 'A name that is nobody’s business' });
+  const { headers } = await admin.post('/v1/keys?', { name: 'A confidential name' });
   const lines = logLines.map((line) => JSON.parse(line)).filter((line) => line.msg === 'request');
   t.equal(lines.length, 1);
   t.match(lines[0], {

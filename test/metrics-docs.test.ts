@@ -51,9 +51,9 @@ t.test('docs/metrics.md lists every metric with its type, its labels and its tex
   t.same([...documented.keys()], [...kinds.keys()], 'in the same order');
   for (const [name, { type, help }] of kinds) t.match(documented.get(name), { type, help }, name);
   for (const { name, labels } of samples) {
-    const { labels: told = [], type } = documented.get(withoutSuffix(name)) ?? {};
+    const { labels: documentedLabels = [], type } = documented.get(withoutSuffix(name)) ?? {};
     const bucket = type === 'histogram' && name.endsWith('_bucket') ? ['le'] : [];
-    t.same(Object.keys(labels).sort(), [...told, ...bucket].sort(), name);
+    t.same(Object.keys(labels).sort(), [...documentedLabels, ...bucket].sort(), name);
   }
 });
 

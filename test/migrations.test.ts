@@ -67,7 +67,7 @@ t.test('one that was killed in the middle leaves nothing; the next one completes
   t.same(await migrateAs(urls), newest);
 });
 
-t.test('status and dry run tell, and change nothing', async (t) => {
+t.test('status and dry run print, and change nothing', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
   const { db, close } = connect({ url: urls.owner, poolSize: 2 });
   t.teardown(close);

@@ -249,7 +249,7 @@ async function begin(service: TestService): Promise<{ model: ModelState; real: R
   return { model, real: { service, admin, verifier, partnerId: partner.id } };
 }
 
-/** What history tells, oldest first. That a deleted key is still used is told in the background, at its own time. */
+/** The recorded actions, oldest first. Uses of deleted keys are recorded in the background, so they are left out. */
 async function actionsTold({ admin }: Real): Promise<string[]> {
   const actions: string[] = [];
   for (let cursor: string | null = ''; cursor !== null; ) {

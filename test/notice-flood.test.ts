@@ -91,7 +91,7 @@ for (const [what, payload] of [
   });
 }
 
-t.test('clients that follow changes are told to forget everything once a second at most', async (t) => {
+t.test('clients that follow changes are sent a reset at most once a second', async (t) => {
   const { app, verifier, urls, verification } = await startService(t);
   await eventually(async () => verification.feed.isLive());
   const url = await app.listen({ host: '127.0.0.1', port: 0 });

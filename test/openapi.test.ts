@@ -33,7 +33,7 @@ t.test('the 3.0 document is the same one, in the words of 3.0', async (t) => {
   const document30: Json = JSON.parse(committed30);
   t.equal(document30.openapi, '3.0.3');
   t.same(outline(document30), outline(document), 'the same operations with the same replies');
-  t.notMatch(committed30, /"type": (\[|"null")/, 'null is said by `nullable`');
+  t.notMatch(committed30, /"type": (\[|"null")/, 'null is expressed by `nullable`');
   t.same(document30.components.schemas.Key.properties.expiresAt, {
     ...document.components.schemas.Key.properties.expiresAt.anyOf[0],
     nullable: true,

@@ -129,7 +129,7 @@ t.test(
     const goodOnes = known.filter(({ isGood }) => isGood).length;
     t.ok(
       known.length > 500 && goodOnes > known.length * 0.9,
-      `a known key goes on: ${goodOnes} of ${known.length} were good, the others asked as its record was read anew`,
+      `a known key goes on: ${goodOnes} of ${known.length} were good, the others were asked while their row was read again`,
     );
     t.comment(`${Math.round(sent / ((stoppedAtMs - startedAtMs) / 1_000))} requests a second`);
     const [counts] = await dbQuery(

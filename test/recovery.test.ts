@@ -98,7 +98,7 @@ t.test('a recovery request is answered once', async (t) => {
     }
   }
   t.equal((await events(admin)).length, count);
-  t.equal((await admin.post('/v1/recovery-requests', { keyId: one.keyId, details: 'Please' })).status, 201, 'anew');
+  t.equal((await admin.post('/v1/recovery-requests', { keyId: one.keyId, details: 'Please' })).status, 201, 'again');
   t.same(
     (await admin.get('/v1/recovery-requests?status=declined')).body.data.map((item: Json) => item.id),
     [one.id],

@@ -12,7 +12,7 @@ import { unlessInstalled } from './support/programs.ts';
 import { startRedis } from './support/redis.ts';
 import { startRedisCluster } from './support/redis-cluster.ts';
 
-// Limits in a Redis Cluster of three real servers, and what is said of a Redis that is slow or away.
+// Limits in a Redis Cluster of three real servers, and what is reported about a Redis that is slow or away.
 
 const skip = unlessInstalled('redis-server');
 

@@ -12,7 +12,7 @@ import { makeWebhook, startReceiver, startSending } from './support/webhooks.ts'
 const aToken = (kind: TokenKind = 'k', prefix = 'lk') =>
   mintToken({ prefix, kind, idSuffix: idSuffix(newId('key')) }).reveal();
 
-/** Every character percent-encoded, as often as is said. */
+/** Percent-encodes every character the given number of times. */
 const encoded = (text: string, times = 1): string =>
   times === 0
     ? text

@@ -125,11 +125,11 @@ t.test('a failure does not hand out the whole limit once more', { skip }, async 
   redis.process.child.kill('SIGKILL');
   const codes: string[] = [];
   for (let turn = 0; turn < 6; turn++) codes.push((await ask(only, key.key)).code);
-  t.equal(codes.filter((code) => code === 'valid').length, 2, 'memory goes on from what Redis has told');
+  t.equal(codes.filter((code) => code === 'valid').length, 2, 'memory continues from the last counts of Redis');
 });
 
 for (const count of [1, 2]) {
-  const guarantee = 'one limit and what was let in while it was gone, and no more';
+  const guarantee = 'one limit and what was allowed while it was gone, and no more';
   t.test(`Redis comes and goes, with ${count} replicas: ${guarantee}`, { skip }, async (t) => {
     const { redis, first, replicas, modeOf, ask } = await startReplicas(t, count);
     const requests = 60;
@@ -143,7 +143,7 @@ for (const count of [1, 2]) {
       return valid;
     };
     let running = redis.process;
-    let letIn = await use(4);
+    let allowed = await use(4);
     let whileGone = 0;
     for (let outage = 0; outage < 3; outage++) {
       running.child.kill('SIGKILL');
@@ -152,11 +152,14 @@ for (const count of [1, 2]) {
       // It has kept nothing.
       running = (await startRedis(t, Number(new URL(redis.url).port))).process;
       await eventually(async () => replicas.every((replica) => modeOf(replica) === 'shared'));
-      letIn += await use(2);
+      allowed += await use(2);
     }
-    letIn += await use(requests);
-    if (count === 1) t.equal(letIn + whileGone, requests);
-    t.ok(letIn + whileGone >= requests && letIn <= requests, `${letIn} let in, and ${whileGone} while it was gone`);
+    allowed += await use(requests);
+    if (count === 1) t.equal(allowed + whileGone, requests);
+    t.ok(
+      allowed + whileGone >= requests && allowed <= requests,
+      `${allowed} let in, and ${whileGone} while it was gone`,
+    );
   });
 }
 
@@ -206,7 +209,7 @@ t.test('the count of a rotated key goes on in Redis, too', { skip }, async (t) =
   t.match(await ask(a, old.key, { cost: 3 }), { code: 'rate_limited', rateLimit: { policy: 'key', remaining: 2 } });
 });
 
-t.test('a bucket that somebody has broken begins anew', { skip }, async (t) => {
+t.test('a bucket that was corrupted starts again', { skip }, async (t) => {
   const { redis, first, replicas, ask } = await startReplicas(t, 1);
   const [only] = replicas as [typeof first];
   await first.admin.put('/v1/rate-limit', { requests: 2, windowSeconds: 60 });

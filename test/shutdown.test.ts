@@ -11,7 +11,7 @@ import { eventually, request } from './support/process.ts';
 import { serve } from './support/served.ts';
 import { dbAllowed } from './support/usage.ts';
 
-// Told to stop, the service says so, answers whatever it has accepted, and is gone soon.
+// After a stop signal, the service announces the shutdown, answers accepted requests, and ends soon.
 
 t.test('SIGTERM under load with clients that keep their connections: nothing accepted is dropped', async (t) => {
   const { process: service, url, urls, tokens } = await serve(t, { LOG_LEVEL: 'debug', DRAIN_SECONDS: '3' });
@@ -93,12 +93,12 @@ t.test('SIGTERM under load with clients that keep their connections: nothing acc
   t.match(JSON.parse(unready.body), { code: 'unavailable', detail: 'The service is stopping.' });
   t.equal(unready.headers.connection, 'close');
   const late = await client().ask('/v1/verify', verify);
-  t.match(JSON.parse(late.body), { valid: true }, 'a request that comes while others are told is answered, too');
+  t.match(JSON.parse(late.body), { valid: true }, 'a request that arrives during the drain is answered, too');
   accepted += 1;
   await holder.query('rollback');
   const patched = await heldPatch;
   t.equal(patched.status, 200);
-  t.equal(patched.headers.connection, 'close', 'told with the reply, though it was asked before');
+  t.equal(patched.headers.connection, 'close', 'announced with the reply, although the request came earlier');
 
   await Promise.all(load);
   t.same(dropped, [], 'every request got its answer');

@@ -90,5 +90,5 @@ t.test('500 slow connections do not disturb a good one', async (t) => {
     t.equal(((await response.json()) as { code: string }).code, 'valid');
   }
   const replies = await Promise.all(slow);
-  t.equal(replies.filter((reply) => reply.startsWith('HTTP/1.1 408 ')).length, 500, 'each of them is told');
+  t.equal(replies.filter((reply) => reply.startsWith('HTTP/1.1 408 ')).length, 500, 'each of them gets an answer');
 });

@@ -8,7 +8,7 @@ import { keyringOf, keyringText } from './support/keyrings.ts';
 import { runEntry } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 
-// Whoever can do everything in the database: what was done is found, by the service, by `latchkey audit verify` beside the
+// An attacker with full access to the database: the changes are found by the service, by `latchkey audit verify` beside the
 // database and without it, and by the script that shares no code with them.
 
 const events = 10;
@@ -56,7 +56,7 @@ const withoutTriggers = (chain: string, sql: string) =>
    do $do$ declare c constant text := '${chain}'; r record; previous bytea; begin ${sql}; end $do$;
    alter table history enable always trigger history_append_only`;
 
-/** All hashes from `sequence` on made anew, and the head with them: a chain that is sound in itself. */
+/** Recomputes all hashes from `sequence` on, and the head: the chain is consistent in itself. */
 const rehashFrom = (sequence: number) => `
   previous := coalesce((select hash from history where chain = c and sequence = ${sequence} - 1), decode(repeat('00', 32), 'hex'));
   for r in select * from history where chain = c and sequence >= ${sequence} order by sequence loop
@@ -141,7 +141,7 @@ const matrix: Tampering[] = [
   },
 ];
 
-t.test('what was tampered with is found, by whoever looks', { skip: unlessInstalled('openssl') }, async (t) => {
+t.test('tampering is found by every way of verification', { skip: unlessInstalled('openssl') }, async (t) => {
   const service = await startService(t, { keyring: keyringOf('evidence') });
   const { urls } = service;
   const histories: Lived[] = [];

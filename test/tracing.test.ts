@@ -11,7 +11,7 @@ const traceId = '4bf92f3577b34da6a3ce929d0e0e4736';
 const parentId = '00f067aa0ba902b7';
 const traceparent = `00-${traceId}-${parentId}-01`;
 
-t.test('traceparent: what is one, and what begins anew', async (t) => {
+t.test('traceparent: which values are valid, and which start a new trace', async (t) => {
   t.same(parseTraceparent(traceparent), { traceId, spanId: parentId, isSampled: true });
   t.equal(parseTraceparent(`00-${traceId}-${parentId}-02`)?.isSampled, false);
   t.equal(parseTraceparent(`cc-${traceId}-${parentId}-01-more`)?.traceId, traceId, 'a later version may say more');
@@ -47,9 +47,9 @@ t.test("the caller's trace goes on: in the reply, the log, the problem and the w
   t.equal(replied?.isSampled, true);
   t.not(replied?.spanId, parentId, 'as a step of its own');
   await eventually(async () => receiver.received.length === 1);
-  const told = parseTraceparent(receiver.received[0]?.headers['traceparent']);
-  t.equal(told?.traceId, traceId);
-  t.not(told?.spanId, replied?.spanId);
+  const sent = parseTraceparent(receiver.received[0]?.headers['traceparent']);
+  t.equal(sent?.traceId, traceId);
+  t.not(sent?.spanId, replied?.spanId);
 
   const refused = await admin.get('/v1/keys/nothing', { traceparent, 'x-request-id': 'mine' });
   t.match(refused.body, { requestId: 'mine', traceId });
@@ -178,7 +178,7 @@ t.test('a collector that is away costs its spans and nothing else', async (t) =>
   t.same(await service.exited, { code: 0, signal: null });
 });
 
-t.test('whoever does not ask for spans loads nothing for them', async (t) => {
+t.test("without a collector, nothing of OpenTelemetry's SDK is loaded", async (t) => {
   const loaded = async (code: string) => {
     const script = `
       import { createRequire } from 'node:module';

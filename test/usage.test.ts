@@ -115,7 +115,7 @@ t.test('the range: its defaults, and what is wrong with others', async (t) => {
     [organizationId, key.id, old.toISOString()],
   );
   const usage = async (query: string) => admin.get(`/v1/keys/${key.id}/usage${query}`);
-  t.match((await usage('')).body, { total: { allowed: 1 } }, 'a day where nothing is said');
+  t.match((await usage('')).body, { total: { allowed: 1 } }, 'a day by default');
   t.match((await usage('?granularity=day')).body, { total: { allowed: 8 } }, '30 days');
   const from = new Date(Date.now() - 3 * dayMs).toISOString();
   const wide = (await usage(`?from=${from}`)).body;
@@ -172,7 +172,7 @@ t.test('the range is widened to whole periods, and the reply says so', async (t)
     21,
   ]);
   const [from, to] = await counted('');
-  t.equal(Date.parse(to) - Date.parse(from), dayMs, 'where nothing is said it is a day');
+  t.equal(Date.parse(to) - Date.parse(from), dayMs, 'the default is a day');
   t.ok(Date.parse(to) % hourMs === 0 && Date.parse(to) >= Date.now() - 1_000, to);
 });
 

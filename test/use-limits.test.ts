@@ -83,7 +83,7 @@ t.test('whatever is used when: a bucket admits what fits into its window, and no
   const agreesWithModel = fc.asyncProperty(uses, async (sequence) => {
     let now = 0;
     const limits = createMemoryLimits(() => now);
-    // The model keeps every use that was counted, and adds up anew each time those of the window that began with the first of them.
+    // The model keeps every counted use, and each time sums those of the window that began with the first one.
     const seen = new Map<string, Array<{ atMs: number; counted: number }>>();
     const usedBy = (id: string) => {
       let window = { atMs: Number.NEGATIVE_INFINITY, used: 0 };
@@ -110,7 +110,7 @@ t.test('whatever is used when: a bucket admits what fits into its window, and no
   await t.resolves(fc.assert(agreesWithModel, { numRuns: 200 }));
 });
 
-t.test('over the wire: all keys of an owner share its bucket, and a key may have a smaller one besides', async (t) => {
+t.test('over HTTP: all keys of an owner share its limit, and a key may have a lower one in addition', async (t) => {
   const { admin, verifier, verification, as } = await startService(t);
   const ask = async (key: string, more = {}) =>
     (await verifier.post('/v1/verify', { key, permission: 'read', ...more })).body;

@@ -11,7 +11,7 @@ const hour = 3_600_000;
 const uses = async (admin: Client): Promise<Json[]> =>
   (await admin.get('/v1/history?limit=200&action=key.used_after_deletion')).body.data;
 
-t.test('a deleted key that is presented again: counted each time, told in history once an hour', async (t) => {
+t.test('a deleted key that is used again is counted each time, and recorded in history once an hour', async (t) => {
   const service = await startService(t);
   const { admin, verifier, verification } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
@@ -89,7 +89,7 @@ t.test('whichever way it is presented, and for whatever reason it was deleted', 
   t.same([await counted(keys.introspect), await counted(keys.uncounted)], [0, 0], 'asked without counting');
 });
 
-t.test('only the right secret tells anything, and only where the key belongs', async (t) => {
+t.test("only the right secret reveals that a key was deleted, and only to the key's organization", async (t) => {
   const service = await startService(t);
   const { admin, operator, verifier, verification, as } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -113,7 +113,7 @@ t.test('only the right secret tells anything, and only where the key belongs', a
   t.match((await admin.get(`/v1/keys/${suspended.id}/usage`)).body.total, { denied: 1, afterDeletion: 0 });
 });
 
-t.test('several replicas tell it once', async (t) => {
+t.test('several replicas record it once', async (t) => {
   const one = await startService(t);
   const two = await startService(t, { urls: one.urls, keyring: one.keyring });
   const wish = { role: 'verifier', scopes: ['read'], name: 'For all' };

@@ -9,7 +9,7 @@ import { createDatabase } from './support/database.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
 
-// Postgres is gone: known keys go on for a while, unknown ones are never let in, and all of it comes back by itself.
+// Postgres is gone: known keys stay valid for a while, unknown ones are never valid, and everything recovers by itself.
 
 /** A service that reaches its database through a proxy, with one key that it knows and one that it has never seen. */
 async function startBehindProxy(t: Test, state: Partial<VerificationStateOptions>) {
@@ -36,17 +36,17 @@ async function startBehindProxy(t: Test, state: Partial<VerificationStateOptions
     if (how === 'silent') proxy.swallow(true);
     else proxy.end();
   };
-  const mend = () => {
+  const restore = () => {
     proxy.refuse(false);
     proxy.swallow(false);
     proxy.end();
   };
-  return { service, known, unseen, ask, break_, mend };
+  return { service, known, unseen, ask, break_, restore };
 }
 
 for (const how of ['cut off', 'silent'] as const) {
   t.test(`Postgres ${how}: known keys from memory at once, unknown ones 503, and back within 5 s`, async (t) => {
-    const { service, known, unseen, ask, break_, mend } = await startBehindProxy(t, { staleMs: 30_000 });
+    const { service, known, unseen, ask, break_, restore } = await startBehindProxy(t, { staleMs: 30_000 });
     const never = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(newId('key')) }).reveal();
     break_(how);
     t.equal((await ask(known)).answer, 'valid');
@@ -65,7 +65,7 @@ for (const how of ['cut off', 'silent'] as const) {
     );
     t.ok(Math.max(...refused.map(({ tookMs }) => tookMs)) < 2_500, 'the promised two seconds, and a margin');
 
-    mend();
+    restore();
     await eventually(async () => (await ask(unseen)).answer === 'valid', 5_000);
     t.equal((await ask(never)).answer, 'not_found');
     await eventually(async () => service.verification.feed.isLive(), 5_000);
@@ -75,7 +75,7 @@ for (const how of ['cut off', 'silent'] as const) {
 
 t.test('known keys work for VERIFY_STALE_SECONDS and not longer', async (t) => {
   const staleMs = 1_500;
-  const { known, ask, break_, mend } = await startBehindProxy(t, { staleMs });
+  const { known, ask, break_, restore } = await startBehindProxy(t, { staleMs });
   break_('cut off');
   const brokenAtMs = performance.now();
   let lastGoodAtMs = 0;
@@ -86,7 +86,7 @@ t.test('known keys work for VERIFY_STALE_SECONDS and not longer', async (t) => {
   });
   t.ok(lastGoodAtMs - brokenAtMs <= staleMs + 50, 'counted from when the record was last known to be right');
   t.ok(lastGoodAtMs - brokenAtMs >= staleMs - 1_100, 'which is at most two heartbeats before the break');
-  mend();
+  restore();
   await eventually(async () => (await ask(known)).answer === 'valid', 5_000);
 });
 

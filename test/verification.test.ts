@@ -157,14 +157,17 @@ t.test('the answer over the wire', async (t) => {
     );
   });
 
-  await t.test("another organization's verifier is told nothing; one for all is told everything", async (t) => {
-    const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-    const wish = { role: 'verifier', scopes: ['read'], name: 'v' };
-    const { body: theirs } = await operator.post('/v1/access-tokens', wish, { 'latchkey-organization': other.id });
-    const { body: global } = await operator.post('/v1/access-tokens', wish);
-    t.same(await ask(key.key, {}, as(theirs.token)), { ...nothing, code: 'not_found' });
-    t.equal((await ask(key.key, {}, as(global.token))).code, 'valid');
-  });
+  await t.test(
+    "another organization's verifier learns nothing; a verifier for all organizations learns everything",
+    async (t) => {
+      const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+      const wish = { role: 'verifier', scopes: ['read'], name: 'v' };
+      const { body: theirs } = await operator.post('/v1/access-tokens', wish, { 'latchkey-organization': other.id });
+      const { body: global } = await operator.post('/v1/access-tokens', wish);
+      t.same(await ask(key.key, {}, as(theirs.token)), { ...nothing, code: 'not_found' });
+      t.equal((await ask(key.key, {}, as(global.token))).code, 'valid');
+    },
+  );
 
   await t.test('suspended, partner_suspended, deleted', async (t) => {
     await dbQuery(urls.superuser, 'update partners set suspended_at = now() where id = $1', [partner.id]);

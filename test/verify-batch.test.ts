@@ -2,7 +2,7 @@ import t from 'tap';
 import { bucketsOf } from '../src/verification/limits.ts';
 import { type Json, startService } from './support/app.ts';
 
-// Many questions at once, and what was let in by an earlier answer.
+// Many entries at once, and reports of uses that an earlier reply allowed.
 
 t.test('each entry is answered as verify answers it, in order, whatever becomes of the others', async (t) => {
   const { admin, verifier, operator, organizationId } = await startService(t);
@@ -32,9 +32,9 @@ t.test('each entry is answered as verify answers it, in order, whatever becomes 
   );
   for (const [index, entry] of entries.entries()) {
     const { body: alone } = await verifier.post('/v1/verify', { ...entry, cost: 0 });
-    const { rateLimit: _, ...told } = body.data[index];
+    const { rateLimit: _, ...verdict } = body.data[index];
     const { rateLimit: __, ...expected } = alone;
-    t.strictSame(told, expected, `entry ${index}`);
+    t.strictSame(verdict, expected, `entry ${index}`);
   }
   t.same([body.data[0].dependsOnIp, body.data[3].dependsOnIp, body.data[7].dependsOnIp], [false, true, null]);
   t.same(body.data[2].rateLimit, { policy: 'owner', limit: 1000, windowSeconds: 60, remaining: 996, resetSeconds: 60 });
@@ -83,26 +83,26 @@ t.test('an entry that is wrong has a problem in its place; a batch that is wrong
   t.equal(app.hasRoute({ method: 'POST', url: '/v1/verify/batch' }), true);
 });
 
-t.test('uses that were let in already are counted past the limit, whatever the key is now', async (t) => {
+t.test("uses that were already allowed are counted beyond the limit, whatever the key's state is now", async (t) => {
   const { admin, verifier, verification, client } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 10, windowSeconds: 60 } });
-  const tell = async (uses: number, cost = uses) => {
+  const report = async (uses: number, cost = uses) => {
     const { body } = await verifier.post('/v1/verify/batch', {
       entries: [{ key: key.key, permission: 'read', uses, cost }],
     });
     return body.data[0];
   };
-  t.match(await tell(4), { valid: true, rateLimit: { policy: 'key', remaining: 6 } });
+  t.match(await report(4), { valid: true, rateLimit: { policy: 'key', remaining: 6 } });
   t.match(
-    await tell(40),
+    await report(40),
     { valid: true, rateLimit: { policy: 'key', remaining: 0 } },
     'what is too much is counted too',
   );
   t.match((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body, { code: 'rate_limited' });
-  t.match(await tell(2, 0), { valid: true });
+  t.match(await report(2, 0), { valid: true });
 
   await admin.delete(`/v1/keys/${key.id}`);
-  t.match(await tell(5), { valid: false, code: 'deleted', rateLimit: null }, 'the answer is of now');
+  t.match(await report(5), { valid: false, code: 'deleted', rateLimit: null }, 'the verdict is current');
   await verification.usage.flush();
   const { body: usage } = await admin.get(`/v1/keys/${key.id}/usage`);
   t.match(usage.total, { allowed: 51, denied: 0, rateLimited: 1 });

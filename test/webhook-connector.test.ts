@@ -38,7 +38,7 @@ t.test('a delivery arrives as it was given, byte by byte', async (t) => {
   t.equal(arrived?.headers['accept-encoding'], undefined);
 });
 
-t.test('a connection serves one delivery: the next one is checked anew', async (t) => {
+t.test('a connection serves one delivery: the address of the next one is checked again', async (t) => {
   const receiver = await listenHttp(t, (response) => {
     response.writeHead(200, { connection: 'keep-alive', 'keep-alive': 'timeout=600' }).end();
   });
@@ -104,7 +104,7 @@ t.test('every step is bounded by the time of the whole', async (t) => {
     };
     const { post, checkUrl } = startWebhookClient(t, { opened, timeoutMs, lookup });
     t.match(await failureOf(post('http://hook.example.com/', {}, '{}')), { reason: 'timed_out' });
-    t.ok(signalled, 'the lookup was told');
+    t.ok(signalled, 'the lookup was aborted');
     await t.rejects(checkUrl('http://hook.example.com/'), { code: 'validation_failed' });
   });
 
@@ -182,7 +182,7 @@ t.test('of a reply only the beginning is read, and its text can be kept', async 
   });
 });
 
-t.test('what is no reply is said to be broken', async (t) => {
+t.test('an answer that is no HTTP reply is reported as broken', async (t) => {
   const big = 'x'.repeat(20_000);
   const replies = {
     'the end at once': '',
@@ -232,7 +232,7 @@ t.test('where nobody listens the connection fails, and another address of the na
   });
 });
 
-t.test('whoever registers a name that is not answered for waits 5 seconds at most', async (t) => {
+t.test('registering a name whose lookup gets no answer takes at most 5 seconds', async (t) => {
   const { checkUrl } = startWebhookClient(t, { timeoutMs: 15_000, lookup: () => new Promise(() => undefined) });
   const before = performance.now();
   await t.rejects(checkUrl('https://hook.example.com/'), { code: 'validation_failed' });

@@ -25,9 +25,9 @@ async function startStory(t: Test, options: { timeoutMs?: number } = {}) {
   return { service, receiver, sending, admin: service.admin };
 }
 
-/** An endpoint that is told of one thing, and of it already. */
-async function tell(service: TestService, receiver: Receiver, wish: Json = {}): Promise<Json> {
-  const webhook = await makeWebhook(service, { url: receiver.url, events: ['key.created'], ...wish });
+/** Creates an endpoint and one delivery to it. */
+async function startEndpoint(service: TestService, receiver: Receiver, options: Json = {}): Promise<Json> {
+  const webhook = await makeWebhook(service, { url: receiver.url, events: ['key.created'], ...options });
   await happen(service);
   return webhook;
 }
@@ -60,7 +60,7 @@ function verifies(secret: string, { body, headers }: Received): { standard: bool
 
 t.test('it arrives within moments, and receivers of others verify its raw bytes', async (t) => {
   const { service, receiver } = await startStory(t);
-  const webhook = await tell(service, receiver);
+  const webhook = await startEndpoint(service, receiver);
   const delivery = await settled(service, webhook, ({ status }) => status === 'delivered');
   t.match(delivery, {
     event: 'key.created',
@@ -76,12 +76,16 @@ t.test('it arrives within moments, and receivers of others verify its raw bytes'
   t.same(verifies(webhook.secret, changed), { standard: false, svix: false });
   const renamed = { ...call, headers: { ...call.headers, 'webhook-id': 'delivery_x' } };
   t.same(verifies(webhook.secret, renamed), { standard: false, svix: false });
-  t.same(verifies((await tell(service, receiver)).secret, call), { standard: false, svix: false }, 'its own secret');
+  t.same(
+    verifies((await startEndpoint(service, receiver)).secret, call),
+    { standard: false, svix: false },
+    'its own secret',
+  );
 });
 
 t.test('during a rotation both secrets verify, and after 24 hours only the new one', async (t) => {
   const { service, receiver, admin } = await startStory(t);
-  const webhook = await tell(service, receiver);
+  const webhook = await startEndpoint(service, receiver);
   const rotate = async () => (await admin.post(`/v1/webhooks/${webhook.id}/rotate-secret`)).body.secret;
   const second = await rotate();
   const nextCall = async () => {
@@ -179,7 +183,7 @@ t.test('429 and 503 say when to come again, within bounds', async (t) => {
   for (const [status, retryAfter, leastMs] of table) {
     receiver.reply = (_, response) =>
       void response.writeHead(status, retryAfter === undefined ? {} : { 'retry-after': retryAfter }).end();
-    const webhook = await tell(service, receiver);
+    const webhook = await startEndpoint(service, receiver);
     const delivery = await settled(service, webhook, attempted(1));
     const waitMs = Date.parse(delivery.nextAttemptAt) - Date.parse(delivery.attempts[0].at);
     const what = `${status} with ${retryAfter}: ${waitMs} ms`;
@@ -191,7 +195,7 @@ t.test('429 and 503 say when to come again, within bounds', async (t) => {
 t.test('a failure is tried again by the schedule, under the same webhook-id, and then it has failed', async (t) => {
   const { service, receiver } = await startStory(t);
   receiver.reply = (_, response) => void response.writeHead(500).end();
-  const webhook = await tell(service, receiver);
+  const webhook = await startEndpoint(service, receiver);
   const minutes = [5 / 60, 5, 30, 120, 300, 600, 840, 1_200, 1_440];
   for (const [index, minute] of minutes.entries()) {
     const delivery = await settled(service, webhook, attempted(index + 1));
@@ -235,10 +239,10 @@ t.test('a failure is tried again by the schedule, under the same webhook-id, and
   });
 });
 
-t.test('whoever answers 410 is sent nothing more', async (t) => {
+t.test('an endpoint that answers 410 gets nothing more', async (t) => {
   const { service, receiver, admin } = await startStory(t);
   receiver.reply = (_, response) => void response.writeHead(410).end();
-  const webhook = await tell(service, receiver);
+  const webhook = await startEndpoint(service, receiver);
   const delivery = await settled(service, webhook, ({ status }) => status === 'failed');
   t.match(delivery.attempts, [{ number: 1, status: 410 }]);
   t.match((await admin.get(`/v1/webhooks/${webhook.id}`)).body, { status: 'disabled', disabledReason: 'gone' });

@@ -23,79 +23,82 @@ const settled = (service: TestService, webhook: Json, isAwaited: (delivery: Json
     return deliveries.length > 0 && deliveries.every(isAwaited) && deliveries;
   });
 
-t.test('after 120 hours of failures alone an endpoint is disabled, once, and somebody hears of it', async (t) => {
-  const service = await startService(t);
-  const { admin } = service;
-  const receiver = await startReceiver(t);
-  const watcher = await startReceiver(t);
-  receiver.reply = (_, response) => void response.writeHead(503).end();
-  const senders = [startSending(t, service), startSending(t, service), startSending(t, service)];
-  const webhook = await makeWebhook(service, { url: receiver.url, events: ['key.created'] });
-  await makeWebhook(service, { url: watcher.url, events: ['webhook.disabled'] });
-  const path = `/v1/webhooks/${webhook.id}`;
-  await happen(service);
-  await settled(service, webhook, ({ attempts }) => attempts.length === 1);
-  const { failingSince } = (await admin.get(path)).body;
-  t.ok(failingSince);
-
-  await t.test('one success begins the count anew', async (t) => {
-    service.later(119 * hourMs);
-    await settled(service, webhook, ({ attempts }) => attempts.length === 2);
-    receiver.reply = (_, response) => void response.writeHead(204).end();
-    service.later(hourMs);
-    await settled(service, webhook, ({ status }) => status === 'delivered');
-    t.match((await admin.get(path)).body, { status: 'enabled', failingSince: null });
+t.test(
+  'after 120 hours of failures only, an endpoint is disabled once, and the organization is notified',
+  async (t) => {
+    const service = await startService(t);
+    const { admin } = service;
+    const receiver = await startReceiver(t);
+    const watcher = await startReceiver(t);
     receiver.reply = (_, response) => void response.writeHead(503).end();
-  });
+    const senders = [startSending(t, service), startSending(t, service), startSending(t, service)];
+    const webhook = await makeWebhook(service, { url: receiver.url, events: ['key.created'] });
+    await makeWebhook(service, { url: watcher.url, events: ['webhook.disabled'] });
+    const path = `/v1/webhooks/${webhook.id}`;
+    await happen(service);
+    await settled(service, webhook, ({ attempts }) => attempts.length === 1);
+    const { failingSince } = (await admin.get(path)).body;
+    t.ok(failingSince);
 
-  for (let event = 0; event < 6; event++) await happen(service);
-  await settled(service, webhook, ({ attempts }) => attempts.length >= 1);
-  service.later(119 * hourMs);
-  await settled(service, webhook, ({ status, attempts }) => status === 'delivered' || attempts.length >= 2);
-  t.equal((await admin.get(path)).body.status, 'enabled', 'not before');
-  service.later(hourMs + 60_000);
-  const disabled = await eventually(async () => {
-    const { body } = await admin.get(path);
-    return body.status === 'disabled' && body;
-  });
-  t.equal(disabled.disabledReason, 'failing');
-  const deliveries = await settled(service, webhook, ({ status }) => status !== 'pending');
-  t.equal(deliveries.filter(({ status }: Json) => status === 'failed').length, 6, 'what waits has failed');
-  await eventually(async () => watcher.received.length > 0);
-  await Promise.all(senders.map(({ close }) => close()));
-  const { body: history } = await admin.get('/v1/history?action=webhook.disabled');
-  t.equal(history.data.length, 1, 'of three senders one has said so');
-  t.match(history.data[0], {
-    actor: { type: 'system', id: 'webhooks' },
-    request: null,
-    details: { webhookId: webhook.id, reason: 'failing', failingSince: disabled.failingSince },
-  });
-  t.same(
-    watcher.received.map(({ json }) => [json.type, json.data.sequence]),
-    [['webhook.disabled', history.data[0].sequence]],
-  );
-  t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+    await t.test('one success restarts the count', async (t) => {
+      service.later(119 * hourMs);
+      await settled(service, webhook, ({ attempts }) => attempts.length === 2);
+      receiver.reply = (_, response) => void response.writeHead(204).end();
+      service.later(hourMs);
+      await settled(service, webhook, ({ status }) => status === 'delivered');
+      t.match((await admin.get(path)).body, { status: 'enabled', failingSince: null });
+      receiver.reply = (_, response) => void response.writeHead(503).end();
+    });
 
-  await t.test('enabled again, all that has failed since a time is sent again', async (t) => {
-    startSending(t, service);
-    receiver.reply = (_, response) => void response.writeHead(204).end();
-    const again = (since: Date) => admin.post(`${path}/deliveries/redeliver`, { since: since.toISOString() });
-    t.equal((await again(new Date(0))).body.code, 'conflict', 'not while it is disabled');
-    t.match((await admin.post(`${path}/enable`)).body, { status: 'enabled', failingSince: null });
-    t.same((await again(new Date(Date.now() + hourMs))).body, { deliveries: 0, isCutShort: false });
-    const before = receiver.received.length;
-    t.same((await again(new Date(0))).body, { deliveries: 6, isCutShort: false });
-    await settled(service, webhook, ({ status }) => status === 'delivered');
-    const ids = receiver.received.slice(before).map(idOf);
+    for (let event = 0; event < 6; event++) await happen(service);
+    await settled(service, webhook, ({ attempts }) => attempts.length >= 1);
+    service.later(119 * hourMs);
+    await settled(service, webhook, ({ status, attempts }) => status === 'delivered' || attempts.length >= 2);
+    t.equal((await admin.get(path)).body.status, 'enabled', 'not before');
+    service.later(hourMs + 60_000);
+    const disabled = await eventually(async () => {
+      const { body } = await admin.get(path);
+      return body.status === 'disabled' && body;
+    });
+    t.equal(disabled.disabledReason, 'failing');
+    const deliveries = await settled(service, webhook, ({ status }) => status !== 'pending');
+    t.equal(deliveries.filter(({ status }: Json) => status === 'failed').length, 6, 'what waits has failed');
+    await eventually(async () => watcher.received.length > 0);
+    await Promise.all(senders.map(({ close }) => close()));
+    const { body: history } = await admin.get('/v1/history?action=webhook.disabled');
+    t.equal(history.data.length, 1, 'of three senders one has said so');
+    t.match(history.data[0], {
+      actor: { type: 'system', id: 'webhooks' },
+      request: null,
+      details: { webhookId: webhook.id, reason: 'failing', failingSince: disabled.failingSince },
+    });
     t.same(
-      new Set(ids),
-      new Set(deliveries.filter(({ status }: Json) => status === 'failed').map(({ id }: Json) => id)),
+      watcher.received.map(({ json }) => [json.type, json.data.sequence]),
+      [['webhook.disabled', history.data[0].sequence]],
     );
-    const { body: recorded } = await admin.get('/v1/history?action=webhook.redelivered');
-    t.match(recorded.data, [{ details: { webhookId: webhook.id, deliveryId: null, deliveries: 6 } }]);
-    t.equal(recorded.data.length, 1, 'what changed nothing was not recorded');
-  });
-});
+    t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+
+    await t.test('enabled again, all that has failed since a time is sent again', async (t) => {
+      startSending(t, service);
+      receiver.reply = (_, response) => void response.writeHead(204).end();
+      const again = (since: Date) => admin.post(`${path}/deliveries/redeliver`, { since: since.toISOString() });
+      t.equal((await again(new Date(0))).body.code, 'conflict', 'not while it is disabled');
+      t.match((await admin.post(`${path}/enable`)).body, { status: 'enabled', failingSince: null });
+      t.same((await again(new Date(Date.now() + hourMs))).body, { deliveries: 0, isCutShort: false });
+      const before = receiver.received.length;
+      t.same((await again(new Date(0))).body, { deliveries: 6, isCutShort: false });
+      await settled(service, webhook, ({ status }) => status === 'delivered');
+      const ids = receiver.received.slice(before).map(idOf);
+      t.same(
+        new Set(ids),
+        new Set(deliveries.filter(({ status }: Json) => status === 'failed').map(({ id }: Json) => id)),
+      );
+      const { body: recorded } = await admin.get('/v1/history?action=webhook.redelivered');
+      t.match(recorded.data, [{ details: { webhookId: webhook.id, deliveryId: null, deliveries: 6 } }]);
+      t.equal(recorded.data.length, 1, 'what changed nothing was not recorded');
+    });
+  },
+);
 
 t.test('what waits for an endpoint that is disabled or deleted is not sent any more', async (t) => {
   const service = await startService(t);

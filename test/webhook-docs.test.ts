@@ -96,7 +96,7 @@ t.test('the way of the page leads from a new webhook to a receiver', { skip: unl
   await receiver.until(/^key\.created \d+$/m);
 });
 
-t.test('what is said of a delivery holds for a real one', async (t) => {
+t.test('the documented form of a delivery is that of a real one', async (t) => {
   const service = await startService(t);
   startSending(t, service);
   const receiver = await startReceiver(t);
@@ -124,7 +124,7 @@ t.test('what is said of a delivery holds for a real one', async (t) => {
   });
 
   const skip = unlessInstalled('openssl');
-  await t.test('verify.sh tells it from what was changed', { skip }, async (t) => {
+  await t.test('verify.sh distinguishes a genuine delivery from a changed one', { skip }, async (t) => {
     const file = await fileOf(t, 'verify.sh');
     const verify = async (headers: Received['headers'], body: Buffer, known: string) => {
       await writeFile(path.join(path.dirname(file), 'body.json'), body);

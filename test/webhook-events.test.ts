@@ -3,7 +3,7 @@ import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { bodiesFor, deliveriesOf, makeWebhook } from './support/webhooks.ts';
 
-// What endpoints are told of, and in which words.
+// Which events endpoints receive, and in which form.
 
 const url = 'http://127.0.0.1:9/hook';
 
@@ -12,80 +12,87 @@ async function partnerOf({ admin }: TestService): Promise<Json> {
   return (await admin.post('/v1/partners', { email, permissions: ['read', 'write'] })).body;
 }
 
-/** What it is told of, oldest first. */
-async function toldTo(service: TestService, webhook: Json): Promise<string[]> {
+/** The actions that an endpoint received, oldest first. */
+async function receivedBy(service: TestService, webhook: Json): Promise<string[]> {
   return (await deliveriesOf(service, webhook)).toReversed().map(({ event }) => event);
 }
 
-t.test('an endpoint is told of what it has asked for, and a partner’s of that partner and its keys', async (t) => {
-  const service = await startService(t);
-  const { admin } = service;
-  const partner = await partnerOf(service);
-  const all = await makeWebhook(service, { url });
-  const some = await makeWebhook(service, { url, events: ['key.deleted', 'rate_limit.updated'] });
-  const partners = await makeWebhook(service, { url, partnerId: partner.id });
-  const off = await makeWebhook(service, { url });
-  await admin.post(`/v1/webhooks/${off.id}/disable`);
-  const other = await partnerOf(service);
-  const [key] = partner.keys;
-  await admin.post(`/v1/keys/${key.id}/reveal`, { reason: 'To see' });
-  await admin.patch(`/v1/keys/${key.id}`, { name: 'Mine', metadata: { team: 'ours' } });
-  await admin.put('/v1/rate-limit', { requests: 5, windowSeconds: 1 });
-  await admin.delete(`/v1/keys/${other.keys[0].id}`);
-  await admin.delete(`/v1/keys/${key.id}`);
-  const request = await admin.post('/v1/recovery-requests', { partnerId: partner.id, details: 'x' });
-  t.equal(request.body.code, 'conflict', 'it is live');
-  await admin.delete(`/v1/partners/${partner.id}`);
-  await admin.post('/v1/recovery-requests', { partnerId: partner.id, details: 'By mistake' });
-
-  t.same((await toldTo(service, all)).slice(3), [
-    'webhook.created',
-    'webhook.disabled',
-    'partner.created',
-    'key.created',
-    'key.created',
-    'key.revealed',
-    'key.updated',
-    'rate_limit.updated',
-    'key.deleted',
-    'key.deleted',
-    'partner.deleted',
-    'key.deleted',
-    'recovery.requested',
-  ]);
-  t.same(await toldTo(service, some), ['rate_limit.updated', 'key.deleted', 'key.deleted', 'key.deleted']);
-  t.same(await toldTo(service, partners), ['key.updated', 'key.deleted', 'partner.deleted', 'key.deleted']);
-  t.same((await toldTo(service, off)).slice(1), [], 'from its own creation on it was told of nothing');
-
-  await t.test('who is no partner any more is told nothing more, until that is undone', async (t) => {
-    const before = await toldTo(service, partners);
-    const { length } = await toldTo(service, all);
-    const used = { key: partner.keys[1].key, permission: 'write' };
-    t.match((await service.verifier.post('/v1/verify', used)).body, { code: 'deleted' });
-    await service.verification.usage.flush();
-    t.same((await toldTo(service, all)).slice(length), ['key.used_after_deletion']);
-    t.same(await toldTo(service, partners), before);
-    t.equal((await admin.post(`/v1/webhooks/${partners.id}/test`)).status, 200);
-    t.same((await toldTo(service, partners)).slice(before.length), ['webhook.tested'], 'but for what is asked for');
-    t.equal((await admin.post(`/v1/partners/${partner.id}/restore`)).status, 200);
-    const told = (await toldTo(service, partners)).slice(before.length + 1);
-    t.same(told.toSorted(), ['key.restored', 'partner.restored']);
+t.test(
+  "an endpoint receives the events that it asked for; a partner's endpoint those of that partner and its keys",
+  async (t) => {
+    const service = await startService(t);
+    const { admin } = service;
+    const partner = await partnerOf(service);
+    const all = await makeWebhook(service, { url });
+    const some = await makeWebhook(service, { url, events: ['key.deleted', 'rate_limit.updated'] });
+    const partners = await makeWebhook(service, { url, partnerId: partner.id });
+    const off = await makeWebhook(service, { url });
+    await admin.post(`/v1/webhooks/${off.id}/disable`);
+    const other = await partnerOf(service);
+    const [key] = partner.keys;
+    await admin.post(`/v1/keys/${key.id}/reveal`, { reason: 'To see' });
+    await admin.patch(`/v1/keys/${key.id}`, { name: 'Mine', metadata: { team: 'ours' } });
+    await admin.put('/v1/rate-limit', { requests: 5, windowSeconds: 1 });
+    await admin.delete(`/v1/keys/${other.keys[0].id}`);
+    await admin.delete(`/v1/keys/${key.id}`);
+    const request = await admin.post('/v1/recovery-requests', { partnerId: partner.id, details: 'x' });
+    t.equal(request.body.code, 'conflict', 'it is live');
     await admin.delete(`/v1/partners/${partner.id}`);
-  });
-  t.same(
-    (await admin.get(`/v1/webhooks?partnerId=${partner.id}`)).body.data.map(({ id }: Json) => id),
-    [partners.id],
-  );
-  const { body: own } = await admin.get(`/v1/partners/${partner.id}/history`);
-  t.ok(
-    own.data.some(({ action }: Json) => action === 'webhook.created'),
-    'it is in the partner’s history too',
-  );
-  t.equal(
-    (await admin.post('/v1/webhooks', { url, events: ['*'], partnerId: partner.id })).body.code,
-    'already_deleted',
-  );
-});
+    await admin.post('/v1/recovery-requests', { partnerId: partner.id, details: 'By mistake' });
+
+    t.same((await receivedBy(service, all)).slice(3), [
+      'webhook.created',
+      'webhook.disabled',
+      'partner.created',
+      'key.created',
+      'key.created',
+      'key.revealed',
+      'key.updated',
+      'rate_limit.updated',
+      'key.deleted',
+      'key.deleted',
+      'partner.deleted',
+      'key.deleted',
+      'recovery.requested',
+    ]);
+    t.same(await receivedBy(service, some), ['rate_limit.updated', 'key.deleted', 'key.deleted', 'key.deleted']);
+    t.same(await receivedBy(service, partners), ['key.updated', 'key.deleted', 'partner.deleted', 'key.deleted']);
+    t.same((await receivedBy(service, off)).slice(1), [], 'after its own creation it received nothing');
+
+    await t.test("a deleted partner's endpoint receives nothing until the partner is restored", async (t) => {
+      const before = await receivedBy(service, partners);
+      const { length } = await receivedBy(service, all);
+      const used = { key: partner.keys[1].key, permission: 'write' };
+      t.match((await service.verifier.post('/v1/verify', used)).body, { code: 'deleted' });
+      await service.verification.usage.flush();
+      t.same((await receivedBy(service, all)).slice(length), ['key.used_after_deletion']);
+      t.same(await receivedBy(service, partners), before);
+      t.equal((await admin.post(`/v1/webhooks/${partners.id}/test`)).status, 200);
+      t.same(
+        (await receivedBy(service, partners)).slice(before.length),
+        ['webhook.tested'],
+        'but for what is asked for',
+      );
+      t.equal((await admin.post(`/v1/partners/${partner.id}/restore`)).status, 200);
+      const received = (await receivedBy(service, partners)).slice(before.length + 1);
+      t.same(received.toSorted(), ['key.restored', 'partner.restored']);
+      await admin.delete(`/v1/partners/${partner.id}`);
+    });
+    t.same(
+      (await admin.get(`/v1/webhooks?partnerId=${partner.id}`)).body.data.map(({ id }: Json) => id),
+      [partners.id],
+    );
+    const { body: own } = await admin.get(`/v1/partners/${partner.id}/history`);
+    t.ok(
+      own.data.some(({ action }: Json) => action === 'webhook.created'),
+      'it is in the partner’s history too',
+    );
+    t.equal(
+      (await admin.post('/v1/webhooks', { url, events: ['*'], partnerId: partner.id })).body.code,
+      'already_deleted',
+    );
+  },
+);
 
 t.test('a body has ids and facts, and a partner reads no internals in it', async (t) => {
   const service = await startService(t);
@@ -155,7 +162,7 @@ t.test('for one that was deleted nothing is kept any more, its own deletion incl
   t.equal((await admin.get('/v1/history')).body.data[0].action, 'key.created');
 });
 
-t.test('what the system does by itself is told as well', async (t) => {
+t.test('changes that Latchkey makes by itself are sent as well', async (t) => {
   const service = await startService(t);
   const { admin, verifier } = service;
   const partner = await partnerOf(service);
@@ -163,19 +170,19 @@ t.test('what the system does by itself is told as well', async (t) => {
   await admin.delete(`/v1/keys/${partner.keys[0].id}`);
   await verifier.post('/v1/verify', { key: partner.keys[0].key, permission: 'read' });
   await service.verification.usage.flush();
-  t.same(await toldTo(service, webhook), ['key.used_after_deletion']);
+  t.same(await receivedBy(service, webhook), ['key.used_after_deletion']);
 });
 
-t.test('a change that is undone is told to nobody; one that cannot be told does not happen', async (t) => {
+t.test('a change that is rolled back notifies nobody; a change that cannot be announced is rolled back', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const webhook = await makeWebhook(service, { url });
-  const before = await toldTo(service, webhook);
+  const before = await receivedBy(service, webhook);
   const app = new URL(urls.app).username;
   await dbQuery(urls.owner, `revoke execute on function history_append(text, text) from ${app}`);
   t.equal((await admin.post('/v1/keys', {})).status, 503);
   await dbQuery(urls.owner, `grant execute on function history_append(text, text) to ${app}`);
-  t.same(await toldTo(service, webhook), before);
+  t.same(await receivedBy(service, webhook), before);
   await dbQuery(urls.owner, `revoke insert on webhook_deliveries from ${app}`);
   t.equal((await admin.post('/v1/keys', {})).status, 503);
   await dbQuery(urls.owner, `grant insert on webhook_deliveries to ${app}`);

@@ -39,7 +39,7 @@ t.test(
       await makeWebhook(service, { url: receiver.url, partnerId: partner.id, events: ['key.updated'] });
       keys.push(partner.keys[0].id);
     }
-    const happening = (async () => {
+    const changing = (async () => {
       for (let round = 1; round <= 10; round++) {
         for (const key of keys) {
           await admin.patch(`/v1/keys/${key}`, { name: `Round ${round}` });
@@ -56,7 +56,7 @@ t.test(
       sender.child.kill('SIGKILL');
       await sender.exited;
     }
-    await happening;
+    await changing;
     await startSender(t, service);
     await eventually(async () => {
       const left = await dbQuery(urls.app, "select 1 from webhook_deliveries where status <> 'delivered'");
@@ -85,7 +85,7 @@ t.test(
   },
 );
 
-t.test('a change that is rolled back at the last moment is told to nobody', async (t) => {
+t.test('a change that is rolled back at the last moment notifies nobody', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const receiver = await startReceiver(t);
@@ -161,40 +161,43 @@ t.test('a service that stops gives back what does not end, and another goes on a
   t.equal(new Set(receiver.received.map(idOf)).size, 1);
 });
 
-t.test('of a call whose lease has ended a success counts, and a failure is up to whoever has it now', async (t) => {
-  const service = await startService(t);
-  const receiver = await startReceiver(t);
-  const answers: Array<(status: number) => void> = [];
-  receiver.reply = (_, response) => void answers.push((status) => response.writeHead(status).end());
-  for (let count = 0; count < 2; count++) startSending(t, service);
-  const webhook = await makeWebhook(service, { url: receiver.url, events: ['partner.created'] });
-  const afterAttempts = (count: number) =>
-    eventually(async () => {
-      const [delivery] = await deliveriesOf(service, webhook);
-      return delivery.attempts.length === count && delivery;
-    });
-  const callTwice = async (before: number) => {
-    await eventually(async () => answers.length === before + 1);
-    service.later(30_000);
-    await eventually(async () => answers.length === before + 2);
-  };
-  await partnerOf(service);
-  await callTwice(0);
-  answers[0]?.(500);
-  t.match(await afterAttempts(1), { status: 'pending', nextAttemptAt: null }, 'it is under way still');
-  answers[1]?.(500);
-  const failed = await afterAttempts(2);
-  t.equal(failed.status, 'pending');
-  const waitMs = Date.parse(failed.nextAttemptAt) - Date.parse(failed.attempts[1].at);
-  t.ok(waitMs < 60_000, `${waitMs} ms, as after one failure`);
-  service.later(waitMs);
-  await callTwice(2);
-  answers[2]?.(204);
-  t.match(await afterAttempts(3), { status: 'delivered', nextAttemptAt: null });
-  answers[3]?.(500);
-  t.match(await afterAttempts(4), { status: 'delivered', attempts: [{}, {}, { status: 204 }, { status: 500 }] });
-  t.equal(new Set(receiver.received.map(idOf)).size, 1);
-});
+t.test(
+  'after its lease has ended, the success of a call counts; its failure is left to the current holder of the lease',
+  async (t) => {
+    const service = await startService(t);
+    const receiver = await startReceiver(t);
+    const answers: Array<(status: number) => void> = [];
+    receiver.reply = (_, response) => void answers.push((status) => response.writeHead(status).end());
+    for (let count = 0; count < 2; count++) startSending(t, service);
+    const webhook = await makeWebhook(service, { url: receiver.url, events: ['partner.created'] });
+    const afterAttempts = (count: number) =>
+      eventually(async () => {
+        const [delivery] = await deliveriesOf(service, webhook);
+        return delivery.attempts.length === count && delivery;
+      });
+    const callTwice = async (before: number) => {
+      await eventually(async () => answers.length === before + 1);
+      service.later(30_000);
+      await eventually(async () => answers.length === before + 2);
+    };
+    await partnerOf(service);
+    await callTwice(0);
+    answers[0]?.(500);
+    t.match(await afterAttempts(1), { status: 'pending', nextAttemptAt: null }, 'it is under way still');
+    answers[1]?.(500);
+    const failed = await afterAttempts(2);
+    t.equal(failed.status, 'pending');
+    const waitMs = Date.parse(failed.nextAttemptAt) - Date.parse(failed.attempts[1].at);
+    t.ok(waitMs < 60_000, `${waitMs} ms, as after one failure`);
+    service.later(waitMs);
+    await callTwice(2);
+    answers[2]?.(204);
+    t.match(await afterAttempts(3), { status: 'delivered', nextAttemptAt: null });
+    answers[3]?.(500);
+    t.match(await afterAttempts(4), { status: 'delivered', attempts: [{}, {}, { status: 204 }, { status: 500 }] });
+    t.equal(new Set(receiver.received.map(idOf)).size, 1);
+  },
+);
 
 t.test('one that is asked for again while it is under way is not called twice at once', async (t) => {
   const service = await startService(t);

@@ -10,7 +10,7 @@ import { deliveriesOf, makeWebhook, type Received, startReceiver, startSending }
 
 // The secrets of webhooks go through a rotation of the keyring as keys do.
 
-t.test('secrets are sealed anew under the primary entry, and sign as before', async (t) => {
+t.test('secrets are sealed again with the primary entry, and sign as before', async (t) => {
   const first = await startService(t, { keyring: keyringOf('old', 'new') });
   const { urls, admin, operator } = first;
   const receiver = await startReceiver(t);

@@ -12,7 +12,7 @@ import { startWebhookClient } from './support/webhook-client.ts';
 
 const now = () => Math.floor(Date.now() / 1000);
 
-/** Whether both libraries take a delivery, as raw bytes, from somebody who knows one secret. They must agree. */
+/** Whether both libraries accept a delivery (raw bytes) with this secret. They must agree. */
 function isTaken(secret: Secret, headers: Record<string, string>, body: Buffer): boolean {
   const verdicts = [StandardWebhook, SvixWebhook].map((Webhook) => {
     try {

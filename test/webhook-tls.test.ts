@@ -4,7 +4,7 @@ import { type HttpListener, listenHttp, listenHttps } from './support/listeners.
 import { eventually } from './support/process.ts';
 import { failureOf, startWebhookClient } from './support/webhook-client.ts';
 
-// Deliveries over TLS: to whom the certificate belongs, and to nobody else.
+// Deliveries over TLS: only to a server whose certificate is valid for the host.
 
 const authority = createCertificateAuthority();
 const name = 'hook.example.com';

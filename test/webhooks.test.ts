@@ -4,7 +4,7 @@ import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { deliveriesOf, makeWebhook } from './support/webhooks.ts';
 
-// Endpoints: who may have one, what it is told, and what is left of its secret. What is sent is another file's story.
+// Endpoints: who may have one, what its replies contain, and what is left of its secret. Other files test what is sent.
 
 const url = 'http://127.0.0.1:9/hook';
 
@@ -195,7 +195,7 @@ t.test('an organization has 50 endpoints at most, however many are asked for at 
   t.equal((await admin.post('/v1/webhooks', { url, events: ['*'] })).status, 201);
 });
 
-t.test('another organization is told nothing, and finds nothing', async (t) => {
+t.test('another organization receives nothing, and finds nothing', async (t) => {
   const service = await startService(t);
   const { operator } = service;
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });

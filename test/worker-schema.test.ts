@@ -82,7 +82,7 @@ t.test('a migration that was killed within it: the next one goes on where it end
   await requireCurrentSchema(service.db);
 });
 
-t.test('missing, older, newer or closed to the service: it is refused, and told why', async (t) => {
+t.test('a schema that is missing, older, newer or not readable is refused with the reason', async (t) => {
   const cases = [
     ['missing', 'drop schema graphile_worker cascade', /graphile_worker@19 not applied.*`latchkey migrate`/],
     ['older', 'delete from graphile_worker.migrations where id > 18', /graphile_worker@19 not applied/],
@@ -99,7 +99,7 @@ t.test('missing, older, newer or closed to the service: it is refused, and told 
   }
 });
 
-t.test('what the service may do is granted anew by every run, to the role of now', async (t) => {
+t.test('every migration grants the privileges again, to the current role', async (t) => {
   const urls = await createDatabase(t);
   const app = roleOf(urls.app);
   await dbQuery(

@@ -29,7 +29,7 @@ export interface Reply {
   body: Json;
 }
 
-/** Somebody who calls the API with a credential. */
+/** A caller of the API with a credential. */
 export interface Client {
   token: string;
   get(path: string, headers?: Record<string, string>): Promise<Reply>;
@@ -62,7 +62,7 @@ export interface TestService {
 type Overrides = Partial<Omit<AppDeps, 'crypto' | 'verification'>> & {
   keyring?: Keyring;
   urls?: ClusterUrls;
-  /** Where the feed of changes and Redis are; the database's own and none where nothing is said. */
+  /** The change feed's database and Redis. Default: the service's database, and none. */
   state?: Partial<VerificationStateOptions>;
 };
 

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import pg from 'pg';
 
-/** The environment variable by which `test/run.ts` tells the test files where their Postgres is. */
+/** The environment variable with which `test/run.ts` passes the test files their Postgres. */
 export const clusterVariable = 'LATCHKEY_TEST_CLUSTER';
 
 /** The same database as its three roles see it; each test puts a database of its own into the path. */

@@ -12,7 +12,7 @@ import type { OidcSettings } from '../../src/oidc/settings.ts';
 
 export const audience = 'https://latchkey.example';
 
-/** Somebody who can log in, and what the tokens say beside the subject. */
+/** A person who can log in, and the claims of the person's tokens beside the subject. */
 export type PersonClaims = Record<string, unknown>;
 
 export interface Issuer {
@@ -131,7 +131,7 @@ function providerOf(url: string, people: Map<string, PersonClaims>, jwk: JWK): P
   return provider;
 }
 
-/** Whoever names somebody is that one: how people log in is no matter here. */
+/** Anybody who gives a name is logged in as that person: the login itself is not tested. */
 async function logIn(
   provider: Provider,
   ctx: TokenEndpointGrantContext,
@@ -147,7 +147,7 @@ async function logIn(
   ctx.body = { access_token: accessToken, id_token: await id.issue({ use: 'idtoken' }), token_type: 'Bearer' };
 }
 
-/** What a service is told of the issuer, with times that a test can wait for. */
+/** The settings of a service for this issuer, with times that a test can wait for. */
 export function oidcOf(
   issuer: Issuer,
   organization: OidcSettings['organization'],

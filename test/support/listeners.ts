@@ -5,7 +5,7 @@ import { type AddressInfo, createServer, type Server, type Socket } from 'node:n
 import type { TLSSocket } from 'node:tls';
 import type { Test } from 'tap';
 
-/** A server of a test's own, which counts whoever comes. */
+/** A server that counts its connections. */
 export interface Listener {
   port: number;
   /** How many connections there have been, whatever came of them. */
@@ -30,7 +30,7 @@ const noContent: Answer = (response) => response.writeHead(204).end();
 
 type Answer = (response: ServerResponse, request: Arrived) => void;
 
-/** Takes connections and does with them as it is told. */
+/** Accepts connections and passes them to a function. */
 export async function listenRaw(t: Test, serve: (socket: Socket) => void, host = '127.0.0.1'): Promise<Listener> {
   return listen(t, createServer(serve), host);
 }
@@ -44,7 +44,7 @@ export async function listenEverywhere(t: Test): Promise<Listener> {
   return listenRaw(t, serve, '::').catch(() => listenRaw(t, serve, '0.0.0.0'));
 }
 
-/** Keeps what arrives, and answers 204 unless it is told otherwise. */
+/** Keeps received requests and answers with 204 by default. */
 export async function listenHttp(t: Test, answer: Answer = noContent) {
   const arrived: Arrived[] = [];
   return { arrived, ...(await listen(t, createHttpServer(keeping(arrived, answer)))) } satisfies HttpListener;

@@ -1,4 +1,4 @@
-/** One line of what is told. */
+/** One sample of the metrics. */
 export interface Sample {
   name: string;
   labels: Record<string, string>;

@@ -23,7 +23,7 @@ export interface ModelState {
   nowMs: number;
   keys: ModelKey[];
   partner: { isSuspended: boolean; deletedAtMs: number | null };
-  /** Every action that history must tell of, in order. */
+  /** Every action that history must contain, in order. */
   actions: string[];
 }
 

@@ -26,7 +26,7 @@ export async function poolerTo(t: Test, url: string): Promise<string> {
   const file = path.join(directory, 'pgbouncer.ini');
   await writeFile(file, `${settings.join('\n')}\n`, { mode: 0o644 });
   const identity = process.getuid?.() === 0 ? { uid: 65_534, gid: 65_534 } : {};
-  // PgBouncer refuses to run as root, and whoever else it runs as must reach its settings.
+  // PgBouncer refuses to run as root, and its user must be able to read its settings.
   await chmod(directory, 0o755);
   const pooler = run(t, 'pgbouncer', [file], identity);
   await pooler.until(/process up/);
