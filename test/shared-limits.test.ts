@@ -158,7 +158,7 @@ for (const count of [1, 2]) {
     if (count === 1) t.equal(allowed + whileGone, requests);
     t.ok(
       allowed + whileGone >= requests && allowed <= requests,
-      `${allowed} let in, and ${whileGone} while it was gone`,
+      `${allowed} allowed, and ${whileGone} while it was gone`,
     );
   });
 }
