@@ -104,7 +104,7 @@ t.test(
     t.match(verified.body, { valid: true });
     t.equal((await post(copy.url, `keys/${key.id}/reveal`, {})).body.key, key.key);
     t.equal((await post(copy.url, 'keys', {})).status, 201);
-    t.match(copy.service.output(), /restored from another one\. Webhooks are not sent/);
+    t.match(copy.service.output(), /restored from another one\. No webhooks are sent/);
     copy.service.child.kill('SIGTERM');
     t.same(await copy.service.exited, { code: 0, signal: null });
     t.equal(receiver.received.length, 1, 'the rehearsal has called nobody');

@@ -116,7 +116,7 @@ t.test('with an own Postgres the commands lead from an empty database to the fir
     const { output } = await call('doctor');
     t.match(output, /^ok {6}The database can be reached, and its schema is current\.$/m);
     t.match(output, /^ok {6}The service's role neither owns history nor may write to it directly\.$/m);
-    t.match(output, /^ok {6}The trigger that keeps history append-only is there, as it was made, and always fires\.$/m);
+    t.match(output, /^ok {6}The trigger that keeps history append-only exists, is unchanged and always fires\.$/m);
     t.match(output, /^ok {6}The keyring has the entry of every sealed value\.$/m);
     t.match(output, /^ok {6}Job fold_usage has not run yet: it is not due\.$/m);
   });

@@ -167,7 +167,7 @@ t.test('what fits no other variable', async (t) => {
 t.test('a database that cannot be reached is the one that was set, by a variable or by a file', async (t) => {
   const error = Object.assign(new Error('connect ECONNREFUSED 127.0.0.1:1'), { code: 'ECONNREFUSED' });
   for (const name of ['DATABASE_URL', 'DATABASE_URL_FILE', 'MIGRATION_DATABASE_URL', 'MIGRATION_DATABASE_URL_FILE']) {
-    t.match(describeFailure(error, { [name]: 'x' }), /Does Postgres run/, name);
+    t.match(describeFailure(error, { [name]: 'x' }), /Is Postgres running/, name);
   }
   for (const env of [{}, { DATABASE_URL: '', DATABASE_URL_FILE: '' }]) {
     t.match(describeFailure(error, env), /DATABASE_URL is not set/);
@@ -319,7 +319,7 @@ t.test('the URL of a Postgres: passwords that end early, and files that are not 
   }
   const url = 'postgres://u:p@db.example.com/latchkey';
   t.match(problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: `${url}?sslmode=prefer` }), [
-    /^DATABASE_URL has sslmode=prefer, which must/,
+    /^DATABASE_URL has sslmode=prefer\. It must/,
   ]);
   t.match(problemsOf({ LATCHKEY_KEYRING, DATABASE_URL: `${url}?sslmode=require&sslrootcert=/no/ca.crt` }), [
     /^DATABASE_URL has sslrootcert=\/no\/ca\.crt, which cannot be read \(ENOENT\)/,

@@ -83,11 +83,14 @@ t.test(
     t.match(await ask(), { code: 'rate_limited', rateLimit: { policy: 'owner', limit: 4 } });
     t.match(
       await refusalOf(key.key),
-      /The limit that all keys of the key's owner share is 4 in 60 seconds; a key's own limit narrows it and never widens it/,
+      /The limit that all keys of the key's owner share is 4 in 60 seconds\. A key's own limit cannot raise it/,
     );
     await admin.put('/v1/rate-limit', { requests: 1_000, windowSeconds: 60 });
     const { body: narrow } = await admin.post('/v1/keys', { rateLimit: { requests: 1, windowSeconds: 30 } });
     await verifier.post('/v1/verify', { key: narrow.key, permission: 'read' });
-    t.match(await refusalOf(narrow.key), /The key's own limit, which narrows that of its owner, is 1 in 30 seconds/);
+    t.match(
+      await refusalOf(narrow.key),
+      /The key's own limit, which applies in addition to its owner's, is 1 in 30 seconds/,
+    );
   },
 );

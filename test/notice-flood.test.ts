@@ -139,7 +139,7 @@ t.test('a role that was granted nothing cannot connect, and doctor names it wher
     const process = runEntry(t, 'cli/latchkey.ts', [command], { env });
     return { code: (await process.exited).code, output: process.output() };
   };
-  t.match(await run('doctor'), { output: /^ok {6}Only roles that were granted it may connect to the database\.$/m });
+  t.match(await run('doctor'), { output: /^ok {6}Only roles with an explicit grant may connect to the database\.$/m });
   await dbQuery(urls.superuser, `grant connect on database ${database} to public`);
   t.match(await run('doctor'), { code: 1, output: /^wrong {3}Not so: Only roles .* revoke connect on database/m });
   t.match(await run('migrate'), { code: 0 });

@@ -25,6 +25,6 @@ export function toRateLimitColumns(limit: RateLimit | null): RateLimitColumns {
 export function limitSentence(limit: { policy: 'owner' | 'key'; limit: number; windowSeconds: number }): string {
   const numbers = `is ${limit.limit} in ${limit.windowSeconds} seconds`;
   return limit.policy === 'owner'
-    ? `The limit that all keys of the key's owner share ${numbers}. A key's own limit can only be lower.`
+    ? `The limit that all keys of the key's owner share ${numbers}. A key's own limit cannot raise it.`
     : `The key's own limit, which applies in addition to its owner's, ${numbers}.`;
 }
