@@ -155,7 +155,7 @@ t.test('what fits no other variable', async (t) => {
     [{ ...oidc, OIDC_AUDIENCE: '' }, /^OIDC_AUDIENCE must be set with OIDC_ISSUER/],
     [{ ...oidc, OIDC_ORGANIZATION: '' }, /^Either OIDC_ORGANIZATION or OIDC_ORGANIZATION_CLAIM must be set/],
     [{ ...oidc, OIDC_ORGANIZATION_CLAIM: 'org' }, /^Either OIDC_ORGANIZATION or OIDC_ORGANIZATION_CLAIM must be set/],
-    [{ ...oidc, OIDC_ORGANIZATIONS: `acme=${organization}` }, /^OIDC_ORGANIZATIONS says what values/],
+    [{ ...oidc, OIDC_ORGANIZATIONS: `acme=${organization}` }, /^OIDC_ORGANIZATIONS needs OIDC_ORGANIZATION_CLAIM/],
   );
   for (const [env, problem] of table) {
     const problems = problemsOf(env);
@@ -247,7 +247,7 @@ t.test('an identity provider, and what its claims mean', async (t) => {
     rolesClaim: 'roles',
     readRoles: ['latchkey-read'],
     writeRoles: ['latchkey-write'],
-    takesUntypedTokens: false,
+    acceptsUntypedTokens: false,
     requiresNbf: false,
     maxLifetimeSeconds: 7_200,
   });

@@ -109,7 +109,7 @@ async function firstMinutes(t: Test, { identity, onlyStart }: Newcomer): Promise
 
 async function startBackend(t: Test, backend: RunningProcess): Promise<void> {
   await backend.until(/Server listening at/, 120_000);
-  await backend.until(/answered from memory/);
+  await backend.until(/verified from memory/);
   t.notMatch(backend.output(), /"level":(40|50|60)/);
 }
 

@@ -179,7 +179,7 @@ async function runExample(t: Test, service: ListeningService, directory: string,
     env: { LATCHKEY_URL: service.url, LATCHKEY_TOKEN: service.verifier.token, PORT: String(port) },
   });
   await server.until(/Server listening at/);
-  await server.until(/answered from memory/);
+  await server.until(/verified from memory/);
   const [, ...steps] = await stepsOf('docs/examples/issues-api/README.md');
   for (const step of steps) step.command = step.command.replaceAll(':3000', `:${port}`);
   await pasteSteps(t, steps, openShell(t, await startFolder(t, service)));

@@ -42,7 +42,7 @@ t.test('each mistake is one line in the log, at once and whatever comes', async 
     [
       'another server',
       { url: `http://127.0.0.1:${website.port}`, token },
-      /what answers there is not Latchkey.*Is url right\?/,
+      /The reply.* is not from.*Latchkey. Check url\./,
     ],
     ['no server', { url: nowhere, token }, /Latchkey did not answer: .*ECONNREFUSED/],
   ];
@@ -50,7 +50,7 @@ t.test('each mistake is one line in the log, at once and whatever comes', async 
     const { app, troubles } = await startLogging(t, options);
     await eventually(async () => troubles().length > 0, 5_000);
     t.match(troubles()[0], { level: 50, msg: said }, what);
-    t.match(troubles()[0]?.msg, `by Latchkey at ${options.url}: `, what);
+    t.match(troubles()[0]?.msg, `with Latchkey at ${options.url}: `, what);
     for (let request = 0; request < 20; request += 1) {
       const reply = await app.inject({ url: '/', headers: { 'x-api-key': key.key } });
       t.equal(reply.statusCode, 503);
@@ -66,7 +66,7 @@ t.test('each mistake is one line in the log, at once and whatever comes', async 
 t.test('where all is right nothing is said, and the core without Fastify reports the same', async (t) => {
   const { url, verifier } = await startListening(t);
   const { lines, troubles } = await startLogging(t, { url, token: verifier.token });
-  await eventually(async () => lines.some(({ msg }) => msg === 'API keys are answered from memory.'));
+  await eventually(async () => lines.some(({ msg }) => msg === 'API keys are verified from memory.'));
   t.same(troubles(), []);
   const reported: string[] = [];
   const client = createLatchkeyClient({

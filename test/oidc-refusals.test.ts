@@ -51,7 +51,7 @@ t.test('one thing wrong is enough, and it is said which', async (t) => {
     ['no expiry', { exp: undefined }, /has no exp/],
     ['an expiry that is no number', { exp: '9999999999' }, /wrong form/],
     ['not valid yet', { nbf: nowSeconds + 60 }, /not valid yet/],
-    ['made in the future', { iat: nowSeconds + 60, exp: nowSeconds + 600 }, /made in the future/],
+    ['issued in the future', { iat: nowSeconds + 60, exp: nowSeconds + 600 }, /issued in the future/],
     ['no time of issue', { iat: undefined }, /has no iat/],
     ['a time of issue that is no number', { iat: 'now' }, /wrong form/],
     ['one that ends too late', { exp: nowSeconds + 7_300 }, /more than 7200 seconds from now/],
@@ -63,9 +63,9 @@ t.test('one thing wrong is enough, and it is said which', async (t) => {
     ['no role', { roles: undefined }, /no role/],
     ['another role', { roles: ['latchkey-readers'] }, /no role/],
     ['a role that is an object', { roles: { 'latchkey-read': true } }, /no role/],
-    ['an ID token by its nonce', { nonce: 'n' }, /no access token/],
-    ['an ID token by its hash', { at_hash: 'h' }, /no access token/],
-    ["a provider's refresh token", { typ: 'Refresh' }, /no access token/],
+    ['an ID token by its nonce', { nonce: 'n' }, /not an access token/],
+    ['an ID token by its hash', { at_hash: 'h' }, /not an access token/],
+    ["a provider's refresh token", { typ: 'Refresh' }, /not an access token/],
   ];
   for (const [what, changes, detail, code = 'unauthorized'] of claims) {
     const reply = await ask(await issuer.sign(good(changes)));
@@ -104,7 +104,7 @@ t.test('who signed it, and how', async (t) => {
     new SignJWT(good()).setProtectedHeader(protectedHeader).sign(key);
 
   const tokens: Array<[what: string, token: string, detail: RegExp]> = [
-    ['nobody: the algorithm none', new UnsecuredJWT(good()).encode(), /algorithm that is not taken|well-formed/],
+    ['nobody: the algorithm none', new UnsecuredJWT(good()).encode(), /algorithm that is not accepted|well-formed/],
     ['nobody, and says RS256', `${head}.${body}.`, /signature|well-formed/],
     [
       'nobody, with the algorithm none and a signature',
@@ -178,10 +178,10 @@ t.test('ID tokens are refused, however an operator has set it up', async (t) => 
   t.match(await strict.ask(idToken), { status: 401, body: { detail: /another audience/ } });
   t.equal((await strict.ask(accessToken)).status, 200);
   const untyped = await strict.issuer.sign(strict.good(), { typ: 'JWT' });
-  t.match(await strict.ask(untyped), { status: 401, body: { detail: /no access token/ } });
+  t.match(await strict.ask(untyped), { status: 401, body: { detail: /not an access token/ } });
 
   // The audience is that of the client itself, as happens where one application is both.
-  const settings = { takesUntypedTokens: true, audience: 'dashboard' };
+  const settings = { acceptsUntypedTokens: true, audience: 'dashboard' };
   const lenient = await start(t, { settings });
   const own = await login(lenient.issuer, { organization: lenient.organizationId });
   t.match(await lenient.ask(own.idToken), { status: 401, body: { detail: /looks like an ID token/ } });
@@ -199,7 +199,7 @@ t.test('ID tokens are refused, however an operator has set it up', async (t) => 
     [{}, { typ: 'logout+jwt' }],
     [{}, { typ: 'dpop+jwt' }],
   ] as const) {
-    t.match(await lenient.ask(await say(changes, header)), { status: 401, body: { detail: /no access token/ } });
+    t.match(await lenient.ask(await say(changes, header)), { status: 401, body: { detail: /not an access token/ } });
   }
 });
 

@@ -141,7 +141,7 @@ t.test('the organization is that of the claim, as it is or by a table; of none n
     addPerson('ada', { organization });
     const { status, body } = await (await login('ada')).get('/v1/organization');
     t.equal(status, 401, JSON.stringify(organization));
-    t.match(body, { code: 'unauthorized', detail: /names no organization/ });
+    t.match(body, { code: 'unauthorized', detail: /names (no|an) organization/ });
   }
 });
 
@@ -155,7 +155,10 @@ t.test("one organization's people have no way to another's", async (t) => {
   t.equal((await eve.post(`/v1/keys/${key.id}/reveal`, {})).status, 404);
   t.same((await eve.get('/v1/keys')).body.data, []);
   addPerson('nobody', { organization: newId('org') });
-  t.match(await (await login('nobody')).get('/v1/keys'), { status: 401, body: { detail: /organization that exists/ } });
+  t.match(await (await login('nobody')).get('/v1/keys'), {
+    status: 401,
+    body: { detail: /organization that does not exist/ },
+  });
 });
 
 t.test('limits and Idempotency-Key know the person, whatever token it comes with', async (t) => {

@@ -68,7 +68,11 @@ t.test('what 3.0 has no word for is refused, not left out', async (t) => {
     severalOrNull,
     { properties: { a: { prefixItems: [] } } },
   ]) {
-    t.throws(() => toOpenApi30(withSchema(schema)), /OpenAPI 3\.0 has/, JSON.stringify(schema));
+    t.throws(
+      () => toOpenApi30(withSchema(schema)),
+      /OpenAPI 3\.0 (does not support|supports one type)/,
+      JSON.stringify(schema),
+    );
   }
   const translated: Json = toOpenApi30(
     withSchema({

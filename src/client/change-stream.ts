@@ -3,39 +3,39 @@ import { createBackoff } from '../lib/backoff.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
 import { causeOf, openChanges, type Service } from './service.ts';
 
-/** `GET /v1/changes`, for as long as it is open. */
+/** Follows `GET /v1/changes` until it is closed. */
 export interface ChangeStream {
-  /** Whether every change of up to 5 s ago has arrived. Only then may anything be answered from memory. */
+  /** Whether every change older than 5 s has arrived. Only then may cached answers be used. */
   isAlive(nowMs: number): boolean;
-  /** The time by which keys expire: Latchkey's, as far as it is known. */
+  /** Latchkey's time, by which keys expire, as far as it is known. */
   serverNowMs(nowMs: number): number;
   close(): Promise<void>;
 }
 
 interface ChangeStreamOptions {
   service: Service;
-  /** Called with the ids whose dependents have to be forgotten. */
+  /** Called with ids whose cached keys must be dropped. */
   onChange: (ids: string[]) => void;
-  /** Called where changes may have been missed: everything has to be forgotten. */
+  /** Called when changes may have been missed: all cached keys must be dropped. */
   onReset: () => void;
-  /** Called when it begins and ceases to be alive. */
+  /** Called when the stream connects or disconnects. */
   onTurn: (isAlive: boolean, cause?: unknown) => void;
-  /** Called each time when it cannot be opened. */
+  /** Called each time the stream cannot be opened. */
   onTrouble: (error: Error) => void;
 }
 
 interface Heartbeat {
-  /** The time by which keys expire. */
+  /** Latchkey's time, by which keys expire. */
   at: string;
-  /** All that was committed so long before it was written has been sent. */
+  /** All changes that were committed this long before the heartbeat was written have been sent. */
   behindMs: number;
-  /** How long after the opening of the stream it was written. */
+  /** How long after the opening of the stream the heartbeat was written. */
   openMs: number;
 }
 
-/** Nothing that is older than this is answered from memory. */
+/** Cached answers are not used if the changes are older than this. */
 const silenceAllowedMs = 5_000;
-/** A stream whose heartbeats are late by more than this, so many times in a row, is opened again. */
+/** If this many heartbeats in a row are late by more than this, the stream is opened again. */
 const lagAllowedMs = silenceAllowedMs / 2;
 const lateBeatsAllowed = 3;
 const checkEveryMs = 500;
@@ -47,7 +47,7 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
   const backoff = createBackoff(delays);
   let connection = new AbortController();
   let isConnected = false;
-  /** All that was changed before this has arrived; monotonic milliseconds. */
+  /** All changes before this time have arrived (monotonic milliseconds). */
   let completeUntilMs = Number.NEGATIVE_INFINITY;
   let clockOffsetMs = Date.now() - performance.now();
   let wasAlive = false;
@@ -76,20 +76,20 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
     if (event === 'change') onChange(ids);
     else if (event === 'heartbeat') beat(heartbeat);
     else if (event === 'reset' || event === 'hello') onReset();
-    else if (event === 'down') lose(new Error('Latchkey itself does not receive changes now'));
-    else if (event === 'end') throw new Error(`Latchkey has ended the stream: ${reason}`);
+    else if (event === 'down') lose(new Error('Latchkey itself does not receive changes at the moment'));
+    else if (event === 'end') throw new Error(`Latchkey ended the stream: ${reason}`);
   }
 
   /**
-   * A heartbeat says what was true when it was written, and may have been on its way for long. It was written `openMs`
-   * after the stream was opened, and that was after the request for it was sent.
+   * A heartbeat describes the time at which it was written, and may have been on its way for long. It was written
+   * `openMs` after the stream was opened, which was after the request was sent.
    */
   function beat({ at = '', behindMs = 0, openMs = 0 }: Partial<Heartbeat>): void {
     const nowMs = performance.now();
     const writtenAtMs = Math.min(nowMs, openedAtMs + openMs);
     lateBeats = nowMs - writtenAtMs > lagAllowedMs ? lateBeats + 1 : 0;
-    if (lateBeats >= lateBeatsAllowed) throw new Error('what Latchkey sends arrives late');
-    // Before it was alive, answers were kept that no change would have removed.
+    if (lateBeats >= lateBeatsAllowed) throw new Error('changes from Latchkey arrive late');
+    // Answers from before the stream was connected may be outdated.
     if (!isAlive(nowMs)) onReset();
     isConnected = true;
     if (lateBeats === 0) backoff.reset();
@@ -116,7 +116,7 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
     }
   }
 
-  /** Follows one connection. Throws what ended it. */
+  /** Follows one connection. @throws the error that ended it */
   async function follow(closing: AbortSignal): Promise<never> {
     const parser = createParser({
       maxBufferSize: longestEvent,
@@ -130,7 +130,7 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
         receivedAtMs = performance.now();
         parser.feed(text);
       }
-      throw new Error('the stream has ended');
+      throw new Error('the stream was closed');
     } finally {
       connection.abort();
     }
@@ -148,7 +148,7 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
     run() {
       turn(new Error(`no heartbeat for ${silenceAllowedMs} ms`));
       const isSilent = performance.now() - receivedAtMs > silenceAllowedMs;
-      if (isSilent) connection.abort(new Error('it was silent for too long'));
+      if (isSilent) connection.abort(new Error('no heartbeat arrived in time'));
     },
     everyMs: checkEveryMs,
   });

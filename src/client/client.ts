@@ -12,43 +12,43 @@ export {
 } from './verdict.ts';
 
 export interface ClientOptions {
-  /** Where Latchkey is, such as `https://latchkey.internal:8080`. */
+  /** The URL of Latchkey, such as `https://latchkey.internal:8080`. */
   url: string;
   /** The access token of a verifier with the scope read. */
   token: string;
-  /** How long a good answer may be used before Latchkey has to say it again. 30 by default; 0: not at all. */
+  /** How long a valid answer may be cached, in seconds. Default: 30; 0: not at all. */
   cacheSeconds?: number;
-  /** Keys kept in memory at most, 10,000 by default. */
+  /** The maximum number of cached keys. Default: 10,000. */
   cacheSize?: number;
-  /** How long one call may take, 2,000 by default. */
+  /** How long one call may take, in milliseconds. Default: 2,000. */
   timeoutMs?: number;
-  /** How often the uses that were allowed here are reported to Latchkey, 250 by default. */
+  /** How often locally allowed uses are reported to Latchkey, in milliseconds. Default: 250. */
   reportEveryMs?: number;
   /**
-   * Called with what keeps Latchkey from being asked, such as a wrong url or token: at once, and then once a minute
-   * while it lasts. The message is for a log.
+   * Called with the error that prevents calls to Latchkey, such as a wrong url or token: at once, and then once a
+   * minute while it lasts. The message is for a log.
    */
   onTrouble?: (error: Error) => void;
-  /** Called when answers begin to come from memory, and when they cease to before the client is closed. */
+  /** Called when cached answers begin to be used, and when they no longer are (not by `close`). */
   onTurn?: (isLive: boolean, cause?: unknown) => void;
 }
 
 export interface LatchkeyClient extends Verifier {
-  /** The same as `verify` for a method of HTTP: GET, HEAD and OPTIONS read, all others write. */
+  /** The same as `verify`, with the permission of an HTTP method: GET, HEAD and OPTIONS read, all others write. */
   authorize(request: { key: string; method: string; ip?: string; cost?: number }): Verdict | Promise<Verdict>;
 }
 
 const mostKeys = 10_000_000;
-/** The longest time that a timer of Node's can wait. */
+/** The longest delay of a Node timer. */
 const longestMs = 2_147_483_647;
 
 /**
- * Asks Latchkey whether keys are good, and answers from memory where that is sure to be right.
- * @throws Error for options that cannot be meant, and would otherwise fail only when a request comes
+ * Verifies keys with Latchkey, and from memory while changes are followed.
+ * @throws Error for invalid options, which would otherwise fail only with the first request
  */
 export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
   const { url, token, cacheSeconds = 30, cacheSize = 10_000, timeoutMs = 2_000, reportEveryMs = 250 } = options;
-  if (!(cacheSeconds >= 0)) throw new RangeError(`cacheSeconds must be 0 or more, and is ${cacheSeconds}`);
+  if (!(cacheSeconds >= 0)) throw new RangeError(`cacheSeconds must be 0 or more, but is ${cacheSeconds}`);
   requireWhole('cacheSize', cacheSize, mostKeys);
   requireWhole('timeoutMs', timeoutMs, longestMs);
   requireWhole('reportEveryMs', reportEveryMs, longestMs);
@@ -71,13 +71,15 @@ export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
 
 function requireWhole(name: string, value: number, most: number): void {
   if (Number.isInteger(value) && value >= 1 && value <= most) return;
-  throw new RangeError(`${name} must be a whole number from 1 to ${most}, and is ${value}`);
+  throw new RangeError(`${name} must be a whole number from 1 to ${most}, but is ${value}`);
 }
 
-/** A variable of the environment that is not set is the usual mistake, and every request would be a 503. */
+/** An environment variable that is not set is the usual mistake; it would make every request a 503. */
 function requireToken(token: string): string {
   if (typeof token === 'string' && /^[\x21-\x7e]+$/.test(token)) return token;
-  throw new Error('token must be the access token of a verifier with the scope read, and is not set or is none');
+  throw new Error(
+    'token must be the access token of a verifier with the scope read, but is not set or has another form',
+  );
 }
 
 function baseOf(url: string): string {

@@ -3,58 +3,63 @@ import { LRUCache } from 'lru-cache';
 import type { BatchEntry } from './service.ts';
 import { addressOf, type Question, type RateLimitState, type Verdict } from './verdict.ts';
 
-/** A key that was good, by the hash of its text. The text itself is kept in its unreported uses, and nowhere else. */
+/** A key that was valid, by the hash of its text. The text itself is kept only in its unreported uses. */
 export interface KnownKey {
   readonly hash: string;
-  /** The latest answer in which it was good, without a limit. */
+  /** The latest valid answer, without its limit. */
   facts: Verdict;
   /** Milliseconds since 1970, by Latchkey's clock. */
   expiresAtMs: number;
-  /** For what, and where it matters from which address, it was good; when that was asked, in monotonic milliseconds. */
+  /**
+   * The permissions (and addresses, if they matter) with which the key was valid, and when that was asked (monotonic
+   * milliseconds).
+   */
   readonly grants: Map<string, number>;
   /** Shared by all keys of one owner. */
   readonly ownerLimit: LocalLimit;
   readonly keyLimit: LocalLimit;
-  /** Latchkey has said that a use of this cost is too much until then (monotonic milliseconds). */
+  /** Latchkey rejected a use of this cost until then (monotonic milliseconds). */
   refused: { cost: number; untilMs: number } | undefined;
-  /** Waits for the next report. */
+  /** Uses that wait for the next report. */
   unreported: UnreportedUses | undefined;
-  /** Uses whose report has failed. They go when the key goes. */
+  /** Uses whose report failed. They are dropped with the key. */
   failed: { uses: number; cost: number; sinceMs: number } | undefined;
 }
 
-/** Uses of one key that were allowed here, and that Latchkey does not know of. */
+/** Locally allowed uses of one key that are not reported yet. */
 export interface UnreportedUses {
   key: KnownKey;
-  /** By what the key was allowed. */
+  /** The permission of these uses. */
   grant: string;
   entry: BatchEntry & { uses: number };
-  /** When the first of them was; monotonic milliseconds. */
+  /** The time of the first use (monotonic milliseconds). */
   sinceMs: number;
 }
 
-/** SHA-256: a key's 256 random bits cannot be found from it, and the time of a lookup says nothing about them. */
+/**
+ * SHA-256: a key's 256 random bits cannot be found from its hash, and the time of a lookup reveals nothing about them.
+ */
 export function hashOf(key: string): string {
   return hash('sha256', key, 'binary');
 }
 
-/** What an answer holds for. */
+/** The permission and address for which an answer is valid. */
 export function grantName({ dependsOnIp }: Pick<Verdict, 'dependsOnIp'>, question: Question): string {
   const { permission } = question;
   return dependsOnIp === true ? `${permission} ${addressOf(question) ?? ''}` : permission;
 }
 
-/** Addresses for each key; a client that changes its address is asked about again. */
+/** The maximum number of addresses per key. For further ones Latchkey is asked again. */
 const grantsOfKey = 200;
 
-/** Keys that were good, found by hash, and by the ids on which their answers depend. */
+/** The cache of valid keys, by hash and by the ids on which their answers depend. */
 export class KnownKeys {
   readonly #keys: LRUCache<string, KnownKey>;
   readonly #ownerLimits: LRUCache<string, LocalLimit>;
   /** Hashes by id of key, partner and organization. */
   readonly #dependents = new Map<string, Set<string>>();
 
-  /** @param capacity keys kept at most; the one that was not used for longest makes room */
+  /** @param capacity the maximum number of keys; the least recently used one is dropped */
   constructor(capacity: number) {
     this.#keys = new LRUCache({ max: capacity, dispose: (key) => this.#unlink(key) });
     this.#ownerLimits = new LRUCache({ max: capacity });
@@ -64,15 +69,15 @@ export class KnownKeys {
     return this.#keys.get(hash);
   }
 
-  /** Whether it was not forgotten since it was given. */
+  /** Whether the key is still cached. */
   has(key: KnownKey): boolean {
     return this.#keys.peek(key.hash) === key;
   }
 
-  /** Takes over an answer in which the key was good. @param askedAtMs monotonic milliseconds */
+  /** Stores a valid answer. @param askedAtMs monotonic milliseconds */
   learn(hash: string, question: Question, verdict: Verdict, askedAtMs: number): KnownKey {
     const known = this.#keys.get(hash) ?? this.#add(hash, verdict);
-    // Many requests share them.
+    // Many requests share these objects.
     deepFreeze(verdict.metadata);
     known.facts = { ...verdict, valid: true, code: 'valid', rateLimit: null };
     known.expiresAtMs = verdict.expiresAt === null ? Number.POSITIVE_INFINITY : Date.parse(verdict.expiresAt);
@@ -85,11 +90,11 @@ export class KnownKeys {
     this.#keys.delete(hash);
   }
 
-  /** Forgets the keys that depend on one of these ids. */
+  /** Drops the keys that depend on one of these ids. */
   forgetDependents(ids: Iterable<string>): void {
     for (const id of ids) {
       this.#ownerLimits.delete(id);
-      // The organization's limit is that of every partner that has none of its own.
+      // The organization's limit applies to every partner without its own.
       if (id.startsWith('org_')) this.#ownerLimits.clear();
       for (const hash of [...(this.#dependents.get(id) ?? [])]) this.#keys.delete(hash);
     }
@@ -125,7 +130,7 @@ export class KnownKeys {
   }
 
   #unlink({ facts, hash, ownerLimit, failed }: KnownKey): void {
-    // These uses are never reported, and the limit that others share must not wait for them.
+    // These uses are never reported, so the shared limit must not wait for them.
     if (failed !== undefined) ownerLimit.assumeCounted(failed.cost);
     for (const id of idsOf(facts)) {
       const hashes = this.#dependents.get(id);
@@ -145,20 +150,20 @@ export function idsOf({ keyId, partnerId, organizationId }: Verdict): string[] {
   return [keyId, partnerId, organizationId].filter((id) => id !== null);
 }
 
-/** Takes over what Latchkey said of a limit. */
+/** Stores the state of a limit from a reply. */
 export function learnLimit({ ownerLimit, keyLimit }: KnownKey, state: RateLimitState | null, nowMs: number): void {
   if (state === null) return;
   (state.policy === 'owner' ? ownerLimit : keyLimit).learn(state, nowMs);
 }
 
-/** Of both limits the one with the least left, as Latchkey would say it. */
+/** Of both limits, the one with the least remaining, as Latchkey reports it. */
 export function limitOf({ ownerLimit, keyLimit }: KnownKey, nowMs: number): RateLimitState | null {
   const [owner, key] = [ownerLimit.state('owner', nowMs), keyLimit.state('key', nowMs)];
   if (owner === undefined || key === undefined) return owner ?? key ?? null;
   return key.remaining <= owner.remaining ? key : owner;
 }
 
-/** Of what is left of a limit this part may be used before it is reported: 16 backends cannot use it up between them. */
+/** This part of the remaining limit may be used before it is reported: 16 backends together cannot exceed the limit. */
 const creditShare = 16;
 
 interface LimitWindow {
@@ -169,16 +174,16 @@ interface LimitWindow {
   resetAtMs: number;
 }
 
-/** Two estimates of one window's end differ by less than this: Latchkey gives it in whole seconds. */
+/** Two estimates of the end of one window differ by less than this: Latchkey sends whole seconds. */
 const sameWindowMs = 1_000;
 
-/** One limit, as Latchkey said last, and the uses that were allowed here since. */
+/** One limit: its last state from Latchkey, and the uses that were allowed locally since. */
 export class LocalLimit {
-  /** Allowed here, and not known to be counted by Latchkey. */
+  /** Uses that were allowed here and are not known to be counted by Latchkey. */
   pending = 0;
   #window: LimitWindow | undefined;
 
-  /** Within a window less can be left but not more; replies may overtake each other. */
+  /** Within a window the remaining number only decreases; replies may overtake each other. */
   learn({ limit, windowSeconds, remaining, resetSeconds }: RateLimitState, nowMs: number): void {
     const resetAtMs = nowMs + resetSeconds * 1_000;
     const known = this.#window;
@@ -194,19 +199,23 @@ export class LocalLimit {
     return (this.#window?.windowSeconds ?? 0) * 1_000;
   }
 
-  /** Whether an unused window has room for so much. */
+  /** Whether a whole window allows this cost. */
   mayFit(cost: number): boolean {
     return this.#window === undefined || cost <= this.#window.limit;
   }
 
-  /** Whether so much may be allowed without asking. False where the window is over: how the next one stands is not known. */
+  /**
+   * Whether this cost may be allowed without a call. False after the window: the state of the next one is not known.
+   */
   hasCredit(cost: number, nowMs: number): boolean {
     const window = this.#window;
     if (window === undefined) return true;
     return nowMs < window.resetAtMs && this.pending + cost <= window.remaining / creditShare;
   }
 
-  /** The same while Latchkey cannot be asked: all that was left may be used, and a new window begins here. */
+  /**
+   * The same while Latchkey cannot be reached: all of the remaining limit may be used, and a new window begins here.
+   */
   hasRest(cost: number, nowMs: number): boolean {
     const window = this.#window;
     if (window === undefined) return true;
@@ -217,7 +226,7 @@ export class LocalLimit {
     return this.pending + cost <= window.remaining;
   }
 
-  /** Whether it was counted there is not known: as if it was. */
+  /** It is not known whether the use was counted, so it counts as counted. */
   assumeCounted(cost: number): void {
     this.pending -= cost;
     if (this.#window !== undefined) this.#window.remaining = Math.max(0, this.#window.remaining - cost);
@@ -237,12 +246,12 @@ export class LocalLimit {
 }
 
 /**
- * Collects the uses that were allowed here until they are reported. The text of a key is needed for that, and kept for
- * that long only: after a failed report what is left is the counts, until the key is presented again.
+ * Collects locally allowed uses until they are reported. The report needs the key's text, which is kept only until
+ * then. After a failed report only the counts remain, until the key is used again.
  */
 export class Unreported {
   readonly #known: KnownKeys;
-  /** The oldest first. Of a key that was forgotten here and learned again there may be two. */
+  /** The oldest first. A key that was dropped and cached again may occur twice. */
   readonly #waiting = new Set<UnreportedUses>();
 
   constructor(known: KnownKeys) {
@@ -269,7 +278,7 @@ export class Unreported {
     key.unreported.entry.cost += cost;
   }
 
-  /** Hands out at most so many. */
+  /** Takes out at most this many. */
   take(most: number, nowMs: number): UnreportedUses[] {
     const taken: UnreportedUses[] = [];
     for (const uses of this.#waiting) {
@@ -282,19 +291,19 @@ export class Unreported {
     return taken;
   }
 
-  /** They are counted. */
+  /** Latchkey has counted these uses. */
   settle({ key: { ownerLimit, keyLimit }, entry: { cost } }: UnreportedUses): void {
     ownerLimit.pending -= cost;
     keyLimit.pending -= cost;
   }
 
-  /** Whether they are counted is not known: they are not reported again. */
+  /** It is not known whether these uses were counted. They are not reported again. */
   abandon({ key: { ownerLimit, keyLimit }, entry: { cost } }: UnreportedUses): void {
     ownerLimit.assumeCounted(cost);
     keyLimit.assumeCounted(cost);
   }
 
-  /** They are not counted, and are reported with the key's next use. Where the key was forgotten meanwhile, none comes. */
+  /** These uses were not counted. They are reported with the key's next use, unless the key was dropped meanwhile. */
   putBack(uses: UnreportedUses): void {
     const { key, entry, sinceMs } = uses;
     const next = key.unreported?.entry ?? key.failed;
@@ -307,8 +316,8 @@ export class Unreported {
 }
 
 /**
- * Uses from before the window count in the usage, and against no limit any more. Among them may be some from this
- * window: here they stay taken from what is left.
+ * Uses from before the window count only as usage, not against a limit. Some of them may be from this window: here they
+ * stay subtracted from the remaining limit.
  */
 function forgetOldCost(uses: UnreportedUses, nowMs: number): void {
   const { key, entry, sinceMs } = uses;

@@ -1,11 +1,11 @@
 import type { Access, Verdict } from './verdict.ts';
 
-/** Where Latchkey is, and the token of this backend. */
+/** The URL of Latchkey and the token of this backend. */
 export interface Service {
-  /** Without a slash at its end; it may have a path. */
+  /** Without a trailing slash; it may have a path. */
   url: string;
   token: string;
-  /** How long one call may take. */
+  /** How long one call may take, in milliseconds. */
   timeoutMs: number;
 }
 
@@ -15,11 +15,11 @@ export interface BatchEntry {
   permission: Access;
   ip?: string;
   cost: number;
-  /** Reports so many uses that were allowed already. */
+  /** Reports this many uses that were already allowed. */
   uses?: number;
 }
 
-/** The entry could not be answered, while others could. */
+/** This entry could not be verified, although others could. */
 export interface EntryProblem {
   status: number;
   code?: string;
@@ -29,8 +29,8 @@ export interface EntryProblem {
 export type EntryAnswer = Verdict | EntryProblem;
 
 /**
- * Why there is no answer: nothing was sent (`unreachable`), Latchkey would not answer this now (`unavailable`), it
- * rejects this token (`refused`), or the connection broke and whether anything was counted is not known (`broken`).
+ * Why a call failed: nothing was sent (`unreachable`), Latchkey did not answer this request (`unavailable`), it rejects
+ * the token (`refused`), or the connection broke and it is not known whether uses were counted (`broken`).
  */
 export class CallFailed extends Error {
   override readonly name = 'CallFailed';
@@ -42,13 +42,9 @@ export class CallFailed extends Error {
   }
 }
 
-const notLatchkey = 'what answers there is not Latchkey, or another version of it. Is url right?';
+const notLatchkey = 'The reply is not from this version of Latchkey. Check url.';
 
-/**
- * Asks about all entries in one request.
- * @param fresh read the records from the database
- * @throws CallFailed
- */
+/** Verifies all entries in one request. @param fresh read the rows from the database @throws CallFailed */
 export async function verifyBatch(service: Service, entries: BatchEntry[], fresh: boolean): Promise<EntryAnswer[]> {
   const response = await postBatch(service, JSON.stringify({ entries }), fresh);
   const { status } = response;
@@ -64,7 +60,7 @@ export async function verifyBatch(service: Service, entries: BatchEntry[], fresh
   return answers;
 }
 
-/** Codes of errors before anything was sent. */
+/** Codes of errors that occur before anything is sent. */
 const unsentCodes = new Set([
   'ECONNREFUSED',
   'EAI_AGAIN',
@@ -73,12 +69,15 @@ const unsentCodes = new Set([
   'ENOTFOUND',
   'UND_ERR_CONNECT_TIMEOUT',
 ]);
-/** Codes of a kept connection that Latchkey has closed. */
+/** Codes of an idle connection that Latchkey has closed. */
 const lostCodes = new Set(['ECONNRESET', 'EPIPE', 'UND_ERR_SOCKET']);
-/** A call that fails after less than this has met a connection that was lost before, and a new connection may work. */
+/** A call that fails sooner used a connection that was already lost, so a new connection may work. */
 const quickFailureMs = 1_000;
 
-/** Resolves with the head of the answer. It is sent once more only where none had come: otherwise it may have been counted. */
+/**
+ * Resolves with the head of the reply. A request is repeated only if none had arrived: otherwise it may have been
+ * counted.
+ */
 async function postBatch(service: Service, body: string, fresh: boolean): Promise<Response> {
   const headers = { 'content-type': 'application/json', ...(fresh ? { 'cache-control': 'no-cache' } : {}) };
   const send = () =>
@@ -95,11 +94,7 @@ async function postBatch(service: Service, body: string, fresh: boolean): Promis
   }
 }
 
-/**
- * Opens `GET /v1/changes`.
- * @returns its text as it comes
- * @throws Error that says what was answered instead of the stream
- */
+/** Opens `GET /v1/changes`. @returns its text as it arrives @throws Error with the reply, if it is not a stream */
 export async function openChanges(service: Service, signal: AbortSignal): Promise<AsyncIterable<string>> {
   const response = await call(service, '/v1/changes', signal, { headers: { accept: 'text/event-stream' } }).catch(
     (error: unknown) => {
@@ -109,7 +104,7 @@ export async function openChanges(service: Service, signal: AbortSignal): Promis
   const { status, headers, body } = response;
   const text = body?.pipeThrough(new TextDecoderStream());
   if (status === 200 && text !== undefined && headers.get('content-type')?.startsWith('text/event-stream')) return text;
-  // What is no stream of changes may not end: its beginning is enough.
+  // Only the start of another reply is read: it may not end.
   let beginning = '';
   for await (beginning of text ?? []) break;
   throw new Error(describeRefusal(status, beginning));
@@ -120,7 +115,7 @@ function call({ url, token }: Service, path: string, signal: AbortSignal, init: 
   return fetch(url + path, { ...init, headers, signal, redirect: 'manual' });
 }
 
-/** `fetch` wraps what has happened. */
+/** `fetch` wraps the actual error. */
 export function causeOf(error: unknown): unknown {
   return error instanceof TypeError && error.cause !== undefined ? error.cause : error;
 }
@@ -136,11 +131,11 @@ function reasonOf(error: unknown, { timeoutMs }: Service): string {
   return `Latchkey did not answer: ${(cause as Error).message || codeOf(error)}`;
 }
 
-/** What a reply other than 200 says: status, title and detail of the problem, or that it is not Latchkey's. */
+/** Describes a reply other than 200: status, title and detail of the problem, or that it is not from Latchkey. */
 function describeRefusal(status: number, text: string): string {
   const { title, detail } = problemIn(text);
-  if (title === undefined) return `what answers there is not Latchkey: it answered ${status}. Is url right?`;
-  const remedy = status === 401 || status === 403 ? " token must be a verifier's with the scope read." : '';
+  if (title === undefined) return `The reply with status ${status} is not from Latchkey. Check url.`;
+  const remedy = status === 401 || status === 403 ? " token must be a verifier's token with the scope read." : '';
   return `Latchkey answered ${status} ${title}: ${detail}${remedy}`;
 }
 

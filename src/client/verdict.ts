@@ -1,12 +1,12 @@
 import { clientAddress } from '../lib/ip-address.ts';
 
-/** What a request wants to do. */
+/** The access that a request needs. */
 export type Access = 'read' | 'write';
 
-/** What a key carries. */
+/** The permission of a key. */
 export type Permission = Access | 'read_write';
 
-/** What Latchkey says of a key. A test compares this with the shape in the OpenAPI document. */
+/** The verdict about a key. A test compares this type with the OpenAPI document. */
 export interface Verdict {
   valid: boolean;
   code:
@@ -20,7 +20,7 @@ export interface Verdict {
     | 'ip_not_allowed'
     | 'insufficient_permission'
     | 'rate_limited';
-  /** This and what follows is null where code is malformed or not_found. */
+  /** This member and the following ones are null if code is malformed or not_found. */
   keyId: string | null;
   organizationId: string | null;
   /** Null for the organization's own keys. */
@@ -30,9 +30,9 @@ export interface Verdict {
   name: string | null;
   metadata: Record<string, unknown> | null;
   expiresAt: string | null;
-  /** Whether the key has allowedIps, so that this holds for no other address. */
+  /** Whether the key has allowedIps. Then the verdict is valid only for this address. */
   dependsOnIp: boolean | null;
-  /** Of the limit that has the least left; null where something else refused the key. */
+  /** The limit with the least remaining; null if the key was rejected for another reason. */
   rateLimit: RateLimitState | null;
 }
 
@@ -46,16 +46,16 @@ export interface RateLimitState {
 }
 
 export interface Question {
-  /** Exactly as the client presented it. */
+  /** The key exactly as the client sent it. */
   key: string;
   permission: Access;
-  /** The client's address; a key with allowedIps is refused without it. */
+  /** The client's address. Without it, a key with allowedIps is rejected. */
   ip?: string;
-  /** 0 to 1,000, 1 by default: how much this counts. 0 asks without counting. */
+  /** 0 to 1,000, default 1: how much this use counts. 0 asks without counting. */
   cost?: number;
 }
 
-/** For a text that cannot be a key. */
+/** The verdict about a text that cannot be a key. */
 export const malformed: Verdict = {
   valid: false,
   code: 'malformed',
@@ -76,17 +76,19 @@ export function permissionFor(method: string): Access {
   return method === 'GET' || method === 'HEAD' || method === 'OPTIONS' ? 'read' : 'write';
 }
 
-/** The client's address as Latchkey reads it. Undefined: a key with allowedIps is refused, others do not depend on it. */
+/**
+ * The client's address as Latchkey reads it. Undefined: a key with allowedIps is rejected; others do not depend on it.
+ */
 export function addressOf({ ip }: Question): string | undefined {
   return clientAddress(ip);
 }
 
-/** A use costs more than a limit of the key lets through in a whole window: waiting does not help. */
+/** A use costs more than a whole window of one of the key's limits, so waiting does not help. */
 export class CostExceedsLimit extends Error {
   override readonly name = 'CostExceedsLimit';
 }
 
-/** Latchkey did not answer, and nothing that is known says whether this key is good. */
+/** Latchkey did not answer, and no cached answer is valid for this key. */
 export class LatchkeyUnavailable extends Error {
   override readonly name = 'LatchkeyUnavailable';
 }

@@ -18,55 +18,55 @@ import { createVerifyQueue, type Report } from './verify-queue.ts';
 
 export interface Verifier {
   /**
-   * At once where the key is known, and otherwise by a promise.
-   * @throws LatchkeyUnavailable, CostExceedsLimit, at once or by the promise
+   * Answers at once for a cached key, otherwise with a promise.
+   * @throws LatchkeyUnavailable, CostExceedsLimit, at once or through the promise
    */
   verify(question: Question): Verdict | Promise<Verdict>;
-  /** Whether answers may come from memory: the stream of changes is alive. */
+  /** Whether cached answers may be used: the stream of changes is connected. */
   isLive(): boolean;
-  /** Reports the uses that are not reported yet, and ends the stream. */
+  /** Reports the remaining uses and closes the stream. */
   close(): Promise<void>;
 }
 
 export interface VerifierOptions {
   service: Service;
   cacheMs: number;
-  /** Keys kept in memory at most. */
+  /** The maximum number of cached keys. */
   cacheSize: number;
   reportEveryMs: number;
   onTurn: (isLive: boolean, cause?: unknown) => void;
   onTrouble: (error: Error) => void;
 }
 
-/** A question that is on its way. */
+/** A call in progress. */
 interface Lookup {
   verdict: Promise<Verdict>;
-  /** Ids that were changed meanwhile: the answer may be from before. */
+  /** Ids that changed meanwhile: the answer may be outdated. */
   changed: Set<string>;
   mustNotBeKept: boolean;
 }
 
 /**
- * The form of a key. Anything else is refused here: otherwise a client could send so much of it that no request to
- * Latchkey would have room for the questions of others.
+ * The form of a key. Anything else is rejected here: a client could otherwise send so much that no request to Latchkey
+ * has room for other keys.
  */
 const keyForm = /^\w+$/;
 const longestKey = 200;
 const greatestCost = 1_000;
 
-/** The same trouble is reported again after this. */
+/** The same failure is reported again after this time. */
 const troubleEveryMs = 60_000;
 const troublesRemembered = 50;
 
-/** Asks Latchkey whether keys are good, and answers from memory where that is sure to be right. */
+/** Verifies keys with Latchkey, and from memory while changes are followed. */
 export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...options }: VerifierOptions): Verifier {
   const known = new KnownKeys(cacheSize);
   const unreported = new Unreported(known);
-  /** By what they ask, for those that ask the same. */
+  /** Calls in progress, which equal questions share. */
   const shared = new Map<string, Lookup>();
   const running = new Set<Lookup>();
   const troubles = new LRUCache<string, true>({ max: troublesRemembered, ttl: troubleEveryMs });
-  /** Of the last call; undefined where it was answered. */
+  /** The failure of the last call; undefined if it was answered. */
   let failure: CallFailed | undefined;
   let probe: Promise<void> | undefined;
   let isClosed = false;
@@ -77,7 +77,7 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
     onChange(ids) {
       known.forgetDependents(ids);
       for (const lookup of running) for (const id of ids) lookup.changed.add(id);
-      // A question from now on must not get an answer from before.
+      // Questions from now on must not share an earlier call.
       shared.clear();
     },
     onReset() {
@@ -100,7 +100,7 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
     failure = failed;
     if (failure === undefined) return;
     onTrouble(failure);
-    // A backend whose own token is rejected must not let others in either.
+    // A backend whose token is rejected must not accept any request.
     if (failure.why === 'refused') known.clear();
   }
 
@@ -108,7 +108,7 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
     return unreported.take(most, performance.now()).map((uses) => ({
       entry: uses.entry,
       answered(answer, sentAtMs) {
-        // Uses that could not be counted now are reported again; an entry that is rejected would be rejected for ever.
+        // Uses that could not be counted now are reported again. An entry that is invalid would be rejected each time.
         if ('status' in answer && answer.status >= 500) {
           unreported.putBack(uses);
           return;
@@ -123,7 +123,9 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
     }));
   }
 
-  /** The replica that answered may not know of a change yet, so its answer confirms and removes, and adds nothing. */
+  /**
+   * The replica that answered may not know a recent change, so its answer confirms and removes, but adds no cached key.
+   */
   function confirm({ key, grant }: Pick<UnreportedUses, 'key' | 'grant'>, verdict: Verdict, sentAtMs: number): void {
     learnLimit(key, verdict.rateLimit, performance.now());
     if (!known.has(key)) return;
@@ -131,7 +133,7 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
     else if (key.grants.has(grant)) key.grants.set(grant, sentAtMs);
   }
 
-  /** By what the key was good not long ago, as far as this question goes. */
+  /** The cached key, if it is valid for this question. */
   function grantOf(key: KnownKey, question: Question, nowMs: number): string | undefined {
     const grant = grantName(key.facts, question);
     const grantedAtMs = key.grants.get(grant);
@@ -145,11 +147,11 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
   function noteRefusal(key: KnownKey, { cost = 1 }: Question, { valid, rateLimit }: Verdict, nowMs: number): void {
     key.refused = undefined;
     if (valid || rateLimit === null) return;
-    // Latchkey gives whole seconds, rounded up: a second less is sure to be within the window.
+    // Latchkey sends whole seconds, rounded up: one second less is certainly within the window.
     key.refused = { cost, untilMs: nowMs + Math.min(1_000, (rateLimit.resetSeconds - 1) * 1_000) };
   }
 
-  /** @param way `stale`: Latchkey cannot be asked */
+  /** @param way `stale`: Latchkey cannot be reached */
   function fromMemory(question: Question, hash: string, way: 'live' | 'stale'): Verdict | undefined {
     const key = known.get(hash);
     const nowMs = performance.now();
@@ -172,7 +174,7 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
       if (cost > 0 && !(ownerLimit.hasCredit(cost, nowMs) && keyLimit.hasCredit(cost, nowMs))) return undefined;
     } else {
       if (!(ownerLimit.mayFit(cost) && keyLimit.mayFit(cost))) {
-        throw new CostExceedsLimit(`A use of cost ${cost} fits into no window of the API key's limits.`);
+        throw new CostExceedsLimit(`A use of cost ${cost} exceeds a whole window of the API key's limits.`);
       }
       if (!(ownerLimit.hasRest(cost, nowMs) && keyLimit.hasRest(cost, nowMs))) return rateLimited();
     }
@@ -183,11 +185,11 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
   async function ask(question: Question, hash: string): Promise<Verdict> {
     if (failure !== undefined) return askWhileFailing(question, hash);
     const name = `${hash} ${question.permission} ${addressOf(question) ?? ''}`;
-    // A known key is asked about for its limit, and that is each use's own question.
+    // A cached key is only asked about because of its limit, and that question is not shared.
     const mayShare = known.get(hash) === undefined && stream.isAlive(performance.now());
     const same = mayShare ? shared.get(name) : undefined;
     if (same !== undefined) {
-      // The other question's cost was too high; this one is asked for itself.
+      // The shared question's cost was too high, so this question is asked alone.
       const verdict = await same.verdict.catch((error: unknown) =>
         error instanceof CostExceedsLimit ? undefined : staleOr(error, question, hash),
       );
@@ -214,14 +216,14 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
     const isGood = key !== undefined && isAlive && !hasExpired(key, askedAtMs);
     const grant = isGood ? grantOf(key, question, askedAtMs) : undefined;
     if (key !== undefined && grant !== undefined) {
-      // Good as far as is known; this is about its limit.
+      // The key is valid as far as is known; this call is about its limit.
       const verdict = verdictIn(await queue.ask(entry, false));
       confirm({ key, grant }, verdict, askedAtMs);
       noteRefusal(key, question, verdict, performance.now());
       return verdict;
     }
-    // An answer that is kept is read from the database: the replica that answers may not know yet of a change that this
-    // stream has brought already.
+    // An answer that is cached is read from the database: the replica that answers may not know a change that this
+    // stream has already delivered.
     const verdict = verdictIn(await queue.ask(entry, isAlive && cacheMs > 0));
     if (lookup.mustNotBeKept || idsOf(verdict).some((id) => lookup.changed.has(id))) return verdict;
     if (verdict.valid || verdict.code === 'rate_limited') {
@@ -247,7 +249,9 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
     throw new LatchkeyUnavailable(error instanceof CallFailed ? error.message : String(error), { cause: error });
   }
 
-  /** After a failed call one probe at a time asks Latchkey, and only questions about unknown keys wait for it. */
+  /**
+   * After a failed call, only one call at a time probes Latchkey, and only questions about unknown keys wait for it.
+   */
   async function askWhileFailing(question: Question, hash: string): Promise<Verdict> {
     probe ??= queue
       .ask({ ...entryOf(question), cost: 0 }, false)
@@ -292,9 +296,9 @@ function entryOf(question: Question): BatchEntry {
   return { key, permission, cost, ...(ip === undefined ? {} : { ip }) };
 }
 
-/** @throws CostExceedsLimit, and LatchkeyUnavailable for an entry that could not be answered */
+/** @throws CostExceedsLimit, or LatchkeyUnavailable for an entry that could not be verified */
 function verdictIn(answer: EntryAnswer): Verdict {
   if ('valid' in answer) return answer;
   if (answer.code === 'cost_exceeds_limit') throw new CostExceedsLimit(answer.detail);
-  throw new LatchkeyUnavailable(`Latchkey could not answer (${answer.status}): ${answer.detail}`);
+  throw new LatchkeyUnavailable(`Latchkey could not verify the key (${answer.status}): ${answer.detail}`);
 }

@@ -1,31 +1,34 @@
 import { type BatchEntry, CallFailed, type EntryAnswer, type Service, verifyBatch } from './service.ts';
 import { LatchkeyUnavailable } from './verdict.ts';
 
-/** Uses that were allowed here, on their way to Latchkey. */
+/** A report of locally allowed uses. */
 export interface Report {
   entry: BatchEntry;
-  /** They are counted, or why not; the answer says how the key is now. @param sentAtMs monotonic milliseconds */
+  /**
+   * The uses are counted, or why they are not. The answer is the key's current state. @param sentAtMs monotonic
+   * milliseconds
+   */
   answered(answer: EntryAnswer, sentAtMs: number): void;
-  /** They are not counted, or it is not known whether they are. */
+  /** The uses are not counted, or it is not known whether they are. */
   failed(error: CallFailed): void;
 }
 
-/** Puts questions and reports into few requests. */
+/** Combines questions and reports into few requests. */
 export interface VerifyQueue {
   /**
-   * @param fresh read the record from the database
-   * @throws CallFailed, LatchkeyUnavailable where too many wait
+   * @param fresh read the row from the database
+   * @throws CallFailed, LatchkeyUnavailable if too many questions wait
    */
   ask(entry: BatchEntry, fresh: boolean): Promise<EntryAnswer>;
-  /** Sends the reports that wait, and resolves when they are answered. */
+  /** Sends the waiting reports and resolves when they are answered. */
   flushReports(): Promise<void>;
 }
 
 interface VerifyQueueOptions {
   service: Service;
-  /** Hands out at most so many reports, which then no longer wait. */
+  /** Takes out at most this many reports. */
   takeReports: (most: number) => Report[];
-  /** Called after each request, with why it failed. */
+  /** Called after each request, with its failure if there is one. */
   onCalled: (failure: CallFailed | undefined) => void;
 }
 
@@ -37,7 +40,7 @@ interface Question {
   reject: (error: Error) => void;
 }
 
-/** `fetch` opens a connection for each request at once, so their number is bounded here. */
+/** `fetch` opens a connection for each concurrent request, so their number is limited here. */
 const requestsAtOnce = 8;
 const questionsInRequest = 250;
 const reportsInRequest = 250;
@@ -49,7 +52,7 @@ export function createVerifyQueue({ service, takeReports, onCalled }: VerifyQueu
   let wasFresh = false;
   let isScheduled = false;
 
-  /** What one turn of the event loop brings is one request. */
+  /** Questions of one turn of the event loop share a request. */
   function schedule(): void {
     if (isScheduled) return;
     isScheduled = true;
@@ -61,16 +64,16 @@ export function createVerifyQueue({ service, takeReports, onCalled }: VerifyQueu
 
   function start(): void {
     while (running < requestsAtOnce && waiting.known.length + waiting.fresh.length > 0) {
-      // By turns: neither clients that guess keys nor clients that use up a limit keep the others waiting.
+      // In turns, so that neither guessed keys nor exhausted limits delay other questions.
       wasFresh = waiting.known.length === 0 || (!wasFresh && waiting.fresh.length > 0);
-      // Fresh ones by themselves: the records of all others would be read from the database as well.
+      // Fresh questions are sent alone: otherwise the rows of all others would be read from the database as well.
       if (wasFresh) void send(waiting.fresh.splice(0, questionsInRequest), [], true);
-      // Reports come first, so that the questions are judged with everything counted that was allowed before.
+      // Reports come first, so that all uses allowed before are counted when the questions are verified.
       else void send(waiting.known.splice(0, questionsInRequest), takeReports(reportsInRequest), false);
     }
   }
 
-  /** A question that has waited as long as a call may take does not wait for one more. */
+  /** A question that has waited as long as a call may take does not wait for another one. */
   function rejectOld(queue: Question[]): void {
     const oldestMs = performance.now() - service.timeoutMs;
     const old = queue.findIndex(({ sinceMs }) => sinceMs > oldestMs);
@@ -121,7 +124,7 @@ export function createVerifyQueue({ service, takeReports, onCalled }: VerifyQueu
       for (;;) {
         const reports = takeReports(reportsInRequest);
         if (reports.length === 0 || !(await send([], reports, false))) return;
-        // Uses come all the time: those since are the next flush's.
+        // New uses arrive all the time; they belong to the next flush.
         if (reports.length < reportsInRequest) return;
       }
     },

@@ -2,14 +2,16 @@ import { access, chmod, constants, mkdir, readFile, realpath, stat } from 'node:
 import path from 'node:path';
 import { EmbeddedPostgresError } from './failure.ts';
 
-/** Whom the programs of Postgres run as when the service runs as root, because Postgres refuses to be root. */
+/**
+ * The account that runs the programs of Postgres if the service runs as root, because Postgres refuses to run as root.
+ */
 export interface Account {
   name: string;
   uid: number;
   gid: number;
 }
 
-/** The first that exists is taken. One of its own is best: other services may run as `nobody` too. */
+/** The first existing one is used. An account of its own is best: other services may run as `nobody` too. */
 const preferredNames = ['latchkey', 'postgres', '_postgres', 'nobody'];
 
 export function isRoot(): boolean {
@@ -17,7 +19,7 @@ export function isRoot(): boolean {
 }
 
 /**
- * @returns undefined when this process is an ordinary user, who runs Postgres as himself.
+ * @returns undefined if this process does not run as root: then Postgres runs as the same user
  * @throws EmbeddedPostgresError `no_account`, `foreign_owner`
  */
 export async function chooseAccount(cluster: string): Promise<Account | undefined> {
@@ -33,7 +35,7 @@ export async function chooseAccount(cluster: string): Promise<Account | undefine
     return undefined;
   }
   const accounts = await readAccounts();
-  // A cluster stays with the user who has it, even if a better one appears on the machine later.
+  // A cluster keeps its owner, even if a better account is created later.
   if (owner !== undefined && owner.uid !== 0) {
     const name = accounts.find((account) => account.uid === owner.uid)?.name ?? `user id ${owner.uid}`;
     return { name, uid: owner.uid, gid: owner.gid };
@@ -57,9 +59,8 @@ async function readAccounts(): Promise<Account[]> {
 }
 
 /**
- * Makes the data folder, so that the account can pass through it and no more: what lies in it has modes of its own.
- *
- * @returns its real path: Postgres is recognised by the folder it works on, which must have one name only
+ * Creates the data folder, which the account may pass through but not read. Its content has modes of its own.
+ * @returns its real path: Postgres identifies its folder by the path, so there must be only one
  * @throws EmbeddedPostgresError `closed_folder`
  */
 export async function prepareDataDirectory(wanted: string, account: Account | undefined): Promise<string> {
@@ -78,13 +79,13 @@ export async function prepareDataDirectory(wanted: string, account: Account | un
     throw new EmbeddedPostgresError(
       'closed_folder',
       `The data folder ${wanted} cannot be used (${String(error)}). Set LATCHKEY_DATA_DIR to a folder that ` +
-        'may be written, or DATABASE_URL to a Postgres of your own.',
+        'can be written, or DATABASE_URL to a Postgres of your own.',
       { cause: error },
     );
   }
 }
 
-/** A strict umask closes even the folders made here, so each of them is opened again, from the innermost up. */
+/** A strict umask also closes new folders, so each of them is opened again, from the innermost up. */
 async function openMade(first: string, last: string): Promise<void> {
   for (let folder = last; folder.startsWith(first); folder = path.dirname(folder)) await chmod(folder, 0o711);
 }
@@ -103,14 +104,14 @@ async function openForAccount(directory: string, account: Account): Promise<void
   if (uid !== 0) {
     throw new EmbeddedPostgresError(
       'closed_folder',
-      `The data folder ${directory} belongs to user id ${uid} and is closed to ${account.name}, whom Postgres runs as. ` +
+      `The data folder ${directory} belongs to user id ${uid} and is not accessible to ${account.name}, which runs Postgres. ` +
         'Start Latchkey as its owner, or set LATCHKEY_DATA_DIR to another folder.',
     );
   }
   await chmod(directory, (mode & 0o7777) | 0o001);
 }
 
-/** The folders on the way that the account may not pass through, by their modes. */
+/** The parent folders that the account may not pass through, by their modes. */
 async function closedFolders(directory: string, account: Account): Promise<string[]> {
   const closed: string[] = [];
   for (let folder = directory; ; folder = path.dirname(folder)) {

@@ -15,19 +15,19 @@ export const embeddedDatabase = 'latchkey';
 export type EmbeddedPasswords = Record<keyof typeof embeddedRoles, string>;
 
 interface ClusterOptions {
-  /** The data directory of Postgres; made if it is not there. */
+  /** The data directory of Postgres. It is created if it does not exist. */
   cluster: string;
   programs: Programs;
   account: Account | undefined;
-  /** False: speed before safety, for tests only. */
+  /** False: fast but not crash-safe, for tests only. */
   durable: boolean;
 }
 
 const passwordsFile = 'latchkey-passwords.json';
 
 /**
- * Finds the cluster or makes it, with its roles, passwords and database. It is made under another name and renamed when
- * all of it is there, so a start that is killed half-way leaves nothing that a later one would trip over.
+ * Opens the cluster, or creates it with its roles, passwords and database. A new cluster is built under another name
+ * and renamed when it is complete, so a start that was killed leaves nothing that disturbs a later one.
  * @throws EmbeddedPostgresError `initdb_failed`, `passwords_lost`
  */
 export async function openCluster(options: ClusterOptions): Promise<EmbeddedPasswords> {
@@ -36,8 +36,8 @@ export async function openCluster(options: ClusterOptions): Promise<EmbeddedPass
   if (passwords !== undefined) return passwords;
   throw new EmbeddedPostgresError(
     'passwords_lost',
-    `${options.cluster} is there, but its ${passwordsFile} is not: without it Latchkey cannot log in. Restore the file, ` +
-      'or move the folder away to begin anew with an empty database.',
+    `${options.cluster} exists, but its ${passwordsFile} does not, and Latchkey cannot log in without it. Restore the file, ` +
+      'or move the folder away to start with an empty database.',
   );
 }
 
@@ -61,7 +61,7 @@ async function makeCluster({ cluster, programs, account, durable }: ClusterOptio
     await rename(made, cluster);
   } catch (error) {
     await rm(made, { recursive: true, force: true });
-    // Another start was faster; its cluster is as good.
+    // Another start was faster; use its cluster.
     if ((error as NodeJS.ErrnoException).code !== 'ENOTEMPTY') throw error;
   }
 }
@@ -94,7 +94,7 @@ async function initialise(
   await writeFile(path.join(made, 'pg_hba.conf'), 'host all all 127.0.0.1/32 scram-sha-256\n');
 }
 
-/** In single-user mode, before any server has listened: nobody can be faster than the passwords. */
+/** In single-user mode, before any server listens: nobody can connect before the passwords are set. */
 async function addRoles(made: string, programs: Programs, account: Account | undefined): Promise<void> {
   const password = () => randomBytes(24).toString('base64url');
   const passwords: EmbeddedPasswords = { superuser: password(), owner: password(), app: password() };
@@ -120,7 +120,7 @@ async function addRoles(made: string, programs: Programs, account: Account | und
 function refused(program: string, output: string): EmbeddedPostgresError {
   return new EmbeddedPostgresError(
     'initdb_failed',
-    `The embedded Postgres could not make its data folder; ${program} says:\n${output}\n` +
-      'Mend that, or set DATABASE_URL to a Postgres of your own.',
+    `The embedded Postgres could not create its data folder. The output of ${program}:\n${output}\n` +
+      'Fix that, or set DATABASE_URL to a Postgres of your own.',
   );
 }

@@ -1,4 +1,4 @@
-/** Why the embedded Postgres could not be had; callers and tests can tell these apart. */
+/** Why the embedded Postgres is not available. */
 export type EmbeddedFailure =
   | 'unsupported_platform'
   | 'programs_unusable'
@@ -10,7 +10,7 @@ export type EmbeddedFailure =
   | 'initdb_failed'
   | 'start_failed';
 
-/** Its message says what happened and what to do about it; it is meant for the person who starts the service. */
+/** The message says what happened and what to do about it. */
 export class EmbeddedPostgresError extends Error {
   override readonly name = 'EmbeddedPostgresError';
   readonly failure: EmbeddedFailure;

@@ -16,7 +16,7 @@ export interface PostmasterOptions {
   programs: Programs;
   account: Account | undefined;
   logFile: string;
-  /** Tried first; another is taken where it is not free. */
+  /** The preferred port. If it is not free, another one is used. */
   port: number;
   /** Further settings of Postgres, by name. */
   settings: Record<string, string>;
@@ -25,19 +25,19 @@ export interface PostmasterOptions {
 export interface Postmaster {
   port: number;
   pid: number;
-  /** Resolves when Postgres is no longer there, however it ended. */
+  /** Resolves when Postgres has ended, for any reason. */
   ended: Promise<void>;
   stop(): Promise<void>;
 }
 
-/** A Postgres that was just killed leaves a pid file, shared memory and children that need a moment to go. */
+/** After a kill, the pid file, shared memory and child processes need a moment to disappear. */
 const patienceMs = 20_000;
 const pollMs = 50;
 
 /**
- * Starts Postgres on the cluster and waits until it accepts connections. One that a killed Latchkey left behind is
- * waited for, or ended where nobody else will.
- * @throws EmbeddedPostgresError `in_use` (another live Latchkey has it), `start_failed`
+ * Starts Postgres on the cluster and waits until it accepts connections. If a killed Latchkey left a Postgres behind,
+ * waits for its end, or ends it if no supervisor will.
+ * @throws EmbeddedPostgresError `in_use` (another running Latchkey uses the cluster), `start_failed`
  */
 export async function startPostmaster(options: PostmasterOptions): Promise<Postmaster> {
   const deadline = performance.now() + patienceMs;
@@ -59,11 +59,11 @@ function failed(logFile: string, log: string): EmbeddedPostgresError {
   return new EmbeddedPostgresError(
     'start_failed',
     `The embedded Postgres did not start. The end of ${logFile}:\n${log.slice(-2_000).trim()}\n` +
-      'Mend that, or set DATABASE_URL to a Postgres of your own.',
+      'Fix that, or set DATABASE_URL to a Postgres of your own.',
   );
 }
 
-/** `postmaster.pid`: process id first, and in the eighth line whether it accepts connections. */
+/** `postmaster.pid`: the process id in the first line, and in the eighth whether connections are accepted. */
 async function readPidFile(cluster: string): Promise<{ pid: number; ready: boolean } | undefined> {
   const lines = (await readFile(path.join(cluster, 'postmaster.pid'), 'utf8').catch(() => '')).split('\n');
   const pid = Number(lines[0]);
@@ -74,7 +74,7 @@ async function awaitFreeCluster(cluster: string, deadline: number): Promise<void
   for (;;) {
     const file = await readPidFile(cluster);
     const postgres = file === undefined ? undefined : await findProcess(file.pid);
-    // A file that names a process of another kind is left from before a restart; Postgres itself clears it.
+    // A file that names another kind of process is from before a reboot. Postgres itself removes it.
     if (file === undefined || postgres === undefined || !postgres.command.includes(cluster)) return;
     const keeper = await keeperOf(postgres.parent);
     if (keeper === 'alive') {
@@ -88,7 +88,7 @@ async function awaitFreeCluster(cluster: string, deadline: number): Promise<void
     if (performance.now() > deadline) {
       throw new EmbeddedPostgresError(
         'in_use',
-        `A Postgres that an earlier Latchkey left behind (process ${file.pid}) does not end. End it, then start again.`,
+        `A Postgres of an earlier Latchkey (process ${file.pid}) does not end. End that process, then start again.`,
       );
     }
     await delay(pollMs * 4);
@@ -96,8 +96,8 @@ async function awaitFreeCluster(cluster: string, deadline: number): Promise<void
 }
 
 /**
- * Who looks after a running Postgres: a supervisor whose Latchkey lives, one whose Latchkey is gone and that is about
- * to end it, or nobody.
+ * The supervisor of a running Postgres: one whose Latchkey is running, one whose Latchkey is gone and that will end it,
+ * or none.
  */
 async function keeperOf(pid: number): Promise<'alive' | 'leaving' | 'none'> {
   const supervisor = await findProcess(pid);
@@ -106,7 +106,7 @@ async function keeperOf(pid: number): Promise<'alive' | 'leaving' | 'none'> {
   return supervisor.parent === Number(latchkey) ? 'alive' : 'leaving';
 }
 
-/** @returns the running Postgres, or what it logged when it did not come up */
+/** @returns the running Postgres, or its log if it did not start */
 async function tryToStart(options: PostmasterOptions, port: number): Promise<Postmaster | string> {
   const supervisor = supervise(options, port);
   const ended = once(supervisor, 'exit').then(() => undefined);
@@ -138,10 +138,10 @@ function supervise(options: PostmasterOptions, port: number): ChildProcess {
     identity: identityOf(options.account),
     logFile: options.logFile,
   };
-  // Built files import each other as .js, sources as .ts: the supervisor is of the same kind as this file.
+  // The supervisor has the same extension as this file: .js in the build, .ts in the sources.
   const file = fileURLToPath(new URL(`./supervisor${path.extname(import.meta.url)}`, import.meta.url));
   const supervisor = fork(file, [`latchkey-of=${process.pid}`, JSON.stringify(supervised)], {
-    // A session of its own: Ctrl-C in a terminal reaches Latchkey only, which needs its database to end well.
+    // A session of its own, so that Ctrl-C reaches only Latchkey, which needs its database for an orderly shutdown.
     detached: true,
     stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
   });
@@ -152,18 +152,18 @@ function supervise(options: PostmasterOptions, port: number): ChildProcess {
 
 async function stop(supervisor: ChildProcess, postgresPid: number, ended: Promise<void>): Promise<void> {
   if (supervisor.connected) supervisor.send('stop');
-  // The supervisor itself was killed: nobody else will end what it looked after.
+  // The supervisor was killed, so nothing else ends its Postgres.
   else if ((await findProcess(postgresPid)) !== undefined) process.kill(postgresPid, 'SIGINT');
   supervisor.ref();
   await ended;
   while ((await findProcess(postgresPid)) !== undefined) await delay(pollMs);
 }
 
-/** The port if it is free on 127.0.0.1, else one that the system picks. */
+/** The port if it is free on 127.0.0.1, otherwise one that the system chooses. */
 async function freePort(wanted: number): Promise<number> {
   const server = createServer();
   return new Promise((resolve, reject) => {
-    server.once('error', () => (wanted === 0 ? reject(new Error('no port is free')) : resolve(freePort(0))));
+    server.once('error', () => (wanted === 0 ? reject(new Error('No port is free')) : resolve(freePort(0))));
     server.listen({ port: wanted, host: '127.0.0.1', exclusive: true }, () => {
       const address = server.address();
       server.close(() => resolve(typeof address === 'object' && address !== null ? address.port : wanted));

@@ -3,19 +3,19 @@ import { readFile } from 'node:fs/promises';
 import type { Account } from './account.ts';
 
 /**
- * The whole environment of the programs of Postgres. `PGPORT`, `PGOPTIONS` and the like of whoever starts the service
- * must not reach them, and their messages must be English, because failures are told apart by them.
+ * The whole environment of the programs of Postgres. It excludes `PGPORT`, `PGOPTIONS` and the like of the caller. The
+ * messages must be English, because failures are recognized by their text.
  */
 export const programEnvironment = { LC_ALL: 'C', TZ: 'UTC' };
 
 export interface Finished {
-  /** Null where a signal ended it, or it could not be started. */
+  /** Null if a signal ended it, or it could not be started. */
   code: number | null;
-  /** What it wrote to stdout and stderr, or why it could not be started. */
+  /** Its stdout and stderr, or why it could not be started. */
   output: string;
 }
 
-/** Runs a program to its end, as `account` if there is one; never rejects. */
+/** Runs a program to its end, as `account` if there is one. Never rejects. */
 export function runToEnd(
   program: string,
   args: readonly string[],
@@ -23,7 +23,7 @@ export function runToEnd(
   input = '',
 ): Promise<Finished> {
   return new Promise((resolve) => {
-    // The working folder is one that every account can pass through.
+    // A working folder that is accessible to every account.
     const child = spawn(program, args, { ...identityOf(account), cwd: '/', env: programEnvironment, stdio: 'pipe' });
     let output = '';
     const collect = (chunk: Buffer) => {
@@ -38,7 +38,7 @@ export function runToEnd(
   });
 }
 
-/** For `spawn`: the account that Postgres runs as; nothing where it is this process's own. */
+/** Options of `spawn` for the account of Postgres; none if it is this process's own. */
 export function identityOf(account: Account | undefined): { uid?: number; gid?: number } {
   return account === undefined ? {} : { uid: account.uid, gid: account.gid };
 }
@@ -49,7 +49,7 @@ export interface LiveProcess {
   command: string;
 }
 
-/** Undefined where there is none. A zombie counts as gone: it holds nothing and only waits for its parent. */
+/** Undefined if there is no such process. A zombie counts as ended: it only waits for its parent. */
 export async function findProcess(pid: number): Promise<LiveProcess | undefined> {
   return process.platform === 'linux' ? findOnLinux(pid) : findWithPs(pid);
 }
@@ -58,7 +58,7 @@ async function findOnLinux(pid: number): Promise<LiveProcess | undefined> {
   try {
     const status = await readFile(`/proc/${pid}/stat`, 'utf8');
     const command = await readFile(`/proc/${pid}/cmdline`, 'utf8');
-    // The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
+    // The second field is the program's name in parentheses, which may itself contain spaces and parentheses.
     const [state, parent] = status.slice(status.lastIndexOf(')') + 2).split(' ');
     if (state === 'Z' || state === 'X') return undefined;
     return { parent: Number(parent), command: command.replaceAll('\0', ' ').trim() };

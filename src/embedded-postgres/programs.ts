@@ -6,7 +6,7 @@ import { EmbeddedPostgresError } from './failure.ts';
 import { type Finished, runToEnd } from './processes.ts';
 import { unfinishedName } from './unfinished.ts';
 
-/** The programs of Postgres, at a place where the account that runs them can reach them. */
+/** The programs of Postgres, in a folder where their account can run them. */
 export interface Programs {
   initdb: string;
   postgres: string;
@@ -25,8 +25,8 @@ const supported = new Set([
 const elsewhere = 'Set DATABASE_URL to a Postgres of your own (15 to 18).';
 
 /**
- * The programs from the npm package. Where the account cannot run them there (a checkout under a closed home folder, an
- * install that ran no scripts), they are copied once, whole, below `copiesDirectory`.
+ * The programs of the npm package. If the account cannot run them there (a closed home folder, an install without
+ * scripts), they are copied once to `copiesDirectory`.
  * @throws EmbeddedPostgresError `unsupported_platform`, `programs_unusable`
  */
 export async function findPrograms(
@@ -73,7 +73,7 @@ function programsIn(directory: string): Programs {
   return { initdb: path.join(directory, 'bin', 'initdb'), postgres: path.join(directory, 'bin', 'postgres') };
 }
 
-/** Undefined where they run; else how the first one failed. */
+/** Undefined if they run; otherwise the failure of the first one. */
 async function tryPrograms(directory: string, account: Account | undefined): Promise<Finished | undefined> {
   for (const program of Object.values(programsIn(directory))) {
     const finished = await runToEnd(program, ['--version'], account);
@@ -82,7 +82,7 @@ async function tryPrograms(directory: string, account: Account | undefined): Pro
   return undefined;
 }
 
-/** Built beside its place and renamed, so nobody ever runs half of it. */
+/** Built under another name and renamed, so that no incomplete copy is ever used. */
 async function copyPrograms(from: string, to: string): Promise<void> {
   const copy = unfinishedName(to);
   try {
@@ -97,13 +97,16 @@ async function copyPrograms(from: string, to: string): Promise<void> {
     throw new EmbeddedPostgresError(
       'programs_unusable',
       `The programs of Postgres could not be copied to ${to} (${String(cause)}). Set LATCHKEY_DATA_DIR to a folder ` +
-        'that may be written, or DATABASE_URL to a Postgres of your own.',
+        'that can be written, or DATABASE_URL to a Postgres of your own.',
       { cause },
     );
   }
 }
 
-/** The package lists its links, because npm packages cannot hold any; an install without scripts has not made them. */
+/**
+ * The package lists its links, because npm packages cannot contain any, and an install without scripts has not created
+ * them.
+ */
 async function linkLibraries(native: string): Promise<void> {
   const list = await readFile(path.join(native, 'pg-symlinks.json'), 'utf8').catch(() => '[]');
   for (const { source, target } of JSON.parse(list) as Array<{ source: string; target: string }>) {

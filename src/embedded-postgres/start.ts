@@ -9,22 +9,22 @@ import { findPrograms } from './programs.ts';
 import { removeUnfinished } from './unfinished.ts';
 
 export interface EmbeddedOptions {
-  /** Where everything of this instance lies; see `defaultDataDirectory`. */
+  /** The folder of this instance; see `defaultDataDirectory`. */
   dataDirectory: string;
-  /** Where copies of the programs go if they are needed; every instance can use the same. */
+  /** The folder for copies of the programs, if they are needed. All instances can share it. */
   copiesDirectory: string;
-  /** Tried first; another is taken where it is not free. */
+  /** The preferred port. If it is not free, another one is used. */
   port: number;
   /** False: nothing is synced to disk and more connections are allowed. For tests only. */
   durable?: boolean;
-  /** Told when Postgres was gone and has been started again, or could not be. */
+  /** Called when Postgres had stopped and was started again, or could not be. */
   onRestart?: (outcome: { error?: unknown }) => void;
 }
 
 export interface EmbeddedPostgres {
   port: number;
   pid(): number;
-  /** The data folder by its real path. */
+  /** The real path of the data folder. */
   dataDirectory: string;
   /** The service's role, the owner of the schema, and the owner of the cluster. */
   urls: Record<keyof typeof embeddedRoles, string>;
@@ -37,8 +37,8 @@ const everyRun = { cluster_name: 'latchkey', max_connections: '100' };
 const forTests = { fsync: 'off', synchronous_commit: 'off', full_page_writes: 'off', max_connections: '400' };
 
 /**
- * Root's data is stored where the account that Postgres runs as can reach it, and `.latchkey` in the working folder
- * leads to it. Data of an earlier folder with the same path has lost its link, so it is not taken over.
+ * Root's data is stored where the account of Postgres can reach it, and `.latchkey` in the working folder links to it.
+ * Data of an earlier folder with the same path has lost its link, so it is not used.
  */
 export function defaultDataDirectory(workingDirectory: string): string {
   const own = path.join(workingDirectory, '.latchkey');
@@ -47,7 +47,7 @@ export function defaultDataDirectory(workingDirectory: string): string {
   if (linked !== undefined && path.dirname(linked) === rootsDirectory) return linked;
   const hash = createHash('sha256').update(realpathSync(workingDirectory)).digest('hex').slice(0, 12);
   const byPath = path.join(rootsDirectory, hash);
-  // Without a link, such as in a folder that cannot be written, the path is all there is.
+  // Without a link, such as in a read-only folder, only the path identifies the data.
   if (!existsSync(byPath) || existsSync(own) || !isWritable(workingDirectory)) return byPath;
   return `${byPath}-${randomBytes(4).toString('hex')}`;
 }
@@ -70,8 +70,8 @@ function isWritable(directory: string): boolean {
 }
 
 /**
- * Leads from `.latchkey` in root's working folder to its data, so that one path is right for every user. What is no
- * link stays, and a folder that cannot be written has none.
+ * Links `.latchkey` in root's working folder to its data, so that one path is right for every user. An existing file
+ * stays, and a read-only folder gets no link.
  */
 export async function linkRootsData(workingDirectory: string, dataDirectory: string): Promise<void> {
   const link = path.join(workingDirectory, '.latchkey');
@@ -79,16 +79,15 @@ export async function linkRootsData(workingDirectory: string, dataDirectory: str
     if ((await lstat(link).catch(() => undefined))?.isSymbolicLink()) await rm(link);
     await symlink(dataDirectory, link);
   } catch {
-    // The start prints the real path, too.
+    // The start also prints the real path.
   }
 }
 
 export const rootsDirectory = '/var/lib/latchkey';
 
 /**
- * A real Postgres from npm's packages: on its own data, on 127.0.0.1 alone, with passwords that only its data folder
- * knows. It ends with this process, and is started again if it ends before.
- * @throws EmbeddedPostgresError
+ * Starts a real Postgres from npm packages, only on 127.0.0.1, with passwords that only its data folder contains. It
+ * ends with this process, and is started again if it stops before. @throws EmbeddedPostgresError
  */
 export async function startEmbeddedPostgres(options: EmbeddedOptions): Promise<EmbeddedPostgres> {
   const { durable = true } = options;
@@ -117,7 +116,7 @@ function urlsOf(passwords: EmbeddedPasswords, port: number): EmbeddedPostgres['u
   return { superuser: url('superuser'), owner: url('owner'), app: url('app') };
 }
 
-/** Starts it again, on the same port, each time it is gone without having been stopped. */
+/** Starts Postgres again on the same port whenever it ends without having been stopped. */
 function keepRunning(
   first: Postmaster,
   options: PostmasterOptions,

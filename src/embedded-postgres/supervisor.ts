@@ -3,8 +3,8 @@ import { openSync } from 'node:fs';
 import { programEnvironment } from './processes.ts';
 
 /**
- * A process between Latchkey and its Postgres. It ends Postgres when Latchkey asks for it, and also when Latchkey is
- * killed: the channel to it closes with the process at its other end, whatever ended it.
+ * A process between Latchkey and its Postgres. It stops Postgres on request, and also when Latchkey is killed: then the
+ * channel to it closes.
  */
 
 export interface Supervised {
@@ -14,14 +14,14 @@ export interface Supervised {
   logFile: string;
 }
 
-/** A fast shutdown; past the first wait an immediate one, past the second the kernel's. */
+/** A fast shutdown; after the first wait an immediate one, after the second SIGKILL. */
 const stopSignals: Array<[signal: NodeJS.Signals, afterMs: number]> = [
   ['SIGINT', 0],
   ['SIGQUIT', 7_000],
   ['SIGKILL', 12_000],
 ];
 
-// The last argument; those before it only show in a list of processes whose Postgres this is.
+// The last argument. The earlier ones only show in a list of processes whose Postgres this is.
 const supervised = JSON.parse(process.argv.at(-1) ?? '') as Supervised;
 
 const log = openSync(supervised.logFile, 'w', 0o600);
@@ -43,5 +43,5 @@ postgres.once('error', () => process.exit(1));
 postgres.once('exit', (code) => process.exit(code ?? 1));
 process.on('disconnect', stop);
 process.on('message', stop);
-// Whoever stops a whole service signals all its processes at once; Latchkey still needs its database to end well.
+// Service managers signal all processes at once, but Latchkey needs its database for an orderly shutdown.
 for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => undefined);

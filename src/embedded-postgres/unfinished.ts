@@ -3,7 +3,7 @@ import { readdir, rm, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { minuteMs } from '../lib/durations.ts';
 
-/** A name beside `target` to build it under. What is finished gets renamed, so nobody ever sees half of it. */
+/** A temporary name for building `target`, which is renamed when it is complete. */
 export function unfinishedName(target: string): string {
   return `${target}.unfinished-${randomBytes(6).toString('hex')}`;
 }
@@ -11,7 +11,7 @@ export function unfinishedName(target: string): string {
 const unfinishedPattern = /\.unfinished-[0-9a-f]{12}(\.\w+)?$/;
 const abandonedAfterMs = 10 * minuteMs;
 
-/** Removes what a killed start left behind: nobody works on one for ten minutes. */
+/** Removes what killed starts left behind: no start takes ten minutes. */
 export async function removeUnfinished(directory: string): Promise<void> {
   for (const name of await readdir(directory).catch(() => [])) {
     if (!unfinishedPattern.test(name)) continue;

@@ -3,7 +3,7 @@ import { CostExceedsLimit, LatchkeyUnavailable, type RateLimitState, type Verdic
 import { limitSentence } from '../domain/rate-limit.ts';
 import { UnreadableCredential } from '../lib/read-credential.ts';
 
-/** Why a request is not let in, and how it is answered unless the application has its own way. */
+/** Why a request is rejected, and the default reply. */
 export interface Denial {
   status: number;
   /** `unauthorized`, `forbidden`, `rate_limited`, `unavailable` or `bad_request`. */
@@ -11,7 +11,7 @@ export interface Denial {
   /** For the client: what happened. */
   detail: string;
   headers: Record<string, string>;
-  /** What Latchkey said of the key; undefined where there is no answer of Latchkey's. Not for the client. */
+  /** Latchkey's verdict; undefined if there is none. Not for the client. */
   verdict: Verdict | undefined;
 }
 
@@ -40,7 +40,7 @@ export function denialOf(verdict: Verdict): Denial {
       return by('rate_limited', 429, `The API key has been used too often.${which}`, headers);
     }
     default:
-      // One answer for all of them, so that it does not tell which keys exist.
+      // The same reply for all of these, so that it does not reveal which keys exist.
       return by('unauthorized', 401, notAccepted, { 'www-authenticate': challenge('invalid_token', notAccepted) });
   }
 }
@@ -57,21 +57,21 @@ export function noKey(header: string | undefined): Denial {
 export const keyInUrl = unasked(
   400,
   'bad_request',
-  'An API key in the query string is refused: URLs end up in logs and histories. Send it in a header, and replace it.',
+  'An API key in the query string is rejected, because URLs end up in logs and histories. Send it in a header, and replace it.',
 );
 
-/** No 429: however long the client waits, this request does not fit into a window. */
+/** Not 429: waiting does not help. */
 const costsTooMuch = unasked(
   403,
   'forbidden',
-  "This request costs more than the API key's limit lets through in a whole window.",
+  "This request costs more than a whole window of the API key's limit allows.",
 );
 
-const unavailable = unasked(503, 'unavailable', 'Whether the API key is good cannot be said now.', {
+const unavailable = unasked(503, 'unavailable', 'The API key cannot be verified at the moment.', {
   'retry-after': '1',
 });
 
-/** Throws what is the application's own error. */
+/** Rethrows errors of the application. */
 export function denialOfError(error: unknown): Denial {
   if (error instanceof LatchkeyUnavailable) return unavailable;
   if (error instanceof CostExceedsLimit) return costsTooMuch;
@@ -99,7 +99,7 @@ const titles: Record<number, string> = {
   503: 'Service Unavailable',
 };
 
-/** A problem document by RFC 9457. Its type is that of its status: nothing is served here that would explain another. */
+/** A problem document (RFC 9457). Its type is that of its status, because the application serves no page about it. */
 export function sendProblem(request: FastifyRequest, reply: FastifyReply, { status, code, detail }: Denial): void {
   const title = titles[status];
   const body = { type: 'about:blank', title, status, detail, code, requestId: request.id };

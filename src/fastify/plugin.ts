@@ -9,7 +9,7 @@ import { type Denial, denialOf, denialOfError, keyInUrl, noKey, rateLimitFields,
 
 export type { Denial } from './denial.ts';
 
-/** The key by which a request was allowed. It is frozen: requests with the same key share its metadata. */
+/** The key that allowed a request. It is frozen, because requests with the same key share its metadata. */
 export interface ApiKey {
   /** `key_…` */
   readonly id: string;
@@ -19,52 +19,53 @@ export interface ApiKey {
   readonly partnerEmail: string | null;
   readonly permission: Permission;
   readonly name: string | null;
-  /** What the organization keeps about the key. */
+  /** The metadata that the organization stores with the key. */
   readonly metadata: Readonly<Record<string, unknown>>;
   readonly expiresAt: string | null;
 }
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** Whose request it is; null on routes with `permission: 'none'`. */
+    /** The key of the request; null on routes with `permission: 'none'`. */
     apiKey: ApiKey | null;
   }
 
   interface FastifyContextConfig {
-    /** What a key must permit on this route. By default `read` for GET, HEAD and OPTIONS, `write` for others. */
+    /** The permission that this route needs. Default: `read` for GET, HEAD and OPTIONS, otherwise `write`. */
     permission?: Access | 'none';
   }
 }
 
 export interface LatchkeyOptions extends Omit<ClientOptions, 'onTurn' | 'onTrouble'> {
-  /** Where clients send the key, instead of `Authorization: Bearer …` and `X-API-Key`; such as `x-acme-key`. */
+  /** The header with the key, instead of `Authorization: Bearer …` and `X-API-Key`; for example `x-acme-key`. */
   header?: string;
-  /** How much a request counts; 1 by default. */
+  /** How much a request counts. Default: 1. */
   cost?: (request: FastifyRequest) => number;
-  /** Whether answers that are not refusals carry the key's limits too, in RateLimit and RateLimit-Policy. Not by default. */
+  /** Whether successful replies also have the key's limits in RateLimit and RateLimit-Policy. Default: false. */
   rateLimitFields?: boolean;
   /**
-   * Answers a refused request in the application's own way: what it returns is sent as the body. Status and headers are
-   * set already and may be changed. Where it returns nothing, the problem document is sent. It cannot let the request
-   * in.
+   * Replies to a rejected request in the application's own way: its return value is sent as the body. Status and
+   * headers are set already and may be changed. Without a return value, the problem document is sent. The request stays
+   * rejected.
    */
   onDenied?: (denial: Denial, request: FastifyRequest, reply: FastifyReply) => unknown;
 }
 
 const permissions: ReadonlySet<unknown> = new Set([undefined, 'read', 'write', 'none']);
 
-/** Lets requests in only with a key that Latchkey says is good, on every route that is registered after it. */
+/** Allows requests only with a valid key, on every route that is registered after it. */
 export const latchkey = fp<LatchkeyOptions>(
   async (app, { header, cost, onDenied, rateLimitFields: sendsLimits = false, ...options }) => {
     const { log } = app;
     const client = createLatchkeyClient({
       ...options,
       onTurn: (isLive, cause) => {
-        if (isLive) log.info('API keys are answered from memory.');
-        else log.warn(`Changes of API keys do not arrive (${reasonOf(cause)}); Latchkey is asked about each request.`);
+        if (isLive) log.info('API keys are verified from memory.');
+        else
+          log.warn(`Changes of API keys do not arrive (${reasonOf(cause)}), so Latchkey is called for each request.`);
       },
-      // One line that says what to change, without a stack of this library's.
-      onTrouble: (error) => log.error(`API keys cannot be checked by Latchkey at ${options.url}: ${error.message}`),
+      // One line that says what to change, without the stack of this library.
+      onTrouble: (error) => log.error(`API keys cannot be verified with Latchkey at ${options.url}: ${error.message}`),
     });
     const keyOf = header === undefined ? readCredential : readerOf(header.toLowerCase());
     app.decorateRequest('apiKey', null);
@@ -72,7 +73,7 @@ export const latchkey = fp<LatchkeyOptions>(
       if (permissions.has(config?.permission)) return;
       throw new Error(`${String(method)} ${url}: config.permission must be read, write or none`);
     });
-    // Without a promise where the key is known: a promise for each request would be a tenth of a small backend's work.
+    // Without a promise if the key is cached, which saves time on each request.
     app.addHook('onRequest', (request, reply, done) => {
       const permission = request.routeOptions.config.permission ?? permissionFor(request.method);
       if (permission === 'none') done();
@@ -102,9 +103,9 @@ export const latchkey = fp<LatchkeyOptions>(
         });
       };
       return withCatch(ask, (error) => {
-        // The cause is logged once, however many requests meet it.
+        // The cause is logged once, not for each request.
         if (error instanceof LatchkeyUnavailable) {
-          request.log.debug({ reason: error.message }, 'Latchkey could not be asked about an API key.');
+          request.log.debug({ reason: error.message }, 'Latchkey could not verify an API key.');
         }
         return denialOfError(error);
       });
@@ -127,11 +128,11 @@ function reasonOf(cause: unknown): string {
   return cause instanceof Error ? cause.message : String(cause);
 }
 
-/** @throws LatchkeyUnavailable for an answer that does not say whose key it is */
+/** @throws LatchkeyUnavailable for a valid verdict without the key's id */
 function apiKeyIn(verdict: Verdict): ApiKey {
   const { keyId, organizationId, partnerId, partnerEmail, permission, name, metadata, expiresAt } = verdict;
   if (keyId === null || organizationId === null || permission === null || metadata === null) {
-    throw new LatchkeyUnavailable('Latchkey said that a key is good and not which one.');
+    throw new LatchkeyUnavailable('Latchkey returned a valid verdict without the id of the key.');
   }
   return Object.freeze({
     id: keyId,
@@ -145,7 +146,7 @@ function apiKeyIn(verdict: Verdict): ApiKey {
   });
 }
 
-/** A repeated header is joined with a comma, which no key contains. */
+/** Node joins a repeated header with a comma, which no key contains. */
 function readerOf(header: string): (request: Pick<IncomingMessage, 'headers'>) => string | undefined {
   return ({ headers }) => {
     const value = headers[header];
@@ -153,7 +154,7 @@ function readerOf(header: string): (request: Pick<IncomingMessage, 'headers'>) =
   };
 }
 
-/** By the value's form, since a parameter may be called anything. */
+/** Recognized by the form of the value, because a parameter may have any name. */
 const keyForm = /_k_[0-7][0-9a-hjkmnp-tv-z]{25}_[0-9A-Za-z]{40}/;
 
 /** RFC 6750 section 5.3: keys do not belong into URLs. */

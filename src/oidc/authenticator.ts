@@ -9,9 +9,9 @@ import { claimOf, type Identity, identityOf } from './claims.ts';
 import type { IssuerKeys } from './issuer-keys.ts';
 import type { OidcSettings } from './settings.ts';
 
-/** Admins who come with an access token of the company's identity provider. */
+/** Authenticates admins by access tokens of the company's identity provider. */
 export interface OidcAuthenticator {
-  /** Whether a credential has the form of a JWT, which no token of Latchkey's own has. */
+  /** Whether a credential has the form of a JWT, which Latchkey's own tokens do not have. */
   isToken(text: string): boolean;
   /** @throws Problem `unauthorized`, `token_malformed`, `token_expired`, `unavailable` */
   authenticate(token: string): Promise<OidcPrincipal>;
@@ -21,12 +21,12 @@ interface OidcAuthenticatorOptions {
   settings: OidcSettings;
   keys: IssuerKeys;
   clock: DatabaseClock;
-  /** What every token of this installation begins with. */
+  /** The prefix of every token of this installation. */
   tokenPrefix: string;
   organizationExists: (id: OrganizationId) => Promise<boolean>;
 }
 
-/** Asymmetric ones alone: with HS256 whoever knows the public key could sign. */
+/** Only asymmetric algorithms: with HS256, the public key would be enough to sign. */
 const algorithms = [
   'RS256',
   'RS384',
@@ -61,14 +61,14 @@ export function createOidcAuthenticator({
     const identity = identityOf(payload, settings, secrets);
     if (typeof identity === 'string') throw refused(identity);
     if (!(await organizationExists(identity.organizationId)))
-      throw refused('The token names no organization that exists.');
+      throw refused('The token names an organization that does not exist.');
     return principalOf(identity, payload, settings.issuer);
   }
 
   async function verify(token: string): Promise<{ header: JWTHeaderParameters; payload: JWTPayload }> {
     const nowSeconds = Math.floor(clock.nowMs() / 1_000);
     try {
-      // Before the keys: nobody else's tokens are to make them be fetched.
+      // Checked before the keys, so that tokens of other issuers cause no fetch.
       if (decodeJwt(token).iss !== settings.issuer) throw refused(reasons.iss);
       const { protectedHeader, payload } = await jwtVerify(token, keys.find, {
         issuer: settings.issuer,
@@ -89,7 +89,7 @@ export function createOidcAuthenticator({
   return { isToken: (text) => /^[\w-]+\.[\w-]+\.[\w-]*$/.test(text), authenticate };
 }
 
-/** What jose has not looked at: it rejects neither a token from the future nor one that ends late. */
+/** Checks that jose does not make: it accepts tokens from the future and tokens with a long lifetime. */
 function requireTimes({ iat, exp = 0 }: JWTPayload, nowSeconds: number, maxLifetimeSeconds: number): void {
   if (typeof iat !== 'number') throw refused('A claim of the token has a wrong form.');
   if (iat > nowSeconds + clockToleranceSeconds) throw refused(reasons.iat);
@@ -98,24 +98,25 @@ function requireTimes({ iat, exp = 0 }: JWTPayload, nowSeconds: number, maxLifet
   }
 }
 
-/** Claims that ID tokens, refresh tokens and logout tokens have, and access tokens have not. */
-const foreignClaims = ['nonce', 'at_hash', 'c_hash', 's_hash', 'events'];
+/** Claims of ID tokens, refresh tokens and logout tokens that access tokens do not have. */
+const claimsOfOtherTokens = ['nonce', 'at_hash', 'c_hash', 's_hash', 'events'];
 
-/** What Keycloak says in a claim of this name. */
-const foreignTypes = ['ID', 'Refresh', 'Offline', 'Logout'];
+/** Keycloak's values of the claim `typ`. */
+const typesOfOtherTokens = ['ID', 'Refresh', 'Offline', 'Logout'];
 
 /**
- * An ID token tells a client who has logged in, and is no credential: whoever got one could pass it on. RFC 9068 section 4
- * asks for `typ: at+jwt`. Where that may be missing, a token must have a scope, which no ID token has.
+ * An ID token tells a client who logged in; it is not a credential, because anybody who receives it could use it. RFC
+ * 9068 section 4 requires `typ: at+jwt`. If that may be missing, a token must have a scope, which no ID token has.
  */
 function requireAccessToken({ typ }: JWTHeaderParameters, payload: JWTPayload, settings: OidcSettings): void {
   const isTyped = /^(application\/)?at\+jwt$/i.test(typ ?? '');
   const isForeign =
-    foreignClaims.some((name) => payload[name] !== undefined) || foreignTypes.some((type) => payload['typ'] === type);
+    claimsOfOtherTokens.some((name) => payload[name] !== undefined) ||
+    typesOfOtherTokens.some((type) => payload['typ'] === type);
   const hasScope = payload['scope'] !== undefined || payload['scp'] !== undefined;
-  const isUntyped = settings.takesUntypedTokens && /^(JWT)?$/i.test(typ ?? '') && hasScope;
+  const isUntyped = settings.acceptsUntypedTokens && /^(JWT)?$/i.test(typ ?? '') && hasScope;
   if (isForeign || !(isTyped || isUntyped)) {
-    throw refused('This is no access token: its type is not at+jwt, or it looks like an ID token.');
+    throw refused('The token is not an access token: its type is not at+jwt, or it looks like an ID token.');
   }
 }
 
@@ -124,7 +125,7 @@ function principalOf(identity: Identity, { exp = 0 }: JWTPayload, issuer: string
   return {
     kind: 'oidc',
     role: 'admin',
-    // An issuer has no fragment (OpenID Connect Core 1.0, section 2), so two pairs never make one text.
+    // An issuer has no fragment (OpenID Connect Core 1.0, section 2), so two pairs never give the same text.
     id: `${issuer}#${subject}`,
     issuer,
     subject,
@@ -145,7 +146,7 @@ const reasons: Record<string, string> & Record<'iss' | 'aud' | 'iat', string> = 
   iss: 'The token is of another issuer.',
   aud: 'The token is for another audience.',
   nbf: 'The token is not valid yet.',
-  iat: 'The token was made in the future.',
+  iat: 'The token was issued in the future.',
 };
 
 function problemOf(error: errors.JOSEError): Problem {
@@ -157,11 +158,11 @@ function problemOf(error: errors.JOSEError): Problem {
     return refused((isOfForm && reasons[error.claim]) || 'A claim of the token has a wrong form.');
   }
   if (error instanceof errors.JOSEAlgNotAllowed)
-    return refused('The token is signed by an algorithm that is not taken.');
+    return refused('The token is signed with an algorithm that is not accepted.');
   if (error instanceof errors.JWKSNoMatchingKey)
     return refused('The token is signed with a key that its issuer does not publish.');
   if (error instanceof errors.JWKSMultipleMatchingKeys)
-    return refused('The token does not say which key it is signed with.');
+    return refused('The token does not name the key with which it is signed.');
   if (error instanceof errors.JWSSignatureVerificationFailed) return refused('The signature of the token is wrong.');
   return unauthorized('token_malformed', 'The credential is not a well-formed token.', 'invalid_token');
 }

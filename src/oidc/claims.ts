@@ -5,7 +5,7 @@ import type { Access } from '../domain/permissions.ts';
 import { withoutUnreadable } from '../lib/readable-text.ts';
 import type { OidcSettings } from './settings.ts';
 
-/** Whom a genuine token is about, in the words of this service. */
+/** The person of a genuine token, with organization and scopes. */
 export interface Identity {
   subject: string;
   organizationId: OrganizationId;
@@ -15,10 +15,10 @@ export interface Identity {
   scopes: Access[];
 }
 
-/** Longer ones are not what OpenID Connect allows (Core 1.0, section 2). */
+/** The maximum length in OpenID Connect (Core 1.0, section 2). */
 const longestSubject = 255;
 
-/** @returns the identity, or why there is none */
+/** @returns the identity, or why the token has none */
 export function identityOf(payload: JWTPayload, settings: OidcSettings, secrets: SecretText): Identity | string {
   const subject = payload.sub;
   if (typeof subject !== 'string' || subject.length > longestSubject || !/^[\x20-\x7e]+$/.test(subject)) {
@@ -26,16 +26,16 @@ export function identityOf(payload: JWTPayload, settings: OidcSettings, secrets:
   }
   if (secrets.isIn(subject)) return 'The subject of the token contains a Latchkey token.';
   const organizationId = organizationOf(payload, settings.organization);
-  if (organizationId === undefined) return 'The token names no organization, or none that is known here.';
+  if (organizationId === undefined) return 'The token names no organization, or an unknown one.';
   const scopes = scopesOf(payload, settings);
-  if (scopes.length === 0) return 'The token has no role that gives anything here.';
-  const shown = (claim: unknown, most: number) => shownText(claim, most, secrets);
+  if (scopes.length === 0) return 'The token has no role that gives access.';
+  const shown = (claim: unknown, most: number) => storableText(claim, most, secrets);
   const name = shown(claimOf(payload, settings.nameClaim), 200) ?? subject;
   const email = isUnverified(payload) ? undefined : shown(claimOf(payload, settings.emailClaim), 254);
   return { subject, organizationId, name, email: email ?? null, scopes };
 }
 
-/** An address that the provider has not checked is only the person's claim, which history does not pass on. */
+/** An address that the provider has not verified is only the person's claim, so history does not contain it. */
 function isUnverified(payload: JWTPayload): boolean {
   return payload['email_verified'] === false || payload['email_verified'] === 'false';
 }
@@ -43,7 +43,7 @@ function isUnverified(payload: JWTPayload): boolean {
 function organizationOf(payload: JWTPayload, by: OidcSettings['organization']): OrganizationId | undefined {
   if ('id' in by) return by.id;
   const found = claimOf(payload, by.claim);
-  // Some providers make a list of it; of several nobody could say which is meant.
+  // Some providers send a list. With several values it is not clear which one is meant.
   const value = Array.isArray(found) && found.length === 1 ? found[0] : found;
   if (typeof value !== 'string') return undefined;
   if (by.ids !== undefined) return by.ids.get(value);
@@ -57,7 +57,10 @@ function scopesOf(payload: JWTPayload, { rolesClaim, readRoles, writeRoles }: Oi
   return [...(has(readRoles) ? (['read'] as const) : []), ...(has(writeRoles) ? (['write'] as const) : [])];
 }
 
-/** By its whole name, as `https://example.com/roles`; else by a path, as `realm_access.roles`, whose parts may have dots. */
+/**
+ * Finds a claim by its whole name, such as `https://example.com/roles`, or else by a path, such as
+ * `realm_access.roles`, whose parts may contain dots.
+ */
 export function claimOf(within: unknown, name: string): unknown {
   if (typeof within !== 'object' || within === null) return undefined;
   const members = within as Record<string, unknown>;
@@ -70,8 +73,10 @@ export function claimOf(within: unknown, name: string): unknown {
   return undefined;
 }
 
-/** As history can keep it: bounded, on one line, well-formed, with nothing hidden and no token in it. */
-function shownText(value: unknown, most: number, { redact }: SecretText): string | undefined {
+/**
+ * A text in a form that history can store: limited, on one line, well-formed, without invisible characters and tokens.
+ */
+function storableText(value: unknown, most: number, { redact }: SecretText): string | undefined {
   if (typeof value !== 'string') return undefined;
   const visible = withoutUnreadable(redact(value).toWellFormed().normalize('NFC'));
   const text = visible.trim().slice(0, most).toWellFormed();

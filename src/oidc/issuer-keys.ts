@@ -6,11 +6,11 @@ import { dayMs, minuteMs } from '../lib/durations.ts';
 import { isLoopback } from './settings.ts';
 
 /**
- * The keys that an identity provider signs with, found by OpenID Connect Discovery 1.0 and kept by jose. While the provider
- * does not answer, known ones go on.
+ * The signing keys of an identity provider, found by OpenID Connect Discovery 1.0 and cached by jose. While the
+ * provider does not respond, cached keys stay valid.
  */
 export interface IssuerKeys {
-  /** The key that a token says it was signed with. @throws Problem `unavailable`; JOSEError where there is no such key */
+  /** The key that a token names. @throws Problem `unavailable`; JOSEError if there is no such key */
   find: JWTVerifyGetKey;
 }
 
@@ -21,13 +21,15 @@ export interface IssuerKeysOptions {
 }
 
 interface Timings {
-  /** Keys older than this are fetched again, while they go on being used. */
+  /** Keys older than this are fetched again; meanwhile they stay valid. */
   refreshMs: number;
-  /** Keys that were fetched so long ago are not trusted any more: one may have been withdrawn. */
+  /** Keys older than this are not trusted any more: one may have been withdrawn. */
   keptMs: number;
-  /** An unknown key causes another fetch, but not so soon after the last: anybody can name one. */
+  /**
+   * An unknown key causes another fetch, but not sooner than this after the last one: anybody can name unknown keys.
+   */
   cooldownMs: number;
-  /** After a failure the provider is left alone for so long. */
+  /** The pause after a failed fetch. */
   retryMs: number;
   timeoutMs: number;
 }
@@ -40,14 +42,14 @@ const defaultTimings: Timings = {
   timeoutMs: 3_000,
 };
 
-/** Begins to fetch at once, so that the first caller need not wait. */
+/** Starts to fetch at once, so that the first caller does not wait. */
 export function createIssuerKeys({ issuer, logger, timings }: IssuerKeysOptions): IssuerKeys {
   const { refreshMs, keptMs, cooldownMs, retryMs, timeoutMs } = { ...defaultTimings, ...timings };
   let failure: { cause: unknown; atMs: number } | undefined;
   let fetchedAtMs = Number.NEGATIVE_INFINITY;
   const sinceMs = (atMs: number) => performance.now() - atMs;
 
-  /** What jose fetches, one at a time. @throws Problem `unavailable` */
+  /** Fetches for jose, one at a time. @throws Problem `unavailable` */
   async function fetchKeySet(_: string, { signal }: { signal: AbortSignal }): Promise<Response> {
     if (failure !== undefined && sinceMs(failure.atMs) < retryMs) throw unavailable(failure.cause);
     try {
@@ -58,7 +60,7 @@ export function createIssuerKeys({ issuer, logger, timings }: IssuerKeysOptions)
       return Response.json(keySet);
     } catch (cause) {
       if (failure === undefined) {
-        logger.warn({ err: cause, issuer }, "The identity provider's keys cannot be fetched; known ones go on.");
+        logger.warn({ err: cause, issuer }, "The identity provider's keys cannot be fetched. Cached keys stay valid.");
       }
       failure = { cause, atMs: performance.now() };
       throw unavailable(cause);
@@ -83,13 +85,13 @@ export function createIssuerKeys({ issuer, logger, timings }: IssuerKeysOptions)
 }
 
 function unavailable(cause: unknown): Problem {
-  const detail = 'The keys of the identity provider could not be read, and without them this token cannot be checked.';
+  const detail = 'The keys of the identity provider could not be fetched, so this token cannot be checked.';
   return new Problem('unavailable', detail, { cause });
 }
 
 /**
- * The document at `/.well-known/openid-configuration` must be of this issuer (OpenID Connect Discovery 1.0, section 4.3).
- * @throws Error where the provider does not answer, or says something else than that
+ * Checks that the document at `/.well-known/openid-configuration` is that of the issuer (OpenID Connect Discovery 1.0,
+ * section 4.3). @throws Error if the provider does not respond or returns another document
  */
 export async function fetchKeys(
   issuer: string,
@@ -99,7 +101,7 @@ export async function fetchKeys(
   if (discovery['issuer'] !== issuer) throw new Error('the discovery document is that of another issuer');
   const jwksUri = discovery['jwks_uri'];
   if (typeof jwksUri !== 'string' || !isTrustworthy(jwksUri, issuer)) {
-    throw new Error('the discovery document names no jwks_uri that can be trusted');
+    throw new Error('the discovery document has no trustworthy jwks_uri');
   }
   const jwks = await fetchJson(jwksUri, signal);
   if (!Array.isArray(jwks['keys'])) throw new Error('the key set has no keys');
@@ -109,8 +111,8 @@ export async function fetchKeys(
 const shortestModulusBits = 2_048;
 
 /**
- * jose looks at a key only once a token names it, and then fails at one that is damaged or too weak as if the fault were
- * ours: anybody could get 500s by naming it. Secret and private ones are no business of a document that all can read.
+ * jose checks a key only when a token names it. A damaged or weak key would then cause a 500, which anybody could
+ * provoke by naming it. Private and secret keys do not belong in this public document.
  */
 function isUsable(jwk: JsonWebKey | null): boolean {
   try {
@@ -139,9 +141,9 @@ async function fetchJson(url: string, signal: AbortSignal): Promise<Record<strin
   let text = '';
   for await (const part of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
     text += part;
-    if (text.length > longestText) throw new Error(`${url} is over ${longestText} characters`);
+    if (text.length > longestText) throw new Error(`${url} has more than ${longestText} characters`);
   }
   const value: unknown = JSON.parse(text);
-  if (typeof value !== 'object' || value === null) throw new Error(`${url} is no JSON object`);
+  if (typeof value !== 'object' || value === null) throw new Error(`${url} is not a JSON object`);
   return value as Record<string, unknown>;
 }

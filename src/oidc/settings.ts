@@ -2,12 +2,12 @@ import { z } from 'zod';
 import { idSuffixPattern, type OrganizationId } from '../domain/ids.ts';
 import { integer } from '../lib/config-forms.ts';
 
-/** Which identity provider admins may come from, and what its tokens mean here. */
+/** The identity provider of admins, and the meaning of its tokens. */
 export interface OidcSettings {
-  /** As tokens name it in `iss`, to the letter. */
+  /** Exactly as in the claim `iss`. */
   issuer: string;
   audience: string;
-  /** Where the audience is looked for. */
+  /** The claim with the audience. */
   audienceClaim: string;
   organization: FixedOrganization | ClaimedOrganization;
   rolesClaim: string;
@@ -16,21 +16,21 @@ export interface OidcSettings {
   writeRoles: readonly string[];
   nameClaim: string;
   emailClaim: string;
-  /** Whether access tokens are taken that do not say by `typ` that they are such. */
-  takesUntypedTokens: boolean;
+  /** Whether access tokens without the type `at+jwt` are accepted. */
+  acceptsUntypedTokens: boolean;
   requiresNbf: boolean;
-  /** How far ahead the end of a token may be. */
+  /** The longest remaining lifetime of a token. */
   maxLifetimeSeconds: number;
 }
 
-/** Everybody whom the issuer vouches for belongs to one organization. */
+/** All persons of the issuer belong to one organization. */
 interface FixedOrganization {
   id: OrganizationId;
 }
 
 interface ClaimedOrganization {
   claim: string;
-  /** What the claim's values mean; undefined: they are ids themselves. */
+  /** The organizations by the claim's values. Undefined: the values are ids. */
   ids: ReadonlyMap<string, OrganizationId> | undefined;
 }
 
@@ -41,11 +41,11 @@ const claim = z
   .max(200)
   .regex(/^[^\s,]+$/, 'must be the name of a claim');
 
-/** With commas between them, or a JSON list where a value has a comma itself. */
+/** Separated by commas, or a JSON list if a value contains a comma. */
 const values = z
   .string()
   .transform((text) => (text.startsWith('[') ? parsedJson(text) : text.split(',').map((part) => part.trim())))
-  .refine(isTextList, 'must be values with commas between them, or a JSON list of texts');
+  .refine(isTextList, 'must be values separated by commas, or a JSON list of texts');
 
 function isTextList(value: unknown): value is string[] {
   return Array.isArray(value) && value.length > 0 && value.every((part) => typeof part === 'string' && part !== '');
@@ -73,7 +73,7 @@ function pairsOf(text: string): string[][] {
   return text.split(',').map((pair) => pair.split('=').map((part) => part.trim()));
 }
 
-/** For values that have a comma or an equals sign. What is not an object of texts has no pair that fits. */
+/** For values that contain a comma or an equals sign. Anything but an object of texts gives no valid pair. */
 function pairsOfJson(text: string): string[][] {
   const pairs = Object.entries(parsedJson(text) ?? {}).map(([value, id]) => [value, String(id)]);
   return pairs.length === 0 ? [[]] : pairs;
@@ -83,7 +83,7 @@ const switchOf = z.enum(['true', 'false'], 'must be true or false').transform((t
 
 const exampleOrganization = 'org_01k9s3v5wqe8n8x4r2m6t7yb0c';
 
-/** The variables about it; `config.ts` has all the others. */
+/** The settings of the identity provider. */
 export const oidcEnvironment = {
   OIDC_ISSUER: z
     .string()
@@ -91,16 +91,15 @@ export const oidcEnvironment = {
     .optional()
     .meta({
       description:
-        "The company's identity provider, as its tokens name it in `iss`: admins may come with its access tokens (docs/oidc.md). Not set: nobody may.",
+        "The issuer URL of the company's identity provider, exactly as in the claim `iss`. Admins may then use its access tokens (docs/oidc.md). Not set: no identity provider.",
       example: 'https://login.example.com/realms/company',
     }),
   OIDC_AUDIENCE: z.string().max(500).optional().meta({
-    description: 'What its tokens name in `aud` if they are for Latchkey; needed with OIDC_ISSUER.',
+    description: 'The audience of tokens for Latchkey, in the claim `aud`. Required with OIDC_ISSUER.',
     example: 'https://latchkey.example.com',
   }),
   OIDC_AUDIENCE_CLAIM: claim.default('aud').meta({
-    description:
-      'The claim in which OIDC_AUDIENCE is looked for; `client_id` for Amazon Cognito, whose tokens have no `aud`.',
+    description: 'The claim with the audience. For Amazon Cognito, whose tokens have no `aud`: `client_id`.',
     example: 'client_id',
   }),
   OIDC_ORGANIZATION: z
@@ -108,26 +107,26 @@ export const oidcEnvironment = {
     .regex(organizationId, 'must be the id of an organization')
     .transform((text) => text as OrganizationId)
     .optional()
-    .meta({ description: 'The organization of everybody who comes from there.', example: exampleOrganization }),
+    .meta({ description: 'The organization of all persons of the identity provider.', example: exampleOrganization }),
   OIDC_ORGANIZATION_CLAIM: claim.optional().meta({
-    description: 'Instead of OIDC_ORGANIZATION: the claim that says which organization somebody belongs to.',
+    description: 'The claim with the organization of a person, instead of OIDC_ORGANIZATION.',
     example: 'organization',
   }),
   OIDC_ORGANIZATIONS: organizations.optional().meta({
     description:
-      'What the values of that claim mean: `value=org_…`, with commas, or a JSON object. Not set: they are ids of organizations.',
+      'The organizations by the values of that claim: `value=org_…`, separated by commas, or a JSON object. Not set: the values are ids of organizations.',
     example: `acme=${exampleOrganization}`,
   }),
   OIDC_ROLES_CLAIM: claim.default('roles').meta({
-    description: 'The claim whose values say what somebody may do: a list, or a text with spaces.',
+    description: 'The claim with the roles of a person: a list, or a text separated by spaces.',
     example: 'realm_access.roles',
   }),
   OIDC_READ_ROLES: values.default(['latchkey-read']).meta({
-    description: 'Its values that give an admin the scope `read`; with commas, or a JSON list.',
+    description: 'The roles that give the scope `read`; separated by commas, or a JSON list.',
     example: 'latchkey-auditor,latchkey-admin',
   }),
   OIDC_WRITE_ROLES: values.default(['latchkey-write']).meta({
-    description: 'Its values that give an admin the scope `write`; with commas, or a JSON list.',
+    description: 'The roles that give the scope `write`; separated by commas, or a JSON list.',
     example: 'latchkey-admin',
   }),
   OIDC_NAME_CLAIM: claim.default('name').meta({
@@ -139,20 +138,20 @@ export const oidcEnvironment = {
     example: 'upn',
   }),
   OIDC_UNTYPED_TOKENS: switchOf.default(false).meta({
-    description: 'Take access tokens whose `typ` is not `at+jwt` too; what looks like an ID token is refused.',
+    description: 'Also accept access tokens whose `typ` is not `at+jwt`. Tokens that look like ID tokens are rejected.',
     example: 'true',
   }),
   OIDC_NBF_REQUIRED: switchOf.default(false).meta({
-    description: 'Reject tokens without `nbf`, which RFC 9068 does not ask for.',
+    description: 'Reject tokens without `nbf`. RFC 9068 does not require it.',
     example: 'true',
   }),
   OIDC_MAX_LIFETIME_SECONDS: integer(60, 604_800).default(7_200).meta({
-    description: 'Reject tokens that end later than so many seconds from now: a JWT cannot be revoked.',
+    description: 'Reject tokens that expire later than this many seconds from now, because a JWT cannot be revoked.',
     example: '86400',
   }),
 };
 
-/** http leads to this machine alone: what is fetched there decides who is an admin. */
+/** http only on this machine: the fetched keys decide who is an admin. */
 function isIssuer(text: string): boolean {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   if (url === undefined || /[?#\s]/.test(text) || url.username + url.password !== '') return false;
@@ -165,30 +164,28 @@ export function isLoopback(hostname: string): boolean {
 
 type OidcVariables = z.infer<z.ZodObject<typeof oidcEnvironment>>;
 
-/** What does not fit together, one line each. */
+/** The contradictions between these settings, one line each. */
 export function oidcProblems(given: OidcVariables): string[] {
   const { OIDC_ISSUER, OIDC_AUDIENCE, OIDC_ORGANIZATION, OIDC_ORGANIZATION_CLAIM, OIDC_ORGANIZATIONS } = given;
   const others = { OIDC_AUDIENCE, OIDC_ORGANIZATION, OIDC_ORGANIZATION_CLAIM, OIDC_ORGANIZATIONS };
   if (OIDC_ISSUER === undefined) {
     const idle = Object.entries(others).filter(([, value]) => value !== undefined);
-    return idle.map(
-      ([name]) => `${name} is set without OIDC_ISSUER, and nobody would come from there: set both or neither.`,
-    );
+    return idle.map(([name]) => `${name} is set without OIDC_ISSUER, so it has no effect. Set both or neither.`);
   }
   const problems: string[] = [];
   if (OIDC_AUDIENCE === undefined) {
-    problems.push('OIDC_AUDIENCE must be set with OIDC_ISSUER: any token of the issuer would do otherwise.');
+    problems.push('OIDC_AUDIENCE must be set with OIDC_ISSUER. Otherwise any token of the issuer would be accepted.');
   }
   if ((OIDC_ORGANIZATION === undefined) === (OIDC_ORGANIZATION_CLAIM === undefined)) {
     problems.push('Either OIDC_ORGANIZATION or OIDC_ORGANIZATION_CLAIM must be set with OIDC_ISSUER.');
   }
   if (OIDC_ORGANIZATIONS !== undefined && OIDC_ORGANIZATION_CLAIM === undefined) {
-    problems.push('OIDC_ORGANIZATIONS says what values of OIDC_ORGANIZATION_CLAIM mean: set that too.');
+    problems.push('OIDC_ORGANIZATIONS needs OIDC_ORGANIZATION_CLAIM, whose values it maps. Set both.');
   }
   return problems;
 }
 
-/** Undefined where nobody comes from an identity provider. */
+/** Undefined if no identity provider is configured. */
 export function oidcSettingsOf(given: OidcVariables): OidcSettings | undefined {
   const { OIDC_ISSUER: issuer, OIDC_AUDIENCE: audience, OIDC_ORGANIZATION: id, OIDC_ORGANIZATION_CLAIM: claim } = given;
   if (issuer === undefined || audience === undefined) return undefined;
@@ -202,7 +199,7 @@ export function oidcSettingsOf(given: OidcVariables): OidcSettings | undefined {
     writeRoles: given.OIDC_WRITE_ROLES,
     nameClaim: given.OIDC_NAME_CLAIM,
     emailClaim: given.OIDC_EMAIL_CLAIM,
-    takesUntypedTokens: given.OIDC_UNTYPED_TOKENS,
+    acceptsUntypedTokens: given.OIDC_UNTYPED_TOKENS,
     requiresNbf: given.OIDC_NBF_REQUIRED,
     maxLifetimeSeconds: given.OIDC_MAX_LIFETIME_SECONDS,
   };

@@ -172,7 +172,7 @@ export function oidcOf(
       writeRoles: ['latchkey-write'],
       nameClaim: 'name',
       emailClaim: 'email',
-      takesUntypedTokens: false,
+      acceptsUntypedTokens: false,
       requiresNbf: false,
       maxLifetimeSeconds: 7_200,
       ...settings,

@@ -12,7 +12,7 @@ import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
 import { toOpenApi30 } from './openapi-3-0.ts';
 import { documentOf } from './operations.ts';
 
-/** The OpenAPI document of the service's own routes, as it is committed. Nothing connects to a database. */
+/** The OpenAPI document of the service's routes. Does not connect to a database. */
 export async function describeApi(): Promise<string> {
   const url = 'postgres://nobody@127.0.0.1:1/nothing';
   const clock = createDatabaseClock();
@@ -58,7 +58,7 @@ export async function describeApi(): Promise<string> {
   }
 }
 
-/** The same document by OpenAPI 3.0.3. */
+/** The same document in OpenAPI 3.0.3. */
 export function as30(text: string): string {
   return textOf(toOpenApi30(JSON.parse(text)));
 }

@@ -2,11 +2,11 @@ import { isDeepStrictEqual } from 'node:util';
 import { type ProblemCode, problemKinds } from '../../src/domain/errors.ts';
 import { problemMediaType } from '../../src/http/problem.ts';
 
-/** What the generated OpenAPI document lacks or says wrongly, made right in one pass over it. */
+/** Completes and corrects the generated OpenAPI document in one pass. */
 
 export type JsonObject = Record<string, unknown>;
 
-/** Where an operation carries the headers of its success until the document is finished. */
+/** The temporary member with the headers of an operation's success. */
 export const replyHeadersMember = 'x-reply-headers';
 
 interface Parameter extends JsonObject {
@@ -40,15 +40,15 @@ function finishOperation(operation: Operation): void {
   for (const media of Object.values(operation.requestBody?.content ?? {})) {
     const { anyOf, ...said } = media.schema as { anyOf?: JsonObject[] };
     if (anyOf?.length !== 2 || anyOf[1]?.['type'] !== 'null') continue;
-    // A body that may be null may as well be left out, which is what a client would do.
+    // A body that may be null may also be left out, which is what a client would do.
     media.schema = { ...anyOf[0], ...said };
     if (operation.requestBody !== undefined) operation.requestBody.required = false;
   }
 }
 
 /**
- * Beside a reference the generator reads nothing, so what is said there, such as a default, waits behind `allOf`.
- * @param query what an operation takes in its query, as JSON Schema
+ * The generator ignores everything beside a reference, so a default and the like stands beside `allOf`.
+ * @param query the query parameters of an operation, as JSON Schema
  */
 export function wrapReferences(query: unknown): unknown {
   const { properties, ...rest } = (query ?? {}) as { properties?: Record<string, JsonObject> };
@@ -60,20 +60,20 @@ export function wrapReferences(query: unknown): unknown {
   return { ...rest, properties: Object.fromEntries(wrapped) };
 }
 
-/** A console sends a parameter's example where nothing was typed, so a filter would fit nothing and an id would be unknown. */
+/** A console sends a parameter's example by default, so a filter would match nothing and an id would be unknown. */
 function finishParameter(parameter: Parameter): void {
   delete parameter['example'];
   const { example: _, allOf, ...said } = parameter.schema;
   parameter.schema = allOf === undefined ? said : { ...said, ...allOf[0] };
 }
 
-/** A problem is a response component, which the generator takes for a schema; a success gets its headers. */
+/** Turns problems into response components, and adds the headers of a success. */
 function finishResponse(status: string, response: JsonObject, ownHeaders: JsonObject): JsonObject {
   const content = response['content'] as Record<string, { schema: JsonObject }> | undefined;
   const [media] = Object.values(content ?? {});
   const reference = media?.schema['$ref'];
   if (typeof reference === 'string' && reference.startsWith('#/components/responses/')) return { $ref: reference };
-  const location = { Location: { description: 'The path of what was created.', schema: { type: 'string' } } };
+  const location = { Location: { description: 'The path of the created resource.', schema: { type: 'string' } } };
   return {
     ...response,
     description: status === '201' ? 'Created.' : 'Done.',
@@ -82,10 +82,10 @@ function finishResponse(status: string, response: JsonObject, ownHeaders: JsonOb
 }
 
 const requestIdHeader = {
-  'X-Request-Id': { description: 'Under this id the log tells of the request.', schema: { type: 'string' } },
+  'X-Request-Id': { description: 'The id of the request in the log.', schema: { type: 'string' } },
 };
 
-/** Takes away what the schema language adds of its own: bounds of safe integers, patterns beside formats. */
+/** Removes what zod adds by itself: bounds of safe integers, patterns beside formats. */
 function tidySchemas(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(tidySchemas);
   if (typeof value !== 'object' || value === null) return value;
@@ -111,8 +111,8 @@ function isNoise(name: string, member: unknown, schema: JsonObject): boolean {
 }
 
 /**
- * The type provider writes an input and an output form of every named schema; what nothing refers to goes. The others are
- * sorted by name: otherwise their order would be that in which modules are imported.
+ * The type provider writes an input and an output form of every named schema; unused ones are removed. The rest is
+ * sorted by name, otherwise the order would depend on the order of imports.
  */
 export function withoutUnreferenced(components: Document['components'], rest: unknown): Document['components'] {
   const kept = { ...components, responses: referenced(components.responses, 'responses', JSON.stringify(rest)) };
@@ -125,9 +125,8 @@ export function withoutUnreferenced(components: Document['components'], rest: un
 }
 
 /**
- * The type provider names what is read `NameInput` and what is sent `Name`. Each name here goes one way only, or has the
- * same form in both.
- * @throws Error where the two differ
+ * The type provider names an input form `NameInput` and an output form `Name`. Here each name is used in one direction
+ * only, or both forms are equal. @throws Error if they differ
  */
 function withOneNameEach({ components, ...rest }: Document): Document {
   const ends = /(?<=#\/components\/schemas\/[A-Za-z0-9]+)Input(?=")/g;
@@ -138,16 +137,14 @@ function withOneNameEach({ components, ...rest }: Document): Document {
     const known = schemas[shortName];
     const own = withoutDefaults(renamed(schema));
     if (known !== undefined && !isDeepStrictEqual(known, own)) {
-      throw new Error(
-        `the schema ${shortName} is read in another form than it is sent; give one of the two another id`,
-      );
+      throw new Error(`The input and output forms of schema ${shortName} differ. Give one of the two another id.`);
     }
     schemas[shortName] = own;
   }
   return { ...renamed(rest), components: { ...renamed(components), schemas } };
 }
 
-/** A generator takes a member with a default for one that is always there, so the description says what it is. */
+/** Generators treat a member with a default as always present, so the description states the default. */
 function withoutDefaults(schema: JsonObject): JsonObject {
   const { properties, ...rest } = schema as { properties?: Record<string, JsonObject> };
   if (properties === undefined) return schema;
@@ -163,7 +160,7 @@ function referenced(components: JsonObject, kind: string, inTexts: string): Json
   );
 }
 
-/** One response component for each status, since a status is what OpenAPI tells replies apart by. */
+/** One response component for each status, because OpenAPI distinguishes replies by status. */
 export function problemResponses(): Record<string, JsonObject> {
   const byStatus = new Map<number, ProblemCode[]>();
   for (const [code, { status }] of Object.entries(problemKinds) as [ProblemCode, { status: number }][]) {
@@ -176,7 +173,7 @@ export function problemResponses(): Record<string, JsonObject> {
 
 function problemResponse(status: number, codes: ProblemCode[]): JsonObject {
   const [first] = codes;
-  if (first === undefined) throw new Error(`status ${status} has no problem`);
+  if (first === undefined) throw new Error(`Status ${status} has no problem`);
   const { title, explanation } = problemKinds[first];
   return {
     description: codes.map((code) => `\`${code}\`: ${problemKinds[code].explanation}`).join('\n\n'),

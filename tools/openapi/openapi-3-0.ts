@@ -1,11 +1,11 @@
 import { type JsonObject, withoutUnreferenced } from './finish-document.ts';
 
 /**
- * The document by OpenAPI 3.0.3, for generators that know only that. Nothing is described anew: each thing that 3.1 says
- * in another way is translated, and what could not be is refused, so that the two never tell different stories.
+ * Translates the document to OpenAPI 3.0.3, for generators that only support that version. Fails for anything that
+ * cannot be translated, so that the two documents never differ in meaning.
  */
 
-/** Words of JSON Schema that 3.0 does not know. None of the routes needs them. */
+/** Keywords of JSON Schema that 3.0 does not support. No route needs them. */
 const untranslatable = [
   'const',
   'prefixItems',
@@ -20,7 +20,7 @@ const untranslatable = [
   '$defs',
 ];
 
-/** @throws Error where the document has what 3.0 cannot say */
+/** @throws Error if the document contains what 3.0 cannot express */
 export function toOpenApi30(document: unknown): unknown {
   const nullableEnums: JsonObject = {};
   const translated = translate(document, { at: '', document, nullableEnums }) as Document30;
@@ -44,7 +44,7 @@ interface Place {
   /** A path from the document's root. */
   at: string;
   document: unknown;
-  /** Enums that are null somewhere, by name. They are filled in on the way. */
+  /** Enums that may be null somewhere, by name. Filled during the translation. */
   nullableEnums: JsonObject;
 }
 
@@ -61,12 +61,12 @@ function translate(value: unknown, place: Place): unknown {
 }
 
 function translateMember(name: string, member: unknown, place: Place): unknown {
-  // An example is data and no schema.
+  // An example is data, not a schema.
   if (name === 'example') return member;
   return translate(member, place);
 }
 
-/** Here names are whatever the API calls its things, such as a property named `type`. */
+/** Here names are names of the API, such as a property named `type`. */
 function isNameList(at: string): boolean {
   return /\/(properties|schemas|responses|headers|paths|content|securitySchemes)$/.test(at);
 }
@@ -74,7 +74,7 @@ function isNameList(at: string): boolean {
 function asSchema30(schema: JsonObject, place: Place): JsonObject {
   const { at } = place;
   const unknown = untranslatable.find((word) => word in schema);
-  if (unknown !== undefined) throw new Error(`OpenAPI 3.0 has no «${unknown}», which is used at ${at}`);
+  if (unknown !== undefined) throw new Error(`OpenAPI 3.0 does not support ${unknown}, which is used at ${at}`);
   if (Array.isArray(schema['type'])) return withTypes(schema, schema['type'] as string[], at);
   if (Array.isArray(schema['anyOf'])) return withOptions(schema, schema['anyOf'] as JsonObject[], place);
   const { $ref, ...siblings } = schema;
@@ -82,14 +82,15 @@ function asSchema30(schema: JsonObject, place: Place): JsonObject {
   return withSiblings(String($ref), siblings);
 }
 
-/** Beside a reference 3.0 reads nothing. */
+/** 3.0 ignores everything beside a reference. */
 function withSiblings($ref: string, siblings: JsonObject): JsonObject {
   return Object.keys(siblings).length === 0 ? { $ref } : { allOf: [{ $ref }], ...siblings };
 }
 
 function withTypes(schema: JsonObject, types: string[], at: string): JsonObject {
   const [type, ...others] = types.filter((each) => each !== 'null');
-  if (type === undefined || others.length > 0) throw new Error(`OpenAPI 3.0 has one type each, not those of ${at}`);
+  if (type === undefined || others.length > 0)
+    throw new Error(`OpenAPI 3.0 supports one type per schema, unlike ${at}`);
   return types.includes('null') ? asNullable({ ...schema, type }) : { ...schema, type };
 }
 
@@ -97,17 +98,18 @@ function withOptions({ anyOf: _, ...said }: JsonObject, options: JsonObject[], p
   const real = options.filter((option) => option['type'] !== 'null');
   const [only, ...others] = real;
   if (real.length === options.length) return { anyOf: options, ...said };
-  if (only === undefined || others.length > 0) throw new Error('OpenAPI 3.0 has no null beside several other types');
+  if (only === undefined || others.length > 0)
+    throw new Error('OpenAPI 3.0 does not support null beside several other types');
   const { $ref, ...members } = only;
   if ($ref === undefined) return asNullable({ ...members, ...said });
   const named = schemaBehind(String($ref), place.document);
   if (named['enum'] !== undefined) {
-    // Generators lose an enum behind `allOf` beside a type, so it has a second form that may be null.
+    // Generators lose an enum behind `allOf` beside a type, so it gets a second form that may be null.
     const name = `Nullable${String($ref).split('/').at(-1)}`;
     place.nullableEnums[name] = asNullable(named);
     return withSiblings(`#/components/schemas/${name}`, { ...members, ...said });
   }
-  // `nullable` speaks about the type that stands beside it, and not about one behind a reference.
+  // `nullable` refers to the type beside it, not to one behind a reference.
   return asNullable({ type: named['type'], allOf: [{ $ref }], ...members, ...said });
 }
 

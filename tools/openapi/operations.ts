@@ -13,25 +13,28 @@ import {
 } from './finish-document.ts';
 
 const tags = [
-  { name: 'Rows', description: 'The settings page as data: each owner and permission with its at most two live keys.' },
-  { name: 'Keys', description: 'API keys: create, look at, change, delete.' },
-  { name: 'Partners', description: 'Outside teams and companies that were granted read, write or both.' },
-  { name: 'Recovery', description: 'Asking an operator to bring back what an admin can no longer restore.' },
-  { name: 'Webhooks', description: 'Telling other systems of what happens, signed by Standard Webhooks.' },
-  { name: 'Verification', description: 'For backends: is this key good, and what may it do?' },
-  { name: 'Rate limits', description: 'How much the keys of an organization may be used.' },
-  { name: 'History', description: 'The append-only, hash-chained record of every change and every look.' },
-  { name: 'Administration', description: 'Organizations and the access tokens that call this service.' },
+  {
+    name: 'Rows',
+    description: 'The key rows: each owner and permission with its keys, at most two of which are live.',
+  },
+  { name: 'Keys', description: 'API keys: create, list, reveal, change, rotate, delete.' },
+  { name: 'Partners', description: 'Outside teams and companies with the permission read, write or both.' },
+  { name: 'Recovery', description: 'Requests to an operator to restore what an admin can no longer restore.' },
+  { name: 'Webhooks', description: 'Notifications of events to other systems, signed by Standard Webhooks.' },
+  { name: 'Verification', description: 'For backends: whether a key is valid, and what it permits.' },
+  { name: 'Rate limits', description: 'The rate limits of the keys of an organization.' },
+  { name: 'History', description: 'The append-only, hash-chained record of every change and every reveal.' },
+  { name: 'Administration', description: 'Organizations, and the access tokens for this service.' },
   { name: 'About', description: 'The service itself.' },
 ];
 
-const about = `Keeps the API keys of an organization: issues, reveals, deletes and verifies them, and proves who did what.
+const about = `Manages the API keys of organizations: creates, reveals, rotates, deletes and verifies keys, and records every change and reveal.
 
 Calls need an access token. \`npm start\` writes the first tokens of an installation to \`credentials.json\`, and
-\`latchkey bootstrap\` prints them once. Take \`adminToken\` for the management of keys and \`verifierToken\` for verification.
-An admin makes further tokens with \`POST /v1/access-tokens\`. On this page, press Authorize and paste one into \`bearer\`.`;
+\`latchkey bootstrap\` prints them once. Use \`adminToken\` to manage keys and \`verifierToken\` to verify them. An admin creates
+further tokens with \`POST /v1/access-tokens\`. On this page, press Authorize and paste a token into \`bearer\`.`;
 
-/** The OpenAPI document of routes as the service declares them. Nothing of them is called. */
+/** The OpenAPI document of the declared routes. No route is called. */
 export async function documentOf(routes: readonly RouteOptions[], version: string): Promise<JsonObject> {
   const app = fastify({ exposeHeadRoutes: false });
   app.setValidatorCompiler(() => () => true);
@@ -61,12 +64,12 @@ export async function documentOf(routes: readonly RouteOptions[], version: strin
             type: 'http',
             scheme: 'bearer',
             bearerFormat: 'JWT',
-            description: "An access token of the company's identity provider, where one is set up: docs/oidc.md",
+            description: "An access token of the company's identity provider, if one is configured: docs/oidc.md",
           },
           clientSecretBasic: {
             type: 'http',
             scheme: 'basic',
-            description: "HTTP Basic as OAuth clients use it: any client id, and the verifier's token as the secret",
+            description: "HTTP Basic as in OAuth: any client id, and the verifier's token as the secret",
           },
           apiKeyHeader: { type: 'apiKey', in: 'header', name: 'X-API-Key', description: 'The same token' },
         },
@@ -88,7 +91,7 @@ export async function documentOf(routes: readonly RouteOptions[], version: strin
   return app.swagger() as unknown as JsonObject;
 }
 
-/** Adds to an operation what its declared access implies: security, who may call, and every problem that can come. */
+/** Adds what an operation's declared access implies: security, the callers, and every possible problem. */
 function describe(route: RouteOptions, schema: JsonObject): JsonObject {
   const access = route.config?.access;
   if (access === undefined) throw new Error(`${String(route.method)} ${route.url} declares no config.access`);
@@ -109,7 +112,7 @@ function describe(route: RouteOptions, schema: JsonObject): JsonObject {
   };
 }
 
-/** The headers that an operation takes, and with which its success is answered. */
+/** The request headers of an operation, and the headers of its success. */
 function headersOf({ method, config = {} }: RouteOptions, access: AccessRule): JsonObject {
   const takesOperators = access !== 'public' && access.role === 'admin' && access.operator !== false;
   const isOnce = config.idempotencyKey === 'taken';
@@ -127,7 +130,7 @@ function headersOf({ method, config = {} }: RouteOptions, access: AccessRule): J
 
 const organizationHeader = {
   type: 'string',
-  description: 'For operators: the id of the organization in which to act.',
+  description: 'For operators: the id of the organization of this request.',
 };
 
 const idempotencyKeyHeader = {
@@ -136,14 +139,14 @@ const idempotencyKeyHeader = {
   maxLength: 255,
   pattern: '^[\\x20-\\x7e]+$',
   description:
-    'For safe retries: within 24 hours the same request with the same key is not done again but answered as the first time. ' +
-    'A reply with a plaintext in it is kept for 15 minutes, and not at all where keyReveal is never; after that the answer is ' +
+    'For safe retries: within 24 hours, the same request with the same key is not executed again and gets the first reply. ' +
+    'A reply with a plaintext is stored for 15 minutes, or not at all if keyReveal is never. After that the reply is ' +
     '409 `reply_gone`.',
 };
 
 const ifMatchHeader = {
   type: 'string',
-  description: 'The ETag of the version that is to be changed, or several; another one is refused with 412.',
+  description: 'The ETag of the version to change, or several. Another version is rejected with 412.',
 };
 
 const entityTagReply = {
@@ -152,12 +155,12 @@ const entityTagReply = {
 
 const replayedReply = {
   'Idempotent-Replayed': {
-    description: '`true` where this is the reply to an earlier request with the same Idempotency-Key.',
+    description: '`true` if this is the reply to an earlier request with the same Idempotency-Key.',
     schema: { type: 'string' },
   },
 };
 
-/** Only OAuth's schemes may name scopes; each description says which one is needed. */
+/** Only OAuth schemes may list scopes, so each description states the needed one. */
 function securityOf(access: AccessRule): JsonObject[] {
   if (access === 'public') return [];
   if (access.role === 'gateway') return [{ gatewayHeader: [] }];
