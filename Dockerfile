@@ -29,10 +29,10 @@ COPY openapi openapi
 COPY --from=dependencies /app/node_modules node_modules
 COPY --from=build /app/dist dist
 # The account `node` of the base image, by number, because Kubernetes can check only a number against runAsNonRoot.
-# What lies in /app belongs to root: the service cannot change its own program.
+# /app belongs to root, so the service cannot change its own program.
 USER 1000:1000
 EXPOSE 8080
-# Alive, and not ready: a restart does not bring a database back.
+# Liveness, not readiness: a restart does not repair a database.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
   CMD ["node", "-e", "fetch(`http://127.0.0.1:${process.env.PORT}/livez`).then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
 ENTRYPOINT ["node", "--min-semi-space-size=16", "--heap-growing-percent=100", "dist/src/cli/latchkey.js"]

@@ -1,6 +1,6 @@
 import fastify from 'fastify';
 
-// The smallest backend that there is, for a comparison with itself: protected by the hook where it is told of a Latchkey.
+// The smallest backend, for a comparison with itself: protected by the hook if it gets the URL of a Latchkey.
 
 const app = fastify();
 app.get('/readyz', { config: { permission: 'none' } }, async () => ({}));

@@ -21,9 +21,8 @@ export interface Lasting {
 }
 
 /**
- * One key and all of them, under a load that lasts: so that writing what was counted is paid by those who have caused
- * it. All keys have their turns between two of one key, and their process has ended, and so has written all that it
- * counted, before the second one.
+ * Compares one key with all keys under lasting load, so that each side pays for writing its own usage. The turn with all
+ * keys is between two turns with one key. Its process has ended, and so has written its usage, before the second one.
  */
 export async function compareKeyCounts(
   { stage, load, question }: { stage: Stage; load: Load; question: Question },

@@ -103,7 +103,7 @@ function mint(
   return { row: { id, partner_id: partnerId, slot, tag, mac, last_four: token.reveal().slice(-4) }, token };
 }
 
-/** As they would be presented by somebody who guesses: well formed, with a right checksum, for ids that exist or do not. */
+/** Guessed keys: well formed, with a valid checksum, for ids that exist or do not. */
 export function wrongKeys(
   rightKeys: readonly string[],
   count: number,

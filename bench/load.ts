@@ -16,9 +16,9 @@ export interface LoadJob {
   /** The part of the set that is used. */
   from?: number;
   to?: number;
-  /** Requests that are made ahead and gone through again and again; 65,536 where nothing is said. */
+  /** The number of prepared requests, which are repeated. Default: 65,536. */
   inRow?: number;
-  /** As many as the connections can carry where nothing is said. */
+  /** Requests per second. Default: as many as the connections can carry. */
   requestsASecond?: number;
 }
 

@@ -24,7 +24,7 @@ interface Writer {
   keyId: string;
 }
 
-/** What the triggers that tell of changes cost: Postgres lets one notifying transaction commit at a time. */
+/** The cost of the triggers that notify of changes: Postgres lets one notifying transaction commit at a time. */
 export async function measureNotifying(
   stage: Stage,
   { writerCounts, rounds, seconds }: { writerCounts: number[]; rounds: number; seconds: number },

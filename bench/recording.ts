@@ -79,7 +79,7 @@ async function insertFor(
   return changes / seconds;
 }
 
-/** Nobody is told of a new partner (docs/performance.md), so what is measured is the recording alone. */
+/** A new partner causes no notification (docs/performance.md), so only the recording is measured. */
 async function insertOne(
   transactor: Parameters<typeof transact>[0],
   by: OrganizationContext,

@@ -2,7 +2,7 @@ import pg from 'pg';
 import { keepAliveClient } from '../test/support/keep-alive-client.ts';
 import type { SoakBooks, SoakTarget } from './soak-load.ts';
 
-/** Whether a deleted key was tried by somebody who still had it is up to chance. */
+/** Events that depend on chance: whether a deleted key was used again. */
 const byChance = ['key.used_after_deletion'];
 
 /**
@@ -20,9 +20,9 @@ export async function compareBooks(
   const actions = new Set([...Object.keys(recorded), ...Object.keys(books.acts)]);
   for (const action of actions) {
     if (byChance.includes(action)) continue;
-    const told = (recorded[action] ?? 0) - (eventsBefore[action] ?? 0);
+    const inHistory = (recorded[action] ?? 0) - (eventsBefore[action] ?? 0);
     const done = books.acts[action] ?? 0;
-    if (told !== done) differences.push(`${action}: history tells of ${told}, ${done} were acknowledged`);
+    if (inHistory !== done) differences.push(`${action}: ${inHistory} in history, ${done} acknowledged`);
   }
   const [usage] = await query(
     databaseUrl,

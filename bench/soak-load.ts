@@ -2,8 +2,8 @@ import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type KeepAliveClient, type KeptReply, keepAliveClient } from '../test/support/keep-alive-client.ts';
 
-// A mixed load that keeps books: at its end history must tell of exactly what was acknowledged, and usage of what was
-// answered as allowed.
+// A mixed load that counts its replies: at the end, history must contain exactly the acknowledged changes, and usage
+// exactly the allowed verifications.
 
 export interface SoakTarget {
   url: string;
@@ -24,7 +24,7 @@ export interface SoakBooks {
   requests: number;
   /** Verifications that were allowed and counted, as the service must have them in the end. */
   allowed: number;
-  /** Acts that were acknowledged, by the action that history must tell of them. */
+  /** Acknowledged changes, by the action that history must contain. */
   acts: Record<string, number>;
   /** Answers that should not have come. */
   unexpected: string[];

@@ -374,14 +374,14 @@ def main():
         chain = checkpoints.chains()[0]
     is_good = True
     for path in given.export:
-        is_good = tell(path, checkpoints, chain) and is_good
+        is_good = report(path, checkpoints, chain) and is_good
     for problem in checkpoints.problems if checkpoints is not None else []:
         print("bad  checkpoint: " + problem)
         is_good = False
     return 0 if is_good else 1
 
 
-def tell(path, checkpoints, chain):
+def report(path, checkpoints, chain):
     checkpoints_of = checkpoints.of if checkpoints is not None else lambda name: []
     file = sys.stdin.buffer if path == "-" else open(path, "rb")
     with file:

@@ -20,24 +20,24 @@ export async function whatToLookAt(
     `curl -sw '\\n' '${url}${path}' -H 'X-API-Key: ${token}'${more}`;
   const lines: Array<[what: string, command: string]> = [
     ['Every row with its keys; shipping has two of which the old one ends in a week', line('/v1/rows')],
-    ['Who has looked at the key of marketplace, and what for', line(`/v1/keys/${keyOf('marketplace').id}/viewers`)],
+    ['Who has revealed the key of marketplace, and why', line(`/v1/keys/${keyOf('marketplace').id}/viewers`)],
     [
       'How much analytics was used: more than its limit of 50 an hour',
       line(`/v1/partners/${partnerNamed('analytics').id}/usage`),
     ],
     ['The latest ten events: who did what, down to a leaked key that was used', line('/v1/history?limit=10')],
-    ['The whole chain, computed anew', line('/v1/history/verify')],
+    ['The whole chain, verified', line('/v1/history/verify')],
     [
-      'What an operator sees: somebody asks for a key back',
+      'Recovery requests, as an operator sees them',
       line('/v1/recovery-requests', operatorToken, ` -H 'Latchkey-Organization: ${organizationId}'`),
     ],
-    ['How the service is doing', `curl -sw '\\n' '${url}/metrics'`],
+    ['The metrics of the service', `curl -sw '\\n' '${url}/metrics'`],
   ];
-  const told = lines.map(([what, command]) => `${what}:\n${command}\n`).join('\n');
+  const pasteable = lines.map(([what, command]) => `${what}:\n${command}\n`).join('\n');
   return `
 The demo's organization is filled, and Latchkey listens on ${url}. Paste one line after the other:
 
-${told}
-All of it is described at ${url}/docs. Ctrl-C ends it; the next start finds it as it was.
+${pasteable}
+API documentation: ${url}/docs. Ctrl-C stops the demo; the next start has the same data.
 `;
 }

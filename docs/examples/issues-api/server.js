@@ -10,7 +10,7 @@ export async function buildApp({ latchkeyUrl, latchkeyToken, logger = false }) {
 
   await app.register(latchkey, { url: latchkeyUrl, token: latchkeyToken });
 
-  // Nothing is said of the next two: the method does. GET reads, POST writes.
+  // The next two need no configuration: GET needs the permission read, POST needs write.
   app.get('/issues', async () => ({ data: issues }));
 
   app.post(
@@ -39,7 +39,7 @@ export async function buildApp({ latchkeyUrl, latchkeyToken, logger = false }) {
     return { data: issues.filter(({ title }) => title.toLowerCase().includes(text)) };
   });
 
-  // For whoever watches whether the process lives; it has no key.
+  // For health checks, which send no key.
   app.get('/health', { config: { permission: 'none' } }, async () => ({ ok: true }));
 
   return app;
