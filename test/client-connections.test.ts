@@ -236,20 +236,20 @@ t.test('what is no stream, or none any more, is left, and another one opened', a
   );
   const ended = [
     [`${streamHead}${beat(0)}event: change\ndata: {\n\n`, /JSON/],
-    [`${streamHead}${beat(0)}event: end\ndata: {"reason":"so"}\n\n`, /has ended the stream: so/],
+    [`${streamHead}${beat(0)}event: end\ndata: {"reason":"so"}\n\n`, /ended the stream: so/],
     [`${streamHead}${beat(0)}data: ${'x'.repeat(300_000)}`, /too large|buffer/i],
   ] as const;
-  for (const [bytes, told] of [...other, ...ended]) {
+  for (const [bytes, reason] of [...other, ...ended]) {
     const listener = await listenFor(t, (socket, request, connection) => {
       if (request > 0) socket.write(connection === 1 ? bytes : `${streamHead}${beat(0)}`);
     });
     const stream = await follow(t, listener.url);
     const expected =
-      told === undefined
+      reason === undefined
         ? [[true, '']]
         : [
             [true, ''],
-            [false, told],
+            [false, reason],
             [true, ''],
           ];
     await eventually(async () => stream.turns.length === expected.length, 5_000);

@@ -157,7 +157,7 @@ t.test('a reply that was on its way when changes may have been missed is not kep
   t.notOk(isFromMemory(unseen.key), 'and holds for nobody else');
 });
 
-t.test('uses that somebody on the way would not pass on are told with the next one', async (t) => {
+t.test('uses that a proxy did not pass on are reported with the next one', async (t) => {
   const { app, url, admin, verifier, verification } = await startListening(t);
   const [answer] = app.server.listeners('request') as RequestListener[];
   let refusals = 0;
@@ -182,7 +182,7 @@ t.test('uses that somebody on the way would not pass on are told with the next o
   t.match((await admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed: 5 });
 });
 
-t.test('a refusal that was on its way when its key was resumed is told to nobody who comes after', async (t) => {
+t.test('a rejection that was in flight when its key was resumed is not returned to later requests', async (t) => {
   const { service, proxy, client, key, unseen, isFromMemory } = await behindProxy(t);
   await service.admin.post(`/v1/keys/${unseen.id}/suspend`);
   proxy.hold(true, 'POST /v1/verify');
@@ -197,7 +197,7 @@ t.test('a refusal that was on its way when its key was resumed is told to nobody
   t.same([(await before).code, (await after).code], ['suspended', 'valid']);
 });
 
-t.test('closed while a report is on its way: what was let in since is told too', async (t) => {
+t.test('closed during a report: later uses are reported as well', async (t) => {
   const { service, proxy, client, key, isFromMemory } = await behindProxy(t, { reportEveryMs: 50 });
   proxy.hold(true, 'POST /v1/verify');
   for (let uses = 0; uses < 3; uses++) t.ok(isFromMemory());
@@ -225,7 +225,7 @@ t.test('a token that Latchkey does not take any more lets nobody in', async (t) 
   }, 3_000);
 });
 
-t.test('Latchkey itself cannot hear of changes: it is asked each time', async (t) => {
+t.test('while Latchkey itself receives no changes, it is called each time', async (t) => {
   const { url, admin, verifier, verification } = await startListening(t);
   const client = await startClient(t, { url, token: verifier.token });
   const { body: key } = await admin.post('/v1/keys', {});
@@ -237,7 +237,7 @@ t.test('Latchkey itself cannot hear of changes: it is asked each time', async (t
   t.equal((await client.verify({ key: key.key, permission: 'read' })).code, 'deleted');
 });
 
-t.test('uses that Latchkey cannot count now, for want of its database, are told again', async (t) => {
+t.test('uses that Latchkey cannot count without its database are reported again', async (t) => {
   const urls = await createDatabase(t);
   const database = await proxyTo(t, urls.app);
   // The feed of changes has a way of its own: the client stays live.
@@ -278,7 +278,7 @@ t.test('a backend answers 503 as a problem, and is right again without a restart
   t.match(response.headers.get('content-type'), /^application\/problem\+json/);
   t.equal(response.headers.get('retry-after'), '1');
   t.match(await response.json(), { code: 'unavailable', status: 503 });
-  t.equal(await backend.status(undefined), 401, 'who sends no key is told so all the same');
+  t.equal(await backend.status(undefined), 401, 'a request without a key is still a 401');
   proxy.refuse(false);
   await eventually(async () => (await backend.status(key.key)) === 200, 5_000);
 });

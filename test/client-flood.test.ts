@@ -5,7 +5,7 @@ import { idSuffix, newId } from '../src/domain/ids.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
 import { proxyTo } from './support/proxy.ts';
 
-// Whoever sends rubbish to a backend, or more than Latchkey answers, hurts nobody else.
+// Clients that send rubbish to a backend, or more than Latchkey answers, do not affect others.
 
 const anyKey = () => mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(newId('key')) }).reveal();
 
@@ -62,7 +62,7 @@ t.test('a proxy that forwards rubbish for an address does not make a 503 of it',
   }
 });
 
-t.test('whoever uses up a small limit again and again keeps nobody waiting whose key is not known yet', async (t) => {
+t.test('a client that exhausts a small limit again and again does not delay clients with unknown keys', async (t) => {
   const { admin, proxy, client } = await behindProxy(t);
   const { body: busy } = await admin.post('/v1/keys', { rateLimit: { requests: 10, windowSeconds: 1 } });
   const askBusy = async () => (await client.verify({ key: busy.key, permission: 'read' })).code;

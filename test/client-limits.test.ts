@@ -3,7 +3,7 @@ import { LocalLimit } from '../src/client/known-keys.ts';
 import { startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
 
-// Limits hold although most uses are let in without asking.
+// Limits hold although most uses are allowed locally.
 
 t.test('one backend lets in exactly the limit, at whatever pace', async (t) => {
   const { url, admin, verifier, verification } = await startListening(t);
@@ -61,7 +61,7 @@ t.test('a rotated key goes on where its predecessor was', async (t) => {
   t.equal(await use(next.key, 120), 80);
 });
 
-t.test('several backends go past it by at most a sixteenth each, and soon refuse', async (t) => {
+t.test('several backends exceed it by at most a sixteenth each, and soon reject', async (t) => {
   const { url, admin, verifier } = await startListening(t);
   await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 3_600 });
   const options = { url, token: verifier.token };

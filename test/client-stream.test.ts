@@ -52,7 +52,7 @@ t.test('changes may have been missed while the stream lives on: everything is fo
   t.same(turns, [[true, undefined]]);
 });
 
-t.test('a connection that is dead and does not tell is given up for another', async (t) => {
+t.test('a dead connection without an error is replaced by another', async (t) => {
   const { admin, proxy, client, key, ask, turns } = await behindProxy(t);
   proxy.forsake(stream);
   await admin.delete(`/v1/keys/${key.id}`);
@@ -65,7 +65,7 @@ t.test('a connection that is dead and does not tell is given up for another', as
   );
 });
 
-t.test('a change that is told late: what is told with it vouches for no more than when it was written', async (t) => {
+t.test('a change that arrives late counts only as of the time at which it was written', async (t) => {
   const { admin, proxy, client, key, ask } = await behindProxy(t);
   proxy.lag(9_000, stream);
   const deletedAtMs = performance.now();

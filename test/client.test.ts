@@ -85,7 +85,7 @@ t.test('a hundred at once for one key are one question, and each of them is coun
     if (request.url === '/v1/verify/batch') questions += 1;
   });
   const client = await startClient(t, { url, token: verifier.token, reportEveryMs: 3_600_000 });
-  // Of a smaller limit fewer may be let in before Latchkey has to be asked.
+  // A smaller limit allows fewer uses before Latchkey is called.
   await admin.put('/v1/rate-limit', { requests: 10_000, windowSeconds: 60 });
   const { body: key } = await admin.post('/v1/keys', {});
   const verdicts = await Promise.all(
@@ -99,7 +99,7 @@ t.test('a hundred at once for one key are one question, and each of them is coun
   t.ok(refused.every(({ code }) => code === 'malformed'));
   t.equal(questions, 2);
   await client.close();
-  t.equal(questions, 3, 'what was let in is reported once');
+  t.equal(questions, 3, 'allowed uses are reported once');
   const { body } = await verifier.post('/v1/verify', { key: key.key, permission: 'read', cost: 0 });
   await verification.usage.flush();
   t.match((await admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed: 100 });
@@ -107,9 +107,9 @@ t.test('a hundred at once for one key are one question, and each of them is coun
   t.throws(() => client.verify({ key: key.key, permission: 'read' }), { name: 'LatchkeyUnavailable' });
 });
 
-t.test('what changes is told within 200 ms, 100 times of 100, whatever it is', async (t) => {
+t.test('every change arrives within 200 ms, 100 times of 100', async (t) => {
   const { url, admin, verifier } = await startListening(t);
-  // Each look at a key counts, and what may be let in without asking is a part of what the limit leaves.
+  // Each verification counts, and only a part of the remaining limit is allowed locally.
   await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 60 });
   const client = await startClient(t, { url, token: verifier.token });
   const measure = async () => {
@@ -157,7 +157,7 @@ t.test('partners, limits, names and permissions follow as well', async (t) => {
   await eventually(async () => (await ask()).rateLimit?.limit === 7, 2_000);
 });
 
-t.test('uses that wait to be told stay counted while their key changes, and do not vouch for it', async (t) => {
+t.test('unreported uses stay counted while their key changes, and do not keep it valid', async (t) => {
   const { url, admin, verifier, verification } = await startListening(t);
   const client = await startClient(t, { url, token: verifier.token, reportEveryMs: 600_000 });
   const { body: key } = await admin.post('/v1/keys', { name: 'Before' });
@@ -201,7 +201,7 @@ t.test('room for one key: the uses of two are counted once, each for its own', a
 
 t.test('a key that expires is refused from then on, by Latchkey’s clock', async (t) => {
   const { url, admin, verifier, clock } = await startListening(t);
-  // No report's answer tells that it has expired.
+  // No reply to a report says that the key has expired.
   const client = await startClient(t, { url, token: verifier.token, reportEveryMs: 600_000 });
   const expiresAtMs = Math.ceil(clock.nowMs()) + 1_500;
   const { body: key } = await admin.post('/v1/keys', { expiresAt: new Date(expiresAtMs).toISOString() });

@@ -75,69 +75,76 @@ for (const [name, { tour, generate }] of Object.entries(generators)) {
   });
 }
 
-t.test('the TypeScript of docs/integration.md compiles, and tells whose key it is or how to refuse', async (t) => {
-  const page = await readFile('docs/integration.md', 'utf8');
-  const [, name = '', snippet = ''] = /^```ts\n\/\/ (\S+)\n(.*?)^```$/ms.exec(page) ?? [];
-  const folder = await clientFolder(t);
-  const types = path.join(folder, 'latchkey-api.d.ts');
-  const generate = generators['openapi-typescript with openapi-fetch']?.generate.slice(0, -1) ?? [];
-  await succeeds(t, process.execPath, [...generate, `--output=${types}`]);
-  await writeFile(path.join(folder, name), snippet);
-  await compiles(t, folder, name);
+t.test(
+  'the TypeScript of docs/integration.md compiles, and returns the owner of the key or the rejection',
+  async (t) => {
+    const page = await readFile('docs/integration.md', 'utf8');
+    const [, name = '', snippet = ''] = /^```ts\n\/\/ (\S+)\n(.*?)^```$/ms.exec(page) ?? [];
+    const folder = await clientFolder(t);
+    const types = path.join(folder, 'latchkey-api.d.ts');
+    const generate = generators['openapi-typescript with openapi-fetch']?.generate.slice(0, -1) ?? [];
+    await succeeds(t, process.execPath, [...generate, `--output=${types}`]);
+    await writeFile(path.join(folder, name), snippet);
+    await compiles(t, folder, name);
 
-  const service = await startService(t);
-  await service.app.listen({ port: 0, host: '127.0.0.1' });
-  process.env['LATCHKEY_URL'] = `http://127.0.0.1:${(service.app.server.address() as AddressInfo).port}`;
-  process.env['VERIFIER_TOKEN'] = service.verifier.token;
-  const { checkKey } = await tsImport(pathToFileURL(path.join(folder, name)).href, import.meta.url);
-  const partner = { email: 'team@partner.example', permissions: ['read'] };
-  const { body } = await service.admin.post('/v1/partners', partner);
-  const [{ key, id }] = body.keys;
-  t.match(await checkKey(key, 'read', '203.0.113.7'), { status: 200, partnerId: body.id });
-  t.same(await checkKey(key, 'write', '203.0.113.7'), { status: 403 });
-  t.same(await checkKey('lk_k_nothing', 'read', '203.0.113.7'), { status: 401 });
-  for (const hostile of [
-    '',
-    'x'.repeat(1_001),
-    '\u0000'.repeat(70_000),
-    '🔑'.repeat(2e6),
-    '\u0000',
-    '\ud800',
-    'clé 🔑',
-  ]) {
-    t.same(await checkKey(hostile, 'read', '203.0.113.7'), { status: 401 }, 'no stranger makes it look broken');
-  }
-  const addresses = ['unknown', 'fe80::1%eth0', '203.0.113.7:5678', '[2001:db8::1]:443', '🔑'.repeat(2e6)];
-  for (const ip of [null, undefined, '', ...addresses]) {
-    t.match(await checkKey(key, 'read', ip), { status: 200 }, ip?.slice(0, 40) ?? 'none');
-    t.same(await checkKey('lk_k_nothing', 'read', ip), { status: 401 });
-  }
-  const anyText = fc.string({ unit: 'binary', maxLength: 2_000, size: 'max' });
-  const isRefused = fc.asyncProperty(anyText, fc.option(anyText), async (hostile, ip) => {
-    return (await checkKey(hostile, 'read', ip)).status === 401;
-  });
-  await fc.assert(isRefused, { numRuns: 300 });
-  const backend = createServer(async (request, response) => {
-    const { status } = await checkKey(String(request.headers['x-api-key'] ?? ''), 'read', request.socket.remoteAddress);
-    response.writeHead(status).end();
-  }).listen(0, '127.0.0.1');
-  t.teardown(() => backend.close());
-  await once(backend, 'listening');
-  const backendUrl = `http://127.0.0.1:${(backend.address() as AddressInfo).port}`;
-  for (const [given, status] of [
-    [key, 200],
-    ['ÿ'.repeat(15_000), 401],
-    ['\t"\\\u0080', 401],
-    ['', 401],
-  ] as const) {
-    t.equal((await fetch(backendUrl, { headers: { 'x-api-key': given } })).status, status);
-  }
-  await service.admin.patch(`/v1/keys/${id}`, { rateLimit: { requests: 1, windowSeconds: 86_400 } });
-  await checkKey(key, 'read', '203.0.113.7');
-  t.same(await checkKey(key, 'read', '203.0.113.7'), { status: 429 });
-  await service.app.close();
-  t.same(await checkKey(key, 'read', '203.0.113.7'), { status: 503 });
-});
+    const service = await startService(t);
+    await service.app.listen({ port: 0, host: '127.0.0.1' });
+    process.env['LATCHKEY_URL'] = `http://127.0.0.1:${(service.app.server.address() as AddressInfo).port}`;
+    process.env['VERIFIER_TOKEN'] = service.verifier.token;
+    const { checkKey } = await tsImport(pathToFileURL(path.join(folder, name)).href, import.meta.url);
+    const partner = { email: 'team@partner.example', permissions: ['read'] };
+    const { body } = await service.admin.post('/v1/partners', partner);
+    const [{ key, id }] = body.keys;
+    t.match(await checkKey(key, 'read', '203.0.113.7'), { status: 200, partnerId: body.id });
+    t.same(await checkKey(key, 'write', '203.0.113.7'), { status: 403 });
+    t.same(await checkKey('lk_k_nothing', 'read', '203.0.113.7'), { status: 401 });
+    for (const hostile of [
+      '',
+      'x'.repeat(1_001),
+      '\u0000'.repeat(70_000),
+      '🔑'.repeat(2e6),
+      '\u0000',
+      '\ud800',
+      'clé 🔑',
+    ]) {
+      t.same(await checkKey(hostile, 'read', '203.0.113.7'), { status: 401 }, 'no stranger makes it look broken');
+    }
+    const addresses = ['unknown', 'fe80::1%eth0', '203.0.113.7:5678', '[2001:db8::1]:443', '🔑'.repeat(2e6)];
+    for (const ip of [null, undefined, '', ...addresses]) {
+      t.match(await checkKey(key, 'read', ip), { status: 200 }, ip?.slice(0, 40) ?? 'none');
+      t.same(await checkKey('lk_k_nothing', 'read', ip), { status: 401 });
+    }
+    const anyText = fc.string({ unit: 'binary', maxLength: 2_000, size: 'max' });
+    const isRefused = fc.asyncProperty(anyText, fc.option(anyText), async (hostile, ip) => {
+      return (await checkKey(hostile, 'read', ip)).status === 401;
+    });
+    await fc.assert(isRefused, { numRuns: 300 });
+    const backend = createServer(async (request, response) => {
+      const { status } = await checkKey(
+        String(request.headers['x-api-key'] ?? ''),
+        'read',
+        request.socket.remoteAddress,
+      );
+      response.writeHead(status).end();
+    }).listen(0, '127.0.0.1');
+    t.teardown(() => backend.close());
+    await once(backend, 'listening');
+    const backendUrl = `http://127.0.0.1:${(backend.address() as AddressInfo).port}`;
+    for (const [given, status] of [
+      [key, 200],
+      ['ÿ'.repeat(15_000), 401],
+      ['\t"\\\u0080', 401],
+      ['', 401],
+    ] as const) {
+      t.equal((await fetch(backendUrl, { headers: { 'x-api-key': given } })).status, status);
+    }
+    await service.admin.patch(`/v1/keys/${id}`, { rateLimit: { requests: 1, windowSeconds: 86_400 } });
+    await checkKey(key, 'read', '203.0.113.7');
+    t.same(await checkKey(key, 'read', '203.0.113.7'), { status: 429 });
+    await service.app.close();
+    t.same(await checkKey(key, 'read', '203.0.113.7'), { status: 503 });
+  },
+);
 
 t.test('the hook of docs/integration.md protects a backend, and survives what strangers send', async (t) => {
   const page = await readFile('docs/integration.md', 'utf8');

@@ -65,7 +65,7 @@ t.test('as an ordinary user', { skip: isRoot && !reachable && 'nobody cannot rea
   if (isRoot) await chown(directory, nobody.uid, nobody.gid);
   const identity: { uid?: number; gid?: number } = isRoot ? nobody : {};
   const env = { PORT: '0', HOME: directory, TMPDIR: directory };
-  // The working folder is where the data go where nothing else is said.
+  // By default the data are in the working folder.
   const service = run(t, process.execPath, [compiled('src/server.ts')], {
     cwd: directory,
     env,

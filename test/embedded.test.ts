@@ -125,7 +125,7 @@ t.test('a first start, its printed lines, and a second start', async (t) => {
   });
 });
 
-t.test('a start that was killed while it bootstrapped is completed or done anew', async (t) => {
+t.test('a start that was killed during the bootstrap is completed or repeated', async (t) => {
   const directory = await scratch(t);
   await writeFile(
     path.join(directory, 'credentials.prepared.json'),
@@ -203,7 +203,7 @@ t.test('killed, whichever part: nothing acknowledged is lost, and no hand is nee
     t.match(body, { valid: true });
   });
 
-  await t.test('and a second live instance on the same data is told that it is in use', async (t) => {
+  await t.test('a second instance on the same data learns that it is in use', async (t) => {
     const second = runEntry(t, 'server.ts', [], { env: { PORT: '0', LATCHKEY_DATA_DIR: directory } });
     t.equal((await second.exited).code, 1);
     t.match(second.output(), /Another Latchkey is running on .*LATCHKEY_DATA_DIR/);

@@ -74,7 +74,7 @@ t.test('a handler knows whose request it is', async (t) => {
   };
   t.strictSame(await seen(reading.key), expected);
   const plain = await fetch(`${backend.url}/hello`, { headers: { 'x-api-key': reading.key } });
-  t.equal(plain.headers.get('ratelimit'), null, 'limits are told of only where that was asked for');
+  t.equal(plain.headers.get('ratelimit'), null, 'limits are sent only if that is configured');
   t.strictSame(await seen(reading.key), expected, 'from memory too');
   t.match(await seen(own.key), {
     partnerId: null,
@@ -110,7 +110,7 @@ t.test('a connection brings one key after the other, and each request is that of
   await service.verification.usage.flush();
   const uses = async ({ id }: { id: string }) =>
     (await service.admin.get(`/v1/keys/${id}/usage`)).body.total.allowed as number;
-  t.ok((await uses(reading)) >= 6, 'each use is told of');
+  t.ok((await uses(reading)) >= 6, 'each use is reported');
 });
 
 t.test('a key that was changed is asked about, though its connection has just brought it', async (t) => {
@@ -160,7 +160,7 @@ t.test('refusals are problems with the headers that clients need', async (t) => 
   const { body: gone } = await service.admin.post('/v1/keys', { partnerId: reading.partnerId, permission: 'read' });
   await service.admin.delete(`/v1/keys/${gone.id}`);
   const { requestId: __, ...saidOfGone } = (await ask(bearer(gone.key))).body;
-  t.same(saidOfGone, said, 'which keys there are is not told');
+  t.same(saidOfGone, said, 'replies do not reveal which keys exist');
   t.match(await ask(bearer(reading.key), '/hello', 'POST'), {
     status: 403,
     headers: { 'www-authenticate': /error="insufficient_scope"/ },
@@ -220,7 +220,7 @@ t.test('the application’s own header, cost and denial', async (t) => {
 });
 
 for (const how of ['at once', 'later'] as const) {
-  t.test(`a denial that fails ${how} does not let in, and does not leave anybody waiting`, async (t) => {
+  t.test(`an onDenied that fails ${how} neither allows the request nor leaves it without a reply`, async (t) => {
     const { service, options } = await scene(t);
     const fails = () => {
       const mistake = new Error('the application’s own mistake');

@@ -63,7 +63,7 @@ t.test('each mistake is one line in the log, at once and whatever comes', async 
   }
 });
 
-t.test('where all is right nothing is said, and the core without Fastify reports the same', async (t) => {
+t.test('without problems nothing is logged, and the client without Fastify reports the same', async (t) => {
   const { url, verifier } = await startListening(t);
   const { lines, troubles } = await startLogging(t, { url, token: verifier.token });
   await eventually(async () => lines.some(({ msg }) => msg === 'API keys are verified from memory.'));

@@ -115,7 +115,7 @@ t.test('each example admits the token that it shows, and needs each of its setti
     const person = await authenticate(env);
     t.match(person, { role: 'admin', name: 'Ada Admin', email: 'ada@example.com', scopes, organizationId }, name);
     t.equal(person.id, `${payload.iss}#${payload.sub}`);
-    // Somebody who may only read does not show what gives the scope write.
+    // A person with the scope read only does not show which role gives write.
     const shown = Object.keys(env).filter((setting) => setting !== 'OIDC_WRITE_ROLES' || scopes.includes('write'));
     for (const setting of shown) {
       const { [setting]: _, ...others } = env;

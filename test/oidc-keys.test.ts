@@ -32,13 +32,13 @@ t.test('keys are fetched once, and again when the issuer signs with another', as
   t.equal(issuer.keyFetches(), 1);
   await issuer.rotate();
   const after = await login();
-  t.equal(await ask(before), 200, 'the old one is known as long as nobody asked anew');
+  t.equal(await ask(before), 200, 'the old key stays cached until the next fetch');
   t.same(await Promise.all(Array.from({ length: 20 }, () => ask(after))), Array(20).fill(200));
   t.equal(issuer.keyFetches(), 2);
   t.equal(await ask(before), 401, 'and what the issuer has withdrawn goes with it');
 });
 
-t.test('whoever invents key ids makes nobody fetch more often than once in a while', async (t) => {
+t.test('invented key ids do not cause more than one fetch per interval', async (t) => {
   const issuer = await startIssuer(t);
   const { ask, login } = await start(t, issuer, { cooldownMs: 600 });
   const token = await login();

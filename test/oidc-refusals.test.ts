@@ -12,7 +12,7 @@ async function start(t: Test, options: Parameters<typeof oidcOf>[2] = {}, addres
   const organization = { claim: 'organization', ids: undefined };
   const service = await startService(t, { limits, oidc: oidcOf(issuer, organization, options) });
   const nowSeconds = Math.floor(Date.now() / 1_000);
-  /** What the issuer says of somebody who may do everything. */
+  /** The claims of a person with all scopes. */
   const good = (changes: Record<string, unknown> = {}): JWTPayload => ({
     iss: issuer.url,
     aud: audience,
@@ -29,7 +29,7 @@ async function start(t: Test, options: Parameters<typeof oidcOf>[2] = {}, addres
   return { ...service, issuer, good, ask, nowSeconds };
 }
 
-t.test('one thing wrong is enough, and it is said which', async (t) => {
+t.test('one wrong claim is enough, and the rejection names it', async (t) => {
   const { issuer, good, ask, nowSeconds } = await start(t);
   t.equal((await ask(await issuer.sign(good()))).status, 200);
   t.equal((await ask(await issuer.sign(good({ aud: ['https://other.example', audience] })))).status, 200);
@@ -112,12 +112,12 @@ t.test('who signed it, and how', async (t) => {
       /algorithm/,
     ],
     [
-      'whoever knows the public key, as HS256',
+      'signed with the public key, as HS256',
       await sign(createSecretKey(spki, 'utf8'), { ...header, alg: 'HS256' }),
       /algorithm/,
     ],
     [
-      'whoever knows the public key as a JWK, as HS256',
+      'signed with the public key as a JWK, as HS256',
       await sign(createSecretKey(JSON.stringify(publicJwk), 'utf8'), { ...header, alg: 'HS256' }),
       /algorithm/,
     ],

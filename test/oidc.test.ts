@@ -22,7 +22,7 @@ async function startWithPeople(t: Test, limits = generous, map?: Map<string, Org
 
 const idOf = (issuer: Issuer, subject: string) => `${issuer.url}#${subject}`;
 
-t.test('a person whom the issuer vouches for is an admin, and history knows who it was', async (t) => {
+t.test('a person of the identity provider is an admin, and history contains who it was', async (t) => {
   const service = await startWithPeople(t);
   const { issuer, addPerson, login, organizationId, admin } = service;
   addPerson('ada', { name: 'Ada Admin', email: 'ada@company.example' });

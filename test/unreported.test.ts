@@ -4,7 +4,7 @@ import t from 'tap';
 import { type KnownKey, KnownKeys, learnLimit, Unreported } from '../src/client/known-keys.ts';
 import type { Question, Verdict } from '../src/client/verdict.ts';
 
-// What was let in and not told yet: told once, of the right key, and held against its limits until then.
+// Locally allowed uses that are not reported yet: reported once, for the right key, and counted against its limits until then.
 
 const facts: Verdict = {
   valid: true,
@@ -29,13 +29,13 @@ function scene() {
   const learn = (id: string) => known.learn(id, question(id), { ...facts, keyId: `key_${id}` }, 0);
   const question = (id: string): Question => ({ key: `text of ${id}`, permission: 'read' });
   const use = (key: KnownKey, nowMs = 0, cost = 1) => unreported.add(key, 'read', question(key.hash), cost, nowMs);
-  const told = (most = 100, nowMs = 0) =>
+  const takeReports = (most = 100, nowMs = 0) =>
     unreported.take(most, nowMs).map(({ entry: { key, uses, cost } }) => [key, uses, cost]);
-  return { known, unreported, learn, use, told };
+  return { known, unreported, learn, use, takeReports };
 }
 
 t.test('a text is kept from the first use until its uses are handed out', async (t) => {
-  const { unreported, learn, use, told } = scene();
+  const { unreported, learn, use, takeReports } = scene();
   const [a, b] = [learn('a'), learn('b')];
   t.equal(a.unreported, undefined, 'before');
   use(a, 0, 3);
@@ -44,36 +44,36 @@ t.test('a text is kept from the first use until its uses are handed out', async 
   t.equal(a.unreported?.entry.key, 'text of a');
   t.equal(b.unreported?.entry.key, 'text of b');
   t.equal(unreported.size, 2);
-  t.same(told(1), [['text of a', 2, 4]]);
+  t.same(takeReports(1), [['text of a', 2, 4]]);
   t.equal(a.unreported, undefined);
   t.equal(b.unreported?.entry.key, 'text of b', 'there was no room for it');
   use(a);
-  t.same(told(), [
+  t.same(takeReports(), [
     ['text of b', 1, 1],
     ['text of a', 1, 1],
   ]);
-  t.same([unreported.size, told()], [0, []]);
+  t.same([unreported.size, takeReports()], [0, []]);
 });
 
-t.test('a key that was forgotten and learned again: the uses of both are told, each once', async (t) => {
-  const { known, unreported, learn, use, told } = scene();
+t.test('a key that was dropped and cached again: the uses of both are reported, each once', async (t) => {
+  const { known, unreported, learn, use, takeReports } = scene();
   for (let turn = 0; turn < 3; turn++) {
     known.forget('a');
     use(learn('a'), 0, turn);
     use(learn('b'));
   }
   t.equal(unreported.size, 4);
-  t.same(told(1), [['text of a', 1, 0]]);
-  t.same(told(), [
+  t.same(takeReports(1), [['text of a', 1, 0]]);
+  t.same(takeReports(), [
     ['text of b', 3, 3],
     ['text of a', 1, 1],
     ['text of a', 1, 2],
   ]);
-  t.same([unreported.size, told()], [0, []]);
+  t.same([unreported.size, takeReports()], [0, []]);
 });
 
-t.test('what could not be told waits without its text, and is told with what comes next', async (t) => {
-  const { unreported, learn, use, told } = scene();
+t.test("uses whose report failed wait without the key's text, and are reported with the next use", async (t) => {
+  const { unreported, learn, use, takeReports } = scene();
   const a = learn('a');
   use(a, 0, 2);
   for (const lost of unreported.take(100, 0)) unreported.putBack(lost);
@@ -82,19 +82,19 @@ t.test('what could not be told waits without its text, and is told with what com
   const later = unreported.take(100, 0);
   use(a);
   for (const lost of later) unreported.putBack(lost);
-  t.same(told(), [['text of a', 3, 4]]);
+  t.same(takeReports(), [['text of a', 3, 4]]);
   use(a);
-  t.same(told(), [['text of a', 1, 1]], 'and not once more');
+  t.same(takeReports(), [['text of a', 1, 1]], 'and not once more');
   use(a);
   const first = unreported.take(100, 0);
   use(a);
   for (const lost of [...first, ...unreported.take(100, 0)]) unreported.putBack(lost);
   use(a);
-  t.same(told(), [['text of a', 3, 3]], 'two reports that failed');
+  t.same(takeReports(), [['text of a', 3, 3]], 'two reports that failed');
 });
 
 t.test('what lies further back than the window counts as use and against no limit; what comes then does', async (t) => {
-  const { unreported, learn, use, told } = scene();
+  const { unreported, learn, use, takeReports } = scene();
   const a = learn('a');
   learnLimit(a, rateLimit, 0);
   const fail = (nowMs: number) => {
@@ -108,7 +108,7 @@ t.test('what lies further back than the window counts as use and against no limi
   t.match(a.failed, { uses: 2, cost: 0 });
   t.same([a.ownerLimit.pending, a.keyLimit.pending], [0, 0]);
   use(a, windowMs + 2);
-  t.same(told(100, windowMs + 2), [['text of a', 3, 1]]);
+  t.same(takeReports(100, windowMs + 2), [['text of a', 3, 1]]);
 });
 
 t.test('limits: what waits is held against them, until it is counted there or nobody knows', async (t) => {
@@ -122,11 +122,11 @@ t.test('limits: what waits is held against them, until it is counted there or no
   t.same(left(), [0, 0, 6]);
   use(a, 0, 2);
   for (const use of unreported.take(100, 0)) unreported.settle(use);
-  t.same(left(), [0, 0, 6], 'the answer tells what is left');
+  t.same(left(), [0, 0, 6], 'the reply contains the remaining limit');
 });
 
 t.test(
-  'a key that goes takes along what could not be told of it, and its owner’s other keys keep their limit',
+  "a key that is dropped takes its unreported uses along, and its owner's other keys keep their limit",
   async (t) => {
     for (const when of ['before', 'after'] as const) {
       const { known, unreported, learn, use } = scene();
@@ -144,7 +144,7 @@ t.test(
   },
 );
 
-t.test('however long nobody can be told: no window lets in more than the limit', async (t) => {
+t.test('however long reports fail, no window allows more than the limit', async (t) => {
   const { unreported, learn, use } = scene();
   const a = learn('a');
   learnLimit(a, rateLimit, 0);

@@ -9,7 +9,7 @@ import { deliveriesOf, makeWebhook, type Receiver, startReceiver, startSending }
 
 // Nothing that the database's role writes by itself is signed and sent.
 
-interface Told {
+interface PendingDelivery {
   service: TestService;
   receiver: Receiver;
   webhook: Json;
@@ -17,8 +17,8 @@ interface Told {
   genuine: Json;
 }
 
-/** An endpoint that waits for one event. Nobody sends yet. */
-async function tell(t: Test): Promise<Told> {
+/** An endpoint with one pending delivery. No sender runs yet. */
+async function startPending(t: Test): Promise<PendingDelivery> {
   const service = await startService(t, { keyring: keyringOf('old') });
   const receiver = await startReceiver(t);
   const webhook = await makeWebhook(service, { url: receiver.url, events: ['key.created'] });
@@ -35,20 +35,20 @@ const finished = (service: TestService, webhook: Json) =>
 
 /** As the service's role, with whatever it can find in the database as the MAC. */
 const insert = (
-  { service, genuine }: Told,
+  { service, genuine }: PendingDelivery,
   id: string,
-  wish: { endpointId: string; sequence: number; action: string },
+  change: { endpointId: string; sequence: number; action: string },
 ) =>
   dbQuery(
     service.urls.app,
     `insert into webhook_deliveries (id, endpoint_id, sequence, action, mac, mac_keyring_id, status, due_at, created_at)
      select $1, $2, $3, $4, mac, mac_keyring_id, 'pending', now(), now() from webhook_deliveries where id = $5`,
-    [id, wish.endpointId, wish.sequence, wish.action, genuine.id],
+    [id, change.endpointId, change.sequence, change.action, genuine.id],
   );
 
 t.test('a delivery that the database role inserts fails with a reason, and is never signed', async (t) => {
-  const told = await tell(t);
-  const { service, receiver, webhook, genuine } = told;
+  const pending = await startPending(t);
+  const { service, receiver, webhook, genuine } = pending;
   const { urls, organizationId, admin } = service;
   const action = 'key.created';
   const forgeries = {
@@ -57,7 +57,7 @@ t.test('a delivery that the database role inserts fails with a reason, and is ne
     'an event that never was': { endpointId: webhook.id, sequence: 999, action },
   };
   const ids = Object.fromEntries(Object.keys(forgeries).map((what) => [what, newId('delivery')]));
-  for (const [what, wish] of Object.entries(forgeries)) await insert(told, String(ids[what]), wish);
+  for (const [what, change] of Object.entries(forgeries)) await insert(pending, String(ids[what]), change);
 
   await t.test('not even of an event that the role has appended itself', async () => {
     const [head] = await dbQuery(urls.app, 'select * from history_begin($1)', [organizationId]);
@@ -68,7 +68,7 @@ t.test('a delivery that the database role inserts fails with a reason, and is ne
     await dbQuery(urls.app, 'select history_append($1, $2)', [organizationId, forged]);
     const sequence = Number(head?.['next_sequence']);
     ids['forged event'] = newId('delivery');
-    await insert(told, ids['forged event'], { endpointId: webhook.id, sequence, action });
+    await insert(pending, ids['forged event'], { endpointId: webhook.id, sequence, action });
   });
 
   const sending = startSending(t, service);
@@ -108,14 +108,14 @@ t.test('a delivery that was changed while it waited is not sent', async (t) => {
     'an entry that the keyring lacks': "mac_keyring_id = 'gone'",
   };
   for (const [what, change] of Object.entries(changes)) {
-    const { service, receiver, webhook } = await tell(t);
+    const { service, receiver, webhook } = await startPending(t);
     await dbQuery(service.urls.app, `update webhook_deliveries set ${change}`);
     startSending(t, service);
     t.match(await finished(service, webhook), [{ status: 'failed', attempts: [{ reason: 'not_authentic' }] }], what);
     t.equal(receiver.received.length, 0);
   }
   await t.test('nor one that was moved to another endpoint', async (t) => {
-    const { service, receiver, webhook } = await tell(t);
+    const { service, receiver, webhook } = await startPending(t);
     const other = await makeWebhook(service, { url: receiver.url, events: ['key.deleted'] });
     await dbQuery(service.urls.app, 'update webhook_deliveries set endpoint_id = $2 where endpoint_id = $1', [
       webhook.id,
@@ -128,7 +128,7 @@ t.test('a delivery that was changed while it waited is not sent', async (t) => {
 });
 
 t.test('an event that was changed after it was announced is not sent', async (t) => {
-  const { service, receiver, webhook, genuine } = await tell(t);
+  const { service, receiver, webhook, genuine } = await startPending(t);
   await dbQuery(
     service.urls.superuser,
     `alter table history disable trigger history_append_only;
@@ -140,7 +140,7 @@ t.test('an event that was changed after it was announced is not sent', async (t)
 });
 
 t.test('what waited under a keyring entry that is gone fails; what happens from then on is sent', async (t) => {
-  const { service, receiver, webhook, genuine } = await tell(t);
+  const { service, receiver, webhook, genuine } = await startPending(t);
   const later = await startService(t, { urls: service.urls, keyring: keyringOf('new') });
   startSending(t, later);
   await eventually(async () => (await deliveriesOf(service, webhook))[0]?.status === 'failed');
@@ -153,7 +153,7 @@ t.test('what waited under a keyring entry that is gone fails; what happens from 
 
 t.test('an endpoint whose URL or partner was edited in the database is sent nothing', async (t) => {
   const other = await startReceiver(t);
-  const edits: Record<string, (told: Told) => Promise<string>> = {
+  const edits: Record<string, (pending: PendingDelivery) => Promise<string>> = {
     'another URL': async () => `url = '${other.url}'`,
     'another partner': async ({ service }) => {
       const { body } = await service.admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
@@ -161,9 +161,9 @@ t.test('an endpoint whose URL or partner was edited in the database is sent noth
     },
   };
   for (const [what, edit] of Object.entries(edits)) {
-    const told = await tell(t);
-    const { service, receiver, webhook, genuine } = told;
-    await dbQuery(service.urls.app, `update webhook_endpoints set ${await edit(told)}`);
+    const pending = await startPending(t);
+    const { service, receiver, webhook, genuine } = pending;
+    await dbQuery(service.urls.app, `update webhook_endpoints set ${await edit(pending)}`);
     startSending(t, service);
     await eventually(async () => {
       const deliveries = await deliveriesOf(service, webhook);
@@ -172,7 +172,7 @@ t.test('an endpoint whose URL or partner was edited in the database is sent noth
     t.equal(receiver.received.length + other.received.length, 0, what);
   }
   await t.test('while a URL that is changed by the API is called, with the same secret', async (t) => {
-    const { service, receiver, webhook } = await tell(t);
+    const { service, receiver, webhook } = await startPending(t);
     await service.admin.patch(`/v1/webhooks/${webhook.id}`, { url: other.url });
     startSending(t, service);
     t.match(await finished(service, webhook), [{ status: 'delivered' }]);
