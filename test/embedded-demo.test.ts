@@ -19,7 +19,7 @@ function commandsIn(output: string): Array<{ what: string; command: string }> {
 t.test('it fills an instance of its own, shows it, ends on Ctrl-C, and is there again', async (t) => {
   const env = { LATCHKEY_DATA_DIR: await scratch(t) };
   const first = startDemo(t, env);
-  await first.until(/Ctrl-C ends it/);
+  await first.until(/Ctrl-C stops the demo/);
   t.notMatch(first.output(), /"level":(40|50|60)|"level":"(warn|error|fatal)"/, 'nothing to worry about is logged');
 
   const skip = unlessInstalled('curl');
@@ -46,7 +46,7 @@ t.test('it fills an instance of its own, shows it, ends on Ctrl-C, and is there 
   t.same(await first.exited, { code: 0, signal: null });
 
   const second = startDemo(t, env);
-  await second.until(/Ctrl-C ends it/);
+  await second.until(/Ctrl-C stops the demo/);
   t.notMatch(second.output(), /Filling/, 'it is not filled twice');
   second.child.kill('SIGTERM');
   t.same(await second.exited, { code: 0, signal: null });

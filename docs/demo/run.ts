@@ -57,7 +57,7 @@ async function show({ url, embedded }: Service, isFilled: boolean): Promise<void
   const tokens = JSON.parse(await readFile(embedded.credentialsFile, 'utf8')) as Credentials;
   const admin = createClient(url, tokens.adminToken);
   if (!isFilled) {
-    process.stdout.write('Filling an organization: partners, traffic, looks, mistakes, a leak.\n');
+    process.stdout.write('Filling an organization: partners, traffic, reveals, mistakes, a leak.\n');
     await fill(admin, createClient(url, tokens.verifierToken), tokens.key);
     await writeFile(marker, 'filled');
   }
