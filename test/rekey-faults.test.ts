@@ -32,7 +32,7 @@ t.test('a run that is killed is completed by the next one, and no key is half re
 t.test('during a rekey, verifications, reveals and deletions have correct results', async (t) => {
   const service = await startService(t, { keyring: keyringOf('new', 'old') });
   const { urls, admin, verifier } = service;
-  const keys = await dbWriteKeys(urls.superuser, keyringOf('old'), service.bootstrapped.organizationId, 4_000);
+  const keys = await dbWriteKeys(urls.superuser, keyringOf('old'), service.bootstrapped.organizationId, 6_000);
   const rekeying = startRekey(t, urls.app, 'new', 'old');
   let isOver = false;
   void rekeying.exited.then(() => {
@@ -75,7 +75,7 @@ t.test('during a rekey, verifications, reveals and deletions have correct result
        count(*) filter (where sealed_keyring_id = 'old')::int as stale from api_keys`,
   );
   const wiped = Math.ceil(counts.deleted / 2);
-  t.same(kept, [{ sealed: 4_000 - wiped, wiped, stale: 0 }]);
+  t.same(kept, [{ sealed: 6_000 - wiped, wiped, stale: 0 }]);
   const before = service.hasher.runs;
   for (const key of keys.filter((_, index) => index % 50 === 0)) {
     const { body } = await verifier.post('/v1/verify', { key: key.plaintext, permission: 'read' });
