@@ -38,7 +38,7 @@ import { createKeyMint } from './keys/mint.ts';
 import { keyRoutes } from './keys/routes.ts';
 import { keyViewersRoutes } from './keys/viewers-routes.ts';
 import { createMetrics, type MetricsOptions } from './metrics/metrics.ts';
-import { countEvents, createTallies, type Tallies } from './metrics/tallies.ts';
+import type { Tallies } from './metrics/tallies.ts';
 import { createOidcAuthenticator } from './oidc/authenticator.ts';
 import type { IssuerKeys } from './oidc/issuer-keys.ts';
 import type { OidcSettings } from './oidc/settings.ts';
@@ -61,7 +61,6 @@ import { usageRoutes } from './verification/usage-routes.ts';
 import { createVerifier } from './verification/verifier.ts';
 import type { WebhookClient } from './webhooks/connector.ts';
 import { webhookDeliveryRoutes } from './webhooks/delivery-routes.ts';
-import { enqueueDeliveries } from './webhooks/enqueue-deliveries.ts';
 import { webhookRoutes } from './webhooks/routes.ts';
 
 declare module 'fastify' {
@@ -73,13 +72,13 @@ declare module 'fastify' {
 /** Everything that the app needs from outside. */
 export interface AppDeps {
   logger: FastifyBaseLogger;
-  transactor: Omit<Transactor, 'keyring' | 'onAppended'>;
+  transactor: Transactor;
   crypto: TokenCrypto;
   verification: Pick<VerificationState, 'feed' | 'records' | 'limits' | 'usage'>;
   /** Default: passes the caller's trace on without recording spans. */
   tracer?: Tracer;
   /** Counters that the app shares with the rest of the service. */
-  tallies?: Tallies;
+  tallies: Tallies;
   /** The connection pool of `transactor`. */
   pool: MetricsOptions['pool'];
   /** The registry with the metrics of the process. */
@@ -115,15 +114,9 @@ function unlessUsedUp(error: unknown): void {
 
 /** Builds the Fastify app: all registrations, in order. */
 export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
-  const { crypto, undoWindowSeconds, retentionSeconds, draining = new AbortController().signal } = deps;
-  const { tallies = createTallies() } = deps;
+  const { crypto, tallies, transactor, undoWindowSeconds, retentionSeconds } = deps;
+  const { draining = new AbortController().signal } = deps;
   const { feed, records, limits, usage } = deps.verification;
-  const transactor: Transactor = {
-    ...deps.transactor,
-    keyring: crypto.keyring,
-    onAppended: enqueueDeliveries,
-    onRecorded: (actions) => countEvents(tallies, actions),
-  };
   const { db, clock } = transactor;
   const tokenPrefix = crypto.prefix;
   const credentials = createCredentials({ db, logger: deps.logger, records, crypto });

@@ -55,7 +55,7 @@ t.test('an organization at its bound of exports is refused more, and another one
   const more = await begin(t, service, path, as(admin));
   t.match(more, { statusCode: 429, headers: { 'retry-after': '5', 'content-type': /problem/ } });
   const byOperator = { ...as(operator), 'latchkey-organization': organizationId };
-  t.equal((await begin(t, service, path, byOperator)).statusCode, 429, 'whoever asks');
+  t.equal((await begin(t, service, path, byOperator)).statusCode, 429, 'an operator shares the limit');
   t.equal((await begin(t, service, path, as(other.admin))).statusCode, 200);
   t.equal((await begin(t, service, path, as(operator))).statusCode, 200, 'the installation is a group of its own');
   const refused = await eventually(async () => {

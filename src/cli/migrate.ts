@@ -2,6 +2,7 @@ import { Command } from 'commander';
 import { type Config, ConfigError, exampleOf, readConfig } from '../config/config.ts';
 import { connect, type Db } from '../database/client.ts';
 import { migrate, migrationStatus, tryMigrations } from '../database/migrator.ts';
+import { type DatabaseAccess, databaseAccess } from '../service/database-access.ts';
 import { print } from './print.ts';
 
 export function migrateCommand(env: NodeJS.ProcessEnv): Command {
@@ -11,30 +12,25 @@ export function migrateCommand(env: NodeJS.ProcessEnv): Command {
     .option('--dry-run', 'run pending migrations and roll them back')
     .action(async (options: { status?: true; dryRun?: true }) => {
       const config = readConfig(env, { keyring: false });
-      const client = connect({ url: ownerUrl(config), poolSize: 2 });
+      const { ownerUrl, appRole } = configuredAccess(config);
+      const client = connect({ url: ownerUrl, poolSize: 2 });
       try {
         if (options.status) await printStatus(client.db);
         else if (options.dryRun) printResult('would apply', await tryMigrations(client.db));
-        else printResult('applied', await migrate(client, { appRole: appRole(config) }));
+        else printResult('applied', await migrate(client, { appRole }));
       } finally {
         await client.close();
       }
     });
 }
 
-function ownerUrl(config: Config): string {
-  const url = config.MIGRATION_DATABASE_URL ?? config.DATABASE_URL;
-  if (url !== undefined) return url;
+function configuredAccess(config: Config): DatabaseAccess {
+  const access = databaseAccess(config);
+  if (access.ownerUrl !== '') return access;
   throw new ConfigError([
     `MIGRATION_DATABASE_URL must be set, for example MIGRATION_DATABASE_URL=${exampleOf('MIGRATION_DATABASE_URL')}. ` +
       'The embedded database is migrated at each start.',
   ]);
-}
-
-/** With one URL the service is the owner and needs no grants. */
-function appRole(config: Config): string | undefined {
-  const { DATABASE_URL: app, MIGRATION_DATABASE_URL: owner } = config;
-  return owner === undefined || owner === app ? undefined : config.APP_ROLE;
 }
 
 async function printStatus(db: Db): Promise<void> {

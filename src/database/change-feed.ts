@@ -25,7 +25,7 @@ export interface ChangeListener {
 export interface ChangeFeed {
   /** Every change that was committed before this time has been reported (monotonic milliseconds). */
   readonly caughtUpAtMs: number;
-  /** False as soon as changes may be missed. Then no cached row may be used. */
+  /** False if changes may have been missed. A dead connection is noticed within 2 s. Then no cached row may be used. */
   isLive(): boolean;
   subscribe(listener: ChangeListener): void;
   close(): Promise<void>;
@@ -189,7 +189,7 @@ function createBeat(): Beat {
   return { payload: `beat ${randomUUID()}`, sentAtMs: performance.now(), arrival: createDeferred() };
 }
 
-/** A heartbeat was sent and has not arrived yet. */
+/** A heartbeat was sent and did not arrive in time. */
 class NotificationLost extends Error {
   constructor() {
     super(

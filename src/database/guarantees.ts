@@ -65,7 +65,7 @@ export function judgeGuarantees(facts: GuaranteeFacts): Guarantee[] {
       name: 'The trigger that keeps history append-only exists, is unchanged and always fires',
       kept: facts.isTriggerSound,
       remedy:
-        'history_append_only or its function was disabled, changed or dropped. Find out by whom and why, verify the ' +
+        'history_append_only or its function was disabled, changed or dropped. Find out who did that and why, verify the ' +
         'history (GET /v1/history/verify), and create both again as in the first migration.',
     },
     {

@@ -228,7 +228,7 @@ async function findEarlier({ tx, now }: Work, { address }: Identity): Promise<Co
   return undefined;
 }
 
-/** Binds a sealed reply to everything that decides when and to whom it is replayed. */
+/** Binds a sealed reply to everything that decides whether it is replayed. */
 export function bindingOf(done: Omit<CompletedRequest, 'sealed' | 'sealed_keyring_id'>): SealBinding {
   return {
     purpose: 'reply',

@@ -11,12 +11,9 @@ export interface Metric {
 }
 
 /** Defines a counter whose values are read at each collection. */
-export function counter(registry: Registry, { name, help, labels = [] }: Metric, read: () => Iterable<Sample>): void {
+export function counter(registry: Registry, metric: Metric, read: () => Iterable<Sample>): void {
   new Counter({
-    name: `latchkey_${name}`,
-    help,
-    labelNames: labels,
-    registers: [registry],
+    ...configurationOf(registry, metric),
     collect() {
       this.reset();
       for (const [of, value] of read()) this.inc(of, value);
@@ -25,17 +22,18 @@ export function counter(registry: Registry, { name, help, labels = [] }: Metric,
 }
 
 /** Defines a gauge whose values are read at each collection. */
-export function gauge(registry: Registry, { name, help, labels = [] }: Metric, read: () => Iterable<Sample>): void {
+export function gauge(registry: Registry, metric: Metric, read: () => Iterable<Sample>): void {
   new Gauge({
-    name: `latchkey_${name}`,
-    help,
-    labelNames: labels,
-    registers: [registry],
+    ...configurationOf(registry, metric),
     collect() {
       this.reset();
       for (const [of, value] of read()) this.set(of, value);
     },
   });
+}
+
+function configurationOf(registry: Registry, { name, help, labels = [] }: Metric) {
+  return { name: `latchkey_${name}`, help, labelNames: labels, registers: [registry] };
 }
 
 /** The samples of a tally. @param label the name of the label that gets the tally's words */

@@ -105,7 +105,7 @@ const claimsOfOtherTokens = ['nonce', 'at_hash', 'c_hash', 's_hash', 'events'];
 const typesOfOtherTokens = ['ID', 'Refresh', 'Offline', 'Logout'];
 
 /**
- * An ID token tells a client who logged in; it is not a credential, because anybody who receives it could use it. RFC
+ * An ID token informs a client who logged in; it is not a credential, because anybody who receives it could use it. RFC
  * 9068 section 4 requires `typ: at+jwt`. If that may be missing, a token must have a scope, which no ID token has.
  */
 function requireAccessToken({ typ }: JWTHeaderParameters, payload: JWTPayload, settings: OidcSettings): void {

@@ -58,7 +58,7 @@ function scopesOf(payload: JWTPayload, { rolesClaim, readRoles, writeRoles }: Oi
 }
 
 /**
- * Finds a claim by its whole name, such as `https://example.com/roles`, or else by a path, such as
+ * Finds a claim by its whole name, such as `https://example.com/roles`, otherwise by a path, such as
  * `realm_access.roles`, whose parts may contain dots.
  */
 export function claimOf(within: unknown, name: string): unknown {

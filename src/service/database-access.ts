@@ -14,7 +14,8 @@ export interface DatabaseAccess {
   appRole: string | undefined;
 }
 
-export function databaseAccess(config: Config, embedded: EmbeddedInstance | undefined): DatabaseAccess {
+/** @param embedded undefined: the database of the configuration, whose URLs are empty if it has none */
+export function databaseAccess(config: Config, embedded?: EmbeddedInstance): DatabaseAccess {
   if (embedded !== undefined) {
     const { app, owner } = embedded.postgres.urls;
     return { appUrl: app, ownerUrl: owner, appRole: embeddedRoles.app };

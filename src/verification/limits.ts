@@ -16,7 +16,7 @@ export interface Bucket {
 /** A time span whose uses are counted together. */
 export interface Window {
   used: number;
-  /** The part of `used` that only this process counted, because Redis did not answer. */
+  /** The part of `used` that Redis has not confirmed; without Redis all of it. */
   unshared: number;
   /** Monotonic milliseconds. */
   endsAtMs: number;

@@ -40,7 +40,7 @@ const usageView = z
   .object({
     from: timestampView.meta({ description: 'The start of the first period.' }),
     to: timestampView.meta({
-      description: 'The end of the last period. It lies in the future if that period has not ended.',
+      description: 'The end of the last period. It is in the future if that period has not ended.',
     }),
     granularity: granularitySchema,
     lastUsedAt: timestampView.nullable(),

@@ -4,7 +4,9 @@ import { type AppDeps, buildApp } from '../../src/app.ts';
 import { generateKeyring, type Keyring, parseKeyring } from '../../src/crypto/keyring.ts';
 import { createSecretHasher, type SecretHasher } from '../../src/crypto/secret-hash.ts';
 import { connect, type DatabaseClient } from '../../src/database/client.ts';
+import type { Transactor } from '../../src/database/work.ts';
 import { createCheckpoints } from '../../src/history/checkpoints/signing.ts';
+import { countEvents, createTallies } from '../../src/metrics/tallies.ts';
 import { type Bootstrapped, bootstrap } from '../../src/service/bootstrap.ts';
 import { createLogger } from '../../src/service/logger.ts';
 import {
@@ -59,7 +61,8 @@ export interface TestService {
   logLines: string[];
 }
 
-type Overrides = Partial<Omit<AppDeps, 'crypto' | 'verification'>> & {
+type Overrides = Partial<Omit<AppDeps, 'crypto' | 'verification' | 'tallies' | 'transactor'>> & {
+  transactor?: Pick<Transactor, 'db' | 'clock'>;
   keyring?: Keyring;
   urls?: ClusterUrls;
   /** The change feed's database and Redis. Default: the service's database, and none. */
@@ -110,9 +113,11 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     { transactor, crypto },
     { organizationName: `Organization ${Math.random()}`, adminEmail: 'ada@example.com' },
   );
+  const tallies = createTallies();
   const app = await buildApp({
     logger,
-    transactor,
+    transactor: { ...transactor, onRecorded: (actions) => countEvents(tallies, actions) },
+    tallies,
     pool: client.pool,
     verification,
     crypto,

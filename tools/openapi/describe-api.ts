@@ -6,6 +6,7 @@ import { connect } from '../../src/database/client.ts';
 import { createDatabaseClock } from '../../src/database/clock.ts';
 import { createCheckpoints } from '../../src/history/checkpoints/signing.ts';
 import { packageVersion } from '../../src/lib/package.ts';
+import { createTallies } from '../../src/metrics/tallies.ts';
 import { startVerificationState } from '../../src/verification/state.ts';
 import { createWebhookClient } from '../../src/webhooks/connector.ts';
 import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
@@ -15,26 +16,24 @@ import { documentOf } from './operations.ts';
 /** The OpenAPI document of the service's routes. Does not connect to a database. */
 export async function describeApi(): Promise<string> {
   const url = 'postgres://nobody@127.0.0.1:1/nothing';
-  const clock = createDatabaseClock();
   const client = connect({ url, poolSize: 1 });
   const logger = pino({ level: 'silent' });
   const keyring = parseKeyring(generateKeyring(new Date()));
+  const transactor = { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
   const verification = startVerificationState({
-    db: client.db,
+    ...transactor,
     listenUrl: url,
     redisUrl: undefined,
-    keyring,
     capacity: 1,
     staleMs: 0,
-    clock,
-    onAppended: enqueueDeliveries,
     logger,
   });
   const app = await buildApp({
     logger,
     verification,
     pool: client.pool,
-    transactor: { db: client.db, clock },
+    transactor,
+    tallies: createTallies(),
     checkpoints: createCheckpoints({ db: client.db, keyring, logger }),
     crypto: {
       prefix: 'lk',
