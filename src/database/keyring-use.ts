@@ -11,7 +11,7 @@ export interface KeyringUse {
   /** Keys and live access tokens whose tag was made with this entry. Without it they are rejected. */
   taggedKeys: number;
   taggedTokens: number;
-  /** Purged compromised keys that are still recognized by their tag. Without the entry they are not. */
+  /** Compromised keys, of which only the tag is left until the purge. Without the entry they are not recognized. */
   bareTags: number;
   /** Keys and live access tokens whose row is authenticated with this entry. Without it they are rejected. */
   rows: number;

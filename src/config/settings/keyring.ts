@@ -14,7 +14,7 @@ export const keyringSettings = {
     .optional()
     .meta({
       description:
-        'Ids of keyring entries that are lost for good, separated by commas. Credentials under them are checked with argon2id at their next use, and their rows cannot be authenticated. Remove an id when `latchkey doctor` no longer names it.',
+        'Ids of keyring entries that are lost for good, separated by commas. Credentials under them are checked with argon2id at their next use, and their rows cannot be authenticated. Remove an id as soon as few credentials are left (docs/keyring.md).',
       example: 'k20250101',
     }),
 };
