@@ -145,7 +145,14 @@ t.test('with an own Postgres the commands lead from an empty database to the fir
     t.equal(prefixed.code, 78);
     t.match(prefixed.output, /TOKEN_PREFIX=lk/);
     const fresh = `new:${Buffer.alloc(32, 8).toString('base64')}`;
-    t.match(await latchkey(t, ['doctor'], { ...env, LATCHKEY_KEYRING: fresh }), {
+    const without = { ...env, LATCHKEY_KEYRING: fresh };
+    for (const command of ['serve', 'doctor']) {
+      const { code, output } = await latchkey(t, [command], without);
+      t.equal(code, command === 'serve' ? 78 : 1);
+      t.match(output, new RegExp(`keyring has none of the entries that were used with this database: ${id}\\.`));
+      t.match(output, /LOST_KEYRING_IDS/);
+    }
+    t.match(await latchkey(t, ['doctor'], { ...without, LOST_KEYRING_IDS: id ?? '' }), {
       code: 1,
       output: new RegExp(`wrong .*keyring lacks ${id}, under which values are sealed`),
     });

@@ -109,12 +109,15 @@ async function check(db: Db, config: Config, keyring: Keyring): Promise<void> {
   if (forged.length === 0) print('ok      The row of every credential was written with the keyring.');
   else {
     wrong(
-      `${counted(forged.length, 'credential was', 'credentials were')} changed or written without the keyring, or the entry of ` +
-        `their MAC is missing. They are rejected: ${forged.slice(0, forgedListed).join(', ')}. \`latchkey audit verify\` prints ` +
+      `${counted(forged.length, 'credential was', 'credentials were')} changed or written without the keyring, and ` +
+        `${forged.length === 1 ? 'is' : 'are'} rejected: ${forged.slice(0, forgedListed).join(', ')}. \`latchkey audit verify\` prints ` +
         'how they differ from the history. Replace them.',
     );
   }
-  for (const line of describeKeyringUse(keyring, await countKeyringUse(db))) print(`note    ${line}`);
+  for (const { text, isMissed } of describeKeyringUse(keyring, await countKeyringUse(db))) {
+    if (isMissed) wrong(text);
+    else print(`note    ${text}`);
+  }
   for (const { name, value } of await foreignSettings(db)) {
     print(
       `note    ${name} is set to ${value || "''"} for the role or the database. Latchkey sets its own value on each connection; ` +

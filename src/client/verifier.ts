@@ -174,7 +174,7 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
       if (cost > 0 && !(ownerLimit.hasCredit(cost, nowMs) && keyLimit.hasCredit(cost, nowMs))) return undefined;
     } else {
       if (!(ownerLimit.mayFit(cost) && keyLimit.mayFit(cost))) {
-        throw new CostExceedsLimit(`A use of cost ${cost} exceeds a whole window of the API key's limits.`);
+        throw new CostExceedsLimit(`A use of cost ${cost} is more than a whole window of the API key's limit allows.`);
       }
       if (!(ownerLimit.hasRest(cost, nowMs) && keyLimit.hasRest(cost, nowMs))) return rateLimited();
     }

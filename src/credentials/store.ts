@@ -35,14 +35,22 @@ export async function replaceTag(
 
 const rowsInBatch = 1_000;
 
-/** The ids of credentials whose row is not authentic. Reads all credentials, in batches. */
+/**
+ * The ids of credentials whose row has a wrong MAC. Leaves out rows whose MAC's entry the keyring lacks: whether they are
+ * authentic cannot be said. Reads all credentials, in batches.
+ */
 export async function findForgedCredentials(db: Db, keyring: Keyring): Promise<string[]> {
   const forged: string[] = [];
+  const canCheck = (row: { mac_keyring_id: string | null }) =>
+    row.mac_keyring_id === null || keyring.get(row.mac_keyring_id) !== undefined;
   for await (const keys of pagesOf<KeyRow>((last) => keysAfter(db, last?.id ?? ''))) {
-    forged.push(...keys.filter((key) => !isAuthenticKey(keyring, key)).map(({ id }) => id));
+    forged.push(...keys.filter((key) => canCheck(key) && !isAuthenticKey(keyring, key)).map(({ id }) => id));
   }
   const tokens = await db.selectFrom('access_tokens').selectAll().execute();
-  return [...forged, ...tokens.filter((token) => !isAuthenticToken(keyring, token)).map(({ id }) => id)];
+  return [
+    ...forged,
+    ...tokens.filter((token) => canCheck(token) && !isAuthenticToken(keyring, token)).map(({ id }) => id),
+  ];
 }
 
 type KeyRow = Awaited<ReturnType<typeof keysAfter>>[number];

@@ -33,6 +33,7 @@ export async function confirmInstallation(
       `TOKEN_PREFIX is ${tokenPrefix}, but this installation's tokens begin with ${known}. Set TOKEN_PREFIX=${known}.`,
     );
   }
+  requireKnownEntry(await listEntries(db), keyring);
   await insertNewEntries(db, keyring);
   return requireSameEntries(await listEntries(db), keyring, rootId);
 }
@@ -41,6 +42,16 @@ type StoredEntry = Pick<KeyringEntriesTable, 'id' | 'check_value' | 'mac' | 'mac
 
 function listEntries(db: Db): Promise<StoredEntry[]> {
   return db.selectFrom('keyring_entries').select(['id', 'check_value', 'mac', 'mac_keyring_id']).execute();
+}
+
+/** With a keyring of another installation every credential would be rejected. */
+function requireKnownEntry(stored: readonly StoredEntry[], keyring: Keyring): void {
+  const ids = stored.map(({ id }) => id);
+  if (ids.length === 0 || ids.some((id) => keyring.get(id) !== undefined || keyring.lostIds.has(id))) return;
+  throw new InstallationMismatch(
+    `The keyring has none of the entries that were used with this database: ${ids.join(', ')}. Restore the right keyring. ` +
+      'If it is lost for good, set LOST_KEYRING_IDS to the lost ids.',
+  );
 }
 
 /** A known entry authenticates a new one; the first one authenticates itself. */

@@ -35,7 +35,7 @@ export interface Work<By extends ActorContext = ActorContext> {
   onAppended: OnAppended;
   /** Functions that run last, in order, inside the transaction: they lock the most contended rows. */
   beforeCommit: Array<() => Promise<void>>;
-  /** Ids of changed rows. Cached copies are invalidated before the reply is sent. */
+  /** Ids of changed rows, added by `record`. Cached copies are invalidated before the reply is sent. */
   changed: Set<string>;
   /** The actions of the recorded events. */
   recorded: string[];

@@ -29,7 +29,7 @@ export const problemKinds = {
   cost_exceeds_limit: {
     status: 400,
     title: 'Cost exceeds the limit',
-    explanation: 'The cost of this use is greater than a whole window of one of its limits.',
+    explanation: 'This use costs more than a whole window of one of its limits allows.',
     remedy: 'Waiting does not help. Send a smaller cost, or raise the limit that the detail names.',
   },
   secret_in_text: {

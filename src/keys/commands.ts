@@ -195,8 +195,7 @@ export async function recordReveal(
 }
 
 /**
- * Deletes a key. From the commit on it is rejected everywhere. A deleted key can still be declared compromised, which
- * makes the deletion permanent.
+ * Deletes a key. A deleted key can still be declared compromised, which makes the deletion permanent.
  * @throws Problem `not_found`, `already_deleted`
  */
 export async function deleteKey(
@@ -274,8 +273,7 @@ function describePatch(patch: KeyPatch): Record<string, unknown> {
 }
 
 /**
- * Suspends or resumes a key. From the commit on a suspended key is rejected everywhere. Resuming does not revive an
- * expired key.
+ * Suspends or resumes a key. Resuming does not revive an expired key.
  * @throws Problem `not_found`, `already_deleted`
  */
 export async function setKeySuspended(

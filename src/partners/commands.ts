@@ -125,7 +125,7 @@ export async function patchPartner(
 }
 
 /**
- * Deletes the partner and all its keys in one transaction. From the commit on the keys are rejected everywhere.
+ * Deletes the partner and all its keys in one transaction.
  * @throws Problem `not_found`, `already_deleted`
  */
 export async function deletePartner(work: Work<OrganizationContext>, partnerId: string): Promise<Partner> {
@@ -149,8 +149,8 @@ async function deleteKeysOfRows(
 }
 
 /**
- * Suspends or resumes a partner. From the commit on all keys of a suspended partner are rejected everywhere. Resuming
- * does not resume keys that are suspended themselves.
+ * Suspends or resumes a partner, and so rejects or accepts all its keys. Resuming does not resume keys that are suspended
+ * themselves.
  * @throws Problem `not_found`, `already_deleted`
  */
 export async function setPartnerSuspended(
