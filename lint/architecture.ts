@@ -22,7 +22,8 @@ const ranks: string[][] = [
   ['refused-requests'],
   ['history'],
   features,
-  ['rekey', 'verification'],
+  ['rekey'],
+  ['verification'],
   ['jobs'],
   ['config'],
   ['metrics'],
@@ -76,6 +77,12 @@ function mayImport(file: string, target: string): boolean {
   if (from !== to) return to < from;
   return features.includes(unitOf(file)) && sharedByFeatures.test(target);
 }
+
+test('the table of folders in ARCHITECTURE.md lists them in this order', () => {
+  const rows = readFileSync('ARCHITECTURE.md', 'utf8').match(/^\| (`src\/[\w.-]+`(, )?)+ \|/gm) ?? [];
+  const listed = rows.flatMap((row) => [...row.matchAll(/src\/([\w.-]+)/g)].map(([, unit]) => unit));
+  assert.deepEqual(listed, ranks.flat());
+});
 
 test('nothing imports itself in a circle', () => {
   const done = new Set<string>();
