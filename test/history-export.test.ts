@@ -95,6 +95,7 @@ t.test('it ends with the event that was the last when it began, whatever happens
 
 t.test('each event is read once, also where Postgres knows nothing about the table yet', async (t) => {
   const { urls, organizationId } = await startService(t);
+  await dbQuery(urls.superuser, 'alter table history set (autovacuum_enabled = off)');
   await dbAddEvents(urls.superuser, organizationId, 10_000);
   // A session reports its own statistics.
   const client = connect({ url: urls.app, poolSize: 1 });

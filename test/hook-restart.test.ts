@@ -36,7 +36,11 @@ t.test('restarts under load: no wrong answer in either direction', async (t) => 
   const { admin } = replica;
   let latchkey = await start();
   await admin.put('/v1/rate-limit', { requests: 100_000_000, windowSeconds: 3_600 });
-  const backend = await startBackend(t, { url, token: replica.verifier.token, timeoutMs: 1_000 });
+  const logged: string[] = [];
+  const logger = { level: 'info', stream: { write: (line: string) => void logged.push(line) } };
+  const options = { url, token: replica.verifier.token, timeoutMs: 1_000 };
+  const backend = await startBackend(t, options, undefined, { logger });
+  const timesLive = () => logged.filter((line) => line.includes('verified from memory')).length;
   const { body: good } = await admin.post('/v1/keys', {});
   const { body: bad } = await admin.post('/v1/keys', {});
   const never = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(newId('key')) }).reveal();
@@ -57,12 +61,16 @@ t.test('restarts under load: no wrong answer in either direction', async (t) => 
       }),
   );
   for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
+    const before = timesLive();
     latchkey.child.kill(signal);
     await latchkey.exited;
     // It is gone for a while, and that is noticed.
     await eventually(async () => (await backend.status(never)) === 503);
     latchkey = await start();
     await eventually(async () => (await backend.status(never)) === 401);
+    // The client forgets all keys when the stream connects. The good one must be known again before the next signal.
+    await eventually(async () => timesLive() > before);
+    t.equal(await backend.status(good.key), 200);
   }
   const { body: last } = await admin.post('/v1/keys', {});
   await eventually(async () => (await backend.status(last.key)) === 200);

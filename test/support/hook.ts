@@ -1,5 +1,5 @@
 import type { AddressInfo } from 'node:net';
-import fastify, { type FastifyInstance } from 'fastify';
+import fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify';
 import type { Test } from 'tap';
 import { type ClientOptions, createLatchkeyClient, type LatchkeyClient } from '../../src/client/client.ts';
 import { type LatchkeyOptions, latchkey } from '../../src/fastify/plugin.ts';
@@ -44,7 +44,7 @@ export async function startBackend(
   t: Test,
   options: LatchkeyOptions,
   more: (app: FastifyInstance) => void = () => undefined,
-  server: { trustProxy?: boolean } = {},
+  server: Pick<FastifyServerOptions, 'trustProxy' | 'logger'> = {},
 ): Promise<Backend> {
   const app = fastify({ ...server, forceCloseConnections: true });
   t.teardown(() => app.close());
