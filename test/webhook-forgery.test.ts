@@ -1,11 +1,20 @@
+import { Webhook as StandardWebhook } from 'standardwebhooks';
 import t, { type Test } from 'tap';
+import { parseKeyring } from '../src/crypto/keyring.ts';
 import { canonicalJson } from '../src/domain/canonical-json.ts';
 import { newId } from '../src/domain/ids.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
-import { keyringOf } from './support/keyrings.ts';
+import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually } from './support/process.ts';
-import { deliveriesOf, makeWebhook, type Receiver, startReceiver, startSending } from './support/webhooks.ts';
+import {
+  deliveriesOf,
+  makeWebhook,
+  type Received,
+  type Receiver,
+  startReceiver,
+  startSending,
+} from './support/webhooks.ts';
 
 // Nothing that the database's role writes by itself is signed and sent.
 
@@ -141,14 +150,21 @@ t.test('an event that was changed after it was announced is not sent', async (t)
 
 t.test('what waited under a keyring entry that is gone fails; what happens from then on is sent', async (t) => {
   const { service, receiver, webhook, genuine } = await startPending(t);
-  const later = await startService(t, { urls: service.urls, keyring: keyringOf('new') });
+  const keyring = parseKeyring(keyringText('new'), ['old']);
+  const later = await startService(t, { urls: service.urls, keyring });
   startSending(t, later);
   await eventually(async () => (await deliveriesOf(service, webhook))[0]?.status === 'failed');
-  await service.admin.post(`/v1/webhooks/${webhook.id}/rotate-secret`);
   t.match(await deliveriesOf(service, webhook), [
     { id: genuine.id, status: 'failed', attempts: [{ reason: 'not_authentic' }] },
   ]);
+  const admin = later.as(service.admin.token);
+  const { body: rotated } = await admin.post(`/v1/webhooks/${webhook.id}/rotate-secret`);
   t.equal(receiver.received.length, 0);
+  await admin.post('/v1/keys', { name: 'Later' });
+  await eventually(async () => receiver.received.length === 1);
+  const { headers, body } = receiver.received[0] as Received;
+  t.match(headers['webhook-signature'], /^v1,[^ ]+$/, 'one signature: the previous secret does not open');
+  t.doesNotThrow(() => new StandardWebhook(rotated.secret).verify(body.toString(), headers as Record<string, string>));
 });
 
 t.test('an endpoint whose URL or partner was edited in the database is sent nothing', async (t) => {

@@ -158,7 +158,7 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
         tags: ['Administration'],
         summary: 'Delete an access token',
         description:
-          'The token is rejected everywhere at once. Only an operator can delete the last admin token with the scope write of an organization.',
+          'This replica rejects the token from the reply on, the others as soon as they are notified. No replica accepts a change with it any more. Only an operator can delete the last admin token with the scope write of an organization.',
         params,
         response: { 200: accessTokenView },
       },

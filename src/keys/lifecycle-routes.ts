@@ -78,7 +78,8 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
         operationId: 'suspendKey',
         tags: ['Keys'],
         summary: 'Suspend a key',
-        description: 'The key is rejected everywhere at once. It keeps its place in the row.',
+        description:
+          'This replica rejects the key from the reply on, the others as soon as they are notified. It keeps its place in the row.',
         params,
         response: { 200: keyView },
       },

@@ -206,7 +206,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         tags: ['Keys'],
         summary: 'Delete a key',
         description:
-          'The key is rejected everywhere at once. The reason compromised also deletes its hash and sealed plaintext, and cannot be undone.',
+          'This replica rejects the key from the reply on, the others as soon as they are notified. The reason compromised also deletes its hash and sealed plaintext, and cannot be undone.',
         params,
         querystring: z.strictObject({
           reason: deletionReasonSchema.default('other'),

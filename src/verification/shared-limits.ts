@@ -37,28 +37,28 @@ interface SharedLimitsOptions {
  */
 const countScript = `
 local cost = tonumber(ARGV[1])
-local mayRefuse = cost > 0 and ARGV[2] == '1'
-local refusing = 0
+local mayReject = cost > 0 and ARGV[2] == '1'
+local rejecting = 0
 local used = {}
 local left = {}
 for place, name in ipairs(KEYS) do
   left[place] = redis.call('pttl', name)
   used[place] = left[place] > 0 and tonumber(redis.call('get', name)) or 0
-  local arrears = 2 + #KEYS * 2 + (place - 1) * 3
-  if ARGV[arrears + 1] then
-    local caughtUp = math.max(used[place], tonumber(ARGV[arrears + 1])) + tonumber(ARGV[arrears + 2])
+  local unshared = 2 + #KEYS * 2 + (place - 1) * 3
+  if ARGV[unshared + 1] then
+    local caughtUp = math.max(used[place], tonumber(ARGV[unshared + 1])) + tonumber(ARGV[unshared + 2])
     if caughtUp > used[place] then
-      if used[place] == 0 then left[place] = tonumber(ARGV[arrears + 3]) end
+      if used[place] == 0 then left[place] = tonumber(ARGV[unshared + 3]) end
       used[place] = caughtUp
       redis.call('set', name, caughtUp, 'px', left[place])
     end
   end
   if used[place] == 0 then left[place] = tonumber(ARGV[place * 2 + 2]) end
-  if refusing == 0 and mayRefuse and used[place] + cost > tonumber(ARGV[place * 2 + 1]) then refusing = place end
+  if rejecting == 0 and mayReject and used[place] + cost > tonumber(ARGV[place * 2 + 1]) then rejecting = place end
 end
-local answer = { refusing }
+local answer = { rejecting }
 for place, name in ipairs(KEYS) do
-  if refusing == 0 and cost > 0 then
+  if rejecting == 0 and cost > 0 then
     used[place] = used[place] + cost
     redis.call('set', name, used[place], 'px', left[place])
   end
@@ -72,8 +72,8 @@ const probeEveryMs = 500;
 /** How long the start waits for Redis; after that each replica counts in its own memory. */
 const decideWithinMs = 2_000;
 
-function toScriptArguments(arrears: UnsharedCount | undefined): number[] {
-  return arrears === undefined ? [0, 0, 0] : [arrears.shared, arrears.unshared, arrears.leftMs];
+function toScriptArguments(unshared: UnsharedCount | undefined): number[] {
+  return unshared === undefined ? [0, 0, 0] : [unshared.shared, unshared.unshared, unshared.leftMs];
 }
 
 /** The owner's id is the hash tag, so a cluster stores all buckets of a use in one slot. */
@@ -139,7 +139,7 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
   });
 
   async function countInRedis(buckets: UseBuckets, cost: number, options: CountOptions): Promise<Count> {
-    const arrears = buckets.map((bucket) => memory.takeUnsharedCount(bucket, sharedSinceMs));
+    const unshared = buckets.map((bucket) => memory.takeUnsharedCount(bucket, sharedSinceMs));
     try {
       const answer = await redis.countUse(
         buckets.map((bucket) => nameInRedis(bucket, buckets)),
@@ -147,20 +147,20 @@ export function createSharedLimits({ url, logger }: SharedLimitsOptions): Shared
           cost,
           options.isAlreadyAllowed === true ? 0 : 1,
           ...buckets.flatMap(({ requests, windowSeconds }) => [requests, windowSeconds * 1000]),
-          ...(arrears.some(Boolean) ? arrears.flatMap(toScriptArguments) : []),
+          ...(unshared.some(Boolean) ? unshared.flatMap(toScriptArguments) : []),
         ],
       );
-      const [refusing = 0, ...rest] = answer;
+      const [rejecting = 0, ...rest] = answer;
       const levels = buckets.map((bucket, index) => {
         const level = { used: rest[index * 2] ?? 0, resetMs: rest[index * 2 + 1] ?? 0 };
         // If Redis fails later, memory continues from this count.
         memory.adopt(bucket, level);
         return level;
       });
-      return toCount(buckets, levels, refusing === 0 ? undefined : refusing - 1);
+      return toCount(buckets, levels, rejecting === 0 ? undefined : rejecting - 1);
     } catch (error) {
       fail(error);
-      for (const missed of arrears) missed?.putBack();
+      for (const missed of unshared) missed?.putBack();
       return memory.count(buckets, cost, options);
     }
   }

@@ -1,5 +1,5 @@
 import type { Keyring } from '../crypto/keyring.ts';
-import { type SealBinding, seal, unseal } from '../crypto/seal.ts';
+import { type SealBinding, SealBroken, seal, unseal } from '../crypto/seal.ts';
 import type { Secret } from '../crypto/secret.ts';
 import type { OrganizationId, PartnerId, WebhookId } from '../domain/ids.ts';
 import { generateWebhookSecret } from './signature.ts';
@@ -38,16 +38,22 @@ export interface SealedSecrets extends SealedFor {
   previous_until: Date | null;
 }
 
-/** The secrets that sign now, the current one first. @throws SealBroken */
+/**
+ * The secrets that sign now, the current one first. Leaves out a previous one that does not open.
+ * @throws SealBroken if the current one does not open
+ */
 export function openSecrets(keyring: Keyring, endpoint: SealedSecrets, now: Date): Secret[] {
   const binding = sealBinding(endpoint);
-  const isPreviousValid = endpoint.previous_until !== null && endpoint.previous_until > now;
-  return [
-    { sealed: endpoint.sealed, keyringId: endpoint.sealed_keyring_id },
-    ...(isPreviousValid ? [{ sealed: endpoint.previous_sealed, keyringId: endpoint.previous_sealed_keyring_id }] : []),
-  ].flatMap(({ sealed, keyringId }) =>
-    sealed === null || keyringId === null ? [] : [unseal(keyring, { sealed, keyringId }, binding)],
-  );
+  const open = (sealed: Buffer | null, keyringId: string | null) =>
+    sealed === null || keyringId === null ? [] : [unseal(keyring, { sealed, keyringId }, binding)];
+  const secrets = open(endpoint.sealed, endpoint.sealed_keyring_id);
+  if (endpoint.previous_until === null || endpoint.previous_until <= now) return secrets;
+  try {
+    return [...secrets, ...open(endpoint.previous_sealed, endpoint.previous_sealed_keyring_id)];
+  } catch (error) {
+    if (error instanceof SealBroken) return secrets;
+    throw error;
+  }
 }
 
 export type SecretColumns = Pick<
