@@ -1,5 +1,5 @@
 import fastify, { type RouteOptions } from 'fastify';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { addAccessToken, mintAccessToken } from '../src/access-tokens/commands.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { transact } from '../src/database/work.ts';
@@ -8,6 +8,7 @@ import type { AccessRule } from '../src/http/access.ts';
 import { strictRoutes } from '../src/http/strict-routes.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // Uses the live list of routes, so that new routes are covered at once.
 

@@ -1,5 +1,5 @@
-import t from 'tap';
 import { type Json, startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 t.test("an organization's settings and rate limit", async (t) => {
   const { admin, organizationId } = await startService(t);

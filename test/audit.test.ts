@@ -1,12 +1,13 @@
 import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { newId } from '../src/domain/ids.ts';
 import { startService } from './support/app.ts';
 import { chainOfTexts, exportOf, noteOf, publicKey, scratchFolder, textOf } from './support/histories.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { compiled, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // `latchkey audit verify` as a command: what it is given, what it says, and how it ends.
 

@@ -1,7 +1,8 @@
 import { request as httpRequest, METHODS } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // What a gateway asks before it passes its client's request on. With real gateways: gateways.test.ts.
 

@@ -1,7 +1,7 @@
-import t from 'tap';
 import { createBatchLoader } from '../src/lib/batch-loader.ts';
 import { createDeferred, type Deferred } from '../src/lib/deferred.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // Many loads in few queries. One id that is at fault does not fail the others, and a silent source is waited for once.
 

@@ -1,6 +1,6 @@
 import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { newId } from '../src/domain/ids.ts';
 import { createBatchWriter } from '../src/lib/batch-writer.ts';
 import { createRefusalRecorder, type Refusal } from '../src/refused-requests/recorder.ts';
@@ -8,6 +8,7 @@ import { type Json, startService } from './support/app.ts';
 import { createTestClock } from './support/clock.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // An entry that cannot be written does not hold up the others.
 

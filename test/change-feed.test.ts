@@ -1,10 +1,11 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { connect } from '../src/database/client.ts';
 import { createDatabaseClock } from '../src/database/clock.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { t } from './support/tap.ts';
 
 // Deleted on one replica is refused on the others, whatever becomes of the notifications.
 

@@ -1,10 +1,11 @@
 import type { AddressInfo } from 'node:net';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { startService } from './support/app.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { follow } from './support/event-stream.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { t } from './support/tap.ts';
 
 // Backends that keep answers hear what has changed, and when they cannot rely on hearing it.
 

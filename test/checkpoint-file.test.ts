@@ -1,6 +1,6 @@
 import { appendFileSync, chmodSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { parseKeyring } from '../src/crypto/keyring.ts';
 import { openCheckpointing } from '../src/history/checkpoints/checkpointing.ts';
 import { createLogger } from '../src/service/logger.ts';
@@ -10,6 +10,7 @@ import { scratchFolder } from './support/histories.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { listenHttp } from './support/listeners.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 const keyring = keyringOf('evidence');
 

@@ -2,13 +2,13 @@ import { spawnSync } from 'node:child_process';
 import { createHash, createPublicKey, verify } from 'node:crypto';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
-import t from 'tap';
 import { createCheckpoints } from '../src/history/checkpoints/signing.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { scratchFolder } from './support/histories.ts';
 import { keyringOf } from './support/keyrings.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 
 /** A note by hand, as https://c2sp.org/signed-note has it. */
 function readNote(note: string) {

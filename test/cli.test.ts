@@ -1,11 +1,12 @@
 import { readdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import type { ClusterUrls } from './support/cluster.ts';
 import { createDatabase, roleOf } from './support/database.ts';
 import { scratch } from './support/instance.ts';
 import { compiled, request, run, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 const keyring = generateKeyring(new Date());
 

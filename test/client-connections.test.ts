@@ -3,12 +3,13 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { gzipSync } from 'node:zlib';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { followChanges } from '../src/client/change-stream.ts';
 import { type BatchEntry, CallFailed, verifyBatch } from '../src/client/service.ts';
 import { listenHttp, listenRaw } from './support/listeners.ts';
 import { freePort } from './support/ports.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // What the client makes of whatever answers at Latchkey's address, or does not: byte by byte, on real sockets.
 

@@ -1,10 +1,11 @@
 import type { RequestListener } from 'node:http';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import type { ClientOptions } from '../src/client/client.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { t } from './support/tap.ts';
 
 // The way to Latchkey is cut, in whole or in part, and Latchkey is gone: never a wrong answer, and known keys for a while.
 

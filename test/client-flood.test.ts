@@ -1,9 +1,10 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { mintToken } from '../src/crypto/token.ts';
 import { idSuffix, newId } from '../src/domain/ids.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
 import { proxyTo } from './support/proxy.ts';
+import { t } from './support/tap.ts';
 
 // Clients that send rubbish to a backend, or more than Latchkey answers, do not affect others.
 

@@ -1,7 +1,7 @@
-import t from 'tap';
 import { LocalLimit } from '../src/client/known-keys.ts';
 import { startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // Limits hold although most uses are allowed locally.
 

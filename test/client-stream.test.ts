@@ -1,8 +1,9 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { dbQuery } from './support/database.ts';
 import { startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { t } from './support/tap.ts';
 
 // What the stream of changes may do wrong without ending: nothing is answered from memory that is older than 5 s.
 

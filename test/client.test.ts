@@ -1,10 +1,10 @@
-import t from 'tap';
 import type { z } from 'zod';
 import { createLatchkeyClient, type Question, type Verdict } from '../src/client/client.ts';
 import type { verdictView } from '../src/verification/verdict-view.ts';
 import type { VerifyRequest } from '../src/verification/verify-request.ts';
 import { startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // latchkey/client: the same answers as Latchkey's own, most of them without asking.
 

@@ -6,11 +6,12 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import fc from 'fast-check';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { tsImport } from 'tsx/esm/api';
 import { startService } from './support/app.ts';
 import { freePort } from './support/ports.ts';
 import { eventually, run, runScript } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // Clients that two generators of different kinds make of the two documents: generated, compiled strictly, and used
 // against a service that listens.

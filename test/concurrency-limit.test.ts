@@ -1,12 +1,13 @@
 import { once } from 'node:events';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { createConcurrencyLimit } from '../src/http/concurrency-limit.ts';
 import { type Client, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { dbAddEvents } from './support/histories.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // What is expensive is bounded by organization or address, so that nobody takes it from the others.
 

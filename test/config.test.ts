@@ -1,7 +1,6 @@
 import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import t from 'tap';
 import { z } from 'zod';
 import { describeFailure } from '../src/cli/failure.ts';
 import { ConfigError, environment, readConfig } from '../src/config/config.ts';
@@ -9,6 +8,7 @@ import { doubtfulVariables } from '../src/config/doubtful-variables.ts';
 import { type SecretName, secretNames } from '../src/config/secret-files.ts';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import { configurationPage } from '../tools/configuration.ts';
+import { t } from './support/tap.ts';
 
 const keyring = generateKeyring(new Date());
 const ownDatabase = { DATABASE_URL: 'postgres://app:pw@db/latchkey', LATCHKEY_KEYRING: keyring };

@@ -1,6 +1,6 @@
-import t from 'tap';
 import { startService } from './support/app.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
+import { t } from './support/tap.ts';
 
 // A cost that fits into no window is the caller's mistake: no waiting helps.
 

@@ -1,6 +1,6 @@
-import t from 'tap';
 import { type Actor, type CreatorChain, extendChain, topmostAdminOf } from '../src/domain/actor.ts';
 import { type Client, startService, type TestService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // An access token names its chain of creators, so that nobody can hide behind a token that they created.
 

@@ -1,4 +1,3 @@
-import t from 'tap';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { Secret } from '../src/crypto/secret.ts';
 import { mintToken } from '../src/crypto/token.ts';
@@ -8,6 +7,7 @@ import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // As the service's database role, without the keyring: nothing that decides about a credential can be changed or made.
 

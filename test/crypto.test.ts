@@ -3,7 +3,7 @@ import { inspect } from 'node:util';
 import { crc32 } from 'node:zlib';
 import argon2 from 'argon2';
 import fc from 'fast-check';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { createAttemptLimit } from '../src/crypto/attempt-limit.ts';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { type SealBinding, seal, unseal } from '../src/crypto/seal.ts';
@@ -13,6 +13,7 @@ import { tagMatches, tagOf } from '../src/crypto/tag.ts';
 import { mintToken, parseToken, type TokenKind } from '../src/crypto/token.ts';
 import { idFromBytes, idSuffix, isId, newId } from '../src/domain/ids.ts';
 import { toCanonical } from '../src/history/chain.ts';
+import { t } from './support/tap.ts';
 
 const hex = (text: string) => Buffer.from(text.replaceAll(' ', ''), 'hex');
 const keyring = parseKeyring(generateKeyring(new Date()));

@@ -1,5 +1,5 @@
-import t from 'tap';
 import { type Json, startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 t.test('a cursor is good for the list that returned it, and for no other', async (t) => {
   const { admin, operator, organizationId } = await startService(t);

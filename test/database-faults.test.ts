@@ -1,6 +1,5 @@
 import { sql } from 'kysely';
 import pg from 'pg';
-import t from 'tap';
 import { connect } from '../src/database/client.ts';
 import { createDatabaseClock } from '../src/database/clock.ts';
 import { transact } from '../src/database/work.ts';
@@ -10,6 +9,7 @@ import { createDatabase, dbQuery, roleOf } from './support/database.ts';
 import { keyringOf } from './support/keyrings.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { t } from './support/tap.ts';
 
 t.test('a black-holed database answers 503 within two seconds, and the service comes back by itself', async (t) => {
   const urls = await createDatabase(t);

@@ -1,8 +1,8 @@
 import { readdirSync } from 'node:fs';
-import t from 'tap';
 import { eventually, request } from './support/process.ts';
 import { openRaw, requestText, statusesIn } from './support/raw-client.ts';
 import { serve } from './support/served.ts';
+import { t } from './support/tap.ts';
 
 // A process has only so many descriptors. Clients that use them up are rejected, and the process goes on.
 

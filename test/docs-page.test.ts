@@ -1,8 +1,8 @@
 import type { AddressInfo } from 'node:net';
-import t from 'tap';
 import { startService } from './support/app.ts';
 import { openPage } from './support/browser.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 
 // The console at /docs in a real browser, as a person uses it for the first time.
 

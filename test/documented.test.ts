@@ -1,6 +1,6 @@
-import t from 'tap';
 import { startService } from './support/app.ts';
 import { requireDocumented, undocumentedIn } from './support/document.ts';
+import { t } from './support/tap.ts';
 
 // Every reply in every test is held against the OpenAPI document (test/support/document.ts). This is the test of the test.
 

@@ -2,10 +2,10 @@ import { spawnSync } from 'node:child_process';
 import { chmod, chown, mkdir, mkdtemp, readdir, rm, stat, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import t from 'tap';
 import { defaultDataDirectory } from '../src/embedded-postgres/start.ts';
 import { scratch, start } from './support/instance.ts';
 import { compiled, request, run, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 const isRoot = process.getuid?.() === 0;
 const nobody = { uid: 65_534, gid: 65_534 };

@@ -1,9 +1,10 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { scratch } from './support/instance.ts';
 import { type RunningProcess, run, runCompiled } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 
 // `npm run demo`, as a person starts it, reads it, and ends it.
 

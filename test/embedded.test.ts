@@ -5,12 +5,13 @@ import { existsSync } from 'node:fs';
 import { readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { findProcess } from '../src/embedded-postgres/processes.ts';
 import { findPrograms } from '../src/embedded-postgres/programs.ts';
 import { type Instance, scratch, start } from './support/instance.ts';
 import { eventually, request, runEntry } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 
 /** False while somebody else has the port, such as an instance of another test file. */
 async function take(t: Test, port: number): Promise<boolean> {

@@ -1,12 +1,12 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import type { RouteOptions } from 'fastify';
-import t from 'tap';
 import type { z } from 'zod';
 import { newId } from '../src/domain/ids.ts';
 import type { AccessRule } from '../src/http/access.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { listen, openRaw } from './support/raw-client.ts';
+import { t } from './support/tap.ts';
 
 // Clients leave a body out and name its type all the same. Zero bytes are no body, whichever type is named.
 

@@ -1,6 +1,7 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { type Client, type Reply, startService, type TestService } from './support/app.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // A resource's version, and changes that are meant for one.
 

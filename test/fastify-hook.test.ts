@@ -1,9 +1,9 @@
 import type { FastifyInstance } from 'fastify';
-import t from 'tap';
 import { latchkey } from '../src/fastify/plugin.ts';
 import { startBackend, startListening } from './support/hook.ts';
 import { keepAliveClient } from './support/keep-alive-client.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // latchkey/fastify: a backend in three lines, closed but for what says otherwise.
 

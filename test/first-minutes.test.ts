@@ -1,12 +1,13 @@
 import { spawnSync } from 'node:child_process';
 import { chmod, realpath, rm } from 'node:fs/promises';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { scratch } from './support/instance.ts';
 import { openShell, pasteSteps, type Step, stepsOf } from './support/pages.ts';
 import { freePort, isFree } from './support/ports.ts';
 import { type RunningProcess, run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 
 // What somebody meets who has cloned the repository: what the start prints, then the pages in their order, pasted as they stand
 // there into one shell, with nothing set. What is not committed is not in the clone.

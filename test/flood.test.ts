@@ -1,11 +1,11 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import t from 'tap';
 import { mintToken } from '../src/crypto/token.ts';
 import { idSuffix, type KeyId, newId } from '../src/domain/ids.ts';
 import { traceIdOfRequestId } from '../src/domain/trace.ts';
 import { startService } from './support/app.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 setFlagsFromString('--expose-gc');
 const collectGarbage = runInNewContext('gc') as () => void;

@@ -1,4 +1,3 @@
-import t from 'tap';
 import { Secret } from '../src/crypto/secret.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { confirmInstallation } from '../src/database/installation.ts';
@@ -7,6 +6,7 @@ import { type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // Somebody has the service's database role, and not the keyring: each statement is refused by the database, has no effect on
 // what the service answers, or is named by `latchkey doctor` or `latchkey audit verify`.

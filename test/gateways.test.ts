@@ -1,7 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { startService, type TestService } from './support/app.ts';
 import {
   ask,
@@ -17,6 +17,7 @@ import {
 } from './support/gateways.ts';
 import { freePort } from './support/ports.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 
 // The snippets of docs/gateways.md in the real programs, between real clients, a real Latchkey and a backend.
 

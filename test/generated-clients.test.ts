@@ -2,10 +2,11 @@ import { cp, mkdtemp, rm, symlink } from 'node:fs/promises';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { startService } from './support/app.ts';
 import { installGenerators } from './support/generators.ts';
 import { run, runScript } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // Clients that further generators make of both documents: compiled strictly, libraries included, and used against a service
 // that listens. test/clients.test.ts has two more.

@@ -1,5 +1,5 @@
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import { connect } from '../src/database/client.ts';
 import { checkGuarantees, type GuaranteeFacts, judgeGuarantees } from '../src/database/guarantees.ts';
@@ -7,6 +7,7 @@ import { startEmbeddedPostgres } from '../src/embedded-postgres/start.ts';
 import { dbQuery, migrateAs } from './support/database.ts';
 import { scratch } from './support/instance.ts';
 import { runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // A Postgres of its own: that of the other tests trades safety for speed, and here settings of the whole server change.
 

@@ -2,7 +2,6 @@ import { once } from 'node:events';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { sql } from 'kysely';
-import t from 'tap';
 import { connect } from '../src/database/client.ts';
 import { createDatabaseClock } from '../src/database/clock.ts';
 import type { StoredEvent } from '../src/history/chain.ts';
@@ -11,6 +10,7 @@ import { type Json, startService, type TestService } from './support/app.ts';
 import { createDatabase, dbQuery, roleOf } from './support/database.ts';
 import { dbAddEvents, findByLatchkey } from './support/histories.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 async function exported({ app, admin }: TestService, token = admin.token, headers: Record<string, string> = {}) {
   const response = await app.inject({

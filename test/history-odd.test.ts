@@ -1,9 +1,10 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { newId } from '../src/domain/ids.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { findByLatchkey, findByScript, sha256 } from './support/histories.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 
 // Rows of history that this service has not written: its function takes none, and where a superuser has put one there,
 // every view shows it and verification names it.

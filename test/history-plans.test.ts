@@ -1,10 +1,10 @@
 import { sql } from 'kysely';
-import t from 'tap';
 import type { OrganizationId } from '../src/domain/ids.ts';
 import { findRange, type HistoryFilter, listEvents, listEventsQuery, preferIndexScans } from '../src/history/store.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { dbAddEvents, frequentPairs } from './support/histories.ts';
+import { t } from './support/tap.ts';
 
 interface PlanNode {
   'Node Type': string;

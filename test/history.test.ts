@@ -1,8 +1,9 @@
 import { createHash } from 'node:crypto';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { dbAddEvents } from './support/histories.ts';
+import { t } from './support/tap.ts';
 
 async function lived(t: Test): Promise<{
   service: TestService;

@@ -1,13 +1,14 @@
 import { spawnSync } from 'node:child_process';
 import { cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import type { Json } from './support/app.ts';
 import { type ListeningService, startListening } from './support/hook.ts';
 import { scratch } from './support/instance.ts';
 import { openShell, pasteSteps, startFolder, stepsOf } from './support/pages.ts';
 import { freePort } from './support/ports.ts';
 import { run } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // What a backend gets that installs the package: two entries with their types, and of Latchkey's libraries only what they need.
 

@@ -1,5 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { idSuffix, newId } from '../src/domain/ids.ts';
@@ -7,6 +7,7 @@ import { startService } from './support/app.ts';
 import { startBackend } from './support/hook.ts';
 import { freePort } from './support/ports.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // Latchkey is restarted or killed while a backend is used: valid keys are never rejected, invalid ones never accepted.
 

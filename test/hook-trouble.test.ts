@@ -1,11 +1,12 @@
 import fastify from 'fastify';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { createLatchkeyClient } from '../src/client/client.ts';
 import { type LatchkeyOptions, latchkey } from '../src/fastify/plugin.ts';
 import { startListening } from './support/hook.ts';
 import { listenHttp } from './support/listeners.ts';
 import { freePort } from './support/ports.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // A wrong url or token: the log of the backend has one line that says what was answered, before the first request.
 

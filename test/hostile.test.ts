@@ -1,8 +1,8 @@
 import { readdirSync, readFileSync } from 'node:fs';
-import t from 'tap';
 import { attack } from '../bench/hostile-load.ts';
 import { eventually, request } from './support/process.ts';
 import { serve } from './support/served.ts';
+import { t } from './support/tap.ts';
 
 // The short form of `npm run bench:hostile`, which lasts two minutes and measures times, too.
 

@@ -1,4 +1,4 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { pruneIdempotency } from '../src/http/idempotency-store.ts';
 import { type Json, type Reply, startService, type TestService } from './support/app.ts';
@@ -6,6 +6,7 @@ import { createTestClock } from './support/clock.ts';
 import { dbQuery, roleOf } from './support/database.ts';
 import { proxyThatLoses } from './support/lossy-proxy.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // Once, whatever goes wrong: many at once, a history that cannot be written, a service that is killed.
 

@@ -1,13 +1,14 @@
 import { once } from 'node:events';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { unseal } from '../src/crypto/seal.ts';
 import { validationProblem } from '../src/domain/errors.ts';
 import { bindingOf } from '../src/http/idempotency.ts';
 import { pruneIdempotency } from '../src/http/idempotency-store.ts';
 import { type Json, type Reply, startService, type TestService } from './support/app.ts';
 import { createTestClock } from './support/clock.ts';
+import { t } from './support/tap.ts';
 
 // A request that comes again with the same Idempotency-Key is answered, and not done again.
 

@@ -1,9 +1,10 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { pruneIdempotency } from '../src/http/idempotency-store.ts';
 import { type Json, type Reply, startService, type TestService } from './support/app.ts';
 import { createTestClock } from './support/clock.ts';
 import { dbDump, dbQuery } from './support/database.ts';
+import { t } from './support/tap.ts';
 
 // A reply with a plaintext is kept for 15 minutes, sealed. After that a retry is 409 `reply_gone`, which names what was made.
 

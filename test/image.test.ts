@@ -2,13 +2,14 @@ import { spawnSync } from 'node:child_process';
 import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import { BaseUnavailable, type BuiltImage, buildImage, commandIn, unlessBuildable } from './support/built-image.ts';
 import { createDatabase, roleOf } from './support/database.ts';
 import { readDockerfile } from './support/dockerfile.ts';
 import { freePort } from './support/ports.ts';
 import { request, run } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // The image as buildah builds it from the unmodified Dockerfile, run as its user on a read-only root.
 

@@ -1,8 +1,8 @@
 import { validatorCompiler } from 'fastify-type-provider-zod';
-import t from 'tap';
 import { z } from 'zod';
 import { inputErrorsOf } from '../src/http/input-errors.ts';
 import { type Json, startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // Messages about invalid input are in the API's words, never in those of a library.
 

@@ -1,5 +1,5 @@
-import t from 'tap';
 import { type Json, startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 const deep = (depth: number) => `${'{"a":'.repeat(depth)}1${'}'.repeat(depth)}`;
 const metadata = (text: string) => `{"metadata":${text}}`;

@@ -1,11 +1,12 @@
 import { spawnSync } from 'node:child_process';
 import { mkdir, readFile, symlink } from 'node:fs/promises';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import { createDatabase, roleOf } from './support/database.ts';
 import { scratch } from './support/instance.ts';
 import { request, run } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // `latchkey` on the PATH, as the README installs it: packed, and installed from the file into a folder of its own.
 

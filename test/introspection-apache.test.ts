@@ -5,11 +5,12 @@ import { type AddressInfo, connect } from 'node:net';
 import { tmpdir, userInfo } from 'node:os';
 import path from 'node:path';
 import { createServer } from 'node:tls';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { startService, type TestService } from './support/app.ts';
 import { createCertificateAuthority } from './support/certificates.ts';
 import { freePort } from './support/ports.ts';
 import { eventually, run } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // Introspection by the modules with which Apache protects what is behind it, as Debian has them.
 

@@ -1,7 +1,8 @@
 import * as six from 'openid-client';
 import { Issuer } from 'openid-client-5';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // Introspection with the libraries that Node's OAuth clients use.
 

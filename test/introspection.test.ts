@@ -1,5 +1,6 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { type Json, startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // Introspection by RFC 7662, asked as OAuth clients ask: by Bearer, by HTTP Basic, or with the secret in the form.
 

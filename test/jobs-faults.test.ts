@@ -1,4 +1,4 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { connect, type Db } from '../src/database/client.ts';
 import { doubleReleaseSafePool } from '../src/jobs/graphile-worker.ts';
 import { listJobRuns } from '../src/jobs/store.ts';
@@ -7,6 +7,7 @@ import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.t
 import { dbDue, dbMissed, dbQueue, makeJob, startReplica } from './support/jobs.ts';
 import { eventually, runCompiled } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { t } from './support/tap.ts';
 
 async function openDatabase(t: Test): Promise<{ urls: ClusterUrls; db: Db }> {
   const urls = await createDatabase(t);

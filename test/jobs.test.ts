@@ -1,5 +1,5 @@
 import { readFile } from 'node:fs/promises';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { connect, type Db } from '../src/database/client.ts';
 import { newId } from '../src/domain/ids.ts';
 import { jobs } from '../src/jobs/list.ts';
@@ -11,6 +11,7 @@ import type { ClusterUrls } from './support/cluster.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { dbDue, dbMissed, dbQueue, makeJob, startReplica } from './support/jobs.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 const hourMs = 3_600_000;
 

@@ -1,10 +1,10 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import t from 'tap';
 import type { ChangeListener } from '../src/database/change-feed.ts';
 import { createDeferred, type Deferred } from '../src/lib/deferred.ts';
 import { KeyCache } from '../src/verification/key-cache.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // What is kept of records, and when it is not used. The database is a list of queries that the test answers.
 

@@ -1,6 +1,6 @@
-import t from 'tap';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
+import { t } from './support/tap.ts';
 
 const lastEvents = async ({ admin }: TestService, count: number): Promise<Json[]> =>
   (await admin.get(`/v1/history?limit=${count}`)).body.data;

@@ -1,12 +1,13 @@
 import { mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { parseAllDocuments } from 'yaml';
 import { environment } from '../src/config/config.ts';
 import type { Json } from './support/app.ts';
 import { readDockerfile } from './support/dockerfile.ts';
 import { run } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // The manifest of docs/kubernetes.md: its form by the types of Kubernetes, and what it says about the service.
 

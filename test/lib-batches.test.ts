@@ -1,5 +1,5 @@
-import t from 'tap';
 import { chunksOf, inBatches, pagesOf } from '../src/lib/batches.ts';
+import { t } from './support/tap.ts';
 
 t.test('chunks have all items in order, and at most so many each', (t) => {
   t.same(chunksOf([1, 2, 3, 4, 5], 2), [[1, 2], [3, 4], [5]]);

@@ -1,5 +1,4 @@
 import { setTimeout as delay, setImmediate as turn } from 'node:timers/promises';
-import t from 'tap';
 import { backoffMs, createBackoff, pause } from '../src/lib/backoff.ts';
 import { abortable, within } from '../src/lib/deadline.ts';
 import { createDeferred } from '../src/lib/deferred.ts';
@@ -7,6 +6,7 @@ import { createHealthSwitch } from '../src/lib/health-switch.ts';
 import { startPeriodicTask } from '../src/lib/periodic-task.ts';
 import { singleFlight } from '../src/lib/single-flight.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 t.test('a deferred is settled from outside', async (t) => {
   const good = createDeferred<number>();

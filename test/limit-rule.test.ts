@@ -1,10 +1,11 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import type { Bucket } from '../src/verification/limits.ts';
 import { createMemoryLimits, type UseLimits } from '../src/verification/limits.ts';
 import { createSharedLimits } from '../src/verification/shared-limits.ts';
 import { eventually } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { startRedis } from './support/redis.ts';
+import { t } from './support/tap.ts';
 
 // One rule (src/verification/limits.ts), counted in memory and in Redis: both go through the same uses to the same counts.
 

@@ -1,5 +1,5 @@
-import t from 'tap';
 import { startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 const many = 1_000_000;
 

@@ -1,6 +1,5 @@
 import fastify from 'fastify';
 import pg from 'pg';
-import t from 'tap';
 import { mintToken } from '../src/crypto/token.ts';
 import { Problem } from '../src/domain/errors.ts';
 import { idSuffix, newId } from '../src/domain/ids.ts';
@@ -10,6 +9,7 @@ import { createLogger } from '../src/service/logger.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { compiled, run } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 t.test('no token gets into the log, wherever it stands', async (t) => {
   const lines: string[] = [];

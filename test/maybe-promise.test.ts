@@ -1,5 +1,5 @@
-import t from 'tap';
 import { andThen, callBack, withCatch } from '../src/lib/maybe-promise.ts';
+import { t } from './support/tap.ts';
 
 const fail = (): never => {
   throw new Error('it failed');

@@ -1,8 +1,9 @@
 import { readFileSync } from 'node:fs';
 import { collectDefaultMetrics, Registry } from 'prom-client';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { startService, type TestService } from './support/app.ts';
 import { type ReadMetrics, readMetrics } from './support/metrics.ts';
+import { t } from './support/tap.ts';
 
 // What is written about the metrics is held against those that there are.
 

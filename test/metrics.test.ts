@@ -1,5 +1,4 @@
 import { collectDefaultMetrics, Registry } from 'prom-client';
-import t from 'tap';
 import { insertJobs, markFailed, markSucceeded } from '../src/jobs/store.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
@@ -8,6 +7,7 @@ import { freePort } from './support/ports.ts';
 import { eventually, request, run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { serve } from './support/served.ts';
+import { t } from './support/tap.ts';
 import { startReceiver } from './support/webhooks.ts';
 
 const scrape = async ({ app }: Pick<TestService, 'app'>) => {

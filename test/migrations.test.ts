@@ -1,9 +1,9 @@
-import t from 'tap';
 import { connect } from '../src/database/client.ts';
 import { migrationStatus, requireCurrentSchema, tryMigrations } from '../src/database/migrator.ts';
 import { startService } from './support/app.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 const newest = ['0001-initial', 'graphile_worker@19'];
 

@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { purgeDeletedKeys } from '../src/keys/jobs.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, type Reply, startService, type TestService } from './support/app.ts';
@@ -25,6 +25,7 @@ import {
   undoWindowMs,
   verdictOf,
 } from './support/model.ts';
+import { t } from './support/tap.ts';
 
 // Random lives of keys, on the real service and in a model of a page: they never disagree. `MODEL_RUNS` says how many.
 

@@ -1,9 +1,10 @@
 import pg from 'pg';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase, dbQuery, roleOf } from './support/database.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // Notices of changes come from the database, and so may floods of them.
 

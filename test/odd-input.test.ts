@@ -1,7 +1,7 @@
 import fc from 'fast-check';
-import t from 'tap';
 import { newId } from '../src/domain/ids.ts';
 import { type Json, startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // Bodies and queries that are nearly right, with odd values in the place of one member: whatever comes, it is never a 5xx.
 

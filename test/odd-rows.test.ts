@@ -1,6 +1,6 @@
-import t from 'tap';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
+import { t } from './support/tap.ts';
 
 // The tables reject rows that no view could show. Unusual rows are listed, and so are their neighbors.
 

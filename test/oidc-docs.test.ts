@@ -1,9 +1,9 @@
 import { readFile } from 'node:fs/promises';
 import { generateKeyPair, type JWTHeaderParameters, type JWTPayload, SignJWT } from 'jose';
-import t from 'tap';
 import { readConfig } from '../src/config/config.ts';
 import { createDatabaseClock } from '../src/database/clock.ts';
 import { createOidcAuthenticator } from '../src/oidc/authenticator.ts';
+import { t } from './support/tap.ts';
 
 // The examples of docs/oidc.md: with these settings a token like this one means what the page says.
 

@@ -1,11 +1,12 @@
 import { generateKeyPairSync, type KeyObject } from 'node:crypto';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { createIssuerKeys, fetchKeys } from '../src/oidc/issuer-keys.ts';
 import { type Json, startService } from './support/app.ts';
 import { type Issuer, oidcOf, startIssuer } from './support/issuer.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 type Timings = NonNullable<Parameters<typeof oidcOf>[2]>['timings'];
 

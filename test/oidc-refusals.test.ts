@@ -1,8 +1,9 @@
 import { createSecretKey } from 'node:crypto';
 import { exportSPKI, generateKeyPair, importJWK, type JWTPayload, SignJWT, UnsecuredJWT } from 'jose';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { startService } from './support/app.ts';
 import { audience, type Issuer, oidcOf, startIssuer } from './support/issuer.ts';
+import { t } from './support/tap.ts';
 
 // Everything here is a token that the issuer would not have given, or not for this; all but one thing about it is right.
 

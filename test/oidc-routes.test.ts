@@ -1,8 +1,8 @@
-import t from 'tap';
 import { newId } from '../src/domain/ids.ts';
 import type { AccessRule } from '../src/http/access.ts';
 import { startService } from './support/app.ts';
 import { oidcOf, startIssuer } from './support/issuer.ts';
+import { t } from './support/tap.ts';
 
 // Over the live route list, like the access matrix: what an admin's token may, a person with the same scopes may, no more.
 

@@ -1,9 +1,10 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { newId, type OrganizationId } from '../src/domain/ids.ts';
 import { type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { type Issuer, oidcOf, startIssuer } from './support/issuer.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 import { bodiesFor } from './support/webhooks.ts';
 
 const both = ['latchkey-read', 'latchkey-write'];

@@ -1,10 +1,10 @@
 import { readFileSync } from 'node:fs';
-import t from 'tap';
 import { historyActions } from '../src/domain/events.ts';
 import { describeApi } from '../tools/openapi/describe-api.ts';
 import { toOpenApi30 } from '../tools/openapi/openapi-3-0.ts';
 import type { Json } from './support/app.ts';
 import { startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 const committed = readFileSync('openapi/openapi.json', 'utf8');
 const document: Json = JSON.parse(committed);

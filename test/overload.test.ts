@@ -1,13 +1,13 @@
 import type { AddressInfo } from 'node:net';
 import { sql } from 'kysely';
 import pg from 'pg';
-import t from 'tap';
 import { connect, PoolUsedUp } from '../src/database/client.ts';
 import { createDatabaseClock } from '../src/database/clock.ts';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase } from './support/database.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { t } from './support/tap.ts';
 
 // More to do than can be done in time: refused at once, and what needs least goes on longest.
 

@@ -1,5 +1,5 @@
-import t from 'tap';
 import { type Json, startService, type TestService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 const events = async ({ admin }: TestService): Promise<Json[]> => (await admin.get('/v1/history?limit=200')).body.data;
 

@@ -1,8 +1,8 @@
 import { Socket } from 'node:net';
 import pg from 'pg';
-import t from 'tap';
 import { isConnectionLoss, isPoolTimeout, isQueryTimeout, socketOf } from '../src/database/pg-internals.ts';
 import { createDatabase } from './support/database.ts';
+import { t } from './support/tap.ts';
 
 // What Latchkey relies on in pg without a public way to it. After an upgrade of pg each of these says what has changed.
 

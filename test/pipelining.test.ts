@@ -1,7 +1,7 @@
-import t from 'tap';
 import { startService } from './support/app.ts';
 import { eventually } from './support/process.ts';
 import { listen, openRaw, requestText, statusesIn } from './support/raw-client.ts';
+import { t } from './support/tap.ts';
 
 // One connection: its requests are served one after the other, and what its client does not read is bounded.
 

@@ -1,9 +1,9 @@
-import t from 'tap';
 import { startService } from './support/app.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { poolerTo } from './support/pooler.ts';
 import { eventually } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 
 // A pooler that hands out connections by transaction delivers no notifications, and says nothing about it.
 

@@ -2,10 +2,10 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import t from 'tap';
 import { startEmbeddedPostgres } from '../src/embedded-postgres/start.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually, request, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 const requestsASecond = 200;
 

@@ -1,13 +1,14 @@
 import { chown, copyFile, mkdtemp, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/embedded-postgres/start.ts';
 import { dbQuery, migrateAs } from './support/database.ts';
 import { commandsOf } from './support/documented-commands.ts';
 import { keyringText } from './support/keyrings.ts';
 import { eventually, request, run, runEntry } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 
 // Postgres by TLS with a private authority, made by the commands of docs/operations.md.
 

@@ -1,9 +1,10 @@
 import fc from 'fast-check';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { clientAddress } from '../src/lib/ip-address.ts';
 import { type VerdictCode, verdictCodes } from '../src/verification/policy.ts';
 import { startService, type TestService } from './support/app.ts';
 import { startBackend } from './support/hook.ts';
+import { t } from './support/tap.ts';
 
 // What strangers present, and what proxies say of them, comes to a backend's call unseen: it is never the backend's mistake.
 

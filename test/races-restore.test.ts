@@ -1,9 +1,10 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { createDatabaseClock } from '../src/database/clock.ts';
 import { purgeDeletedKeys } from '../src/keys/jobs.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, type Reply, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
+import { t } from './support/tap.ts';
 
 // Real connections, many rounds. Without a lock the constraints of the database still reject invalid rows, but callers would
 // then get a 500 or a wrong row_full.

@@ -1,6 +1,7 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
+import { t } from './support/tap.ts';
 
 // Real connections, many rounds. Without its lock, each of these tests fails in most rounds.
 

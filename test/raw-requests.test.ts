@@ -1,7 +1,8 @@
 import { once } from 'node:events';
 import { type AddressInfo, connect } from 'node:net';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { type Json, startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // What clients and proxies can write on a socket, and hardly any library does.
 

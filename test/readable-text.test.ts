@@ -1,6 +1,6 @@
-import t from 'tap';
 import { findUnreadable, withoutUnreadable } from '../src/lib/readable-text.ts';
 import { type Json, startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 const deceptive: Record<string, string> = {
   'U+202E': 'pay\u202exe.elif',

@@ -1,11 +1,12 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/embedded-postgres/start.ts';
 import { startService, type TestService } from './support/app.ts';
 import { migrateAs } from './support/database.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // What /readyz says while a real Postgres is stopped, started again, and started as a standby.
 

@@ -1,10 +1,11 @@
 import { sql } from 'kysely';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { connect } from '../src/database/client.ts';
 import { KeyCache } from '../src/verification/key-cache.ts';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // Records are read many at once. One that is slow, huge or broken fails alone, and is no reason to doubt the database.
 

@@ -1,6 +1,5 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import t from 'tap';
 import { createAttemptLimit } from '../src/crypto/attempt-limit.ts';
 import { Secret } from '../src/crypto/secret.ts';
 import { tokenHashOf } from '../src/crypto/tag.ts';
@@ -9,6 +8,7 @@ import type { ApiKeyRecord } from '../src/verification/api-key-record.ts';
 import { createSecretCheck } from '../src/verification/credentials.ts';
 import { loadApiKeys } from '../src/verification/record-store.ts';
 import { startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // What a known key costs in memory while others are asked for in between, as they are in a service that is in use.
 

@@ -1,9 +1,10 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { proxyThatLoses } from './support/lossy-proxy.ts';
 import { eventually, request, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // What is promised about records where the database, the way to it, or the service itself fails.
 

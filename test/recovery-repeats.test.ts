@@ -1,5 +1,5 @@
-import t from 'tap';
 import { type Json, startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // A recovery request is about one deletion, not about later ones.
 

@@ -1,6 +1,6 @@
-import t from 'tap';
 import { isUrgency } from '../src/recovery/store.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 const day = 86_400_000;
 

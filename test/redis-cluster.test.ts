@@ -1,6 +1,5 @@
 import { connect } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
-import t from 'tap';
 import { clusterNodes } from '../src/lib/redis-url.ts';
 import { createSharedLimits, type SharedLimits } from '../src/verification/shared-limits.ts';
 import { startService } from './support/app.ts';
@@ -11,6 +10,7 @@ import { eventually, runEntry } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { startRedis } from './support/redis.ts';
 import { startRedisCluster } from './support/redis-cluster.ts';
+import { t } from './support/tap.ts';
 
 // Limits in a Redis Cluster of three real servers, and what is reported about a Redis that is slow or away.
 

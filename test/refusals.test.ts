@@ -1,4 +1,4 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { createDatabaseClock } from '../src/database/clock.ts';
 import { newId } from '../src/domain/ids.ts';
 import { createRefusalRecorder, type Refusal } from '../src/refused-requests/recorder.ts';
@@ -6,6 +6,7 @@ import { listRefusals, pruneRefusals } from '../src/refused-requests/store.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 const hourMs = 3_600_000;
 

@@ -1,9 +1,9 @@
-import t from 'tap';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { dbWriteKeys, keyringOf } from './support/keyrings.ts';
 import { eventually } from './support/process.ts';
 import { entriesOf, hold, runRekey, startRekey } from './support/rekey.ts';
+import { t } from './support/tap.ts';
 
 t.test('a run that is killed is completed by the next one, and no key is half renewed', async (t) => {
   const service = await startService(t, { keyring: keyringOf('new', 'old') });

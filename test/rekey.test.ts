@@ -1,11 +1,10 @@
-import t from 'tap';
 import { describeKeyringUse } from '../src/cli/keyring-use.ts';
-import type { KeyringUse } from '../src/database/keyring-use.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { dbWriteKeys, keyringOf } from './support/keyrings.ts';
 import { eventually } from './support/process.ts';
 import { entriesOf, hold, runRekey, startRekey } from './support/rekey.ts';
+import { t } from './support/tap.ts';
 
 const eventsOf = (url: string) =>
   dbQuery(
@@ -151,14 +150,13 @@ t.test('rekey reports a service that still uses another primary', async (t) => {
 t.test('the use of each keyring entry is described in words', async (t) => {
   const keyring = keyringOf('k3', 'k2', 'k1');
   const use = { sealedKeys: 0, webhooks: 0, taggedKeys: 0, taggedTokens: 0, bareTags: 0, rows: 0 };
-  const textsOf = (uses: KeyringUse[]) => describeKeyringUse(keyring, uses).map(({ text }) => text);
-  t.same(textsOf([]), [
+  t.same(describeKeyringUse(keyring, []), [
     'Keyring entry k3 (primary): not used yet.',
     'Keyring entry k2 (secondary): not used; it can be removed.',
     'Keyring entry k1 (secondary): not used; it can be removed.',
   ]);
   t.same(
-    textsOf([
+    describeKeyringUse(keyring, [
       { ...use, keyringId: 'k0', sealedKeys: 1, taggedKeys: 1 },
       { ...use, keyringId: 'k1', sealedKeys: 2, taggedKeys: 3, taggedTokens: 4 },
       { ...use, keyringId: 'k2', bareTags: 5 },

@@ -1,7 +1,7 @@
-import t from 'tap';
 import { startService } from './support/app.ts';
 import { eventually } from './support/process.ts';
 import { listen, openRaw, requestText } from './support/raw-client.ts';
+import { t } from './support/tap.ts';
 
 // Who sent a request is known from its arrival on, also when the client is gone before it is served.
 

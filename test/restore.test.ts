@@ -1,8 +1,8 @@
-import t from 'tap';
 import { type RestoreMethod, requireOpenWindow } from '../src/domain/restore-window.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery, roleOf } from './support/database.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 const day = 86_400_000;
 

@@ -1,7 +1,7 @@
-import t from 'tap';
 import { expiringSoon } from '../src/keys/policy.ts';
 import { type Client, type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
+import { t } from './support/tap.ts';
 
 const hour = 3_600_000;
 

@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs';
 import { mkdtemp, readdir, rm, statfs } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
 import path from 'node:path';
-import { text } from 'node:stream/consumers';
+import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
 import pLimit from 'p-limit';
 import { startEmbeddedPostgres } from '../src/embedded-postgres/start.ts';
@@ -17,7 +17,10 @@ import { type Counts, countAsserts } from './support/tap-counts.ts';
 // `npm test -- test/keys.test.ts` runs one file, `npm test -- --jobs=1` one file after the other.
 
 const fileTimeoutMs = 900_000;
-const testTimeoutSeconds = 300;
+/** How long a worker may take to end after its last file: a handle that a test left open keeps it running. */
+const exitTimeoutMs = 30_000;
+/** They measure the memory of their process. */
+const alone = ['client-connections', 'flood', 'key-cache', 'record-memory', 'unreported'];
 
 const { values: options, positionals: named } = parseArgs({
   allowPositionals: true,
@@ -55,7 +58,9 @@ try {
   await migrateAs(template.urls);
   const limit = pLimit(Number(options.jobs));
   const cluster: TestCluster = { urls: roles.urls, template: template.name };
-  results = await Promise.all(files.map((file) => limit(() => runFile(file, cluster))));
+  const [measuring, shared] = partition(files, (file) => alone.includes(path.basename(file, '.test.ts')));
+  const queues = [...measuring.map((file) => [file]), ...Array.from({ length: Number(options.jobs) }, () => shared)];
+  results = (await Promise.all(queues.map((queue) => limit(() => runWorker(queue, cluster))))).flat();
 } finally {
   // An embedded Postgres goes as a whole. Elsewhere a database of a test that was killed would keep its roles.
   if (embedded === undefined) {
@@ -68,6 +73,10 @@ try {
   await rm(dataDirectory, { recursive: true, force: true });
 }
 process.exit(summarize(results) ? 0 : 1);
+
+function partition<Item>(items: readonly Item[], test: (item: Item) => boolean): [Item[], Item[]] {
+  return [items.filter(test), items.filter((item) => !test(item))];
+}
 
 /**
  * Where the test databases are stored: in memory if there is room. The tests create and drop hundreds of databases of 300
@@ -85,30 +94,67 @@ function compile(): void {
   if (status !== 0) process.exit(1);
 }
 
-/** Runs a test file as a process of its own and prints how it went. */
-async function runFile(file: string, cluster: TestCluster): Promise<Counts> {
-  const startedAtMs = performance.now();
-  const child = spawn(process.execPath, ['--enable-source-maps', compiled(file)], {
-    stdio: ['ignore', 'pipe', 'pipe'],
-    timeout: fileTimeoutMs,
+/** Runs the files of the queue, one after the other, in a process of its own. Another one continues if it ends early. */
+async function runWorker(queue: string[], cluster: TestCluster): Promise<Counts[]> {
+  const results: Counts[] = [];
+  while (queue.length > 0 && !interrupted.signal.aborted) results.push(...(await runUntilExit(queue, cluster)));
+  return results;
+}
+
+async function runUntilExit(queue: string[], cluster: TestCluster): Promise<Counts[]> {
+  const worker = spawn(process.execPath, ['--enable-source-maps', compiled('test/worker.ts')], {
+    stdio: ['pipe', 'pipe', 'pipe'],
     signal: interrupted.signal,
-    env: { ...process.env, TAP_TIMEOUT: String(testTimeoutSeconds), [clusterVariable]: JSON.stringify(cluster) },
+    env: { ...process.env, [clusterVariable]: JSON.stringify(cluster) },
   });
-  child.on('error', () => undefined);
-  const [tap, errors, [code, signal]] = await Promise.all([
-    text(child.stdout),
-    text(child.stderr),
-    once(child, 'exit') as Promise<[number | null, NodeJS.Signals | null]>,
-  ]);
-  const counts = countAsserts(file, tap);
-  if (code !== 0 && counts.failures.length === 0) {
-    counts.failures.push({ path: `${file} > ended by ${signal ?? `exit code ${code}`}`, details: tap.slice(-2_000) });
+  worker.on('error', () => undefined);
+  // The exit code reports a worker that has ended.
+  worker.stdin.on('error', () => undefined);
+  const exited = once(worker, 'exit') as Promise<[number | null, NodeJS.Signals | null]>;
+  const results: Counts[] = [];
+  let running = startNext();
+  worker.stderr.on('data', (chunk) => {
+    running.errors += chunk;
+  });
+
+  function startNext() {
+    const file = queue.shift();
+    if (file === undefined) worker.stdin.end();
+    else worker.stdin.write(`${file}\n`);
+    const timeout = setTimeout(() => worker.kill('SIGKILL'), file === undefined ? exitTimeoutMs : fileTimeoutMs);
+    return { file, timeout, startedAtMs: performance.now(), lines: [] as string[], errors: '' };
   }
-  const seconds = ((performance.now() - startedAtMs) / 1_000).toFixed(1);
-  process.stdout.write(`${counts.failures.length === 0 ? 'ok    ' : 'FAILED'} ${seconds.padStart(6)} s  ${file}\n`);
-  if (counts.failures.length > 0) process.stdout.write(errors);
-  for (const { path: failed, details } of counts.failures) process.stdout.write(`failed: ${failed}\n${details}\n`);
-  return counts;
+
+  function finish(how?: string): void {
+    const { file = 'the end of a worker', timeout, startedAtMs, lines, errors } = running;
+    clearTimeout(timeout);
+    const counts = countAsserts(file, lines.join('\n'));
+    if (how !== undefined && counts.failures.length === 0) {
+      counts.failures.push({ path: `${file} > ${how}`, details: lines.slice(-40).join('\n') });
+    }
+    const seconds = ((performance.now() - startedAtMs) / 1_000).toFixed(1);
+    process.stdout.write(`${counts.failures.length === 0 ? 'ok    ' : 'FAILED'} ${seconds.padStart(6)} s  ${file}\n`);
+    if (counts.failures.length > 0) process.stdout.write(errors);
+    for (const { path: failed, details } of counts.failures) process.stdout.write(`failed: ${failed}\n${details}\n`);
+    results.push(counts);
+  }
+
+  for await (const line of createInterface(worker.stdout)) {
+    // The worker's own subtest, and the file's.
+    if (/^( {4})?# Subtest: /.test(line)) continue;
+    const result = /^ {4}(not )?ok \d+ - (.*?)(?: # time=.*)?$/.exec(line);
+    if (running.file === undefined || result?.[2] !== running.file) running.lines.push(line);
+    else {
+      finish(result[1] === undefined ? undefined : 'it failed');
+      running = startNext();
+    }
+  }
+  const [code, signal] = await exited;
+  clearTimeout(running.timeout);
+  if (code !== 0 && (running.file !== undefined || results.every(({ failures }) => failures.length === 0))) {
+    finish(`ended by ${signal ?? `exit code ${code}`}`);
+  }
+  return results;
 }
 
 /** Prints the counts of all files, at the end once more what failed. @returns whether everything passed */

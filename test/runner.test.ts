@@ -1,5 +1,5 @@
-import t from 'tap';
 import { runScript } from './support/process.ts';
+import { t } from './support/tap.ts';
 import { countAsserts } from './support/tap-counts.ts';
 
 t.test('a test file that is not there fails the run, by its name, before anything is started', async (t) => {

@@ -1,12 +1,12 @@
 import { request as httpRequest } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import t from 'tap';
 import { createSecretText } from '../src/crypto/secret-text.ts';
 import { mintToken, type TokenKind } from '../src/crypto/token.ts';
 import { idSuffix, newId } from '../src/domain/ids.ts';
 import { type Json, startService } from './support/app.ts';
 import { dbDump } from './support/database.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 import { makeWebhook, startReceiver, startSending } from './support/webhooks.ts';
 
 const aToken = (kind: TokenKind = 'k', prefix = 'lk') =>

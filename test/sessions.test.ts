@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { sql } from 'kysely';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { connect } from '../src/database/client.ts';
 import { createDatabaseClock } from '../src/database/clock.ts';
 import { jobs } from '../src/jobs/list.ts';
@@ -13,6 +13,7 @@ import { keyringOf, keyringText } from './support/keyrings.ts';
 import { poolerTo } from './support/pooler.ts';
 import { eventually, runEntry } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 
 // Whatever is set for its role or its database, a session of Latchkey's works as always.
 

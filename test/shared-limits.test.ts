@@ -1,11 +1,12 @@
 import { Redis } from 'ioredis';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { createSharedLimits, type SharedLimits } from '../src/verification/shared-limits.ts';
 import { startService } from './support/app.ts';
 import { freePort } from './support/ports.ts';
 import { eventually } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { startRedis } from './support/redis.ts';
+import { t } from './support/tap.ts';
 
 const skip = unlessInstalled('redis-server');
 

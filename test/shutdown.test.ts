@@ -3,12 +3,12 @@ import { connect } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { pino } from 'pino';
-import t from 'tap';
 import { createShutdown } from '../src/service/shutdown.ts';
 import { dbQuery } from './support/database.ts';
 import { type KeptReply, keepAliveClient } from './support/keep-alive-client.ts';
 import { eventually, request } from './support/process.ts';
 import { serve } from './support/served.ts';
+import { t } from './support/tap.ts';
 import { dbAllowed } from './support/usage.ts';
 
 // After a stop signal, the service announces the shutdown, answers accepted requests, and ends soon.

@@ -1,9 +1,9 @@
-import t from 'tap';
 import { compareBooks, countEvents, verifyChain } from '../bench/soak-books.ts';
 import { soak } from '../bench/soak-load.ts';
 import { dbQuery } from './support/database.ts';
 import { request } from './support/process.ts';
 import { serve } from './support/served.ts';
+import { t } from './support/tap.ts';
 
 // The short form of `npm run soak`, which lasts ten minutes and looks at the memory, too.
 

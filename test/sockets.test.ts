@@ -1,7 +1,7 @@
 import { once } from 'node:events';
 import { type AddressInfo, connect } from 'node:net';
-import t from 'tap';
 import { startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 /** Writes bytes to the service's own port and reads until it closes the connection. */
 async function exchange(port: number, parts: Array<string | Buffer>, { hold = false } = {}): Promise<string> {

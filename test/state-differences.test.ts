@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { newId } from '../src/domain/ids.ts';
 import { jobs } from '../src/jobs/list.ts';
 import { purgeDeletedKeys } from '../src/keys/jobs.ts';
@@ -10,6 +10,7 @@ import { dbDue, startReplica } from './support/jobs.ts';
 import { keyringOf } from './support/keyrings.ts';
 import { readMetrics } from './support/metrics.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 // A record whose row says something else than its events is named, with the member that differs. A MAC cannot find a row
 // that somebody has put back as it was.

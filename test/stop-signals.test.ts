@@ -1,8 +1,8 @@
 import { readFile } from 'node:fs/promises';
-import t from 'tap';
 import { compiled, eventually, request, run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { serve } from './support/served.ts';
+import { t } from './support/tap.ts';
 
 // What ends the service, what it logs meanwhile, and what a line in the log of a request has.
 

@@ -1,5 +1,5 @@
-import t from 'tap';
 import { type Client, type Json, startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // The requirements as one story, in their order.
 

@@ -1,5 +1,5 @@
-import t from 'tap';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 const events = async (admin: Client, count = 200): Promise<Json[]> =>
   (await admin.get(`/v1/history?limit=${count}`)).body.data;

@@ -1,10 +1,11 @@
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { parseTraceparent, toTraceparent, traceIdOfRequestId } from '../src/domain/trace.ts';
 import { type Json, startService } from './support/app.ts';
 import { compiled, eventually, request, run } from './support/process.ts';
 import { serve } from './support/served.ts';
+import { t } from './support/tap.ts';
 import { makeWebhook, startReceiver, startSending } from './support/webhooks.ts';
 
 const traceId = '4bf92f3577b34da6a3ce929d0e0e4736';

@@ -1,8 +1,8 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import t from 'tap';
 import { type KnownKey, KnownKeys, learnLimit, Unreported } from '../src/client/known-keys.ts';
 import type { Question, Verdict } from '../src/client/verdict.ts';
+import { t } from './support/tap.ts';
 
 // Locally allowed uses that are not reported yet: reported once, for the right key, and counted against its limits until then.
 

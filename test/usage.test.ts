@@ -1,5 +1,4 @@
 import { monitorEventLoopDelay } from 'node:perf_hooks';
-import t from 'tap';
 import { createDatabaseClock } from '../src/database/clock.ts';
 import { newId } from '../src/domain/ids.ts';
 import type { ApiKeyRecord } from '../src/verification/api-key-record.ts';
@@ -8,6 +7,7 @@ import { type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually, request } from './support/process.ts';
 import { serve } from './support/served.ts';
+import { t } from './support/tap.ts';
 import { dbAllowed, holdUsage } from './support/usage.ts';
 
 const hourMs = 3_600_000;

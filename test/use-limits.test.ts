@@ -1,7 +1,7 @@
 import fc from 'fast-check';
-import t from 'tap';
 import { createMemoryLimits, type UseBuckets } from '../src/verification/limits.ts';
 import { startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // How much keys may be used. The limits of Latchkey's own endpoints are another story: limits.test.ts.
 

@@ -1,10 +1,10 @@
-import t from 'tap';
 import { mintToken } from '../src/crypto/token.ts';
 import { idSuffix } from '../src/domain/ids.ts';
 import { pruneDeletedUses } from '../src/verification/usage-store.ts';
 import { type Client, type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 const hour = 3_600_000;
 

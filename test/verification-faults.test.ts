@@ -1,4 +1,4 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { mintToken } from '../src/crypto/token.ts';
 import { connect } from '../src/database/client.ts';
 import { createDatabaseClock } from '../src/database/clock.ts';
@@ -8,6 +8,7 @@ import { startService } from './support/app.ts';
 import { createDatabase } from './support/database.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { t } from './support/tap.ts';
 
 // Postgres is gone: known keys stay valid for a while, unknown ones are never valid, and everything recovers by itself.
 

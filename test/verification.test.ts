@@ -1,4 +1,3 @@
-import t from 'tap';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { idSuffix, newId } from '../src/domain/ids.ts';
@@ -7,6 +6,7 @@ import { type DecidedKey, decide, type RequestedUse, type VerdictCode } from '..
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 const now = new Date('2026-06-01T12:00:00.000Z');
 const earlier = new Date(now.getTime() - 1);

@@ -1,6 +1,5 @@
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
-import t from 'tap';
 import { newId } from '../src/domain/ids.ts';
 import type { Link } from '../src/history/chain.ts';
 import type { Checkpoint } from '../src/history/checkpoints/checkpoint.ts';
@@ -15,6 +14,7 @@ import {
   textOf,
 } from './support/histories.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 
 // Two verifiers, of which one shares no code with Latchkey, look at the same histories and must say the same.
 

@@ -1,6 +1,6 @@
-import t from 'tap';
 import { bucketsOf } from '../src/verification/limits.ts';
 import { type Json, startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // Many entries at once, and reports of uses that an earlier reply allowed.
 

@@ -1,11 +1,11 @@
 import fc from 'fast-check';
-import t from 'tap';
 import { newId } from '../src/domain/ids.ts';
 import { ApiKeyRecord, type ApiKeyRow } from '../src/verification/api-key-record.ts';
 import { verdictCodes } from '../src/verification/policy.ts';
 import { verdictJson, verdictView } from '../src/verification/verdict-view.ts';
 import type { Verdict } from '../src/verification/verifier.ts';
 import { startService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 // Verdicts are written without zod. This holds them to the schema that the API document is made from.
 

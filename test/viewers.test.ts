@@ -1,5 +1,5 @@
-import t from 'tap';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
+import { t } from './support/tap.ts';
 
 async function adminNamed(
   { admin, as }: TestService,

@@ -1,8 +1,8 @@
-import t from 'tap';
 import { Problem } from '../src/domain/errors.ts';
 import { DeliveryFailed } from '../src/webhooks/delivery-failed.ts';
 import { listenEverywhere, listenHttp } from './support/listeners.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 import { failureOf, startWebhookClient } from './support/webhook-client.ts';
 
 // What webhooks may reach: no spelling, no name and no reply leads a delivery into a net that is not public.

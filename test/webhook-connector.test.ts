@@ -2,13 +2,14 @@ import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { Worker } from 'node:worker_threads';
 import { gzipSync } from 'node:zlib';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { DeliveryFailed } from '../src/webhooks/delivery-failed.ts';
 import { createDnsLookup } from '../src/webhooks/name-lookup.ts';
 import { exchange, retryAfterSecondsOf } from '../src/webhooks/reply.ts';
 import { type HttpListener, type Listener, listenHttp, listenRaw } from './support/listeners.ts';
 import { startNameServer } from './support/name-server.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 import { failureOf, startWebhookClient } from './support/webhook-client.ts';
 
 // One exchange with an endpoint: whatever the other side does, it ends in time, in little memory, and has a name.

@@ -1,5 +1,4 @@
 import { isDeepStrictEqual } from 'node:util';
-import t from 'tap';
 import { newId, type OrganizationId, type WebhookId } from '../src/domain/ids.ts';
 import { deliveryMac } from '../src/webhooks/delivery-mac.ts';
 import { mintSecret } from '../src/webhooks/mint.ts';
@@ -7,6 +6,7 @@ import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { listenRaw } from './support/listeners.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 import { idOf, makeWebhook, startReceiver, startSending } from './support/webhooks.ts';
 
 // Many endpoints, or many deliveries, at once.

@@ -1,9 +1,10 @@
 import type { ServerResponse } from 'node:http';
 import { Webhook as StandardWebhook } from 'standardwebhooks';
 import { Webhook as SvixWebhook } from 'svix';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 import {
   deliveriesOf,
   idOf,

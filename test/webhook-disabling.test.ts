@@ -1,11 +1,11 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import t from 'tap';
 import { jobs } from '../src/jobs/list.ts';
 import { pruneDeliveries } from '../src/webhooks/delivery-store.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 import { deliveriesOf, idOf, makeWebhook, startReceiver, startSending } from './support/webhooks.ts';
 
 // Endpoints that fail, several senders beside each other, and what is done when all is well again.

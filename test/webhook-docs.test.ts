@@ -4,7 +4,7 @@ import { type AddressInfo, connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { tsImport } from 'tsx/esm/api';
 import type { Secret } from '../src/crypto/secret.ts';
 import { deliveryFailures } from '../src/webhooks/delivery-failed.ts';
@@ -14,6 +14,7 @@ import { type Json, startService } from './support/app.ts';
 import { freePort } from './support/ports.ts';
 import { eventually, type RunningProcess, run, runScript } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { t } from './support/tap.ts';
 import { startWebhookClient } from './support/webhook-client.ts';
 import { makeWebhook, type Received, startReceiver, startSending } from './support/webhooks.ts';
 

@@ -1,6 +1,6 @@
-import t from 'tap';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
+import { t } from './support/tap.ts';
 import { bodiesFor, deliveriesOf, makeWebhook } from './support/webhooks.ts';
 
 // Which events endpoints receive, and in which form.

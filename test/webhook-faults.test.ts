@@ -1,10 +1,11 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { keyringOf } from './support/keyrings.ts';
 import { eventually, runCompiled } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { t } from './support/tap.ts';
 import { deliveriesOf, idOf, makeWebhook, startReceiver, startSending } from './support/webhooks.ts';
 
 // Senders that are killed, a commit that fails, a database that goes away.

@@ -1,5 +1,5 @@
 import { Webhook as StandardWebhook } from 'standardwebhooks';
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { parseKeyring } from '../src/crypto/keyring.ts';
 import { canonicalJson } from '../src/domain/canonical-json.ts';
 import { newId } from '../src/domain/ids.ts';
@@ -7,6 +7,7 @@ import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 import {
   deliveriesOf,
   makeWebhook,

@@ -1,6 +1,6 @@
-import t from 'tap';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 import { makeWebhook, startReceiver, startSending } from './support/webhooks.ts';
 
 // How long it takes from the commit to the arrival: every delivery within a bound that also holds on a busy machine.

@@ -1,4 +1,3 @@
-import t from 'tap';
 import {
   decide,
   type Outcome,
@@ -7,6 +6,7 @@ import {
   retryDelaysMs,
   sortEvents,
 } from '../src/webhooks/policy.ts';
+import { t } from './support/tap.ts';
 
 const hourMs = 3_600_000;
 

@@ -1,11 +1,11 @@
 import { Webhook as StandardWebhook } from 'standardwebhooks';
-import t from 'tap';
 import { parseKeyring } from '../src/crypto/keyring.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually, runEntry } from './support/process.ts';
 import { runRekey } from './support/rekey.ts';
+import { t } from './support/tap.ts';
 import { deliveriesOf, makeWebhook, type Received, startReceiver, startSending } from './support/webhooks.ts';
 
 // The secrets of webhooks go through a rotation of the keyring as keys do.

@@ -1,9 +1,9 @@
 import { isDeepStrictEqual } from 'node:util';
-import t from 'tap';
 import { type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { t } from './support/tap.ts';
 import { deliveriesOf, makeWebhook, startReceiver } from './support/webhooks.ts';
 
 const entry = 'k1';

@@ -2,10 +2,10 @@ import { randomUUID } from 'node:crypto';
 import fc from 'fast-check';
 import { Webhook as StandardWebhook } from 'standardwebhooks';
 import { Webhook as SvixWebhook } from 'svix';
-import t from 'tap';
 import { Secret } from '../src/crypto/secret.ts';
 import { generateWebhookSecret, type SignedDelivery, signDelivery } from '../src/webhooks/signature.ts';
 import { listenHttp } from './support/listeners.ts';
+import { t } from './support/tap.ts';
 import { startWebhookClient } from './support/webhook-client.ts';
 
 // Signatures as others check them: the libraries that receivers use are the judges here.

@@ -1,7 +1,8 @@
-import t, { type Test } from 'tap';
+import type { Test } from 'tap';
 import { createCertificateAuthority } from './support/certificates.ts';
 import { type HttpListener, listenHttp, listenHttps } from './support/listeners.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 import { failureOf, startWebhookClient } from './support/webhook-client.ts';
 
 // Deliveries over TLS: only to a server whose certificate is valid for the host.

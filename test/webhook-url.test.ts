@@ -1,7 +1,7 @@
 import { BlockList } from 'node:net';
 import fc from 'fast-check';
-import t from 'tap';
 import { isPublicAddress, parseRanges, requireSendableUrl } from '../src/webhooks/public-address.ts';
+import { t } from './support/tap.ts';
 
 // The rules by which a URL and an address are judged, without a connection.
 

@@ -1,7 +1,7 @@
-import t from 'tap';
 import { historyActions } from '../src/domain/events.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
+import { t } from './support/tap.ts';
 import { deliveriesOf, makeWebhook } from './support/webhooks.ts';
 
 // Endpoints: who may have one, what its replies contain, and what is left of its secret. Other files test what is sent.

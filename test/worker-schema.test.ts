@@ -1,12 +1,12 @@
 import { readdirSync } from 'node:fs';
 import path from 'node:path';
-import t from 'tap';
 import { connect } from '../src/database/client.ts';
 import { migrationStatus, requireCurrentSchema } from '../src/database/migrator.ts';
 import { workerRevision, workerTables } from '../src/database/worker-schema.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { dbDue, dbQueue } from './support/jobs.ts';
 import { eventually } from './support/process.ts';
+import { t } from './support/tap.ts';
 
 t.test('the revision that is asked for is the newest one of the installed graphile-worker', async (t) => {
   const files = readdirSync(path.join('node_modules', 'graphile-worker', 'sql'));

@@ -3,7 +3,7 @@ import { TLSSocket } from 'node:tls';
 import { Command } from 'commander';
 import { type Config, readConfig } from '../config/config.ts';
 import { doubtfulVariables } from '../config/doubtful-variables.ts';
-import { findForgedCredentials, organizationExists } from '../credentials/store.ts';
+import { findUnauthenticCredentials, organizationExists } from '../credentials/store.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import { connect, type DatabaseClient, type Db } from '../database/client.ts';
 import { createDatabaseClock } from '../database/clock.ts';
@@ -37,7 +37,7 @@ const queryTimeoutMs = minuteMs;
 const redisTimeoutMs = 5_000;
 
 /** The most ids of forged credentials that are printed. */
-const forgedListed = 100;
+const credentialsListed = 100;
 
 export function doctorCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('doctor')
@@ -105,19 +105,24 @@ async function check(db: Db, config: Config, keyring: Keyring): Promise<void> {
     wrong(
       `The keyring lacks ${unknown.join(', ')}, under which values are sealed: their keys cannot be revealed, their webhooks not signed.`,
     );
-  const forged = await findForgedCredentials(db, keyring);
-  if (forged.length === 0) print('ok      The row of every credential was written with the keyring.');
-  else {
+  const { forged, withoutEntry } = await findUnauthenticCredentials(db, keyring);
+  const listed = (ids: string[]) =>
+    `${ids.length === 1 ? 'is' : 'are'} rejected: ${ids.slice(0, credentialsListed).join(', ')}`;
+  if (forged.length > 0) {
     wrong(
       `${counted(forged.length, 'credential was', 'credentials were')} changed or written without the keyring, and ` +
-        `${forged.length === 1 ? 'is' : 'are'} rejected: ${forged.slice(0, forgedListed).join(', ')}. \`latchkey audit verify\` prints ` +
-        'how they differ from the history. Replace them.',
+        `${listed(forged)}. \`latchkey audit verify\` prints how they differ from the history. Replace them.`,
     );
   }
-  for (const { text, isMissed } of describeKeyringUse(keyring, await countKeyringUse(db))) {
-    if (isMissed) wrong(text);
-    else print(`note    ${text}`);
+  if (withoutEntry.length > 0) {
+    wrong(
+      `${counted(withoutEntry.length, 'credential')} cannot be authenticated, because the keyring lacks an entry, and ` +
+        `${listed(withoutEntry)}. The note about the entry says what to do.`,
+    );
   }
+  if (forged.length + withoutEntry.length === 0)
+    print('ok      The row of every credential was written with the keyring.');
+  for (const line of describeKeyringUse(keyring, await countKeyringUse(db))) print(`note    ${line}`);
   for (const { name, value } of await foreignSettings(db)) {
     print(
       `note    ${name} is set to ${value || "''"} for the role or the database. Latchkey sets its own value on each connection; ` +

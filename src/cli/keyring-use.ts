@@ -2,26 +2,14 @@ import type { Keyring } from '../crypto/keyring.ts';
 import type { KeyringUse } from '../database/keyring-use.ts';
 import { counted } from './print.ts';
 
-interface EntryDescription {
-  text: string;
-  /** Credentials are rejected because the keyring lacks this entry. */
-  isMissed: boolean;
-}
-
 /** Describes each entry of the keyring, and each missing entry that is still used. */
-export function describeKeyringUse(keyring: Keyring, uses: readonly KeyringUse[]): EntryDescription[] {
+export function describeKeyringUse(keyring: Keyring, uses: readonly KeyringUse[]): string[] {
   const ids = new Set([...keyring.entries.map(({ id }) => id), ...uses.map(({ keyringId }) => keyringId)]);
   return [...ids].map((id) => {
     const use = uses.find(({ keyringId }) => keyringId === id);
     const entry = `Keyring entry ${id} (${roleOf(keyring, id)})`;
-    if (use === undefined) {
-      return {
-        text: `${entry}: not used${id === keyring.primary.id ? ' yet' : '; it can be removed'}.`,
-        isMissed: false,
-      };
-    }
-    const consequence = id === keyring.primary.id ? '' : consequenceOf(keyring, use);
-    return { text: `${entry}: ${countsOf(use)}.${consequence}`, isMissed: isMissed(keyring, use) };
+    if (use === undefined) return `${entry}: not used${id === keyring.primary.id ? ' yet' : '; it can be removed'}.`;
+    return `${entry}: ${countsOf(use)}.${id === keyring.primary.id ? '' : consequenceOf(keyring, use)}`;
   });
 }
 
@@ -45,9 +33,9 @@ function countsOf({ sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, ro
 
 /** Why an entry other than the primary is still needed, and what happens without it. */
 function consequenceOf(keyring: Keyring, use: KeyringUse): string {
-  const { keyringId, sealedKeys, webhooks, bareTags, rows } = use;
+  const { keyringId, sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, rows } = use;
   const isPresent = keyring.get(keyringId) !== undefined;
-  const tagged = taggedOf(use);
+  const tagged = taggedKeys + taggedTokens;
   if (isPresent && sealedKeys + webhooks + rows > 0) return ' `latchkey rekey` moves them to the primary.';
   if (isPresent) {
     const meanings: string[] = [];
@@ -56,17 +44,9 @@ function consequenceOf(keyring: Keyring, use: KeyringUse): string {
     return ` ${capitalized(meanings.join(', and '))}.`;
   }
   if (tagged + rows === 0) return '';
-  if (!isMissed(keyring, use))
+  if (keyring.lostIds.has(keyringId))
     return ' This entry is set as lost: argon2id checks each credential once, at its next use.';
   return ` Those credentials are rejected. Restore the entry, or set LOST_KEYRING_IDS=${keyringId} if it is lost for good.`;
-}
-
-function taggedOf({ taggedKeys, taggedTokens }: KeyringUse): number {
-  return taggedKeys + taggedTokens;
-}
-
-function isMissed({ get, lostIds }: Keyring, use: KeyringUse): boolean {
-  return get(use.keyringId) === undefined && !lostIds.has(use.keyringId) && taggedOf(use) + use.rows > 0;
 }
 
 function capitalized(text: string): string {

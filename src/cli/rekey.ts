@@ -41,7 +41,7 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
           counted(count, 'access token was', 'access tokens were'),
         );
         report(keyring, await rekey(deps, webhooks), (count) => `The secrets of ${counted(count, 'webhook')} were`);
-        for (const { text } of describeKeyringUse(keyring, await countKeyringUse(client.db))) print(text);
+        for (const line of describeKeyringUse(keyring, await countKeyringUse(client.db))) print(line);
       } finally {
         await client.close();
       }

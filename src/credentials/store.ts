@@ -35,22 +35,26 @@ export async function replaceTag(
 
 const rowsInBatch = 1_000;
 
-/**
- * The ids of credentials whose row has a wrong MAC. Leaves out rows whose MAC's entry the keyring lacks: whether they are
- * authentic cannot be said. Reads all credentials, in batches.
- */
-export async function findForgedCredentials(db: Db, keyring: Keyring): Promise<string[]> {
-  const forged: string[] = [];
-  const canCheck = (row: { mac_keyring_id: string | null }) =>
-    row.mac_keyring_id === null || keyring.get(row.mac_keyring_id) !== undefined;
+interface UnauthenticCredentials {
+  /** Ids of credentials whose row has a wrong MAC. */
+  forged: string[];
+  /** Ids of credentials that cannot be checked, because the keyring lacks the entry of their MAC. */
+  withoutEntry: string[];
+}
+
+/** Checks the rows of all credentials that can be used. Reads them in batches. */
+export async function findUnauthenticCredentials(db: Db, keyring: Keyring): Promise<UnauthenticCredentials> {
+  const found: UnauthenticCredentials = { forged: [], withoutEntry: [] };
+  const add = ({ id, mac_keyring_id: entry }: { id: string; mac_keyring_id: string | null }) => {
+    const isMissing = entry !== null && keyring.get(entry) === undefined;
+    (isMissing ? found.withoutEntry : found.forged).push(id);
+  };
   for await (const keys of pagesOf<KeyRow>((last) => keysAfter(db, last?.id ?? ''))) {
-    forged.push(...keys.filter((key) => canCheck(key) && !isAuthenticKey(keyring, key)).map(({ id }) => id));
+    for (const key of keys) if (!isAuthenticKey(keyring, key)) add(key);
   }
   const tokens = await db.selectFrom('access_tokens').selectAll().execute();
-  return [
-    ...forged,
-    ...tokens.filter((token) => canCheck(token) && !isAuthenticToken(keyring, token)).map(({ id }) => id),
-  ];
+  for (const token of tokens) if (!isAuthenticToken(keyring, token)) add(token);
+  return found;
 }
 
 type KeyRow = Awaited<ReturnType<typeof keysAfter>>[number];
