@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import { request } from 'node:http';
 import { dbQuery } from '../test/support/database.ts';
 import { dbAddEvents } from '../test/support/histories.ts';
-import { openStage } from './stage.ts';
+import { openStage } from './testbed.ts';
 
 // What an export of a history of 1,000,000 events costs the service in memory: `npm run bench:export`, or with another
 // number behind it. The reader takes what comes; then another one reads a little and waits. Whatever it starts it ends.

@@ -1,5 +1,5 @@
-import { type Load, startLoad } from './load.ts';
-import type { Question } from './questions.ts';
+import { type Load, startLoad } from './load-generator.ts';
+import type { Question } from './request-templates.ts';
 import type { Server } from './servers.ts';
 
 export interface Flood {

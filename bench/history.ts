@@ -1,6 +1,6 @@
 import { dbQuery } from '../test/support/database.ts';
 import { dbAddEvents, frequentPairs } from '../test/support/histories.ts';
-import { openStage } from './stage.ts';
+import { openStage } from './testbed.ts';
 
 // How long a page of history takes by each filter and each pair of filters, alone and within times, over one
 // organization's 1,500,000 events of five years: `npm run bench:history`, or with another number behind it. The service

@@ -1,10 +1,10 @@
 import path from 'node:path';
-import type { Load } from './load.ts';
-import type { Question } from './questions.ts';
+import type { Load } from './load-generator.ts';
 import { type Promised, type Row, toRow } from './report.ts';
-import { alternate, type Contestant, type Measured, type Pace, together } from './rounds.ts';
+import type { Question } from './request-templates.ts';
+import { alternate, type Contestant, type Measured, type Pace, together } from './sampling.ts';
 import { type Server, startServer } from './servers.ts';
-import type { Stage } from './stage.ts';
+import type { Stage } from './testbed.ts';
 
 /** A backend's smallest route, with the hook and without it. */
 interface Backends {
@@ -15,7 +15,7 @@ interface Backends {
 
 /** @param latchkeyPort of the Latchkey that the protected one asks */
 async function startBackends(stage: Stage, latchkeyPort: number): Promise<Backends> {
-  const start = (env: NodeJS.ProcessEnv) => startServer(path.join(import.meta.dirname, 'hello.mjs'), { env });
+  const start = (env: NodeJS.ProcessEnv) => startServer(path.join(import.meta.dirname, 'minimal-backend.mjs'), { env });
   const token = stage.bootstrapped.verifierToken.reveal();
   const [bare, hooked] = await Promise.all([
     start({}),

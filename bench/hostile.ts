@@ -3,10 +3,10 @@ import { mintToken, tokenParts } from '../src/crypto/token.ts';
 import { idSuffix, newId } from '../src/domain/ids.ts';
 import { dbAddEvents } from '../test/support/histories.ts';
 import { attack } from './hostile-load.ts';
-import { startLoad } from './load.ts';
-import { verifyQuestion } from './questions.ts';
+import { startLoad } from './load-generator.ts';
+import { verifyQuestion } from './request-templates.ts';
 import type { Server } from './servers.ts';
-import { openStage } from './stage.ts';
+import { openStage } from './testbed.ts';
 
 // Hostile clients beside a good one: `npm run bench:hostile`, two minutes, or with another number of seconds behind it.
 // `npm run bench:hostile 120 anonymous` leaves out the admin among them. Exit code 1 where a promise is not kept.

@@ -1,11 +1,11 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { connections, oneKey } from './contests.ts';
-import type { Load } from './load.ts';
-import type { Question } from './questions.ts';
+import type { Load } from './load-generator.ts';
 import { type Promised, type Row, toRow } from './report.ts';
-import { type Contestant, type Measured, takeTurn, together } from './rounds.ts';
+import type { Question } from './request-templates.ts';
+import { type Contestant, type Measured, takeTurn, together } from './sampling.ts';
+import { connections, oneKey } from './scenarios.ts';
 import type { Server } from './servers.ts';
-import type { Stage } from './stage.ts';
+import type { Stage } from './testbed.ts';
 
 const names = { one: 'verify, 1 key, lasting', all: 'verify, all keys (Zipf), lasting' } as const;
 

@@ -2,9 +2,9 @@ import { writeFileSync } from 'node:fs';
 import { arch, cpus, platform } from 'node:os';
 import path from 'node:path';
 import type { Flood } from './flood.ts';
-import type { Notifying } from './notifying.ts';
-import { type Recording, tellRecording } from './recording.ts';
-import { type Measured, median, ratioOf, type Turn } from './rounds.ts';
+import type { Notifying } from './notification-cost.ts';
+import { type Recording, tellRecording } from './recording-cost.ts';
+import { type Measured, median, ratioOf, type Turn } from './sampling.ts';
 
 /** One line of the table. */
 export interface Row {

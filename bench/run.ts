@@ -1,15 +1,15 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { questionsOf, seeFirst, startServers, takeTurns, warmUp } from './contests.ts';
 import { flood } from './flood.ts';
 import { compareBackends, judgeHook } from './hook.ts';
 import { compareKeyCounts, judgeKeyCounts } from './key-counts.ts';
 import { wrongKeys } from './key-rows.ts';
-import { type Load, startLoad } from './load.ts';
-import { measureNotifying } from './notifying.ts';
-import { judge } from './promises.ts';
-import { judgeRecording, measureRecording } from './recording.ts';
+import { type Load, startLoad } from './load-generator.ts';
+import { measureNotifying } from './notification-cost.ts';
+import { judgeRecording, measureRecording } from './recording-cost.ts';
 import { describeMachine, type Results, toText, writeResults } from './report.ts';
-import { openStage, type Stage } from './stage.ts';
+import { questionsOf, seeFirst, startServers, takeTurns, warmUp } from './scenarios.ts';
+import { judge } from './targets.ts';
+import { openStage, type Stage } from './testbed.ts';
 
 // Measures Latchkey beside a bare Fastify route, in turns on the same machine: `npm run bench`, or, for a rough look
 // within a minute, `npm run bench -- --quick`. Whatever it starts it ends.

@@ -2,9 +2,9 @@ import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { describeMachine } from './report.ts';
-import { compareBooks, countEvents, verifyChain } from './soak-books.ts';
+import { compareBooks, countEvents, verifyChain } from './soak-check.ts';
 import { type SoakOptions, soak } from './soak-load.ts';
-import { openStage } from './stage.ts';
+import { openStage } from './testbed.ts';
 
 // A mixed load for a long time: `npm run soak`, ten minutes, or `npm run soak -- --minutes 2`. Memory must stay flat,
 // the chain whole, and history and usage what was acknowledged. Whatever it starts it ends. Exit code 1 where something

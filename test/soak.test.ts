@@ -1,5 +1,5 @@
 import t from 'tap';
-import { compareBooks, countEvents, verifyChain } from '../bench/soak-books.ts';
+import { compareBooks, countEvents, verifyChain } from '../bench/soak-check.ts';
 import { soak } from '../bench/soak-load.ts';
 import { dbQuery } from './support/database.ts';
 import { request } from './support/process.ts';

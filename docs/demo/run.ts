@@ -7,8 +7,8 @@ import type { Credentials } from '../../src/service/embedded-instance.ts';
 import { createLogger } from '../../src/service/logger.ts';
 import { type Service, startService } from '../../src/service/service.ts';
 import { createClient } from './client.ts';
-import { fill } from './fill.ts';
-import { whatToLookAt } from './look.ts';
+import { whatToLookAt } from './instructions.ts';
+import { fill } from './sample-data.ts';
 
 // `npm run demo`: an instance of its own, filled once, running until Ctrl-C.
 

@@ -7,8 +7,8 @@ import type { Actor } from '../src/domain/actor.ts';
 import { patchKey } from '../src/keys/commands.ts';
 import { bootstrap } from '../src/service/bootstrap.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
-import { median } from './rounds.ts';
-import type { Stage } from './stage.ts';
+import { median } from './sampling.ts';
+import type { Stage } from './testbed.ts';
 
 /** Changes with their history rows, committed by writers that do not wait for each other but in Postgres. */
 export interface Notifying {

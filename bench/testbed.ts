@@ -86,7 +86,7 @@ export async function openStage(): Promise<Stage> {
         dbAddKeys(urls.superuser, { organizationId, partners, keyring, argon2idHash }),
       startLatchkey: async (env = {}) =>
         keep(await startServer(path.join(root, 'dist/src/server.js'), { env: { ...environment, ...env } })),
-      startBare: async () => keep(await startServer(path.join(root, 'bench/bare.ts'), { imports: [tsx] })),
+      startBare: async () => keep(await startServer(path.join(root, 'bench/baseline-server.ts'), { imports: [tsx] })),
       startRedis: () => startRedis(closers),
       close,
     };

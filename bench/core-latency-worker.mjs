@@ -1,4 +1,4 @@
-// The other end of core-distance.ts: answers each even number with the next odd one until it is ended.
+// The other end of core-latency.ts: answers each even number with the next odd one until it is ended.
 import { workerData } from 'node:worker_threads';
 
 const ball = new Int32Array(workerData);

@@ -3,7 +3,7 @@ import { commonHeaders } from '../src/http/problem.ts';
 import { requestLog } from '../src/http/request-log.ts';
 import { serverOptions } from '../src/http/server-options.ts';
 import { createLogger } from '../src/service/logger.ts';
-import { authorizeAnswer, verifyAnswer } from './questions.ts';
+import { authorizeAnswer, verifyAnswer } from './request-templates.ts';
 
 // What Latchkey is measured against: a Fastify server with the same options and the same line in the log for each
 // reply, and routes that send the same bytes. The body is parsed, by Fastify's own parser, and nothing is looked at.

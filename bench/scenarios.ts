@@ -1,9 +1,9 @@
-import type { Load, LoadJob } from './load.ts';
-import { authorizeQuestion, type Question, verifyQuestion } from './questions.ts';
+import type { Load, LoadJob } from './load-generator.ts';
 import { type Row, toRow } from './report.ts';
-import { alternate, type Contestant, type Measured, type Pace } from './rounds.ts';
+import { authorizeQuestion, type Question, verifyQuestion } from './request-templates.ts';
+import { alternate, type Contestant, type Measured, type Pace } from './sampling.ts';
 import type { Server } from './servers.ts';
-import type { Stage } from './stage.ts';
+import type { Stage } from './testbed.ts';
 
 /** What is measured against each other. */
 export interface Servers {

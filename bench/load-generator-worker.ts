@@ -1,6 +1,6 @@
 import { createConnection, type Socket } from 'node:net';
 import { createHistogram } from 'node:perf_hooks';
-import type { LoadJob, LoadResult, WorkerMessage } from './load.ts';
+import type { LoadJob, LoadResult, WorkerMessage } from './load-generator.ts';
 import { zipfPicks } from './zipf.ts';
 
 // The process that asks. It writes ready-made bytes and looks for the end of each answer: a client that costs as much

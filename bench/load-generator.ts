@@ -1,7 +1,7 @@
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import path from 'node:path';
-import type { Question } from './questions.ts';
+import type { Question } from './request-templates.ts';
 
 export interface LoadJob {
   port: number;
@@ -41,7 +41,7 @@ export interface Load {
 }
 
 export function startLoad(): Load {
-  const worker = fork(path.join(import.meta.dirname, 'load-worker.ts'), { serialization: 'advanced' });
+  const worker = fork(path.join(import.meta.dirname, 'load-generator-worker.ts'), { serialization: 'advanced' });
   const died = once(worker, 'exit').then(() => Promise.reject(new Error('the process that asks has ended')));
   died.catch(() => undefined);
   return {

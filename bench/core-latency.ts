@@ -14,7 +14,7 @@ const returnsInLook = 50;
 export async function measureCoreDistance(): Promise<number> {
   const memory = new SharedArrayBuffer(4);
   const ball = new Int32Array(memory);
-  const worker = new Worker(new URL('core-echo.mjs', import.meta.url), { workerData: memory, execArgv: [] });
+  const worker = new Worker(new URL('core-latency-worker.mjs', import.meta.url), { workerData: memory, execArgv: [] });
   try {
     await once(worker, 'online');
     const endsAtMs = performance.now() + measuredForMs;

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { measureCoreDistance } from './core-distance.ts';
-import type { Load, LoadJob } from './load.ts';
+import { measureCoreDistance } from './core-latency.ts';
+import type { Load, LoadJob } from './load-generator.ts';
 import type { Facts, Server } from './servers.ts';
 
 /** One thing that is measured: what is asked of which server. */

@@ -1,6 +1,6 @@
-import { names } from './contests.ts';
 import type { Flood } from './flood.ts';
 import type { Promised, Row } from './report.ts';
+import { names } from './scenarios.ts';
 
 const least = { ofBare: 0.6 };
 const most = { p99OfBare: 3, goodP99Ms: 50, memoryGrowth: 1.1 };

@@ -9,8 +9,8 @@ import { addOrganization } from '../src/organizations/commands.ts';
 import { insertPartner } from '../src/partners/store.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import type { Promised } from './report.ts';
-import { median } from './rounds.ts';
-import type { Stage } from './stage.ts';
+import { median } from './sampling.ts';
+import type { Stage } from './testbed.ts';
 
 /** What recording costs: the same insert in a transaction of its own, with its event in the chain and without. */
 export interface Recording {
