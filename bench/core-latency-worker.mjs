@@ -1,8 +1,8 @@
-// The other end of core-latency.ts: answers each even number with the next odd one until it is ended.
+// The second thread of core-latency.ts: replies to each even number with the next odd number.
 import { workerData } from 'node:worker_threads';
 
-const ball = new Int32Array(workerData);
+const counter = new Int32Array(workerData);
 for (let expected = 2; ; expected += 2) {
-  while (Atomics.load(ball, 0) !== expected);
-  Atomics.store(ball, 0, expected + 1);
+  while (Atomics.load(counter, 0) !== expected);
+  Atomics.store(counter, 0, expected + 1);
 }

@@ -1,31 +1,32 @@
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import path from 'node:path';
-import type { Question } from './request-templates.ts';
+import type { RequestTemplate } from './request-templates.ts';
 
 export interface LoadJob {
   port: number;
-  question: Question;
+  template: RequestTemplate;
   connections: number;
-  /** At most; an `once` order ends sooner. */
+  /** The maximum; with the order `once` the job ends when all keys were sent. */
   seconds: number;
-  /** The name of keys that the worker was given. */
+  /** A name that was passed to `setKeys`. */
   keySet: string;
-  /** `around`: one after the other, again and again; `once`: each one time; `zipf`: by Zipf's law. */
-  order: 'around' | 'once' | 'zipf';
-  /** The part of the set that is used. */
+  /** `cyclic`: all keys in turn, repeatedly; `once`: each key once; `zipf`: random keys by Zipf's law. */
+  order: 'cyclic' | 'once' | 'zipf';
+  /** Index of the first key that is used. Default: 0. */
   from?: number;
+  /** Index after the last key that is used. Default: the size of the set. */
   to?: number;
   /** The number of prepared requests, which are repeated. Default: 65,536. */
-  inRow?: number;
-  /** Requests per second. Default: as many as the connections can carry. */
-  requestsASecond?: number;
+  preparedRequests?: number;
+  /** Default: as many as the connections can carry. */
+  requestsPerSecond?: number;
 }
 
 export interface LoadResult {
-  answers: number;
-  /** Answers that were not what was expected. */
-  wrong: number;
+  responses: number;
+  /** Responses that do not match the template. */
+  unexpected: number;
   seconds: number;
   p50Ms: number;
   p99Ms: number;
@@ -33,22 +34,22 @@ export interface LoadResult {
 
 export type WorkerMessage = { name: string; keys: string[] } | { job: LoadJob };
 
-/** A process that asks. */
-export interface Load {
-  give(name: string, keys: string[]): void;
+/** A separate process that sends requests and measures the response times. */
+export interface LoadGenerator {
+  setKeys(name: string, keys: string[]): void;
   run(job: LoadJob): Promise<LoadResult>;
   stop(): void;
 }
 
-export function startLoad(): Load {
+export function startLoadGenerator(): LoadGenerator {
   const worker = fork(path.join(import.meta.dirname, 'load-generator-worker.ts'), { serialization: 'advanced' });
-  const died = once(worker, 'exit').then(() => Promise.reject(new Error('the process that asks has ended')));
-  died.catch(() => undefined);
+  const exited = once(worker, 'exit').then(() => Promise.reject(new Error('the load generator has exited')));
+  exited.catch(() => undefined);
   return {
-    give: (name, keys) => void worker.send({ name, keys } satisfies WorkerMessage),
+    setKeys: (name, keys) => void worker.send({ name, keys } satisfies WorkerMessage),
     async run(job) {
       worker.send({ job } satisfies WorkerMessage);
-      const [result] = await Promise.race([once(worker, 'message'), died]);
+      const [result] = await Promise.race([once(worker, 'message'), exited]);
       return result as LoadResult;
     },
     stop: () => void worker.kill('SIGTERM'),

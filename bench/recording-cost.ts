@@ -8,40 +8,41 @@ import { record } from '../src/history/record.ts';
 import { addOrganization } from '../src/organizations/commands.ts';
 import { insertPartner } from '../src/partners/store.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
-import type { Promised } from './report.ts';
+import type { TargetResult } from './report.ts';
 import { median } from './sampling.ts';
-import type { Stage } from './testbed.ts';
+import type { Testbed } from './testbed.ts';
 
-/** What recording costs: the same insert in a transaction of its own, with its event in the chain and without. */
-export interface Recording {
+/** Inserts per second, each in a separate transaction, with and without an event in the chain. */
+export interface RecordingCost {
   connections: number;
   organizations: number;
-  changesASecond: { recorded: number; plain: number };
+  insertsPerSecond: { recorded: number; plain: number };
 }
 
 const connections = 8;
-const least: Record<number, number> = { 1: 500, 10: 1_000 };
+/** The target in recorded inserts per second, by the number of organizations. */
+const minimumPerSecond: Record<number, number> = { 1: 500, 10: 1_000 };
 
 const actor: Actor = { type: 'system', id: 'bench', name: 'bench', email: null };
 
-export async function measureRecording(
-  stage: Stage,
+export async function measureRecordingCosts(
+  testbed: Testbed,
   { rounds, seconds }: { rounds: number; seconds: number },
-): Promise<Recording[]> {
-  const client = connect({ url: stage.urls.app, poolSize: connections });
+): Promise<RecordingCost[]> {
+  const client = connect({ url: testbed.urls.app, poolSize: connections });
   try {
-    const results: Recording[] = [];
-    for (const organizations of Object.keys(least).map(Number)) {
-      const contexts = await Promise.all(Array.from({ length: organizations }, () => makeOrganization(client.db)));
+    const results: RecordingCost[] = [];
+    for (const organizations of Object.keys(minimumPerSecond).map(Number)) {
+      const contexts = await Promise.all(Array.from({ length: organizations }, () => createOrganization(client.db)));
       const [recorded, plain]: [number[], number[]] = [[], []];
       for (let round = 0; round < rounds; round++) {
-        recorded.push(await insertFor(client.db, contexts, { seconds, isRecorded: true }));
-        plain.push(await insertFor(client.db, contexts, { seconds, isRecorded: false }));
+        recorded.push(await insertRepeatedly(client.db, contexts, { seconds, isRecorded: true }));
+        plain.push(await insertRepeatedly(client.db, contexts, { seconds, isRecorded: false }));
       }
       results.push({
         connections,
         organizations,
-        changesASecond: { recorded: median(recorded), plain: median(plain) },
+        insertsPerSecond: { recorded: median(recorded), plain: median(plain) },
       });
     }
     return results;
@@ -52,49 +53,49 @@ export async function measureRecording(
 
 const keyring = parseKeyring(generateKeyring(new Date()));
 
-async function makeOrganization(db: Db): Promise<OrganizationContext> {
-  const by = { actor, organizationId: newId('org'), request: null };
-  await transact({ db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries }, by, (work) =>
-    addOrganization(work, { name: by.organizationId }),
+async function createOrganization(db: Db): Promise<OrganizationContext> {
+  const context = { actor, organizationId: newId('org'), request: null };
+  await transact({ db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries }, context, (work) =>
+    addOrganization(work, { name: context.organizationId }),
   );
-  return by;
+  return context;
 }
 
-/** @returns changes a second, of all connections together; the organizations take turns */
-async function insertFor(
+/** Distributes the inserts evenly over the organizations. @returns inserts per second, of all connections together */
+async function insertRepeatedly(
   db: Db,
   contexts: readonly OrganizationContext[],
   { seconds, isRecorded }: { seconds: number; isRecorded: boolean },
 ): Promise<number> {
   const transactor = { db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
   const endsAtMs = performance.now() + seconds * 1000;
-  let changes = 0;
-  const work = async () => {
+  let inserts = 0;
+  const insertUntilEnd = async () => {
     while (performance.now() < endsAtMs) {
-      const by = contexts[changes++ % contexts.length];
-      if (by !== undefined) await insertOne(transactor, by, isRecorded);
+      const context = contexts[inserts++ % contexts.length];
+      if (context !== undefined) await insertOne(transactor, context, isRecorded);
     }
   };
-  await Promise.all(Array.from({ length: connections }, work));
-  return changes / seconds;
+  await Promise.all(Array.from({ length: connections }, insertUntilEnd));
+  return inserts / seconds;
 }
 
-/** A new partner causes no notification (docs/performance.md), so only the recording is measured. */
+/** Inserts a partner, because an insert causes no notification. */
 async function insertOne(
   transactor: Parameters<typeof transact>[0],
-  by: OrganizationContext,
+  context: OrganizationContext,
   isRecorded: boolean,
 ): Promise<void> {
-  await transact(transactor, by, async (work) => {
+  await transact(transactor, context, async (work) => {
     const id = newId('partner');
-    await insertPartner(work.tx, partnerOf(by.organizationId, id, work.now));
+    await insertPartner(work.tx, partnerRow(context.organizationId, id, work.now));
     if (!isRecorded) return;
     const details = { email: `${id}@p.example`, name: null, permissions: ['read'], rateLimit: null };
     record(work, { action: 'partner.created', partnerId: id, details });
   });
 }
 
-function partnerOf(organizationId: OrganizationId, id: ReturnType<typeof newId<'partner'>>, now: Date) {
+function partnerRow(organizationId: OrganizationId, id: ReturnType<typeof newId<'partner'>>, now: Date) {
   return {
     id,
     organization_id: organizationId,
@@ -110,19 +111,19 @@ function partnerOf(organizationId: OrganizationId, id: ReturnType<typeof newId<'
   };
 }
 
-export function tellRecording({ connections, organizations, changesASecond: { recorded, plain } }: Recording): string {
+export function formatRecordingCost({ connections, organizations, insertsPerSecond }: RecordingCost): string {
   return (
-    `Recorded inserts a second at ${connections} connections in ${organizations} ` +
-    `organization${organizations === 1 ? '' : 's'}: ${Math.round(recorded)}; plain ones: ${Math.round(plain)}.`
+    `Inserts per second, connections: ${connections}, organizations: ${organizations}: ` +
+    `${Math.round(insertsPerSecond.recorded)} recorded, ${Math.round(insertsPerSecond.plain)} plain.`
   );
 }
 
-export function judgeRecording(recordings: readonly Recording[]): Promised[] {
-  return recordings.map(({ connections, organizations, changesASecond: { recorded } }) => {
-    const aim = least[organizations] ?? 0;
+export function checkRecordingTargets(costs: readonly RecordingCost[]): TargetResult[] {
+  return costs.map(({ connections, organizations, insertsPerSecond: { recorded } }) => {
+    const minimum = minimumPerSecond[organizations] ?? 0;
     return {
-      promise: `recorded changes at ${connections} connections, organizations: ${organizations}: at least ${aim} a second`,
-      kept: recorded >= aim,
+      target: `recorded inserts, connections: ${connections}, organizations: ${organizations}: at least ${minimum} per second`,
+      isMet: recorded >= minimum,
       measured: String(Math.round(recorded)),
     };
   });

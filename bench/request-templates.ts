@@ -1,19 +1,19 @@
-/** A request as it goes over the wire, but for the key, which stands between the two. */
-export interface Question {
-  before: string;
-  after: string;
-  /** What every answer must begin with and hold; anything else is counted as wrong. */
-  status: number;
-  text: string;
+/** The bytes of an HTTP request before and after the key, and the response that is expected. */
+export interface RequestTemplate {
+  beforeKey: string;
+  afterKey: string;
+  expectedStatus: number;
+  /** The response, with its headers, must contain this text. */
+  expectedText: string;
 }
 
-/** Prefix, kind, id, 43 characters of secret and 6 of checksum: all keys have the same length. */
+/** Prefix and kind, id, 43 characters of secret, 6 of checksum. */
 const keyLength = 'lk_k_'.length + 26 + '_'.length + 43 + 6;
 
 const id = '01k9s3v5wqe8n8x4r2m6t7yb0c';
 
-/** A body of the same size as Latchkey's answer for one of the bench's keys. */
-export const verifyAnswer = JSON.stringify({
+/** A body of the same size as Latchkey's response for a key of the benchmark. */
+export const verifyResponseBody = JSON.stringify({
   valid: true,
   code: 'valid',
   keyId: `key_${id}`,
@@ -34,7 +34,8 @@ export const verifyAnswer = JSON.stringify({
   },
 });
 
-export const authorizeAnswer = {
+/** The headers of Latchkey's response for a key of the benchmark. */
+export const authorizeResponseHeaders = {
   'x-latchkey-key-id': `key_${id}`,
   'x-latchkey-organization-id': `org_${id}`,
   'x-latchkey-partner-id': `partner_${id}`,
@@ -43,10 +44,10 @@ export const authorizeAnswer = {
   ratelimit: '"owner";r=999999999;t=86400',
 };
 
-/** `POST /v1/verify`. @param headers further lines, each with its end */
-export function verifyQuestion(verifierToken: string, text: string, headers = ''): Question {
-  const [bodyBefore, bodyAfter] = ['{"key":"', '","permission":"read","ip":"203.0.113.7"}'];
-  const length = bodyBefore.length + keyLength + bodyAfter.length;
+/** `POST /v1/verify`. @param headers additional header lines, each ending with CRLF */
+export function verifyRequest(verifierToken: string, expectedText: string, headers = ''): RequestTemplate {
+  const [bodyBeforeKey, bodyAfterKey] = ['{"key":"', '","permission":"read","ip":"203.0.113.7"}'];
+  const length = bodyBeforeKey.length + keyLength + bodyAfterKey.length;
   const head = [
     'POST /v1/verify HTTP/1.1',
     'Host: 127.0.0.1',
@@ -54,11 +55,16 @@ export function verifyQuestion(verifierToken: string, text: string, headers = ''
     'Content-Type: application/json',
     `Content-Length: ${length}`,
   ];
-  return { before: `${head.join('\r\n')}\r\n${headers}\r\n${bodyBefore}`, after: bodyAfter, status: 200, text };
+  return {
+    beforeKey: `${head.join('\r\n')}\r\n${headers}\r\n${bodyBeforeKey}`,
+    afterKey: bodyAfterKey,
+    expectedStatus: 200,
+    expectedText,
+  };
 }
 
-/** `GET /v1/authorize`, as nginx asks it. */
-export function authorizeQuestion(verifierToken: string): Question {
+/** `GET /v1/authorize`, as nginx sends it. */
+export function authorizeRequest(verifierToken: string): RequestTemplate {
   const head = [
     'GET /v1/authorize HTTP/1.1',
     'Host: 127.0.0.1',
@@ -66,5 +72,10 @@ export function authorizeQuestion(verifierToken: string): Question {
     'X-Forwarded-Method: GET',
     'Authorization: Bearer ',
   ];
-  return { before: head.join('\r\n'), after: '\r\n\r\n', status: 200, text: 'x-latchkey-key-id: key_' };
+  return {
+    beforeKey: head.join('\r\n'),
+    afterKey: '\r\n\r\n',
+    expectedStatus: 200,
+    expectedText: 'x-latchkey-key-id: key_',
+  };
 }

@@ -1,106 +1,106 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { measureCoreDistance } from './core-latency.ts';
-import type { Load, LoadJob } from './load-generator.ts';
-import type { Facts, Server } from './servers.ts';
+import { measureCoreLatency } from './core-latency.ts';
+import type { LoadGenerator, LoadJob } from './load-generator.ts';
+import type { ProcessStats, Server } from './servers.ts';
 
-/** One thing that is measured: what is asked of which server. */
-export interface Contestant {
+/** What is measured: a server and the load that it gets. */
+export interface Scenario {
   name: string;
   server: Server;
   job: (round: number) => Omit<LoadJob, 'port' | 'seconds'>;
 }
 
-export interface Pace {
+export interface SamplingOptions {
   rounds: number;
-  /** Of one turn. */
+  /** The duration of one sample. */
   seconds: number;
-  /** Between two turns: what one has left to do, such as writing what it counted, would be work beside the next. */
-  restMs?: number;
+  /** The pause before each sample, in which the previous server finishes its background work. */
+  pauseMs?: number;
 }
 
-/** One turn of one contestant. */
-export interface Turn {
-  answersASecond: number;
-  /** Time that the server's process has computed for each answer. */
+/** One measurement of one scenario. */
+export interface Sample {
+  requestsPerSecond: number;
+  /** Processor time of the server's process per response. */
   cpuMicros: number;
   p50Ms: number;
   p99Ms: number;
-  /** See `measureCoreDistance`; at the beginning of the turn. */
-  coreToCoreNanos: number;
+  /** See `measureCoreLatency`; measured before the sample. */
+  coreLatencyNanos: number;
 }
 
-export interface Measured {
+export interface ScenarioResult {
   name: string;
-  turns: Turn[];
+  samples: Sample[];
   rssBeforeBytes: number;
   rssAfterBytes: number;
 }
 
-/** @throws Error where an answer was not the expected one */
-export async function takeTurn(
-  load: Load,
-  { name, server, job }: Contestant,
+/** @throws Error if a response was not the expected one */
+export async function takeSample(
+  generator: LoadGenerator,
+  { name, server, job }: Scenario,
   { round, seconds }: { round: number; seconds: number },
-): Promise<Turn> {
-  const coreToCoreNanos = await measureCoreDistance();
-  const before = await server.facts();
-  const result = await load.run({ ...job(round), port: server.port, seconds });
-  const after = await server.facts();
-  if (result.wrong > 0 || result.answers === 0) {
-    throw new Error(`${name}: ${result.wrong} of ${result.answers} answers were not the expected ones`);
+): Promise<Sample> {
+  const coreLatencyNanos = await measureCoreLatency();
+  const before = await server.stats();
+  const result = await generator.run({ ...job(round), port: server.port, seconds });
+  const after = await server.stats();
+  if (result.unexpected > 0 || result.responses === 0) {
+    throw new Error(`${name}: ${result.unexpected} of ${result.responses} responses were unexpected`);
   }
   return {
-    answersASecond: result.answers / result.seconds,
-    cpuMicros: (after.cpuMicros - before.cpuMicros) / result.answers,
+    requestsPerSecond: result.responses / result.seconds,
+    cpuMicros: (after.cpuMicros - before.cpuMicros) / result.responses,
     p50Ms: result.p50Ms,
     p99Ms: result.p99Ms,
-    coreToCoreNanos,
+    coreLatencyNanos,
   };
 }
 
 /**
- * Lets all have their turns in each round, forwards in one and backwards in the next: what else the machine does hits
- * all of them alike, and a ratio is made from turns that lie close together.
+ * Takes one sample of each scenario per round, in alternating order. Other load on the machine then affects all
+ * scenarios alike, and a ratio compares samples that were taken close together.
  */
-export async function alternate(
-  load: Load,
-  contestants: readonly Contestant[],
-  { rounds, seconds, restMs = 0 }: Pace,
-): Promise<Measured[]> {
-  const measured = new Map<Contestant, Measured>();
+export async function sampleAlternately(
+  generator: LoadGenerator,
+  scenarios: readonly Scenario[],
+  { rounds, seconds, pauseMs = 0 }: SamplingOptions,
+): Promise<ScenarioResult[]> {
+  const results = new Map<Scenario, ScenarioResult>();
   for (let round = 0; round < rounds; round++) {
-    for (const contestant of round % 2 === 0 ? contestants : contestants.toReversed()) {
-      await delay(restMs);
-      const before: Facts = await contestant.server.facts();
-      const known = measured.get(contestant);
-      const turn = await takeTurn(load, contestant, { round, seconds });
-      const { rssBytes: rssAfterBytes } = await contestant.server.facts();
-      measured.set(contestant, {
-        name: contestant.name,
-        turns: [...(known?.turns ?? []), turn],
-        rssBeforeBytes: known?.rssBeforeBytes ?? before.rssBytes,
+    for (const scenario of round % 2 === 0 ? scenarios : scenarios.toReversed()) {
+      await delay(pauseMs);
+      const before: ProcessStats = await scenario.server.stats();
+      const previous = results.get(scenario);
+      const sample = await takeSample(generator, scenario, { round, seconds });
+      const { rssBytes: rssAfterBytes } = await scenario.server.stats();
+      results.set(scenario, {
+        name: scenario.name,
+        samples: [...(previous?.samples ?? []), sample],
+        rssBeforeBytes: previous?.rssBeforeBytes ?? before.rssBytes,
         rssAfterBytes,
       });
     }
   }
-  return [...measured.values()];
+  return [...results.values()];
 }
 
-/** The turns of several processes of one and the same program; memory as the last of them had it. */
-export function together(all: readonly Measured[]): Measured {
-  const last = all.at(-1);
+/** Merges the samples of several processes of the same program; the memory is that of the last process. */
+export function mergeResults(results: readonly ScenarioResult[]): ScenarioResult {
+  const last = results.at(-1);
   if (last === undefined) throw new Error('nothing was measured');
-  return { ...last, turns: all.flatMap(({ turns }) => turns) };
+  return { ...last, samples: results.flatMap(({ samples }) => samples) };
 }
 
 export function median(values: readonly number[]): number {
-  const sorted = values.toSorted((one, other) => one - other);
+  const sorted = values.toSorted((a, b) => a - b);
   const middle = sorted.length >> 1;
   const upper = sorted[middle] ?? Number.NaN;
   return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? Number.NaN) + upper) / 2;
 }
 
-/** The median of the ratios of turns of the same round. */
-export function ratioOf(turns: readonly Turn[], others: readonly Turn[], member: keyof Turn): number {
-  return median(turns.map((turn, round) => turn[member] / (others[round]?.[member] ?? Number.NaN)));
+/** The median of the ratios of samples of the same round. */
+export function medianRatio(samples: readonly Sample[], baseline: readonly Sample[], field: keyof Sample): number {
+  return median(samples.map((sample, round) => sample[field] / (baseline[round]?.[field] ?? Number.NaN)));
 }

@@ -1,133 +1,131 @@
-import type { Load, LoadJob } from './load-generator.ts';
+import type { LoadGenerator, LoadJob } from './load-generator.ts';
 import { type Row, toRow } from './report.ts';
-import { authorizeQuestion, type Question, verifyQuestion } from './request-templates.ts';
-import { alternate, type Contestant, type Measured, type Pace } from './sampling.ts';
+import { authorizeRequest, type RequestTemplate, verifyRequest } from './request-templates.ts';
+import { type SamplingOptions, type Scenario, type ScenarioResult, sampleAlternately } from './sampling.ts';
 import type { Server } from './servers.ts';
-import type { Stage } from './testbed.ts';
+import type { Testbed } from './testbed.ts';
 
-/** What is measured against each other. */
 export interface Servers {
-  bare: Server;
-  /** Knows one key. */
-  one: Server;
-  /** Knows all of them, once they have been seen. */
-  many: Server;
-  /** Knows one key, and counts in Redis; undefined where there is none. */
+  baseline: Server;
+  /** Has one key in memory. */
+  oneKey: Server;
+  /** Has all keys in memory after their first use. */
+  allKeys: Server;
+  /** Has one key in memory, and limits in Redis; undefined if redis-server is not installed. */
   redis: Server | undefined;
 }
 
-export async function startServers(stage: Stage): Promise<Servers> {
-  const redisUrl = await stage.startRedis();
+export async function startServers(testbed: Testbed): Promise<Servers> {
+  const redisUrl = await testbed.startRedis();
   return {
-    bare: await stage.startBare(),
-    one: await stage.startLatchkey(),
-    many: await stage.startLatchkey(),
-    redis: redisUrl === undefined ? undefined : await stage.startLatchkey({ REDIS_URL: redisUrl }),
+    baseline: await testbed.startBaseline(),
+    oneKey: await testbed.startLatchkey(),
+    allKeys: await testbed.startLatchkey(),
+    redis: redisUrl === undefined ? undefined : await testbed.startLatchkey({ REDIS_URL: redisUrl }),
   };
 }
 
 export const connections = 16;
 
-/** Names that the table, the promises and the README use. */
+/** The names of the rows, here and in docs/performance.md. */
 export const names = {
-  bareVerify: 'bare Fastify route, POST',
-  verifyOne: 'verify, 1 key',
+  baselineVerify: 'bare Fastify route, POST',
+  verifyOneKey: 'verify, 1 key',
   verifyFresh: 'verify, reading Postgres each time',
-  verifyRedis: 'verify, 1 key, with Redis',
-  firstSight: 'verify, first sight of each key',
+  verifyRedis: 'verify, 1 key, limits in Redis',
+  firstUse: 'verify, first use of each key',
   wrongSecrets: 'verify, wrong secrets',
   unknownIds: 'verify, unknown ids',
-  bareAuthorize: 'bare Fastify route, GET',
-  authorizeOne: 'authorize, 1 key',
+  baselineAuthorize: 'bare Fastify route, GET',
+  authorizeOneKey: 'authorize, 1 key',
 } as const;
 
-/** The questions that a verifier with this token asks. */
-export function questionsOf(token: string) {
+export function createTemplates(verifierToken: string) {
   return {
-    verify: verifyQuestion(token, '"valid":true'),
-    verifyFresh: verifyQuestion(token, '"valid":true', 'Cache-Control: no-cache\r\n'),
-    verifyWrong: verifyQuestion(token, '"code":"not_found"'),
-    authorize: authorizeQuestion(token),
+    verify: verifyRequest(verifierToken, '"valid":true'),
+    verifyFresh: verifyRequest(verifierToken, '"valid":true', 'Cache-Control: no-cache\r\n'),
+    verifyInvalid: verifyRequest(verifierToken, '"code":"not_found"'),
+    authorize: authorizeRequest(verifierToken),
   };
 }
 
-type Questions = ReturnType<typeof questionsOf>;
+type Templates = ReturnType<typeof createTemplates>;
 
-function contestant(
+function scenario(
   name: string,
   server: Server,
-  question: Question,
+  template: RequestTemplate,
   keys: Pick<LoadJob, 'keySet' | 'order'> & Partial<LoadJob>,
-): Contestant {
-  return { name, server, job: () => ({ question, connections, ...keys }) };
+): Scenario {
+  return { name, server, job: () => ({ template, connections, ...keys }) };
 }
 
-export const oneKey = { keySet: 'good', order: 'around', from: 0, to: 1 } as const;
+export const firstKey = { keySet: 'valid', order: 'cyclic', from: 0, to: 1 } as const;
 
-/** Until the code that they run is compiled. */
-export async function warmUp(load: Load, servers: Servers, questions: Questions, seconds: number): Promise<void> {
-  const { bare, one, many, redis } = servers;
-  const present = [bare, one, many, ...(redis === undefined ? [] : [redis])];
-  const all = present.flatMap((server) => [
-    contestant('warm up', server, questions.verify, oneKey),
-    contestant('warm up', server, questions.authorize, oneKey),
+/** Sends requests to all servers until V8 has compiled their code. */
+export async function warmUp(
+  generator: LoadGenerator,
+  servers: Servers,
+  templates: Templates,
+  seconds: number,
+): Promise<void> {
+  const { baseline, oneKey, allKeys, redis } = servers;
+  const started = [baseline, oneKey, allKeys, ...(redis === undefined ? [] : [redis])];
+  const scenarios = started.flatMap((server) => [
+    scenario('warm-up', server, templates.verify, firstKey),
+    scenario('warm-up', server, templates.authorize, firstKey),
   ]);
-  await alternate(load, all, { rounds: 2, seconds });
+  await sampleAlternately(generator, scenarios, { rounds: 2, seconds });
 }
 
-/** Each key once, a part of them in each round. */
-export async function seeFirst(
-  load: Load,
-  { bare, many }: Servers,
-  { verify }: Questions,
+/** Sends each key once, a different part of them in each round. */
+export async function measureFirstUse(
+  generator: LoadGenerator,
+  { baseline, allKeys }: Servers,
+  { verify }: Templates,
   { rounds, keys }: { rounds: number; keys: number },
 ): Promise<Row> {
-  const part = Math.ceil(keys / rounds);
-  const sight: Contestant = {
-    name: names.firstSight,
-    server: many,
-    job: (round) => ({
-      question: verify,
-      connections,
-      keySet: 'good',
-      order: 'once',
-      from: round * part,
-      to: (round + 1) * part,
-    }),
+  const keysPerRound = Math.ceil(keys / rounds);
+  const job = (round: number) => {
+    const [from, to] = [round * keysPerRound, (round + 1) * keysPerRound];
+    return { template: verify, connections, keySet: 'valid', order: 'once', from, to } as const;
   };
-  const baseline = contestant(names.bareVerify, bare, verify, oneKey);
-  const seconds = 10;
-  const [beside, measured] = await alternate(load, [{ ...baseline, job: sight.job }, sight], {
-    rounds,
-    seconds,
-    restMs: 300,
-  });
-  return rowOf(measured, beside);
-}
-
-/** Everything else, each in each round. */
-export async function takeTurns(load: Load, servers: Servers, questions: Questions, pace: Pace): Promise<Row[]> {
-  const { bare, one, many, redis } = servers;
-  const { verify, verifyFresh, verifyWrong, authorize } = questions;
-  const contestants = [
-    contestant(names.bareVerify, bare, verify, oneKey),
-    contestant(names.verifyOne, one, verify, oneKey),
-    contestant(names.verifyFresh, one, verifyFresh, oneKey),
-    ...(redis === undefined ? [] : [contestant(names.verifyRedis, redis, verify, oneKey)]),
-    contestant(names.wrongSecrets, many, verifyWrong, { keySet: 'wrong secrets', order: 'around' }),
-    contestant(names.unknownIds, many, verifyWrong, { keySet: 'unknown ids', order: 'around' }),
-    contestant(names.bareAuthorize, bare, authorize, oneKey),
-    contestant(names.authorizeOne, one, authorize, oneKey),
+  const scenarios = [
+    { name: names.baselineVerify, server: baseline, job },
+    { name: names.firstUse, server: allKeys, job },
   ];
-  const measured = await alternate(load, contestants, pace);
-  const of = (name: string) => measured.find((one) => one.name === name);
-  return measured.map((one) => {
-    const isAuthorize = one.name === names.bareAuthorize || one.name === names.authorizeOne;
-    return rowOf(one, of(isAuthorize ? names.bareAuthorize : names.bareVerify));
+  const [baselineResult, result] = await sampleAlternately(generator, scenarios, { rounds, seconds: 10, pauseMs: 300 });
+  return rowOf(result, baselineResult);
+}
+
+/** Measures everything except the first use of a key. */
+export async function measureScenarios(
+  generator: LoadGenerator,
+  servers: Servers,
+  templates: Templates,
+  options: SamplingOptions,
+): Promise<Row[]> {
+  const { baseline, oneKey, allKeys, redis } = servers;
+  const { verify, verifyFresh, verifyInvalid, authorize } = templates;
+  const scenarios = [
+    scenario(names.baselineVerify, baseline, verify, firstKey),
+    scenario(names.verifyOneKey, oneKey, verify, firstKey),
+    scenario(names.verifyFresh, oneKey, verifyFresh, firstKey),
+    ...(redis === undefined ? [] : [scenario(names.verifyRedis, redis, verify, firstKey)]),
+    scenario(names.wrongSecrets, allKeys, verifyInvalid, { keySet: 'wrong secrets', order: 'cyclic' }),
+    scenario(names.unknownIds, allKeys, verifyInvalid, { keySet: 'unknown ids', order: 'cyclic' }),
+    scenario(names.baselineAuthorize, baseline, authorize, firstKey),
+    scenario(names.authorizeOneKey, oneKey, authorize, firstKey),
+  ];
+  const results = await sampleAlternately(generator, scenarios, options);
+  const resultOf = (name: string) => results.find((result) => result.name === name);
+  return results.map((result) => {
+    const isAuthorize = result.name === names.baselineAuthorize || result.name === names.authorizeOneKey;
+    return rowOf(result, resultOf(isAuthorize ? names.baselineAuthorize : names.baselineVerify));
   });
 }
 
-function rowOf(measured: Measured | undefined, baseline: Measured | undefined): Row {
-  if (measured === undefined || baseline === undefined) throw new Error('nothing was measured');
-  return toRow(measured, baseline);
+function rowOf(result: ScenarioResult | undefined, baseline: ScenarioResult | undefined): Row {
+  if (result === undefined || baseline === undefined) throw new Error('nothing was measured');
+  return toRow(result, baseline);
 }

@@ -4,7 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { describeMachine } from './report.ts';
 import { compareBooks, countEvents, verifyChain } from './soak-check.ts';
 import { type SoakOptions, soak } from './soak-load.ts';
-import { openStage } from './testbed.ts';
+import { startTestbed } from './testbed.ts';
 
 // A mixed load for a long time: `npm run soak`, ten minutes, or `npm run soak -- --minutes 2`. Memory must stay flat,
 // the chain whole, and history and usage what was acknowledged. Whatever it starts it ends. Exit code 1 where something
@@ -32,23 +32,23 @@ const environment = {
 /** Memory that the last third of the samples may use beyond the second: caches fill in the first. */
 const mayGrow = 1.1;
 
-const stage = await openStage();
+const testbed = await startTestbed();
 let exitCode = 1;
 try {
-  const server = await stage.startLatchkey(environment);
-  const { adminToken, verifierToken } = stage.bootstrapped;
+  const server = await testbed.startLatchkey(environment);
+  const { adminToken, verifierToken } = testbed.bootstrapped;
   const target = {
     url: `http://127.0.0.1:${server.port}`,
     adminToken: adminToken.reveal(),
     verifierToken: verifierToken.reveal(),
   };
-  const before = await countEvents(stage.urls.superuser);
+  const before = await countEvents(testbed.urls.superuser);
   const sampling = new AbortController();
   const samples: Array<{ usedMb: number; rssMb: number }> = [];
   const sampled = (async () => {
     while (!sampling.signal.aborted) {
       await delay(sampleEveryMs, undefined, { signal: sampling.signal }).catch(() => undefined);
-      const { usedBytes, rssBytes } = await server.facts(true);
+      const { usedBytes, rssBytes } = await server.stats(true);
       samples.push({ usedMb: usedBytes / 1e6, rssMb: rssBytes / 1e6 });
       process.stderr.write(`${new Date().toISOString().slice(11, 19)} ${(usedBytes / 1e6).toFixed(1)} MB in use\n`);
     }
@@ -57,11 +57,11 @@ try {
   sampling.abort();
   await sampled;
   const events = await verifyChain(target);
-  const { cpuMicros } = await server.facts();
+  const { cpuMicros } = await server.stats();
   const stoppedAtMs = performance.now();
   await server.stop();
   const stopMs = Math.round(performance.now() - stoppedAtMs);
-  const differences = await compareBooks(stage.urls.superuser, books, before);
+  const differences = await compareBooks(testbed.urls.superuser, books, before);
 
   const third = Math.floor(samples.length / 3);
   const usedMb = samples.map((sample) => sample.usedMb);
@@ -90,7 +90,7 @@ try {
   const isWhole = events !== undefined && differences.length === 0 && books.unexpected.length === 0;
   exitCode = isWhole && isFlat ? 0 : 1;
 } finally {
-  await stage.close();
+  await testbed.stop();
 }
 process.exit(exitCode);
 
