@@ -6,8 +6,8 @@ interface Tokens {
   organizationId: string;
 }
 
-/** Lines to paste, and what each of them shows. */
-export async function whatToLookAt(
+/** @returns the text that the demo prints: commands to paste, each with a description of its output */
+export async function createInstructions(
   url: string,
   admin: Client,
   { adminToken, operatorToken, organizationId }: Tokens,
@@ -16,28 +16,28 @@ export async function whatToLookAt(
   const { data: partners } = await admin.get('/v1/partners?limit=200');
   const partnerNamed = (name: string): Reply => partners.find((partner: Reply) => partner.name === name);
   const keyOf = (name: string): Reply => keys.find((key: Reply) => key.partnerId === partnerNamed(name).id);
-  const line = (path: string, token = adminToken, more = '') =>
-    `curl -sw '\\n' '${url}${path}' -H 'X-API-Key: ${token}'${more}`;
-  const lines: Array<[what: string, command: string]> = [
-    ['Every row with its keys; shipping has two of which the old one ends in a week', line('/v1/rows')],
-    ['Who has revealed the key of marketplace, and why', line(`/v1/keys/${keyOf('marketplace').id}/viewers`)],
+  const curl = (path: string, token = adminToken, options = '') =>
+    `curl -sw '\\n' '${url}${path}' -H 'X-API-Key: ${token}'${options}`;
+  const commands: Array<[description: string, command: string]> = [
+    ['All rows with their keys; the old key of shipping expires in a week', curl('/v1/rows')],
+    ['Who has revealed the key of marketplace, and why', curl(`/v1/keys/${keyOf('marketplace').id}/viewers`)],
     [
-      'How much analytics was used: more than its limit of 50 an hour',
-      line(`/v1/partners/${partnerNamed('analytics').id}/usage`),
+      'The usage of analytics, which exceeded its limit of 50 per hour',
+      curl(`/v1/partners/${partnerNamed('analytics').id}/usage`),
     ],
-    ['The latest ten events: who did what, down to a leaked key that was used', line('/v1/history?limit=10')],
-    ['The whole chain, verified', line('/v1/history/verify')],
+    ['The ten latest events, among them the use of a leaked key', curl('/v1/history?limit=10')],
+    ['The verification of the whole chain', curl('/v1/history/verify')],
     [
-      'Recovery requests, as an operator sees them',
-      line('/v1/recovery-requests', operatorToken, ` -H 'Latchkey-Organization: ${organizationId}'`),
+      'Open recovery requests, which an operator answers',
+      curl('/v1/recovery-requests', operatorToken, ` -H 'Latchkey-Organization: ${organizationId}'`),
     ],
     ['The metrics of the service', `curl -sw '\\n' '${url}/metrics'`],
   ];
-  const pasteable = lines.map(([what, command]) => `${what}:\n${command}\n`).join('\n');
+  const text = commands.map(([description, command]) => `${description}:\n${command}\n`).join('\n');
   return `
-The demo's organization is filled, and Latchkey listens on ${url}. Paste one line after the other:
+The demo is ready, and Latchkey listens on ${url}. Paste these commands, one at a time:
 
-${pasteable}
-API documentation: ${url}/docs. Ctrl-C stops the demo; the next start has the same data.
+${text}
+API documentation: ${url}/docs. Ctrl-C stops the demo. The next start uses the same data.
 `;
 }
