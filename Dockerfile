@@ -1,19 +1,19 @@
-# Latchkey's image: Node, the built service and its production dependencies. Every command of `latchkey` is in it:
-# `docker run … latchkey migrate`. It needs a Postgres of one's own; docker-compose.yml has one.
+# The image runs every command of `latchkey`, such as `docker run … latchkey migrate`. It needs an external Postgres;
+# docker-compose.yml contains one.
 
 FROM node:24-slim AS build
 WORKDIR /app
 COPY package.json package-lock.json ./
-# No package's own scripts are run in any stage: argon2 brings its binary along, and the rest needs none.
+# No dependency needs its install script: argon2 contains prebuilt binaries.
 RUN npm ci --ignore-scripts
 COPY tsconfig.json tsconfig.build.json ./
 COPY migrations migrations
 COPY src src
-# Types and maps are for development, and the stamp is for the next build.
+# At run time, type declarations, source maps and the build stamp are not needed.
 RUN npm run build && find dist -type f \( -name '*.d.ts' -o -name '*.map' -o -name .built \) -delete
 
-# Left out as optional: the programs of the embedded Postgres, 60 MB that a container has no use for. Without
-# DATABASE_URL `serve` says so and ends, and `try` says that they are missing.
+# The binaries of the embedded Postgres are optional dependencies. They are omitted (ADR 0068), so `serve` requires
+# DATABASE_URL and `try` does not work.
 FROM node:24-slim AS dependencies
 WORKDIR /app
 COPY package.json package-lock.json ./
@@ -28,11 +28,11 @@ COPY package.json LICENSE ./
 COPY openapi openapi
 COPY --from=dependencies /app/node_modules node_modules
 COPY --from=build /app/dist dist
-# The account `node` of the base image, by number, because Kubernetes can check only a number against runAsNonRoot.
-# /app belongs to root, so the service cannot change its own program.
+# The account `node` of the base image, as a number because Kubernetes checks runAsNonRoot only for numeric ids.
+# /app is owned by root, so the service cannot modify its own code.
 USER 1000:1000
 EXPOSE 8080
-# Liveness, not readiness: a restart does not repair a database.
+# Liveness, not readiness: a restart of the service does not repair the database.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
   CMD ["node", "-e", "fetch(`http://127.0.0.1:${process.env.PORT}/livez`).then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
 ENTRYPOINT ["node", "--min-semi-space-size=16", "--heap-growing-percent=100", "dist/src/cli/latchkey.js"]

@@ -2,69 +2,77 @@ import { once } from 'node:events';
 import { request } from 'node:http';
 import { dbQuery } from '../test/support/database.ts';
 import { dbAddEvents } from '../test/support/histories.ts';
-import { openStage } from './stage.ts';
+import { startTestbed } from './testbed.ts';
 
-// What an export of a history of 1,000,000 events costs the service in memory: `npm run bench:export`, or with another
-// number behind it. The reader takes what comes; then another one reads a little and waits. Whatever it starts it ends.
+// `npm run bench:export [events]` measures how much memory an export of history needs: first one client that reads the
+// whole export, then four clients that stop reading.
 
 const events = Number(process.argv[2] ?? 1_000_000);
-const mostGrowthBytes = 100 * 2 ** 20;
-const warmingRequests = 2_000;
+const maximumGrowthBytes = 100 * 2 ** 20;
+const warmUpRequests = 2_000;
 const megabytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
-const say = (what: string) => process.stdout.write(`${new Date().toISOString().slice(11, 19)} ${what}\n`);
+const log = (message: string) => process.stdout.write(`${new Date().toISOString().slice(11, 19)} ${message}\n`);
 
-const stage = await openStage();
-let kept = false;
+const testbed = await startTestbed();
+let isMet = false;
 try {
-  const { organizationId, adminToken } = stage.bootstrapped;
-  say(`${events} events are written`);
-  // Only the order is asked for here, and without these it is written in a tenth of the time.
+  const { organizationId, adminToken } = testbed.bootstrapped;
+  log(`writing ${events} events`);
+  // An export does not use these indexes, and without them the inserts take a tenth of the time.
   const [{ names } = {}] = await dbQuery(
-    stage.urls.superuser,
+    testbed.urls.superuser,
     `select string_agg(indexname, ', ') as names from pg_indexes where indexname like 'history_by_%'`,
   );
-  await dbQuery(stage.urls.superuser, `drop index ${String(names)}`);
-  await dbAddEvents(stage.urls.superuser, organizationId, events);
-  await dbQuery(stage.urls.superuser, 'analyze history');
-  const server = await stage.startLatchkey();
+  await dbQuery(testbed.urls.superuser, `drop index ${String(names)}`);
+  await dbAddEvents(testbed.urls.superuser, organizationId, events);
+  await dbQuery(testbed.urls.superuser, 'analyze history');
+  const server = await testbed.startLatchkey();
   const headers = { authorization: `Bearer ${adminToken.reveal()}` };
-  const begin = async () => {
-    const asked = request({ port: server.port, host: '127.0.0.1', path: '/v1/history/export', headers, agent: false });
-    asked.end();
-    const [response] = await once(asked, 'response');
+  const startExport = async () => {
+    const exportRequest = request({
+      port: server.port,
+      host: '127.0.0.1',
+      path: '/v1/history/export',
+      headers,
+      agent: false,
+    });
+    exportRequest.end();
+    const [response] = await once(exportRequest, 'response');
     return response as AsyncIterable<Buffer> & { destroy(): void };
   };
 
-  // What any service takes once it has been at work is not the export's.
-  for (let asked = 0; asked < warmingRequests; asked++) {
+  // Any running service needs this memory, so it is not part of the growth.
+  for (let sent = 0; sent < warmUpRequests; sent++) {
     await (await fetch(`http://127.0.0.1:${server.port}/v1/self`, { headers })).arrayBuffer();
   }
-  const before = (await server.facts(true)).rssBytes;
-  let most = before;
-  const watch = async () => {
-    most = Math.max(most, (await server.facts()).rssBytes);
+  const before = (await server.stats(true)).rssBytes;
+  let maximum = before;
+  const sampleMemory = async () => {
+    maximum = Math.max(maximum, (await server.stats()).rssBytes);
   };
   const startedAtMs = performance.now();
-  let [bytes, lines, watchedAtMs] = [0, 0, startedAtMs];
-  for await (const chunk of await begin()) {
+  let [bytes, lines, sampledAtMs] = [0, 0, startedAtMs];
+  for await (const chunk of await startExport()) {
     bytes += chunk.length;
     for (const byte of chunk) if (byte === 0x0a) lines += 1;
-    if (performance.now() - watchedAtMs < 100) continue;
-    await watch();
-    watchedAtMs = performance.now();
+    if (performance.now() - sampledAtMs < 100) continue;
+    await sampleMemory();
+    sampledAtMs = performance.now();
   }
   const seconds = (performance.now() - startedAtMs) / 1000;
-  if (lines < events) throw new Error(`only ${lines} lines came`);
-  say(`${lines} events, ${megabytes(bytes)}, in ${seconds.toFixed(0)} s: ${Math.round(lines / seconds)} a second`);
+  if (lines < events) throw new Error(`the export has only ${lines} lines`);
+  log(
+    `${lines} events, ${megabytes(bytes)}, in ${seconds.toFixed(0)} s: ${Math.round(lines / seconds)} events per second`,
+  );
 
-  const slow = await Promise.all([begin(), begin(), begin(), begin()]);
-  for (const end = performance.now() + 5_000; performance.now() < end; ) await watch();
-  for (const response of slow) response.destroy();
-  const growth = most - before;
-  kept = growth < mostGrowthBytes;
-  say(`memory ${megabytes(before)} → at most ${megabytes(most)}, with four readers that wait among it`);
-  say(`${kept ? 'kept' : 'missed'}: it grows by less than ${megabytes(mostGrowthBytes)}: ${megabytes(growth)}`);
+  const stalled = await Promise.all([startExport(), startExport(), startExport(), startExport()]);
+  for (const end = performance.now() + 5_000; performance.now() < end; ) await sampleMemory();
+  for (const response of stalled) response.destroy();
+  const growth = maximum - before;
+  isMet = growth < maximumGrowthBytes;
+  log(`memory: ${megabytes(before)} before, at most ${megabytes(maximum)} during the exports`);
+  log(`${isMet ? 'met' : 'missed'}: memory grows by less than ${megabytes(maximumGrowthBytes)}: ${megabytes(growth)}`);
 } finally {
-  await stage.close();
+  await testbed.stop();
 }
-process.exit(kept ? 0 : 1);
+process.exit(isMet ? 0 : 1);

@@ -1,65 +1,67 @@
-import { type Load, startLoad } from './load.ts';
-import type { Question } from './questions.ts';
+import { type LoadGenerator, startLoadGenerator } from './load-generator.ts';
+import type { RequestTemplate } from './request-templates.ts';
 import type { Server } from './servers.ts';
 
 export interface Flood {
-  wrongKeysASecond: number;
+  invalidKeysPerSecond: number;
   argon2Runs: number;
-  /** Of a client with a good key: by itself, and beside the flood. */
-  goodP99Ms: { alone: number; beside: number };
+  /** The p99 of a client with valid keys, without and with the flood. */
+  validP99Ms: { alone: number; duringFlood: number };
   rssBytes: { before: number; after: number };
 }
 
 interface FloodOptions {
   server: Server;
-  load: Load;
-  good: { question: Question; keys: string[] };
-  wrong: { question: Question; keys: string[] };
+  generator: LoadGenerator;
+  valid: { template: RequestTemplate; keys: string[] };
+  invalid: { template: RequestTemplate; keys: string[] };
   seconds: number;
 }
 
-const wrongKeysASecond = 5_000;
-const goodKeysASecond = 300;
+const invalidKeysPerSecond = 5_000;
+const validKeysPerSecond = 300;
 
-/** Wrong keys beside a client with a good one, which asks from a process of its own. */
-export async function flood({ server, load, good, wrong, seconds }: FloodOptions): Promise<Flood> {
-  const client = startLoad();
+/** Floods a server with invalid keys while a second load generator sends valid keys. */
+export async function measureFlood({ server, generator, valid, invalid, seconds }: FloodOptions): Promise<Flood> {
+  const validClient = startLoadGenerator();
   try {
-    client.give('good', good.keys);
-    load.give('wrong', wrong.keys);
-    const askGood = (forSeconds: number) =>
-      client.run({
+    validClient.setKeys('valid', valid.keys);
+    generator.setKeys('invalid', invalid.keys);
+    const sendValid = (durationSeconds: number) =>
+      validClient.run({
         port: server.port,
-        question: good.question,
+        template: valid.template,
         connections: 4,
-        seconds: forSeconds,
-        keySet: 'good',
+        seconds: durationSeconds,
+        keySet: 'valid',
         order: 'zipf',
-        requestsASecond: goodKeysASecond,
+        requestsPerSecond: validKeysPerSecond,
       });
-    await askGood(1);
-    const alone = await askGood(seconds / 2);
-    const before = await server.facts();
-    const flooding = load.run({
+    await sendValid(1);
+    const alone = await sendValid(seconds / 2);
+    const before = await server.stats();
+    const flooding = generator.run({
       port: server.port,
-      question: wrong.question,
+      template: invalid.template,
       connections: 32,
       seconds,
-      keySet: 'wrong',
-      order: 'around',
-      requestsASecond: wrongKeysASecond,
+      keySet: 'invalid',
+      order: 'cyclic',
+      requestsPerSecond: invalidKeysPerSecond,
     });
-    const beside = await askGood(seconds);
-    const flooded = await flooding;
-    const after = await server.facts();
-    if (alone.wrong + beside.wrong + flooded.wrong > 0) throw new Error('the flood was not answered as expected');
+    const duringFlood = await sendValid(seconds);
+    const flood = await flooding;
+    const after = await server.stats();
+    if (alone.unexpected + duringFlood.unexpected + flood.unexpected > 0) {
+      throw new Error('the server sent unexpected responses during the flood');
+    }
     return {
-      wrongKeysASecond: flooded.answers / flooded.seconds,
+      invalidKeysPerSecond: flood.responses / flood.seconds,
       argon2Runs: after.argon2Runs - before.argon2Runs,
-      goodP99Ms: { alone: alone.p99Ms, beside: beside.p99Ms },
+      validP99Ms: { alone: alone.p99Ms, duringFlood: duringFlood.p99Ms },
       rssBytes: { before: before.rssBytes, after: after.rssBytes },
     };
   } finally {
-    client.stop();
+    validClient.stop();
   }
 }

@@ -1,81 +1,91 @@
 import path from 'node:path';
-import type { Load } from './load.ts';
-import type { Question } from './questions.ts';
-import { type Promised, type Row, toRow } from './report.ts';
-import { alternate, type Contestant, type Measured, type Pace, together } from './rounds.ts';
+import type { LoadGenerator } from './load-generator.ts';
+import { type Row, type TargetResult, toRow } from './report.ts';
+import type { RequestTemplate } from './request-templates.ts';
+import {
+  mergeResults,
+  type SamplingOptions,
+  type Scenario,
+  type ScenarioResult,
+  sampleAlternately,
+} from './sampling.ts';
 import { type Server, startServer } from './servers.ts';
-import type { Stage } from './stage.ts';
+import type { Testbed } from './testbed.ts';
 
-/** A backend's smallest route, with the hook and without it. */
+/** The same minimal backend, with and without the hook. */
 interface Backends {
-  bare: Server;
+  unprotected: Server;
   protected: Server;
   stop(): Promise<void>;
 }
 
-/** @param latchkeyPort of the Latchkey that the protected one asks */
-async function startBackends(stage: Stage, latchkeyPort: number): Promise<Backends> {
-  const start = (env: NodeJS.ProcessEnv) => startServer(path.join(import.meta.dirname, 'hello.mjs'), { env });
-  const token = stage.bootstrapped.verifierToken.reveal();
-  const [bare, hooked] = await Promise.all([
+async function startBackends(testbed: Testbed, latchkeyPort: number): Promise<Backends> {
+  const start = (env: NodeJS.ProcessEnv) => startServer(path.join(import.meta.dirname, 'minimal-backend.mjs'), { env });
+  const token = testbed.bootstrapped.verifierToken.reveal();
+  const [without, withHook] = await Promise.all([
     start({}),
     start({ LATCHKEY_URL: `http://127.0.0.1:${latchkeyPort}`, LATCHKEY_TOKEN: token }),
   ]);
-  return { bare, protected: hooked, stop: async () => void (await Promise.all([bare.stop(), hooked.stop()])) };
+  return {
+    unprotected: without,
+    protected: withHook,
+    stop: async () => void (await Promise.all([without.stop(), withHook.stop()])),
+  };
 }
 
 const connections = 16;
-const names = { bare: 'backend, GET /hello', protected: 'backend with the hook, 1 key' } as const;
+const names = { unprotected: 'backend without the hook', protected: 'backend with the hook' } as const;
 
-/** The same bytes to both. */
-const question: Question = {
-  before: 'GET /hello HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer ',
-  after: '\r\n\r\n',
-  status: 200,
-  text: '{"hello":"world"}',
+/** Both backends get the key; the unprotected one ignores it. */
+const template: RequestTemplate = {
+  beforeKey: 'GET /hello HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer ',
+  afterKey: '\r\n\r\n',
+  expectedStatus: 200,
+  expectedText: '{"hello":"world"}',
 };
 
-/**
- * Both warm, in turns; several of each, one pair after the other, because two processes of one and the same program can
- * differ by as much as the hook costs: in what was compiled when, and in where the machine has put them.
- */
+/** Measures several pairs, because two processes of the same program can differ by as much as the hook costs. */
 export async function compareBackends(
-  { stage, load, latchkeyPort }: { stage: Stage; load: Load; latchkeyPort: number },
-  { pairs, ...pace }: Pace & { pairs: number },
+  { testbed, generator, latchkeyPort }: { testbed: Testbed; generator: LoadGenerator; latchkeyPort: number },
+  { pairs, ...options }: SamplingOptions & { pairs: number },
 ): Promise<Row[]> {
-  const measured: Array<{ bare: Measured; hooked: Measured }> = [];
+  const results: Array<{ unprotected: ScenarioResult; protected: ScenarioResult }> = [];
   for (let pair = 0; pair < pairs; pair++) {
-    const backends = await startBackends(stage, latchkeyPort);
+    const backends = await startBackends(testbed, latchkeyPort);
     try {
-      measured.push(await compare(load, backends, pace));
+      results.push(await comparePair(generator, backends, options));
     } finally {
       await backends.stop();
     }
   }
-  const bare = together(measured.map((pair) => pair.bare));
-  const hooked = together(measured.map((pair) => pair.hooked));
-  return [toRow(bare, bare), toRow(hooked, bare)];
+  const baseline = mergeResults(results.map((result) => result.unprotected));
+  const withHook = mergeResults(results.map((result) => result.protected));
+  return [toRow(baseline, baseline), toRow(withHook, baseline)];
 }
 
-async function compare(load: Load, backends: Backends, pace: Pace): Promise<{ bare: Measured; hooked: Measured }> {
-  const contestant = (name: string, server: Server): Contestant => {
-    return { name, server, job: () => ({ question, connections, keySet: 'good', order: 'around', from: 0, to: 1 }) };
+async function comparePair(
+  generator: LoadGenerator,
+  backends: Backends,
+  options: SamplingOptions,
+): Promise<{ unprotected: ScenarioResult; protected: ScenarioResult }> {
+  const scenario = (name: string, server: Server): Scenario => {
+    return { name, server, job: () => ({ template, connections, keySet: 'valid', order: 'cyclic', from: 0, to: 1 }) };
   };
-  const contestants = [contestant(names.bare, backends.bare), contestant(names.protected, backends.protected)];
-  await alternate(load, contestants, { rounds: 2, seconds: pace.seconds });
-  const [bare, hooked] = await alternate(load, contestants, pace);
-  if (bare === undefined || hooked === undefined) throw new Error('nothing was measured');
-  return { bare, hooked };
+  const scenarios = [scenario(names.unprotected, backends.unprotected), scenario(names.protected, backends.protected)];
+  await sampleAlternately(generator, scenarios, { rounds: 2, seconds: options.seconds });
+  const [without, withHook] = await sampleAlternately(generator, scenarios, options);
+  if (without === undefined || withHook === undefined) throw new Error('nothing was measured');
+  return { unprotected: without, protected: withHook };
 }
 
-const least = 0.8;
+const minimumRatio = 0.8;
 
-export function judgeHook(rows: readonly Row[]): Promised {
-  const hooked = rows.find(({ name }) => name === names.protected);
-  if (hooked === undefined) throw new Error('the hook was not measured');
+export function checkHookTarget(rows: readonly Row[]): TargetResult {
+  const row = rows.find(({ name }) => name === names.protected);
+  if (row === undefined) throw new Error('the hook was not measured');
   return {
-    promise: `${names.protected}: at least ${least} of the unprotected one's requests a second`,
-    kept: hooked.ofBare >= least,
-    measured: `${hooked.ofBare.toFixed(2)} (by processor time ${hooked.ofBareByCpu.toFixed(2)})`,
+    target: `${names.protected}: at least ${minimumRatio} of the requests per second without the hook`,
+    isMet: row.ratio >= minimumRatio,
+    measured: `${row.ratio.toFixed(2)} (by processor time ${row.cpuRatio.toFixed(2)})`,
   };
 }

@@ -2,24 +2,23 @@ import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 
-/** The service that is attacked, and the token of an admin who takes part; undefined: only clients without a credential. */
+/** The service to attack. Without an admin token, all clients are anonymous. */
 export interface HostileTarget {
   port: number;
   adminToken: string | undefined;
 }
 
-const pipelined = 1_500;
+const pipelinedRequests = 1_500;
 const documents = ['/openapi.json', '/docs/json', '/docs/yaml', '/metrics', '/docs/static/swagger-ui-bundle.js'];
 
 /**
- * Everything at once that has stopped or slowed the service before, for a time: clients without a credential that
- * pipeline and read nothing, open connections and leave them, or reset them; and one admin who exports and verifies
- * without measure.
- * @returns what is still open, with replies that nobody reads
+ * Runs all attacks at once: anonymous clients pipeline requests without reading, abandon connections or reset them, and an
+ * admin exports and verifies history without a limit.
+ * @returns sockets that are still open and whose responses are not read
  */
 export async function attack(target: HostileTarget, seconds: number): Promise<Socket[]> {
   const endsAtMs = performance.now() + seconds * 1_000;
-  const goesOn = () => performance.now() < endsAtMs;
+  const isRunning = () => performance.now() < endsAtMs;
   const sockets = new Set<Socket>();
 
   async function open(): Promise<Socket> {
@@ -31,9 +30,9 @@ export async function attack(target: HostileTarget, seconds: number): Promise<So
     return socket;
   }
 
-  /** Opens so many, has them send `text` and read nothing, and closes them after `holdMs`; again and again. */
-  async function flood(connections: number, text: string, holdMs: number): Promise<void> {
-    while (goesOn()) {
+  /** Repeatedly opens connections, sends `text` without reading, and closes them after `holdMs`. */
+  async function floodWithoutReading(connections: number, text: string, holdMs: number): Promise<void> {
+    while (isRunning()) {
       const opened = await Promise.all(Array.from({ length: connections }, open));
       for (const socket of opened) {
         socket.pause();
@@ -44,18 +43,17 @@ export async function attack(target: HostileTarget, seconds: number): Promise<So
     }
   }
 
-  async function resetAfterBadToken(): Promise<void> {
-    while (goesOn()) {
+  async function resetAfterInvalidToken(): Promise<void> {
+    while (isRunning()) {
       const socket = await open();
       socket.write(requestText('/v1/keys', 'nonsense'), () => socket.resetAndDestroy());
       await delay(20);
     }
   }
 
-  /** So many clients that each ask again as soon as they are answered. */
-  async function askOn(clients: number, text: string): Promise<void> {
-    const one = async () => {
-      while (goesOn()) {
+  async function requestRepeatedly(clients: number, text: string): Promise<void> {
+    const runClient = async () => {
+      while (isRunning()) {
         const socket = await open();
         socket.on('data', () => undefined);
         socket.end(text);
@@ -64,30 +62,30 @@ export async function attack(target: HostileTarget, seconds: number): Promise<So
         await delay(5);
       }
     };
-    await Promise.all(Array.from({ length: clients }, one));
+    await Promise.all(Array.from({ length: clients }, runClient));
   }
 
   const { adminToken } = target;
   const closing = { connection: 'close' };
   await Promise.all([
-    ...documents.map((path) => flood(2, requestText(path).repeat(pipelined), 5_000)),
-    flood(300, '', 2_000),
-    resetAfterBadToken(),
-    askOn(100, requestText('/metrics', undefined, closing)),
+    ...documents.map((path) => floodWithoutReading(2, requestText(path).repeat(pipelinedRequests), 5_000)),
+    floodWithoutReading(300, '', 2_000),
+    resetAfterInvalidToken(),
+    requestRepeatedly(100, requestText('/metrics', undefined, closing)),
     ...(adminToken === undefined
       ? []
       : [
-          flood(340, requestText('/v1/history/export', adminToken), 5_000),
-          askOn(100, requestText('/v1/history/verify', adminToken, closing)),
+          floodWithoutReading(340, requestText('/v1/history/export', adminToken), 5_000),
+          requestRepeatedly(100, requestText('/v1/history/verify', adminToken, closing)),
         ]),
   ]);
-  const left = await Promise.all(Array.from({ length: 10 }, open));
-  for (const socket of left) {
+  const stalledSockets = await Promise.all(Array.from({ length: 10 }, open));
+  for (const socket of stalledSockets) {
     socket.pause();
-    socket.write(requestText('/docs/static/swagger-ui-bundle.js').repeat(pipelined));
+    socket.write(requestText('/docs/static/swagger-ui-bundle.js').repeat(pipelinedRequests));
   }
-  for (const socket of sockets) if (!left.includes(socket)) socket.destroy();
-  return left;
+  for (const socket of sockets) if (!stalledSockets.includes(socket)) socket.destroy();
+  return stalledSockets;
 }
 
 function requestText(path: string, token?: string, headers: Record<string, string> = {}): string {

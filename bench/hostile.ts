@@ -3,99 +3,100 @@ import { mintToken, tokenParts } from '../src/crypto/token.ts';
 import { idSuffix, newId } from '../src/domain/ids.ts';
 import { dbAddEvents } from '../test/support/histories.ts';
 import { attack } from './hostile-load.ts';
-import { startLoad } from './load.ts';
-import { verifyQuestion } from './questions.ts';
+import { startLoadGenerator } from './load-generator.ts';
+import { verifyRequest } from './request-templates.ts';
 import type { Server } from './servers.ts';
-import { openStage } from './stage.ts';
+import { startTestbed } from './testbed.ts';
 
-// Hostile clients beside a good one: `npm run bench:hostile`, two minutes, or with another number of seconds behind it.
-// `npm run bench:hostile 120 anonymous` leaves out the admin among them. Exit code 1 where a promise is not kept.
-// Whatever it starts it ends.
+// `npm run bench:hostile [seconds]` attacks a server beside a normal client. `npm run bench:hostile 120 anonymous` attacks
+// without an admin's token. Exits with 1 if a target is missed.
 
 const seconds = Number(process.argv[2] ?? 120);
 const isAdminHostile = process.argv[3] !== 'anonymous';
 const events = 20_000;
-const mostGrowthBytes = 150 * 2 ** 20;
-const slowestP99Ms = 250;
-/** What the service closes by itself, it has closed by then: replies that nobody reads, idle connections of the pool. */
+const maximumGrowthBytes = 150 * 2 ** 20;
+const maximumP99Ms = 250;
+/** Within this time the service closes stalled connections and idle connections of the pool. */
 const closedWithinMs = 60_000;
-/** The medians of two kinds of wrong keys differ by no more, as a part of the smaller one. */
-const greatestDifference = 0.1;
-const goodKeysBetween = 8;
+/** The target for the relative difference between the response times of unknown ids and wrong secrets. */
+const maximumTimingDifference = 0.1;
+const validKeysBetween = 8;
 const megabytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
-const say = (what: string) => process.stdout.write(`${new Date().toISOString().slice(11, 19)} ${what}\n`);
+const log = (message: string) => process.stdout.write(`${new Date().toISOString().slice(11, 19)} ${message}\n`);
 
-const stage = await openStage();
-const good = startLoad();
-let isKept = true;
-const promise = (kept: boolean, what: string) => {
-  isKept &&= kept;
-  say(`${kept ? 'kept' : 'missed'}: ${what}`);
+const testbed = await startTestbed();
+const normalClient = startLoadGenerator();
+let allMet = true;
+const reportTarget = (isMet: boolean, measured: string) => {
+  allMet &&= isMet;
+  log(`${isMet ? 'met' : 'missed'}: ${measured}`);
 };
 try {
-  const { organizationId, adminToken, verifierToken } = stage.bootstrapped;
-  await dbAddEvents(stage.urls.superuser, organizationId, events);
-  const keys = await stage.addKeys(organizationId, 50);
-  good.give('good', keys);
-  const server = await stage.startLatchkey();
-  const guesses = await timeGuesses(server.port, verifierToken.reveal(), keys[0] ?? '');
-  promise(
-    Math.abs(guesses.unknownIdMs / guesses.wrongSecretMs - 1) <= greatestDifference,
-    `a key with an unknown id takes ${guesses.unknownIdMs.toFixed(3)} ms, one with a wrong secret ${guesses.wrongSecretMs.toFixed(3)} ms`,
+  const { organizationId, adminToken, verifierToken } = testbed.bootstrapped;
+  await dbAddEvents(testbed.urls.superuser, organizationId, events);
+  const keys = await testbed.addKeys(organizationId, 50);
+  normalClient.setKeys('valid', keys);
+  const server = await testbed.startLatchkey();
+  const timings = await timeInvalidKeys(server.port, verifierToken.reveal(), keys[0] ?? '');
+  reportTarget(
+    Math.abs(timings.unknownIdMs / timings.wrongSecretMs - 1) <= maximumTimingDifference,
+    `median response time: unknown id ${timings.unknownIdMs.toFixed(3)} ms, wrong secret ${timings.wrongSecretMs.toFixed(3)} ms`,
   );
-  const verify = (forSeconds: number) =>
-    good.run({
+  const verify = (durationSeconds: number) =>
+    normalClient.run({
       port: server.port,
-      question: verifyQuestion(verifierToken.reveal(), '"valid":true'),
+      template: verifyRequest(verifierToken.reveal(), '"valid":true'),
       connections: 4,
-      seconds: forSeconds,
-      keySet: 'good',
-      order: 'around',
-      requestsASecond: 200,
+      seconds: durationSeconds,
+      keySet: 'valid',
+      order: 'cyclic',
+      requestsPerSecond: 200,
     });
   const alone = await verify(5);
-  const before = await server.facts(true);
-  say(`alone: p50 ${alone.p50Ms.toFixed(1)} ms, p99 ${alone.p99Ms.toFixed(1)} ms; ${describe(before)}`);
+  const before = await server.stats(true);
+  log(
+    `normal client without the attack: p50 ${alone.p50Ms.toFixed(1)} ms, p99 ${alone.p99Ms.toFixed(1)} ms; ${describe(before)}`,
+  );
 
   const watching = new AbortController();
-  const watched = mostMemory(server, watching.signal);
-  const [beside, left] = await Promise.all([
+  const maximumRss = watchMaximumRss(server, watching.signal);
+  const [duringAttack, stalledSockets] = await Promise.all([
     verify(seconds),
     attack({ port: server.port, adminToken: isAdminHostile ? adminToken.reveal() : undefined }, seconds),
   ]);
   watching.abort();
-  const growth = (await watched) - before.rssBytes;
-  let after = await server.facts(true);
-  say(`right after: ${describe(after)}`);
-  for (const until = performance.now() + closedWithinMs; performance.now() < until; await delay(250)) {
+  const growth = (await maximumRss) - before.rssBytes;
+  let after = await server.stats(true);
+  log(`after the attack: ${describe(after)}`);
+  for (const deadline = performance.now() + closedWithinMs; performance.now() < deadline; await delay(250)) {
     if (after.descriptors <= before.descriptors) break;
-    after = await server.facts(true);
+    after = await server.stats(true);
   }
-  for (const socket of left) socket.destroy();
-  say(`afterwards: ${describe(after)}`);
-  const { answers, wrong, p50Ms, p99Ms } = beside;
-  promise(wrong === 0, `the good client had ${answers} answers, ${wrong} of them wrong`);
-  promise(p99Ms < slowestP99Ms, `its p50 was ${p50Ms.toFixed(1)} ms, its p99 ${p99Ms.toFixed(1)} ms`);
-  promise(growth < mostGrowthBytes, `memory grew by ${megabytes(growth)} at most`);
-  promise(
+  for (const socket of stalledSockets) socket.destroy();
+  log(`after the service has closed idle connections: ${describe(after)}`);
+  const { responses, unexpected, p50Ms, p99Ms } = duringAttack;
+  reportTarget(unexpected === 0, `normal client: ${unexpected} of ${responses} responses were unexpected`);
+  reportTarget(p99Ms < maximumP99Ms, `normal client: p50 ${p50Ms.toFixed(1)} ms, p99 ${p99Ms.toFixed(1)} ms`);
+  reportTarget(growth < maximumGrowthBytes, `resident memory grew by at most ${megabytes(growth)}`);
+  reportTarget(
     after.descriptors <= before.descriptors,
-    `descriptors: ${before.descriptors} before, ${after.descriptors} afterwards`,
+    `open descriptors: ${before.descriptors} before, ${after.descriptors} after`,
   );
 } catch (error) {
-  isKept = false;
-  say(`missed: ${String(error)}`);
+  allMet = false;
+  log(`failed: ${String(error)}`);
 } finally {
-  good.stop();
-  await stage.close();
+  normalClient.stop();
+  await testbed.stop();
 }
-process.exit(isKept ? 0 : 1);
+process.exit(allMet ? 0 : 1);
 
-/** Median times of two kinds of wrong keys. Each key is sent twice and the second time counts; the kinds alternate. */
-async function timeGuesses(port: number, verifierToken: string, goodKey: string) {
-  const { prefix } = stage.crypto;
-  const make = {
+/** Measures the median response times of two kinds of invalid keys. The kinds alternate. */
+async function timeInvalidKeys(port: number, verifierToken: string, validKey: string) {
+  const { prefix } = testbed.crypto;
+  const create = {
     unknownIdMs: () => mintToken({ prefix, kind: 'k', idSuffix: idSuffix(newId('key')) }).reveal(),
-    wrongSecretMs: () => mintToken({ prefix, kind: 'k', idSuffix: tokenParts(goodKey, prefix).idSuffix }).reveal(),
+    wrongSecretMs: () => mintToken({ prefix, kind: 'k', idSuffix: tokenParts(validKey, prefix).idSuffix }).reveal(),
   };
   const send = async (key: string) => {
     const startedAtMs = performance.now();
@@ -105,17 +106,18 @@ async function timeGuesses(port: number, verifierToken: string, goodKey: string)
       body: JSON.stringify({ key, permission: 'read' }),
     });
     const text = await response.text();
-    if (text.includes('"valid":true') !== (key === goodKey)) throw new Error(`the answer was ${text}`);
+    if (text.includes('"valid":true') !== (key === validKey)) throw new Error(`unexpected response: ${text}`);
     return performance.now() - startedAtMs;
   };
   const times = { unknownIdMs: [] as number[], wrongSecretMs: [] as number[] };
   const kinds = ['unknownIdMs', 'wrongSecretMs'] as const;
   for (let round = 0; round < 500; round++) {
     for (const kind of kinds) {
-      const key = make[kind]();
+      const key = create[kind]();
       await send(key);
-      // The first one may have read the database. After good keys both kinds find the processor's caches in the same state.
-      for (let sent = 0; sent < goodKeysBetween; sent++) await send(goodKey);
+      // The first request may read the database, so only the second counts. The valid keys in between give both kinds the
+      // same processor caches.
+      for (let sent = 0; sent < validKeysBetween; sent++) await send(validKey);
       times[kind].push(await send(key));
     }
   }
@@ -123,13 +125,13 @@ async function timeGuesses(port: number, verifierToken: string, goodKey: string)
   return { unknownIdMs: median(times.unknownIdMs), wrongSecretMs: median(times.wrongSecretMs) };
 }
 
-async function mostMemory(server: Server, signal: AbortSignal): Promise<number> {
-  let most = 0;
+async function watchMaximumRss(server: Server, signal: AbortSignal): Promise<number> {
+  let maximum = 0;
   while (!signal.aborted) {
-    most = Math.max(most, (await server.facts()).rssBytes);
+    maximum = Math.max(maximum, (await server.stats()).rssBytes);
     await delay(200, undefined, { signal }).catch(() => undefined);
   }
-  return most;
+  return maximum;
 }
 
 function describe({ rssBytes, descriptors }: { rssBytes: number; descriptors: number }): string {

@@ -8,7 +8,7 @@ import type { Actor } from '../src/domain/actor.ts';
 import { idSuffix, newId, type OrganizationId, type PartnerId } from '../src/domain/ids.ts';
 
 const slots = [1, 2];
-const partnersInBatch = 2_000;
+const partnersPerBatch = 2_000;
 
 const actor: Actor = { type: 'system', id: 'bench', name: 'bench', email: null };
 
@@ -22,22 +22,22 @@ interface KeyRow {
 }
 
 /**
- * Writes partners with two keys each, past the API, where each key would cost an argon2id run. The tags are right, so
- * the keys verify; the argon2id hash is one for all, because nothing of what is measured looks at it.
+ * Writes partners with two valid keys each directly into the database, because the API would hash each key by argon2id.
+ * All keys share one argon2id hash, which no measurement reads.
  * @returns the plaintexts
  */
 export async function dbAddKeys(
   url: string,
-  given: { organizationId: OrganizationId; keyring: Keyring; argon2idHash: string; partners: number },
+  options: { organizationId: OrganizationId; keyring: Keyring; argon2idHash: string; partners: number },
 ): Promise<string[]> {
-  const { organizationId, keyring, argon2idHash } = given;
+  const { organizationId, keyring, argon2idHash } = options;
   const plaintexts: string[] = [];
   const client = new pg.Client({ connectionString: url });
   await client.connect();
   try {
-    for (let left = given.partners; left > 0; left -= partnersInBatch) {
-      const partnerIds = Array.from({ length: Math.min(left, partnersInBatch) }, () => newId('partner'));
-      const keys = partnerIds.flatMap((partnerId) => slots.map((slot) => mint(given, partnerId, slot)));
+    for (let remaining = options.partners; remaining > 0; remaining -= partnersPerBatch) {
+      const partnerIds = Array.from({ length: Math.min(remaining, partnersPerBatch) }, () => newId('partner'));
+      const keys = partnerIds.flatMap((partnerId) => slots.map((slot) => mintKey(options, partnerId, slot)));
       plaintexts.push(...keys.map(({ token }) => token.reveal()));
       await client.query(
         `insert into partners (id, organization_id, email, name, permissions, created_at, created_by)
@@ -69,15 +69,15 @@ export async function dbAddKeys(
   return plaintexts;
 }
 
-/** So high that nothing that is measured reaches them. */
-export async function dbLiftLimits(url: string): Promise<void> {
+/** Raises the rate limits of all organizations beyond what a measurement reaches. */
+export async function dbRaiseLimits(url: string): Promise<void> {
   const client = new pg.Client({ connectionString: url });
   await client.connect();
   await client.query('update organizations set rate_limit_requests = 1000000000, rate_limit_window_seconds = 86400');
   await client.end();
 }
 
-function mint(
+function mintKey(
   { organizationId, keyring, argon2idHash }: { organizationId: OrganizationId; keyring: Keyring; argon2idHash: string },
   partnerId: PartnerId,
   slot: number,
@@ -103,14 +103,14 @@ function mint(
   return { row: { id, partner_id: partnerId, slot, tag, mac, last_four: token.reveal().slice(-4) }, token };
 }
 
-/** Guessed keys: well formed, with a valid checksum, for ids that exist or do not. */
-export function wrongKeys(
-  rightKeys: readonly string[],
+/** Creates well-formed keys with a valid checksum, for existing and for unknown ids. */
+export function createInvalidKeys(
+  validKeys: readonly string[],
   count: number,
 ): { wrongSecrets: string[]; unknownIds: string[] } {
   const mintFor = (suffix: string) => mintToken({ prefix: 'lk', kind: 'k', idSuffix: suffix }).reveal();
   return {
-    wrongSecrets: rightKeys.slice(0, count).map((key) => mintFor(key.slice(5, 31))),
+    wrongSecrets: validKeys.slice(0, count).map((key) => mintFor(key.slice(5, 31))),
     unknownIds: Array.from({ length: count }, () => mintFor(idSuffix(newId('key')))),
   };
 }

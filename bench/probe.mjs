@@ -1,20 +1,20 @@
-// Loaded into every server that is measured, before it: answers what the process has cost so far.
+// Preloaded into every measured server: reports the process's resource use on request.
 import { readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
 
-// Counted where the library is called, so nothing that Latchkey says of itself has to be believed.
+// Wrapping the library counts every call, independently of Latchkey's own metrics.
 const argon2 = createRequire(import.meta.url)('argon2');
 let argon2Runs = 0;
 for (const name of ['hash', 'verify']) {
-  const run = argon2[name];
-  argon2[name] = (...parameters) => {
+  const original = argon2[name];
+  argon2[name] = (...args) => {
     argon2Runs += 1;
-    return run(...parameters);
+    return original(...args);
   };
 }
 
-process.on('message', ({ collectFirst }) => {
-  if (collectFirst) globalThis.gc?.();
+process.on('message', ({ collectGarbage }) => {
+  if (collectGarbage) globalThis.gc?.();
   const { rss, heapUsed, external } = process.memoryUsage();
   const { user, system } = process.cpuUsage();
   process.send?.({
@@ -25,6 +25,7 @@ process.on('message', ({ collectFirst }) => {
     descriptors: countDescriptors(),
   });
 });
+
 function countDescriptors() {
   try {
     return readdirSync('/proc/self/fd').length;
@@ -32,5 +33,6 @@ function countDescriptors() {
     return 0;
   }
 }
-// The bench is gone, however it ended.
+
+// The channel also closes if the benchmark is killed, so no server outlives it.
 process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));

@@ -2,31 +2,31 @@ import { writeFileSync } from 'node:fs';
 import { arch, cpus, platform } from 'node:os';
 import path from 'node:path';
 import type { Flood } from './flood.ts';
-import type { Notifying } from './notifying.ts';
-import { type Recording, tellRecording } from './recording.ts';
-import { type Measured, median, ratioOf, type Turn } from './rounds.ts';
+import type { NotificationCost } from './notification-cost.ts';
+import { formatRecordingCost, type RecordingCost } from './recording-cost.ts';
+import { median, medianRatio, type Sample, type ScenarioResult } from './sampling.ts';
 
-/** One line of the table. */
+/** One row of the table: medians of all samples. */
 export interface Row {
   name: string;
-  answersASecond: number;
-  /** Requests a second as a part of the baseline's, by turns of the same round; 1 for a baseline. */
-  ofBare: number;
-  /** The baseline's time of computing as a part of this one's: what `ofBare` would be if only the processor counted. */
-  ofBareByCpu: number;
+  requestsPerSecond: number;
+  /** Requests per second relative to the baseline, by samples of the same round; 1 for a baseline. */
+  ratio: number;
+  /** The baseline's processor time relative to this scenario's, per response. */
+  cpuRatio: number;
   cpuMicros: number;
   p50Ms: number;
   p99Ms: number;
-  p99OfBare: number;
+  p99Ratio: number;
   rssBeforeBytes: number;
   rssAfterBytes: number;
-  turns: Turn[];
+  samples: Sample[];
 }
 
-/** What is promised, and whether this run has kept it. */
-export interface Promised {
-  promise: string;
-  kept: boolean;
+/** A performance target and what this run measured. */
+export interface TargetResult {
+  target: string;
+  isMet: boolean;
   measured: string;
 }
 
@@ -36,29 +36,29 @@ export interface Results {
   quick: boolean;
   keys: number;
   rows: Row[];
-  promises: Promised[];
+  targets: TargetResult[];
   bytesPerKnownKey: number;
   flood: Flood;
-  notifying: Notifying[];
-  recording: Recording[];
+  notificationCosts: NotificationCost[];
+  recordingCosts: RecordingCost[];
   notMeasured: string[];
 }
 
-export function toRow(measured: Measured, bare: Measured): Row {
-  const { name, turns, rssBeforeBytes, rssAfterBytes } = measured;
-  const middle = (member: keyof Turn) => median(turns.map((turn) => turn[member]));
+export function toRow(result: ScenarioResult, baseline: ScenarioResult): Row {
+  const { name, samples, rssBeforeBytes, rssAfterBytes } = result;
+  const medianOf = (field: keyof Sample) => median(samples.map((sample) => sample[field]));
   return {
     name,
-    answersASecond: middle('answersASecond'),
-    ofBare: ratioOf(turns, bare.turns, 'answersASecond'),
-    ofBareByCpu: 1 / ratioOf(turns, bare.turns, 'cpuMicros'),
-    cpuMicros: middle('cpuMicros'),
-    p50Ms: middle('p50Ms'),
-    p99Ms: middle('p99Ms'),
-    p99OfBare: ratioOf(turns, bare.turns, 'p99Ms'),
+    requestsPerSecond: medianOf('requestsPerSecond'),
+    ratio: medianRatio(samples, baseline.samples, 'requestsPerSecond'),
+    cpuRatio: 1 / medianRatio(samples, baseline.samples, 'cpuMicros'),
+    cpuMicros: medianOf('cpuMicros'),
+    p50Ms: medianOf('p50Ms'),
+    p99Ms: medianOf('p99Ms'),
+    p99Ratio: medianRatio(samples, baseline.samples, 'p99Ms'),
     rssBeforeBytes,
     rssAfterBytes,
-    turns,
+    samples,
   };
 }
 
@@ -74,15 +74,15 @@ export function describeMachine(): Results['machine'] {
 
 const megabytes = (bytes: number) => (bytes / 2 ** 20).toFixed(0);
 
-/** The rows as a table in Markdown, for the terminal and the README alike. */
+/** The rows as a Markdown table. */
 export function toTable(rows: readonly Row[]): string {
   const cells = [
-    ['', 'requests/s', 'of bare', 'CPU µs', 'p50 ms', 'p99 ms', 'memory MB'],
+    ['', 'requests/s', 'ratio', 'CPU µs', 'p50 ms', 'p99 ms', 'memory MB'],
     ['---', '---:', '---:', '---:', '---:', '---:', '---:'],
     ...rows.map((row) => [
       row.name,
-      Math.round(row.answersASecond).toLocaleString('en'),
-      row.ofBare.toFixed(2),
+      Math.round(row.requestsPerSecond).toLocaleString('en'),
+      row.ratio.toFixed(2),
       row.cpuMicros.toFixed(0),
       row.p50Ms.toFixed(2),
       row.p99Ms.toFixed(2),
@@ -92,34 +92,34 @@ export function toTable(rows: readonly Row[]): string {
   return cells.map((line) => `| ${line.join(' | ')} |`).join('\n');
 }
 
-/** Rows that were measured while it was great do not compare with those of another run. */
-function tellCoreDistance(rows: readonly Row[]): string {
-  const all = rows.flatMap(({ turns }) => turns.map(({ coreToCoreNanos }) => coreToCoreNanos));
-  const [least, middle, most] = [Math.min(...all), median(all), Math.max(...all)].map(Math.round);
-  return `From one core to another and back: ${middle} ns (${least} to ${most}).`;
+function formatCoreLatency(rows: readonly Row[]): string {
+  const all = rows.flatMap(({ samples }) => samples.map(({ coreLatencyNanos }) => coreLatencyNanos));
+  const [minimum, middle, maximum] = [Math.min(...all), median(all), Math.max(...all)].map(Math.round);
+  return `Round trip between two cores: median ${middle} ns (${minimum} to ${maximum}).`;
 }
 
 export function toText(results: Results): string {
-  const { machine, flood, notifying, promises } = results;
+  const { machine, flood, notificationCosts, recordingCosts, targets } = results;
   return [
     `${results.date.slice(0, 10)}, Node ${machine.node}, ${machine.cpu}, ${machine.cores} cores`,
     '',
     toTable(results.rows),
     '',
-    tellCoreDistance(results.rows),
-    `A known key takes ${Math.round(results.bytesPerKnownKey)} bytes.`,
-    `Flood: ${Math.round(flood.wrongKeysASecond)} wrong keys a second, ${flood.argon2Runs} argon2id runs; a good client's ` +
-      `p99 is ${flood.goodP99Ms.alone.toFixed(1)} ms alone and ${flood.goodP99Ms.beside.toFixed(1)} ms beside it; ` +
+    formatCoreLatency(results.rows),
+    `Memory per known key: ${Math.round(results.bytesPerKnownKey)} bytes.`,
+    `Flood: ${Math.round(flood.invalidKeysPerSecond)} invalid keys per second, ${flood.argon2Runs} argon2id runs; ` +
+      `p99 of valid keys ${flood.validP99Ms.alone.toFixed(1)} ms without the flood and ` +
+      `${flood.validP99Ms.duringFlood.toFixed(1)} ms with it; ` +
       `memory ${megabytes(flood.rssBytes.before)} → ${megabytes(flood.rssBytes.after)} MB.`,
-    ...notifying.map(
-      ({ writers, changesASecond: { withTriggers, withoutTriggers } }) =>
-        `Recorded changes a second by ${writers} writers: ${Math.round(withTriggers)}; ` +
-        `${Math.round(withoutTriggers)} without telling of them.`,
+    ...notificationCosts.map(
+      ({ writers, changesPerSecond: { withTriggers, withoutTriggers } }) =>
+        `Recorded changes per second, writers: ${writers}: ${Math.round(withTriggers)} with notifications, ` +
+        `${Math.round(withoutTriggers)} without.`,
     ),
-    ...results.recording.map(tellRecording),
+    ...recordingCosts.map(formatRecordingCost),
     ...results.notMeasured,
     '',
-    ...promises.map(({ promise, kept, measured }) => `${kept ? 'kept  ' : 'missed'}  ${promise}: ${measured}`),
+    ...targets.map(({ target, isMet, measured }) => `${isMet ? 'met   ' : 'missed'}  ${target}: ${measured}`),
   ].join('\n');
 }
 

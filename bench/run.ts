@@ -1,18 +1,18 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { questionsOf, seeFirst, startServers, takeTurns, warmUp } from './contests.ts';
-import { flood } from './flood.ts';
-import { compareBackends, judgeHook } from './hook.ts';
-import { compareKeyCounts, judgeKeyCounts } from './key-counts.ts';
-import { wrongKeys } from './key-rows.ts';
-import { type Load, startLoad } from './load.ts';
-import { measureNotifying } from './notifying.ts';
-import { judge } from './promises.ts';
-import { judgeRecording, measureRecording } from './recording.ts';
+import { measureFlood } from './flood.ts';
+import { checkHookTarget, compareBackends } from './hook.ts';
+import { checkKeyCountTarget, compareKeyCounts } from './key-counts.ts';
+import { createInvalidKeys } from './key-rows.ts';
+import { type LoadGenerator, startLoadGenerator } from './load-generator.ts';
+import { measureNotificationCosts } from './notification-cost.ts';
+import { checkRecordingTargets, measureRecordingCosts } from './recording-cost.ts';
 import { describeMachine, type Results, toText, writeResults } from './report.ts';
-import { openStage, type Stage } from './stage.ts';
+import { createTemplates, measureFirstUse, measureScenarios, startServers, warmUp } from './scenarios.ts';
+import { checkTargets } from './targets.ts';
+import { startTestbed, type Testbed } from './testbed.ts';
 
-// Measures Latchkey beside a bare Fastify route, in turns on the same machine: `npm run bench`, or, for a rough look
-// within a minute, `npm run bench -- --quick`. Whatever it starts it ends.
+// `npm run bench` compares Latchkey with a bare Fastify route on the same machine. `npm run bench -- --quick` takes one
+// minute instead of ten and is less accurate.
 
 const quick = process.argv.includes('--quick');
 const sizes = quick
@@ -21,7 +21,7 @@ const sizes = quick
       warmUpSeconds: 0.4,
       rounds: 3,
       seconds: 0.3,
-      restMs: 300,
+      pauseMs: 300,
       floodSeconds: 3,
       writeRounds: 1,
       writeSeconds: 0.5,
@@ -35,100 +35,106 @@ const sizes = quick
       writeRounds: 4,
       writeSeconds: 1.5,
     };
-/** By then what was counted is in the database, and what is left in memory are the keys. */
-const settleMs = 7_000;
-const endsWithinMs = quick ? 120_000 : 690_000;
+/** After this time, usage is written and only the keys are still in memory. */
+const usageWrittenWithinMs = 7_000;
+const timeoutMs = quick ? 120_000 : 690_000;
 
-const stage = await openStage();
-const load = startLoad();
-const end = async () => {
-  load.stop();
-  await stage.close();
+const testbed = await startTestbed();
+const generator = startLoadGenerator();
+const stop = async () => {
+  generator.stop();
+  await testbed.stop();
 };
-const giveUp = (why: string) => {
-  process.stderr.write(`bench: ${why}\n`);
-  void end().finally(() => process.exit(1));
+const abort = (reason: string) => {
+  process.stderr.write(`bench: ${reason}\n`);
+  void stop().finally(() => process.exit(1));
 };
-for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => giveUp(signal));
-setTimeout(() => giveUp(`not done within ${endsWithinMs / 1000} s`), endsWithinMs).unref();
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => abort(signal));
+setTimeout(() => abort(`did not finish within ${timeoutMs / 1000} s`), timeoutMs).unref();
 
 try {
-  const results = await measure(stage, load);
+  const results = await measure(testbed, generator);
   process.stdout.write(`\n${toText(results)}\n\n${writeResults(results)}\n`);
 } finally {
-  await end();
+  await stop();
 }
 process.exit(0);
 
-async function measure(stage: Stage, load: Load): Promise<Results> {
-  say(`${sizes.keys} keys are written`);
-  const keys = await stage.addKeys(stage.bootstrapped.organizationId, sizes.keys / 2);
-  const { wrongSecrets, unknownIds } = wrongKeys(keys, sizes.keys / 5);
-  load.give('good', keys);
-  load.give('wrong secrets', wrongSecrets);
-  load.give('unknown ids', unknownIds);
+async function measure(testbed: Testbed, generator: LoadGenerator): Promise<Results> {
+  logProgress(`writing ${sizes.keys} keys`);
+  const keys = await testbed.addKeys(testbed.bootstrapped.organizationId, sizes.keys / 2);
+  const { wrongSecrets, unknownIds } = createInvalidKeys(keys, sizes.keys / 5);
+  generator.setKeys('valid', keys);
+  generator.setKeys('wrong secrets', wrongSecrets);
+  generator.setKeys('unknown ids', unknownIds);
 
-  say('the servers warm up');
-  const servers = await startServers(stage);
-  const questions = questionsOf(stage.bootstrapped.verifierToken.reveal());
-  await warmUp(load, servers, questions, sizes.warmUpSeconds);
+  logProgress('warming up the servers');
+  const servers = await startServers(testbed);
+  const templates = createTemplates(testbed.bootstrapped.verifierToken.reveal());
+  await warmUp(generator, servers, templates, sizes.warmUpSeconds);
 
-  say('each key is seen for the first time');
-  const before = await servers.many.facts(true);
-  const sight = await seeFirst(load, servers, questions, { rounds: quick ? 2 : 10, keys: keys.length });
-  await delay(settleMs);
-  const after = await servers.many.facts(true);
+  logProgress('measuring the first use of each key');
+  const before = await servers.allKeys.stats(true);
+  const firstUseRow = await measureFirstUse(generator, servers, templates, {
+    rounds: quick ? 2 : 10,
+    keys: keys.length,
+  });
+  await delay(usageWrittenWithinMs);
+  const after = await servers.allKeys.stats(true);
 
-  say('all take turns');
-  const rows = await takeTurns(load, servers, questions, sizes);
+  logProgress('measuring all other scenarios');
+  const rows = await measureScenarios(generator, servers, templates, sizes);
 
-  say('one key and all of them are asked for, for long');
+  logProgress('comparing one key with all keys under sustained load');
   const keyCountRows = await compareKeyCounts(
-    { stage, load, question: questions.verify },
+    { testbed, generator, template: templates.verify },
     quick
-      ? { pairs: 1, seconds: 0.5, untilCompiledSeconds: 1, untilSteadySeconds: 1 }
-      : { pairs: 3, seconds: 10, untilCompiledSeconds: 15, untilSteadySeconds: 12 },
+      ? { pairs: 1, seconds: 0.5, oneKeyWarmUpSeconds: 1, allKeysWarmUpSeconds: 1 }
+      : { pairs: 3, seconds: 10, oneKeyWarmUpSeconds: 15, allKeysWarmUpSeconds: 12 },
   );
 
-  say('a backend has its turns, with the hook and without it');
+  logProgress('comparing a backend with and without the hook');
   const hookRows = await compareBackends(
-    { stage, load, latchkeyPort: servers.one.port },
+    { testbed, generator, latchkeyPort: servers.oneKey.port },
     { pairs: quick ? 1 : 10, rounds: quick ? 3 : 4, seconds: sizes.seconds },
   );
 
-  say('wrong keys come beside a good client');
-  const flooded = await flood({
-    server: servers.many,
-    load,
-    good: { question: questions.verify, keys },
-    wrong: { question: questions.verifyWrong, keys: [...wrongSecrets, ...unknownIds] },
+  logProgress('flooding a server with invalid keys');
+  const flood = await measureFlood({
+    server: servers.allKeys,
+    generator,
+    valid: { template: templates.verify, keys },
+    invalid: { template: templates.verifyInvalid, keys: [...wrongSecrets, ...unknownIds] },
     seconds: sizes.floodSeconds,
   });
 
-  say('changes are written');
-  const { writeRounds: rounds, writeSeconds: seconds } = sizes;
-  const notifying = await measureNotifying(stage, { writerCounts: [1, 8], rounds, seconds });
-  const recording = await measureRecording(stage, { rounds: quick ? 1 : 4, seconds: quick ? 0.5 : 1 });
+  logProgress('measuring the cost of notifications and recording');
+  const notificationCosts = await measureNotificationCosts(testbed, {
+    writerCounts: [1, 8],
+    rounds: sizes.writeRounds,
+    seconds: sizes.writeSeconds,
+  });
+  const recordingCosts = await measureRecordingCosts(testbed, { rounds: quick ? 1 : 4, seconds: quick ? 0.5 : 1 });
   return {
     date: new Date().toISOString(),
     machine: describeMachine(),
     quick,
     keys: keys.length,
-    rows: [...rows, sight, ...keyCountRows, ...hookRows],
-    promises: [
-      ...judge(rows, flooded),
-      judgeKeyCounts(keyCountRows),
-      judgeHook(hookRows),
-      ...judgeRecording(recording),
+    rows: [...rows, firstUseRow, ...keyCountRows, ...hookRows],
+    targets: [
+      ...checkTargets(rows, flood),
+      checkKeyCountTarget(keyCountRows),
+      checkHookTarget(hookRows),
+      ...checkRecordingTargets(recordingCosts),
     ],
     bytesPerKnownKey: (after.usedBytes - before.usedBytes) / keys.length,
-    flood: flooded,
-    notifying,
-    recording,
-    notMeasured: servers.redis === undefined ? ['With Redis: not measured, redis-server is not installed.'] : [],
+    flood,
+    notificationCosts,
+    recordingCosts,
+    notMeasured: servers.redis === undefined ? ['Redis was not measured: redis-server is not installed.'] : [],
   };
 }
 
-function say(what: string): void {
-  process.stderr.write(`${new Date().toISOString().slice(11, 19)} ${what}\n`);
+function logProgress(message: string): void {
+  process.stderr.write(`${new Date().toISOString().slice(11, 19)} ${message}\n`);
 }

@@ -4,32 +4,32 @@ import { createServer } from 'node:net';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 
-/** What a server's process has cost since it began. */
-export interface Facts {
+/** What a server's process uses now, and has used since its start. */
+export interface ProcessStats {
   rssBytes: number;
   /** Heap and buffers in use. */
   usedBytes: number;
   cpuMicros: number;
   argon2Runs: number;
-  /** Files and sockets that are open; 0 where the system does not say. */
+  /** Open files and sockets; 0 on systems without /proc. */
   descriptors: number;
 }
 
-/** A server in a process of its own. */
+/** A server in a separate process. */
 export interface Server {
   port: number;
-  /** @param collectFirst collect garbage before: then `usedBytes` is what is really kept */
-  facts(collectFirst?: boolean): Promise<Facts>;
+  /** @param collectGarbage collect first, so that `usedBytes` contains only live objects */
+  stats(collectGarbage?: boolean): Promise<ProcessStats>;
   stop(): Promise<void>;
 }
 
 const probe = path.join(import.meta.dirname, 'probe.mjs');
-/** What `npm start` gives to Node; see docs/performance.md. */
+/** The flags of `npm start`; see docs/performance.md. */
 const nodeFlags = ['--min-semi-space-size=16', '--heap-growing-percent=100'];
-const readyWithinMs = 20_000;
-const stopWithinMs = 12_000;
+const startTimeoutMs = 20_000;
+const stopTimeoutMs = 12_000;
 
-/** Starts `entry` and waits until it answers `/readyz`. Its log goes nowhere, which costs every server the same. */
+/** Starts `entry` and waits until `/readyz` succeeds. The log is discarded. */
 export async function startServer(
   entry: string,
   { env = {}, imports = [] }: { env?: NodeJS.ProcessEnv; imports?: string[] } = {},
@@ -42,22 +42,22 @@ export async function startServer(
   });
   const server = {
     port,
-    async facts(collectFirst = false) {
-      child.send({ collectFirst });
-      const [facts] = (await once(child, 'message')) as [Facts];
-      return facts;
+    async stats(collectGarbage = false) {
+      child.send({ collectGarbage });
+      const [stats] = (await once(child, 'message')) as [ProcessStats];
+      return stats;
     },
     stop: () => stop(child),
   };
-  await untilReady(child, port, entry);
+  await waitUntilReady(child, port, entry);
   return server;
 }
 
-async function untilReady(child: ChildProcess, port: number, entry: string): Promise<void> {
-  for (const deadline = Date.now() + readyWithinMs; Date.now() < deadline; await delay(50)) {
+async function waitUntilReady(child: ChildProcess, port: number, entry: string): Promise<void> {
+  for (const deadline = Date.now() + startTimeoutMs; Date.now() < deadline; await delay(50)) {
     if (child.exitCode !== null) break;
     const isReady = await fetch(`http://127.0.0.1:${port}/readyz`).then(
-      (reply) => reply.ok,
+      (response) => response.ok,
       () => false,
     );
     if (isReady) return;
@@ -68,20 +68,19 @@ async function untilReady(child: ChildProcess, port: number, entry: string): Pro
 
 async function stop(child: ChildProcess): Promise<void> {
   if (child.exitCode !== null || child.signalCode !== null) return;
-  const ended = once(child, 'exit');
+  const exited = once(child, 'exit');
   child.kill('SIGTERM');
-  const timer = setTimeout(() => child.kill('SIGKILL'), stopWithinMs);
-  await ended;
+  const timer = setTimeout(() => child.kill('SIGKILL'), stopTimeoutMs);
+  await exited;
   clearTimeout(timer);
 }
 
-/** One that nobody listens on right now. */
 export async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const address = server.address();
   server.close();
   await once(server, 'close');
-  if (address === null || typeof address === 'string') throw new Error('no port');
+  if (address === null || typeof address === 'string') throw new Error('the server has no port');
   return address.port;
 }

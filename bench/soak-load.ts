@@ -2,9 +2,6 @@ import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type KeepAliveClient, type KeptReply, keepAliveClient } from '../test/support/keep-alive-client.ts';
 
-// A mixed load that counts its replies: at the end, history must contain exactly the acknowledged changes, and usage
-// exactly the allowed verifications.
-
 export interface SoakTarget {
   url: string;
   adminToken: string;
@@ -16,45 +13,46 @@ export interface SoakOptions {
   verifiers: number;
   writers: number;
   readers: number;
-  /** What each worker waits between its requests. */
+  /** The pause of each worker between two requests. */
   pauseMs: { verifiers: number; others: number };
 }
 
-export interface SoakBooks {
+/** What the service has acknowledged. At the end, history and usage must contain exactly this. */
+export interface SoakTally {
   requests: number;
-  /** Verifications that were allowed and counted, as the service must have them in the end. */
+  /** Allowed verifications. */
   allowed: number;
-  /** Acknowledged changes, by the action that history must contain. */
-  acts: Record<string, number>;
-  /** Answers that should not have come. */
+  /** Acknowledged changes and reveals, by action. */
+  changes: Record<string, number>;
+  /** Unexpected responses and errors. */
   unexpected: string[];
 }
 
 interface KnownKey {
   id: string;
   key: string;
-  /** False as soon as somebody is about to change it. */
-  isGood: boolean;
+  /** False from before a change that may end the key. */
+  isValid: boolean;
 }
 
-interface Caller {
+interface SoakClient {
   call(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<KeptReply>;
 }
 
-/** Loads the service until the time is up. What a worker has begun it ends, so the books are whole. */
-export async function soak(target: SoakTarget, options: SoakOptions): Promise<SoakBooks> {
-  const books: SoakBooks = { requests: 0, allowed: 0, acts: {}, unexpected: [] };
-  const known: KnownKey[] = [];
+/** Runs the load. Each worker completes its last sequence of requests, so the tally is complete. */
+export async function runSoak(target: SoakTarget, options: SoakOptions): Promise<SoakTally> {
+  const tally: SoakTally = { requests: 0, allowed: 0, changes: {}, unexpected: [] };
+  const liveKeys: KnownKey[] = [];
   const clients: KeepAliveClient[] = [];
   const endsAtMs = performance.now() + options.seconds * 1_000;
   const isOver = () => performance.now() > endsAtMs;
 
-  function callerAs(token: string): Caller {
+  function clientFor(token: string): SoakClient {
     const client = keepAliveClient(target.url);
     clients.push(client);
     return {
       call: (method, path, body, headers = {}) => {
-        books.requests += 1;
+        tally.requests += 1;
         return client.ask(path, { method, token, ...(body === undefined ? {} : { body }), headers });
       },
     };
@@ -62,99 +60,104 @@ export async function soak(target: SoakTarget, options: SoakOptions): Promise<So
 
   const workers = [
     ...Array.from({ length: options.verifiers }, () =>
-      repeat(options.pauseMs.verifiers, verifyOne(target.verifierToken)),
+      repeat(options.pauseMs.verifiers, verifyRandomKey(target.verifierToken)),
     ),
-    ...Array.from({ length: options.writers }, () => repeat(options.pauseMs.others, lifeOfAPartner(target.adminToken))),
-    ...Array.from({ length: options.readers }, () => repeat(options.pauseMs.others, readAll(target.adminToken))),
+    ...Array.from({ length: options.writers }, () =>
+      repeat(options.pauseMs.others, runPartnerLifecycle(target.adminToken)),
+    ),
+    ...Array.from({ length: options.readers }, () => repeat(options.pauseMs.others, readPages(target.adminToken))),
   ];
   await Promise.all(workers);
   for (const client of clients) client.close();
-  return books;
+  return tally;
 
-  async function repeat(pauseMs: number, act: () => Promise<void>): Promise<void> {
+  async function repeat(pauseMs: number, step: () => Promise<void>): Promise<void> {
     while (!isOver()) {
       try {
-        await act();
+        await step();
       } catch (error) {
-        books.unexpected.push(String(error));
-        if (books.unexpected.length > 100) return;
+        tally.unexpected.push(String(error));
+        if (tally.unexpected.length > 100) return;
       }
       await delay(pauseMs);
     }
   }
 
-  function expect(what: string, { status, body }: KeptReply, wanted: number): Record<string, unknown> {
-    if (status !== wanted) books.unexpected.push(`${what}: ${status} ${body.slice(0, 300)}`);
+  function expectStatus(label: string, { status, body }: KeptReply, expected: number): Record<string, unknown> {
+    if (status !== expected) tally.unexpected.push(`${label}: ${status} ${body.slice(0, 300)}`);
     return JSON.parse(body) as Record<string, unknown>;
   }
 
-  function note(action: string, times = 1): void {
-    books.acts[action] = (books.acts[action] ?? 0) + times;
+  function count(action: string, times = 1): void {
+    tally.changes[action] = (tally.changes[action] ?? 0) + times;
   }
 
-  function verifyOne(token: string): () => Promise<void> {
-    const { call } = callerAs(token);
+  function verifyRandomKey(token: string): () => Promise<void> {
+    const { call } = clientFor(token);
     return async () => {
-      const chosen = known[Math.floor(Math.random() * known.length)];
+      const chosen = liveKeys[Math.floor(Math.random() * liveKeys.length)];
       if (chosen === undefined) return;
-      const dice = Math.random();
-      // One in ten is wrong, and one in fifty is read afresh.
-      const key = dice < 0.05 ? `${chosen.key.slice(0, -6)}000000` : dice < 0.1 ? randomUUID() : chosen.key;
-      const headers: Record<string, string> = dice > 0.98 ? { 'cache-control': 'no-cache' } : {};
-      const wasGood = chosen.isGood;
-      const { valid } = expect('verify', await call('POST', '/v1/verify', { key, permission: 'read' }, headers), 200);
-      if (valid === true) books.allowed += 1;
-      if (valid === true && key !== chosen.key) books.unexpected.push('a wrong key is good');
-      if (valid !== true && key === chosen.key && wasGood && chosen.isGood)
-        books.unexpected.push('a good key is refused');
+      const random = Math.random();
+      const key = random < 0.05 ? `${chosen.key.slice(0, -6)}000000` : random < 0.1 ? randomUUID() : chosen.key;
+      const headers: Record<string, string> = random > 0.98 ? { 'cache-control': 'no-cache' } : {};
+      const wasValid = chosen.isValid;
+      const { valid } = expectStatus(
+        'verify',
+        await call('POST', '/v1/verify', { key, permission: 'read' }, headers),
+        200,
+      );
+      if (valid === true) tally.allowed += 1;
+      if (valid === true && key !== chosen.key) tally.unexpected.push('an invalid key was allowed');
+      if (valid !== true && key === chosen.key && wasValid && chosen.isValid)
+        tally.unexpected.push('a valid key was rejected');
     };
   }
 
-  /** Everything that can happen to a partner and its keys, once. */
-  function lifeOfAPartner(token: string): () => Promise<void> {
-    const { call } = callerAs(token);
-    const act = async (action: string, wanted: number, ...given: Parameters<Caller['call']>) => {
-      const body = expect(action, await call(...given), wanted);
-      note(action);
+  /** Creates a partner, changes its keys in every way, and deletes it. */
+  function runPartnerLifecycle(token: string): () => Promise<void> {
+    const { call } = clientFor(token);
+    const change = async (action: string, expected: number, ...request: Parameters<SoakClient['call']>) => {
+      const body = expectStatus(action, await call(...request), expected);
+      count(action);
       await delay(options.pauseMs.others);
       return body;
     };
     return async () => {
       const email = `${randomUUID()}@soak.example`;
-      const wish = { email, permissions: ['read', 'write'] };
-      const once = { 'idempotency-key': randomUUID() };
-      const partner = await act('partner.created', 201, 'POST', '/v1/partners', wish, once);
+      const newPartner = { email, permissions: ['read', 'write'] };
+      const idempotency = { 'idempotency-key': randomUUID() };
+      const partner = await change('partner.created', 201, 'POST', '/v1/partners', newPartner, idempotency);
       const keys = partner['keys'] as Array<{ id: string; key: string; permission: string }>;
-      note('key.created', 2);
-      expect('a retry', await call('POST', '/v1/partners', wish, once), 201);
+      count('key.created', 2);
+      expectStatus('retry', await call('POST', '/v1/partners', newPartner, idempotency), 201);
       const read = keys.find(({ permission }) => permission === 'read');
-      if (read === undefined) throw new Error('a partner with read has no key for it');
-      const mine: KnownKey = { id: read.id, key: read.key, isGood: true };
-      known.push(mine);
-      const path = `/v1/keys/${mine.id}`;
-      await act('key.updated', 200, 'PATCH', path, { name: `Named ${Date.now()}` });
-      await act('key.revealed', 200, 'POST', `${path}/reveal`, { reason: 'soak' });
-      note('key.created');
-      const rotated = await act('key.rotated', 201, 'POST', `${path}/rotate`, {});
-      const second: KnownKey = { id: String(rotated['id']), key: String(rotated['key']), isGood: true };
-      known.push(second);
-      mine.isGood = false;
-      await act('key.suspended', 200, 'POST', `${path}/suspend`);
-      await act('key.resumed', 200, 'POST', `${path}/resume`);
-      await act('key.deleted', 200, 'DELETE', path);
-      await act('key.restored', 200, 'POST', `${path}/restore`);
-      mine.isGood = true;
+      if (read === undefined) throw new Error('the partner has no key with read');
+      const first: KnownKey = { id: read.id, key: read.key, isValid: true };
+      liveKeys.push(first);
+      const path = `/v1/keys/${first.id}`;
+      await change('key.updated', 200, 'PATCH', path, { name: `Named ${Date.now()}` });
+      await change('key.revealed', 200, 'POST', `${path}/reveal`, { reason: 'soak' });
+      count('key.created');
+      const rotated = await change('key.rotated', 201, 'POST', `${path}/rotate`, {});
+      const second: KnownKey = { id: String(rotated['id']), key: String(rotated['key']), isValid: true };
+      liveKeys.push(second);
+      first.isValid = false;
+      await change('key.suspended', 200, 'POST', `${path}/suspend`);
+      await change('key.resumed', 200, 'POST', `${path}/resume`);
+      await change('key.deleted', 200, 'DELETE', path);
+      await change('key.restored', 200, 'POST', `${path}/restore`);
+      first.isValid = true;
       await delay(options.pauseMs.others * 5);
-      for (const one of [mine, second]) one.isGood = false;
-      known.splice(known.indexOf(mine), 1);
-      known.splice(known.indexOf(second), 1);
-      await act('partner.deleted', 200, 'DELETE', `/v1/partners/${String(partner['id'])}`);
-      note('key.deleted', 3);
+      for (const key of [first, second]) key.isValid = false;
+      liveKeys.splice(liveKeys.indexOf(first), 1);
+      liveKeys.splice(liveKeys.indexOf(second), 1);
+      await change('partner.deleted', 200, 'DELETE', `/v1/partners/${String(partner['id'])}`);
+      count('key.deleted', 3);
     };
   }
 
-  function readAll(token: string): () => Promise<void> {
-    const { call } = callerAs(token);
+  function readPages(token: string): () => Promise<void> {
+    const { call } = clientFor(token);
     const paths = [
       '/v1/rows?limit=20',
       '/v1/keys?limit=20',
@@ -162,11 +165,11 @@ export async function soak(target: SoakTarget, options: SoakOptions): Promise<So
       '/v1/partners?limit=20',
       '/v1/self',
     ];
-    let turn = 0;
+    let next = 0;
     return async () => {
-      const path = paths[turn % paths.length] ?? '/v1/self';
-      turn += 1;
-      expect(path, await call('GET', path), 200);
+      const path = paths[next % paths.length] ?? '/v1/self';
+      next += 1;
+      expectStatus(path, await call('GET', path), 200);
     };
   }
 }

@@ -48,7 +48,7 @@ t.test('it fills an instance of its own, shows it, ends on Ctrl-C, and is there 
 
   const second = startDemo(t, env);
   await second.until(/Ctrl-C stops the demo/);
-  t.notMatch(second.output(), /Filling/, 'it is not filled twice');
+  t.notMatch(second.output(), /Creating sample data/, 'it is not filled twice');
   second.child.kill('SIGTERM');
   t.same(await second.exited, { code: 0, signal: null });
 });
@@ -63,14 +63,14 @@ t.test('it fills nothing that is not its own', async (t) => {
   await refused({ DATABASE_URL: 'postgres://a:b@127.0.0.1:1/c', LATCHKEY_DATA_DIR: directory }, /DATABASE_URL is set/);
   await refused({ DATABASE_URL_FILE: '/x', LATCHKEY_DATA_DIR: directory }, /DATABASE_URL_FILE is set/);
   await mkdir(path.join(directory, 'postgres'));
-  await refused({ LATCHKEY_DATA_DIR: directory }, /holds something that the demo has not made/);
+  await refused({ LATCHKEY_DATA_DIR: directory }, /contains files that the demo has not created/);
   await writeFile(path.join(directory, 'demo'), 'begun');
   await refused({ LATCHKEY_DATA_DIR: directory }, /was interrupted/);
 });
 
 t.test('Ctrl-C while it is being filled ends it, too', async (t) => {
   const running = startDemo(t, { LATCHKEY_DATA_DIR: await scratch(t) });
-  await running.until(/Filling/);
+  await running.until(/Creating sample data/);
   running.child.kill('SIGINT');
   t.same(await running.exited, { code: 0, signal: null });
 });

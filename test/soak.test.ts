@@ -1,5 +1,5 @@
-import { compareBooks, countEvents, verifyChain } from '../bench/soak-books.ts';
-import { soak } from '../bench/soak-load.ts';
+import { countEvents, findDifferences, verifyChain } from '../bench/soak-check.ts';
+import { runSoak } from '../bench/soak-load.ts';
 import { dbQuery } from './support/database.ts';
 import { request } from './support/process.ts';
 import { serve } from './support/served.ts';
@@ -24,23 +24,26 @@ t.test('a mixed load: the chain is whole, and history and usage are what was ack
   const unlimited = { requests: 1_000_000_000, windowSeconds: 60 };
   await request(`${url}/v1/rate-limit`, { method: 'PUT', token: target.adminToken, body: unlimited });
   const before = await countEvents(urls.superuser);
-  const books = await soak(target, {
+  const tally = await runSoak(target, {
     seconds: 12,
     verifiers: 8,
     writers: 3,
     readers: 2,
     pauseMs: { verifiers: 2, others: 20 },
   });
-  t.same(books.unexpected, []);
-  t.ok(books.allowed > 100 && (books.acts['partner.deleted'] ?? 0) > 2, `${books.allowed} verifications were allowed`);
+  t.same(tally.unexpected, []);
+  t.ok(
+    tally.allowed > 100 && (tally.changes['partner.deleted'] ?? 0) > 2,
+    `${tally.allowed} verifications were allowed`,
+  );
   const events = await verifyChain(target);
   t.ok(events !== undefined && events > 20, 'the chain is whole');
   service.child.kill('SIGTERM');
   t.same(await service.exited, { code: 0, signal: null });
-  t.same(await compareBooks(urls.superuser, books, before), []);
+  t.same(await findDifferences(urls.superuser, tally, before), []);
   await dbQuery(
     urls.superuser,
     `insert into usage_hours values ('org_0', null, 'key_0', date_trunc('hour', now()), 1, 0, 0)`,
   );
-  t.equal((await compareBooks(urls.superuser, books, before)).length, 1, 'a difference would show');
+  t.equal((await findDifferences(urls.superuser, tally, before)).length, 1, 'a difference would show');
 });

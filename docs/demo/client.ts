@@ -1,7 +1,7 @@
-// biome-ignore lint/suspicious/noExplicitAny: what a reply holds is in the OpenAPI document
+// biome-ignore lint/suspicious/noExplicitAny: the OpenAPI document describes the replies
 export type Reply = any;
 
-/** Calls the demo's own instance the way that any program would. */
+/** A minimal HTTP client for Latchkey's API. */
 export interface Client {
   get(path: string): Promise<Reply>;
   post(path: string, body?: object): Promise<Reply>;
@@ -21,7 +21,7 @@ export function createClient(url: string, token: string): Client {
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
     const reply: Reply = await response.json();
-    if (!response.ok) throw new Error(`${method} ${path} was refused: ${reply.code}: ${reply.detail}`);
+    if (!response.ok) throw new Error(`${method} ${path} was rejected: ${reply.code}: ${reply.detail}`);
     return reply;
   };
   return {

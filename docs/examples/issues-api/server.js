@@ -1,7 +1,7 @@
 import fastify from 'fastify';
 import { latchkey } from 'latchkey/fastify';
 
-// Issues, in memory. A key that may read lists them, a key that may write creates them.
+// A list of issues in memory. A key with read lists them; a key with write creates them.
 
 const issues = [{ id: 1, title: 'The door squeaks', createdBy: null }];
 
@@ -10,7 +10,7 @@ export async function buildApp({ latchkeyUrl, latchkeyToken, logger = false }) {
 
   await app.register(latchkey, { url: latchkeyUrl, token: latchkeyToken });
 
-  // The next two need no configuration: GET needs the permission read, POST needs write.
+  // By default, GET requires the permission read and POST requires write.
   app.get('/issues', async () => ({ data: issues }));
 
   app.post(
@@ -33,13 +33,13 @@ export async function buildApp({ latchkeyUrl, latchkeyToken, logger = false }) {
     },
   );
 
-  // A search is a POST that only reads.
+  // This POST only reads, so it overrides the default.
   app.post('/issues/search', { config: { permission: 'read' } }, async (request) => {
     const text = String(request.body?.text ?? '').toLowerCase();
     return { data: issues.filter(({ title }) => title.toLowerCase().includes(text)) };
   });
 
-  // For health checks, which send no key.
+  // Health checks send no key.
   app.get('/health', { config: { permission: 'none' } }, async () => ({ ok: true }));
 
   return app;

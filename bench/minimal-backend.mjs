@@ -1,12 +1,12 @@
 import fastify from 'fastify';
 
-// The smallest backend, for a comparison with itself: protected by the hook if it gets the URL of a Latchkey.
+// A minimal backend, which is protected by the hook if LATCHKEY_URL and LATCHKEY_TOKEN are set.
 
 const app = fastify();
 app.get('/readyz', { config: { permission: 'none' } }, async () => ({}));
 const { LATCHKEY_URL: url, LATCHKEY_TOKEN: token } = process.env;
 if (url !== undefined && token !== undefined) {
-  // What is built: that is what backends run.
+  // The build, because backends run the build.
   const { latchkey } = await import('../dist/src/fastify/plugin.js');
   await app.register(latchkey, { url, token });
 }

@@ -20,61 +20,61 @@ import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/embedded-po
 import { type Bootstrapped, bootstrap } from '../src/service/bootstrap.ts';
 import { tokenCrypto } from '../src/service/token-crypto.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
-import { dbAddKeys, dbLiftLimits } from './key-rows.ts';
+import { dbAddKeys, dbRaiseLimits } from './key-rows.ts';
 import { freePort, type Server, startServer } from './servers.ts';
 
-/** A Postgres of its own with an organization in it, and everything that was started is ended by `close`. */
-export interface Stage {
+/** A separate Postgres with one organization, and the servers that are measured; `stop` stops them all. */
+export interface Testbed {
   urls: EmbeddedPostgres['urls'];
   transactor: Transactor;
   crypto: TokenCrypto;
   bootstrapped: Bootstrapped;
-  /** Keys of an organization, written past the API; see `dbAddKeys`. */
+  /** Writes keys directly into the database; see `dbAddKeys`. @returns the plaintexts */
   addKeys(organizationId: OrganizationId, partners: number): Promise<string[]>;
   startLatchkey(env?: NodeJS.ProcessEnv): Promise<Server>;
-  startBare(): Promise<Server>;
-  /** The URL of a Redis of its own; undefined where none is installed. */
+  startBaseline(): Promise<Server>;
+  /** @returns the URL of a separate Redis; undefined if redis-server is not installed */
   startRedis(): Promise<string | undefined>;
-  close(): Promise<void>;
+  stop(): Promise<void>;
 }
 
 const root = path.dirname(import.meta.dirname);
 const tsx = pathToFileURL(createRequire(import.meta.url).resolve('tsx')).href;
 
-export async function openStage(): Promise<Stage> {
-  const closers: Array<() => Promise<unknown>> = [];
-  const close = async () => {
-    for (const closer of closers.splice(0).reverse()) await closer();
+export async function startTestbed(): Promise<Testbed> {
+  const cleanups: Array<() => Promise<unknown>> = [];
+  const stop = async () => {
+    for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
   };
   try {
     await build();
-    const scratch = await mkdtemp(path.join(tmpdir(), 'latchkey-bench-'));
-    closers.push(() => rm(scratch, { recursive: true, force: true, maxRetries: 10 }));
+    const directory = await mkdtemp(path.join(tmpdir(), 'latchkey-bench-'));
+    cleanups.push(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
     const postgres = await startEmbeddedPostgres({
-      dataDirectory: scratch,
-      copiesDirectory: path.join(scratch, 'programs'),
+      dataDirectory: directory,
+      copiesDirectory: path.join(directory, 'programs'),
       port: 0,
     });
-    closers.push(() => postgres.stop());
+    cleanups.push(() => postgres.stop());
     const { urls } = postgres;
     await migrateAll(urls.owner);
     const client = connect({ url: urls.app, poolSize: 10 });
-    closers.push(() => client.close());
+    cleanups.push(() => client.close());
 
     const keyringText = generateKeyring(new Date());
     const keyring = parseKeyring(keyringText);
-    const environment = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyringText };
-    const crypto = tokenCrypto(readConfig(environment));
+    const env = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyringText };
+    const crypto = tokenCrypto(readConfig(env));
     await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring });
     const transactor = { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
     const bootstrapped = await bootstrap(
       { transactor, crypto },
       { organizationName: 'Bench', adminEmail: 'bench@example.com' },
     );
-    await dbLiftLimits(urls.superuser);
-    const argon2idHash = await crypto.hasher.hash(new Secret('of no key'));
-    const keep = (server: Server) => {
-      closers.push(server.stop);
+    await dbRaiseLimits(urls.superuser);
+    const argon2idHash = await crypto.hasher.hash(new Secret('not a key'));
+    const stopLater = (server: Server) => {
+      cleanups.push(server.stop);
       return server;
     };
     return {
@@ -84,22 +84,23 @@ export async function openStage(): Promise<Stage> {
       bootstrapped,
       addKeys: (organizationId, partners) =>
         dbAddKeys(urls.superuser, { organizationId, partners, keyring, argon2idHash }),
-      startLatchkey: async (env = {}) =>
-        keep(await startServer(path.join(root, 'dist/src/server.js'), { env: { ...environment, ...env } })),
-      startBare: async () => keep(await startServer(path.join(root, 'bench/bare.ts'), { imports: [tsx] })),
-      startRedis: () => startRedis(closers),
-      close,
+      startLatchkey: async (extraEnv = {}) =>
+        stopLater(await startServer(path.join(root, 'dist/src/server.js'), { env: { ...env, ...extraEnv } })),
+      startBaseline: async () =>
+        stopLater(await startServer(path.join(root, 'bench/baseline-server.ts'), { imports: [tsx] })),
+      startRedis: () => startRedis(cleanups),
+      stop,
     };
   } catch (error) {
-    await close();
+    await stop();
     throw error;
   }
 }
 
-/** What is measured is what `npm start` runs. */
+/** Builds what `npm start` runs. */
 async function build(): Promise<void> {
-  const builder = spawn(process.execPath, [path.join(root, 'src/prestart.mjs')], { stdio: 'inherit' });
-  const [code] = await once(builder, 'exit');
+  const build = spawn(process.execPath, [path.join(root, 'src/prestart.mjs')], { stdio: 'inherit' });
+  const [code] = await once(build, 'exit');
   if (code !== 0) throw new Error('the build failed');
 }
 
@@ -112,20 +113,20 @@ async function migrateAll(ownerUrl: string): Promise<void> {
   }
 }
 
-async function startRedis(closers: Array<() => Promise<unknown>>): Promise<string | undefined> {
+async function startRedis(cleanups: Array<() => Promise<unknown>>): Promise<string | undefined> {
   const port = await freePort();
   const settings = { port, bind: '127.0.0.1', save: '', appendonly: 'no', daemonize: 'no' };
   const args = Object.entries(settings).flatMap(([name, value]) => [`--${name}`, String(value)]);
   const redis = spawn('redis-server', args, { stdio: 'ignore', cwd: tmpdir() });
-  const ended = once(redis, 'exit').catch(() => undefined);
+  const exited = once(redis, 'exit').catch(() => undefined);
   const started = await once(redis, 'spawn').then(
     () => true,
     () => false,
   );
   if (!started) return undefined;
-  closers.push(async () => {
+  cleanups.push(async () => {
     redis.kill('SIGTERM');
-    await ended;
+    await exited;
   });
   return `redis://127.0.0.1:${port}`;
 }

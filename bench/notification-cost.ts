@@ -7,37 +7,37 @@ import type { Actor } from '../src/domain/actor.ts';
 import { patchKey } from '../src/keys/commands.ts';
 import { bootstrap } from '../src/service/bootstrap.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
-import { median } from './rounds.ts';
-import type { Stage } from './stage.ts';
+import { median } from './sampling.ts';
+import type { Testbed } from './testbed.ts';
 
-/** Changes with their history rows, committed by writers that do not wait for each other but in Postgres. */
-export interface Notifying {
+/** Recorded changes per second, with and without the triggers that notify of changes. */
+export interface NotificationCost {
+  /** Concurrent writers, each in a separate organization. */
   writers: number;
-  /** Each writer in an organization of its own. */
-  changesASecond: { withTriggers: number; withoutTriggers: number };
+  changesPerSecond: { withTriggers: number; withoutTriggers: number };
 }
 
 const actor: Actor = { type: 'system', id: 'bench', name: 'bench', email: null };
 
 interface Writer {
-  by: OrganizationContext;
+  context: OrganizationContext;
   keyId: string;
 }
 
-/** The cost of the triggers that notify of changes: Postgres lets one notifying transaction commit at a time. */
-export async function measureNotifying(
-  stage: Stage,
+/** Measures updates, because inserts cause no notification. */
+export async function measureNotificationCosts(
+  testbed: Testbed,
   { writerCounts, rounds, seconds }: { writerCounts: number[]; rounds: number; seconds: number },
-): Promise<Notifying[]> {
-  const most = Math.max(...writerCounts);
-  const writers = await Promise.all(Array.from({ length: most }, () => makeWriter(stage)));
-  const client = connect({ url: stage.urls.app, poolSize: most });
-  const superuser = new pg.Client({ connectionString: stage.urls.superuser });
+): Promise<NotificationCost[]> {
+  const maximumWriters = Math.max(...writerCounts);
+  const writers = await Promise.all(Array.from({ length: maximumWriters }, () => createWriter(testbed)));
+  const client = connect({ url: testbed.urls.app, poolSize: maximumWriters });
+  const superuser = new pg.Client({ connectionString: testbed.urls.superuser });
   await superuser.connect();
   const setTriggers = (mode: 'enable always' | 'disable') =>
     superuser.query(`alter table api_keys ${mode} trigger api_keys_notify`);
   try {
-    const results: Notifying[] = [];
+    const results: NotificationCost[] = [];
     for (const count of writerCounts) {
       const write = () => writeFor(writers.slice(0, count), client.db, seconds);
       const [withTriggers, withoutTriggers]: [number[], number[]] = [[], []];
@@ -47,8 +47,8 @@ export async function measureNotifying(
         withoutTriggers.push(await write());
         await setTriggers('enable always');
       }
-      const changesASecond = { withTriggers: median(withTriggers), withoutTriggers: median(withoutTriggers) };
-      results.push({ writers: count, changesASecond });
+      const changesPerSecond = { withTriggers: median(withTriggers), withoutTriggers: median(withoutTriggers) };
+      results.push({ writers: count, changesPerSecond });
     }
     return results;
   } finally {
@@ -57,17 +57,17 @@ export async function measureNotifying(
   }
 }
 
-async function makeWriter(stage: Stage): Promise<Writer> {
-  const { transactor, crypto } = stage;
+async function createWriter(testbed: Testbed): Promise<Writer> {
+  const { transactor, crypto } = testbed;
   const { organizationId } = await bootstrap(
     { transactor, crypto },
     { organizationName: 'Writer', adminEmail: 'bench@example.com' },
   );
-  const [key = ''] = await stage.addKeys(organizationId, 1);
-  return { by: { actor, organizationId, request: null }, keyId: `key_${key.slice(5, 31)}` };
+  const [key = ''] = await testbed.addKeys(organizationId, 1);
+  return { context: { actor, organizationId, request: null }, keyId: `key_${key.slice(5, 31)}` };
 }
 
-/** @returns changes a second, of all together */
+/** @returns changes per second, of all writers together */
 async function writeFor(writers: Writer[], db: Db, seconds: number): Promise<number> {
   const transactor = {
     db,
@@ -78,9 +78,11 @@ async function writeFor(writers: Writer[], db: Db, seconds: number): Promise<num
   const endsAtMs = performance.now() + seconds * 1000;
   let changes = 0;
   await Promise.all(
-    writers.map(async ({ by, keyId }) => {
+    writers.map(async ({ context, keyId }) => {
       while (performance.now() < endsAtMs) {
-        await transact(transactor, by, (work) => patchKey(work, keyId, { name: `Change ${changes++}` }, undefined));
+        await transact(transactor, context, (work) =>
+          patchKey(work, keyId, { name: `Change ${changes++}` }, undefined),
+        );
       }
     }),
   );

@@ -1,36 +1,36 @@
 import pg from 'pg';
 import { keepAliveClient } from '../test/support/keep-alive-client.ts';
-import type { SoakBooks, SoakTarget } from './soak-load.ts';
+import type { SoakTally, SoakTarget } from './soak-load.ts';
 
-/** Events that depend on chance: whether a deleted key was used again. */
-const byChance = ['key.used_after_deletion'];
+/** The load cannot predict these events: they depend on whether a verifier uses a key after its deletion. */
+const unpredictableActions = ['key.used_after_deletion'];
 
 /**
- * Compares what was acknowledged with what the database holds. Usage is written at the end, so the service must have
- * stopped, or have flushed, before.
- * @param eventsBefore the actions that history had before, with their numbers
+ * Compares the acknowledged requests with the database. The service must have stopped, because it then writes its usage.
+ * @param eventsBefore the number of events before the load, by action
  */
-export async function compareBooks(
+export async function findDifferences(
   databaseUrl: string,
-  books: SoakBooks,
+  tally: SoakTally,
   eventsBefore: Record<string, number>,
 ): Promise<string[]> {
   const differences: string[] = [];
-  const recorded = await countEvents(databaseUrl);
-  const actions = new Set([...Object.keys(recorded), ...Object.keys(books.acts)]);
+  const eventsAfter = await countEvents(databaseUrl);
+  const actions = new Set([...Object.keys(eventsAfter), ...Object.keys(tally.changes)]);
   for (const action of actions) {
-    if (byChance.includes(action)) continue;
-    const inHistory = (recorded[action] ?? 0) - (eventsBefore[action] ?? 0);
-    const done = books.acts[action] ?? 0;
-    if (inHistory !== done) differences.push(`${action}: ${inHistory} in history, ${done} acknowledged`);
+    if (unpredictableActions.includes(action)) continue;
+    const inHistory = (eventsAfter[action] ?? 0) - (eventsBefore[action] ?? 0);
+    const acknowledged = tally.changes[action] ?? 0;
+    if (inHistory !== acknowledged)
+      differences.push(`${action}: ${inHistory} in history, ${acknowledged} acknowledged`);
   }
   const [usage] = await query(
     databaseUrl,
     `select coalesce(sum(allowed), 0)::int as allowed from (select allowed from usage_hours union all
        select allowed from usage_days) as written`,
   );
-  if (usage?.['allowed'] !== books.allowed) {
-    differences.push(`usage has ${String(usage?.['allowed'])} that were allowed, ${books.allowed} were answered so`);
+  if (usage?.['allowed'] !== tally.allowed) {
+    differences.push(`allowed verifications: ${String(usage?.['allowed'])} in usage, ${tally.allowed} acknowledged`);
   }
   return differences;
 }
@@ -40,7 +40,7 @@ export async function countEvents(databaseUrl: string): Promise<Record<string, n
   return Object.fromEntries(rows.map(({ action, count }) => [String(action), Number(count)]));
 }
 
-/** The chain as the service itself recomputes it. @returns how many events; undefined where it is not whole */
+/** Lets the service verify its chain. @returns the number of events; undefined if the chain is invalid */
 export async function verifyChain({ url, adminToken }: SoakTarget): Promise<number | undefined> {
   const client = keepAliveClient(url);
   try {
