@@ -75,8 +75,8 @@ t.test('whatever decides is changed, in whichever way: the answer follows', asyn
 
 t.test('a revoked access token is refused on every replica', async (t) => {
   const { a, b } = await twoReplicas(t);
-  const wish = { role: 'verifier', scopes: ['read'], name: 'Soon revoked' };
-  const { body: token } = await a.operator.post('/v1/access-tokens', wish);
+  const input = { role: 'verifier', scopes: ['read'], name: 'Soon revoked' };
+  const { body: token } = await a.operator.post('/v1/access-tokens', input);
   t.equal((await b.as(token.token).get('/v1/self')).status, 200);
   await a.operator.delete(`/v1/access-tokens/${token.id}`);
   await eventually(async () => (await b.as(token.token).get('/v1/self')).status === 401, 1_000);

@@ -91,13 +91,13 @@ t.test('a token that is revoked or expires ends the stream, and nobody else’s'
 
 t.test('an organization, with however many tokens, leaves half of the free streams to others', async (t) => {
   const { url, admin, operator, verifier } = await listening(t, { changeStreams: 8 });
-  const wish = { role: 'verifier', scopes: ['read'], name: 'v' };
+  const input = { role: 'verifier', scopes: ['read'], name: 'v' };
   const tokensOfOthers = async (name: string) => {
     const { body: other } = await operator.post('/v1/organizations', { name });
-    const { body } = await operator.post('/v1/access-tokens', wish, { 'latchkey-organization': other.id });
+    const { body } = await operator.post('/v1/access-tokens', input, { 'latchkey-organization': other.id });
     return body.token as string;
   };
-  const { body: second } = await admin.post('/v1/access-tokens', wish);
+  const { body: second } = await admin.post('/v1/access-tokens', input);
   const first = await follow(t, url, verifier.token);
   t.equal(first.status, 200);
   for (const token of [verifier.token, second.token, second.token]) {
@@ -111,7 +111,7 @@ t.test('an organization, with however many tokens, leaves half of the free strea
   for (let turn = 0; turn < 2; turn++) t.equal((await follow(t, url, busy)).status, 200);
   t.equal((await follow(t, url, busy)).status, 429, 'of four that are left it has two');
   t.equal((await follow(t, url, late)).status, 200);
-  const { body: global } = await operator.post('/v1/access-tokens', wish);
+  const { body: global } = await operator.post('/v1/access-tokens', input);
   t.equal((await follow(t, url, global.token)).status, 200, 'a verifier of all organizations is a group of its own');
   t.match(await follow(t, url, later), { status: 503, headers: { 'retry-after': '5' } }, 'all are taken');
   first.close();

@@ -33,12 +33,12 @@ const as = ({ token }: Client) => ({ authorization: `Bearer ${token}` });
 
 async function otherOrganization({ operator, as }: TestService) {
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-  const wish = { role: 'admin', scopes: ['read', 'write'], name: 'Olga', email: 'olga@example.com' };
+  const input = { role: 'admin', scopes: ['read', 'write'], name: 'Olga', email: 'olga@example.com' };
   const named = { 'latchkey-organization': other.id };
   return {
     named,
     id: other.id as string,
-    admin: as((await operator.post('/v1/access-tokens', wish, named)).body.token),
+    admin: as((await operator.post('/v1/access-tokens', input, named)).body.token),
   };
 }
 

@@ -135,7 +135,7 @@ t.test('an access token has no more rights than it was made with, whatever its r
   const service = await startService(t);
   const { urls, organizationId, operator, as } = service;
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-  const wish = { role: 'admin', name: 'Reader', email: 'r@p.example', scopes: ['read'] };
+  const input = { role: 'admin', name: 'Reader', email: 'r@p.example', scopes: ['read'] };
   const changes = [
     "role = 'verifier'",
     "role = 'operator', organization_id = null",
@@ -148,13 +148,13 @@ t.test('an access token has no more rights than it was made with, whatever its r
     "tag_keyring_id = 'gone'",
   ];
   for (const change of changes) {
-    const { body: made } = await service.admin.post('/v1/access-tokens', wish);
+    const { body: made } = await service.admin.post('/v1/access-tokens', input);
     t.equal((await as(made.token).get('/v1/rows')).status, 200);
     await dbQuery(urls.app, `update access_tokens set ${change} where id = $1`, [made.id]);
     const status = async () => (await as(made.token).get('/v1/rows')).status;
     t.ok(await eventually(async () => (await status()) === 401, 2_000), change);
   }
-  const { body: made } = await service.admin.post('/v1/access-tokens', wish);
+  const { body: made } = await service.admin.post('/v1/access-tokens', input);
   await service.admin.delete(`/v1/access-tokens/${made.id}`);
   await dbQuery(urls.app, 'update access_tokens set deleted_at = null where id = $1', [made.id]);
   t.equal((await as(made.token).get('/v1/rows')).status, 401, 'a deleted token cannot be revived');

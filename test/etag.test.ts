@@ -13,8 +13,8 @@ interface Subject {
 
 async function subjectsOf({ admin, operator, organizationId }: TestService): Promise<Record<string, Subject>> {
   const key = await admin.post('/v1/keys', { name: 'Old', metadata: { b: 1, a: [{ d: 1, c: 2 }] } });
-  const wish = { email: 'p@p.example', permissions: ['write', 'read'], rateLimit: { requests: 5, windowSeconds: 60 } };
-  const partner = await admin.post('/v1/partners', wish);
+  const input = { email: 'p@p.example', permissions: ['write', 'read'], rateLimit: { requests: 5, windowSeconds: 60 } };
+  const partner = await admin.post('/v1/partners', input);
   const organization = await operator.post('/v1/organizations', { name: 'Other' });
   return {
     'a key': { path: `/v1/keys/${key.body.id}`, made: key, who: admin },

@@ -88,8 +88,8 @@ t.test('a key that this process has never seen: one query, no argon2id', async (
   const { urls, keyring } = first;
   const second = await startService(t, { urls, keyring });
   await eventually(async () => second.verification.feed.isLive());
-  const wish = { role: 'verifier', scopes: ['read'], name: 'For all' };
-  const verifier = second.as((await second.operator.post('/v1/access-tokens', wish)).body.token);
+  const input = { role: 'verifier', scopes: ['read'], name: 'For all' };
+  const verifier = second.as((await second.operator.post('/v1/access-tokens', input)).body.token);
   await verifier.get('/v1/self');
   const runsBefore = second.hasher.runs;
   let queries = 0;

@@ -47,14 +47,14 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
     const [key] = (await partner()).keys;
     return { ...key, ...((await admin.patch(`/v1/keys/${key.id}`, settings)).body as object), key: key.key };
   };
-  const token = async (wish = {}): Promise<Json> =>
+  const token = async (input = {}): Promise<Json> =>
     (
       await admin.post('/v1/access-tokens', {
         role: 'admin',
         name: 'N',
         email: 'n@p.example',
         scopes: ['read'],
-        ...wish,
+        ...input,
       })
     ).body;
   const soon = () => new Date(Date.now() + 1_500).toISOString();

@@ -27,8 +27,8 @@ async function startLogging(t: Test, options: LatchkeyOptions) {
 
 t.test('each mistake is one line in the log, at once and whatever comes', async (t) => {
   const { url, admin, verifier } = await startListening(t);
-  const wish = { role: 'verifier', name: 'Old', scopes: ['read'] };
-  const { body: old } = await admin.post('/v1/access-tokens', wish);
+  const input = { role: 'verifier', name: 'Old', scopes: ['read'] };
+  const { body: old } = await admin.post('/v1/access-tokens', input);
   await admin.delete(`/v1/access-tokens/${old.id}`);
   const { body: key } = await admin.post('/v1/keys', {});
   const website = await listenHttp(t, (response) => response.end('<h1>It works!</h1>'));

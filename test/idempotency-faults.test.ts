@@ -29,8 +29,8 @@ t.test('20 at once with one Idempotency-Key, at two replicas: one effect, the re
   const outcomes = { done: 0, replayed: 0, rejected: 0 };
   const rounds = 25;
   for (let round = 0; round < rounds; round++) {
-    const wish = { email: `p${round}@p.example`, permissions: ['read'] };
-    const ask = (who = admin) => who.post('/v1/partners', wish, withKey(`round ${round}`));
+    const input = { email: `p${round}@p.example`, permissions: ['read'] };
+    const ask = (who = admin) => who.post('/v1/partners', input, withKey(`round ${round}`));
     const replies = await Promise.all(
       Array.from({ length: 20 }, (_, index) => ask(index % 2 === 0 ? admin : adminThere)),
     );
@@ -58,8 +58,8 @@ t.test('20 at once that ask for different things: one is done, and never two', a
   for (let round = 0; round < 10; round++) {
     const replies = await Promise.all(
       Array.from({ length: 20 }, (_, index) => {
-        const wish = { email: `p${round}-${index}@p.example`, permissions: ['read'] };
-        return admin.post('/v1/partners', wish, withKey(`round ${round}`));
+        const input = { email: `p${round}-${index}@p.example`, permissions: ['read'] };
+        return admin.post('/v1/partners', input, withKey(`round ${round}`));
       }),
     );
     t.equal(replies.filter(({ status }) => status === 201).length, 1);

@@ -117,8 +117,8 @@ async function onTwoRequests(service: TestService, answer: string): Promise<Arra
 async function onTwoWebhooks({ admin }: TestService, act: string, before?: string): Promise<Array<[string, Json]>> {
   const paths: string[] = [];
   for (const name of ['one', 'two']) {
-    const wish = { url: `http://127.0.0.1:9/${name}`, events: ['webhook.created'] };
-    const { body } = await admin.post('/v1/webhooks', wish);
+    const input = { url: `http://127.0.0.1:9/${name}`, events: ['webhook.created'] };
+    const { body } = await admin.post('/v1/webhooks', input);
     paths.push(`/v1/webhooks/${body.id}`);
     if (before !== undefined) await admin.post(`/v1/webhooks/${body.id}/${before}`);
   }
@@ -207,8 +207,8 @@ t.test('the same body is the same value, however it was written', async (t) => {
 t.test('the same key of another caller, in another organization, for another route is another request', async (t) => {
   const service = await startService(t);
   const { admin, operator, as, organizationId } = service;
-  const wish = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
-  const bob = as((await admin.post('/v1/access-tokens', wish)).body.token);
+  const input = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
+  const bob = as((await admin.post('/v1/access-tokens', input)).body.token);
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const key = withKey('one for all');
   const inOurs = { ...key, 'latchkey-organization': organizationId };
@@ -234,8 +234,8 @@ t.test('the same key of another caller, in another organization, for another rou
 
 t.test('who may no longer call gets no replay', async (t) => {
   const { admin, as } = await startService(t);
-  const wish = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
-  const { body: token } = await admin.post('/v1/access-tokens', wish);
+  const input = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
+  const { body: token } = await admin.post('/v1/access-tokens', input);
   const bob = as(token.token);
   t.equal((await bob.post('/v1/keys', {}, withKey('k'))).status, 201);
   await admin.delete(`/v1/access-tokens/${token.id}`);
@@ -304,9 +304,9 @@ t.test('an Idempotency-Key is 1 to 255 printable ASCII characters, sent once', a
   }
   for (const good of ['x', 'x'.repeat(255), '"in quotes"', ' ~ ', 'a, b']) {
     const email = `p${Math.random()}@p.example`;
-    const wish = { email, permissions: ['read'] };
-    t.equal((await admin.post('/v1/partners', wish, withKey(good))).status, 201, good);
-    t.ok(isReplay(await admin.post('/v1/partners', wish, withKey(good))), good);
+    const input = { email, permissions: ['read'] };
+    t.equal((await admin.post('/v1/partners', input, withKey(good))).status, 201, good);
+    t.ok(isReplay(await admin.post('/v1/partners', input, withKey(good))), good);
   }
   await app.listen({ port: 0, host: '127.0.0.1' });
   const { port } = app.server.address() as AddressInfo;

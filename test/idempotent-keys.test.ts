@@ -140,9 +140,9 @@ t.test('while keyReveal becomes never, nothing is kept by a request that was und
   const service = await startService(t);
   const { admin } = service;
   for (let round = 0; round < 10; round++) {
-    const wish = { role: 'verifier', name: 'Checkout', scopes: ['read'] };
+    const input = { role: 'verifier', name: 'Checkout', scopes: ['read'] };
     const made = Array.from({ length: 8 }, (_, index) =>
-      delay(index).then(() => admin.post('/v1/access-tokens', wish, withKey(`${round}-${index}`))),
+      delay(index).then(() => admin.post('/v1/access-tokens', input, withKey(`${round}-${index}`))),
     );
     await delay(Math.random() * 8);
     t.equal((await admin.patch('/v1/organization', { keyReveal: 'never' })).status, 200);
@@ -190,8 +190,11 @@ t.test('a row that was moved, changed or forged is not replayed, and nothing is 
   };
   for (const [what, sql] of Object.entries(cases)) {
     await t.test(what, async (t) => {
-      const post = (name: string) => admin.post('/v1/partners', wish(name), withKey(`${what} ${name}`));
-      const wish = (name: string) => ({ email: `${name}@${what.replaceAll(' ', '-')}.example`, permissions: ['read'] });
+      const post = (name: string) => admin.post('/v1/partners', input(name), withKey(`${what} ${name}`));
+      const input = (name: string) => ({
+        email: `${name}@${what.replaceAll(' ', '-')}.example`,
+        permissions: ['read'],
+      });
       const { body: mine } = await post('mine');
       const { body: theirs } = await post('theirs');
       await dbQuery(urls.superuser, sql, sql.includes('$2') ? [mine.id, theirs.id] : [mine.id]);
@@ -207,8 +210,8 @@ t.test('a row that was moved, changed or forged is not replayed, and nothing is 
 
 t.test('a row in the place of another, which asks for the same, is not replayed', async (t) => {
   const { admin, as, urls } = await startService(t);
-  const wish = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
-  const bob = as((await admin.post('/v1/access-tokens', wish)).body.token);
+  const input = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
+  const bob = as((await admin.post('/v1/access-tokens', input)).body.token);
   const { body: ours } = await admin.post('/v1/keys', {}, withKey('k'));
   const { body: bobs } = await bob.post('/v1/keys', {}, withKey('k'));
   const [row] = await dbQuery(
@@ -237,9 +240,9 @@ t.test('a row that was made to fit another body is not replayed', async (t) => {
 t.test('what is kept has no plaintext in it, nor the Idempotency-Key, whatever a caller took for one', async (t) => {
   const { admin, urls } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
-  const wish = { email: 'p@p.example', permissions: ['read', 'write'], name: 'Kept' };
-  await admin.post('/v1/partners', wish, withKey(key.key));
-  const again = await admin.post('/v1/partners', wish, withKey(key.key));
+  const input = { email: 'p@p.example', permissions: ['read', 'write'], name: 'Kept' };
+  await admin.post('/v1/partners', input, withKey(key.key));
+  const again = await admin.post('/v1/partners', input, withKey(key.key));
   const dump = await dbDump(urls.superuser);
   for (const { key: plaintext } of [key, ...again.body.keys]) {
     t.notOk(dump.includes(plaintext));

@@ -78,8 +78,8 @@ t.test('reveals are limited for each admin, and what is refused is not recorded'
   t.same(statuses, [200, 200, 429, 429]);
   const { body: history } = await admin.get('/v1/history?action=key.revealed');
   t.equal(history.data.length, 2);
-  const wish = { role: 'admin', scopes: ['write'], name: 'Bob', email: 'bob@example.com' };
-  t.equal((await admin.post('/v1/access-tokens', wish)).status, 201, 'other acts go on');
+  const input = { role: 'admin', scopes: ['write'], name: 'Bob', email: 'bob@example.com' };
+  t.equal((await admin.post('/v1/access-tokens', input)).status, 201, 'other acts go on');
 });
 
 t.test("a client's address is believed only from a trusted proxy", async (t) => {
@@ -100,17 +100,17 @@ t.test('reveals are counted by person: tokens that an admin creates for itself s
     limits: { callerLimit: many, addressLimit: many, revealLimit: 3 },
   });
   const { body: key } = await admin.post('/v1/keys', {});
-  const wish = (name: string) => ({ role: 'admin', scopes: ['read', 'write'], name, email: `${name}@example.com` });
-  const child = as((await admin.post('/v1/access-tokens', wish('child'))).body.token);
-  const grandchild = as((await child.post('/v1/access-tokens', wish('grandchild'))).body.token);
+  const input = (name: string) => ({ role: 'admin', scopes: ['read', 'write'], name, email: `${name}@example.com` });
+  const child = as((await admin.post('/v1/access-tokens', input('child'))).body.token);
+  const grandchild = as((await child.post('/v1/access-tokens', input('grandchild'))).body.token);
   const reveal = async (client: typeof admin) => (await client.post(`/v1/keys/${key.id}/reveal`)).status;
   t.same([await reveal(child), await reveal(grandchild), await reveal(admin)], [200, 200, 200]);
-  const late = as((await child.post('/v1/access-tokens', wish('late'))).body.token);
+  const late = as((await child.post('/v1/access-tokens', input('late'))).body.token);
   t.same([await reveal(late), await reveal(grandchild), await reveal(admin)], [429, 429, 429]);
 
   const named = { 'latchkey-organization': organizationId };
   for (const name of ['bob', 'eve']) {
-    const other = as((await operator.post('/v1/access-tokens', wish(name), named)).body.token);
+    const other = as((await operator.post('/v1/access-tokens', input(name), named)).body.token);
     t.same([await reveal(other), await reveal(other)], [200, 200], 'an operator creates tokens for different admins');
   }
 });

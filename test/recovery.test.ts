@@ -210,8 +210,8 @@ t.test('operators see the requests of all organizations, overdue ones first, and
   const { admin, operator, as } = service;
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const inOther = { 'latchkey-organization': other.id };
-  const wish = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@example.com' };
-  const eve = as((await operator.post('/v1/access-tokens', wish, inOther)).body.token);
+  const input = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@example.com' };
+  const eve = as((await operator.post('/v1/access-tokens', input, inOther)).body.token);
   const ask = async (who: Client): Promise<string> => {
     const { id } = await deletedKey(who);
     return (await who.post('/v1/recovery-requests', { keyId: id, details: 'Please' })).body.id;

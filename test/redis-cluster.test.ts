@@ -24,8 +24,8 @@ t.test('two replicas share limits in a cluster: both buckets of a use are in one
   const replicas = [first, second];
   const modes = () => replicas.map(({ verification }) => (verification.limits as SharedLimits).mode);
   await eventually(async () => modes().every((mode) => mode === 'shared'));
-  const wish = { role: 'verifier', scopes: ['read'], name: 'For all' };
-  const { body: token } = await first.operator.post('/v1/access-tokens', wish);
+  const input = { role: 'verifier', scopes: ['read'], name: 'For all' };
+  const { body: token } = await first.operator.post('/v1/access-tokens', input);
   const ask = async (replica: typeof first, key: string) =>
     (await replica.as(token.token).post('/v1/verify', { key, permission: 'read' })).body;
 
