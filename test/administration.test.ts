@@ -119,11 +119,11 @@ t.test('an organization keeps an admin with the scope write, unless an operator 
     t.same(replies.map(({ status }) => status).sort(), [200, 403]);
   });
 
-  const inIt = { 'latchkey-organization': organizationId };
-  const { body: left } = await operator.get('/v1/access-tokens', inIt);
-  const last = left.data.find(({ role, scopes }: Json) => role === 'admin' && scopes.includes('write'));
-  t.equal((await operator.delete(`/v1/access-tokens/${last.id}`, inIt)).status, 200);
-  const { body: history } = await operator.get('/v1/history?limit=1', inIt);
+  const inOrganization = { 'latchkey-organization': organizationId };
+  const { body: remaining } = await operator.get('/v1/access-tokens', inOrganization);
+  const last = remaining.data.find(({ role, scopes }: Json) => role === 'admin' && scopes.includes('write'));
+  t.equal((await operator.delete(`/v1/access-tokens/${last.id}`, inOrganization)).status, 200);
+  const { body: history } = await operator.get('/v1/history?limit=1', inOrganization);
   t.match(history.data, [{ action: 'access_token.deleted', actor: { type: 'operator' } }]);
 });
 
@@ -135,22 +135,22 @@ t.test('an operator', async (t) => {
     const { status, headers, body: organization } = await operator.post('/v1/organizations', { name: 'Second' });
     t.equal(status, 201);
     t.equal(headers['location'], `/v1/organizations/${organization.id}`);
-    const inIt = { 'latchkey-organization': organization.id };
+    const inOrganization = { 'latchkey-organization': organization.id };
     const input = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@second.example' };
-    const { body: token } = await operator.post('/v1/access-tokens', input, inIt);
-    const eve = as(token.token);
-    t.equal((await eve.get('/v1/organization')).body.name, 'Second');
-    const { body: history } = await eve.get('/v1/history');
+    const { body: token } = await operator.post('/v1/access-tokens', input, inOrganization);
+    const secondAdmin = as(token.token);
+    t.equal((await secondAdmin.get('/v1/organization')).body.name, 'Second');
+    const { body: history } = await secondAdmin.get('/v1/history');
     t.match(history.data, [
       { action: 'access_token.created', actor: { type: 'operator' }, organizationId: organization.id },
       { action: 'organization.created', sequence: 1 },
     ]);
-    t.same((await eve.get('/v1/keys')).body.data, []);
+    t.same((await secondAdmin.get('/v1/keys')).body.data, []);
   });
 
   await t.test('an operator acts in the selected organization, and history names it as operator', async (t) => {
-    const inOurs = { 'latchkey-organization': service.organizationId };
-    const { status, body: key } = await operator.post('/v1/keys', {}, inOurs);
+    const inOrganization = { 'latchkey-organization': service.organizationId };
+    const { status, body: key } = await operator.post('/v1/keys', {}, inOrganization);
     t.equal(status, 201);
     t.match((await admin.get('/v1/history?limit=1')).body.data[0], {
       action: 'key.created',
@@ -160,7 +160,7 @@ t.test('an operator', async (t) => {
         id: service.bootstrapped.operatorToken.reveal().replace(/^lk_o_(.{26}).*/, 'token_$1'),
       },
     });
-    t.equal((await operator.post(`/v1/keys/${key.id}/reveal`, {}, inOurs)).status, 403, 'but does not reveal');
+    t.equal((await operator.post(`/v1/keys/${key.id}/reveal`, {}, inOrganization)).status, 403, 'but does not reveal');
   });
 
   await t.test('an operator lists, reads and changes organizations', async (t) => {

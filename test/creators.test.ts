@@ -2,8 +2,6 @@ import t from 'tap';
 import { type Actor, type CreatorChain, extendChain, topmostAdminOf } from '../src/domain/actor.ts';
 import { type Client, startService, type TestService } from './support/app.ts';
 
-// An access token names its chain of creators, so that nobody can hide behind a token that they created.
-
 const inOrganization = ({ organizationId }: TestService) => ({ 'latchkey-organization': organizationId });
 
 async function create(service: TestService, by: Client, input: Record<string, unknown>, headers = {}) {

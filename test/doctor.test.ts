@@ -31,10 +31,13 @@ t.test('doctor prints the state of each job and the use of each keyring entry', 
   await dbQuery(urls.app, "update access_tokens set role = 'operator' where name = 'First operator'");
 
   await dbQuery(urls.app, "update access_tokens set mac_keyring_id = 'gone' where role = 'operator'");
-  const missed = await doctor();
-  t.equal(missed.code, 1);
-  t.match(missed.output, /^wrong {3}Keyring entry gone \(not in the keyring\): .* rejected\. Restore the entry, or /m);
-  t.match(missed.output, /^ok {6}The row of every credential/m, 'the finding has one remedy');
+  const missingEntry = await doctor();
+  t.equal(missingEntry.code, 1);
+  t.match(
+    missingEntry.output,
+    /^wrong {3}Keyring entry gone \(not in the keyring\): .* rejected\. Restore the entry, or /m,
+  );
+  t.match(missingEntry.output, /^ok {6}The row of every credential/m, 'the finding has one remedy');
   await dbQuery(urls.app, "update access_tokens set mac_keyring_id = 'new' where role = 'operator'");
 
   await dbQuery(

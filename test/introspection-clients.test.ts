@@ -3,8 +3,6 @@ import { Issuer } from 'openid-client-5';
 import t, { type Test } from 'tap';
 import { startService } from './support/app.ts';
 
-// Introspection with the libraries that Node's OAuth clients use.
-
 async function startWithKey(t: Test) {
   const service = await startService(t);
   const url = await service.app.listen({ port: 0, host: '127.0.0.1' });
@@ -19,7 +17,7 @@ async function startWithKey(t: Test) {
   };
 }
 
-t.test('openid-client 6', async (t) => {
+t.test('openid-client 6 can introspect keys', async (t) => {
   const { server, secret, key, deleted } = await startWithKey(t);
   for (const authentication of [six.ClientSecretBasic(secret), six.ClientSecretPost(secret)]) {
     const configuration = new six.Configuration(server, 'https://rs.example/a b', undefined, authentication);
@@ -30,7 +28,7 @@ t.test('openid-client 6', async (t) => {
   }
 });
 
-t.test('openid-client 5', async (t) => {
+t.test('openid-client 5 can introspect keys', async (t) => {
   const { server, secret, key, deleted } = await startWithKey(t);
   const { Client } = new Issuer(server);
   for (const method of ['client_secret_basic', 'client_secret_post'] as const) {
