@@ -54,13 +54,13 @@ async function castOf(service: TestService): Promise<Cast> {
 async function formerVerifier(service: TestService): Promise<string> {
   const { client, keyring, hasher, clock } = service;
   const { organizationId } = service.bootstrapped;
-  const minted = await mintAccessToken({ prefix: 'lk', keyring, hasher }, 'verifier');
+  const token = await mintAccessToken({ prefix: 'lk', keyring, hasher }, 'verifier');
   const actor = { type: 'system', id: 'bootstrap', name: 'bootstrap', email: null } as const;
   const transactor = { db: client.db, keyring, clock, onAppended: enqueueDeliveries };
   await transact(transactor, { actor, organizationId, request: null }, (work) =>
-    addAccessToken(work, minted, { role: 'verifier', name: 'Cast', email: null, scopes: ['write'], expiresAt: null }),
+    addAccessToken(work, token, { role: 'verifier', name: 'Cast', email: null, scopes: ['write'], expiresAt: null }),
   );
-  return minted.plaintext.reveal();
+  return token.plaintext.reveal();
 }
 
 /** Ids that exist in the service's organization, for each parameter of a path. */
@@ -189,12 +189,12 @@ t.test('every route except the public ones checks credential, role and scope', a
           t.match(reply.headers['www-authenticate'], `error="insufficient_scope", scope="${rule.scope}"`);
         }
         if (rule.role !== 'admin') return;
-        const inOurs = { 'latchkey-organization': organizationId };
+        const inOrganization = { 'latchkey-organization': organizationId };
         if (rule.operator === false) {
-          await isRefused(t, cast.operator, 403, 'forbidden', inOurs);
+          await isRefused(t, cast.operator, 403, 'forbidden', inOrganization);
           return;
         }
-        await isRefused(t, cast[`operator${wrongScope}` as keyof Cast], 403, 'scope_missing', inOurs);
+        await isRefused(t, cast[`operator${wrongScope}` as keyof Cast], 403, 'scope_missing', inOrganization);
         await isRefused(t, cast.operator, 404, 'not_found', { 'latchkey-organization': newId('org') });
         for (const named of [newId('org'), other.id]) {
           await isRefused(t, cast.admin, 404, 'not_found', { 'latchkey-organization': named });
@@ -205,7 +205,7 @@ t.test('every route except the public ones checks credential, role and scope', a
   }
 });
 
-t.test('gateway routes reply 503 to a caller that is no verifier, and log the reason', async (t) => {
+t.test('a gateway route replies 503 to a caller that is not a verifier, and logs the reason', async (t) => {
   const service = await startService(t);
   const { app, logLines } = service;
   const cast = await castOf(service);
@@ -215,7 +215,7 @@ t.test('gateway routes reply 503 to a caller that is no verifier, and log the re
     return rule !== 'public' && rule.role === 'gateway';
   });
   t.ok(gateways.flatMap(methodsOf).length >= 14);
-  const intruders: Array<[what: string, headers: Record<string, string>]> = [
+  const otherCallers: Array<[what: string, headers: Record<string, string>]> = [
     ['nobody', {}],
     ['a malformed token', { 'x-latchkey-token': 'nonsense' }],
     ["the verifier's token in the wrong header", { authorization: `Bearer ${cast.verifier.token}` }],
@@ -226,7 +226,7 @@ t.test('gateway routes reply 503 to a caller that is no verifier, and log the re
   ];
   for (const route of gateways) {
     for (const method of methodsOf(route)) {
-      for (const [what, headers] of intruders) {
+      for (const [what, headers] of otherCallers) {
         const before = logLines.length;
         const response = await app.inject({
           method: method as 'GET',
@@ -243,12 +243,12 @@ t.test('gateway routes reply 503 to a caller that is no verifier, and log the re
 t.test('ids of another organization are treated like unknown ids', async (t) => {
   const service = await startService(t);
   const { app, operator } = service;
-  const ours = await idsOf(service);
+  const ownIds = await idsOf(service);
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const inOther = { 'latchkey-organization': other.id };
   const token = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@example.com' };
-  const { body: made } = await operator.post('/v1/access-tokens', token, inOther);
-  const stranger = service.as(made.token);
+  const { body: otherToken } = await operator.post('/v1/access-tokens', token, inOther);
+  const otherAdmin = service.as(otherToken.token);
 
   const withIds = app.routeList.filter((route) => {
     const rule = ruleOf(route);
@@ -259,11 +259,11 @@ t.test('ids of another organization are treated like unknown ids', async (t) => 
     for (const method of methodsOf(route).filter((method) => method !== 'HEAD')) {
       await t.test(`${method} ${route.url}`, async (t) => {
         const answers = [];
-        for (const ids of [ours, unknownIds]) {
+        for (const ids of [ownIds, unknownIds]) {
           const response = await app.inject({
             method: method as 'GET',
             url: pathOf(route, ids),
-            headers: { authorization: `Bearer ${stranger.token}` },
+            headers: { authorization: `Bearer ${otherAdmin.token}` },
             ...(bodies[`${method} ${route.url}`] === undefined
               ? {}
               : { payload: bodies[`${method} ${route.url}`] as object }),
@@ -278,21 +278,21 @@ t.test('ids of another organization are treated like unknown ids', async (t) => 
   }
 
   await t.test('ids in bodies and filters are treated the same', async (t) => {
-    const created = await stranger.post('/v1/keys', { partnerId: ours['partnerId'] });
+    const created = await otherAdmin.post('/v1/keys', { partnerId: ownIds['partnerId'] });
     t.equal(created.status, 404);
-    for (const subject of [{ keyId: ours['deletedKeyId'] }, { partnerId: ours['partnerId'] }]) {
-      t.equal((await stranger.post('/v1/recovery-requests', { ...subject, details: 'Mine' })).status, 404);
+    for (const subject of [{ keyId: ownIds['deletedKeyId'] }, { partnerId: ownIds['partnerId'] }]) {
+      t.equal((await otherAdmin.post('/v1/recovery-requests', { ...subject, details: 'Mine' })).status, 404);
     }
-    t.same((await stranger.get('/v1/recovery-requests')).body.data, []);
-    t.same((await stranger.get(`/v1/keys?partnerId=${ours['partnerId']}`)).body.data, []);
-    t.same((await stranger.get(`/v1/history?keyId=${ours['keyId']}`)).body.data, []);
-    t.same((await stranger.get(`/v1/history?partnerId=${ours['partnerId']}`)).body.data, []);
+    t.same((await otherAdmin.get('/v1/recovery-requests')).body.data, []);
+    t.same((await otherAdmin.get(`/v1/keys?partnerId=${ownIds['partnerId']}`)).body.data, []);
+    t.same((await otherAdmin.get(`/v1/history?keyId=${ownIds['keyId']}`)).body.data, []);
+    t.same((await otherAdmin.get(`/v1/history?partnerId=${ownIds['partnerId']}`)).body.data, []);
   });
 
   await t.test('the rejected attempts have changed nothing', async (t) => {
-    const { body: key } = await service.admin.get(`/v1/keys/${ours['keyId']}`);
+    const { body: key } = await service.admin.get(`/v1/keys/${ownIds['keyId']}`);
     t.match(key, { status: 'active', name: null });
-    const { body: partner } = await service.admin.get(`/v1/partners/${ours['partnerId']}`);
+    const { body: partner } = await service.admin.get(`/v1/partners/${ownIds['partnerId']}`);
     t.match(partner, { status: 'active', name: null });
   });
 });

@@ -38,13 +38,13 @@ t.test("an organization's settings and rate limit", async (t) => {
 t.test('access tokens', async (t) => {
   const service = await startService(t);
   const { admin, as } = service;
-  const wish = { role: 'admin', scopes: ['read'], name: 'Bob', email: 'bob@example.com' };
+  const input = { role: 'admin', scopes: ['read'], name: 'Bob', email: 'bob@example.com' };
 
   await t.test('an admin creates a token for a named person; its plaintext is shown once', async (t) => {
-    const { status, headers, body } = await admin.post('/v1/access-tokens', wish);
+    const { status, headers, body } = await admin.post('/v1/access-tokens', input);
     t.equal(status, 201);
     t.equal(headers['location'], `/v1/access-tokens/${body.id}`);
-    t.match(body, { ...wish, maskedToken: `lk_a_…${body.token.slice(-4)}`, createdBy: { email: 'ada@example.com' } });
+    t.match(body, { ...input, maskedToken: `lk_a_…${body.token.slice(-4)}`, createdBy: { email: 'ada@example.com' } });
     const { token, ...shown } = body;
     t.same((await admin.get(`/v1/access-tokens/${body.id}`)).body, shown);
     t.notOk(JSON.stringify((await admin.get('/v1/access-tokens')).body).includes(token));
@@ -56,24 +56,24 @@ t.test('access tokens', async (t) => {
   });
 
   await t.test('a token can only give its own scopes', async (t) => {
-    const { body: writer } = await admin.post('/v1/access-tokens', { ...wish, scopes: ['write'] });
-    const { status, body } = await as(writer.token).post('/v1/access-tokens', { ...wish, scopes: ['read', 'write'] });
+    const { body: writer } = await admin.post('/v1/access-tokens', { ...input, scopes: ['write'] });
+    const { status, body } = await as(writer.token).post('/v1/access-tokens', { ...input, scopes: ['read', 'write'] });
     t.equal(status, 403);
     t.match(body.detail, /scope read/);
-    t.equal((await as(writer.token).post('/v1/access-tokens', { ...wish, scopes: ['write'] })).status, 201);
+    t.equal((await as(writer.token).post('/v1/access-tokens', { ...input, scopes: ['write'] })).status, 201);
   });
 
   await t.test('an admin has an e-mail address and cannot create operators', async (t) => {
-    const { email, ...nameless } = wish;
+    const { email, ...nameless } = input;
     const { body } = await admin.post('/v1/access-tokens', nameless);
     t.equal(body.errors[0].path, 'body.email');
-    t.equal((await admin.post('/v1/access-tokens', { ...wish, role: 'operator' })).status, 400);
-    const past = await admin.post('/v1/access-tokens', { ...wish, expiresAt: '2020-01-01T00:00:00Z' });
+    t.equal((await admin.post('/v1/access-tokens', { ...input, role: 'operator' })).status, 400);
+    const past = await admin.post('/v1/access-tokens', { ...input, expiresAt: '2020-01-01T00:00:00Z' });
     t.equal(past.body.errors[0].path, 'body.expiresAt');
   });
 
   await t.test('a deleted token is rejected from the next request on', async (t) => {
-    const { body } = await admin.post('/v1/access-tokens', wish);
+    const { body } = await admin.post('/v1/access-tokens', input);
     const bob = as(body.token);
     t.equal((await bob.get('/v1/keys')).status, 200);
     const { body: deleted } = await admin.delete(`/v1/access-tokens/${body.id}`);
@@ -98,10 +98,10 @@ t.test('an organization keeps an admin with the scope write, unless an operator 
   const { admin, operator, organizationId, as } = await startService(t);
   const { body: list } = await admin.get('/v1/access-tokens');
   const first = list.data.find(({ role }: Json) => role === 'admin');
-  const wish = { role: 'admin', name: 'Bob', email: 'bob@example.com' };
-  await admin.post('/v1/access-tokens', { ...wish, scopes: ['read'] });
+  const input = { role: 'admin', name: 'Bob', email: 'bob@example.com' };
+  await admin.post('/v1/access-tokens', { ...input, scopes: ['read'] });
   await admin
-    .post('/v1/access-tokens', { ...wish, scopes: ['write'], expiresAt: '2999-01-01T00:00:00Z' })
+    .post('/v1/access-tokens', { ...input, scopes: ['write'], expiresAt: '2999-01-01T00:00:00Z' })
     .then(async ({ body: other }) => {
       t.equal((await admin.delete(`/v1/access-tokens/${other.id}`)).status, 200, 'while there is another one');
     });
@@ -111,7 +111,7 @@ t.test('an organization keeps an admin with the scope write, unless an operator 
   t.equal((await admin.get('/v1/history?limit=1')).body.data[0].action, 'access_token.deleted', 'of the other one');
 
   await t.test('if the last two admins delete themselves at once, only one succeeds', async (t) => {
-    const tokens = [first, (await admin.post('/v1/access-tokens', { ...wish, scopes: ['read', 'write'] })).body];
+    const tokens = [first, (await admin.post('/v1/access-tokens', { ...input, scopes: ['read', 'write'] })).body];
     const replies = await Promise.all([
       admin.delete(`/v1/access-tokens/${tokens[0].id}`),
       as(tokens[1].token).delete(`/v1/access-tokens/${tokens[1].id}`),
@@ -119,11 +119,11 @@ t.test('an organization keeps an admin with the scope write, unless an operator 
     t.same(replies.map(({ status }) => status).sort(), [200, 403]);
   });
 
-  const inIt = { 'latchkey-organization': organizationId };
-  const { body: left } = await operator.get('/v1/access-tokens', inIt);
-  const last = left.data.find(({ role, scopes }: Json) => role === 'admin' && scopes.includes('write'));
-  t.equal((await operator.delete(`/v1/access-tokens/${last.id}`, inIt)).status, 200);
-  const { body: history } = await operator.get('/v1/history?limit=1', inIt);
+  const inOrganization = { 'latchkey-organization': organizationId };
+  const { body: remaining } = await operator.get('/v1/access-tokens', inOrganization);
+  const last = remaining.data.find(({ role, scopes }: Json) => role === 'admin' && scopes.includes('write'));
+  t.equal((await operator.delete(`/v1/access-tokens/${last.id}`, inOrganization)).status, 200);
+  const { body: history } = await operator.get('/v1/history?limit=1', inOrganization);
   t.match(history.data, [{ action: 'access_token.deleted', actor: { type: 'operator' } }]);
 });
 
@@ -135,22 +135,22 @@ t.test('an operator', async (t) => {
     const { status, headers, body: organization } = await operator.post('/v1/organizations', { name: 'Second' });
     t.equal(status, 201);
     t.equal(headers['location'], `/v1/organizations/${organization.id}`);
-    const inIt = { 'latchkey-organization': organization.id };
-    const wish = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@second.example' };
-    const { body: token } = await operator.post('/v1/access-tokens', wish, inIt);
-    const eve = as(token.token);
-    t.equal((await eve.get('/v1/organization')).body.name, 'Second');
-    const { body: history } = await eve.get('/v1/history');
+    const inOrganization = { 'latchkey-organization': organization.id };
+    const input = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@second.example' };
+    const { body: token } = await operator.post('/v1/access-tokens', input, inOrganization);
+    const secondAdmin = as(token.token);
+    t.equal((await secondAdmin.get('/v1/organization')).body.name, 'Second');
+    const { body: history } = await secondAdmin.get('/v1/history');
     t.match(history.data, [
       { action: 'access_token.created', actor: { type: 'operator' }, organizationId: organization.id },
       { action: 'organization.created', sequence: 1 },
     ]);
-    t.same((await eve.get('/v1/keys')).body.data, []);
+    t.same((await secondAdmin.get('/v1/keys')).body.data, []);
   });
 
   await t.test('an operator acts in the selected organization, and history names it as operator', async (t) => {
-    const inOurs = { 'latchkey-organization': service.organizationId };
-    const { status, body: key } = await operator.post('/v1/keys', {}, inOurs);
+    const inOrganization = { 'latchkey-organization': service.organizationId };
+    const { status, body: key } = await operator.post('/v1/keys', {}, inOrganization);
     t.equal(status, 201);
     t.match((await admin.get('/v1/history?limit=1')).body.data[0], {
       action: 'key.created',
@@ -160,7 +160,7 @@ t.test('an operator', async (t) => {
         id: service.bootstrapped.operatorToken.reveal().replace(/^lk_o_(.{26}).*/, 'token_$1'),
       },
     });
-    t.equal((await operator.post(`/v1/keys/${key.id}/reveal`, {}, inOurs)).status, 403, 'but does not reveal');
+    t.equal((await operator.post(`/v1/keys/${key.id}/reveal`, {}, inOrganization)).status, 403, 'but does not reveal');
   });
 
   await t.test('an operator lists, reads and changes organizations', async (t) => {

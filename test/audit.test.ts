@@ -9,22 +9,20 @@ import { keyringOf, keyringText } from './support/keyrings.ts';
 import { compiled, runEntry } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// `latchkey audit verify` as a command: what it is given, what it says, and how it ends.
-
 async function audit(t: Test, args: string[], env: NodeJS.ProcessEnv = {}) {
   const process = runEntry(t, 'cli/latchkey.ts', ['audit', 'verify', ...args], { env });
   const { code } = await process.exited;
   return { code, output: process.output() };
 }
 
-/** Without a data folder there is no embedded instance whose keyring could be found. */
-const nowhere = { LATCHKEY_DATA_DIR: '/nowhere' };
+/** Without a data folder, no keyring of an embedded instance is found. */
+const noDataFolder = { LATCHKEY_DATA_DIR: '/nowhere' };
 
 const chain = newId('org');
 const links = chainOfTexts([1, 2, 3].map((sequence) => textOf(chain, sequence, { text: 'a \u2028 b' })));
 const noteAt = (size: number) => noteOf({ chain, size, hash: links[size - 1]?.hash ?? Buffer.alloc(32) });
 
-t.test('an export, without a database', async (t) => {
+t.test('an export can be verified without a database', async (t) => {
   const folder = scratchFolder(t);
   const file = (name: string, content: string | Buffer) => {
     writeFileSync(path.join(folder, name), content);
@@ -43,10 +41,10 @@ t.test('an export, without a database', async (t) => {
   t.match(compared.output, /^note {4}2 texts in .* are not complete checkpoints/m);
   t.match(compared.output, new RegExp(`^ok {6}${chain}: 3 events, .*, as in 2 checkpoints\\.$`, 'm'));
   const withKeyring = await audit(t, ['--export', text, '--checkpoint', checkpoints], {
-    ...nowhere,
+    ...noDataFolder,
     LATCHKEY_KEYRING: keyringText('evidence'),
   });
-  t.equal(withKeyring.code, 0, 'the keyring knows the keys too');
+  t.equal(withKeyring.code, 0, 'the keyring can replace the public key');
 
   const empty = file('empty', '');
   t.match(await audit(t, ['--export', empty, '--checkpoint', checkpoints, '--public-key', key]), {
@@ -67,7 +65,7 @@ t.test('an export, without a database', async (t) => {
       /^wrong {3}The signature of a checkpoint of org_.* with 2 events is invalid\.$/m,
     ],
     [
-      'checkpoints of somebody else',
+      'checkpoints of another service',
       [
         '--export',
         text,
@@ -87,12 +85,12 @@ t.test('an export, without a database', async (t) => {
     ],
     ['a file that is not there', ['--export', '/no/such/file'], /ENOENT/],
   ];
-  for (const [what, args, output] of failures) t.match(await audit(t, args, nowhere), { code: 1, output }, what);
+  for (const [what, args, output] of failures) t.match(await audit(t, args, noDataFolder), { code: 1, output }, what);
   t.match(await audit(t, ['--organization', 'nobody']), { code: 2, output: /Must be the id of an organization/ });
   t.match(await audit(t, ['--eat']), { code: 2 });
 });
 
-t.test('a whole installation, and an export through a pipe', async (t) => {
+t.test('audit verify checks a whole installation, and an export from a pipe', async (t) => {
   const service = await startService(t, { keyring: keyringOf('evidence') });
   const { urls, admin, organizationId, app } = service;
   const { body: text } = await app.inject({

@@ -12,14 +12,14 @@ import { compiled, eventually, request, run, runEntry } from './support/process.
 import { t } from './support/tap.ts';
 import { startReceiver } from './support/webhooks.ts';
 
-// The backup and the restore of docs/operations.md, literally, with the programs of a Postgres that is installed.
+// Runs the backup and restore commands of docs/operations.md with the installed Postgres programs.
 
 const root = '/usr/lib/postgresql';
 const versions = existsSync(root) ? readdirSync(root).filter((version) => Number(version) >= 15) : [];
 const programs = versions.map((version) => path.join(root, version, 'bin')).find((bin) => existsSync(`${bin}/initdb`));
 const skip = programs === undefined && 'no server of Postgres is installed below /usr/lib/postgresql';
 
-/** A server of the same version as pg_dump and pg_restore, which do not work with a newer one. */
+/** A server of the same version as the installed pg_dump and pg_restore, which do not work with a newer server. */
 async function startPostgres(t: Test, bin: string): Promise<string> {
   const scratch = await mkdtemp(path.join(tmpdir(), 'latchkey-backup-'));
   t.teardown(() => rm(scratch, { recursive: true, force: true, maxRetries: 10 }));
@@ -38,7 +38,7 @@ async function startPostgres(t: Test, bin: string): Promise<string> {
 }
 
 t.test(
-  'backed up and restored by the book: keys are valid, chains whole, and nobody is called',
+  'after the documented backup and restore, keys are valid, chains are intact and no webhook is called',
   { skip },
   async (t) => {
     const admin = await startPostgres(t, programs ?? '');
@@ -84,7 +84,7 @@ t.test(
     await eventually(async () => /latchkey\/org_/.test(await readFile(env.CHECKPOINT_FILE, 'utf8').catch(() => '')));
 
     const [backup = '', , ...more] = await commandsOf('docs/operations.md', 'Back up');
-    t.same(more, [], 'the second is for Compose');
+    t.same(more, [], 'the other command is for Compose');
     const dumped = await shell(backup);
     t.equal(dumped.code, 0, dumped.output);
     first.service.child.kill('SIGTERM');
@@ -94,13 +94,13 @@ t.test(
     const restored = await shell(restore);
     t.equal(restored.code, 0, restored.output);
     t.match(restored.output, /This database was restored from another one/);
-    const there = {
+    const restoredEnv = {
       ...env,
       MIGRATION_DATABASE_URL: env.MIGRATION_DATABASE_URL.replace(/latchkey$/, 'restored'),
       DATABASE_URL: env.DATABASE_URL.replace(/latchkey$/, 'restored'),
       CHECKPOINT_FILE: path.join(folder, 'later.txt'),
     };
-    const copy = await serve(there);
+    const copy = await serve(restoredEnv);
     const verified = await post(copy.url, 'verify', { key: key.key, permission: 'read' }, verifierToken);
     t.match(verified.body, { valid: true });
     t.equal((await post(copy.url, `keys/${key.id}/reveal`, {})).body.key, key.key);
@@ -108,11 +108,11 @@ t.test(
     t.match(copy.service.output(), /restored from another one\. No webhooks are sent/);
     copy.service.child.kill('SIGTERM');
     t.same(await copy.service.exited, { code: 0, signal: null });
-    t.equal(receiver.received.length, 1, 'the rehearsal has called nobody');
+    t.equal(receiver.received.length, 1, 'the rehearsal has called no webhook');
 
-    const taken = await shell(takeOver, there);
-    t.equal(taken.code, 0, taken.output);
-    const successor = await serve(there);
+    const takenOver = await shell(takeOver, restoredEnv);
+    t.equal(takenOver.code, 0, takenOver.output);
+    const successor = await serve(restoredEnv);
     await eventually(async () => receiver.received.length === 2);
     t.notMatch(successor.service.output(), /restored from another/);
   },
@@ -120,7 +120,7 @@ t.test(
 
 t.test('each command of docs/operations.md is run by a test, or the page says that it is not', async (t) => {
   const page = await readFile('docs/operations.md', 'utf8');
-  // By postgres-tls, this file, installed and commands.
+  // The tests are postgres-tls, this file, installed and commands.
   const tested = ['Postgres by TLS', 'Back up', 'Restore', 'Install `latchkey`', 'Lost tokens'];
   for (const section of page.split(/^## /m).slice(1)) {
     const [title = ''] = section.split('\n', 1);

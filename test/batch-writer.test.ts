@@ -10,8 +10,6 @@ import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// An entry that cannot be written does not hold up the others.
-
 class Rejection extends Error {}
 
 interface Entry {
@@ -19,7 +17,7 @@ interface Entry {
   count: number;
 }
 
-/** A writer into a list, which rejects some entries and may be away. */
+/** Writes into a list. It can reject entries, or be unavailable. */
 function startWriter(t: Test, { bad = [], capacity = 1_000 }: { bad?: number[]; capacity?: number } = {}) {
   const written: Entry[] = [];
   const batches: number[] = [];
@@ -53,7 +51,7 @@ function startWriter(t: Test, { bad = [], capacity = 1_000 }: { bad?: number[]; 
   return { writer, add, written, batches, lines, state };
 }
 
-t.test('entries that are rejected are left out and named, all others are written', async (t) => {
+t.test('rejected entries are logged and skipped, and all others are written', async (t) => {
   const bad = [3, 17, 18, 41];
   const { writer, add, written, batches, lines } = startWriter(t, { bad });
   for (let id = 0; id < 50; id++) add(id);
@@ -69,10 +67,10 @@ t.test('entries that are rejected are left out and named, all others are written
   t.ok(batches.every((size) => size <= 8));
   const before = batches.length;
   await writer.flush();
-  t.equal(batches.length, before, 'nothing is tried again');
+  t.equal(batches.length, before, 'rejected entries are not retried');
 });
 
-t.test('where all is rejected, the log names a few and counts the others', async (t) => {
+t.test('if all entries are rejected, the log names a few and counts the others', async (t) => {
   const { writer, add, lines } = startWriter(t, { bad: Array.from({ length: 100 }, (_, id) => id) });
   for (let id = 0; id < 100; id++) add(id);
   await writer.flush();
@@ -80,23 +78,26 @@ t.test('where all is rejected, the log names a few and counts the others', async
   t.match(lines.at(-1), { facts: { rejected: 100, dropped: 0 } });
 });
 
-t.test('what fails for another reason waits, is merged with what comes, and never exceeds its room', async (t) => {
-  const { writer, add, written, lines, state } = startWriter(t, { capacity: 20 });
-  state.isAway = true;
-  for (let id = 0; id < 20; id++) t.equal(add(id), true);
-  await writer.flush();
-  t.match(lines[0], { facts: { rows: 20 }, message: 'Numbers: not written. Latchkey will retry.' });
-  t.equal(add(7), true, 'merged into what waits');
-  t.equal(add(20), false);
-  state.isAway = false;
-  await writer.flush();
-  t.equal(written.length, 20);
-  t.equal(written.find(({ id }) => id === 7)?.count, 2);
-  t.match(lines.at(-1), { facts: { dropped: 1, rejected: 0 }, message: 'Numbers: some could not be written.' });
-  t.equal(add(20), true);
-});
+t.test(
+  'entries that fail for another reason wait, are merged with new ones, and never exceed the capacity',
+  async (t) => {
+    const { writer, add, written, lines, state } = startWriter(t, { capacity: 20 });
+    state.isAway = true;
+    for (let id = 0; id < 20; id++) t.equal(add(id), true);
+    await writer.flush();
+    t.match(lines[0], { facts: { rows: 20 }, message: 'Numbers: not written. Latchkey will retry.' });
+    t.equal(add(7), true, 'merged into a waiting entry');
+    t.equal(add(20), false);
+    state.isAway = false;
+    await writer.flush();
+    t.equal(written.length, 20);
+    t.equal(written.find(({ id }) => id === 7)?.count, 2);
+    t.match(lines.at(-1), { facts: { dropped: 1, rejected: 0 }, message: 'Numbers: some could not be written.' });
+    t.equal(add(20), true);
+  },
+);
 
-t.test('writes happen by themselves, one at a time, and closing writes the rest', async (t) => {
+t.test('entries are written automatically, one batch at a time, and closing writes the rest', async (t) => {
   const { writer, add, written, state } = startWriter(t);
   add(1);
   await eventually(async () => written.length === 1);
@@ -117,7 +118,7 @@ const refusal = (given: Partial<Refusal> & { who: string }): Refusal => ({
   ...given,
 });
 
-t.test('refused attempts that Postgres cannot store do not hold up those of others', async (t) => {
+t.test('a refused attempt that Postgres cannot store does not hold up the others', async (t) => {
   const { client, urls } = await startService(t);
   const lines: Json[] = [];
   const clock = createTestClock();
@@ -151,7 +152,7 @@ t.test('refused attempts that Postgres cannot store do not hold up those of othe
   ]);
 });
 
-t.test('attempts whose connection is reset before they are refused are recorded, and so are all others', async (t) => {
+t.test('attempts are recorded even if the client resets the connection before the reply', async (t) => {
   const { app, admin, verifier, logLines } = await startService(t);
   const { port } = new URL(await app.listen({ host: '127.0.0.1', port: 0 }));
   const resets = Array.from({ length: 20 }, async () => {
@@ -171,7 +172,7 @@ t.test('attempts whose connection is reset before they are refused are recorded,
   t.notMatch(logLines.join(''), 'Refused attempts: not written');
 });
 
-t.test('a deleted use that history does not take is left out, and those of others are recorded', async (t) => {
+t.test('a use of a deleted key that history rejects is skipped, and the others are recorded', async (t) => {
   const { admin, verifier, verification, urls, logLines } = await startService(t);
   const keys: Json[] = [];
   for (let number = 0; number < 5; number++) {
@@ -191,7 +192,7 @@ t.test('a deleted use that history does not take is left out, and those of other
   t.equal(rejections(), 1);
   await present();
   await verification.usage.flush();
-  t.equal(rejections(), 1, 'it is not tried again within the hour');
+  t.equal(rejections(), 1, 'it is not retried within the hour');
 });
 
 t.test('usage that the database rejects does not hold up the usage of other keys', async (t) => {
@@ -204,7 +205,7 @@ t.test('usage that the database rejects does not hold up the usage of other keys
   }
   const [rejected, full] = keys;
   await dbQuery(urls.owner, `alter table usage_hours add constraint broken check (key_id <> '${rejected.id}')`);
-  // Its sum will be out of range.
+  // The sum of this counter will be out of range.
   await dbQuery(
     urls.superuser,
     "insert into usage_hours values ($1, null, $2, date_trunc('hour', now(), 'UTC'), 9223372036854775807, 0, 0)",

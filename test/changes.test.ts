@@ -7,55 +7,56 @@ import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
 import { t } from './support/tap.ts';
 
-// Backends that keep answers hear what has changed, and when they cannot rely on hearing it.
-
-async function listening(t: Test, overrides: Parameters<typeof startService>[1] = {}) {
+async function startListening(t: Test, overrides: Parameters<typeof startService>[1] = {}) {
   const service = await startService(t, overrides);
   await service.app.listen({ port: 0, host: '127.0.0.1' });
   await eventually(async () => service.verification.feed.isLive());
   return { ...service, url: `http://127.0.0.1:${(service.app.server.address() as AddressInfo).port}` };
 }
 
-t.test('a verifier receives the changes of its own organization, a verifier for all those of all', async (t) => {
-  const { url, admin, operator, verifier, organizationId } = await listening(t);
-  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-  const there = { 'latchkey-organization': other.id };
-  const { body: global } = await operator.post('/v1/access-tokens', {
-    role: 'verifier',
-    scopes: ['read'],
-    name: 'All',
-  });
-  const own = await follow(t, url, verifier.token);
-  const all = await follow(t, url, global.token);
-  const named = await follow(t, url, global.token, there);
-  t.match(own, { status: 200, headers: { 'content-type': 'text/event-stream', 'cache-control': /no-store/ } });
-  t.match(await own.until('hello'), { data: { heartbeatMs: 1_000, silenceAllowedMs: 5_000 } });
-  t.equal(own.events[0]?.event, 'hello');
-  const { data: beat } = await own.until('heartbeat');
-  t.ok(beat.behindMs >= 0 && beat.behindMs < 2_000, 'and says how far it is behind');
-  t.ok(Math.abs(Date.parse(beat.at) - Date.now()) < 10_000);
-  await Promise.all([all.until('heartbeat'), named.until('heartbeat')]);
+t.test(
+  'a verifier receives the changes of its own organization, a global verifier those of all organizations',
+  async (t) => {
+    const { url, admin, operator, verifier, organizationId } = await startListening(t);
+    const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+    const inOther = { 'latchkey-organization': other.id };
+    const { body: global } = await operator.post('/v1/access-tokens', {
+      role: 'verifier',
+      scopes: ['read'],
+      name: 'All',
+    });
+    const own = await follow(t, url, verifier.token);
+    const all = await follow(t, url, global.token);
+    const named = await follow(t, url, global.token, inOther);
+    t.match(own, { status: 200, headers: { 'content-type': 'text/event-stream', 'cache-control': /no-store/ } });
+    t.match(await own.until('hello'), { data: { heartbeatMs: 1_000, silenceAllowedMs: 5_000 } });
+    t.equal(own.events[0]?.event, 'hello');
+    const { data: beat } = await own.until('heartbeat');
+    t.ok(beat.behindMs >= 0 && beat.behindMs < 2_000, 'a heartbeat contains the delay');
+    t.ok(Math.abs(Date.parse(beat.at) - Date.now()) < 10_000);
+    await Promise.all([all.until('heartbeat'), named.until('heartbeat')]);
 
-  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
-  const { body: theirs } = await operator.post('/v1/keys', {}, there);
-  await operator.delete(`/v1/keys/${theirs.id}`, there);
-  await admin.delete(`/v1/keys/${partner.keys[0].id}`);
-  await admin.patch(`/v1/partners/${partner.id}`, { name: 'Renamed' });
-  await admin.put('/v1/rate-limit', { requests: 5, windowSeconds: 60 });
-  const ours = [partner.keys[0].id, partner.id, organizationId];
-  for (const id of ours) {
-    await own.until('change', ({ ids }) => ids.includes(id));
-    await all.until('change', ({ ids }) => ids.includes(id));
-  }
-  await all.until('change', ({ ids }) => ids.includes(theirs.id));
-  await named.until('change', ({ ids }) => ids.includes(theirs.id));
-  t.notMatch(own.text(), theirs.id);
-  for (const id of ours) t.notMatch(named.text(), id);
-  t.notMatch(all.text(), 'token_', 'the stream never names access tokens');
-});
+    const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+    const { body: theirs } = await operator.post('/v1/keys', {}, inOther);
+    await operator.delete(`/v1/keys/${theirs.id}`, inOther);
+    await admin.delete(`/v1/keys/${partner.keys[0].id}`);
+    await admin.patch(`/v1/partners/${partner.id}`, { name: 'Renamed' });
+    await admin.put('/v1/rate-limit', { requests: 5, windowSeconds: 60 });
+    const ours = [partner.keys[0].id, partner.id, organizationId];
+    for (const id of ours) {
+      await own.until('change', ({ ids }) => ids.includes(id));
+      await all.until('change', ({ ids }) => ids.includes(id));
+    }
+    await all.until('change', ({ ids }) => ids.includes(theirs.id));
+    await named.until('change', ({ ids }) => ids.includes(theirs.id));
+    t.notMatch(own.text(), theirs.id);
+    for (const id of ours) t.notMatch(named.text(), id);
+    t.notMatch(all.text(), 'token_', 'the stream never names access tokens');
+  },
+);
 
-t.test('a heartbeat comes each second, and a change at once', async (t) => {
-  const { url, admin, verifier } = await listening(t);
+t.test('a heartbeat is sent each second, a change immediately', async (t) => {
+  const { url, admin, verifier } = await startListening(t);
   const stream = await follow(t, url, verifier.token);
   await eventually(async () => stream.events.filter(({ event }) => event === 'heartbeat').length >= 4, 10_000);
   const beats = stream.events.filter(({ event }) => event === 'heartbeat').map(({ atMs }) => atMs);
@@ -68,8 +69,8 @@ t.test('a heartbeat comes each second, and a change at once', async (t) => {
   t.ok(atMs - deletedAtMs < 500, `${atMs - deletedAtMs} ms after the reply`);
 });
 
-t.test('a token that is revoked or expires ends the stream, and nobody else’s', async (t) => {
-  const { url, admin, verifier, later } = await listening(t);
+t.test('when a token is revoked or expires, its own streams end and others continue', async (t) => {
+  const { url, admin, verifier, later } = await startListening(t);
   const make = async (more = {}) =>
     (await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'v', ...more })).body;
   const revoked = await make();
@@ -90,15 +91,15 @@ t.test('a token that is revoked or expires ends the stream, and nobody else’s'
   c.close();
 });
 
-t.test('an organization, with however many tokens, leaves half of the free streams to others', async (t) => {
-  const { url, admin, operator, verifier } = await listening(t, { changeStreams: 8 });
-  const wish = { role: 'verifier', scopes: ['read'], name: 'v' };
+t.test('an organization cannot take more than half of the free streams, even with many tokens', async (t) => {
+  const { url, admin, operator, verifier } = await startListening(t, { changeStreams: 8 });
+  const input = { role: 'verifier', scopes: ['read'], name: 'v' };
   const tokensOfOthers = async (name: string) => {
     const { body: other } = await operator.post('/v1/organizations', { name });
-    const { body } = await operator.post('/v1/access-tokens', wish, { 'latchkey-organization': other.id });
+    const { body } = await operator.post('/v1/access-tokens', input, { 'latchkey-organization': other.id });
     return body.token as string;
   };
-  const { body: second } = await admin.post('/v1/access-tokens', wish);
+  const { body: second } = await admin.post('/v1/access-tokens', input);
   const first = await follow(t, url, verifier.token);
   t.equal(first.status, 200);
   for (const token of [verifier.token, second.token, second.token]) {
@@ -110,21 +111,21 @@ t.test('an organization, with however many tokens, leaves half of the free strea
   }
   const [busy, late, later] = [await tokensOfOthers('A'), await tokensOfOthers('B'), await tokensOfOthers('C')];
   for (let turn = 0; turn < 2; turn++) t.equal((await follow(t, url, busy)).status, 200);
-  t.equal((await follow(t, url, busy)).status, 429, 'of four that are left it has two');
+  t.equal((await follow(t, url, busy)).status, 429, 'it already has two of the four remaining streams');
   t.equal((await follow(t, url, late)).status, 200);
-  const { body: global } = await operator.post('/v1/access-tokens', wish);
+  const { body: global } = await operator.post('/v1/access-tokens', input);
   t.equal((await follow(t, url, global.token)).status, 200, 'a verifier of all organizations is a group of its own');
   t.match(await follow(t, url, later), { status: 503, headers: { 'retry-after': '5' } }, 'all are taken');
   first.close();
   await eventually(async () => (await follow(t, url, later)).status === 200);
 });
 
-t.test('a client that does not read gets a reset, and its changes do not pile up here', async (t) => {
-  const { url, verifier, urls, organizationId } = await listening(t);
+t.test('a client that does not read gets a reset, and its changes are not buffered without bound', async (t) => {
+  const { url, verifier, urls, organizationId } = await startListening(t);
   const slow = await follow(t, url, verifier.token);
   await slow.until('heartbeat');
   slow.pause();
-  // More than the kernel takes for a client that does not read.
+  // More than the kernel buffers for a client that does not read.
   const notices = 600_000;
   await dbQuery(
     urls.superuser,
@@ -133,8 +134,8 @@ t.test('a client that does not read gets a reset, and its changes do not pile up
     [organizationId],
   );
   const last = `key_${String(notices).padStart(26, '0')}`;
-  const quick = await follow(t, url, verifier.token);
-  await quick.until('heartbeat');
+  const reader = await follow(t, url, verifier.token);
+  await reader.until('heartbeat');
   slow.resume();
   await slow.until('reset');
   t.ok(slow.text().length < (notices * last.length * 3) / 4, `${slow.text().length} bytes`);
@@ -142,36 +143,39 @@ t.test('a client that does not read gets a reset, and its changes do not pile up
 });
 
 for (const how of ['swallow', 'end'] as const) {
-  t.test(`the service's own feed is interrupted (${how}): down, then reset, then heartbeats again`, async (t) => {
-    const urls = await createDatabase(t);
-    const proxy = await proxyTo(t, urls.app);
-    const { url, verifier, verification } = await listening(t, { urls, state: { listenUrl: proxy.url } });
-    const stream = await follow(t, url, verifier.token);
-    await stream.until('heartbeat');
-    proxy.refuse(true);
-    if (how === 'swallow') proxy.swallow(true);
-    else proxy.end();
-    await stream.until('down');
-    const beats = () => stream.events.filter(({ event }) => event === 'heartbeat').length;
-    const before = beats();
-    await dbQuery(urls.superuser, "update organizations set name = 'Changed while nobody listened'");
-    await eventually(async () => stream.text().endsWith(':\n\n'), 5_000);
-    t.equal(beats(), before, 'no heartbeat while nothing is heard');
-    proxy.swallow(false);
-    proxy.refuse(false);
-    proxy.end();
-    await eventually(async () => verification.feed.isLive(), 8_000);
-    const reset = await stream.until('reset');
-    await eventually(async () => beats() > before);
-    const next = stream.events.filter(({ event }) => event === 'heartbeat')[before];
-    t.ok((next?.atMs ?? 0) >= reset.atMs, 'in this order');
-  });
+  t.test(
+    `if the service's own feed is interrupted (${how}), clients receive down, then reset, then heartbeats`,
+    async (t) => {
+      const urls = await createDatabase(t);
+      const proxy = await proxyTo(t, urls.app);
+      const { url, verifier, verification } = await startListening(t, { urls, state: { listenUrl: proxy.url } });
+      const stream = await follow(t, url, verifier.token);
+      await stream.until('heartbeat');
+      proxy.refuse(true);
+      if (how === 'swallow') proxy.swallow(true);
+      else proxy.end();
+      await stream.until('down');
+      const beats = () => stream.events.filter(({ event }) => event === 'heartbeat').length;
+      const before = beats();
+      await dbQuery(urls.superuser, "update organizations set name = 'Changed while nobody listened'");
+      await eventually(async () => stream.text().endsWith(':\n\n'), 5_000);
+      t.equal(beats(), before, 'no heartbeat while the feed is interrupted');
+      proxy.swallow(false);
+      proxy.refuse(false);
+      proxy.end();
+      await eventually(async () => verification.feed.isLive(), 8_000);
+      const reset = await stream.until('reset');
+      await eventually(async () => beats() > before);
+      const next = stream.events.filter(({ event }) => event === 'heartbeat')[before];
+      t.ok((next?.atMs ?? 0) >= reset.atMs, 'in this order');
+    },
+  );
 }
 
-t.test('a token that was revoked while nothing was heard does not follow on', async (t) => {
+t.test('the stream of a token that was revoked during an interruption ends', async (t) => {
   const urls = await createDatabase(t);
   const proxy = await proxyTo(t, urls.app);
-  const { url, verifier } = await listening(t, { urls, state: { listenUrl: proxy.url } });
+  const { url, verifier } = await startListening(t, { urls, state: { listenUrl: proxy.url } });
   const stream = await follow(t, url, verifier.token);
   await stream.until('heartbeat');
   proxy.refuse(true);
@@ -182,8 +186,8 @@ t.test('a token that was revoked while nothing was heard does not follow on', as
   t.match(await stream.until('end'), { data: { reason: 'token_changed' } });
 });
 
-t.test('the service stops: streams end with a word and do not hold it up', async (t) => {
-  const { url, verifier, app, logLines } = await listening(t);
+t.test('at shutdown streams end with a reason, and do not delay it', async (t) => {
+  const { url, verifier, app, logLines } = await startListening(t);
   const streams = await Promise.all([1, 2, 3].map(() => follow(t, url, verifier.token)));
   await Promise.all(streams.map((stream) => stream.until('heartbeat')));
   const startedAtMs = performance.now();
@@ -193,10 +197,10 @@ t.test('the service stops: streams end with a word and do not hold it up', async
     t.match(await stream.until('end'), { data: { reason: 'stopping' } });
     await eventually(async () => stream.isOver());
   }
-  t.match(logLines.join(''), /"path":"\/v1\/changes","status":200/, 'each leaves its line in the log');
+  t.match(logLines.join(''), /"path":"\/v1\/changes","status":200/, 'each stream has a log line');
 });
 
-t.test('HEAD is not possible, and a gateway header is no credential', async (t) => {
+t.test('HEAD is rejected, and a token in the gateway header is not accepted', async (t) => {
   const { app, verifier } = await startService(t);
   const head = await app.inject({
     method: 'HEAD',

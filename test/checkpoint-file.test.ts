@@ -14,7 +14,7 @@ import { t } from './support/tap.ts';
 
 const keyring = keyringOf('evidence');
 
-/** What signs by the clock in a service, with a clock that is asked for each round by hand. */
+/** The scheduled signing of a service. The test triggers each round. */
 async function checkpointingOf(
   t: Test,
   service: TestService,
@@ -44,7 +44,7 @@ const sizesIn = (text: string, chain: string) =>
 const change = ({ admin }: TestService, requests: number) =>
   admin.put('/v1/rate-limit', { requests, windowSeconds: 60 });
 
-t.test('each change is signed by the clock, once, into a file of its own and into the log', async (t) => {
+t.test('each change is signed once on schedule, into the checkpoint file and the log', async (t) => {
   const service = await startService(t, { keyring });
   const { organizationId } = service;
   const file = path.join(scratchFolder(t), 'checkpoints');
@@ -58,19 +58,19 @@ t.test('each change is signed by the clock, once, into a file of its own and int
   await change(service, 5);
   await eventually(async () => sizesIn(written(), organizationId).length === 2);
   t.same(sizesIn(written(), organizationId), [first, first + 1]);
-  t.same(sizesIn(written(), 'installation'), [1], 'nothing new is not signed again');
+  t.same(sizesIn(written(), 'installation'), [1], 'an unchanged chain is not signed again');
   const logged = () =>
     lines.filter((line) => line.includes('new checkpoint')).map((line) => JSON.parse(line).checkpoint);
-  // It is logged after it has been written.
+  // The log line is written after the file.
   await eventually(async () => logged().length === 3);
   t.same(logged().join('\n'), written().trimStart());
 
   await change(service, 6);
   await close();
-  t.equal(sizesIn(written(), organizationId).at(-1), first + 2, 'and a last time at the end');
+  t.equal(sizesIn(written(), organizationId).at(-1), first + 2, 'it signs once more at the end');
 });
 
-t.test('what was signed is remembered beyond a restart', async (t) => {
+t.test('signed checkpoints are remembered after a restart', async (t) => {
   const service = await startService(t, { keyring });
   const { organizationId, urls } = service;
   const file = path.join(scratchFolder(t), 'checkpoints');
@@ -95,7 +95,7 @@ t.test('what was signed is remembered beyond a restart', async (t) => {
   t.equal(readFileSync(file, 'utf8'), before);
 });
 
-t.test('a file that a crash has torn goes on behind the tear, wherever it is', async (t) => {
+t.test('a file with a torn last line is continued after it, wherever the crash cut it', async (t) => {
   const service = await startService(t, { keyring });
   const { organizationId } = service;
   const folder = scratchFolder(t);
@@ -124,7 +124,7 @@ t.test('a file that a crash has torn goes on behind the tear, wherever it is', a
   }
 });
 
-t.test('a checkpoint file that cannot be used is reported at the start', async (t) => {
+t.test('an unusable checkpoint file is reported at the start', async (t) => {
   const service = await startService(t, { keyring });
   const folder = scratchFolder(t);
   const open = (file: string, ring = keyring) => checkpointingOf(t, service, { file, keyring: ring });
@@ -159,7 +159,7 @@ t.test('a checkpoint file that cannot be used is reported at the start', async (
   t.same(sizesIn(readFileSync(file, 'utf8'), service.organizationId), [size, size], 'the new key signs it again');
 });
 
-t.test('replicas with files of their own sign the same, and none is in the way of another', async (t) => {
+t.test('replicas with separate files sign the same checkpoints and do not disturb each other', async (t) => {
   const service = await startService(t, { keyring });
   const { organizationId } = service;
   const folder = scratchFolder(t);
@@ -177,7 +177,7 @@ t.test('replicas with files of their own sign the same, and none is in the way o
     t.same(
       sizes,
       [...new Set(sizes)].sort((one, other) => one - other),
-      'ever more, and nothing twice',
+      'sizes only grow, without duplicates',
     );
     for (const note of text.split(/\n\n(?=latchkey)|^\n/)) {
       const [size] = sizesIn(note, organizationId);
@@ -191,7 +191,7 @@ t.test('replicas with files of their own sign the same, and none is in the way o
   for (const { checkpoints } of replicas) t.equal(checkpoints.refused(), 0);
 });
 
-t.test('checkpoints leave the machine, and what does not arrive comes with the next', async (t) => {
+t.test('checkpoints are sent to a receiver, and a failed one is sent with the next', async (t) => {
   const service = await startService(t, { keyring });
   const { organizationId } = service;
   let status = 503;
@@ -201,7 +201,7 @@ t.test('checkpoints leave the machine, and what does not arrive comes with the n
   checkpointing.start();
   await eventually(async () => receiver.arrived.length >= 3);
   t.match(lines.join(''), /"level":40.*the server answered with 503.*will send them with the next/);
-  t.notMatch(lines.join(''), /p@ss|p%40ss|take/, 'what may be a secret in the URL is not logged');
+  t.notMatch(lines.join(''), /p@ss|p%40ss|take/, 'possible secrets in the URL are not logged');
   await change(service, 3);
   status = 204;
   const isThere = async () => {
@@ -209,12 +209,12 @@ t.test('checkpoints leave the machine, and what does not arrive comes with the n
     return sizesIn(body, organizationId).length === 1 && lines.some((line) => line.includes('were sent')) && body;
   };
   await eventually(isThere);
-  const { method, url: asked, headers } = receiver.arrived.at(-1) ?? {};
+  const { method, url: requestedUrl, headers } = receiver.arrived.at(-1) ?? {};
   t.match(
-    { method, asked, headers },
+    { method, requestedUrl, headers },
     {
       method: 'POST',
-      asked: '/take?from=here',
+      requestedUrl: '/take?from=here',
       headers: {
         'content-type': 'text/plain; charset=utf-8',
         authorization: `Basic ${Buffer.from('user:p@ss').toString('base64')}`,
@@ -225,7 +225,7 @@ t.test('checkpoints leave the machine, and what does not arrive comes with the n
   await eventually(async () => receiver.arrived.some(({ body }) => body.toString().includes(note)));
 });
 
-t.test('a receiver that hangs or redirects holds up neither the signing nor the end', async (t) => {
+t.test('a receiver that hangs or redirects delays neither signing nor shutdown', async (t) => {
   const service = await startService(t, { keyring });
   const { organizationId } = service;
   const hanging = await listenHttp(t, () => undefined);
@@ -233,10 +233,10 @@ t.test('a receiver that hangs or redirects holds up neither the signing nor the 
   one.checkpointing.start();
   await eventually(async () => hanging.arrived.length === 1);
   await change(service, 4);
-  t.match(await one.checkpoints.sign(organizationId), organizationId, 'a request is answered meanwhile');
+  t.match(await one.checkpoints.sign(organizationId), organizationId, 'requests are answered meanwhile');
   const startedAt = performance.now();
   await one.close();
-  t.ok(performance.now() - startedAt < 4_000, 'it is not waited for');
+  t.ok(performance.now() - startedAt < 4_000, 'shutdown does not wait for the receiver');
 
   const elsewhere = await listenHttp(t);
   const redirecting = await listenHttp(
@@ -249,7 +249,7 @@ t.test('a receiver that hangs or redirects holds up neither the signing nor the 
   t.equal(elsewhere.connections(), 0);
 });
 
-t.test('without a database nothing is signed, and nothing ends', async (t) => {
+t.test('without a database nothing is signed, and the service continues', async (t) => {
   const service = await startService(t, { keyring });
   const { urls, organizationId } = service;
   const { checkpointing, checkpoints, lines } = await checkpointingOf(t, service, { everyMs: 20 });
@@ -261,7 +261,7 @@ t.test('without a database nothing is signed, and nothing ends', async (t) => {
   t.equal(checkpoints.refused(), 0);
 });
 
-t.test('what cannot be remembered is not given away', async (t) => {
+t.test('a checkpoint that cannot be stored is not returned', async (t) => {
   const service = await startService(t, { keyring });
   const { organizationId } = service;
   const { checkpoints, close } = await checkpointingOf(t, service, { file: '/dev/full' }).catch(() => ({

@@ -10,7 +10,7 @@ import { keyringOf } from './support/keyrings.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
-/** A note by hand, as https://c2sp.org/signed-note has it. */
+/** Parses a note by the format of https://c2sp.org/signed-note. */
 function readNote(note: string) {
   const [text = '', signatures = ''] = note.split('\n\n');
   const [origin, size, hash] = text.split('\n');
@@ -38,7 +38,7 @@ async function publicKeysOf({ app }: TestService) {
   return { response, text, pems, lines };
 }
 
-/** `GET /v1/history/checkpoint` is no JSON. */
+/** The reply of `GET /v1/history/checkpoint` is plain text. */
 async function checkpointOf(service: TestService, token = service.admin.token, headers: Record<string, string> = {}) {
   const response = await service.app.inject({
     url: '/v1/history/checkpoint',
@@ -47,7 +47,7 @@ async function checkpointOf(service: TestService, token = service.admin.token, h
   return { status: response.statusCode, type: response.headers['content-type'], text: response.body };
 }
 
-/** What an old backup would have: the last events are not there, and nothing speaks of them. */
+/** Restores the state of an old backup: the last events are missing, without a trace. */
 async function dbCutTail({ urls }: TestService, chain: string, keep: number): Promise<void> {
   await dbQuery(
     urls.superuser,
@@ -95,7 +95,7 @@ t.test('a checkpoint is a signed note about the head of the chain', async (t) =>
   t.equal(readNote((await checkpointOf(service, operator.token, named)).text).size, last.sequence + 1);
 });
 
-t.test('openssl checks it with the key as it is served', { skip: unlessInstalled('openssl') }, async (t) => {
+t.test('openssl verifies a checkpoint with the published key', { skip: unlessInstalled('openssl') }, async (t) => {
   const service = await startService(t);
   const folder = scratchFolder(t);
   const note = readNote((await checkpointOf(service)).text);
@@ -111,7 +111,7 @@ t.test('openssl checks it with the key as it is served', { skip: unlessInstalled
   t.not(openssl(file('other', Buffer.concat([note.signed, Buffer.from('x')]))).status, 0);
 });
 
-t.test('a history that is smaller, or another one, is never signed', async (t) => {
+t.test('a shortened or different history is never signed', async (t) => {
   const service = await startService(t);
   const { admin, organizationId, urls } = service;
   for (let key = 0; key < 2; key++) await admin.post('/v1/keys', {});
@@ -123,16 +123,16 @@ t.test('a history that is smaller, or another one, is never signed', async (t) =
     const problem = JSON.parse(text);
     t.equal(status, 409, what);
     t.match(problem, { code: 'history_altered', detail: why, lastCheckpoint: signed.text }, what);
-    const said = service.logLines.slice(before).join('');
-    t.match(said, /"level":50.*THE HISTORY CONTRADICTS ITS LAST CHECKPOINT/, `${what}: the log says it`);
-    t.equal(await refusedGauge(service), '1', `${what}: so do the metrics`);
+    const logText = service.logLines.slice(before).join('');
+    t.match(logText, /"level":50.*THE HISTORY CONTRADICTS ITS LAST CHECKPOINT/, `${what}: logged`);
+    t.equal(await refusedGauge(service), '1', `${what}: counted in the metrics`);
   };
 
   const rows = await dbQuery(urls.superuser, 'select * from history where chain = $1 order by sequence', [
     organizationId,
   ]);
   const head = await dbQuery(urls.superuser, 'select * from history_heads where chain = $1', [organizationId]);
-  const putBack = async () => {
+  const restoreHistory = async () => {
     for (const row of rows) {
       await dbQuery(
         urls.superuser,
@@ -160,18 +160,18 @@ t.test('a history that is smaller, or another one, is never signed', async (t) =
   await admin.put('/v1/rate-limit', { requests: 8, windowSeconds: 60 });
   await isRefused('and to a greater one', /differs from the signed one/);
   await dbCutTail(service, organizationId, size - 1);
-  await putBack();
-  t.equal((await checkpointOf(service)).text, signed.text, 'what was signed may be signed');
+  await restoreHistory();
+  t.equal((await checkpointOf(service)).text, signed.text, 'the restored history is signed again');
   t.equal(await refusedGauge(service), '0');
 
   await dbQuery(urls.superuser, `update history_heads set sequence = sequence + 1 where chain = $1`, [organizationId]);
   await isRefused('a head that speaks of more events than there are', /the last of them is missing/);
-  await putBack();
+  await restoreHistory();
   await dbQuery(urls.superuser, `delete from history_heads where chain = $1`, [organizationId]);
   await isRefused('a chain that is gone', /it has 0 events/);
 });
 
-t.test('while the keyring is rotated, old and new keys see the same history', async (t) => {
+t.test('while the keyring is rotated, old and new keys sign the same history', async (t) => {
   const before = await startService(t, { keyring: keyringOf('old') });
   const { urls } = before;
   const oldNote = readNote((await checkpointOf(before)).text);
@@ -187,7 +187,7 @@ t.test('while the keyring is rotated, old and new keys see the same history', as
   t.same((await publicKeysOf(before)).lines, lines.slice(1));
 });
 
-t.test('a chain whose head cannot be signed is refused alone: the others get their checkpoints', async (t) => {
+t.test('a chain whose head cannot be signed is refused alone; other chains get their checkpoints', async (t) => {
   const service = await startService(t);
   const { urls, organizationId } = service;
   const { body: other } = await service.operator.post('/v1/organizations', { name: 'Other' });
@@ -211,7 +211,7 @@ t.test('a chain whose head cannot be signed is refused alone: the others get the
   t.equal(notes.filter((note) => note.includes(organizationId)).length, 0);
 });
 
-t.test('a chain that is again what was signed is no longer counted as refused', async (t) => {
+t.test('a restored chain is no longer counted as refused', async (t) => {
   const { urls, client, keyring, app, organizationId } = await startService(t);
   const checkpoints = createCheckpoints({ db: client.db, keyring, logger: app.log });
   await checkpoints.signChanged();

@@ -26,14 +26,14 @@ async function latchkey(t: Test, args: string[], env: Record<string, string>) {
   return { code, output: process.output(), stdout: process.stdout() };
 }
 
-t.test('with an own Postgres the commands lead from an empty database to the first verified key', async (t) => {
+t.test('with an external Postgres the commands lead from an empty database to the first verified key', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
   const env = environmentOf(urls);
   const call = (...args: string[]) => latchkey(t, args, env);
 
-  const early = await call('serve');
-  t.equal(early.code, 1);
-  t.match(early.output, /no Latchkey schema yet.*`latchkey migrate`/);
+  const beforeMigration = await call('serve');
+  t.equal(beforeMigration.code, 1);
+  t.match(beforeMigration.output, /no Latchkey schema yet.*`latchkey migrate`/);
 
   t.match(await call('migrate', '--status'), {
     code: 1,
@@ -65,11 +65,11 @@ t.test('with an own Postgres the commands lead from an empty database to the fir
     /An organization named Example Inc already exists. Nothing was created.*`latchkey bootstrap --operator`/s,
   );
   t.equal(again.stdout, '');
-  const alike = await call('bootstrap', '--organization', 'example  INC', '--admin-email', 'ada@example.com');
-  t.match(alike, { code: 1, stdout: '', output: /An organization named example {2}INC already exists/ });
+  const sameName = await call('bootstrap', '--organization', 'example  INC', '--admin-email', 'ada@example.com');
+  t.match(sameName, { code: 1, stdout: '', output: /An organization named example {2}INC already exists/ });
   const race = ['bootstrap', '--organization', 'Race', '--admin-email', 'ada@example.com'];
   const racers = await Promise.all([call(...race), call(...race)]);
-  t.same(racers.map(({ code }) => code).sort(), [0, 1], 'of two at once one is rejected');
+  t.same(racers.map(({ code }) => code).sort(), [0, 1], 'of two concurrent calls one is rejected');
   t.match(await call('bootstrap', '--organization', 'Other', '--admin-email', 'nobody'), {
     code: 1,
     output: /--admin-email/,
@@ -138,10 +138,10 @@ t.test('with an own Postgres the commands lead from an empty database to the fir
   await t.test('another keyring under the same id, or another prefix, prevents the start', async (t) => {
     const id = keyring.split(':')[0];
     const other = `${id}:${Buffer.alloc(32, 7).toString('base64')}`;
-    const swapped = await latchkey(t, ['serve'], { ...env, LATCHKEY_KEYRING: other });
-    t.equal(swapped.code, 78);
-    t.match(swapped.output, /differs from the entry with this id/);
-    t.notMatch(swapped.output, other);
+    const otherKeyring = await latchkey(t, ['serve'], { ...env, LATCHKEY_KEYRING: other });
+    t.equal(otherKeyring.code, 78);
+    t.match(otherKeyring.output, /differs from the entry with this id/);
+    t.notMatch(otherKeyring.output, other);
     const prefixed = await latchkey(t, ['serve'], { ...env, TOKEN_PREFIX: 'acme' });
     t.equal(prefixed.code, 78);
     t.match(prefixed.output, /TOKEN_PREFIX=lk/);
@@ -196,15 +196,15 @@ t.test('serve never starts a database, regardless of the settings; try does', as
     if ('DATABSE_URL' in env) t.match(output, /^ {2}DATABSE_URL has no effect. Did you mean DATABASE_URL\?$/m);
     t.notMatch(output, /hunter2|lk_[avok]_/);
   }
-  t.same(await readdir(directory), [], 'nothing was made');
+  t.same(await readdir(directory), [], 'nothing was created');
   const env = { LATCHKEY_DATA_DIR: directory, PORT: '0', LATCHKEY_COLOUR: 'red' };
-  const tried = runEntry(t, 'cli/latchkey.ts', ['try'], { env });
-  const [, url] = await tried.until(/Latchkey listens on (http:\/\/[^\s,]+[0-9])/);
+  const trial = runEntry(t, 'cli/latchkey.ts', ['try'], { env });
+  const [, url] = await trial.until(/Latchkey listens on (http:\/\/[^\s,]+[0-9])/);
   t.equal((await request(`${url}/readyz`)).status, 200);
-  t.match(tried.output(), /LATCHKEY_COLOUR has no effect/);
+  t.match(trial.output(), /LATCHKEY_COLOUR has no effect/);
   t.match(await latchkey(t, ['doctor'], env), { code: 0, stdout: /^warning LATCHKEY_COLOUR has no effect/m });
-  tried.child.kill('SIGTERM');
-  t.same(await tried.exited, { code: 0, signal: null });
+  trial.child.kill('SIGTERM');
+  t.same(await trial.exited, { code: 0, signal: null });
 });
 
 t.test('a closed standard output does not end a command', async (t) => {
@@ -218,11 +218,7 @@ t.test('a closed standard output does not end a command', async (t) => {
     const piped = run(t, 'bash', ['-c', command, ...program, ...args], { env });
     await piped.exited;
     t.match(piped.output(), first);
-    t.match(
-      piped.output(),
-      `code ${(await latchkey(t, [...args], env)).code}\n`,
-      'the exit code is what it is otherwise',
-    );
+    t.match(piped.output(), `code ${(await latchkey(t, [...args], env)).code}\n`, 'the exit code does not change');
     t.notMatch(piped.output(), 'EPIPE');
   }
 });

@@ -3,9 +3,7 @@ import { startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// Limits hold although most uses are allowed locally.
-
-t.test('one backend lets in exactly the limit, at whatever pace', async (t) => {
+t.test('one backend allows exactly the limit, at any rate of calls', async (t) => {
   const { url, admin, verifier, verification } = await startListening(t);
   await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 3_600 });
   const client = await startClient(t, { url, token: verifier.token });
@@ -33,7 +31,7 @@ t.test('one backend lets in exactly the limit, at whatever pace', async (t) => {
   }
 });
 
-t.test('the owner’s limit holds as well as a key’s own', async (t) => {
+t.test("the owner's limit holds as well as the key's own limit", async (t) => {
   const { url, admin, verifier } = await startListening(t);
   const client = await startClient(t, { url, token: verifier.token });
   await admin.put('/v1/rate-limit', { requests: 160, windowSeconds: 3_600 });
@@ -45,7 +43,7 @@ t.test('the owner’s limit holds as well as a key’s own', async (t) => {
   t.equal(allowed, 160);
 });
 
-t.test('a rotated key goes on where its predecessor was', async (t) => {
+t.test('a rotated key continues the count of its predecessor', async (t) => {
   const { url, admin, verifier } = await startListening(t);
   const client = await startClient(t, { url, token: verifier.token });
   const { body: old } = await admin.post('/v1/keys', { rateLimit: { requests: 200, windowSeconds: 3_600 } });
@@ -61,7 +59,7 @@ t.test('a rotated key goes on where its predecessor was', async (t) => {
   t.equal(await use(next.key, 120), 80);
 });
 
-t.test('several backends exceed it by at most a sixteenth each, and soon reject', async (t) => {
+t.test('each of several backends exceeds the limit by at most a sixteenth, and soon rejects', async (t) => {
   const { url, admin, verifier } = await startListening(t);
   await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 3_600 });
   const options = { url, token: verifier.token };
@@ -81,47 +79,47 @@ t.test('several backends exceed it by at most a sixteenth each, and soon reject'
   });
 });
 
-t.test('a window that ends lets in again, and a raised limit at once', async (t) => {
+t.test('a new window allows uses again, and a raised limit acts at once', async (t) => {
   const { url, admin, verifier } = await startListening(t);
   const client = await startClient(t, { url, token: verifier.token });
   const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 3, windowSeconds: 2 } });
-  const ask = () => client.verify({ key: key.key, permission: 'read' });
+  const verify = () => client.verify({ key: key.key, permission: 'read' });
   const codes = [];
-  for (let turn = 0; turn < 4; turn++) codes.push((await ask()).code);
+  for (let turn = 0; turn < 4; turn++) codes.push((await verify()).code);
   t.same(codes, ['valid', 'valid', 'valid', 'rate_limited']);
-  t.equal((await client.verify({ key: key.key, permission: 'read', cost: 0 })).code, 'valid', 'asking costs nothing');
+  t.equal((await client.verify({ key: key.key, permission: 'read', cost: 0 })).code, 'valid', 'cost 0 uses nothing');
   const startedAtMs = performance.now();
-  await eventually(async () => (await ask()).valid);
+  await eventually(async () => (await verify()).valid);
   t.ok(performance.now() - startedAtMs < 3_500);
-  for (let turn = 0; turn < 3; turn++) await ask();
-  t.equal((await ask()).code, 'rate_limited');
+  for (let turn = 0; turn < 3; turn++) await verify();
+  t.equal((await verify()).code, 'rate_limited');
   await admin.patch(`/v1/keys/${key.id}`, { rateLimit: { requests: 100, windowSeconds: 60 } });
-  await eventually(async () => (await ask()).valid, 1_000);
+  await eventually(async () => (await verify()).valid, 1_000);
 });
 
-t.test('Latchkey is gone for many windows: each of them lets in the limit and no more', async (t) => {
+t.test('while Latchkey is unavailable, each window allows the limit and no more', async (t) => {
   const { app, url, admin, verifier } = await startListening(t);
   const client = await startClient(t, { url, token: verifier.token });
   const limit = { requests: 5, windowSeconds: 1 };
   await admin.put('/v1/rate-limit', limit);
   const { body: key } = await admin.post('/v1/keys', {});
-  const ask = async () => (await client.verify({ key: key.key, permission: 'read' })).code;
-  t.equal(await ask(), 'valid');
+  const verify = async () => (await client.verify({ key: key.key, permission: 'read' })).code;
+  t.equal(await verify(), 'valid');
   await app.close();
   await eventually(async () => !client.isLive());
   const windows = 4;
   let allowed = 0;
   const startedAtMs = performance.now();
   await eventually(async () => {
-    if ((await ask()) === 'valid') allowed += 1;
+    if ((await verify()) === 'valid') allowed += 1;
     return performance.now() - startedAtMs > windows * 1_000;
   });
-  // The first and the last are seen in part.
+  // The first and the last window are only partly inside the measured time.
   t.ok(allowed <= limit.requests * (windows + 1), `${allowed} in ${windows} s`);
   t.ok(allowed >= limit.requests * (windows - 1), `${allowed} in ${windows} s`);
 });
 
-t.test('what is left is never more than Latchkey said, whatever order its replies come in', async (t) => {
+t.test('the remaining limit never exceeds what Latchkey replied, in whatever order replies arrive', async (t) => {
   const state = (remaining: number, resetSeconds = 60) => ({
     policy: 'key' as const,
     limit: 160,
@@ -130,7 +128,7 @@ t.test('what is left is never more than Latchkey said, whatever order its replie
     resetSeconds,
   });
   const limit = new LocalLimit();
-  t.ok(limit.hasCredit(1_000, 0), 'nothing is known yet, and the other limit decides');
+  t.ok(limit.hasCredit(1_000, 0), 'an unknown limit allows the use; the other limit decides');
   limit.learn(state(160), 0);
   t.ok(limit.hasCredit(10, 1));
   t.notOk(limit.hasCredit(11, 1), 'a sixteenth');
@@ -139,8 +137,8 @@ t.test('what is left is never more than Latchkey said, whatever order its replie
   limit.learn(state(100, 59), 900);
   limit.learn(state(120, 60), 950);
   t.match(limit.state('key', 950), { remaining: 96 });
-  t.notOk(limit.hasCredit(1, 61_000), 'the window is over: Latchkey has to be asked');
-  t.ok(limit.hasRest(160, 61_000), 'where it cannot be asked a new one begins');
+  t.notOk(limit.hasCredit(1, 61_000), 'after the window Latchkey has to be called');
+  t.ok(limit.hasRest(160, 61_000), 'if Latchkey cannot be called, a new window begins');
   limit.learn(state(30), 130_000);
   limit.assumeCounted(4);
   t.match(limit.state('key', 130_000), { remaining: 26, resetSeconds: 60 });

@@ -5,25 +5,24 @@ import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
 import { t } from './support/tap.ts';
 
-// What the stream of changes may do wrong without ending: nothing is answered from memory that is older than 5 s.
-
 const stream = 'GET /v1/changes';
 
 async function behindProxy(t: Test) {
   const service = await startListening(t);
   const proxy = await proxyTo(t, service.url);
-  const turns: Array<[isLive: boolean, cause: string]> = [];
-  const onTurn = (isLive: boolean, cause?: unknown) => void turns.push([isLive, (cause as Error)?.message]);
-  const client = await startClient(t, { url: proxy.url, token: service.verifier.token, onTurn });
+  const stateChanges: Array<[isLive: boolean, cause: string]> = [];
+  const onStateChange = (isLive: boolean, cause?: unknown) =>
+    void stateChanges.push([isLive, (cause as Error)?.message]);
+  const client = await startClient(t, { url: proxy.url, token: service.verifier.token, onTurn: onStateChange });
   const { body: key } = await service.admin.post('/v1/keys', {});
-  const ask = () => client.verify({ key: key.key, permission: 'read' });
-  t.equal((await ask()).code, 'valid');
-  t.notOk(ask() instanceof Promise, 'from memory');
-  return { ...service, proxy, client, key, ask, turns };
+  const verify = () => client.verify({ key: key.key, permission: 'read' });
+  t.equal((await verify()).code, 'valid');
+  t.notOk(verify() instanceof Promise, 'from memory');
+  return { ...service, proxy, client, key, verify, stateChanges };
 }
 
-t.test('heartbeats are lost while other events come: after 5 s Latchkey is asked, though it is heard', async (t) => {
-  const { admin, proxy, client, ask } = await behindProxy(t);
+t.test('if heartbeats are lost while other events arrive, verdicts older than 5 s are not used', async (t) => {
+  const { admin, proxy, client, verify } = await behindProxy(t);
   const { body: other } = await admin.post('/v1/keys', {});
   proxy.lose('event: heartbeat');
   const lostAtMs = performance.now();
@@ -34,59 +33,59 @@ t.test('heartbeats are lost while other events come: after 5 s Latchkey is asked
   }, 8_000);
   const tookMs = performance.now() - lostAtMs;
   t.ok(tookMs < 5_200, `${tookMs} ms`);
-  t.ok(renames > 10, 'bytes came all the time');
-  t.ok(ask() instanceof Promise);
+  t.ok(renames > 10, 'other events arrived all the time');
+  t.ok(verify() instanceof Promise);
 });
 
-t.test('changes may have been missed while the stream lives on: everything is forgotten', async (t) => {
-  const { urls, client, key, turns } = await behindProxy(t);
-  // Costs nothing: no limit makes it ask.
-  const look = () => client.verify({ key: key.key, permission: 'read', cost: 0 });
-  t.notOk(look() instanceof Promise);
+t.test('if changes may have been missed, the whole cache is cleared although the stream continues', async (t) => {
+  const { urls, client, key, stateChanges } = await behindProxy(t);
+  // Cost 0: the limit never forces a call.
+  const verifyWithoutCost = () => client.verify({ key: key.key, permission: 'read', cost: 0 });
+  t.notOk(verifyWithoutCost() instanceof Promise);
   await dbQuery(urls.superuser, "select pg_notify('latchkey_changes', '*')");
-  let answer = look();
+  let answer = verifyWithoutCost();
   await eventually(async () => {
-    answer = look();
+    answer = verifyWithoutCost();
     return answer instanceof Promise;
   }, 2_000);
   await answer;
-  t.same(turns, [[true, undefined]]);
+  t.same(stateChanges, [[true, undefined]]);
 });
 
-t.test('a dead connection without an error is replaced by another', async (t) => {
-  const { admin, proxy, client, key, ask, turns } = await behindProxy(t);
+t.test('a connection that is dead without an error is replaced', async (t) => {
+  const { admin, proxy, client, key, verify, stateChanges } = await behindProxy(t);
   proxy.forsake(stream);
   await admin.delete(`/v1/keys/${key.id}`);
   await eventually(async () => !client.isLive(), 7_000);
-  t.equal((await ask()).code, 'deleted');
+  t.equal((await verify()).code, 'deleted');
   await eventually(async () => client.isLive(), 7_000);
   t.match(
-    turns.map(([isLive]) => isLive),
+    stateChanges.map(([isLive]) => isLive),
     [true, false, true],
   );
 });
 
-t.test('a change that arrives late counts only as of the time at which it was written', async (t) => {
-  const { admin, proxy, client, key, ask } = await behindProxy(t);
+t.test('a delayed change is dated by the time at which it was written', async (t) => {
+  const { admin, proxy, client, key, verify } = await behindProxy(t);
   proxy.lag(9_000, stream);
   const deletedAtMs = performance.now();
   await admin.delete(`/v1/keys/${key.id}`);
   let lastGoodMs = deletedAtMs;
   await eventually(async () => {
     const askedAtMs = performance.now();
-    const { code } = await ask();
+    const { code } = await verify();
     if (code === 'valid') lastGoodMs = askedAtMs;
     return askedAtMs - deletedAtMs > 8_900;
   }, 12_000);
   t.ok(lastGoodMs - deletedAtMs < 5_000, `answered for ${lastGoodMs - deletedAtMs} ms`);
-  // Heartbeats come again by now, each of them 9 s old.
+  // Heartbeats arrive again, each 9 s late.
   await eventually(async () => performance.now() - deletedAtMs > 11_000);
   const { body: next } = await admin.post('/v1/keys', {});
-  const askNext = () => client.verify({ key: next.key, permission: 'read' });
-  t.equal((await askNext()).code, 'valid');
-  t.ok(askNext() instanceof Promise, 'not from memory');
+  const verifyNext = () => client.verify({ key: next.key, permission: 'read' });
+  t.equal((await verifyNext()).code, 'valid');
+  t.ok(verifyNext() instanceof Promise, 'the verdict does not come from memory');
   await admin.post(`/v1/keys/${next.id}/suspend`);
-  t.equal((await askNext()).code, 'suspended', 'at once, because it is asked');
+  t.equal((await verifyNext()).code, 'suspended', 'immediately, because each call goes to Latchkey');
   proxy.lag(0);
   await eventually(async () => client.isLive(), 30_000);
 });

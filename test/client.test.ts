@@ -6,26 +6,24 @@ import { startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// latchkey/client: the same answers as Latchkey's own, most of them without asking.
-
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
 type Flat<T> = { [Name in keyof T]: T[Name] };
 
-t.test('the types are those of the document', async (t) => {
-  // Compiled by `npm run typecheck`: the document is made from these schemas.
+t.test("the client's types equal those of the OpenAPI document", async (t) => {
+  // Checked by `npm run typecheck`. The OpenAPI document is generated from the same schemas.
   const verdicts: Same<Omit<Verdict, 'rateLimit'>, Flat<Omit<z.output<typeof verdictView>, 'rateLimit'>>> = true;
   const limits: Same<
     Flat<NonNullable<Verdict['rateLimit']>>,
     NonNullable<z.output<typeof verdictView>['rateLimit']>
   > = true;
-  const questions: Same<
+  const requests: Same<
     Required<Question>,
     { [Name in keyof VerifyRequest]-?: NonNullable<VerifyRequest[Name]> }
   > = true;
-  t.ok(verdicts && limits && questions);
+  t.ok(verdicts && limits && requests);
 });
 
-t.test('each answer is Latchkey’s, the first one and those from memory', async (t) => {
+t.test("each verdict equals Latchkey's, the first one and those from memory", async (t) => {
   const { url, admin, verifier, operator } = await startListening(t);
   const client = await startClient(t, { url, token: verifier.token });
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
@@ -34,11 +32,11 @@ t.test('each answer is Latchkey’s, the first one and those from memory', async
     allowedIps: ['10.0.0.0/8'],
     metadata: { team: { name: 'A' } },
   });
-  const { body: gone } = await admin.post('/v1/keys', {});
-  await admin.delete(`/v1/keys/${gone.id}`);
+  const { body: deletedKey } = await admin.post('/v1/keys', {});
+  await admin.delete(`/v1/keys/${deletedKey.id}`);
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-  const { body: theirs } = await operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
-  const table: Array<[question: Question, code: string]> = [
+  const { body: otherKey } = await operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
+  const table: Array<[input: Question, code: string]> = [
     [{ key: reading.key, permission: 'read' }, 'valid'],
     [{ key: reading.key, permission: 'write' }, 'insufficient_permission'],
     [{ key: writing.key, permission: 'write', ip: '192.0.2.1' }, 'valid'],
@@ -46,25 +44,25 @@ t.test('each answer is Latchkey’s, the first one and those from memory', async
     [{ key: bound.key, permission: 'write', ip: '10.1.1.1' }, 'valid'],
     [{ key: bound.key, permission: 'read', ip: '192.0.2.1' }, 'ip_not_allowed'],
     [{ key: bound.key, permission: 'read' }, 'ip_not_allowed'],
-    [{ key: gone.key, permission: 'read' }, 'deleted'],
-    [{ key: theirs.key, permission: 'read' }, 'not_found'],
+    [{ key: deletedKey.key, permission: 'read' }, 'deleted'],
+    [{ key: otherKey.key, permission: 'read' }, 'not_found'],
     [{ key: 'nonsense', permission: 'read' }, 'malformed'],
     [{ key: '', permission: 'read' }, 'malformed'],
     [{ key: 'x'.repeat(1_001), permission: 'read' }, 'malformed'],
   ];
   for (let round = 0; round < 3; round++) {
-    for (const [question, code] of table) {
-      const answered = client.verify(question);
+    for (const [input, code] of table) {
+      const answered = client.verify(input);
       const isFromMemory = !(answered instanceof Promise);
       t.equal(
         isFromMemory,
-        (round > 0 && code === 'valid') || question.key.length > 200 || question.key === '',
+        (round > 0 && code === 'valid') || input.key.length > 200 || input.key === '',
         `${code}, round ${round}`,
       );
       const verdict = await answered;
       t.equal(verdict.code, code);
-      if (question.key.length > 200) continue;
-      const { body: expected } = await verifier.post('/v1/verify', { ...question, cost: 0 });
+      if (input.key.length > 200) continue;
+      const { body: expected } = await verifier.post('/v1/verify', { ...input, cost: 0 });
       t.strictSame({ ...verdict, rateLimit: null }, { ...expected, rateLimit: null });
       if (code === 'valid') t.match(verdict.rateLimit, { policy: 'owner', limit: 1_000, windowSeconds: 60 });
     }
@@ -72,17 +70,17 @@ t.test('each answer is Latchkey’s, the first one and those from memory', async
   t.equal((await client.authorize({ key: reading.key, method: 'HEAD' })).code, 'valid');
   t.equal((await client.authorize({ key: reading.key, method: 'DELETE' })).code, 'insufficient_permission');
   const { metadata } = await client.verify({ key: bound.key, permission: 'read', ip: '10.1.1.1' });
-  t.throws(() => Object.assign(metadata?.['team'] as object, { name: 'B' }), 'what many share none can change');
+  t.throws(() => Object.assign(metadata?.['team'] as object, { name: 'B' }), 'a shared object cannot be changed');
   t.throws(() => client.verify({ key: reading.key, permission: 'read', cost: 1.5 }), RangeError);
   t.throws(() => client.verify({ key: reading.key, permission: 'read', cost: 1_001 }), RangeError);
 });
 
-t.test('a hundred at once for one key are one question, and each of them is counted', async (t) => {
+t.test('a hundred concurrent calls for one key share one request, and each use is counted', async (t) => {
   const service = await startListening(t);
   const { url, admin, verifier, verification, app } = service;
-  let questions = 0;
+  let requests = 0;
   app.server.on('request', (request) => {
-    if (request.url === '/v1/verify/batch') questions += 1;
+    if (request.url === '/v1/verify/batch') requests += 1;
   });
   const client = await startClient(t, { url, token: verifier.token, reportEveryMs: 3_600_000 });
   // A smaller limit allows fewer uses before Latchkey is called.
@@ -92,14 +90,14 @@ t.test('a hundred at once for one key are one question, and each of them is coun
     Array.from({ length: 100 }, () => client.verify({ key: key.key, permission: 'read' })),
   );
   t.ok(verdicts.every(({ valid }) => valid));
-  t.equal(questions, 1);
+  t.equal(requests, 1);
   const refused = await Promise.all(
     Array.from({ length: 100 }, () => client.verify({ key: 'lk_k_no', permission: 'read' })),
   );
   t.ok(refused.every(({ code }) => code === 'malformed'));
-  t.equal(questions, 2);
+  t.equal(requests, 2);
   await client.close();
-  t.equal(questions, 3, 'allowed uses are reported once');
+  t.equal(requests, 3, 'allowed uses are reported once');
   const { body } = await verifier.post('/v1/verify', { key: key.key, permission: 'read', cost: 0 });
   await verification.usage.flush();
   t.match((await admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed: 100 });
@@ -107,7 +105,7 @@ t.test('a hundred at once for one key are one question, and each of them is coun
   t.throws(() => client.verify({ key: key.key, permission: 'read' }), { name: 'LatchkeyUnavailable' });
 });
 
-t.test('every change arrives within 200 ms, 100 times of 100', async (t) => {
+t.test('every change arrives within 200 ms in all of 100 runs', async (t) => {
   const { url, admin, verifier } = await startListening(t);
   // Each verification counts, and only a part of the remaining limit is allowed locally.
   await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 60 });
@@ -116,45 +114,45 @@ t.test('every change arrives within 200 ms, 100 times of 100', async (t) => {
     const tookMs: number[] = [];
     for (let round = 0; round < 100; round++) {
       const { body: key } = await admin.post('/v1/keys', {});
-      const ask = () => client.verify({ key: key.key, permission: 'read' });
-      t.equal((await ask()).code, 'valid');
-      t.notOk(ask() instanceof Promise, 'from memory');
+      const verify = () => client.verify({ key: key.key, permission: 'read' });
+      t.equal((await verify()).code, 'valid');
+      t.notOk(verify() instanceof Promise, 'from memory');
       await admin.delete(`/v1/keys/${key.id}`);
       const deletedAtMs = performance.now();
-      while ((await ask()).code === 'valid' && performance.now() - deletedAtMs < 2_000) {
+      while ((await verify()).code === 'valid' && performance.now() - deletedAtMs < 2_000) {
         await new Promise((resolve) => setImmediate(resolve));
       }
       tookMs.push(performance.now() - deletedAtMs);
     }
     return Math.max(...tookMs);
   };
-  // A machine that is busy with something else may stall a series; it does not stall each of three.
+  // A busy machine may delay one series, but hardly all of three.
   let slowestMs = await measure();
   for (let series = 1; series < 3 && slowestMs >= 200; series++) slowestMs = await measure();
   t.ok(slowestMs < 200, `the slowest of 100 took ${slowestMs} ms`);
 });
 
-t.test('partners, limits, names and permissions follow as well', async (t) => {
+t.test('changes of partners, limits, names and permissions are followed', async (t) => {
   const { url, admin, verifier } = await startListening(t);
   const client = await startClient(t, { url, token: verifier.token });
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const [key] = partner.keys;
-  const ask = () => client.verify({ key: key.key, permission: 'read' });
-  const follows = (code: string) => eventually(async () => (await ask()).code === code, 2_000);
+  const verify = () => client.verify({ key: key.key, permission: 'read' });
+  const follows = (code: string) => eventually(async () => (await verify()).code === code, 2_000);
   await follows('valid');
   await admin.post(`/v1/partners/${partner.id}/suspend`);
   await follows('partner_suspended');
   await admin.post(`/v1/partners/${partner.id}/resume`);
   await follows('valid');
   await admin.patch(`/v1/keys/${key.id}`, { name: 'Renamed', metadata: { a: 1 } });
-  await eventually(async () => (await ask()).name === 'Renamed', 2_000);
-  t.same((await ask()).metadata, { a: 1 });
+  await eventually(async () => (await verify()).name === 'Renamed', 2_000);
+  t.same((await verify()).metadata, { a: 1 });
   await admin.patch(`/v1/keys/${key.id}`, { allowedIps: ['10.0.0.0/8'] });
   await follows('ip_not_allowed');
   await admin.patch(`/v1/keys/${key.id}`, { allowedIps: [] });
   await follows('valid');
   await admin.put('/v1/rate-limit', { requests: 7, windowSeconds: 60 });
-  await eventually(async () => (await ask()).rateLimit?.limit === 7, 2_000);
+  await eventually(async () => (await verify()).rateLimit?.limit === 7, 2_000);
 });
 
 t.test('unreported uses stay counted while their key changes, and do not keep it valid', async (t) => {
@@ -179,7 +177,7 @@ t.test('unreported uses stay counted while their key changes, and do not keep it
   t.match((await admin.get(`/v1/keys/${key.id}/usage`)).body.total, { allowed, denied: 1 });
 });
 
-t.test('room for one key: the uses of two are counted once, each for its own', async (t) => {
+t.test('with room for one key, the uses of two keys are counted once, each for its key', async (t) => {
   const { url, admin, verifier, verification } = await startListening(t);
   const options = { url, token: verifier.token, cacheSize: 1, reportEveryMs: 600_000 };
   const client = await startClient(t, options);
@@ -199,26 +197,26 @@ t.test('room for one key: the uses of two are counted once, each for its own', a
   }
 });
 
-t.test('a key that expires is refused from then on, by Latchkey’s clock', async (t) => {
+t.test("a key is rejected from its expiry on, by Latchkey's clock", async (t) => {
   const { url, admin, verifier, clock } = await startListening(t);
-  // No reply to a report says that the key has expired.
+  // Reports are rare, so no reply to one says that the key has expired.
   const client = await startClient(t, { url, token: verifier.token, reportEveryMs: 600_000 });
   const expiresAtMs = Math.ceil(clock.nowMs()) + 1_500;
   const { body: key } = await admin.post('/v1/keys', { expiresAt: new Date(expiresAtMs).toISOString() });
-  const ask = () => client.verify({ key: key.key, permission: 'read' });
-  t.equal((await ask()).code, 'valid');
-  t.notOk(ask() instanceof Promise);
+  const verify = () => client.verify({ key: key.key, permission: 'read' });
+  t.equal((await verify()).code, 'valid');
+  t.notOk(verify() instanceof Promise);
   let lastGoodMs = 0;
   await eventually(async () => {
     const nowMs = clock.nowMs();
-    const { code } = await ask();
+    const { code } = await verify();
     if (code === 'valid') lastGoodMs = nowMs;
     return code === 'expired';
   });
   t.ok(lastGoodMs - expiresAtMs < 250, `used ${lastGoodMs - expiresAtMs} ms after its expiry`);
 });
 
-t.test('with cacheSeconds 0 Latchkey is asked each time, and may answer from its own memory', async (t) => {
+t.test('with cacheSeconds 0 each call goes to Latchkey, which may answer from its own cache', async (t) => {
   const { url, app, admin, verifier } = await startListening(t);
   const client = await startClient(t, { url, token: verifier.token, cacheSeconds: 0 });
   const fresh: unknown[] = [];
@@ -232,10 +230,10 @@ t.test('with cacheSeconds 0 Latchkey is asked each time, and may answer from its
   t.equal((await client.verify({ key: key.key, permission: 'read' })).code, 'deleted');
 });
 
-t.test('options that cannot be meant are refused at once, each by its name', async (t) => {
+t.test('invalid options are rejected at once, each by its name', async (t) => {
   const url = 'http://127.0.0.1:1';
   const token = 'lk_v_x';
-  for (const wrong of [
+  for (const value of [
     'latchkey',
     '',
     'redis://127.0.0.1',
@@ -243,18 +241,18 @@ t.test('options that cannot be meant are refused at once, each by its name', asy
     'http://127.0.0.1/#a',
     'http://a:b@127.0.0.1',
   ]) {
-    t.throws(() => createLatchkeyClient({ url: wrong, token }), /^url must be like https:/, wrong);
+    t.throws(() => createLatchkeyClient({ url: value, token }), /^url must be like https:/, value);
   }
   const unset = process.env['NO_SUCH_VARIABLE'] as string;
   t.throws(() => createLatchkeyClient({ url: unset, token }), /url must/);
-  for (const wrong of [unset, '', 'two words'])
-    t.throws(() => createLatchkeyClient({ url, token: wrong }), /token must/);
+  for (const value of [unset, '', 'two words'])
+    t.throws(() => createLatchkeyClient({ url, token: value }), /token must/);
   for (const name of ['cacheSeconds', 'cacheSize', 'timeoutMs', 'reportEveryMs']) {
-    for (const wrong of [-1, Number.NaN, name === 'cacheSeconds' ? '30s' : 0]) {
+    for (const value of [-1, Number.NaN, name === 'cacheSeconds' ? '30s' : 0]) {
       t.throws(
-        () => createLatchkeyClient({ url, token, [name]: wrong }),
+        () => createLatchkeyClient({ url, token, [name]: value }),
         new RegExp(`${name} must`),
-        `${name} ${wrong}`,
+        `${name} ${value}`,
       );
     }
   }

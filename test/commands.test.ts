@@ -8,22 +8,22 @@ import { unlessInstalled } from './support/programs.ts';
 import { serve } from './support/served.ts';
 import { t } from './support/tap.ts';
 
-// Every command of the pages for people, pasted into one shell against a service that listens, with nothing set.
+// Every command of these pages runs in one shell against a listening service.
 
 const skip = unlessInstalled('curl') || unlessInstalled('jq');
 
 for (const page of ['quick-start', 'cookbook', 'undo-and-rotation']) {
-  t.test(`the commands of ${page}`, { skip }, async (t) => {
+  t.test(`the commands of ${page} work as printed`, { skip }, async (t) => {
     const shell = openShell(t, await startFolder(t, await startListening(t)));
     const steps = await stepsOf(`docs/${page}.md`);
-    // A name that resolves only where there is a network.
+    // This name resolves only with a network.
     for (const step of steps) step.command = step.command.replace('https://example.com/', 'http://127.0.0.1:9/');
     t.ok(steps.length > 4, `docs/${page}.md has ${steps.length} commands`);
     await pasteSteps(t, steps, shell);
   });
 }
 
-t.test("the commands for lost tokens, where all operators' are", { skip }, async (t) => {
+t.test("the commands for lost tokens work if all operators' tokens are lost", { skip }, async (t) => {
   const { url, env } = await serve(t);
   const folder = await scratch(t);
   const entry = compiled('src/cli/latchkey.ts');

@@ -13,13 +13,13 @@ import { run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
-// docker-compose.yml, as far as it can be checked without Docker: its form, its promises, and the roles that it creates.
+// docker-compose.yml, as far as it can be checked without Docker.
 
 const compose: Json = parse(await readFile('docker-compose.yml', 'utf8'), { merge: true });
 const services: Array<[name: string, service: Json]> = Object.entries(compose.services);
 
-t.test('it has the form of the Compose specification', async (t) => {
-  // Its `id` and `$schema` are of a draft before the one that it is written in.
+t.test('docker-compose.yml is valid by the Compose specification', async (t) => {
+  // Its `id` and `$schema` are of a draft before the one in which it is written.
   const isOldName = (name: string, value: unknown) => ['id', '$schema'].includes(name) && typeof value === 'string';
   const text = JSON.stringify(composeSchema);
   const schema = JSON.parse(text, (name, value) => (isOldName(name, value) ? undefined : value));
@@ -27,7 +27,7 @@ t.test('it has the form of the Compose specification', async (t) => {
   t.ok(validate(compose), JSON.stringify(validate.errors));
   const misspelt = structuredClone(compose);
   misspelt.services.latchkey.read_onyl = true;
-  t.notOk(validate(misspelt), 'a wrong word would be found');
+  t.notOk(validate(misspelt), 'a misspelt member would be found');
 });
 
 t.test('no container can write to its file system, gain privileges or use a capability', async (t) => {
@@ -43,7 +43,7 @@ t.test('no container can write to its file system, gain privileges or use a capa
   }
 });
 
-t.test('what goes on running has a health check, and waits for what it needs', async (t) => {
+t.test('each long-running container has a health check, and waits for what it needs', async (t) => {
   const once = services.filter(([, service]) => service.restart === undefined).map(([name]) => name);
   t.same(once, ['migrate', 'roles']);
   for (const [name, service] of services) {
@@ -58,7 +58,7 @@ t.test('what goes on running has a health check, and waits for what it needs', a
   t.same(Object.keys(compose.services.migrate.depends_on), ['roles']);
 });
 
-t.test('only the service can be reached from outside, and from this machine alone', async (t) => {
+t.test('only the service publishes a port, and only on this machine', async (t) => {
   const open = services.filter(([, service]) => service.ports !== undefined);
   t.same(
     open.map(([name, service]) => [name, service.ports]),
@@ -76,7 +76,7 @@ const texts: Record<string, string> = {
   keyring: generateKeyring(new Date()),
 };
 
-t.test('its variables are Latchkey’s, its secrets are files, and together they are a configuration', async (t) => {
+t.test("variables are Latchkey's, secrets are files, and together they are a valid configuration", async (t) => {
   const directory = await mkdtemp(path.join(tmpdir(), 'latchkey-compose-'));
   t.teardown(() => rm(directory, { recursive: true }));
   for (const [name, text] of Object.entries(texts)) await writeFile(path.join(directory, name), `${text}\n`);
@@ -107,7 +107,7 @@ t.test('its variables are Latchkey’s, its secrets are files, and together they
   }
 });
 
-t.test('the roles that it makes are the ones that Latchkey needs', { skip: unlessInstalled('psql') }, async (t) => {
+t.test('the created roles are the ones that Latchkey needs', { skip: unlessInstalled('psql') }, async (t) => {
   const { superuser } = clusterUrls();
   const server = new URL(superuser);
   const suffix = `t${process.pid}`;
@@ -119,7 +119,7 @@ t.test('the roles that it makes are the ones that Latchkey needs', { skip: unles
     await rm(directory, { recursive: true });
   });
   const urlOf = (role: string, password: string) => `postgres://${role}:${password}@${server.host}/${names.database}`;
-  /** What compose hands to the shell: `$$` is its way to write `$`. The cluster of the tests is shared, so names differ. */
+  /** Compose replaces `$$` by `$`. The cluster of the tests is shared, so the names differ. */
   const script = String(compose.services.roles.command[0])
     .replaceAll('$$', '$')
     .replaceAll('/run/secrets', directory)
@@ -141,9 +141,17 @@ t.test('the roles that it makes are the ones that Latchkey needs', { skip: unles
   const urls = { superuser, owner: urlOf(names.owner, '0a1b2c'), app: urlOf(names.app, '3d4e5f') };
   t.ok((await migrateAs(urls)).length > 0, 'the owner can migrate');
   t.same(await dbQuery(urls.app, 'select count(*)::int as events from history'), [{ events: 0 }]);
-  await t.rejects(dbQuery(urls.app, 'create table mine ()'), /permission denied/, 'the service’s role makes nothing');
+  await t.rejects(
+    dbQuery(urls.app, 'create table mine ()'),
+    /permission denied/,
+    'the service role cannot create tables',
+  );
 
   await makeRoles('6a7b8c', '9d%40e%2f1%25f');
-  t.same(await migrateAs({ ...urls, owner: urlOf(names.owner, '6a7b8c') }), [], 'a second start finds all of it');
+  t.same(
+    await migrateAs({ ...urls, owner: urlOf(names.owner, '6a7b8c') }),
+    [],
+    'a second start finds the schema migrated',
+  );
   await dbQuery(urlOf(names.app, '9d%40e%2f1%25f'), 'select 1');
 });

@@ -9,9 +9,9 @@ import { dbAddEvents } from './support/histories.ts';
 import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// What is expensive is bounded by organization or address, so that nobody takes it from the others.
+// Expensive requests are limited by organization or address, so that one cannot exclude the others.
 
-async function listening(t: Test) {
+async function startListening(t: Test) {
   const service = await startService(t);
   const sockets = new Set<Socket>();
   service.app.server.on('connection', (socket: Socket) => sockets.add(socket));
@@ -19,13 +19,13 @@ async function listening(t: Test) {
   return { ...service, sockets };
 }
 
-/** Begins a request on a connection of its own, and reads nothing of the body until it is asked to. */
+/** Begins a request on its own connection, and reads no body until told by the test. */
 async function begin(t: Test, { app }: TestService, path: string, headers = {}): Promise<IncomingMessage> {
   const { port } = app.server.address() as AddressInfo;
-  const asked = httpRequest({ port, host: '127.0.0.1', path, headers, agent: false });
-  t.teardown(() => asked.destroy());
-  asked.end();
-  const [response] = (await once(asked, 'response')) as [IncomingMessage];
+  const clientRequest = httpRequest({ port, host: '127.0.0.1', path, headers, agent: false });
+  t.teardown(() => clientRequest.destroy());
+  clientRequest.end();
+  const [response] = (await once(clientRequest, 'response')) as [IncomingMessage];
   response.on('error', () => undefined);
   return response;
 }
@@ -34,19 +34,19 @@ const as = ({ token }: Client) => ({ authorization: `Bearer ${token}` });
 
 async function otherOrganization({ operator, as }: TestService) {
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-  const wish = { role: 'admin', scopes: ['read', 'write'], name: 'Olga', email: 'olga@example.com' };
+  const input = { role: 'admin', scopes: ['read', 'write'], name: 'Olga', email: 'olga@example.com' };
   const named = { 'latchkey-organization': other.id };
   return {
     named,
     id: other.id as string,
-    admin: as((await operator.post('/v1/access-tokens', wish, named)).body.token),
+    admin: as((await operator.post('/v1/access-tokens', input, named)).body.token),
   };
 }
 
 const statusesOf = (responses: IncomingMessage[]) => responses.map(({ statusCode }) => statusCode ?? 0).sort();
 
-t.test('an organization at its bound of exports is refused more, and another one is served', async (t) => {
-  const service = await listening(t);
+t.test('an organization at its limit of exports is rejected, and another one is served', async (t) => {
+  const service = await startListening(t);
   const { admin, operator, urls, organizationId } = service;
   const other = await otherOrganization(service);
   await dbAddEvents(urls.superuser, organizationId, 20_000);
@@ -58,7 +58,7 @@ t.test('an organization at its bound of exports is refused more, and another one
   const byOperator = { ...as(operator), 'latchkey-organization': organizationId };
   t.equal((await begin(t, service, path, byOperator)).statusCode, 429, 'an operator shares the limit');
   t.equal((await begin(t, service, path, as(other.admin))).statusCode, 200);
-  t.equal((await begin(t, service, path, as(operator))).statusCode, 200, 'the installation is a group of its own');
+  t.equal((await begin(t, service, path, as(operator))).statusCode, 200, 'the installation has a limit of its own');
   const refused = await eventually(async () => {
     const { data } = (await admin.get('/v1/history?kind=refused')).body;
     return data.length > 0 && data;
@@ -71,8 +71,8 @@ t.test('an organization at its bound of exports is refused more, and another one
   await eventually(again);
 });
 
-t.test('nothing is kept for a reader that does not read, however big the events are', async (t) => {
-  const service = await listening(t);
+t.test('memory for a client that does not read is bounded, even with large events', async (t) => {
+  const service = await startListening(t);
   const { admin, client, sockets, urls, organizationId } = service;
   // As large as an update that records the whole metadata before and after.
   await dbAddEvents(urls.superuser, organizationId, 600, () => ({ reason: 'x'.repeat(32_000) }));
@@ -83,7 +83,7 @@ t.test('nothing is kept for a reader that does not read, however big the events 
   const response = await begin(t, service, '/v1/history/export', as(admin));
   let before = -1;
   const unread = () => Math.max(...[...sockets].map(({ writableLength }) => writableLength));
-  // The kernel has taken all that it takes.
+  // Wait until the kernel's buffers are full.
   await eventually(async () => {
     const isStill = acquired === before;
     before = acquired;
@@ -95,27 +95,33 @@ t.test('nothing is kept for a reader that does not read, however big the events 
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('large replies that nobody reads are bounded by organization, and small ones and others’ go on', async (t) => {
-  const service = await listening(t);
-  const { admin, urls } = service;
-  const other = await otherOrganization(service);
-  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
-  await dbCrowd(urls.superuser, partner.id);
-  const path = '/v1/rows?limit=200';
-  const replies = [];
-  // One after the other: a page has 6.6 MB, more than the kernel takes, and ten of them are less than 64 MiB.
-  for (let turn = 0; turn < 12; turn++) replies.push(await begin(t, service, path, as(admin)));
-  const statuses = replies.map(({ statusCode }) => statusCode);
-  t.same(statuses, [...Array.from({ length: 10 }, () => 200), 429, 429], 'ten of them fit');
-  t.match(replies.at(-1), { statusCode: 429, headers: { 'retry-after': '5', 'content-type': /problem/ } });
-  t.equal((await admin.get('/v1/keys')).status, 200);
-  t.equal((await begin(t, service, path, as(other.admin))).statusCode, 200);
-  t.equal((await replies[0]?.toArray())?.length === 0, false);
-  await eventually(async () => (await begin(t, service, path, as(admin))).statusCode === 200);
-});
+t.test(
+  'unread large replies are limited by organization; small replies and other organizations continue',
+  async (t) => {
+    const service = await startListening(t);
+    const { admin, urls } = service;
+    const other = await otherOrganization(service);
+    const { body: partner } = await admin.post('/v1/partners', {
+      email: 'p@p.example',
+      permissions: ['read', 'write'],
+    });
+    await dbInsertPartners(urls.superuser, partner.id);
+    const path = '/v1/rows?limit=200';
+    const replies = [];
+    // One after the other. A page has 6.6 MB, more than the kernel buffers; ten pages are less than 64 MiB.
+    for (let turn = 0; turn < 12; turn++) replies.push(await begin(t, service, path, as(admin)));
+    const statuses = replies.map(({ statusCode }) => statusCode);
+    t.same(statuses, [...Array.from({ length: 10 }, () => 200), 429, 429], 'ten of them fit');
+    t.match(replies.at(-1), { statusCode: 429, headers: { 'retry-after': '5', 'content-type': /problem/ } });
+    t.equal((await admin.get('/v1/keys')).status, 200);
+    t.equal((await begin(t, service, path, as(other.admin))).statusCode, 200);
+    t.equal((await replies[0]?.toArray())?.length === 0, false);
+    await eventually(async () => (await begin(t, service, path, as(admin))).statusCode === 200);
+  },
+);
 
-t.test('few verifications of one history go on at once, and others’ are carried out', async (t) => {
-  const service = await listening(t);
+t.test('concurrent verifications of one history are limited, and those of other organizations continue', async (t) => {
+  const service = await startListening(t);
   const { admin, urls, organizationId } = service;
   const other = await otherOrganization(service);
   await dbAddEvents(urls.superuser, organizationId, 20_000);
@@ -125,11 +131,11 @@ t.test('few verifications of one history go on at once, and others’ are carrie
   const replies = await Promise.all(flood);
   t.same(statusesOf(replies), [200, 200, ...Array.from({ length: 18 }, () => 429)]);
   t.equal(replies.find(({ statusCode }) => statusCode === 429)?.headers['retry-after'], '5');
-  t.equal((await admin.get(path)).body.valid, true, 'afterwards there is room');
+  t.equal((await admin.get(path)).body.valid, true, 'later requests are served');
 });
 
-t.test('a verification ends when nobody waits for it', async (t) => {
-  const service = await listening(t);
+t.test('a verification ends when its client is gone', async (t) => {
+  const service = await startListening(t);
   const { admin, app, client, urls, organizationId, logLines } = service;
   await dbAddEvents(urls.superuser, organizationId, 40_000);
   const { port } = app.server.address() as AddressInfo;
@@ -138,64 +144,61 @@ t.test('a verification ends when nobody waits for it', async (t) => {
     acquired += 1;
   });
   for (let turn = 0; turn < 2; turn++) {
-    const asked = httpRequest({ port, path: '/v1/history/verify', headers: as(admin), agent: false });
-    asked.on('error', () => undefined);
-    asked.end();
+    const clientRequest = httpRequest({ port, path: '/v1/history/verify', headers: as(admin), agent: false });
+    clientRequest.on('error', () => undefined);
+    clientRequest.end();
     const before = acquired;
     await eventually(async () => acquired > before + 10);
-    asked.destroy();
+    clientRequest.destroy();
   }
   await eventually(async () => (await admin.get('/v1/history/verify')).status === 200);
-  t.ok(acquired < 2.5 * (40_000 / 250), `${acquired} queries: one verification, and not three`);
+  t.ok(acquired < 2.5 * (40_000 / 250), `${acquired} queries: only one verification ran to its end`);
   t.notMatch(logLines.join(''), '"level":50');
 });
 
-t.test(
-  'requests for metrics at the same time share one collection, and one address has only some of them',
-  async (t) => {
-    const { app, client } = await startService(t);
-    let acquired = 0;
-    client.pool.on('acquire', () => {
-      acquired += 1;
-    });
-    await app.inject('/metrics');
-    const forOne = acquired;
-    acquired = 0;
-    const ask = (remoteAddress: string) => app.inject({ url: '/metrics', remoteAddress });
-    const flood = Array.from({ length: 40 }, () => ask('192.0.2.1'));
-    const elsewhere = await ask('192.0.2.2');
-    const replies = await Promise.all(flood);
-    t.same(replies.map(({ statusCode }) => statusCode).sort(), [
-      ...Array.from({ length: 8 }, () => 200),
-      ...Array.from({ length: 32 }, () => 429),
-    ]);
-    t.equal(elsewhere.statusCode, 200);
-    t.ok(acquired <= 2 * forOne, `${acquired} connections for 9 replies, ${forOne} for one`);
-    t.equal((await ask('192.0.2.1')).statusCode, 200, 'afterwards there is room');
-  },
-);
+t.test('concurrent metrics requests share one collection, and one address gets only a part of them', async (t) => {
+  const { app, client } = await startService(t);
+  let acquired = 0;
+  client.pool.on('acquire', () => {
+    acquired += 1;
+  });
+  await app.inject('/metrics');
+  const forOne = acquired;
+  acquired = 0;
+  const ask = (remoteAddress: string) => app.inject({ url: '/metrics', remoteAddress });
+  const flood = Array.from({ length: 40 }, () => ask('192.0.2.1'));
+  const fromOtherAddress = await ask('192.0.2.2');
+  const replies = await Promise.all(flood);
+  t.same(replies.map(({ statusCode }) => statusCode).sort(), [
+    ...Array.from({ length: 8 }, () => 200),
+    ...Array.from({ length: 32 }, () => 429),
+  ]);
+  t.equal(fromOtherAddress.statusCode, 200);
+  t.ok(acquired <= 2 * forOne, `${acquired} connections for 9 replies, ${forOne} for one`);
+  t.equal((await ask('192.0.2.1')).statusCode, 200, 'later requests are served');
+});
 
-t.test('however much the groups before it have taken, one group leaves room for the next', async (t) => {
+t.test('however much earlier groups have taken, one group releases room for the next', async (t) => {
   for (const totalLimit of [0, 1, 2, 7, 64]) {
     const atOnce = createConcurrencyLimit({ resources: 'things', totalLimit, retryAfterSeconds: 1 });
-    const leaves: Array<() => void> = [];
+    const releases: Array<() => void> = [];
     let groups = 0;
-    for (; leaves.length < totalLimit; groups++) {
-      const before = leaves.length;
+    for (; releases.length < totalLimit; groups++) {
+      const before = releases.length;
       const takeAll = () => {
-        for (;;) leaves.push(atOnce.acquire(`group ${groups}`));
+        for (;;) releases.push(atOnce.acquire(`group ${groups}`));
       };
       t.throws(takeAll, { code: 'rate_limited' });
-      t.equal(leaves.length - before, Math.ceil((totalLimit - before) / 2));
+      t.equal(releases.length - before, Math.ceil((totalLimit - before) / 2));
     }
     t.throws(() => atOnce.acquire('late'), { code: 'overloaded', headers: { 'retry-after': '1' } });
-    for (const leave of [...leaves, ...leaves]) leave();
+    for (const leave of [...releases, ...releases]) leave();
     if (totalLimit > 0) t.doesNotThrow(() => atOnce.acquire('late'));
   }
 });
 
-/** 200 partners with four keys each, all with as much metadata as a key may have. */
-async function dbCrowd(url: string, partnerId: string): Promise<void> {
+/** 200 partners with four keys each, all with the maximum metadata. */
+async function dbInsertPartners(url: string, partnerId: string): Promise<void> {
   await dbQuery(
     url,
     `insert into partners select (jsonb_populate_record(one, jsonb_build_object(

@@ -30,7 +30,7 @@ function problemsOf(env: NodeJS.ProcessEnv): readonly string[] {
   }
 }
 
-t.test('an empty environment is a good one: everything embedded', async (t) => {
+t.test('an empty environment is valid: everything is embedded', async (t) => {
   const config = readConfig({});
   t.match(config, { HOST: '127.0.0.1', TOKEN_PREFIX: 'lk', CALLER_LIMIT: 3_000, ADDRESS_LIMIT: 60 });
   t.equal(config.PORT, undefined);
@@ -39,7 +39,7 @@ t.test('an empty environment is a good one: everything embedded', async (t) => {
   t.ok(Object.isFrozen(config));
 });
 
-t.test('networks are written in one way, and IPv4 in IPv6 never means all of IPv4', async (t) => {
+t.test('networks are normalized, and an IPv4-mapped network never means all of IPv4', async (t) => {
   const given = '10.0.0.0/8, ::ffff:192.0.2.0/120,fd00::/8,::ffff:127.0.0.1';
   t.same(readConfig({ TRUST_PROXY: given }).TRUST_PROXY, ['10.0.0.0/8', '192.0.2.0/24', 'fd00::/8', '127.0.0.1']);
   for (const network of ['::ffff:10.0.0.1/96', '::ffff:10.0.0.1/8', '10.0.0.1/0', '']) {
@@ -49,7 +49,7 @@ t.test('networks are written in one way, and IPv4 in IPv6 never means all of IPv
   }
 });
 
-t.test('a variable that is probably meant for Latchkey and has no effect is named, never with its value', async (t) => {
+t.test('a variable that was probably meant for Latchkey is named, never with its value', async (t) => {
   const table: Array<[name: string, line: RegExp]> = [
     ['DATABSE_URL', /^DATABSE_URL has no effect. Did you mean DATABASE_URL\?$/],
     ['DATABASE_URL_FIEL', /Did you mean DATABASE_URL_FILE\?/],
@@ -75,7 +75,7 @@ t.test('a variable that is probably meant for Latchkey and has no effect is name
   t.same(doubtfulVariables({ LATCHKEY_STRIKT: '' }), []);
 });
 
-t.test('what Kubernetes sets for a Service named latchkey is no mistake', async (t) => {
+t.test('variables that Kubernetes sets for a Service named latchkey are not reported', async (t) => {
   const address = 'tcp://10.0.0.7:8080';
   const links = {
     LATCHKEY_SERVICE_HOST: '10.0.0.7',
@@ -92,11 +92,11 @@ t.test('what Kubernetes sets for a Service named latchkey is no mistake', async 
   t.same(doubtfulVariables(links), []);
 });
 
-t.test('an empty variable is one that is not set', async (t) => {
+t.test('an empty variable counts as not set', async (t) => {
   t.same(readConfig({ PORT: '', DATABASE_URL: '', TRUST_PROXY: '' }), readConfig({}));
 });
 
-t.test('every problem at once, each with its name and an example, none with its value', async (t) => {
+t.test('all problems are reported at once, with name and example, never with the value', async (t) => {
   const problems = problemsOf({
     PORT: '65536',
     HOST: '',
@@ -135,7 +135,7 @@ t.test('every problem at once, each with its name and an example, none with its 
   }
 });
 
-t.test('what fits no other variable', async (t) => {
+t.test('variables that contradict each other are reported', async (t) => {
   const table: Array<[env: NodeJS.ProcessEnv, problem: RegExp]> = [
     [{ DATABASE_URL: ownDatabase.DATABASE_URL }, /^LATCHKEY_KEYRING or LATCHKEY_KEYRING_FILE must be set/],
     [{ ...ownDatabase, LATCHKEY_KEYRING_FILE: '/x' }, /both set/],
@@ -164,7 +164,7 @@ t.test('what fits no other variable', async (t) => {
   }
 });
 
-t.test('a database that cannot be reached is the one that was set, by a variable or by a file', async (t) => {
+t.test('an error of an unreachable database names the variable or file that sets it', async (t) => {
   const error = Object.assign(new Error('connect ECONNREFUSED 127.0.0.1:1'), { code: 'ECONNREFUSED' });
   for (const name of ['DATABASE_URL', 'DATABASE_URL_FILE', 'MIGRATION_DATABASE_URL', 'MIGRATION_DATABASE_URL_FILE']) {
     t.match(describeFailure(error, { [name]: 'x' }), /Is Postgres running/, name);
@@ -189,7 +189,7 @@ function writeSecret(text: string): string {
   return file;
 }
 
-t.test('every secret comes from its variable or from a file, and is the same', async (t) => {
+t.test('each secret can be set by variable or by file, with the same result', async (t) => {
   const plain = readConfig(secretTexts);
   for (const end of ['', '\n', '\r\n', '\n\n']) {
     const files = Object.entries(secretTexts).map(([name, text]) => [`${name}_FILE`, writeSecret(text + end)]);
@@ -200,7 +200,7 @@ t.test('every secret comes from its variable or from a file, and is the same', a
   t.same(Object.keys(secretTexts).sort(), [...secretNames].sort());
 });
 
-t.test('a file that cannot be had never starts anything else instead', async (t) => {
+t.test('an unreadable secret file is an error, never replaced by a default', async (t) => {
   for (const name of secretNames) {
     const { [name]: text, ...others } = secretTexts;
     t.same(problemsOf({ ...secretTexts, [`${name}_FILE`]: '/x' }), [
@@ -222,7 +222,7 @@ t.test('a file that cannot be had never starts anything else instead', async (t)
   }
 });
 
-t.test('docs/configuration.md is what `npm run docs` writes from the schema', async (t) => {
+t.test('docs/configuration.md equals the output of `npm run docs`', async (t) => {
   for (const [name, schema] of Object.entries(environment.shape)) {
     const { description, example } = z.globalRegistry.get(schema) ?? {};
     t.ok(description, `${name} has a description`);
@@ -231,14 +231,14 @@ t.test('docs/configuration.md is what `npm run docs` writes from the schema', as
   t.equal(readFileSync('docs/configuration.md', 'utf8'), configurationPage());
 });
 
-t.test('every example of the schema is accepted', async (t) => {
+t.test('every example of the schema is valid', async (t) => {
   for (const [name, schema] of Object.entries(environment.shape)) {
     const example = z.globalRegistry.get(schema)?.['example'];
     t.ok(schema.safeParse(example).success, `${name}=${String(example)}`);
   }
 });
 
-t.test('an identity provider, and what its claims mean', async (t) => {
+t.test('settings of an identity provider and its claims are read and checked', async (t) => {
   t.equal(readConfig({}).oidc, undefined);
   t.match(readConfig(oidc).oidc, {
     issuer: oidc.OIDC_ISSUER,
@@ -262,14 +262,14 @@ t.test('an identity provider, and what its claims mean', async (t) => {
   const ids = claimed !== undefined && 'ids' in claimed.organization ? claimed.organization.ids : undefined;
   t.equal(ids?.get('acme'), organization);
   t.equal(ids?.size, 2);
-  const inJson = readConfig({
+  const asJson = readConfig({
     ...others,
     OIDC_ORGANIZATION_CLAIM: 'dn',
     OIDC_ORGANIZATIONS: JSON.stringify({ 'o=acme,c=de': organization }),
     OIDC_READ_ROLES: '["cn=auditors,ou=groups", "Admins"]',
   }).oidc;
-  t.match(inJson, { readRoles: ['cn=auditors,ou=groups', 'Admins'] }, 'names that have commas');
-  t.match(inJson?.organization, { ids: new Map([['o=acme,c=de', organization]]) });
+  t.match(asJson, { readRoles: ['cn=auditors,ou=groups', 'Admins'] }, 'names with commas');
+  t.match(asJson?.organization, { ids: new Map([['o=acme,c=de', organization]]) });
   for (const issuer of ['http://127.0.0.1:8080', 'http://localhost/realms/x', 'https://login.example.com/']) {
     t.same(problemsOf({ ...oidc, OIDC_ISSUER: issuer }), []);
   }
@@ -307,7 +307,7 @@ t.test('an identity provider, and what its claims mean', async (t) => {
   }
 });
 
-t.test('the URL of a Postgres: passwords that end early, and files that are not there', async (t) => {
+t.test('Postgres URLs with unencoded passwords or missing files are reported', async (t) => {
   const { LATCHKEY_KEYRING } = ownDatabase;
   for (const password of ['p@ss#1', 'p@ss?1', 'p@ss/1', 'a/b', 'a#b', 'a?b']) {
     const url = `postgres://u:${password}@db.example.com/latchkey`;

@@ -2,36 +2,34 @@ import { startService } from './support/app.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
 import { t } from './support/tap.ts';
 
-// A cost that fits into no window is the caller's mistake: no waiting helps.
-
-t.test('a cost above the limit is a 400 that promises no reset, whatever is left of the window', async (t) => {
+t.test('a cost above the limit is a 400 without Retry-After, whatever remains of the window', async (t) => {
   const { admin, verifier, verification } = await startService(t);
   await admin.put('/v1/rate-limit', { requests: 10, windowSeconds: 60 });
   const { body: wide } = await admin.post('/v1/keys', {});
   const { body: narrow } = await admin.post('/v1/keys', { rateLimit: { requests: 3, windowSeconds: 30 } });
-  const ask = (key: string, cost: number) => verifier.post('/v1/verify', { key, permission: 'read', cost });
+  const verify = (key: string, cost: number) => verifier.post('/v1/verify', { key, permission: 'read', cost });
   for (const [key, cost, limit] of [
     [wide.key, 11, { policy: 'owner', limit: 10, windowSeconds: 60 }],
     [narrow.key, 4, { policy: 'key', limit: 3, windowSeconds: 30 }],
     [narrow.key, 11, { policy: 'key', limit: 3, windowSeconds: 30 }],
   ] as const) {
-    const { status, headers, body } = await ask(key, cost);
+    const { status, headers, body } = await verify(key, cost);
     t.match({ status, body }, { status: 400, body: { code: 'cost_exceeds_limit', ...limit } });
     t.notOk('retry-after' in headers || 'resetSeconds' in body);
   }
-  t.match(await ask(narrow.key, 3), { status: 200, body: { code: 'valid', rateLimit: { remaining: 0 } } });
-  t.match(await ask(narrow.key, 1), { status: 200, body: { code: 'rate_limited' } });
-  t.match(await ask(narrow.key, 4), { status: 400, body: { code: 'cost_exceeds_limit' } });
-  t.match(await ask(wide.key, 7), { status: 200, body: { code: 'valid', rateLimit: { remaining: 0 } } });
+  t.match(await verify(narrow.key, 3), { status: 200, body: { code: 'valid', rateLimit: { remaining: 0 } } });
+  t.match(await verify(narrow.key, 1), { status: 200, body: { code: 'rate_limited' } });
+  t.match(await verify(narrow.key, 4), { status: 400, body: { code: 'cost_exceeds_limit' } });
+  t.match(await verify(wide.key, 7), { status: 200, body: { code: 'valid', rateLimit: { remaining: 0 } } });
   await verification.usage.flush();
   t.match((await admin.get(`/v1/keys/${wide.id}/usage`)).body.total, { allowed: 1, denied: 0, rateLimited: 0 });
 
-  await t.test('what is wrong with the key comes first', async (t) => {
+  await t.test('a problem of the key takes precedence over the cost', async (t) => {
     await admin.delete(`/v1/keys/${wide.id}`);
-    t.match(await ask(wide.key, 11), { status: 200, body: { code: 'deleted' } });
+    t.match(await verify(wide.key, 11), { status: 200, body: { code: 'deleted' } });
   });
 
-  await t.test("in a batch the problem is that entry's; uses that were already allowed are counted", async (t) => {
+  await t.test('in a batch only that entry fails; uses that were already allowed are counted', async (t) => {
     const entry = { key: narrow.key, permission: 'read' };
     const entries = [
       { ...entry, cost: 4 },
@@ -44,26 +42,26 @@ t.test('a cost above the limit is a 400 that promises no reset, whatever is left
   });
 });
 
-t.test('the client says so, and the hook answers 403 without a time to wait', async (t) => {
+t.test('the client throws CostExceedsLimit, and the hook replies 403 without Retry-After', async (t) => {
   const { url, app, admin, verifier } = await startListening(t);
   const options = { url, token: verifier.token };
   const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 2, windowSeconds: 60 } });
   const client = await startClient(t, options);
-  const ask = async (cost: number) => client.verify({ key: key.key, permission: 'read', cost });
-  await t.rejects(ask(3), { name: 'CostExceedsLimit' });
-  const both = await Promise.allSettled([ask(3), ask(1)]);
+  const verify = async (cost: number) => client.verify({ key: key.key, permission: 'read', cost });
+  await t.rejects(verify(3), { name: 'CostExceedsLimit' });
+  const both = await Promise.allSettled([verify(3), verify(1)]);
   t.match(
     both,
     [{ reason: { name: 'CostExceedsLimit' } }, { value: { code: 'valid' } }],
-    'one does not spoil the other',
+    'one does not fail the other',
   );
-  await t.rejects(ask(3), { name: 'CostExceedsLimit' }, 'also when the key is known');
+  await t.rejects(verify(3), { name: 'CostExceedsLimit' }, 'also when the key is known');
   const backend = await startBackend(t, { ...options, cost: () => 3 });
   const response = await fetch(`${backend.url}/hello`, { headers: { authorization: `Bearer ${key.key}` } });
   t.equal(response.status, 403);
   t.equal(response.headers.get('retry-after'), null);
   await app.close();
-  await t.rejects(async () => ask(3), { name: 'CostExceedsLimit' }, 'and while Latchkey cannot be asked');
+  await t.rejects(async () => verify(3), { name: 'CostExceedsLimit' }, 'also while Latchkey is unavailable');
 });
 
 t.test(
@@ -72,15 +70,15 @@ t.test(
     const { app, admin, verifier } = await startService(t);
     await admin.put('/v1/rate-limit', { requests: 4, windowSeconds: 60 });
     const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 100, windowSeconds: 60 } });
-    const ask = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body;
+    const verify = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body;
     const refusalOf = async (presented: string): Promise<string> => {
       const headers = { 'x-api-key': presented, 'x-latchkey-token': verifier.token, 'x-forwarded-method': 'GET' };
       return (await app.inject({ url: '/v1/authorize', headers })).json().detail;
     };
     for (const remaining of [3, 2, 1, 0]) {
-      t.match(await ask(), { code: 'valid', rateLimit: { policy: 'owner', limit: 4, remaining } });
+      t.match(await verify(), { code: 'valid', rateLimit: { policy: 'owner', limit: 4, remaining } });
     }
-    t.match(await ask(), { code: 'rate_limited', rateLimit: { policy: 'owner', limit: 4 } });
+    t.match(await verify(), { code: 'rate_limited', rateLimit: { policy: 'owner', limit: 4 } });
     t.match(
       await refusalOf(key.key),
       /The limit that all keys of the key's owner share is 4 in 60 seconds\. A key's own limit cannot raise it/,

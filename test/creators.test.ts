@@ -2,13 +2,11 @@ import { type Actor, type CreatorChain, extendChain, topmostAdminOf } from '../s
 import { type Client, startService, type TestService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
-// An access token names its chain of creators, so that nobody can hide behind a token that they created.
-
 const inOrganization = ({ organizationId }: TestService) => ({ 'latchkey-organization': organizationId });
 
-async function create(service: TestService, by: Client, wish: Record<string, unknown>, headers = {}) {
+async function create(service: TestService, by: Client, input: Record<string, unknown>, headers = {}) {
   const scopes = ['read', 'write'];
-  const { status, body } = await by.post('/v1/access-tokens', { scopes, ...wish }, headers);
+  const { status, body } = await by.post('/v1/access-tokens', { scopes, ...input }, headers);
   t.equal(status, 201);
   return { id: body.id as string, client: service.as(body.token), body };
 }
@@ -19,9 +17,9 @@ t.test('an operator that reveals a key with a token it created, and deletes the 
   const { body: key } = await admin.post('/v1/keys', {});
   const first = (await operator.get('/v1/self')).body;
   const second = await create(service, operator, { role: 'operator', name: 'Oscar' });
-  const wish = { role: 'admin', name: 'Nobody', email: 'nobody@example.com' };
-  const direct = await create(service, second.client, wish, inOrganization(service));
-  const hidden = await create(service, direct.client, wish);
+  const input = { role: 'admin', name: 'Nobody', email: 'nobody@example.com' };
+  const direct = await create(service, second.client, input, inOrganization(service));
+  const hidden = await create(service, direct.client, input);
   t.equal((await hidden.client.post(`/v1/keys/${key.id}/reveal`)).status, 200);
   for (const { id } of [hidden, direct]) await operator.delete(`/v1/access-tokens/${id}`, inOrganization(service));
   await operator.delete(`/v1/access-tokens/${second.id}`);
@@ -54,8 +52,8 @@ t.test('all events of such a token name its root, as do the tokens that it creat
   const service = await startService(t);
   const { admin, operator } = service;
   const { id } = (await operator.get('/v1/self')).body;
-  const wish = { role: 'admin', name: 'Nobody', email: 'nobody@example.com' };
-  const hidden = await create(service, operator, wish, inOrganization(service));
+  const input = { role: 'admin', name: 'Nobody', email: 'nobody@example.com' };
+  const hidden = await create(service, operator, input, inOrganization(service));
   const { body: key } = await hidden.client.post('/v1/keys', {});
   t.match(key.createdBy, { id: hidden.id, createdByRoot: { type: 'operator', id } });
   await hidden.client.delete(`/v1/keys/${key.id}`);
@@ -70,14 +68,14 @@ t.test('the creator chain depends only on the caller, and is shown with the toke
   const service = await startService(t);
   const { admin } = service;
   const { id } = (await admin.get('/v1/self')).body;
-  const wish = { role: 'verifier', name: 'Backend', scopes: ['read'] };
+  const input = { role: 'verifier', name: 'Backend', scopes: ['read'] };
   for (const member of ['creatorChain', 'createdBy', 'createdByRoot']) {
-    t.match(await admin.post('/v1/access-tokens', { ...wish, [member]: [] }), {
+    t.match(await admin.post('/v1/access-tokens', { ...input, [member]: [] }), {
       status: 400,
       body: { code: 'validation_failed', errors: [{ path: `body.${member}` }] },
     });
   }
-  const { body } = await create(service, admin, wish);
+  const { body } = await create(service, admin, input);
   t.match(body.creatorChain, [{ id: 'bootstrap' }, { id }]);
   t.same((await admin.get(`/v1/access-tokens/${body.id}`)).body.creatorChain, body.creatorChain);
 });

@@ -9,7 +9,7 @@ import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// As the service's database role, without the keyring: nothing that decides about a credential can be changed or made.
+// An attacker with the service's database role, without the keyring, cannot forge or change a credential.
 
 const code = async ({ verifier }: Pick<TestService, 'verifier'>, key: string, permission = 'read') =>
   (await verifier.post('/v1/verify', { key, permission, ip: '203.0.113.7' }, { 'cache-control': 'no-cache' })).body
@@ -17,7 +17,7 @@ const code = async ({ verifier }: Pick<TestService, 'verifier'>, key: string, pe
 
 const tokenIdOf = (token: string) => `token_${token.slice(5, 31)}`;
 
-t.test('a changed column of a key makes it unknown, and what it was makes it work again', async (t) => {
+t.test('a changed column makes a key unknown, and the original value makes it valid again', async (t) => {
   const service = await startService(t);
   const { admin, urls, operator } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
@@ -29,7 +29,7 @@ t.test('a changed column of a key makes it unknown, and what it was makes it wor
     rateLimit: { requests: 100, windowSeconds: 60 },
   });
   const ip = '127.0.0.1';
-  const ask = async () =>
+  const verify = async () =>
     (
       await service.verifier.post(
         '/v1/verify',
@@ -37,7 +37,7 @@ t.test('a changed column of a key makes it unknown, and what it was makes it wor
         { 'cache-control': 'no-cache' },
       )
     ).body.code;
-  t.equal(await ask(), 'valid');
+  t.equal(await verify(), 'valid');
   const [before = {}] = await dbQuery(urls.superuser, 'select * from api_keys where id = $1', [key.id]);
   const changes: Array<[string, unknown]> = [
     ['permission', 'write'],
@@ -56,14 +56,14 @@ t.test('a changed column of a key makes it unknown, and what it was makes it wor
   ];
   for (const [column, value] of changes) {
     await dbQuery(urls.app, `update api_keys set ${column} = $2 where id = $1`, [key.id, value]);
-    t.equal(await ask(), 'not_found', `${column} = ${String(value)}`);
+    t.equal(await verify(), 'not_found', `${column} = ${String(value)}`);
     await dbQuery(urls.app, `update api_keys set ${column} = $2 where id = $1`, [key.id, before[column]]);
-    t.equal(await ask(), 'valid', `${column} as it was`);
+    t.equal(await verify(), 'valid', `${column} as it was`);
   }
   await dbQuery(urls.app, "update api_keys set partner_id = null, permission = 'read_write' where id = $1", [key.id]);
-  t.equal(await ask(), 'not_found', 'moved to the default row');
+  t.equal(await verify(), 'not_found', 'moved to the default row');
   await dbQuery(urls.app, 'update api_keys set organization_id = $2 where id = $1', [key.id, other.id]);
-  t.equal(await ask(), 'not_found', 'moved to another organization');
+  t.equal(await verify(), 'not_found', 'moved to another organization');
   t.match(service.logLines.join(''), /changed or written without the keyring/);
 });
 
@@ -78,15 +78,15 @@ t.test('a compromised key cannot be revived', async (t) => {
     const revive = "update api_keys set deleted_at = null, delete_reason = null, argon2id_hash = 'x' where id = $1";
     await dbQuery(urls.app, revive, [key.id]);
     t.equal(await code(service, key.key), 'not_found');
-    const milder =
+    const lighterReason =
       "update api_keys set deleted_at = now(), delete_reason = 'unused', argon2id_hash = 'x' where id = $1";
-    await dbQuery(urls.app, milder, [key.id]);
+    await dbQuery(urls.app, lighterReason, [key.id]);
     t.equal((await admin.post(`/v1/keys/${key.id}/restore`)).status, 200, 'the row looks restorable');
-    t.equal(await code(service, key.key), 'not_found', 'and yet it does not work');
+    t.equal(await code(service, key.key), 'not_found', 'but the key does not work');
   }
 });
 
-t.test('a row that was changed by hand is not made good by a later change through the API', async (t) => {
+t.test('a row that was edited by SQL does not become valid by a later change through the API', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const { body: key } = await admin.post('/v1/keys', { allowedIps: ['203.0.113.7'] });
@@ -101,7 +101,7 @@ t.test('a row that was changed by hand is not made good by a later change throug
   t.equal(await code(service, key.key), 'not_found');
 });
 
-t.test('changes through the API keep a key and a token authentic', async (t) => {
+t.test('changes through the API keep keys and tokens valid', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -131,11 +131,11 @@ t.test('changes through the API keep a key and a token authentic', async (t) => 
   t.equal(await code(service, key.key), 'valid');
 });
 
-t.test('an access token has no more rights than it was made with, whatever its row says', async (t) => {
+t.test('an access token never has more rights than it was created with, whatever its row says', async (t) => {
   const service = await startService(t);
   const { urls, organizationId, operator, as } = service;
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-  const wish = { role: 'admin', name: 'Reader', email: 'r@p.example', scopes: ['read'] };
+  const input = { role: 'admin', name: 'Reader', email: 'r@p.example', scopes: ['read'] };
   const changes = [
     "role = 'verifier'",
     "role = 'operator', organization_id = null",
@@ -148,13 +148,13 @@ t.test('an access token has no more rights than it was made with, whatever its r
     "tag_keyring_id = 'gone'",
   ];
   for (const change of changes) {
-    const { body: made } = await service.admin.post('/v1/access-tokens', wish);
+    const { body: made } = await service.admin.post('/v1/access-tokens', input);
     t.equal((await as(made.token).get('/v1/rows')).status, 200);
     await dbQuery(urls.app, `update access_tokens set ${change} where id = $1`, [made.id]);
     const status = async () => (await as(made.token).get('/v1/rows')).status;
     t.ok(await eventually(async () => (await status()) === 401, 2_000), change);
   }
-  const { body: made } = await service.admin.post('/v1/access-tokens', wish);
+  const { body: made } = await service.admin.post('/v1/access-tokens', input);
   await service.admin.delete(`/v1/access-tokens/${made.id}`);
   await dbQuery(urls.app, 'update access_tokens set deleted_at = null where id = $1', [made.id]);
   t.equal((await as(made.token).get('/v1/rows')).status, 401, 'a deleted token cannot be revived');
@@ -164,7 +164,7 @@ t.test('an access token has no more rights than it was made with, whatever its r
   t.ok(await eventually(async () => (await asAdmin()) === 401, 2_000), `${organizationId}'s verifier is no admin`);
 });
 
-t.test("a row of one's own, under a keyring entry that is not there, does not work", async (t) => {
+t.test('an inserted row under an unknown keyring entry does not work', async (t) => {
   const service = await startService(t);
   const { urls, organizationId, hasher, as } = service;
   const runsBefore = () => hasher.runs;
@@ -202,17 +202,17 @@ t.test('a tag under a secondary keyring entry moves to the primary at its first 
   const old = await startService(t, { keyring: keyringOf('k1') });
   const { body: key } = await old.admin.post('/v1/keys', {});
   const service = await startService(t, { urls: old.urls, keyring: keyringOf('k2', 'k1') });
-  const asked = service.as(old.verifier.token);
-  t.equal((await asked.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'valid');
-  const moved = () =>
+  const verifier = service.as(old.verifier.token);
+  t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'valid');
+  const renewedTags = () =>
     dbQuery(
       old.urls.superuser,
       `select tag_keyring_id as tag, mac_keyring_id as mac from api_keys where id = $1
        union all select tag_keyring_id, mac_keyring_id from access_tokens where id = $2`,
       [key.id, tokenIdOf(old.verifier.token)],
     );
-  await eventually(async () => (await moved()).every(({ tag, mac }) => tag === 'k2' && mac === 'k2'), 5_000);
-  t.same(await moved(), [
+  await eventually(async () => (await renewedTags()).every(({ tag, mac }) => tag === 'k2' && mac === 'k2'), 5_000);
+  t.same(await renewedTags(), [
     { tag: 'k2', mac: 'k2' },
     { tag: 'k2', mac: 'k2' },
   ]);
@@ -229,10 +229,10 @@ t.test('a row that is edited between its load and the renewal of its tag is not 
     scopes: ['read'],
   });
   const service = await startService(t, { urls, keyring: keyringOf('k2', 'k1') });
-  const asked = service.as(old.verifier.token);
+  const verifier = service.as(old.verifier.token);
   const codeOf = async (presented: string) =>
-    (await asked.post('/v1/verify', { key: presented, permission: 'read', ip: '203.0.113.7' })).body.code;
-  // A wrong token of the same id loads the record, and renews nothing. Then the replica is notified of no change.
+    (await verifier.post('/v1/verify', { key: presented, permission: 'read', ip: '203.0.113.7' })).body.code;
+  // A edited token with the same id loads the record without renewing its tag. Then notifications are disabled.
   const wrongKey = mintToken({ prefix: 'lk', kind: 'k', idSuffix: key.id.slice(4) }).reveal();
   const wrongToken = mintToken({ prefix: 'lk', kind: 'a', idSuffix: made.id.slice(6) }).reveal();
   t.equal(await codeOf(wrongKey), 'not_found');
@@ -242,12 +242,12 @@ t.test('a row that is edited between its load and the renewal of its tag is not 
   }
   await dbQuery(urls.app, "update api_keys set allowed_ips = '{}' where id = $1", [key.id]);
   await dbQuery(urls.app, "update access_tokens set scopes = '{read,write}' where id = $1", [made.id]);
-  t.equal(await codeOf(key.key), 'valid', 'by the copy in memory');
+  t.equal(await codeOf(key.key), 'valid', 'from the copy in memory');
   t.equal((await service.as(made.token).get('/v1/rows')).status, 200);
-  // Renewals begin in order, two at once: when these are done, so are those before them.
+  // Renewals begin in order, two at once. When these are done, the earlier ones are done too.
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
   for (const { id, key: plaintext, permission } of partner.keys as Json[]) {
-    await asked.post('/v1/verify', { key: plaintext, permission });
+    await verifier.post('/v1/verify', { key: plaintext, permission });
     await eventually(async () => (await macOf(`api_keys where id = '${id}'`)) === 'k2');
   }
   async function macOf(what: string): Promise<unknown> {
@@ -259,7 +259,7 @@ t.test('a row that is edited between its load and the renewal of its tag is not 
   t.equal((await fresh.as(made.token).get('/v1/rows')).status, 401);
 });
 
-t.test('a foreign check value under the id of the next keyring entry does not stop the rotation', async (t) => {
+t.test('a foreign check value under the id of the next keyring entry does not block the rotation', async (t) => {
   const service = await startService(t, { keyring: keyringOf('k1') });
   const { db } = service.client;
   const confirm = (...ids: string[]) => confirmInstallation(db, { tokenPrefix: 'lk', keyring: keyringOf(...ids) });
@@ -271,9 +271,9 @@ t.test('a foreign check value under the id of the next keyring entry does not st
       "insert into keyring_entries (id, check_value, mac, mac_keyring_id) values ('k2', $1, $1, $2)",
       [Buffer.alloc(32, 7), voucher],
     );
-    t.same(await confirm('k2', 'k1'), ['k2'], `it is ignored and named, vouched for by ${voucher}`);
+    t.same(await confirm('k2', 'k1'), ['k2'], `it is ignored and named, confirmed by ${voucher}`);
   }
-  await t.rejects(confirm('k2'), { name: 'InstallationMismatch' }, 'it has to go before the old entry does');
+  await t.rejects(confirm('k2'), { name: 'InstallationMismatch' }, 'it must be removed before the old entry');
   await dbQuery(service.urls.owner, "delete from keyring_entries where id = 'k2'");
   t.same(await confirm('k1', 'k2'), []);
   t.same(await confirm('k2'), []);
@@ -281,8 +281,8 @@ t.test('a foreign check value under the id of the next keyring entry does not st
   const genuine = keyringOf('k1').entries;
   t.equal(genuine.length, 1);
   const text = (id: string) => `${id}:${Buffer.alloc(32, id).toString('base64')}`;
-  for (const wrong of [`${text('k1')},${other('k2')}`, `${text('k2')},${other('k1')}`, other('k1')]) {
-    const keyring = parseKeyring(wrong);
+  for (const edited of [`${text('k1')},${other('k2')}`, `${text('k2')},${other('k1')}`, other('k1')]) {
+    const keyring = parseKeyring(edited);
     const mismatch = { name: 'InstallationMismatch' };
     await t.rejects(
       confirmInstallation(db, { tokenPrefix: 'lk', keyring }),
@@ -293,7 +293,7 @@ t.test('a foreign check value under the id of the next keyring entry does not st
 });
 
 t.test(
-  'an entry that is named as lost opens argon2id for itself alone, and makes no other kind of token',
+  'an entry declared as lost enables argon2id only for its own rows, and for no other kind of token',
   async (t) => {
     const old = await startService(t, { keyring: keyringOf('k1') });
     const { body: made } = await old.admin.post('/v1/access-tokens', {
@@ -305,14 +305,14 @@ t.test(
     const service = await startService(t, { urls: old.urls, keyring: parseKeyring(keyringText('k2'), ['k1']) });
     const statusOf = async (token: string) => (await service.as(token).get('/v1/rows')).status;
     await dbQuery(old.urls.app, "update access_tokens set tag_keyring_id = 'gone' where id = $1", [made.id]);
-    t.equal(await statusOf(made.token), 401, 'a tag under an entry that is not named');
+    t.equal(await statusOf(made.token), 401, 'the entry of the tag is not declared as lost');
     await dbQuery(
       old.urls.app,
       "update access_tokens set role = 'admin', organization_id = $2, email = 'x@p.example' where id = $1",
       [tokenIdOf(old.verifier.token), old.organizationId],
     );
     t.equal(await statusOf(old.verifier.token), 401, "a verifier's token is none of an admin");
-    t.equal(await statusOf(old.admin.token), 200, 'what was not edited goes on');
+    t.equal(await statusOf(old.admin.token), 200, 'unedited tokens work');
   },
 );
 

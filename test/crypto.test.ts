@@ -95,7 +95,7 @@ t.test('the keyring', async (t) => {
   const one = Buffer.alloc(32, 1).toString('base64');
   const two = Buffer.alloc(32, 2).toString('base64');
 
-  await t.test('derives its keys by HKDF-SHA-256 under labels of their own', async (t) => {
+  await t.test('the keyring derives its keys by HKDF-SHA-256 under separate labels', async (t) => {
     const { primary, get } = parseKeyring(` new:${one}, old:${two}\n`);
     t.equal(primary.id, 'new');
     t.ok(get('old'));
@@ -109,7 +109,7 @@ t.test('the keyring', async (t) => {
     t.equal(primary.checkValue.toString('hex'), expand('check'));
   });
 
-  await t.test('refuses what is not one, without repeating it', async (t) => {
+  await t.test('an invalid keyring is rejected, and the error does not repeat it', async (t) => {
     for (const text of ['', 'x', `:${one}`, `A:${one}`, 'a:c2hvcnQ=', `a:${one},a:${two}`, `a:${one}!`, `a:${one},`]) {
       t.throws(() => parseKeyring(text), { name: 'KeyringError' }, JSON.stringify(text.replaceAll(one, '…')));
       try {
@@ -122,7 +122,7 @@ t.test('the keyring', async (t) => {
 });
 
 const kinds: TokenKind[] = ['k', 'a', 'v', 'o'];
-/** A property as one assert: fast-check throws its counterexample. */
+/** Checks a property as one assertion; fast-check throws the counterexample. */
 function holds(t: Test, property: () => void): void {
   t.doesNotThrow(property);
 }
@@ -130,7 +130,7 @@ function holds(t: Test, property: () => void): void {
 const anyKind = fc.constantFrom(...kinds);
 
 t.test('tokens', async (t) => {
-  await t.test('have the documented form, and are read back', async (t) => {
+  await t.test('tokens have the documented form and can be parsed', async (t) => {
     holds(t, () =>
       fc.assert(
         fc.property(anyKind, fc.stringMatching(/^[a-z][a-z0-9]{1,9}$/), (kind, prefix) => {
@@ -144,17 +144,17 @@ t.test('tokens', async (t) => {
     );
   });
 
-  await t.test('with any one character changed, added or left out are malformed', async (t) => {
+  await t.test('a token with one character changed, added or removed is malformed', async (t) => {
     const token = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(newId('key')) }).reveal();
     holds(t, () =>
       fc.assert(
         fc.property(
           fc.nat(token.length - 1),
           fc.string({ minLength: 1, maxLength: 1, unit: 'binary' }),
-          (at, other) => {
-            const changed = token.slice(0, at) + other + token.slice(at + 1);
-            const added = token.slice(0, at) + other + token.slice(at);
-            const cut = token.slice(0, at) + token.slice(at + 1);
+          (position, other) => {
+            const changed = token.slice(0, position) + other + token.slice(position + 1);
+            const added = token.slice(0, position) + other + token.slice(position);
+            const cut = token.slice(0, position) + token.slice(position + 1);
             return [changed, added, cut].every((text) => text === token || parseToken(text, 'lk') === undefined);
           },
         ),
@@ -164,7 +164,7 @@ t.test('tokens', async (t) => {
     t.equal(parseToken(token, 'other'), undefined);
   });
 
-  await t.test('are never the same twice', async (t) => {
+  await t.test('tokens are unique', async (t) => {
     const suffix = idSuffix(newId('key'));
     const minted = Array.from({ length: 1_000 }, () =>
       mintToken({ prefix: 'lk', kind: 'k', idSuffix: suffix }).reveal(),
@@ -176,7 +176,7 @@ t.test('tokens', async (t) => {
 t.test('sealing', async (t) => {
   const binding: SealBinding = { purpose: 'api_key', organizationId: 'org_a', recordId: 'key_a' };
 
-  await t.test('opens only what it sealed, where it belongs', async (t) => {
+  await t.test('a sealed value can only be opened with its keyring and binding', async (t) => {
     holds(t, () =>
       fc.assert(
         fc.property(fc.string({ unit: 'grapheme' }), (text) => {
@@ -199,7 +199,7 @@ t.test('sealing', async (t) => {
     });
   });
 
-  await t.test('notices any one flipped bit, and any cut', async (t) => {
+  await t.test('any flipped bit and any truncation is detected', async (t) => {
     const { keyringId, sealed } = seal(keyring, new Secret('lk_k_something'), binding);
     holds(t, () =>
       fc.assert(
@@ -219,7 +219,7 @@ t.test('sealing', async (t) => {
     );
   });
 
-  await t.test('is AES-256-GCM as laid out: nonce, ciphertext, tag; a fresh nonce each time', async (t) => {
+  await t.test('sealing is AES-256-GCM with the documented layout and a new nonce each time', async (t) => {
     const [one, two] = [seal(keyring, new Secret('x'), binding), seal(keyring, new Secret('x'), binding)];
     t.not(one.sealed.subarray(0, 12).toString('hex'), two.sealed.subarray(0, 12).toString('hex'));
     const decipher = createDecipheriv('aes-256-gcm', keyring.primary.sealKey, one.sealed.subarray(0, 12));
@@ -233,7 +233,7 @@ t.test('argon2id', async (t) => {
   const cheap = { memoryKib: 8, timeCost: 1, parallelism: 1 };
   const secret = new Secret('a token');
 
-  await t.test('matches only the right secret, and keeps the configured costs', async (t) => {
+  await t.test('argon2id matches only the right secret, with the configured costs', async (t) => {
     const hasher = createSecretHasher({ ...cheap, memoryKib: 16, concurrency: 1, queueLimit: 10 });
     const hash = await hasher.hash(secret);
     t.match(hash, /^\$argon2id\$v=19\$m=16,t=1,p=1\$/);
@@ -241,7 +241,7 @@ t.test('argon2id', async (t) => {
     t.equal(await hasher.verify(hash, new Secret('another')), false);
   });
 
-  await t.test('does not run for a planted hash that would cost too much, or that is none', async (t) => {
+  await t.test('argon2id does not run for an invalid hash or one that would cost too much', async (t) => {
     const hasher = createSecretHasher({ ...cheap, concurrency: 1, queueLimit: 10 });
     const hash = await hasher.hash(secret);
     for (const planted of [
@@ -258,7 +258,7 @@ t.test('argon2id', async (t) => {
     t.equal(hasher.runs, 1);
   });
 
-  await t.test('runs so many at once, queues so many, and refuses more', async (t) => {
+  await t.test('argon2id runs and queues up to its limits, and rejects more', async (t) => {
     const hasher = createSecretHasher({ ...cheap, concurrency: 2, queueLimit: 3 });
     const results = await Promise.allSettled(Array.from({ length: 9 }, () => hasher.hash(secret)));
     t.equal(results.filter(({ status }) => status === 'fulfilled').length, 5);
@@ -270,7 +270,7 @@ t.test('argon2id', async (t) => {
   });
 });
 
-t.test('attempts at one id: one in flight, five failures a minute', async (t) => {
+t.test('attempts for one id: one position a time, and position most five failures a minute', async (t) => {
   let nowMs = 0;
   const limit = createAttemptLimit(() => nowMs, 2);
   const fail = () => limit.run('a', async () => false);
@@ -286,7 +286,7 @@ t.test('attempts at one id: one in flight, five failures a minute', async (t) =>
   t.equal(await fail(), false, 'a minute later it may be tried again');
 });
 
-t.test('the minute of failed attempts does not go by the wall clock', async (t) => {
+t.test('the minute of failed attempts does not depend on the wall clock', async (t) => {
   const limit = createAttemptLimit();
   for (let failure = 0; failure < 5; failure++) await limit.run('a', async () => false);
   const wallClock = Date.now;

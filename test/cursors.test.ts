@@ -1,7 +1,7 @@
 import { type Json, startService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
-t.test('a cursor is good for the list that returned it, and for no other', async (t) => {
+t.test('a cursor is only valid for the list that returned it', async (t) => {
   const { admin, operator, organizationId } = await startService(t);
   const keys: Json[] = [];
   for (let made = 0; made < 3; made++) {
@@ -32,7 +32,7 @@ t.test('a cursor is good for the list that returned it, and for no other', async
     const { body } = await admin.get(withPage(list, 'limit=1'));
     t.type(body.nextCursor, 'string', list);
     const next = await admin.get(withPage(list, `limit=2&cursor=${body.nextCursor}`));
-    t.equal(next.status, 200, `${list} goes on, with another limit too`);
+    t.equal(next.status, 200, `${list} continues, also with another limit`);
     t.notSame(next.body.data[0], body.data[0]);
     for (const other of others) {
       const { status, body: problem } = await admin.get(withPage(other, `cursor=${body.nextCursor}`));

@@ -11,7 +11,7 @@ import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
 import { t } from './support/tap.ts';
 
-t.test('a black-holed database answers 503 within two seconds, and the service comes back by itself', async (t) => {
+t.test('an unresponsive database gives 503 within two seconds, and the service recovers by itself', async (t) => {
   const urls = await createDatabase(t);
   const proxy = await proxyTo(t, urls.app);
   const client = connect({ url: proxy.url, poolSize: 4, timeoutMs: 1_500 });
@@ -37,7 +37,7 @@ t.test('a black-holed database answers 503 within two seconds, and the service c
 });
 
 t.test(
-  'connections that are killed at any moment: 503 or done, never half and never the end of the process',
+  'if connections are killed at any moment, a request gets 503 or is done completely, and the process continues',
   async (t) => {
     const service = await startService(t);
     const { admin, urls } = service;
@@ -84,16 +84,16 @@ t.test(
   },
 );
 
-t.test('what was answered 503 because it took too long is never committed by somebody else', async (t) => {
+t.test('a request that timed out with 503 is never committed by a later request', async (t) => {
   const urls = await createDatabase(t);
-  // One connection, so that the next request gets the one on which the first has failed.
+  // One connection, so that the next request gets the one on which the first request failed.
   const client = connect({ url: urls.app, poolSize: 1, timeoutMs: 1_000 });
   t.teardown(() => client.close());
   const service = await startService(t, { urls, transactor: { db: client.db, clock: createDatabaseClock() } });
   await eventually(async () => service.verification.feed.isLive());
   const { body: key } = await service.admin.post('/v1/keys', {});
   const { body: partner } = await service.admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
-  const ask = async () =>
+  const verify = async () =>
     (await service.verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code as string;
   const holder = new pg.Client(urls.superuser);
   await holder.connect();
@@ -103,13 +103,13 @@ t.test('what was answered 503 because it took too long is never committed by som
   t.equal((await service.admin.delete(`/v1/keys/${key.id}`)).status, 503);
   t.ok(performance.now() - startedAt < 2_500);
   await holder.query('rollback');
-  await eventually(async () => (await ask()) === 'valid', 3_000);
+  await eventually(async () => (await verify()) === 'valid', 3_000);
   const renamed = await eventually(async () => {
     const reply = await service.admin.patch(`/v1/partners/${partner.id}`, { name: 'Next' });
     return reply.status === 200 && reply;
   });
   t.equal(renamed.body.name, 'Next');
-  t.equal(await ask(), 'valid');
+  t.equal(await verify(), 'valid');
   t.equal((await service.admin.get(`/v1/keys/${key.id}`)).body.status, 'active');
   const { body: history } = await service.admin.get(`/v1/keys/${key.id}/history`);
   t.same(
@@ -118,7 +118,7 @@ t.test('what was answered 503 because it took too long is never committed by som
   );
 });
 
-t.test('a deadlock is tried again, and both acts are done', async (t) => {
+t.test('after a deadlock the transaction is retried, and both changes are done', async (t) => {
   const urls = await createDatabase(t);
   await dbQuery(
     urls.owner,
@@ -139,7 +139,7 @@ t.test('a deadlock is tried again, and both acts are done', async (t) => {
       arrived.push(resolve);
       if (arrived.length >= 2) for (const go of arrived) go();
     });
-  const act = (first: number, second: number) =>
+  const update = (first: number, second: number) =>
     transact(
       { db: client.db, keyring: keyringOf('test'), clock: createDatabaseClock(), onAppended: enqueueDeliveries },
       by,
@@ -150,7 +150,7 @@ t.test('a deadlock is tried again, and both acts are done', async (t) => {
         await sql`update pair set n = n + 1 where id = ${second}`.execute(tx);
       },
     );
-  await Promise.all([act(1, 2), act(2, 1)]);
-  t.ok(runs > 2, 'one of them had to be run again');
+  await Promise.all([update(1, 2), update(2, 1)]);
+  t.ok(runs > 2, 'one transaction was retried');
   t.same(await dbQuery(urls.owner, 'select n from pair'), [{ n: 2 }, { n: 2 }]);
 });

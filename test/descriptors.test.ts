@@ -4,8 +4,6 @@ import { openRaw, requestText, statusesIn } from './support/raw-client.ts';
 import { serve } from './support/served.ts';
 import { t } from './support/tap.ts';
 
-// A process has only so many descriptors. Clients that use them up are rejected, and the process goes on.
-
 const skip = process.platform === 'linux' ? false : 'what a process has open is read from /proc';
 
 t.test('1,100 connections under `ulimit -n 1024` do not end the process', { skip }, async (t) => {
@@ -17,22 +15,22 @@ t.test('1,100 connections under `ulimit -n 1024` do not end the process', { skip
   const before = open();
   const early = await openRaw(t, port);
   early.write(requestText('GET', '/livez'));
-  const crowd = await Promise.all(Array.from({ length: 1_100 }, () => openRaw(t, port)));
+  const connections = await Promise.all(Array.from({ length: 1_100 }, () => openRaw(t, port)));
   await service.until(/New connections are closed/);
   t.ok(open() < 1_000, 'some descriptors are left for the database and for files');
 
-  // The early one is as good as before, and what it asks for needs the database and a reply.
+  // The early connection still works. Its request needs the database and a reply.
   early.write(requestText('POST', '/v1/keys', { ...admin, body: {}, headers: { connection: 'close' } }));
   t.same(statusesIn(await early.readAll()), [200, 201]);
 
-  // What is opened for a reply is a part of it, too.
-  for (const { socket, write } of crowd) {
+  // Descriptors opened for the reply belong to it, too.
+  for (const { socket, write } of connections) {
     socket.pause();
     write(requestText('GET', '/docs/static/swagger-ui-bundle.js').repeat(10));
   }
   await eventually(async () => service.output().includes('"path":"/docs/static/swagger-ui-bundle.js"'));
   t.ok(open() < 1_000);
-  for (const { socket } of crowd) socket.resetAndDestroy();
+  for (const { socket } of connections) socket.resetAndDestroy();
   await eventually(async () => open() <= before + 2);
   t.equal((await request(`${url}/v1/keys`, admin)).status, 200);
   t.equal(service.child.exitCode, null);

@@ -4,9 +4,7 @@ import { openPage } from './support/browser.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
-// The console at /docs in a real browser, as a person uses it for the first time.
-
-/** Operations that need no more than a token. */
+/** Operations that need only a token. */
 const simple = [
   'GET /v1/rows',
   'GET /v1/keys',
@@ -69,7 +67,7 @@ t.test(
   },
 );
 
-/** React notices a value only by its own event. */
+/** React notices a new value only by its own event. */
 function typeInto(selector: string, text: string): string {
   return `{ const input = document.querySelector(${JSON.stringify(selector)});
     Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(input, ${JSON.stringify(text)});

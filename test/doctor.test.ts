@@ -31,11 +31,11 @@ t.test('doctor prints the state of each job and the use of each keyring entry', 
   await dbQuery(urls.app, "update access_tokens set role = 'operator' where name = 'First operator'");
 
   await dbQuery(urls.app, "update access_tokens set mac_keyring_id = 'gone' where role = 'operator'");
-  const missed = await doctor();
-  t.equal(missed.code, 1);
-  t.match(missed.output, /^wrong {3}1 credential cannot be authenticated, .* rejected: token_\w+\. The note/m);
-  t.match(missed.output, /^note {4}Keyring entry gone \(not in the keyring\): .* Restore the entry, or /m);
-  t.notMatch(missed.output, /Replace them/, 'one remedy');
+  const missingEntry = await doctor();
+  t.equal(missingEntry.code, 1);
+  t.match(missingEntry.output, /^wrong {3}1 credential cannot be authenticated, .* rejected: token_\w+\. The note/m);
+  t.match(missingEntry.output, /^note {4}Keyring entry gone \(not in the keyring\): .* Restore the entry, or /m);
+  t.notMatch(missingEntry.output, /Replace them/, 'one remedy');
   await dbQuery(urls.app, "update access_tokens set mac_keyring_id = 'new' where role = 'operator'");
 
   await dbQuery(

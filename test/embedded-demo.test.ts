@@ -6,25 +6,25 @@ import { type RunningProcess, run, runCompiled } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
-// `npm run demo`, as a person starts it, reads it, and ends it.
+// `npm run demo` as a newcomer uses it.
 
 function startDemo(t: Test, env: NodeJS.ProcessEnv): RunningProcess {
   return runCompiled(t, 'docs/demo/run.ts', [], { env: { PORT: '0', ...env } });
 }
 
-/** The commands that it prints, with what it says of each. */
+/** The printed commands with their descriptions. */
 function commandsIn(output: string): Array<{ what: string; command: string }> {
   return [...output.matchAll(/^(.+):\n(curl .*)$/gm)].map(([, what = '', command = '']) => ({ what, command }));
 }
 
-t.test('it fills an instance of its own, shows it, ends on Ctrl-C, and is there again', async (t) => {
+t.test('the demo fills its own instance, ends on Ctrl-C, and keeps its data for the next start', async (t) => {
   const env = { LATCHKEY_DATA_DIR: await scratch(t) };
   const first = startDemo(t, env);
   await first.until(/Ctrl-C stops the demo/);
-  t.notMatch(first.output(), /"level":(40|50|60)|"level":"(warn|error|fatal)"/, 'nothing to worry about is logged');
+  t.notMatch(first.output(), /"level":(40|50|60)|"level":"(warn|error|fatal)"/, 'no warning is logged');
 
   const skip = unlessInstalled('curl');
-  await t.test('each line shows what it says', { skip }, async (t) => {
+  await t.test('each printed command shows what its description says', { skip }, async (t) => {
     const commands = commandsIn(first.output());
     const shows = [
       /"partnerEmail":"keys@shipping\.example".*"expiringSoon":\["key_/,
@@ -48,12 +48,12 @@ t.test('it fills an instance of its own, shows it, ends on Ctrl-C, and is there 
 
   const second = startDemo(t, env);
   await second.until(/Ctrl-C stops the demo/);
-  t.notMatch(second.output(), /Creating sample data/, 'it is not filled twice');
+  t.notMatch(second.output(), /Creating sample data/, 'the data is not filled twice');
   second.child.kill('SIGTERM');
   t.same(await second.exited, { code: 0, signal: null });
 });
 
-t.test('it fills nothing that is not its own', async (t) => {
+t.test('the demo fills only its own instance', async (t) => {
   const refused = async (env: NodeJS.ProcessEnv, why: RegExp) => {
     const process = startDemo(t, env);
     t.equal((await process.exited).code, 1);
@@ -68,7 +68,7 @@ t.test('it fills nothing that is not its own', async (t) => {
   await refused({ LATCHKEY_DATA_DIR: directory }, /was interrupted/);
 });
 
-t.test('Ctrl-C while it is being filled ends it, too', async (t) => {
+t.test('Ctrl-C ends the demo also while it fills its data', async (t) => {
   const running = startDemo(t, { LATCHKEY_DATA_DIR: await scratch(t) });
   await running.until(/Creating sample data/);
   running.child.kill('SIGINT');

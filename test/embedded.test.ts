@@ -13,8 +13,8 @@ import { eventually, request, runEntry } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
-/** False while somebody else has the port, such as an instance of another test file. */
-async function take(t: Test, port: number): Promise<boolean> {
+/** False while another process uses the port, such as an instance of another test file. */
+async function occupy(t: Test, port: number): Promise<boolean> {
   const server = createServer();
   const listening = once(server, 'listening');
   server.listen(port, '127.0.0.1');
@@ -32,7 +32,7 @@ async function postmasterPid(directory: string): Promise<number> {
 
 async function addKey({ url, credentials }: Instance): Promise<string> {
   const { adminToken: token = '' } = await credentials();
-  // Of a partner of its own: the organization's row has a first key and one free place.
+  // A new partner for each key, because the organization's row has only one free place.
   const partner = { email: `${randomUUID()}@partner.example`, permissions: ['read'] };
   const { status, body } = await request(`${url}/v1/partners`, { method: 'POST', token, body: partner });
   if (status !== 201) throw new Error(JSON.stringify(body));
@@ -52,7 +52,7 @@ t.test('a first start, its printed lines, and a second start', async (t) => {
   const first = await start(t, directory);
   t.equal((await request(`${first.url}/readyz`)).status, 200);
 
-  await t.test('credentials.json has all that is needed, for its owner only', async (t) => {
+  await t.test('credentials.json has all credentials, readable only by its owner', async (t) => {
     const credentials = await first.credentials();
     t.match(credentials, {
       organizationId: /^org_/,
@@ -72,32 +72,29 @@ t.test('a first start, its printed lines, and a second start', async (t) => {
     t.match(self, { role: 'admin', email: 'admin@example.com' });
   });
 
-  await t.test(
-    'three short lines are printed, without a token, and the last one works when it is pasted',
-    async (t) => {
-      const credentials = await first.credentials();
-      await first.process.until(/^curl /m);
-      const printed = first.process
-        .stdout()
-        .split('\n\n')
-        .find((part) => part.includes('Latchkey listens on'));
-      const lines = printed?.trim().split('\n') ?? [];
-      t.equal(lines.length, 3);
-      t.match(lines[0], first.url);
-      t.equal(lines[1], `The tokens and a first key are in ${path.join(directory, 'credentials.json')}`);
-      for (const line of lines) t.ok(line.length < 300, line);
-      for (const name of ['adminToken', 'verifierToken', 'operatorToken', 'key']) {
-        t.notMatch(first.process.output(), credentials[name], `${name} is not printed`);
-      }
-      if (unlessInstalled('curl') || unlessInstalled('jq')) return;
-      const { stdout } = spawnSync('bash', ['-c', lines[2] ?? ''], { encoding: 'utf8' });
-      t.match(JSON.parse(stdout), { valid: true, code: 'valid', permission: 'read_write' });
-      const { body: history } = await request(`${first.url}/v1/history?limit=1`, {
-        token: credentials['adminToken'] ?? '',
-      });
-      t.match(history.data, [{ action: 'key.created', actor: { type: 'system', id: 'bootstrap' } }]);
-    },
-  );
+  await t.test('three short lines are printed, without a token, and the last one is a working command', async (t) => {
+    const credentials = await first.credentials();
+    await first.process.until(/^curl /m);
+    const printed = first.process
+      .stdout()
+      .split('\n\n')
+      .find((part) => part.includes('Latchkey listens on'));
+    const lines = printed?.trim().split('\n') ?? [];
+    t.equal(lines.length, 3);
+    t.match(lines[0], first.url);
+    t.equal(lines[1], `The tokens and a first key are in ${path.join(directory, 'credentials.json')}`);
+    for (const line of lines) t.ok(line.length < 300, line);
+    for (const name of ['adminToken', 'verifierToken', 'operatorToken', 'key']) {
+      t.notMatch(first.process.output(), credentials[name], `${name} is not printed`);
+    }
+    if (unlessInstalled('curl') || unlessInstalled('jq')) return;
+    const { stdout } = spawnSync('bash', ['-c', lines[2] ?? ''], { encoding: 'utf8' });
+    t.match(JSON.parse(stdout), { valid: true, code: 'valid', permission: 'read_write' });
+    const { body: history } = await request(`${first.url}/v1/history?limit=1`, {
+      token: credentials['adminToken'] ?? '',
+    });
+    t.match(history.data, [{ action: 'key.created', actor: { type: 'system', id: 'bootstrap' } }]);
+  });
 
   const key = await addKey(first);
   const before = await first.credentials();
@@ -106,7 +103,7 @@ t.test('a first start, its printed lines, and a second start', async (t) => {
   t.same(await first.process.exited, { code: 0, signal: null });
   t.ok(await isGone(pid), 'no server process is left behind');
 
-  await t.test('a second start finds its data, and prints no tokens', async (t) => {
+  await t.test('a second start finds its data and prints no tokens', async (t) => {
     const second = await start(t, directory);
     t.equal(await verdict(second, key), 'valid');
     const { databaseUrl, migrationDatabaseUrl, url, ...now } = await second.credentials();
@@ -117,7 +114,7 @@ t.test('a first start, its printed lines, and a second start', async (t) => {
     t.match(second.process.output(), path.join(directory, 'credentials.json'));
   });
 
-  await t.test('who has moved credentials.json away does not get it back', async (t) => {
+  await t.test('a moved credentials.json is not written again', async (t) => {
     await rm(path.join(directory, 'credentials.json'));
     const third = await start(t, directory);
     t.equal((await request(`${third.url}/v1/self`, { token: before['adminToken'] ?? '' })).status, 200);
@@ -137,18 +134,18 @@ t.test('a start that was killed during the bootstrap is completed or repeated', 
   t.match(adminToken, /^lk_a_/);
   first.process.child.kill('SIGTERM');
   await first.process.exited;
-  // As if it had been killed after the commit and before the file got its name.
+  // As if the process was killed after the commit and before the file was renamed.
   await rename(path.join(directory, 'credentials.json'), path.join(directory, 'credentials.prepared.json'));
   const second = await start(t, directory);
   t.equal((await second.credentials())['adminToken'], adminToken);
 });
 
-t.test('killed, whichever part: nothing acknowledged is lost, and no hand is needed', async (t) => {
+t.test('if any process is killed, nothing acknowledged is lost, and the instance recovers by itself', async (t) => {
   const directory = await scratch(t);
   let instance = await start(t, directory);
   const keys = [await addKey(instance)];
 
-  await t.test('the service: its Postgres ends by itself', async (t) => {
+  await t.test('if the service is killed, its Postgres ends', async (t) => {
     const pid = await postmasterPid(directory);
     instance.process.child.kill('SIGKILL');
     await instance.process.exited;
@@ -157,14 +154,14 @@ t.test('killed, whichever part: nothing acknowledged is lost, and no hand is nee
     t.equal(await verdict(instance, keys[0] ?? ''), 'valid');
   });
 
-  await t.test('the service, with a next start at once', async (t) => {
+  await t.test('if the service is killed and started at once, it works', async (t) => {
     keys.push(await addKey(instance));
     instance.process.child.kill('SIGKILL');
     instance = await start(t.parent as Test, directory);
     t.equal(await verdict(instance, keys[1] ?? ''), 'valid');
   });
 
-  await t.test('the service and the watchdog: the Postgres left behind is ended by the next start', async (t) => {
+  await t.test('if the service and the watchdog are killed, the next start ends the old Postgres', async (t) => {
     const pid = await postmasterPid(directory);
     const watchdog = (await findProcess(pid))?.parent ?? 0;
     t.match((await findProcess(watchdog))?.command, /supervisor/);
@@ -172,14 +169,14 @@ t.test('killed, whichever part: nothing acknowledged is lost, and no hand is nee
     instance.process.child.kill('SIGKILL');
     await instance.process.exited;
     process.kill(watchdog, 'SIGKILL');
-    t.notOk(await isGone(pid), 'it is left behind');
+    t.notOk(await isGone(pid), 'the old Postgres still runs');
     instance = await start(t.parent as Test, directory);
     t.ok(await isGone(pid));
     t.equal(await verdict(instance, keys[1] ?? ''), 'valid');
   });
 
   await t.test(
-    'a signal that reaches every process, as from a service manager, leaves Latchkey its Postgres',
+    'a signal to every process, as from a service manager, lets Latchkey end before its Postgres',
     async (t) => {
       const pid = await postmasterPid(directory);
       const watchdog = (await findProcess(pid))?.parent ?? 0;
@@ -190,7 +187,7 @@ t.test('killed, whichever part: nothing acknowledged is lost, and no hand is nee
     },
   );
 
-  await t.test('Postgres: it is started again under the running service', async (t) => {
+  await t.test('if Postgres is killed, it is started again under the running service', async (t) => {
     const pid = await postmasterPid(directory);
     process.kill(pid, 'SIGKILL');
     await eventually(async () => {
@@ -204,29 +201,29 @@ t.test('killed, whichever part: nothing acknowledged is lost, and no hand is nee
     t.match(body, { valid: true });
   });
 
-  await t.test('a second instance on the same data learns that it is in use', async (t) => {
+  await t.test('a second instance on the same data reports that it is in use', async (t) => {
     const second = runEntry(t, 'server.ts', [], { env: { PORT: '0', LATCHKEY_DATA_DIR: directory } });
     t.equal((await second.exited).code, 1);
     t.match(second.output(), /Another Latchkey is running on .*LATCHKEY_DATA_DIR/);
-    t.equal(await verdict(instance, keys[0] ?? ''), 'valid', 'the first goes on');
+    t.equal(await verdict(instance, keys[0] ?? ''), 'valid', 'the first instance continues');
   });
 });
 
-t.test('where the default ports are taken it takes others and says so', async (t) => {
-  // Where another program has held a port all this time, it is taken as well.
-  for (const port of [8_080, 54_329]) await eventually(() => take(t, port)).catch(() => undefined);
+t.test('if the default ports are in use, other ports are chosen and printed', async (t) => {
+  // A port that another program already uses counts as taken.
+  for (const port of [8_080, 54_329]) await eventually(() => occupy(t, port)).catch(() => undefined);
   const directory = await scratch(t);
   const instance = await start(t, directory, { PORT: '' });
   t.match(instance.process.output(), /Port 8080 is taken/);
   t.match(instance.process.output(), /Port 54329 is taken/);
   t.equal((await request(`${instance.url}/readyz`)).status, 200);
 
-  const wanted = runEntry(t, 'server.ts', [], { env: { PORT: '8080', LATCHKEY_DATA_DIR: await scratch(t) } });
-  t.equal((await wanted.exited).code, 1, 'a port that was asked for is not changed');
-  t.match(wanted.output(), /EADDRINUSE.*8080/);
+  const fixedPort = runEntry(t, 'server.ts', [], { env: { PORT: '8080', LATCHKEY_DATA_DIR: await scratch(t) } });
+  t.equal((await fixedPort.exited).code, 1, 'a configured port is not replaced');
+  t.match(fixedPort.output(), /EADDRINUSE.*8080/);
 });
 
-t.test('where there is no embedded Postgres the message names DATABASE_URL', async (t) => {
+t.test('without an embedded Postgres the error names DATABASE_URL', async (t) => {
   const directory = await scratch(t);
   for (const platform of ['win32-x64', 'freebsd-x64', 'linux-s390x']) {
     const found = findPrograms(directory, undefined, platform);

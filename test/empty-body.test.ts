@@ -8,7 +8,7 @@ import { type Json, startService, type TestService } from './support/app.ts';
 import { listen, openRaw } from './support/raw-client.ts';
 import { t } from './support/tap.ts';
 
-// Clients leave a body out and name its type all the same. Zero bytes are no body, whichever type is named.
+// Many clients send a content type with an empty body. Zero bytes count as no body, whatever the type.
 
 const lengthOfZero = 'Content-Length: 0';
 const types = [
@@ -20,7 +20,7 @@ const types = [
   'nonsense',
 ];
 
-/** The lines that name a body, and what is sent of it. */
+/** The headers that describe the body, and its bytes. */
 const shapes: Record<string, { lines: string[]; bytes?: string }> = {
   'no length and no type': { lines: [] },
   'fetch without a body': { lines: [lengthOfZero] },
@@ -47,7 +47,7 @@ async function startSending(t: Parameters<typeof startService>[0]) {
     received += chunk;
     onReply();
   });
-  /** One after the other on one connection, so that it also shows that nothing is left of a body. */
+  /** Requests share one connection, so leftover bytes of a body would be noticed. */
   const send = async (request: string, token: string, { lines, bytes = '' }: (typeof shapes)[string]) => {
     received = '';
     client.write(
@@ -72,17 +72,17 @@ function tokenFor({ admin, operator, verifier }: TestService, rule: AccessRule):
   return { admin, operator, verifier }[rule.role].token;
 }
 
-t.test('every route takes zero bytes as no body, whatever their type', async (t) => {
+t.test('every route accepts zero bytes as no body, whatever their content type', async (t) => {
   const service = await startSending(t);
   const { app, send } = service;
   const routes = app.routeList.filter((route) => {
     const rule = ruleOf(route);
     return [route.method].flat().some((method) => method !== 'HEAD') && (rule === 'public' || rule.role !== 'gateway');
   });
-  t.ok(routes.length > 40, 'the list is the real one');
+  t.ok(routes.length > 40, 'the list has the routes of the service');
   let required = 0;
   for (const route of routes) {
-    // Replies in chunks, and those of files.
+    // These replies are files, or sent in chunks.
     if (['/v1/changes', '/v1/history/export'].includes(route.url) || route.url.startsWith('/docs')) continue;
     const kinds: Record<string, Parameters<typeof newId>[0]> = { accessTokenId: 'token', organizationId: 'org' };
     const path = route.url.replaceAll(/:(\w+)/g, (_, name: string) =>
@@ -109,7 +109,7 @@ t.test('every route takes zero bytes as no body, whatever their type', async (t)
   t.ok(required > 0);
 });
 
-t.test('what takes no body, or not needs one, is done without one', async (t) => {
+t.test('operations without a required body work without one', async (t) => {
   const service = await startSending(t);
   const { admin, send } = service;
   for (const [what, shape] of Object.entries(shapes)) {
@@ -126,7 +126,7 @@ t.test('what takes no body, or not needs one, is done without one', async (t) =>
   }
 });
 
-t.test('a body that has bytes is judged by its type, chunked too', async (t) => {
+t.test('a body with bytes is checked by its type, also in chunks', async (t) => {
   const { admin, send } = await startSending(t);
   const lines = (type: string) => [`Content-Type: ${type}`, 'Transfer-Encoding: chunked'];
   const bytes = '1\r\n{\r\n1\r\n}\r\n0\r\n\r\n';
@@ -134,19 +134,19 @@ t.test('a body that has bytes is judged by its type, chunked too', async (t) => 
   t.equal((await send('POST /v1/keys', admin.token, { lines: lines('text/plain'), bytes })).status, 415);
 });
 
-t.test('curl and fetch themselves', async (t) => {
+t.test('curl and fetch can send requests with an empty body', async (t) => {
   const { admin, port } = await startSending(t);
-  const ours = async () => `http://127.0.0.1:${port}/v1/keys/${(await admin.post('/v1/keys', {})).body.id}`;
+  const newKeyUrl = async () => `http://127.0.0.1:${port}/v1/keys/${(await admin.post('/v1/keys', {})).body.id}`;
   const headers = { authorization: `Bearer ${admin.token}`, 'content-type': 'application/json' };
-  t.equal((await fetch(await ours(), { method: 'DELETE', headers })).status, 200);
-  t.equal((await fetch(await ours(), { method: 'DELETE', headers, body: '' })).status, 200);
+  t.equal((await fetch(await newKeyUrl(), { method: 'DELETE', headers })).status, 200);
+  t.equal((await fetch(await newKeyUrl(), { method: 'DELETE', headers, body: '' })).status, 200);
   const stream = new ReadableStream({ start: (controller) => controller.close() });
   const streamed = { method: 'DELETE', headers, body: stream, duplex: 'half' } as RequestInit;
-  t.equal((await fetch(await ours(), streamed)).status, 200);
-  const curl = async (...given: string[]) => {
+  t.equal((await fetch(await newKeyUrl(), streamed)).status, 200);
+  const curl = async (...options: string[]) => {
     const asAdmin = ['-s', '-o', '/dev/null', '-w', '%{http_code}', '-H', `Authorization: Bearer ${admin.token}`];
-    return (await promisify(execFile)('curl', [...asAdmin, ...given])).stdout;
+    return (await promisify(execFile)('curl', [...asAdmin, ...options])).stdout;
   };
-  t.equal(await curl('-X', 'DELETE', '-d', '', await ours()), '200');
-  t.equal(await curl('-d', '', `${await ours()}/rotate`), '201');
+  t.equal(await curl('-X', 'DELETE', '-d', '', await newKeyUrl()), '200');
+  t.equal(await curl('-d', '', `${await newKeyUrl()}/rotate`), '201');
 });

@@ -3,53 +3,56 @@ import { type Client, type Reply, startService, type TestService } from './suppo
 import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// A resource's version, and changes that are meant for one.
-
 interface Subject {
   path: string;
-  /** The reply that made it; undefined where the organization was there before. */
-  made: Reply | undefined;
-  who: Client;
+  /** The reply that created the resource; undefined if the organization existed before. */
+  created: Reply | undefined;
+  client: Client;
 }
 
 async function subjectsOf({ admin, operator, organizationId }: TestService): Promise<Record<string, Subject>> {
   const key = await admin.post('/v1/keys', { name: 'Old', metadata: { b: 1, a: [{ d: 1, c: 2 }] } });
-  const wish = { email: 'p@p.example', permissions: ['write', 'read'], rateLimit: { requests: 5, windowSeconds: 60 } };
-  const partner = await admin.post('/v1/partners', wish);
+  const input = { email: 'p@p.example', permissions: ['write', 'read'], rateLimit: { requests: 5, windowSeconds: 60 } };
+  const partner = await admin.post('/v1/partners', input);
   const organization = await operator.post('/v1/organizations', { name: 'Other' });
   return {
-    'a key': { path: `/v1/keys/${key.body.id}`, made: key, who: admin },
-    'a partner': { path: `/v1/partners/${partner.body.id}`, made: partner, who: admin },
-    "the caller's organization": { path: '/v1/organization', made: undefined, who: admin },
-    'an organization by its id': { path: `/v1/organizations/${organizationId}`, made: undefined, who: operator },
-    'a new organization': { path: `/v1/organizations/${organization.body.id}`, made: organization, who: operator },
+    'a key': { path: `/v1/keys/${key.body.id}`, created: key, client: admin },
+    'a partner': { path: `/v1/partners/${partner.body.id}`, created: partner, client: admin },
+    "the caller's organization": { path: '/v1/organization', created: undefined, client: admin },
+    'an organization by its id': { path: `/v1/organizations/${organizationId}`, created: undefined, client: operator },
+    'a new organization': {
+      path: `/v1/organizations/${organization.body.id}`,
+      created: organization,
+      client: operator,
+    },
   };
 }
 
-const tagOf = async ({ who, path }: Subject): Promise<string> => String((await who.get(path)).headers['etag']);
+const tagOf = async ({ client, path }: Subject): Promise<string> => String((await client.get(path)).headers['etag']);
 
 async function isRefused(t: Test, reply: Reply, status: number, code: string): Promise<void> {
   t.same([reply.status, reply.body.code], [status, code]);
 }
 
-t.test('every reply that shows a resource whole names its version, and a change of it names the next', async (t) => {
+t.test('every reply with a whole resource has its version, and a change replies with the next version', async (t) => {
   const service = await startService(t);
   for (const [what, subject] of Object.entries(await subjectsOf(service))) {
     await t.test(what, async (t) => {
-      const { path, made, who } = subject;
+      const { path, created, client } = subject;
       const first = await tagOf(subject);
       t.match(first, /^"[\w-]{22}"$/);
-      if (made !== undefined) t.equal(made.headers['etag'], first, 'the reply that made it says the same');
-      const idle = await who.patch(path, {});
-      t.equal(idle.headers['etag'], first, 'what changes nothing leaves it');
-      const changed = await who.patch(path, { name: `Of ${what}` });
+      if (created !== undefined)
+        t.equal(created.headers['etag'], first, 'the reply that created it has the same version');
+      const idle = await client.patch(path, {});
+      t.equal(idle.headers['etag'], first, 'a change without an effect keeps the version');
+      const changed = await client.patch(path, { name: `Of ${what}` });
       t.not(changed.headers['etag'], first);
       t.equal(changed.headers['etag'], await tagOf(subject));
     });
   }
 });
 
-t.test('the two ways to the organization agree on its version', async (t) => {
+t.test('both routes to an organization return the same version', async (t) => {
   const service = await startService(t);
   const subjects = await subjectsOf(service);
   const [own, byId] = [subjects["the caller's organization"], subjects['an organization by its id']] as Subject[];
@@ -60,33 +63,33 @@ t.test('the two ways to the organization agree on its version', async (t) => {
   t.equal(await tagOf(own as Subject), change.headers['etag']);
 });
 
-t.test('a change that is meant for another version does not happen', async (t) => {
+t.test('a change for another version is rejected', async (t) => {
   const service = await startService(t);
   const actions = async () => (await service.admin.get('/v1/history?limit=200')).body.data.length as number;
   for (const [what, subject] of Object.entries(await subjectsOf(service))) {
     await t.test(what, async (t) => {
-      const { path, who } = subject;
-      const seen = await tagOf(subject);
-      const { body: present, headers } = await who.patch(path, { name: 'Somebody else was first' });
+      const { path, client } = subject;
+      const version = await tagOf(subject);
+      const { body: present, headers } = await client.patch(path, { name: 'Somebody else was first' });
       const events = await actions();
       for (const patch of [{ name: 'Mine' }, {}]) {
-        await isRefused(t, await who.patch(path, patch, { 'if-match': seen }), 412, 'precondition_failed');
+        await isRefused(t, await client.patch(path, patch, { 'if-match': version }), 412, 'precondition_failed');
       }
-      t.equal(await actions(), events, 'and leaves no event');
-      t.match((await who.get(path)).body, { name: present.name });
-      const mine = await who.patch(path, { name: 'Mine' }, { 'if-match': String(headers['etag']) });
-      t.match(mine, { status: 200, body: { name: 'Mine' } });
-      t.equal((await who.patch(path, { name: 'Mine too' })).status, 200, 'without If-Match nothing is checked');
+      t.equal(await actions(), events, 'no event is recorded');
+      t.match((await client.get(path)).body, { name: present.name });
+      const secondChange = await client.patch(path, { name: 'Mine' }, { 'if-match': String(headers['etag']) });
+      t.match(secondChange, { status: 200, body: { name: 'Mine' } });
+      t.equal((await client.patch(path, { name: 'Mine too' })).status, 200, 'without If-Match nothing is checked');
     });
   }
 });
 
-t.test('If-Match as RFC 9110 section 13.1.1 has it', async (t) => {
+t.test('If-Match follows RFC 9110 section 13.1.1', async (t) => {
   const service = await startService(t);
   const subject = (await subjectsOf(service))['a key'] as Subject;
-  const { path, who } = subject;
+  const { path, client } = subject;
   const patch = async (ifMatch: string) =>
-    who.patch(path, { name: `N ${Math.random()}` }, { 'if-match': ifMatch.replace('TAG', await tagOf(subject)) });
+    client.patch(path, { name: `N ${Math.random()}` }, { 'if-match': ifMatch.replace('TAG', await tagOf(subject)) });
   for (const good of [
     'TAG',
     '*',
@@ -126,10 +129,10 @@ t.test('If-Match as RFC 9110 section 13.1.1 has it', async (t) => {
   }
   const startedAt = performance.now();
   await isRefused(t, await patch(`${', '.repeat(7_500)}x`), 400, 'validation_failed');
-  t.ok(performance.now() - startedAt < 1_000, 'a long one is refused as fast');
+  t.ok(performance.now() - startedAt < 1_000, 'a long value is rejected as fast');
 });
 
-t.test('a version is that of what can be changed: not of use, nor of time', async (t) => {
+t.test('the version covers what can be changed, not use or time', async (t) => {
   const service = await startService(t);
   const { admin, verifier, app } = service;
   const expiresAt = new Date(Date.now() + 3_600_000).toISOString();
@@ -138,9 +141,9 @@ t.test('a version is that of what can be changed: not of use, nor of time', asyn
   await service.verification.usage.flush();
   await eventually(async () => (await admin.get(`/v1/keys/${key.id}`)).body.lastUsedAt !== null);
   service.later(7_200_000);
-  const seen = await admin.get(`/v1/keys/${key.id}`);
-  t.equal(seen.body.status, 'expired');
-  t.equal(seen.headers['etag'], headers['etag']);
+  const version = await admin.get(`/v1/keys/${key.id}`);
+  t.equal(version.body.status, 'expired');
+  t.equal(version.headers['etag'], headers['etag']);
   const head = await app.inject({
     method: 'HEAD',
     url: `/v1/keys/${key.id}`,
@@ -149,7 +152,7 @@ t.test('a version is that of what can be changed: not of use, nor of time', asyn
   t.equal(head.headers['etag'], headers['etag']);
 });
 
-t.test('every change has a version of its own, whichever command makes it', async (t) => {
+t.test('every change gives a new version, whichever command makes it', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const subjects = await subjectsOf(service);
@@ -188,18 +191,18 @@ t.test('a deleted resource is reported before a stale version', async (t) => {
   await isRefused(t, await admin.patch(`/v1/keys/${key.id}`, { name: 'x' }, ifMatch), 409, 'already_deleted');
 });
 
-t.test('many changes of one version at once: exactly one of them happens', async (t) => {
+t.test('of many concurrent changes for one version exactly one succeeds', async (t) => {
   const service = await startService(t);
   for (const [what, subject] of Object.entries(await subjectsOf(service))) {
-    const { path, who } = subject;
+    const { path, client } = subject;
     for (let round = 0; round < 10; round++) {
       const ifMatch = { 'if-match': await tagOf(subject) };
       const names = Array.from({ length: 8 }, (_, index) => `${round} ${index}`);
-      const replies = await Promise.all(names.map((name) => who.patch(path, { name }, ifMatch)));
+      const replies = await Promise.all(names.map((name) => client.patch(path, { name }, ifMatch)));
       const won = replies.filter(({ status }) => status === 200);
       t.equal(won.length, 1, what);
       t.equal(replies.filter(({ status }) => status === 412).length, 7);
-      t.equal((await who.get(path)).body.name, won[0]?.body.name);
+      t.equal((await client.get(path)).body.name, won[0]?.body.name);
     }
   }
 });

@@ -5,9 +5,7 @@ import { keepAliveClient } from './support/keep-alive-client.ts';
 import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// latchkey/fastify: a backend in three lines, closed but for what says otherwise.
-
-async function scene(t: Parameters<typeof startListening>[0]) {
+async function startScene(t: Parameters<typeof startListening>[0]) {
   const service = await startListening(t);
   const { admin } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
@@ -27,8 +25,8 @@ const routes = (app: FastifyInstance) => {
   });
 };
 
-t.test('each route lets in what its permission says, by itself or by its method', async (t) => {
-  const { own, reading, writing, options } = await scene(t);
+t.test('each route accepts the permission of its config or of its method', async (t) => {
+  const { own, reading, writing, options } = await startScene(t);
   const backend = await startBackend(t, options, routes);
   const table: Array<[method: string, path: string, reading: number, writing: number, own: number, none: number]> = [
     ['GET', '/hello', 200, 403, 200, 401],
@@ -46,7 +44,7 @@ t.test('each route lets in what its permission says, by itself or by its method'
   for (const [method, path, ...expected] of table) {
     const keys = [reading.key, writing.key, own.key, undefined];
     const statuses = [];
-    // Twice: asked, and from memory.
+    // The first call goes to Latchkey, the second is answered from memory.
     for (const key of keys)
       statuses.push(await backend.status(key, path, method), await backend.status(key, path, method));
     t.same(
@@ -57,10 +55,10 @@ t.test('each route lets in what its permission says, by itself or by its method'
   }
 });
 
-t.test('a handler knows whose request it is', async (t) => {
-  const { service, partner, own, reading, options } = await scene(t);
+t.test('a handler gets the key and owner of the request', async (t) => {
+  const { service, partner, own, reading, options } = await startScene(t);
   const backend = await startBackend(t, options, routes);
-  const seen = async (key: string, path = '/hello') =>
+  const requestKey = async (key: string, path = '/hello') =>
     ((await (await fetch(backend.url + path, { headers: { 'x-api-key': key } })).json()) as { key: unknown }).key;
   const expected = {
     id: reading.id,
@@ -72,40 +70,40 @@ t.test('a handler knows whose request it is', async (t) => {
     metadata: {},
     expiresAt: null,
   };
-  t.strictSame(await seen(reading.key), expected);
+  t.strictSame(await requestKey(reading.key), expected);
   const plain = await fetch(`${backend.url}/hello`, { headers: { 'x-api-key': reading.key } });
   t.equal(plain.headers.get('ratelimit'), null, 'limits are sent only if that is configured');
-  t.strictSame(await seen(reading.key), expected, 'from memory too');
-  t.match(await seen(own.key), {
+  t.strictSame(await requestKey(reading.key), expected, 'also from memory');
+  t.match(await requestKey(own.key), {
     partnerId: null,
     permission: 'read_write',
     name: 'Own',
     metadata: { team: 'billing' },
   });
-  t.equal(await seen(own.key, '/open'), null);
+  t.equal(await requestKey(own.key, '/open'), null);
 });
 
-t.test('a connection brings one key after the other, and each request is that of its own', async (t) => {
-  const { service, own, reading, options } = await scene(t);
+t.test('requests with different keys on one connection get their own keys', async (t) => {
+  const { service, own, reading, options } = await startScene(t);
   const backend = await startBackend(t, options, routes);
   await eventually(async () => (await backend.status(reading.key)) === 200 && (await backend.status(own.key)) === 200);
   const connection = keepAliveClient(backend.url);
   t.teardown(() => connection.close());
-  const seen = async (token: string) => {
+  const requestKey = async (token: string) => {
     const { status, body } = await connection.ask('/hello', { token });
     return status === 200 ? JSON.parse(body).key.id : status;
   };
-  // Of the same length, and the same but for the last character.
+  // Equal length, and only the last character differs.
   const other = reading.key.slice(0, -1) + (reading.key.endsWith('0') ? '1' : '0');
   const order = [reading, reading, own, own, reading, own, reading];
   for (const { id, key } of order) {
-    t.equal(await seen(key), id);
-    t.equal(await seen(other), 401);
+    t.equal(await requestKey(key), id);
+    t.equal(await requestKey(other), 401);
   }
-  t.equal(await seen(own.key), own.id);
+  t.equal(await requestKey(own.key), own.id);
   await service.admin.delete(`/v1/keys/${own.id}`);
-  await eventually(async () => (await seen(own.key)) === 401);
-  t.equal(await seen(reading.key), reading.id);
+  await eventually(async () => (await requestKey(own.key)) === 401);
+  t.equal(await requestKey(reading.key), reading.id);
   await backend.app.close();
   await service.verification.usage.flush();
   const uses = async ({ id }: { id: string }) =>
@@ -113,9 +111,9 @@ t.test('a connection brings one key after the other, and each request is that of
   t.ok((await uses(reading)) >= 6, 'each use is reported');
 });
 
-t.test('a key that was changed is asked about, though its connection has just brought it', async (t) => {
-  const { service, own, options } = await scene(t);
-  // So that its uses wait, and its text with them, for the whole test.
+t.test('a changed key is verified again, although the connection has just used it', async (t) => {
+  const { service, own, options } = await startScene(t);
+  // Unreported uses, and the text of the key, wait during the whole test.
   const backend = await startBackend(t, { ...options, reportEveryMs: 60_000 }, routes);
   const connection = keepAliveClient(backend.url);
   t.teardown(() => connection.close());
@@ -127,11 +125,11 @@ t.test('a key that was changed is asked about, though its connection has just br
   await eventually(async () => (await status()) === 200, 2_000);
 });
 
-t.test('refusals are problems with the headers that clients need', async (t) => {
-  const { service, own, reading, options } = await scene(t);
+t.test('rejections are problems with the headers that clients need', async (t) => {
+  const { service, own, reading, options } = await startScene(t);
   const { body: limited } = await service.admin.post('/v1/keys', { rateLimit: { requests: 2, windowSeconds: 60 } });
   const backend = await startBackend(t, { ...options, rateLimitFields: true }, routes);
-  const ask = async (headers: Record<string, string>, path = '/hello', method = 'GET') => {
+  const send = async (headers: Record<string, string>, path = '/hello', method = 'GET') => {
     const response = await fetch(backend.url + path, { method, headers });
     const text = await response.text();
     return {
@@ -141,10 +139,10 @@ t.test('refusals are problems with the headers that clients need', async (t) => 
     };
   };
   const bearer = (key: string) => ({ authorization: `Bearer ${key}` });
-  const good = await ask(bearer(own.key));
+  const good = await send(bearer(own.key));
   t.match(good.headers, { ratelimit: /^"owner";r=\d+;t=\d+$/, 'ratelimit-policy': '"owner";q=1000;w=60' });
 
-  const none = await ask({});
+  const none = await send({});
   t.match(none, {
     status: 401,
     headers: {
@@ -154,44 +152,47 @@ t.test('refusals are problems with the headers that clients need', async (t) => 
     },
   });
   t.match(none.body, { type: 'about:blank', title: 'Unauthorized', status: 401, code: 'unauthorized', requestId: /./ });
-  const wrong = await ask(bearer('lk_k_nonsense'));
-  const { requestId: _, ...said } = wrong.body;
+  const wrong = await send(bearer('lk_k_nonsense'));
+  const { requestId: _, ...rejection } = wrong.body;
   t.match(wrong, { status: 401, headers: { 'www-authenticate': /error="invalid_token"/ } });
-  const { body: gone } = await service.admin.post('/v1/keys', { partnerId: reading.partnerId, permission: 'read' });
-  await service.admin.delete(`/v1/keys/${gone.id}`);
-  const { requestId: __, ...saidOfGone } = (await ask(bearer(gone.key))).body;
-  t.same(saidOfGone, said, 'replies do not reveal which keys exist');
-  t.match(await ask(bearer(reading.key), '/hello', 'POST'), {
+  const { body: deletedKey } = await service.admin.post('/v1/keys', {
+    partnerId: reading.partnerId,
+    permission: 'read',
+  });
+  await service.admin.delete(`/v1/keys/${deletedKey.id}`);
+  const { requestId: __, ...rejectionOfDeleted } = (await send(bearer(deletedKey.key))).body;
+  t.same(rejectionOfDeleted, rejection, 'replies do not reveal which keys exist');
+  t.match(await send(bearer(reading.key), '/hello', 'POST'), {
     status: 403,
     headers: { 'www-authenticate': /error="insufficient_scope"/ },
     body: { code: 'forbidden' },
   });
-  await ask(bearer(limited.key));
-  await ask(bearer(limited.key));
-  t.match(await ask(bearer(limited.key)), {
+  await send(bearer(limited.key));
+  await send(bearer(limited.key));
+  t.match(await send(bearer(limited.key)), {
     status: 429,
     headers: { 'retry-after': /^\d+$/, ratelimit: /^"key";r=0;t=\d+$/, 'ratelimit-policy': '"key";q=2;w=60' },
     body: { code: 'rate_limited' },
   });
-  t.match(await ask({ authorization: 'Basic abc' }), { status: 401, body: { code: 'unauthorized' } });
-  t.match(await ask({ ...bearer(own.key), 'x-api-key': reading.key }), { status: 400, body: { code: 'bad_request' } });
-  t.match(await ask({ ...bearer(own.key), 'x-api-key': own.key }), { status: 200 });
+  t.match(await send({ authorization: 'Basic abc' }), { status: 401, body: { code: 'unauthorized' } });
+  t.match(await send({ ...bearer(own.key), 'x-api-key': reading.key }), { status: 400, body: { code: 'bad_request' } });
+  t.match(await send({ ...bearer(own.key), 'x-api-key': own.key }), { status: 200 });
   for (const query of [`?key=${own.key}`, `?a=b&c=${own.key.replaceAll('_', '%5F')}`]) {
     t.match(
-      await ask(bearer(own.key), `/hello${query}`),
+      await send(bearer(own.key), `/hello${query}`),
       { status: 400, body: { code: 'bad_request' } },
       query.slice(0, 5),
     );
   }
   t.match(
-    await ask(bearer(own.key), '/hello?token=next-page'),
+    await send(bearer(own.key), '/hello?token=next-page'),
     { status: 200 },
-    'other parameters are the application’s',
+    'other authentication parameters belong to the application',
   );
 });
 
-t.test('the application’s own header, cost and denial', async (t) => {
-  const { own, reading, options } = await scene(t);
+t.test("an application can set the key's header, the cost and the denial", async (t) => {
+  const { own, reading, options } = await startScene(t);
   const backend = await startBackend(
     t,
     {
@@ -207,21 +208,21 @@ t.test('the application’s own header, cost and denial', async (t) => {
     },
     routes,
   );
-  const ask = (path: string, headers: Record<string, string>) => fetch(backend.url + path, { headers });
-  const first = await ask('/hello', { 'x-acme-key': own.key });
+  const send = (path: string, headers: Record<string, string>) => fetch(backend.url + path, { headers });
+  const first = await send('/hello', { 'x-acme-key': own.key });
   t.match(first.headers.get('ratelimit'), /r=990;/);
-  const denied = await ask('/hello', { authorization: `Bearer ${own.key}` });
-  t.equal(denied.status, 401, 'only in its own header');
+  const denied = await send('/hello', { authorization: `Bearer ${own.key}` });
+  t.equal(denied.status, 401, 'the key is read only from the configured header');
   t.equal(denied.headers.get('x-why'), 'no key');
   t.same(await denied.json(), { error: 'unauthorized' });
-  const forbidden = await ask('/writes', { 'x-acme-key': reading.key });
+  const forbidden = await send('/writes', { 'x-acme-key': reading.key });
   t.equal(forbidden.status, 403);
-  t.match(await forbidden.json(), { code: 'forbidden' }, 'the usual one where it says nothing');
+  t.match(await forbidden.json(), { code: 'forbidden' }, 'the default reply, if onDenied sends none');
 });
 
 for (const how of ['at once', 'later'] as const) {
   t.test(`an onDenied that fails ${how} neither allows the request nor leaves it without a reply`, async (t) => {
-    const { service, options } = await scene(t);
+    const { service, options } = await startScene(t);
     const fails = () => {
       const mistake = new Error('the application’s own mistake');
       if (how === 'at once') throw mistake;
@@ -232,14 +233,14 @@ for (const how of ['at once', 'later'] as const) {
     t.equal(await backend.status(undefined), 401);
     const { body: key } = await service.admin.post('/v1/keys', {});
     await service.admin.delete(`/v1/keys/${key.id}`);
-    t.equal(await backend.status(key.key), 401, 'where Latchkey is asked first');
+    t.equal(await backend.status(key.key), 401, 'after a call to Latchkey');
   });
 }
 
-t.test('the client’s address is the one that the application believes', async (t) => {
-  const { service, options } = await scene(t);
+t.test('the client address is the one that the application trusts', async (t) => {
+  const { service, options } = await startScene(t);
   const { body: bound } = await service.admin.post('/v1/keys', { allowedIps: ['203.0.113.0/24'] });
-  const asks = async (trustProxy: boolean) => {
+  const statusesWith = async (trustProxy: boolean) => {
     const backend = await startBackend(t, options, routes, { trustProxy });
     const headers = { 'x-api-key': bound.key, 'x-forwarded-for': '203.0.113.9' };
     const statuses = [];
@@ -249,12 +250,12 @@ t.test('the client’s address is the one that the application believes', async 
     });
     return [...statuses, elsewhere.status];
   };
-  t.same(await asks(false), [403, 403, 403, 403]);
-  t.same(await asks(true), [200, 200, 200, 403], 'what is known of one address is not used for another');
+  t.same(await statusesWith(false), [403, 403, 403, 403]);
+  t.same(await statusesWith(true), [200, 200, 200, 403], 'a verdict for one address is not used for another');
 });
 
-t.test('only what is registered in its scope is protected', async (t) => {
-  const { own, options } = await scene(t);
+t.test("only routes in the plugin's scope are protected", async (t) => {
+  const { own, options } = await startScene(t);
   const fastify = (await import('fastify')).default;
   const app = fastify();
   t.teardown(() => app.close());
@@ -270,8 +271,8 @@ t.test('only what is registered in its scope is protected', async (t) => {
   t.equal(await status('/nowhere'), 404);
 });
 
-t.test('a permission that does not exist does not start', async (t) => {
-  const { options } = await scene(t);
+t.test('a route with an unknown permission prevents the start', async (t) => {
+  const { options } = await startScene(t);
   const fastify = (await import('fastify')).default;
   const app = fastify();
   t.teardown(() => app.close());
@@ -280,8 +281,8 @@ t.test('a permission that does not exist does not start', async (t) => {
   t.throws(() => app.get('/typo', { config }, async () => ({})), /config\.permission/);
 });
 
-t.test('registered before the routes, in whatever order they come after', async (t) => {
-  const { options } = await scene(t);
+t.test('the plugin must be registered before the routes, which can follow in any order', async (t) => {
+  const { options } = await startScene(t);
   const fastify = (await import('fastify')).default;
   const app = fastify();
   t.teardown(() => app.close());

@@ -9,17 +9,17 @@ import { type RunningProcess, run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
-// What somebody meets who has cloned the repository: what the start prints, then the pages in their order, pasted as they stand
-// there into one shell, with nothing set. What is not committed is not in the clone.
+// The first steps with a fresh clone: the printed lines, then the commands of the pages in order, in one shell. Only
+// committed files are in the clone.
 
 const isRoot = process.getuid?.() === 0;
 const nobody = { uid: 65_534, gid: 65_534 };
 const repository = process.cwd();
 
-/** On a warm cache and an idle machine it takes less than 60 s. */
+/** With a warm cache and an idle machine it takes less than 60 s. */
 const firstKeyWithinMs = 180_000;
 
-/** npm asks the registry only for what its cache lacks. */
+/** npm uses the registry only for packages that its cache lacks. */
 const npmSettings = { npm_config_prefer_offline: 'true', npm_config_audit: 'false', npm_config_fund: 'false' };
 const unreachable = /E(NOTFOUND|AI_AGAIN|NOTCACHED|TIMEDOUT|CONNREFUSED|NETUNREACH)\b/;
 
@@ -29,7 +29,7 @@ const skip =
   unlessInstalled('git') ||
   (spawnSync('git', ['-C', repository, 'rev-parse', 'HEAD']).status !== 0 && 'this is no clone of the repository');
 
-// Each of the two installs everything.
+// Each test installs all packages.
 t.setTimeout(900_000);
 
 t.test('from a fresh clone, with nothing set, everything on the first pages works', { skip }, async (t) => {
@@ -37,7 +37,7 @@ t.test('from a fresh clone, with nothing set, everything on the first pages work
 });
 
 t.test(
-  'as root the start and what it prints work, too',
+  'as root, the start and its printed commands also work',
   { skip: skip || (!isRoot && 'only root can try it') },
   async (t) => {
     await firstMinutes(t, { identity: {}, onlyStart: true });
@@ -46,13 +46,13 @@ t.test(
 
 interface Newcomer {
   identity: { uid?: number; gid?: number };
-  /** Ends with the first verified key. */
+  /** Whether the test ends after the first verified key. */
   onlyStart: boolean;
 }
 
 async function firstMinutes(t: Test, { identity, onlyStart }: Newcomer): Promise<void> {
   const home = await scratch(t);
-  // Else Postgres, which is not root, would run from a copy.
+  // Without this, Postgres, which does not run as root, would run from a copy.
   await chmod(home, 0o755);
   const env: NodeJS.ProcessEnv = {
     HOME: home,
@@ -81,7 +81,7 @@ async function firstMinutes(t: Test, { identity, onlyStart }: Newcomer): Promise
   t.teardown(() => removeRootsData(folder));
   try {
     await service.until(/building dist/, firstKeyWithinMs);
-    t.equal(service.stdout().includes('Latchkey listens on'), false, 'it says that it builds, before it does');
+    t.equal(service.stdout().includes('Latchkey listens on'), false, 'the build is announced before it runs');
     await service.until(/^curl .*$/m, firstKeyWithinMs);
   } catch (error) {
     if (!unreachable.test(service.output())) throw error;
@@ -114,7 +114,7 @@ async function startBackend(t: Test, backend: RunningProcess): Promise<void> {
   t.notMatch(backend.output(), /"level":(40|50|60)/);
 }
 
-/** Another port for the backend where something else has 3000. */
+/** Replaces the backend's port if 3000 is in use. */
 async function withFreePort(backend: Step | undefined, example: Step[]): Promise<string> {
   const command = backend?.command ?? '';
   if (await isFree(3_000)) return command;
@@ -123,7 +123,7 @@ async function withFreePort(backend: Step | undefined, example: Step[]): Promise
   return `export PORT=${port}\n${command}`;
 }
 
-/** npm's cache as it is; for another user a copy. */
+/** npm's cache; a copy for another user. */
 function cacheFor({ uid }: { uid?: number }, home: string): string {
   const cache = spawnSync('npm', ['config', 'get', 'cache'], { encoding: 'utf8', cwd: home }).stdout.trim();
   if (uid === undefined) return cache;

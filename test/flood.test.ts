@@ -13,61 +13,64 @@ const collectGarbage = runInNewContext('gc') as () => void;
 const unknownKey = () => mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(newId('key')) }).reveal();
 const wrongSecretOf = (id: KeyId) => mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(id) }).reveal();
 
-t.test('a flood of wrong keys: no argon2id run, few queries, no memory, and good keys go on', async (t) => {
-  const service = await startService(t);
-  const { admin, verifier, hasher, client, verification } = service;
-  await eventually(async () => verification.feed.isLive());
-  const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 1_000_000, windowSeconds: 60 } });
-  await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 60 });
-  const ask = async (presented: string) =>
-    (await verifier.post('/v1/verify', { key: presented, permission: 'read' })).body.code as string;
-  t.equal(await ask(key.key), 'valid');
-  const runsBefore = hasher.runs;
-  let queries = 0;
-  client.pool.on('acquire', () => {
-    queries += 1;
-  });
+t.test(
+  'a flood of wrong keys causes no argon2id run, few queries and no memory growth, and valid keys keep working',
+  async (t) => {
+    const service = await startService(t);
+    const { admin, verifier, hasher, client, verification } = service;
+    await eventually(async () => verification.feed.isLive());
+    const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 1_000_000, windowSeconds: 60 } });
+    await admin.put('/v1/rate-limit', { requests: 1_000_000, windowSeconds: 60 });
+    const verify = async (presented: string) =>
+      (await verifier.post('/v1/verify', { key: presented, permission: 'read' })).body.code as string;
+    t.equal(await verify(key.key), 'valid');
+    const runsBefore = hasher.runs;
+    let queries = 0;
+    client.pool.on('acquire', () => {
+      queries += 1;
+    });
 
-  const waves = [
-    ['unknown ids', unknownKey, 'not_found'],
-    ['wrong secrets of a key that exists', () => wrongSecretOf(key.id), 'not_found'],
-    ['wrong checksums', () => `${unknownKey().slice(0, -6)}000000`, 'malformed'],
-  ] as const;
-  const inWave = 3_000;
-  const atOnce = 100;
-  const good: string[] = [];
-  const flood = async () => {
-    for (const [what, make, code] of waves) {
-      const queriesBefore = queries;
-      const startedAtMs = performance.now();
-      for (let sent = 0; sent < inWave; sent += atOnce) {
-        const [mine, ...codes] = await Promise.all([
-          ask(key.key),
-          ...Array.from({ length: atOnce }, () => ask(make())),
-        ]);
-        good.push(mine ?? '');
-        if (codes.some((given) => given !== code)) t.fail(`${what}: ${codes}`);
+    const waves = [
+      ['unknown ids', unknownKey, 'not_found'],
+      ['wrong secrets of a key that exists', () => wrongSecretOf(key.id), 'not_found'],
+      ['wrong checksums', () => `${unknownKey().slice(0, -6)}000000`, 'malformed'],
+    ] as const;
+    const inWave = 3_000;
+    const atOnce = 100;
+    const good: string[] = [];
+    const flood = async () => {
+      for (const [what, make, code] of waves) {
+        const queriesBefore = queries;
+        const startedAtMs = performance.now();
+        for (let sent = 0; sent < inWave; sent += atOnce) {
+          const [ownCode, ...codes] = await Promise.all([
+            verify(key.key),
+            ...Array.from({ length: atOnce }, () => verify(make())),
+          ]);
+          good.push(ownCode ?? '');
+          if (codes.some((given) => given !== code)) t.fail(`${what}: ${codes}`);
+        }
+        // Jobs and counters continue meanwhile: a few queries a second, however slow the machine is.
+        const backgroundQueries = 5 + 3 * ((performance.now() - startedAtMs) / 1_000);
+        const allowed = what === 'unknown ids' ? inWave / 10 : backgroundQueries;
+        t.ok(queries - queriesBefore <= allowed, `${what}: ${queries - queriesBefore} queries for ${inWave} keys`);
       }
-      // Jobs and counters go on meanwhile: a few queries a second, however slow the machine is.
-      const ofOthers = 5 + 3 * ((performance.now() - startedAtMs) / 1_000);
-      const allowed = what === 'unknown ids' ? inWave / 10 : ofOthers;
-      t.ok(queries - queriesBefore <= allowed, `${what}: ${queries - queriesBefore} queries for ${inWave} keys`);
-    }
-  };
-  await flood();
-  service.logLines.length = 0;
-  collectGarbage();
-  const heapBefore = process.memoryUsage().heapUsed;
-  await flood();
-  service.logLines.length = 0;
-  collectGarbage();
-  const grownBy = process.memoryUsage().heapUsed - heapBefore;
-  t.ok(grownBy < 8 * 1024 * 1024, `the heap grew by ${grownBy} bytes in ${waves.length * inWave} wrong keys`);
-  t.equal(hasher.runs, runsBefore, 'argon2id never ran');
-  t.ok(good.every((code) => code === 'valid'));
-});
+    };
+    await flood();
+    service.logLines.length = 0;
+    collectGarbage();
+    const heapBefore = process.memoryUsage().heapUsed;
+    await flood();
+    service.logLines.length = 0;
+    collectGarbage();
+    const grownBy = process.memoryUsage().heapUsed - heapBefore;
+    t.ok(grownBy < 8 * 1024 * 1024, `the heap grew by ${grownBy} bytes in ${waves.length * inWave} wrong keys`);
+    t.equal(hasher.runs, runsBefore, 'argon2id never ran');
+    t.ok(good.every((code) => code === 'valid'));
+  },
+);
 
-t.test('one unknown id asked for by many at once, and again: one query', async (t) => {
+t.test('many concurrent and repeated requests for one unknown id cause one query', async (t) => {
   const { verifier, client, verification } = await startService(t);
   await eventually(async () => verification.feed.isLive());
   await verifier.post('/v1/verify', { key: unknownKey(), permission: 'read' });
@@ -82,34 +85,34 @@ t.test('one unknown id asked for by many at once, and again: one query', async (
   t.equal(queries, 1);
 });
 
-t.test('a key that this process has never seen: one query, no argon2id', async (t) => {
+t.test('a key that this process has never seen costs one query and no argon2id run', async (t) => {
   const first = await startService(t);
   const { body: key } = await first.admin.post('/v1/keys', {});
   const { urls, keyring } = first;
   const second = await startService(t, { urls, keyring });
   await eventually(async () => second.verification.feed.isLive());
-  const wish = { role: 'verifier', scopes: ['read'], name: 'For all' };
-  const verifier = second.as((await second.operator.post('/v1/access-tokens', wish)).body.token);
+  const input = { role: 'verifier', scopes: ['read'], name: 'For all' };
+  const verifier = second.as((await second.operator.post('/v1/access-tokens', input)).body.token);
   await verifier.get('/v1/self');
   const runsBefore = second.hasher.runs;
   let queries = 0;
   second.client.pool.on('acquire', () => {
     queries += 1;
   });
-  const ask = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'write' })).body.code;
-  t.equal(await ask(), 'valid');
+  const verify = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'write' })).body.code;
+  t.equal(await verify(), 'valid');
   t.equal(queries, 1);
-  for (let turn = 0; turn < 20; turn++) t.equal(await ask(), 'valid');
-  t.equal(queries, 1, 'from now on memory answers');
-  const question = { key: key.key, permission: 'write' };
-  const fresh = () => verifier.post('/v1/verify', question, { 'cache-control': 'max-age=0, No-Cache' });
+  for (let turn = 0; turn < 20; turn++) t.equal(await verify(), 'valid');
+  t.equal(queries, 1, 'later requests are answered from memory');
+  const keyToVerify = { key: key.key, permission: 'write' };
+  const fresh = () => verifier.post('/v1/verify', keyToVerify, { 'cache-control': 'max-age=0, No-Cache' });
   t.equal((await fresh()).body.code, 'valid');
   t.equal((await fresh()).body.code, 'valid');
-  t.equal(queries, 3, 'unless it is asked to read afresh');
+  t.equal(queries, 3, 'Cache-Control: no-cache reads again');
   t.equal(second.hasher.runs, runsBefore);
 });
 
-t.test('neither the reply nor the work for it reveals whether an id exists', async (t) => {
+t.test('neither the reply nor its cost reveals whether an id exists', async (t) => {
   const service = await startService(t);
   const { app, admin, verifier, hasher, verification } = service;
   await eventually(async () => verification.feed.isLive());
@@ -134,17 +137,17 @@ t.test('neither the reply nor the work for it reveals whether an id exists', asy
       work: { reads: lookups.miss - before.reads, argon2Runs: hasher.runs - before.argon2Runs },
     };
   };
-  // How long both take is compared by `npm run bench:hostile`.
-  const wrongs = {
+  // `npm run bench:hostile` compares the times.
+  const invalidKeys = {
     unknown: unknownKey(),
     wrongSecret: wrongSecretOf(key.id),
     badChecksum: `${unknownKey().slice(0, -6)}000000`,
   };
-  const first = [await authorize(wrongs.unknown), await authorize(wrongs.wrongSecret)];
-  const again = [await authorize(wrongs.unknown), await authorize(wrongs.wrongSecret)];
+  const first = [await authorize(invalidKeys.unknown), await authorize(invalidKeys.wrongSecret)];
+  const again = [await authorize(invalidKeys.unknown), await authorize(invalidKeys.wrongSecret)];
   for (const { work } of first) t.same(work, { reads: 1, argon2Runs: 0 });
   for (const { work } of again) t.same(work, { reads: 0, argon2Runs: 0 });
-  const answers = new Set([...first, ...again, await authorize(wrongs.badChecksum)].map(({ answer }) => answer));
-  t.equal(answers.size, 1, 'byte by byte the same, but for the request id');
+  const answers = new Set([...first, ...again, await authorize(invalidKeys.badChecksum)].map(({ answer }) => answer));
+  t.equal(answers.size, 1, 'identical bytes except for the request id');
   t.match([...answers][0], '"status":401');
 });

@@ -8,17 +8,17 @@ import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually, runEntry } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// Somebody has the service's database role, and not the keyring: each statement is refused by the database, has no effect on
-// what the service answers, or is named by `latchkey doctor` or `latchkey audit verify`.
+// An attacker has the service's database role, but not the keyring. Each statement is rejected, has no effect on
+// verdicts, or is reported by `latchkey doctor` or `latchkey audit verify`.
 
 type Outcome =
-  /** The database refuses the statement. */
+  /** The database rejects the statement. */
   | 'refused'
-  /** It runs, and the credential that it was meant to help does not work. */
+  /** The statement runs, and the credential that it should help does not work. */
   | 'ineffective'
-  /** It runs, the credential does not work, and doctor names the row. */
+  /** The statement runs, the credential does not work, and doctor names the row. */
   | 'doctor'
-  /** It runs, and `latchkey audit verify` names the row. */
+  /** The statement runs, and `latchkey audit verify` names the row. */
   | 'audit';
 
 interface Attempt {
@@ -26,16 +26,16 @@ interface Attempt {
   sql: string;
   values?: unknown[];
   outcome: Outcome;
-  /** What doctor or audit verify name. */
+  /** What doctor or audit verify must name. */
   names?: string;
-  /** A credential that must not work afterwards. */
+  /** A credential that must not work after the statement. */
   key?: string;
   token?: string;
 }
 
 const newOrganization = newId('org');
 
-t.test('without the keyring the database role cannot forge, widen, revive, date, poison or flood', async (t) => {
+t.test('without the keyring, the database role cannot forge, extend, revive, backdate, poison or flood', async (t) => {
   const service = await startService(t, { keyring: keyringOf('k1') });
   const { urls, admin, operator, hasher, organizationId } = service;
   await confirmInstallation(service.client.db, { tokenPrefix: 'lk', keyring: service.keyring });
@@ -47,14 +47,14 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
     const [key] = (await partner()).keys;
     return { ...key, ...((await admin.patch(`/v1/keys/${key.id}`, settings)).body as object), key: key.key };
   };
-  const token = async (wish = {}): Promise<Json> =>
+  const token = async (input = {}): Promise<Json> =>
     (
       await admin.post('/v1/access-tokens', {
         role: 'admin',
         name: 'N',
         email: 'n@p.example',
         scopes: ['read'],
-        ...wish,
+        ...input,
       })
     ).body;
   const soon = () => new Date(Date.now() + 1_500).toISOString();
@@ -73,12 +73,12 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
       last_four, allowed_ips, metadata, created_at, created_by)
     values ($1, $2, 'read_write', $3, $4, $5, $6, $4, $5, 'abcd', '{}', '{}', now(), '{"type":"system","id":"x","name":"x","email":null}')`;
   const bytes = Buffer.alloc(32, 1);
-  const [goneAdmin, heldAdmin, globalOperator] = [
+  const [adminUnderUnknownEntry, adminUnderKnownEntry, globalOperator] = [
     await mint('a', 'token'),
     await mint('a', 'token'),
     await mint('o', 'token'),
   ];
-  const [goneKey, heldKey] = [await mint('k', 'key'), await mint('k', 'key')];
+  const [keyUnderUnknownEntry, keyUnderKnownEntry] = [await mint('k', 'key'), await mint('k', 'key')];
 
   const compromised = (await admin.post('/v1/keys', {})).body;
   await admin.delete(`/v1/keys/${compromised.id}?reason=compromised`);
@@ -100,7 +100,7 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
   const readKey = await partnerKey();
   const moved = await partnerKey();
   const foreign = await partnerKey();
-  const swapped = await partnerKey();
+  const exchanged = await partnerKey();
   const [widerPartner, richerPartner] = [await partner(), await partner()];
   const [roleToken, scopeToken, otherToken, lateToken, renamedToken] = [
     await token(),
@@ -118,12 +118,12 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
     names: key.id,
     ...(outcome === 'doctor' ? { key: key.key } : {}),
   });
-  const updateToken = (made: Json, change: string): Attempt => ({
+  const updateToken = (target: Json, change: string): Attempt => ({
     what: `token: ${change}`,
-    sql: `update access_tokens set ${change} where id = '${made.id}'`,
+    sql: `update access_tokens set ${change} where id = '${target.id}'`,
     outcome: 'doctor',
-    names: made.id,
-    token: made.token,
+    names: target.id,
+    token: target.token,
   });
   const audited = (what: string, sql: string, names: string): Attempt => ({ what, sql, outcome: 'audit', names });
   const refused = (sql: string): Attempt => ({ what: sql, sql, outcome: 'refused' });
@@ -139,22 +139,21 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
   };
 
   const attempts: Attempt[] = [
-    // Forge.
     {
-      what: 'an admin token under a keyring entry that is not there',
+      what: 'an admin token under an unknown keyring entry',
       sql: insertToken(`organization_id, 'admin', '{read,write}'`),
-      values: [goneAdmin.id, 'gone', goneAdmin.hash],
+      values: [adminUnderUnknownEntry.id, 'gone', adminUnderUnknownEntry.hash],
       outcome: 'doctor',
-      names: goneAdmin.id,
-      token: goneAdmin.plaintext,
+      names: adminUnderUnknownEntry.id,
+      token: adminUnderUnknownEntry.plaintext,
     },
     {
       what: 'an admin token with the tag and MAC of another',
       sql: insertToken(`organization_id, 'admin', '{read,write}'`),
-      values: [heldAdmin.id, 'k1', heldAdmin.hash],
+      values: [adminUnderKnownEntry.id, 'k1', adminUnderKnownEntry.hash],
       outcome: 'doctor',
-      names: heldAdmin.id,
-      token: heldAdmin.plaintext,
+      names: adminUnderKnownEntry.id,
+      token: adminUnderKnownEntry.plaintext,
     },
     {
       what: 'an operator token',
@@ -165,20 +164,20 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
       token: globalOperator.plaintext,
     },
     {
-      what: 'a key under a keyring entry that is not there',
+      what: 'a key under an unknown keyring entry',
       sql: insertKey,
-      values: [goneKey.id, organizationId, 1, bytes, 'gone', goneKey.hash],
+      values: [keyUnderUnknownEntry.id, organizationId, 1, bytes, 'gone', keyUnderUnknownEntry.hash],
       outcome: 'doctor',
-      names: goneKey.id,
-      key: goneKey.plaintext,
+      names: keyUnderUnknownEntry.id,
+      key: keyUnderUnknownEntry.plaintext,
     },
     {
-      what: 'a key under an entry that is there',
+      what: 'a key under an existing keyring entry',
       sql: insertKey,
-      values: [heldKey.id, organizationId, 2, bytes, 'k1', heldKey.hash],
+      values: [keyUnderKnownEntry.id, organizationId, 2, bytes, 'k1', keyUnderKnownEntry.hash],
       outcome: 'doctor',
-      names: heldKey.id,
-      key: heldKey.plaintext,
+      names: keyUnderKnownEntry.id,
+      key: keyUnderKnownEntry.plaintext,
     },
     {
       what: 'the next keyring entry',
@@ -195,7 +194,6 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
     ),
     refused("insert into installation (token_prefix, root_keyring_id) values ('zz', 'k2')"),
     refused("update keyring_entries set check_value = decode(repeat('00', 32), 'hex')"),
-    // Widen.
     updateToken(roleToken, "role = 'operator', organization_id = null"),
     updateToken(scopeToken, `scopes = ${ownPermissions}`),
     updateToken(otherToken, `organization_id = '${other.id}'`),
@@ -207,7 +205,7 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
     updateKey(limited, 'rate_limit_requests = 1000000'),
     updateKey(moved, `partner_id = '${widerPartner.id}', slot = 2`),
     updateKey(foreign, `organization_id = '${other.id}', partner_id = null, permission = 'read_write'`),
-    updateKey(swapped, `tag = (select tag from api_keys where id = '${readKey.id}')`),
+    updateKey(exchanged, `tag = (select tag from api_keys where id = '${readKey.id}')`),
     audited(
       "a partner's permissions",
       `update partners set permissions = ${ownPermissions} where id = '${widerPartner.id}'`,
@@ -223,7 +221,6 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
       `update organizations set rate_limit_requests = 1000000, key_reveal = 'never' where id = '${other.id}'`,
       other.id,
     ),
-    // Revive.
     updateKey(
       compromised,
       "deleted_at = null, delete_reason = null, argon2id_hash = 'x', slot = 1, partner_id = null",
@@ -244,7 +241,6 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
       deletedPartner.id,
     ),
     refused(`delete from api_keys where id = '${compromised.id}'`),
-    // Date and poison.
     append({ at: new Date(Date.now() + 59_000).toISOString() }),
     append({ at: new Date(Date.now() - 86_400_000).toISOString() }),
     append({ details: 'x' }),
@@ -263,14 +259,13 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
     refused('drop table history'),
     refused('create table public.mine (a int)'),
     refused("copy history to program 'true'"),
-    // Flood.
     {
-      what: 'a thousand orders to clear every cache',
+      what: 'a thousand notifications that clear every cache',
       sql: "select pg_notify('latchkey_changes', '*') from generate_series(1, 1000)",
       outcome: 'ineffective',
     },
     {
-      what: 'a thousand notices without sense',
+      what: 'a thousand invalid notifications',
       sql: "select pg_notify('latchkey_changes', repeat('x', 7000) || n) from generate_series(1, 1000) as n",
       outcome: 'ineffective',
     },
@@ -291,8 +286,8 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
 
   for (const { what, key, token: plaintext } of attempts) {
     if (key !== undefined) {
-      const asked = { key, permission: 'read', ip: '203.0.113.9' };
-      const { body } = await service.verifier.post('/v1/verify', asked, { 'cache-control': 'no-cache' });
+      const input = { key, permission: 'read', ip: '203.0.113.9' };
+      const { body } = await service.verifier.post('/v1/verify', input, { 'cache-control': 'no-cache' });
       t.equal(body.valid, false, `does not work: ${what}`);
     }
     if (plaintext !== undefined)
@@ -305,7 +300,7 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
     return { code, output: process.output() };
   };
   const found = { doctor: await run('doctor'), audit: await run('audit', 'verify') };
-  for (const [command, { code }] of Object.entries(found)) t.equal(code, 1, `${command} says that something is wrong`);
+  for (const [command, { code }] of Object.entries(found)) t.equal(code, 1, `${command} reports an error`);
   for (const { what, outcome, names = '' } of attempts) {
     if (outcome !== 'doctor' && outcome !== 'audit') continue;
     const { output } = found[outcome];
@@ -314,8 +309,8 @@ t.test('without the keyring the database role cannot forge, widen, revive, date,
   t.match(
     (await admin.post('/v1/keys', { partnerId: richerPartner.id, permission: 'read' })).status,
     201,
-    'work goes on',
+    'the service continues',
   );
-  const { body: whole } = await admin.get('/v1/history/verify');
-  t.match(whole, { valid: false, firstBadSequence: null }, 'the chain itself is sound');
+  const { body: verification } = await admin.get('/v1/history/verify');
+  t.match(verification, { valid: false, firstBadSequence: null }, 'the chain itself is valid');
 });

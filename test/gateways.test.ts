@@ -19,15 +19,15 @@ import { freePort } from './support/ports.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
-// The snippets of docs/gateways.md in the real programs, between real clients, a real Latchkey and a backend.
+// Runs the snippets of docs/gateways.md in the real gateways, between real clients, Latchkey and a backend.
 
 for (const [program, start, connectionsAtMost] of [
   ['nginx', startNginx, 2],
   ['caddy', startCaddy, 2],
   ['haproxy', startHaproxy, 2],
 ] as const) {
-  t.test(`${program} asks as docs/gateways.md has it`, { skip: unlessInstalled(program) }, (t) =>
-    story(t, start, connectionsAtMost),
+  t.test(`${program} works with the snippet of docs/gateways.md`, { skip: unlessInstalled(program) }, (t) =>
+    runStory(t, start, connectionsAtMost),
   );
   // The page has no such recipe for HAProxy.
   if (program === 'haproxy') continue;
@@ -48,35 +48,35 @@ async function leavesAuthorization(t: Test, start: StartGateway): Promise<void> 
     const reply = await ask(port, { headers: { authorization, 'x-api-key': reading.key } });
     t.equal(reply.status, 200, authorization.slice(0, 12));
     const passed = latest(backend);
-    t.equal(passed.headers.authorization, authorization, 'the application gets its own');
-    t.equal(passed.headers['x-api-key'], undefined, 'and not the key');
+    t.equal(passed.headers.authorization, authorization, 'the application gets its own header');
+    t.equal(passed.headers['x-api-key'], undefined, 'the key is not forwarded');
     t.same(identityIn(passed), reading.identity);
   }
   const byBearer = { authorization: `Bearer ${reading.key}` };
   const path = '/?keyHeader=authorization';
   for (const headers of [byBearer, { ...byBearer, 'x-api-key': 'nonsense' }]) {
     const reply = await passesNothing(t, backend, ask(port, { headers, path }));
-    t.equal(reply.status, 401, 'a client names no other header');
+    t.equal(reply.status, 401, 'a client cannot choose another header');
   }
 }
 
-/** @param connectionsAtMost that 24 questions take */
-async function story(t: Test, start: StartGateway, connectionsAtMost: number): Promise<void> {
-  // The gateway calls from 127.0.0.1; clients call from other addresses of this machine, or from that one too.
+/** @param connectionsAtMost the most connections that 24 calls may use */
+async function runStory(t: Test, start: StartGateway, connectionsAtMost: number): Promise<void> {
+  // The gateway calls from 127.0.0.1. Clients call from this and other addresses of the machine.
   const service = await startService(t, { trustProxy: ['127.0.0.1'] });
   await service.app.listen({ port: 0, host: '127.0.0.1' });
   const latchkeyPort = (service.app.server.address() as AddressInfo).port;
   const backend = await startBackend(t);
   const token = service.verifier.token;
   const gateway = await start(t, { latchkeyPort, backendPort: backend.port, token });
-  const client = (question: Parameters<typeof ask>[1]) => ask(gateway.port, question);
+  const client = (options: Parameters<typeof ask>[1]) => ask(gateway.port, options);
   const [reading, writing] = await Promise.all([newKey(service, 'read'), newKey(service, 'write')]);
 
-  await t.test('a good key passes, and the backend learns whose it is', async (t) => {
+  await t.test('a valid key passes, and the backend gets its owner', async (t) => {
     for (const headers of [{ 'x-api-key': reading.key }, { authorization: `Bearer ${reading.key}` }]) {
       const reply = await client({ path: '/some/path?page=2', headers });
       t.match(reply, { status: 200, text: 'the backend' });
-      t.match(reply.headers['ratelimit'], /^"owner";r=\d+;t=\d+$/, 'the client learns its limit');
+      t.match(reply.headers['ratelimit'], /^"owner";r=\d+;t=\d+$/, 'the client gets its limit');
       t.match(reply.headers['ratelimit-policy'], '"owner";q=1000;w=60');
       const passed = latest(backend);
       t.match(passed, { method: 'GET', url: '/some/path?page=2' });
@@ -85,18 +85,18 @@ async function story(t: Test, start: StartGateway, connectionsAtMost: number): P
       t.same(identityIn(passed), reading.identity);
       t.notOk(
         passed.fields.some(([, value]) => value.includes(reading.key)),
-        'the key ends at the gateway',
+        'the key is not forwarded',
       );
     }
     const asking = await client({ path: '/_latchkey', headers: { 'x-api-key': reading.key } });
-    t.equal(asking.headers['x-latchkey-key-id'], undefined, 'a client cannot ask by itself');
+    t.equal(asking.headers['x-latchkey-key-id'], undefined, 'a client cannot use the internal location');
     for (const status of [401, 403, 500]) {
       const reply = await client({ path: `/${status}`, headers: { 'x-api-key': reading.key } });
-      t.match(reply, { status, text: 'the backend' }, 'what the backend refuses is its own affair');
+      t.match(reply, { status, text: 'the backend' }, 'statuses of the backend are passed on');
     }
   });
 
-  await t.test('an organization’s own key has no partner, whatever its client says', async (t) => {
+  await t.test("an organization's own key has no partner, whatever the client sends", async (t) => {
     const { body: own } = await service.admin.post('/v1/keys', {});
     const { 'x-latchkey-partner-id': partner = '' } = reading.identity;
     await client({ headers: { 'x-api-key': own.key, 'x-latchkey-partner-id': partner } });
@@ -108,7 +108,7 @@ async function story(t: Test, start: StartGateway, connectionsAtMost: number): P
     });
   });
 
-  await t.test('reading is not writing, nor the other way', async (t) => {
+  await t.test('a read key cannot write, and a write key cannot read', async (t) => {
     for (const [method, allowed, refused] of [
       ['GET', reading, writing],
       ['OPTIONS', reading, writing],
@@ -124,7 +124,7 @@ async function story(t: Test, start: StartGateway, connectionsAtMost: number): P
     }
   });
 
-  await t.test('without a good key: 401 with the challenge', async (t) => {
+  await t.test('without a valid key the reply is 401 with a challenge', async (t) => {
     const other = reading.key.slice(0, -1);
     for (const headers of [
       {},
@@ -151,15 +151,15 @@ async function story(t: Test, start: StartGateway, connectionsAtMost: number): P
         JSON.stringify(forged),
       );
       const asWriter = { method: 'POST', headers: { 'x-api-key': writing.key, ...forged } };
-      t.equal((await client(asWriter)).status, 200, 'nor does it harm itself');
+      t.equal((await client(asWriter)).status, 200, 'its own request still passes');
       t.notOk(
         latest(backend).fields.some(([name]) => /override|http.method/.test(name)),
-        'the backend gets no other method',
+        'the backend gets no override header',
       );
     }
   });
 
-  await t.test('a client that says who it is is not heard', async (t) => {
+  await t.test('identity headers of a client are ignored', async (t) => {
     for (const forged of identityForgeries) {
       const reply = await client({ headers: { 'x-api-key': reading.key, ...forged } });
       t.equal(reply.status, 200);
@@ -168,7 +168,7 @@ async function story(t: Test, start: StartGateway, connectionsAtMost: number): P
   });
 
   await t.test(
-    'allowed addresses are about the client’s own, whatever it claims',
+    "allowed addresses are compared with the client's real address, whatever it claims",
     { skip: process.platform !== 'linux' && 'only Linux has the other addresses of 127.0.0.0/8' },
     async (t) => {
       const limited = await newKey(service, 'read', { allowedIps: ['127.0.0.2'] });
@@ -183,53 +183,50 @@ async function story(t: Test, start: StartGateway, connectionsAtMost: number): P
     },
   );
 
-  await t.test('over its limit: 429, and when to come back', async (t) => {
+  await t.test('over its limit a client gets 429 with Retry-After', async (t) => {
     const limited = await newKey(service, 'write', { rateLimit: { requests: 2, windowSeconds: 86_400 } });
-    const question = { method: 'POST', headers: { 'x-api-key': limited.key } };
-    t.equal((await client(question)).status, 200);
-    t.equal((await client(question)).status, 200);
-    const reply = await passesNothing(t, backend, client(question));
+    const options = { method: 'POST', headers: { 'x-api-key': limited.key } };
+    t.equal((await client(options)).status, 200);
+    t.equal((await client(options)).status, 200);
+    const reply = await passesNothing(t, backend, client(options));
     t.match(reply, { status: 429, headers: { 'x-latchkey-code': 'rate_limited' } });
     const seconds = Number(reply.headers['retry-after']);
     t.ok(seconds >= 1 && seconds <= 86_400, `Retry-After: ${seconds}`);
     t.match(reply.headers['ratelimit'], /^"key";r=0;t=\d+$/);
   });
 
-  await t.test(
-    'Latchkey gets no body, no cookie and no query, on connections that are kept where they can be',
-    async (t) => {
-      const asked: Array<{ url: string | undefined; headers: IncomingHttpHeaders }> = [];
-      let connections = 0;
-      const keep = ({ url, headers }: IncomingMessage) => void asked.push({ url, headers });
-      const count = () => {
-        connections += 1;
-      };
-      service.app.server.on('request', keep).on('connection', count);
-      const body = randomBytes(900_000);
-      const sha256 = createHash('sha256').update(body).digest('hex');
-      for (const length of [{ 'content-length': String(body.length) }, { 'transfer-encoding': 'chunked' }]) {
-        const headers = { 'x-api-key': writing.key, 'content-type': 'text/csv', cookie: 'a=b', ...length };
-        t.equal((await client({ method: 'PUT', path: '/?q=1', headers, body })).status, 200);
-        t.equal(latest(backend).sha256, sha256, 'the backend gets the body as it was');
-        t.equal(latest(backend).headers.cookie, 'a=b');
-        const refused = { ...headers, 'x-api-key': reading.key };
-        t.equal((await client({ method: 'PUT', headers: refused, body })).status, 403);
-      }
-      for (let round = 0; round < 20; round += 1) await client({ headers: { 'x-api-key': reading.key } });
-      service.app.server.off('request', keep).off('connection', count);
-      t.equal(asked.length, 24);
-      for (const { url, headers } of asked) {
-        t.notMatch(JSON.stringify([url, headers]), /q=1/);
-        t.same(
-          [headers['content-length'] ?? '0', headers['transfer-encoding'], headers.cookie],
-          ['0', undefined, undefined],
-        );
-      }
-      t.ok(connections <= connectionsAtMost, `${connections} connections for 24 questions`);
-    },
-  );
+  await t.test('Latchkey gets no body, cookie or query, on reused connections where possible', async (t) => {
+    const asked: Array<{ url: string | undefined; headers: IncomingHttpHeaders }> = [];
+    let connections = 0;
+    const keep = ({ url, headers }: IncomingMessage) => void asked.push({ url, headers });
+    const count = () => {
+      connections += 1;
+    };
+    service.app.server.on('request', keep).on('connection', count);
+    const body = randomBytes(900_000);
+    const sha256 = createHash('sha256').update(body).digest('hex');
+    for (const length of [{ 'content-length': String(body.length) }, { 'transfer-encoding': 'chunked' }]) {
+      const headers = { 'x-api-key': writing.key, 'content-type': 'text/csv', cookie: 'a=b', ...length };
+      t.equal((await client({ method: 'PUT', path: '/?q=1', headers, body })).status, 200);
+      t.equal(latest(backend).sha256, sha256, 'the backend gets the body unchanged');
+      t.equal(latest(backend).headers.cookie, 'a=b');
+      const refused = { ...headers, 'x-api-key': reading.key };
+      t.equal((await client({ method: 'PUT', headers: refused, body })).status, 403);
+    }
+    for (let round = 0; round < 20; round += 1) await client({ headers: { 'x-api-key': reading.key } });
+    service.app.server.off('request', keep).off('connection', count);
+    t.equal(asked.length, 24);
+    for (const { url, headers } of asked) {
+      t.notMatch(JSON.stringify([url, headers]), /q=1/);
+      t.same(
+        [headers['content-length'] ?? '0', headers['transfer-encoding'], headers.cookie],
+        ['0', undefined, undefined],
+      );
+    }
+    t.ok(connections <= connectionsAtMost, `${connections} connections for 24 calls`);
+  });
 
-  await t.test('a deleted key is refused from the reply to its delete on', async (t) => {
+  await t.test('a deleted key is rejected as soon as its delete is answered', async (t) => {
     for (let round = 0; round < 5; round += 1) {
       const { key, id } = await newKey(service, 'read');
       t.equal((await client({ headers: { 'x-api-key': key } })).status, 200);
@@ -238,30 +235,34 @@ async function story(t: Test, start: StartGateway, connectionsAtMost: number): P
     }
   });
 
-  await t.test('a gateway that Latchkey does not know passes nothing', async (t) => {
-    const stranger = await start(t, { latchkeyPort, backendPort: backend.port, token: reading.key });
-    const reply = await passesNothing(t, backend, ask(stranger.port, { headers: { 'x-api-key': reading.key } }));
+  await t.test('a gateway with an invalid token passes nothing', async (t) => {
+    const misconfigured = await start(t, { latchkeyPort, backendPort: backend.port, token: reading.key });
+    const reply = await passesNothing(t, backend, ask(misconfigured.port, { headers: { 'x-api-key': reading.key } }));
     t.equal(reply.status, 503);
     t.match(service.logLines.join(''), /x-latchkey-token of 127\.0\.0\.1 is not the token of a verifier/);
   });
 
-  await t.test('where Latchkey is silent nothing passes', async (t) => {
+  await t.test('while Latchkey is silent nothing passes', async (t) => {
     const silent = await listenInSilence(t);
     const places: Array<[string, number]> = [
       ['nobody listens', await freePort()],
       ['nobody answers', silent],
     ];
     for (const [what, port] of places) {
-      const alone = await start(t, { latchkeyPort: port, backendPort: backend.port, token });
+      const separateGateway = await start(t, { latchkeyPort: port, backendPort: backend.port, token });
       const startedAt = Date.now();
-      const reply = await passesNothing(t, backend, ask(alone.port, { headers: { 'x-api-key': reading.key } }));
+      const reply = await passesNothing(
+        t,
+        backend,
+        ask(separateGateway.port, { headers: { 'x-api-key': reading.key } }),
+      );
       t.ok([502, 503, 504].includes(reply.status), `${what}: ${reply.status}`);
       t.ok(Date.now() - startedAt < 20_000, `${what}: refused after ${Date.now() - startedAt} ms`);
-      requireNoToken(t, alone.process.output());
+      requireNoToken(t, separateGateway.process.output());
     }
     await service.app.close();
     const reply = await passesNothing(t, backend, client({ headers: { 'x-api-key': reading.key } }));
-    t.ok([502, 503, 504].includes(reply.status), `gone while it was in use: ${reply.status}`);
+    t.ok([502, 503, 504].includes(reply.status), `stopped while in use: ${reply.status}`);
   });
 
   requireNoToken(t, gateway.process.output());
@@ -301,11 +302,11 @@ const addressForgeries: Array<Record<string, string>> = [
 interface NewKey {
   id: string;
   key: string;
-  /** The headers that a backend must get. */
+  /** The headers that the backend must get. */
   identity: Record<string, string>;
 }
 
-/** A key of a partner of its own. */
+/** A key of a new partner. */
 async function newKey(service: TestService, permission: 'read' | 'write', limits: object = {}): Promise<NewKey> {
   const email = `${randomBytes(6).toString('hex')}@p.example`;
   const { body: partner } = await service.admin.post('/v1/partners', { email, permissions: [permission] });
@@ -326,15 +327,15 @@ function latest(backend: Backend): Passed {
   return passed;
 }
 
-/** The reply, and that the backend has not seen the request. */
+/** Returns the reply, and checks that the backend got no request. */
 async function passesNothing<Reply>(t: Test, backend: Backend, asking: Promise<Reply>): Promise<Reply> {
   const before = backend.passed.length;
   const reply = await asking;
-  t.equal(backend.passed.length, before, 'the backend sees nothing of it');
+  t.equal(backend.passed.length, before, 'the backend gets no request');
   return reply;
 }
 
-/** Neither a client's key nor the gateway's own token is in what a gateway writes. */
+/** Checks that the output has neither the client's key nor the gateway's token. */
 function requireNoToken(t: Test, output: string): void {
   t.equal(/lk_[kv]_[0-9a-z]{26}_/.exec(output), null);
 }

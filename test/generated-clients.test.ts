@@ -8,10 +8,10 @@ import { installGenerators } from './support/generators.ts';
 import { run, runScript } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// Clients that further generators make of both documents: compiled strictly, libraries included, and used against a service
-// that listens. test/clients.test.ts has two more.
+// Clients of further generators, from both documents: compiled strictly and used against a listening service.
+// test/clients.test.ts has two more.
 
-/** The program of each, in node_modules/.bin, and what it is called with beside `openapi.json`. */
+/** For each generator its program in node_modules/.bin and its arguments besides `openapi.json`. */
 const generators: Record<string, [program: string, ...args: string[]]> = {
   'hey-api': ['openapi-ts', '-i', 'openapi.json', '-o', 'api', '-c', '@hey-api/client-fetch'],
   orval: ['orval', '--input', 'openapi.json', '--output', 'api/api.ts', '--client', 'fetch'],
@@ -19,7 +19,7 @@ const generators: Record<string, [program: string, ...args: string[]]> = {
   kubb: ['kubb', 'generate', '--config', 'kubb.config.mjs'],
 };
 
-// The first run installs the generators, and each of them takes seconds.
+// The first run installs the generators; each takes seconds.
 t.setTimeout(900_000);
 
 const installed = await installGenerators(t);
@@ -27,7 +27,7 @@ const skip = 'missing' in installed ? installed.missing : false;
 
 for (const document of ['openapi.json', 'openapi-3.0.json']) {
   for (const [name, [program, ...args]] of Object.entries(generators)) {
-    t.test(`a client that ${name} makes of ${document} compiles and works`, { skip }, async (t) => {
+    t.test(`a client that ${name} generates from ${document} compiles and works`, { skip }, async (t) => {
       if ('missing' in installed) return;
       const folder = await mkdtemp(path.join(tmpdir(), 'latchkey-generated-'));
       t.teardown(() => rm(folder, { recursive: true, force: true }));

@@ -9,7 +9,7 @@ import { scratch } from './support/instance.ts';
 import { runEntry } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// A Postgres of its own: that of the other tests trades safety for speed, and here settings of the whole server change.
+// A separate Postgres, because these tests change server settings, and the shared one trades safety for speed.
 
 const directory = await scratch(t);
 const postgres = await startEmbeddedPostgres({
@@ -40,7 +40,7 @@ interface Breakage {
   what: string;
   break: string[];
   repair: string[];
-  /** The guarantees that must then be reported, and no others. */
+  /** The guarantees that must be reported as broken, and no others. */
   reported: RegExp[];
 }
 
@@ -83,7 +83,7 @@ const breakages: Breakage[] = [
     what: 'a superuser',
     break: [`alter role ${app} superuser`],
     repair: [`alter role ${app} nosuperuser`],
-    // Such a one is a member of every role there is, that of Postgres's own superuser with BYPASSRLS included.
+    // A superuser is a member of every role, also of the BYPASSRLS role of Postgres.
     reported: [noSuperuser, noBypass, noOwner],
   },
   granted('postgres', [noSuperuser, noBypass, noWriter]),
@@ -96,7 +96,7 @@ const breakages: Breakage[] = [
     reported: [/^The service's role does not bypass row security. Role latchkey_app has BYPASSRLS/],
   },
   {
-    what: 'BYPASSRLS of a role that it may become',
+    what: 'BYPASSRLS of a role that it may set',
     break: ['create role passing bypassrls', `grant passing to ${app}`],
     repair: ['drop role passing'],
     reported: [/^The service's role does not bypass row security. Role latchkey_app \(as passing\) has BYPASSRLS/],
@@ -121,7 +121,7 @@ const breakages: Breakage[] = [
     reported: [noOwner],
   },
   {
-    what: 'owner of the function by which history is written',
+    what: 'owner of the function that writes history',
     break: [`alter function history_append(text, text) owner to ${app}`],
     repair: [
       `alter function history_append(text, text) owner to ${owner}`,
@@ -154,7 +154,7 @@ const breakages: Breakage[] = [
     reported: [noTrigger],
   },
   {
-    what: 'trigger that a replica does not fire',
+    what: 'trigger that replicas do not fire',
     break: ['alter table history enable trigger history_append_only'],
     repair: [alwaysFire],
     reported: [noTrigger],
@@ -215,29 +215,29 @@ const breakages: Breakage[] = [
   },
 ];
 
-/** A change of the server's settings reaches its processes one by one. */
-async function untilTold(expected: number): Promise<string[]> {
+/** Processes of the server read a changed setting one by one. */
+async function untilReported(expected: number): Promise<string[]> {
   for (const deadline = Date.now() + 10_000; ; ) {
     const reported = await broken();
     if (reported.length === expected || Date.now() > deadline) return reported;
   }
 }
 
-t.test('each guarantee is missed when it is broken, and it alone', async (t) => {
+t.test('each broken guarantee is reported, and no other', async (t) => {
   t.same(await broken(), []);
   for (const breakage of breakages) {
     await t.test(breakage.what, async (t) => {
       await asSuperuser(...breakage.break);
-      const reported = await untilTold(breakage.reported.length);
+      const reported = await untilReported(breakage.reported.length);
       await asSuperuser(...breakage.repair);
       t.equal(reported.length, breakage.reported.length, reported.join('\n'));
       for (const [index, pattern] of breakage.reported.entries()) t.match(reported[index], pattern);
-      t.same(await untilTold(0), []);
+      t.same(await untilReported(0), []);
     });
   }
 });
 
-t.test('membership is no matter of form: with it history can be changed', async (t) => {
+t.test('a membership without inheritance still allows changes of history', async (t) => {
   await asSuperuser(`grant ${owner} to ${app} with inherit false`);
   const { pool, close } = connect({ url: urls.app, poolSize: 1 });
   t.teardown(close);
@@ -247,18 +247,18 @@ t.test('membership is no matter of form: with it history can be changed', async 
     `revoke ${owner} from ${app}`,
     ...makeTrigger.map((statement) => `set role ${owner}; ${statement}`),
   );
-  t.same(await untilTold(0), []);
+  t.same(await untilReported(0), []);
 });
 
-t.test('a role that is put on at login is looked behind', async (t) => {
+t.test('a role that is set at login does not hide the login role', async (t) => {
   await asSuperuser(`grant ${app} to postgres`, `alter role postgres in database latchkey set role = ${app}`);
   const reported = await broken(urls.superuser);
   await asSuperuser(`set role none; alter role postgres in database latchkey reset role; revoke ${app} from postgres`);
   t.match(reported[0], noSuperuser);
 });
 
-t.test('until Postgres 15 the right to create roles is the right to any role', async (t) => {
-  const sound: GuaranteeFacts = {
+t.test('before Postgres 16, CREATEROLE counts as the right to every role', async (t) => {
+  const allGood: GuaranteeFacts = {
     role: 'app',
     superusers: [],
     bypassingRowSecurity: [],
@@ -274,7 +274,7 @@ t.test('until Postgres 15 the right to create roles is the right to any role', a
     version: 160_004,
   };
   const missed = (facts: Partial<GuaranteeFacts>) =>
-    judgeGuarantees({ ...sound, ...facts }).filter(({ kept }) => !kept);
+    judgeGuarantees({ ...allGood, ...facts }).filter(({ kept }) => !kept);
   t.same(missed({}), []);
   t.match(missed({ version: 150_010 }), [{ remedy: /CREATEROLE/ }]);
   t.same(missed({ version: 150_010, mayCreateRoles: false }), []);
@@ -292,7 +292,7 @@ async function latchkey(t: Test, command: string, env: NodeJS.ProcessEnv = {}) {
   return { code, output: process.output() };
 }
 
-t.test('what doctor and the start make of it', async (t) => {
+t.test('doctor and the start report broken guarantees', async (t) => {
   const two = { MIGRATION_DATABASE_URL: urls.owner };
   const strict = { LATCHKEY_STRICT: 'true' };
   const good = await latchkey(t, 'doctor', { ...two, ...strict });
@@ -301,7 +301,7 @@ t.test('what doctor and the start make of it', async (t) => {
 
   await asSuperuser(`alter role ${app} in database latchkey set synchronous_commit = off`, `grant ${owner} to ${app}`);
   const one = await latchkey(t, 'doctor');
-  t.equal(one.code, 0, 'with one URL nobody counts on more');
+  t.equal(one.code, 0, 'with one URL, missing separation is only a warning');
   t.match(one.output, /^warning Not so: synchronous_commit is on\./m);
   t.match(one.output, /^warning Not so: The service's role neither owns history/m);
   for (const env of [two, strict]) {

@@ -24,9 +24,9 @@ async function exported({ app, admin }: TestService, token = admin.token, header
 async function beginExport({ app, admin }: TestService): Promise<IncomingMessage> {
   const { port } = app.server.address() as AddressInfo;
   const headers = { authorization: `Bearer ${admin.token}` };
-  const asked = httpRequest({ port, host: '127.0.0.1', path: '/v1/history/export', headers, agent: false });
-  asked.end();
-  const [response] = (await once(asked, 'response')) as [IncomingMessage];
+  const clientRequest = httpRequest({ port, host: '127.0.0.1', path: '/v1/history/export', headers, agent: false });
+  clientRequest.end();
+  const [response] = (await once(clientRequest, 'response')) as [IncomingMessage];
   return response;
 }
 
@@ -40,7 +40,7 @@ const busyConnections = async ({ urls }: TestService) => {
   return row?.['busy'];
 };
 
-t.test('the export is what the list shows, oldest first, a line each', async (t) => {
+t.test('the export has the same events as the list, oldest first, one per line', async (t) => {
   const service = await startService(t);
   const { admin, operator, organizationId } = service;
   const { body: key } = await admin.post('/v1/keys', { name: 'Of "quotes"' });
@@ -74,10 +74,10 @@ t.test('the export is what the list shows, oldest first, a line each', async (t)
     url: '/v1/history/export',
     headers: { authorization: `Bearer ${admin.token}` },
   });
-  t.equal(head.statusCode, 405, 'nobody reads a million events to say nothing');
+  t.equal(head.statusCode, 405, 'HEAD would read all events for nothing');
 });
 
-t.test('it ends with the event that was the last when it began, whatever happens meanwhile', async (t) => {
+t.test('the export ends with the last event at its beginning, even if new events are added', async (t) => {
   const service = await startService(t);
   const { admin, app, urls, organizationId } = service;
   await dbAddEvents(urls.superuser, organizationId, 3_000);
@@ -93,7 +93,7 @@ t.test('it ends with the event that was the last when it began, whatever happens
   t.equal((await findByLatchkey(text)).firstBad, undefined);
 });
 
-t.test('each event is read once, also where Postgres knows nothing about the table yet', async (t) => {
+t.test('each event is read once, even if Postgres has no statistics about the table', async (t) => {
   const { urls, organizationId } = await startService(t);
   await dbQuery(urls.superuser, 'alter table history set (autovacuum_enabled = off)');
   await dbAddEvents(urls.superuser, organizationId, 10_000);
@@ -110,7 +110,7 @@ t.test('each event is read once, also where Postgres knows nothing about the tab
   t.equal(events, sequence);
   t.ok(
     batches.every(({ length }) => length === 0),
-    'a spent batch keeps nothing alive',
+    'a used batch keeps no memory',
   );
   await sql`select pg_stat_force_next_flush()`.execute(client.db);
   const [{ analyzed, read } = {}] = await dbQuery(
@@ -122,7 +122,7 @@ t.test('each event is read once, also where Postgres knows nothing about the tab
   t.ok(Number(read) >= events && Number(read) < 2 * events, `${read} entries of the index for ${events} events`);
 });
 
-t.test('what stands behind a hole is in the export, however wide the hole is', async (t) => {
+t.test('events after a gap are exported, however wide the gap is', async (t) => {
   const service = await startService(t);
   const { urls, organizationId } = service;
   await dbAddEvents(urls.superuser, organizationId, 2_000);
@@ -144,7 +144,7 @@ t.test('what stands behind a hole is in the export, however wide the hole is', a
   t.match((await service.admin.get('/v1/history/verify')).body, { valid: false, firstBadSequence: 300 });
 });
 
-t.test('a slow reader holds no connection, and is in the way of nobody', async (t) => {
+t.test('a slow reader holds no connection and does not delay others', async (t) => {
   const urls = await createDatabase(t);
   const client = connect({ url: urls.app, poolSize: 2, timeoutMs: 2_000 });
   t.teardown(() => client.close());
@@ -152,7 +152,7 @@ t.test('a slow reader holds no connection, and is in the way of nobody', async (
   const { admin, app, organizationId } = service;
   await dbAddEvents(urls.superuser, organizationId, 40_000);
   await app.listen({ port: 0, host: '127.0.0.1' });
-  // More of them than there are connections, and the sockets between hold less than there is to read.
+  // More readers than connections, and more data than the sockets can buffer.
   const readers = await Promise.all(Array.from({ length: 4 }, () => beginExport(service)));
   await eventually(async () => client.pool.idleCount === client.pool.totalCount && client.pool.waitingCount === 0);
   t.equal(await busyConnections(service), 0);
@@ -163,7 +163,7 @@ t.test('a slow reader holds no connection, and is in the way of nobody', async (
   t.equal(text.toString().trimEnd().split('\n').length, (await admin.get('/v1/history?limit=1')).body.data[0].sequence);
 });
 
-t.test('a reader that goes away is let go, and nothing more is read for it', async (t) => {
+t.test('an export whose reader disconnects ends, and reads nothing more', async (t) => {
   const service = await startService(t);
   const { app, admin, urls, organizationId, client } = service;
   await dbAddEvents(urls.superuser, organizationId, 40_000);
@@ -176,9 +176,9 @@ t.test('a reader that goes away is let go, and nothing more is read for it', asy
   await once(response, 'readable');
   response.destroy();
   await eventually(async () => (await connectionsOf(app)) === 0);
-  // Time in which it would have gone on.
-  for (let asked = 0; asked < 20; asked++) await admin.get('/v1/keys');
-  t.ok(acquired < 40_000 / 250, `${acquired} queries, and not the 160 that all of it takes`);
+  // Wait as long as the export would need to continue.
+  for (let clientRequest = 0; clientRequest < 20; clientRequest++) await admin.get('/v1/keys');
+  t.ok(acquired < 40_000 / 250, `${acquired} queries, fewer than the 160 of a whole export`);
   t.notMatch(service.logLines.join(''), '"level":50');
 });
 
@@ -187,7 +187,7 @@ const connectionsOf = (app: TestService['app']) =>
     app.server.getConnections((error, count) => (error === null ? resolve(count) : reject(error))),
   );
 
-t.test('a stop does not wait for who reads slowly, and what is cut is seen to be cut', async (t) => {
+t.test('shutdown does not wait for a slow reader, which can see that its export is incomplete', async (t) => {
   const service = await startService(t);
   const { app, urls, organizationId } = service;
   await dbAddEvents(urls.superuser, organizationId, 40_000);
@@ -199,7 +199,7 @@ t.test('a stop does not wait for who reads slowly, and what is cut is seen to be
   await t.rejects(response.toArray(), { code: 'ECONNRESET' });
 });
 
-t.test('without a database it is a problem like any other', async (t) => {
+t.test('without a database the export is rejected with a problem', async (t) => {
   const service = await startService(t);
   const { urls } = service;
   const role = roleOf(urls.app);

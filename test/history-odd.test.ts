@@ -6,8 +6,8 @@ import { findByLatchkey, findByScript, sha256 } from './support/histories.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
-// Rows of history that this service has not written: its function takes none, and where a superuser has put one there,
-// every view shows it and verification names it.
+// Rows that this service cannot have written. history_append rejects them; if a superuser inserts one, every view shows
+// it and verification names it.
 
 const keyId = newId('key');
 const partnerId = newId('partner');
@@ -28,7 +28,7 @@ function eventAt(organizationId: string, sequence: number, change: Record<string
   };
 }
 
-/** What is wrong with a text, and whether its line in an export still carries it. */
+/** What is wrong with the text, and whether its export line still verifies. */
 const odd: Array<[what: string, textAt: (organizationId: string, sequence: number) => string, isValid: boolean]> = [
   ['details that are text', (id, sequence) => JSON.stringify(eventAt(id, sequence, { details: 'x' })), true],
   ['an unknown action', (id, sequence) => JSON.stringify(eventAt(id, sequence, { action: 'key.eaten' })), true],
@@ -58,7 +58,7 @@ const odd: Array<[what: string, textAt: (organizationId: string, sequence: numbe
   ],
 ];
 
-/** Puts rows behind the last event, as sound as their texts can be. @returns the sequence of the first */
+/** Appends rows that are valid except for their texts. @returns the sequence of the first */
 async function dbAddTexts({ urls, organizationId }: TestService, texts: ReadonlyArray<(sequence: number) => string>) {
   const [head] = await dbQuery(urls.superuser, 'select sequence::int, hash from history_heads where chain = $1', [
     organizationId,
@@ -90,7 +90,7 @@ async function exportOf({ app, admin }: TestService): Promise<Buffer> {
   return response.rawPayload;
 }
 
-t.test('a row that no view understands is shown by all of them', { skip: unlessInstalled('python3') }, async (t) => {
+t.test('an unreadable row is shown by every view', { skip: unlessInstalled('python3') }, async (t) => {
   const service = await startService(t);
   const { admin, organizationId, app } = service;
   const first = await dbAddTexts(
@@ -118,7 +118,7 @@ t.test('a row that no view understands is shown by all of them', { skip: unlessI
 
   const text = await exportOf(service);
   const lines = text.toString().trimEnd().split('\n');
-  t.equal(lines.length, first - 1 + odd.length, 'a line for each event');
+  t.equal(lines.length, first - 1 + odd.length, 'one line per event');
   for (const [index, [what]] of odd.entries()) {
     const line = JSON.parse(lines[first - 1 + index] ?? '') as Json;
     t.equal(line.unreadable, true, `the export: ${what}`);
@@ -129,7 +129,7 @@ t.test('a row that no view understands is shown by all of them', { skip: unlessI
   t.equal(status, 200);
   const [byLatchkey, [byScript]] = [await findByLatchkey(text), findByScript(t, [text])];
   const firstBroken = first + odd.findIndex(([, , isValid]) => !isValid);
-  t.equal(byLatchkey.firstBad, firstBroken, 'where only the shape is odd, an export is still what was hashed');
+  t.equal(byLatchkey.firstBad, firstBroken, 'an export verifies if only the shape of an event is unknown');
   t.equal(byScript?.firstBad, firstBroken);
   t.ok(verdict.flaws.every((flaw: Json) => flaw.firstSequence >= first));
   t.equal(verdict.flaws.at(-1).lastSequence, first + odd.length - 1);
@@ -138,12 +138,12 @@ t.test('a row that no view understands is shown by all of them', { skip: unlessI
     url: '/v1/history/checkpoint',
     headers: { authorization: `Bearer ${admin.token}` },
   });
-  t.equal(checkpoint.statusCode, 200, 'checkpoints are of hashes');
-  t.equal((await admin.post('/v1/keys', {})).status, 201, 'and new events follow');
+  t.equal(checkpoint.statusCode, 200, 'checkpoints only need hashes');
+  t.equal((await admin.post('/v1/keys', {})).status, 201, 'new events can be appended');
   t.notMatch(service.logLines.join(''), '"level":50');
 });
 
-t.test('who has looked at a key is shown, also where an event of it cannot be read', async (t) => {
+t.test('viewers of a key are listed even if one of the events cannot be read', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -161,7 +161,7 @@ t.test('who has looked at a key is shown, also where an event of it cannot be re
   t.match(body.data, [{ admin: { type: 'admin' }, times: 2, looks: [{ reason: null }, { reason: 'Moved' }] }]);
 });
 
-t.test('verification goes on after a flaw and names every range', { skip: unlessInstalled('python3') }, async (t) => {
+t.test('verification continues after a flaw and names every range', { skip: unlessInstalled('python3') }, async (t) => {
   const service = await startService(t);
   const { admin, urls, organizationId } = service;
   for (let requests = 1; requests <= 20; requests++) await admin.put('/v1/rate-limit', { requests, windowSeconds: 60 });
@@ -187,20 +187,20 @@ t.test('verification goes on after a flaw and names every range', { skip: unless
   ]);
   const exported = await exportOf(service);
   t.equal((await findByLatchkey(exported)).firstBad, 6);
-  t.same(rangesSaid(t, exported), ['6', '8', '12', '15 to 16', '20']);
+  t.same(rangesByScript(t, exported), ['6', '8', '12', '15 to 16', '20']);
 });
 
-/** What the script says of an export, by its numbers. */
-function rangesSaid(t: Test, text: Buffer): string[] {
+/** The ranges that the script reports for an export. */
+function rangesByScript(t: Test, text: Buffer): string[] {
   const [finding] = findByScript(t, [text]);
   const more = /(?:up to event|event|events) (\d+(?: to \d+)?)/g;
   return [String(finding?.firstBad), ...[...(finding?.more ?? '').matchAll(more)].map(([, range = '']) => range)];
 }
 
-t.test('a chain that is wrong throughout is described by its first hundred flaws', async (t) => {
+t.test('for a chain that is wrong throughout, the first hundred flaws are listed', async (t) => {
   const service = await startService(t);
   const { admin, organizationId } = service;
-  // Two kinds of flaws by turns, which make no range.
+  // Two alternating kinds of flaws, which cannot be merged to a range.
   await dbAddTexts(
     service,
     Array.from(
@@ -214,7 +214,7 @@ t.test('a chain that is wrong throughout is described by its first hundred flaws
   t.equal(body.firstBadSequence, body.flaws[0].firstSequence);
 });
 
-t.test('history_append takes nothing but an event in canonical form', async (t) => {
+t.test('history_append accepts only events in canonical form', async (t) => {
   const service = await startService(t);
   const { urls, organizationId, admin } = service;
   const [head] = await dbQuery(urls.app, 'select sequence::int from history_heads where chain = $1', [organizationId]);
@@ -224,27 +224,27 @@ t.test('history_append takes nothing but an event in canonical form', async (t) 
     what,
     textAt(organizationId, next),
   ]);
-  const sound = () => JSON.stringify(eventAt(organizationId, next));
-  // An action of the right form is taken, so that an older schema goes with a newer service.
+  const validEvent = () => JSON.stringify(eventAt(organizationId, next));
+  // Any well-formed action is accepted, so that a newer service can use an older schema.
   const texts = [
     ...refused.filter(([what]) => what !== 'an unknown action'),
-    ['an action that is no word.word', sound().replace('key.revealed', 'key revealed')],
-    ['a blank', sound().replace('":', '": ')],
-    ['a number in another spelling', sound().replace('"x"', '1.0')],
-    ['more digits than the number has', sound().replace('"x"', '0.1000000000000000055')],
-    ['more digits than the number needs', sound().replace('"x"', '9.999999999999999e+22')],
-    ['an escape that is not needed', sound().replace('"x"', '"\\u0078"')],
-    ['an escaped slash', sound().replace('"x"', '"\\/"')],
-    ['U+0000', sound().replace('"x"', '"\\u0000"')],
-    ['members in another order', sound().replace('"email":null,"id":"token_x"', '"id":"token_x","email":null')],
-    ['a member twice', sound().replace('"reason":"x"', '"reason":"x","reason":"x"')],
-    ['a sequence that is text', sound().replace(`"sequence":${next}`, `"sequence":"${next}"`)],
-    ['an id of another kind', sound().replace('"id":"event_', '"id":"key_')],
-    ['a key of another kind', sound().replace('"keyId":"key_', '"keyId":"token_')],
-    ['a time in seconds', sound().replace(/\.\d{3}Z/, 'Z')],
-    ['an actor without a type', sound().replace(',"type":"admin"', '')],
-    ['a request with long facts', sound().replace('203.0.113.7', '7'.repeat(2_000))],
-    ['132 KiB', sound().replace('"x"', `"${'x'.repeat(132_000)}"`)],
+    ['an action that is no word.word', validEvent().replace('key.revealed', 'key revealed')],
+    ['a blank', validEvent().replace('":', '": ')],
+    ['a number in another spelling', validEvent().replace('"x"', '1.0')],
+    ['more digits than the number has', validEvent().replace('"x"', '0.1000000000000000055')],
+    ['more digits than the number needs', validEvent().replace('"x"', '9.999999999999999e+22')],
+    ['an escape that is not needed', validEvent().replace('"x"', '"\\u0078"')],
+    ['an escaped slash', validEvent().replace('"x"', '"\\/"')],
+    ['U+0000', validEvent().replace('"x"', '"\\u0000"')],
+    ['members in another order', validEvent().replace('"email":null,"id":"token_x"', '"id":"token_x","email":null')],
+    ['a member twice', validEvent().replace('"reason":"x"', '"reason":"x","reason":"x"')],
+    ['a sequence that is text', validEvent().replace(`"sequence":${next}`, `"sequence":"${next}"`)],
+    ['an id of another kind', validEvent().replace('"id":"event_', '"id":"key_')],
+    ['a key of another kind', validEvent().replace('"keyId":"key_', '"keyId":"token_')],
+    ['a time in seconds', validEvent().replace(/\.\d{3}Z/, 'Z')],
+    ['an actor without a type', validEvent().replace(',"type":"admin"', '')],
+    ['a request with long facts', validEvent().replace('203.0.113.7', '7'.repeat(2_000))],
+    ['132 KiB', validEvent().replace('"x"', `"${'x'.repeat(132_000)}"`)],
   ] as Array<[string, string]>;
   for (const [what, text] of texts) await t.rejects(append(text), { code: /^(23514|22|54001)/ }, what);
   t.match((await admin.get('/v1/history/verify')).body, { valid: true, flaws: [] });
@@ -262,7 +262,7 @@ t.test('history_append takes nothing but an event in canonical form', async (t) 
   t.match((await admin.get('/v1/history/verify')).body, { flaws: [], firstBadSequence: null });
 });
 
-t.test('nobody can date history ahead of the clock, step by step or at once', async (t) => {
+t.test('nobody can date an event ahead of the clock, neither in one step nor in many', async (t) => {
   const { urls, organizationId } = await startService(t);
   const sequenceOf = async () => {
     const [head] = await dbQuery(urls.app, 'select sequence::int from history_heads where chain = $1', [
@@ -277,16 +277,16 @@ t.test('nobody can date history ahead of the clock, step by step or at once', as
   const before = await sequenceOf();
   const [now] = await dbQuery(urls.app, 'select clock_timestamp() as at');
   const started = Number(now?.['at']);
-  await t.rejects(append(new Date(started + 59_000)), { code: '23514' }, 'the first step past the clock');
-  await t.rejects(append(new Date(started + 5_000)), { code: '23514' }, 'a few seconds too');
-  await t.rejects(append(new Date(started - 3_600_000)), { code: '23514' }, 'and an hour back');
-  const elsewhere = newId('org');
-  await dbQuery(urls.app, 'select history_begin($1)', [elsewhere]);
-  const first = JSON.stringify(eventAt(elsewhere, 1, { at: new Date(started - 120_000).toISOString() }));
+  await t.rejects(append(new Date(started + 59_000)), { code: '23514' }, '59 seconds ahead');
+  await t.rejects(append(new Date(started + 5_000)), { code: '23514' }, 'a few seconds ahead');
+  await t.rejects(append(new Date(started - 3_600_000)), { code: '23514' }, 'an hour back');
+  const inNewChain = newId('org');
+  await dbQuery(urls.app, 'select history_begin($1)', [inNewChain]);
+  const first = JSON.stringify(eventAt(inNewChain, 1, { at: new Date(started - 120_000).toISOString() }));
   await t.rejects(
-    dbQuery(urls.app, 'select history_append($1, $2)', [elsewhere, first]),
+    dbQuery(urls.app, 'select history_append($1, $2)', [inNewChain, first]),
     { code: '23514' },
-    'nor two minutes, where nothing was before',
+    'two minutes back, in an empty chain',
   );
   const soon = JSON.stringify(eventAt(organizationId, before + 1, { at: 'soon' }));
   await t.rejects(
@@ -297,7 +297,7 @@ t.test('nobody can date history ahead of the clock, step by step or at once', as
       [organizationId, soon],
     ),
     { code: '23514', message: /is not now/ },
-    'nor half a second',
+    'half a second ahead',
   );
   t.equal(await sequenceOf(), before);
   await append(new Date(started));

@@ -18,7 +18,7 @@ interface PlanNode {
 const nodesOf = (node: PlanNode): PlanNode[] => [node, ...(node.Plans ?? []).flatMap(nodesOf)];
 
 t.test(
-  'each filter, each pair and each triple of history reads no more than the page, also within times',
+  'each combination of up to three filters, with or without a time range, reads no more than a page',
   async (t) => {
     const { urls, client, organizationId } = await startService(t);
     const count = 6_000;
@@ -27,7 +27,7 @@ t.test(
     await dbQuery(urls.superuser, 'analyze history');
     const names = Object.keys(values) as Array<keyof typeof values>;
     const filters: HistoryFilter[] = [{}];
-    // Every set of filters, each with its frequent value or with one that never comes together with that.
+    // Each set of filters, with the frequent value of each or with one that never occurs together with it.
     for (const name of names) {
       const begun = [...filters];
       for (const value of values[name]) filters.push(...begun.map((filter) => ({ ...filter, [name]: value })));
@@ -82,7 +82,7 @@ t.test(
         t.same(
           found.map(({ sequence }) => sequence),
           expected.map(({ sequence }) => sequence),
-          `${JSON.stringify({ ...filter, ...range })} lists what it should`,
+          `${JSON.stringify({ ...filter, ...range })} lists the expected events`,
         );
       }
     }

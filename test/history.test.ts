@@ -5,7 +5,7 @@ import { dbQuery } from './support/database.ts';
 import { dbAddEvents } from './support/histories.ts';
 import { t } from './support/tap.ts';
 
-async function lived(t: Test): Promise<{
+async function startWithHistory(t: Test): Promise<{
   service: TestService;
   key: Json;
   partner: Json;
@@ -23,8 +23,8 @@ async function lived(t: Test): Promise<{
   return { service, key, partner };
 }
 
-t.test('an event says who did what, when, to what, and through which request', async (t) => {
-  const { service, key } = await lived(t);
+t.test('an event records who did what, when, to which resource and through which request', async (t) => {
+  const { service, key } = await startWithHistory(t);
   const { body } = await service.admin.get(`/v1/keys/${key.id}/history`);
   const [event] = body.data.filter((item: Json) => item.action === 'key.created');
   t.match(event, {
@@ -40,8 +40,8 @@ t.test('an event says who did what, when, to what, and through which request', a
   t.match(event.at, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/);
 });
 
-t.test('filters and pages', async (t) => {
-  const { service, key, partner } = await lived(t);
+t.test('history can be filtered and paged', async (t) => {
+  const { service, key, partner } = await startWithHistory(t);
   const { admin } = service;
   const list = async (query: string) => (await admin.get(`/v1/history?limit=200&${query}`)).body.data as Json[];
   const all = await list('');
@@ -82,8 +82,8 @@ t.test('filters and pages', async (t) => {
   }
 });
 
-t.test('anyone can recompute the chain from what the API shows', async (t) => {
-  const { service } = await lived(t);
+t.test("the chain can be recomputed from the API's replies", async (t) => {
+  const { service } = await startWithHistory(t);
   const { body } = await service.admin.get('/v1/history?limit=200');
   let previous = Buffer.alloc(32);
   for (const { previousHash, hash, ...event } of body.data.toReversed()) {
@@ -93,7 +93,7 @@ t.test('anyone can recompute the chain from what the API shows', async (t) => {
   }
 });
 
-/** RFC 8785 for what events hold: sorted members, JSON.stringify's own numbers and strings. */
+/** RFC 8785 for values of events: sorted members; JSON.stringify writes numbers and strings. */
 function sortedJson(value: Json): string {
   if (Array.isArray(value)) return `[${value.map(sortedJson).join(',')}]`;
   if (typeof value !== 'object' || value === null) return JSON.stringify(value);
@@ -103,7 +103,7 @@ function sortedJson(value: Json): string {
   return `{${members.join(',')}}`;
 }
 
-t.test('a chain that somebody has changed shows where', async (t) => {
+t.test('verification names the position at which a chain was changed', async (t) => {
   const edits: Array<[what: string, sql: string, firstBad: number]> = [
     ['an edit', `update history set canonical = replace(canonical, 'rotated', 'unused') where sequence = 8`, 8],
     ['an edited column', `update history set actor_id = 'token_x' where sequence = 5`, 5],
@@ -119,7 +119,7 @@ t.test('a chain that somebody has changed shows where', async (t) => {
   ];
   for (const [what, sql, firstBad] of edits) {
     await t.test(what, async (t) => {
-      const { service } = await lived(t);
+      const { service } = await startWithHistory(t);
       t.match((await service.admin.get('/v1/history/verify')).body, { valid: true, events: 8, firstBadSequence: null });
       await dbQuery(
         service.urls.superuser,
@@ -134,7 +134,7 @@ t.test('a chain that somebody has changed shows where', async (t) => {
 });
 
 t.test('no role can alter history', async (t) => {
-  const { service } = await lived(t);
+  const { service } = await startWithHistory(t);
   const { urls } = service;
   const role = new URL(urls.owner).username;
   const before = await dbQuery(urls.superuser, 'select * from history order by chain, sequence');
@@ -197,8 +197,8 @@ t.test('no role can alter history', async (t) => {
   t.same(await dbQuery(urls.superuser, 'select * from history order by chain, sequence'), before);
 });
 
-t.test('history_append takes nothing but the next true event', async (t) => {
-  const { service } = await lived(t);
+t.test('history_append accepts only the next valid event', async (t) => {
+  const { service } = await startWithHistory(t);
   const { urls, organizationId } = service;
   const [head] = await dbQuery(urls.app, 'select sequence::int from history_heads where chain = $1', [organizationId]);
   const event = (change: Record<string, unknown>) =>
@@ -227,8 +227,8 @@ t.test('history_append takes nothing but the next true event', async (t) => {
   t.match((await service.admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('what cannot be recorded does not happen', async (t) => {
-  const { service, partner } = await lived(t);
+t.test('a change that cannot be recorded does not take place', async (t) => {
+  const { service, partner } = await startWithHistory(t);
   const { admin, urls } = service;
   const { body: key } = await admin.post('/v1/keys', {});
   const before = await admin.get('/v1/history?limit=200');
@@ -250,10 +250,10 @@ t.test('what cannot be recorded does not happen', async (t) => {
     t.same(
       Object.keys(body),
       ['type', 'title', 'status', 'detail', 'code', 'requestId', 'traceId'],
-      'a body like any other',
+      'the body is an ordinary problem',
     );
   }
-  t.equal((await admin.get('/v1/keys')).status, 200, 'plain reads go on');
+  t.equal((await admin.get('/v1/keys')).status, 200, 'reads continue');
   t.equal((await service.verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'valid');
 
   await dbQuery(urls.owner, `grant execute on function history_append(text, text) to ${new URL(urls.app).username}`);
@@ -265,7 +265,7 @@ t.test('what cannot be recorded does not happen', async (t) => {
   t.equal((await admin.post(`/v1/keys/${key.id}/reveal`)).status, 200);
 });
 
-t.test('a clock that was set back stops no writer, and time does not run backwards in the chain', async (t) => {
+t.test('a clock that was set back stops no writer, and times in the chain never decrease', async (t) => {
   const service = await startService(t);
   await dbQuery(service.urls.superuser, "update history_heads set at = at + interval '10 minutes'");
   const [last] = (await service.admin.get('/v1/history?limit=1')).body.data;
@@ -275,7 +275,7 @@ t.test('a clock that was set back stops no writer, and time does not run backwar
   t.match((await service.admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('a page of large events ends early, and the next ones go on without a gap', async (t) => {
+t.test('a page of large events ends early, and the next page continues without a gap', async (t) => {
   const service = await startService(t);
   const { admin, urls, organizationId } = service;
   await dbAddEvents(urls.superuser, organizationId, 60, () => ({ reason: 'x'.repeat(30_000) }));

@@ -10,14 +10,14 @@ import { freePort } from './support/ports.ts';
 import { run } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// What a backend gets that installs the package: two entries with their types, and of Latchkey's libraries only what they need.
+// What a backend gets from the package: two entries with types, and only the needed libraries.
 
 const root = process.cwd();
 
-/** All that the hook may bring into a backend, beside Node itself. */
+/** All libraries that the hook may bring into a backend. */
 const librariesNeeded = ['eventsource-parser', 'fastify', 'fastify-plugin', 'lru-cache'];
 
-/** Every file and library that an entry imports, by way of whatever. */
+/** Every file and library that an entry imports, directly or indirectly. */
 function reach(entry: string, found = { files: new Set<string>(), libraries: new Set<string>() }) {
   if (found.files.has(entry)) return found;
   found.files.add(entry);
@@ -31,7 +31,7 @@ function reach(entry: string, found = { files: new Set<string>(), libraries: new
   return found;
 }
 
-t.test('the entries reach nothing of the service but general helpers', async (t) => {
+t.test('the client and hook import only general helpers of the service', async (t) => {
   for (const entry of ['src/client/client.ts', 'src/fastify/plugin.ts']) {
     const { files, libraries } = reach(entry);
     for (const library of libraries) t.ok(librariesNeeded.includes(library), `${entry} brings ${library}`);
@@ -39,13 +39,13 @@ t.test('the entries reach nothing of the service but general helpers', async (t)
       t.match(file, /^src\/(client|fastify|lib)\/|^src\/domain\/rate-limit\.ts$/, `${entry} brings ${file}`);
     }
   }
-  t.ok(reach('src/server.ts').libraries.has('pg'), 'what is looked for this way would be found');
+  t.ok(reach('src/server.ts').libraries.has('pg'), 'a forbidden library would be found');
 });
 
 const tsc = path.join(root, 'node_modules/typescript/bin/tsc');
 
-function must(program: string, args: string[], cwd: string): string {
-  // Without what tap has Node load into each process that it starts.
+function runOrThrow(program: string, args: string[], cwd: string): string {
+  // Without the options by which tap loads code into each process.
   const { status, stdout, stderr } = spawnSync(program, args, {
     cwd,
     encoding: 'utf8',
@@ -54,25 +54,25 @@ function must(program: string, args: string[], cwd: string): string {
   return stdout;
 }
 
-/** Puts the packed package into `node_modules`, with what it needs and nothing else. */
+/** Installs the packed package into `node_modules` with only its required libraries. */
 function install(directory: string, backend: string): void {
   const at = (...names: string[]) => path.join(directory, ...names);
-  must(process.execPath, [tsc, '-p', 'tsconfig.build.json', '--outDir', at('package/dist')], root);
+  runOrThrow(process.execPath, [tsc, '-p', 'tsconfig.build.json', '--outDir', at('package/dist')], root);
   for (const file of ['package.json', 'README.md', 'openapi', 'docs']) {
     cpSync(path.join(root, file), at('package', file), { recursive: true });
   }
-  must('npm', ['pack', '--ignore-scripts', '--pack-destination', directory], at('package'));
+  runOrThrow('npm', ['pack', '--ignore-scripts', '--pack-destination', directory], at('package'));
   const [tarball = ''] = readdirSync(directory).filter((name) => name.endsWith('.tgz'));
   const modules = path.join(backend, 'node_modules');
   mkdirSync(path.join(modules, 'latchkey'), { recursive: true });
-  must('tar', ['-xzf', tarball, '--strip-components=1', '-C', path.join(modules, 'latchkey')], directory);
+  runOrThrow('tar', ['-xzf', tarball, '--strip-components=1', '-C', path.join(modules, 'latchkey')], directory);
   for (const library of [...librariesNeeded, '@types/node']) {
     mkdirSync(path.dirname(path.join(modules, library)), { recursive: true });
     symlinkSync(path.join(root, 'node_modules', library), path.join(modules, library));
   }
 }
 
-t.test('packed, installed and used, with its types, where no other library of Latchkey’s is', async (t) => {
+t.test("the installed package works with its types, without Latchkey's other libraries", async (t) => {
   const directory = await scratch(t);
   const at = (...names: string[]) => path.join(directory, ...names);
   install(directory, at('backend'));
@@ -116,12 +116,12 @@ app.get('/', { config: { permission: '${permission}' } }, async (request) => {
 });
 `;
   writeFileSync(at('backend/backend.ts'), typed('read'));
-  must(process.execPath, [tsc, '-p', 'tsconfig.json'], at('backend'));
+  runOrThrow(process.execPath, [tsc, '-p', 'tsconfig.json'], at('backend'));
   writeFileSync(at('backend/backend.ts'), typed('reed'));
   t.throws(
-    () => must(process.execPath, [tsc, '-p', 'tsconfig.json'], at('backend')),
+    () => runOrThrow(process.execPath, [tsc, '-p', 'tsconfig.json'], at('backend')),
     /reed/,
-    'the types are looked at',
+    'the types are checked',
   );
 
   const service = await startListening(t);
@@ -156,7 +156,7 @@ console.log(JSON.stringify({ status: reply.statusCode, id: reply.json().id, code
   t.same(seen, { status: 200, id: key.id, code: 'valid' });
   t.ok(
     loaded.some((file: string) => file.includes('/fastify/')),
-    'the list is the real one',
+    'the list has the loaded modules',
   );
   for (const library of ['pg', 'argon2', 'kysely', 'ioredis', 'graphile-worker']) {
     t.notOk(
@@ -165,11 +165,12 @@ console.log(JSON.stringify({ status: reply.statusCode, id: reply.json().id, code
     );
   }
   t.throws(
-    () => must(process.execPath, ['--input-type=module', '-e', "import 'latchkey/dist/src/app.js'"], at('backend')),
+    () =>
+      runOrThrow(process.execPath, ['--input-type=module', '-e', "import 'latchkey/dist/src/app.js'"], at('backend')),
     /ERR_PACKAGE_PATH_NOT_EXPORTED/,
   );
 
-  await t.test('the example does what its page says', (t) => runExample(t, service, at('backend/issues-api'), key));
+  await t.test('the example works as its page says', (t) => runExample(t, service, at('backend/issues-api'), key));
 });
 
 /** @param own a key of the organization */
@@ -184,16 +185,16 @@ async function runExample(t: Test, service: ListeningService, directory: string,
   const [, ...steps] = await stepsOf('docs/examples/issues-api/README.md');
   for (const step of steps) step.command = step.command.replaceAll(':3000', `:${port}`);
   await pasteSteps(t, steps, openShell(t, await startFolder(t, service)));
-  const ask = (path: string, init: RequestInit = {}) =>
+  const send = (path: string, init: RequestInit = {}) =>
     fetch(`http://127.0.0.1:${port}${path}`, {
       ...init,
       headers: { 'x-api-key': own.key, 'content-type': 'application/json' },
     });
-  const created = await ask('/issues', { method: 'POST', body: '{"title":"The window is stuck"}' });
+  const created = await send('/issues', { method: 'POST', body: '{"title":"The window is stuck"}' });
   t.match({ status: created.status, body: await created.json() }, { status: 201, body: { createdBy: own.id } });
-  const found = await ask('/issues/search', { method: 'POST', body: '{"text":"window"}' });
+  const found = await send('/issues/search', { method: 'POST', body: '{"text":"window"}' });
   t.match(await found.json(), { data: [{ title: 'The window is stuck' }] });
   t.equal((await fetch(`http://127.0.0.1:${port}/health`)).status, 200);
   server.child.kill('SIGTERM');
-  t.match(await server.exited, { code: 0 }, 'nothing holds it up when it is to end');
+  t.match(await server.exited, { code: 0 }, 'nothing delays its end');
 }

@@ -8,8 +8,6 @@ import { freePort } from './support/ports.ts';
 import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// A wrong url or token: the log of the backend has one line that says what was answered, before the first request.
-
 interface Line {
   level: number;
   msg: string;
@@ -23,52 +21,52 @@ async function startLogging(t: Test, options: LatchkeyOptions) {
   await app.register(latchkey, options);
   app.get('/', async () => ({}));
   await app.ready();
-  return { app, lines, troubles: () => lines.filter(({ level }) => level >= 40) };
+  return { app, lines, warnings: () => lines.filter(({ level }) => level >= 40) };
 }
 
-t.test('each mistake is one line in the log, at once and whatever comes', async (t) => {
+t.test('a wrong url or token gives one log line, at once and not for each request', async (t) => {
   const { url, admin, verifier } = await startListening(t);
-  const wish = { role: 'verifier', name: 'Old', scopes: ['read'] };
-  const { body: old } = await admin.post('/v1/access-tokens', wish);
+  const input = { role: 'verifier', name: 'Old', scopes: ['read'] };
+  const { body: old } = await admin.post('/v1/access-tokens', input);
   await admin.delete(`/v1/access-tokens/${old.id}`);
   const { body: key } = await admin.post('/v1/keys', {});
   const website = await listenHttp(t, (response) => response.end('<h1>It works!</h1>'));
   const { token } = verifier;
-  const nowhere = `http://127.0.0.1:${await freePort()}`;
+  const unusedUrl = `http://127.0.0.1:${await freePort()}`;
   const table: Array<[what: string, options: LatchkeyOptions, said: RegExp]> = [
     ['a revoked token', { url, token: old.token }, /Latchkey answered 401 Unauthorized: .* token must be a verifier's/],
     ["an admin's token", { url, token: admin.token }, /Latchkey answered 403 Forbidden: .* token must be a verifier's/],
-    ['no token of Latchkey', { url, token: 'secret' }, /Latchkey answered 401 .*: .* token must be a verifier's/],
+    ['a token of another kind', { url, token: 'secret' }, /Latchkey answered 401 .*: .* token must be a verifier's/],
     ['another path', { url: `${url}/keys`, token }, /Latchkey answered 404 Not found: /],
     [
       'another server',
       { url: `http://127.0.0.1:${website.port}`, token },
       /The reply.* is not from.*Latchkey. Check url\./,
     ],
-    ['no server', { url: nowhere, token }, /Latchkey did not answer: .*ECONNREFUSED/],
+    ['no server', { url: unusedUrl, token }, /Latchkey did not answer: .*ECONNREFUSED/],
   ];
   for (const [what, options, said] of table) {
-    const { app, troubles } = await startLogging(t, options);
-    await eventually(async () => troubles().length > 0, 5_000);
-    t.match(troubles()[0], { level: 50, msg: said }, what);
-    t.match(troubles()[0]?.msg, `with Latchkey at ${options.url}: `, what);
+    const { app, warnings } = await startLogging(t, options);
+    await eventually(async () => warnings().length > 0, 5_000);
+    t.match(warnings()[0], { level: 50, msg: said }, what);
+    t.match(warnings()[0]?.msg, `with Latchkey at ${options.url}: `, what);
     for (let request = 0; request < 20; request += 1) {
       const reply = await app.inject({ url: '/', headers: { 'x-api-key': key.key } });
       t.equal(reply.statusCode, 503);
       t.notMatch(reply.body, /401|ECONNREFUSED|token must/, 'clients do not see the cause');
     }
-    const messages = troubles().map(({ msg }) => msg);
-    t.same(messages, [...new Set(messages)], `${what}: none is repeated`);
+    const messages = warnings().map(({ msg }) => msg);
+    t.same(messages, [...new Set(messages)], `${what}: no line is repeated`);
     t.ok(messages.length <= 2, `${what}: ${messages.join('\n')}`);
-    t.notMatch(JSON.stringify(troubles()), /"err"|stack|node_modules/, `${what}: no stacks`);
+    t.notMatch(JSON.stringify(warnings()), /"err"|stack|node_modules/, `${what}: no stacks`);
   }
 });
 
-t.test('without problems nothing is logged, and the client without Fastify reports the same', async (t) => {
+t.test('without problems no warning is logged, and the client without Fastify reports the same problems', async (t) => {
   const { url, verifier } = await startListening(t);
-  const { lines, troubles } = await startLogging(t, { url, token: verifier.token });
+  const { lines, warnings } = await startLogging(t, { url, token: verifier.token });
   await eventually(async () => lines.some(({ msg }) => msg === 'API keys are verified from memory.'));
-  t.same(troubles(), []);
+  t.same(warnings(), []);
   const reported: string[] = [];
   const client = createLatchkeyClient({
     url,

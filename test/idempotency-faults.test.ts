@@ -8,8 +8,6 @@ import { proxyThatLoses } from './support/lossy-proxy.ts';
 import { eventually, runEntry } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// Once, whatever goes wrong: many at once, a history that cannot be written, a service that is killed.
-
 const withKey = (key: string) => ({ 'idempotency-key': key });
 const isReplay = ({ headers }: Reply) => headers['idempotent-replayed'] === 'true';
 
@@ -22,45 +20,48 @@ async function counts({ urls }: TestService): Promise<Record<string, unknown> | 
   return row;
 }
 
-t.test('20 at once with one Idempotency-Key, at two replicas: one effect, the rest replay or must wait', async (t) => {
-  const service = await startService(t);
-  const { urls, keyring, admin } = service;
-  const replica = await startService(t, { urls, keyring });
-  const adminThere = replica.as(admin.token);
-  const outcomes = { done: 0, replayed: 0, rejected: 0 };
-  const rounds = 25;
-  for (let round = 0; round < rounds; round++) {
-    const wish = { email: `p${round}@p.example`, permissions: ['read'] };
-    const ask = (who = admin) => who.post('/v1/partners', wish, withKey(`round ${round}`));
-    const replies = await Promise.all(
-      Array.from({ length: 20 }, (_, index) => ask(index % 2 === 0 ? admin : adminThere)),
-    );
-    const done = replies.filter((reply) => reply.status === 201 && !isReplay(reply));
-    const replayed = replies.filter((reply) => reply.status === 201 && isReplay(reply));
-    const rejected = replies.filter(({ status }) => status === 409);
-    t.same([done.length, done.length + replayed.length + rejected.length], [1, 20]);
-    for (const { body } of replayed) t.same(body, done[0]?.body);
-    for (const { body, headers } of rejected) {
-      t.same([body.code, headers['retry-after']], ['idempotency_in_progress', '1']);
+t.test(
+  'of 20 concurrent requests with one Idempotency-Key at two replicas one takes effect; the others replay it or are rejected',
+  async (t) => {
+    const service = await startService(t);
+    const { urls, keyring, admin } = service;
+    const replica = await startService(t, { urls, keyring });
+    const adminOnReplica = replica.as(admin.token);
+    const outcomes = { done: 0, replayed: 0, rejected: 0 };
+    const rounds = 25;
+    for (let round = 0; round < rounds; round++) {
+      const input = { email: `p${round}@p.example`, permissions: ['read'] };
+      const create = (client = admin) => client.post('/v1/partners', input, withKey(`round ${round}`));
+      const replies = await Promise.all(
+        Array.from({ length: 20 }, (_, index) => create(index % 2 === 0 ? admin : adminOnReplica)),
+      );
+      const done = replies.filter((reply) => reply.status === 201 && !isReplay(reply));
+      const replayed = replies.filter((reply) => reply.status === 201 && isReplay(reply));
+      const rejected = replies.filter(({ status }) => status === 409);
+      t.same([done.length, done.length + replayed.length + rejected.length], [1, 20]);
+      for (const { body } of replayed) t.same(body, done[0]?.body);
+      for (const { body, headers } of rejected) {
+        t.same([body.code, headers['retry-after']], ['idempotency_in_progress', '1']);
+      }
+      t.ok(isReplay(await create()));
+      outcomes.done += done.length;
+      outcomes.replayed += replayed.length;
+      outcomes.rejected += rejected.length;
     }
-    t.ok(isReplay(await ask()));
-    outcomes.done += done.length;
-    outcomes.replayed += replayed.length;
-    outcomes.rejected += rejected.length;
-  }
-  t.same(await counts(service), { keys: rounds, replies: rounds, events: rounds });
-  t.match((await admin.get('/v1/history/verify')).body, { valid: true });
-  t.ok(outcomes.rejected > 0, `they did meet: ${JSON.stringify(outcomes)}`);
-});
+    t.same(await counts(service), { keys: rounds, replies: rounds, events: rounds });
+    t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+    t.ok(outcomes.rejected > 0, `requests were concurrent: ${JSON.stringify(outcomes)}`);
+  },
+);
 
-t.test('20 at once that ask for different things: one is done, and never two', async (t) => {
+t.test('of 20 concurrent different requests with one Idempotency-Key exactly one is done', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   for (let round = 0; round < 10; round++) {
     const replies = await Promise.all(
       Array.from({ length: 20 }, (_, index) => {
-        const wish = { email: `p${round}-${index}@p.example`, permissions: ['read'] };
-        return admin.post('/v1/partners', wish, withKey(`round ${round}`));
+        const input = { email: `p${round}-${index}@p.example`, permissions: ['read'] };
+        return admin.post('/v1/partners', input, withKey(`round ${round}`));
       }),
     );
     t.equal(replies.filter(({ status }) => status === 201).length, 1);
@@ -70,7 +71,7 @@ t.test('20 at once that ask for different things: one is done, and never two', a
   t.same(await counts(service), { keys: 10, replies: 10, events: 10 });
 });
 
-t.test('what cannot be recorded is not kept either, and a retry does it', async (t) => {
+t.test('a request that cannot be recorded in history stores no reply, and a retry is done', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const role = roleOf(urls.app);
@@ -82,19 +83,19 @@ t.test('what cannot be recorded is not kept either, and a retry does it', async 
   t.same([retry.status, isReplay(retry)], [201, false]);
 });
 
-t.test('what cannot be kept does not happen, and leaves no event', async (t) => {
+t.test('a request whose reply cannot be stored is not done, and leaves no event', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const role = roleOf(urls.app);
   await dbQuery(urls.owner, `revoke insert on idempotency_keys from ${role}`);
   t.equal((await admin.post('/v1/keys', {}, withKey('k'))).status, 503);
   t.same(await counts(service), { keys: 0, replies: 0, events: 0 });
-  t.equal((await admin.post('/v1/keys', {})).status, 201, 'without the header there is nothing to keep');
+  t.equal((await admin.post('/v1/keys', {})).status, 201, 'without the header no reply is stored');
   await dbQuery(urls.owner, `grant insert on idempotency_keys to ${role}`);
   t.equal((await admin.post('/v1/keys', {}, withKey('k'))).status, 201);
 });
 
-t.test('a transaction that has to be run again is still one request', async (t) => {
+t.test('a retried transaction counts as one request', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   await dbQuery(
@@ -114,7 +115,7 @@ t.test('a transaction that has to be run again is still one request', async (t) 
   t.same((await admin.post('/v1/keys', {}, withKey('k'))).body, first.body);
 });
 
-/** A service of its own process, whose way to the database is lost at the commit of the first change that is kept. */
+/** A service process that loses its database connection at the commit of its first stored reply. */
 async function losingService(t: Test, what: 'the commit' | 'the reply to it') {
   const keyring = generateKeyring(new Date());
   const service = await startService(t, { keyring: parseKeyring(keyring) });
@@ -138,7 +139,7 @@ async function losingService(t: Test, what: 'the commit' | 'the reply to it') {
   return { service, proxy, process, outcome };
 }
 
-t.test('killed between commit and reply, then retried: one key, and the caller gets it', async (t) => {
+t.test('a service killed between commit and reply: the retry returns the one created key', async (t) => {
   const { service, proxy, process, outcome } = await losingService(t, 'the reply to it');
   const { admin, verifier } = service;
   await proxy.lost;
@@ -158,12 +159,16 @@ t.test('killed between commit and reply, then retried: one key, and the caller g
   );
 });
 
-t.test('killed before the commit, then retried: nothing was there, and now there is one key', async (t) => {
+t.test('a service killed before the commit: the retry creates the one key', async (t) => {
   const { service, proxy, process, outcome } = await losingService(t, 'the commit');
   const { admin } = service;
   await proxy.lost;
-  const early = await admin.post('/v1/keys', { name: 'Once' }, withKey('k'));
-  t.same([early.status, early.body.code], [409, 'idempotency_in_progress'], 'while the first one is at it');
+  const whileRunning = await admin.post('/v1/keys', { name: 'Once' }, withKey('k'));
+  t.same(
+    [whileRunning.status, whileRunning.body.code],
+    [409, 'idempotency_in_progress'],
+    'while the first request runs',
+  );
   process.child.kill('SIGKILL');
   t.same(await process.exited, { code: null, signal: 'SIGKILL' });
   t.equal(await outcome, 'no reply');
@@ -176,7 +181,7 @@ t.test('killed before the commit, then retried: nothing was there, and now there
   t.same(await counts(service), { keys: 1, replies: 1, events: 1 });
 });
 
-t.test('replies that are too old are removed, in batches, and no others', async (t) => {
+t.test('only replies past their retention are deleted, in batches', async (t) => {
   const service = await startService(t);
   const { client, admin, later } = service;
   const day = 86_400_000;
@@ -193,7 +198,7 @@ t.test('replies that are too old are removed, in batches, and no others', async 
   t.ok(isReplay(await post(5)));
 });
 
-t.test("the service's role can keep replies, erase and remove them, and change nothing else", async (t) => {
+t.test("the service's role can insert, erase and delete stored replies, and change nothing else", async (t) => {
   const { admin, urls } = await startService(t);
   await admin.post('/v1/keys', {}, withKey('k'));
   for (const sql of ['update idempotency_keys set created_at = now()', 'truncate idempotency_keys']) {

@@ -10,8 +10,6 @@ import { type Json, type Reply, startService, type TestService } from './support
 import { createTestClock } from './support/clock.ts';
 import { t } from './support/tap.ts';
 
-// A request that comes again with the same Idempotency-Key is answered, and not done again.
-
 const withKey = (key: string) => ({ 'idempotency-key': key });
 const hours = (count: number) => count * 3_600_000;
 
@@ -23,7 +21,7 @@ async function countOf({ admin, operator }: TestService, action: string): Promis
   return own.body.data.length + installation.body.data.length;
 }
 
-/** Two requests to a route, which differ in their path or their body. */
+/** Two requests to a route that differ in path or body. */
 const requestsTo: Record<string, (service: TestService) => Promise<Array<[path: string, body: Json]>>> = {
   '/v1/keys': async () => [
     ['/v1/keys', { name: 'One', metadata: { b: [1, { d: 1, c: 2 }], a: 'ü' } }],
@@ -88,16 +86,20 @@ async function twoPartners({ admin }: TestService): Promise<Json[]> {
   return [await make(), await make()];
 }
 
-async function onTwoPartners(service: TestService, act: string, prepare: Prepare): Promise<Array<[string, Json]>> {
+async function onTwoPartners(
+  service: TestService,
+  operation: string,
+  prepare: Prepare,
+): Promise<Array<[string, Json]>> {
   const paths = (await twoPartners(service)).map(({ id }) => `/v1/partners/${id}`);
   for (const path of paths) await prepare(path, service.admin);
-  return paths.map((path) => [`${path}/${act}`, undefined]);
+  return paths.map((path) => [`${path}/${operation}`, undefined]);
 }
 
-async function onTwoKeys(service: TestService, act: string, prepare: Prepare): Promise<Array<[string, Json]>> {
+async function onTwoKeys(service: TestService, operation: string, prepare: Prepare): Promise<Array<[string, Json]>> {
   const paths = (await twoPartners(service)).map(({ keys }) => `/v1/keys/${keys[0].id}`);
   for (const path of paths) await prepare(path, service.admin);
-  return paths.map((path) => [`${path}/${act}`, undefined]);
+  return paths.map((path) => [`${path}/${operation}`, undefined]);
 }
 
 async function deletedKeys(service: TestService): Promise<string[]> {
@@ -115,21 +117,25 @@ async function onTwoRequests(service: TestService, answer: string): Promise<Arra
   return paths.map((path) => [`${path}/${answer}`, { note: 'As agreed' }]);
 }
 
-async function onTwoWebhooks({ admin }: TestService, act: string, before?: string): Promise<Array<[string, Json]>> {
+async function onTwoWebhooks(
+  { admin }: TestService,
+  operation: string,
+  before?: string,
+): Promise<Array<[string, Json]>> {
   const paths: string[] = [];
   for (const name of ['one', 'two']) {
-    const wish = { url: `http://127.0.0.1:9/${name}`, events: ['webhook.created'] };
-    const { body } = await admin.post('/v1/webhooks', wish);
+    const input = { url: `http://127.0.0.1:9/${name}`, events: ['webhook.created'] };
+    const { body } = await admin.post('/v1/webhooks', input);
     paths.push(`/v1/webhooks/${body.id}`);
     if (before !== undefined) await admin.post(`/v1/webhooks/${body.id}/${before}`);
   }
-  return paths.map((path) => [`${path}/${act}`, undefined]);
+  return paths.map((path) => [`${path}/${operation}`, undefined]);
 }
 
-/** What a reply shows of a plaintext. */
+/** How a plaintext looks in a reply. */
 const plaintext = /lk_[kavo]_[0-9a-z]|whsec_/;
 
-/** All replies that can still be opened, as they were sent. */
+/** All stored replies that can still be unsealed. */
 async function openReplies({ client, keyring }: TestService): Promise<string[]> {
   const rows = await client.db.selectFrom('idempotency_keys').selectAll().execute();
   return rows.flatMap((row) => {
@@ -140,50 +146,50 @@ async function openReplies({ client, keyring }: TestService): Promise<string[]> 
   });
 }
 
-t.test('every POST that says so', async (t) => {
+t.test('every POST that accepts an Idempotency-Key replays its reply', async (t) => {
   const service = await startService(t);
   const posts = service.app.routeList.filter(({ method, config }) => method === 'POST' && config?.idempotencyKey);
-  const taking = posts.filter(({ config }) => config?.idempotencyKey === 'taken');
-  t.ok(taking.length >= 21);
+  const accepting = posts.filter(({ config }) => config?.idempotencyKey === 'taken');
+  t.ok(accepting.length >= 21);
   t.same(
-    posts.filter((route) => !taking.includes(route)).map(({ url }) => url),
+    posts.filter((route) => !accepting.includes(route)).map(({ url }) => url),
     ['/v1/keys/:keyId/reveal'],
-    'one does not, and has a reason',
+    'each other POST has a reason',
   );
-  for (const { url, config } of taking) {
+  for (const { url, config } of accepting) {
     await t.test(url, async (t) => {
       const access = config?.access as { role: 'admin' | 'operator' };
-      const who = service[access.role];
+      const client = service[access.role];
       const requests = requestsTo[url];
       if (requests === undefined) throw new Error(`requestsTo has no requests to ${url}`);
       const [[path, body], [otherPath, otherBody]] = (await requests(service)) as [[string, Json], [string, Json]];
-      const events = async () => (await who.get('/v1/history?limit=200')).body.data ?? [];
-      const first = await who.post(path, body, withKey(url));
+      const events = async () => (await client.get('/v1/history?limit=200')).body.data ?? [];
+      const first = await client.post(path, body, withKey(url));
       t.ok([200, 201].includes(first.status), JSON.stringify(first.body));
       t.notOk(isReplay(first));
       const before = await events();
-      const again = await who.post(path, body, withKey(url));
+      const again = await client.post(path, body, withKey(url));
       t.ok(isReplay(again));
       t.equal(again.status, first.status);
       for (const name of ['location', 'etag', 'content-type']) t.equal(again.headers[name], first.headers[name], name);
-      t.equal(JSON.stringify(again.body), JSON.stringify(first.body), 'to the letter');
-      t.same(await events(), before, 'a replay is no event');
+      t.equal(JSON.stringify(again.body), JSON.stringify(first.body), 'the replay is identical');
+      t.same(await events(), before, 'a replay leaves no event');
 
-      const other = await who.post(otherPath, otherBody, withKey(url));
+      const other = await client.post(otherPath, otherBody, withKey(url));
       if (otherPath === path) t.same([other.status, other.body.code], [422, 'idempotency_mismatch']);
       else t.same([other.status, isReplay(other)], [first.status, false], 'another path is another request');
-      const fresh = await who.post(otherPath, otherBody, withKey(`${url} again`));
-      t.ok(otherPath !== path || fresh.status === first.status, 'a mismatch has done nothing');
+      const fresh = await client.post(otherPath, otherBody, withKey(`${url} again`));
+      t.ok(otherPath !== path || fresh.status === first.status, 'a mismatch has no effect');
     });
   }
   t.ok((await openReplies(service)).some((reply) => plaintext.test(reply)));
   await pruneIdempotency({ db: service.client.db, clock: createTestClock(15 * 60_000) });
-  const left = await openReplies(service);
-  t.ok(left.length > 10, 'the others are kept');
-  t.notOk(left.some((reply) => plaintext.test(reply)));
+  const remaining = await openReplies(service);
+  t.ok(remaining.length > 10, 'the other replies are kept');
+  t.notOk(remaining.some((reply) => plaintext.test(reply)));
 });
 
-t.test('the same body is the same value, however it was written', async (t) => {
+t.test('bodies are compared by value, not by spelling', async (t) => {
   const { app, admin } = await startService(t);
   const post = async (payload: string) => {
     const headers = { authorization: `Bearer ${admin.token}`, 'content-type': 'application/json', ...withKey('k') };
@@ -205,22 +211,22 @@ t.test('the same body is the same value, however it was written', async (t) => {
   }
 });
 
-t.test('the same key of another caller, in another organization, for another route is another request', async (t) => {
+t.test('the same Idempotency-Key of another caller, organization or route is another request', async (t) => {
   const service = await startService(t);
   const { admin, operator, as, organizationId } = service;
-  const wish = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
-  const bob = as((await admin.post('/v1/access-tokens', wish)).body.token);
+  const input = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
+  const otherAdmin = as((await admin.post('/v1/access-tokens', input)).body.token);
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const key = withKey('one for all');
-  const inOurs = { ...key, 'latchkey-organization': organizationId };
+  const inOrganization = { ...key, 'latchkey-organization': organizationId };
   const inOther = { ...key, 'latchkey-organization': other.id };
   const partner = (name: string) => ({ email: `${name}@p.example`, permissions: ['read'] });
   const replies = [
     await admin.post('/v1/keys', {}, key),
-    await bob.post('/v1/keys', {}, key),
+    await otherAdmin.post('/v1/keys', {}, key),
     await operator.post('/v1/keys', {}, inOther),
     await admin.post('/v1/partners', partner('admin'), key),
-    await operator.post('/v1/partners', partner('operator'), inOurs),
+    await operator.post('/v1/partners', partner('operator'), inOrganization),
     await operator.post('/v1/partners', partner('operator'), inOther),
     await operator.post('/v1/organizations', { name: 'Third' }, key),
   ];
@@ -230,20 +236,20 @@ t.test('the same key of another caller, in another organization, for another rou
   );
   t.equal(new Set(replies.map(({ body }) => body.id)).size, replies.length);
   const named = await admin.post('/v1/keys', {}, { ...key, 'latchkey-organization': organizationId });
-  t.ok(isReplay(named), 'to name the organization in which one is changes nothing');
+  t.ok(isReplay(named), 'naming the own organization makes no difference');
 });
 
-t.test('who may no longer call gets no replay', async (t) => {
+t.test('a caller without access gets no replay', async (t) => {
   const { admin, as } = await startService(t);
-  const wish = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
-  const { body: token } = await admin.post('/v1/access-tokens', wish);
-  const bob = as(token.token);
-  t.equal((await bob.post('/v1/keys', {}, withKey('k'))).status, 201);
+  const input = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
+  const { body: token } = await admin.post('/v1/access-tokens', input);
+  const otherAdmin = as(token.token);
+  t.equal((await otherAdmin.post('/v1/keys', {}, withKey('k'))).status, 201);
   await admin.delete(`/v1/access-tokens/${token.id}`);
-  t.equal((await bob.post('/v1/keys', {}, withKey('k'))).status, 401);
+  t.equal((await otherAdmin.post('/v1/keys', {}, withKey('k'))).status, 401);
 });
 
-t.test('for 24 hours, and then it is done again', async (t) => {
+t.test('a reply is replayed for 24 hours; after that the request is done again', async (t) => {
   const service = await startService(t);
   const { admin, later } = service;
   const { body: first } = await admin.post('/v1/keys', {}, withKey('k'));
@@ -253,12 +259,12 @@ t.test('for 24 hours, and then it is done again', async (t) => {
   t.same(late.body.created, [first.id]);
   later(60_000);
   const later24 = await admin.post('/v1/keys', { name: 'Another' }, withKey('k'));
-  t.same([later24.status, isReplay(later24)], [201, false], 'also where the old reply was not removed yet');
+  t.same([later24.status, isReplay(later24)], [201, false], 'even if the old reply was not yet deleted');
   t.equal((await admin.post('/v1/keys', { name: 'Another' }, withKey('k'))).body.id, later24.body.id);
   t.equal(await countOf(service, 'key.created'), 2);
 });
 
-t.test('a retry repeats no work: no hash, and no check of a URL that may fail by now', async (t) => {
+t.test('a replay computes no hash and checks no URL again', async (t) => {
   let checks = 0;
   const checkUrl = async () => {
     checks += 1;
@@ -282,7 +288,7 @@ t.test('a retry repeats no work: no hash, and no check of a URL that may fail by
   t.same([hasher.runs - runs, checks], [0, 1]);
 });
 
-t.test('a refusal is not kept', async (t) => {
+t.test('a rejection is not stored', async (t) => {
   const { admin } = await startService(t);
   const keys = [await admin.post('/v1/keys', {}), await admin.post('/v1/keys', {})];
   t.equal((await admin.post('/v1/keys', { name: 'Third' }, withKey('k'))).body.code, 'row_full');
@@ -291,7 +297,7 @@ t.test('a refusal is not kept', async (t) => {
   t.same([now.status, isReplay(now)], [201, false]);
   t.equal((await admin.post('/v1/keys', { name: '' }, withKey('other'))).status, 400);
   const corrected = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] }, withKey('other'));
-  t.equal(corrected.status, 201, 'and does not hold the key');
+  t.equal(corrected.status, 201, 'the Idempotency-Key stays free');
 });
 
 t.test('an Idempotency-Key is 1 to 255 printable ASCII characters, sent once', async (t) => {
@@ -305,9 +311,9 @@ t.test('an Idempotency-Key is 1 to 255 printable ASCII characters, sent once', a
   }
   for (const good of ['x', 'x'.repeat(255), '"in quotes"', ' ~ ', 'a, b']) {
     const email = `p${Math.random()}@p.example`;
-    const wish = { email, permissions: ['read'] };
-    t.equal((await admin.post('/v1/partners', wish, withKey(good))).status, 201, good);
-    t.ok(isReplay(await admin.post('/v1/partners', wish, withKey(good))), good);
+    const input = { email, permissions: ['read'] };
+    t.equal((await admin.post('/v1/partners', input, withKey(good))).status, 201, good);
+    t.ok(isReplay(await admin.post('/v1/partners', input, withKey(good))), good);
   }
   await app.listen({ port: 0, host: '127.0.0.1' });
   const { port } = app.server.address() as AddressInfo;
@@ -322,18 +328,18 @@ t.test('an Idempotency-Key is 1 to 255 printable ASCII characters, sent once', a
     const [chunk] = await once(response, 'data');
     isRefused(t, { status: response.statusCode ?? 0, headers: {}, body: JSON.parse(String(chunk)) }, keys.join());
   }
-  t.same((await admin.get('/v1/keys?partnerId=default')).body.data, [], 'nothing was done');
+  t.same((await admin.get('/v1/keys?partnerId=default')).body.data, [], 'nothing was created');
 });
 
-t.test('a verification and a reveal ignore it', async (t) => {
+t.test('verifications and reveals ignore the Idempotency-Key', async (t) => {
   const service = await startService(t);
   const { admin, verifier, app } = service;
   const { body: key } = await admin.post('/v1/keys', {});
   for (const header of [withKey('k'), withKey('k'), withKey('x'.repeat(256)), withKey('')]) {
     const verdict = await verifier.post('/v1/verify', { key: key.key, permission: 'read', cost: 1 }, header);
     t.same([verdict.status, verdict.body.valid, isReplay(verdict)], [200, true, false]);
-    const look = await admin.post(`/v1/keys/${key.id}/reveal`, {}, header);
-    t.same([look.status, look.body.key === key.key, isReplay(look)], [200, true, false]);
+    const reveal = await admin.post(`/v1/keys/${key.id}/reveal`, {}, header);
+    t.same([reveal.status, reveal.body.key === key.key, isReplay(reveal)], [200, true, false]);
     const form = { ...header, 'content-type': 'application/x-www-form-urlencoded' };
     const headers = { ...form, authorization: `Bearer ${verifier.token}` };
     const answer = await app.inject({ method: 'POST', url: '/v1/introspect', headers, payload: `token=${key.key}` });

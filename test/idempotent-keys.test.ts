@@ -6,7 +6,7 @@ import { createTestClock } from './support/clock.ts';
 import { dbDump, dbQuery } from './support/database.ts';
 import { t } from './support/tap.ts';
 
-// A reply with a plaintext is kept for 15 minutes, sealed. After that a retry is 409 `reply_gone`, which names what was made.
+// A reply with a plaintext is stored sealed for 15 minutes. After that a retry is 409 `reply_gone` with the created ids.
 
 const withKey = (key: string) => ({ 'idempotency-key': key });
 const minutes = (count: number) => count * 60_000;
@@ -20,7 +20,7 @@ function isGone(t: Test, reply: Reply, created: string[]): void {
   t.match(reply.body.detail, created.join(', '));
 }
 
-/** How many replies are still there, of those with a plaintext and of the others. */
+/** How many replies are stored, with and without a plaintext. */
 async function keptReplies({ urls }: TestService): Promise<Record<string, unknown> | undefined> {
   const [row] = await dbQuery(
     urls.superuser,
@@ -30,8 +30,8 @@ async function keptReplies({ urls }: TestService): Promise<Record<string, unknow
   return row;
 }
 
-/** Requests whose replies hold a plaintext, each with the ids of what it makes. */
-const makers: Record<
+/** Requests whose replies have a plaintext, each with the ids of the created resources. */
+const plaintextRequests: Record<
   string,
   (service: TestService) => { retry: () => Promise<Reply>; idsOf: (body: Json) => string[] }
 > = {
@@ -58,12 +58,12 @@ const makers: Record<
   }),
 };
 
-type Maker = (typeof makers)[string];
+type PlaintextRequest = (typeof plaintextRequests)[string];
 
-/** Sends each of the requests for the first time. */
-async function makeAll(t: Test, service: TestService) {
-  const made: Array<ReturnType<Maker> & { what: string; first: Reply }> = [];
-  for (const [what, make] of Object.entries(makers)) {
+/** Sends each request for the first time. */
+async function sendAll(t: Test, service: TestService) {
+  const made: Array<ReturnType<PlaintextRequest> & { what: string; first: Reply }> = [];
+  for (const [what, make] of Object.entries(plaintextRequests)) {
     const maker = make(service);
     const first = await maker.retry();
     t.same([first.status, isReplay(first)], [201, false], what);
@@ -72,10 +72,10 @@ async function makeAll(t: Test, service: TestService) {
   return made;
 }
 
-t.test('the same reply for 15 minutes, then what was made is named', async (t) => {
+t.test('the reply is replayed for 15 minutes; later retries name the created resources', async (t) => {
   const service = await startService(t, { limits: { callerLimit: 1_000, addressLimit: 1_000, revealLimit: 1 } });
   const { admin, later } = service;
-  const made = await makeAll(t, service);
+  const made = await sendAll(t, service);
   const before = (await admin.get('/v1/history?limit=200')).body;
   later(minutes(15) - 20_000);
   for (const { what, first, retry } of made) {
@@ -88,32 +88,32 @@ t.test('the same reply for 15 minutes, then what was made is named', async (t) =
   later(20_000);
   t.match(await keptReplies(service), { plaintexts: made.length });
   for (const { first, retry, idsOf } of made) isGone(t, await retry(), idsOf(first.body));
-  t.match(await keptReplies(service), { plaintexts: 0, requests: made.length }, 'the retry has erased it');
+  t.match(await keptReplies(service), { plaintexts: 0, requests: made.length }, 'the retry has erased the plaintext');
   later(minutes(23 * 60 + 44));
   for (const { first, retry, idsOf } of made) isGone(t, await retry(), idsOf(first.body));
-  t.same((await admin.get('/v1/history?limit=200')).body, before, 'nothing was done again, and no replay is an event');
+  t.same((await admin.get('/v1/history?limit=200')).body, before, 'nothing was repeated, and replays leave no event');
 });
 
-t.test('nothing is kept where keyReveal is never', async (t) => {
+t.test('no plaintext is stored if keyReveal is never', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   await admin.patch('/v1/organization', { keyReveal: 'never' });
-  const made = await makeAll(t, service);
+  const made = await sendAll(t, service);
   for (const { first, retry, idsOf } of made) isGone(t, await retry(), idsOf(first.body));
   t.match(await keptReplies(service), { plaintexts: 0, requests: made.length });
   await admin.patch('/v1/organization', { keyReveal: 'allowed' });
   for (const { first, retry, idsOf } of made) isGone(t, await retry(), idsOf(first.body));
 });
 
-t.test('all is erased at once where keyReveal becomes never', async (t) => {
+t.test('stored plaintexts are erased at once when keyReveal becomes never', async (t) => {
   const service = await startService(t);
-  const made = await makeAll(t, service);
+  const made = await sendAll(t, service);
   await service.admin.patch('/v1/organization', { keyReveal: 'never' });
   t.match(await keptReplies(service), { plaintexts: 0, requests: made.length });
   for (const { first, retry, idsOf } of made) isGone(t, await retry(), idsOf(first.body));
 });
 
-t.test('replies without a plaintext are kept, whatever keyReveal is', async (t) => {
+t.test('replies without a plaintext are stored, whatever keyReveal is', async (t) => {
   const service = await startService(t);
   const { admin, operator, later } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -128,7 +128,7 @@ t.test('replies without a plaintext are kept, whatever keyReveal is', async (t) 
   t.same([again.status, again.body], [200, first.body]);
 });
 
-t.test('a plaintext of another organization is not erased', async (t) => {
+t.test('plaintexts of another organization are not erased', async (t) => {
   const service = await startService(t);
   const { admin, operator } = service;
   await admin.post('/v1/keys', {}, withKey('k'));
@@ -137,13 +137,13 @@ t.test('a plaintext of another organization is not erased', async (t) => {
   t.match(await keptReplies(service), { plaintexts: 1 });
 });
 
-t.test('while keyReveal becomes never, nothing is kept by a request that was under way', async (t) => {
+t.test('when keyReveal becomes never, concurrent requests store no plaintext', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   for (let round = 0; round < 10; round++) {
-    const wish = { role: 'verifier', name: 'Checkout', scopes: ['read'] };
+    const input = { role: 'verifier', name: 'Checkout', scopes: ['read'] };
     const made = Array.from({ length: 8 }, (_, index) =>
-      delay(index).then(() => admin.post('/v1/access-tokens', wish, withKey(`${round}-${index}`))),
+      delay(index).then(() => admin.post('/v1/access-tokens', input, withKey(`${round}-${index}`))),
     );
     await delay(Math.random() * 8);
     t.equal((await admin.patch('/v1/organization', { keyReveal: 'never' })).status, 200);
@@ -153,7 +153,7 @@ t.test('while keyReveal becomes never, nothing is kept by a request that was und
   }
 });
 
-t.test('the job erases plaintexts after 15 minutes, and leaves the other replies', async (t) => {
+t.test('the job erases plaintexts after 15 minutes, and keeps the other replies', async (t) => {
   const service = await startService(t);
   const { admin, client } = service;
   const { body: key } = await admin.post('/v1/keys', {}, withKey('k'));
@@ -167,7 +167,7 @@ t.test('the job erases plaintexts after 15 minutes, and leaves the other replies
   t.equal(await prune(minutes(24 * 60)), 2);
 });
 
-t.test('a key that was deleted is replayed, and works nowhere', async (t) => {
+t.test('a replayed key that was deleted does not work', async (t) => {
   const { admin, verifier } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {}, withKey('k'));
   await admin.delete(`/v1/keys/${key.id}?reason=compromised`);
@@ -175,54 +175,60 @@ t.test('a key that was deleted is replayed, and works nowhere', async (t) => {
   t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.valid, false);
 });
 
-t.test('a row that was moved, changed or forged is not replayed, and nothing is done again', async (t) => {
-  const service = await startService(t);
-  const { admin, urls, logLines } = service;
-  const change = (members: string) => `update idempotency_keys set ${members} where $1 = any(created)`;
-  const cases: Record<string, string> = {
-    'the reply of another request': change(`(sealed, sealed_keyring_id) =
+t.test(
+  'a stored reply that was moved, changed or forged is not replayed, and the request is not done again',
+  async (t) => {
+    const service = await startService(t);
+    const { admin, urls, logLines } = service;
+    const change = (members: string) => `update idempotency_keys set ${members} where $1 = any(created)`;
+    const cases: Record<string, string> = {
+      'the reply of another request': change(`(sealed, sealed_keyring_id) =
       (select sealed, sealed_keyring_id from idempotency_keys where $2 = any(created))`),
-    'a flipped bit': change('sealed = set_byte(sealed, 20, get_byte(sealed, 20) # 1)'),
-    'a shortened reply': change('sealed = substring(sealed from 1 for 20)'),
-    'a keyring entry that is gone': change(`sealed_keyring_id = 'gone'`),
-    'a later time': change(`created_at = created_at + interval '1 minute'`),
-    'a reply that would be kept longer': change('has_plaintext = false'),
-    'another organization': change(`organization_id = 'org_other'`),
-  };
-  for (const [what, sql] of Object.entries(cases)) {
-    await t.test(what, async (t) => {
-      const post = (name: string) => admin.post('/v1/partners', wish(name), withKey(`${what} ${name}`));
-      const wish = (name: string) => ({ email: `${name}@${what.replaceAll(' ', '-')}.example`, permissions: ['read'] });
-      const { body: mine } = await post('mine');
-      const { body: theirs } = await post('theirs');
-      await dbQuery(urls.superuser, sql, sql.includes('$2') ? [mine.id, theirs.id] : [mine.id]);
-      logLines.length = 0;
-      isGone(t, await post('mine'), [mine.id, mine.keys[0].id]);
-      t.match(logLines.join(''), 'A stored reply to a request with an Idempotency-Key cannot be unsealed');
-      t.same((await post('theirs')).body, theirs);
-    });
-  }
-  const made = 2 * Object.keys(cases).length;
-  t.equal((await admin.get('/v1/history?limit=200&action=partner.created')).body.data.length, made);
-});
+      'a flipped bit': change('sealed = set_byte(sealed, 20, get_byte(sealed, 20) # 1)'),
+      'a shortened reply': change('sealed = substring(sealed from 1 for 20)'),
+      'a removed keyring entry': change(`sealed_keyring_id = 'gone'`),
+      'a later time': change(`created_at = created_at + interval '1 minute'`),
+      'a reply that would be kept longer': change('has_plaintext = false'),
+      'another organization': change(`organization_id = 'org_other'`),
+    };
+    for (const [what, sql] of Object.entries(cases)) {
+      await t.test(what, async (t) => {
+        const post = (name: string) => admin.post('/v1/partners', input(name), withKey(`${what} ${name}`));
+        const input = (name: string) => ({
+          email: `${name}@${what.replaceAll(' ', '-')}.example`,
+          permissions: ['read'],
+        });
+        const { body: own } = await post('mine');
+        const { body: other } = await post('theirs');
+        await dbQuery(urls.superuser, sql, sql.includes('$2') ? [own.id, other.id] : [own.id]);
+        logLines.length = 0;
+        isGone(t, await post('mine'), [own.id, own.keys[0].id]);
+        t.match(logLines.join(''), 'A stored reply to a request with an Idempotency-Key cannot be unsealed');
+        t.same((await post('theirs')).body, other);
+      });
+    }
+    const made = 2 * Object.keys(cases).length;
+    t.equal((await admin.get('/v1/history?limit=200&action=partner.created')).body.data.length, made);
+  },
+);
 
-t.test('a row in the place of another, which asks for the same, is not replayed', async (t) => {
+t.test("a stored reply moved to another caller's equal request is not replayed", async (t) => {
   const { admin, as, urls } = await startService(t);
-  const wish = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
-  const bob = as((await admin.post('/v1/access-tokens', wish)).body.token);
-  const { body: ours } = await admin.post('/v1/keys', {}, withKey('k'));
-  const { body: bobs } = await bob.post('/v1/keys', {}, withKey('k'));
+  const input = { role: 'admin', name: 'Bob', email: 'bob@example.com', scopes: ['read', 'write'] };
+  const otherAdmin = as((await admin.post('/v1/access-tokens', input)).body.token);
+  const { body: ownKey } = await admin.post('/v1/keys', {}, withKey('k'));
+  const { body: othersKey } = await otherAdmin.post('/v1/keys', {}, withKey('k'));
   const [row] = await dbQuery(
     urls.superuser,
     'delete from idempotency_keys where $1 = any(created) returning address',
-    [bobs.id],
+    [othersKey.id],
   );
   await dbQuery(urls.superuser, 'update idempotency_keys set address = $1', [row?.['address']]);
-  const again = await bob.post('/v1/keys', {}, withKey('k'));
-  isGone(t, again, [ours.id]);
+  const again = await otherAdmin.post('/v1/keys', {}, withKey('k'));
+  isGone(t, again, [ownKey.id]);
 });
 
-t.test('a row that was made to fit another body is not replayed', async (t) => {
+t.test('a stored reply edited to match another body is not replayed', async (t) => {
   const { admin, urls } = await startService(t);
   const { body: one } = await admin.post('/v1/keys', { name: 'One' }, withKey('one'));
   const { body: two } = await admin.post('/v1/keys', { name: 'Two' }, withKey('two'));
@@ -235,15 +241,18 @@ t.test('a row that was made to fit another body is not replayed', async (t) => {
   isGone(t, await admin.post('/v1/keys', { name: 'Two' }, withKey('one')), [one.id]);
 });
 
-t.test('what is kept has no plaintext in it, nor the Idempotency-Key, whatever a caller took for one', async (t) => {
-  const { admin, urls } = await startService(t);
-  const { body: key } = await admin.post('/v1/keys', {});
-  const wish = { email: 'p@p.example', permissions: ['read', 'write'], name: 'Kept' };
-  await admin.post('/v1/partners', wish, withKey(key.key));
-  const again = await admin.post('/v1/partners', wish, withKey(key.key));
-  const dump = await dbDump(urls.superuser);
-  for (const { key: plaintext } of [key, ...again.body.keys]) {
-    t.notOk(dump.includes(plaintext));
-    t.notOk(dump.includes(Buffer.from(plaintext).toString('hex')));
-  }
-});
+t.test(
+  'stored data has neither a plaintext nor the Idempotency-Key, even if a caller uses a key as Idempotency-Key',
+  async (t) => {
+    const { admin, urls } = await startService(t);
+    const { body: key } = await admin.post('/v1/keys', {});
+    const input = { email: 'p@p.example', permissions: ['read', 'write'], name: 'Kept' };
+    await admin.post('/v1/partners', input, withKey(key.key));
+    const again = await admin.post('/v1/partners', input, withKey(key.key));
+    const dump = await dbDump(urls.superuser);
+    for (const { key: plaintext } of [key, ...again.body.keys]) {
+      t.notOk(dump.includes(plaintext));
+      t.notOk(dump.includes(Buffer.from(plaintext).toString('hex')));
+    }
+  },
+);

@@ -11,13 +11,13 @@ import { freePort } from './support/ports.ts';
 import { request, run } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// The image as buildah builds it from the unmodified Dockerfile, run as its user on a read-only root.
+// The image that buildah builds from the Dockerfile, run as its user on a read-only root.
 
 t.setTimeout(900_000);
 
 const packageFile = JSON.parse(readFileSync('package.json', 'utf8'));
 
-t.test('the base image is named by a tag, and the user by a number that is not root', async (t) => {
+t.test('the base image has a tag, and the user is a number other than root', async (t) => {
   const instructions = await readDockerfile();
   const of = (word: string) => instructions.filter((one) => one.word === word).map(({ rest }) => rest);
   for (const from of of('FROM')) t.match(from, /^node:24-slim( AS [a-z]+)?$/);
@@ -52,7 +52,7 @@ t.test('the built image', { skip: unlessBuildable() }, async (t) => {
     const isInstalled = (name: string) => files.includes(`node_modules/${name}/package.json`);
     for (const name of Object.keys(packageFile.dependencies)) t.ok(isInstalled(name), `${name} is installed`);
     for (const name of Object.keys(packageFile.devDependencies)) {
-      // A dependency may need it for itself.
+      // Another dependency may need it.
       if (name.startsWith('@types/') || ['ajv', 'ajv-formats', 'yaml'].includes(name)) continue;
       t.notOk(isInstalled(name), `${name} is not installed`);
     }
@@ -60,7 +60,7 @@ t.test('the built image', { skip: unlessBuildable() }, async (t) => {
     t.ok(bytes < 90 * 2 ** 20, `${Math.round(bytes / 2 ** 20)} MiB on top of the base image`);
   });
 
-  t.test('it migrates, makes its first tokens, serves and is healthy, and writes nothing', async (t) => {
+  t.test('the image migrates, creates tokens, serves, is healthy and writes nothing', async (t) => {
     const urls = await createDatabase(t, { migrated: false });
     const secrets = path.join(scratch, 'secrets');
     for (const folder of [secrets, path.join(image.root, 'run/secrets')]) mkdirSync(folder);
@@ -82,9 +82,9 @@ t.test('the built image', { skip: unlessBuildable() }, async (t) => {
 
     const migrating = runImage(['migrate'], owner);
     t.match([await migrating.exited, migrating.output()], [{ code: 0 }, /^applied: 0001-initial/]);
-    const making = runImage(['bootstrap', '--organization', 'Example', '--admin-email', 'ada@example.com'], env);
-    t.equal((await making.exited).code, 0, making.output());
-    const { adminToken = '', verifierToken = '' } = JSON.parse(making.stdout()) as Record<string, string>;
+    const bootstrapping = runImage(['bootstrap', '--organization', 'Example', '--admin-email', 'ada@example.com'], env);
+    t.equal((await bootstrapping.exited).code, 0, bootstrapping.output());
+    const { adminToken = '', verifierToken = '' } = JSON.parse(bootstrapping.stdout()) as Record<string, string>;
 
     const service = runImage(image.command, env);
     await service.until(/Server listening at/);
@@ -102,20 +102,20 @@ t.test('the built image', { skip: unlessBuildable() }, async (t) => {
     t.equal((await fetch(`${url}/docs/`)).status, 200);
     service.child.kill('SIGTERM');
     t.same(await service.exited, { code: 0, signal: null });
-    t.equal(await health(), 1, 'the health check fails where nothing listens');
+    t.equal(await health(), 1, 'the health check fails without a service');
   });
 
-  t.test('without DATABASE_URL it names that, and to try it what the image has not got', async (t) => {
-    const unset = inImage(t, { image, command: [...image.entrypoint, ...image.command], env: {} });
-    t.equal((await unset.exited).code, 78);
-    t.match(unset.output(), /DATABASE_URL or DATABASE_URL_FILE must be set/);
+  t.test('without DATABASE_URL the error names it, and try names the missing Postgres programs', async (t) => {
+    const withoutDatabase = inImage(t, { image, command: [...image.entrypoint, ...image.command], env: {} });
+    t.equal((await withoutDatabase.exited).code, 78);
+    t.match(withoutDatabase.output(), /DATABASE_URL or DATABASE_URL_FILE must be set/);
     const data = path.join(scratch, 'data');
     for (const folder of [data, path.join(image.root, 'run/data')]) mkdirSync(folder);
     chmodSync(data, 0o777);
     const command = [...image.entrypoint, 'try'];
-    const alone = inImage(t, { image, command, env: { LATCHKEY_DATA_DIR: '/run/data' }, mounts: [data] });
-    t.equal((await alone.exited).code, 1);
-    t.match(alone.output(), /is not installed.*Set DATABASE_URL to a Postgres of your own/);
+    const trial = inImage(t, { image, command, env: { LATCHKEY_DATA_DIR: '/run/data' }, mounts: [data] });
+    t.equal((await trial.exited).code, 1);
+    t.match(trial.output(), /is not installed.*Set DATABASE_URL to a Postgres of your own/);
   });
 });
 
@@ -132,7 +132,7 @@ interface InImage {
   image: BuiltImage;
   command: string[];
   env: Record<string, string>;
-  /** Folders of this machine that appear below `/run`. */
+  /** Folders of this machine that are mounted below `/run`. */
   mounts?: string[];
 }
 

@@ -4,10 +4,8 @@ import { inputErrorsOf } from '../src/http/input-errors.ts';
 import { type Json, startService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
-// Messages about invalid input are in the API's words, never in those of a library.
-
-const ofLibrary = /\b(invalid|expected|received|unrecognized|too (big|small))\b|<=|>=/i;
-const ofOurs = /^(must|is|has|would|does) /;
+const libraryWords = /\b(invalid|expected|received|unrecognized|too (big|small))\b|<=|>=/i;
+const ownWords = /^(must|is|has|would|does) /;
 
 type Code = z.core.$ZodIssueCode;
 
@@ -87,7 +85,7 @@ const table: Record<Code, Array<[schema: z.ZodType, value: unknown, message: str
   custom: [[string.refine(() => false), 'x', 'is not allowed']],
 };
 
-t.test('each kind of issue has its words', async (t) => {
+t.test('each kind of issue has its own message', async (t) => {
   for (const [code, cases] of Object.entries(table)) {
     for (const [schema, value, message] of cases) {
       const [issue] = schema.safeParse(value).error?.issues ?? [];
@@ -96,8 +94,8 @@ t.test('each kind of issue has its words', async (t) => {
   }
 });
 
-/** One value of each kind, and such as are right by their kind and wrong otherwise. */
-const wrong = [
+/** One value of each type, and values of the right type that are invalid. */
+const wrongValues = [
   ...[undefined, null, true, 7, -1, 1.5, 1e15, '', 'x', 'x'.repeat(100_000), '\u202e', '2026-13-01T00:00:00Z'],
   ...[[], [null], ['x'], ['read', 'read'], Array(1_000).fill('read'), {}, { unknown: 1 }],
 ];
@@ -111,10 +109,10 @@ interface JsonSchema {
   example?: unknown;
 }
 
-/** Inputs that are wrong in one place each. */
+/** Inputs that are invalid in one place each. */
 function* wrongInputs(given: JsonSchema, named = given.$defs ?? {}): Generator<unknown> {
   const schema = named[given.$ref?.split('/').at(-1) ?? ''] ?? given;
-  yield* wrong;
+  yield* wrongValues;
   for (const option of schema.anyOf ?? []) yield* wrongInputs(option, named);
   if (schema.items !== undefined) for (const item of wrongInputs(schema.items, named)) yield [item];
   const example = schema.example as object | undefined;
@@ -124,7 +122,7 @@ function* wrongInputs(given: JsonSchema, named = given.$defs ?? {}): Generator<u
   }
 }
 
-t.test('no route answers in the words of the library', async (t) => {
+t.test('no route returns a message of the validation library', async (t) => {
   const { app } = await startService(t);
   const messages = new Set<string>();
   const walk = (schema: unknown, httpPart: string) => {
@@ -135,7 +133,7 @@ t.test('no route answers in the words of the library', async (t) => {
       const { error } = validate(input) as { error?: Json };
       for (const { path, message } of error === undefined ? [] : inputErrorsOf(error, httpPart)) {
         messages.add(message);
-        if (ofLibrary.test(message) || !ofOurs.test(message)) t.fail(`${path}: ${message}`);
+        if (libraryWords.test(message) || !ownWords.test(message)) t.fail(`${path}: ${message}`);
       }
     }
   };
@@ -146,10 +144,10 @@ t.test('no route answers in the words of the library', async (t) => {
   t.ok(messages.size > 40, `${messages.size} texts`);
 });
 
-t.test('what is missing, of another kind or unknown, as a client reads it', async (t) => {
+t.test('messages about missing, mistyped and unknown members are clear to a client', async (t) => {
   const { admin, verifier } = await startService(t);
-  const errorsOf = async (asked: Promise<Json>) =>
-    (await asked).body.errors.map(({ path, message }: Json) => `${path}: ${message}`);
+  const errorsOf = async (reply: Promise<Json>) =>
+    (await reply).body.errors.map(({ path, message }: Json) => `${path}: ${message}`);
   t.same(await errorsOf(admin.post('/v1/partners', { nmae: 'x' })), [
     'body.email: is required: an e-mail address',
     'body.permissions: is required: an array of "read" and "write"',

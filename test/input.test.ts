@@ -15,7 +15,7 @@ interface Case {
   path?: string;
 }
 
-/** Each is a request to `POST /v1/keys` where it does not say otherwise. */
+/** Each is a request to `POST /v1/keys` unless it says otherwise. */
 const table: Record<string, Case> = {
   'null for a string': { body: '{"permission":null}', status: 400, code: 'validation_failed', path: 'body.permission' },
   'an array for a string': { body: '{"name":["x"]}', status: 400, code: 'validation_failed', path: 'body.name' },
@@ -32,7 +32,7 @@ const table: Record<string, Case> = {
     path: 'body.rateLimit.requests',
   },
   'an unknown member': { body: '{"nmae":"x"}', status: 400, code: 'validation_failed', path: 'body.nmae' },
-  'an unknown member further in': {
+  'a nested unknown member': {
     body: '{"rateLimit":{"requests":5,"windowSeconds":60,"burst":1}}',
     status: 400,
     code: 'validation_failed',
@@ -66,14 +66,14 @@ const table: Record<string, Case> = {
     code: 'validation_failed',
     path: 'query.limit',
   },
-  'a limit in words': {
+  'a limit that is text': {
     method: 'GET',
     url: '/v1/keys?limit=1e1',
     status: 400,
     code: 'validation_failed',
     path: 'query.limit',
   },
-  'a flag that is neither': {
+  'a flag that is neither true nor false': {
     method: 'GET',
     url: '/v1/keys?includeDeleted=1',
     status: 400,
@@ -92,7 +92,7 @@ const table: Record<string, Case> = {
     code: 'validation_failed',
     path: 'body.partnerId',
   },
-  'an expiry that is no time': {
+  'an expiry that is not a time': {
     body: '{"expiresAt":"tomorrow"}',
     status: 400,
     code: 'validation_failed',
@@ -104,7 +104,7 @@ const table: Record<string, Case> = {
     code: 'validation_failed',
     path: 'body.expiresAt',
   },
-  'an expiry finer than it could be kept': {
+  'an expiry with too many digits': {
     body: '{"expiresAt":"2099-01-01T00:00:00.0001Z"}',
     status: 400,
     code: 'validation_failed',
@@ -135,7 +135,7 @@ const table: Record<string, Case> = {
     code: 'validation_failed',
     path: 'query.to',
   },
-  'an address that is none': {
+  'an invalid e-mail address': {
     body: '{"allowedIps":["10.0.0.0/33"]}',
     status: 400,
     code: 'validation_failed',
@@ -159,7 +159,7 @@ const table: Record<string, Case> = {
     code: 'validation_failed',
     path: 'body.metadata.__proto__',
   },
-  'a number that JavaScript takes for infinite': {
+  'a number that JavaScript reads as infinite': {
     body: metadata('{"a":[-1e999]}'),
     status: 400,
     code: 'validation_failed',
@@ -176,7 +176,7 @@ const table: Record<string, Case> = {
         '900719925474099300e-2',
       ],
       ...['1e400', '-1e400', '1e-400', '0.1234567890123456789', '1.23456789012345678e300'],
-      // Smaller than what has all digits; and whole numbers that a reply would write in a form that is not taken back.
+      // Too small for all digits, and whole numbers that a reply would write in a form that is rejected.
       ...['1.23456789e-320', '4.9e-324', '1e16', '-1e20', '9007199254740992.0', '100000000000000000.0'],
     ].map((number) => [
       `a number that a double changes: ${number}`,
@@ -221,7 +221,7 @@ const table: Record<string, Case> = {
     code: 'validation_failed',
     path: 'body.name',
   },
-  'a member twice, further in': {
+  'a nested member twice': {
     body: metadata('{"a":[{"x":"\\"{,"},{"b":{"c":1},"d":{"c":2},"b":[]}]}'),
     status: 400,
     code: 'validation_failed',
@@ -295,11 +295,11 @@ t.test('every kind of bad input is a problem that says what and where', async (t
       if (path !== undefined) t.equal(problem.errors?.[0]?.path, path);
     });
   }
-  t.same((await admin.get('/v1/history?limit=200')).body, before, 'none of it has left a trace');
+  t.same((await admin.get('/v1/history?limit=200')).body, before, 'no event was recorded');
   t.same((await admin.get('/v1/keys')).body.data, []);
 });
 
-t.test('members of the same name in different objects are no repetition', async (t) => {
+t.test('equal member names in different objects are accepted', async (t) => {
   const { app, admin } = await startService(t);
   const headers = { authorization: `Bearer ${admin.token}`, 'content-type': 'application/json' };
   const text = '{"a":{"a":[{"a":1},{"a":"\\"a\\":1,\\"a\\":"}],"b":["a","a"]},"":{"":""}}';
@@ -308,7 +308,7 @@ t.test('members of the same name in different objects are no repetition', async 
   t.same(reply.json().metadata, JSON.parse(text));
 });
 
-t.test('numbers and times that can be kept come back as they were', async (t) => {
+t.test('numbers and times that can be stored exactly are returned unchanged', async (t) => {
   const { app, admin } = await startService(t);
   const headers = { authorization: `Bearer ${admin.token}`, 'content-type': 'application/json' };
   const numbers = [
@@ -326,14 +326,22 @@ t.test('numbers and times that can be kept come back as they were', async (t) =>
   const created = await app.inject({ method: 'POST', url: '/v1/keys', headers, payload });
   t.equal(created.statusCode, 201);
   const { body: key } = await admin.get(`/v1/keys/${created.json().id}`);
-  // JSON has no negative zero that JavaScript writes.
+  // JavaScript writes no negative zero to JSON.
   t.same(key.metadata, { numbers: numbers.map((number) => Number(number) + 0), text: '12345678901234567890, 1e400' });
-  t.equal((await admin.patch(`/v1/keys/${key.id}`, { metadata: key.metadata })).status, 200, 'it is taken back');
+  t.equal(
+    (await admin.patch(`/v1/keys/${key.id}`, { metadata: key.metadata })).status,
+    200,
+    'the returned value is accepted again',
+  );
   for (const expiresAt of ['9999-12-31T23:59:59.999Z', '9999-12-31T22:59:59-01:00', '9999-12-31T23:59:59+14:00']) {
     const { body } = await admin.patch(`/v1/keys/${key.id}`, { expiresAt });
     t.equal(Date.parse(body.expiresAt), Date.parse(expiresAt));
     t.match(body.expiresAt, /^9999-12-31T[\d:]{8}\.\d{3}Z$/);
-    t.equal((await admin.patch(`/v1/keys/${key.id}`, { expiresAt: body.expiresAt })).status, 200, 'it is taken back');
+    t.equal(
+      (await admin.patch(`/v1/keys/${key.id}`, { expiresAt: body.expiresAt })).status,
+      200,
+      'the returned value is accepted again',
+    );
   }
   for (const query of [
     'to=9999-12-31T23:30:00Z&from=9999-12-31T00:00:00Z',
@@ -345,7 +353,7 @@ t.test('numbers and times that can be kept come back as they were', async (t) =>
   }
 });
 
-t.test('every problem that is named can be looked up', async (t) => {
+t.test('every problem type has a page', async (t) => {
   const { app } = await startService(t);
   const list = (await app.inject('/problems')).json() as Json;
   for (const { code, type, status } of list.data) {
@@ -359,7 +367,7 @@ t.test('every problem that is named can be looked up', async (t) => {
 
 t.test('a wrong method on a known path is 405 with Allow', async (t) => {
   const { app, admin } = await startService(t);
-  const ask = (method: string, url: string) =>
+  const send = (method: string, url: string) =>
     app.inject({ method: method as 'GET', url, headers: { authorization: `Bearer ${admin.token}` } });
   for (const [method, url, allow] of [
     ['PUT', '/v1/keys', 'GET, HEAD, POST'],
@@ -372,15 +380,15 @@ t.test('a wrong method on a known path is 405 with Allow', async (t) => {
     ['QUERY', '/v1/keys', 'GET, HEAD, POST'],
     ['PROPFIND', '/v1/keys', 'GET, HEAD, POST'],
   ] as const) {
-    const response = await ask(method, url);
+    const response = await send(method, url);
     t.equal(response.statusCode, 405, `${method} ${url}`);
     t.equal(response.headers['allow'], allow);
     t.equal(response.json().code, 'method_not_allowed');
   }
-  t.equal((await ask('QUERY', '/nothing')).json().code, 'not_found');
+  t.equal((await send('QUERY', '/nothing')).json().code, 'not_found');
 });
 
-t.test('the reader of the document loads everything from where it is, by plain HTTP too', async (t) => {
+t.test('the API console loads everything from its own origin, also over plain HTTP', async (t) => {
   const { app } = await startService(t);
   const page = await app.inject({ url: '/docs/' });
   const policy = String(page.headers['content-security-policy']);
@@ -394,7 +402,7 @@ t.test('the reader of the document loads everything from where it is, by plain H
   }
 });
 
-t.test('the same credential twice is fine, and either header is', async (t) => {
+t.test('the same credential in both headers is accepted, and one header is enough', async (t) => {
   const { app, admin } = await startService(t);
   for (const headers of [
     { 'x-api-key': admin.token },
@@ -405,23 +413,23 @@ t.test('the same credential twice is fine, and either header is', async (t) => {
   }
 });
 
-t.test("a sane X-Request-Id is the caller's, any other is replaced", async (t) => {
+t.test('a valid X-Request-Id is kept, any other is replaced', async (t) => {
   const { app } = await startService(t);
-  const idOf = async (given: string) =>
-    (await app.inject({ url: '/livez', headers: { 'x-request-id': given } })).headers['x-request-id'];
+  const idOf = async (requestId: string) =>
+    (await app.inject({ url: '/livez', headers: { 'x-request-id': requestId } })).headers['x-request-id'];
   t.equal(await idOf('Trace:1.2_3-4'), 'Trace:1.2_3-4');
   for (const bad of ['', 'a b', 'x'.repeat(129), 'ü', '<script>', 'a\tb']) t.not(await idOf(bad), bad);
 });
 
-t.test('an uncaught error answers a generic 500, and the log has its cause under the same id', async (t) => {
+t.test('an uncaught error gives a generic 500, and the log has its cause with the same request id', async (t) => {
   const service = await startService(t);
   const { admin, client, logLines } = service;
-  const real = client.pool.connect;
+  const realConnect = client.pool.connect;
   client.pool.connect = () => {
     throw new Error('the inner cause');
   };
   const reply = await admin.get('/v1/keys');
-  client.pool.connect = real;
+  client.pool.connect = realConnect;
   t.equal(reply.status, 500);
   t.same(reply.body.detail, 'An unexpected error occurred in Latchkey. The log has its cause under this request id.');
   const line = logLines.find((text) => text.includes('the inner cause'));

@@ -8,7 +8,7 @@ import { scratch } from './support/instance.ts';
 import { request, run } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// `latchkey` on the PATH, as the README installs it: packed, and installed from the file into a folder of its own.
+// `latchkey` on the PATH, as the README installs it from a packed file.
 
 const { version } = JSON.parse(await readFile('package.json', 'utf8'));
 const npmSettings = { npm_config_prefer_offline: 'true', npm_config_audit: 'false', npm_config_fund: 'false' };
@@ -16,7 +16,7 @@ const unreachable = /E(NOTFOUND|AI_AGAIN|NOTCACHED|TIMEDOUT|CONNREFUSED|NETUNREA
 
 t.setTimeout(900_000);
 
-/** What is built from and packed, as it is now, without what was built before. */
+/** Copies the sources that are built and packed, without earlier build results. */
 async function copySources(folder: string): Promise<void> {
   const names = ['package.json', 'package-lock.json', 'tsconfig.json', 'tsconfig.build.json'];
   await mkdir(folder);
@@ -25,31 +25,31 @@ async function copySources(folder: string): Promise<void> {
   }
 }
 
-async function finished(t: Test, program: string, args: string[], options: Parameters<typeof run>[3]) {
+async function runToEnd(t: Test, program: string, args: string[], options: Parameters<typeof run>[3]) {
   const process = run(t, program, args, options);
   const { code } = await process.exited;
   return { code, stdout: process.stdout(), output: process.output() };
 }
 
-t.test('without the compiler the build and the start say what is missing and what to do', async (t) => {
+t.test('without the compiler, build and start print what is missing and what to do', async (t) => {
   const folder = path.join(await scratch(t), 'latchkey');
   await copySources(folder);
   for (const script of ['build', 'start']) {
-    const { code, output } = await finished(t, 'npm', ['run', '--silent', script], { cwd: folder, env: npmSettings });
+    const { code, output } = await runToEnd(t, 'npm', ['run', '--silent', script], { cwd: folder, env: npmSettings });
     t.equal(code, 1);
     t.match(output, /^latchkey: .*development dependenc.*`npm ci && npm run build`.*`npm prune --omit=dev`/s, script);
   }
 });
 
-t.test('packed and installed, latchkey is a program that has everything it needs', async (t) => {
+t.test('the packed and installed program has everything it needs', async (t) => {
   const home = await scratch(t);
   spawnSync('chmod', ['755', home]);
   const folder = path.join(home, 'sources');
   await copySources(folder);
   await symlink(path.resolve('node_modules'), path.join(folder, 'node_modules'));
-  const packed = await finished(t, 'npm', ['pack', '--silent'], { cwd: folder, env: npmSettings });
+  const packed = await runToEnd(t, 'npm', ['pack', '--silent'], { cwd: folder, env: npmSettings });
   t.equal(packed.stdout, `latchkey-${version}.tgz\n`, packed.output);
-  const listed = await finished(t, 'tar', ['-tzf', `latchkey-${version}.tgz`], { cwd: folder });
+  const listed = await runToEnd(t, 'tar', ['-tzf', `latchkey-${version}.tgz`], { cwd: folder });
   const files = listed.stdout
     .trim()
     .split('\n')
@@ -63,9 +63,9 @@ t.test('packed and installed, latchkey is a program that has everything it needs
     t.ok(files.includes(wanted), wanted);
   }
   const others = files.filter((file) => !/^(dist|openapi|docs)\//.test(file));
-  t.same(others.sort(), ['LICENSE', 'README.md', 'package.json'], 'and no sources');
+  t.same(others.sort(), ['LICENSE', 'README.md', 'package.json'], 'no sources are packed');
   const prefix = path.join(home, 'prefix');
-  const installed = await finished(t, 'npm', ['install', '--global', '--prefix', prefix, `./latchkey-${version}.tgz`], {
+  const installed = await runToEnd(t, 'npm', ['install', '--global', '--prefix', prefix, `./latchkey-${version}.tgz`], {
     cwd: folder,
     env: npmSettings,
   });
@@ -79,27 +79,27 @@ t.test('packed and installed, latchkey is a program that has everything it needs
   await mkdir(elsewhere);
   const PATH = `${path.join(prefix, 'bin')}:${process.env['PATH']}`;
   const latchkey = (args: string[], env: NodeJS.ProcessEnv = {}) =>
-    finished(t, 'latchkey', args, { cwd: elsewhere, env: { PATH, ...env } });
+    runToEnd(t, 'latchkey', args, { cwd: elsewhere, env: { PATH, ...env } });
 
   t.match(await latchkey(['--version']), { code: 0, stdout: `${version}\n` });
   t.match(await latchkey(['openapi']), { code: 0, stdout: await readFile('openapi/openapi.json', 'utf8') });
   t.match(await latchkey(['serve']), { code: 78, output: /DATABASE_URL or DATABASE_URL_FILE must be set/ });
 
-  await t.test('try starts a Postgres of its own', async (t) => {
+  await t.test('try starts an embedded Postgres', async (t) => {
     const env = { LATCHKEY_DATA_DIR: path.join(home, 'data'), PORT: '0' };
-    const tried = run(t, 'latchkey', ['try'], { cwd: elsewhere, env: { PATH, ...env } });
-    await tried.until(/^curl .*\n/m, 60_000);
+    const trial = run(t, 'latchkey', ['try'], { cwd: elsewhere, env: { PATH, ...env } });
+    await trial.until(/^curl .*\n/m, 60_000);
     const credentials = JSON.parse(await readFile(path.join(home, 'data', 'credentials.json'), 'utf8'));
     const { verifierToken: token, key, url } = credentials;
-    const question = { method: 'POST', token, body: { key, permission: 'write' } };
-    t.match((await request(`${url}/v1/verify`, question)).body, { valid: true });
+    const input = { method: 'POST', token, body: { key, permission: 'write' } };
+    t.match((await request(`${url}/v1/verify`, input)).body, { valid: true });
     t.match(await latchkey(['doctor'], env), { code: 0, stdout: /^ok {6}The database can be reached/m });
     t.match(await latchkey(['bootstrap', '--operator'], env), { code: 0, stdout: /"operatorToken": "lk_o_/ });
-    tried.child.kill('SIGTERM');
-    t.same(await tried.exited, { code: 0, signal: null });
+    trial.child.kill('SIGTERM');
+    t.same(await trial.exited, { code: 0, signal: null });
   });
 
-  await t.test("serve runs on a Postgres of one's own, by the README's commands", async (t) => {
+  await t.test("serve runs on an external Postgres by the README's commands", async (t) => {
     const urls = await createDatabase(t, { migrated: false });
     const env = {
       DATABASE_URL: urls.app,

@@ -12,23 +12,23 @@ import { freePort } from './support/ports.ts';
 import { eventually, run } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// Introspection by the modules with which Apache protects what is behind it, as Debian has them.
+// Token introspection by Debian's Apache modules.
 
 const modules = '/usr/lib/apache2/modules';
 
 type StatusOf = Awaited<ReturnType<typeof startApache>>;
 
-interface Asked {
+interface Settings {
   endpoint: string;
   secret: string;
   /** One of client_secret_basic and client_secret_post. */
   method: string;
 }
 
-/** As docs/gateways.md has it. */
+/** The snippet of docs/gateways.md. */
 const [, documented = ''] = /```apache\n(.*?)```/s.exec(await readFile('docs/gateways.md', 'utf8')) ?? [];
 
-const protections: Record<string, (asked: Asked) => string[]> = {
+const protections: Record<string, (settings: Settings) => string[]> = {
   auth_openidc: ({ endpoint, method }) => [
     'OIDCOAuthSSLValidateServer Off',
     documented.replace('https://latchkey.example.com/v1/introspect', endpoint).replace('client_secret_basic', method),
@@ -46,15 +46,15 @@ for (const [name, protection] of Object.entries(protections)) {
   const file = `${modules}/mod_${name}.so`;
   for (const method of ['client_secret_basic', 'client_secret_post']) {
     const skip = !existsSync(file) && `mod_${name} is not installed`;
-    t.test(`Apache with mod_${name} and ${method}`, { skip }, async (t) => {
+    t.test(`Apache with mod_${name} and ${method} accepts only valid keys`, { skip }, async (t) => {
       const service = await startService(t);
       const url = await service.app.listen({ port: 0, host: '127.0.0.1' });
       const { body: key } = await service.admin.post('/v1/keys', {});
       const { body: deleted } = await service.admin.post('/v1/keys', {});
       await service.admin.delete(`/v1/keys/${deleted.id}`);
       const endpoint = `${await throughTls(t, Number(new URL(url).port))}/v1/introspect`;
-      const asked = { endpoint, secret: service.verifier.token, method };
-      const statusOf = await startApache(t, name, { protection: protection(asked), token: asked.secret });
+      const settings = { endpoint, secret: service.verifier.token, method };
+      const statusOf = await startApache(t, name, { protection: protection(settings), token: settings.secret });
       t.equal(await statusOf(key.key), 200);
       t.equal(await statusOf(deleted.key), 401);
       t.equal(await statusOf('nonsense'), 401);
@@ -71,7 +71,7 @@ async function readsOnly(t: Test, { admin }: TestService, statusOf: StatusOf): P
   t.not(await statusOf(key, 'POST'), 200, 'a key that may read cannot write');
 }
 
-/** mod_auth_openidc asks by https only. */
+/** mod_auth_openidc calls https only. */
 async function throughTls(t: Test, port: number): Promise<string> {
   const server = createServer(createCertificateAuthority().issue(['127.0.0.1']), (socket) => {
     const upstream = connect(port, '127.0.0.1');
@@ -84,7 +84,7 @@ async function throughTls(t: Test, port: number): Promise<string> {
   return `https://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
-/** Apache in the foreground, with all its files in a folder of its own. @returns with which status it answers to a key */
+/** Apache in the foreground with all files in a folder. @returns a function that returns the status for a key */
 async function startApache(t: Test, module: string, { protection, token }: { protection: string[]; token: string }) {
   const [directory, port] = [await mkdtemp(path.join(tmpdir(), 'latchkey-apache-')), await freePort()];
   t.teardown(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));

@@ -4,8 +4,6 @@ import type { Test } from 'tap';
 import { startService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
-// Introspection with the libraries that Node's OAuth clients use.
-
 async function startWithKey(t: Test) {
   const service = await startService(t);
   const url = await service.app.listen({ port: 0, host: '127.0.0.1' });
@@ -20,7 +18,7 @@ async function startWithKey(t: Test) {
   };
 }
 
-t.test('openid-client 6', async (t) => {
+t.test('openid-client 6 can introspect keys', async (t) => {
   const { server, secret, key, deleted } = await startWithKey(t);
   for (const authentication of [six.ClientSecretBasic(secret), six.ClientSecretPost(secret)]) {
     const configuration = new six.Configuration(server, 'https://rs.example/a b', undefined, authentication);
@@ -31,7 +29,7 @@ t.test('openid-client 6', async (t) => {
   }
 });
 
-t.test('openid-client 5', async (t) => {
+t.test('openid-client 5 can introspect keys', async (t) => {
   const { server, secret, key, deleted } = await startWithKey(t);
   const { Client } = new Issuer(server);
   for (const method of ['client_secret_basic', 'client_secret_post'] as const) {

@@ -19,13 +19,13 @@ async function openDatabase(t: Test): Promise<{ urls: ClusterUrls; db: Db }> {
 const runOf = async (db: Db, name: string) => (await listJobRuns(db)).find((run) => run.name === name);
 const hasSucceeded = async (db: Db, name: string) => (await runOf(db, name))?.last_succeeded_at != null;
 
-t.test('a job whose worker was killed is run when it is due the next time, not earlier', async (t) => {
+t.test('a job whose worker was killed runs at its next due time, not earlier', async (t) => {
   const { urls, db } = await openDatabase(t);
   await dbMissed(urls, 'survivor');
-  const doomed = runCompiled(t, 'test/support/hanging-job.ts', [urls.app, 'survivor']);
-  await doomed.until(/it hangs/);
-  doomed.child.kill('SIGKILL');
-  await doomed.exited;
+  const killedWorker = runCompiled(t, 'test/support/hanging-job.ts', [urls.app, 'survivor']);
+  await killedWorker.until(/it hangs/);
+  killedWorker.child.kill('SIGKILL');
+  await killedWorker.exited;
   t.match(await runOf(db, 'survivor'), { last_succeeded_at: null, last_failed_at: null });
 
   let runs = 0;
@@ -38,7 +38,7 @@ t.test('a job whose worker was killed is run when it is due the next time, not e
   t.same(
     await dbQueue(urls),
     [{ name: 'survivor', key: 'survivor', locked: true }],
-    'the job of a worker that may still live is not taken',
+    'a job is not taken from a worker that may still live',
   );
   await dbDue(urls, 'survivor');
   await eventually(() => hasSucceeded(db, 'survivor'));
@@ -98,7 +98,7 @@ t.test('an idle replica leaves no connection at shutdown', async (t) => {
   await eventually(async () => (await connections()) === 1, 1_000);
 });
 
-t.test('jobs and the process survive killed connections', async (t) => {
+t.test('killed connections end neither the jobs nor the process', async (t) => {
   const { urls, db } = await openDatabase(t);
   let runs = 0;
   const job = makeJob('steadfast', async ({ transactor }) => {
@@ -125,9 +125,9 @@ t.test('jobs and the process survive killed connections', async (t) => {
   await eventually(async () => runs > before, 60_000);
 });
 
-t.test('a runner whose first read of the queue fails is started again', async (t) => {
+t.test('a runner whose first read of the queue fails is restarted', async (t) => {
   const { urls, db } = await openDatabase(t);
-  // The first insert of task names fails. A sequence counts it, because a rollback does not reset one.
+  // The first insert of task names fails. A sequence counts the attempts, because a rollback does not reset it.
   await dbQuery(
     urls.superuser,
     `create sequence public.task_reads;
@@ -146,7 +146,7 @@ t.test('a runner whose first read of the queue fails is started again', async (t
   await eventually(() => hasSucceeded(db, 'patient'));
 });
 
-t.test('jobs continue by themselves when the database was away at the start or later', async (t) => {
+t.test('jobs resume by themselves if the database is unavailable at the start or later', async (t) => {
   const { urls, db } = await openDatabase(t);
   const proxy = await proxyTo(t, urls.app);
   let runs = 0;
@@ -164,7 +164,7 @@ t.test('jobs continue by themselves when the database was away at the start or l
   await dbMissed(urls, 'returning');
   proxy.refuse(false);
   await eventually(() => hasSucceeded(db, 'returning'));
-  t.equal(runs, 1, 'the missed run is made up for');
+  t.equal(runs, 1, 'the missed run is caught up');
 
   const loggedBefore = replica.logLines.length;
   proxy.refuse(true);
@@ -174,7 +174,7 @@ t.test('jobs continue by themselves when the database was away at the start or l
   await dbDue(urls, 'returning');
   await eventually(async () => runs >= 2, 60_000);
 
-  await t.test('shutdown takes seconds while the database is away', async (t) => {
+  await t.test('shutdown takes only seconds while the database is unavailable', async (t) => {
     proxy.refuse(true);
     proxy.end();
     const startedAt = performance.now();
@@ -207,15 +207,15 @@ t.test('releasing a connection twice, as graphile-worker does, has no effect', a
   const { urls } = await openDatabase(t);
   const { pool, close } = connect({ url: urls.app, poolSize: 1 });
   t.teardown(close);
-  const forgiving = doubleReleaseSafePool(pool);
+  const safePool = doubleReleaseSafePool(pool);
   await new Promise<void>((resolve) => {
-    forgiving.connect((_error, _client, release) => {
+    safePool.connect((_error, _client, release) => {
       release();
       release();
       resolve();
     });
   });
-  t.same((await forgiving.query('select 1 as one')).rows, [{ one: 1 }]);
-  const client = await forgiving.connect();
+  t.same((await safePool.query('select 1 as one')).rows, [{ one: 1 }]);
+  const client = await safePool.connect();
   client.release();
 });

@@ -24,7 +24,7 @@ async function openDatabase(t: Test): Promise<{ urls: ClusterUrls; db: Db }> {
 
 const runOf = async (db: Db, name: string) => (await listJobRuns(db)).find((run) => run.name === name);
 
-/** Waits for the start of a real minute, so it is started first and checked last. */
+/** Waits for the start of a real minute, so it starts first and is checked last. */
 const atTheMinute = (async () => {
   const { urls, db } = await openDatabase(t);
   const ran: number[] = [];
@@ -69,14 +69,18 @@ t.test('a failed job is retried, and its stored error contains no secret', async
   });
   t.equal(failed.last_error, 'Error 23505: it met lk_k_…_…');
   t.notMatch(replica.logLines.join(''), 'aB3aB3aB3aB3');
-  const good = await eventually(async () => {
+  const succeeded = await eventually(async () => {
     const run = await runOf(db, 'fail_once');
     return run?.last_succeeded_at != null && run;
   });
-  t.ok(good.last_failed_at !== null && good.last_succeeded_at !== null && good.last_failed_at < good.last_succeeded_at);
+  t.ok(
+    succeeded.last_failed_at !== null &&
+      succeeded.last_succeeded_at !== null &&
+      succeeded.last_failed_at < succeeded.last_succeeded_at,
+  );
 });
 
-t.test('a missed run is made up for once, even if several replicas start at once', async (t) => {
+t.test('a missed run is caught up once, even if several replicas start at once', async (t) => {
   const { urls, db } = await openDatabase(t);
   const ran: string[] = [];
   const names = ['first', 'second', 'third', 'fourth', 'fifth'];
@@ -134,7 +138,7 @@ t.test('a running job is not started in another process', async (t) => {
   t.equal(most, 1);
 });
 
-t.test('hours of usage are aggregated into days, except those that are kept', async (t) => {
+t.test('hours of usage are aggregated into days, except those within the retention', async (t) => {
   const { urls, db } = await openDatabase(t);
   const organizationId = newId('org');
   const keyId = newId('key');

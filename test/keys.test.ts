@@ -132,11 +132,11 @@ t.test('a compromised key loses its secrets at once and is still recognized', as
   t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'deleted');
 
   await admin.delete(`/v1/keys/${unused.id}?reason=unused`);
-  const look = await admin.post(`/v1/keys/${unused.id}/reveal`);
-  t.equal(look.body.code, 'already_deleted', 'a key that can still be restored is not revealed');
-  const worse = await admin.delete(`/v1/keys/${unused.id}?reason=compromised`);
-  t.equal(worse.status, 200, 'a key that was deleted for another reason can be declared compromised');
-  t.equal(worse.body.restorableUntil, null);
+  const reveal = await admin.post(`/v1/keys/${unused.id}/reveal`);
+  t.equal(reveal.body.code, 'already_deleted', 'a key that can still be restored is not revealed');
+  const compromised = await admin.delete(`/v1/keys/${unused.id}?reason=compromised`);
+  t.equal(compromised.status, 200, 'a key that was deleted for another reason can be declared compromised');
+  t.equal(compromised.body.restorableUntil, null);
   t.equal((await admin.delete(`/v1/keys/${unused.id}?reason=compromised`)).body.code, 'already_deleted');
   t.same(
     (await admin.get('/v1/history?action=key.deleted')).body.data.map((event: Json) => event.details.reason),
@@ -168,8 +168,8 @@ t.test('an organization stores no plaintexts if its keyReveal is never', async (
   const { body: next } = await admin.post(`/v1/keys/${after.id}/rotate`);
   const { body: revealed } = await admin.post(`/v1/keys/${next.id}/reveal`);
   t.match(revealed.key, /^lk_k_/, 'the advice of the detail works');
-  const looks = (await lastEvents(service, 200)).filter((event) => event.action === 'key.revealed');
-  t.equal(looks.length, 1, 'a rejected reveal is not recorded as a reveal');
+  const reveals = (await lastEvents(service, 200)).filter((event) => event.action === 'key.revealed');
+  t.equal(reveals.length, 1, 'a rejected reveal is not recorded as a reveal');
 });
 
 t.test('a plaintext is only in the reply that creates its key and in a reveal', async (t) => {
@@ -211,14 +211,14 @@ t.test('a sealed value can only be opened for its own key', async (t) => {
   const { admin, urls } = service;
   const { body: one } = await admin.post('/v1/keys', {});
   const { body: two } = await admin.post('/v1/keys', {});
-  const swap = 'update api_keys set sealed = (select sealed from api_keys where id = $2) where id = $1';
-  await dbQuery(urls.superuser, swap, [one.id, two.id]);
+  const exchange = 'update api_keys set sealed = (select sealed from api_keys where id = $2) where id = $1';
+  await dbQuery(urls.superuser, exchange, [one.id, two.id]);
   const { status, body } = await admin.post(`/v1/keys/${one.id}/reveal`);
   t.equal(status, 500);
   t.equal(body.code, 'internal');
   t.notOk(JSON.stringify(body).includes(two.key));
   t.equal((await lastEvents(service, 1))[0]?.action, 'key.revealed', 'the attempt is recorded');
-  t.match(service.logLines.join(''), /not_authentic/, 'and the cause is in the log');
+  t.match(service.logLines.join(''), /not_authentic/, 'the log has the cause');
 
   await dbQuery(urls.superuser, "update api_keys set sealed_keyring_id = 'gone' where id = $1", [two.id]);
   t.equal((await admin.post(`/v1/keys/${two.id}/reveal`)).status, 500);

@@ -9,7 +9,7 @@ import { readDockerfile } from './support/dockerfile.ts';
 import { run } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// The manifest of docs/kubernetes.md: its form by the types of Kubernetes, and what it says about the service.
+// Checks the manifest of docs/kubernetes.md against the Kubernetes types and against the service.
 
 const page = await readFile('docs/kubernetes.md', 'utf8');
 const [, manifest = ''] = /^```yaml\n(.*?)^```$/ms.exec(page) ?? [];
@@ -25,14 +25,14 @@ const typeOf: Record<string, string> = {
   Service: 'kubernetes-types/core/v1',
 };
 
-t.test('it has the form of its kinds', async (t) => {
+t.test('the manifest is valid by the Kubernetes types', async (t) => {
   t.equal(await compile(t, [job, deployment, service]), '');
   const misspelt = structuredClone(deployment);
   misspelt.spec.template.spec.containers[0].redinessProbe = {};
-  t.match(await compile(t, [misspelt]), /redinessProbe/, 'a wrong word would be found');
+  t.match(await compile(t, [misspelt]), /redinessProbe/, 'a misspelt member would be found');
 });
 
-/** What TypeScript says to the objects as literals, where it refuses whatever the types do not name. */
+/** The output of TypeScript for the objects as literals, where unknown members are errors. */
 async function compile(t: Test, objects: Json[]): Promise<string> {
   const directory = await mkdtemp(path.join(tmpdir(), 'latchkey-kubernetes-'));
   t.teardown(() => rm(directory, { recursive: true }));
@@ -51,7 +51,7 @@ async function compile(t: Test, objects: Json[]): Promise<string> {
 const pods = [job.spec.template.spec, deployment.spec.template.spec];
 const containers: Json[] = pods.map((pod) => pod.containers[0]);
 
-t.test('each variable is Latchkey’s, and each secret is a file that is mounted', async (t) => {
+t.test('each variable is Latchkey’s, and each secret is a mounted file', async (t) => {
   const created = Object.fromEntries(
     [...page.matchAll(/create secret generic (\S+) (.*)$/gm)].map(([, name = '', files = '']) => [
       name,
@@ -74,7 +74,7 @@ t.test('each variable is Latchkey’s, and each secret is a file that is mounted
   t.notOk(namesOf(containers[1]).includes('MIGRATION_DATABASE_URL_FILE'));
 });
 
-t.test('probes and ports are those of the service', async (t) => {
+t.test('probes and ports match the service', async (t) => {
   const [, container] = containers;
   const port = (await readDockerfile()).find(({ word }) => word === 'EXPOSE')?.rest;
   const metricsPort = container.env.find(({ name }: Json) => name === 'METRICS_PORT').value;
@@ -96,7 +96,7 @@ t.test('probes and ports are those of the service', async (t) => {
   }
 });
 
-t.test('a replica has the time that it takes to end', async (t) => {
+t.test('the grace period is long enough for a replica to end', async (t) => {
   const serve = await readFile('src/cli/serve.ts', 'utf8');
   const [, stopMs = ''] = /stopWithinMs = ([0-9_]+)/.exec(serve) ?? [];
   const [, container] = containers;
@@ -104,7 +104,7 @@ t.test('a replica has the time that it takes to end', async (t) => {
   t.ok(needed > 10 && pods[1].terminationGracePeriodSeconds > needed, `${needed} s`);
 });
 
-t.test('nothing is root, writes, or has a privilege', async (t) => {
+t.test('no container runs as root, writes files or has a privilege', async (t) => {
   const user = (await readDockerfile()).find(({ word }) => word === 'USER')?.rest;
   for (const [index, { securityContext }] of containers.entries()) {
     const { runAsUser, runAsGroup, runAsNonRoot, seccompProfile } = pods[index].securityContext;
@@ -121,7 +121,7 @@ t.test('nothing is root, writes, or has a privilege', async (t) => {
   t.ok(job.metadata.name.endsWith(version.replaceAll('.', '-')), job.metadata.name);
 });
 
-t.test('commands are those of the program', async (t) => {
+t.test('the commands exist in the program', async (t) => {
   const program = await readFile('src/cli/latchkey.ts', 'utf8');
   const commands = containers.map(({ args }) => args[0]);
   t.same(commands, ['migrate', 'serve']);

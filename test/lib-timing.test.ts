@@ -28,7 +28,7 @@ t.test('a single flight', async (t) => {
     return { flight, runs };
   }
 
-  t.test('is shared by all callers of a key, and ends with its result', async (t) => {
+  t.test('a single flight is shared by all callers of a key, and ends with its result', async (t) => {
     const { flight, runs } = startFlight();
     const calls = [flight('a'), flight('a'), flight('b')];
     t.same(
@@ -42,7 +42,7 @@ t.test('a single flight', async (t) => {
     t.equal(runs.length, 3, 'a later caller begins another run');
   });
 
-  t.test('fails for all who share it, and not for later callers', async (t) => {
+  t.test('a single flight fails for all callers that share it, not for later callers', async (t) => {
     const { flight, runs } = startFlight();
     const calls = [flight('a'), flight('a')];
     runs[0]?.result.reject(new Error('no'));
@@ -52,7 +52,7 @@ t.test('a single flight', async (t) => {
     t.equal(await later, 1);
   });
 
-  t.test('is shared only by earlier callers once it is forgotten', async (t) => {
+  t.test('a forgotten flight is shared only by earlier callers', async (t) => {
     const { flight, runs } = startFlight();
     const early = flight('a');
     flight.forget('a');
@@ -64,11 +64,11 @@ t.test('a single flight', async (t) => {
     t.equal(await late, 2);
   });
 
-  t.test('begins once more for all who ask for the next one', async (t) => {
+  t.test('next() begins one more run for all its callers', async (t) => {
     const { flight, runs } = startFlight();
     const first = flight.next('a');
     const next = [flight.next('a'), flight.next('a')];
-    t.equal(runs.length, 1, 'it begins at once where none is in progress, and waits for the one that is');
+    t.equal(runs.length, 1, 'a run begins at once if none is in progress, otherwise after it');
     runs[0]?.result.reject(new Error('no'));
     await t.rejects(first, { message: 'no' });
     await turn();
@@ -80,7 +80,7 @@ t.test('a single flight', async (t) => {
   });
 });
 
-t.test('delays double up to the cap, less a random part of up to half', async (t) => {
+t.test('delays double up to the cap, minus a random part of at most half', async (t) => {
   const limits = { minMs: 100, maxMs: 1_000 };
   for (const [failures, fullMs] of [
     [1, 100],
@@ -98,7 +98,7 @@ t.test('delays double up to the cap, less a random part of up to half', async (t
   }
 });
 
-t.test('a backoff begins again after a reset, and after an attempt that went well for long', async (t) => {
+t.test('a backoff restarts after a reset, and after a long successful attempt', async (t) => {
   const backoff = createBackoff({ minMs: 8, maxMs: 64 });
   const delays = Array.from({ length: 10 }, () => backoff.nextMs());
   t.ok((delays[0] ?? 0) <= 8);
@@ -120,7 +120,7 @@ t.test('a pause ends early when its signal is aborted', async (t) => {
   t.ok(performance.now() - startedAtMs < 10_000);
 });
 
-t.test('work within a time has its own end, or the one of being late', async (t) => {
+t.test('within() ends with the work, or with the given error after the time limit', async (t) => {
   t.equal(await within(60_000, Promise.resolve(1), () => 2), 1);
   await t.rejects(
     within(60_000, Promise.reject(new Error('own')), () => 2),
@@ -134,7 +134,7 @@ t.test('work within a time has its own end, or the one of being late', async (t)
   await t.rejects(late, { message: 'late' });
 });
 
-t.test('work that is abortable ends by itself, or with the reason of its signal', async (t) => {
+t.test('abortable() ends with the work, or with the reason of its signal', async (t) => {
   const stop = new AbortController();
   t.equal(await abortable(Promise.resolve(1), stop.signal), 1);
   await t.rejects(abortable(Promise.reject(new Error('own')), stop.signal), { message: 'own' });
@@ -145,7 +145,7 @@ t.test('work that is abortable ends by itself, or with the reason of its signal'
 });
 
 t.test('a periodic task', async (t) => {
-  t.test('runs again and again, never twice at once, also after an error', async (t) => {
+  t.test('a periodic task runs again and again without overlap, also after an error', async (t) => {
     const errors: unknown[] = [];
     let [runs, underWay, mostUnderWay] = [0, 0, 0];
     const task = startPeriodicTask({
@@ -168,7 +168,7 @@ t.test('a periodic task', async (t) => {
     t.equal(errors.length, 1);
   });
 
-  t.test('is closed at once in an interval, and begins no other run', async (t) => {
+  t.test('a task closed during its interval ends at once and begins no other run', async (t) => {
     let runs = 0;
     const run = () => {
       runs += 1;
@@ -178,10 +178,10 @@ t.test('a periodic task', async (t) => {
       startPeriodicTask({ everyMs: 60_000, run }),
     ];
     await Promise.all([early.close(), late.close()]);
-    t.equal(runs, 1, 'the one that runs immediately has run');
+    t.equal(runs, 1, 'the task that runs immediately has run');
   });
 
-  t.test('ends the run in progress by its signal, and waits for it', async (t) => {
+  t.test('closing aborts the run in progress and waits for it', async (t) => {
     let hasEnded = false;
     const task = startPeriodicTask({
       everyMs: () => 1,
@@ -198,8 +198,8 @@ t.test('a periodic task', async (t) => {
 });
 
 t.test('a health switch reports changes only', async (t) => {
-  const seen: unknown[] = [];
-  const report = (isHealthy: boolean, cause?: unknown) => seen.push([isHealthy, cause]);
+  const reports: unknown[] = [];
+  const report = (isHealthy: boolean, cause?: unknown) => reports.push([isHealthy, cause]);
   const unknown = createHealthSwitch(report);
   t.equal(unknown.isHealthy, undefined);
   unknown.set(true);
@@ -210,7 +210,7 @@ t.test('a health switch reports changes only', async (t) => {
   const healthy = createHealthSwitch(report, true);
   healthy.set(true);
   healthy.set(false, 'third');
-  t.same(seen, [
+  t.same(reports, [
     [true, undefined],
     [false, 'first'],
     [false, 'third'],

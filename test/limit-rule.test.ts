@@ -7,7 +7,7 @@ import { unlessInstalled } from './support/programs.ts';
 import { startRedis } from './support/redis.ts';
 import { t } from './support/tap.ts';
 
-// One rule (src/verification/limits.ts), counted in memory and in Redis: both go through the same uses to the same counts.
+// The same uses give the same counts in memory and in Redis (src/verification/limits.ts).
 
 const silent = { info: () => undefined, warn: () => undefined };
 
@@ -31,38 +31,38 @@ interface Use {
   key?: Owner;
   cost?: number;
   how?: 'add';
-  /** `!`: rejected. Then whose limit is shown, and what is left of it. */
+  /** `!` means rejected. Then the limit that is reported, and its remaining uses. */
   left: `${'' | '!'}${'owner' | 'key'} ${number}`;
 }
 
 const table: Record<string, Use[]> = {
-  'a window length that changes and comes back finds its count again': [
+  'a window length that changes and comes back keeps its count': [
     { owner: [60, 60], cost: 52, left: 'owner 8' },
     { owner: [60, 30], left: 'owner 59' },
     { owner: [60, 60], left: 'owner 7' },
     { owner: [60, 30], left: 'owner 58' },
     { owner: [60, 60], cost: 8, left: '!owner 7' },
   ],
-  'the same for a limit of a key’s own': [
+  'the same for the limit of a key': [
     { owner: [100, 60], key: [10, 60], cost: 9, left: 'key 1' },
     { owner: [100, 60], key: [10, 3_600], cost: 9, left: 'key 1' },
     { owner: [100, 60], key: [10, 60], cost: 2, left: '!key 1' },
     { owner: [100, 60], key: [10, 60], cost: 1, left: 'key 0' },
   ],
-  'a changed number applies at once to what is counted already': [
+  'a changed limit applies at once to earlier uses': [
     { owner: [10, 60], cost: 5, left: 'owner 5' },
     { owner: [3, 60], left: '!owner 0' },
     { owner: [6, 60], left: 'owner 0' },
     { owner: [20, 60], left: 'owner 13' },
   ],
-  'what one of two rejects costs the other nothing': [
+  'a use that one limit rejects does not count against the other': [
     { owner: [5, 60], key: [2, 60], cost: 2, left: 'key 0' },
     { owner: [5, 60], key: [2, 60], left: '!key 0' },
     { owner: [5, 60], cost: 3, left: 'owner 0' },
     { owner: [5, 60], key: [9, 60], left: '!owner 0' },
     { owner: [9, 60], key: [9, 60], cost: 0, left: 'owner 4' },
   ],
-  'cost 0 only asks, and uses that were already allowed are counted beyond the limit': [
+  'cost 0 uses nothing, and uses that were already allowed are counted beyond the limit': [
     { owner: [3, 60], cost: 0, left: 'owner 3' },
     { owner: [3, 60], cost: 7, how: 'add', left: 'owner 0' },
     { owner: [3, 60], cost: 0, left: 'owner 0' },
@@ -72,7 +72,7 @@ const table: Record<string, Use[]> = {
 };
 
 for (const [name, { skip = false, start }] of Object.entries(counters)) {
-  t.test(`in ${name}`, { skip }, async (t) => {
+  t.test(`in ${name}, limits follow the rule`, { skip }, async (t) => {
     const limits = await start(t);
     for (const [guarantee, uses] of Object.entries(table)) {
       const bucketOf = (id: string, [requests, windowSeconds]: Owner): Bucket => ({

@@ -11,7 +11,7 @@ import { dbQuery } from './support/database.ts';
 import { compiled, run } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-t.test('no token gets into the log, wherever it stands', async (t) => {
+t.test('tokens are masked anywhere in a log line', async (t) => {
   const lines: string[] = [];
   const logger = createLogger({
     level: 'trace',
@@ -46,7 +46,7 @@ t.test("an error's row contents stay out of the log", async (t) => {
   t.match(JSON.parse(lines[0] ?? ''), { err: { message: 'outer', cause: { code: '23514', constraint: 'two_slots' } } });
 });
 
-t.test('each reply has one line: who asked what and how it ended, and nothing that was sent', async (t) => {
+t.test('each reply has one log line with caller, route and result, and no request content', async (t) => {
   const { admin, logLines } = await startService(t);
   logLines.length = 0;
   const { headers } = await admin.post('/v1/keys?', { name: 'A confidential name' });
@@ -62,11 +62,11 @@ t.test('each reply has one line: who asked what and how it ended, and nothing th
   t.notMatch(logLines.join(''), 'business');
 });
 
-t.test('the line of a reply has a level by how it ended', async (t) => {
+t.test("the level of a reply's log line depends on its status", async (t) => {
   const { app, admin, urls, logLines } = await startService(t);
-  const levelOf = async (act: () => Promise<unknown>) => {
+  const levelOf = async (send: () => Promise<unknown>) => {
     logLines.length = 0;
-    await act();
+    await send();
     const lines = logLines.map((line) => JSON.parse(line)).filter((line) => line.msg === 'request');
     t.equal(lines.length, 1);
     return lines[0]?.level;
@@ -78,45 +78,48 @@ t.test('the line of a reply has a level by how it ended', async (t) => {
   await dbQuery(urls.superuser, 'alter table api_keys_away rename to api_keys');
 });
 
-t.test('for people: readable on a terminal or where asked for, JSON elsewhere', async (t) => {
+t.test('logs are readable text on a terminal or if configured, otherwise JSON', async (t) => {
   const script = `
     const { createLogger } = await import('${compiled('src/service/logger.ts')}');
     const format = process.env.FORMAT === '' ? undefined : process.env.FORMAT;
     if (process.env.TERMINAL === 'yes') process.stdout.isTTY = true;
     createLogger({ level: 'info', tokenPrefix: 'lk', format }).info({ port: 1 }, 'It is up.');`;
-  const written = async (env: Record<string, string>) => {
+  const output = async (env: Record<string, string>) => {
     const child = run(t, process.execPath, ['--input-type=module', '-e', script], { env });
     await child.until(/It is up/);
     await child.exited;
     return child.stdout();
   };
-  t.match(JSON.parse(await written({ FORMAT: '' })), { msg: 'It is up.', port: 1 });
-  t.match(JSON.parse(await written({ FORMAT: 'json', TERMINAL: 'yes' })), { msg: 'It is up.' });
+  t.match(JSON.parse(await output({ FORMAT: '' })), { msg: 'It is up.', port: 1 });
+  t.match(JSON.parse(await output({ FORMAT: 'json', TERMINAL: 'yes' })), { msg: 'It is up.' });
   for (const env of [{ FORMAT: '', TERMINAL: 'yes' }, { FORMAT: 'pretty' }]) {
-    const text = await written(env);
+    const text = await output(env);
     t.match(text, /INFO.*It is up\.[\s\S]*port/);
     t.notMatch(text, '"msg"');
   }
 });
 
-t.test('a rejection without a cause is a warning without a stack, one with a cause an error with it', async (t) => {
-  const lines: string[] = [];
-  const destination = { write: (line: string) => void lines.push(line) };
-  const app = fastify({ loggerInstance: createLogger({ level: 'warn', tokenPrefix: 'lk', destination }) });
-  app.setValidatorCompiler(() => () => true);
-  app.setSerializerCompiler(() => JSON.stringify);
-  await app.register(strictRoutes, { tokenPrefix: 'lk' });
-  await app.register(errorHandler, { translate: () => undefined });
-  const config = { access: 'public' as const };
-  const schema = { response: { 200: {} } };
-  app.get('/stopping', { config, schema }, () => {
-    throw new Problem('unavailable', 'The service is stopping.');
-  });
-  app.get('/broken', { config, schema }, () => {
-    throw new Problem('unavailable', 'The database is away.', { cause: new Error('ECONNREFUSED') });
-  });
-  for (const url of ['/stopping', '/broken']) t.equal((await app.inject(url)).statusCode, 503);
-  const [stopping, broken] = lines.map((line) => JSON.parse(line));
-  t.match(stopping, { level: 40, code: 'unavailable', err: undefined, msg: 'The service is stopping.' });
-  t.match(broken, { level: 50, err: { message: 'ECONNREFUSED', stack: /./ } });
-});
+t.test(
+  'a rejection without a cause is a warning without a stack, one with a cause is an error with a stack',
+  async (t) => {
+    const lines: string[] = [];
+    const destination = { write: (line: string) => void lines.push(line) };
+    const app = fastify({ loggerInstance: createLogger({ level: 'warn', tokenPrefix: 'lk', destination }) });
+    app.setValidatorCompiler(() => () => true);
+    app.setSerializerCompiler(() => JSON.stringify);
+    await app.register(strictRoutes, { tokenPrefix: 'lk' });
+    await app.register(errorHandler, { translate: () => undefined });
+    const config = { access: 'public' as const };
+    const schema = { response: { 200: {} } };
+    app.get('/stopping', { config, schema }, () => {
+      throw new Problem('unavailable', 'The service is stopping.');
+    });
+    app.get('/broken', { config, schema }, () => {
+      throw new Problem('unavailable', 'The database is away.', { cause: new Error('ECONNREFUSED') });
+    });
+    for (const url of ['/stopping', '/broken']) t.equal((await app.inject(url)).statusCode, 503);
+    const [stopping, broken] = lines.map((line) => JSON.parse(line));
+    t.match(stopping, { level: 40, code: 'unavailable', err: undefined, msg: 'The service is stopping.' });
+    t.match(broken, { level: 50, err: { message: 'ECONNREFUSED', stack: /./ } });
+  },
+);

@@ -1,23 +1,23 @@
 import { andThen, callBack, withCatch } from '../src/lib/maybe-promise.ts';
 import { t } from './support/tap.ts';
 
-const fail = (): never => {
+const throwError = (): never => {
   throw new Error('it failed');
 };
 
-t.test('a value at hand goes on at once, a promise when it is there', async (t) => {
+t.test('a value is passed on synchronously, a promise when it resolves', async (t) => {
   t.equal(
     andThen(1, (value) => value + 1),
     2,
   );
   t.equal(await andThen(Promise.resolve(1), (value) => value + 1), 2);
-  t.throws(() => andThen(1, fail), /it failed/);
-  await t.rejects(Promise.resolve(andThen(Promise.resolve(1), fail)), /it failed/);
+  t.throws(() => andThen(1, throwError), /it failed/);
+  await t.rejects(Promise.resolve(andThen(Promise.resolve(1), throwError)), /it failed/);
 });
 
-t.test('an error is handled, thrown or rejected', async (t) => {
+t.test('an error is handled whether thrown or rejected', async (t) => {
   const message = (error: unknown) => (error as Error).message;
-  t.equal(withCatch<string>(fail, message), 'it failed');
+  t.equal(withCatch<string>(throwError, message), 'it failed');
   t.equal(await withCatch<string>(() => Promise.reject(new Error('later')), message), 'later');
   t.equal(
     withCatch(() => 'well', message),
@@ -25,13 +25,13 @@ t.test('an error is handled, thrown or rejected', async (t) => {
   );
 });
 
-t.test('a callback is called once, and its own errors are not handed to it', async (t) => {
+t.test('a callback is called once, and its own errors are not passed to it', async (t) => {
   const calls: unknown[] = [];
   callBack(
     () => 1,
     (error) => void calls.push(error),
   );
-  callBack(fail, (error) => void calls.push(error?.message));
+  callBack(throwError, (error) => void calls.push(error?.message));
   t.same(calls, [undefined, 'it failed']);
   await new Promise<void>((resolve) =>
     callBack(
@@ -41,7 +41,7 @@ t.test('a callback is called once, and its own errors are not handed to it', asy
   );
   await new Promise<void>((resolve) =>
     callBack(
-      async () => fail(),
+      async () => throwError(),
       (error) => resolve(void t.match(error, { message: 'it failed' })),
     ),
   );
@@ -52,7 +52,7 @@ t.test('a callback is called once, and its own errors are not handed to it', asy
         () => 1,
         () => {
           called += 1;
-          fail();
+          throwError();
         },
       ),
     /it failed/,

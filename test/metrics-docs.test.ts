@@ -5,8 +5,6 @@ import { startService, type TestService } from './support/app.ts';
 import { type ReadMetrics, readMetrics } from './support/metrics.ts';
 import { t } from './support/tap.ts';
 
-// What is written about the metrics is held against those that there are.
-
 interface Documented {
   type: string;
   labels: string[];
@@ -27,7 +25,7 @@ const documented = readTable();
 const withoutSuffix = (name: string) => (documented.has(name) ? name : name.replace(/_(bucket|sum|count)$/, ''));
 const scrape = async ({ app }: TestService) => readMetrics((await app.inject('/metrics')).body);
 
-/** Everybody does everything once, and much of it wrongly. */
+/** Each caller sends each request once, many of them invalid. */
 async function traffic({ app, admin, verifier, operator, as }: TestService, seed: string): Promise<void> {
   const { body: partner } = await admin.post('/v1/partners', { email: `${seed}@p.example`, permissions: ['read'] });
   const [key] = partner.keys;
@@ -58,7 +56,7 @@ t.test('docs/metrics.md lists every metric with its type, its labels and its tex
   }
 });
 
-t.test('no label says what a caller has sent, and more callers make no more series', async (t) => {
+t.test('labels contain no input of callers, and more callers add no series', async (t) => {
   const service = await startService(t);
   const seriesOf = ({ samples }: ReadMetrics) =>
     samples.map(({ name, labels }) => `${name} ${JSON.stringify(labels)}`).sort();
@@ -72,8 +70,8 @@ t.test('no label says what a caller has sent, and more callers make no more seri
   t.notMatch(after.join('\n'), /(org|key|partner|token|event|recovery|webhook|delivery)_[0-9a-z]{26}|caller|203\.0/);
 });
 
-/** Names and labels in a PromQL expression, with the metric that each label is asked of. */
-function asked(expression: string): Array<{ name: string; labels: string[] }> {
+/** Names and labels in a PromQL expression, with the metric of each label. */
+function metricsIn(expression: string): Array<{ name: string; labels: string[] }> {
   return [...expression.matchAll(/\b((?:latchkey|process|nodejs)_\w+)(?:\{([^}]*)\})?/g)].map(
     ([, name = '', selector = '']) => ({
       name,
@@ -84,19 +82,19 @@ function asked(expression: string): Array<{ name: string; labels: string[] }> {
 
 const ofPrometheus = ['job', 'instance', 'le'];
 
-async function requireAnswerable(t: Test, expressions: readonly string[]): Promise<void> {
+async function requireExistingMetrics(t: Test, expressions: readonly string[]): Promise<void> {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
   const ofProcess = readMetrics(await registry.metrics()).kinds;
   for (const expression of expressions) {
-    const metrics = asked(expression);
+    const metrics = metricsIn(expression);
     t.not(metrics.length, 0, expression);
     const labelsThere = new Set(ofPrometheus);
     for (const { name, labels } of metrics) {
       const known = documented.get(withoutSuffix(name));
       t.ok(known !== undefined || ofProcess.has(name), `${name} exists`);
       const isPart = known?.type === 'histogram';
-      t.equal(withoutSuffix(name) !== name, isPart, `${name}: a histogram is asked for a part of it, others are not`);
+      t.equal(withoutSuffix(name) !== name, isPart, `${name}: only a histogram is queried by its parts`);
       for (const label of known?.labels ?? []) labelsThere.add(label);
       for (const label of labels) {
         t.ok(ofPrometheus.includes(label) || known?.labels.includes(label), `${name} has ${label}`);
@@ -110,18 +108,18 @@ async function requireAnswerable(t: Test, expressions: readonly string[]): Promi
   }
 }
 
-t.test('the dashboard asks for what there is', async (t) => {
+t.test('the dashboard queries only existing metrics', async (t) => {
   const dashboard = JSON.parse(readFileSync('docs/grafana-dashboard.json', 'utf8')) as {
     panels: Array<{ id: number; title: string; targets: Array<{ expr: string; legendFormat: string }> }>;
   };
   const { panels } = dashboard;
   t.equal(new Set(panels.map(({ id }) => id)).size, panels.length);
   const targets = panels.flatMap((panel) => panel.targets);
-  await requireAnswerable(
+  await requireExistingMetrics(
     t,
     targets.map(({ expr }) => expr),
   );
-  const shown = targets.flatMap(({ expr }) => asked(expr).map(({ name }) => withoutSuffix(name)));
+  const shown = targets.flatMap(({ expr }) => metricsIn(expr).map(({ name }) => withoutSuffix(name)));
   const missing = [...documented.keys()].filter((name) => !shown.includes(name));
   t.same(missing, [
     'latchkey_record_cache_entries',
@@ -132,9 +130,9 @@ t.test('the dashboard asks for what there is', async (t) => {
   ]);
 });
 
-t.test('the alerts ask for what there is', async (t) => {
+t.test('the alerts query only existing metrics', async (t) => {
   const rules = readFileSync('docs/prometheus-alerts.yml', 'utf8');
   const expressions = [...rules.matchAll(/^ {8}expr: (.+)$/gm)].map(([, expression = '']) => expression);
   t.equal(expressions.length, [...rules.matchAll(/- alert: /g)].length);
-  await requireAnswerable(t, expressions);
+  await requireExistingMetrics(t, expressions);
 });

@@ -17,7 +17,7 @@ const scrape = async ({ app }: Pick<TestService, 'app'>) => {
   return readMetrics(body);
 };
 
-t.test('when each job last ran and how it ended, and what is overdue', async (t) => {
+t.test('metrics show when each job last ran, how it ended, and which are overdue', async (t) => {
   const service = await startService(t);
   const { admin, client, urls } = service;
   await insertJobs(client.db, ['purge_keys', 'fold_usage']);
@@ -45,15 +45,15 @@ t.test('when each job last ran and how it ended, and what is overdue', async (t)
     urls.superuser,
     "update job_runs set first_seen_at = now() - interval '1 day' where name = 'fold_usage'",
   );
-  t.equal(await overdue('fold_usage'), 1, 'one that never ran is noticed');
+  t.equal(await overdue('fold_usage'), 1, 'a job that never ran is overdue');
   t.equal(await overdue('purge_keys'), 0);
   service.later(25 * 3_600_000);
   t.equal((await scrape(service)).value('latchkey_recovery_requests_overdue'), 1);
 
-  await t.test('a database that does not answer costs the values, not the scrape', async (t) => {
+  await t.test('if the database does not answer, the scrape succeeds without the values', async (t) => {
     await dbQuery(urls.superuser, 'alter table job_runs rename to job_runs_away');
     const { value } = await scrape(service);
-    t.equal(value('latchkey_recovery_requests_overdue'), 1, 'the others are read');
+    t.equal(value('latchkey_recovery_requests_overdue'), 1, 'the other values are read');
     t.equal(value('latchkey_job_last_done', { name: 'purge_keys' }), undefined, 'no old value is reported');
     t.equal(value('latchkey_database_up'), 0);
     t.match(service.logLines.join(''), 'metrics could not be read');
@@ -62,56 +62,56 @@ t.test('when each job last ran and how it ended, and what is overdue', async (t)
   });
 });
 
-t.test('each act moves its own counter, and by one', async (t) => {
+t.test('each operation increments its own counter by one', async (t) => {
   const service = await startService(t);
   const { app, admin, verifier, as, verification, hasher } = service;
   await eventually(async () => verification.feed.isLive());
   const { body: key } = await admin.post('/v1/keys', {});
-  const ask = (presented: string, others = {}) =>
+  const verify = (presented: string, others = {}) =>
     verifier.post('/v1/verify', { key: presented, permission: 'read', ...others });
-  await ask(key.key);
+  await verify(key.key);
   const before = await scrape(service);
-  const grown = async (act: () => Promise<unknown>, name: string, labels: Record<string, string> = {}) => {
+  const growthOf = async (operation: () => Promise<unknown>, name: string, labels: Record<string, string> = {}) => {
     const from = (await scrape(service)).value(name, labels) ?? 0;
-    await act();
+    await operation();
     return ((await scrape(service)).value(name, labels) ?? 0) - from;
   };
   const verifications = (code: string) => ['latchkey_verifications_total', { code }] as const;
   const problems = (code: string) => ['latchkey_problems_total', { code }] as const;
-  t.equal(await grown(() => ask(key.key), ...verifications('valid')), 1);
-  t.equal(await grown(() => ask('x'), ...verifications('malformed')), 1);
-  t.equal(await grown(() => ask(`${key.key.slice(0, 40)}x`), ...verifications('not_found')), 0);
+  t.equal(await growthOf(() => verify(key.key), ...verifications('valid')), 1);
+  t.equal(await growthOf(() => verify('x'), ...verifications('malformed')), 1);
+  t.equal(await growthOf(() => verify(`${key.key.slice(0, 40)}x`), ...verifications('not_found')), 0);
   await admin.post(`/v1/keys/${key.id}/suspend`);
-  t.equal(await grown(() => ask(key.key), ...verifications('suspended')), 1);
+  t.equal(await growthOf(() => verify(key.key), ...verifications('suspended')), 1);
   await admin.post(`/v1/keys/${key.id}/resume`);
-  t.equal(await grown(() => admin.get('/v1/keys/nothing'), ...problems('not_found')), 1);
-  t.equal(await grown(() => as('rubbish').get('/v1/keys'), ...problems('token_malformed')), 1);
-  t.equal(await grown(() => verifier.get('/v1/keys'), ...problems('forbidden')), 1);
+  t.equal(await growthOf(() => admin.get('/v1/keys/nothing'), ...problems('not_found')), 1);
+  t.equal(await growthOf(() => as('rubbish').get('/v1/keys'), ...problems('token_malformed')), 1);
+  t.equal(await growthOf(() => verifier.get('/v1/keys'), ...problems('forbidden')), 1);
   const events = (action: string) => ['latchkey_history_events_total', { action }] as const;
-  t.equal(await grown(() => admin.patch(`/v1/keys/${key.id}`, { name: 'New' }), ...events('key.updated')), 1);
-  t.equal(await grown(() => admin.patch(`/v1/keys/${key.id}`, { name: 'New' }), ...events('key.updated')), 0);
-  const full = async () => {
+  t.equal(await growthOf(() => admin.patch(`/v1/keys/${key.id}`, { name: 'New' }), ...events('key.updated')), 1);
+  t.equal(await growthOf(() => admin.patch(`/v1/keys/${key.id}`, { name: 'New' }), ...events('key.updated')), 0);
+  const rejectedCreation = async () => {
     await admin.post('/v1/keys', {});
     t.equal((await admin.post('/v1/keys', {})).status, 409);
   };
-  t.equal(await grown(full, ...events('key.created')), 1, 'what was rolled back is not counted');
+  t.equal(await growthOf(rejectedCreation, ...events('key.created')), 1, 'a rollback is not counted');
   const runs = hasher.runs;
   t.equal((await scrape(service)).value('latchkey_argon2_runs_total'), runs);
   t.ok(runs > 0);
 
-  await ask(key.key);
+  await verify(key.key);
   const hits = ['latchkey_record_cache_lookups_total', { cache: 'api_keys', result: 'hit' }] as const;
-  t.equal(await grown(() => ask(key.key), ...hits), 1);
+  t.equal(await growthOf(() => verify(key.key), ...hits), 1);
   const fresh = () =>
     verifier.post('/v1/verify', { key: key.key, permission: 'read' }, { 'cache-control': 'no-cache' });
-  t.equal(await grown(fresh, hits[0], { cache: 'api_keys', result: 'miss' }), 1);
+  t.equal(await growthOf(fresh, hits[0], { cache: 'api_keys', result: 'miss' }), 1);
 
   const times = (status: string) =>
     ['latchkey_http_request_duration_seconds_count', { method: 'POST', route: '/v1/verify', status }] as const;
-  t.equal(await grown(() => ask(key.key), ...times('2xx')), 1);
-  t.equal(await grown(() => ask(key.key, { cost: -1 }), ...times('4xx')), 1);
-  const nowhere = ['latchkey_http_request_duration_seconds_count', { route: 'none', status: '4xx' }] as const;
-  t.equal(await grown(() => app.inject(`/nothing/${Math.random()}`), ...nowhere), 1);
+  t.equal(await growthOf(() => verify(key.key), ...times('2xx')), 1);
+  t.equal(await growthOf(() => verify(key.key, { cost: -1 }), ...times('4xx')), 1);
+  const noRoute = ['latchkey_http_request_duration_seconds_count', { route: 'none', status: '4xx' }] as const;
+  t.equal(await growthOf(() => app.inject(`/nothing/${Math.random()}`), ...noRoute), 1);
 
   const { value, samples } = await scrape(service);
   t.equal(value('latchkey_listener_live'), 1);
@@ -138,7 +138,7 @@ t.test('each act moves its own counter, and by one', async (t) => {
   t.ok(samples.length > before.samples.length);
 });
 
-t.test('a fresh service has little to say, and one that was asked for everything not much more', async (t) => {
+t.test('the size of the metrics is bounded for a fresh service and after requests to every route', async (t) => {
   const service = await startService(t);
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
@@ -154,7 +154,7 @@ t.test('a fresh service has little to say, and one that was asked for everything
   t.ok((await bytes()) < 120_000, `${await bytes()} bytes`);
 });
 
-t.test('Prometheus has nothing to say against metrics and alerts', { skip: unlessInstalled('promtool') }, async (t) => {
+t.test('promtool reports no problem in metrics and alerts', { skip: unlessInstalled('promtool') }, async (t) => {
   const rules = run(t, 'promtool', ['check', 'rules', 'docs/prometheus-alerts.yml']);
   t.equal((await rules.exited).code, 0, rules.output());
   const service = await startService(t);
@@ -165,7 +165,7 @@ t.test('Prometheus has nothing to say against metrics and alerts', { skip: unles
   t.same(lint.output(), '');
 });
 
-t.test('a port of its own: the metrics of the process too, there and nowhere else', async (t) => {
+t.test('with METRICS_PORT, metrics are served metricsUrl, including process metrics, and noRoute else', async (t) => {
   const metricsPort = await freePort();
   const receiver = await startReceiver(t);
   const { url, tokens } = await serve(t, {
@@ -175,8 +175,8 @@ t.test('a port of its own: the metrics of the process too, there and nowhere els
   });
   const token = tokens['adminToken'] ?? '';
   t.equal((await fetch(`${url}/metrics`)).status, 404);
-  const there = `http://127.0.0.1:${metricsPort}`;
-  t.match(await request(`${there}/v1/keys`, { token }), { status: 404, body: { code: 'not_found' } });
+  const metricsUrl = `http://127.0.0.1:${metricsPort}`;
+  t.match(await request(`${metricsUrl}/v1/keys`, { token }), { status: 404, body: { code: 'not_found' } });
   const { status } = await request(`${url}/v1/webhooks`, {
     method: 'POST',
     token,
@@ -185,13 +185,13 @@ t.test('a port of its own: the metrics of the process too, there and nowhere els
   t.equal(status, 201);
   await request(`${url}/v1/keys`, { method: 'POST', token, body: {} });
   const metrics = await eventually(async () => {
-    const read = readMetrics(await (await fetch(`${there}/metrics`)).text());
+    const read = readMetrics(await (await fetch(`${metricsUrl}/metrics`)).text());
     return read.value('latchkey_webhook_attempts_total', { outcome: 'delivered' }) === 1 && read;
   });
   t.ok((metrics.value('process_resident_memory_bytes') ?? 0) > 10_000_000);
   t.ok(metrics.kinds.has('nodejs_eventloop_lag_p99_seconds'));
   await eventually(async () => {
-    const { value } = readMetrics(await (await fetch(`${there}/metrics`)).text());
+    const { value } = readMetrics(await (await fetch(`${metricsUrl}/metrics`)).text());
     return value('latchkey_webhook_deliveries_pending') === 0 && value('latchkey_webhook_oldest_due_seconds') === 0;
   });
 });

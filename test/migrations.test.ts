@@ -7,13 +7,13 @@ import { t } from './support/tap.ts';
 
 const newest = ['0001-initial', 'graphile_worker@19'];
 
-t.test('from empty to current, and a second time there is nothing to do', async (t) => {
+t.test('an empty database is migrated to the current schema, and a second run does nothing', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
   t.same(await migrateAs(urls), newest);
   t.same(await migrateAs(urls), []);
 });
 
-t.test('two at once: one waits for the other, and both end well', async (t) => {
+t.test('concurrent migrations wait for each other, and all succeed', async (t) => {
   for (let round = 0; round < 5; round++) {
     const urls = await createDatabase(t, { migrated: false });
     const results = await Promise.all([migrateAs(urls), migrateAs(urls), migrateAs(urls)]);
@@ -21,7 +21,7 @@ t.test('two at once: one waits for the other, and both end well', async (t) => {
   }
 });
 
-t.test('a migration reads no table while another one changes them', async (t) => {
+t.test('a migration reads no table while another migration changes it', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
   const other = connect({ url: urls.owner, poolSize: 1 });
   t.teardown(() => other.close());
@@ -41,10 +41,10 @@ t.test('a migration reads no table while another one changes them', async (t) =>
   t.same(await migrated, newest);
 });
 
-t.test('one that was killed in the middle leaves nothing; the next one completes', async (t) => {
+t.test('a killed migration leaves nothing, and the next one completes', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
   const owner = roleOf(urls.owner);
-  // The run hangs at its last table, which somebody else is about to make, and is killed there.
+  // The run waits at its last table, which another session is about to create, and is killed there.
   const blocker = connect({ url: urls.owner, poolSize: 1 });
   t.teardown(() => blocker.close());
   const client = await blocker.pool.connect();
@@ -79,7 +79,7 @@ t.test('status and dry run print, and change nothing', async (t) => {
   t.same(await tryMigrations(db), []);
 });
 
-t.test('the service refuses a schema that is missing, older or newer than its own, and says what to do', async (t) => {
+t.test('the service rejects a missing, older or newer schema, and reports what to do', async (t) => {
   const missing = await createDatabase(t, { migrated: false });
   const older = await createDatabase(t);
   await dbQuery(older.owner, 'delete from schema_migrations');
@@ -97,7 +97,7 @@ t.test('the service refuses a schema that is missing, older or newer than its ow
   await t.rejects(migrateAs(newer), { name: 'SchemaMismatch' });
 });
 
-t.test('readiness ends when the schema is no longer the one that the service knows', async (t) => {
+t.test('readiness ends if the schema no longer matches the service', async (t) => {
   const { app, urls } = await startService(t);
   t.equal((await app.inject('/readyz')).statusCode, 200);
   await dbQuery(urls.owner, "insert into schema_migrations values ('9999-later', now()::text)");
@@ -107,7 +107,7 @@ t.test('readiness ends when the schema is no longer the one that the service kno
   t.equal((await app.inject('/livez')).statusCode, 200);
 });
 
-t.test('a role that may not create roles says which two statements an administrator has to run', async (t) => {
+t.test('without the right to create roles, migrate prints the two statements for an administrator', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
   const env = { MIGRATION_DATABASE_URL: urls.owner, DATABASE_URL: urls.app, APP_ROLE: 'latchkey_role_that_is_missing' };
   const cli = runEntry(t, 'cli/latchkey.ts', ['migrate'], { env });
@@ -116,7 +116,7 @@ t.test('a role that may not create roles says which two statements an administra
   t.match(cli.output(), /alter role "latchkey_role_that_is_missing" password/);
 });
 
-t.test('functions of history can be executed by nobody but the role that got the right', async (t) => {
+t.test('only the service role can execute the functions of history', async (t) => {
   const urls = await createDatabase(t);
   const rows = await dbQuery(
     urls.superuser,

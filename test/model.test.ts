@@ -27,11 +27,12 @@ import {
 } from './support/model.ts';
 import { t } from './support/tap.ts';
 
-// Random lives of keys, on the real service and in a model of a page: they never disagree. `MODEL_RUNS` says how many.
+// Random sequences of commands on the real service and on a small model give the same results. `MODEL_RUNS` is the
+// number of runs.
 
 const runs = Number(process.env['MODEL_RUNS'] ?? 100);
 
-/** The service as one run sees it: in an organization of its own. */
+/** The service as one run sees it, in its own organization. */
 interface Real {
   service: TestService;
   admin: Client;
@@ -41,7 +42,7 @@ interface Real {
 
 type Command = fc.AsyncCommand<ModelState, Real>;
 
-/** @param run what is done to both; throws where they disagree */
+/** @param run applies the command to model and service; throws if they differ */
 function command(name: string, run: (model: ModelState, real: Real) => Promise<void>, needsKey = true): Command {
   return {
     check: ({ keys }) => !needsKey || keys.length > 0,
@@ -58,7 +59,7 @@ function same(what: string, found: unknown, expected: unknown): void {
   throw new Error(`${what}: the service says ${JSON.stringify(found)}, the model ${JSON.stringify(expected)}`);
 }
 
-/** @returns whether it was done */
+/** @returns whether the command was done */
 function agreed(what: string, reply: Reply, refusal: Refusal): boolean {
   const found = reply.status < 300 ? undefined : reply.body.code;
   same(what, found ?? null, refusal ?? null);
@@ -191,18 +192,18 @@ const changePartner = (what: 'suspend' | 'resume' | 'delete' | 'restore') =>
         const isOver = deletedAtMs !== null && model.nowMs - deletedAtMs >= undoWindowMs;
         const refusal = deletedAtMs === null ? 'conflict' : isOver ? 'not_restorable' : undefined;
         if (!agreed('restore partner', reply, refusal)) return;
-        const taken = takenWithPartner(model);
+        const affected = takenWithPartner(model);
         partner.deletedAtMs = null;
-        for (const key of taken) key.deleted = null;
-        model.actions.push('partner.restored', ...taken.map(() => 'key.restored'));
+        for (const key of affected) key.deleted = null;
+        model.actions.push('partner.restored', ...affected.map(() => 'key.restored'));
         return;
       }
       if (!agreed(`${what} partner`, reply, deletedAtMs === null ? undefined : 'already_deleted')) return;
       if (what === 'delete') {
         partner.deletedAtMs = model.nowMs;
-        const taken = model.keys.filter((key) => key.row !== 'default' && isLive(key));
-        for (const key of taken) key.deleted = { atMs: model.nowMs, reason: 'partner_deleted' };
-        model.actions.push('partner.deleted', ...taken.map(() => 'key.deleted'));
+        const affected = model.keys.filter((key) => key.row !== 'default' && isLive(key));
+        for (const key of affected) key.deleted = { atMs: model.nowMs, reason: 'partner_deleted' };
+        model.actions.push('partner.deleted', ...affected.map(() => 'key.deleted'));
       } else if (partner.isSuspended !== (what === 'suspend')) {
         partner.isSuspended = what === 'suspend';
         model.actions.push(what === 'suspend' ? 'partner.suspended' : 'partner.resumed');
@@ -234,12 +235,12 @@ const commands = fc.commands(
 );
 
 /** An organization with a partner, and one key in each of the partner's rows. */
-async function begin(service: TestService): Promise<{ model: ModelState; real: Real }> {
+async function startRun(service: TestService): Promise<{ model: ModelState; real: Real }> {
   const { operator, as } = service;
   const { body: organization } = await operator.post('/v1/organizations', { name: 'Random' });
-  const inIt = { 'latchkey-organization': organization.id };
+  const inOrganization = { 'latchkey-organization': organization.id };
   const person = { role: 'admin', scopes: ['read', 'write'], name: 'Ada', email: 'ada@example.com' };
-  const admin = as((await operator.post('/v1/access-tokens', person, inIt)).body.token);
+  const admin = as((await operator.post('/v1/access-tokens', person, inOrganization)).body.token);
   const backend = { role: 'verifier', scopes: ['read'], name: 'Backend' };
   const verifier = as((await admin.post('/v1/access-tokens', backend)).body.token);
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
@@ -250,8 +251,10 @@ async function begin(service: TestService): Promise<{ model: ModelState; real: R
   return { model, real: { service, admin, verifier, partnerId: partner.id } };
 }
 
-/** The recorded actions, oldest first. Uses of deleted keys are recorded in the background, so they are left out. */
-async function actionsTold({ admin }: Real): Promise<string[]> {
+/**
+ * The recorded actions, oldest first. Uses of deleted keys are left out, because they are recorded in the background.
+ */
+async function recordedActions({ admin }: Real): Promise<string[]> {
   const actions: string[] = [];
   for (let cursor: string | null = ''; cursor !== null; ) {
     const { body }: Reply = await admin.get(`/v1/history?limit=200${cursor === '' ? '' : `&cursor=${cursor}`}`);
@@ -261,19 +264,23 @@ async function actionsTold({ admin }: Real): Promise<string[]> {
   return actions.filter((action) => action !== 'key.used_after_deletion').reverse();
 }
 
-t.test(`${runs} random lives of keys: service and model never disagree`, { timeout: 3_600_000 }, async (t: Test) => {
-  const service = await startService(t);
-  let done = 0;
-  const lived = new Set<string>();
-  const property = fc.asyncProperty(commands, async (sequence) => {
-    const { model, real } = await begin(service);
-    await fc.asyncModelRun(() => ({ model, real }), sequence);
-    same('history', await actionsTold(real), model.actions);
-    same('chain', (await real.admin.get('/v1/history/verify')).body.valid, true);
-    done += 1;
-    for (const action of model.actions) lived.add(action);
-  });
-  await fc.assert(property, { numRuns: runs, endOnFailure: process.env['CI'] === 'true' });
-  t.ok(done >= runs);
-  t.ok(lived.size >= 12, `most of what can happen to a key has happened: ${[...lived].sort().join(' ')}`);
-});
+t.test(
+  `${runs} random sequences of commands: service and model never differ`,
+  { timeout: 3_600_000 },
+  async (t: Test) => {
+    const service = await startService(t);
+    let done = 0;
+    const doneActions = new Set<string>();
+    const property = fc.asyncProperty(commands, async (sequence) => {
+      const { model, real } = await startRun(service);
+      await fc.asyncModelRun(() => ({ model, real }), sequence);
+      same('history', await recordedActions(real), model.actions);
+      same('chain', (await real.admin.get('/v1/history/verify')).body.valid, true);
+      done += 1;
+      for (const action of model.actions) doneActions.add(action);
+    });
+    await fc.assert(property, { numRuns: runs, endOnFailure: process.env['CI'] === 'true' });
+    t.ok(done >= runs);
+    t.ok(doneActions.size >= 12, `most commands have happened: ${[...doneActions].sort().join(' ')}`);
+  },
+);

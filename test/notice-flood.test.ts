@@ -6,9 +6,9 @@ import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually, runEntry } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// Notices of changes come from the database, and so may floods of them.
+// The database sends change notifications, and could also send a flood of them.
 
-/** Sends notices one after the other, each in a transaction of its own, until it is stopped; for 20 s at most. */
+/** Sends notifications one by one, each in its own transaction, until stopped, for at most 20 s. */
 async function flood(t: Test, url: string, payload: string) {
   const client = new pg.Client({ connectionString: url });
   await client.connect();
@@ -41,7 +41,7 @@ for (const [what, payload] of [
   ['ids that nobody has', `${randomId} || ' org_01k9s3v5wqe8n8x4r2m6t7yb0c'`],
   ['long and malformed text', "case n % 3 when 0 then repeat('x', 7900) when 1 then '' else '* org_' || n end"],
 ] as const) {
-  t.test(`a flood of ${what}: others are answered, and each answer is right`, async (t) => {
+  t.test(`during a flood of ${what} requests are answered, and each verdict is right`, async (t) => {
     const { admin, verifier, verification, urls } = await startService(t);
     await admin.put('/v1/rate-limit', { requests: 1_000_000_000, windowSeconds: 60 });
     const keys: Json[] = [];
@@ -49,7 +49,7 @@ for (const [what, payload] of [
       const { body } = await admin.post('/v1/partners', { email: `p${number}@p.example`, permissions: ['read'] });
       keys.push(body.keys[0]);
     }
-    const ask = async ({ key }: Json) => (await verifier.post('/v1/verify', { key, permission: 'read' })).body.code;
+    const verify = async ({ key }: Json) => (await verifier.post('/v1/verify', { key, permission: 'read' })).body.code;
     await eventually(async () => verification.feed.isLive());
     let notices = 0;
     const restarted = () => {
@@ -59,42 +59,43 @@ for (const [what, payload] of [
     const stop = await flood(t, urls.superuser, payload);
     if (payload === "'*'") await eventually(async () => notices > 10);
 
-    // For 2 s, and on a busy machine longer: until 60 are answered, but at most 10 s.
+    // For 2 s, and on a busy machine until 60 verdicts, but at most 10 s.
     const startedAtMs = performance.now();
     let answered = 0;
-    let wrong = 0;
-    const goesOn = () => performance.now() - startedAtMs < (answered < 60 ? 10_000 : 2_000);
+    let wrongVerdicts = 0;
+    const shouldContinue = () => performance.now() - startedAtMs < (answered < 60 ? 10_000 : 2_000);
     const workers = Array.from({ length: 8 }, async (_, worker) => {
-      for (let turn = worker; goesOn(); turn++) {
-        if ((await ask(keys[turn % 10])) === 'valid') answered += 1;
-        else wrong += 1;
+      for (let turn = worker; shouldContinue(); turn++) {
+        if ((await verify(keys[turn % 10])) === 'valid') answered += 1;
+        else wrongVerdicts += 1;
       }
     });
     await Promise.all(workers);
     t.ok(answered >= 60, `${answered} in 10 s`);
-    t.equal(wrong, 0);
+    t.equal(wrongVerdicts, 0);
 
     for (const key of keys.slice(10, 13)) {
-      t.equal(await ask(key), 'valid');
+      t.equal(await verify(key), 'valid');
       await admin.delete(`/v1/keys/${key.id}`);
-      t.equal(await ask(key), 'deleted', 'a change goes before the flood');
+      t.equal(await verify(key), 'deleted', 'a change is handled before the flood');
     }
-    const unheard = keys.slice(13);
-    for (const key of unheard) t.equal(await ask(key), 'valid');
+    const unnotified = keys.slice(13);
+    for (const key of unnotified) t.equal(await verify(key), 'valid');
     await dbQuery(
       urls.superuser,
       `alter table api_keys disable trigger api_keys_notify;
        update api_keys set suspended_at = now();
        alter table api_keys enable always trigger api_keys_notify; notify latchkey_changes, '*'`,
     );
-    await eventually(async () => (await ask(unheard[0])) === 'suspended', 2_000);
-    for (const key of unheard) t.equal(await ask(key), 'suspended', 'one that stands for everything among them');
+    await eventually(async () => (await verify(unnotified[0])) === 'suspended', 2_000);
+    for (const key of unnotified)
+      t.equal(await verify(key), 'suspended', 'a clear-all notification in the flood is handled');
     await stop();
     await eventually(async () => verification.feed.isLive());
   });
 }
 
-t.test('clients that follow changes are sent a reset at most once a second', async (t) => {
+t.test('clients of the change stream get a reset at most once a second', async (t) => {
   const { app, verifier, urls, verification } = await startService(t);
   await eventually(async () => verification.feed.isLive());
   const url = await app.listen({ host: '127.0.0.1', port: 0 });
@@ -122,14 +123,14 @@ t.test('clients that follow changes are sent a reset at most once a second', asy
   await reading;
 });
 
-t.test('a role that was granted nothing cannot connect, and doctor names it where it can', async (t) => {
+t.test('a role without any grant cannot connect, and doctor names one that can', async (t) => {
   const { urls } = await startService(t, { keyring: keyringOf('test') });
   const database = new URL(urls.superuser).pathname.slice(1);
-  const stranger = `stranger_${database.slice(-8)}`;
-  await dbQuery(urls.superuser, `create role ${stranger} login password 'x'`);
-  t.teardown(() => dbQuery(urls.superuser.replace(database, 'postgres'), `drop role ${stranger}`));
+  const otherRole = `stranger_${database.slice(-8)}`;
+  await dbQuery(urls.superuser, `create role ${otherRole} login password 'x'`);
+  t.teardown(() => dbQuery(urls.superuser.replace(database, 'postgres'), `drop role ${otherRole}`));
   const url = new URL(urls.superuser);
-  url.username = stranger;
+  url.username = otherRole;
   url.password = 'x';
   await t.rejects(dbQuery(url.href, 'select 1'), { code: '42501' });
   const env = {
@@ -144,12 +145,15 @@ t.test('a role that was granted nothing cannot connect, and doctor names it wher
   };
   t.match(await run('doctor'), { output: /^ok {6}Only roles with an explicit grant may connect to the database\.$/m });
   await dbQuery(urls.superuser, `grant connect on database ${database} to public`);
-  t.match(await run('doctor'), { code: 1, output: /^wrong {3}Not so: Only roles .* revoke connect on database/m });
+  t.match(await run('doctor'), {
+    code: 1,
+    output: /^wrongVerdicts {3}Not so: Only roles .* revoke connect on database/m,
+  });
   t.match(await run('migrate'), { code: 0 });
-  await t.rejects(dbQuery(url.href, 'select 1'), { code: '42501' }, 'each migrate closes it again');
+  await t.rejects(dbQuery(url.href, 'select 1'), { code: '42501' }, 'each migrate revokes the access again');
 });
 
-t.test('one role for everything closes its database, too', async (t) => {
+t.test('with one role for everything, migrate also closes the database', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
   const process = runEntry(t, 'cli/latchkey.ts', ['migrate'], { env: { DATABASE_URL: urls.owner } });
   t.equal((await process.exited).code, 0, process.output());

@@ -3,12 +3,12 @@ import { newId } from '../src/domain/ids.ts';
 import { type Json, startService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
-// Bodies and queries that are nearly right, with odd values in the place of one member: whatever comes, it is never a 5xx.
+// Valid bodies and queries with one odd value.
 
-/** How many requests are made; raise it to search for more. */
+/** The number of requests; raise it to search for more. */
 const numRuns = Number(process.env['ODD_INPUTS'] ?? 250);
 
-/** As JSON text, because some of it is nothing that JSON.stringify would write. */
+/** JSON text, because JSON.stringify cannot write some of these values. */
 const oddValue = fc.oneof(
   fc.jsonValue({ depthSize: 'small' }).map((value) => JSON.stringify(value)),
   fc.constantFrom(
@@ -50,21 +50,21 @@ const oddValue = fc.oneof(
   fc.string({ unit: 'binary', maxLength: 30 }).map((text) => JSON.stringify(text)),
 );
 
-t.test('no body and no query makes a server error', async (t) => {
+t.test('no body and no query causes a server error', async (t) => {
   const { app, admin, operator, verifier, organizationId } = await startService(t);
   const { body: document } = { body: (await app.inject('/openapi.json')).json() as Json };
   const operations = Object.entries(document.paths as Record<string, Record<string, Json>>).flatMap(([path, methods]) =>
     Object.entries(methods).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })),
   );
-  const tried = operations.filter(
+  const tested = operations.filter(
     ({ method, path, operation }) =>
       path.startsWith('/v1/') &&
-      // A gateway's client is answered 503 by design, and the other one does not end.
+      // A gateway client gets 503 by design, and the stream of changes does not end.
       !['/v1/authorize', '/v1/changes'].includes(path) &&
       (operation.requestBody?.content['application/json'] !== undefined || (method === 'GET' && operation.parameters)),
   );
-  t.ok(tried.length > 30, `${tried.length} operations`);
-  const ids = await things(admin);
+  t.ok(tested.length > 30, `${tested.length} operations`);
+  const ids = await createResources(admin);
   const exampleOf = ({ operation }: Json): Json => {
     const { schema, example } = operation.requestBody.content['application/json'];
     return (
@@ -75,7 +75,7 @@ t.test('no body and no query makes a server error', async (t) => {
 
   await fc.assert(
     fc.asyncProperty(
-      fc.constantFrom(...tried),
+      fc.constantFrom(...tested),
       fc.nat(),
       oddValue,
       fc.constantFrom(...callers),
@@ -117,12 +117,12 @@ t.test('no body and no query makes a server error', async (t) => {
     { numRuns },
   );
   for (const path of ['/v1/history?limit=200', '/v1/keys', '/v1/partners', '/v1/webhooks', '/v1/access-tokens']) {
-    t.equal((await admin.get(path)).status, 200, `${path} shows whatever has been stored`);
+    t.equal((await admin.get(path)).status, 200, `${path} lists everything that was stored`);
   }
 });
 
-/** Something of each kind, for paths. */
-async function things(admin: {
+/** A resource of each kind, for paths. */
+async function createResources(admin: {
   post: (path: string, body: Json) => Promise<{ body: Json }>;
 }): Promise<Record<string, string>> {
   const { body: key } = await admin.post('/v1/keys', {});
@@ -132,7 +132,7 @@ async function things(admin: {
   return { key: key.id, partner: partner.id, webhook: webhook.id, token: token.id, accessToken: token.id };
 }
 
-/** As a query has it: the text of a string, JSON of anything else. */
+/** A value as a query parameter: a string as it is, anything else as JSON. */
 function textOf(json: string): string {
   const value: unknown = JSON.parse(json);
   return (typeof value === 'string' ? value : json).toWellFormed();

@@ -2,9 +2,7 @@ import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { t } from './support/tap.ts';
 
-// The tables reject rows that no view could show. Unusual rows are listed, and so are their neighbors.
-
-t.test('the database rejects rows that no view could show', async (t) => {
+t.test('the database rejects rows that no view can show', async (t) => {
   const { admin, urls, organizationId } = await startService(t);
   await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   await admin.post('/v1/keys', {});
@@ -48,7 +46,7 @@ t.test('the database rejects rows that no view could show', async (t) => {
   t.equal((await admin.get('/v1/organization')).body.id, organizationId);
 });
 
-t.test('a time that RFC 3339 cannot express is shown as the nearest one that it can', async (t) => {
+t.test('a time that RFC 3339 cannot express is shown as the nearest possible time', async (t) => {
   const { admin, urls } = await startService(t);
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const { body: key } = await admin.post('/v1/keys', {});

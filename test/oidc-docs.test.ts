@@ -5,7 +5,7 @@ import { createDatabaseClock } from '../src/database/clock.ts';
 import { createOidcAuthenticator } from '../src/oidc/authenticator.ts';
 import { t } from './support/tap.ts';
 
-// The examples of docs/oidc.md: with these settings a token like this one means what the page says.
+// With the settings of docs/oidc.md, the token of each example must be accepted as the page says.
 
 interface Example {
   name: string;
@@ -32,7 +32,7 @@ async function readExamples(): Promise<Example[]> {
   });
 }
 
-/** A provider whose key is here, and a Latchkey that is set up for it. */
+/** Signs with the key of a provider, and configures Latchkey for this provider. */
 async function startIssuing() {
   const { publicKey, privateKey } = await generateKeyPair('RS256');
   return {
@@ -50,7 +50,7 @@ async function startIssuing() {
       const now = Math.floor(Date.now() / 1_000);
       const times = { iat: now, exp: now + exp - iat, ...(nbf === undefined ? {} : { nbf: now }) };
       const token = await new SignJWT({ ...payload, ...times }).setProtectedHeader(header).sign(privateKey);
-      if (!people.isToken(token)) throw new Error('it has not the form of a token');
+      if (!people.isToken(token)) throw new Error('the text does not look like a token');
       return people.authenticate(token);
     },
   };
@@ -59,7 +59,7 @@ async function startIssuing() {
 /** Settings that every provider needs. */
 const common = /^OIDC_(ISSUER|AUDIENCE|ORGANIZATION|(READ|WRITE)_ROLES)$/;
 
-t.test('the table of providers is made of the examples', async (t) => {
+t.test('the table of providers equals the examples', async (t) => {
   const rows = (await readExamples()).map(({ name, env, header, payload }) => {
     const minutes = Math.round(((payload.exp ?? 0) - (payload.iat ?? 0)) / 60);
     const settings = Object.entries(env).filter(([setting]) => !common.test(setting));
@@ -77,7 +77,7 @@ t.test('the table of providers is made of the examples', async (t) => {
   t.match(await readFile('docs/oidc.md', 'utf8'), [...head, ...rows].join('\n'));
 });
 
-t.test('what Google issues lets nobody in', async (t) => {
+t.test("Google's tokens are rejected", async (t) => {
   const { authenticate } = await startIssuing();
   const env = {
     OIDC_ISSUER: 'https://accounts.google.com',
@@ -103,7 +103,7 @@ t.test('what Google issues lets nobody in', async (t) => {
   await t.rejects(authenticate(env, header, idToken), { code: 'unauthorized' });
 });
 
-t.test('each example admits the token that it shows, and needs each of its settings', async (t) => {
+t.test('each example accepts its token, and needs each of its settings', async (t) => {
   const examples = await readExamples();
   t.same(
     examples.map(({ name }) => name),
@@ -115,7 +115,7 @@ t.test('each example admits the token that it shows, and needs each of its setti
     const person = await authenticate(env);
     t.match(person, { role: 'admin', name: 'Ada Admin', email: 'ada@example.com', scopes, organizationId }, name);
     t.equal(person.id, `${payload.iss}#${payload.sub}`);
-    // A person with the scope read only does not show which role gives write.
+    // A person with only the scope read does not show which role gives write.
     const shown = Object.keys(env).filter((setting) => setting !== 'OIDC_WRITE_ROLES' || scopes.includes('write'));
     for (const setting of shown) {
       const { [setting]: _, ...others } = env;

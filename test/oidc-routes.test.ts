@@ -4,17 +4,17 @@ import { startService } from './support/app.ts';
 import { oidcOf, startIssuer } from './support/issuer.ts';
 import { t } from './support/tap.ts';
 
-// Over the live route list, like the access matrix: what an admin's token may, a person with the same scopes may, no more.
+// Checks the live list of routes, like the access matrix.
 
-t.test('on every route a person is answered as an admin with the same scopes', async (t) => {
+t.test('on every route a person gets the same reply as an admin token with the same scopes', async (t) => {
   const issuer = await startIssuer(t);
   const service = await startService(t, { oidc: oidcOf(issuer, { claim: 'organization', ids: undefined }) });
   const { app, admin, as, organizationId } = service;
   const scopesOf = { read: ['latchkey-read'], write: ['latchkey-write'] };
   const pairs = [];
   for (const scope of ['read', 'write'] as const) {
-    const given = { role: 'admin', scopes: [scope], name: 'Same', email: 'same@example.com' };
-    const { body } = await admin.post('/v1/access-tokens', given);
+    const input = { role: 'admin', scopes: [scope], name: 'Same', email: 'same@example.com' };
+    const { body } = await admin.post('/v1/access-tokens', input);
     issuer.people.set(scope, { organization: organizationId, roles: scopesOf[scope] });
     pairs.push({ scope, token: as(body.token), person: as((await issuer.tokensOf(scope)).accessToken) });
   }
@@ -29,7 +29,7 @@ t.test('on every route a person is answered as an admin with the same scopes', a
   t.ok(guarded.length >= 40);
   let refused = 0;
   for (const route of guarded) {
-    // Of an organization and things that do not exist: what counts is who gets as far as that.
+    // Ids of things that do not exist: the reply shows whether access was granted.
     const url = route.url.replaceAll(/:(\w+)Id/g, (_, name: string) => newId(name === 'organization' ? 'org' : 'key'));
     for (const method of [route.method].flat().filter((method) => method !== 'HEAD')) {
       const call = async (token: string) => {
@@ -46,19 +46,19 @@ t.test('on every route a person is answered as an admin with the same scopes', a
       }
     }
   }
-  t.ok(refused > 40, `${refused} were refused`);
+  t.ok(refused > 40, `${refused} were rejected`);
 });
 
-t.test("a token ends by the database's clock", async (t) => {
+t.test("a token expires by the database's clock", async (t) => {
   const issuer = await startIssuer(t);
   const { as, organizationId, later } = await startService(t, {
     oidc: oidcOf(issuer, { claim: 'organization', ids: undefined }),
   });
   issuer.people.set('ada', { organization: organizationId, roles: ['latchkey-read'] });
-  const ada = as((await issuer.tokensOf('ada')).accessToken);
-  t.equal((await ada.get('/v1/keys')).status, 200);
+  const person = as((await issuer.tokensOf('ada')).accessToken);
+  t.equal((await person.get('/v1/keys')).status, 200);
   later(9 * 60_000);
-  t.equal((await ada.get('/v1/keys')).status, 200);
+  t.equal((await person.get('/v1/keys')).status, 200);
   later(2 * 60_000);
-  t.match(await ada.get('/v1/keys'), { status: 401, body: { code: 'token_expired' } });
+  t.match(await person.get('/v1/keys'), { status: 401, body: { code: 'token_expired' } });
 });

@@ -10,7 +10,7 @@ import { bodiesFor } from './support/webhooks.ts';
 const both = ['latchkey-read', 'latchkey-write'];
 const generous = { callerLimit: 1e6, addressLimit: 1e6, revealLimit: 1e6 };
 
-/** A service whose admins come from an issuer, which names the organization by the claim `organization`. */
+/** A service whose admins come from an issuer that names the organization in the claim `organization`. */
 async function startWithPeople(t: Test, limits = generous, map?: Map<string, OrganizationId>) {
   const issuer = await startIssuer(t);
   const organization = { claim: 'organization', ids: map };
@@ -23,7 +23,7 @@ async function startWithPeople(t: Test, limits = generous, map?: Map<string, Org
 
 const idOf = (issuer: Issuer, subject: string) => `${issuer.url}#${subject}`;
 
-t.test('a person of the identity provider is an admin, and history contains who it was', async (t) => {
+t.test('a person of the identity provider is an admin, and history names the person', async (t) => {
   const service = await startWithPeople(t);
   const { issuer, addPerson, login, organizationId, admin } = service;
   addPerson('ada', { name: 'Ada Admin', email: 'ada@company.example' });
@@ -71,7 +71,7 @@ t.test('a person of the identity provider is an admin, and history contains who 
   t.notMatch(service.logLines.join(''), /eyJ[\w-]+\./, 'no token is in the log');
 });
 
-t.test('what an issuer says of a person is shown without tokens and without what a reader cannot see', async (t) => {
+t.test('names and e-mail addresses from an issuer are shown without tokens and invisible characters', async (t) => {
   const { addPerson, login, bootstrapped } = await startWithPeople(t);
   const token = bootstrapped.verifierToken.reveal();
   addPerson('eve', { name: `Eve\u202e (${encodeURIComponent(token)})`, email: `eve+${token}@company.example` });
@@ -83,7 +83,7 @@ t.test('what an issuer says of a person is shown without tokens and without what
   t.match(await (await login(token)).get('/v1/self'), { status: 401, body: { code: 'unauthorized' } });
 });
 
-t.test('nobody gets more than was mapped, and never the role of an operator', async (t) => {
+t.test('nobody gets more rights than were mapped, and never the role of an operator', async (t) => {
   const { addPerson, login, organizationId, operator, logLines, issuer } = await startWithPeople(t);
   addPerson('rita', { roles: ['latchkey-read', 'operator', 'admin'], role: 'operator', scope: 'write' });
   addPerson('wim', { roles: 'something latchkey-write' });
@@ -112,7 +112,7 @@ t.test('nobody gets more than was mapped, and never the role of an operator', as
   t.notMatch(logLines.join(''), /eyJ[\w-]+\./);
 });
 
-t.test('the organization is that of the claim, as it is or by a table; of none nobody comes in', async (t) => {
+t.test('the organization comes from the claim, directly or by a table; without one access is rejected', async (t) => {
   const ids = new Map<string, OrganizationId>();
   const { addPerson, login, organizationId, operator } = await startWithPeople(t, generous, ids);
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
@@ -146,7 +146,7 @@ t.test('the organization is that of the claim, as it is or by a table; of none n
   }
 });
 
-t.test("one organization's people have no way to another's", async (t) => {
+t.test('people of one organization cannot reach another', async (t) => {
   const { addPerson, login, operator, admin } = await startWithPeople(t);
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const { body: key } = await admin.post('/v1/keys', {});
@@ -162,7 +162,7 @@ t.test("one organization's people have no way to another's", async (t) => {
   });
 });
 
-t.test('limits and Idempotency-Key know the person, whatever token it comes with', async (t) => {
+t.test('limits and Idempotency-Keys belong to the person, whatever the token', async (t) => {
   const { addPerson, login, admin, urls } = await startWithPeople(t, {
     callerLimit: 6,
     addressLimit: 1e6,
@@ -188,22 +188,26 @@ t.test('limits and Idempotency-Key know the person, whatever token it comes with
   t.equal((await admin.get('/v1/rows')).status, 200);
 });
 
-t.test("a partner's webhook does not learn how the organization's people log in", async (t) => {
+t.test("a partner's webhook does not contain the identities of the organization's people", async (t) => {
   const { addPerson, login, urls } = await startWithPeople(t);
   addPerson('ada', { name: 'Ada', email: 'ada@company.example' });
   const ada = await login('ada');
   const { body: partner } = await ada.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const url = 'http://127.0.0.1:9/';
-  const { body: theirs } = await ada.post('/v1/webhooks', { url, events: ['key.deleted'], partnerId: partner.id });
-  const { body: ours } = await ada.post('/v1/webhooks', { url, events: ['key.deleted'] });
+  const { body: partnerWebhook } = await ada.post('/v1/webhooks', {
+    url,
+    events: ['key.deleted'],
+    partnerId: partner.id,
+  });
+  const { body: ownWebhook } = await ada.post('/v1/webhooks', { url, events: ['key.deleted'] });
   await ada.delete(`/v1/keys/${partner.keys[0].id}`);
   const actorsFor = async (webhook: Json) =>
     (await bodiesFor({ urls }, webhook, 'key.deleted')).map((body) => JSON.parse(body).data.actor.id);
-  t.match(await actorsFor(ours), [/#ada$/]);
-  t.same(await actorsFor(theirs), ['oidc']);
+  t.match(await actorsFor(ownWebhook), [/#ada$/]);
+  t.same(await actorsFor(partnerWebhook), ['oidc']);
 });
 
-t.test('a JWT is never looked up as a token of our own, nor the other way round', async (t) => {
+t.test('a JWT is never looked up as an access token, nor the other way round', async (t) => {
   const { addPerson, login, app, admin, issuer, logLines } = await startWithPeople(t);
   addPerson('ada');
   const ada = await login('ada');
@@ -215,7 +219,7 @@ t.test('a JWT is never looked up as a token of our own, nor the other way round'
   t.match(logLines.join(''), /is not the token of a verifier/);
   const asKey = await admin.post('/v1/keys', {});
   t.equal(asKey.status, 201);
-  t.equal(issuer.keyFetches(), fetched, 'and nothing more was asked of the issuer');
+  t.equal(issuer.keyFetches(), fetched, 'no further call to the issuer');
 
   const without = await startService(t);
   t.match(await without.as(ada.token).get('/v1/keys'), { status: 401, body: { code: 'token_malformed' } });

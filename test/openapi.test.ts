@@ -13,8 +13,8 @@ const operations: Array<[name: string, operation: Json]> = Object.entries(docume
   Object.entries(item as Json).map(([method, operation]): [string, Json] => [`${method} ${path}`, operation]),
 );
 
-t.test('the committed document is what the routes say', async (t) => {
-  t.equal(committed, await describeApi(), 'if the change is meant: npm run openapi');
+t.test('the committed document equals the routes', async (t) => {
+  t.equal(committed, await describeApi(), 'if the change is intended, run npm run openapi');
 });
 
 t.test('docs/history.md lists every action', async (t) => {
@@ -23,12 +23,12 @@ t.test('docs/history.md lists every action', async (t) => {
   t.same(listed.sort(), [...historyActions].sort());
 });
 
-t.test('the 3.0 document is the same one, in the words of 3.0', async (t) => {
+t.test('the 3.0 document describes the same API', async (t) => {
   const committed30 = readFileSync('openapi/openapi-3.0.json', 'utf8');
   t.equal(
     committed30,
     `${JSON.stringify(toOpenApi30(document), null, 2)}\n`,
-    'if the change is meant: npm run openapi',
+    'if the change is intended, run npm run openapi',
   );
   const document30: Json = JSON.parse(committed30);
   t.equal(document30.openapi, '3.0.3');
@@ -52,7 +52,7 @@ function outline({ paths }: Json) {
   );
 }
 
-t.test('what 3.0 has no word for is refused, not left out', async (t) => {
+t.test('a schema that 3.0 cannot express is rejected, not dropped', async (t) => {
   const withSchema = (schema: object) => ({
     info: {},
     paths: { '/': { schema: { $ref: '#/components/schemas/Thing' } } },
@@ -102,7 +102,7 @@ t.test('the service serves the same document', async (t) => {
   t.match((await app.inject('/docs/yaml')).body, /^openapi: 3\.1\.0$/m);
 });
 
-t.test('every operation says all that a client needs', async (t) => {
+t.test('every operation has all that a client needs', async (t) => {
   t.equal(document.openapi, '3.1.0');
   const ids = operations.map(([, operation]) => operation.operationId);
   t.equal(new Set(ids).size, ids.length, 'operationIds are unique');
@@ -126,14 +126,14 @@ t.test('every operation says all that a client needs', async (t) => {
 const schemaNamed = ({ components }: Json, reference: string): Json =>
   components.schemas[reference.split('/').at(-1) ?? ''];
 
-/** The words with which one language or another cannot name a member or a type. */
+/** Words that some language does not allow as name of a member or type. */
 const reserved = ['class', 'const', 'default', 'enum', 'function', 'interface', 'object', 'package', 'self', 'switch'];
 
 for (const file of ['openapi/openapi.json', 'openapi/openapi-3.0.json']) {
   const { paths, components }: Json = JSON.parse(readFileSync(file, 'utf8'));
 
   t.test(
-    `${file}: each body, reply, object, enum and union has a name, so that a client's types have it too`,
+    `${file}: each body, reply, object, enum and union is named, so that types of clients are named`,
     async (t) => {
       for (const { at, schema } of schemasIn({ paths, components })) {
         const isNamed = /^\/components\/schemas\/[^/]+$/.test(at);
@@ -159,14 +159,14 @@ for (const file of ['openapi/openapi.json', 'openapi/openapi-3.0.json']) {
     },
   );
 
-  t.test(`${file}: no name is a reserved word, and one that differs only by case`, async (t) => {
+  t.test(`${file}: no name is a reserved word, or differs from another only by case`, async (t) => {
     const names = Object.keys(components.schemas);
     t.equal(new Set(names.map((name) => name.toLowerCase())).size, names.length);
     const members = schemasIn({ paths, components }).flatMap(({ schema }) => Object.keys(schema.properties ?? {}));
     for (const name of [...names, ...members]) t.notOk(reserved.includes(name.toLowerCase()), name);
   });
 
-  t.test(`${file}: a plaintext that is shown is always there`, async (t) => {
+  t.test(`${file}: a member with a plaintext is always required`, async (t) => {
     const { CreatedKey, CreatedAccessToken, WebhookWithSecret, RevealedKey, CreatedPartner } = components.schemas;
     t.ok(CreatedKey.required.includes('key') && RevealedKey.required.includes('key'));
     t.ok(CreatedAccessToken.required.includes('token') && WebhookWithSecret.required.includes('secret'));
@@ -180,7 +180,7 @@ for (const file of ['openapi/openapi.json', 'openapi/openapi-3.0.json']) {
     });
   });
 
-  t.test(`${file}: no parameter has an example, which a console would send`, async (t) => {
+  t.test(`${file}: no parameter has an example, because a console would send it`, async (t) => {
     for (const [path, item] of Object.entries<Json>(paths)) {
       for (const parameter of Object.values<Json>(item).flatMap(({ parameters = [] }) => parameters)) {
         const { $ref, allOf: [first] = [{ $ref }] } = parameter.schema;
@@ -191,7 +191,7 @@ for (const file of ['openapi/openapi.json', 'openapi/openapi-3.0.json']) {
   });
 }
 
-/** Each schema, wherever it is, with the path to it. */
+/** Each schema with its path. */
 function schemasIn(value: Json, at = ''): Array<{ at: string; schema: Json }> {
   if (Array.isArray(value)) return value.flatMap((item, index) => schemasIn(item, `${at}/${index}`));
   if (typeof value !== 'object' || value === null) return [];
@@ -202,7 +202,7 @@ function schemasIn(value: Json, at = ''): Array<{ at: string; schema: Json }> {
   return isNameList ? below : [{ at, schema: value }, ...below];
 }
 
-t.test('every named shape of a reply has an example, its own or one for each member', async (t) => {
+t.test('every named schema of a reply has an example, or one for each member', async (t) => {
   for (const [name, schema] of Object.entries<Json>(document.components.schemas)) {
     t.ok(hasExample(schema), name);
   }

@@ -9,61 +9,62 @@ import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
 import { t } from './support/tap.ts';
 
-// More to do than can be done in time: refused at once, and what needs least goes on longest.
+t.test(
+  'with an exhausted pool, requests that need it get 503 at once, and known keys are still verified',
+  async (t) => {
+    const urls = await createDatabase(t);
+    const client = connect({ url: urls.app, poolSize: 2, timeoutMs: 20_000, queueLimit: 3 });
+    t.teardown(() => client.close());
+    const service = await startService(t, { urls, transactor: { db: client.db, clock: createDatabaseClock() } });
+    const { app, admin, verifier } = service;
+    await eventually(async () => service.verification.feed.isLive());
+    const { body: key } = await admin.post('/v1/keys', {});
+    const verify = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code;
+    t.equal(await verify(), 'valid');
 
-t.test('a used-up pool: 503 at once for what needs it, and verification goes on from memory', async (t) => {
-  const urls = await createDatabase(t);
-  const client = connect({ url: urls.app, poolSize: 2, timeoutMs: 20_000, queueLimit: 3 });
-  t.teardown(() => client.close());
-  const service = await startService(t, { urls, transactor: { db: client.db, clock: createDatabaseClock() } });
-  const { app, admin, verifier } = service;
-  await eventually(async () => service.verification.feed.isLive());
-  const { body: key } = await admin.post('/v1/keys', {});
-  const ask = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code;
-  t.equal(await ask(), 'valid');
+    const holder = new pg.Client(urls.superuser);
+    await holder.connect();
+    t.teardown(() => holder.end());
+    await holder.query('begin; select * from history_heads for update');
+    const patches = Array.from({ length: 5 }, (_, n) => admin.patch(`/v1/keys/${key.id}`, { name: `Name ${n}` }));
+    await eventually(async () => client.pool.waitingCount === 3);
 
-  const holder = new pg.Client(urls.superuser);
-  await holder.connect();
-  t.teardown(() => holder.end());
-  await holder.query('begin; select * from history_heads for update');
-  const patches = Array.from({ length: 5 }, (_, n) => admin.patch(`/v1/keys/${key.id}`, { name: `Name ${n}` }));
-  await eventually(async () => client.pool.waitingCount === 3);
+    const startedAtMs = performance.now();
+    const refused = await admin.get('/v1/keys');
+    t.match(refused, { status: 503, body: { code: 'overloaded' }, headers: { 'retry-after': '1' } });
+    t.ok(performance.now() - startedAtMs < 500, 'without waiting');
+    for (let turn = 0; turn < 20; turn++) t.equal(await verify(), 'valid');
+    t.equal((await app.inject('/livez')).statusCode, 200);
+    t.equal((await app.inject('/readyz')).statusCode, 200, 'other replicas are just as busy');
 
-  const startedAtMs = performance.now();
-  const refused = await admin.get('/v1/keys');
-  t.match(refused, { status: 503, body: { code: 'overloaded' }, headers: { 'retry-after': '1' } });
-  t.ok(performance.now() - startedAtMs < 500, 'without waiting');
-  for (let turn = 0; turn < 20; turn++) t.equal(await ask(), 'valid');
-  t.equal((await app.inject('/livez')).statusCode, 200);
-  t.equal((await app.inject('/readyz')).statusCode, 200, 'the others have no less to do');
+    await holder.query('rollback');
+    t.same(
+      (await Promise.all(patches)).map(({ status }) => status),
+      [200, 200, 200, 200, 200],
+      'queued requests are done',
+    );
+    t.equal((await admin.get('/v1/keys')).status, 200);
+  },
+);
 
-  await holder.query('rollback');
-  t.same(
-    (await Promise.all(patches)).map(({ status }) => status),
-    [200, 200, 200, 200, 200],
-    'what was let wait is done',
-  );
-  t.equal((await admin.get('/v1/keys')).status, 200);
-});
-
-t.test('who waits in vain for a connection: too much work, or a silent database', async (t) => {
+t.test('a timeout while waiting for a connection distinguishes an exhausted pool from a silent database', async (t) => {
   const { app: url } = await createDatabase(t);
   const proxy = await proxyTo(t, url);
   const { db, close } = connect({ url: proxy.url, poolSize: 1, timeoutMs: 400 });
   t.teardown(close);
   const outcomes = async (seconds: number) => {
-    const ask = () => sql`select pg_sleep(${seconds})`.execute(db);
-    const settled = await Promise.allSettled(Array.from({ length: 8 }, ask));
+    const verify = () => sql`select pg_sleep(${seconds})`.execute(db);
+    const settled = await Promise.allSettled(Array.from({ length: 8 }, verify));
     return settled.map((one) => (one.status === 'fulfilled' ? 'done' : one.reason instanceof PoolUsedUp));
   };
   const busy = await outcomes(0.15);
   t.equal(busy[0], 'done');
-  t.equal(busy.at(-1), true, 'others had it all the time');
+  t.equal(busy.at(-1), true, 'other queries used the connection');
   proxy.swallow(true);
-  t.same(new Set(await outcomes(0)), new Set([false]), 'nobody had it: the database is silent');
+  t.same(new Set(await outcomes(0)), new Set([false]), 'no query got a connection: the database is silent');
 });
 
-t.test('a stalled event loop: changes are refused first, then verification, and /livez never', async (t) => {
+t.test('with a stalled event loop, management is rejected first, then verification, and /livez never', async (t) => {
   const service = await startService(t, { eventLoopDelayLimitMs: 100 });
   const { app, admin, verifier } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -89,7 +90,7 @@ t.test('a stalled event loop: changes are refused first, then verification, and 
   const endSmallStall = stall(200);
   const refused = await eventually(async () => isRefused(await list()));
   t.match(refused, { retryAfter: '1', body: { code: 'overloaded' } });
-  t.match((await verify()).body, { valid: true }, 'verification bears more');
+  t.match((await verify()).body, { valid: true }, 'verification has a higher limit');
   t.equal((await call('/livez', '')).status, 200);
   endSmallStall();
   await eventually(async () => (await list()).status === 200);

@@ -106,7 +106,7 @@ t.test('a deleted partner', async (t) => {
   t.equal((await admin.get(`/v1/partners/${partner.id}`)).body.status, 'deleted');
   t.equal((await admin.delete(`/v1/partners/${partner.id}`)).body.code, 'already_deleted');
   t.equal((await admin.patch(`/v1/partners/${partner.id}`, { name: 'x' })).body.code, 'already_deleted');
-  t.same((await admin.get('/v1/rows')).body.data.length, 1, 'its rows are gone');
+  t.same((await admin.get('/v1/rows')).body.data.length, 1, 'its rows are no longer listed');
   t.same(
     (await events(service)).slice(0, 3).map((event) => [event.action, event.details.reason]),
     [

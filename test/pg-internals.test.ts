@@ -4,7 +4,7 @@ import { isConnectionLoss, isPoolTimeout, isQueryTimeout, socketOf } from '../sr
 import { createDatabase } from './support/database.ts';
 import { t } from './support/tap.ts';
 
-// What Latchkey relies on in pg without a public way to it. After an upgrade of pg each of these says what has changed.
+// Latchkey relies on these internals of pg. After an upgrade of pg these tests name what has changed.
 
 async function errorOf(failing: Promise<unknown>): Promise<unknown> {
   return failing.then(
@@ -13,7 +13,7 @@ async function errorOf(failing: Promise<unknown>): Promise<unknown> {
   );
 }
 
-t.test('pg: errors without a code are known by their text', async (t) => {
+t.test('pg: errors without a code are recognized by their text', async (t) => {
   const { app: connectionString } = await createDatabase(t);
   const connected = async (options: pg.ClientConfig = {}) => {
     const client = new pg.Client({ connectionString, ...options });
@@ -22,14 +22,14 @@ t.test('pg: errors without a code are known by their text', async (t) => {
     return client;
   };
 
-  await t.test('query_timeout', async (t) => {
+  await t.test('query_timeout is recognized', async (t) => {
     const client = await connected({ query_timeout: 50 });
     const error = await errorOf(client.query('select pg_sleep(2)'));
     t.ok(isQueryTimeout(error) && isConnectionLoss(error) && !isPoolTimeout(error), String(error));
     socketOf(client).destroy();
   });
 
-  await t.test('connectionTimeoutMillis of the pool', async (t) => {
+  await t.test('connectionTimeoutMillis of the pool is recognized', async (t) => {
     const pool = new pg.Pool({ connectionString, max: 1, connectionTimeoutMillis: 200 });
     const client = await pool.connect();
     const error = await errorOf(pool.connect());
@@ -39,25 +39,25 @@ t.test('pg: errors without a code are known by their text', async (t) => {
     t.ok(isConnectionLoss(await errorOf(pool.connect())), 'a pool that was ended');
   });
 
-  await t.test('a connection that ends under a query, and one that is used after its end', async (t) => {
-    const lost = await connected();
-    const failing = errorOf(lost.query('select pg_sleep(2)'));
-    socketOf(lost).destroy();
+  await t.test('a connection that ends during a query, and one used after its end, are recognized', async (t) => {
+    const lostClient = await connected();
+    const failing = errorOf(lostClient.query('select pg_sleep(2)'));
+    socketOf(lostClient).destroy();
     t.ok(isConnectionLoss(await failing), String(await failing));
-    t.ok(isConnectionLoss(await errorOf(lost.query('select 1'))), 'a query after the loss');
-    const ended = await connected();
-    await ended.end();
-    const error = await errorOf(ended.query('select 1'));
+    t.ok(isConnectionLoss(await errorOf(lostClient.query('select 1'))), 'a query after the loss');
+    const endedClient = await connected();
+    await endedClient.end();
+    const error = await errorOf(endedClient.query('select 1'));
     t.ok(isConnectionLoss(error), String(error));
   });
 
-  await t.test('a server without TLS', async (t) => {
+  await t.test('a server without TLS is recognized', async (t) => {
     const client = new pg.Client({ connectionString, ssl: true });
     const error = await errorOf(client.connect());
     t.ok(isConnectionLoss(error), String(error));
   });
 
-  await t.test('an error of the database is none of them', async (t) => {
+  await t.test('an error of the database is not a connection error', async (t) => {
     const client = await connected();
     const error = await errorOf(client.query('select 1/0'));
     t.notOk(isConnectionLoss(error) || isQueryTimeout(error) || isPoolTimeout(error), String(error));
@@ -65,7 +65,7 @@ t.test('pg: errors without a code are known by their text', async (t) => {
   });
 });
 
-t.test('pg: the socket of a connection is there', async (t) => {
+t.test('pg: a connection exposes its socket', async (t) => {
   const { app: connectionString } = await createDatabase(t);
   const client = new pg.Client({ connectionString });
   await client.connect();

@@ -3,9 +3,7 @@ import { eventually } from './support/process.ts';
 import { listen, openRaw, requestText, statusesIn } from './support/raw-client.ts';
 import { t } from './support/tap.ts';
 
-// One connection: its requests are served one after the other, and what its client does not read is bounded.
-
-t.test('complete requests get their own replies before the connection ends for what is not HTTP', async (t) => {
+t.test('complete requests get their replies before the connection is closed because of invalid data', async (t) => {
   const { app, admin } = await startService(t, { receiveTimeoutMs: 600 });
   const port = await listen(app);
   const create = requestText('POST', '/v1/keys', { ...admin, body: {} });
@@ -21,7 +19,7 @@ t.test('complete requests get their own replies before the connection ends for w
     ['two, then a head that does not arrive', `${list}${list}GET / HTTP/1.1\r\nA: `, [200, 200, 408]],
     ['one, then a body that does not arrive', list + create.replace('{}', '{'), [200, 408]],
     [
-      'one, then chunks that are none',
+      'one, then an invalid chunk',
       `${list}${requestText('POST', '/v1/keys', { ...admin, headers: { 'content-type': 'application/json', 'transfer-encoding': 'chunked' } })}nonsense\r\n`,
       [200, 400],
     ],
@@ -33,37 +31,37 @@ t.test('complete requests get their own replies before the connection ends for w
     t.same(statusesIn(reply), statuses, what);
     t.match(lastReply(reply), 'connection: close', what);
   }
-  t.equal((await admin.get('/v1/keys')).body.data.length, 1, 'only the complete one was carried out');
+  t.equal((await admin.get('/v1/keys')).body.data.length, 1, 'only the complete request was done');
 });
 
 t.test('pipelined requests are answered in order', async (t) => {
   const { app, admin } = await startService(t);
   const client = await openRaw(t, await listen(app));
-  const paths = Array.from({ length: 40 }, (_, at) => (at % 2 === 0 ? '/livez' : `/nothing-${at}`));
+  const paths = Array.from({ length: 40 }, (_, index) => (index % 2 === 0 ? '/livez' : `/nothing-${index}`));
   const last = requestText('GET', '/v1/keys', { ...admin, headers: { connection: 'close' } });
   client.write(paths.map((path) => requestText('GET', path)).join('') + last);
   const reply = await client.readAll();
   t.same(statusesIn(reply), [...paths.map((path) => (path === '/livez' ? 200 : 404)), 200]);
-  const named = [...reply.matchAll(/There is no endpoint at (\/nothing-\d+)/g)].map(([, path]) => path);
+  const named = [...reply.matchAll(/There is no endpoint index (\/nothing-\d+)/g)].map(([, path]) => path);
   t.same(
     named,
     paths.filter((path) => path !== '/livez'),
   );
 });
 
-t.test('a client that pipelines more than may wait gets the replies to those, and a closed connection', async (t) => {
+t.test('a client that pipelines too many requests gets the allowed replies and a closed connection', async (t) => {
   const { app } = await startService(t);
   const client = await openRaw(t, await listen(app));
   client.write(requestText('GET', '/livez').repeat(1_500));
   const reply = await client.readAll();
   const statuses = statusesIn(reply);
   t.same(new Set(statuses), new Set([200]));
-  t.equal(statuses.length, 65, 'one in work and 64 that wait');
+  t.equal(statuses.length, 65, 'one in progress and 64 that wait');
   t.match(lastReply(reply), 'connection: close');
 });
 
 for (const path of ['/openapi.json', '/docs/json', '/docs/yaml', '/metrics', '/docs/static/swagger-ui-bundle.js']) {
-  t.test(`${path}: what nobody reads is not made, ends after a time, and disturbs nobody`, async (t) => {
+  t.test(`${path}: unread replies are not produced, are ended after a time, and disturb no other client`, async (t) => {
     const { app, admin, verifier, logLines } = await startService(t, { writeTimeoutMs: 300, publicLimit: 1e6 });
     const port = await listen(app);
     const { body: key } = await admin.post('/v1/keys', {});
@@ -86,7 +84,7 @@ for (const path of ['/openapi.json', '/docs/json', '/docs/yaml', '/metrics', '/d
   });
 }
 
-t.test('connections beyond the bound are closed, the others are served', async (t) => {
+t.test('connections beyond the limit are closed, and the others are served', async (t) => {
   const { app, logLines } = await startService(t, { maxConnections: 5 });
   const port = await listen(app);
   const first = await openRaw(t, port);
@@ -97,7 +95,7 @@ t.test('connections beyond the bound are closed, the others are served', async (
   t.equal(logLines.filter((line) => line.includes('New connections are closed')).length, 1, 'one line, not five');
 });
 
-t.test('public routes are limited by address, each by itself; health probes are not', async (t) => {
+t.test('public routes are limited by address, each route separately; health probes are not', async (t) => {
   const { app } = await startService(t, { publicLimit: 3 });
   const statuses = async (url: string, remoteAddress: string) => {
     const replies = [];
@@ -122,7 +120,7 @@ t.test('public routes are limited by address, each by itself; health probes are 
   }
 });
 
-t.test('what the start itself cost does not reject the first requests', async (t) => {
+t.test('the load of the start itself does not reject the first requests', async (t) => {
   const { app, admin } = await startService(t, { eventLoopDelayLimitMs: 50 });
   const busyUntilMs = performance.now() + 1_500;
   const timer = setInterval(() => {

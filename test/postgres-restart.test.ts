@@ -9,11 +9,11 @@ import { t } from './support/tap.ts';
 
 const requestsASecond = 200;
 
-/** On a machine that is busy with other things too, clients wait for each other instead of piling up. */
+/** On a busy machine clients wait for each other instead of piling up. */
 const atOnce = 100;
 
 t.test(
-  'Postgres restarted under 200 requests a second: only 503s beside good answers, and well within 5 s',
+  'during a restart of Postgres at 200 requests a second, replies are valid or 503, and it recovers within 5 s',
   async (t) => {
     const scratch = await mkdtemp(path.join(tmpdir(), 'latchkey-restart-'));
     t.teardown(() => rm(scratch, { recursive: true, force: true, maxRetries: 10 }));
@@ -34,7 +34,7 @@ t.test(
       LATCHKEY_KEYRING: `test:${Buffer.alloc(32, 5).toString('base64')}`,
       PORT: '0',
       LOG_LEVEL: 'warn',
-      // Twice what it is by itself: a machine on which many tests run is late without a restart, too.
+      // Twice the default, because a machine that runs many tests is late without a restart, too.
       DATABASE_TIMEOUT_MS: '3000',
       EVENT_LOOP_DELAY_LIMIT_MS: '60000',
     };
@@ -56,14 +56,14 @@ t.test(
       const text = await reply.text();
       return { what, status: reply.status, body: text === '' ? {} : JSON.parse(text) };
     };
-    const question = JSON.stringify({ key: key.key, permission: 'read', cost: 0 });
+    const input = JSON.stringify({ key: key.key, permission: 'read', cost: 0 });
     const kinds: Array<() => ReturnType<typeof call>> = [
-      () => call('verify', '/v1/verify', { method: 'POST', body: question }, verifierToken),
+      () => call('verify', '/v1/verify', { method: 'POST', body: input }, verifierToken),
       () =>
         call(
           'fresh',
           '/v1/verify',
-          { method: 'POST', body: question, headers: { 'cache-control': 'no-cache' } },
+          { method: 'POST', body: input, headers: { 'cache-control': 'no-cache' } },
           verifierToken,
         ),
       () => call('list', '/v1/keys', {}, adminToken),
@@ -82,19 +82,19 @@ t.test(
     const failures: unknown[] = [];
     const underWay = new Set<Promise<void>>();
     let sent = 0;
-    const ask = () => {
+    const sendNext = () => {
       const atMs = performance.now();
-      // One in twenty creates, as many list or read afresh, and most verify.
+      // One in twenty creates, lists, or reads again; all others verify.
       const kind = kinds[[1, 2, 3][sent % 20] ?? 0] ?? kinds[0];
       sent += 1;
-      const asked = Promise.resolve(kind?.())
+      const pending = Promise.resolve(kind?.())
         .then((reply) => {
           if (reply !== undefined)
             answers.push({ atMs, what: reply.what, status: reply.status, isGood: isGood(reply) });
         })
         .catch((error: unknown) => void failures.push(error))
-        .finally(() => underWay.delete(asked));
-      underWay.add(asked);
+        .finally(() => underWay.delete(pending));
+      underWay.add(pending);
     };
     const startedAtMs = performance.now();
     const clock = setInterval(() => {
@@ -102,13 +102,13 @@ t.test(
         const due = ((performance.now() - startedAtMs) / 1_000) * requestsASecond;
         sent < due && underWay.size < atOnce;
       )
-        ask();
+        sendNext();
     }, 5);
     t.teardown(() => clearInterval(clock));
 
     await eventually(async () => answers.length > 2 * requestsASecond, 60_000);
     const before = answers.filter(({ isGood }) => !isGood);
-    t.same(before, [], 'all is well before');
+    t.same(before, [], 'no failure before the restart');
     process.kill(postgres.pid(), 'SIGINT');
     await eventually(async () => startedAgain === 1);
     const backAtMs = performance.now();
@@ -117,9 +117,9 @@ t.test(
     const stoppedAtMs = performance.now();
     while (underWay.size > 0) await Promise.all(underWay);
 
-    t.same(failures, [], 'each request has an answer');
+    t.same(failures, [], 'each request got a reply');
     const bad = answers.filter((answer) => !answer.isGood);
-    t.ok(bad.length > 0, 'the restart was felt');
+    t.ok(bad.length > 0, 'the restart had an effect');
     t.same([...new Set(bad.map(({ status }) => status))], [503]);
     t.ok(
       bad.every(({ atMs }) => atMs < backAtMs + 5_000),
@@ -129,7 +129,7 @@ t.test(
     const goodOnes = known.filter(({ isGood }) => isGood).length;
     t.ok(
       known.length > 500 && goodOnes > known.length * 0.9,
-      `a known key goes on: ${goodOnes} of ${known.length} were good, the others were asked while their row was read again`,
+      `a known key stays valid: ${goodOnes} of ${known.length}; the others came while its row was read again`,
     );
     t.comment(`${Math.round(sent / ((stoppedAtMs - startedAtMs) / 1_000))} requests a second`);
     const [counts] = await dbQuery(
@@ -138,7 +138,7 @@ t.test(
       (select count(*)::int from history where action = 'partner.created') as recorded`,
     );
     t.ok(Number(counts?.['partners']) >= created, 'nothing acknowledged is lost');
-    t.equal(counts?.['recorded'], counts?.['partners'], 'and nothing is half');
+    t.equal(counts?.['recorded'], counts?.['partners'], 'each partner has its event');
     t.match((await call('', '/v1/history/verify', {}, adminToken)).body, { valid: true });
     service.child.kill('SIGTERM');
     t.same(await service.exited, { code: 0, signal: null });

@@ -10,16 +10,16 @@ import { eventually, request, run, runEntry } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
-// Postgres by TLS with a private authority, made by the commands of docs/operations.md.
+// Postgres by TLS with a private authority, created by the commands of docs/operations.md.
 
 async function startTlsPostgres(t: Test): Promise<{ postgres: EmbeddedPostgres; authority: string }> {
   const scratch = await mkdtemp(path.join(tmpdir(), 'latchkey-tls-'));
   t.teardown(() => rm(scratch, { recursive: true, force: true, maxRetries: 10 }));
   const [commands = ''] = await commandsOf('docs/operations.md', 'Postgres by TLS');
-  const here = commands.replace('DNS:db.example.com', 'DNS:localhost');
-  t.not(here, commands);
+  const localCommands = commands.replace('DNS:db.example.com', 'DNS:localhost');
+  t.not(localCommands, commands);
   const files = t.testdir({});
-  const shell = run(t, 'sh', ['-euc', here], { cwd: files });
+  const shell = run(t, 'sh', ['-euc', localCommands], { cwd: files });
   t.equal((await shell.exited).code, 0, shell.output());
   const postgres = await startEmbeddedPostgres({
     dataDirectory: scratch,
@@ -46,7 +46,7 @@ function doctor(t: Test, DATABASE_URL: string, env: NodeJS.ProcessEnv = {}) {
 }
 
 t.test(
-  'a private authority is named by PGSSLROOTCERT or in the URL',
+  'a private authority can be set by PGSSLROOTCERT or in the URL',
   { skip: unlessInstalled('openssl') },
   async (t) => {
     const { postgres, authority } = await startTlsPostgres(t);
@@ -56,7 +56,7 @@ t.test(
     for (const mode of ['require', 'verify-ca', 'verify-full']) {
       const inUrl = await doctor(t, `${plain}?sslmode=${mode}&sslrootcert=${authority}`);
       t.match(inUrl, { code: 0, output: verified }, mode);
-      t.notMatch(inUrl.output, /Warning/, 'pg has nothing to say of it');
+      t.notMatch(inUrl.output, /Warning/, 'pg prints no warning');
     }
     t.match(await doctor(t, `${plain}?sslmode=require`, { PGSSLROOTCERT: authority }), { code: 0, output: verified });
     const asVariables = { PGSSLROOTCERT: authority, PGSSLMODE: 'verify-full' };
@@ -80,7 +80,7 @@ t.test(
       t.match(await doctor(t, url, env), { code: 1, output: remedy });
     }
 
-    // Everything that connects does so by TLS: the pool, the feed of changes, and the jobs.
+    // Every connection uses TLS: the pool, the change feed and the jobs.
     const env = { DATABASE_URL: plain, LATCHKEY_KEYRING: keyringText('new'), PORT: '0', ...asVariables };
     const service = runEntry(t, 'cli/latchkey.ts', ['serve'], { env });
     const [, url = ''] = await service.until(/Server listening at (http:\/\/[^"]+)"/);
@@ -100,7 +100,7 @@ t.test(
   },
 );
 
-t.test('a Postgres without TLS is named as such', async (t) => {
+t.test('a Postgres without TLS is reported by name', async (t) => {
   const scratch = await mkdtemp(path.join(tmpdir(), 'latchkey-tls-'));
   t.teardown(() => rm(scratch, { recursive: true, force: true, maxRetries: 10 }));
   const postgres = await startEmbeddedPostgres({

@@ -6,12 +6,12 @@ import { startService, type TestService } from './support/app.ts';
 import { startBackend } from './support/hook.ts';
 import { t } from './support/tap.ts';
 
-// What strangers present, and what proxies say of them, comes to a backend's call unseen: it is never the backend's mistake.
+// Keys and addresses come from strangers through a backend, so invalid ones are never the backend's fault.
 
 const hostileKeys: Record<string, string> = {
   empty: '',
   'one character more than a thousand': 'x'.repeat(1_001),
-  'nearly the whole body': 'x'.repeat(60_000),
+  'almost the maximum body': 'x'.repeat(60_000),
   'U+0000': 'lk_k_\u0000',
   'only U+0000': '\u0000'.repeat(500),
   'a lone surrogate': 'lk_k_\ud800',
@@ -21,14 +21,14 @@ const hostileKeys: Record<string, string> = {
   'another quote': '"}{"',
 };
 
-/** As JSON without lone surrogates: they are escaped. */
+/** Sends JSON in which lone surrogates are escaped. */
 const verifyWith = async ({ verifier, app }: TestService, path: string, body: unknown) => {
   const headers = { authorization: `Bearer ${verifier.token}`, 'content-type': 'application/json' };
   const response = await app.inject({ method: 'POST', url: path, headers, payload: JSON.stringify(body) });
   return { status: response.statusCode, body: response.json() };
 };
 
-t.test('whatever is presented as a key is malformed, and no mistake of the backend', async (t) => {
+t.test('any text as a key is malformed, never a bad request of the backend', async (t) => {
   const service = await startService(t);
   for (const [what, key] of Object.entries(hostileKeys)) {
     const { status, body } = await verifyWith(service, '/v1/verify', { key, permission: 'read' });
@@ -56,7 +56,7 @@ t.test('whatever is presented as a key is malformed, and no mistake of the backe
   );
 });
 
-t.test('verification answers 200 to every text as key and to every text or null as address', async (t) => {
+t.test('verification replies 200 to every text as key, and every text or null as address', async (t) => {
   const service = await startService(t);
   const { body: good } = await service.admin.post('/v1/keys', { allowedIps: ['203.0.113.0/24'] });
   const key = fc.oneof(fc.string({ unit: 'binary' }), fc.string({ unit: 'grapheme' }), fc.constant(good.key));
@@ -71,10 +71,10 @@ t.test('verification answers 200 to every text as key and to every text or null 
     return codes.every((code: string) => verdictCodes.includes(code as VerdictCode));
   });
   await fc.assert(areAnswered, { numRuns: 300 });
-  t.pass('none of them is another status');
+  t.pass('every reply had status 200');
 });
 
-t.test('another type, a missing key and a poisonous name are the backend’s mistakes', async (t) => {
+t.test('a key of another type, a missing key and a forbidden name are bad requests', async (t) => {
   const service = await startService(t);
   for (const key of [1, null, true, [], {}, undefined]) {
     const { status, body } = await verifyWith(service, '/v1/verify', { key, permission: 'read' });
@@ -90,7 +90,7 @@ t.test('another type, a missing key and a poisonous name are the backend’s mis
   t.equal(poisoned.statusCode, 400);
 });
 
-t.test('what is stored is still held to what can be stored', async (t) => {
+t.test('stored text must still be storable', async (t) => {
   const { admin } = await startService(t);
   t.match(await admin.post('/v1/keys', { name: 'a\u0000' }), {
     status: 400,
@@ -98,7 +98,7 @@ t.test('what is stored is still held to what can be stored', async (t) => {
   });
 });
 
-t.test('the address in what proxies and Node give', async (t) => {
+t.test('the client address is found in the forms of proxies and Node', async (t) => {
   for (const [given, address] of [
     ['203.0.113.7', '203.0.113.7'],
     ['203.0.113.7:5678', '203.0.113.7'],
@@ -126,7 +126,7 @@ t.test('the address in what proxies and Node give', async (t) => {
 const unknownAddresses = [null, 'unknown', '', '_gateway', 'fe80::1%eth0', '300.1.1.1', 'x'.repeat(2_000), '\u0000'];
 const allowedForms = ['203.0.113.7', '203.0.113.7:5678', '::ffff:203.0.113.7', '[::ffff:203.0.113.7]:443'];
 
-t.test('an address that is none is unknown, and matters only to a key with allowedIps', async (t) => {
+t.test('an invalid address counts as unknown, and matters only to a key with allowedIps', async (t) => {
   const service = await startService(t);
   const { body: free } = await service.admin.post('/v1/keys', {});
   const { body: bound } = await service.admin.post('/v1/keys', { allowedIps: ['203.0.113.0/24', '2001:db8::/32'] });
@@ -146,7 +146,7 @@ t.test('an address that is none is unknown, and matters only to a key with allow
   t.match(wrongType, { status: 400, body: { errors: [{ path: 'body.ip' }] } });
 });
 
-t.test('a deleted key from an odd address: history has the address, or none', async (t) => {
+t.test('a deleted key used from an odd address: history has the address, or null', async (t) => {
   const service = await startService(t);
   const { admin, verification } = service;
   for (const [ip, recorded] of [
@@ -162,7 +162,7 @@ t.test('a deleted key from an odd address: history has the address, or none', as
   }
 });
 
-/** A service that listens, and a backend with the hook that believes what proxies say. */
+/** A listening service, and a backend whose hook trusts forwarded addresses. */
 async function startProtected(t: Test) {
   const service = await startService(t, { trustProxy: ['127.0.0.1'] });
   const url = await service.app.listen({ port: 0, host: '127.0.0.1' });
@@ -170,7 +170,7 @@ async function startProtected(t: Test) {
   return { service, url, backend };
 }
 
-t.test('the hook and a gateway’s question take addresses alike', async (t) => {
+t.test('the hook and the gateway route read addresses in the same way', async (t) => {
   const { service, url, backend } = await startProtected(t);
   const { body: free } = await service.admin.post('/v1/keys', {});
   const { body: bound } = await service.admin.post('/v1/keys', { allowedIps: ['203.0.113.0/24'] });

@@ -13,7 +13,7 @@ const retentionSeconds = 2_592_000;
 const events = async (admin: Client, query = ''): Promise<Json[]> =>
   (await admin.get(`/v1/history?limit=200${query}`)).body.data;
 
-/** The service's database, with the service's clock. */
+/** The service's database and clock, for jobs. */
 async function jobsOf(t: Test) {
   const service = await startService(t);
   const transactor = {
@@ -122,7 +122,7 @@ t.test('only history and usage of a purged key remain', async (t) => {
   t.match(ofPartner, { total: { allowed: 1 }, lastUsedAt: /^20/ });
 });
 
-t.test('an open recovery request does not prevent the purge, and says so', async (t) => {
+t.test('an open recovery request does not prevent the purge, and its approval reports the purge', async (t) => {
   const { service, transactor, later } = await jobsOf(t);
   const { admin, operator } = service;
   const { body: key } = await admin.post('/v1/keys', {});

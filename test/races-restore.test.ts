@@ -6,15 +6,14 @@ import { type Client, type Json, type Reply, startService, type TestService } fr
 import { dbQuery } from './support/database.ts';
 import { t } from './support/tap.ts';
 
-// Real connections, many rounds. Without a lock the constraints of the database still reject invalid rows, but callers would
-// then get a 500 or a wrong row_full.
+// Without a lock the constraints still reject invalid rows, but callers would get a 500 or a wrong row_full.
 
 const statuses = (replies: Reply[]) => replies.map((reply) => reply.status).sort();
 
 const repeated = <Made>(count: number, make: (index: number) => Made) =>
   Array.from({ length: count }, (_, index) => make(index));
 
-/** What must always be true of keys, of their owners, and of the history of both. */
+/** What must always be true of keys, their owners, and their history. */
 async function requireSound(t: Test, { admin, urls, organizationId }: TestService): Promise<void> {
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
   const [broken] = await dbQuery(
@@ -33,15 +32,15 @@ async function requireSound(t: Test, { admin, urls, organizationId }: TestServic
     [organizationId],
   );
   t.same(broken, { half_live: 0, half_purged: 0, without_owner: 0, otherwise_in_history: 0, purged_without_event: 0 });
-  const crowded = await dbQuery(
+  const overfull = await dbQuery(
     urls.superuser,
     `select partner_id from api_keys where deleted_at is null group by organization_id, partner_id, permission
      having count(*) > 2`,
   );
-  t.same(crowded, [], 'no row has three live keys');
+  t.same(overfull, [], 'no row has three live keys');
 }
 
-/** Every deleted key is due for purging. */
+/** Purges every deleted key, whenever it was deleted. */
 function purgeOf({ client, keyring }: TestService) {
   const transactor = { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
   return () => purgeDeletedKeys({ transactor, retentionSeconds: 0 });
@@ -74,7 +73,7 @@ t.test('restoring a key during its purge: either the restore or the purge takes 
     [...outcomes].filter((outcome) => !['200 valid', '404 not_found'].includes(outcome)),
     [],
   );
-  t.equal(outcomes.size, 2, 'each of them was first at least once');
+  t.equal(outcomes.size, 2, 'each order happened at least once');
   await requireSound(t, service);
 });
 
@@ -89,8 +88,8 @@ t.test('restoring a partner during the purge of its keys: all or nothing', async
     for (const permission of ['read', 'write']) await admin.post('/v1/keys', { partnerId: partner.id, permission });
     await admin.delete(`/v1/partners/${partner.id}`);
     const restore = () => admin.post(`/v1/partners/${partner.id}/restore`);
-    const acts = round % 2 === 0 ? [restore, purge] : [purge, restore];
-    const answers = await Promise.all(acts.map((act) => act()));
+    const operations = round % 2 === 0 ? [restore, purge] : [purge, restore];
+    const answers = await Promise.all(operations.map((act) => act()));
     t.ok(answers.every((answer) => typeof answer === 'number' || [200, 409].includes(answer.status)));
     const { body } = await admin.get(`/v1/partners/${partner.id}`);
     const [row] = await dbQuery(
@@ -100,7 +99,7 @@ t.test('restoring a partner during the purge of its keys: all or nothing', async
     );
     outcomes.add(`${body.status} ${row?.['live']}`);
   }
-  t.same([...outcomes].sort(), ['active 4', 'deleted 0'], 'each of them was first at least once');
+  t.same([...outcomes].sort(), ['active 4', 'deleted 0'], 'each order happened at least once');
   await requireSound(t, service);
 });
 
@@ -133,9 +132,9 @@ t.test('the last free place of a row is taken by exactly one restore, creation o
   const { admin } = service;
   for (let round = 0; round < 20; round++) {
     const { body: partner } = await admin.post('/v1/partners', { email: `p${round}@p.example`, permissions: ['read'] });
-    const gone = await deletedKey(admin, { partnerId: partner.id });
+    const deletedOne = await deletedKey(admin, { partnerId: partner.id });
     const replies = await Promise.all([
-      admin.post(`/v1/keys/${gone.id}/restore`),
+      admin.post(`/v1/keys/${deletedOne.id}/restore`),
       admin.post('/v1/keys', { partnerId: partner.id }),
       admin.post(`/v1/keys/${partner.keys[0].id}/rotate`),
     ]);
@@ -170,13 +169,13 @@ t.test('a deleted partner has no live key, even if keys are created and restored
   const outcomes = new Set<string>();
   for (let round = 0; round < 60; round++) {
     const { body: partner } = await admin.post('/v1/partners', { email: `p${round}@p.example`, permissions: ['read'] });
-    const gone = await deletedKey(admin, { partnerId: partner.id });
+    const deletedOne = await deletedKey(admin, { partnerId: partner.id });
     const path = `/v1/partners/${partner.id}`;
     if (round % 2 === 0) await admin.delete(path);
     const [changed, ...others] = await Promise.all([
       round % 2 === 0 ? admin.post(`${path}/restore`) : admin.delete(path),
       admin.post('/v1/keys', { partnerId: partner.id }),
-      admin.post(`/v1/keys/${gone.id}/restore`),
+      admin.post(`/v1/keys/${deletedOne.id}/restore`),
       admin.post(`/v1/keys/${partner.keys[0].id}/rotate`),
     ]);
     t.equal(changed.status, 200);
@@ -197,11 +196,11 @@ t.test('a key restored while it is declared compromised stays deleted', async (t
   const { admin, verifier } = service;
   for (let round = 0; round < 30; round++) {
     const key = await deletedKey(admin);
-    const acts = [
+    const operations = [
       () => admin.post(`/v1/keys/${key.id}/restore`),
       () => admin.delete(`/v1/keys/${key.id}?reason=compromised`),
     ];
-    const answers = await Promise.all((round % 2 === 0 ? acts : acts.toReversed()).map((act) => act()));
+    const answers = await Promise.all((round % 2 === 0 ? operations : operations.toReversed()).map((act) => act()));
     t.ok(answers.every(({ status }) => status === 200 || status === 409));
     t.match((await admin.get(`/v1/keys/${key.id}`)).body, { status: 'deleted', restorableUntil: null });
     t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'deleted');
@@ -214,18 +213,18 @@ t.test('concurrent recovery requests and answers give one request and one answer
   const { admin, operator } = service;
   for (let round = 0; round < 10; round++) {
     const key = await deletedKey(admin);
-    const asked = await Promise.all(
+    const creations = await Promise.all(
       repeated(8, () => admin.post('/v1/recovery-requests', { keyId: key.id, details: 'Please' })),
     );
-    t.same(statuses(asked), [201, ...repeated(7, () => 409)]);
-    const id = asked.find(({ status }) => status === 201)?.body.id;
-    t.ok(asked.every(({ status, body }) => status === 201 || body.recoveryRequestId === id));
-    const answered = await Promise.all(
+    t.same(statuses(creations), [201, ...repeated(7, () => 409)]);
+    const id = creations.find(({ status }) => status === 201)?.body.id;
+    t.ok(creations.every(({ status, body }) => status === 201 || body.recoveryRequestId === id));
+    const answersSent = await Promise.all(
       repeated(8, (index) =>
         operator.post(`/v1/recovery-requests/${id}/${index % 2 === 0 ? 'approve' : 'decline'}`, { note: 'So be it' }),
       ),
     );
-    t.same(statuses(answered), [200, ...repeated(7, () => 409)]);
+    t.same(statuses(answersSent), [200, ...repeated(7, () => 409)]);
     const { body: request } = await admin.get(`/v1/recovery-requests/${id}`);
     const { body: now } = await admin.get(`/v1/keys/${key.id}`);
     t.equal(now.status, request.status === 'approved' ? 'active' : 'deleted');

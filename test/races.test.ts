@@ -3,8 +3,6 @@ import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { t } from './support/tap.ts';
 
-// Real connections, many rounds. Without its lock, each of these tests fails in most rounds.
-
 const statuses = (replies: Array<{ status: number }>) => replies.map((reply) => reply.status).sort();
 
 async function requireSoundHistory(t: Test, { admin, urls, organizationId }: TestService): Promise<void> {
@@ -33,7 +31,7 @@ t.test('of 24 concurrent creations in an empty row two succeed; the others get r
     t.ok(replies.every(({ status, body }) => status === 201 || body.code === 'row_full'));
   }
   const replies = await Promise.all(Array.from({ length: 24 }, () => admin.post('/v1/keys', {})));
-  t.same(statuses(replies).slice(0, 3), [201, 201, 409], 'the default row too');
+  t.same(statuses(replies).slice(0, 3), [201, 201, 409], 'also in the default row');
   await requireSoundHistory(t, service);
 });
 
@@ -113,7 +111,7 @@ t.test('after the reply to a delete no reveal and no verification succeeds', asy
     const { body: key } = await admin.post('/v1/keys', {});
     let deletedAt = Number.POSITIVE_INFINITY;
     const late: string[] = [];
-    const ask = async () => {
+    const revealAndVerify = async () => {
       for (let turn = 0; turn < 6; turn++) {
         const startedAt = performance.now();
         const [reveal, verdict] = await Promise.all([
@@ -129,7 +127,7 @@ t.test('after the reply to a delete no reveal and no verification succeeds', asy
       await admin.delete(`/v1/keys/${key.id}`);
       deletedAt = performance.now();
     };
-    await Promise.all([ask(), ask(), remove(), ask()]);
+    await Promise.all([revealAndVerify(), revealAndVerify(), remove(), revealAndVerify()]);
     t.same(late, []);
   }
 });

@@ -4,7 +4,7 @@ import type { Test } from 'tap';
 import { type Json, startService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
-// What clients and proxies can write on a socket, and hardly any library does.
+// Requests that hardly any HTTP library can send.
 
 interface RawReply {
   status: number;
@@ -13,7 +13,7 @@ interface RawReply {
   json(): Json;
 }
 
-async function listening(t: Test) {
+async function startListening(t: Test) {
   const service = await startService(t);
   await service.app.listen({ port: 0, host: '127.0.0.1' });
   const { port } = service.app.server.address() as AddressInfo;
@@ -38,12 +38,12 @@ const isProblem = (t: Test, reply: RawReply, status: number, code: string, what:
   t.equal(reply.json().code, code, what);
 };
 
-t.test('a request names one host', async (t) => {
-  const { send, verifier } = await listening(t);
+t.test('a request with other than one host is rejected', async (t) => {
+  const { send, verifier } = await startListening(t);
   const authorization = `Authorization: Bearer ${verifier.token}`;
   const hosts: Array<[what: string, headers: string[]]> = [
     ['two', ['Host: latchkey', 'Host: elsewhere']],
-    ['the same twice, in other letters', ['host: latchkey', 'HOST: latchkey']],
+    ['the same host twice, in other letter case', ['host: latchkey', 'HOST: latchkey']],
     ['a list', ['Host: latchkey, elsewhere']],
     ['a path', ['Host: latchkey/v1']],
     ['with a user', ['Host: user@latchkey']],
@@ -61,8 +61,8 @@ t.test('a request names one host', async (t) => {
   }
 });
 
-t.test('an expectation that cannot be met is a problem', async (t) => {
-  const { send, admin, logLines } = await listening(t);
+t.test('an unsupported Expect header is a problem', async (t) => {
+  const { send, admin, logLines } = await startListening(t);
   const authorization = `Authorization: Bearer ${admin.token}`;
   for (const [start, expect] of [
     ['GET /livez', 'x'],
@@ -75,7 +75,7 @@ t.test('an expectation that cannot be met is a problem', async (t) => {
     t.match(reply.head, 'x-request-id: ');
   }
   t.same((await admin.get('/v1/keys')).body.data, []);
-  t.match(logLines.join(''), /"path":"\/v1\/keys","status":417/, 'each leaves its line in the log');
+  t.match(logLines.join(''), /"path":"\/v1\/keys","status":417/, 'each request has a log line');
   const body = '{}';
   const continued = await send(
     'POST /v1/keys',
@@ -86,7 +86,7 @@ t.test('an expectation that cannot be met is a problem', async (t) => {
   t.match(continued.body, /^HTTP\/1\.1 201 /);
 });
 
-t.test('a body in a coding is rejected, and what is read is named', async (t) => {
+t.test('a body with a content coding is rejected, and the reply names the supported coding', async (t) => {
   const { app, admin, verifier } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
   const post = (url: string, headers: Record<string, string>, token = admin.token, payload = '{}') =>
@@ -111,34 +111,42 @@ t.test('a body in a coding is rejected, and what is read is named', async (t) =>
       t.equal(reply.json().code, 'unsupported_media_type');
     }
   }
-  t.match((await admin.get(`/v1/keys/${key.id}`)).body, { suspendedAt: null }, 'nothing has happened');
+  t.match((await admin.get(`/v1/keys/${key.id}`)).body, { suspendedAt: null }, 'nothing was changed');
   t.equal((await post('/v1/keys', { 'content-encoding': 'identity' })).statusCode, 201);
-  t.equal((await admin.get('/v1/keys', { 'content-encoding': 'gzip' })).status, 200, 'there is no body');
+  t.equal(
+    (await admin.get('/v1/keys', { 'content-encoding': 'gzip' })).status,
+    200,
+    'the header without a body is accepted',
+  );
   const gateway = {
     'content-encoding': 'gzip',
     'x-latchkey-token': verifier.token,
     'x-forwarded-method': 'POST',
     authorization: `Bearer ${key.key}`,
   };
-  t.equal((await post('/v1/authorize', gateway, key.key)).statusCode, 200, "a gateway's client sends what it likes");
+  t.equal(
+    (await post('/v1/authorize', gateway, key.key)).statusCode,
+    200,
+    "headers of a gateway's client are not checked",
+  );
 });
 
-t.test('a body in a transfer coding that is not read is not taken for a plain one', async (t) => {
-  const { send, admin } = await listening(t);
+t.test('a body in an unsupported transfer coding is rejected', async (t) => {
+  const { send, admin } = await startListening(t);
   const headers = ['Host: latchkey', `Authorization: Bearer ${admin.token}`, 'Content-Type: application/json'];
   for (const coding of ['gzip, chunked', 'x, chunked', 'identity, chunked']) {
     const reply = await send('POST /v1/keys', [...headers, `Transfer-Encoding: ${coding}`], '2\r\n{}\r\n0\r\n\r\n');
     isProblem(t, reply, 415, 'unsupported_media_type', coding);
   }
-  t.equal((await admin.get('/v1/keys')).body.data.length, 0, 'nothing has happened');
+  t.equal((await admin.get('/v1/keys')).body.data.length, 0, 'nothing was changed');
   const chunked = await send('POST /v1/keys', [...headers, 'Transfer-Encoding: Chunked'], '2\r\n{}\r\n0\r\n\r\n');
   t.equal(chunked.status, 201);
 });
 
-t.test('a token is refused in whichever part of a URL, and however it is encoded', async (t) => {
-  const { send, admin } = await listening(t);
-  const { body: made } = await admin.post('/v1/keys', {});
-  const key: string = made.key;
+t.test('a token in any part of a URL is rejected, in any encoding', async (t) => {
+  const { send, admin } = await startListening(t);
+  const { body: createdKey } = await admin.post('/v1/keys', {});
+  const key: string = createdKey.key;
   const encode = (text: string) =>
     [...text].map((character) => `%${character.charCodeAt(0).toString(16).padStart(2, '0')}`).join('');
   const once = key.replaceAll('_', '%5f');
@@ -163,12 +171,12 @@ t.test('a token is refused in whichever part of a URL, and however it is encoded
   for (const url of refused) {
     isProblem(t, await send(`GET ${url}`, headers), 400, 'bad_request', url.replace(key, '…'));
   }
-  t.equal((await send(`GET /v1/keys/${made.id}`, headers)).status, 200);
+  t.equal((await send(`GET /v1/keys/${createdKey.id}`, headers)).status, 200);
   t.equal((await send(`GET /v1/keys?limit=1&metadata=50%25`, headers)).status, 400, 'another mistake');
 });
 
-t.test('what is not there below /docs/static is 404, whichever way it is asked for', async (t) => {
-  const { send, logLines } = await listening(t);
+t.test('a missing file below /docs/static is 404, whatever the spelling', async (t) => {
+  const { send, logLines } = await startListening(t);
   const paths = [
     '/docs/static/../x',
     '/docs/static/../../package.json',
@@ -191,7 +199,7 @@ t.test('what is not there below /docs/static is 404, whichever way it is asked f
   for (const line of logLines) t.notMatch(line, '"stack"');
 });
 
-t.test('a problem repeats only so much of what was sent', async (t) => {
+t.test('a problem repeats only a bounded part of the request', async (t) => {
   const { app, admin } = await startService(t);
   const names = (count: number, length: number) =>
     Array.from({ length: count }, (_, index) => String(index).padStart(length, 'x'));
@@ -201,7 +209,7 @@ t.test('a problem repeats only so much of what was sent', async (t) => {
     'long parameters': await admin.get(`/v1/keys?${names(3, 5_000).join('&')}`),
     'many members': await admin.post('/v1/keys', members(6_000, 1)),
     'long members': await admin.post('/v1/keys', members(3, 20_000)),
-    'many members further in': await admin.post('/v1/keys', { rateLimit: members(6_000, 1) }),
+    'many nested members': await admin.post('/v1/keys', { rateLimit: members(6_000, 1) }),
     'a long name with U+0000': await admin.post('/v1/keys', { [`${'é'.repeat(20_000)}\u0000`]: 1 }),
     'a long parameter with U+0000': await admin.get(`/v1/keys?${'x'.repeat(10_000)}=%00`),
     'many wrong entries': await admin.post('/v1/keys', { allowedIps: names(5_000, 3) }),
@@ -215,7 +223,7 @@ t.test('a problem repeats only so much of what was sent', async (t) => {
     t.ok((body.errors ?? []).length <= 50);
     t.notOk(
       /[\ud800-\udfff]/.test(body.detail.replaceAll(/[\ud800-\udbff][\udc00-\udfff]/g, '')),
-      'in whole characters',
+      'characters are not cut',
     );
   }
   t.match(replies['many members'].body, { code: 'validation_failed', errors: [{ path: 'body.0' }] });

@@ -26,27 +26,36 @@ const deceptive: Record<string, string> = {
   'U+2028': 'Ad\u2028min',
 };
 
-const honest = ['Ünïcödé & Söhne GmbH', 'می‌خواهم', 'क्‍ष', 'שלום עולם', '山田　太郎', '한국어', '👩🏽‍💻 Dev ❤️ 3️⃣', '٠؀١'];
+const readable = [
+  'Ünïcödé & Söhne GmbH',
+  'می‌خواهم',
+  'क्‍ष',
+  'שלום עולם',
+  '山田　太郎',
+  '한국어',
+  '👩🏽‍💻 Dev ❤️ 3️⃣',
+  '٠؀١',
+];
 
-t.test('what a reader cannot see, or is misled by, is found; what scripts need is not', async (t) => {
+t.test('invisible and misleading characters are found; characters that scripts need are accepted', async (t) => {
   for (const [codePoint, text] of Object.entries(deceptive)) {
     t.equal(findUnreadable(text), codePoint);
     t.equal(findUnreadable(withoutUnreadable(text)), undefined, codePoint);
   }
-  for (const text of honest) {
+  for (const text of readable) {
     t.equal(findUnreadable(text), undefined, text);
     t.equal(withoutUnreadable(text), text);
   }
 });
 
-t.test('every name, reason, note, description and address that is written must be readable', async (t) => {
+t.test('every stored name, reason, note, description and address must be readable', async (t) => {
   const service = await startService(t);
   const { admin, operator, organizationId } = service;
   const { body: key } = await admin.post('/v1/keys', {});
-  const { body: gone } = await admin.post('/v1/keys', {});
-  await admin.delete(`/v1/keys/${gone.id}`);
+  const { body: deletedKey } = await admin.post('/v1/keys', {});
+  await admin.delete(`/v1/keys/${deletedKey.id}`);
   const { body: recovery } = await admin.post('/v1/recovery-requests', {
-    keyId: gone.id,
+    keyId: deletedKey.id,
     details: 'first\r\nsecond\nthird',
   });
   t.equal(recovery.details, 'first\r\nsecond\nthird', 'details may have several lines');
@@ -62,7 +71,7 @@ t.test('every name, reason, note, description and address that is written must b
     ['/v1/webhooks', 'url', { events: ['*'] }],
     [`/v1/keys/${key.id}/reveal`, 'reason', {}],
     [`/v1/keys/${key.id}/reveal`, 'recipient', {}],
-    ['/v1/recovery-requests', 'details', { keyId: gone.id }],
+    ['/v1/recovery-requests', 'details', { keyId: deletedKey.id }],
   ];
   const rejected = async (reply: { status: number; body: Json }, member: string, codePoint: string) => {
     const { status, body } = reply;
@@ -81,16 +90,16 @@ t.test('every name, reason, note, description and address that is written must b
       await rejected(await admin.post(path, { ...rest, [member]: value }), member, codePoint);
     }
   }
-  const bidi = 'x\u202ey';
-  await rejected(await admin.patch(`/v1/keys/${key.id}`, { name: bidi }), 'name', 'U+202E');
-  await rejected(await admin.patch('/v1/organization', { name: bidi }), 'name', 'U+202E');
-  await rejected(await operator.post('/v1/organizations', { name: bidi }), 'name', 'U+202E');
+  const deceptiveName = 'x\u202ey';
+  await rejected(await admin.patch(`/v1/keys/${key.id}`, { name: deceptiveName }), 'name', 'U+202E');
+  await rejected(await admin.patch('/v1/organization', { name: deceptiveName }), 'name', 'U+202E');
+  await rejected(await operator.post('/v1/organizations', { name: deceptiveName }), 'name', 'U+202E');
   const named = { 'latchkey-organization': organizationId };
-  const note = await operator.post(`/v1/recovery-requests/${recovery.id}/decline`, { note: bidi }, named);
+  const note = await operator.post(`/v1/recovery-requests/${recovery.id}/decline`, { note: deceptiveName }, named);
   await rejected(note, 'note', 'U+202E');
 });
 
-t.test('e-mail addresses have no white space of any kind', async (t) => {
+t.test('e-mail addresses contain no white space of any kind', async (t) => {
   const { admin } = await startService(t);
   for (const space of [' ', '\u00a0', '\u2003', '\u3000', '\u202f', '\t']) {
     for (const email of [`a${space}b@example.com`, `a@example.com${space}`, `a@exam${space}ple.com`]) {
@@ -100,11 +109,11 @@ t.test('e-mail addresses have no white space of any kind', async (t) => {
   }
 });
 
-t.test('names are kept in NFC, so that two that look alike are one', async (t) => {
+t.test('names are stored in NFC, so that equal-looking names are equal', async (t) => {
   const { admin } = await startService(t);
-  for (const name of honest) {
+  for (const name of readable) {
     const { status, body } = await admin.post('/v1/partners', {
-      email: `p${honest.indexOf(name)}@example.com`,
+      email: `p${readable.indexOf(name)}@example.com`,
       permissions: ['read'],
       name: name.normalize('NFD'),
     });

@@ -7,7 +7,7 @@ import { createDatabase, dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// Records are read many at once. One that is slow, huge or broken fails alone, and is no reason to doubt the database.
+// Records are read in batches. A slow, huge or broken record fails alone, and does not count as a database failure.
 
 type NoteId = `note_${string}`;
 const noteId = (what: string | number): NoteId => `note_${what}`;
@@ -17,12 +17,12 @@ interface Note {
   readAtMs: number;
 }
 
-/** A cache of notes that Postgres reads. A note that is `slow` takes longer than a query may, a `broken` one is an error. */
+/** A cache of notes in Postgres. A note that is `slow` exceeds the query timeout; a `broken` one is an error. */
 async function startCache(t: Test) {
   const { app: url } = await createDatabase(t);
   const { db, close } = connect({ url, poolSize: 6, timeoutMs: 2_000 });
   t.teardown(close);
-  const turns: boolean[] = [];
+  const healthChanges: boolean[] = [];
   const batches: number[] = [];
   const cache = new KeyCache<NoteId, Note>({
     async load(ids) {
@@ -36,30 +36,30 @@ async function startCache(t: Test) {
     capacity: 10_000,
     staleMs: 0,
     feed: { isLive: () => true, subscribe: () => undefined, caughtUpAtMs: 0 },
-    onHealth: (isHealthy) => void turns.push(isHealthy),
+    onHealth: (isHealthy) => void healthChanges.push(isHealthy),
   });
   const read = async (id: NoteId) => (await cache.get(id))?.id;
-  return { cache, read, turns, batches };
+  return { cache, read, healthChanges, batches };
 }
 
 for (const bad of ['slow', 'broken'] as const) {
   t.test(`a ${bad} record fails alone, and the rest of its batch is read`, async (t) => {
-    const { read, turns, batches } = await startCache(t);
+    const { read, healthChanges, batches } = await startCache(t);
     const ids = Array.from({ length: 60 }, (_, index) => noteId(index === 30 ? bad : index));
     const results = await Promise.allSettled(ids.map(read));
     t.same(
       results.flatMap(({ status }, index) => (status === 'rejected' ? [ids[index]] : [])),
       [noteId(bad)],
     );
-    t.same(turns, [], 'the database is not taken for one that fails');
+    t.same(healthChanges, [], 'the database counts as healthy');
 
-    await t.test('and does not spoil the batches that come after', async (t) => {
+    await t.test(`a ${bad} record does not delay later batches`, async (t) => {
       batches.length = 0;
       const again = read(noteId(bad)).catch(() => 'failed');
       const startedAtMs = performance.now();
       const others = Array.from({ length: 40 }, (_, index) => noteId(`later ${index}`));
       t.same(await Promise.all(others.map(read)), others);
-      t.ok(performance.now() - startedAtMs < 1_900, 'nobody waits for it');
+      t.ok(performance.now() - startedAtMs < 1_900, 'no other read waits for it');
       t.equal(await again, 'failed');
       t.same(
         batches.sort((a, b) => a - b),
@@ -69,7 +69,7 @@ for (const bad of ['slow', 'broken'] as const) {
   });
 }
 
-t.test('metadata is stored as it was measured, and many that print long are read at once', async (t) => {
+t.test('metadata is stored with its measured size, and many large ones are read at once', async (t) => {
   const { admin, verifier, urls } = await startService(t);
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const metadata = { a: Array.from({ length: 2_330 }, () => 1e308) };
@@ -94,14 +94,14 @@ t.test('metadata is stored as it was measured, and many that print long are read
       [key.id],
     ),
     /api_keys_metadata_size/,
-    'the database holds the bound by itself',
+    'the database enforces the limit',
   );
   const order = { z: 1, a: { y: 1, b: 2 }, '1': 0.1 };
   await admin.patch(`/v1/keys/${key.id}`, { metadata: order });
   t.same((await admin.get(`/v1/keys/${key.id}`)).body.metadata, order);
 });
 
-t.test('a row with a time that RFC 3339 cannot write fails nobody', async (t) => {
+t.test('a row with a time that RFC 3339 cannot express fails no request', async (t) => {
   const { admin, verifier, urls, logLines } = await startService(t);
   const keys: Json[] = [];
   for (let turn = 0; turn < 6; turn++) {

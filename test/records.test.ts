@@ -6,23 +6,21 @@ import { proxyThatLoses } from './support/lossy-proxy.ts';
 import { eventually, request, runEntry } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// What is promised about records where the database, the way to it, or the service itself fails.
-
-/** A service in a process of its own on the same database. */
+/** A service process on the same database. */
 async function startProcess(t: Test, keyring: string, env: NodeJS.ProcessEnv) {
   const process = runEntry(t, 'server.ts', [], { env: { LATCHKEY_KEYRING: keyring, PORT: '0', ...env } });
   const [, url = ''] = await process.until(/Server listening at (http:\/\/[^"]+)"/);
   return { process, url };
 }
 
-const looksAt = async ({ urls }: TestService, keyId: string) => {
-  const sql = "select count(*)::int as looks from history where key_id = $1 and action = 'key.revealed'";
+const countReveals = async ({ urls }: TestService, keyId: string) => {
+  const sql = "select count(*)::int as reveals from history where key_id = $1 and action = 'key.revealed'";
   const [row] = await dbQuery(urls.superuser, sql, [keyId]);
   return row?.['looks'];
 };
 
-t.test('a look whose commit, or the reply to it, is lost: 503, and nothing is opened', async (t) => {
-  for (const [what, looks] of [
+t.test('a reveal whose commit, or the reply to it, is lost gets 503 without the plaintext', async (t) => {
+  for (const [what, reveals] of [
     ['the commit', 0],
     ['the reply to it', 1],
   ] as const) {
@@ -42,15 +40,15 @@ t.test('a look whose commit, or the reply to it, is lost: 503, and nothing is op
     t.notMatch(JSON.stringify(reply.body), key.key, what);
     process.child.kill('SIGKILL');
     await process.exited;
-    await eventually(async () => (await looksAt(service, key.id)) === looks);
-    t.pass(`${what}: ${looks} looks are recorded`);
-    t.equal((await admin.post(`/v1/keys/${key.id}/reveal`)).body.key, key.key, 'and the next look opens it');
-    t.equal(await looksAt(service, key.id), looks + 1);
+    await eventually(async () => (await countReveals(service, key.id)) === reveals);
+    t.pass(`${what}: ${reveals} reveals are recorded`);
+    t.equal((await admin.post(`/v1/keys/${key.id}/reveal`)).body.key, key.key, 'the next reveal succeeds');
+    t.equal(await countReveals(service, key.id), reveals + 1);
   }
 });
 
 t.test(
-  'the service is killed at any moment: nothing acknowledged is lost, and no change is without its event',
+  'if the service is killed at any moment, nothing acknowledged is lost, and each change has its event',
   async (t) => {
     const keyring = generateKeyring(new Date());
     const service = await startService(t, { keyring: parseKeyring(keyring) });

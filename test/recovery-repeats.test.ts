@@ -1,8 +1,6 @@
 import { type Json, startService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
-// A recovery request is about one deletion, not about later ones.
-
 t.test('a request restores the deletion that it was created for, not a later one', async (t) => {
   const { admin, operator, verifier } = await startService(t);
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });

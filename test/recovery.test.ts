@@ -23,13 +23,13 @@ t.test('an operator restores a key that an admin can no longer restore', async (
   service.later(20 * day);
   t.equal((await admin.post(`/v1/keys/${key.id}/restore`)).body.code, 'not_restorable');
 
-  const asked = await admin.post('/v1/recovery-requests', {
+  const created = await admin.post('/v1/recovery-requests', {
     keyId: key.id,
     details: 'By mistake.\nThe export needs it.',
   });
-  t.equal(asked.status, 201);
-  const request = asked.body;
-  t.equal(asked.headers['location'], `/v1/recovery-requests/${request.id}`);
+  t.equal(created.status, 201);
+  const request = created.body;
+  t.equal(created.headers['location'], `/v1/recovery-requests/${request.id}`);
   t.match(request, {
     organizationId: service.organizationId,
     keyId: key.id,
@@ -78,16 +78,18 @@ t.test('an operator restores a key that an admin can no longer restore', async (
 t.test('a recovery request is answered once', async (t) => {
   const service = await startService(t);
   const { admin, operator } = service;
-  const ask = async (key: Json) =>
+  const requestRecovery = async (key: Json) =>
     (await admin.post('/v1/recovery-requests', { keyId: key.id, details: 'Please' })).body as Json;
-  const [one, two] = [await ask(await deletedKey(admin)), await ask(await deletedKey(admin))];
+  const [one, two] = [await requestRecovery(await deletedKey(admin)), await requestRecovery(await deletedKey(admin))];
   const unexplained = await operator.post(`/v1/recovery-requests/${one.id}/decline`, {});
   t.match(unexplained, { status: 400, body: { errors: [{ path: 'body.note' }] } });
-  const declined = await operator.post(`/v1/recovery-requests/${one.id}/decline`, { note: 'The partner has left.' });
-  t.match(declined, { status: 200, body: { status: 'declined', note: 'The partner has left.' } });
+  const declined = await operator.post(`/v1/recovery-requests/${one.id}/decline`, {
+    note: 'The partner has timeLeftMs.',
+  });
+  t.match(declined, { status: 200, body: { status: 'declined', note: 'The partner has timeLeftMs.' } });
   t.match((await events(admin, 1))[0], {
     action: 'recovery.declined',
-    details: { recoveryRequestId: one.id, note: 'The partner has left.' },
+    details: { recoveryRequestId: one.id, note: 'The partner has timeLeftMs.' },
   });
   t.match(await operator.post(`/v1/recovery-requests/${two.id}/approve`), { status: 200, body: { note: null } });
   const count = (await events(admin)).length;
@@ -114,12 +116,12 @@ t.test('a partner is restored with the keys that were deleted with it', async (t
   const { body: ofKey } = await admin.post('/v1/recovery-requests', { keyId: readKey.id, details: 'This one' });
   await admin.delete(`/v1/partners/${partner.id}`);
   service.later(2 * day);
-  const ask = { partnerId: partner.id, details: 'Back, please' };
-  const { body: request } = await admin.post('/v1/recovery-requests', ask);
+  const requestRecovery = { partnerId: partner.id, details: 'Back, please' };
+  const { body: request } = await admin.post('/v1/recovery-requests', requestRecovery);
   t.match(request, { keyId: null, partnerId: partner.id });
-  t.equal((await admin.post('/v1/recovery-requests', ask)).body.recoveryRequestId, request.id);
-  const orphan = await operator.post(`/v1/recovery-requests/${ofKey.id}/approve`);
-  t.match(orphan, { status: 409, body: { code: 'not_restorable', detail: /Partner .* is deleted/ } });
+  t.equal((await admin.post('/v1/recovery-requests', requestRecovery)).body.recoveryRequestId, request.id);
+  const premature = await operator.post(`/v1/recovery-requests/${ofKey.id}/approve`);
+  t.match(premature, { status: 409, body: { code: 'not_restorable', detail: /Partner .* is deleted/ } });
 
   t.equal((await operator.post(`/v1/recovery-requests/${request.id}/approve`)).status, 200);
   t.equal(await verdictOf(service, writeKey), 'valid');
@@ -128,7 +130,11 @@ t.test('a partner is restored with the keys that were deleted with it', async (t
     (await events(admin, 3)).map(({ action, partnerId }) => [action, partnerId]),
     ['key.restored', 'partner.restored', 'recovery.approved'].map((action) => [action, partner.id]),
   );
-  t.equal((await operator.post(`/v1/recovery-requests/${ofKey.id}/approve`)).status, 200, 'now its partner is there');
+  t.equal(
+    (await operator.post(`/v1/recovery-requests/${ofKey.id}/approve`)).status,
+    200,
+    'after its partner was restored',
+  );
   t.equal(await verdictOf(service, readKey), 'valid');
 });
 
@@ -136,20 +142,20 @@ t.test('a failed restore has a reason and leaves the request open', async (t) =>
   const service = await startService(t);
   const { admin, operator } = service;
   const approve = (request: Json) => operator.post(`/v1/recovery-requests/${request.id}/approve`);
-  const ask = async (subject: Record<string, string>) => {
+  const requestRecovery = async (subject: Record<string, string>) => {
     const { status, body } = await admin.post('/v1/recovery-requests', { ...subject, details: 'Please' });
     t.equal(status, 201);
     return body as Json;
   };
-  const displaced = await ask({ keyId: (await deletedKey(admin)).id });
-  const leaked = await ask({ keyId: (await deletedKey(admin)).id });
+  const displaced = await requestRecovery({ keyId: (await deletedKey(admin)).id });
+  const leaked = await requestRecovery({ keyId: (await deletedKey(admin)).id });
   await admin.delete(`/v1/keys/${leaked.keyId}?reason=compromised`);
   const filling = [(await admin.post('/v1/keys', {})).body, (await admin.post('/v1/keys', {})).body];
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   await admin.delete(`/v1/partners/${partner.id}`);
-  const replaced = await ask({ partnerId: partner.id });
+  const replaced = await requestRecovery({ partnerId: partner.id });
   await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
-  const late = await ask({ keyId: (await deletedKey(admin, { partnerId: await livePartner(admin) })).id });
+  const late = await requestRecovery({ keyId: (await deletedKey(admin, { partnerId: await livePartner(admin) })).id });
 
   const count = (await events(admin)).length;
   t.match(await approve(displaced), { status: 409, body: { code: 'row_full', keyIds: filling.map(({ id }) => id) } });
@@ -180,7 +186,8 @@ t.test('a recovery request is only accepted for a subject that can be restored',
   const leaked = await deletedKey(admin);
   await admin.delete(`/v1/keys/${leaked.id}?reason=compromised`);
   const old = await deletedKey(admin);
-  const ask = (body: Record<string, unknown>) => admin.post('/v1/recovery-requests', { details: 'Please', ...body });
+  const requestRecovery = (body: Record<string, unknown>) =>
+    admin.post('/v1/recovery-requests', { details: 'Please', ...body });
   const count = (await events(admin)).length;
   for (const [subject, status, code] of [
     [{}, 400, 'validation_failed'],
@@ -194,14 +201,14 @@ t.test('a recovery request is only accepted for a subject that can be restored',
     [{ partnerId: partner.id }, 409, 'conflict'],
     [{ keyId: leaked.id }, 409, 'not_restorable'],
   ] as const) {
-    t.match(await ask(subject), { status, body: { code } }, JSON.stringify(subject));
+    t.match(await requestRecovery(subject), { status, body: { code } }, JSON.stringify(subject));
   }
   service.later(30 * day - 3_600_000);
-  const { body: hurried } = await ask({ keyId: old.id });
-  const left = Date.parse(hurried.respondBy) - Date.parse(hurried.createdAt);
-  t.ok(left > 0 && left <= 3_600_000, 'the answer is due before the key is purged');
+  const { body: hurried } = await requestRecovery({ keyId: old.id });
+  const timeLeftMs = Date.parse(hurried.respondBy) - Date.parse(hurried.createdAt);
+  t.ok(timeLeftMs > 0 && timeLeftMs <= 3_600_000, 'the answer is due before the key is purged');
   service.later(3_600_000);
-  t.match(await ask({ keyId: old.id }), { status: 409, body: { code: 'not_restorable' } });
+  t.match(await requestRecovery({ keyId: old.id }), { status: 409, body: { code: 'not_restorable' } });
   t.equal((await events(admin)).length, count + 1);
 });
 
@@ -210,22 +217,22 @@ t.test('operators see the requests of all organizations, overdue ones first, and
   const { admin, operator, as } = service;
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const inOther = { 'latchkey-organization': other.id };
-  const wish = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@example.com' };
-  const eve = as((await operator.post('/v1/access-tokens', wish, inOther)).body.token);
-  const ask = async (who: Client): Promise<string> => {
-    const { id } = await deletedKey(who);
-    return (await who.post('/v1/recovery-requests', { keyId: id, details: 'Please' })).body.id;
+  const input = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@example.com' };
+  const otherAdmin = as((await operator.post('/v1/access-tokens', input, inOther)).body.token);
+  const requestRecovery = async (client: Client): Promise<string> => {
+    const { id } = await deletedKey(client);
+    return (await client.post('/v1/recovery-requests', { keyId: id, details: 'Please' })).body.id;
   };
   const made: string[] = [];
-  for (const who of [admin, eve, admin, eve, admin, eve]) {
-    made.push(await ask(who));
+  for (const client of [admin, otherAdmin, admin, otherAdmin, admin, otherAdmin]) {
+    made.push(await requestRecovery(client));
     service.later(6 * 3_600_000);
   }
   const [first, second, third, fourth, fifth, sixth] = made as [string, string, string, string, string, string];
   for (const id of [second, fifth]) await operator.post(`/v1/recovery-requests/${id}/decline`, { note: 'No' });
 
-  const list = async (who: Client, query = '', headers = {}) =>
-    (await who.get(`/v1/recovery-requests?limit=200${query}`, headers)).body.data as Json[];
+  const list = async (client: Client, query = '', headers = {}) =>
+    (await client.get(`/v1/recovery-requests?limit=200${query}`, headers)).body.data as Json[];
   const idsOf = (requests: Json[]) => requests.map(({ id }) => id);
   const all = await list(operator);
   t.same(
@@ -240,17 +247,17 @@ t.test('operators see the requests of all organizations, overdue ones first, and
   t.same(idsOf(await list(operator, '&status=open')), [first, third, fourth, sixth]);
   t.same(idsOf(await list(operator, '', inOther)), [fourth, sixth, second]);
   t.same(idsOf(await list(admin)), [fifth, third, first], 'an admin sees its own, newest first');
-  t.same(idsOf(await list(eve)), [sixth, fourth, second]);
+  t.same(idsOf(await list(otherAdmin)), [sixth, fourth, second]);
   t.equal((await admin.get(`/v1/recovery-requests/${second}`)).status, 404);
   t.equal((await operator.get(`/v1/recovery-requests/${second}`, inOther)).status, 200);
   const elsewhere = { 'latchkey-organization': service.organizationId };
   t.equal((await operator.get(`/v1/recovery-requests/${second}`, elsewhere)).status, 404);
   t.equal((await operator.post(`/v1/recovery-requests/${fourth}/approve`, {}, elsewhere)).status, 404);
 
-  const pages = async (who: Client, limit: number, between: () => Promise<unknown>) => {
+  const pages = async (client: Client, limit: number, between: () => Promise<unknown>) => {
     const found: string[] = [];
     for (let cursor = ''; found.length < 20; ) {
-      const { status, body } = await who.get(`/v1/recovery-requests?limit=${limit}${cursor}`);
+      const { status, body } = await client.get(`/v1/recovery-requests?limit=${limit}${cursor}`);
       t.equal(status, 200);
       found.push(...idsOf(body.data));
       if (body.nextCursor === null) return found;
@@ -262,19 +269,19 @@ t.test('operators see the requests of all organizations, overdue ones first, and
   for (const limit of [1, 2, 4, 5]) t.same(await pages(operator, limit, async () => undefined), idsOf(all));
   t.same(await pages(admin, 1, async () => undefined), [fifth, third, first]);
   const answered = [fourth, sixth];
-  const moved = await pages(operator, 1, async () => {
+  const pagedIds = await pages(operator, 1, async () => {
     const id = answered.pop();
     if (id !== undefined) await operator.post(`/v1/recovery-requests/${id}/decline`, { note: 'No' });
   });
-  t.same([...new Set(moved)].sort(), [...made].sort(), 'requests that are answered meanwhile are not omitted');
+  t.same([...new Set(pagedIds)].sort(), [...made].sort(), 'requests that are answered meanwhile are not omitted');
 
-  for (const [who, cursor] of [
+  for (const [client, cursor] of [
     [operator, 'x'],
     [operator, Buffer.from(first).toString('base64url')],
     [operator, Buffer.from(`open/01/${first}`).toString('base64url')],
     [admin, Buffer.from(`answered/${first}`).toString('base64url')],
   ] as const) {
-    t.equal((await who.get(`/v1/recovery-requests?cursor=${cursor}`)).body.code, 'cursor_invalid', cursor);
+    t.equal((await client.get(`/v1/recovery-requests?cursor=${cursor}`)).body.code, 'cursor_invalid', cursor);
   }
   t.equal(isUrgency(`open/123/${first}`), true);
   t.equal(isUrgency(`open/${first}`), false);
@@ -284,9 +291,9 @@ t.test('operators see the requests of all organizations, overdue ones first, and
 t.test('admins cannot answer requests, and operators can only create one for an organization', async (t) => {
   const { admin, operator, organizationId } = await startService(t);
   const key = await deletedKey(admin);
-  const ask = { keyId: key.id, details: 'For them' };
-  t.equal((await operator.post('/v1/recovery-requests', ask)).body.code, 'bad_request');
-  const { status, body } = await operator.post('/v1/recovery-requests', ask, {
+  const requestRecovery = { keyId: key.id, details: 'For them' };
+  t.equal((await operator.post('/v1/recovery-requests', requestRecovery)).body.code, 'bad_request');
+  const { status, body } = await operator.post('/v1/recovery-requests', requestRecovery, {
     'latchkey-organization': organizationId,
   });
   t.equal(status, 201);

@@ -12,11 +12,9 @@ import { startRedis } from './support/redis.ts';
 import { startRedisCluster } from './support/redis-cluster.ts';
 import { t } from './support/tap.ts';
 
-// Limits in a Redis Cluster of three real servers, and what is reported about a Redis that is slow or away.
-
 const skip = unlessInstalled('redis-server');
 
-t.test('two replicas share limits in a cluster: both buckets of a use are in one slot', { skip }, async (t) => {
+t.test('two replicas share limits in a Redis Cluster: both buckets of a use are in one slot', { skip }, async (t) => {
   const cluster = await startRedisCluster(t);
   const state = { redisUrl: cluster.url };
   const first = await startService(t, { state, keyring: keyringOf('new') });
@@ -24,15 +22,15 @@ t.test('two replicas share limits in a cluster: both buckets of a use are in one
   const replicas = [first, second];
   const modes = () => replicas.map(({ verification }) => (verification.limits as SharedLimits).mode);
   await eventually(async () => modes().every((mode) => mode === 'shared'));
-  const wish = { role: 'verifier', scopes: ['read'], name: 'For all' };
-  const { body: token } = await first.operator.post('/v1/access-tokens', wish);
-  const ask = async (replica: typeof first, key: string) =>
+  const input = { role: 'verifier', scopes: ['read'], name: 'For all' };
+  const { body: token } = await first.operator.post('/v1/access-tokens', input);
+  const verify = async (replica: typeof first, key: string) =>
     (await replica.as(token.token).post('/v1/verify', { key, permission: 'read' })).body;
 
   const counted = () =>
     Promise.all(cluster.nodes.map(({ client }) => client.keys('latchkey:limit:{*').then((names) => names.length)));
 
-  // Owners are added until every server has some; each use counts against the owner's bucket and the key's own.
+  // Owners are added until every server has some. Each use counts against the owner's bucket and the key's own.
   let owners = 0;
   for (; owners < 12 || (await counted()).includes(0); owners += 1) {
     if (owners === 100) throw new Error(`a server counts for none of ${owners} owners: ${await counted()}`);
@@ -44,16 +42,16 @@ t.test('two replicas share limits in a cluster: both buckets of a use are in one
     const rateLimit = { requests: 2, windowSeconds: 60 };
     const { body: narrow } = await first.admin.post('/v1/keys', { partnerId: partner.id, rateLimit });
     const codes = [];
-    for (const replica of [first, second, first, second]) codes.push((await ask(replica, narrow.key)).code);
+    for (const replica of [first, second, first, second]) codes.push((await verify(replica, narrow.key)).code);
     t.same(codes, ['valid', 'valid', 'rate_limited', 'rate_limited']);
-    t.match(await ask(second, partner.keys[0].key), { code: 'valid', rateLimit: { limit: 5, remaining: 2 } });
+    t.match(await verify(second, partner.keys[0].key), { code: 'valid', rateLimit: { limit: 5, remaining: 2 } });
   }
   const names = (await counted()).reduce((sum, ofServer) => sum + ofServer, 0);
   t.equal(names, 2 * owners);
   await delay(2_000);
   t.same(modes(), ['shared', 'shared']);
   for (const { logLines } of replicas) {
-    t.notMatch(logLines.join(''), /in its own memory/, 'and never fell back to memory');
+    t.notMatch(logLines.join(''), /in its own memory/, 'no replica fell back to memory');
   }
   const doctor = runEntry(t, 'cli/latchkey.ts', ['doctor'], {
     env: { DATABASE_URL: first.urls.app, LATCHKEY_KEYRING: keyringText('new'), REDIS_URL: cluster.url },
@@ -61,21 +59,22 @@ t.test('two replicas share limits in a cluster: both buckets of a use are in one
   await doctor.exited;
   t.match(doctor.output(), /^ok {6}Redis counts rate limits for all replicas\.$/m);
 
-  // With one server away part of the keys cannot be counted there, so all are counted in memory, without going to and fro.
+  // With one server down some keys cannot be counted there, so all are counted in memory, without switching back and
+  // forth.
   cluster.nodes[2]?.process.child.kill('SIGKILL');
   const { body: key } = await first.admin.post('/v1/keys', {});
   await eventually(async () => {
-    t.equal((await ask(first, key.key)).code, 'valid');
+    t.equal((await verify(first, key.key)).code, 'valid');
     return modes()[0] === 'memory';
   });
-  const turns = () => first.logLines.filter((line) => /counted in Redis|own memory/.test(line)).length;
-  const before = turns();
+  const switches = () => first.logLines.filter((line) => /counted in Redis|own memory/.test(line)).length;
+  const before = switches();
   await delay(4_000);
-  t.equal(turns(), before);
-  t.equal((await ask(first, key.key)).code, 'valid');
+  t.equal(switches(), before);
+  t.equal((await verify(first, key.key)).code, 'valid');
 });
 
-t.test('doctor says what keeps Redis from counting', { skip }, async (t) => {
+t.test('doctor reports what prevents Redis from counting', { skip }, async (t) => {
   const { urls } = await startService(t, { keyring: keyringOf('new') });
   const doctor = async (REDIS_URL: string) => {
     const env = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyringText('new'), REDIS_URL };
@@ -91,7 +90,7 @@ t.test('doctor says what keeps Redis from counting', { skip }, async (t) => {
   });
 });
 
-t.test('a Redis that is slow to connect is no reason to warn at the start', { skip }, async (t) => {
+t.test('a slow Redis connection causes no warning at the start', { skip }, async (t) => {
   const redis = await startRedis(t);
   let connections = 0;
   const slow = await listenRaw(t, (socket) => {
@@ -114,7 +113,7 @@ t.test('a Redis that is slow to connect is no reason to warn at the start', { sk
   t.same(warnings, []);
 });
 
-t.test('URLs of clusters', async (t) => {
+t.test('URLs of clusters are parsed', async (t) => {
   t.match(clusterNodes('redis+cluster://a:7000,b,[::1]:7002'), {
     nodes: [
       { host: 'a', port: 7_000 },

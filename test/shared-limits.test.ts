@@ -23,8 +23,8 @@ async function startReplicas(t: Test, count: number, overrides: Parameters<typeo
   const replicas = [first, ...others];
   const modeOf = (replica: typeof first) => (replica.verification.limits as SharedLimits).mode;
   await eventually(async () => replicas.every((replica) => modeOf(replica) === 'shared'));
-  const wish = { role: 'verifier', scopes: ['read'], name: 'For all' };
-  const { body: token } = await first.operator.post('/v1/access-tokens', wish);
+  const input = { role: 'verifier', scopes: ['read'], name: 'For all' };
+  const { body: token } = await first.operator.post('/v1/access-tokens', input);
   const ask = async (replica: typeof first, key: string, more = {}) =>
     (await replica.as(token.token).post('/v1/verify', { key, permission: 'read', ...more })).body;
   return { redis, first, replicas, modeOf, ask };

@@ -48,8 +48,8 @@ async function live(t: Test): Promise<Lived> {
   await admin.delete(`/v1/partners/${second.id}`);
   await admin.post(`/v1/partners/${second.id}/restore`);
   const expiresAt = new Date(Date.now() + 90 * dayMs).toISOString();
-  const wish = { name: 'Plain', expiresAt, allowedIps: ['203.0.113.0/24'], metadata: { team: 'a' } };
-  const { body: plain } = await admin.post('/v1/keys', { ...wish, rateLimit: { requests: 5, windowSeconds: 1 } });
+  const input = { name: 'Plain', expiresAt, allowedIps: ['203.0.113.0/24'], metadata: { team: 'a' } };
+  const { body: plain } = await admin.post('/v1/keys', { ...input, rateLimit: { requests: 5, windowSeconds: 1 } });
   await admin.patch(`/v1/keys/${plain.id}`, { metadata: { team: 'b', n: 1.5 }, allowedIps: [], name: null });
   await admin.post(`/v1/keys/${plain.id}/suspend`);
   await admin.post(`/v1/keys/${plain.id}/resume`);
@@ -477,16 +477,16 @@ t.test('whatever the API does in whatever order, rows and events agree', { timeo
   );
   const partnerActs = fc.constantFrom('suspend', 'resume', 'restore', 'delete');
   const step = fc.oneof(
-    fc.tuple(fc.nat(9), settings).map(([which, wish]) => async () => {
+    fc.tuple(fc.nat(9), settings).map(([which, input]) => async () => {
       const where =
         which < 5 ? {} : { partnerId: pick(partners, which), permission: which % 2 === 0 ? 'read' : 'write' };
-      const { body } = await operator.post('/v1/keys', { ...toBody(wish), ...where }, inIt);
+      const { body } = await operator.post('/v1/keys', { ...toBody(input), ...where }, inIt);
       if (body.key !== undefined) keys.push(body.id);
     }),
     fc.tuple(fc.nat(99), settings).map(
-      ([which, wish]) =>
+      ([which, input]) =>
         () =>
-          operator.patch(`/v1/keys/${pick(keys, which)}`, toBody(wish), inIt),
+          operator.patch(`/v1/keys/${pick(keys, which)}`, toBody(input), inIt),
     ),
     {
       weight: 8,
@@ -506,8 +506,8 @@ t.test('whatever the API does in whatever order, rows and events agree', { timeo
         }),
     },
     fc.tuple(permissions, limit).map(([granted, rateLimit]) => async () => {
-      const wish = { email: `${partners.length}@p.example`, permissions: granted, rateLimit };
-      const { body, status } = await operator.post('/v1/partners', wish, inIt);
+      const input = { email: `${partners.length}@p.example`, permissions: granted, rateLimit };
+      const { body, status } = await operator.post('/v1/partners', input, inIt);
       if (status === 201) partners.push(body.id);
       if (status === 201) keys.push(...body.keys.map(({ id }: Json) => id));
     }),
@@ -528,8 +528,8 @@ t.test('whatever the API does in whatever order, rows and events agree', { timeo
       }),
     },
     fc.tuple(fc.constantFrom('admin', 'verifier'), soon).map(([role, days]) => async () => {
-      const wish = { role, scopes: ['read'], name: role, email: role === 'admin' ? 'a@example.com' : undefined };
-      const { body, status } = await operator.post('/v1/access-tokens', { ...wish, expiresAt: until(days) }, inIt);
+      const input = { role, scopes: ['read'], name: role, email: role === 'admin' ? 'a@example.com' : undefined };
+      const { body, status } = await operator.post('/v1/access-tokens', { ...input, expiresAt: until(days) }, inIt);
       if (status === 201) tokens.push(body.id);
     }),
     fc.nat(99).map((which) => () => operator.delete(`/v1/access-tokens/${pick(tokens, which)}`, inIt)),

@@ -98,8 +98,8 @@ t.test("only the right secret reveals that a key was deleted, and only to the ke
   await admin.post(`/v1/keys/${suspended.id}/suspend`);
   const wrong = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-  const wish = { role: 'verifier', scopes: ['read'], name: 'Theirs' };
-  const { body: theirs } = await operator.post('/v1/access-tokens', wish, { 'latchkey-organization': other.id });
+  const input = { role: 'verifier', scopes: ['read'], name: 'Theirs' };
+  const { body: theirs } = await operator.post('/v1/access-tokens', input, { 'latchkey-organization': other.id });
   for (const [who, presented, code] of [
     [verifier, wrong, 'not_found'],
     [as(theirs.token), key.key, 'not_found'],
@@ -116,8 +116,8 @@ t.test("only the right secret reveals that a key was deleted, and only to the ke
 t.test('several replicas record it once', async (t) => {
   const one = await startService(t);
   const two = await startService(t, { urls: one.urls, keyring: one.keyring });
-  const wish = { role: 'verifier', scopes: ['read'], name: 'For all' };
-  const { body: forAll } = await one.operator.post('/v1/access-tokens', wish);
+  const input = { role: 'verifier', scopes: ['read'], name: 'For all' };
+  const { body: forAll } = await one.operator.post('/v1/access-tokens', input);
   const keys: Json[] = [];
   for (let index = 0; index < 10; index++) {
     const { body: key } = await one.admin.post('/v1/keys', {});

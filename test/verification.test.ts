@@ -161,9 +161,9 @@ t.test('the answer over the wire', async (t) => {
     "another organization's verifier learns nothing; a verifier for all organizations learns everything",
     async (t) => {
       const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-      const wish = { role: 'verifier', scopes: ['read'], name: 'v' };
-      const { body: theirs } = await operator.post('/v1/access-tokens', wish, { 'latchkey-organization': other.id });
-      const { body: global } = await operator.post('/v1/access-tokens', wish);
+      const input = { role: 'verifier', scopes: ['read'], name: 'v' };
+      const { body: theirs } = await operator.post('/v1/access-tokens', input, { 'latchkey-organization': other.id });
+      const { body: global } = await operator.post('/v1/access-tokens', input);
       t.same(await ask(key.key, {}, as(theirs.token)), { ...nothing, code: 'not_found' });
       t.equal((await ask(key.key, {}, as(global.token))).code, 'valid');
     },
@@ -203,8 +203,8 @@ t.test('where the operator names a keyring entry as lost, argon2id vouches once 
   const keyring = parseKeyring(`new:${bytes(2)}`, ['old']);
   const renewed = await startService(t, { keyring, urls: old.urls });
   const runs = () => renewed.hasher.runs;
-  const wish = { role: 'verifier', scopes: ['read'], name: 'For all' };
-  const forAll = renewed.as((await renewed.operator.post('/v1/access-tokens', wish)).body.token);
+  const input = { role: 'verifier', scopes: ['read'], name: 'For all' };
+  const forAll = renewed.as((await renewed.operator.post('/v1/access-tokens', input)).body.token);
   const ask = (presented: string) => forAll.post('/v1/verify', { key: presented, permission: 'read' });
 
   const before = runs();

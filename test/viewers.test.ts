@@ -7,8 +7,8 @@ async function adminNamed(
   creator = admin,
   headers = {},
 ): Promise<{ client: Client; id: string }> {
-  const wish = { role: 'admin', scopes: ['read', 'write'], name, email: `${name.toLowerCase()}@example.com` };
-  const { body } = await creator.post('/v1/access-tokens', wish, headers);
+  const input = { role: 'admin', scopes: ['read', 'write'], name, email: `${name.toLowerCase()}@example.com` };
+  const { body } = await creator.post('/v1/access-tokens', input, headers);
   return { client: as(body.token), id: body.id };
 }
 

@@ -12,16 +12,19 @@ import { idOf, makeWebhook, startReceiver, startSending } from './support/webhoo
 // Many endpoints, or many deliveries, at once.
 
 /** Endpoints that have failed before, in one statement, each with something due. */
-async function dbMakeEndpoints(service: TestService, wish: { url: string; count: number; due: number }): Promise<void> {
+async function dbMakeEndpoints(
+  service: TestService,
+  options: { url: string; count: number; due: number },
+): Promise<void> {
   const organizationId = service.organizationId as OrganizationId;
-  const made = Array.from({ length: wish.count }, () => {
+  const made = Array.from({ length: options.count }, () => {
     const id = newId('webhook');
-    const endpoint = { id, organization_id: organizationId, partner_id: null, url: wish.url };
+    const endpoint = { id, organization_id: organizationId, partner_id: null, url: options.url };
     return { id, ...mintSecret(service.keyring, endpoint).columns };
   });
   const params = [
     organizationId,
-    wish.url,
+    options.url,
     made.map(({ id }) => id),
     made.map(({ sealed }) => sealed),
     service.keyring.primary.id,
@@ -33,7 +36,7 @@ async function dbMakeEndpoints(service: TestService, wish: { url: string; count:
      select id, $1, $2, '{key.purged}', sealed, $5, now(), '{"type":"system","id":"x","name":"x","email":null}', now() from unnest($3::text[], $4::bytea[]) as made (id, sealed)`,
     params,
   );
-  await dbMakeDeliveries(service, 'pending', wish.due);
+  await dbMakeDeliveries(service, 'pending', options.due);
 }
 
 /** For each endpoint that receives purges. */

@@ -13,8 +13,8 @@ import { deliveriesOf, idOf, makeWebhook, startReceiver, startSending } from './
 const hourMs = 3_600_000;
 
 async function happen({ admin }: TestService): Promise<string> {
-  const wish = { email: `${Math.random()}@p.example`, permissions: ['read'] };
-  return (await admin.post('/v1/partners', wish)).body.keys[0].id;
+  const input = { email: `${Math.random()}@p.example`, permissions: ['read'] };
+  return (await admin.post('/v1/partners', input)).body.keys[0].id;
 }
 
 const settled = (service: TestService, webhook: Json, isAwaited: (delivery: Json) => boolean) =>

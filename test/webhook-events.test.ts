@@ -128,8 +128,8 @@ t.test('a body has ids and facts, and a partner reads no internals in it', async
 
   await t.test('of a new key neither', async (t) => {
     await admin.delete(`/v1/keys/${partner.keys[0].id}`);
-    const wish = { partnerId: partner.id, permission: 'read', metadata: { team: 'ours' }, name: 'New' };
-    await admin.post('/v1/keys', wish);
+    const input = { partnerId: partner.id, permission: 'read', metadata: { team: 'ours' }, name: 'New' };
+    await admin.post('/v1/keys', input);
     const [ours] = (await payloads(all, 'key.created')).slice(-1);
     const [theirs] = await payloads(partners, 'key.created');
     t.match(ours?.data.details, { name: 'New', metadata: { team: 'ours' } });

@@ -21,8 +21,8 @@ async function partnerOf({ admin }: TestService): Promise<Json> {
 t.test('an endpoint, from its creation to its deletion', async (t) => {
   const service = await startService(t);
   const { admin, organizationId } = service;
-  const wish = { url: `${url}?token=theirs`, events: ['key.deleted', 'key.created'], description: 'Billing' };
-  const { status, headers, body } = await admin.post('/v1/webhooks', wish);
+  const input = { url: `${url}?token=theirs`, events: ['key.deleted', 'key.created'], description: 'Billing' };
+  const { status, headers, body } = await admin.post('/v1/webhooks', input);
   t.equal(status, 201);
   t.equal(headers.location, `/v1/webhooks/${body.id}`);
   t.match(body, { secret: /^whsec_[A-Za-z0-9+/]{43}=$/ });
@@ -31,7 +31,7 @@ t.test('an endpoint, from its creation to its deletion', async (t) => {
     id: /^webhook_/,
     organizationId,
     partnerId: null,
-    url: wish.url,
+    url: input.url,
     events: ['key.created', 'key.deleted'],
     description: 'Billing',
     status: 'enabled',
@@ -122,18 +122,18 @@ t.test('secrets are sealed, and go with the endpoint', async (t) => {
 t.test('a secret is replayed for 15 minutes', async (t) => {
   const { admin, later } = await startService(t);
   const key = { 'idempotency-key': 'k' };
-  const wish = { url, events: ['*'] };
-  const { body: created } = await admin.post('/v1/webhooks', wish, key);
+  const input = { url, events: ['*'] };
+  const { body: created } = await admin.post('/v1/webhooks', input, key);
   const { id } = created;
   t.match(created.secret, /^whsec_/);
   const gone = { status: 409, headers: { 'idempotent-replayed': 'true' }, body: { code: 'reply_gone', created: [id] } };
-  t.same((await admin.post('/v1/webhooks', wish, key)).body, created);
+  t.same((await admin.post('/v1/webhooks', input, key)).body, created);
   const path = `/v1/webhooks/${id}/rotate-secret`;
   const { body: rotated } = await admin.post(path, undefined, key);
   t.not(rotated.secret, created.secret);
   t.same((await admin.post(path, undefined, key)).body, rotated);
   later(15 * 60_000);
-  t.match(await admin.post('/v1/webhooks', wish, key), gone);
+  t.match(await admin.post('/v1/webhooks', input, key), gone);
   t.match(await admin.post(path, undefined, key), gone);
   t.equal((await admin.get('/v1/webhooks')).body.data.length, 1);
 });
@@ -162,9 +162,9 @@ t.test('what is refused, each with its path', async (t) => {
     [{ url, events: ['partner.created', 'key.revealed'], partnerId }, 'body.events.1'],
     [{ url, events: ['rate_limit.updated'], partnerId }, 'body.events.0'],
   ];
-  for (const [wish, path] of table) {
-    const { status, body } = await admin.post('/v1/webhooks', wish);
-    t.same([status, body.code, body.errors?.[0].path], [400, 'validation_failed', path], JSON.stringify(wish));
+  for (const [input, path] of table) {
+    const { status, body } = await admin.post('/v1/webhooks', input);
+    t.same([status, body.code, body.errors?.[0].path], [400, 'validation_failed', path], JSON.stringify(input));
   }
   const webhook = await makeWebhook(service, { url, partnerId });
   for (const [patch, path] of [

@@ -9,8 +9,8 @@ const admin = as(ADMIN_TOKEN);
 const json = { 'Content-Type': 'application/json' };
 setConfig({ baseURL });
 
-const wish = { email: 'team@partner.example', permissions: ['read' as const] };
-const partner = await createPartner(wish, undefined, { headers: { ...admin.headers, ...json } });
+const input = { email: 'team@partner.example', permissions: ['read' as const] };
+const partner = await createPartner(input, undefined, { headers: { ...admin.headers, ...json } });
 const [created] = partner.keys;
 if (created === undefined) throw new Error('the partner has no key');
 const plaintext: string = created.key;

@@ -48,8 +48,8 @@ export async function openPage(t: Test, url: string): Promise<Page> {
   await devTools('Page.navigate', { url }, sessionId);
 
   async function evaluate(script: string): Promise<Json> {
-    const wish = { expression: script, awaitPromise: true, returnByValue: true };
-    const { result, exceptionDetails } = await devTools('Runtime.evaluate', wish, sessionId);
+    const params = { expression: script, awaitPromise: true, returnByValue: true };
+    const { result, exceptionDetails } = await devTools('Runtime.evaluate', params, sessionId);
     if (exceptionDetails !== undefined) throw new Error(`${script} failed: ${JSON.stringify(exceptionDetails)}`);
     return result.value;
   }

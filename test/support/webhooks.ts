@@ -82,8 +82,8 @@ export function startSending(
 }
 
 /** Makes an endpoint, and fails where that is refused. */
-export async function makeWebhook({ admin }: Pick<TestService, 'admin'>, wish: Json): Promise<Json> {
-  const { status, body } = await admin.post('/v1/webhooks', { events: ['*'], ...wish });
+export async function makeWebhook({ admin }: Pick<TestService, 'admin'>, input: Json): Promise<Json> {
+  const { status, body } = await admin.post('/v1/webhooks', { events: ['*'], ...input });
   if (status !== 201) throw new Error(JSON.stringify(body));
   return body;
 }
