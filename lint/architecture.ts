@@ -16,8 +16,6 @@ const ranks: string[][] = [
   ['embedded-postgres'],
   ['credentials'],
   ['oidc'],
-  ['client'],
-  ['fastify'],
   ['http'],
   ['refused-requests'],
   ['history'],

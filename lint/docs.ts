@@ -87,7 +87,7 @@ test('each file and folder of the code that a page for contributors names exists
     'docs/glossary.md',
     'test/README.md',
   ]) {
-    const named = [...readFileSync(page, 'utf8').matchAll(/(?:src|test|tools|lint|migrations)\/[\w./-]*\w/g)];
+    const named = [...readFileSync(page, 'utf8').matchAll(/(?:clients\/node\/)?(?:src|test|tools|lint|migrations)\/[\w./-]*\w/g)];
     const missing = named.map(([name]) => name).filter((name) => !existsSync(name));
     assert.deepEqual(missing, [], page);
   }

@@ -1,6 +1,6 @@
 import type { RequestListener } from 'node:http';
 import type { Test } from 'tap';
-import type { ClientOptions } from '../src/client/client.ts';
+import type { ClientOptions } from '../clients/node/src/client.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';

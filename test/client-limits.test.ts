@@ -1,4 +1,4 @@
-import { LocalLimit } from '../src/client/known-keys.ts';
+import { LocalLimit } from '../clients/node/src/known-keys.ts';
 import { startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';

@@ -1,5 +1,5 @@
 import type { z } from 'zod';
-import { createLatchkeyClient, type Question, type Verdict } from '../src/client/client.ts';
+import { createLatchkeyClient, type Question, type Verdict } from '../clients/node/src/client.ts';
 import type { verdictView } from '../src/verification/verdict-view.ts';
 import type { VerifyRequest } from '../src/verification/verify-request.ts';
 import { startClient, startListening } from './support/hook.ts';

@@ -155,7 +155,7 @@ t.test('the hook of docs/integration.md protects a backend against hostile input
   const [, snippet = ''] = /^```js\n(.*?)^```$/ms.exec(page) ?? [];
   const service = await startService(t);
   const url = await service.app.listen({ port: 0, host: '127.0.0.1' });
-  const places = { 'latchkey/fastify': path.resolve('src/fastify/plugin.ts'), 'http://127.0.0.1:8080': url };
+  const places = { 'latchkey/fastify': path.resolve('clients/node/src/fastify.ts'), 'http://127.0.0.1:8080': url };
   const filled = Object.entries(places).reduce((text, [place, here]) => {
     t.ok(text.includes(place), place);
     return text.replace(place, here);

@@ -1,5 +1,5 @@
 import type { FastifyInstance } from 'fastify';
-import { latchkey } from '../src/fastify/plugin.ts';
+import { latchkey } from '../clients/node/src/fastify.ts';
 import { startBackend, startListening } from './support/hook.ts';
 import { keepAliveClient } from './support/keep-alive-client.ts';
 import { eventually } from './support/process.ts';

@@ -32,11 +32,11 @@ function reach(entry: string, found = { files: new Set<string>(), libraries: new
 }
 
 t.test('the client and hook import only general helpers of the service', async (t) => {
-  for (const entry of ['src/client/client.ts', 'src/fastify/plugin.ts']) {
+  for (const entry of ['clients/node/src/client.ts', 'clients/node/src/fastify.ts']) {
     const { files, libraries } = reach(entry);
     for (const library of libraries) t.ok(librariesNeeded.includes(library), `${entry} brings ${library}`);
     for (const file of files) {
-      t.match(file, /^src\/(client|fastify|lib)\/|^src\/domain\/rate-limit\.ts$/, `${entry} brings ${file}`);
+      t.match(file, /^(clients\/node\/src|src\/lib)\/|^src\/domain\/rate-limit\.ts$/, `${entry} brings ${file}`);
     }
   }
   t.ok(reach('src/server.ts').libraries.has('pg'), 'a forbidden library would be found');
@@ -76,7 +76,7 @@ t.test("the installed package works with its types, without Latchkey's other lib
   const directory = await scratch(t);
   const at = (...names: string[]) => path.join(directory, ...names);
   install(directory, at('backend'));
-  for (const entry of ['client/client.js', 'fastify/plugin.js'].map((name) => at('package/dist/src', name))) {
+  for (const entry of ['client.js', 'fastify.js'].map((name) => at('package/dist/clients/node/src', name))) {
     const { libraries } = reach(entry);
     t.ok(libraries.has('lru-cache') && [...libraries].every((library) => librariesNeeded.includes(library)));
   }

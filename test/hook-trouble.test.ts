@@ -1,7 +1,7 @@
 import fastify from 'fastify';
 import type { Test } from 'tap';
-import { createLatchkeyClient } from '../src/client/client.ts';
-import { type LatchkeyOptions, latchkey } from '../src/fastify/plugin.ts';
+import { createLatchkeyClient } from '../clients/node/src/client.ts';
+import { type LatchkeyOptions, latchkey } from '../clients/node/src/fastify.ts';
 import { startListening } from './support/hook.ts';
 import { listenHttp } from './support/listeners.ts';
 import { freePort } from './support/ports.ts';

@@ -1,7 +1,7 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { type KnownKey, KnownKeys, learnLimit, Unreported } from '../src/client/known-keys.ts';
-import type { Question, Verdict } from '../src/client/verdict.ts';
+import { type KnownKey, KnownKeys, learnLimit, Unreported } from '../clients/node/src/known-keys.ts';
+import type { Question, Verdict } from '../clients/node/src/verdict.ts';
 import { t } from './support/tap.ts';
 
 // Locally allowed uses that are not reported yet: reported once, for the right key, and counted against its limits until then.

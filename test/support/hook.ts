@@ -1,8 +1,8 @@
 import type { AddressInfo } from 'node:net';
 import fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify';
 import type { Test } from 'tap';
-import { type ClientOptions, createLatchkeyClient, type LatchkeyClient } from '../../src/client/client.ts';
-import { type LatchkeyOptions, latchkey } from '../../src/fastify/plugin.ts';
+import { type ClientOptions, createLatchkeyClient, type LatchkeyClient } from '../../clients/node/src/client.ts';
+import { type LatchkeyOptions, latchkey } from '../../clients/node/src/fastify.ts';
 import { startService, type TestService } from './app.ts';
 import { eventually } from './process.ts';
 

@@ -1,5 +1,5 @@
 import { LRUCache } from 'lru-cache';
-import { startPeriodicTask } from '../lib/periodic-task.ts';
+import { startPeriodicTask } from '../../../src/lib/periodic-task.ts';
 import { followChanges } from './change-stream.ts';
 import {
   grantName,

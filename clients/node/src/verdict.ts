@@ -1,4 +1,4 @@
-import { clientAddress } from '../lib/ip-address.ts';
+import { clientAddress } from '../../../src/lib/ip-address.ts';
 
 /** The access that a request needs. */
 export type Access = 'read' | 'write';

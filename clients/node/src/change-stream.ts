@@ -1,6 +1,6 @@
 import { createParser, type EventSourceMessage } from 'eventsource-parser';
-import { createBackoff } from '../lib/backoff.ts';
-import { startPeriodicTask } from '../lib/periodic-task.ts';
+import { createBackoff } from '../../../src/lib/backoff.ts';
+import { startPeriodicTask } from '../../../src/lib/periodic-task.ts';
 import { causeOf, openChanges, type Service } from './service.ts';
 
 /** Follows `GET /v1/changes` until it is closed. */

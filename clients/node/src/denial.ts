@@ -1,7 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import { CostExceedsLimit, LatchkeyUnavailable, type RateLimitState, type Verdict } from '../client/verdict.ts';
-import { limitSentence } from '../domain/rate-limit.ts';
-import { UnreadableCredential } from '../lib/read-credential.ts';
+import { limitSentence } from '../../../src/domain/rate-limit.ts';
+import { UnreadableCredential } from '../../../src/lib/read-credential.ts';
+import { CostExceedsLimit, LatchkeyUnavailable, type RateLimitState, type Verdict } from './verdict.ts';
 
 /** Why a request is rejected, and the default reply. */
 export interface Denial {

@@ -1,11 +1,11 @@
 import type { IncomingMessage } from 'node:http';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
-import { type ClientOptions, createLatchkeyClient } from '../client/client.ts';
-import { type Access, LatchkeyUnavailable, type Permission, permissionFor, type Verdict } from '../client/verdict.ts';
-import { andThen, callBack, type MaybePromise, withCatch } from '../lib/maybe-promise.ts';
-import { readCredential } from '../lib/read-credential.ts';
+import { andThen, callBack, type MaybePromise, withCatch } from '../../../src/lib/maybe-promise.ts';
+import { readCredential } from '../../../src/lib/read-credential.ts';
+import { type ClientOptions, createLatchkeyClient } from './client.ts';
 import { type Denial, denialOf, denialOfError, keyInUrl, noKey, rateLimitFields, sendProblem } from './denial.ts';
+import { type Access, LatchkeyUnavailable, type Permission, permissionFor, type Verdict } from './verdict.ts';
 
 export type { Denial } from './denial.ts';
 
