@@ -282,12 +282,17 @@ t.test('a half-open stream is replaced without help', { skip }, async (t) => {
   t.match(backend.process.output(), /WARNING.*Changes of API keys do not arrive/);
 });
 
-t.test('late heartbeats do not make old verdicts usable', { skip }, async (t) => {
-  const { service, proxy, backend, key } = await behindProxy(t, 'wsgi');
-  proxy.lag(9_000, 'GET /v1/changes');
+t.test('heartbeats that arrive late do not make old verdicts usable', { skip }, async (t) => {
+  const { service, proxy, backend, key } = await behindProxy(t, 'wsgi', { report_every_seconds: 60 });
+  // The delay grows in two steps, so that the stream is never silent for 5 s.
+  proxy.lag(4_000, 'GET /v1/changes');
+  await delay(4_500);
+  t.equal(await backend.status(key.key), 200);
+  proxy.lag(8_000, 'GET /v1/changes');
   await service.admin.delete(`/v1/keys/${key.id}`);
-  const [tookMs] = await acceptedMs(backend, key.key);
+  const [tookMs, { status }] = await acceptedMs(backend, key.key);
   t.ok(tookMs < 5_000, `accepted for ${tookMs} ms`);
+  t.equal(status, 401);
 });
 
 t.test('changed while the stream was cut: afterwards nothing from before is used', { skip }, async (t) => {
@@ -315,7 +320,7 @@ t.test('a verdict that was on its way when its key was changed is not kept', { s
   t.equal(await backend.status(key.key), 401);
 });
 
-t.test('a revoked token lets no request in', { skip }, async (t) => {
+t.test('with a revoked token no request is admitted', { skip }, async (t) => {
   const { url, admin } = await startListening(t);
   const wish = { role: 'verifier', name: 'Python', scopes: ['read'] };
   const { body: token } = await admin.post('/v1/access-tokens', wish);
@@ -337,9 +342,9 @@ t.test('exactly the limit of a key is allowed, and each use is counted once', { 
   const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 200, windowSeconds: 3_600 } });
   const answers: Answer[] = [];
   const use = async () => {
-    for (let turn = 0; turn < 60; turn++) answers.push(await backend.ask(key.key));
+    for (let turn = 0; turn < 20; turn++) answers.push(await backend.ask(key.key));
   };
-  await Promise.all([use(), use(), use(), use()]);
+  await Promise.all(Array.from({ length: 20 }, use));
   t.equal(answers.filter(({ status }) => status === 200).length, 200);
   const rejection = answers.find(({ status }) => status !== 200);
   t.match(rejection, { status: 429, body: { code: 'rate_limited' } });
@@ -410,15 +415,17 @@ t.test('the commands of docs/examples/wsgi work as they are written', { skip: sk
   t.equal((await fetch(`${url}/health`)).status, 200);
 });
 
-const canBuild = () => spawnSync('python3', ['-c', 'import pip, setuptools, wheel']).status === 0;
+/** pip fetches these from the network, if it may. */
+const builder = ['python3', '/usr/bin/python3'].find(
+  (program) => spawnSync(program, ['-c', 'import setuptools, wheel, pip']).status === 0,
+);
 
-t.test('the folder can be installed with pip', { skip: skip || (!canBuild() && 'pip cannot build') }, async (t) => {
+t.test('the folder can be installed with pip', { skip: builder === undefined && 'no python3 has wheel' }, async (t) => {
   const folder = await scratch(t);
   await cp('clients/python', path.join(folder, 'source'), { recursive: true });
-  // Without the network, pip cannot fetch setuptools.
-  const offline = ['--no-index', '--no-deps', '--no-build-isolation', '--disable-pip-version-check'];
+  const offline = ['--no-index', '--no-deps', '--no-build-isolation', '--no-compile', '--disable-pip-version-check'];
   const args = ['-m', 'pip', 'install', '--quiet', ...offline, '--target', 'installed', './source'];
-  const pip = run(t, 'python3', args, { cwd: folder });
+  const pip = run(t, builder ?? '', args, { cwd: folder });
   t.equal((await pip.exited).code, 0, pip.output());
   t.match((await readdir(path.join(folder, 'installed'))).sort(), [
     'latchkey_client-0.1.0.dist-info',

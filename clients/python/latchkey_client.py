@@ -163,6 +163,38 @@ def _text_of(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+class _Slots:
+    """A semaphore that serves threads in their order. `threading.Semaphore` may serve the latest ones only."""
+
+    def __init__(self, free: int) -> None:
+        self._lock = threading.Lock()
+        self._free = free
+        self._waiting: deque[threading.Event] = deque()
+
+    def acquire(self, timeout: float) -> bool:
+        with self._lock:
+            if self._free > 0:
+                self._free -= 1
+                return True
+            turn = threading.Event()
+            self._waiting.append(turn)
+        try:
+            turn.wait(timeout)
+        finally:
+            with self._lock:
+                is_free = turn.is_set()
+                if not is_free:
+                    self._waiting.remove(turn)
+        return is_free
+
+    def release(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._free += 1
+
+
 class _Service:
     """Calls Latchkey on a few connections that are kept open."""
 
@@ -174,7 +206,7 @@ class _Service:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []
-        self._slots = threading.BoundedSemaphore(_CONNECTIONS)
+        self._slots = _Slots(_CONNECTIONS)
 
     def connect(self, timeout: float) -> http.client.HTTPConnection:
         connection = (
@@ -199,7 +231,7 @@ class _Service:
         headers = {**self._headers, "Content-Type": "application/json"}
         if fresh:
             headers["Cache-Control"] = "no-cache"
-        if not self._slots.acquire(timeout=self._timeout):
+        if not self._slots.acquire(self._timeout):
             raise _CallFailed("busy", "Latchkey was busy with other questions for too long.")
         try:
             status, text = self._post(json.dumps({"entries": entries}).encode(), headers)
@@ -240,13 +272,13 @@ class _Service:
                 return self._exchange(connection, body, headers)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise _CallFailed("broken", self._reason(error)) from None
+            raise _CallFailed("broken", _reason(error)) from None
 
     def _new_connection(self) -> http.client.HTTPConnection:
         try:
             return self.connect(self._timeout)
         except (OSError, http.client.HTTPException) as error:
-            raise _CallFailed("unavailable", self._reason(error)) from None
+            raise _CallFailed("unavailable", _reason(error)) from None
 
     def _exchange(
         self, connection: http.client.HTTPConnection, body: bytes, headers: dict[str, str]
@@ -277,10 +309,14 @@ class _Service:
                 self._idle.append(connection)
         return response.status, text
 
-    def _reason(self, error: Exception) -> str:
-        if isinstance(error, socket.timeout):
-            return f"Latchkey did not answer within {self._timeout:g} s"
-        return f"Latchkey did not answer: {_text_of(error)}"
+
+def _reason(error: Exception) -> str:
+    """For a log."""
+    if isinstance(error, _CallFailed):
+        return str(error)
+    if isinstance(error, socket.timeout):
+        return "Latchkey did not answer in time"
+    return f"Latchkey did not answer: {_text_of(error)}"
 
 
 def _refusal(status: int, text: bytes) -> _CallFailed:
@@ -464,7 +500,7 @@ class _ChangeStream:
             except Exception as error:  # Whatever a server sends, the thread goes on.
                 with self._lock:
                     self._is_connected = False
-                self._turn(_text_of(error))
+                self._turn(_reason(error))
             delay = min(longest, shortest * 2**self._failures)
             self._failures = min(10, self._failures + 1)
             self._closing.wait(delay * random.uniform(0.5, 1))
@@ -503,7 +539,8 @@ class _ChangeStream:
         while not self._closing.is_set():
             line = response.readline(_LONGEST_EVENT)
             if not line.endswith(b"\n"):
-                raise ConnectionError("the stream was closed" if len(line) < _LONGEST_EVENT else "an event is too long")
+                why = "the stream was closed" if len(line) < _LONGEST_EVENT else "an event is too long"
+                raise _CallFailed("unavailable", why)
             name, _, value = line.decode().strip().partition(":")
             if name == "event":
                 event = value.strip()
@@ -525,7 +562,7 @@ class _ChangeStream:
         elif event == "down":
             self._is_connected = False
         elif event == "end":
-            raise ConnectionError(f"Latchkey ended the stream: {data.get('reason')}")
+            raise _CallFailed("unavailable", f"Latchkey ended the stream: {data.get('reason')}")
 
     def _beat(self, data: dict[str, Any]) -> None:
         """A heartbeat describes the time at which it was written, and may have been on its way for long."""
@@ -534,7 +571,7 @@ class _ChangeStream:
         is_late = now - written_at > _SILENCE_ALLOWED_SECONDS / 2
         self._late_heartbeats = self._late_heartbeats + 1 if is_late else 0
         if self._late_heartbeats >= _LATE_HEARTBEATS_ALLOWED:
-            raise ConnectionError("changes from Latchkey arrive late")
+            raise _CallFailed("unavailable", "changes from Latchkey arrive late")
         if not self.is_alive(now):
             # Verdicts from before the stream was connected may be outdated.
             self._client._changed(None)
@@ -687,16 +724,21 @@ class LatchkeyClient:
         question = _Question(key, permission, address, cost, hashlib.sha256(key.encode("utf-8", "replace")).digest())
         # Not sent: otherwise a client could fill the connections with long texts.
         if len(key) > _LONGEST_KEY or not _KEY.fullmatch(key):
-            return Verdict(False, "malformed"), question
-        with self._lock:
-            if not self._is_started:
-                self._is_started = True
-                threading.Thread(target=self._stream.run, name="latchkey-changes", daemon=True).start()
-                threading.Thread(target=self._report, name="latchkey-reports", daemon=True).start()
-            verdict = self._from_memory(question)
+            verdict: Verdict | None = Verdict(False, "malformed")
+        else:
+            with self._lock:
+                self._start()
+                verdict = self._from_memory(question)
         if verdict is not None:
             self._emit("verified", code=verdict.code, source="memory")
         return verdict, question
+
+    def _start(self) -> None:
+        """Starts the threads. The lock is held."""
+        if not self._is_started:
+            self._is_started = True
+            threading.Thread(target=self._stream.run, name="latchkey-changes", daemon=True).start()
+            threading.Thread(target=self._report, name="latchkey-reports", daemon=True).start()
 
     def _from_memory(self, question: _Question, is_outage: bool = False) -> Verdict | None:
         """The cached verdict, if it may be used. The lock is held."""
@@ -879,7 +921,7 @@ class LatchkeyClient:
 
     def _notice_trouble(self, error: Exception) -> None:
         """Logs an error at once, and then once a minute while it lasts."""
-        message, now = _text_of(error), time.monotonic()
+        message, now = _reason(error), time.monotonic()
         with self._lock:
             if self._closing.is_set() or now - self._troubles.get(message, float("-inf")) < _TROUBLE_EVERY_SECONDS:
                 return

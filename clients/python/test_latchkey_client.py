@@ -136,7 +136,7 @@ class Calls(unittest.TestCase):
 
         for answer in (drip, lambda *_: time.sleep(2)):
             reason, seconds = self.unavailable(answer)
-            self.assertEqual(reason, "Latchkey did not answer within 0.3 s")
+            self.assertEqual(reason, "Latchkey did not answer in time")
             self.assertLess(seconds, 1.5)
 
     def test_a_long_reply_is_not_read_to_its_end(self):
@@ -145,7 +145,7 @@ class Calls(unittest.TestCase):
             while True:
                 connection.sendall(b" " * 65_536)
 
-        self.assertRegex(self.unavailable(flood)[0], "too long|within")
+        self.assertRegex(self.unavailable(flood)[0], "too long|in time")
 
     def test_a_kept_connection_is_used_again_and_replaced_when_it_is_closed(self):
         verdict = {"valid": False, "code": "not_found", "keyId": None, "organizationId": None, "partnerId": None}
@@ -163,6 +163,28 @@ class Calls(unittest.TestCase):
                 self.assertEqual(client.verify(KEY, "read").code, "not_found")
         first, second, third, *others = posts
         self.assertTrue(first == second == third != others[0] == others[1], posts)
+
+    def test_threads_get_a_connection_in_their_order_and_only_so_many(self):
+        slots, order = latchkey_client._Slots(1), []
+        self.assertTrue(slots.acquire(0))
+        self.assertFalse(slots.acquire(0.01))
+
+        def use(number):
+            self.assertTrue(slots.acquire(30))
+            order.append(number)
+            slots.release()
+
+        threads = [threading.Thread(target=use, args=(number,)) for number in range(8)]
+        for number, thread in enumerate(threads):
+            thread.start()
+            while len(slots._waiting) <= number:
+                time.sleep(0.001)
+        slots.release()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(order, list(range(8)))
+        self.assertTrue(slots.acquire(0))
+        self.assertFalse(slots.acquire(0))
 
     def test_the_cache_has_room_for_so_many_keys(self):
         cache = latchkey_client._Cache(2)
@@ -216,11 +238,11 @@ class Middleware(unittest.TestCase):
         self.assertIn(b"in X-Acme-Key", body)
         self.assertEqual(self.wsgi({"HTTP_X_ACME_KEY": KEY}, header="X-Acme-Key")[0], "503 Service Unavailable")
 
-    def test_a_wrong_permission_is_an_error_and_not_an_open_door(self):
+    def test_a_wrong_permission_raises_and_does_not_admit_the_request(self):
         with self.assertRaises(ValueError):
             self.wsgi({"HTTP_X_API_KEY": KEY}, permission=lambda _: "all")
 
-    def test_a_closed_client_lets_nobody_in(self):
+    def test_a_closed_client_admits_no_request(self):
         self.client.close()
         self.assertEqual(self.wsgi({"HTTP_X_API_KEY": KEY})[0], "503 Service Unavailable")
 
