@@ -7,7 +7,7 @@ app.get('/readyz', { config: { permission: 'none' } }, async () => ({}));
 const { LATCHKEY_URL: url, LATCHKEY_TOKEN: token } = process.env;
 if (url !== undefined && token !== undefined) {
   // The build, because backends run the build.
-  const { latchkey } = await import('../dist/clients/node/src/fastify.js');
+  const { latchkey } = await import('../clients/node/dist/clients/node/src/fastify.js');
   await app.register(latchkey, { url, token });
 }
 app.get('/hello', async () => ({ hello: 'world' }));

@@ -5,13 +5,13 @@ import { test } from 'node:test';
 
 // What the pages say about this repository: a link leads somewhere, and a test that is named exists.
 
-const pages = [
-  ...readdirSync('.'),
-  ...readdirSync('docs', { recursive: true, encoding: 'utf8' }).map((name) => `docs/${name}`),
-  'test/README.md',
-]
-  .filter((name) => name.endsWith('.md'))
+const pages = [...readdirSync('.'), ...filesIn('docs'), ...filesIn('clients'), 'test/README.md']
+  .filter((name) => name.endsWith('.md') && !name.includes('node_modules/'))
   .sort();
+
+function filesIn(folder: string): string[] {
+  return readdirSync(folder, { recursive: true, encoding: 'utf8' }).map((name) => `${folder}/${name}`);
+}
 
 test('every link inside the repository leads to a page and its heading', () => {
   assert.ok(
@@ -87,7 +87,9 @@ test('each file and folder of the code that a page for contributors names exists
     'docs/glossary.md',
     'test/README.md',
   ]) {
-    const named = [...readFileSync(page, 'utf8').matchAll(/(?:clients\/node\/)?(?:src|test|tools|lint|migrations)\/[\w./-]*\w/g)];
+    const named = [
+      ...readFileSync(page, 'utf8').matchAll(/(?:clients\/node\/)?(?:src|test|tools|lint|migrations)\/[\w./-]*\w/g),
+    ];
     const missing = named.map(([name]) => name).filter((name) => !existsSync(name));
     assert.deepEqual(missing, [], page);
   }

@@ -6,7 +6,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
-const inputs = ['src', 'migrations', 'clients', 'package-lock.json', 'tsconfig.json', 'tsconfig.build.json'];
+const inputs = ['src', 'migrations', 'package-lock.json', 'tsconfig.json', 'tsconfig.build.json'];
 // Written last, so a build that was interrupted is done again.
 const stamp = path.join(root, 'dist', '.built');
 const compiler = path.join(root, 'node_modules', 'typescript', 'bin', 'tsc');

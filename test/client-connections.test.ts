@@ -201,7 +201,7 @@ async function follow(t: Test, url: string, timeoutMs = 2_000) {
     service: { url, token: 'x', timeoutMs },
     onChange: (ids) => received.push(...ids),
     onReset: () => received.push('all'),
-    onTurn: (isAlive, cause) => stateChanges.push([isAlive, (cause as Error | undefined)?.message ?? '']),
+    onStateChange: (isAlive, cause) => stateChanges.push([isAlive, (cause as Error | undefined)?.message ?? '']),
     onTrouble: () => undefined,
   });
   t.teardown(() => stream.close());

@@ -1,4 +1,5 @@
 import type { Test } from 'tap';
+import type { ClientEvent } from '../clients/node/src/client.ts';
 import { dbQuery } from './support/database.ts';
 import { startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
@@ -11,9 +12,11 @@ async function behindProxy(t: Test) {
   const service = await startListening(t);
   const proxy = await proxyTo(t, service.url);
   const stateChanges: Array<[isLive: boolean, cause: string]> = [];
-  const onStateChange = (isLive: boolean, cause?: unknown) =>
-    void stateChanges.push([isLive, (cause as Error)?.message]);
-  const client = await startClient(t, { url: proxy.url, token: service.verifier.token, onTurn: onStateChange });
+  const onEvent = (event: ClientEvent) => {
+    if (event.type === 'live') stateChanges.push([true, '']);
+    if (event.type === 'not_live') stateChanges.push([false, event.reason]);
+  };
+  const client = await startClient(t, { url: proxy.url, token: service.verifier.token, onEvent });
   const { body: key } = await service.admin.post('/v1/keys', {});
   const verify = () => client.verify({ key: key.key, permission: 'read' });
   t.equal((await verify()).code, 'valid');
@@ -49,7 +52,7 @@ t.test('if changes may have been missed, the whole cache is cleared although the
     return answer instanceof Promise;
   }, 2_000);
   await answer;
-  t.same(stateChanges, [[true, undefined]]);
+  t.same(stateChanges, [[true, '']]);
 });
 
 t.test('a connection that is dead without an error is replaced', async (t) => {

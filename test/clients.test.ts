@@ -25,7 +25,7 @@ const generators: Record<string, Generated> = {
   'openapi-typescript with openapi-fetch': {
     tour: 'openapi-fetch.mts',
     generate: [
-      '--import=./test/support/typescript-5.mjs',
+      '--import=./tools/typescript-5.mjs',
       'node_modules/openapi-typescript/bin/cli.js',
       'openapi/openapi.json',
       '--output=$FOLDER/api.d.ts',
@@ -155,7 +155,10 @@ t.test('the hook of docs/integration.md protects a backend against hostile input
   const [, snippet = ''] = /^```js\n(.*?)^```$/ms.exec(page) ?? [];
   const service = await startService(t);
   const url = await service.app.listen({ port: 0, host: '127.0.0.1' });
-  const places = { 'latchkey/fastify': path.resolve('clients/node/src/fastify.ts'), 'http://127.0.0.1:8080': url };
+  const places = {
+    '@latchkey/client/fastify': path.resolve('clients/node/src/fastify.ts'),
+    'http://127.0.0.1:8080': url,
+  };
   const filled = Object.entries(places).reduce((text, [place, here]) => {
     t.ok(text.includes(place), place);
     return text.replace(place, here);

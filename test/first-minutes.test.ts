@@ -70,7 +70,7 @@ async function firstMinutes(t: Test, { identity, onlyStart }: Newcomer): Promise
   const pages = {
     readme: await stepsOf(path.join(folder, 'README.md'), ['Try it', 'Use it', 'Protect a backend']),
     quickStart: await stepsOf(path.join(folder, 'docs/quick-start.md')),
-    example: await stepsOf(path.join(folder, 'docs/examples/issues-api/README.md')),
+    example: await stepsOf(path.join(folder, 'docs/examples/README.md'), ['Fastify', 'Try it']),
     undo: await stepsOf(path.join(folder, 'docs/undo-and-rotation.md')),
   };
   const [start, ...readme] = pages.readme;

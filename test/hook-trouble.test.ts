@@ -71,7 +71,7 @@ t.test('without problems no warning is logged, and the client without Fastify re
   const client = createLatchkeyClient({
     url,
     token: 'secret',
-    onTrouble: ({ message }) => void reported.push(message),
+    onEvent: (event) => void (event.type === 'trouble' && reported.push(event.reason)),
   });
   t.teardown(() => client.close());
   await eventually(async () => reported.length > 0, 5_000);

@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { historyActions } from '../src/domain/events.ts';
+import { clientTypes } from '../tools/openapi/client-types.ts';
 import { describeApi } from '../tools/openapi/describe-api.ts';
 import { toOpenApi30 } from '../tools/openapi/openapi-3-0.ts';
 import type { Json } from './support/app.ts';
@@ -15,6 +16,7 @@ const operations: Array<[name: string, operation: Json]> = Object.entries(docume
 
 t.test('the committed document equals the routes', async (t) => {
   t.equal(committed, await describeApi(), 'if the change is intended, run npm run openapi');
+  t.equal(readFileSync('clients/node/src/api.ts', 'utf8'), clientTypes(committed), "the Node client's types");
 });
 
 t.test('docs/history.md lists every action', async (t) => {

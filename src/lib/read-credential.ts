@@ -1,4 +1,4 @@
-import type { IncomingMessage } from 'node:http';
+import type { IncomingHttpHeaders } from 'node:http';
 import { decodePercent } from './decode-percent.ts';
 
 /** The headers of a request contain no readable credential. The message is for the client. */
@@ -20,7 +20,7 @@ export class UnreadableCredential extends Error {
  * @throws UnreadableCredential
  */
 export function readCredential(
-  { headers, rawHeaders }: Pick<IncomingMessage, 'headers' | 'rawHeaders'>,
+  { headers, rawHeaders }: { headers: IncomingHttpHeaders; rawHeaders: readonly string[] },
   takesBasic = false,
 ): string | undefined {
   requireOneAuthorization(rawHeaders);

@@ -19,7 +19,7 @@ interface ChangeStreamOptions {
   /** Called when changes may have been missed: all cached keys must be dropped. */
   onReset: () => void;
   /** Called when the stream connects or disconnects. */
-  onTurn: (isAlive: boolean, cause?: unknown) => void;
+  onStateChange: (isAlive: boolean, cause?: unknown) => void;
   /** Called each time the stream cannot be opened. */
   onTrouble: (error: Error) => void;
 }
@@ -43,7 +43,13 @@ const delays = { minMs: 250, maxMs: 5_000 };
 /** An event of Latchkey's is shorter. */
 const longestEvent = 262_144;
 
-export function followChanges({ service, onChange, onReset, onTurn, onTrouble }: ChangeStreamOptions): ChangeStream {
+export function followChanges({
+  service,
+  onChange,
+  onReset,
+  onStateChange,
+  onTrouble,
+}: ChangeStreamOptions): ChangeStream {
   const backoff = createBackoff(delays);
   let connection = new AbortController();
   let isConnected = false;
@@ -57,11 +63,11 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
 
   const isAlive = (nowMs: number) => isConnected && nowMs - completeUntilMs < silenceAllowedMs;
 
-  function turn(cause?: unknown): void {
+  function reportState(cause?: unknown): void {
     const alive = isAlive(performance.now());
     if (alive === wasAlive) return;
     wasAlive = alive;
-    onTurn(alive, cause);
+    onStateChange(alive, cause);
   }
 
   function handle({ event, data }: EventSourceMessage): void {
@@ -95,12 +101,12 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
     if (lateBeats === 0) backoff.reset();
     completeUntilMs = Math.max(completeUntilMs, writtenAtMs - behindMs);
     if (!Number.isNaN(Date.parse(at))) clockOffsetMs = Date.parse(at) - writtenAtMs;
-    turn();
+    reportState();
   }
 
   function lose(cause: unknown): void {
     isConnected = false;
-    turn(cause);
+    reportState(cause);
   }
 
   async function open(closing: AbortSignal): ReturnType<typeof openChanges> {
@@ -146,7 +152,7 @@ export function followChanges({ service, onChange, onReset, onTurn, onTrouble }:
   /** A connection can be dead without an error. */
   const watching = startPeriodicTask({
     run() {
-      turn(new Error(`no heartbeat for ${silenceAllowedMs} ms`));
+      reportState(new Error(`no heartbeat for ${silenceAllowedMs} ms`));
       const isSilent = performance.now() - receivedAtMs > silenceAllowedMs;
       if (isSilent) connection.abort(new Error('no heartbeat arrived in time'));
     },

@@ -1,8 +1,9 @@
-import { permissionFor, type Question, type Verdict } from './verdict.ts';
+import { type ClientEvent, permissionFor, type Question, type Verdict } from './verdict.ts';
 import { createVerifier, type Verifier } from './verifier.ts';
 
 export {
   type Access,
+  type ClientEvent,
   CostExceedsLimit,
   LatchkeyUnavailable,
   permissionFor,
@@ -24,13 +25,8 @@ export interface ClientOptions {
   timeoutMs?: number;
   /** How often locally allowed uses are reported to Latchkey, in milliseconds. Default: 250. */
   reportEveryMs?: number;
-  /**
-   * Called with the error that prevents calls to Latchkey, such as a wrong url or token: at once, and then once a
-   * minute while it lasts. The message is for a log.
-   */
-  onTrouble?: (error: Error) => void;
-  /** Called when cached answers begin to be used, and when they no longer are (not by `close`). */
-  onTurn?: (isLive: boolean, cause?: unknown) => void;
+  /** Called with each event, for logs and metrics. It must be quick, and must not throw. */
+  onEvent?: (event: ClientEvent) => void;
 }
 
 export interface LatchkeyClient extends Verifier {
@@ -57,8 +53,7 @@ export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
     cacheMs: cacheSeconds * 1_000,
     cacheSize,
     reportEveryMs,
-    onTurn: options.onTurn ?? (() => undefined),
-    onTrouble: options.onTrouble ?? (() => undefined),
+    onEvent: options.onEvent,
   });
   return {
     ...verifier,

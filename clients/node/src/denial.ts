@@ -1,4 +1,3 @@
-import type { FastifyReply, FastifyRequest } from 'fastify';
 import { limitSentence } from '../../../src/domain/rate-limit.ts';
 import { UnreadableCredential } from '../../../src/lib/read-credential.ts';
 import { CostExceedsLimit, LatchkeyUnavailable, type RateLimitState, type Verdict } from './verdict.ts';
@@ -13,6 +12,8 @@ export interface Denial {
   headers: Record<string, string>;
   /** Latchkey's verdict; undefined if there is none. Not for the client. */
   verdict: Verdict | undefined;
+  /** Why Latchkey could not verify the key; undefined if it could. Not for the client. */
+  reason?: string;
 }
 
 const challenge = (error: string, description: string) =>
@@ -73,7 +74,7 @@ const unavailable = unasked(503, 'unavailable', 'The API key cannot be verified 
 
 /** Rethrows errors of the application. */
 export function denialOfError(error: unknown): Denial {
-  if (error instanceof LatchkeyUnavailable) return unavailable;
+  if (error instanceof LatchkeyUnavailable) return { ...unavailable, reason: error.message };
   if (error instanceof CostExceedsLimit) return costsTooMuch;
   if (!(error instanceof UnreadableCredential)) throw error;
   const { status, message } = error;
@@ -99,9 +100,15 @@ const titles: Record<number, string> = {
   503: 'Service Unavailable',
 };
 
-/** A problem document (RFC 9457). Its type is that of its status, because the application serves no page about it. */
-export function sendProblem(request: FastifyRequest, reply: FastifyReply, { status, code, detail }: Denial): void {
-  const title = titles[status];
-  const body = { type: 'about:blank', title, status, detail, code, requestId: request.id };
-  reply.header('content-type', 'application/problem+json; charset=utf-8').send(JSON.stringify(body));
+/** The headers of a rejection, except for its content type. */
+export function problemHeaders({ headers }: Denial): Record<string, string> {
+  return { 'cache-control': 'no-store', ...headers };
+}
+
+/**
+ * A problem document (RFC 9457). Its type is that of its status, because the application serves no page about it.
+ * @param requestId left out if the server has none
+ */
+export function problemOf({ status, code, detail }: Denial, requestId?: string): string {
+  return JSON.stringify({ type: 'about:blank', title: titles[status], status, detail, code, requestId });
 }

@@ -1,5 +1,5 @@
 import { hash } from 'node:crypto';
-import { LRUCache } from 'lru-cache';
+import { LruMap } from './lru-map.ts';
 import type { BatchEntry } from './service.ts';
 import { addressOf, type Question, type RateLimitState, type Verdict } from './verdict.ts';
 
@@ -54,15 +54,15 @@ const grantsOfKey = 200;
 
 /** The cache of valid keys, by hash and by the ids on which their answers depend. */
 export class KnownKeys {
-  readonly #keys: LRUCache<string, KnownKey>;
-  readonly #ownerLimits: LRUCache<string, LocalLimit>;
+  readonly #keys: LruMap<string, KnownKey>;
+  readonly #ownerLimits: LruMap<string, LocalLimit>;
   /** Hashes by id of key, partner and organization. */
   readonly #dependents = new Map<string, Set<string>>();
 
   /** @param capacity the maximum number of keys; the least recently used one is dropped */
   constructor(capacity: number) {
-    this.#keys = new LRUCache({ max: capacity, dispose: (key) => this.#unlink(key) });
-    this.#ownerLimits = new LRUCache({ max: capacity });
+    this.#keys = new LruMap(capacity, (key) => this.#unlink(key));
+    this.#ownerLimits = new LruMap(capacity);
   }
 
   get(hash: string): KnownKey | undefined {

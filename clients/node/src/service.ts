@@ -1,4 +1,4 @@
-import type { Access, Verdict } from './verdict.ts';
+import type { Verdict, VerdictOrProblem, VerifyBatchEntry } from './api.ts';
 
 /** The URL of Latchkey and the token of this backend. */
 export interface Service {
@@ -10,23 +10,14 @@ export interface Service {
 }
 
 /** One entry of `POST /v1/verify/batch`. */
-export interface BatchEntry {
-  key: string;
-  permission: Access;
-  ip?: string;
-  cost: number;
-  /** Reports this many uses that were already allowed. */
-  uses?: number;
-}
+export type BatchEntry = VerifyBatchEntry & { ip?: string; cost: number };
 
-/** This entry could not be verified, although others could. */
-export interface EntryProblem {
-  status: number;
-  code?: string;
-  detail: string;
-}
+/** A verdict, or the problem of an entry that could not be verified, although others could. */
+export type EntryAnswer = VerdictOrProblem;
 
-export type EntryAnswer = Verdict | EntryProblem;
+export function isVerdict(answer: EntryAnswer): answer is Verdict {
+  return 'valid' in answer;
+}
 
 /**
  * Why a call failed: nothing was sent (`unreachable`), Latchkey did not answer this request (`unavailable`), it rejects

@@ -1,49 +1,7 @@
 import { clientAddress } from '../../../src/lib/ip-address.ts';
+import type { Access, Verdict } from './api.ts';
 
-/** The access that a request needs. */
-export type Access = 'read' | 'write';
-
-/** The permission of a key. */
-export type Permission = Access | 'read_write';
-
-/** The verdict about a key. A test compares this type with the OpenAPI document. */
-export interface Verdict {
-  valid: boolean;
-  code:
-    | 'valid'
-    | 'malformed'
-    | 'not_found'
-    | 'deleted'
-    | 'suspended'
-    | 'partner_suspended'
-    | 'expired'
-    | 'ip_not_allowed'
-    | 'insufficient_permission'
-    | 'rate_limited';
-  /** This member and the following ones are null if code is malformed or not_found. */
-  keyId: string | null;
-  organizationId: string | null;
-  /** Null for the organization's own keys. */
-  partnerId: string | null;
-  partnerEmail: string | null;
-  permission: Permission | null;
-  name: string | null;
-  metadata: Record<string, unknown> | null;
-  expiresAt: string | null;
-  /** Whether the key has allowedIps. Then the verdict is valid only for this address. */
-  dependsOnIp: boolean | null;
-  /** The limit with the least remaining; null if the key was rejected for another reason. */
-  rateLimit: RateLimitState | null;
-}
-
-export interface RateLimitState {
-  /** The owner's limit, or one of the key's own. */
-  policy: 'owner' | 'key';
-  limit: number;
-  windowSeconds: number;
-  remaining: number;
-  resetSeconds: number;
-}
+export type { Access, LimitCount as RateLimitState, Permission, Verdict } from './api.ts';
 
 export interface Question {
   /** The key exactly as the client sent it. */
@@ -54,6 +12,19 @@ export interface Question {
   /** 0 to 1,000, default 1: how much this use counts. 0 asks without counting. */
   cost?: number;
 }
+
+/** What a client reports to its owner. No event has a key or the token. */
+export type ClientEvent =
+  /** `memory`: cached; `latchkey`: Latchkey was asked; `outage`: cached, while Latchkey does not answer. */
+  | { type: 'verified'; code: Verdict['code']; source: 'memory' | 'latchkey' | 'outage' }
+  /** A verification ended with `LatchkeyUnavailable`. */
+  | { type: 'unavailable'; reason: string }
+  /** Cached answers begin to be used. */
+  | { type: 'live' }
+  /** Cached answers are no longer used; not by `close`. */
+  | { type: 'not_live'; reason: string }
+  /** Calls to Latchkey fail, for example for a wrong url or token: at once, and then once a minute while it lasts. */
+  | { type: 'trouble'; reason: string };
 
 /** The verdict about a text that cannot be a key. */
 export const malformed: Verdict = {

@@ -1,4 +1,3 @@
-import { LRUCache } from 'lru-cache';
 import { startPeriodicTask } from '../../../src/lib/periodic-task.ts';
 import { followChanges } from './change-stream.ts';
 import {
@@ -12,8 +11,17 @@ import {
   Unreported,
   type UnreportedUses,
 } from './known-keys.ts';
-import { type BatchEntry, CallFailed, type EntryAnswer, type Service } from './service.ts';
-import { addressOf, CostExceedsLimit, LatchkeyUnavailable, malformed, type Question, type Verdict } from './verdict.ts';
+import { LruMap } from './lru-map.ts';
+import { type BatchEntry, CallFailed, type EntryAnswer, isVerdict, type Service } from './service.ts';
+import {
+  addressOf,
+  type ClientEvent,
+  CostExceedsLimit,
+  LatchkeyUnavailable,
+  malformed,
+  type Question,
+  type Verdict,
+} from './verdict.ts';
 import { createVerifyQueue, type Report } from './verify-queue.ts';
 
 export interface Verifier {
@@ -34,8 +42,7 @@ export interface VerifierOptions {
   /** The maximum number of cached keys. */
   cacheSize: number;
   reportEveryMs: number;
-  onTurn: (isLive: boolean, cause?: unknown) => void;
-  onTrouble: (error: Error) => void;
+  onEvent: ((event: ClientEvent) => void) | undefined;
 }
 
 /** A call in progress. */
@@ -59,13 +66,14 @@ const troubleEveryMs = 60_000;
 const troublesRemembered = 50;
 
 /** Verifies keys with Latchkey, and from memory while changes are followed. */
-export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...options }: VerifierOptions): Verifier {
+export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, onEvent }: VerifierOptions): Verifier {
   const known = new KnownKeys(cacheSize);
   const unreported = new Unreported(known);
   /** Calls in progress, which equal questions share. */
   const shared = new Map<string, Lookup>();
   const running = new Set<Lookup>();
-  const troubles = new LRUCache<string, true>({ max: troublesRemembered, ttl: troubleEveryMs });
+  /** When each failure was reported last (monotonic milliseconds). */
+  const troubles = new LruMap<string, number>(troublesRemembered);
   /** The failure of the last call; undefined if it was answered. */
   let failure: CallFailed | undefined;
   let probe: Promise<void> | undefined;
@@ -85,15 +93,18 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
       for (const lookup of running) lookup.mustNotBeKept = true;
       shared.clear();
     },
-    onTurn: options.onTurn,
+    onStateChange(isLive, cause) {
+      onEvent?.(isLive ? { type: 'live' } : { type: 'not_live', reason: textOf(cause) });
+    },
     onTrouble,
   });
   const reporting = startPeriodicTask({ run: () => queue.flushReports(), everyMs: reportEveryMs });
 
   function onTrouble(error: Error): void {
-    if (troubles.has(error.message)) return;
-    troubles.set(error.message, true);
-    options.onTrouble(error);
+    const nowMs = performance.now();
+    if (nowMs - (troubles.peek(error.message) ?? Number.NEGATIVE_INFINITY) < troubleEveryMs) return;
+    troubles.set(error.message, nowMs);
+    onEvent?.({ type: 'trouble', reason: error.message });
   }
 
   function onCalled(failed: CallFailed | undefined): void {
@@ -109,12 +120,12 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
       entry: uses.entry,
       answered(answer, sentAtMs) {
         // Uses that could not be counted now are reported again. An entry that is invalid would be rejected each time.
-        if ('status' in answer && answer.status >= 500) {
+        if (!isVerdict(answer) && answer.status >= 500) {
           unreported.putBack(uses);
           return;
         }
         unreported.settle(uses);
-        if ('valid' in answer) confirm(uses, answer, sentAtMs);
+        if (isVerdict(answer)) confirm(uses, answer, sentAtMs);
       },
       failed({ why }) {
         if (why === 'broken') unreported.abandon(uses);
@@ -151,8 +162,18 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
     key.refused = { cost, untilMs: nowMs + Math.min(1_000, (rateLimit.resetSeconds - 1) * 1_000) };
   }
 
-  /** @param way `stale`: Latchkey cannot be reached */
+  function verified(verdict: Verdict, source: 'memory' | 'latchkey' | 'outage'): Verdict {
+    onEvent?.({ type: 'verified', code: verdict.code, source });
+    return verdict;
+  }
+
   function fromMemory(question: Question, hash: string, way: 'live' | 'stale'): Verdict | undefined {
+    const verdict = decideFromMemory(question, hash, way);
+    return verdict && verified(verdict, way === 'live' ? 'memory' : 'outage');
+  }
+
+  /** @param way `stale`: Latchkey cannot be reached */
+  function decideFromMemory(question: Question, hash: string, way: 'live' | 'stale'): Verdict | undefined {
     const key = known.get(hash);
     const nowMs = performance.now();
     if (key === undefined || (way === 'live' && !stream.isAlive(nowMs))) return undefined;
@@ -193,7 +214,8 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
       const verdict = await same.verdict.catch((error: unknown) =>
         error instanceof CostExceedsLimit ? undefined : staleOr(error, question, hash),
       );
-      if (verdict !== undefined && !verdict.valid && verdict.code !== 'rate_limited') return verdict;
+      if (verdict !== undefined && !verdict.valid && verdict.code !== 'rate_limited')
+        return verified(verdict, 'latchkey');
       const own = fromMemory(question, hash, 'live');
       if (own !== undefined) return own;
     }
@@ -204,7 +226,10 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
     });
     running.add(lookup);
     shared.set(name, lookup);
-    return lookup.verdict.catch((error: unknown) => staleOr(error, question, hash));
+    return lookup.verdict.then(
+      (verdict) => verified(verdict, 'latchkey'),
+      (error: unknown) => staleOr(error, question, hash),
+    );
   }
 
   /** @throws CallFailed, LatchkeyUnavailable, CostExceedsLimit */
@@ -269,6 +294,11 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
     return ask(question, hash);
   }
 
+  function reportUnavailable(error: unknown): never {
+    if (error instanceof LatchkeyUnavailable) onEvent?.({ type: 'unavailable', reason: error.message });
+    throw error;
+  }
+
   return {
     verify(question) {
       if (isClosed) throw new LatchkeyUnavailable('The client is closed.');
@@ -276,9 +306,9 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
       if (!Number.isInteger(cost) || cost < 0 || cost > greatestCost) {
         throw new RangeError(`cost must be a whole number from 0 to ${greatestCost}`);
       }
-      if (key.length > longestKey || !keyForm.test(key)) return malformed;
+      if (key.length > longestKey || !keyForm.test(key)) return verified(malformed, 'memory');
       const hash = hashOf(key);
-      return fromMemory(question, hash, 'live') ?? ask(question, hash);
+      return fromMemory(question, hash, 'live') ?? ask(question, hash).catch(reportUnavailable);
     },
     isLive: () => stream.isAlive(performance.now()),
     async close() {
@@ -290,6 +320,10 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, ...
   };
 }
 
+function textOf(cause: unknown): string {
+  return cause instanceof Error ? cause.message : String(cause);
+}
+
 function entryOf(question: Question): BatchEntry {
   const { key, permission, cost = 1 } = question;
   const ip = addressOf(question);
@@ -298,7 +332,7 @@ function entryOf(question: Question): BatchEntry {
 
 /** @throws CostExceedsLimit, or LatchkeyUnavailable for an entry that could not be verified */
 function verdictIn(answer: EntryAnswer): Verdict {
-  if ('valid' in answer) return answer;
+  if (isVerdict(answer)) return answer;
   if (answer.code === 'cost_exceeds_limit') throw new CostExceedsLimit(answer.detail);
   throw new LatchkeyUnavailable(`Latchkey could not verify the key (${answer.status}): ${answer.detail}`);
 }

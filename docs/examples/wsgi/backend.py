@@ -46,7 +46,7 @@ if __name__ == "__main__":
     url = os.environ.get("LATCHKEY_URL", "http://127.0.0.1:8080")
     with LatchkeyClient(url, os.environ["LATCHKEY_TOKEN"]) as client:
         app = LatchkeyWSGI(application, client, permission=permission)
-        with make_server("127.0.0.1", int(os.environ.get("PORT", "8000")), app, ThreadedServer) as server:
+        with make_server("127.0.0.1", int(os.environ.get("PORT", "3000")), app, ThreadedServer) as server:
             print(f"Listening on http://127.0.0.1:{server.server_port}", flush=True)
             try:
                 server.serve_forever()

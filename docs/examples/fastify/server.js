@@ -1,5 +1,5 @@
+import { latchkey } from '@latchkey/client/fastify';
 import fastify from 'fastify';
-import { latchkey } from 'latchkey/fastify';
 
 // A list of issues in memory. A key with read lists them; a key with write creates them.
 
