@@ -178,7 +178,7 @@ t.test('concurrent metrics requests share one collection, and one address gets o
   t.equal((await ask('192.0.2.1')).statusCode, 200, 'later requests are served');
 });
 
-t.test('however much earlier groups have taken, one group releases room for the next', async (t) => {
+t.test('however much earlier groups have taken, one group leaves room for the next', async (t) => {
   for (const totalLimit of [0, 1, 2, 7, 64]) {
     const atOnce = createConcurrencyLimit({ resources: 'things', totalLimit, retryAfterSeconds: 1 });
     const releases: Array<() => void> = [];

@@ -232,7 +232,7 @@ t.test('a row that is edited between its load and the renewal of its tag is not 
   const verifier = service.as(old.verifier.token);
   const codeOf = async (presented: string) =>
     (await verifier.post('/v1/verify', { key: presented, permission: 'read', ip: '203.0.113.7' })).body.code;
-  // A edited token with the same id loads the record without renewing its tag. Then notifications are disabled.
+  // A wrong token with the same id loads the record without renewing its tag. Then notifications are disabled.
   const wrongKey = mintToken({ prefix: 'lk', kind: 'k', idSuffix: key.id.slice(4) }).reveal();
   const wrongToken = mintToken({ prefix: 'lk', kind: 'a', idSuffix: made.id.slice(6) }).reveal();
   t.equal(await codeOf(wrongKey), 'not_found');

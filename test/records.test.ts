@@ -16,7 +16,7 @@ async function startProcess(t: Test, keyring: string, env: NodeJS.ProcessEnv) {
 const countReveals = async ({ urls }: TestService, keyId: string) => {
   const sql = "select count(*)::int as reveals from history where key_id = $1 and action = 'key.revealed'";
   const [row] = await dbQuery(urls.superuser, sql, [keyId]);
-  return row?.['looks'];
+  return row?.['reveals'];
 };
 
 t.test('a reveal whose commit, or the reply to it, is lost gets 503 without the plaintext', async (t) => {

@@ -84,12 +84,12 @@ t.test('a recovery request is answered once', async (t) => {
   const unexplained = await operator.post(`/v1/recovery-requests/${one.id}/decline`, {});
   t.match(unexplained, { status: 400, body: { errors: [{ path: 'body.note' }] } });
   const declined = await operator.post(`/v1/recovery-requests/${one.id}/decline`, {
-    note: 'The partner has timeLeftMs.',
+    note: 'The partner has left.',
   });
-  t.match(declined, { status: 200, body: { status: 'declined', note: 'The partner has timeLeftMs.' } });
+  t.match(declined, { status: 200, body: { status: 'declined', note: 'The partner has left.' } });
   t.match((await events(admin, 1))[0], {
     action: 'recovery.declined',
-    details: { recoveryRequestId: one.id, note: 'The partner has timeLeftMs.' },
+    details: { recoveryRequestId: one.id, note: 'The partner has left.' },
   });
   t.match(await operator.post(`/v1/recovery-requests/${two.id}/approve`), { status: 200, body: { note: null } });
   const count = (await events(admin)).length;

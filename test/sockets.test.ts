@@ -3,7 +3,7 @@ import { type AddressInfo, connect } from 'node:net';
 import { startService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
-/** Writes bytes to the service's own port and reads until it closes the connection. */
+/** Writes bytes to the service's port and reads until it closes the connection. */
 async function exchange(port: number, parts: Array<string | Buffer>, { hold = false } = {}): Promise<string> {
   const socket = connect(port, '127.0.0.1');
   const received: Buffer[] = [];
@@ -16,7 +16,7 @@ async function exchange(port: number, parts: Array<string | Buffer>, { hold = fa
   return Buffer.concat(received).toString();
 }
 
-t.test('what is not HTTP gets a problem and a closed connection', async (t) => {
+t.test('data that is not HTTP gets a problem and a closed connection', async (t) => {
   const { app } = await startService(t);
   await app.listen({ port: 0, host: '127.0.0.1' });
   const { port } = app.server.address() as AddressInfo;
@@ -54,7 +54,7 @@ t.test('what is not HTTP gets a problem and a closed connection', async (t) => {
   t.match(await exchange(port, ['GET /livez HTTP/1.0\r\n\r\n']), /^HTTP\/1\.1 200/, 'HTTP/1.0 needs no Host');
 });
 
-t.test('headers and bodies that do not arrive are cut', async (t) => {
+t.test('headers and bodies that do not arrive in time are cut off', async (t) => {
   const { app, admin } = await startService(t, { receiveTimeoutMs: 400 });
   await app.listen({ port: 0, host: '127.0.0.1' });
   const { port } = app.server.address() as AddressInfo;
@@ -73,7 +73,7 @@ t.test('headers and bodies that do not arrive are cut', async (t) => {
   t.same((await admin.get('/v1/keys')).body.data, []);
 });
 
-t.test('500 slow connections do not disturb a good one', async (t) => {
+t.test('500 slow connections do not disturb another client', async (t) => {
   const { app, verifier, admin } = await startService(t, { receiveTimeoutMs: 2_000 });
   await app.listen({ port: 0, host: '127.0.0.1' });
   const { port } = app.server.address() as AddressInfo;
@@ -90,5 +90,9 @@ t.test('500 slow connections do not disturb a good one', async (t) => {
     t.equal(((await response.json()) as { code: string }).code, 'valid');
   }
   const replies = await Promise.all(slow);
-  t.equal(replies.filter((reply) => reply.startsWith('HTTP/1.1 408 ')).length, 500, 'each of them gets an answer');
+  t.equal(
+    replies.filter((reply) => reply.startsWith('HTTP/1.1 408 ')).length,
+    500,
+    'each slow connection gets a reply',
+  );
 });

@@ -54,7 +54,7 @@ t.test('all keys of a suspended partner are rejected; keys that are suspended th
   });
 
   const { body: added } = await admin.post('/v1/keys', { partnerId: partner.id, permission: 'read' });
-  t.equal(await verdictOf(service, added), 'partner_suspended', 'a key that is added meanwhile is rejected too');
+  t.equal(await verdictOf(service, added), 'partner_suspended', 'a key added during the suspension is also rejected');
 
   t.match((await admin.post(`/v1/partners/${partner.id}/resume`)).body, { status: 'active', suspendedAt: null });
   t.equal(await verdictOf(service, readKey), 'valid');
@@ -90,5 +90,9 @@ t.test('a deleted key or partner can be neither suspended nor resumed', async (t
     }
     t.equal((await events(admin)).length, count);
   }
-  t.equal((await admin.post(`/v1/keys/${partner.keys[0].id}/suspend`)).body.code, 'already_deleted', 'nor its keys');
+  t.equal(
+    (await admin.post(`/v1/keys/${partner.keys[0].id}/suspend`)).body.code,
+    'already_deleted',
+    'a key of the deleted partner cannot be suspended',
+  );
 });
