@@ -116,10 +116,10 @@ t.test('a partner is restored with the keys that were deleted with it', async (t
   const { body: ofKey } = await admin.post('/v1/recovery-requests', { keyId: readKey.id, details: 'This one' });
   await admin.delete(`/v1/partners/${partner.id}`);
   service.later(2 * day);
-  const requestRecovery = { partnerId: partner.id, details: 'Back, please' };
-  const { body: request } = await admin.post('/v1/recovery-requests', requestRecovery);
+  const input = { partnerId: partner.id, details: 'Back, please' };
+  const { body: request } = await admin.post('/v1/recovery-requests', input);
   t.match(request, { keyId: null, partnerId: partner.id });
-  t.equal((await admin.post('/v1/recovery-requests', requestRecovery)).body.recoveryRequestId, request.id);
+  t.equal((await admin.post('/v1/recovery-requests', input)).body.recoveryRequestId, request.id);
   const premature = await operator.post(`/v1/recovery-requests/${ofKey.id}/approve`);
   t.match(premature, { status: 409, body: { code: 'not_restorable', detail: /Partner .* is deleted/ } });
 
@@ -291,9 +291,9 @@ t.test('operators see the requests of all organizations, overdue ones first, and
 t.test('admins cannot answer requests, and operators can only create one for an organization', async (t) => {
   const { admin, operator, organizationId } = await startService(t);
   const key = await deletedKey(admin);
-  const requestRecovery = { keyId: key.id, details: 'For them' };
-  t.equal((await operator.post('/v1/recovery-requests', requestRecovery)).body.code, 'bad_request');
-  const { status, body } = await operator.post('/v1/recovery-requests', requestRecovery, {
+  const input = { keyId: key.id, details: 'For them' };
+  t.equal((await operator.post('/v1/recovery-requests', input)).body.code, 'bad_request');
+  const { status, body } = await operator.post('/v1/recovery-requests', input, {
     'latchkey-organization': organizationId,
   });
   t.equal(status, 201);

@@ -49,7 +49,11 @@ t.test(
       partnerId: partner.id,
       details: { newKeyId: created.id, changes: { expiresAt: { from: null, to: oldKey.expiresAt } } },
     });
-    t.match(createdEvent, { action: 'key.created', keyId: created.id, details: { ...settings, replacesKeyId: old.id } });
+    t.match(createdEvent, {
+      action: 'key.created',
+      keyId: created.id,
+      details: { ...settings, replacesKeyId: old.id },
+    });
 
     const verify = async (presented: Json) =>
       (await verifier.post('/v1/verify', { key: presented.key, permission: 'read', ip: '203.0.113.7' })).body.code;

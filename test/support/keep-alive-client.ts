@@ -13,9 +13,9 @@ export interface KeptRequest {
   headers?: Record<string, string>;
 }
 
-/** A client with one connection, which it keeps for as long as the server lets it. */
+/** A client with one connection, which it keeps as long as the server allows. */
 export interface KeepAliveClient {
-  /** @throws where no whole reply comes */
+  /** @throws if no complete reply arrives */
   ask(path: string, options?: KeptRequest): Promise<KeptReply>;
   close(): void;
 }
@@ -33,7 +33,7 @@ export function keepAliveClient(origin: string): KeepAliveClient {
             ? {}
             : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }),
         };
-        const asked = request(`${origin}${path}`, { agent, method, headers }, (response) => {
+        const clientRequest = request(`${origin}${path}`, { agent, method, headers }, (response) => {
           let received = '';
           response.on('data', (chunk) => {
             received += String(chunk);
@@ -43,8 +43,8 @@ export function keepAliveClient(origin: string): KeepAliveClient {
             resolve({ status: response.statusCode ?? 0, headers: response.headers, body: received });
           });
         });
-        asked.on('error', reject);
-        asked.end(text);
+        clientRequest.on('error', reject);
+        clientRequest.end(text);
       }),
     close: () => agent.destroy(),
   };
