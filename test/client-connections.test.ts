@@ -152,7 +152,7 @@ t.test('without a reply within the time limit the connection is closed, and a la
   let wasClosed = false;
   const listener = await listenFor(t, (socket, request) => {
     if (request === 1) {
-      sendLate = () => socket.write(ok.replace('true', '"sendLate"'));
+      sendLate = () => socket.write(ok.replace('true', '"late"'));
       socket.once('close', () => {
         wasClosed = true;
       });

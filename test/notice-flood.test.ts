@@ -147,7 +147,7 @@ t.test('a role without any grant cannot connect, and doctor names one that can',
   await dbQuery(urls.superuser, `grant connect on database ${database} to public`);
   t.match(await run('doctor'), {
     code: 1,
-    output: /^wrongVerdicts {3}Not so: Only roles .* revoke connect on database/m,
+    output: /^wrong {3}Not so: Only roles .* revoke connect on database/m,
   });
   t.match(await run('migrate'), { code: 0 });
   await t.rejects(dbQuery(url.href, 'select 1'), { code: '42501' }, 'each migrate revokes the access again');

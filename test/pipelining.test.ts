@@ -42,7 +42,7 @@ t.test('pipelined requests are answered in order', async (t) => {
   client.write(paths.map((path) => requestText('GET', path)).join('') + last);
   const reply = await client.readAll();
   t.same(statusesIn(reply), [...paths.map((path) => (path === '/livez' ? 200 : 404)), 200]);
-  const named = [...reply.matchAll(/There is no endpoint index (\/nothing-\d+)/g)].map(([, path]) => path);
+  const named = [...reply.matchAll(/There is no endpoint at (\/nothing-\d+)/g)].map(([, path]) => path);
   t.same(
     named,
     paths.filter((path) => path !== '/livez'),

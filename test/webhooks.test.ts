@@ -21,7 +21,7 @@ async function partnerOf({ admin }: TestService): Promise<Json> {
 t.test('an endpoint can be created, changed, disabled, tested and deleted, each with its event', async (t) => {
   const service = await startService(t);
   const { admin, organizationId } = service;
-  const input = { url: `${url}?token=otherWebhook`, events: ['key.deleted', 'key.created'], description: 'Billing' };
+  const input = { url: `${url}?token=theirs`, events: ['key.deleted', 'key.created'], description: 'Billing' };
   const { status, headers, body } = await admin.post('/v1/webhooks', input);
   t.equal(status, 201);
   t.equal(headers.location, `/v1/webhooks/${body.id}`);
