@@ -179,8 +179,8 @@ t.test('every invalid key gets the same 401; a valid key that lacks the right ge
   t.same([...bodies], ['Bearer realm="api", error="invalid_token", error_description="The API key is not accepted."']);
 
   await admin.patch(`/v1/keys/${both.id}`, { allowedIps: ['203.0.113.0/24'] });
-  const elsewhere = await authorize(both.key, methodHeader('GET'));
-  t.same([elsewhere.status, elsewhere.headers['x-latchkey-code']], [403, 'ip_not_allowed']);
+  const fromOtherAddress = await authorize(both.key, methodHeader('GET'));
+  t.same([fromOtherAddress.status, fromOtherAddress.headers['x-latchkey-code']], [403, 'ip_not_allowed']);
   const atAllowedAddress = await authorize(both.key, { ...methodHeader('GET'), remoteAddress: '203.0.113.9' });
   t.equal(atAllowedAddress.status, 200);
   t.equal(

@@ -109,13 +109,13 @@ t.test('entries are written automatically, one batch at a time, and closing writ
   t.equal(state.mostUnderWay, 1);
 });
 
-const refusal = (given: Partial<Refusal> & { who: string }): Refusal => ({
+const refusal = (overrides: Partial<Refusal> & { who: string }): Refusal => ({
   organizationId: null,
-  caller: { type: 'verifier', id: given.who, name: given.who, email: null },
+  caller: { type: 'verifier', id: overrides.who, name: overrides.who, email: null },
   operation: 'listKeys',
   code: 'forbidden',
   ip: '::1',
-  ...given,
+  ...overrides,
 });
 
 t.test('a refused attempt that Postgres cannot store does not hold up the others', async (t) => {

@@ -140,10 +140,10 @@ t.test('a kept connection is reused, and a lost one is replaced', async (t) => {
     if (request === 4) socket.resetAndDestroy();
     else if (request > 0) socket.write(ok);
   });
-  for (let turn = 0; turn < 3; turn++) t.equal(await verify(listener.url), answered);
+  for (let round = 0; round < 3; round++) t.equal(await verify(listener.url), answered);
   t.equal(await verify(listener.url), answered, 'sent on a new connection');
   t.equal(listener.requests(), 5);
-  for (let turn = 0; turn < 20; turn++) t.equal(await verify(listener.url), answered);
+  for (let round = 0; round < 20; round++) t.equal(await verify(listener.url), answered);
   t.ok(listener.connections() <= 4, `${listener.connections()} connections`);
 });
 

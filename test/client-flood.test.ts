@@ -44,7 +44,7 @@ t.test('an address with a zone is valid, and an invalid address is accepted for 
   const { body: bound } = await admin.post('/v1/keys', { allowedIps: ['fe80::/10'] });
   const code = async (presented: string, ip: string) =>
     (await client.verify({ key: presented, permission: 'read', ip })).code;
-  for (let turn = 0; turn < 2; turn++) {
+  for (let round = 0; round < 2; round++) {
     t.equal(await code(bound.key, 'fe80::1%eth0'), 'valid');
     t.equal(await code(bound.key, 'unknown'), 'ip_not_allowed');
     t.equal(await code(key.key, 'unknown'), 'valid');

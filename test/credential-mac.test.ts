@@ -148,16 +148,16 @@ t.test('an access token never has more rights than it was created with, whatever
     "tag_keyring_id = 'gone'",
   ];
   for (const change of changes) {
-    const { body: made } = await service.admin.post('/v1/access-tokens', input);
-    t.equal((await as(made.token).get('/v1/rows')).status, 200);
-    await dbQuery(urls.app, `update access_tokens set ${change} where id = $1`, [made.id]);
-    const status = async () => (await as(made.token).get('/v1/rows')).status;
+    const { body: createdToken } = await service.admin.post('/v1/access-tokens', input);
+    t.equal((await as(createdToken.token).get('/v1/rows')).status, 200);
+    await dbQuery(urls.app, `update access_tokens set ${change} where id = $1`, [createdToken.id]);
+    const status = async () => (await as(createdToken.token).get('/v1/rows')).status;
     t.ok(await eventually(async () => (await status()) === 401, 2_000), change);
   }
-  const { body: made } = await service.admin.post('/v1/access-tokens', input);
-  await service.admin.delete(`/v1/access-tokens/${made.id}`);
-  await dbQuery(urls.app, 'update access_tokens set deleted_at = null where id = $1', [made.id]);
-  t.equal((await as(made.token).get('/v1/rows')).status, 401, 'a deleted token cannot be revived');
+  const { body: createdToken } = await service.admin.post('/v1/access-tokens', input);
+  await service.admin.delete(`/v1/access-tokens/${createdToken.id}`);
+  await dbQuery(urls.app, 'update access_tokens set deleted_at = null where id = $1', [createdToken.id]);
+  t.equal((await as(createdToken.token).get('/v1/rows')).status, 401, 'a deleted token cannot be revived');
   const verifierId = tokenIdOf(service.verifier.token);
   await dbQuery(urls.app, "update access_tokens set role = 'admin', email = 'x@p.example' where id = $1", [verifierId]);
   const asAdmin = async () => (await service.verifier.get('/v1/rows')).status;
@@ -222,7 +222,7 @@ t.test('a row that is edited between its load and the renewal of its tag is not 
   const old = await startService(t, { keyring: keyringOf('k1') });
   const { urls, admin } = old;
   const { body: key } = await admin.post('/v1/keys', { allowedIps: ['203.0.113.7'] });
-  const { body: made } = await admin.post('/v1/access-tokens', {
+  const { body: createdToken } = await admin.post('/v1/access-tokens', {
     role: 'admin',
     name: 'Reader',
     email: 'r@p.example',
@@ -234,16 +234,16 @@ t.test('a row that is edited between its load and the renewal of its tag is not 
     (await verifier.post('/v1/verify', { key: presented, permission: 'read', ip: '203.0.113.7' })).body.code;
   // A wrong token with the same id loads the record without renewing its tag. Then notifications are disabled.
   const wrongKey = mintToken({ prefix: 'lk', kind: 'k', idSuffix: key.id.slice(4) }).reveal();
-  const wrongToken = mintToken({ prefix: 'lk', kind: 'a', idSuffix: made.id.slice(6) }).reveal();
+  const wrongToken = mintToken({ prefix: 'lk', kind: 'a', idSuffix: createdToken.id.slice(6) }).reveal();
   t.equal(await codeOf(wrongKey), 'not_found');
   t.equal((await service.as(wrongToken).get('/v1/rows')).status, 401);
   for (const table of ['api_keys', 'access_tokens']) {
     await dbQuery(urls.superuser, `alter table ${table} disable trigger ${table}_notify`);
   }
   await dbQuery(urls.app, "update api_keys set allowed_ips = '{}' where id = $1", [key.id]);
-  await dbQuery(urls.app, "update access_tokens set scopes = '{read,write}' where id = $1", [made.id]);
+  await dbQuery(urls.app, "update access_tokens set scopes = '{read,write}' where id = $1", [createdToken.id]);
   t.equal(await codeOf(key.key), 'valid', 'from the copy in memory');
-  t.equal((await service.as(made.token).get('/v1/rows')).status, 200);
+  t.equal((await service.as(createdToken.token).get('/v1/rows')).status, 200);
   // Renewals begin in order, two at once. When these are done, the earlier ones are done too.
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
   for (const { id, key: plaintext, permission } of partner.keys as Json[]) {
@@ -254,9 +254,9 @@ t.test('a row that is edited between its load and the renewal of its tag is not 
     return (await dbQuery(urls.superuser, `select mac_keyring_id as id from ${what}`))[0]?.['id'];
   }
   t.equal(await macOf(`api_keys where id = '${key.id}'`), 'k1');
-  t.equal(await macOf(`access_tokens where id = '${made.id}'`), 'k1');
+  t.equal(await macOf(`access_tokens where id = '${createdToken.id}'`), 'k1');
   const fresh = await startService(t, { urls, keyring: keyringOf('k2', 'k1') });
-  t.equal((await fresh.as(made.token).get('/v1/rows')).status, 401);
+  t.equal((await fresh.as(createdToken.token).get('/v1/rows')).status, 401);
 });
 
 t.test('a foreign check value under the id of the next keyring entry does not block the rotation', async (t) => {
@@ -296,7 +296,7 @@ t.test(
   'an entry declared as lost enables argon2id only for its own rows, and for no other kind of token',
   async (t) => {
     const old = await startService(t, { keyring: keyringOf('k1') });
-    const { body: made } = await old.admin.post('/v1/access-tokens', {
+    const { body: createdToken } = await old.admin.post('/v1/access-tokens', {
       role: 'admin',
       name: 'Reader',
       email: 'r@p.example',
@@ -304,8 +304,8 @@ t.test(
     });
     const service = await startService(t, { urls: old.urls, keyring: parseKeyring(keyringText('k2'), ['k1']) });
     const statusOf = async (token: string) => (await service.as(token).get('/v1/rows')).status;
-    await dbQuery(old.urls.app, "update access_tokens set tag_keyring_id = 'gone' where id = $1", [made.id]);
-    t.equal(await statusOf(made.token), 401, 'the entry of the tag is not declared as lost');
+    await dbQuery(old.urls.app, "update access_tokens set tag_keyring_id = 'gone' where id = $1", [createdToken.id]);
+    t.equal(await statusOf(createdToken.token), 401, 'the entry of the tag is not declared as lost');
     await dbQuery(
       old.urls.app,
       "update access_tokens set role = 'admin', organization_id = $2, email = 'x@p.example' where id = $1",

@@ -229,8 +229,8 @@ t.test('without an embedded Postgres the error names DATABASE_URL', async (t) =>
     const found = findPrograms(directory, undefined, platform);
     await t.rejects(found, { failure: 'unsupported_platform', message: /DATABASE_URL/ });
   }
-  const elsewhere = process.platform === 'darwin' ? 'linux-x64' : 'darwin-arm64';
-  await t.rejects(findPrograms(directory, undefined, elsewhere), {
+  const otherPlatform = process.platform === 'darwin' ? 'linux-x64' : 'darwin-arm64';
+  await t.rejects(findPrograms(directory, undefined, otherPlatform), {
     failure: 'programs_unusable',
     message: /npm ci.*DATABASE_URL/,
   });

@@ -170,14 +170,14 @@ t.test('every change gives a new version, whichever command makes it', async (t)
     ],
   };
   for (const path of ['a key', 'a partner']) changes[path]?.push((path) => admin.delete(path));
-  for (const [what, acts] of Object.entries(changes)) {
+  for (const [what, commands] of Object.entries(changes)) {
     const subject = subjects[what] as Subject;
     const tags = [await tagOf(subject)];
-    for (const act of acts) {
-      t.equal((await act(subject.path)).status, 200);
+    for (const send of commands) {
+      t.equal((await send(subject.path)).status, 200);
       tags.push(await tagOf(subject));
     }
-    t.equal(new Set(tags).size, acts.length + 1, what);
+    t.equal(new Set(tags).size, commands.length + 1, what);
   }
 });
 

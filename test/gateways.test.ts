@@ -88,8 +88,8 @@ async function runStory(t: Test, start: StartGateway, connectionsAtMost: number)
         'the key is not forwarded',
       );
     }
-    const asking = await client({ path: '/_latchkey', headers: { 'x-api-key': reading.key } });
-    t.equal(asking.headers['x-latchkey-key-id'], undefined, 'a client cannot use the internal location');
+    const direct = await client({ path: '/_latchkey', headers: { 'x-api-key': reading.key } });
+    t.equal(direct.headers['x-latchkey-key-id'], undefined, 'a client cannot use the internal location');
     for (const status of [401, 403, 500]) {
       const reply = await client({ path: `/${status}`, headers: { 'x-api-key': reading.key } });
       t.match(reply, { status, text: 'the backend' }, 'statuses of the backend are passed on');
@@ -196,9 +196,9 @@ async function runStory(t: Test, start: StartGateway, connectionsAtMost: number)
   });
 
   await t.test('Latchkey gets no body, cookie or query, on reused connections where possible', async (t) => {
-    const asked: Array<{ url: string | undefined; headers: IncomingHttpHeaders }> = [];
+    const calls: Array<{ url: string | undefined; headers: IncomingHttpHeaders }> = [];
     let connections = 0;
-    const keep = ({ url, headers }: IncomingMessage) => void asked.push({ url, headers });
+    const keep = ({ url, headers }: IncomingMessage) => void calls.push({ url, headers });
     const count = () => {
       connections += 1;
     };
@@ -215,8 +215,8 @@ async function runStory(t: Test, start: StartGateway, connectionsAtMost: number)
     }
     for (let round = 0; round < 20; round += 1) await client({ headers: { 'x-api-key': reading.key } });
     service.app.server.off('request', keep).off('connection', count);
-    t.equal(asked.length, 24);
-    for (const { url, headers } of asked) {
+    t.equal(calls.length, 24);
+    for (const { url, headers } of calls) {
       t.notMatch(JSON.stringify([url, headers]), /q=1/);
       t.same(
         [headers['content-length'] ?? '0', headers['transfer-encoding'], headers.cookie],
@@ -328,9 +328,9 @@ function latest(backend: Backend): Passed {
 }
 
 /** Returns the reply, and checks that the backend got no request. */
-async function passesNothing<Reply>(t: Test, backend: Backend, asking: Promise<Reply>): Promise<Reply> {
+async function passesNothing<Reply>(t: Test, backend: Backend, direct: Promise<Reply>): Promise<Reply> {
   const before = backend.passed.length;
-  const reply = await asking;
+  const reply = await direct;
   t.equal(backend.passed.length, before, 'the backend gets no request');
   return reply;
 }

@@ -69,8 +69,8 @@ function agreed(what: string, reply: Reply, refusal: Refusal): boolean {
 async function requireSameRows(model: ModelState, { admin }: Real): Promise<void> {
   const { body } = await admin.get('/v1/rows');
   for (const row of ['default', 'read', 'write'] as const) {
-    const wanted = row === 'default' ? 'read_write' : row;
-    const shown = body.data.find(({ permission }: Json) => permission === wanted);
+    const shownPermission = row === 'default' ? 'read_write' : row;
+    const shown = body.data.find(({ permission }: Json) => permission === shownPermission);
     const keys = (shown?.keys ?? []).map(({ id, status }: Json) => `${id} ${status}`).sort();
     if (keys.length > 2) throw new Error(`${row} holds ${keys.length} live keys`);
     const expected = liveIn(model, row).map((key) => `${key.id} ${statusOf(model, key)}`);

@@ -65,8 +65,8 @@ for (const [what, payload] of [
     let wrongVerdicts = 0;
     const shouldContinue = () => performance.now() - startedAtMs < (answered < 60 ? 10_000 : 2_000);
     const workers = Array.from({ length: 8 }, async (_, worker) => {
-      for (let turn = worker; shouldContinue(); turn++) {
-        if ((await verify(keys[turn % 10])) === 'valid') answered += 1;
+      for (let round = worker; shouldContinue(); round++) {
+        if ((await verify(keys[round % 10])) === 'valid') answered += 1;
         else wrongVerdicts += 1;
       }
     });

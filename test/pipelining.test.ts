@@ -72,7 +72,7 @@ for (const path of ['/openapi.json', '/docs/json', '/docs/yaml', '/metrics', '/d
       client.socket.pause();
       client.write(rubbish);
     }
-    for (let turn = 0; turn < 20; turn++) {
+    for (let round = 0; round < 20; round++) {
       const startedAtMs = performance.now();
       const { body } = await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
       t.equal(body.code, 'valid');
@@ -99,7 +99,7 @@ t.test('public routes are limited by address, each route separately; health prob
   const { app } = await startService(t, { publicLimit: 3 });
   const statuses = async (url: string, remoteAddress: string) => {
     const replies = [];
-    for (let turn = 0; turn < 5; turn++) replies.push((await app.inject({ url, remoteAddress })).statusCode);
+    for (let round = 0; round < 5; round++) replies.push((await app.inject({ url, remoteAddress })).statusCode);
     return replies;
   };
   for (const url of ['/openapi.json', '/metrics', '/problems/not_found']) {

@@ -99,7 +99,7 @@ t.test('stored text must still be storable', async (t) => {
 });
 
 t.test('the client address is found in the forms of proxies and Node', async (t) => {
-  for (const [given, address] of [
+  for (const [presented, address] of [
     ['203.0.113.7', '203.0.113.7'],
     ['203.0.113.7:5678', '203.0.113.7'],
     [' 203.0.113.7 ', '203.0.113.7'],
@@ -119,7 +119,7 @@ t.test('the client address is found in the forms of proxies and Node', async (t)
     [`${'1'.repeat(5_000)}`, undefined],
     [undefined, undefined],
   ] as const) {
-    t.equal(clientAddress(given), address, given?.slice(0, 40) ?? 'none');
+    t.equal(clientAddress(presented), address, presented?.slice(0, 40) ?? 'none');
   }
 });
 

@@ -61,8 +61,8 @@ t.test(
         isGone = true;
       });
       const write = async (worker: number) => {
-        for (let turn = 0; !isGone; turn++) {
-          const body = { email: `p${round}-${worker}-${turn}@p.example`, permissions: ['read', 'write'] };
+        for (let call = 0; !isGone; call++) {
+          const body = { email: `p${round}-${worker}-${call}@p.example`, permissions: ['read', 'write'] };
           const reply = await request(`${url}/v1/partners`, { method: 'POST', token: admin.token, body }).catch(
             () => undefined,
           );

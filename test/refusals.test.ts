@@ -139,8 +139,8 @@ t.test('an organization sees its own refused attempts, operators those of the in
   const { admin, operator, verifier, as } = service;
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const inOther = { 'latchkey-organization': other.id };
-  const eve = { role: 'admin', scopes: ['read'], name: 'Eve', email: 'eve@example.com' };
-  const { body: token } = await operator.post('/v1/access-tokens', eve, inOther);
+  const otherAdmin = { role: 'admin', scopes: ['read'], name: 'Eve', email: 'eve@example.com' };
+  const { body: token } = await operator.post('/v1/access-tokens', otherAdmin, inOther);
   const globalVerifier = { role: 'verifier', scopes: ['read'], name: 'Edge' };
   const { body: edge } = await operator.post('/v1/access-tokens', globalVerifier);
 

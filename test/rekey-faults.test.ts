@@ -68,14 +68,14 @@ t.test('during a rekey, verifications, reveals and deletions have correct result
   await Promise.all([0, 1, 2, 3].map(work));
   t.same((await rekeying.exited).code, 0);
   t.ok(counts.verified > 100 && counts.revealed > 20 && counts.deleted > 20, JSON.stringify(counts));
-  const kept = await dbQuery(
+  const remainingSeals = await dbQuery(
     urls.superuser,
     `select count(*) filter (where sealed is not null)::int as sealed,
        count(*) filter (where delete_reason = 'compromised')::int as wiped,
        count(*) filter (where sealed_keyring_id = 'old')::int as stale from api_keys`,
   );
   const wiped = Math.ceil(counts.deleted / 2);
-  t.same(kept, [{ sealed: 6_000 - wiped, wiped, stale: 0 }]);
+  t.same(remainingSeals, [{ sealed: 6_000 - wiped, wiped, stale: 0 }]);
   const before = service.hasher.runs;
   for (const key of keys.filter((_, index) => index % 50 === 0)) {
     const { body } = await verifier.post('/v1/verify', { key: key.plaintext, permission: 'read' });

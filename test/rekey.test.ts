@@ -29,14 +29,14 @@ t.test('while a keyring is rotated, every key works at every step', async (t) =>
   await admin.delete(`/v1/keys/${deleted.id}`);
   await admin.delete(`/v1/keys/${compromised.id}?reason=compromised`);
   const live = [own, ...partner.keys];
-  const wanted = (key: { permission: string }) => (key.permission === 'write' ? 'write' : 'read');
+  const permissionOf = (key: { permission: string }) => (key.permission === 'write' ? 'write' : 'read');
 
   const second = await startService(t, { urls, keyring: keyringOf('old', 'new') });
   const third = await startService(t, { urls, keyring: keyringOf('new', 'old') });
-  const { body: late } = await third
+  const { body: newPartner } = await third
     .as(admin.token)
     .post('/v1/partners', { email: 'q@p.example', permissions: ['read'] });
-  live.push(...late.keys);
+  live.push(...newPartner.keys);
 
   const { code, output, stdout } = await runRekey(t, urls.app, 'new', 'old');
   t.equal(code, 0);
@@ -82,7 +82,7 @@ t.test('while a keyring is rotated, every key works at every step', async (t) =>
     await verify(own.key, 'read');
     const before = service.hasher.runs;
     for (const key of live) {
-      t.equal((await verify(key.key, wanted(key))).body.code, 'valid', `${name}: ${key.permission}`);
+      t.equal((await verify(key.key, permissionOf(key))).body.code, 'valid', `${name}: ${key.permission}`);
       const revealed = await service.as(admin.token).post(`/v1/keys/${key.id}/reveal`);
       t.equal(revealed.body.key, key.key, `${name} reveals`);
     }

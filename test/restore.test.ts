@@ -111,8 +111,8 @@ t.test('after the undo window the error names recovery requests; a compromised k
 
   const count = (await events(admin)).length;
   service.later(day);
-  const late = await admin.post(`/v1/keys/${key.id}/restore`);
-  t.match(late, { status: 409, body: { code: 'not_restorable', detail: /POST \/v1\/recovery-requests/ } });
+  const tooLateRestore = await admin.post(`/v1/keys/${key.id}/restore`);
+  t.match(tooLateRestore, { status: 409, body: { code: 'not_restorable', detail: /POST \/v1\/recovery-requests/ } });
   service.later(29 * day);
   const tooLate = await admin.post(`/v1/keys/${key.id}/restore`);
   t.match(tooLate, { status: 409, body: { code: 'not_restorable' } });
@@ -215,8 +215,8 @@ t.test('a partner is restored with exactly the keys that were deleted with it', 
 
   await admin.delete(`/v1/partners/${partner.id}`);
   service.later(day);
-  const late = await admin.post(`/v1/partners/${partner.id}/restore`);
-  t.match(late, { status: 409, body: { code: 'not_restorable', detail: /recovery request/ } });
+  const tooLateRestore = await admin.post(`/v1/partners/${partner.id}/restore`);
+  t.match(tooLateRestore, { status: 409, body: { code: 'not_restorable', detail: /recovery request/ } });
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 

@@ -107,7 +107,7 @@ t.test('the new key shares the limit counter of the old key', async (t) => {
     const { body: next } = await admin.post(`/v1/keys/${old.id}/rotate`, {});
     await admin.patch(`/v1/keys/${next.id}`, { rateLimit: { requests: 5, windowSeconds: 90 } });
     const codes = [];
-    for (let turn = 0; turn < 8; turn++) codes.push((await verify(old)).code, (await verify(next)).code);
+    for (let round = 0; round < 8; round++) codes.push((await verify(old)).code, (await verify(next)).code);
     t.equal(codes.filter((code) => code === 'valid').length, 10);
   });
 

@@ -114,9 +114,9 @@ t.test('a token is rejected in every stored member, and the error names the path
     }
   }
   const ofOperator = (path: string, body: Json) => operator.post(path, body, named);
-  for (const act of ['approve', 'decline']) {
-    const reply = await ofOperator(`/v1/recovery-requests/${recovery.id}/${act}`, { note: `it was ${aToken()}` });
-    t.match(reply, { status: 400, body: { code: 'secret_in_text', errors: [{ path: 'body.note' }] } }, act);
+  for (const action of ['approve', 'decline']) {
+    const reply = await ofOperator(`/v1/recovery-requests/${recovery.id}/${action}`, { note: `it was ${aToken()}` });
+    t.match(reply, { status: 400, body: { code: 'secret_in_text', errors: [{ path: 'body.note' }] } }, action);
   }
   t.match(await operator.post('/v1/organizations', { name: aToken('o') }), {
     status: 400,

@@ -92,7 +92,7 @@ for (const [how, break_] of [
       t.match(replica.logLines.join(''), 'Each replica counts rate limits in its own memory');
       const startedAtMs = performance.now();
       t.equal((await verify(replica, key.key)).rateLimit.limit, 50);
-      for (let turn = 0; turn < 100; turn++) await verify(replica, key.key);
+      for (let round = 0; round < 100; round++) await verify(replica, key.key);
       t.ok(performance.now() - startedAtMs < 5_000, 'it does not wait for Redis at each use');
       t.equal((await verify(replica, key.key)).code, 'rate_limited', 'each replica has its own limit');
     }
@@ -121,10 +121,10 @@ t.test('an outage of Redis does not grant the whole limit again', { skip }, asyn
   const [only] = replicas as [typeof first];
   await first.admin.put('/v1/rate-limit', { requests: 20, windowSeconds: 60 });
   const { body: key } = await first.admin.post('/v1/keys', {});
-  for (let turn = 0; turn < 18; turn++) await verify(only, key.key);
+  for (let round = 0; round < 18; round++) await verify(only, key.key);
   redis.process.child.kill('SIGKILL');
   const codes: string[] = [];
-  for (let turn = 0; turn < 6; turn++) codes.push((await verify(only, key.key)).code);
+  for (let round = 0; round < 6; round++) codes.push((await verify(only, key.key)).code);
   t.equal(codes.filter((code) => code === 'valid').length, 2, 'memory continues from the last counts of Redis');
 });
 
@@ -138,7 +138,7 @@ for (const count of [1, 2]) {
     const use = async (times: number) => {
       let valid = 0;
       for (const replica of replicas) {
-        for (let turn = 0; turn < times; turn++) if ((await verify(replica, key.key)).code === 'valid') valid += 1;
+        for (let round = 0; round < times; round++) if ((await verify(replica, key.key)).code === 'valid') valid += 1;
       }
       return valid;
     };
@@ -164,13 +164,13 @@ t.test('a silent Redis that kept its counts gets the missed uses once', { skip }
   const { redis, first, replicas, modeOf, verify } = await startReplicas(t, 1);
   const [only] = replicas as [typeof first];
   const { body: key } = await first.admin.post('/v1/keys', { rateLimit: { requests: 50, windowSeconds: 3_600 } });
-  for (let turn = 0; turn < 10; turn++) await verify(only, key.key);
+  for (let round = 0; round < 10; round++) await verify(only, key.key);
   redis.process.child.kill('SIGSTOP');
   await eventually(async () => {
     await verify(only, key.key, { cost: 0 });
     return modeOf(only) === 'memory';
   });
-  for (let turn = 0; turn < 5; turn++) await verify(only, key.key);
+  for (let round = 0; round < 5; round++) await verify(only, key.key);
   redis.process.child.kill('SIGCONT');
   await eventually(async () => modeOf(only) === 'shared');
   const answers = await Promise.all(Array.from({ length: 8 }, () => verify(only, key.key)));
@@ -211,7 +211,7 @@ t.test('a corrupted bucket starts again', { skip }, async (t) => {
   const [only] = replicas as [typeof first];
   await first.admin.put('/v1/rate-limit', { requests: 2, windowSeconds: 60 });
   const { body: key } = await first.admin.post('/v1/keys', {});
-  for (let turn = 0; turn < 3; turn++) await verify(only, key.key);
+  for (let round = 0; round < 3; round++) await verify(only, key.key);
   t.equal((await verify(only, key.key)).code, 'rate_limited');
   const client = new Redis(redis.url);
   t.teardown(() => client.disconnect());

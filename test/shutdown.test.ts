@@ -16,14 +16,14 @@ t.test('after SIGTERM under load every accepted request is answered', async (t) 
   const { adminToken = '', verifierToken = '' } = tokens;
   const { body: key } = await request(`${url}/v1/keys`, { method: 'POST', token: adminToken, body: {} });
   const client = () => {
-    const made = keepAliveClient(url);
-    t.teardown(() => made.close());
-    return made;
+    const newClient = keepAliveClient(url);
+    t.teardown(() => newClient.close());
+    return newClient;
   };
 
   // An idle connection, one without a request, and one whose request does not end.
   const idle = client();
-  await idle.ask('/livez');
+  await idle.send('/livez');
   const { port } = new URL(url);
   const silent = connect(Number(port), '127.0.0.1');
   const slow = connect(Number(port), '127.0.0.1');
@@ -39,7 +39,7 @@ t.test('after SIGTERM under load every accepted request is answered', async (t) 
     const own = client();
     for (;;) {
       try {
-        const reply = await own.ask('/v1/verify', verify);
+        const reply = await own.send('/v1/verify', verify);
         replies.push(reply);
         if (JSON.parse(reply.body).valid === true) accepted += 1;
         if (reply.headers.connection === 'close') return;
@@ -51,10 +51,10 @@ t.test('after SIGTERM under load every accepted request is answered', async (t) 
   };
   const writer = async (number: number) => {
     const own = client();
-    for (let turn = 0; ; turn++) {
-      const body = { email: `p${number}-${turn}@p.example`, permissions: ['read'] };
+    for (let round = 0; ; round++) {
+      const body = { email: `p${number}-${round}@p.example`, permissions: ['read'] };
       try {
-        const reply = await own.ask('/v1/partners', { method: 'POST', token: adminToken, body });
+        const reply = await own.send('/v1/partners', { method: 'POST', token: adminToken, body });
         replies.push(reply);
         if (reply.headers.connection === 'close') return;
       } catch (error) {
@@ -71,7 +71,7 @@ t.test('after SIGTERM under load every accepted request is answered', async (t) 
   await holder.connect();
   t.teardown(() => holder.end().catch(() => undefined));
   await holder.query('begin; select * from history_heads for update');
-  const heldPatch = client().ask(`/v1/keys/${key.id}`, { method: 'PATCH', token: adminToken, body: { name: 'Held' } });
+  const heldPatch = client().send(`/v1/keys/${key.id}`, { method: 'PATCH', token: adminToken, body: { name: 'Held' } });
   await eventually(async () => {
     const [row] = await dbQuery(
       urls.superuser,
@@ -81,17 +81,17 @@ t.test('after SIGTERM under load every accepted request is answered', async (t) 
   });
 
   const probe = client();
-  t.equal((await probe.ask('/readyz')).status, 200);
+  t.equal((await probe.send('/readyz')).status, 200);
   const signalledAtMs = performance.now();
   service.child.kill('SIGTERM');
   const notReady = await eventually(async () => {
-    const reply = await probe.ask('/readyz');
+    const reply = await probe.send('/readyz');
     return reply.status === 503 && reply;
   });
   t.match(JSON.parse(notReady.body), { code: 'unavailable', detail: 'The service is stopping.' });
   t.equal(notReady.headers.connection, 'close');
-  const late = await client().ask('/v1/verify', verify);
-  t.match(JSON.parse(late.body), { valid: true }, 'a request that arrives during the drain is answered, too');
+  const duringDrain = await client().send('/v1/verify', verify);
+  t.match(JSON.parse(duringDrain.body), { valid: true }, 'a request that arrives during the drain is answered, too');
   accepted += 1;
   await holder.query('rollback');
   const patched = await heldPatch;

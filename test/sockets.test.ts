@@ -81,7 +81,7 @@ t.test('500 slow connections do not disturb another client', async (t) => {
   const slow = Array.from({ length: 500 }, () =>
     exchange(port, ['POST /v1/verify HTTP/1.1\r\nHost: x\r\n'], { hold: true }),
   );
-  for (let turn = 0; turn < 20; turn++) {
+  for (let round = 0; round < 20; round++) {
     const response = await fetch(`http://127.0.0.1:${port}/v1/verify`, {
       method: 'POST',
       headers: { authorization: `Bearer ${verifier.token}`, 'content-type': 'application/json' },

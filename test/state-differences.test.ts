@@ -355,8 +355,8 @@ async function dbPutBack(url: string, table: string, row: unknown): Promise<void
 
 t.test('at most 100 differences are listed at once', async (t) => {
   const service = await startService(t);
-  for (let made = 0; made < 60; made++) {
-    const { body } = await service.admin.post('/v1/partners', { email: `p${made}@p.example`, permissions: ['read'] });
+  for (let number = 0; number < 60; number++) {
+    const { body } = await service.admin.post('/v1/partners', { email: `p${number}@p.example`, permissions: ['read'] });
     if (body.id === undefined) throw new Error(JSON.stringify(body));
   }
   await dbQuery(service.urls.superuser, "update partners set suspended_at = now(), name = 'x'");
@@ -573,13 +573,13 @@ t.test('a concurrent change is not reported as a difference', async (t) => {
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
   let isOver = false;
   const changing = (async () => {
-    for (let turn = 0; !isOver; turn++) {
-      await admin.patch(`/v1/keys/${partner.keys[0].id}`, { name: `${turn}` });
-      await admin.patch(`/v1/partners/${partner.id}`, { name: `${turn}` });
-      await admin.post(`/v1/keys/${partner.keys[1].id}/${turn % 2 === 0 ? 'suspend' : 'resume'}`);
+    for (let call = 0; !isOver; call++) {
+      await admin.patch(`/v1/keys/${partner.keys[0].id}`, { name: `${call}` });
+      await admin.patch(`/v1/partners/${partner.id}`, { name: `${call}` });
+      await admin.post(`/v1/keys/${partner.keys[1].id}/${call % 2 === 0 ? 'suspend' : 'resume'}`);
       const { body } = await admin.post('/v1/keys', {});
       await admin.delete(`/v1/keys/${body.id}`);
-      await admin.put('/v1/rate-limit', { requests: 1 + (turn % 7), windowSeconds: 60 });
+      await admin.put('/v1/rate-limit', { requests: 1 + (call % 7), windowSeconds: 60 });
     }
   })();
   const differences: Difference[] = [];

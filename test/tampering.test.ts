@@ -31,9 +31,9 @@ async function startHistory({ app, operator }: TestService, name: string): Promi
   const change = (requests: number) =>
     operator.put('/v1/rate-limit', { requests, windowSeconds: 60 + requests }, named);
   for (let sequence = 2; sequence <= 4; sequence++) await change(sequence);
-  const early = await read('/v1/history/checkpoint');
+  const firstNote = await read('/v1/history/checkpoint');
   for (let sequence = 5; sequence <= events; sequence++) await change(sequence);
-  return { chain: body.id, change, read, signed: `${early}\n${await read('/v1/history/checkpoint')}` };
+  return { chain: body.id, change, read, signed: `${firstNote}\n${await read('/v1/history/checkpoint')}` };
 }
 
 async function audit(t: Test, args: string[], env: NodeJS.ProcessEnv) {
@@ -71,7 +71,7 @@ interface Tampering {
   /** In PL/pgSQL; see `withoutTriggers`. */
   sql: string;
   /** A request through the API afterwards. */
-  afterwards?: (lived: SignedHistory) => Promise<unknown>;
+  afterwards?: (signedHistory: SignedHistory) => Promise<unknown>;
   /** Where the chain alone shows it, and where a checkpoint of all events shows it. */
   alone: number | undefined;
   compared: number;

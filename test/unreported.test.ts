@@ -57,9 +57,9 @@ t.test("a key's text is kept from the first use until the uses are taken for a r
 
 t.test('uses of a key that was dropped and cached again are each reported once', async (t) => {
   const { known, unreported, cacheKey, use, takeReports } = start();
-  for (let turn = 0; turn < 3; turn++) {
+  for (let round = 0; round < 3; round++) {
     known.forget('a');
-    use(cacheKey('a'), 0, turn);
+    use(cacheKey('a'), 0, round);
     use(cacheKey('b'));
   }
   t.equal(unreported.size, 4);

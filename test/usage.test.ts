@@ -22,12 +22,12 @@ t.test('each outcome is counted, and shown within ten seconds', async (t) => {
     rateLimit: { requests: 3, windowSeconds: 60 },
   });
   const [key] = partner.keys;
-  const ask = (more = {}) => verifier.post('/v1/verify', { key: key.key, permission: 'read', ...more });
+  const verify = (more = {}) => verifier.post('/v1/verify', { key: key.key, permission: 'read', ...more });
   const before = Date.now();
-  for (let turn = 0; turn < 5; turn++) await ask();
-  await ask({ permission: 'write' });
-  await ask({ cost: 0 });
-  await ask({ cost: 0, permission: 'write' });
+  for (let call = 0; call < 5; call++) await verify();
+  await verify({ permission: 'write' });
+  await verify({ cost: 0 });
+  await verify({ cost: 0, permission: 'write' });
   const askedAtMs = performance.now();
   const { body: usage } = await eventually(async () => {
     const reply = await admin.get(`/v1/keys/${key.id}/usage`);
@@ -207,7 +207,7 @@ t.test('if the database rejects a write, no count is lost', async (t) => {
   const { admin, verifier, verification, urls, logLines } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
   await dbQuery(urls.superuser, 'alter table usage_hours rename to usage_hours_away');
-  for (let turn = 0; turn < 3; turn++) await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
+  for (let call = 0; call < 3; call++) await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
   await verification.usage.flush();
   t.match(logLines.join(''), 'Usage: not written. Latchkey will retry.');
   await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
@@ -221,7 +221,7 @@ t.test('uses of a key that is read again each time are counted together', async 
   const { body: key } = await admin.post('/v1/keys', {});
   await dbQuery(urls.superuser, 'alter table usage_hours rename to usage_hours_away');
   const fresh = { 'cache-control': 'no-cache' };
-  for (let turn = 0; turn < 20; turn++) await verifier.post('/v1/verify', { key: key.key, permission: 'read' }, fresh);
+  for (let call = 0; call < 20; call++) await verifier.post('/v1/verify', { key: key.key, permission: 'read' }, fresh);
   await verification.usage.flush();
   const [waiting] = logLines.filter((line) => line.includes('Usage: not written')).map((line) => JSON.parse(line));
   t.equal(waiting.rows, 1);
@@ -236,7 +236,7 @@ t.test('uses before the end of an hour are written to that hour, even if written
   const [key] = partner.keys;
   const { body: secondKey } = await admin.post('/v1/keys', {});
   const use = async (used: Json, times: number, permission = 'read') => {
-    for (let turn = 0; turn < times; turn++) await verifier.post('/v1/verify', { key: used.key, permission });
+    for (let call = 0; call < times; call++) await verifier.post('/v1/verify', { key: used.key, permission });
   };
   await dbQuery(urls.superuser, 'alter table usage_hours rename to usage_hours_away');
   await use(key, 3);
@@ -430,10 +430,10 @@ t.test('replicas that write the same rows in opposite orders wait for each other
 
 t.test('a killed process loses only the uses of its last seconds', async (t) => {
   const { process: killed, url, urls, tokens } = await serve(t);
-  const ask = (path: string, token: string | undefined, body: unknown) =>
+  const send = (path: string, token: string | undefined, body: unknown) =>
     request(`${url}${path}`, { method: 'POST', token: token ?? '', body });
-  const { body: key } = await ask('/v1/keys', tokens['adminToken'], {});
-  const verify = () => ask('/v1/verify', tokens['verifierToken'], { key: key.key, permission: 'read' });
+  const { body: key } = await send('/v1/keys', tokens['adminToken'], {});
+  const verify = () => send('/v1/verify', tokens['verifierToken'], { key: key.key, permission: 'read' });
   await Promise.all(Array.from({ length: 25 }, verify));
   const countedAtMs = performance.now();
   await eventually(async () => (await dbAllowed(urls.superuser)).get(key.id) === 25);
@@ -470,11 +470,11 @@ t.test('closing writes the uses of 100,000 keys without blocking the event loop'
 
 t.test('after SIGTERM all counted uses are written before the process ends', async (t) => {
   const { process: service, url, urls, tokens } = await serve(t);
-  const ask = (path: string, token: string | undefined, body: unknown) =>
+  const send = (path: string, token: string | undefined, body: unknown) =>
     request(`${url}${path}`, { method: 'POST', token: token ?? '', body });
-  const { body: key } = await ask('/v1/keys', tokens['adminToken'], {});
+  const { body: key } = await send('/v1/keys', tokens['adminToken'], {});
   const question = { key: key.key, permission: 'read' };
-  await Promise.all(Array.from({ length: 25 }, () => ask('/v1/verify', tokens['verifierToken'], question)));
+  await Promise.all(Array.from({ length: 25 }, () => send('/v1/verify', tokens['verifierToken'], question)));
   service.child.kill('SIGTERM');
   t.same(await service.exited, { code: 0, signal: null });
   t.same(await dbAllowed(urls.superuser), new Map([[key.id, 25]]));
@@ -484,13 +484,13 @@ t.test('after a clock two hours ahead was set back, no time is later than now', 
   const { admin, verifier, verification, clock, later } = await startService(t);
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const [key] = partner.keys;
-  const { body: gone } = await admin.post('/v1/keys', {});
-  await admin.delete(`/v1/keys/${gone.id}`);
+  const { body: deletedKey } = await admin.post('/v1/keys', {});
+  await admin.delete(`/v1/keys/${deletedKey.id}`);
   const now = () => new Date(clock.nowMs()).toISOString();
   later(7_200_000);
-  const ask = ({ key: text }: { key: string }) => verifier.post('/v1/verify', { key: text, permission: 'read' });
-  t.equal((await ask(key)).body.code, 'valid');
-  t.equal((await ask(gone)).body.code, 'deleted');
+  const verify = ({ key: text }: { key: string }) => verifier.post('/v1/verify', { key: text, permission: 'read' });
+  t.equal((await verify(key)).body.code, 'valid');
+  t.equal((await verify(deletedKey)).body.code, 'deleted');
   later(-7_200_000);
   await verification.usage.flush();
   const shown = {
@@ -498,7 +498,8 @@ t.test('after a clock two hours ahead was set back, no time is later than now', 
     list: (await admin.get('/v1/keys')).body.data.find(({ id }: { id: string }) => id === key.id).lastUsedAt,
     usage: (await admin.get(`/v1/keys/${key.id}/usage`)).body.lastUsedAt,
     'usage of the partner': (await admin.get(`/v1/partners/${partner.id}/usage`)).body.lastUsedAt,
-    'a use after deletion': (await admin.get(`/v1/keys/${gone.id}/history?limit=1`)).body.data[0].details.presentedAt,
+    'a use after deletion': (await admin.get(`/v1/keys/${deletedKey.id}/history?limit=1`)).body.data[0].details
+      .presentedAt,
   };
   for (const [what, at] of Object.entries(shown)) t.ok(at !== null && at <= now(), `${what}: ${at}`);
 });

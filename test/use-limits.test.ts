@@ -53,7 +53,7 @@ t.test('a use that one bucket rejects does not count in the other', async (t) =>
   const wide: UseBuckets = [owner, bucket('wide', 100)];
   t.match(await limits.count(narrow, 1), { isExceeded: false, policy: 'key', limit: 2, remaining: 1 });
   t.match(await limits.count(narrow, 1), { isExceeded: false, policy: 'key', remaining: 0 });
-  for (let turn = 0; turn < 10; turn++) {
+  for (let round = 0; round < 10; round++) {
     t.match(await limits.count(narrow, 1), { isExceeded: true, policy: 'key', limit: 2 });
   }
   for (const remaining of [2, 1, 0]) {
@@ -66,7 +66,7 @@ t.test('a use that one bucket rejects does not count in the other', async (t) =>
 t.test('a changed limit acts at once, and another window length is another bucket', async (t) => {
   const limits = createMemoryLimits(() => 0);
   const use = async (requests: number, windowSeconds = 60) => limits.count([bucket('a', requests, windowSeconds)], 1);
-  for (let turn = 0; turn < 5; turn++) t.equal((await use(10)).isExceeded, false);
+  for (let round = 0; round < 5; round++) t.equal((await use(10)).isExceeded, false);
   t.match(await use(3), { isExceeded: true, limit: 3, remaining: 0 });
   t.match(await use(6), { isExceeded: false, remaining: 0 });
   t.match(await use(6), { isExceeded: true });
@@ -112,7 +112,7 @@ t.test('for any sequence of uses a bucket allows what fits into its window, and 
 
 t.test('all keys of an owner share its limit, and a key may have a lower one', async (t) => {
   const { admin, verifier, verification, as } = await startService(t);
-  const ask = async (key: string, more = {}) =>
+  const verify = async (key: string, more = {}) =>
     (await verifier.post('/v1/verify', { key, permission: 'read', ...more })).body;
   const { body: partner } = await admin.post('/v1/partners', {
     email: 'p@p.example',
@@ -124,25 +124,25 @@ t.test('all keys of an owner share its limit, and a key may have a lower one', a
     partnerId: partner.id,
     rateLimit: { requests: 2, windowSeconds: 60 },
   });
-  t.match(await ask(first.key), { code: 'valid', rateLimit: { limit: 6, remaining: 5, resetSeconds: 60 } });
-  t.match(await ask(second.key), { code: 'valid', rateLimit: { limit: 2, remaining: 1 } });
-  t.match(await ask(second.key), { code: 'valid', rateLimit: { limit: 2, remaining: 0 } });
-  t.match(await ask(second.key), { valid: false, code: 'rate_limited', rateLimit: { limit: 2, remaining: 0 } });
-  t.match(await ask(first.key, { cost: 0 }), { code: 'valid', rateLimit: { limit: 6, remaining: 3 } });
-  t.match(await ask(first.key, { cost: 3 }), { code: 'valid', rateLimit: { remaining: 0 } });
-  t.match(await ask(first.key), { code: 'rate_limited' });
-  t.match(await ask(first.key, { permission: 'write' }), { code: 'insufficient_permission', rateLimit: null });
+  t.match(await verify(first.key), { code: 'valid', rateLimit: { limit: 6, remaining: 5, resetSeconds: 60 } });
+  t.match(await verify(second.key), { code: 'valid', rateLimit: { limit: 2, remaining: 1 } });
+  t.match(await verify(second.key), { code: 'valid', rateLimit: { limit: 2, remaining: 0 } });
+  t.match(await verify(second.key), { valid: false, code: 'rate_limited', rateLimit: { limit: 2, remaining: 0 } });
+  t.match(await verify(first.key, { cost: 0 }), { code: 'valid', rateLimit: { limit: 6, remaining: 3 } });
+  t.match(await verify(first.key, { cost: 3 }), { code: 'valid', rateLimit: { remaining: 0 } });
+  t.match(await verify(first.key), { code: 'rate_limited' });
+  t.match(await verify(first.key, { permission: 'write' }), { code: 'insufficient_permission', rateLimit: null });
 
   const { body: ownKey } = await admin.post('/v1/keys', {});
-  t.match(await ask(ownKey.key), { code: 'valid', rateLimit: { limit: 1000, remaining: 999 } }, 'another owner');
+  t.match(await verify(ownKey.key), { code: 'valid', rateLimit: { limit: 1000, remaining: 999 } }, 'another owner');
   await admin.patch(`/v1/partners/${partner.id}`, { rateLimit: { requests: 8, windowSeconds: 60 } });
   t.match(
-    await ask(first.key),
+    await verify(first.key),
     { code: 'valid', rateLimit: { limit: 8, remaining: 1 } },
     'the changed limit acts at once',
   );
   await admin.patch(`/v1/partners/${partner.id}`, { rateLimit: null });
-  t.match(await ask(first.key), { code: 'valid', rateLimit: { limit: 1000 } });
+  t.match(await verify(first.key), { code: 'valid', rateLimit: { limit: 1000 } });
 
   await t.test('GET /v1/self counts as a use, with its own limit for each key', async (t) => {
     await admin.put('/v1/rate-limit', { requests: 3, windowSeconds: 60 });
@@ -155,7 +155,7 @@ t.test('all keys of an owner share its limit, and a key may have a lower one', a
     t.match(one.headers, { 'ratelimit-policy': '"self";q=3;w=60', ratelimit: /^"self";r=2;t=\d+$/ });
     t.same(one.body.rateLimit, { requests: 3, windowSeconds: 60 });
     t.match(four.headers['retry-after'], /^\d+$/);
-    t.match(await ask(ownKey.key), { code: 'valid' }, 'other uses are counted separately');
+    t.match(await verify(ownKey.key), { code: 'valid' }, 'other uses are counted separately');
     await verification.usage.flush();
     const { body: usage } = await admin.get(`/v1/keys/${ownKey.id}/usage`);
     t.match(usage.total, { allowed: 5, rateLimited: 1 }, 'two verifications and four self requests');
@@ -176,7 +176,7 @@ t.test("a stolen key outside its allowed addresses cannot use up the partner's l
     rateLimit: { requests: 50, windowSeconds: 60 },
   });
   const statuses = new Set<number>();
-  for (let turn = 0; turn < 99; turn++) statuses.add((await as(stolen.key).get('/v1/self')).status);
+  for (let round = 0; round < 99; round++) statuses.add((await as(stolen.key).get('/v1/self')).status);
   t.same([...statuses], [200, 429]);
   t.equal((await as(other.key).get('/v1/self')).status, 200, 'the limit of another key is not affected');
   for (const [{ key, permission }, ip] of [

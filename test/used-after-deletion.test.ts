@@ -16,11 +16,11 @@ t.test('each use of a deleted key is counted, and recorded in history once an ho
   const { admin, verifier, verification } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const [key] = partner.keys;
-  const ask = async (more: Record<string, unknown> = {}) =>
+  const verify = async (more: Record<string, unknown> = {}) =>
     (await verifier.post('/v1/verify', { key: key.key, permission: 'read', ...more })).body.code;
-  t.equal(await ask(), 'valid');
+  t.equal(await verify(), 'valid');
   await admin.delete(`/v1/keys/${key.id}`);
-  for (const ip of ['203.0.113.7', '203.0.113.8', undefined]) t.equal(await ask({ ip }), 'deleted');
+  for (const ip of ['203.0.113.7', '203.0.113.8', undefined]) t.equal(await verify({ ip }), 'deleted');
 
   const [event] = await eventually(async () => {
     const found = await uses(admin);
@@ -33,7 +33,7 @@ t.test('each use of a deleted key is counted, and recorded in history once an ho
     request: null,
     details: { ip: '203.0.113.7', presentedAt: /^20.*Z$/ },
   });
-  await ask();
+  await verify();
   await verification.usage.flush();
   t.equal((await uses(admin)).length, 1);
   for (const path of [`/v1/keys/${key.id}`, `/v1/partners/${partner.id}`]) {
@@ -44,7 +44,7 @@ t.test('each use of a deleted key is counted, and recorded in history once an ho
   }
 
   service.later(hour);
-  await ask({ ip: '2001:db8::1' });
+  await verify({ ip: '2001:db8::1' });
   await verification.usage.flush();
   t.same(
     (await uses(admin)).map(({ details }) => details.ip),

@@ -203,8 +203,8 @@ t.test('under a keyring entry declared as lost, argon2id verifies a key once, an
   const verify = (presented: string) => forAll.post('/v1/verify', { key: presented, permission: 'read' });
 
   const before = runs();
-  const wrong = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
-  t.equal((await verify(wrong)).body.code, 'not_found');
+  const otherSecret = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
+  t.equal((await verify(otherSecret)).body.code, 'not_found');
   t.equal((await verify(key.key)).body.code, 'valid');
   const afterFirst = runs();
   t.ok(afterFirst > before, 'argon2id has run');
@@ -223,10 +223,10 @@ t.test('guessing at a key under a lost entry causes only a few argon2id runs', a
   const lost = "update api_keys set tag_keyring_id = 'gone', mac_keyring_id = 'gone' where id = $1";
   await dbQuery(service.urls.superuser, lost, [key.id]);
   const before = service.hasher.runs;
-  const wrong = () => mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
+  const otherSecret = () => mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
   const statuses: number[] = [];
   for (let attempt = 0; attempt < 20; attempt++) {
-    const { status } = await service.verifier.post('/v1/verify', { key: wrong(), permission: 'read' });
+    const { status } = await service.verifier.post('/v1/verify', { key: otherSecret(), permission: 'read' });
     statuses.push(status);
   }
   t.equal(service.hasher.runs - before, 5, 'five failures in a minute, then no more runs');

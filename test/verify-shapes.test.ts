@@ -61,7 +61,7 @@ t.test('the text of a verdict is JSON of the declared shape, without other membe
     fc.record({ code: fc.constantFrom(...verdictCodes), key: anyKey, count: fc.option(anyCount) }),
   ) as fc.Arbitrary<Verdict>;
   const isOfShape = fc.property(verdicts, (verdict) => {
-    for (let turn = 0; turn < 2; turn++) {
+    for (let round = 0; round < 2; round++) {
       const value: unknown = JSON.parse(verdictJson(verdict));
       t.strictSame(verdictView.strict().parse(value), value);
       const { valid, code, keyId, name } = verdictView.parse(value);

@@ -107,7 +107,7 @@ t.test('no page omits a viewer who reveals the key again meanwhile', async (t) =
 t.test('the last reveals are listed, and all are counted', async (t) => {
   const { admin } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
-  for (let turn = 1; turn <= 23; turn++) await admin.post(`/v1/keys/${key.id}/reveal`, { reason: `Look ${turn}` });
+  for (let round = 1; round <= 23; round++) await admin.post(`/v1/keys/${key.id}/reveal`, { reason: `Look ${round}` });
   const [viewer] = (await admin.get(`/v1/keys/${key.id}/viewers`)).body.data;
   t.equal(viewer.times, 23);
   t.same(

@@ -15,7 +15,7 @@ async function dbMakeEndpoints(
   options: { url: string; count: number; due: number },
 ): Promise<void> {
   const organizationId = service.organizationId as OrganizationId;
-  const made = Array.from({ length: options.count }, () => {
+  const rows = Array.from({ length: options.count }, () => {
     const id = newId('webhook');
     const endpoint = { id, organization_id: organizationId, partner_id: null, url: options.url };
     return { id, ...mintSecret(service.keyring, endpoint).columns };
@@ -23,8 +23,8 @@ async function dbMakeEndpoints(
   const params = [
     organizationId,
     options.url,
-    made.map(({ id }) => id),
-    made.map(({ sealed }) => sealed),
+    rows.map(({ id }) => id),
+    rows.map(({ sealed }) => sealed),
     service.keyring.primary.id,
   ];
   await dbQuery(
@@ -44,7 +44,7 @@ async function dbMakeDeliveries(service: TestService, status: 'pending' | 'faile
   const [event] = await dbQuery(urls.app, 'select canonical from history where chain = $1 and sequence = 1', [
     service.organizationId,
   ]);
-  const made = endpoints.flatMap(({ id: endpointId }) =>
+  const rows = endpoints.flatMap(({ id: endpointId }) =>
     Array.from({ length: count }, () => {
       const delivery = {
         id: newId('delivery'),
@@ -63,9 +63,9 @@ async function dbMakeDeliveries(service: TestService, status: 'pending' | 'faile
      from unnest($2::text[], $3::text[], $4::bytea[]) as made (id, endpoint_id, mac)`,
     [
       status,
-      made.map(({ id }) => id),
-      made.map(({ endpointId }) => endpointId),
-      made.map(({ mac }) => mac),
+      rows.map(({ id }) => id),
+      rows.map(({ endpointId }) => endpointId),
+      rows.map(({ mac }) => mac),
       keyring.primary.id,
     ],
   );

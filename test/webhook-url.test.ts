@@ -56,7 +56,7 @@ t.test('an allowed network is reached, and no address outside it', async (t) => 
   for (const address of ['10.0.255.255', '10.2.0.0', '127.0.0.2', 'fc00::1', '::ffff:10.1.0.1', 'fd12::1%lo', '10.1']) {
     t.notOk(isPublicAddress(address, allowedRanges), address);
   }
-  for (const wrong of [
+  for (const invalid of [
     '',
     '10.0.0.0/33',
     '::/129',
@@ -66,7 +66,7 @@ t.test('an allowed network is reached, and no address outside it', async (t) => 
     '10.0.0.0/-1',
     'fe80::1%lo/64',
   ]) {
-    t.throws(() => parseRanges([wrong]), RangeError, wrong);
+    t.throws(() => parseRanges([invalid]), RangeError, invalid);
   }
 });
 

@@ -126,15 +126,19 @@ t.test('a reply with a secret is replayed for 15 minutes', async (t) => {
   const { body: created } = await admin.post('/v1/webhooks', input, key);
   const { id } = created;
   t.match(created.secret, /^whsec_/);
-  const gone = { status: 409, headers: { 'idempotent-replayed': 'true' }, body: { code: 'reply_gone', created: [id] } };
+  const replyGone = {
+    status: 409,
+    headers: { 'idempotent-replayed': 'true' },
+    body: { code: 'reply_gone', created: [id] },
+  };
   t.same((await admin.post('/v1/webhooks', input, key)).body, created);
   const path = `/v1/webhooks/${id}/rotate-secret`;
   const { body: rotated } = await admin.post(path, undefined, key);
   t.not(rotated.secret, created.secret);
   t.same((await admin.post(path, undefined, key)).body, rotated);
   later(15 * 60_000);
-  t.match(await admin.post('/v1/webhooks', input, key), gone);
-  t.match(await admin.post(path, undefined, key), gone);
+  t.match(await admin.post('/v1/webhooks', input, key), replyGone);
+  t.match(await admin.post(path, undefined, key), replyGone);
   t.equal((await admin.get('/v1/webhooks')).body.data.length, 1);
 });
 

@@ -66,10 +66,10 @@ export async function dbDump(superuserUrl: string): Promise<string> {
     );
     const texts: string[] = [];
     for (const { tablename } of rows) {
-      const kept = await client.query<{ text: string }>(
+      const stored = await client.query<{ text: string }>(
         `select row_to_json(t)::text as text from public.${tablename} t`,
       );
-      texts.push(...kept.rows.map(({ text }) => text));
+      texts.push(...stored.rows.map(({ text }) => text));
     }
     return texts.join('\n');
   });

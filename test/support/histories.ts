@@ -150,11 +150,11 @@ export async function dbAddEvents(
     let { sequence, hash } = rows[0] as { sequence: number; hash: Buffer };
     const now = new Date().toISOString();
     let at = now;
-    for (let left = count; left > 0; left -= insertedAtOnce) {
+    for (let remaining = count; remaining > 0; remaining -= insertedAtOnce) {
       const events: Array<ReturnType<typeof eventOf>> = [];
       const texts: string[] = [];
       const hashes: Buffer[] = [hash];
-      for (let index = 0; index < Math.min(left, insertedAtOnce); index++) {
+      for (let index = 0; index < Math.min(remaining, insertedAtOnce); index++) {
         sequence += 1;
         const event = eventOf(chain, sequence, { at: now, ...factsOf(sequence) });
         const text = canonicalJson(event);

@@ -16,18 +16,18 @@ export interface KeptRequest {
 /** A client with one connection, which it keeps as long as the server allows. */
 export interface KeepAliveClient {
   /** @throws if no complete reply arrives */
-  ask(path: string, options?: KeptRequest): Promise<KeptReply>;
+  send(path: string, options?: KeptRequest): Promise<KeptReply>;
   close(): void;
 }
 
 export function keepAliveClient(origin: string): KeepAliveClient {
   const agent = new Agent({ keepAlive: true, maxSockets: 1 });
   return {
-    ask: (path, { method = 'GET', token, body, headers: given = {} } = {}) =>
+    send: (path, { method = 'GET', token, body, headers: extraHeaders = {} } = {}) =>
       new Promise((resolve, reject) => {
         const text = body === undefined ? undefined : JSON.stringify(body);
         const headers = {
-          ...given,
+          ...extraHeaders,
           ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
           ...(text === undefined
             ? {}

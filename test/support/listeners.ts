@@ -62,9 +62,9 @@ function storing(arrived: Arrived[], answer: Answer) {
     for await (const chunk of request) chunks.push(chunk);
     const { method = '', url = '', headers } = request;
     const { servername } = request.socket as TLSSocket;
-    const whole = { method, url, headers, servername, body: Buffer.concat(chunks) };
-    arrived.push(whole);
-    answer(response, whole);
+    const arrivedRequest = { method, url, headers, servername, body: Buffer.concat(chunks) };
+    arrived.push(arrivedRequest);
+    answer(response, arrivedRequest);
   };
 }
 

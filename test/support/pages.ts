@@ -58,9 +58,9 @@ export function openShell(t: Test, cwd: string, options: Parameters<typeof run>[
       const end = new RegExp(`\nend of ${pasted}: (\\d+)\n$`);
       // A command that reads its input must not get the following commands.
       bash.child.stdin?.write(`{\n${command}\n} < /dev/null; printf '\\nend of ${pasted}: %s\\n' $?\n`);
-      const [whole, code] = await eventually(async () => end.exec(bash.stdout().slice(before)) ?? undefined, 180_000);
+      const [endLine, code] = await eventually(async () => end.exec(bash.stdout().slice(before)) ?? undefined, 180_000);
       if (code !== '0') throw new Error(`${command}ended with ${code}:\n${bash.output()}`);
-      return bash.stdout().slice(before, -whole.length);
+      return bash.stdout().slice(before, -endLine.length);
     },
   };
 }

@@ -68,14 +68,14 @@ export function run(t: Test, program: string, args: string[], options: Options =
     written.stderr += chunk.toString();
   });
   const exited = once(child, 'close').then(([code, signal]) => ({ code, signal }));
-  let gone = false;
+  let hasEnded = false;
   void exited.then(() => {
-    gone = true;
+    hasEnded = true;
   });
   t.teardown(async () => {
-    if (!gone) kill('SIGTERM');
+    if (!hasEnded) kill('SIGTERM');
     await Promise.race([exited, delay(12_000, undefined, { ref: false })]);
-    if (!gone) kill('SIGKILL');
+    if (!hasEnded) kill('SIGKILL');
   });
   const output = () => written.stdout + written.stderr;
   return {
@@ -87,7 +87,7 @@ export function run(t: Test, program: string, args: string[], options: Options =
       for (const deadline = Date.now() + withinMs; Date.now() < deadline; await delay(20)) {
         const match = pattern.exec(output());
         if (match !== null) return match;
-        if (gone) break;
+        if (hasEnded) break;
       }
       throw new Error(`${pattern} is not in the output of the process:\n${output()}`);
     },
