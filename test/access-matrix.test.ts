@@ -216,7 +216,7 @@ t.test('a gateway route replies 503 to a caller that is not a verifier, and logs
   });
   t.ok(gateways.flatMap(methodsOf).length >= 14);
   const otherCallers: Array<[what: string, headers: Record<string, string>]> = [
-    ['nobody', {}],
+    ['no token', {}],
     ['a malformed token', { 'x-latchkey-token': 'nonsense' }],
     ["the verifier's token in the wrong header", { authorization: `Bearer ${cast.verifier.token}` }],
     ['an API key', { 'x-latchkey-token': key }],

@@ -233,7 +233,7 @@ t.test('a receiver that hangs or redirects delays neither signing nor shutdown',
   one.checkpointing.start();
   await eventually(async () => hanging.arrived.length === 1);
   await change(service, 4);
-  t.match(await one.checkpoints.sign(organizationId), organizationId, 'requests are answered meanwhile');
+  t.match(await one.checkpoints.sign(organizationId), organizationId, 'requests are answered while the receiver hangs');
   const startedAt = performance.now();
   await one.close();
   t.ok(performance.now() - startedAt < 4_000, 'shutdown does not wait for the receiver');

@@ -131,7 +131,7 @@ t.test('each way in which a reply can fail has its error and its number of attem
     t.equal(await verify(listener.url), expected, what);
     t.equal(listener.requests(), requests, `${what}, asked`);
   }
-  t.equal(await verify(`http://127.0.0.1:${await freePort()}`), 'unreachable', 'nobody there');
+  t.equal(await verify(`http://127.0.0.1:${await freePort()}`), 'unreachable', 'no listener');
   t.equal(await verify('http://latchkey.invalid'), 'unreachable', 'no such name');
 });
 

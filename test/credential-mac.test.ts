@@ -58,7 +58,7 @@ t.test('a changed column makes a key unknown, and the original value makes it va
     await dbQuery(urls.app, `update api_keys set ${column} = $2 where id = $1`, [key.id, value]);
     t.equal(await verify(), 'not_found', `${column} = ${String(value)}`);
     await dbQuery(urls.app, `update api_keys set ${column} = $2 where id = $1`, [key.id, before[column]]);
-    t.equal(await verify(), 'valid', `${column} as it was`);
+    t.equal(await verify(), 'valid', `${column} with its original value`);
   }
   await dbQuery(urls.app, "update api_keys set partner_id = null, permission = 'read_write' where id = $1", [key.id]);
   t.equal(await verify(), 'not_found', 'moved to the default row');
@@ -161,7 +161,10 @@ t.test('an access token never has more rights than it was created with, whatever
   const verifierId = tokenIdOf(service.verifier.token);
   await dbQuery(urls.app, "update access_tokens set role = 'admin', email = 'x@p.example' where id = $1", [verifierId]);
   const asAdmin = async () => (await service.verifier.get('/v1/rows')).status;
-  t.ok(await eventually(async () => (await asAdmin()) === 401, 2_000), `${organizationId}'s verifier is no admin`);
+  t.ok(
+    await eventually(async () => (await asAdmin()) === 401, 2_000),
+    `${organizationId}'s verifier does not become an admin`,
+  );
 });
 
 t.test('an inserted row under an unknown keyring entry does not work', async (t) => {
@@ -311,7 +314,7 @@ t.test(
       "update access_tokens set role = 'admin', organization_id = $2, email = 'x@p.example' where id = $1",
       [tokenIdOf(old.verifier.token), old.organizationId],
     );
-    t.equal(await statusOf(old.verifier.token), 401, "a verifier's token is none of an admin");
+    t.equal(await statusOf(old.verifier.token), 401, "a verifier's token does not become an admin's");
     t.equal(await statusOf(old.admin.token), 200, 'unedited tokens work');
   },
 );

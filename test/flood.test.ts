@@ -50,7 +50,7 @@ t.test(
           good.push(ownCode ?? '');
           if (codes.some((replyCode) => replyCode !== code)) t.fail(`${what}: ${codes}`);
         }
-        // Jobs and counters continue meanwhile: a few queries a second, however slow the machine is.
+        // Jobs and counters continue: a few queries a second, however slow the machine is.
         const backgroundQueries = 5 + 3 * ((performance.now() - startedAtMs) / 1_000);
         const allowed = what === 'unknown ids' ? inWave / 10 : backgroundQueries;
         t.ok(queries - queriesBefore <= allowed, `${what}: ${queries - queriesBefore} queries for ${inWave} keys`);

@@ -245,8 +245,8 @@ async function runStory(t: Test, start: StartGateway, connectionsAtMost: number)
   await t.test('while Latchkey is silent nothing passes', async (t) => {
     const silent = await listenInSilence(t);
     const places: Array<[string, number]> = [
-      ['nobody listens', await freePort()],
-      ['nobody answers', silent],
+      ['no listener', await freePort()],
+      ['no reply', silent],
     ];
     for (const [what, port] of places) {
       const separateGateway = await start(t, { latchkeyPort: port, backendPort: backend.port, token });

@@ -38,7 +38,7 @@ const randomId = "'key_' || substr(md5(n::text), 1, 26)";
 
 for (const [what, payload] of [
   ["'*', which stands for everything", "'*'"],
-  ['ids that nobody has', `${randomId} || ' org_01k9s3v5wqe8n8x4r2m6t7yb0c'`],
+  ['unknown ids', `${randomId} || ' org_01k9s3v5wqe8n8x4r2m6t7yb0c'`],
   ['long and malformed text', "case n % 3 when 0 then repeat('x', 7900) when 1 then '' else '* org_' || n end"],
 ] as const) {
   t.test(`during a flood of ${what} requests are answered, and each verdict is right`, async (t) => {

@@ -86,7 +86,7 @@ t.test('names and e-mail addresses from an issuer are shown without tokens and i
   t.match(await (await login(token)).get('/v1/self'), { status: 401, body: { code: 'unauthorized' } });
 });
 
-t.test('nobody gets more rights than were mapped, and never the role of an operator', async (t) => {
+t.test('a person gets no more rights than were mapped, and never the role of an operator', async (t) => {
   const { addPerson, login, organizationId, operator, logLines, issuer } = await startWithPeople(t);
   addPerson('rita', { roles: ['latchkey-read', 'operator', 'admin'], role: 'operator', scope: 'write' });
   addPerson('wim', { roles: 'something latchkey-write' });

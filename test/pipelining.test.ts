@@ -9,7 +9,7 @@ t.test('complete requests get their replies before the connection is closed beca
   const create = requestText('POST', '/v1/keys', { ...admin, body: {} });
   const list = requestText('GET', '/v1/keys', admin);
   const table: Array<[what: string, text: string, statuses: number[]]> = [
-    ['one, then rubbish', `${create}EHLO example.com\r\n\r\n`, [201, 400]],
+    ['one, then another protocol', `${create}EHLO example.com\r\n\r\n`, [201, 400]],
     [
       'two, then a header of 17 KiB',
       `${list}${list}GET / HTTP/1.1\r\nA: ${'x'.repeat(17_408)}\r\n\r\n`,
@@ -66,11 +66,11 @@ for (const path of ['/openapi.json', '/docs/json', '/docs/yaml', '/metrics', '/d
     const port = await listen(app);
     const { body: key } = await admin.post('/v1/keys', {});
     const connections = 10;
-    const rubbish = requestText('GET', path).repeat(1_500);
+    const pipelinedRequests = requestText('GET', path).repeat(1_500);
     for (let opened = 0; opened < connections; opened++) {
       const client = await openRaw(t, port);
       client.socket.pause();
-      client.write(rubbish);
+      client.write(pipelinedRequests);
     }
     for (let round = 0; round < 20; round++) {
       const startedAtMs = performance.now();

@@ -275,7 +275,11 @@ t.test('operators see the requests of all organizations, overdue ones first, and
     const id = answered.pop();
     if (id !== undefined) await operator.post(`/v1/recovery-requests/${id}/decline`, { note: 'No' });
   });
-  t.same([...new Set(pagedIds)].sort(), [...requestIds].sort(), 'requests that are answered meanwhile are not omitted');
+  t.same(
+    [...new Set(pagedIds)].sort(),
+    [...requestIds].sort(),
+    'requests that are answered between two pages are not omitted',
+  );
 
   for (const [client, cursor] of [
     [operator, 'x'],

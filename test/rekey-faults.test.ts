@@ -106,7 +106,7 @@ t.test('rekey skips a locked key and retries it', async (t) => {
   t.same(
     await dbQuery(urls.superuser, 'select sealed, tag_keyring_id as tag from api_keys where id = $1', [wiped?.id]),
     [{ sealed: null, tag: 'old' }],
-    'values that were deleted meanwhile are not restored',
+    'values that were deleted during the run are not restored',
   );
 
   await t.test('rekey gives up on a key that stays locked', async (t) => {

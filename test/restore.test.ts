@@ -231,7 +231,7 @@ t.test('a partner whose address is in use stays deleted, with all its keys', asy
   t.match(refused, { status: 409, body: { code: 'partner_exists' } });
   for (const key of partner.keys) t.equal(await verdictOf(service, key), 'deleted');
   t.equal((await events(admin)).length, count);
-  await admin.patch(`/v1/partners/${newPartner.id}`, { email: 'heir@p.example' });
+  await admin.patch(`/v1/partners/${newPartner.id}`, { email: 'new@p.example' });
   t.equal((await admin.post(`/v1/partners/${partner.id}/restore`)).status, 200);
   for (const key of partner.keys) t.equal(await verdictOf(service, key), 'valid');
   t.match((await events(admin, 3))[2], { action: 'partner.restored', partnerId: partner.id });

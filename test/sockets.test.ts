@@ -21,7 +21,7 @@ t.test('data that is not HTTP gets a problem and a closed connection', async (t)
   await app.listen({ port: 0, host: '127.0.0.1' });
   const { port } = app.server.address() as AddressInfo;
   const table: Array<[what: string, bytes: string, status: number, code: string]> = [
-    ['rubbish', 'EHLO example.com\r\n\r\n', 400, 'bad_request'],
+    ['another protocol', 'EHLO example.com\r\n\r\n', 400, 'bad_request'],
     ['no Host', 'GET /livez HTTP/1.1\r\n\r\n', 400, 'bad_request'],
     [
       'two lengths',

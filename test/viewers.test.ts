@@ -83,7 +83,7 @@ t.test('a rejected reveal adds no viewer', async (t) => {
   t.equal(body.data.length, 1);
 });
 
-t.test('no page omits a viewer who reveals the key again meanwhile', async (t) => {
+t.test('no page omits a viewer who reveals the key again between two pages', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: key } = await admin.post('/v1/keys', {});

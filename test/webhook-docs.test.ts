@@ -208,7 +208,7 @@ for (const [name, start, program] of [
 }
 
 const forSending = unlessInstalled('openssl') || unlessInstalled('curl');
-t.test('send.sh reaches a receiver that knows its secret', { skip: forSending }, async (t) => {
+t.test('send.sh reaches a receiver with the same secret', { skip: forSending }, async (t) => {
   const [port, secret] = [await freePort(), generateWebhookSecret().reveal()];
   const receiver = await startTypeScript(t, port, secret);
   const file = await fileOf(t, 'send.sh');

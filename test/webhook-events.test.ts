@@ -16,7 +16,7 @@ async function receivedBy(service: TestService, webhook: Json): Promise<string[]
 }
 
 t.test(
-  "an endpoint receives the events that it asked for; a partner's endpoint those of that partner and its keys",
+  "an endpoint receives the events that it subscribed to; a partner's endpoint only those of the partner and its keys",
   async (t) => {
     const service = await startService(t);
     const { admin } = service;

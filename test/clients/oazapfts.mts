@@ -42,7 +42,7 @@ const actions: string[] = [];
 let pages = 0;
 for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
   const page = await ok(listHistory({ limit: 2, partnerId: partner.id, ...(cursor === undefined ? {} : { cursor }) }));
-  if (page.kind !== 'events') throw new Error('events were asked for');
+  if (page.kind !== 'events') throw new Error('the reply has no events');
   // The event of a used deleted key is recorded about a second later, so it may be missing or not.
   actions.push(
     ...page.data

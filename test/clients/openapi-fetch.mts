@@ -48,7 +48,7 @@ let pages = 0;
 for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
   const query = { limit: 2, partnerId: partner.id, ...(cursor === undefined ? {} : { cursor }) };
   const page = await answered(admin.GET('/v1/history', { params: { query } }));
-  if (page.kind !== 'events') throw new Error('events were asked for');
+  if (page.kind !== 'events') throw new Error('the reply has no events');
   // The event of a used deleted key is recorded about a second later, so it may be missing or not.
   actions.push(
     ...page.data

@@ -20,7 +20,7 @@ export interface Proxy {
   /** Drops the pieces of replies that contain this text. */
   lose(text: string): void;
   /** Drops everything on the open connections for good. New connections work. @param only as above */
-  forsake(only?: string): void;
+  swallowOpen(only?: string): void;
   /** Whether new connections are closed at once. */
   refuse(on: boolean): void;
 }
@@ -100,7 +100,7 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
     lose: (text: string) => {
       lost = text;
     },
-    forsake: (only = '') => {
+    swallowOpen: (only = '') => {
       affected = only;
       dropped = new WeakSet(sockets);
     },
