@@ -135,7 +135,7 @@ t.test('all problems are reported at once, with name and example, never with the
   }
 });
 
-t.test('variables that contradict each other are reported', async (t) => {
+t.test('settings that do not fit together are one problem', async (t) => {
   const table: Array<[env: NodeJS.ProcessEnv, problem: RegExp]> = [
     [{ DATABASE_URL: ownDatabase.DATABASE_URL }, /^LATCHKEY_KEYRING or LATCHKEY_KEYRING_FILE must be set/],
     [{ ...ownDatabase, LATCHKEY_KEYRING_FILE: '/x' }, /both set/],

@@ -93,7 +93,7 @@ t.test('a row that was edited by SQL does not become valid by a later change thr
   await dbQuery(urls.app, "update api_keys set allowed_ips = '{}' where id = $1", [key.id]);
   t.equal(await code(service, key.key), 'not_found');
   const { status, body } = await admin.post(`/v1/keys/${key.id}/rotate`);
-  t.match({ status, body }, { status: 409, body: { code: 'conflict' } }, 'nor are its settings passed on to a new key');
+  t.match({ status, body }, { status: 409, body: { code: 'conflict' } }, 'its settings are not copied to a new key');
   t.equal((await admin.get('/v1/keys')).body.data.length, 1);
   t.equal((await admin.patch(`/v1/keys/${key.id}`, { name: 'Renamed' })).status, 200);
   t.equal(await code(service, key.key), 'not_found');

@@ -176,7 +176,7 @@ t.test('if any process is killed, nothing acknowledged is lost, and the instance
   });
 
   await t.test(
-    'a signal to every process, as from a service manager, lets Latchkey end before its Postgres',
+    'a signal to every process, as from a service manager, does not end Postgres before Latchkey',
     async (t) => {
       const pid = await postmasterPid(directory);
       const watchdog = (await findProcess(pid))?.parent ?? 0;

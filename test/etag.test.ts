@@ -141,9 +141,9 @@ t.test('the version covers what can be changed, not use or time', async (t) => {
   await service.verification.usage.flush();
   await eventually(async () => (await admin.get(`/v1/keys/${key.id}`)).body.lastUsedAt !== null);
   service.later(7_200_000);
-  const version = await admin.get(`/v1/keys/${key.id}`);
-  t.equal(version.body.status, 'expired');
-  t.equal(version.headers['etag'], headers['etag']);
+  const expired = await admin.get(`/v1/keys/${key.id}`);
+  t.equal(expired.body.status, 'expired');
+  t.equal(expired.headers['etag'], headers['etag']);
   const head = await app.inject({
     method: 'HEAD',
     url: `/v1/keys/${key.id}`,

@@ -150,7 +150,7 @@ t.test('a request that does not end is aborted in time, and the exit code report
 });
 
 t.test(
-  'phases end in reverse order, those of one group together, and a slow phase does not block the others',
+  'phases run in reverse order, those added together side by side, and a failed or slow one does not block the others',
   async (t) => {
     const shutdown = createShutdown(pino({ level: 'silent' }));
     const ran: string[] = [];

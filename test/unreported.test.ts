@@ -111,7 +111,7 @@ t.test('uses older than the window are reported without counting against a limit
   t.same(takeReports(100, windowMs + 2), [['text of a', 3, 1]]);
 });
 
-t.test('unreported uses count against the limits until they are reported, or their result is unknown', async (t) => {
+t.test('unreported uses count against the limits until Latchkey has counted them, or they are given up', async (t) => {
   const { unreported, cacheKey, use } = start();
   const a = cacheKey('a');
   learnLimit(a, rateLimit, 0);

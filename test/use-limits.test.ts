@@ -162,7 +162,7 @@ t.test('all keys of an owner share its limit, and a key may have a lower one', a
   });
 });
 
-t.test("a stolen key outside its allowed addresses cannot use up the partner's limit by GET /v1/self", async (t) => {
+t.test("GET /v1/self with a stolen key uses up neither the partner's limit nor that of another key", async (t) => {
   const { admin, verifier, as } = await startService(t);
   const rateLimit = { requests: 4, windowSeconds: 60 };
   const { body: partner } = await admin.post('/v1/partners', {

@@ -25,7 +25,7 @@ t.test('the required revision is the newest one of the installed graphile-worker
   );
 });
 
-t.test('the tables belong to the migrating role; the service can use them, but not change them', async (t) => {
+t.test('the tables belong to the migrating role; the service can use them, but not alter them', async (t) => {
   const urls = await createDatabase(t);
   const owners = await dbQuery(
     urls.superuser,
