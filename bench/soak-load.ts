@@ -53,7 +53,7 @@ export async function runSoak(target: SoakTarget, options: SoakOptions): Promise
     return {
       call: (method, path, body, headers = {}) => {
         tally.requests += 1;
-        return client.ask(path, { method, token, ...(body === undefined ? {} : { body }), headers });
+        return client.send(path, { method, token, ...(body === undefined ? {} : { body }), headers });
       },
     };
   }

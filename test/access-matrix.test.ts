@@ -26,8 +26,8 @@ interface Cast {
 
 async function castOf(service: TestService): Promise<Cast> {
   const { admin, operator, as } = service;
-  const make = async (who: Client, role: string, scopes: string[]) => {
-    const { status, body } = await who.post('/v1/access-tokens', {
+  const createToken = async (creator: Client, role: string, scopes: string[]) => {
+    const { status, body } = await creator.post('/v1/access-tokens', {
       role,
       scopes,
       name: 'Cast',
@@ -39,13 +39,13 @@ async function castOf(service: TestService): Promise<Cast> {
   const { body: key } = await admin.post('/v1/keys', {});
   return {
     admin,
-    adminReadOnly: await make(admin, 'admin', ['read']),
-    adminWriteOnly: await make(admin, 'admin', ['write']),
+    adminReadOnly: await createToken(admin, 'admin', ['read']),
+    adminWriteOnly: await createToken(admin, 'admin', ['write']),
     verifier: service.verifier,
     verifierWriteOnly: as(await formerVerifier(service)),
     operator,
-    operatorReadOnly: await make(operator, 'operator', ['read']),
-    operatorWriteOnly: await make(operator, 'operator', ['write']),
+    operatorReadOnly: await createToken(operator, 'operator', ['read']),
+    operatorWriteOnly: await createToken(operator, 'operator', ['write']),
     apiKey: as(key.key),
   };
 }
@@ -156,12 +156,12 @@ t.test('every route except the public ones checks credential, role and scope', a
       };
       const isRefused = async (
         t: Test,
-        who: Client,
+        creator: Client,
         status: number,
         code: string,
         headers: Record<string, string> = {},
       ) => {
-        const reply = await call(who.token, headers);
+        const reply = await call(creator.token, headers);
         t.equal(reply.status, status);
         if (reply.body !== undefined) t.equal(reply.body.code, code);
         return reply;
@@ -216,7 +216,7 @@ t.test('a gateway route replies 503 to a caller that is not a verifier, and logs
   });
   t.ok(gateways.flatMap(methodsOf).length >= 14);
   const otherCallers: Array<[what: string, headers: Record<string, string>]> = [
-    ['nobody', {}],
+    ['no token', {}],
     ['a malformed token', { 'x-latchkey-token': 'nonsense' }],
     ["the verifier's token in the wrong header", { authorization: `Bearer ${cast.verifier.token}` }],
     ['an API key', { 'x-latchkey-token': key }],

@@ -74,11 +74,11 @@ t.test('access tokens', async (t) => {
 
   await t.test('a deleted token is rejected from the next request on', async (t) => {
     const { body } = await admin.post('/v1/access-tokens', input);
-    const bob = as(body.token);
-    t.equal((await bob.get('/v1/keys')).status, 200);
+    const newAdmin = as(body.token);
+    t.equal((await newAdmin.get('/v1/keys')).status, 200);
     const { body: deleted } = await admin.delete(`/v1/access-tokens/${body.id}`);
     t.ok(deleted.deletedAt);
-    t.equal((await bob.get('/v1/keys')).status, 401);
+    t.equal((await newAdmin.get('/v1/keys')).status, 401);
     t.equal((await admin.delete(`/v1/access-tokens/${body.id}`)).body.code, 'already_deleted');
     t.notOk((await admin.get('/v1/access-tokens')).body.data.some((item: Json) => item.id === body.id));
     t.equal((await admin.get('/v1/history?limit=1')).body.data[0].action, 'access_token.deleted');

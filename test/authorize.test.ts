@@ -59,8 +59,8 @@ t.test('200 names the owner of the key, in headers that are always present', asy
 
 t.test('GET, HEAD and OPTIONS need read; everything else needs write', async (t) => {
   const { authorize, methodHeader, reading, writing } = await startGateway(t);
-  const applicationHeaders = await authorize(writing.key, { method: 'QUERY', url: '/v1/authorize/search' });
-  t.equal(applicationHeaders.status, 200, 'QUERY needs a Content-Type elsewhere');
+  const withOwnMethod = await authorize(writing.key, { method: 'QUERY', url: '/v1/authorize/search' });
+  t.equal(withOwnMethod.status, 200, 'QUERY needs a Content-Type elsewhere');
   for (const method of METHODS) {
     const isReading = ['GET', 'HEAD', 'OPTIONS'].includes(method);
     const [mayRead, mayWrite] = [
@@ -111,7 +111,7 @@ t.test("the client's method must be given exactly once", async (t) => {
 });
 
 t.test(
-  "on paths below /v1/authorize/ only the request's applicationHeaders method counts, because a client can forge the headers",
+  "on paths below /v1/authorize/ only the request's own method counts, because a client can forge the headers",
   async (t) => {
     const { authorize, reading, writing } = await startGateway(t);
     const forged = { 'x-forwarded-method': 'GET', 'x-original-method': 'GET' };
@@ -179,8 +179,8 @@ t.test('every invalid key gets the same 401; a valid key that lacks the right ge
   t.same([...bodies], ['Bearer realm="api", error="invalid_token", error_description="The API key is not accepted."']);
 
   await admin.patch(`/v1/keys/${both.id}`, { allowedIps: ['203.0.113.0/24'] });
-  const elsewhere = await authorize(both.key, methodHeader('GET'));
-  t.same([elsewhere.status, elsewhere.headers['x-latchkey-code']], [403, 'ip_not_allowed']);
+  const fromOtherAddress = await authorize(both.key, methodHeader('GET'));
+  t.same([fromOtherAddress.status, fromOtherAddress.headers['x-latchkey-code']], [403, 'ip_not_allowed']);
   const atAllowedAddress = await authorize(both.key, { ...methodHeader('GET'), remoteAddress: '203.0.113.9' });
   t.equal(atAllowedAddress.status, 200);
   t.equal(
@@ -244,7 +244,7 @@ t.test(
       authorize(undefined, { url: `/v1/authorize?keyHeader=${keyHeader}`, headers: { ...get, ...headers } });
     const applicationHeaders: Array<[what: string, authorization: string]> = [
       ['Basic', 'Basic YTpi'],
-      ["the application's applicationHeaders token", 'Bearer eyJhbGciOiJub25lIn0.e30.'],
+      ["the application's own token", 'Bearer eyJhbGciOiJub25lIn0.e30.'],
       ['another key', `Bearer ${both.key}`],
       ['nonsense', 'x'],
     ];

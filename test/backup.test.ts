@@ -72,9 +72,11 @@ t.test(
       return { service, url };
     };
     t.match(await shell('latchkey migrate'), { code: 0 });
-    const made = await shell("latchkey bootstrap --organization 'Example' --admin-email ada@example.com");
-    t.equal(made.code, 0, made.output);
-    const { adminToken: token = '', verifierToken = '' } = JSON.parse(/^\{.*?^\}/ms.exec(made.output)?.[0] ?? '{}');
+    const bootstrapped = await shell("latchkey bootstrap --organization 'Example' --admin-email ada@example.com");
+    t.equal(bootstrapped.code, 0, bootstrapped.output);
+    const { adminToken: token = '', verifierToken = '' } = JSON.parse(
+      /^\{.*?^\}/ms.exec(bootstrapped.output)?.[0] ?? '{}',
+    );
     const first = await serve(env);
     const post = (url: string, where: string, body: unknown, by = token) =>
       request(`${url}/v1/${where}`, { method: 'POST', token: by, body });

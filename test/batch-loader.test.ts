@@ -123,10 +123,10 @@ t.test('if a query fails although the source answers, its ids are loaded one by 
 
   const others = Promise.all([loader.load('a'), loader.load('c')]);
   const broken = loader.load('b');
-  const together = await nthQuery(5);
-  t.same(together.ids, ['a', 'c'], 'the failed id is not in the batch of the others');
+  const batch = await nthQuery(5);
+  t.same(batch.ids, ['a', 'c'], 'the failed id is not in the batch of the others');
   t.same((await nthQuery(6)).ids, ['b']);
-  together.answer.resolve(valuesOf(together.ids));
+  batch.answer.resolve(valuesOf(batch.ids));
   await others;
   const later = loader.load('d');
   const seventh = await nthQuery(7);

@@ -109,16 +109,16 @@ t.test('entries are written automatically, one batch at a time, and closing writ
   t.equal(state.mostUnderWay, 1);
 });
 
-const refusal = (given: Partial<Refusal> & { who: string }): Refusal => ({
+const refusal = (overrides: Partial<Refusal> & { who: string }): Refusal => ({
   organizationId: null,
-  caller: { type: 'verifier', id: given.who, name: given.who, email: null },
+  caller: { type: 'verifier', id: overrides.who, name: overrides.who, email: null },
   operation: 'listKeys',
   code: 'forbidden',
   ip: '::1',
-  ...given,
+  ...overrides,
 });
 
-t.test('a refused attempt that Postgres cannot store does not hold up the others', async (t) => {
+t.test('a refused attempt that Postgres cannot store does not delay the others', async (t) => {
   const { client, urls } = await startService(t);
   const lines: Json[] = [];
   const clock = createTestClock();
@@ -195,7 +195,7 @@ t.test('a use of a deleted key that history rejects is skipped, and the others a
   t.equal(rejections(), 1, 'it is not retried within the hour');
 });
 
-t.test('usage that the database rejects does not hold up the usage of other keys', async (t) => {
+t.test('usage that the database rejects does not delay the usage of other keys', async (t) => {
   const { admin, verifier, verification, urls, logLines, organizationId } = await startService(t);
   const keys: Json[] = [];
   for (let number = 0; number < 40; number++) {

@@ -37,20 +37,20 @@ t.test(
     await Promise.all([all.until('heartbeat'), named.until('heartbeat')]);
 
     const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
-    const { body: theirs } = await operator.post('/v1/keys', {}, inOther);
-    await operator.delete(`/v1/keys/${theirs.id}`, inOther);
+    const { body: otherKey } = await operator.post('/v1/keys', {}, inOther);
+    await operator.delete(`/v1/keys/${otherKey.id}`, inOther);
     await admin.delete(`/v1/keys/${partner.keys[0].id}`);
     await admin.patch(`/v1/partners/${partner.id}`, { name: 'Renamed' });
     await admin.put('/v1/rate-limit', { requests: 5, windowSeconds: 60 });
-    const ours = [partner.keys[0].id, partner.id, organizationId];
-    for (const id of ours) {
+    const ownIds = [partner.keys[0].id, partner.id, organizationId];
+    for (const id of ownIds) {
       await own.until('change', ({ ids }) => ids.includes(id));
       await all.until('change', ({ ids }) => ids.includes(id));
     }
-    await all.until('change', ({ ids }) => ids.includes(theirs.id));
-    await named.until('change', ({ ids }) => ids.includes(theirs.id));
-    t.notMatch(own.text(), theirs.id);
-    for (const id of ours) t.notMatch(named.text(), id);
+    await all.until('change', ({ ids }) => ids.includes(otherKey.id));
+    await named.until('change', ({ ids }) => ids.includes(otherKey.id));
+    t.notMatch(own.text(), otherKey.id);
+    for (const id of ownIds) t.notMatch(named.text(), id);
     t.notMatch(all.text(), 'token_', 'the stream never names access tokens');
   },
 );
@@ -110,7 +110,7 @@ t.test('an organization cannot take more than half of the free streams, even wit
     t.match(refused, { status: 429, headers: { 'retry-after': '5', 'content-type': /problem/ } });
   }
   const [busy, late, later] = [await tokensOfOthers('A'), await tokensOfOthers('B'), await tokensOfOthers('C')];
-  for (let turn = 0; turn < 2; turn++) t.equal((await follow(t, url, busy)).status, 200);
+  for (let round = 0; round < 2; round++) t.equal((await follow(t, url, busy)).status, 200);
   t.equal((await follow(t, url, busy)).status, 429, 'it already has two of the four remaining streams');
   t.equal((await follow(t, url, late)).status, 200);
   const { body: global } = await operator.post('/v1/access-tokens', input);

@@ -99,14 +99,14 @@ t.test('a file with a torn last line is continued after it, wherever the crash c
   const service = await startService(t, { keyring });
   const { organizationId } = service;
   const folder = scratchFolder(t);
-  const whole = path.join(folder, 'whole');
-  const first = await checkpointingOf(t, service, { file: whole });
+  const wholeFile = path.join(folder, 'whole');
+  const first = await checkpointingOf(t, service, { file: wholeFile });
   await first.checkpoints.sign(organizationId);
   await change(service, 1);
   await first.checkpoints.sign(organizationId);
-  const text = readFileSync(whole);
+  const text = readFileSync(wholeFile);
   const start = text.lastIndexOf('\nlatchkey/') + 1;
-  const [kept = 0] = sizesIn(text.toString(), organizationId);
+  const [keptSize = 0] = sizesIn(text.toString(), organizationId);
   await change(service, 2);
   for (let end = start; end <= text.length; end += 7) {
     const file = path.join(folder, `torn-${end}`);
@@ -116,7 +116,7 @@ t.test('a file with a torn last line is continued after it, wherever the crash c
     await next.close();
     const written = readFileSync(file, 'utf8');
     const sizes = sizesIn(written, organizationId);
-    t.same([sizes[0], sizes.at(-1)], [kept, kept + 2], `torn after ${end - start} bytes`);
+    t.same([sizes[0], sizes.at(-1)], [keptSize, keptSize + 2], `torn after ${end - start} bytes`);
     const last = await checkpointingOf(t, service, { file });
     await last.checkpoints.sign(organizationId);
     t.equal(readFileSync(file, 'utf8'), written, 'it is remembered');
@@ -166,8 +166,8 @@ t.test('replicas with separate files sign the same checkpoints and do not distur
   const files = ['one', 'two', 'three'].map((name) => path.join(folder, name));
   const replicas = await Promise.all(files.map((file) => checkpointingOf(t, service, { file, everyMs: 5 })));
   for (const { checkpointing } of replicas) checkpointing.start();
-  for (let turn = 1; turn <= 20; turn++) {
-    await Promise.all([change(service, turn), ...replicas.map(({ checkpoints }) => checkpoints.sign(organizationId))]);
+  for (let round = 1; round <= 20; round++) {
+    await Promise.all([change(service, round), ...replicas.map(({ checkpoints }) => checkpoints.sign(organizationId))]);
   }
   for (const { close } of replicas) await close();
   const notes = new Map<number, Set<string>>();
@@ -233,20 +233,20 @@ t.test('a receiver that hangs or redirects delays neither signing nor shutdown',
   one.checkpointing.start();
   await eventually(async () => hanging.arrived.length === 1);
   await change(service, 4);
-  t.match(await one.checkpoints.sign(organizationId), organizationId, 'requests are answered meanwhile');
+  t.match(await one.checkpoints.sign(organizationId), organizationId, 'requests are answered while the receiver hangs');
   const startedAt = performance.now();
   await one.close();
   t.ok(performance.now() - startedAt < 4_000, 'shutdown does not wait for the receiver');
 
-  const elsewhere = await listenHttp(t);
+  const redirectTarget = await listenHttp(t);
   const redirecting = await listenHttp(
     t,
-    (response) => void response.writeHead(307, { location: `http://127.0.0.1:${elsewhere.port}/` }).end(),
+    (response) => void response.writeHead(307, { location: `http://127.0.0.1:${redirectTarget.port}/` }).end(),
   );
   const two = await checkpointingOf(t, service, { url: `http://127.0.0.1:${redirecting.port}/` });
   two.checkpointing.start();
   await eventually(async () => two.lines.some((line) => line.includes('could not be sent')));
-  t.equal(elsewhere.connections(), 0);
+  t.equal(redirectTarget.connections(), 0);
 });
 
 t.test('without a database nothing is signed, and the service continues', async (t) => {

@@ -54,9 +54,9 @@ t.test('with an external Postgres the commands lead from an empty database to th
   });
 
   t.match(await call('bootstrap', '--operator'), { code: 1, stdout: '', output: /There is no organization yet/ });
-  const made = await call('bootstrap', '--organization', 'Example Inc', '--admin-email', 'ada@example.com');
-  t.equal(made.code, 0);
-  const tokens = JSON.parse(made.stdout) as Record<string, string>;
+  const bootstrapped = await call('bootstrap', '--organization', 'Example Inc', '--admin-email', 'ada@example.com');
+  t.equal(bootstrapped.code, 0);
+  const tokens = JSON.parse(bootstrapped.stdout) as Record<string, string>;
   t.same(Object.keys(tokens), ['organizationId', 'adminToken', 'verifierToken', 'operatorToken']);
   const again = await call('bootstrap', '--organization', 'Example Inc', '--admin-email', 'ada@example.com');
   t.equal(again.code, 1);
@@ -97,9 +97,9 @@ t.test('with an external Postgres the commands lead from an empty database to th
   t.match(history.data.at(-1), { action: 'organization.created', actor: { type: 'system', id: 'bootstrap' } });
 
   await t.test("if all operators' tokens are lost, bootstrap creates and records a new one", async (t) => {
-    const made = await call('bootstrap', '--operator');
-    t.equal(made.code, 0);
-    const { operatorToken, ...others } = JSON.parse(made.stdout) as Record<string, string>;
+    const bootstrapped = await call('bootstrap', '--operator');
+    t.equal(bootstrapped.code, 0);
+    const { operatorToken, ...others } = JSON.parse(bootstrapped.stdout) as Record<string, string>;
     t.same(others, {});
     const operator = { token: operatorToken ?? '' };
     t.equal((await request(`${url}/v1/organizations`, operator)).body.data.length, 2);
@@ -167,11 +167,11 @@ t.test('with an external Postgres the commands lead from an empty database to th
 });
 
 t.test('wrong configuration and wrong usage have exit codes of their own', async (t) => {
-  const wrong = await latchkey(t, ['serve'], { PORT: 'x', DATABASE_URL: 'x' });
-  t.equal(wrong.code, 78);
-  t.match(wrong.output, /PORT must be/);
-  t.match(wrong.output, /DATABASE_URL must be/);
-  t.match(wrong.output, /LATCHKEY_KEYRING or LATCHKEY_KEYRING_FILE must be set/);
+  const invalid = await latchkey(t, ['serve'], { PORT: 'x', DATABASE_URL: 'x' });
+  t.equal(invalid.code, 78);
+  t.match(invalid.output, /PORT must be/);
+  t.match(invalid.output, /DATABASE_URL must be/);
+  t.match(invalid.output, /LATCHKEY_KEYRING or LATCHKEY_KEYRING_FILE must be set/);
   t.match(await latchkey(t, ['migrate'], {}), { code: 78, output: /MIGRATION_DATABASE_URL must be set/ });
   t.match(await latchkey(t, ['bootstrap'], {}), { code: 2, output: /--organization/ });
   t.match(await latchkey(t, ['eat'], {}), { code: 2 });

@@ -131,7 +131,7 @@ t.test('each way in which a reply can fail has its error and its number of attem
     t.equal(await verify(listener.url), expected, what);
     t.equal(listener.requests(), requests, `${what}, asked`);
   }
-  t.equal(await verify(`http://127.0.0.1:${await freePort()}`), 'unreachable', 'nobody there');
+  t.equal(await verify(`http://127.0.0.1:${await freePort()}`), 'unreachable', 'no listener');
   t.equal(await verify('http://latchkey.invalid'), 'unreachable', 'no such name');
 });
 
@@ -140,10 +140,10 @@ t.test('a kept connection is reused, and a lost one is replaced', async (t) => {
     if (request === 4) socket.resetAndDestroy();
     else if (request > 0) socket.write(ok);
   });
-  for (let turn = 0; turn < 3; turn++) t.equal(await verify(listener.url), answered);
+  for (let round = 0; round < 3; round++) t.equal(await verify(listener.url), answered);
   t.equal(await verify(listener.url), answered, 'sent on a new connection');
   t.equal(listener.requests(), 5);
-  for (let turn = 0; turn < 20; turn++) t.equal(await verify(listener.url), answered);
+  for (let round = 0; round < 20; round++) t.equal(await verify(listener.url), answered);
   t.ok(listener.connections() <= 4, `${listener.connections()} connections`);
 });
 
@@ -152,7 +152,7 @@ t.test('without a reply within the time limit the connection is closed, and a la
   let wasClosed = false;
   const listener = await listenFor(t, (socket, request) => {
     if (request === 1) {
-      sendLate = () => socket.write(ok.replace('true', '"sendLate"'));
+      sendLate = () => socket.write(ok.replace('true', '"late"'));
       socket.once('close', () => {
         wasClosed = true;
       });

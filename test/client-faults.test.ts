@@ -125,7 +125,7 @@ t.test('while Latchkey is unavailable, the last known limits and expiry times ho
   proxy.end();
   await eventually(async () => !client.isLive());
   const codes = [];
-  for (let turn = 0; turn < 6; turn++) codes.push(await code(limited.key));
+  for (let call = 0; call < 6; call++) codes.push(await code(limited.key));
   t.same(codes, ['valid', 'valid', 'valid', 'valid', 'rate_limited', 'rate_limited']);
   await eventually(async () => (await code(expiring.key)) === 'expired', 6_000);
 });

@@ -16,21 +16,21 @@ async function behindProxy(t: Test, options: { timeoutMs?: number } = {}) {
   return { ...service, proxy, client, key };
 }
 
-t.test('rubbish sent together with a valid key gets its replies, and known keys stay known', async (t) => {
+t.test('invalid keys sent together with a valid one get their replies, and known keys stay known', async (t) => {
   // The test is about results, not time, and must also pass on a busy machine.
   const { admin, client, key } = await behindProxy(t, { timeoutMs: 20_000 });
   const verify = () => client.verify({ key: key.key, permission: 'read' });
   t.equal((await verify()).code, 'valid');
-  const rubbish = (make: (index: number) => { key: string; ip?: string }) =>
+  const verifyInvalid = (make: (index: number) => { key: string; ip?: string }) =>
     Array.from({ length: 600 }, async (_, index) => (await client.verify({ ...make(index), permission: 'read' })).code);
   for (const [what, make] of [
     ['long', (index) => ({ key: '"'.repeat(990) + index })],
     ['of the maximum length that is sent', (index) => ({ key: `${'x'.repeat(196)}${index}` })],
     ['not storable', (index) => ({ key: `lk_k_\u0000\ud800${index}` })],
     ['with an invalid address', (index) => ({ key: `lk_k_${index}`, ip: 'unknown, '.repeat(2_000) })],
-  ] as Array<[string, Parameters<typeof rubbish>[0]]>) {
+  ] as Array<[string, Parameters<typeof verifyInvalid>[0]]>) {
     const { body: other } = await admin.post('/v1/keys', {});
-    const codes = rubbish(make);
+    const codes = verifyInvalid(make);
     const pending = client.verify({ key: other.key, permission: 'read' });
     t.equal((await pending).code, 'valid', `${what}: the valid key beside it`);
     t.same([...new Set(await Promise.all(codes))], ['malformed'], what);
@@ -44,7 +44,7 @@ t.test('an address with a zone is valid, and an invalid address is accepted for 
   const { body: bound } = await admin.post('/v1/keys', { allowedIps: ['fe80::/10'] });
   const code = async (presented: string, ip: string) =>
     (await client.verify({ key: presented, permission: 'read', ip })).code;
-  for (let turn = 0; turn < 2; turn++) {
+  for (let round = 0; round < 2; round++) {
     t.equal(await code(bound.key, 'fe80::1%eth0'), 'valid');
     t.equal(await code(bound.key, 'unknown'), 'ip_not_allowed');
     t.equal(await code(key.key, 'unknown'), 'valid');

@@ -37,7 +37,7 @@ t.test("the owner's limit holds as well as the key's own limit", async (t) => {
   await admin.put('/v1/rate-limit', { requests: 160, windowSeconds: 3_600 });
   const { body: key } = await admin.post('/v1/keys', {});
   let allowed = 0;
-  for (let turn = 0; turn < 250; turn++) {
+  for (let call = 0; call < 250; call++) {
     if ((await client.verify({ key: key.key, permission: 'read' })).valid) allowed += 1;
   }
   t.equal(allowed, 160);
@@ -49,7 +49,7 @@ t.test('a rotated key continues the count of its predecessor', async (t) => {
   const { body: old } = await admin.post('/v1/keys', { rateLimit: { requests: 200, windowSeconds: 3_600 } });
   const use = async (key: string, times: number) => {
     let allowed = 0;
-    for (let turn = 0; turn < times; turn++) {
+    for (let call = 0; call < times; call++) {
       if ((await client.verify({ key, permission: 'read' })).valid) allowed += 1;
     }
     return allowed;
@@ -85,13 +85,13 @@ t.test('a new window allows uses again, and a raised limit acts at once', async 
   const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 3, windowSeconds: 2 } });
   const verify = () => client.verify({ key: key.key, permission: 'read' });
   const codes = [];
-  for (let turn = 0; turn < 4; turn++) codes.push((await verify()).code);
+  for (let call = 0; call < 4; call++) codes.push((await verify()).code);
   t.same(codes, ['valid', 'valid', 'valid', 'rate_limited']);
   t.equal((await client.verify({ key: key.key, permission: 'read', cost: 0 })).code, 'valid', 'cost 0 uses nothing');
   const startedAtMs = performance.now();
   await eventually(async () => (await verify()).valid);
   t.ok(performance.now() - startedAtMs < 3_500);
-  for (let turn = 0; turn < 3; turn++) await verify();
+  for (let call = 0; call < 3; call++) await verify();
   t.equal((await verify()).code, 'rate_limited');
   await admin.patch(`/v1/keys/${key.id}`, { rateLimit: { requests: 100, windowSeconds: 60 } });
   await eventually(async () => (await verify()).valid, 1_000);

@@ -57,7 +57,7 @@ t.test('if changes may have been missed, the whole cache is cleared although the
 
 t.test('a connection that is dead without an error is replaced', async (t) => {
   const { admin, proxy, client, key, verify, stateChanges } = await behindProxy(t);
-  proxy.forsake(stream);
+  proxy.swallowOpen(stream);
   await admin.delete(`/v1/keys/${key.id}`);
   await eventually(async () => !client.isLive(), 7_000);
   t.equal((await verify()).code, 'deleted');

@@ -182,7 +182,7 @@ t.test('with room for one key, the uses of two keys are counted once, each for i
   const options = { url, token: verifier.token, cacheSize: 1, reportEveryMs: 600_000 };
   const client = await startClient(t, options);
   const keys = [];
-  for (let made = 0; made < 2; made++) keys.push((await admin.post('/v1/keys', {})).body);
+  for (let number = 0; number < 2; number++) keys.push((await admin.post('/v1/keys', {})).body);
   for (let round = 0; round < 5; round++) {
     for (const [index, { id, key }] of keys.entries()) {
       for (let uses = 0; uses < 2 + index; uses++) {
@@ -224,7 +224,7 @@ t.test('with cacheSeconds 0 each call goes to Latchkey, which may answer from it
     if (path === '/v1/verify/batch') fresh.push(headers['cache-control']);
   });
   const { body: key } = await admin.post('/v1/keys', {});
-  for (let turn = 0; turn < 3; turn++) t.ok((await client.verify({ key: key.key, permission: 'read' })).valid);
+  for (let call = 0; call < 3; call++) t.ok((await client.verify({ key: key.key, permission: 'read' })).valid);
   t.same(fresh, [undefined, undefined, undefined]);
   await admin.delete(`/v1/keys/${key.id}`);
   t.equal((await client.verify({ key: key.key, permission: 'read' })).code, 'deleted');

@@ -134,13 +134,13 @@ t.test(
     t.teardown(() => backend.close());
     await once(backend, 'listening');
     const backendUrl = `http://127.0.0.1:${(backend.address() as AddressInfo).port}`;
-    for (const [given, status] of [
+    for (const [input, status] of [
       [key, 200],
       ['ÿ'.repeat(15_000), 401],
       ['\t"\\\u0080', 401],
       ['', 401],
     ] as const) {
-      t.equal((await fetch(backendUrl, { headers: { 'x-api-key': given } })).status, status);
+      t.equal((await fetch(backendUrl, { headers: { 'x-api-key': input } })).status, status);
     }
     await service.admin.patch(`/v1/keys/${id}`, { rateLimit: { requests: 1, windowSeconds: 86_400 } });
     await checkKey(key, 'read', '203.0.113.7');

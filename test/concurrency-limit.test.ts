@@ -109,7 +109,7 @@ t.test(
     const path = '/v1/rows?limit=200';
     const replies = [];
     // One after the other. A page has 6.6 MB, more than the kernel buffers; ten pages are less than 64 MiB.
-    for (let turn = 0; turn < 12; turn++) replies.push(await begin(t, service, path, as(admin)));
+    for (let round = 0; round < 12; round++) replies.push(await begin(t, service, path, as(admin)));
     const statuses = replies.map(({ statusCode }) => statusCode);
     t.same(statuses, [...Array.from({ length: 10 }, () => 200), 429, 429], 'ten of them fit');
     t.match(replies.at(-1), { statusCode: 429, headers: { 'retry-after': '5', 'content-type': /problem/ } });
@@ -143,7 +143,7 @@ t.test('a verification ends when its client is gone', async (t) => {
   client.pool.on('acquire', () => {
     acquired += 1;
   });
-  for (let turn = 0; turn < 2; turn++) {
+  for (let round = 0; round < 2; round++) {
     const clientRequest = httpRequest({ port, path: '/v1/history/verify', headers: as(admin), agent: false });
     clientRequest.on('error', () => undefined);
     clientRequest.end();
@@ -165,9 +165,9 @@ t.test('concurrent metrics requests share one collection, and one address gets o
   await app.inject('/metrics');
   const forOne = acquired;
   acquired = 0;
-  const ask = (remoteAddress: string) => app.inject({ url: '/metrics', remoteAddress });
-  const flood = Array.from({ length: 40 }, () => ask('192.0.2.1'));
-  const fromOtherAddress = await ask('192.0.2.2');
+  const scrape = (remoteAddress: string) => app.inject({ url: '/metrics', remoteAddress });
+  const flood = Array.from({ length: 40 }, () => scrape('192.0.2.1'));
+  const fromOtherAddress = await scrape('192.0.2.2');
   const replies = await Promise.all(flood);
   t.same(replies.map(({ statusCode }) => statusCode).sort(), [
     ...Array.from({ length: 8 }, () => 200),
@@ -175,10 +175,10 @@ t.test('concurrent metrics requests share one collection, and one address gets o
   ]);
   t.equal(fromOtherAddress.statusCode, 200);
   t.ok(acquired <= 2 * forOne, `${acquired} connections for 9 replies, ${forOne} for one`);
-  t.equal((await ask('192.0.2.1')).statusCode, 200, 'later requests are served');
+  t.equal((await scrape('192.0.2.1')).statusCode, 200, 'later requests are served');
 });
 
-t.test('however much earlier groups have taken, one group releases room for the next', async (t) => {
+t.test('however much earlier groups have taken, one group leaves room for the next', async (t) => {
   for (const totalLimit of [0, 1, 2, 7, 64]) {
     const atOnce = createConcurrencyLimit({ resources: 'things', totalLimit, retryAfterSeconds: 1 });
     const releases: Array<() => void> = [];

@@ -40,8 +40,8 @@ t.test('an empty environment is valid: everything is embedded', async (t) => {
 });
 
 t.test('networks are normalized, and an IPv4-mapped network never means all of IPv4', async (t) => {
-  const given = '10.0.0.0/8, ::ffff:192.0.2.0/120,fd00::/8,::ffff:127.0.0.1';
-  t.same(readConfig({ TRUST_PROXY: given }).TRUST_PROXY, ['10.0.0.0/8', '192.0.2.0/24', 'fd00::/8', '127.0.0.1']);
+  const networks = '10.0.0.0/8, ::ffff:192.0.2.0/120,fd00::/8,::ffff:127.0.0.1';
+  t.same(readConfig({ TRUST_PROXY: networks }).TRUST_PROXY, ['10.0.0.0/8', '192.0.2.0/24', 'fd00::/8', '127.0.0.1']);
   for (const network of ['::ffff:10.0.0.1/96', '::ffff:10.0.0.1/8', '10.0.0.1/0', '']) {
     for (const name of ['TRUST_PROXY', 'WEBHOOK_ALLOW_CIDRS']) {
       t.match(problemsOf({ [name]: `127.0.0.1,${network}` }), [/entry 2 (would mean|must be)/], `${name} ${network}`);
@@ -135,7 +135,7 @@ t.test('all problems are reported at once, with name and example, never with the
   }
 });
 
-t.test('variables that contradict each other are reported', async (t) => {
+t.test('settings that do not fit together are one problem', async (t) => {
   const table: Array<[env: NodeJS.ProcessEnv, problem: RegExp]> = [
     [{ DATABASE_URL: ownDatabase.DATABASE_URL }, /^LATCHKEY_KEYRING or LATCHKEY_KEYRING_FILE must be set/],
     [{ ...ownDatabase, LATCHKEY_KEYRING_FILE: '/x' }, /both set/],

@@ -84,11 +84,11 @@ t.test('a creator chain has a maximum length, but keeps its root and its topmost
   const named = (type: Actor['type'], id: string): Actor => ({ type, id, name: id, email: null });
   for (const operators of [1, 30, 31, 40]) {
     let chain: CreatorChain = extendChain([], named('system', 'bootstrap'));
-    for (let turn = 1; turn <= operators; turn++) chain = extendChain(chain, named('operator', `operator-${turn}`));
-    for (let turn = 1; turn <= 100; turn++) {
-      chain = extendChain(chain, { ...named('admin', `admin-${turn}`), createdByIds: ['x'] });
+    for (let round = 1; round <= operators; round++) chain = extendChain(chain, named('operator', `operator-${round}`));
+    for (let round = 1; round <= 100; round++) {
+      chain = extendChain(chain, { ...named('admin', `admin-${round}`), createdByIds: ['x'] });
       t.equal(topmostAdminOf(chain)?.id, 'admin-1');
-      t.equal(chain.at(-1)?.id, `admin-${turn}`);
+      t.equal(chain.at(-1)?.id, `admin-${round}`);
     }
     t.same([chain[0]?.id, chain[1]?.id, chain.length], ['bootstrap', 'operator-1', 32]);
     t.notMatch(JSON.stringify(chain), 'createdByIds', 'no chain within a chain');

@@ -58,7 +58,7 @@ t.test('a changed column makes a key unknown, and the original value makes it va
     await dbQuery(urls.app, `update api_keys set ${column} = $2 where id = $1`, [key.id, value]);
     t.equal(await verify(), 'not_found', `${column} = ${String(value)}`);
     await dbQuery(urls.app, `update api_keys set ${column} = $2 where id = $1`, [key.id, before[column]]);
-    t.equal(await verify(), 'valid', `${column} as it was`);
+    t.equal(await verify(), 'valid', `${column} with its original value`);
   }
   await dbQuery(urls.app, "update api_keys set partner_id = null, permission = 'read_write' where id = $1", [key.id]);
   t.equal(await verify(), 'not_found', 'moved to the default row');
@@ -93,7 +93,7 @@ t.test('a row that was edited by SQL does not become valid by a later change thr
   await dbQuery(urls.app, "update api_keys set allowed_ips = '{}' where id = $1", [key.id]);
   t.equal(await code(service, key.key), 'not_found');
   const { status, body } = await admin.post(`/v1/keys/${key.id}/rotate`);
-  t.match({ status, body }, { status: 409, body: { code: 'conflict' } }, 'nor are its settings passed on to a new key');
+  t.match({ status, body }, { status: 409, body: { code: 'conflict' } }, 'its settings are not copied to a new key');
   t.equal((await admin.get('/v1/keys')).body.data.length, 1);
   t.equal((await admin.patch(`/v1/keys/${key.id}`, { name: 'Renamed' })).status, 200);
   t.equal(await code(service, key.key), 'not_found');
@@ -148,20 +148,23 @@ t.test('an access token never has more rights than it was created with, whatever
     "tag_keyring_id = 'gone'",
   ];
   for (const change of changes) {
-    const { body: made } = await service.admin.post('/v1/access-tokens', input);
-    t.equal((await as(made.token).get('/v1/rows')).status, 200);
-    await dbQuery(urls.app, `update access_tokens set ${change} where id = $1`, [made.id]);
-    const status = async () => (await as(made.token).get('/v1/rows')).status;
+    const { body: createdToken } = await service.admin.post('/v1/access-tokens', input);
+    t.equal((await as(createdToken.token).get('/v1/rows')).status, 200);
+    await dbQuery(urls.app, `update access_tokens set ${change} where id = $1`, [createdToken.id]);
+    const status = async () => (await as(createdToken.token).get('/v1/rows')).status;
     t.ok(await eventually(async () => (await status()) === 401, 2_000), change);
   }
-  const { body: made } = await service.admin.post('/v1/access-tokens', input);
-  await service.admin.delete(`/v1/access-tokens/${made.id}`);
-  await dbQuery(urls.app, 'update access_tokens set deleted_at = null where id = $1', [made.id]);
-  t.equal((await as(made.token).get('/v1/rows')).status, 401, 'a deleted token cannot be revived');
+  const { body: createdToken } = await service.admin.post('/v1/access-tokens', input);
+  await service.admin.delete(`/v1/access-tokens/${createdToken.id}`);
+  await dbQuery(urls.app, 'update access_tokens set deleted_at = null where id = $1', [createdToken.id]);
+  t.equal((await as(createdToken.token).get('/v1/rows')).status, 401, 'a deleted token cannot be revived');
   const verifierId = tokenIdOf(service.verifier.token);
   await dbQuery(urls.app, "update access_tokens set role = 'admin', email = 'x@p.example' where id = $1", [verifierId]);
   const asAdmin = async () => (await service.verifier.get('/v1/rows')).status;
-  t.ok(await eventually(async () => (await asAdmin()) === 401, 2_000), `${organizationId}'s verifier is no admin`);
+  t.ok(
+    await eventually(async () => (await asAdmin()) === 401, 2_000),
+    `${organizationId}'s verifier does not become an admin`,
+  );
 });
 
 t.test('an inserted row under an unknown keyring entry does not work', async (t) => {
@@ -222,7 +225,7 @@ t.test('a row that is edited between its load and the renewal of its tag is not 
   const old = await startService(t, { keyring: keyringOf('k1') });
   const { urls, admin } = old;
   const { body: key } = await admin.post('/v1/keys', { allowedIps: ['203.0.113.7'] });
-  const { body: made } = await admin.post('/v1/access-tokens', {
+  const { body: createdToken } = await admin.post('/v1/access-tokens', {
     role: 'admin',
     name: 'Reader',
     email: 'r@p.example',
@@ -232,18 +235,18 @@ t.test('a row that is edited between its load and the renewal of its tag is not 
   const verifier = service.as(old.verifier.token);
   const codeOf = async (presented: string) =>
     (await verifier.post('/v1/verify', { key: presented, permission: 'read', ip: '203.0.113.7' })).body.code;
-  // A edited token with the same id loads the record without renewing its tag. Then notifications are disabled.
+  // A wrong token with the same id loads the record without renewing its tag. Then notifications are disabled.
   const wrongKey = mintToken({ prefix: 'lk', kind: 'k', idSuffix: key.id.slice(4) }).reveal();
-  const wrongToken = mintToken({ prefix: 'lk', kind: 'a', idSuffix: made.id.slice(6) }).reveal();
+  const wrongToken = mintToken({ prefix: 'lk', kind: 'a', idSuffix: createdToken.id.slice(6) }).reveal();
   t.equal(await codeOf(wrongKey), 'not_found');
   t.equal((await service.as(wrongToken).get('/v1/rows')).status, 401);
   for (const table of ['api_keys', 'access_tokens']) {
     await dbQuery(urls.superuser, `alter table ${table} disable trigger ${table}_notify`);
   }
   await dbQuery(urls.app, "update api_keys set allowed_ips = '{}' where id = $1", [key.id]);
-  await dbQuery(urls.app, "update access_tokens set scopes = '{read,write}' where id = $1", [made.id]);
+  await dbQuery(urls.app, "update access_tokens set scopes = '{read,write}' where id = $1", [createdToken.id]);
   t.equal(await codeOf(key.key), 'valid', 'from the copy in memory');
-  t.equal((await service.as(made.token).get('/v1/rows')).status, 200);
+  t.equal((await service.as(createdToken.token).get('/v1/rows')).status, 200);
   // Renewals begin in order, two at once. When these are done, the earlier ones are done too.
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
   for (const { id, key: plaintext, permission } of partner.keys as Json[]) {
@@ -254,9 +257,9 @@ t.test('a row that is edited between its load and the renewal of its tag is not 
     return (await dbQuery(urls.superuser, `select mac_keyring_id as id from ${what}`))[0]?.['id'];
   }
   t.equal(await macOf(`api_keys where id = '${key.id}'`), 'k1');
-  t.equal(await macOf(`access_tokens where id = '${made.id}'`), 'k1');
+  t.equal(await macOf(`access_tokens where id = '${createdToken.id}'`), 'k1');
   const fresh = await startService(t, { urls, keyring: keyringOf('k2', 'k1') });
-  t.equal((await fresh.as(made.token).get('/v1/rows')).status, 401);
+  t.equal((await fresh.as(createdToken.token).get('/v1/rows')).status, 401);
 });
 
 t.test('a foreign check value under the id of the next keyring entry does not block the rotation', async (t) => {
@@ -296,7 +299,7 @@ t.test(
   'an entry declared as lost enables argon2id only for its own rows, and for no other kind of token',
   async (t) => {
     const old = await startService(t, { keyring: keyringOf('k1') });
-    const { body: made } = await old.admin.post('/v1/access-tokens', {
+    const { body: createdToken } = await old.admin.post('/v1/access-tokens', {
       role: 'admin',
       name: 'Reader',
       email: 'r@p.example',
@@ -304,14 +307,14 @@ t.test(
     });
     const service = await startService(t, { urls: old.urls, keyring: parseKeyring(keyringText('k2'), ['k1']) });
     const statusOf = async (token: string) => (await service.as(token).get('/v1/rows')).status;
-    await dbQuery(old.urls.app, "update access_tokens set tag_keyring_id = 'gone' where id = $1", [made.id]);
-    t.equal(await statusOf(made.token), 401, 'the entry of the tag is not declared as lost');
+    await dbQuery(old.urls.app, "update access_tokens set tag_keyring_id = 'gone' where id = $1", [createdToken.id]);
+    t.equal(await statusOf(createdToken.token), 401, 'the entry of the tag is not declared as lost');
     await dbQuery(
       old.urls.app,
       "update access_tokens set role = 'admin', organization_id = $2, email = 'x@p.example' where id = $1",
       [tokenIdOf(old.verifier.token), old.organizationId],
     );
-    t.equal(await statusOf(old.verifier.token), 401, "a verifier's token is none of an admin");
+    t.equal(await statusOf(old.verifier.token), 401, "a verifier's token does not become an admin's");
     t.equal(await statusOf(old.admin.token), 200, 'unedited tokens work');
   },
 );

@@ -38,26 +38,26 @@ t.test("after a token's deletion on one replica, the other begins no change by t
   for (let round = 0; round < 25; round++) {
     const token = await newAdmin(a, round);
     let isDeleted = false;
-    let late = 0;
-    let made = 0;
+    let lateChanges = 0;
+    let sent = 0;
     const workers = Array.from({ length: 4 }, async () => {
       for (;;) {
         const isLate = isDeleted;
-        const path = made % 3 === 2 ? '/v1/partners' : '/v1/keys';
+        const path = sent % 3 === 2 ? '/v1/partners' : '/v1/keys';
         const input =
           path === '/v1/keys' ? {} : { email: `p${round}-${Math.random()}@p.example`, permissions: ['read'] };
         const { status } = await call(urlB, 'POST', path, token.token, input);
         if (status === 401) return;
-        made += 1;
+        sent += 1;
         // A row has two places, so requests are refused or done. Both begin a transaction.
-        if (isLate) late += 1;
+        if (isLate) lateChanges += 1;
       }
     });
     await new Promise((resolve) => setTimeout(resolve, Math.random() * 30));
     t.equal((await call(urlA, 'DELETE', `/v1/access-tokens/${token.id}`, a.admin.token)).status, 200);
     isDeleted = true;
     await Promise.all(workers);
-    deletedAfter.push(late);
+    deletedAfter.push(lateChanges);
     const { body } = await a.admin.get('/v1/history?limit=200');
     const deletion = body.data.findIndex(
       ({ action, details }: Json) => action === 'access_token.deleted' && details.accessTokenId === token.id,

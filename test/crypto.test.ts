@@ -270,7 +270,7 @@ t.test('argon2id', async (t) => {
   });
 });
 
-t.test('attempts for one id: one position a time, and position most five failures a minute', async (t) => {
+t.test('attempts for one id: one at a time, and at most five failures a minute', async (t) => {
   let nowMs = 0;
   const limit = createAttemptLimit(() => nowMs, 2);
   const fail = () => limit.run('a', async () => false);

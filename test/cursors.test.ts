@@ -4,12 +4,12 @@ import { t } from './support/tap.ts';
 t.test('a cursor is only valid for the list that returned it', async (t) => {
   const { admin, operator, organizationId } = await startService(t);
   const keys: Json[] = [];
-  for (let made = 0; made < 3; made++) {
+  for (let index = 0; index < 3; index++) {
     const { body: key } = await admin.post('/v1/keys', {});
     keys.push(key);
     await admin.delete(`/v1/keys/${key.id}`);
-    await admin.post(`/v1/partners`, { email: `p${made}@p.example`, permissions: ['read', 'write'] });
-    await admin.post('/v1/access-tokens', { role: 'verifier', name: `v${made}`, scopes: ['read'] });
+    await admin.post(`/v1/partners`, { email: `p${index}@p.example`, permissions: ['read', 'write'] });
+    await admin.post('/v1/access-tokens', { role: 'verifier', name: `v${index}`, scopes: ['read'] });
     await admin.post('/v1/webhooks', { url: 'http://127.0.0.1:9/', events: ['*'] });
   }
   const [first, second] = keys as [Json, Json];

@@ -54,8 +54,8 @@ t.test(
     })();
     const replies: number[] = [];
     const write = async (worker: number) => {
-      for (let turn = 0; turn < 15; turn++) {
-        const email = `p${worker}-${turn}@p.example`;
+      for (let round = 0; round < 15; round++) {
+        const email = `p${worker}-${round}@p.example`;
         replies.push((await admin.post('/v1/partners', { email, permissions: ['read'] })).status);
       }
     };

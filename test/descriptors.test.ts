@@ -13,15 +13,15 @@ t.test('1,100 connections under `ulimit -n 1024` do not end the process', { skip
   const open = () => readdirSync(`/proc/${service.child.pid}/fd`).length;
   t.equal((await request(`${url}/v1/keys`, admin)).status, 200);
   const before = open();
-  const early = await openRaw(t, port);
-  early.write(requestText('GET', '/livez'));
+  const earlyConnection = await openRaw(t, port);
+  earlyConnection.write(requestText('GET', '/livez'));
   const connections = await Promise.all(Array.from({ length: 1_100 }, () => openRaw(t, port)));
   await service.until(/New connections are closed/);
   t.ok(open() < 1_000, 'some descriptors are left for the database and for files');
 
   // The early connection still works. Its request needs the database and a reply.
-  early.write(requestText('POST', '/v1/keys', { ...admin, body: {}, headers: { connection: 'close' } }));
-  t.same(statusesIn(await early.readAll()), [200, 201]);
+  earlyConnection.write(requestText('POST', '/v1/keys', { ...admin, body: {}, headers: { connection: 'close' } }));
+  t.same(statusesIn(await earlyConnection.readAll()), [200, 201]);
 
   // Descriptors opened for the reply belong to it, too.
   for (const { socket, write } of connections) {

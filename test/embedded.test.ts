@@ -176,7 +176,7 @@ t.test('if any process is killed, nothing acknowledged is lost, and the instance
   });
 
   await t.test(
-    'a signal to every process, as from a service manager, lets Latchkey end before its Postgres',
+    'a signal to every process, as from a service manager, does not end Postgres before Latchkey',
     async (t) => {
       const pid = await postmasterPid(directory);
       const watchdog = (await findProcess(pid))?.parent ?? 0;
@@ -229,8 +229,8 @@ t.test('without an embedded Postgres the error names DATABASE_URL', async (t) =>
     const found = findPrograms(directory, undefined, platform);
     await t.rejects(found, { failure: 'unsupported_platform', message: /DATABASE_URL/ });
   }
-  const elsewhere = process.platform === 'darwin' ? 'linux-x64' : 'darwin-arm64';
-  await t.rejects(findPrograms(directory, undefined, elsewhere), {
+  const otherPlatform = process.platform === 'darwin' ? 'linux-x64' : 'darwin-arm64';
+  await t.rejects(findPrograms(directory, undefined, otherPlatform), {
     failure: 'programs_unusable',
     message: /npm ci.*DATABASE_URL/,
   });

@@ -141,9 +141,9 @@ t.test('the version covers what can be changed, not use or time', async (t) => {
   await service.verification.usage.flush();
   await eventually(async () => (await admin.get(`/v1/keys/${key.id}`)).body.lastUsedAt !== null);
   service.later(7_200_000);
-  const version = await admin.get(`/v1/keys/${key.id}`);
-  t.equal(version.body.status, 'expired');
-  t.equal(version.headers['etag'], headers['etag']);
+  const expired = await admin.get(`/v1/keys/${key.id}`);
+  t.equal(expired.body.status, 'expired');
+  t.equal(expired.headers['etag'], headers['etag']);
   const head = await app.inject({
     method: 'HEAD',
     url: `/v1/keys/${key.id}`,
@@ -170,14 +170,14 @@ t.test('every change gives a new version, whichever command makes it', async (t)
     ],
   };
   for (const path of ['a key', 'a partner']) changes[path]?.push((path) => admin.delete(path));
-  for (const [what, acts] of Object.entries(changes)) {
+  for (const [what, commands] of Object.entries(changes)) {
     const subject = subjects[what] as Subject;
     const tags = [await tagOf(subject)];
-    for (const act of acts) {
-      t.equal((await act(subject.path)).status, 200);
+    for (const send of commands) {
+      t.equal((await send(subject.path)).status, 200);
       tags.push(await tagOf(subject));
     }
-    t.equal(new Set(tags).size, acts.length + 1, what);
+    t.equal(new Set(tags).size, commands.length + 1, what);
   }
 });
 

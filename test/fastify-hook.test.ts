@@ -90,7 +90,7 @@ t.test('requests with different keys on one connection get their own keys', asyn
   const connection = keepAliveClient(backend.url);
   t.teardown(() => connection.close());
   const requestKey = async (token: string) => {
-    const { status, body } = await connection.ask('/hello', { token });
+    const { status, body } = await connection.send('/hello', { token });
     return status === 200 ? JSON.parse(body).key.id : status;
   };
   // Equal length, and only the last character differs.
@@ -117,8 +117,8 @@ t.test('a changed key is verified again, although the connection has just used i
   const backend = await startBackend(t, { ...options, reportEveryMs: 60_000 }, routes);
   const connection = keepAliveClient(backend.url);
   t.teardown(() => connection.close());
-  const status = async () => (await connection.ask('/hello', { token: own.key })).status;
-  for (let turn = 0; turn < 3; turn++) t.equal(await status(), 200);
+  const status = async () => (await connection.send('/hello', { token: own.key })).status;
+  for (let round = 0; round < 3; round++) t.equal(await status(), 200);
   await service.admin.post(`/v1/keys/${own.id}/suspend`, {});
   await eventually(async () => (await status()) === 401, 2_000);
   await service.admin.post(`/v1/keys/${own.id}/resume`, {});
@@ -152,9 +152,9 @@ t.test('rejections are problems with the headers that clients need', async (t) =
     },
   });
   t.match(none.body, { type: 'about:blank', title: 'Unauthorized', status: 401, code: 'unauthorized', requestId: /./ });
-  const wrong = await send(bearer('lk_k_nonsense'));
-  const { requestId: _, ...rejection } = wrong.body;
-  t.match(wrong, { status: 401, headers: { 'www-authenticate': /error="invalid_token"/ } });
+  const invalid = await send(bearer('lk_k_nonsense'));
+  const { requestId: _, ...rejection } = invalid.body;
+  t.match(invalid, { status: 401, headers: { 'www-authenticate': /error="invalid_token"/ } });
   const { body: deletedKey } = await service.admin.post('/v1/keys', {
     partnerId: reading.partnerId,
     permission: 'read',
@@ -244,11 +244,11 @@ t.test('the client address is the one that the application trusts', async (t) =>
     const backend = await startBackend(t, options, routes, { trustProxy });
     const headers = { 'x-api-key': bound.key, 'x-forwarded-for': '203.0.113.9' };
     const statuses = [];
-    for (let turn = 0; turn < 3; turn++) statuses.push((await fetch(`${backend.url}/hello`, { headers })).status);
-    const elsewhere = await fetch(`${backend.url}/hello`, {
+    for (let round = 0; round < 3; round++) statuses.push((await fetch(`${backend.url}/hello`, { headers })).status);
+    const fromOtherAddress = await fetch(`${backend.url}/hello`, {
       headers: { ...headers, 'x-forwarded-for': '198.51.100.1' },
     });
-    return [...statuses, elsewhere.status];
+    return [...statuses, fromOtherAddress.status];
   };
   t.same(await statusesWith(false), [403, 403, 403, 403]);
   t.same(await statusesWith(true), [200, 200, 200, 403], 'a verdict for one address is not used for another');

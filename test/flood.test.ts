@@ -48,9 +48,9 @@ t.test(
             ...Array.from({ length: atOnce }, () => verify(make())),
           ]);
           good.push(ownCode ?? '');
-          if (codes.some((given) => given !== code)) t.fail(`${what}: ${codes}`);
+          if (codes.some((replyCode) => replyCode !== code)) t.fail(`${what}: ${codes}`);
         }
-        // Jobs and counters continue meanwhile: a few queries a second, however slow the machine is.
+        // Jobs and counters continue: a few queries a second, however slow the machine is.
         const backgroundQueries = 5 + 3 * ((performance.now() - startedAtMs) / 1_000);
         const allowed = what === 'unknown ids' ? inWave / 10 : backgroundQueries;
         t.ok(queries - queriesBefore <= allowed, `${what}: ${queries - queriesBefore} queries for ${inWave} keys`);
@@ -79,7 +79,7 @@ t.test('many concurrent and repeated requests for one unknown id cause one query
     queries += 1;
   });
   const key = unknownKey();
-  for (let turn = 0; turn < 3; turn++) {
+  for (let round = 0; round < 3; round++) {
     await Promise.all(Array.from({ length: 100 }, () => verifier.post('/v1/verify', { key, permission: 'read' })));
   }
   t.equal(queries, 1);
@@ -102,7 +102,7 @@ t.test('a key that this process has never seen costs one query and no argon2id r
   const verify = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'write' })).body.code;
   t.equal(await verify(), 'valid');
   t.equal(queries, 1);
-  for (let turn = 0; turn < 20; turn++) t.equal(await verify(), 'valid');
+  for (let round = 0; round < 20; round++) t.equal(await verify(), 'valid');
   t.equal(queries, 1, 'later requests are answered from memory');
   const keyToVerify = { key: key.key, permission: 'write' };
   const fresh = () => verifier.post('/v1/verify', keyToVerify, { 'cache-control': 'max-age=0, No-Cache' });

@@ -4,12 +4,12 @@ import type { AddressInfo } from 'node:net';
 import type { Test } from 'tap';
 import { startService, type TestService } from './support/app.ts';
 import {
-  ask,
   type Backend,
   identityIn,
   listenInSilence,
   type Passed,
   type StartGateway,
+  send,
   startBackend,
   startCaddy,
   startHaproxy,
@@ -45,7 +45,7 @@ async function leavesAuthorization(t: Test, start: StartGateway): Promise<void> 
   const { port } = await start(t, { latchkeyPort, backendPort: backend.port, token, leavesAuthorization: true });
   const [reading, other] = await Promise.all([newKey(service, 'read'), newKey(service, 'read')]);
   for (const authorization of ['Basic YTpi', 'Bearer of-the-application', `Bearer ${other.key}`]) {
-    const reply = await ask(port, { headers: { authorization, 'x-api-key': reading.key } });
+    const reply = await send(port, { headers: { authorization, 'x-api-key': reading.key } });
     t.equal(reply.status, 200, authorization.slice(0, 12));
     const passed = latest(backend);
     t.equal(passed.headers.authorization, authorization, 'the application gets its own header');
@@ -55,7 +55,7 @@ async function leavesAuthorization(t: Test, start: StartGateway): Promise<void> 
   const byBearer = { authorization: `Bearer ${reading.key}` };
   const path = '/?keyHeader=authorization';
   for (const headers of [byBearer, { ...byBearer, 'x-api-key': 'nonsense' }]) {
-    const reply = await passesNothing(t, backend, ask(port, { headers, path }));
+    const reply = await passesNothing(t, backend, send(port, { headers, path }));
     t.equal(reply.status, 401, 'a client cannot choose another header');
   }
 }
@@ -69,7 +69,7 @@ async function runStory(t: Test, start: StartGateway, connectionsAtMost: number)
   const backend = await startBackend(t);
   const token = service.verifier.token;
   const gateway = await start(t, { latchkeyPort, backendPort: backend.port, token });
-  const client = (options: Parameters<typeof ask>[1]) => ask(gateway.port, options);
+  const client = (options: Parameters<typeof send>[1]) => send(gateway.port, options);
   const [reading, writing] = await Promise.all([newKey(service, 'read'), newKey(service, 'write')]);
 
   await t.test('a valid key passes, and the backend gets its owner', async (t) => {
@@ -88,8 +88,8 @@ async function runStory(t: Test, start: StartGateway, connectionsAtMost: number)
         'the key is not forwarded',
       );
     }
-    const asking = await client({ path: '/_latchkey', headers: { 'x-api-key': reading.key } });
-    t.equal(asking.headers['x-latchkey-key-id'], undefined, 'a client cannot use the internal location');
+    const direct = await client({ path: '/_latchkey', headers: { 'x-api-key': reading.key } });
+    t.equal(direct.headers['x-latchkey-key-id'], undefined, 'a client cannot use the internal location');
     for (const status of [401, 403, 500]) {
       const reply = await client({ path: `/${status}`, headers: { 'x-api-key': reading.key } });
       t.match(reply, { status, text: 'the backend' }, 'statuses of the backend are passed on');
@@ -196,9 +196,9 @@ async function runStory(t: Test, start: StartGateway, connectionsAtMost: number)
   });
 
   await t.test('Latchkey gets no body, cookie or query, on reused connections where possible', async (t) => {
-    const asked: Array<{ url: string | undefined; headers: IncomingHttpHeaders }> = [];
+    const calls: Array<{ url: string | undefined; headers: IncomingHttpHeaders }> = [];
     let connections = 0;
-    const keep = ({ url, headers }: IncomingMessage) => void asked.push({ url, headers });
+    const keep = ({ url, headers }: IncomingMessage) => void calls.push({ url, headers });
     const count = () => {
       connections += 1;
     };
@@ -215,8 +215,8 @@ async function runStory(t: Test, start: StartGateway, connectionsAtMost: number)
     }
     for (let round = 0; round < 20; round += 1) await client({ headers: { 'x-api-key': reading.key } });
     service.app.server.off('request', keep).off('connection', count);
-    t.equal(asked.length, 24);
-    for (const { url, headers } of asked) {
+    t.equal(calls.length, 24);
+    for (const { url, headers } of calls) {
       t.notMatch(JSON.stringify([url, headers]), /q=1/);
       t.same(
         [headers['content-length'] ?? '0', headers['transfer-encoding'], headers.cookie],
@@ -237,7 +237,7 @@ async function runStory(t: Test, start: StartGateway, connectionsAtMost: number)
 
   await t.test('a gateway with an invalid token passes nothing', async (t) => {
     const misconfigured = await start(t, { latchkeyPort, backendPort: backend.port, token: reading.key });
-    const reply = await passesNothing(t, backend, ask(misconfigured.port, { headers: { 'x-api-key': reading.key } }));
+    const reply = await passesNothing(t, backend, send(misconfigured.port, { headers: { 'x-api-key': reading.key } }));
     t.equal(reply.status, 503);
     t.match(service.logLines.join(''), /x-latchkey-token of 127\.0\.0\.1 is not the token of a verifier/);
   });
@@ -245,8 +245,8 @@ async function runStory(t: Test, start: StartGateway, connectionsAtMost: number)
   await t.test('while Latchkey is silent nothing passes', async (t) => {
     const silent = await listenInSilence(t);
     const places: Array<[string, number]> = [
-      ['nobody listens', await freePort()],
-      ['nobody answers', silent],
+      ['no listener', await freePort()],
+      ['no reply', silent],
     ];
     for (const [what, port] of places) {
       const separateGateway = await start(t, { latchkeyPort: port, backendPort: backend.port, token });
@@ -254,7 +254,7 @@ async function runStory(t: Test, start: StartGateway, connectionsAtMost: number)
       const reply = await passesNothing(
         t,
         backend,
-        ask(separateGateway.port, { headers: { 'x-api-key': reading.key } }),
+        send(separateGateway.port, { headers: { 'x-api-key': reading.key } }),
       );
       t.ok([502, 503, 504].includes(reply.status), `${what}: ${reply.status}`);
       t.ok(Date.now() - startedAt < 20_000, `${what}: refused after ${Date.now() - startedAt} ms`);
@@ -328,9 +328,9 @@ function latest(backend: Backend): Passed {
 }
 
 /** Returns the reply, and checks that the backend got no request. */
-async function passesNothing<Reply>(t: Test, backend: Backend, asking: Promise<Reply>): Promise<Reply> {
+async function passesNothing<Reply>(t: Test, backend: Backend, direct: Promise<Reply>): Promise<Reply> {
   const before = backend.passed.length;
-  const reply = await asking;
+  const reply = await direct;
   t.equal(backend.passed.length, before, 'the backend gets no request');
   return reply;
 }

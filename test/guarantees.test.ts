@@ -71,7 +71,7 @@ const granted = (role: string, reported: RegExp[]): Breakage => ({
   repair: [`revoke ${role} from ${app}`],
   reported,
 });
-const given = (privilege: string): Breakage => ({
+const withPrivilege = (privilege: string): Breakage => ({
   what: privilege,
   break: [`grant ${privilege} to ${app}`],
   repair: [`revoke ${privilege} from ${app}`],
@@ -141,11 +141,11 @@ const breakages: Breakage[] = [
     repair: [`alter database latchkey owner to ${owner}`, `grant connect on database latchkey to ${app}`],
     reported: [noOwner],
   },
-  given('insert on history'),
-  given('update (canonical) on history'),
-  given('truncate on history'),
-  given('trigger on history'),
-  given('update on history_heads'),
+  withPrivilege('insert on history'),
+  withPrivilege('update (canonical) on history'),
+  withPrivilege('truncate on history'),
+  withPrivilege('trigger on history'),
+  withPrivilege('update on history_heads'),
   granted('pg_write_all_data', [noWriter]),
   {
     what: 'trigger disabled',

@@ -177,7 +177,7 @@ t.test('an export whose reader disconnects ends, and reads nothing more', async 
   response.destroy();
   await eventually(async () => (await connectionsOf(app)) === 0);
   // Wait as long as the export would need to continue.
-  for (let clientRequest = 0; clientRequest < 20; clientRequest++) await admin.get('/v1/keys');
+  for (let index = 0; index < 20; index++) await admin.get('/v1/keys');
   t.ok(acquired < 40_000 / 250, `${acquired} queries, fewer than the 160 of a whole export`);
   t.notMatch(service.logLines.join(''), '"level":50');
 });

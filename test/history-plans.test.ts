@@ -29,8 +29,8 @@ t.test(
     const filters: HistoryFilter[] = [{}];
     // Each set of filters, with the frequent value of each or with one that never occurs together with it.
     for (const name of names) {
-      const begun = [...filters];
-      for (const value of values[name]) filters.push(...begun.map((filter) => ({ ...filter, [name]: value })));
+      const smaller = [...filters];
+      for (const value of values[name]) filters.push(...smaller.map((filter) => ({ ...filter, [name]: value })));
     }
     const [later, earlier] = times.map((time) => new Date(time)) as [Date, Date];
     const ranges = [{}, { from: later }, { to: earlier }, { from: earlier, to: later }, { to: new Date(0) }];

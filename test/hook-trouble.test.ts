@@ -24,7 +24,7 @@ async function startLogging(t: Test, options: LatchkeyOptions) {
   return { app, lines, warnings: () => lines.filter(({ level }) => level >= 40) };
 }
 
-t.test('a wrong url or token gives one log line, at once and not for each request', async (t) => {
+t.test('a wrong url or token is logged at once, and not again for each request', async (t) => {
   const { url, admin, verifier } = await startListening(t);
   const input = { role: 'verifier', name: 'Old', scopes: ['read'] };
   const { body: old } = await admin.post('/v1/access-tokens', input);

@@ -24,7 +24,7 @@ t.test(
     });
     const verify = () =>
       request(`${url}/v1/verify`, { method: 'POST', token: verifier, body: { key: key.key, permission: 'read' } });
-    for (let turn = 0; turn < 200; turn++) t.match(await verify(), { status: 200, body: { valid: true } });
+    for (let round = 0; round < 200; round++) t.match(await verify(), { status: 200, body: { valid: true } });
     const before = { open: open(), memoryMib: memoryMib() };
 
     let isOver = false;

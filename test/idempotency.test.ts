@@ -254,9 +254,9 @@ t.test('a reply is replayed for 24 hours; after that the request is done again',
   const { admin, later } = service;
   const { body: first } = await admin.post('/v1/keys', {}, withKey('k'));
   later(hours(24) - 60_000);
-  const late = await admin.post('/v1/keys', {}, withKey('k'));
-  t.ok(isReplay(late));
-  t.same(late.body.created, [first.id]);
+  const replayed = await admin.post('/v1/keys', {}, withKey('k'));
+  t.ok(isReplay(replayed));
+  t.same(replayed.body.created, [first.id]);
   later(60_000);
   const later24 = await admin.post('/v1/keys', { name: 'Another' }, withKey('k'));
   t.same([later24.status, isReplay(later24)], [201, false], 'even if the old reply was not yet deleted');

@@ -62,23 +62,23 @@ type PlaintextRequest = (typeof plaintextRequests)[string];
 
 /** Sends each request for the first time. */
 async function sendAll(t: Test, service: TestService) {
-  const made: Array<ReturnType<PlaintextRequest> & { what: string; first: Reply }> = [];
+  const sentRequests: Array<ReturnType<PlaintextRequest> & { what: string; first: Reply }> = [];
   for (const [what, make] of Object.entries(plaintextRequests)) {
     const maker = make(service);
     const first = await maker.retry();
     t.same([first.status, isReplay(first)], [201, false], what);
-    made.push({ ...maker, what, first });
+    sentRequests.push({ ...maker, what, first });
   }
-  return made;
+  return sentRequests;
 }
 
 t.test('the reply is replayed for 15 minutes; later retries name the created resources', async (t) => {
   const service = await startService(t, { limits: { callerLimit: 1_000, addressLimit: 1_000, revealLimit: 1 } });
   const { admin, later } = service;
-  const made = await sendAll(t, service);
+  const sentRequests = await sendAll(t, service);
   const before = (await admin.get('/v1/history?limit=200')).body;
   later(minutes(15) - 20_000);
-  for (const { what, first, retry } of made) {
+  for (const { what, first, retry } of sentRequests) {
     for (const again of [await retry(), await retry()]) {
       t.ok(isReplay(again), what);
       t.same([again.status, again.headers['location']], [201, first.headers['location']]);
@@ -86,11 +86,15 @@ t.test('the reply is replayed for 15 minutes; later retries name the created res
     }
   }
   later(20_000);
-  t.match(await keptReplies(service), { plaintexts: made.length });
-  for (const { first, retry, idsOf } of made) isGone(t, await retry(), idsOf(first.body));
-  t.match(await keptReplies(service), { plaintexts: 0, requests: made.length }, 'the retry has erased the plaintext');
+  t.match(await keptReplies(service), { plaintexts: sentRequests.length });
+  for (const { first, retry, idsOf } of sentRequests) isGone(t, await retry(), idsOf(first.body));
+  t.match(
+    await keptReplies(service),
+    { plaintexts: 0, requests: sentRequests.length },
+    'the retry has erased the plaintext',
+  );
   later(minutes(23 * 60 + 44));
-  for (const { first, retry, idsOf } of made) isGone(t, await retry(), idsOf(first.body));
+  for (const { first, retry, idsOf } of sentRequests) isGone(t, await retry(), idsOf(first.body));
   t.same((await admin.get('/v1/history?limit=200')).body, before, 'nothing was repeated, and replays leave no event');
 });
 
@@ -98,19 +102,19 @@ t.test('no plaintext is stored if keyReveal is never', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   await admin.patch('/v1/organization', { keyReveal: 'never' });
-  const made = await sendAll(t, service);
-  for (const { first, retry, idsOf } of made) isGone(t, await retry(), idsOf(first.body));
-  t.match(await keptReplies(service), { plaintexts: 0, requests: made.length });
+  const sentRequests = await sendAll(t, service);
+  for (const { first, retry, idsOf } of sentRequests) isGone(t, await retry(), idsOf(first.body));
+  t.match(await keptReplies(service), { plaintexts: 0, requests: sentRequests.length });
   await admin.patch('/v1/organization', { keyReveal: 'allowed' });
-  for (const { first, retry, idsOf } of made) isGone(t, await retry(), idsOf(first.body));
+  for (const { first, retry, idsOf } of sentRequests) isGone(t, await retry(), idsOf(first.body));
 });
 
 t.test('stored plaintexts are erased at once when keyReveal becomes never', async (t) => {
   const service = await startService(t);
-  const made = await sendAll(t, service);
+  const sentRequests = await sendAll(t, service);
   await service.admin.patch('/v1/organization', { keyReveal: 'never' });
-  t.match(await keptReplies(service), { plaintexts: 0, requests: made.length });
-  for (const { first, retry, idsOf } of made) isGone(t, await retry(), idsOf(first.body));
+  t.match(await keptReplies(service), { plaintexts: 0, requests: sentRequests.length });
+  for (const { first, retry, idsOf } of sentRequests) isGone(t, await retry(), idsOf(first.body));
 });
 
 t.test('replies without a plaintext are stored, whatever keyReveal is', async (t) => {
@@ -142,12 +146,12 @@ t.test('when keyReveal becomes never, concurrent requests store no plaintext', a
   const { admin } = service;
   for (let round = 0; round < 10; round++) {
     const input = { role: 'verifier', name: 'Checkout', scopes: ['read'] };
-    const made = Array.from({ length: 8 }, (_, index) =>
+    const sentRequests = Array.from({ length: 8 }, (_, index) =>
       delay(index).then(() => admin.post('/v1/access-tokens', input, withKey(`${round}-${index}`))),
     );
     await delay(Math.random() * 8);
     t.equal((await admin.patch('/v1/organization', { keyReveal: 'never' })).status, 200);
-    for (const { status } of await Promise.all(made)) t.equal(status, 201);
+    for (const { status } of await Promise.all(sentRequests)) t.equal(status, 201);
     t.match(await keptReplies(service), { plaintexts: 0 });
     await admin.patch('/v1/organization', { keyReveal: 'allowed' });
   }
@@ -207,8 +211,8 @@ t.test(
         t.same((await post('theirs')).body, other);
       });
     }
-    const made = 2 * Object.keys(cases).length;
-    t.equal((await admin.get('/v1/history?limit=200&action=partner.created')).body.data.length, made);
+    const requestCount = 2 * Object.keys(cases).length;
+    t.equal((await admin.get('/v1/history?limit=200&action=partner.created')).body.data.length, requestCount);
   },
 );
 

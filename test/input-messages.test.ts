@@ -110,8 +110,8 @@ interface JsonSchema {
 }
 
 /** Inputs that are invalid in one place each. */
-function* wrongInputs(given: JsonSchema, named = given.$defs ?? {}): Generator<unknown> {
-  const schema = named[given.$ref?.split('/').at(-1) ?? ''] ?? given;
+function* wrongInputs(jsonSchema: JsonSchema, named = jsonSchema.$defs ?? {}): Generator<unknown> {
+  const schema = named[jsonSchema.$ref?.split('/').at(-1) ?? ''] ?? jsonSchema;
   yield* wrongValues;
   for (const option of schema.anyOf ?? []) yield* wrongInputs(option, named);
   if (schema.items !== undefined) for (const item of wrongInputs(schema.items, named)) yield [item];

@@ -54,13 +54,13 @@ t.test('the packed and installed program has everything it needs', async (t) => 
     .trim()
     .split('\n')
     .map((name) => name.replace('package/', ''));
-  for (const wanted of [
+  for (const expected of [
     'dist/src/cli/latchkey.js',
     'dist/src/server.js',
     'openapi/openapi.json',
     'docs/quick-start.md',
   ]) {
-    t.ok(files.includes(wanted), wanted);
+    t.ok(files.includes(expected), expected);
   }
   const others = files.filter((file) => !/^(dist|openapi|docs)\//.test(file));
   t.same(others.sort(), ['LICENSE', 'README.md', 'package.json'], 'no sources are packed');
@@ -75,11 +75,11 @@ t.test('the packed and installed program has everything it needs', async (t) => 
   }
   t.equal(installed.code, 0, installed.output);
 
-  const elsewhere = path.join(home, 'elsewhere');
-  await mkdir(elsewhere);
+  const otherFolder = path.join(home, 'elsewhere');
+  await mkdir(otherFolder);
   const PATH = `${path.join(prefix, 'bin')}:${process.env['PATH']}`;
   const latchkey = (args: string[], env: NodeJS.ProcessEnv = {}) =>
-    runToEnd(t, 'latchkey', args, { cwd: elsewhere, env: { PATH, ...env } });
+    runToEnd(t, 'latchkey', args, { cwd: otherFolder, env: { PATH, ...env } });
 
   t.match(await latchkey(['--version']), { code: 0, stdout: `${version}\n` });
   t.match(await latchkey(['openapi']), { code: 0, stdout: await readFile('openapi/openapi.json', 'utf8') });
@@ -87,7 +87,7 @@ t.test('the packed and installed program has everything it needs', async (t) => 
 
   await t.test('try starts an embedded Postgres', async (t) => {
     const env = { LATCHKEY_DATA_DIR: path.join(home, 'data'), PORT: '0' };
-    const trial = run(t, 'latchkey', ['try'], { cwd: elsewhere, env: { PATH, ...env } });
+    const trial = run(t, 'latchkey', ['try'], { cwd: otherFolder, env: { PATH, ...env } });
     await trial.until(/^curl .*\n/m, 60_000);
     const credentials = JSON.parse(await readFile(path.join(home, 'data', 'credentials.json'), 'utf8'));
     const { verifierToken: token, key, url } = credentials;
@@ -111,7 +111,7 @@ t.test('the packed and installed program has everything it needs', async (t) => 
     t.match(await latchkey(['migrate'], env), { code: 0, stdout: /^applied: 0001-initial/ });
     const names = ['--organization', 'Example Inc', '--admin-email', 'ada@example.com'];
     t.match(await latchkey(['bootstrap', ...names], env), { code: 0, stdout: /"adminToken": "lk_a_/ });
-    const served = run(t, 'latchkey', ['serve'], { cwd: elsewhere, env: { PATH, ...env } });
+    const served = run(t, 'latchkey', ['serve'], { cwd: otherFolder, env: { PATH, ...env } });
     const [, url = ''] = await served.until(/Server listening at (http:\/\/[^"]+)"/);
     t.equal((await request(`${url}/readyz`)).status, 200);
     t.match((await latchkey(['audit', 'verify'], env)).code, 0);

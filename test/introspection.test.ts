@@ -83,7 +83,7 @@ t.test('attempts with bad secrets count for their address, by every method', asy
   const limits = { callerLimit: 1e6, addressLimit: 4, revealLimit: 1e6 };
   const { introspect, key } = await startIntrospecting(t, { limits });
   const statuses: number[] = [];
-  for (let turn = 0; turn < 3; turn++) {
+  for (let round = 0; round < 3; round++) {
     statuses.push((await introspect(basic('rs', 'nonsense'), { token: key.key })).status);
     statuses.push((await introspect({}, { client_secret: 'nonsense', token: key.key })).status);
   }

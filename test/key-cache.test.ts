@@ -44,8 +44,8 @@ function start({ staleMs = 0, capacity = 100 } = {}) {
       get caughtUpAtMs() {
         return feed.caughtUpAtMs;
       },
-      subscribe: (given) => {
-        listener = given;
+      subscribe: (onChange) => {
+        listener = onChange;
       },
     },
     onHealth: (isHealthy) => void health.push(isHealthy),
@@ -154,27 +154,27 @@ t.test('a change of another record or partner leaves the cached record', async (
 
 t.test('an older query that ends after a newer one does not restore an invalidated record', async (t) => {
   const { cache, nthQuery, note, changed } = start();
-  const early = cache.get('note_1');
+  const firstRead = cache.get('note_1');
   const first = await nthQuery(1);
   changed('note_1');
-  const late = cache.get('note_1');
+  const secondRead = cache.get('note_1');
   const second = await nthQuery(2);
   second.answer.resolve([note('note_1', 'of now')]);
-  await late;
+  await secondRead;
   first.answer.resolve([note('note_1', 'of before')]);
   (await nthQuery(3)).answer.resolve([note('note_1', 'of now')]);
-  t.match(await early, { text: 'of now' });
+  t.match(await firstRead, { text: 'of now' });
   t.match(cache.get('note_1'), { text: 'of now' });
 });
 
 t.test('concurrent requests for a record share one query', async (t) => {
   const { cache, nthQuery, note, queries } = start();
-  const early = [cache.get('note_1'), cache.get('note_2')];
+  const firstRead = [cache.get('note_1'), cache.get('note_2')];
   const first = await nthQuery(1);
   t.same(first.ids, ['note_1', 'note_2']);
-  const late = [cache.get('note_1'), cache.get('note_2')];
+  const secondRead = [cache.get('note_1'), cache.get('note_2')];
   first.answer.resolve([note('note_1', 'first'), note('note_2', 'first')]);
-  t.match(await Promise.all([...early, ...late]), Array(4).fill({ text: 'first' }));
+  t.match(await Promise.all([...firstRead, ...secondRead]), Array(4).fill({ text: 'first' }));
   t.equal(queries.length, 1);
 });
 
@@ -187,16 +187,16 @@ for (const [what, happen] of [
   t.test(`a request that ${what} does not join an earlier query`, async (t) => {
     const started = start();
     const { cache, nthQuery, note } = started;
-    const early = cache.get('note_1');
+    const firstRead = cache.get('note_1');
     const first = await nthQuery(1);
     happen(started);
-    const late = cache.get('note_1', what === 'must be fresh');
+    const secondRead = cache.get('note_1', what === 'must be fresh');
     const second = await nthQuery(2);
     second.answer.resolve([note('note_1', 'second')]);
-    t.match(await late, { text: 'second' });
+    t.match(await secondRead, { text: 'second' });
     first.answer.resolve([note('note_1', 'first')]);
     if (what === 'comes after changes that may have been missed') (await nthQuery(3)).answer.resolve([]);
-    await early;
+    await firstRead;
   });
 }
 

@@ -1,4 +1,4 @@
-import { setTimeout as delay, setImmediate as turn } from 'node:timers/promises';
+import { setTimeout as delay, setImmediate as round } from 'node:timers/promises';
 import { backoffMs, createBackoff, pause } from '../src/lib/backoff.ts';
 import { abortable, within } from '../src/lib/deadline.ts';
 import { createDeferred } from '../src/lib/deferred.ts';
@@ -54,14 +54,14 @@ t.test('a single flight', async (t) => {
 
   t.test('a forgotten flight is shared only by earlier callers', async (t) => {
     const { flight, runs } = startFlight();
-    const early = flight('a');
+    const immediate = flight('a');
     flight.forget('a');
-    const late = flight('a');
+    const second = flight('a');
     runs[0]?.result.resolve(1);
-    t.equal(await early, 1);
-    t.equal(flight('a'), late, 'the end of the forgotten run does not forget the later one');
+    t.equal(await immediate, 1);
+    t.equal(flight('a'), second, 'the end of the forgotten run does not forget the later one');
     runs[1]?.result.resolve(2);
-    t.equal(await late, 2);
+    t.equal(await second, 2);
   });
 
   t.test('next() begins one more run for all its callers', async (t) => {
@@ -71,7 +71,7 @@ t.test('a single flight', async (t) => {
     t.equal(runs.length, 1, 'a run begins at once if none is in progress, otherwise after it');
     runs[0]?.result.reject(new Error('no'));
     await t.rejects(first, { message: 'no' });
-    await turn();
+    await round();
     t.equal(runs.length, 2);
     runs[1]?.result.resolve(2);
     t.same(await Promise.all(next), [2, 2]);
@@ -128,10 +128,10 @@ t.test('within() ends with the work, or with the given error after the time limi
   );
   const slow = createDeferred<number>();
   t.equal(await within(1, slow.promise, () => 2), 2);
-  const late = within(1, slow.promise, () => {
+  const second = within(1, slow.promise, () => {
     throw new Error('late');
   });
-  await t.rejects(late, { message: 'late' });
+  await t.rejects(second, { message: 'late' });
 });
 
 t.test('abortable() ends with the work, or with the reason of its signal', async (t) => {
@@ -173,11 +173,11 @@ t.test('a periodic task', async (t) => {
     const run = () => {
       runs += 1;
     };
-    const [early, late] = [
+    const [immediate, second] = [
       startPeriodicTask({ everyMs: 60_000, run, immediately: true }),
       startPeriodicTask({ everyMs: 60_000, run }),
     ];
-    await Promise.all([early.close(), late.close()]);
+    await Promise.all([immediate.close(), second.close()]);
     t.equal(runs, 1, 'the task that runs immediately has run');
   });
 
@@ -188,7 +188,7 @@ t.test('a periodic task', async (t) => {
       immediately: true,
       async run(signal) {
         await pause(60_000, signal);
-        await turn();
+        await round();
         hasEnded = true;
       },
     });

@@ -8,7 +8,7 @@ t.test('a caller is limited on the management endpoints by its credential', asyn
     limits: { callerLimit: 3, addressLimit: many, revealLimit: many },
   });
   const replies = [];
-  for (let turn = 0; turn < 5; turn++) replies.push(await admin.get('/v1/keys'));
+  for (let round = 0; round < 5; round++) replies.push(await admin.get('/v1/keys'));
   t.same(
     replies.map((reply) => reply.status),
     [200, 200, 200, 429, 429],
@@ -23,7 +23,7 @@ t.test('a caller is limited on the management endpoints by its credential', asyn
   const wait = Number(replies[3]?.headers['retry-after']);
   t.ok(wait >= 1 && wait <= 60);
   t.equal((await operator.get('/v1/organizations')).status, 200, 'another caller is not limited');
-  for (let turn = 0; turn < 6; turn++) {
+  for (let round = 0; round < 6; round++) {
     t.equal((await verifier.post('/v1/verify', { key: 'x', permission: 'read' })).status, 200, 'verify is not counted');
     t.equal((await admin.get('/v1/self')).status, 200, 'self is not counted');
   }
@@ -36,7 +36,7 @@ t.test('rejected tokens are counted by address, and a valid one still passes', a
   const { body: key } = await admin.post('/v1/keys', {});
   const unknownCaller = as('nonsense');
   const statuses = [];
-  for (let turn = 0; turn < 5; turn++) statuses.push((await unknownCaller.get('/v1/keys')).status);
+  for (let round = 0; round < 5; round++) statuses.push((await unknownCaller.get('/v1/keys')).status);
   t.same(statuses, [401, 401, 401, 429, 429]);
   t.equal((await unknownCaller.get('/v1/self')).status, 429);
   t.equal((await admin.get('/v1/keys')).status, 200, 'from the same address');
@@ -69,7 +69,7 @@ t.test('requests with an invalid gateway token are also counted by address', asy
 
 t.test('verifying wrong keys is never counted against an address', async (t) => {
   const { verifier } = await startService(t, { limits: { callerLimit: many, addressLimit: 2, revealLimit: many } });
-  for (let turn = 0; turn < 10; turn++) {
+  for (let round = 0; round < 10; round++) {
     const { status, body } = await verifier.post('/v1/verify', { key: 'nonsense', permission: 'read' });
     t.same([status, body.code], [200, 'malformed']);
   }
@@ -79,7 +79,7 @@ t.test('reveals are limited for each admin, and a rejected reveal is not recorde
   const { admin } = await startService(t, { limits: { callerLimit: many, addressLimit: many, revealLimit: 2 } });
   const { body: key } = await admin.post('/v1/keys', {});
   const statuses = [];
-  for (let turn = 0; turn < 4; turn++) statuses.push((await admin.post(`/v1/keys/${key.id}/reveal`)).status);
+  for (let round = 0; round < 4; round++) statuses.push((await admin.post(`/v1/keys/${key.id}/reveal`)).status);
   t.same(statuses, [200, 200, 429, 429]);
   const { body: history } = await admin.get('/v1/history?action=key.revealed');
   t.equal(history.data.length, 2);
@@ -110,8 +110,8 @@ t.test('reveals are limited by person: tokens that an admin creates for itself s
   const grandchild = as((await child.post('/v1/access-tokens', input('grandchild'))).body.token);
   const reveal = async (client: typeof admin) => (await client.post(`/v1/keys/${key.id}/reveal`)).status;
   t.same([await reveal(child), await reveal(grandchild), await reveal(admin)], [200, 200, 200]);
-  const late = as((await child.post('/v1/access-tokens', input('late'))).body.token);
-  t.same([await reveal(late), await reveal(grandchild), await reveal(admin)], [429, 429, 429]);
+  const laterToken = as((await child.post('/v1/access-tokens', input('late'))).body.token);
+  t.same([await reveal(laterToken), await reveal(grandchild), await reveal(admin)], [429, 429, 429]);
 
   const named = { 'latchkey-organization': organizationId };
   for (const name of ['bob', 'eve']) {

@@ -165,7 +165,7 @@ t.test('promtool reports no problem in metrics and alerts', { skip: unlessInstal
   t.same(lint.output(), '');
 });
 
-t.test('with METRICS_PORT, metrics are served metricsUrl, including process metrics, and noRoute else', async (t) => {
+t.test('with METRICS_PORT, metrics are served there, including process metrics, and nowhere else', async (t) => {
   const metricsPort = await freePort();
   const receiver = await startReceiver(t);
   const { url, tokens } = await serve(t, {

@@ -4,8 +4,9 @@ import { purgeDeletedKeys } from '../src/keys/jobs.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, type Reply, startService, type TestService } from './support/app.ts';
 import {
-  type Asked,
+  type AskedPermission,
   dayMs,
+  deletedWithPartner,
   dueForPurge,
   hourMs,
   isLive,
@@ -21,7 +22,6 @@ import {
   refusesRotation,
   retentionMs,
   statusOf,
-  takenWithPartner,
   undoWindowMs,
   verdictOf,
 } from './support/model.ts';
@@ -69,8 +69,8 @@ function agreed(what: string, reply: Reply, refusal: Refusal): boolean {
 async function requireSameRows(model: ModelState, { admin }: Real): Promise<void> {
   const { body } = await admin.get('/v1/rows');
   for (const row of ['default', 'read', 'write'] as const) {
-    const wanted = row === 'default' ? 'read_write' : row;
-    const shown = body.data.find(({ permission }: Json) => permission === wanted);
+    const shownPermission = row === 'default' ? 'read_write' : row;
+    const shown = body.data.find(({ permission }: Json) => permission === shownPermission);
     const keys = (shown?.keys ?? []).map(({ id, status }: Json) => `${id} ${status}`).sort();
     if (keys.length > 2) throw new Error(`${row} holds ${keys.length} live keys`);
     const expected = liveIn(model, row).map((key) => `${key.id} ${statusOf(model, key)}`);
@@ -146,7 +146,7 @@ const reveal = (index: number) =>
     model.actions.push('key.revealed');
   });
 
-const verify = (index: number, permission: Asked) =>
+const verify = (index: number, permission: AskedPermission) =>
   command(`verify(${index}, ${permission})`, async (model, { verifier }) => {
     const key = pick(model, index);
     const { body } = await verifier.post('/v1/verify', { key: key.plaintext, permission });
@@ -192,7 +192,7 @@ const changePartner = (what: 'suspend' | 'resume' | 'delete' | 'restore') =>
         const isOver = deletedAtMs !== null && model.nowMs - deletedAtMs >= undoWindowMs;
         const refusal = deletedAtMs === null ? 'conflict' : isOver ? 'not_restorable' : undefined;
         if (!agreed('restore partner', reply, refusal)) return;
-        const affected = takenWithPartner(model);
+        const affected = deletedWithPartner(model);
         partner.deletedAtMs = null;
         for (const key of affected) key.deleted = null;
         model.actions.push('partner.restored', ...affected.map(() => 'key.restored'));
@@ -225,8 +225,12 @@ const commands = fc.commands(
     index.map(restore),
     index.map(restore),
     index.map(reveal),
-    fc.tuple(index, fc.constantFrom('read', 'write') as fc.Arbitrary<Asked>).map(([which, as]) => verify(which, as)),
-    fc.tuple(index, fc.constantFrom('read', 'write') as fc.Arbitrary<Asked>).map(([which, as]) => verify(which, as)),
+    fc
+      .tuple(index, fc.constantFrom('read', 'write') as fc.Arbitrary<AskedPermission>)
+      .map(([which, as]) => verify(which, as)),
+    fc
+      .tuple(index, fc.constantFrom('read', 'write') as fc.Arbitrary<AskedPermission>)
+      .map(([which, as]) => verify(which, as)),
     step.map(advance),
     fc.constant(null).map(purge),
     (fc.constantFrom('suspend', 'resume', 'delete', 'restore') as fc.Arbitrary<'suspend'>).map(changePartner),

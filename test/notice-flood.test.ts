@@ -38,7 +38,7 @@ const randomId = "'key_' || substr(md5(n::text), 1, 26)";
 
 for (const [what, payload] of [
   ["'*', which stands for everything", "'*'"],
-  ['ids that nobody has', `${randomId} || ' org_01k9s3v5wqe8n8x4r2m6t7yb0c'`],
+  ['unknown ids', `${randomId} || ' org_01k9s3v5wqe8n8x4r2m6t7yb0c'`],
   ['long and malformed text', "case n % 3 when 0 then repeat('x', 7900) when 1 then '' else '* org_' || n end"],
 ] as const) {
   t.test(`during a flood of ${what} requests are answered, and each verdict is right`, async (t) => {
@@ -65,8 +65,8 @@ for (const [what, payload] of [
     let wrongVerdicts = 0;
     const shouldContinue = () => performance.now() - startedAtMs < (answered < 60 ? 10_000 : 2_000);
     const workers = Array.from({ length: 8 }, async (_, worker) => {
-      for (let turn = worker; shouldContinue(); turn++) {
-        if ((await verify(keys[turn % 10])) === 'valid') answered += 1;
+      for (let round = worker; shouldContinue(); round++) {
+        if ((await verify(keys[round % 10])) === 'valid') answered += 1;
         else wrongVerdicts += 1;
       }
     });
@@ -147,7 +147,7 @@ t.test('a role without any grant cannot connect, and doctor names one that can',
   await dbQuery(urls.superuser, `grant connect on database ${database} to public`);
   t.match(await run('doctor'), {
     code: 1,
-    output: /^wrongVerdicts {3}Not so: Only roles .* revoke connect on database/m,
+    output: /^wrong {3}Not so: Only roles .* revoke connect on database/m,
   });
   t.match(await run('migrate'), { code: 0 });
   await t.rejects(dbQuery(url.href, 'select 1'), { code: '42501' }, 'each migrate revokes the access again');

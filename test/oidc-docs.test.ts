@@ -36,8 +36,8 @@ async function readExamples(): Promise<Example[]> {
 async function startIssuing() {
   const { publicKey, privateKey } = await generateKeyPair('RS256');
   return {
-    async authenticate(given: NodeJS.ProcessEnv, header: JWTHeaderParameters, payload: JWTPayload) {
-      const settings = readConfig(given).oidc;
+    async authenticate(settingsEnv: NodeJS.ProcessEnv, header: JWTHeaderParameters, payload: JWTPayload) {
+      const settings = readConfig(settingsEnv).oidc;
       if (settings === undefined) throw new Error('no identity provider is set');
       const people = createOidcAuthenticator({
         settings,
@@ -111,7 +111,7 @@ t.test('each example accepts its token, and needs each of its settings', async (
   );
   const { authenticate: authenticateBy } = await startIssuing();
   for (const { name, env, header, payload, scopes, organizationId } of examples) {
-    const authenticate = (given: NodeJS.ProcessEnv) => authenticateBy(given, header, payload);
+    const authenticate = (settingsEnv: NodeJS.ProcessEnv) => authenticateBy(settingsEnv, header, payload);
     const person = await authenticate(env);
     t.match(person, { role: 'admin', name: 'Ada Admin', email: 'ada@example.com', scopes, organizationId }, name);
     t.equal(person.id, `${payload.iss}#${payload.sub}`);

@@ -109,7 +109,7 @@ t.test('only tokens signed by the issuer with an accepted algorithm pass', async
 
   const tokens: Array<[what: string, token: string, detail: RegExp]> = [
     ['the algorithm none', new UnsecuredJWT(good()).encode(), /algorithm that is not accepted|well-formed/],
-    ['nobody, and says RS256', `${head}.${body}.`, /signature|well-formed/],
+    ['RS256 without a signature', `${head}.${body}.`, /signature|well-formed/],
     ['the algorithm none with a signature', `${encode({ ...header, alg: 'none' })}.${body}.${signature}`, /algorithm/],
     [
       'signed with the public key, as HS256',
@@ -121,7 +121,7 @@ t.test('only tokens signed by the issuer with an accepted algorithm pass', async
       await sign(createSecretKey(JSON.stringify(publicJwk), 'utf8'), { ...header, alg: 'HS256' }),
       /algorithm/,
     ],
-    ['somebody else under its key id', await sign(attacker.privateKey, header), /signature/],
+    ["a key of somebody else under the issuer's key id", await sign(attacker.privateKey, header), /signature/],
     [
       'a key of somebody else under another key id',
       await sign(attacker.privateKey, { ...header, kid: 'mallory' }),

@@ -66,8 +66,8 @@ t.test('a person of the identity provider is an admin, and history names the per
   ]);
   t.notOk('issuer' in viewers.data[0].admin);
 
-  const made = await ada.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'Backend' });
-  t.match(made, { status: 201, body: { createdBy: actor } });
+  const createdToken = await ada.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'Backend' });
+  t.match(createdToken, { status: 201, body: { createdBy: actor } });
   t.notMatch(service.logLines.join(''), /eyJ[\w-]+\./, 'no token is in the log');
 });
 
@@ -75,15 +75,18 @@ t.test('names and e-mail addresses from an issuer are shown without tokens and i
   const { addPerson, login, bootstrapped } = await startWithPeople(t);
   const token = bootstrapped.verifierToken.reveal();
   addPerson('eve', { name: `Eve\u202e (${encodeURIComponent(token)})`, email: `eve+${token}@company.example` });
-  const eve = await login('eve');
-  t.match((await eve.get('/v1/self')).body, { name: 'Eve  ([redacted])', email: 'eve+[redacted]@company.example' });
-  const { body: key } = await eve.post('/v1/keys', {});
+  const otherPerson = await login('eve');
+  t.match((await otherPerson.get('/v1/self')).body, {
+    name: 'Eve  ([redacted])',
+    email: 'eve+[redacted]@company.example',
+  });
+  const { body: key } = await otherPerson.post('/v1/keys', {});
   t.match(key.createdBy, { name: 'Eve  ([redacted])', email: 'eve+[redacted]@company.example' });
   addPerson(token, { name: 'Eve' });
   t.match(await (await login(token)).get('/v1/self'), { status: 401, body: { code: 'unauthorized' } });
 });
 
-t.test('nobody gets more rights than were mapped, and never the role of an operator', async (t) => {
+t.test('a person gets no more rights than were mapped, and never the role of an operator', async (t) => {
   const { addPerson, login, organizationId, operator, logLines, issuer } = await startWithPeople(t);
   addPerson('rita', { roles: ['latchkey-read', 'operator', 'admin'], role: 'operator', scope: 'write' });
   addPerson('wim', { roles: 'something latchkey-write' });
@@ -151,10 +154,10 @@ t.test('people of one organization cannot reach another', async (t) => {
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const { body: key } = await admin.post('/v1/keys', {});
   addPerson('eve', { organization: other.id });
-  const eve = await login('eve');
-  t.equal((await eve.get(`/v1/keys/${key.id}`)).status, 404);
-  t.equal((await eve.post(`/v1/keys/${key.id}/reveal`, {})).status, 404);
-  t.same((await eve.get('/v1/keys')).body.data, []);
+  const otherPerson = await login('eve');
+  t.equal((await otherPerson.get(`/v1/keys/${key.id}`)).status, 404);
+  t.equal((await otherPerson.post(`/v1/keys/${key.id}/reveal`, {})).status, 404);
+  t.same((await otherPerson.get('/v1/keys')).body.data, []);
   addPerson('nobody', { organization: newId('org') });
   t.match(await (await login('nobody')).get('/v1/keys'), {
     status: 401,

@@ -33,7 +33,7 @@ t.test(
     const refused = await admin.get('/v1/keys');
     t.match(refused, { status: 503, body: { code: 'overloaded' }, headers: { 'retry-after': '1' } });
     t.ok(performance.now() - startedAtMs < 500, 'without waiting');
-    for (let turn = 0; turn < 20; turn++) t.equal(await verify(), 'valid');
+    for (let round = 0; round < 20; round++) t.equal(await verify(), 'valid');
     t.equal((await app.inject('/livez')).statusCode, 200);
     t.equal((await app.inject('/readyz')).statusCode, 200, 'other replicas are just as busy');
 

@@ -9,7 +9,7 @@ t.test('complete requests get their replies before the connection is closed beca
   const create = requestText('POST', '/v1/keys', { ...admin, body: {} });
   const list = requestText('GET', '/v1/keys', admin);
   const table: Array<[what: string, text: string, statuses: number[]]> = [
-    ['one, then rubbish', `${create}EHLO example.com\r\n\r\n`, [201, 400]],
+    ['one, then another protocol', `${create}EHLO example.com\r\n\r\n`, [201, 400]],
     [
       'two, then a header of 17 KiB',
       `${list}${list}GET / HTTP/1.1\r\nA: ${'x'.repeat(17_408)}\r\n\r\n`,
@@ -42,7 +42,7 @@ t.test('pipelined requests are answered in order', async (t) => {
   client.write(paths.map((path) => requestText('GET', path)).join('') + last);
   const reply = await client.readAll();
   t.same(statusesIn(reply), [...paths.map((path) => (path === '/livez' ? 200 : 404)), 200]);
-  const named = [...reply.matchAll(/There is no endpoint index (\/nothing-\d+)/g)].map(([, path]) => path);
+  const named = [...reply.matchAll(/There is no endpoint at (\/nothing-\d+)/g)].map(([, path]) => path);
   t.same(
     named,
     paths.filter((path) => path !== '/livez'),
@@ -66,13 +66,13 @@ for (const path of ['/openapi.json', '/docs/json', '/docs/yaml', '/metrics', '/d
     const port = await listen(app);
     const { body: key } = await admin.post('/v1/keys', {});
     const connections = 10;
-    const rubbish = requestText('GET', path).repeat(1_500);
+    const pipelinedRequests = requestText('GET', path).repeat(1_500);
     for (let opened = 0; opened < connections; opened++) {
       const client = await openRaw(t, port);
       client.socket.pause();
-      client.write(rubbish);
+      client.write(pipelinedRequests);
     }
-    for (let turn = 0; turn < 20; turn++) {
+    for (let round = 0; round < 20; round++) {
       const startedAtMs = performance.now();
       const { body } = await verifier.post('/v1/verify', { key: key.key, permission: 'read' });
       t.equal(body.code, 'valid');
@@ -99,7 +99,7 @@ t.test('public routes are limited by address, each route separately; health prob
   const { app } = await startService(t, { publicLimit: 3 });
   const statuses = async (url: string, remoteAddress: string) => {
     const replies = [];
-    for (let turn = 0; turn < 5; turn++) replies.push((await app.inject({ url, remoteAddress })).statusCode);
+    for (let round = 0; round < 5; round++) replies.push((await app.inject({ url, remoteAddress })).statusCode);
     return replies;
   };
   for (const url of ['/openapi.json', '/metrics', '/problems/not_found']) {

@@ -90,7 +90,7 @@ t.test('a key of another type, a missing key and a forbidden name are bad reques
   t.equal(poisoned.statusCode, 400);
 });
 
-t.test('stored text must still be storable', async (t) => {
+t.test('a stored name cannot contain U+0000', async (t) => {
   const { admin } = await startService(t);
   t.match(await admin.post('/v1/keys', { name: 'a\u0000' }), {
     status: 400,
@@ -99,7 +99,7 @@ t.test('stored text must still be storable', async (t) => {
 });
 
 t.test('the client address is found in the forms of proxies and Node', async (t) => {
-  for (const [given, address] of [
+  for (const [presented, address] of [
     ['203.0.113.7', '203.0.113.7'],
     ['203.0.113.7:5678', '203.0.113.7'],
     [' 203.0.113.7 ', '203.0.113.7'],
@@ -119,7 +119,7 @@ t.test('the client address is found in the forms of proxies and Node', async (t)
     [`${'1'.repeat(5_000)}`, undefined],
     [undefined, undefined],
   ] as const) {
-    t.equal(clientAddress(given), address, given?.slice(0, 40) ?? 'none');
+    t.equal(clientAddress(presented), address, presented?.slice(0, 40) ?? 'none');
   }
 });
 

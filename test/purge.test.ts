@@ -92,7 +92,7 @@ t.test('only history and usage of a purged key remain', async (t) => {
 
   const path = `/v1/keys/${key.id}`;
   const { body: unknown } = await admin.get('/v1/keys/key_01k9s3v5wqe8n8x4r2m6t7yb0c');
-  for (const act of [
+  for (const send of [
     () => admin.get(path),
     () => admin.patch(path, { name: 'x' }),
     () => admin.delete(path),
@@ -104,8 +104,8 @@ t.test('only history and usage of a purged key remain', async (t) => {
     () => admin.post(`${path}/restore`),
     () => admin.post('/v1/recovery-requests', { keyId: key.id, details: 'Please' }),
   ]) {
-    const { status, body } = await act();
-    t.same([status, body.detail], [404, unknown.detail], act.toString());
+    const { status, body } = await send();
+    t.same([status, body.detail], [404, unknown.detail], send.toString());
   }
   for (const query of ['', '&includeDeleted=true', '&status=deleted']) {
     t.same((await admin.get(`/v1/keys?partnerId=${partner.id}${query}`)).body.data, []);

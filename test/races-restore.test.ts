@@ -89,7 +89,7 @@ t.test('restoring a partner during the purge of its keys: all or nothing', async
     await admin.delete(`/v1/partners/${partner.id}`);
     const restore = () => admin.post(`/v1/partners/${partner.id}/restore`);
     const operations = round % 2 === 0 ? [restore, purge] : [purge, restore];
-    const answers = await Promise.all(operations.map((act) => act()));
+    const answers = await Promise.all(operations.map((run) => run()));
     t.ok(answers.every((answer) => typeof answer === 'number' || [200, 409].includes(answer.status)));
     const { body } = await admin.get(`/v1/partners/${partner.id}`);
     const [row] = await dbQuery(
@@ -200,7 +200,7 @@ t.test('a key restored while it is declared compromised stays deleted', async (t
       () => admin.post(`/v1/keys/${key.id}/restore`),
       () => admin.delete(`/v1/keys/${key.id}?reason=compromised`),
     ];
-    const answers = await Promise.all((round % 2 === 0 ? operations : operations.toReversed()).map((act) => act()));
+    const answers = await Promise.all((round % 2 === 0 ? operations : operations.toReversed()).map((run) => run()));
     t.ok(answers.every(({ status }) => status === 200 || status === 409));
     t.match((await admin.get(`/v1/keys/${key.id}`)).body, { status: 'deleted', restorableUntil: null });
     t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code, 'deleted');

@@ -110,17 +110,17 @@ t.test('after the reply to a delete no reveal and no verification succeeds', asy
   for (let round = 0; round < 10; round++) {
     const { body: key } = await admin.post('/v1/keys', {});
     let deletedAt = Number.POSITIVE_INFINITY;
-    const late: string[] = [];
+    const successesAfterDelete: string[] = [];
     const revealAndVerify = async () => {
-      for (let turn = 0; turn < 6; turn++) {
+      for (let call = 0; call < 6; call++) {
         const startedAt = performance.now();
         const [reveal, verdict] = await Promise.all([
           admin.post(`/v1/keys/${key.id}/reveal`),
           verifier.post('/v1/verify', { key: key.key, permission: 'read' }),
         ]);
         if (startedAt < deletedAt) continue;
-        if (reveal.status === 200) late.push('reveal');
-        if (verdict.body.valid) late.push('verify');
+        if (reveal.status === 200) successesAfterDelete.push('reveal');
+        if (verdict.body.valid) successesAfterDelete.push('verify');
       }
     };
     const remove = async () => {
@@ -128,7 +128,7 @@ t.test('after the reply to a delete no reveal and no verification succeeds', asy
       deletedAt = performance.now();
     };
     await Promise.all([revealAndVerify(), revealAndVerify(), remove(), revealAndVerify()]);
-    t.same(late, []);
+    t.same(successesAfterDelete, []);
   }
 });
 

@@ -50,7 +50,7 @@ t.test('a cached key keeps only its own bytes, not the slabs that they were cut 
     return record;
   };
   // The first runs leave permanent memory behind, which is not measured.
-  for (let turn = 0; turn < 20; turn++) await loadRecord();
+  for (let round = 0; round < 20; round++) await loadRecord();
   const beforeBytes = bufferBytes();
   const known: ApiKeyRecord[] = [];
   while (known.length < keysKnown) known.push(await loadRecord());

@@ -16,7 +16,7 @@ async function startProcess(t: Test, keyring: string, env: NodeJS.ProcessEnv) {
 const countReveals = async ({ urls }: TestService, keyId: string) => {
   const sql = "select count(*)::int as reveals from history where key_id = $1 and action = 'key.revealed'";
   const [row] = await dbQuery(urls.superuser, sql, [keyId]);
-  return row?.['looks'];
+  return row?.['reveals'];
 };
 
 t.test('a reveal whose commit, or the reply to it, is lost gets 503 without the plaintext', async (t) => {
@@ -61,8 +61,8 @@ t.test(
         isGone = true;
       });
       const write = async (worker: number) => {
-        for (let turn = 0; !isGone; turn++) {
-          const body = { email: `p${round}-${worker}-${turn}@p.example`, permissions: ['read', 'write'] };
+        for (let call = 0; !isGone; call++) {
+          const body = { email: `p${round}-${worker}-${call}@p.example`, permissions: ['read', 'write'] };
           const reply = await request(`${url}/v1/partners`, { method: 'POST', token: admin.token, body }).catch(
             () => undefined,
           );

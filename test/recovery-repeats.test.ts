@@ -10,15 +10,15 @@ t.test('a request restores the deletion that it was created for, not a later one
     [{ partnerId: partner.id }, `/v1/partners/${partner.id}`],
   ] as const) {
     await admin.delete(url);
-    const { body: early } = await admin.post('/v1/recovery-requests', { ...subject, details: 'By mistake' });
+    const { body: firstRequest } = await admin.post('/v1/recovery-requests', { ...subject, details: 'By mistake' });
     t.equal((await admin.post(`${url}/restore`)).status, 200);
     await admin.delete(url);
-    const approved = await operator.post(`/v1/recovery-requests/${early.id}/approve`);
+    const approved = await operator.post(`/v1/recovery-requests/${firstRequest.id}/approve`);
     t.same([approved.status, approved.body.code], [409, 'conflict']);
     t.equal((await admin.get(url)).body.status, 'deleted');
     const { status, body: fresh } = await admin.post('/v1/recovery-requests', { ...subject, details: 'Again' });
     t.equal(status, 201, 'the earlier request is closed');
-    t.equal((await admin.get(`/v1/recovery-requests/${early.id}`)).body.status, 'declined');
+    t.equal((await admin.get(`/v1/recovery-requests/${firstRequest.id}`)).body.status, 'declined');
     t.equal((await admin.post('/v1/recovery-requests', { ...subject, details: 'Thrice' })).body.code, 'conflict');
     t.equal((await operator.post(`/v1/recovery-requests/${fresh.id}/approve`)).status, 200);
     const { body: history } = await admin.get('/v1/history?limit=5');
@@ -31,7 +31,7 @@ t.test('recovery of a key whose partner is deleted is requested for the partner,
   const { admin } = await startService(t);
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   await admin.delete(`/v1/partners/${partner.id}`);
-  const alone = await admin.post('/v1/recovery-requests', { keyId: partner.keys[0].id, details: 'By mistake' });
-  t.same([alone.status, alone.body.code], [409, 'not_restorable']);
-  t.match(alone.body.detail, partner.id);
+  const forKey = await admin.post('/v1/recovery-requests', { keyId: partner.keys[0].id, details: 'By mistake' });
+  t.same([forKey.status, forKey.body.code], [409, 'not_restorable']);
+  t.match(forKey.body.detail, partner.id);
 });

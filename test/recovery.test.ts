@@ -84,12 +84,12 @@ t.test('a recovery request is answered once', async (t) => {
   const unexplained = await operator.post(`/v1/recovery-requests/${one.id}/decline`, {});
   t.match(unexplained, { status: 400, body: { errors: [{ path: 'body.note' }] } });
   const declined = await operator.post(`/v1/recovery-requests/${one.id}/decline`, {
-    note: 'The partner has timeLeftMs.',
+    note: 'The partner has left.',
   });
-  t.match(declined, { status: 200, body: { status: 'declined', note: 'The partner has timeLeftMs.' } });
+  t.match(declined, { status: 200, body: { status: 'declined', note: 'The partner has left.' } });
   t.match((await events(admin, 1))[0], {
     action: 'recovery.declined',
-    details: { recoveryRequestId: one.id, note: 'The partner has timeLeftMs.' },
+    details: { recoveryRequestId: one.id, note: 'The partner has left.' },
   });
   t.match(await operator.post(`/v1/recovery-requests/${two.id}/approve`), { status: 200, body: { note: null } });
   const count = (await events(admin)).length;
@@ -116,10 +116,10 @@ t.test('a partner is restored with the keys that were deleted with it', async (t
   const { body: ofKey } = await admin.post('/v1/recovery-requests', { keyId: readKey.id, details: 'This one' });
   await admin.delete(`/v1/partners/${partner.id}`);
   service.later(2 * day);
-  const requestRecovery = { partnerId: partner.id, details: 'Back, please' };
-  const { body: request } = await admin.post('/v1/recovery-requests', requestRecovery);
+  const input = { partnerId: partner.id, details: 'Back, please' };
+  const { body: request } = await admin.post('/v1/recovery-requests', input);
   t.match(request, { keyId: null, partnerId: partner.id });
-  t.equal((await admin.post('/v1/recovery-requests', requestRecovery)).body.recoveryRequestId, request.id);
+  t.equal((await admin.post('/v1/recovery-requests', input)).body.recoveryRequestId, request.id);
   const premature = await operator.post(`/v1/recovery-requests/${ofKey.id}/approve`);
   t.match(premature, { status: 409, body: { code: 'not_restorable', detail: /Partner .* is deleted/ } });
 
@@ -155,19 +155,21 @@ t.test('a failed restore has a reason and leaves the request open', async (t) =>
   await admin.delete(`/v1/partners/${partner.id}`);
   const replaced = await requestRecovery({ partnerId: partner.id });
   await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
-  const late = await requestRecovery({ keyId: (await deletedKey(admin, { partnerId: await livePartner(admin) })).id });
+  const ofDeletedPartner = await requestRecovery({
+    keyId: (await deletedKey(admin, { partnerId: await livePartner(admin) })).id,
+  });
 
   const count = (await events(admin)).length;
   t.match(await approve(displaced), { status: 409, body: { code: 'row_full', keyIds: filling.map(({ id }) => id) } });
   t.match(await approve(leaked), { status: 409, body: { code: 'not_restorable', detail: /compromised/ } });
   t.match(await approve(replaced), { status: 409, body: { code: 'partner_exists' } });
   service.later(30 * day);
-  t.match(await approve(late), {
+  t.match(await approve(ofDeletedPartner), {
     status: 409,
     body: { code: 'not_restorable', detail: /could be restored until/ },
   });
   t.equal((await events(admin)).length, count);
-  for (const { id } of [displaced, leaked, replaced, late]) {
+  for (const { id } of [displaced, leaked, replaced, ofDeletedPartner]) {
     t.match((await admin.get(`/v1/recovery-requests/${id}`)).body, { status: 'open', overdue: true, note: null });
     const { status } = await operator.post(`/v1/recovery-requests/${id}/decline`, { note: 'It cannot come back.' });
     t.equal(status, 200);
@@ -223,12 +225,12 @@ t.test('operators see the requests of all organizations, overdue ones first, and
     const { id } = await deletedKey(client);
     return (await client.post('/v1/recovery-requests', { keyId: id, details: 'Please' })).body.id;
   };
-  const made: string[] = [];
+  const requestIds: string[] = [];
   for (const client of [admin, otherAdmin, admin, otherAdmin, admin, otherAdmin]) {
-    made.push(await requestRecovery(client));
+    requestIds.push(await requestRecovery(client));
     service.later(6 * 3_600_000);
   }
-  const [first, second, third, fourth, fifth, sixth] = made as [string, string, string, string, string, string];
+  const [first, second, third, fourth, fifth, sixth] = requestIds as [string, string, string, string, string, string];
   for (const id of [second, fifth]) await operator.post(`/v1/recovery-requests/${id}/decline`, { note: 'No' });
 
   const list = async (client: Client, query = '', headers = {}) =>
@@ -250,9 +252,9 @@ t.test('operators see the requests of all organizations, overdue ones first, and
   t.same(idsOf(await list(otherAdmin)), [sixth, fourth, second]);
   t.equal((await admin.get(`/v1/recovery-requests/${second}`)).status, 404);
   t.equal((await operator.get(`/v1/recovery-requests/${second}`, inOther)).status, 200);
-  const elsewhere = { 'latchkey-organization': service.organizationId };
-  t.equal((await operator.get(`/v1/recovery-requests/${second}`, elsewhere)).status, 404);
-  t.equal((await operator.post(`/v1/recovery-requests/${fourth}/approve`, {}, elsewhere)).status, 404);
+  const inOwn = { 'latchkey-organization': service.organizationId };
+  t.equal((await operator.get(`/v1/recovery-requests/${second}`, inOwn)).status, 404);
+  t.equal((await operator.post(`/v1/recovery-requests/${fourth}/approve`, {}, inOwn)).status, 404);
 
   const pages = async (client: Client, limit: number, between: () => Promise<unknown>) => {
     const found: string[] = [];
@@ -273,7 +275,11 @@ t.test('operators see the requests of all organizations, overdue ones first, and
     const id = answered.pop();
     if (id !== undefined) await operator.post(`/v1/recovery-requests/${id}/decline`, { note: 'No' });
   });
-  t.same([...new Set(pagedIds)].sort(), [...made].sort(), 'requests that are answered meanwhile are not omitted');
+  t.same(
+    [...new Set(pagedIds)].sort(),
+    [...requestIds].sort(),
+    'requests that are answered between two pages are not omitted',
+  );
 
   for (const [client, cursor] of [
     [operator, 'x'],
@@ -291,9 +297,9 @@ t.test('operators see the requests of all organizations, overdue ones first, and
 t.test('admins cannot answer requests, and operators can only create one for an organization', async (t) => {
   const { admin, operator, organizationId } = await startService(t);
   const key = await deletedKey(admin);
-  const requestRecovery = { keyId: key.id, details: 'For them' };
-  t.equal((await operator.post('/v1/recovery-requests', requestRecovery)).body.code, 'bad_request');
-  const { status, body } = await operator.post('/v1/recovery-requests', requestRecovery, {
+  const input = { keyId: key.id, details: 'For them' };
+  t.equal((await operator.post('/v1/recovery-requests', input)).body.code, 'bad_request');
+  const { status, body } = await operator.post('/v1/recovery-requests', input, {
     'latchkey-organization': organizationId,
   });
   t.equal(status, 201);

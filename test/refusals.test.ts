@@ -10,7 +10,7 @@ import { t } from './support/tap.ts';
 
 const hourMs = 3_600_000;
 
-/** Waits until the caller sees this number of attempts. */
+/** Waits until this number of attempts is listed. */
 async function refusalsOf(client: Client, attempts: number, headers: Record<string, string> = {}): Promise<Json[]> {
   return eventually(async () => {
     const { body } = await client.get('/v1/history?kind=refused', headers);
@@ -20,8 +20,8 @@ async function refusalsOf(client: Client, attempts: number, headers: Record<stri
 }
 
 async function readOnlyAdmin({ admin, as }: TestService): Promise<Client & { id: string }> {
-  const given = { role: 'admin', scopes: ['read'], name: 'Rita Reader', email: 'rita@example.com' };
-  const { body } = await admin.post('/v1/access-tokens', given);
+  const input = { role: 'admin', scopes: ['read'], name: 'Rita Reader', email: 'rita@example.com' };
+  const { body } = await admin.post('/v1/access-tokens', input);
   return { ...as(body.token), id: body.id };
 }
 
@@ -31,22 +31,22 @@ t.test('rejected attempts of known callers are counted by caller, operation, rea
   const reader = await readOnlyAdmin(service);
   const { body: key } = await admin.post('/v1/keys', { name: 'Presented here' });
   const { body: events } = await admin.get('/v1/history?limit=200');
-  const inOurs = { 'latchkey-organization': organizationId };
+  const inOrganization = { 'latchkey-organization': organizationId };
 
   for (let attempt = 0; attempt < 3; attempt++) t.equal((await reader.post('/v1/keys', {})).status, 403);
   t.equal((await verifier.get('/v1/keys')).status, 403);
   t.equal((await as(key.key).get('/v1/keys')).status, 403);
   t.equal((await admin.post('/v1/verify', { key: key.key, permission: 'read' })).status, 403);
-  t.equal((await operator.post(`/v1/keys/${key.id}/reveal`, {}, inOurs)).status, 403);
+  t.equal((await operator.post(`/v1/keys/${key.id}/reveal`, {}, inOrganization)).status, 403);
   t.equal((await admin.post(`/v1/keys/${key.id}/reveal`, {})).status, 200);
   t.equal((await admin.post(`/v1/keys/${key.id}/reveal`, {})).status, 429);
-  // Not rejected, from an unknown caller, or not a request of the management API.
+  // Not rejected, or of an unknown caller, or not a request of the management API.
   t.equal((await admin.get(`/v1/keys/${newId('key')}`)).status, 404);
   t.equal((await as('lk_a_nonsense').get('/v1/keys')).status, 401);
   t.equal((await verifier.post('/v1/verify', { key: key.key, permission: 'read', cost: 1_000 })).status, 200);
 
   const refusals = await refusalsOf(admin, 8);
-  const brief = refusals.map(({ caller, operation, status, code, count }) => [
+  const summaries = refusals.map(({ caller, operation, status, code, count }) => [
     caller.type,
     caller.name,
     operation,
@@ -56,7 +56,7 @@ t.test('rejected attempts of known callers are counted by caller, operation, rea
   ]);
   const names = { operator: 'First operator', admin: 'First admin', verifier: 'First verifier' };
   t.same(
-    new Set(brief.map((row) => JSON.stringify(row))),
+    new Set(summaries.map((row) => JSON.stringify(row))),
     new Set(
       [
         ['admin', 'Rita Reader', 'createKey', 403, 'scope_missing', 3],
@@ -68,12 +68,12 @@ t.test('rejected attempts of known callers are counted by caller, operation, rea
       ].map((row) => JSON.stringify(row)),
     ),
   );
-  const mine = refusals.find(({ caller }) => caller.id === reader.id);
-  t.match(mine, { id: /^refusal_/, organizationId, lastIp: '127.0.0.1', caller: { email: 'rita@example.com' } });
-  t.ok(mine.firstAt < mine.lastAt && Math.abs(Date.parse(mine.lastAt) - Date.now()) < 60_000);
-  t.equal(Date.parse(mine.hour) % hourMs, 0);
+  const ofReader = refusals.find(({ caller }) => caller.id === reader.id);
+  t.match(ofReader, { id: /^refusal_/, organizationId, lastIp: '127.0.0.1', caller: { email: 'rita@example.com' } });
+  t.ok(ofReader.firstAt < ofReader.lastAt && Math.abs(Date.parse(ofReader.lastAt) - Date.now()) < 60_000);
+  t.equal(Date.parse(ofReader.hour) % hourMs, 0);
 
-  // Refused attempts are not in the chain: only the one reveal was recorded.
+  // Refused attempts are not events: only the one reveal was recorded.
   const { body: after } = await admin.get('/v1/history?limit=200');
   t.equal(after.data.length, events.data.length + 1);
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
@@ -139,10 +139,10 @@ t.test('an organization sees its own refused attempts, operators those of the in
   const { admin, operator, verifier, as } = service;
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const inOther = { 'latchkey-organization': other.id };
-  const eve = { role: 'admin', scopes: ['read'], name: 'Eve', email: 'eve@example.com' };
-  const { body: token } = await operator.post('/v1/access-tokens', eve, inOther);
-  const everywhere = { role: 'verifier', scopes: ['read'], name: 'Edge' };
-  const { body: edge } = await operator.post('/v1/access-tokens', everywhere);
+  const otherAdmin = { role: 'admin', scopes: ['read'], name: 'Eve', email: 'eve@example.com' };
+  const { body: token } = await operator.post('/v1/access-tokens', otherAdmin, inOther);
+  const globalVerifier = { role: 'verifier', scopes: ['read'], name: 'Edge' };
+  const { body: edge } = await operator.post('/v1/access-tokens', globalVerifier);
 
   await verifier.get('/v1/keys');
   await as(token.token).post('/v1/keys', {});
@@ -156,7 +156,7 @@ t.test('an organization sees its own refused attempts, operators those of the in
   t.same(callersOf(await refusalsOf(admin, 1)), ['First verifier 1']);
   t.same(callersOf(await refusalsOf(as(token.token), 2)), ['Eve 1', 'First operator 1']);
   t.same(callersOf(await refusalsOf(operator, 2, inOther)), ['Eve 1', 'First operator 1']);
-  // Organizations that do not exist count for the installation.
+  // Attempts at organizations that do not exist count for the installation.
   t.same(callersOf(await refusalsOf(operator, 3)), ['Edge 1', 'First operator 2']);
 });
 
@@ -185,7 +185,7 @@ t.test('counts in memory are written at shutdown', async (t) => {
   ]);
 });
 
-/** A recorder without a service, with the test's clock and bounds. */
+/** A recorder without a service, with the test's clock and limits. */
 async function startRecorder(t: Test, bounds: { rowsInHour?: number; rowsHeld?: number }) {
   const service = await startService(t);
   const { client, organizationId, clock, logLines } = service;
@@ -193,8 +193,8 @@ async function startRecorder(t: Test, bounds: { rowsInHour?: number; rowsHeld?: 
   const logger = { warn: (facts: Json) => void warnings.push(facts) };
   const recorder = createRefusalRecorder({ db: client.db, clock, logger, bounds });
   t.teardown(() => recorder.close());
-  const note = (given: Partial<Refusal> & { who?: string } = {}) => {
-    const { who = 'token_1', ...others } = given;
+  const countOne = (input: Partial<Refusal> & { who?: string } = {}) => {
+    const { who = 'token_1', ...others } = input;
     const caller = { type: 'verifier' as const, id: who, name: who, email: null };
     const organization = organizationId as Refusal['organizationId'];
     recorder.count({
@@ -207,19 +207,20 @@ async function startRecorder(t: Test, bounds: { rowsInHour?: number; rowsHeld?: 
     });
   };
   const list = () => listRefusals(client.db, organizationId as never, {}, { limit: 1_000, before: undefined });
-  return { ...service, recorder, note, list, warnings, logLines };
+  return { ...service, recorder, countOne, list, warnings, logLines };
 }
 
 t.test('callers that cause rejections on purpose fill neither the table nor the memory', async (t) => {
-  const { recorder, note, list, later } = await startRecorder(t, { rowsInHour: 10 });
-  for (let attempt = 0; attempt < 5_000; attempt++) note({ who: `token_${attempt}`, operation: `op${attempt % 7}` });
-  note({ who: 'token_3', operation: 'op3' });
-  note({ who: 'somebody', code: 'rate_limited', ip: '::2' });
+  const { recorder, countOne, list, later } = await startRecorder(t, { rowsInHour: 10 });
+  for (let attempt = 0; attempt < 5_000; attempt++)
+    countOne({ who: `token_${attempt}`, operation: `op${attempt % 7}` });
+  countOne({ who: 'token_3', operation: 'op3' });
+  countOne({ who: 'somebody', code: 'rate_limited', ip: '::2' });
   await recorder.flush();
   const rows = await list();
   t.equal(rows.length, 12);
-  const together = rows.filter(({ caller }) => caller === null);
-  t.same(together.map(({ operation, code, count }) => [operation, code, count]).sort(), [
+  const merged = rows.filter(({ caller }) => caller === null);
+  t.same(merged.map(({ operation, code, count }) => [operation, code, count]).sort(), [
     [null, 'forbidden', 4_990],
     [null, 'rate_limited', 1],
   ]);
@@ -229,10 +230,10 @@ t.test('callers that cause rejections on purpose fill neither the table nor the 
     'a caller with its own row is still counted there',
   );
 
-  // The next hour starts with an empty count, and shared attempts get no second row.
-  for (let attempt = 0; attempt < 100; attempt++) note({ who: `later_${attempt}` });
+  // The next hour starts at zero, and merged attempts get no second row.
+  for (let attempt = 0; attempt < 100; attempt++) countOne({ who: `later_${attempt}` });
   later(hourMs);
-  note({ who: 'later_99' });
+  countOne({ who: 'later_99' });
   await recorder.flush();
   const after = await list();
   t.equal(after.find(({ caller, code }) => caller === null && code === 'forbidden')?.count, 5_090);
@@ -240,13 +241,13 @@ t.test('callers that cause rejections on purpose fill neither the table nor the 
 });
 
 t.test('while the database is unavailable, counts are kept in memory up to the limit', async (t) => {
-  const { recorder, note, list, warnings, urls } = await startRecorder(t, { rowsHeld: 5 });
+  const { recorder, countOne, list, warnings, urls } = await startRecorder(t, { rowsHeld: 5 });
   await dbQuery(urls.owner, 'alter table refused_attempts rename to gone');
-  note({ who: 'token_1' });
+  countOne({ who: 'token_1' });
   await recorder.flush();
   t.match(warnings, [{ rows: 1, dropped: 0 }]);
-  note({ who: 'token_1', ip: '::2' });
-  for (let attempt = 2; attempt < 10; attempt++) note({ who: `token_${attempt}` });
+  countOne({ who: 'token_1', ip: '::2' });
+  for (let attempt = 2; attempt < 10; attempt++) countOne({ who: `token_${attempt}` });
   await recorder.flush();
   t.equal(warnings.length, 1, 'an outage is not logged at each write');
   await dbQuery(urls.owner, 'alter table gone rename to refused_attempts');
@@ -282,10 +283,10 @@ t.test('concurrent counts of several replicas add up without a deadlock', async 
 });
 
 t.test('counts are deleted in batches after 90 days', async (t) => {
-  const { recorder, note, list, client, clock, later } = await startRecorder(t, {});
-  for (let attempt = 0; attempt < 25; attempt++) note({ who: `token_${attempt}` });
+  const { recorder, countOne, list, client, clock, later } = await startRecorder(t, {});
+  for (let attempt = 0; attempt < 25; attempt++) countOne({ who: `token_${attempt}` });
   later(89 * 24 * hourMs);
-  note({ who: 'recent' });
+  countOne({ who: 'recent' });
   await recorder.flush();
   const prune = () => pruneRefusals({ db: client.db, clock }, 10);
   t.equal(await prune(), 0);

@@ -5,23 +5,23 @@ import { eventually } from './support/process.ts';
 import { entriesOf, hold, runRekey, startRekey } from './support/rekey.ts';
 import { t } from './support/tap.ts';
 
-t.test('a run that is killed is completed by the next one, and no key is half renewed', async (t) => {
+t.test('a killed run is completed by the next one, and no key is half moved', async (t) => {
   const service = await startService(t, { keyring: keyringOf('new', 'old') });
   const { urls } = service;
   const keys = await dbWriteKeys(urls.superuser, keyringOf('old'), service.bootstrapped.organizationId, 4_000);
-  const doomed = startRekey(t, urls.app, 'new', 'old');
-  await doomed.until(/Rekeying [1-9]\d* of 4000/);
-  doomed.child.kill('SIGKILL');
-  await doomed.exited;
+  const killedRun = startRekey(t, urls.app, 'new', 'old');
+  await killedRun.until(/Rekeying [1-9]\d* of 4000/);
+  killedRun.child.kill('SIGKILL');
+  await killedRun.exited;
   const halfway = await entriesOf(urls.superuser);
   t.match(halfway, [
     { sealed: 'new', tag: 'new' },
     { sealed: 'old', tag: 'old' },
   ]);
   t.equal(halfway.length, 2, 'each key is under one entry or the other');
-  const left = Number(halfway[1]?.['keys']);
+  const remaining = Number(halfway[1]?.['keys']);
 
-  t.match(await runRekey(t, urls.app, 'new', 'old'), { code: 0, output: `${left} keys were moved to new.` });
+  t.match(await runRekey(t, urls.app, 'new', 'old'), { code: 0, output: `${remaining} keys were moved to new.` });
   t.same(await entriesOf(urls.superuser), [{ sealed: 'new', tag: 'new', keys: 4_000 }]);
   for (const { id, plaintext } of keys.filter((_, index) => index % 400 === 0)) {
     t.equal((await service.admin.post(`/v1/keys/${id}/reveal`)).body.key, plaintext);
@@ -68,14 +68,14 @@ t.test('during a rekey, verifications, reveals and deletions have correct result
   await Promise.all([0, 1, 2, 3].map(work));
   t.same((await rekeying.exited).code, 0);
   t.ok(counts.verified > 100 && counts.revealed > 20 && counts.deleted > 20, JSON.stringify(counts));
-  const kept = await dbQuery(
+  const remainingSeals = await dbQuery(
     urls.superuser,
     `select count(*) filter (where sealed is not null)::int as sealed,
        count(*) filter (where delete_reason = 'compromised')::int as wiped,
        count(*) filter (where sealed_keyring_id = 'old')::int as stale from api_keys`,
   );
   const wiped = Math.ceil(counts.deleted / 2);
-  t.same(kept, [{ sealed: 6_000 - wiped, wiped, stale: 0 }]);
+  t.same(remainingSeals, [{ sealed: 6_000 - wiped, wiped, stale: 0 }]);
   const before = service.hasher.runs;
   for (const key of keys.filter((_, index) => index % 50 === 0)) {
     const { body } = await verifier.post('/v1/verify', { key: key.plaintext, permission: 'read' });
@@ -90,8 +90,8 @@ t.test('rekey skips a locked key and retries it', async (t) => {
   const { urls } = service;
   const { organizationId } = service.bootstrapped;
   const [held, wiped, other] = await dbWriteKeys(urls.superuser, keyringOf('old'), organizationId, 3);
-  const letGo = await hold(service, held?.id);
-  const letGoOfWiped = await hold(service, wiped?.id);
+  const release = await hold(service, held?.id);
+  const releaseWiped = await hold(service, wiped?.id);
   const rekeying = startRekey(t, urls.app, 'new', 'old');
   const isDone = async (id: string | undefined) => {
     const [row] = await dbQuery(urls.superuser, 'select sealed_keyring_id as entry from api_keys where id = $1', [id]);
@@ -99,21 +99,21 @@ t.test('rekey skips a locked key and retries it', async (t) => {
   };
   await eventually(() => isDone(other?.id));
   t.equal(await isDone(held?.id), false);
-  await letGoOfWiped('sealed = null, sealed_keyring_id = null');
-  await letGo();
+  await releaseWiped('sealed = null, sealed_keyring_id = null');
+  await release();
   t.equal((await rekeying.exited).code, 0);
   t.equal(await isDone(held?.id), true);
   t.same(
     await dbQuery(urls.superuser, 'select sealed, tag_keyring_id as tag from api_keys where id = $1', [wiped?.id]),
     [{ sealed: null, tag: 'old' }],
-    'values that were deleted meanwhile are not restored',
+    'values that were deleted during the run are not restored',
   );
 
   await t.test('rekey gives up on a key that stays locked', async (t) => {
     const [stuck] = await dbWriteKeys(urls.superuser, keyringOf('old'), organizationId, 1);
-    const letGo = await hold(service, stuck?.id);
-    const given = await runRekey(t, urls.app, 'new', 'old');
-    t.match(given, { code: 1, output: /^wrong {3}1 key was locked by other transactions\./m });
-    await letGo();
+    const release = await hold(service, stuck?.id);
+    const result = await runRekey(t, urls.app, 'new', 'old');
+    t.match(result, { code: 1, output: /^wrong {3}1 key was locked by other transactions\./m });
+    await release();
   });
 });

@@ -29,14 +29,14 @@ t.test('while a keyring is rotated, every key works at every step', async (t) =>
   await admin.delete(`/v1/keys/${deleted.id}`);
   await admin.delete(`/v1/keys/${compromised.id}?reason=compromised`);
   const live = [own, ...partner.keys];
-  const wanted = (key: { permission: string }) => (key.permission === 'write' ? 'write' : 'read');
+  const permissionOf = (key: { permission: string }) => (key.permission === 'write' ? 'write' : 'read');
 
   const second = await startService(t, { urls, keyring: keyringOf('old', 'new') });
   const third = await startService(t, { urls, keyring: keyringOf('new', 'old') });
-  const { body: late } = await third
+  const { body: newPartner } = await third
     .as(admin.token)
     .post('/v1/partners', { email: 'q@p.example', permissions: ['read'] });
-  live.push(...late.keys);
+  live.push(...newPartner.keys);
 
   const { code, output, stdout } = await runRekey(t, urls.app, 'new', 'old');
   t.equal(code, 0);
@@ -78,15 +78,15 @@ t.test('while a keyring is rotated, every key works at every step', async (t) =>
   const last = await startService(t, { urls, keyring: keyringOf('new') });
   for (const [name, service] of Object.entries({ second, third, last })) {
     const verifier = service.as(first.verifier.token);
-    const ask = (key: string, permission: string) => verifier.post('/v1/verify', { key, permission });
-    await ask(own.key, 'read');
+    const verify = (key: string, permission: string) => verifier.post('/v1/verify', { key, permission });
+    await verify(own.key, 'read');
     const before = service.hasher.runs;
     for (const key of live) {
-      t.equal((await ask(key.key, wanted(key))).body.code, 'valid', `${name}: ${key.permission}`);
+      t.equal((await verify(key.key, permissionOf(key))).body.code, 'valid', `${name}: ${key.permission}`);
       const revealed = await service.as(admin.token).post(`/v1/keys/${key.id}/reveal`);
       t.equal(revealed.body.key, key.key, `${name} reveals`);
     }
-    t.equal((await ask(deleted.key, 'read')).body.code, 'deleted');
+    t.equal((await verify(deleted.key, 'read')).body.code, 'deleted');
     t.equal(service.hasher.runs, before, 'argon2id never ran');
   }
 
@@ -138,11 +138,11 @@ t.test('rekey reports a service that still uses another primary', async (t) => {
   const { urls } = service;
   const writeOld = () => dbWriteKeys(urls.superuser, keyringOf('old'), service.bootstrapped.organizationId, 1);
   const [held] = await writeOld();
-  const letGo = await hold(service, held?.id);
+  const release = await hold(service, held?.id);
   const rekeying = startRekey(t, urls.app, 'new', 'old');
   await rekeying.until(/Rekeying 0 of 1/);
   await writeOld();
-  await letGo();
+  await release();
   t.equal((await rekeying.exited).code, 1);
   t.match(rekeying.output(), /^wrong {3}1 key was sealed or tagged under another entry meanwhile/m);
 });

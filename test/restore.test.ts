@@ -30,9 +30,13 @@ t.test('a restored key is as it was before, and works at once', async (t) => {
   t.equal(status, 200);
   t.same(body, before);
   t.same((await admin.get(`/v1/keys/${created.id}`)).body, before);
-  const ask = { key: created.key, permission: 'read', ip: '203.0.113.7' };
-  t.match((await service.verifier.post('/v1/verify', ask)).body, { valid: true, metadata: { team: 'a' } });
-  t.same((await admin.post(`/v1/keys/${created.id}/reveal`)).body, { key: created.key }, 'what is sealed is there too');
+  const input = { key: created.key, permission: 'read', ip: '203.0.113.7' };
+  t.match((await service.verifier.post('/v1/verify', input)).body, { valid: true, metadata: { team: 'a' } });
+  t.same(
+    (await admin.post(`/v1/keys/${created.id}/reveal`)).body,
+    { key: created.key },
+    'the sealed plaintext is restored',
+  );
   // An event for a use of the deleted key may be in between.
   const restoring = (await events(admin, 3)).find(({ action }) => action === 'key.restored');
   t.match(restoring, {
@@ -43,7 +47,7 @@ t.test('a restored key is as it was before, and works at once', async (t) => {
 
   const again = await admin.post(`/v1/keys/${created.id}/restore`);
   t.match(again, { status: 409, body: { code: 'conflict' } });
-  t.match((await admin.delete(`/v1/keys/${created.id}`)).body, { status: 'deleted' }, 'and it can be deleted again');
+  t.match((await admin.delete(`/v1/keys/${created.id}`)).body, { status: 'deleted' }, 'it can be deleted again');
 });
 
 t.test('another replica accepts a restored key at once', async (t) => {
@@ -54,12 +58,12 @@ t.test('another replica accepts a restored key at once', async (t) => {
     scopes: ['read'],
     name: 'For all',
   });
-  const seen = async (key: Json) =>
+  const verdictOnReplica = async (key: Json) =>
     (await other.as(forAll.token).post('/v1/verify', { key: key.key, permission: 'read' })).body.code;
   const { body: partner } = await service.admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const [key] = partner.keys;
-  t.equal(await seen(key), 'valid');
-  for (const [act, code] of [
+  t.equal(await verdictOnReplica(key), 'valid');
+  for (const [restore, code] of [
     [() => service.admin.delete(`/v1/keys/${key.id}`), 'deleted'],
     [() => service.admin.post(`/v1/keys/${key.id}/restore`), 'valid'],
     [() => service.admin.delete(`/v1/partners/${partner.id}`), 'deleted'],
@@ -69,8 +73,8 @@ t.test('another replica accepts a restored key at once', async (t) => {
     [() => service.admin.post(`/v1/partners/${partner.id}/suspend`), 'partner_suspended'],
     [() => service.admin.post(`/v1/partners/${partner.id}/resume`), 'valid'],
   ] as const) {
-    t.equal((await act()).status, 200);
-    await eventually(async () => (await seen(key)) === code, 1_000);
+    t.equal((await restore()).status, 200);
+    await eventually(async () => (await verdictOnReplica(key)) === code, 1_000);
   }
 });
 
@@ -88,10 +92,10 @@ t.test('admins and operators can restore within their windows', async (t) => {
   ];
   for (const [method, afterMs, refusal] of table) {
     const now = new Date(deletedAt.getTime() + afterMs);
-    const act = () => requireOpenWindow('Key key_x', deletedAt, { method, windows, now });
+    const restore = () => requireOpenWindow('Key key_x', deletedAt, { method, windows, now });
     const what = `${method} after ${afterMs} ms`;
-    if (refusal === null) t.doesNotThrow(act, what);
-    else t.throws(act, { code: 'not_restorable', message: refusal }, what);
+    if (refusal === null) t.doesNotThrow(restore, what);
+    else t.throws(restore, { code: 'not_restorable', message: refusal }, what);
   }
 });
 
@@ -107,8 +111,8 @@ t.test('after the undo window the error names recovery requests; a compromised k
 
   const count = (await events(admin)).length;
   service.later(day);
-  const late = await admin.post(`/v1/keys/${key.id}/restore`);
-  t.match(late, { status: 409, body: { code: 'not_restorable', detail: /POST \/v1\/recovery-requests/ } });
+  const tooLateRestore = await admin.post(`/v1/keys/${key.id}/restore`);
+  t.match(tooLateRestore, { status: 409, body: { code: 'not_restorable', detail: /POST \/v1\/recovery-requests/ } });
   service.later(29 * day);
   const tooLate = await admin.post(`/v1/keys/${key.id}/restore`);
   t.match(tooLate, { status: 409, body: { code: 'not_restorable' } });
@@ -118,7 +122,7 @@ t.test('after the undo window the error names recovery requests; a compromised k
   t.equal((await events(admin)).length, count, 'rejected restores are not recorded');
 });
 
-t.test('a restored key takes any free place of its row; into a full row no key is restored', async (t) => {
+t.test('a restored key takes any free place of its row, and a full row rejects it', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const make = async () => (await admin.post('/v1/keys', {})).body;
@@ -187,16 +191,16 @@ t.test('a partner is restored with exactly the keys that were deleted with it', 
   const deletedBefore = await add('read');
   await admin.delete(`/v1/keys/${deletedBefore.id}`);
   const secondRead = await add('read');
-  const leakedSince = await add('write');
+  const leakedLater = await add('write');
   const { body: before } = await admin.get(`/v1/partners/${partner.id}`);
   const { body: deleted } = await admin.delete(`/v1/partners/${partner.id}`);
-  await admin.delete(`/v1/keys/${leakedSince.id}?reason=compromised`);
+  await admin.delete(`/v1/keys/${leakedLater.id}?reason=compromised`);
 
   const { status, body } = await admin.post(`/v1/partners/${partner.id}/restore`);
   t.equal(status, 200);
   t.same(body, before);
   for (const key of [readKey, secondRead, writeKey]) t.equal(await verdictOf(service, key), 'valid');
-  for (const key of [deletedBefore, leakedSince]) t.equal(await verdictOf(service, key), 'deleted');
+  for (const key of [deletedBefore, leakedLater]) t.equal(await verdictOf(service, key), 'deleted');
   const [...newest] = await events(admin, 4);
   t.match(newest.pop(), {
     action: 'partner.restored',
@@ -206,13 +210,13 @@ t.test('a partner is restored with exactly the keys that were deleted with it', 
   t.same(newest.map(({ action, keyId }) => `${action} ${keyId}`).sort(), [
     ...[readKey.id, secondRead.id, writeKey.id].map((id) => `key.restored ${id}`).sort(),
   ]);
-  t.equal((await admin.post(`/v1/keys/${deletedBefore.id}/restore`)).body.code, 'row_full', 'its place was given away');
+  t.equal((await admin.post(`/v1/keys/${deletedBefore.id}/restore`)).body.code, 'row_full', 'its place is occupied');
   t.match(await admin.post(`/v1/partners/${partner.id}/restore`), { status: 409, body: { code: 'conflict' } });
 
   await admin.delete(`/v1/partners/${partner.id}`);
   service.later(day);
-  const late = await admin.post(`/v1/partners/${partner.id}/restore`);
-  t.match(late, { status: 409, body: { code: 'not_restorable', detail: /recovery request/ } });
+  const tooLateRestore = await admin.post(`/v1/partners/${partner.id}/restore`);
+  t.match(tooLateRestore, { status: 409, body: { code: 'not_restorable', detail: /recovery request/ } });
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 
@@ -221,13 +225,13 @@ t.test('a partner whose address is in use stays deleted, with all its keys', asy
   const { admin } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'P@p.example', permissions: ['read', 'write'] });
   await admin.delete(`/v1/partners/${partner.id}`);
-  const { body: heir } = await admin.post('/v1/partners', { email: 'p@P.example', permissions: ['read'] });
+  const { body: newPartner } = await admin.post('/v1/partners', { email: 'p@P.example', permissions: ['read'] });
   const count = (await events(admin)).length;
   const refused = await admin.post(`/v1/partners/${partner.id}/restore`);
   t.match(refused, { status: 409, body: { code: 'partner_exists' } });
   for (const key of partner.keys) t.equal(await verdictOf(service, key), 'deleted');
   t.equal((await events(admin)).length, count);
-  await admin.patch(`/v1/partners/${heir.id}`, { email: 'heir@p.example' });
+  await admin.patch(`/v1/partners/${newPartner.id}`, { email: 'new@p.example' });
   t.equal((await admin.post(`/v1/partners/${partner.id}/restore`)).status, 200);
   for (const key of partner.keys) t.equal(await verdictOf(service, key), 'valid');
   t.match((await events(admin, 3))[2], { action: 'partner.restored', partnerId: partner.id });
@@ -237,11 +241,11 @@ t.test('a restore that cannot be recorded does not take place', async (t) => {
   const service = await startService(t);
   const { admin, operator, urls } = service;
   const { body: key } = await admin.post('/v1/keys', {});
-  const { body: gone } = await admin.post('/v1/keys', {});
+  const { body: deletedKey } = await admin.post('/v1/keys', {});
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
-  await admin.delete(`/v1/keys/${gone.id}`);
+  await admin.delete(`/v1/keys/${deletedKey.id}`);
   await admin.delete(`/v1/partners/${partner.id}`);
-  const { body: request } = await admin.post('/v1/recovery-requests', { keyId: gone.id, details: 'Please' });
+  const { body: request } = await admin.post('/v1/recovery-requests', { keyId: deletedKey.id, details: 'Please' });
   const shown = async () => [
     (await admin.get('/v1/keys?status=deleted')).body,
     (await admin.get('/v1/keys')).body,
@@ -252,8 +256,8 @@ t.test('a restore that cannot be recorded does not take place', async (t) => {
   const before = await shown();
   const role = roleOf(urls.app);
   await dbQuery(urls.owner, `revoke execute on function history_append(text, text) from ${role}`);
-  for (const act of [
-    () => admin.post(`/v1/keys/${gone.id}/restore`),
+  for (const restore of [
+    () => admin.post(`/v1/keys/${deletedKey.id}/restore`),
     () => admin.post(`/v1/keys/${key.id}/suspend`),
     () => admin.post(`/v1/keys/${key.id}/rotate`, { expireOldAfterSeconds: 0 }),
     () => admin.post(`/v1/partners/${partner.id}/restore`),
@@ -261,7 +265,7 @@ t.test('a restore that cannot be recorded does not take place', async (t) => {
     () => operator.post(`/v1/recovery-requests/${request.id}/approve`),
     () => operator.post(`/v1/recovery-requests/${request.id}/decline`, { note: 'No' }),
   ]) {
-    t.match(await act(), { status: 503, body: { code: 'unavailable' } }, act.toString());
+    t.match(await restore(), { status: 503, body: { code: 'unavailable' } }, restore.toString());
   }
   await dbQuery(urls.owner, `grant execute on function history_append(text, text) to ${role}`);
   t.same(await shown(), before);

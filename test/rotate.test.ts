@@ -40,22 +40,26 @@ t.test(
     t.same((await admin.get(`/v1/keys/${created.id}`)).body, shown);
     t.same((await admin.post(`/v1/keys/${created.id}/reveal`)).body, { key });
 
-    const { body: ending } = await admin.get(`/v1/keys/${old.id}`);
-    t.equal(Date.parse(ending.expiresAt) - Date.parse(created.createdAt), hour);
-    const [, rotated, made] = await events(admin, 3);
+    const { body: oldKey } = await admin.get(`/v1/keys/${old.id}`);
+    t.equal(Date.parse(oldKey.expiresAt) - Date.parse(created.createdAt), hour);
+    const [, rotated, createdEvent] = await events(admin, 3);
     t.match(rotated, {
       action: 'key.rotated',
       keyId: old.id,
       partnerId: partner.id,
-      details: { newKeyId: created.id, changes: { expiresAt: { from: null, to: ending.expiresAt } } },
+      details: { newKeyId: created.id, changes: { expiresAt: { from: null, to: oldKey.expiresAt } } },
     });
-    t.match(made, { action: 'key.created', keyId: created.id, details: { ...settings, replacesKeyId: old.id } });
+    t.match(createdEvent, {
+      action: 'key.created',
+      keyId: created.id,
+      details: { ...settings, replacesKeyId: old.id },
+    });
 
-    const ask = async (presented: Json) =>
+    const verify = async (presented: Json) =>
       (await verifier.post('/v1/verify', { key: presented.key, permission: 'read', ip: '203.0.113.7' })).body.code;
-    t.same([await ask(old), await ask(created)], ['valid', 'valid']);
+    t.same([await verify(old), await verify(created)], ['valid', 'valid']);
     service.later(hour);
-    t.same([await ask(old), await ask(created)], ['expired', 'valid']);
+    t.same([await verify(old), await verify(created)], ['expired', 'valid']);
   },
 );
 
@@ -63,33 +67,33 @@ t.test('the new key shares the limit counter of the old key', async (t) => {
   const { admin, verifier, urls } = await startService(t);
   const { body: first } = await admin.post('/v1/keys', { rateLimit: { requests: 10, windowSeconds: 60 } });
   t.equal(first.replacesKeyId, null);
-  const ask = async ({ key }: Json, cost = 1) =>
+  const verify = async ({ key }: Json, cost = 1) =>
     (await verifier.post('/v1/verify', { key, permission: 'read', cost })).body;
-  t.match(await ask(first, 8), { rateLimit: { policy: 'key', remaining: 2 } });
+  t.match(await verify(first, 8), { rateLimit: { policy: 'key', remaining: 2 } });
   const { body: second } = await admin.post(`/v1/keys/${first.id}/rotate`, {});
   t.equal(second.replacesKeyId, first.id);
-  t.match(await ask(second), { code: 'valid', rateLimit: { policy: 'key', limit: 10, remaining: 1 } });
+  t.match(await verify(second), { code: 'valid', rateLimit: { policy: 'key', limit: 10, remaining: 1 } });
   t.match(
-    await ask(first),
+    await verify(first),
     { code: 'valid', rateLimit: { remaining: 0 } },
     'both keys share the counter while both are live',
   );
-  t.match(await ask(second), { code: 'rate_limited' });
+  t.match(await verify(second), { code: 'rate_limited' });
 
   await t.test('the counter is kept over several rotations, even if earlier keys are deleted', async (t) => {
     await admin.delete(`/v1/keys/${first.id}`);
     const { body: third } = await admin.post(`/v1/keys/${second.id}/rotate`, {});
     t.equal(third.replacesKeyId, second.id);
-    t.match(await ask(third), { code: 'rate_limited' });
+    t.match(await verify(third), { code: 'rate_limited' });
     await admin.patch(`/v1/keys/${third.id}`, { rateLimit: { requests: 11, windowSeconds: 60 } });
-    t.match(await ask(third), { code: 'valid', rateLimit: { limit: 11, remaining: 0 } });
+    t.match(await verify(third), { code: 'valid', rateLimit: { limit: 11, remaining: 0 } });
     t.match((await admin.get(`/v1/keys/${third.id}`)).body, { replacesKeyId: second.id });
   });
 
   await t.test('writing to the database without the keyring cannot reset the counter', async (t) => {
     const { body: partner } = await admin.post('/v1/partners', { email: 'c@p.example', permissions: ['read'] });
     const { body: next } = await admin.post(`/v1/keys/${partner.keys[0].id}/rotate`, {});
-    t.equal((await ask(next)).code, 'valid');
+    t.equal((await verify(next)).code, 'valid');
     await dbQuery(urls.app, 'update api_keys set limit_bucket_id = id where id = $1', [next.id]);
     const headers = { 'cache-control': 'no-cache' };
     const reply = await verifier.post('/v1/verify', { key: next.key, permission: 'read' }, headers);
@@ -103,17 +107,17 @@ t.test('the new key shares the limit counter of the old key', async (t) => {
     const { body: next } = await admin.post(`/v1/keys/${old.id}/rotate`, {});
     await admin.patch(`/v1/keys/${next.id}`, { rateLimit: { requests: 5, windowSeconds: 90 } });
     const codes = [];
-    for (let turn = 0; turn < 8; turn++) codes.push((await ask(old)).code, (await ask(next)).code);
+    for (let round = 0; round < 8; round++) codes.push((await verify(old)).code, (await verify(next)).code);
     t.equal(codes.filter((code) => code === 'valid').length, 10);
   });
 
   await t.test('a key that was created without rotation has its own counter', async (t) => {
     const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
-    const { body: beside } = await admin.post('/v1/keys', {
+    const { body: unrelated } = await admin.post('/v1/keys', {
       partnerId: partner.id,
       rateLimit: { requests: 10, windowSeconds: 60 },
     });
-    t.match(await ask(beside), { rateLimit: { policy: 'key', remaining: 9 } });
+    t.match(await verify(unrelated), { rateLimit: { policy: 'key', remaining: 9 } });
   });
 });
 
@@ -186,11 +190,11 @@ t.test(
     await admin.post(`/v1/partners/${partner.id}/suspend`);
     const { status, body: created } = await admin.post(`/v1/keys/${old.id}/rotate`, { expireOldAfterSeconds: 0 });
     t.equal(status, 201);
-    const ask = async (key: Json) =>
+    const verify = async (key: Json) =>
       (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code as string;
-    t.same([await ask(old), await ask(created)], ['partner_suspended', 'partner_suspended']);
+    t.same([await verify(old), await verify(created)], ['partner_suspended', 'partner_suspended']);
     await admin.post(`/v1/partners/${partner.id}/resume`);
-    t.same([await ask(old), await ask(created)], ['expired', 'valid']);
+    t.same([await verify(old), await verify(created)], ['expired', 'valid']);
   },
 );
 

@@ -62,7 +62,7 @@ try {
   const queues = [...measuring.map((file) => [file]), ...Array.from({ length: Number(options.jobs) }, () => shared)];
   results = (await Promise.all(queues.map((queue) => limit(() => runWorker(queue, cluster))))).flat();
 } finally {
-  // An embedded Postgres goes as a whole. Elsewhere a database of a test that was killed would keep its roles.
+  // The embedded Postgres is deleted as a whole. On another server, the database of a killed test would keep the roles.
   if (embedded === undefined) {
     await template.drop();
     await roles
@@ -79,15 +79,15 @@ function partition<Item>(items: readonly Item[], test: (item: Item) => boolean):
 }
 
 /**
- * Where the test databases are stored: in memory if there is room. The tests create and drop hundreds of databases of 300
- * files each, and ext4 creates files slowly while many were deleted a moment ago.
+ * Where the test databases are stored: in memory if there is room, because ext4 is slow at creating files while many
+ * were just deleted.
  */
 async function fastestFolder(): Promise<string> {
   const { bavail, bsize } = await statfs('/dev/shm').catch(() => ({ bavail: 0, bsize: 0 }));
   return bavail * bsize >= 4 * 1024 ** 3 ? '/dev/shm' : tmpdir();
 }
 
-/** Each test file and what it starts run without a transpiler. The types are checked by `npm run typecheck`. */
+/** Test files and the programs they start run without a transpiler. `npm run typecheck` checks the types. */
 function compile(): void {
   const compiler = path.join('node_modules', 'typescript', 'bin', 'tsc');
   const { status } = spawnSync(process.execPath, [compiler, '-p', 'tsconfig.test.json'], { stdio: 'inherit' });
@@ -157,7 +157,7 @@ async function runUntilExit(queue: string[], cluster: TestCluster): Promise<Coun
   return results;
 }
 
-/** Prints the counts of all files, at the end once more what failed. @returns whether everything passed */
+/** Prints the counts of all files, then the failures again. @returns whether everything passed */
 function summarize(results: Counts[]): boolean {
   const failures = results.flatMap((counts) => counts.failures);
   const skipped = results.flatMap((counts) => counts.skipped);

@@ -2,13 +2,13 @@ import { runScript } from './support/process.ts';
 import { t } from './support/tap.ts';
 import { countAsserts } from './support/tap-counts.ts';
 
-t.test('a test file that is not there fails the run, by its name, before anything is started', async (t) => {
+t.test('a missing test file fails the run with its name, before anything is started', async (t) => {
   const runner = runScript(t, 'test/run.ts', ['--jobs=1', 'test/runner.test.ts', 'nonesuch.test.ts', 'test/none']);
   t.equal((await runner.exited).code, 1);
   t.match(runner.output(), 'There is no such file: nonesuch.test.ts, test/none\n0 passed, 2 failed\n');
 });
 
-t.test('asserts are counted, subtests are not, and each failure is named with what TAP says about it', async (t) => {
+t.test('assertions are counted without subtests, and each failure has its name and TAP details', async (t) => {
   const tap = `TAP version 14
 # Subtest: a page
     ok 1 - has entries

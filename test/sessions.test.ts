@@ -15,7 +15,7 @@ import { eventually, runEntry } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
-// Whatever is set for its role or its database, a session of Latchkey's works as always.
+// A session of Latchkey works the same, whatever settings its role or database has.
 
 const hostile: Record<string, string> = {
   DateStyle: "'SQL, DMY'",
@@ -40,16 +40,19 @@ const hostile: Record<string, string> = {
   'plpgsql.extra_errors': "'all'",
 };
 
-/** For the database, and for each role in it, which goes before. @returns what sets them back for the test's own look */
+/**
+ * Sets them for the database and for each role in it, which takes precedence. @returns resets them for the test's own
+ * queries
+ */
 async function setEverywhere(urls: ClusterUrls, changes: Record<string, string>): Promise<() => Promise<void>> {
   const database = new URL(urls.superuser).pathname.slice(1);
   const roles = [urls.app, urls.owner].map((url) => `role ${roleOf(url)} in database ${database}`);
   const statements = [`database ${database}`, ...roles].flatMap((place) =>
     Object.entries(changes).map(([name, value]) => `alter ${place} set ${name} = ${value}`),
   );
-  const elsewhere = clusterUrls().superuser;
-  await dbQuery(elsewhere, statements.join('; '));
-  return async () => void (await dbQuery(elsewhere, `alter database ${database} reset all`));
+  const clusterSuperuser = clusterUrls().superuser;
+  await dbQuery(clusterSuperuser, statements.join('; '));
+  return async () => void (await dbQuery(clusterSuperuser, `alter database ${database} reset all`));
 }
 
 /** Writes and reads of every kind. */
@@ -58,7 +61,7 @@ async function exercise(t: Test, urls: ClusterUrls, listenUrl = urls.app): Promi
   t.teardown(() => client.close());
   const clock = createDatabaseClock();
   const transactor = { db: client.db, clock };
-  // The tests' own look at the database is the superuser's.
+  // The test's own queries run as the superuser.
   const service = await startService(t, { urls, transactor, state: { listenUrl }, keyring: keyringOf('test') });
   const { admin, verifier, verification } = service;
   const email = `Zoe.${randomBytes(4).toString('hex')}@p.example`;
@@ -97,7 +100,7 @@ async function exercise(t: Test, urls: ClusterUrls, listenUrl = urls.app): Promi
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
   t.equal((await admin.get(`/v1/partners?email=${email.toUpperCase()}`)).body.data.length, 1);
   await eventually(async () => verification.feed.isLive());
-  // Longer than any of the timeouts: one statement, and one transaction that rests.
+  // One statement and one idle transaction, both longer than any of the timeouts.
   await client.db.transaction().execute(async (tx) => {
     await sql`select pg_sleep(0.3)`.execute(tx);
     await delay(300);
@@ -106,7 +109,7 @@ async function exercise(t: Test, urls: ClusterUrls, listenUrl = urls.app): Promi
 }
 
 for (const [name, value] of Object.entries(hostile)) {
-  t.test(`${name} = ${value}`, async (t) => {
+  t.test(`with ${name} = ${value} the service works as always`, async (t) => {
     const urls = await createDatabase(t);
     const reset = await setEverywhere(urls, { [name]: value });
     await exercise(t, urls);
@@ -114,7 +117,7 @@ for (const [name, value] of Object.entries(hostile)) {
   });
 }
 
-t.test('all of them at once, from the first migration on, with jobs and commands', async (t) => {
+t.test('with all hostile settings at once, migrations, jobs and commands work', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
   await dbQuery(urls.superuser, 'create schema hostile');
   const reset = await setEverywhere(urls, hostile);
@@ -122,7 +125,7 @@ t.test('all of them at once, from the first migration on, with jobs and commands
   await exercise(t, urls);
 
   const runner = startReplica(t, urls.app, jobs);
-  // The roles' settings stay; the test itself asks as the superuser.
+  // The roles keep the settings; the test itself uses the superuser.
   await reset();
   await eventually(async () => (await dbQuery(urls.superuser, 'select 1 from job_runs')).length === jobs.length);
   await dbDue({ ...urls, app: urls.superuser }, 'fold_usage');
@@ -139,18 +142,22 @@ t.test('all of them at once, from the first migration on, with jobs and commands
   t.match(doctor.output(), /^note {4}DateStyle is set to SQL, DMY for the role or the database\. .*pooler/m);
 });
 
-t.test('through a transaction pooler', { skip: unlessInstalled('pgbouncer') }, async (t) => {
-  const urls = await createDatabase(t);
-  // A pooler does not carry settings from one connection to the next. Those that break a statement or end a session
-  // have to be reset for the role, as doctor says.
-  const breaking = ['search_path', 'statement_timeout', 'lock_timeout', /^idle_/];
-  const others = Object.entries(hostile).filter(([name]) => !breaking.some((one) => name.match(one)));
-  const reset = await setEverywhere(urls, Object.fromEntries(others));
-  await exercise(t, { ...urls, app: await poolerTo(t, urls.app) }, urls.app);
-  await reset();
-});
+t.test(
+  'with hostile settings through a transaction pooler, the service works as always',
+  { skip: unlessInstalled('pgbouncer') },
+  async (t) => {
+    const urls = await createDatabase(t);
+    // A pooler does not carry settings to the next connection. Settings that break a statement or end a session must be
+    // reset for the role, as doctor says.
+    const breaking = ['search_path', 'statement_timeout', 'lock_timeout', /^idle_/];
+    const others = Object.entries(hostile).filter(([name]) => !breaking.some((one) => name.match(one)));
+    const reset = await setEverywhere(urls, Object.fromEntries(others));
+    await exercise(t, { ...urls, app: await poolerTo(t, urls.app) }, urls.app);
+    await reset();
+  },
+);
 
-t.test('session_replication_role, which only a superuser can change, is named', async (t) => {
+t.test('doctor names session_replication_role, which only a superuser can change', async (t) => {
   const { urls } = await startService(t, { keyring: keyringOf('test') });
   await setEverywhere(urls, { session_replication_role: 'replica' });
   const env = { DATABASE_URL: urls.app, MIGRATION_DATABASE_URL: urls.owner, LATCHKEY_KEYRING: keyringText('test') };
@@ -165,7 +172,7 @@ async function databaseOf(t: Test, how: string): Promise<ClusterUrls> {
   return urls;
 }
 
-t.test('a database that cannot store every text is refused by name, by commands and by the start', async (t) => {
+t.test('a database whose encoding cannot store every text is rejected by commands and at the start', async (t) => {
   for (const encoding of ['LATIN1', 'SQL_ASCII']) {
     const urls = await databaseOf(t, `encoding '${encoding}' locale_provider libc lc_collate 'C' lc_ctype 'C'`);
     const env = { DATABASE_URL: urls.app, MIGRATION_DATABASE_URL: urls.owner, LATCHKEY_KEYRING: keyringText('test') };
@@ -183,19 +190,19 @@ t.test('a database that cannot store every text is refused by name, by commands 
   }
 });
 
-t.test("whether two e-mail addresses are one does not depend on the database's locale", async (t) => {
+t.test("uniqueness of e-mail addresses does not depend on the database's locale", async (t) => {
   const turkish = "encoding 'UTF8' locale_provider icu icu_locale 'tr-TR' locale 'C'";
   const urls = await databaseOf(t, turkish);
   await migrateAs(urls);
   const { admin } = await startService(t, { urls });
-  const make = (email: string) => admin.post('/v1/partners', { email, permissions: ['read'] });
-  t.equal((await make('INFO@P.EXAMPLE')).status, 201);
-  t.match(await make('info@p.example'), { status: 409, body: { code: 'partner_exists' } });
+  const createPartner = (email: string) => admin.post('/v1/partners', { email, permissions: ['read'] });
+  t.equal((await createPartner('INFO@P.EXAMPLE')).status, 201);
+  t.match(await createPartner('info@p.example'), { status: 409, body: { code: 'partner_exists' } });
   t.equal((await admin.get('/v1/partners?email=Info@p.example')).body.data.length, 1);
   t.equal((await admin.get(`/v1/partners?email=${encodeURIComponent('İnfo@p.example')}`)).body.data.length, 0);
 });
 
-t.test("no index of Latchkey's is sorted by the database's locale", async (t) => {
+t.test("no index of Latchkey depends on the database's locale", async (t) => {
   const urls = await createDatabase(t);
   const sorted = await dbQuery(
     urls.superuser,

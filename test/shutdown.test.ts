@@ -11,21 +11,19 @@ import { serve } from './support/served.ts';
 import { t } from './support/tap.ts';
 import { dbAllowed } from './support/usage.ts';
 
-// After a stop signal, the service announces the shutdown, answers accepted requests, and ends soon.
-
-t.test('SIGTERM under load with clients that keep their connections: nothing accepted is dropped', async (t) => {
+t.test('after SIGTERM under load every accepted request is answered', async (t) => {
   const { process: service, url, urls, tokens } = await serve(t, { LOG_LEVEL: 'debug', DRAIN_SECONDS: '3' });
   const { adminToken = '', verifierToken = '' } = tokens;
   const { body: key } = await request(`${url}/v1/keys`, { method: 'POST', token: adminToken, body: {} });
   const client = () => {
-    const made = keepAliveClient(url);
-    t.teardown(() => made.close());
-    return made;
+    const newClient = keepAliveClient(url);
+    t.teardown(() => newClient.close());
+    return newClient;
   };
 
-  // One that lies idle, one that has never asked, and one whose request does not end.
+  // An idle connection, one without a request, and one whose request does not end.
   const idle = client();
-  await idle.ask('/livez');
+  await idle.send('/livez');
   const { port } = new URL(url);
   const silent = connect(Number(port), '127.0.0.1');
   const slow = connect(Number(port), '127.0.0.1');
@@ -37,11 +35,11 @@ t.test('SIGTERM under load with clients that keep their connections: nothing acc
   const replies: KeptReply[] = [];
   const dropped: unknown[] = [];
   let accepted = 0;
-  const busy = async () => {
+  const verifyInLoop = async () => {
     const own = client();
     for (;;) {
       try {
-        const reply = await own.ask('/v1/verify', verify);
+        const reply = await own.send('/v1/verify', verify);
         replies.push(reply);
         if (JSON.parse(reply.body).valid === true) accepted += 1;
         if (reply.headers.connection === 'close') return;
@@ -53,10 +51,10 @@ t.test('SIGTERM under load with clients that keep their connections: nothing acc
   };
   const writer = async (number: number) => {
     const own = client();
-    for (let turn = 0; ; turn++) {
-      const body = { email: `p${number}-${turn}@p.example`, permissions: ['read'] };
+    for (let round = 0; ; round++) {
+      const body = { email: `p${number}-${round}@p.example`, permissions: ['read'] };
       try {
-        const reply = await own.ask('/v1/partners', { method: 'POST', token: adminToken, body });
+        const reply = await own.send('/v1/partners', { method: 'POST', token: adminToken, body });
         replies.push(reply);
         if (reply.headers.connection === 'close') return;
       } catch (error) {
@@ -65,15 +63,15 @@ t.test('SIGTERM under load with clients that keep their connections: nothing acc
       }
     }
   };
-  const load = [...Array.from({ length: 12 }, busy), ...[0, 1, 2, 3].map(writer)];
+  const load = [...Array.from({ length: 12 }, verifyInLoop), ...[0, 1, 2, 3].map(writer)];
   await eventually(async () => accepted > 200);
 
-  // Begun before the signal, and held up by a lock until after it.
+  // Begun before the signal, and delayed by a lock until after it.
   const holder = new pg.Client(urls.superuser);
   await holder.connect();
   t.teardown(() => holder.end().catch(() => undefined));
   await holder.query('begin; select * from history_heads for update');
-  const heldPatch = client().ask(`/v1/keys/${key.id}`, { method: 'PATCH', token: adminToken, body: { name: 'Held' } });
+  const heldPatch = client().send(`/v1/keys/${key.id}`, { method: 'PATCH', token: adminToken, body: { name: 'Held' } });
   await eventually(async () => {
     const [row] = await dbQuery(
       urls.superuser,
@@ -82,26 +80,26 @@ t.test('SIGTERM under load with clients that keep their connections: nothing acc
     return Number(row?.['waiting']) > 0;
   });
 
-  const prober = client();
-  t.equal((await prober.ask('/readyz')).status, 200);
+  const probe = client();
+  t.equal((await probe.send('/readyz')).status, 200);
   const signalledAtMs = performance.now();
   service.child.kill('SIGTERM');
-  const unready = await eventually(async () => {
-    const reply = await prober.ask('/readyz');
+  const notReady = await eventually(async () => {
+    const reply = await probe.send('/readyz');
     return reply.status === 503 && reply;
   });
-  t.match(JSON.parse(unready.body), { code: 'unavailable', detail: 'The service is stopping.' });
-  t.equal(unready.headers.connection, 'close');
-  const late = await client().ask('/v1/verify', verify);
-  t.match(JSON.parse(late.body), { valid: true }, 'a request that arrives during the drain is answered, too');
+  t.match(JSON.parse(notReady.body), { code: 'unavailable', detail: 'The service is stopping.' });
+  t.equal(notReady.headers.connection, 'close');
+  const duringDrain = await client().send('/v1/verify', verify);
+  t.match(JSON.parse(duringDrain.body), { valid: true }, 'a request that arrives during the drain is answered, too');
   accepted += 1;
   await holder.query('rollback');
   const patched = await heldPatch;
   t.equal(patched.status, 200);
-  t.equal(patched.headers.connection, 'close', 'announced with the reply, although the request came earlier');
+  t.equal(patched.headers.connection, 'close', 'the reply announces the close, although the request came earlier');
 
   await Promise.all(load);
-  t.same(dropped, [], 'every request got its answer');
+  t.same(dropped, [], 'every request got its reply');
   t.same([...new Set(replies.map(({ status }) => status))].sort(), [200, 201]);
   t.same(await service.exited, { code: 0, signal: null });
   const tookMs = performance.now() - signalledAtMs;
@@ -112,7 +110,7 @@ t.test('SIGTERM under load with clients that keep their connections: nothing acc
       (select count(*)::int from history where action = 'partner.created') as recorded`,
   );
   const created = replies.filter(({ status }) => status === 201).length;
-  t.same(counts, { partners: created, recorded: created }, 'nothing is half');
+  t.same(counts, { partners: created, recorded: created }, 'each partner has its event');
   const used = [...(await dbAllowed(urls.superuser)).values()].reduce((total, uses) => total + uses, 0);
   t.equal(used, accepted, 'usage is written');
   const phases = [...service.output().matchAll(/"phase":"([a-z]+)"/g)].map(([, name]) => name);
@@ -122,7 +120,7 @@ t.test('SIGTERM under load with clients that keep their connections: nothing acc
   t.same(phases.slice(6), ['database']);
 });
 
-t.test('a second signal ends it at once', async (t) => {
+t.test('a second signal ends the process at once', async (t) => {
   const { process: service, url } = await serve(t, { DRAIN_SECONDS: '60' });
   service.child.kill('SIGTERM');
   await eventually(async () => (await request(`${url}/readyz`)).status === 503);
@@ -132,7 +130,7 @@ t.test('a second signal ends it at once', async (t) => {
   t.same(await service.exited, { code: 130, signal: null });
 });
 
-t.test('a request that does not end is given up in time, and the exit code says so', async (t) => {
+t.test('a request that does not end is aborted in time, and the exit code reports it', async (t) => {
   const { process: service, url, tokens } = await serve(t, { DRAIN_SECONDS: '0' });
   const { port } = new URL(url);
   const socket = connect(Number(port), '127.0.0.1');
@@ -142,7 +140,7 @@ t.test('a request that does not end is given up in time, and the exit code says 
     `POST /v1/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${tokens['adminToken']}\r\n` +
       'Content-Type: application/json\r\nContent-Length: 50\r\n\r\n{',
   );
-  // Its head has arrived when something that was sent later has been answered.
+  // When a later request has been answered, this head has arrived.
   await request(`${url}/livez`);
   const signalledAtMs = performance.now();
   service.child.kill('SIGTERM');
@@ -152,7 +150,7 @@ t.test('a request that does not end is given up in time, and the exit code says 
 });
 
 t.test(
-  'phases: later ones first, those that were given together side by side, and none waits for a late one',
+  'phases run in reverse order, those added together side by side, and a failed or slow one does not block the others',
   async (t) => {
     const shutdown = createShutdown(pino({ level: 'silent' }));
     const ran: string[] = [];

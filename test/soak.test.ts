@@ -5,9 +5,9 @@ import { request } from './support/process.ts';
 import { serve } from './support/served.ts';
 import { t } from './support/tap.ts';
 
-// The short form of `npm run soak`, which lasts ten minutes and looks at the memory, too.
+// The short form of `npm run soak`, which takes ten minutes and also checks the memory.
 
-t.test('a mixed load: the chain is whole, and history and usage are what was acknowledged', async (t) => {
+t.test('after a mixed load the chain is valid, and history and usage equal the acknowledged requests', async (t) => {
   const {
     process: service,
     url,
@@ -37,7 +37,7 @@ t.test('a mixed load: the chain is whole, and history and usage are what was ack
     `${tally.allowed} verifications were allowed`,
   );
   const events = await verifyChain(target);
-  t.ok(events !== undefined && events > 20, 'the chain is whole');
+  t.ok(events !== undefined && events > 20, 'the chain is valid');
   service.child.kill('SIGTERM');
   t.same(await service.exited, { code: 0, signal: null });
   t.same(await findDifferences(urls.superuser, tally, before), []);
@@ -45,5 +45,5 @@ t.test('a mixed load: the chain is whole, and history and usage are what was ack
     urls.superuser,
     `insert into usage_hours values ('org_0', null, 'key_0', date_trunc('hour', now()), 1, 0, 0)`,
   );
-  t.equal((await findDifferences(urls.superuser, tally, before)).length, 1, 'a difference would show');
+  t.equal((await findDifferences(urls.superuser, tally, before)).length, 1, 'a difference is found');
 });

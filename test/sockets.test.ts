@@ -3,7 +3,7 @@ import { type AddressInfo, connect } from 'node:net';
 import { startService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
-/** Writes bytes to the service's own port and reads until it closes the connection. */
+/** Writes bytes to the service's port and reads until it closes the connection. */
 async function exchange(port: number, parts: Array<string | Buffer>, { hold = false } = {}): Promise<string> {
   const socket = connect(port, '127.0.0.1');
   const received: Buffer[] = [];
@@ -16,12 +16,12 @@ async function exchange(port: number, parts: Array<string | Buffer>, { hold = fa
   return Buffer.concat(received).toString();
 }
 
-t.test('what is not HTTP gets a problem and a closed connection', async (t) => {
+t.test('data that is not HTTP gets a problem and a closed connection', async (t) => {
   const { app } = await startService(t);
   await app.listen({ port: 0, host: '127.0.0.1' });
   const { port } = app.server.address() as AddressInfo;
   const table: Array<[what: string, bytes: string, status: number, code: string]> = [
-    ['rubbish', 'EHLO example.com\r\n\r\n', 400, 'bad_request'],
+    ['another protocol', 'EHLO example.com\r\n\r\n', 400, 'bad_request'],
     ['no Host', 'GET /livez HTTP/1.1\r\n\r\n', 400, 'bad_request'],
     [
       'two lengths',
@@ -54,7 +54,7 @@ t.test('what is not HTTP gets a problem and a closed connection', async (t) => {
   t.match(await exchange(port, ['GET /livez HTTP/1.0\r\n\r\n']), /^HTTP\/1\.1 200/, 'HTTP/1.0 needs no Host');
 });
 
-t.test('headers and bodies that do not arrive are cut', async (t) => {
+t.test('headers and bodies that do not arrive in time are cut off', async (t) => {
   const { app, admin } = await startService(t, { receiveTimeoutMs: 400 });
   await app.listen({ port: 0, host: '127.0.0.1' });
   const { port } = app.server.address() as AddressInfo;
@@ -73,7 +73,7 @@ t.test('headers and bodies that do not arrive are cut', async (t) => {
   t.same((await admin.get('/v1/keys')).body.data, []);
 });
 
-t.test('500 slow connections do not disturb a good one', async (t) => {
+t.test('500 slow connections do not disturb another client', async (t) => {
   const { app, verifier, admin } = await startService(t, { receiveTimeoutMs: 2_000 });
   await app.listen({ port: 0, host: '127.0.0.1' });
   const { port } = app.server.address() as AddressInfo;
@@ -81,7 +81,7 @@ t.test('500 slow connections do not disturb a good one', async (t) => {
   const slow = Array.from({ length: 500 }, () =>
     exchange(port, ['POST /v1/verify HTTP/1.1\r\nHost: x\r\n'], { hold: true }),
   );
-  for (let turn = 0; turn < 20; turn++) {
+  for (let round = 0; round < 20; round++) {
     const response = await fetch(`http://127.0.0.1:${port}/v1/verify`, {
       method: 'POST',
       headers: { authorization: `Bearer ${verifier.token}`, 'content-type': 'application/json' },
@@ -90,5 +90,9 @@ t.test('500 slow connections do not disturb a good one', async (t) => {
     t.equal(((await response.json()) as { code: string }).code, 'valid');
   }
   const replies = await Promise.all(slow);
-  t.equal(replies.filter((reply) => reply.startsWith('HTTP/1.1 408 ')).length, 500, 'each of them gets an answer');
+  t.equal(
+    replies.filter((reply) => reply.startsWith('HTTP/1.1 408 ')).length,
+    500,
+    'each slow connection gets a reply',
+  );
 });

@@ -12,15 +12,14 @@ import { readMetrics } from './support/metrics.ts';
 import { eventually, runEntry } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-// A record whose row says something else than its events is named, with the member that differs. A MAC cannot find a row
-// that somebody has put back as it was.
+// A row that differs from its events is reported with the member. A MAC cannot find a row reset to an earlier copy.
 
 const dayMs = 86_400_000;
 
-interface Lived {
+interface Records {
   service: TestService;
   organizationId: string;
-  /** An organization beside it, with nothing in it. */
+  /** A second organization without resources. */
   other: string;
   ids: Record<
     'plain' | 'rotated' | 'deleted' | 'restored' | 'purged' | 'partner' | 'second' | 'admin' | 'verifier',
@@ -29,8 +28,8 @@ interface Lived {
   inOther: Record<string, string>;
 }
 
-/** Records to which all has happened that can. */
-async function live(t: Test): Promise<Lived> {
+/** Records on which every possible change was made. */
+async function startWithRecords(t: Test): Promise<Records> {
   const service = await startService(t, { keyring: keyringOf('evidence') });
   const { admin, operator, organizationId, urls } = service;
   const partners: Json[] = [];
@@ -67,7 +66,7 @@ async function live(t: Test): Promise<Lived> {
   const { body: verifier } = await admin.post('/v1/access-tokens', { role: 'verifier', scopes: ['read'], name: 'B' });
   await admin.delete(`/v1/access-tokens/${verifier.id}`);
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-  // Only the one that is compromised long ago is due.
+  // Only the key that was compromised long ago is due.
   await dbQuery(urls.superuser, "update api_keys set deleted_at = deleted_at - interval '40 days' where id = $1", [
     purged,
   ]);
@@ -116,9 +115,9 @@ async function differencesIn({ admin }: Pick<TestService, 'admin'>, named: Recor
 
 const named = (differences: readonly Difference[]) => differences.map(({ id, member }) => `${id} ${member}`).sort();
 
-/** Columns that decide nothing by themselves, or that something else holds. */
-const leftOut: Record<string, string[]> = {
-  // The slot is a place in the row, the bucket follows from what a key replaces; the rest is what the token is checked against, and when it was made.
+/** Columns that are not compared, because they decide nothing or something else covers them. */
+const notCompared: Record<string, string[]> = {
+  // The slot is a place in the row, the bucket follows from the replaced key, and the rest checks or dates the token.
   api_keys: [
     ...[
       'id',
@@ -134,7 +133,7 @@ const leftOut: Record<string, string[]> = {
     ...['mac', 'mac_keyring_id', 'limit_bucket_id'],
   ],
   partners: ['id', 'created_at', 'organization_id'],
-  // Who created it, over all steps, is covered by its MAC.
+  // The MAC covers the creator chain.
   access_tokens: [
     ...['id', 'tag', 'tag_keyring_id', 'argon2id_hash', 'last_four', 'created_at', 'mac', 'mac_keyring_id'],
     ...['last_used_at', 'creator_chain'],
@@ -142,7 +141,7 @@ const leftOut: Record<string, string[]> = {
   organizations: ['id', 'created_at'],
 };
 
-type Edit = [table: string, column: string, set: string, record: keyof Lived['ids'] | 'organization', member: string];
+type Edit = [table: string, column: string, set: string, record: keyof Records['ids'] | 'organization', member: string];
 
 const edits: Edit[] = [
   ['api_keys', 'partner_id', 'partner_id = $partner', 'deleted', 'partnerId'],
@@ -200,44 +199,44 @@ const edits: Edit[] = [
   ],
 ];
 
-t.test('records to which everything has happened are what their events give, and each edit is named', async (t) => {
-  const lived = await live(t);
-  const { service, organizationId, other, inOther, ids } = lived;
+t.test('after every possible change rows equal their events, and each edit is reported', async (t) => {
+  const records = await startWithRecords(t);
+  const { service, organizationId, other, inOther, ids } = records;
   const { urls, operator } = service;
   t.same(await differencesIn(service), []);
   t.same(await differencesIn({ admin: operator }), [], "the installation's own tokens");
-  t.same(await differencesIn({ admin: operator }, inOther), [], 'an organization in which nothing is');
+  t.same(await differencesIn({ admin: operator }, inOther), [], 'an empty organization');
 
-  /** Does something to a row, looks, and puts the row back. */
-  const during = async <Seen>(
+  /** Changes a row, runs a check, and resets the row. */
+  const whileChanged = async <Result>(
     table: string,
     id: string,
     statement: string,
-    look: () => Promise<Seen>,
-  ): Promise<Seen> => {
+    check: () => Promise<Result>,
+  ): Promise<Result> => {
     const [before] = await dbQuery(urls.superuser, `select to_jsonb(r) as row from ${table} r where id = $1`, [id]);
     const done = await dbQuery(urls.superuser, statement.replaceAll('$partner', `'${ids.partner}'`), [id]);
     if (done.length !== 1) throw new Error(`${statement} met ${done.length} rows`);
     try {
-      return await look();
+      return await check();
     } finally {
       await dbPutBack(urls.superuser, table, before?.['row']);
     }
   };
 
-  await t.test('every column that decides', async (t) => {
+  await t.test('an edit of any deciding column is reported', async (t) => {
     for (const [table, , set, record, member] of edits) {
       const id = record === 'organization' ? organizationId : ids[record];
       const sql = `update ${table} set ${set} where id = $1 returning id`;
-      const seen = await during(table, id, sql, () => differencesIn(service));
-      t.same(named(seen), [`${id} ${member}`], `${table}: ${set}`);
-      t.notSame(seen[0]?.history, seen[0]?.table);
+      const differences = await whileChanged(table, id, sql, () => differencesIn(service));
+      t.same(named(differences), [`${id} ${member}`], `${table}: ${set}`);
+      t.notSame(differences[0]?.history, differences[0]?.table);
     }
-    t.same(await differencesIn(service), [], 'and all is well when it was put back');
+    t.same(await differencesIn(service), [], 'no difference after the reset');
   });
 
-  await t.test('no column is forgotten', async (t) => {
-    for (const [table, columns] of Object.entries(leftOut)) {
+  await t.test('every column is compared or listed as excluded', async (t) => {
+    for (const [table, columns] of Object.entries(notCompared)) {
       const rows = await dbQuery(
         urls.superuser,
         "select column_name from information_schema.columns where table_schema = 'public' and table_name = $1",
@@ -254,9 +253,9 @@ t.test('records to which everything has happened are what their events give, and
     }
   });
 
-  await t.test('a key that was revived or was taken off its suspension, and what the two sides say', async (t) => {
+  await t.test('a revived or resumed key is reported with both values', async (t) => {
     const revive = 'update api_keys set deleted_at = null, delete_reason = null where id = $1 returning id';
-    const [one, two] = await during('api_keys', ids.deleted, revive, () => differencesIn(service));
+    const [one, two] = await whileChanged('api_keys', ids.deleted, revive, () => differencesIn(service));
     t.match(
       [one, two],
       [
@@ -266,11 +265,11 @@ t.test('records to which everything has happened are what their events give, and
     );
     await service.admin.post(`/v1/keys/${ids.restored}/suspend`);
     const resume = 'update api_keys set suspended_at = null where id = $1 returning id';
-    const seen = await during('api_keys', ids.restored, resume, () => differencesIn(service));
-    t.same(named(seen), [`${ids.restored} suspendedAt`]);
+    const differences = await whileChanged('api_keys', ids.restored, resume, () => differencesIn(service));
+    t.same(named(differences), [`${ids.restored} suspendedAt`]);
   });
 
-  await t.test('a whole row that is put back to an earlier copy', async (t) => {
+  await t.test('a row that was reset to an earlier copy is reported', async (t) => {
     const copy = 'select to_jsonb(r) as row from api_keys r where id = $1';
     const [earlier] = await dbQuery(urls.superuser, copy, [ids.plain]);
     await service.admin.delete(`/v1/keys/${ids.plain}`);
@@ -281,7 +280,7 @@ t.test('records to which everything has happened are what their events give, and
     t.same(await differencesIn(service), []);
   });
 
-  await t.test('records that history does not know, and such as are gone', async (t) => {
+  await t.test('records without events, and missing records, are reported', async (t) => {
     const copies: Array<[table: string, from: string, id: string]> = [
       ['api_keys', ids.purged, newId('key')],
       ['partners', ids.partner, newId('partner')],
@@ -301,19 +300,19 @@ t.test('records to which everything has happened are what their events give, and
       ['api_keys', ids.plain],
       ['access_tokens', ids.admin],
     ] as const) {
-      const gone = `delete from ${table} where id = $1 returning id`;
-      const seen = await during(table, id, gone, () => differencesIn(service));
-      t.same(seen, [{ id, member: 'id', history: id, table: null }], `deleted from ${table}`);
+      const deletion = `delete from ${table} where id = $1 returning id`;
+      const differences = await whileChanged(table, id, deletion, () => differencesIn(service));
+      t.same(differences, [{ id, member: 'id', history: id, table: null }], `deleted from ${table}`);
     }
   });
 
-  await t.test('a record that was moved to another organization is missing there and unknown here', async (t) => {
+  await t.test('a record moved to another organization is reported as missing and as unknown', async (t) => {
     for (const [table, id] of [
       ['api_keys', ids.plain],
       ['access_tokens', ids.admin],
     ] as const) {
       const move = `update ${table} set organization_id = '${other}' where id = $1 returning id`;
-      const [from, to] = await during(table, id, move, async () => [
+      const [from, to] = await whileChanged(table, id, move, async () => [
         await differencesIn(service),
         await differencesIn({ admin: operator }, inOther),
       ]);
@@ -326,24 +325,24 @@ t.test('records to which everything has happened are what their events give, and
     );
     const id = String(verifier?.['id']);
     const widen = 'update access_tokens set organization_id = null where id = $1 returning id';
-    const seen = await during('access_tokens', id, widen, () => differencesIn({ admin: operator }));
-    t.same(named(seen), [`${id} id`], 'a verifier of one organization that is made one of all');
+    const differences = await whileChanged('access_tokens', id, widen, () => differencesIn({ admin: operator }));
+    t.same(named(differences), [`${id} id`], 'a verifier that was made global');
   });
 
-  await t.test('an organization that no event has made', async (t) => {
+  await t.test('an organization without an event is reported', async (t) => {
     const id = newId('org');
     await dbQuery(
       urls.superuser,
       `insert into organizations select (jsonb_populate_record(r, jsonb_build_object('id', $2::text))).* from organizations r where id = $1`,
       [other, id],
     );
-    const seen = await differencesIn({ admin: operator }, { 'latchkey-organization': id });
-    t.same(seen, [{ id, member: 'id', history: null, table: id }]);
+    const differences = await differencesIn({ admin: operator }, { 'latchkey-organization': id });
+    t.same(differences, [{ id, member: 'id', history: null, table: id }]);
     await dbQuery(urls.superuser, 'delete from organizations where id = $1', [id]);
   });
 });
 
-/** The row as it was, whatever is there of it now. */
+/** Resets the row to the given copy, whatever it is now. */
 async function dbPutBack(url: string, table: string, row: unknown): Promise<void> {
   const columns = Object.keys(row as object);
   await dbQuery(
@@ -354,10 +353,10 @@ async function dbPutBack(url: string, table: string, row: unknown): Promise<void
   );
 }
 
-t.test('at most 100 are named at once', async (t) => {
+t.test('at most 100 differences are listed at once', async (t) => {
   const service = await startService(t);
-  for (let made = 0; made < 60; made++) {
-    const { body } = await service.admin.post('/v1/partners', { email: `p${made}@p.example`, permissions: ['read'] });
+  for (let number = 0; number < 60; number++) {
+    const { body } = await service.admin.post('/v1/partners', { email: `p${number}@p.example`, permissions: ['read'] });
     if (body.id === undefined) throw new Error(JSON.stringify(body));
   }
   await dbQuery(service.urls.superuser, "update partners set suspended_at = now(), name = 'x'");
@@ -366,8 +365,8 @@ t.test('at most 100 are named at once', async (t) => {
   t.equal(new Set(named(differences)).size, 100);
 });
 
-t.test('`latchkey audit verify` and the daily job name the same, and the metrics count it', async (t) => {
-  const { service, organizationId, ids } = await live(t);
+t.test('`latchkey audit verify` and the daily job report the same differences, and metrics count them', async (t) => {
+  const { service, organizationId, ids } = await startWithRecords(t);
   const { urls, app } = service;
   const audit = async () => {
     const env = { DATABASE_URL: urls.app };
@@ -380,7 +379,7 @@ t.test('`latchkey audit verify` and the daily job name the same, and the metrics
     urls.app,
     jobs.filter(({ name }) => name === 'audit_states'),
   );
-  /** @returns what the job says that it has done */
+  /** @returns the count that the job reports */
   const runJob = async () => {
     const last = async () =>
       (
@@ -399,7 +398,7 @@ t.test('`latchkey audit verify` and the daily job name the same, and the metrics
   };
   const counted = async (kind: string) =>
     readMetrics((await app.inject('/metrics')).body).value('latchkey_state_differences', { kind });
-  t.equal(await counted('key'), undefined, 'nothing before the first run');
+  t.equal(await counted('key'), undefined, 'no value before the first run');
   t.equal(await runJob(), 0);
   t.equal(await counted('key'), 0);
   t.notMatch(replica.logLines.join(''), '"level":50');
@@ -418,7 +417,7 @@ t.test('`latchkey audit verify` and the daily job name the same, and the metrics
     new RegExp(`^wrong {3}${organizationId}: ${ids.partner}: email is "eve@p.example" in the table`, 'm'),
   );
   t.match(output, new RegExp(`^wrong {3}${organizationId}: ${ids.verifier}: deletedAt is null in the table`, 'm'));
-  t.match(output, new RegExp(`^ok {6}${organizationId}: `, 'm'), 'the chain itself is sound');
+  t.match(output, new RegExp(`^ok {6}${organizationId}: `, 'm'), 'the chain itself is valid');
 
   t.equal(await runJob(), 3);
   for (const [kind, count] of Object.entries({ key: 1, partner: 1, access_token: 1, organization: 0 })) {
@@ -435,18 +434,18 @@ t.test('`latchkey audit verify` and the daily job name the same, and the metrics
       { chain: organizationId, kind: 'partner', id: ids.partner, member: 'email' },
     ],
   );
-  t.notMatch(replica.logLines.join(''), 'eve@', 'the log has ids and members, no values');
+  t.notMatch(replica.logLines.join(''), 'eve@', 'the log has ids and members, but no values');
 });
 
-t.test('whatever the API does in whatever order, rows and events agree', { timeout: 3_600_000 }, async (t) => {
+t.test('after any sequence of API requests, rows and events agree', { timeout: 3_600_000 }, async (t) => {
   const service = await startService(t);
   const { operator } = service;
   const { body: organization } = await operator.post('/v1/organizations', { name: 'Random' });
-  const inIt = { 'latchkey-organization': organization.id as string };
+  const headers = { 'latchkey-organization': organization.id as string };
   const keys: string[] = [];
   const partners: string[] = [];
   const tokens: string[] = [];
-  /** Of the few that were made last, so that one thing comes to another. */
+  /** Picks one of the last four, so that changes meet the same records. */
   const pick = (from: readonly string[], index: number) => from.at(-1 - (index % 4)) ?? from.at(-1) ?? newId('key');
   const limit = fc.option(
     fc.record({ requests: fc.integer({ min: 1, max: 9 }), windowSeconds: fc.constantFrom(1, 60) }),
@@ -466,7 +465,7 @@ t.test('whatever the API does in whatever order, rows and events agree', { timeo
   );
   const toBody = ({ days, ...others }: Json) => (days === undefined ? others : { ...others, expiresAt: until(days) });
   const permissions = fc.constantFrom(['read'], ['write'], ['read', 'write']);
-  const keyActs = fc.constantFrom(
+  const keyActions = fc.constantFrom(
     'suspend',
     'resume',
     'restore',
@@ -475,39 +474,39 @@ t.test('whatever the API does in whatever order, rows and events agree', { timeo
     'delete',
     'delete?reason=compromised',
   );
-  const partnerActs = fc.constantFrom('suspend', 'resume', 'restore', 'delete');
+  const partnerActions = fc.constantFrom('suspend', 'resume', 'restore', 'delete');
   const step = fc.oneof(
     fc.tuple(fc.nat(9), settings).map(([which, input]) => async () => {
       const where =
         which < 5 ? {} : { partnerId: pick(partners, which), permission: which % 2 === 0 ? 'read' : 'write' };
-      const { body } = await operator.post('/v1/keys', { ...toBody(input), ...where }, inIt);
+      const { body } = await operator.post('/v1/keys', { ...toBody(input), ...where }, headers);
       if (body.key !== undefined) keys.push(body.id);
     }),
     fc.tuple(fc.nat(99), settings).map(
       ([which, input]) =>
         () =>
-          operator.patch(`/v1/keys/${pick(keys, which)}`, toBody(input), inIt),
+          operator.patch(`/v1/keys/${pick(keys, which)}`, toBody(input), headers),
     ),
     {
       weight: 8,
       arbitrary: fc
-        .tuple(fc.nat(99), keyActs, fc.constantFrom(undefined, 0, 60))
-        .map(([which, act, end]) => async () => {
+        .tuple(fc.nat(99), keyActions, fc.constantFrom(undefined, 0, 60))
+        .map(([which, action, end]) => async () => {
           const path = `/v1/keys/${pick(keys, which)}`;
-          const [word, query] = act.split('?');
-          if (word === 'delete') return operator.delete(`${path}${query === undefined ? '' : `?${query}`}`, inIt);
+          const [name, query] = action.split('?');
+          if (name === 'delete') return operator.delete(`${path}${query === undefined ? '' : `?${query}`}`, headers);
           const reply = await operator.post(
-            `${path}/${act}`,
-            act === 'rotate' ? { expireOldAfterSeconds: end } : undefined,
-            inIt,
+            `${path}/${action}`,
+            action === 'rotate' ? { expireOldAfterSeconds: end } : undefined,
+            headers,
           );
-          if (act === 'rotate' && reply.status === 201) keys.push(reply.body.id);
+          if (action === 'rotate' && reply.status === 201) keys.push(reply.body.id);
           return reply;
         }),
     },
     fc.tuple(permissions, limit).map(([granted, rateLimit]) => async () => {
       const input = { email: `${partners.length}@p.example`, permissions: granted, rateLimit };
-      const { body, status } = await operator.post('/v1/partners', input, inIt);
+      const { body, status } = await operator.post('/v1/partners', input, headers);
       if (status === 201) partners.push(body.id);
       if (status === 201) keys.push(...body.keys.map(({ id }: Json) => id));
     }),
@@ -517,26 +516,32 @@ t.test('whatever the API does in whatever order, rows and events agree', { timeo
           operator.patch(
             `/v1/partners/${pick(partners, which)}`,
             { permissions: granted, rateLimit, name: `${which}` },
-            inIt,
+            headers,
           ),
     ),
     {
       weight: 4,
-      arbitrary: fc.tuple(fc.nat(99), partnerActs).map(([which, act]) => () => {
+      arbitrary: fc.tuple(fc.nat(99), partnerActions).map(([which, action]) => () => {
         const path = `/v1/partners/${pick(partners, which)}`;
-        return act === 'delete' ? operator.delete(path, inIt) : operator.post(`${path}/${act}`, undefined, inIt);
+        return action === 'delete'
+          ? operator.delete(path, headers)
+          : operator.post(`${path}/${action}`, undefined, headers);
       }),
     },
     fc.tuple(fc.constantFrom('admin', 'verifier'), soon).map(([role, days]) => async () => {
       const input = { role, scopes: ['read'], name: role, email: role === 'admin' ? 'a@example.com' : undefined };
-      const { body, status } = await operator.post('/v1/access-tokens', { ...input, expiresAt: until(days) }, inIt);
+      const { body, status } = await operator.post('/v1/access-tokens', { ...input, expiresAt: until(days) }, headers);
       if (status === 201) tokens.push(body.id);
     }),
-    fc.nat(99).map((which) => () => operator.delete(`/v1/access-tokens/${pick(tokens, which)}`, inIt)),
-    fc.constantFrom('x', 'y').map((name) => () => operator.patch('/v1/organization', { name }, inIt)),
-    fc.nat(5).map((more) => () => operator.put('/v1/rate-limit', { requests: 1 + more, windowSeconds: 60 }, inIt)),
+    fc.nat(99).map((which) => () => operator.delete(`/v1/access-tokens/${pick(tokens, which)}`, headers)),
+    fc.constantFrom('x', 'y').map((name) => () => operator.patch('/v1/organization', { name }, headers)),
+    fc.nat(5).map((more) => () => operator.put('/v1/rate-limit', { requests: 1 + more, windowSeconds: 60 }, headers)),
     fc.nat(99).map((which) => async () => {
-      const { body } = await operator.post('/v1/recovery-requests', { keyId: pick(keys, which), details: 'x' }, inIt);
+      const { body } = await operator.post(
+        '/v1/recovery-requests',
+        { keyId: pick(keys, which), details: 'x' },
+        headers,
+      );
       if (body.id !== undefined) await operator.post(`/v1/recovery-requests/${body.id}/approve`, undefined);
     }),
     fc
@@ -544,17 +549,17 @@ t.test('whatever the API does in whatever order, rows and events agree', { timeo
       .map((ms) => async () => service.later(ms)),
     fc.constant(() => purge(service)),
   );
-  const asked = Number(process.env['MODEL_RUNS'] ?? 10);
+  const numRuns = Number(process.env['MODEL_RUNS'] ?? 10);
   await fc.assert(
     fc.asyncProperty(fc.array(step, { minLength: 30, maxLength: 60 }), async (steps) => {
-      for (const act of steps) {
-        const reply = await act();
+      for (const send of steps) {
+        const reply = await send();
         if (typeof reply === 'object' && reply.status >= 500) throw new Error(JSON.stringify(reply.body));
       }
-      const seen = await differencesIn({ admin: operator }, inIt);
-      if (seen.length > 0) throw new Error(JSON.stringify(seen));
+      const differences = await differencesIn({ admin: operator }, headers);
+      if (differences.length > 0) throw new Error(JSON.stringify(differences));
     }),
-    { numRuns: asked, endOnFailure: process.env['CI'] === 'true' },
+    { numRuns, endOnFailure: process.env['CI'] === 'true' },
   );
   const actions = await dbQuery(service.urls.app, 'select distinct action from history where chain = $1', [
     organization.id,
@@ -562,24 +567,24 @@ t.test('whatever the API does in whatever order, rows and events agree', { timeo
   t.ok(actions.length >= 18, actions.map(({ action }) => action).join(' '));
 });
 
-t.test('a change that happens meanwhile is no difference', async (t) => {
+t.test('a concurrent change is not reported as a difference', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
   let isOver = false;
   const changing = (async () => {
-    for (let turn = 0; !isOver; turn++) {
-      await admin.patch(`/v1/keys/${partner.keys[0].id}`, { name: `${turn}` });
-      await admin.patch(`/v1/partners/${partner.id}`, { name: `${turn}` });
-      await admin.post(`/v1/keys/${partner.keys[1].id}/${turn % 2 === 0 ? 'suspend' : 'resume'}`);
+    for (let call = 0; !isOver; call++) {
+      await admin.patch(`/v1/keys/${partner.keys[0].id}`, { name: `${call}` });
+      await admin.patch(`/v1/partners/${partner.id}`, { name: `${call}` });
+      await admin.post(`/v1/keys/${partner.keys[1].id}/${call % 2 === 0 ? 'suspend' : 'resume'}`);
       const { body } = await admin.post('/v1/keys', {});
       await admin.delete(`/v1/keys/${body.id}`);
-      await admin.put('/v1/rate-limit', { requests: 1 + (turn % 7), windowSeconds: 60 });
+      await admin.put('/v1/rate-limit', { requests: 1 + (call % 7), windowSeconds: 60 });
     }
   })();
-  const seen: Difference[] = [];
-  for (let look = 0; look < 40; look++) seen.push(...(await differencesIn(service)));
+  const differences: Difference[] = [];
+  for (let round = 0; round < 40; round++) differences.push(...(await differencesIn(service)));
   isOver = true;
   await changing;
-  t.same(seen, []);
+  t.same(differences, []);
 });

@@ -4,8 +4,6 @@ import { unlessInstalled } from './support/programs.ts';
 import { serve } from './support/served.ts';
 import { t } from './support/tap.ts';
 
-// What ends the service, what it logs meanwhile, and what a line in the log of a request has.
-
 const drain = { DRAIN_SECONDS: '3' };
 
 function linesOf(output: string) {
@@ -14,22 +12,26 @@ function linesOf(output: string) {
 }
 
 for (const signal of ['SIGHUP', 'SIGTERM', 'SIGINT'] as const) {
-  t.test(`${signal} drains, ends with 0, and logs no error and no probe`, async (t) => {
+  t.test(`${signal} drains the service, ends it with code 0, and logs no error and no probe`, async (t) => {
     const { process: service, url, tokens } = await serve(t, drain);
     t.equal((await request(`${url}/readyz`)).status, 200);
     const before = service.output().length;
     service.child.kill(signal);
     const detail = 'The service is stopping.';
     await eventually(async () => (await request(`${url}/readyz`)).body.detail === detail);
-    // A closed terminal may send it twice.
+    // A closed terminal may send the signal twice.
     if (signal === 'SIGHUP') service.child.kill(signal);
-    t.equal((await request(`${url}/v1/keys`, { token: tokens['adminToken'] ?? '' })).status, 200, 'it still answers');
+    t.equal(
+      (await request(`${url}/v1/keys`, { token: tokens['adminToken'] ?? '' })).status,
+      200,
+      'requests are still answered',
+    );
     t.same(await service.exited, { code: 0, signal: null });
     const lines = linesOf(service.output().slice(before));
     t.same(
       lines.filter(({ level, err, path }) => level > 30 || err !== undefined || path === '/readyz'),
       [],
-      'nothing but info, and no probe',
+      'only info lines, and no probe',
     );
     t.match(
       lines.filter(({ msg }) => msg === 'request'),
@@ -38,7 +40,7 @@ for (const signal of ['SIGHUP', 'SIGTERM', 'SIGINT'] as const) {
   });
 }
 
-t.test('with LOG_LEVEL=debug probes are in the log, with the client’s address', async (t) => {
+t.test("with LOG_LEVEL=debug probes are logged with the client's address", async (t) => {
   const { process: service, url } = await serve(t, { LOG_LEVEL: 'debug', TRUST_PROXY: '127.0.0.1' });
   await fetch(`${url}/livez`, { headers: { 'x-forwarded-for': '203.0.113.9' } });
   await eventually(async () => linesOf(service.output()).some(({ path }) => path === '/livez'));
@@ -48,21 +50,21 @@ t.test('with LOG_LEVEL=debug probes are in the log, with the client’s address'
   );
 });
 
-t.test('a line of a verification has about as many bytes as docs/operations.md says', async (t) => {
+t.test('the log line of a verification has about the size that docs/operations.md names', async (t) => {
   const { process: service, url, tokens } = await serve(t);
   const { verifierToken: token = '' } = tokens;
   await request(`${url}/v1/verify`, { method: 'POST', token, body: { key: 'x', permission: 'read' } });
-  const lineOf = () =>
+  const requestLine = () =>
     service
       .output()
       .split('\n')
       .find((line) => line.includes('"path":"/v1/verify"'));
-  const line = await eventually(async () => lineOf());
+  const line = await eventually(async () => requestLine());
   const [, bytes = ''] = /line has about (\d+) bytes/.exec(await readFile('docs/operations.md', 'utf8')) ?? [];
   t.ok(Math.abs(line.length / Number(bytes) - 1) < 0.15, `${line.length} bytes`);
 });
 
-/** Runs its arguments in a terminal of their own, and closes that when a line arrives. */
+/** Runs its arguments in a new terminal, and closes the terminal when a line arrives. */
 const inTerminal = `
 import os, pty, select, sys
 pid, terminal = pty.fork()
@@ -76,7 +78,7 @@ os.close(terminal)
 os.waitpid(pid, 0)
 `;
 
-t.test('a closed terminal drains it, too', { skip: unlessInstalled('python3') }, async (t) => {
+t.test('a closed terminal drains the service', { skip: unlessInstalled('python3') }, async (t) => {
   const env = { LATCHKEY_DATA_DIR: t.testdir(), PORT: '0', ...drain };
   const entry = compiled('src/server.ts');
   const terminal = run(t, 'python3', ['-uc', inTerminal, process.execPath, entry], { env });

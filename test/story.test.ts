@@ -3,7 +3,7 @@ import { t } from './support/tap.ts';
 
 // The requirements as one story, in their order.
 
-t.test('an organization runs its keys', async (t) => {
+t.test('an organization manages its keys', async (t) => {
   const service = await startService(t);
   const { admin, verifier, organizationId } = service;
 
@@ -12,14 +12,14 @@ t.test('an organization runs its keys', async (t) => {
     t.equal(status, 200);
     return body.code as string;
   };
-  const actions = async (who: Client, path = '/v1/history') => {
-    const { body } = await who.get(`${path}?limit=200`);
+  const actions = async (client: Client, path = '/v1/history') => {
+    const { body } = await client.get(`${path}?limit=200`);
     const actions = body.data.map((event: Json) => event.action).reverse();
-    // It is recorded some time after the use.
+    // Uses of deleted keys are recorded some time after the use.
     return actions.filter((action: string) => action !== 'key.used_after_deletion');
   };
 
-  await t.test('an admin finds the keys: a default row with two free places', async (t) => {
+  await t.test('an admin lists the keys: a default row with two free places', async (t) => {
     const { status, body } = await admin.get('/v1/rows');
     t.equal(status, 200);
     t.same(body, {
@@ -39,7 +39,7 @@ t.test('an organization runs its keys', async (t) => {
 
   let first: Json;
   let second: Json;
-  await t.test('adds a key, adds a second without touching the first, and a third is refused', async (t) => {
+  await t.test('an admin adds two keys without affecting the first, and a third is rejected', async (t) => {
     first = (await admin.post('/v1/keys', { name: 'Old' })).body;
     const created = await admin.post('/v1/keys', { name: 'New' });
     second = created.body;
@@ -70,14 +70,14 @@ t.test('an organization runs its keys', async (t) => {
       [first.id, second.id],
     );
     t.equal(rows.data[0].freePlaces, 0);
-    t.same((await actions(admin)).slice(-2), ['key.created', 'key.created'], 'the refused third left no event');
+    t.same((await actions(admin)).slice(-2), ['key.created', 'key.created'], 'the rejected third key left no event');
   });
 
   const partnerKeys: Record<string, Json[]> = {};
   const partners: Record<string, Json> = {};
   for (const permissions of [['read'], ['write'], ['read', 'write']]) {
     const name = permissions.join(' and ');
-    await t.test(`adds a partner with ${name}`, async (t) => {
+    await t.test(`an admin adds a partner with ${name}`, async (t) => {
       const email = `${permissions.join('-')}@partner.example`;
       const { status, headers, body } = await admin.post('/v1/partners', { email, permissions });
       t.equal(status, 201);
@@ -97,7 +97,7 @@ t.test('an organization runs its keys', async (t) => {
     });
   }
 
-  await t.test('each permission does what it says and nothing else; only the default key has both', async (t) => {
+  await t.test('each permission allows only its own use; only keys of the default row have both', async (t) => {
     const all = Object.values(partnerKeys).flat();
     for (const key of all) {
       const other = key.permission === 'read' ? 'write' : 'read';
@@ -110,13 +110,13 @@ t.test('an organization runs its keys', async (t) => {
     t.same(body.data.map((key: Json) => key.id).sort(), [first.id, second.id].sort());
   });
 
-  await t.test('a partner with both has two rows, and a new key must say which', async (t) => {
+  await t.test('a partner with both permissions has two rows, and a new key must name its permission', async (t) => {
     const partnerId = partners['read and write'].id;
-    const unsaid = await admin.post('/v1/keys', { partnerId });
-    t.equal(unsaid.status, 400);
-    t.equal(unsaid.body.errors[0].path, 'body.permission');
-    const said = await admin.post('/v1/keys', { partnerId, permission: 'write' });
-    t.equal(said.status, 201);
+    const withoutPermission = await admin.post('/v1/keys', { partnerId });
+    t.equal(withoutPermission.status, 400);
+    t.equal(withoutPermission.body.errors[0].path, 'body.permission');
+    const withPermission = await admin.post('/v1/keys', { partnerId, permission: 'write' });
+    t.equal(withPermission.status, 201);
     t.equal((await admin.post('/v1/keys', { partnerId, permission: 'write' })).body.code, 'row_full');
     const { body: rows } = await admin.get('/v1/rows');
     t.same(
@@ -131,7 +131,7 @@ t.test('an organization runs its keys', async (t) => {
     );
   });
 
-  await t.test('looks at a key: recorded first, and it is the key that was created', async (t) => {
+  await t.test('a reveal is recorded and returns the created key', async (t) => {
     const key = partnerKeys['read']?.[0];
     const { status, body } = await admin.post(`/v1/keys/${key.id}/reveal`, {
       reason: 'The partner lost it',
@@ -149,13 +149,13 @@ t.test('an organization runs its keys', async (t) => {
     });
   });
 
-  await t.test('deletes a key: refused at once, and its place is free', async (t) => {
+  await t.test('a deleted key is rejected at once, and its place is free', async (t) => {
     const { status, body } = await admin.delete(`/v1/keys/${first.id}?reason=rotated`);
     t.equal(status, 200);
     t.equal(body.status, 'deleted');
     t.equal(Date.parse(body.restorableUntil) - Date.parse(body.deletedAt), 86_400_000);
     t.equal(await verdict(first.key, 'read'), 'deleted');
-    t.equal(await verdict(second.key, 'read'), 'valid', 'the other key of the row goes on');
+    t.equal(await verdict(second.key, 'read'), 'valid', 'the other key of the row still works');
     const again = await admin.delete(`/v1/keys/${first.id}`);
     t.equal(again.body.code, 'already_deleted');
     t.equal((await admin.post(`/v1/keys/${first.id}/reveal`)).body.code, 'already_deleted');
@@ -163,7 +163,7 @@ t.test('an organization runs its keys', async (t) => {
     t.same((await actions(admin)).slice(-2), ['key.deleted', 'key.created']);
   });
 
-  await t.test('deletes a partner with all its keys', async (t) => {
+  await t.test('deleting a partner deletes all its keys', async (t) => {
     const partner = partners['read and write'];
     const before = partnerKeys['read and write'] ?? [];
     const { status, body } = await admin.delete(`/v1/partners/${partner.id}`);
@@ -180,7 +180,7 @@ t.test('an organization runs its keys', async (t) => {
     t.equal(again.status, 201, 'the address is free again');
   });
 
-  await t.test('sees it all in the history, which is whole', async (t) => {
+  await t.test('history lists all changes, and the chain is valid', async (t) => {
     const { body } = await admin.get('/v1/history?limit=200');
     t.same(
       body.data.map((event: Json) => event.sequence),

@@ -54,7 +54,7 @@ t.test('all keys of a suspended partner are rejected; keys that are suspended th
   });
 
   const { body: added } = await admin.post('/v1/keys', { partnerId: partner.id, permission: 'read' });
-  t.equal(await verdictOf(service, added), 'partner_suspended', 'a key that is added meanwhile is rejected too');
+  t.equal(await verdictOf(service, added), 'partner_suspended', 'a key added during the suspension is also rejected');
 
   t.match((await admin.post(`/v1/partners/${partner.id}/resume`)).body, { status: 'active', suspendedAt: null });
   t.equal(await verdictOf(service, readKey), 'valid');
@@ -68,11 +68,11 @@ t.test('suspending or resuming twice has no effect and is not recorded', async (
   const { body: key } = await admin.post('/v1/keys', {});
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   for (const path of [`/v1/keys/${key.id}`, `/v1/partners/${partner.id}`]) {
-    for (const act of ['resume', 'suspend', 'resume']) {
-      const first = await admin.post(`${path}/${act}`);
+    for (const action of ['resume', 'suspend', 'resume']) {
+      const first = await admin.post(`${path}/${action}`);
       const count = (await events(admin)).length;
-      const second = await admin.post(`${path}/${act}`);
-      t.same([second.status, second.body], [200, first.body], `${act} ${path}`);
+      const second = await admin.post(`${path}/${action}`);
+      t.same([second.status, second.body], [200, first.body], `${action} ${path}`);
       t.equal((await events(admin)).length, count);
     }
   }
@@ -85,10 +85,14 @@ t.test('a deleted key or partner can be neither suspended nor resumed', async (t
   for (const path of [`/v1/keys/${key.id}`, `/v1/partners/${partner.id}`]) {
     await admin.delete(path);
     const count = (await events(admin)).length;
-    for (const act of ['suspend', 'resume']) {
-      t.match(await admin.post(`${path}/${act}`), { status: 409, body: { code: 'already_deleted' } });
+    for (const action of ['suspend', 'resume']) {
+      t.match(await admin.post(`${path}/${action}`), { status: 409, body: { code: 'already_deleted' } });
     }
     t.equal((await events(admin)).length, count);
   }
-  t.equal((await admin.post(`/v1/keys/${partner.keys[0].id}/suspend`)).body.code, 'already_deleted', 'nor its keys');
+  t.equal(
+    (await admin.post(`/v1/keys/${partner.keys[0].id}/suspend`)).body.code,
+    'already_deleted',
+    'a key of the deleted partner cannot be suspended',
+  );
 });

@@ -6,11 +6,11 @@ import { run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
-// docs/latchkey.service, as far as it can be checked without systemd running.
+// Checks docs/latchkey.service without a running systemd.
 
 const unit = await readFile('docs/latchkey.service', 'utf8');
 
-/** systemd-analyze wants the program to be there, so another one stands in. */
+/** systemd-analyze needs an existing program, so another program is named. */
 async function analyze(t: Test, text: string, ...args: string[]) {
   const file = path.join(t.testdir({}), 'latchkey.service');
   await writeFile(file, text.replace('/usr/local/bin/latchkey', process.execPath));
@@ -20,18 +20,18 @@ async function analyze(t: Test, text: string, ...args: string[]) {
 
 const skip = unlessInstalled('systemd-analyze');
 
-t.test('systemd has no objection to the unit', { skip }, async (t) => {
+t.test('systemd-analyze accepts the unit', { skip }, async (t) => {
   t.same(await analyze(t, unit, 'verify', '--man=no'), { code: 0, output: '' });
   const misspelt = await analyze(t, unit.replace('TimeoutStopSec', 'TimeoutStopSecs'), 'verify', '--man=no');
-  t.match(misspelt.output, /Unknown key/, 'a wrong word would be found');
+  t.match(misspelt.output, /Unknown key/, 'a misspelt setting would be found');
 });
 
-t.test('and counts it among the well-protected ones', { skip }, async (t) => {
+t.test('systemd-analyze rates the unit as well protected', { skip }, async (t) => {
   const { code, output } = await analyze(t, unit, 'security', '--offline=true', '--threshold=20');
   t.equal(code, 0, output.trimEnd().split('\n').pop() ?? '');
 });
 
-t.test('it sets variables of Latchkey’s, from credentials that it loads', async (t) => {
+t.test('the unit sets variables of Latchkey, from loaded credentials', async (t) => {
   const [, variables = ''] = /^Environment=(.+)$/m.exec(unit) ?? [];
   const loaded = [...unit.matchAll(/^LoadCredential=(\w+):/gm)].map(([, name]) => name);
   for (const variable of variables.split(' ')) {
@@ -43,7 +43,7 @@ t.test('it sets variables of Latchkey’s, from credentials that it loads', asyn
   for (const name of loaded) t.match(page, `> /etc/latchkey/${name}\n`);
 });
 
-t.test('it waits for the end for as long as the service takes', async (t) => {
+t.test('the stop timeout is long enough for the service', async (t) => {
   const serve = await readFile('src/cli/serve.ts', 'utf8');
   const [, stopMs = ''] = /stopWithinMs = ([0-9_]+)/.exec(serve) ?? [];
   const [, seconds = ''] = /^TimeoutStopSec=(\d+)$/m.exec(unit) ?? [];

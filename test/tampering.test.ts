@@ -9,21 +9,21 @@ import { runEntry } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
-// An attacker with full access to the database: the changes are found by the service, by `latchkey audit verify` beside the
-// database and without it, and by the script that shares no code with them.
+// An attacker has full access to the database. Changes are found by the service, by `latchkey audit verify` with and
+// without the database, and by the independent script.
 
 const events = 10;
 
-/** An organization with a history of its own, and what has been signed about it: the first four events, and all ten. */
-interface Lived {
+/** An organization with its history, and checkpoints of its first four events and of all ten. */
+interface SignedHistory {
   chain: string;
   change(requests: number): Promise<unknown>;
-  /** What GET shows, which is not always JSON. */
+  /** The text of a GET reply, which is not always JSON. */
   read(path: string): Promise<string>;
   signed: string;
 }
 
-async function live({ app, operator }: TestService, name: string): Promise<Lived> {
+async function startHistory({ app, operator }: TestService, name: string): Promise<SignedHistory> {
   const { body } = await operator.post('/v1/organizations', { name });
   const named = { 'latchkey-organization': body.id as string };
   const read = async (url: string) =>
@@ -31,9 +31,9 @@ async function live({ app, operator }: TestService, name: string): Promise<Lived
   const change = (requests: number) =>
     operator.put('/v1/rate-limit', { requests, windowSeconds: 60 + requests }, named);
   for (let sequence = 2; sequence <= 4; sequence++) await change(sequence);
-  const early = await read('/v1/history/checkpoint');
+  const firstNote = await read('/v1/history/checkpoint');
   for (let sequence = 5; sequence <= events; sequence++) await change(sequence);
-  return { chain: body.id, change, read, signed: `${early}\n${await read('/v1/history/checkpoint')}` };
+  return { chain: body.id, change, read, signed: `${firstNote}\n${await read('/v1/history/checkpoint')}` };
 }
 
 async function audit(t: Test, args: string[], env: NodeJS.ProcessEnv) {
@@ -42,7 +42,7 @@ async function audit(t: Test, args: string[], env: NodeJS.ProcessEnv) {
   return { code, output: process.output() };
 }
 
-/** What it says of one chain: the number of its first bad event, and why; nothing where it is well. */
+/** The first bad event of one chain and the reason; empty if the chain is valid. */
 function findingIn(output: string, chain: string): Partial<Finding> {
   const [, sequence, why] =
     new RegExp(`^wrong {3}${chain}: the first bad event is (-?\\d+): (.*)$`, 'm').exec(output) ?? [];
@@ -50,7 +50,7 @@ function findingIn(output: string, chain: string): Partial<Finding> {
   return { firstBad: sequence === undefined ? undefined : Number(sequence), why: why ?? '' };
 }
 
-/** Run as a superuser who has taken the triggers away; `c` is the chain. */
+/** Runs as a superuser without triggers; `c` is the chain. */
 const withoutTriggers = (chain: string, sql: string) =>
   `alter table history disable trigger history_append_only;
    alter table history drop constraint if exists history_sequence_positive;
@@ -70,12 +70,12 @@ interface Tampering {
   what: string;
   /** In PL/pgSQL; see `withoutTriggers`. */
   sql: string;
-  /** What is done through the API afterwards. */
-  afterwards?: (lived: Lived) => Promise<unknown>;
-  /** Where a chain shows it alone, and where beside a checkpoint of all its events. */
+  /** A request through the API afterwards. */
+  afterwards?: (signedHistory: SignedHistory) => Promise<unknown>;
+  /** Where the chain alone shows it, and where a checkpoint of all events shows it. */
   alone: number | undefined;
   compared: number;
-  /** What `latchkey audit verify` calls it. */
+  /** The reason that `latchkey audit verify` reports. */
   named: RegExp;
 }
 
@@ -85,7 +85,7 @@ const cutTo = (keep: number) =>
   `delete from history where chain = c and sequence > ${keep};
    update history_heads set sequence = ${keep}, hash = (select hash from history where chain = c and sequence = ${keep}) where chain = c`;
 
-const matrix: Tampering[] = [
+const tamperings: Tampering[] = [
   { what: 'an edit', sql: edit(6), alone: 6, compared: 6, named: /the event's text does not match its hash/ },
   {
     what: 'an edit with its own hash',
@@ -110,14 +110,14 @@ const matrix: Tampering[] = [
     named: /the event found here has sequence number 6/,
   },
   {
-    what: 'a tail that was cut as an old backup would have it',
+    what: 'a cut tail, as in an old backup',
     sql: cutTo(7),
     alone: undefined,
     compared: 8,
     named: /has signed 10 events: the tail was cut, or this is an older backup/,
   },
   {
-    what: 'an old backup that has gone on',
+    what: 'an old backup that was continued',
     sql: cutTo(7),
     afterwards: async ({ change }) => {
       for (let requests = 100; requests < 105; requests++) await change(requests);
@@ -127,7 +127,7 @@ const matrix: Tampering[] = [
     named: /the events up to 10 differ .*the chain was rewritten, or continued from an older backup/,
   },
   {
-    what: 'a rewrite of the whole',
+    what: 'a rewrite of the whole chain',
     sql: `update history set canonical = replace(canonical, 'First operator', 'Another operator') where chain = c; ${rehashFrom(1)}`,
     alone: undefined,
     compared: 1,
@@ -145,9 +145,9 @@ const matrix: Tampering[] = [
 t.test('tampering is found by every way of verification', { skip: unlessInstalled('openssl') }, async (t) => {
   const service = await startService(t, { keyring: keyringOf('evidence') });
   const { urls } = service;
-  const histories: Lived[] = [];
-  for (const { what, sql, afterwards } of matrix) {
-    const history = await live(service, what);
+  const histories: SignedHistory[] = [];
+  for (const { what, sql, afterwards } of tamperings) {
+    const history = await startHistory(service, what);
     await dbQuery(urls.superuser, withoutTriggers(history.chain, sql));
     await afterwards?.(history);
     histories.push(history);
@@ -167,10 +167,10 @@ t.test('tampering is found by every way of verification', { skip: unlessInstalle
   const online = { alone: await audit(t, [], env), compared: await audit(t, comparing, env) };
   t.same([online.alone.code, online.compared.code], [1, 1]);
   const byScript = { alone: findByScript(t, buffers), compared: findByScript(t, buffers, { notes, publicKey }) };
-  for (const [index, { what, alone, compared, named }] of matrix.entries()) {
-    const { chain, read, signed } = histories[index] ?? (await live(service, 'never'));
+  for (const [index, { what, alone, compared, named }] of tamperings.entries()) {
+    const { chain, read, signed } = histories[index] ?? (await startHistory(service, 'never'));
     t.equal(JSON.parse(await read('/v1/history/verify')).firstBadSequence ?? undefined, alone, `the service: ${what}`);
-    t.equal(findingIn(online.alone.output, chain).firstBad, alone, `beside the database: ${what}`);
+    t.equal(findingIn(online.alone.output, chain).firstBad, alone, `audit verify: ${what}`);
     t.match(findingIn(online.compared.output, chain), { firstBad: compared, why: named }, `with checkpoints: ${what}`);
     const buffer = buffers[index] ?? Buffer.alloc(0);
     const checkpoints = [...checkpointsIn(signed)];
@@ -178,7 +178,7 @@ t.test('tampering is found by every way of verification', { skip: unlessInstalle
     t.match(
       await findByLatchkey(buffer, checkpoints),
       { firstBad: compared, why: named },
-      `and with checkpoints: ${what}`,
+      `an export with checkpoints: ${what}`,
     );
     t.equal(byScript.alone[index]?.firstBad, alone, `the script: ${what}`);
     t.equal(byScript.compared[index]?.firstBad, compared, `the script, with checkpoints: ${what}`);
@@ -195,7 +195,7 @@ t.test('tampering is found by every way of verification', { skip: unlessInstalle
   );
 });
 
-t.test('what is seen in the database alone', async (t) => {
+t.test('tampering that only the database shows is found', async (t) => {
   const table: Array<[what: string, sql: string, firstBad: number, named: RegExp]> = [
     [
       'a tail that was cut without its head',
@@ -204,19 +204,19 @@ t.test('what is seen in the database alone', async (t) => {
       /the chain's head counts 10 events: the tail was cut/,
     ],
     [
-      'a column that says something else',
+      'a column that contradicts its event',
       `update history set actor_id = 'token_x' where chain = c and sequence = 5`,
       5,
       /the row's columns differ from the event's text/,
     ],
     [
-      'a head that says something else',
+      'a head with another hash',
       `update history_heads set hash = sha256('x') where chain = c`,
       10,
       /the hash of the chain's head differs/,
     ],
     [
-      'an event behind the head',
+      'an event after the head',
       `update history_heads set sequence = 9, hash = (select hash from history where chain = c and sequence = 9) where chain = c`,
       10,
       /outside the chain/,
@@ -228,13 +228,13 @@ t.test('what is seen in the database alone', async (t) => {
       /outside the chain/,
     ],
     [
-      'a text that no JSON parser takes',
+      'a text that is not JSON',
       `update history set canonical = 'x' where chain = c and sequence = 4`,
       4,
       /the event's text is not canonical JSON \(RFC 8785\)/,
     ],
     [
-      'a number that no JSON can hold',
+      'a number that JSON cannot hold',
       `update history set canonical = replace(canonical, '"keyId":null', '"keyId":1e999') where chain = c and sequence = 4`,
       4,
       /the event's text is not canonical JSON \(RFC 8785\)/,
@@ -242,20 +242,20 @@ t.test('what is seen in the database alone', async (t) => {
   ];
   const service = await startService(t, { keyring: keyringOf('evidence') });
   const { urls } = service;
-  const histories: Lived[] = [];
+  const histories: SignedHistory[] = [];
   for (const [what, sql] of table) {
-    const history = await live(service, what);
+    const history = await startHistory(service, what);
     await dbQuery(urls.superuser, withoutTriggers(history.chain, sql));
     histories.push(history);
   }
   const { code, output } = await audit(t, [], { DATABASE_URL: urls.app });
   t.equal(code, 1);
   for (const [index, [what, , firstBad, named]] of table.entries()) {
-    const { chain, read } = histories[index] ?? (await live(service, 'never'));
+    const { chain, read } = histories[index] ?? (await startHistory(service, 'never'));
     const verdict = JSON.parse(await read('/v1/history/verify'));
     t.match(verdict, { valid: false, firstBadSequence: firstBad }, `the service: ${what}`);
     t.match(findingIn(output, chain), { firstBad, why: named }, `the command: ${what}`);
   }
-  t.equal(findingIn(output, service.organizationId).firstBad, undefined, 'other chains are as they were');
+  t.equal(findingIn(output, service.organizationId).firstBad, undefined, 'other chains are not affected');
   t.equal(findingIn(output, 'installation').firstBad, undefined);
 });

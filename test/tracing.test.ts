@@ -12,10 +12,14 @@ const traceId = '4bf92f3577b34da6a3ce929d0e0e4736';
 const parentId = '00f067aa0ba902b7';
 const traceparent = `00-${traceId}-${parentId}-01`;
 
-t.test('traceparent: which values are valid, and which start a new trace', async (t) => {
+t.test('only valid values of traceparent continue a trace; others are ignored', async (t) => {
   t.same(parseTraceparent(traceparent), { traceId, spanId: parentId, isSampled: true });
   t.equal(parseTraceparent(`00-${traceId}-${parentId}-02`)?.isSampled, false);
-  t.equal(parseTraceparent(`cc-${traceId}-${parentId}-01-more`)?.traceId, traceId, 'a later version may say more');
+  t.equal(
+    parseTraceparent(`cc-${traceId}-${parentId}-01-more`)?.traceId,
+    traceId,
+    'a later version may have more parts',
+  );
   const refused = [
     undefined,
     '',
@@ -35,7 +39,7 @@ t.test('traceparent: which values are valid, and which start a new trace', async
   t.not(traceIdOfRequestId('mine'), traceIdOfRequestId('yours'));
 });
 
-t.test("the caller's trace goes on: in the reply, the log, the problem and the webhook", async (t) => {
+t.test("the caller's trace continues in the reply, the log, the problem and the webhook", async (t) => {
   const service = await startService(t);
   const { admin, logLines } = service;
   const receiver = await startReceiver(t);
@@ -46,7 +50,7 @@ t.test("the caller's trace goes on: in the reply, the log, the problem and the w
   const replied = parseTraceparent(created.headers['traceparent']);
   t.equal(replied?.traceId, traceId);
   t.equal(replied?.isSampled, true);
-  t.not(replied?.spanId, parentId, 'as a step of its own');
+  t.not(replied?.spanId, parentId, 'with a new span id');
   await eventually(async () => receiver.received.length === 1);
   const sent = parseTraceparent(receiver.received[0]?.headers['traceparent']);
   t.equal(sent?.traceId, traceId);
@@ -64,11 +68,11 @@ t.test("the caller's trace goes on: in the reply, the log, the problem and the w
   );
 
   const untraced = await admin.get('/v1/keys/nothing', { traceparent: 'x' });
-  t.equal(untraced.headers['traceparent'], undefined, 'where there is no trace none is made up');
+  t.equal(untraced.headers['traceparent'], undefined, 'without a trace the reply has no traceparent');
   t.equal(
     untraced.body.traceId,
     String(untraced.body.requestId).replaceAll('-', ''),
-    'but the log can be asked for one',
+    'the log line still has a trace id',
   );
   await admin.post('/v1/keys', {});
   await eventually(async () => receiver.received.length === 2);
@@ -106,7 +110,7 @@ function toFacts(attributes: Json[]): Record<string, unknown> {
   return Object.fromEntries(attributes.map(({ key, value }) => [key, value.stringValue ?? Number(value.intValue)]));
 }
 
-t.test('spans are sent by OTLP: requests and calls of webhooks, the last ones at the end', async (t) => {
+t.test('spans of requests and webhook calls are sent by OTLP, the last ones at shutdown', async (t) => {
   const collector = await startCollector(t);
   const receiver = await startReceiver(t);
   const {
@@ -143,32 +147,32 @@ t.test('spans are sent by OTLP: requests and calls of webhooks, the last ones at
     'deployment.environment': 'staging',
   });
   const probe = await fetch(`${url}/livez`, { headers: { traceparent } });
-  t.equal(probe.headers.get('traceparent'), null, 'probes are no part of a trace');
+  t.equal(probe.headers.get('traceparent'), null, 'probes are not traced');
   t.notMatch(JSON.stringify(collector.spans), token);
 
-  // A path and a request id are whatever a careless caller writes into them.
+  // A careless caller may put a token into the path or request id.
   const misplaced = { ...headers, traceparent: traceparent.replaceAll('4', '6'), 'x-request-id': token };
   t.equal((await fetch(`${url}/v1/keys/${token.replaceAll('_', '%5F')}`, { headers: misplaced })).status, 400);
 
   const unsampled = `00-${traceId.replaceAll('4', '5')}-${parentId}-00`;
   await fetch(`${url}/v1/keys`, { headers: { ...headers, traceparent: unsampled } });
   const own = await fetch(`${url}/v1/partners`, { headers: { authorization: headers.authorization } });
-  const begun = parseTraceparent(own.headers.get('traceparent'));
-  t.equal(begun?.isSampled, true, 'a trace begins here where none came');
+  const started = parseTraceparent(own.headers.get('traceparent'));
+  t.equal(started?.isSampled, true, 'without a traceparent a new trace begins');
   service.child.kill('SIGTERM');
   t.same(await service.exited, { code: 0, signal: null });
-  t.equal(collector.spans.filter((span) => span.traceId === begun?.traceId).length, 1);
+  t.equal(collector.spans.filter((span) => span.traceId === started?.traceId).length, 1);
   const [careless] = collector.spans.filter(({ traceId }) => misplaced.traceparent.includes(traceId));
   t.match(careless.facts, { 'url.path': /^\/v1\/keys\/lk_a_…$/, 'latchkey.request_id': '[redacted]' });
   t.notMatch(JSON.stringify(collector.spans), token);
   t.equal(
     collector.spans.filter((span) => unsampled.includes(span.traceId)).length,
     0,
-    'what the caller does not want recorded is not',
+    'an unsampled trace is not recorded',
   );
 });
 
-t.test('a collector that is away costs its spans and nothing else', async (t) => {
+t.test('an unavailable collector loses its spans, and nothing else is affected', async (t) => {
   const collector = await startCollector(t);
   collector.goAway();
   const { process: service, url } = await serve(t, { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url });
@@ -179,7 +183,7 @@ t.test('a collector that is away costs its spans and nothing else', async (t) =>
   t.same(await service.exited, { code: 0, signal: null });
 });
 
-t.test("without a collector, nothing of OpenTelemetry's SDK is loaded", async (t) => {
+t.test("without a collector, OpenTelemetry's SDK is not loaded", async (t) => {
   const loaded = async (code: string) => {
     const script = `
       import { createRequire } from 'node:module';
@@ -195,5 +199,5 @@ t.test("without a collector, nothing of OpenTelemetry's SDK is loaded", async (t
   const start = `
     const { startTelemetry } = await import('${compiled('src/service/telemetry.ts')}');
     await startTelemetry({ endpoint: 'http://127.0.0.1:1', serviceName: 'x', version: '1', tokenPrefix: 'lk', logger: console });`;
-  t.not(await loaded(start), 0, 'and this would show it');
+  t.not(await loaded(start), 0, 'a loaded SDK is found');
 });

@@ -11,16 +11,16 @@ const hour = 3_600_000;
 const uses = async (admin: Client): Promise<Json[]> =>
   (await admin.get('/v1/history?limit=200&action=key.used_after_deletion')).body.data;
 
-t.test('a deleted key that is used again is counted each time, and recorded in history once an hour', async (t) => {
+t.test('each use of a deleted key is counted, and recorded in history once an hour', async (t) => {
   const service = await startService(t);
   const { admin, verifier, verification } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const [key] = partner.keys;
-  const ask = async (more: Record<string, unknown> = {}) =>
+  const verify = async (more: Record<string, unknown> = {}) =>
     (await verifier.post('/v1/verify', { key: key.key, permission: 'read', ...more })).body.code;
-  t.equal(await ask(), 'valid');
+  t.equal(await verify(), 'valid');
   await admin.delete(`/v1/keys/${key.id}`);
-  for (const ip of ['203.0.113.7', '203.0.113.8', undefined]) t.equal(await ask({ ip }), 'deleted');
+  for (const ip of ['203.0.113.7', '203.0.113.8', undefined]) t.equal(await verify({ ip }), 'deleted');
 
   const [event] = await eventually(async () => {
     const found = await uses(admin);
@@ -33,7 +33,7 @@ t.test('a deleted key that is used again is counted each time, and recorded in h
     request: null,
     details: { ip: '203.0.113.7', presentedAt: /^20.*Z$/ },
   });
-  await ask();
+  await verify();
   await verification.usage.flush();
   t.equal((await uses(admin)).length, 1);
   for (const path of [`/v1/keys/${key.id}`, `/v1/partners/${partner.id}`]) {
@@ -44,17 +44,17 @@ t.test('a deleted key that is used again is counted each time, and recorded in h
   }
 
   service.later(hour);
-  await ask({ ip: '2001:db8::1' });
+  await verify({ ip: '2001:db8::1' });
   await verification.usage.flush();
   t.same(
     (await uses(admin)).map(({ details }) => details.ip),
     ['2001:db8::1', '203.0.113.7'],
-    'in the next hour again',
+    'again in the next hour',
   );
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('whichever way it is presented, and for whatever reason it was deleted', async (t) => {
+t.test('uses are recorded in whatever way the key is presented, and for whatever reason it was deleted', async (t) => {
   const service = await startService(t, { trustProxy: ['127.0.0.1'] });
   const { app, admin, verifier, verification } = service;
   const make = async (reason: string) => {
@@ -86,7 +86,7 @@ t.test('whichever way it is presented, and for whatever reason it was deleted', 
   t.same(found, { [keys.gateway.id]: '198.51.100.9', [keys.introspect.id]: null, [keys.uncounted.id]: null });
   const counted = async ({ id }: Json) => (await admin.get(`/v1/keys/${id}/usage`)).body.total.afterDeletion;
   t.equal(await counted(keys.gateway), 1);
-  t.same([await counted(keys.introspect), await counted(keys.uncounted)], [0, 0], 'asked without counting');
+  t.same([await counted(keys.introspect), await counted(keys.uncounted)], [0, 0], 'calls without counting');
 });
 
 t.test("only the right secret reveals that a key was deleted, and only to the key's organization", async (t) => {
@@ -96,16 +96,18 @@ t.test("only the right secret reveals that a key was deleted, and only to the ke
   const { body: suspended } = await admin.post('/v1/keys', {});
   await admin.delete(`/v1/keys/${key.id}`);
   await admin.post(`/v1/keys/${suspended.id}/suspend`);
-  const wrong = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
+  const wrongSecret = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const input = { role: 'verifier', scopes: ['read'], name: 'Theirs' };
-  const { body: theirs } = await operator.post('/v1/access-tokens', input, { 'latchkey-organization': other.id });
-  for (const [who, presented, code] of [
-    [verifier, wrong, 'not_found'],
-    [as(theirs.token), key.key, 'not_found'],
+  const { body: otherVerifier } = await operator.post('/v1/access-tokens', input, {
+    'latchkey-organization': other.id,
+  });
+  for (const [client, presented, code] of [
+    [verifier, wrongSecret, 'not_found'],
+    [as(otherVerifier.token), key.key, 'not_found'],
     [verifier, suspended.key, 'suspended'],
   ] as const) {
-    t.equal((await who.post('/v1/verify', { key: presented, permission: 'read' })).body.code, code);
+    t.equal((await client.post('/v1/verify', { key: presented, permission: 'read' })).body.code, code);
   }
   await verification.usage.flush();
   t.same(await uses(admin), []);
@@ -113,29 +115,29 @@ t.test("only the right secret reveals that a key was deleted, and only to the ke
   t.match((await admin.get(`/v1/keys/${suspended.id}/usage`)).body.total, { denied: 1, afterDeletion: 0 });
 });
 
-t.test('several replicas record it once', async (t) => {
-  const one = await startService(t);
-  const two = await startService(t, { urls: one.urls, keyring: one.keyring });
+t.test('several replicas record a use once', async (t) => {
+  const first = await startService(t);
+  const second = await startService(t, { urls: first.urls, keyring: first.keyring });
   const input = { role: 'verifier', scopes: ['read'], name: 'For all' };
-  const { body: forAll } = await one.operator.post('/v1/access-tokens', input);
+  const { body: forAll } = await first.operator.post('/v1/access-tokens', input);
   const keys: Json[] = [];
   for (let index = 0; index < 10; index++) {
-    const { body: key } = await one.admin.post('/v1/keys', {});
-    await one.admin.delete(`/v1/keys/${key.id}`);
+    const { body: key } = await first.admin.post('/v1/keys', {});
+    await first.admin.delete(`/v1/keys/${key.id}`);
     keys.push(key);
   }
-  const present = async (service: typeof one, key: Json) => {
+  const present = async (service: typeof first, key: Json) => {
     const { body } = await service.as(forAll.token).post('/v1/verify', { key: key.key, permission: 'read' });
     t.equal(body.code, 'deleted');
   };
-  for (const key of keys) await present(one, key);
-  for (const key of keys.toReversed()) await present(two, key);
-  await Promise.all([one, two].map(({ verification }) => verification.usage.flush()));
-  t.same((await uses(one.admin)).map(({ keyId }) => keyId).sort(), keys.map(({ id }) => id).sort());
-  t.match((await one.admin.get('/v1/history/verify')).body, { valid: true });
+  for (const key of keys) await present(first, key);
+  for (const key of keys.toReversed()) await present(second, key);
+  await Promise.all([first, second].map(({ verification }) => verification.usage.flush()));
+  t.same((await uses(first.admin)).map(({ keyId }) => keyId).sort(), keys.map(({ id }) => id).sort());
+  t.match((await first.admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('the request does not wait for it, and what cannot be recorded now is later', async (t) => {
+t.test('the request does not wait for the recording, which is retried if it fails', async (t) => {
   const service = await startService(t);
   const { admin, verifier, verification, urls, logLines } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -145,12 +147,12 @@ t.test('the request does not wait for it, and what cannot be recorded now is lat
   t.equal(body.code, 'deleted');
   await verification.usage.flush();
   t.match(logLines.join(''), 'Uses of deleted keys: not written. Latchkey will retry.');
-  t.same(await dbQuery(urls.superuser, 'select * from deleted_key_uses'), [], 'neither the event nor its mark');
+  t.same(await dbQuery(urls.superuser, 'select * from deleted_key_uses'), [], 'neither the event nor its mark exists');
   await dbQuery(urls.owner, 'alter function history_append_away(text, text) rename to history_append');
   await eventually(async () => (await uses(admin)).length === 1, 5_000);
 });
 
-t.test('memory holds no more than one note for each key, however often it is presented', async (t) => {
+t.test('memory holds at most one entry per key, however often it is presented', async (t) => {
   const service = await startService(t);
   const { admin, verifier, verification, urls } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -165,7 +167,7 @@ t.test('memory holds no more than one note for each key, however often it is pre
   t.equal((await admin.get(`/v1/keys/${key.id}/usage`)).body.total.afterDeletion, 200);
 });
 
-t.test('the marks of hours that are over are thrown away', async (t) => {
+t.test('marks of past hours are deleted', async (t) => {
   const service = await startService(t);
   const { admin, verifier, verification, urls, client } = service;
   const { body: key } = await admin.post('/v1/keys', {});

@@ -19,8 +19,8 @@ const good: DecidedKey = {
   deleted_at: null,
 };
 
-t.test('what decides about a key, in its order', async (t) => {
-  const everythingWrong: DecidedKey = {
+t.test('the reasons for a rejection are checked in a fixed order', async (t) => {
+  const invalidInEveryWay: DecidedKey = {
     permission: 'read',
     deleted_at: earlier,
     suspended_at: earlier,
@@ -28,7 +28,7 @@ t.test('what decides about a key, in its order', async (t) => {
     expires_at: earlier,
     allowed_ips: ['192.0.2.1'],
   };
-  const cured: Array<[Partial<DecidedKey>, VerdictCode]> = [
+  const fixes: Array<[Partial<DecidedKey>, VerdictCode]> = [
     [{}, 'deleted'],
     [{ deleted_at: null }, 'suspended'],
     [{ suspended_at: null }, 'partner_suspended'],
@@ -37,14 +37,14 @@ t.test('what decides about a key, in its order', async (t) => {
     [{ allowed_ips: [] }, 'insufficient_permission'],
     [{ permission: 'write' }, 'valid'],
   ];
-  let key = everythingWrong;
-  for (const [cure, code] of cured) {
+  let key = invalidInEveryWay;
+  for (const [cure, code] of fixes) {
     key = { ...key, ...cure };
     t.equal(decide(key, { permission: 'write' }, now), code);
   }
 });
 
-t.test('read and write are independent; only read_write is both', async (t) => {
+t.test('read and write are separate permissions; only read_write has both', async (t) => {
   const table: Array<[DecidedKey['permission'], RequestedUse['permission'], VerdictCode]> = [
     ['read', 'read', 'valid'],
     ['read', 'write', 'insufficient_permission'],
@@ -58,12 +58,12 @@ t.test('read and write are independent; only read_write is both', async (t) => {
   }
 });
 
-t.test('a key has expired at the very moment of its expiry', async (t) => {
+t.test('a key is expired from the exact time of its expiry', async (t) => {
   t.equal(decide({ ...good, expires_at: now }, { permission: 'read' }, now), 'expired');
   t.equal(decide({ ...good, expires_at: now }, { permission: 'read' }, earlier), 'valid');
 });
 
-t.test('allowed addresses', async (t) => {
+t.test('only allowed addresses can use a key', async (t) => {
   const table: Array<[allowed: string[], ip: string | undefined, isAllowed: boolean]> = [
     [[], undefined, true],
     [['203.0.113.7'], undefined, false],
@@ -95,17 +95,17 @@ t.test('allowed addresses', async (t) => {
   }
 });
 
-t.test('the answer over the wire', async (t) => {
+t.test('the reply to a verification', async (t) => {
   const service = await startService(t);
   const { admin, operator, as, organizationId, urls } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const [key] = partner.keys;
-  const ask = async (presented: string, more: Record<string, unknown> = {}, who = service.verifier) => {
-    const { status, body } = await who.post('/v1/verify', { key: presented, permission: 'read', ...more });
+  const verify = async (presented: string, more: Record<string, unknown> = {}, client = service.verifier) => {
+    const { status, body } = await client.post('/v1/verify', { key: presented, permission: 'read', ...more });
     t.equal(status, 200);
     return body;
   };
-  const nothing = {
+  const emptyFacts = {
     valid: false,
     keyId: null,
     organizationId: null,
@@ -130,56 +130,51 @@ t.test('the answer over the wire', async (t) => {
     dependsOnIp: false,
   };
 
-  await t.test('valid, with what the backend needs to know', async (t) => {
+  await t.test('a valid key is returned with the facts that a backend needs', async (t) => {
     const rateLimit = { policy: 'owner', limit: 1000, windowSeconds: 60, remaining: 999, resetSeconds: 60 };
-    t.same(await ask(key.key), { valid: true, code: 'valid', ...facts, rateLimit });
+    t.same(await verify(key.key), { valid: true, code: 'valid', ...facts, rateLimit });
     const refused = { valid: false, code: 'insufficient_permission', ...facts, rateLimit: null };
-    t.same(await ask(key.key, { permission: 'write' }), refused);
+    t.same(await verify(key.key, { permission: 'write' }), refused);
   });
 
-  await t.test('malformed, without asking the database', async (t) => {
+  await t.test('a malformed key is rejected without a database query', async (t) => {
     const token = service.bootstrapped.verifierToken.reveal();
     const malformed = ['', 'lk_k_', `${key.key}x`, ` ${key.key}`, key.key.slice(0, -1), key.key.toUpperCase(), token];
     for (const presented of [...malformed, key.key.replace('lk_', 'sk_')]) {
-      t.same(await ask(presented), { ...nothing, code: 'malformed' });
+      t.same(await verify(presented), { ...emptyFacts, code: 'malformed' });
     }
   });
 
-  await t.test('not_found for an unknown id and for a wrong secret alike', async (t) => {
+  await t.test('an unknown id and a wrong secret both give not_found', async (t) => {
     const unknown = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(newId('key')) }).reveal();
     const wrongSecret = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
-    t.same(await ask(unknown), { ...nothing, code: 'not_found' });
-    t.same(await ask(wrongSecret), { ...nothing, code: 'not_found' });
-    t.equal(
-      service.hasher.runs,
-      4,
-      'only the bootstrap and the key were ever hashed: nobody buys argon2id by guessing',
-    );
+    t.same(await verify(unknown), { ...emptyFacts, code: 'not_found' });
+    t.same(await verify(wrongSecret), { ...emptyFacts, code: 'not_found' });
+    t.equal(service.hasher.runs, 4, 'only the bootstrap and the key were hashed: guessing costs no argon2id run');
   });
 
-  await t.test(
-    "another organization's verifier learns nothing; a verifier for all organizations learns everything",
-    async (t) => {
-      const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-      const input = { role: 'verifier', scopes: ['read'], name: 'v' };
-      const { body: theirs } = await operator.post('/v1/access-tokens', input, { 'latchkey-organization': other.id });
-      const { body: global } = await operator.post('/v1/access-tokens', input);
-      t.same(await ask(key.key, {}, as(theirs.token)), { ...nothing, code: 'not_found' });
-      t.equal((await ask(key.key, {}, as(global.token))).code, 'valid');
-    },
-  );
+  await t.test("another organization's verifier gets no facts; a global verifier gets all of them", async (t) => {
+    const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+    const input = { role: 'verifier', scopes: ['read'], name: 'v' };
+    const { body: otherVerifier } = await operator.post('/v1/access-tokens', input, {
+      'latchkey-organization': other.id,
+    });
+    const { body: global } = await operator.post('/v1/access-tokens', input);
+    t.same(await verify(key.key, {}, as(otherVerifier.token)), { ...emptyFacts, code: 'not_found' });
+    t.equal((await verify(key.key, {}, as(global.token))).code, 'valid');
+  });
 
-  await t.test('suspended, partner_suspended, deleted', async (t) => {
+  await t.test('suspended, partner_suspended and deleted keys are rejected', async (t) => {
     await dbQuery(urls.superuser, 'update partners set suspended_at = now() where id = $1', [partner.id]);
-    await eventually(async () => (await ask(key.key)).code === 'partner_suspended', 1_000);
+    await eventually(async () => (await verify(key.key)).code === 'partner_suspended', 1_000);
     await dbQuery(urls.superuser, 'update api_keys set suspended_at = now() where id = $1', [key.id]);
-    await eventually(async () => (await ask(key.key)).code === 'suspended', 1_000);
+    await eventually(async () => (await verify(key.key)).code === 'suspended', 1_000);
     t.equal((await as(key.key).get('/v1/self')).status, 401);
     await admin.delete(`/v1/keys/${key.id}`);
-    t.same(await ask(key.key), { valid: false, code: 'deleted', ...facts, rateLimit: null });
+    t.same(await verify(key.key), { valid: false, code: 'deleted', ...facts, rateLimit: null });
   });
 
-  await t.test('bad input is a 400 with its path', async (t) => {
+  await t.test('invalid input is a 400 with its path', async (t) => {
     for (const [body, path] of [
       [{ key: key.key }, 'body.permission'],
       [{ key: key.key, permission: 'read_write' }, 'body.permission'],
@@ -196,7 +191,7 @@ t.test('the answer over the wire', async (t) => {
   });
 });
 
-t.test('where the operator names a keyring entry as lost, argon2id vouches once and the tag is renewed', async (t) => {
+t.test('under a keyring entry declared as lost, argon2id verifies a key once, and its tag is renewed', async (t) => {
   const bytes = (fill: number) => Buffer.alloc(32, fill).toString('base64');
   const old = await startService(t, { keyring: parseKeyring(`old:${bytes(1)}`) });
   const { body: key } = await old.admin.post('/v1/keys', {});
@@ -205,48 +200,45 @@ t.test('where the operator names a keyring entry as lost, argon2id vouches once 
   const runs = () => renewed.hasher.runs;
   const input = { role: 'verifier', scopes: ['read'], name: 'For all' };
   const forAll = renewed.as((await renewed.operator.post('/v1/access-tokens', input)).body.token);
-  const ask = (presented: string) => forAll.post('/v1/verify', { key: presented, permission: 'read' });
+  const verify = (presented: string) => forAll.post('/v1/verify', { key: presented, permission: 'read' });
 
   const before = runs();
-  const wrong = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
-  t.equal((await ask(wrong)).body.code, 'not_found');
-  t.equal((await ask(key.key)).body.code, 'valid');
+  const otherSecret = mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
+  t.equal((await verify(otherSecret)).body.code, 'not_found');
+  t.equal((await verify(key.key)).body.code, 'valid');
   const afterFirst = runs();
   t.ok(afterFirst > before, 'argon2id has run');
   const [row] = await dbQuery(old.urls.superuser, 'select tag_keyring_id, mac_keyring_id from api_keys where id = $1', [
     key.id,
   ]);
   t.same(row, { tag_keyring_id: 'new', mac_keyring_id: 'new' });
-  t.equal((await ask(key.key)).body.code, 'valid');
-  t.equal(runs(), afterFirst, 'from now on the tag is enough');
+  t.equal((await verify(key.key)).body.code, 'valid');
+  t.equal(runs(), afterFirst, 'later verifications only use the tag');
 });
 
-t.test('nobody can buy argon2id runs by guessing at a key whose entry is named as lost', async (t) => {
+t.test('guessing at a key under a lost entry causes only a few argon2id runs', async (t) => {
   const keyring = parseKeyring(generateKeyring(new Date()), ['gone']);
   const service = await startService(t, { keyring });
   const { body: key } = await service.admin.post('/v1/keys', {});
   const lost = "update api_keys set tag_keyring_id = 'gone', mac_keyring_id = 'gone' where id = $1";
   await dbQuery(service.urls.superuser, lost, [key.id]);
   const before = service.hasher.runs;
-  const wrong = () => mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
+  const otherSecret = () => mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(key.id) }).reveal();
   const statuses: number[] = [];
   for (let attempt = 0; attempt < 20; attempt++) {
-    const { status } = await service.verifier.post('/v1/verify', { key: wrong(), permission: 'read' });
+    const { status } = await service.verifier.post('/v1/verify', { key: otherSecret(), permission: 'read' });
     statuses.push(status);
   }
-  t.equal(service.hasher.runs - before, 5, 'five failures in a minute, then no more');
+  t.equal(service.hasher.runs - before, 5, 'five failures in a minute, then no more runs');
   t.same(new Set(statuses), new Set([200, 503]));
 });
 
-t.test(
-  'a window that has just begun ends after its own length, whatever fraction of a millisecond it began at',
-  async (t) => {
-    let nowMs = 0;
-    const limits = createMemoryLimits(() => nowMs);
-    for (let index = 1; index <= 100; index++) {
-      nowMs = index * 1_234.567_89;
-      const count = await limits.count([{ id: `owner_${index}`, requests: 1, windowSeconds: 60 }], 1);
-      t.equal(count.resetSeconds, 60);
-    }
-  },
-);
+t.test('a new window lasts its full length, even if it began between two milliseconds', async (t) => {
+  let nowMs = 0;
+  const limits = createMemoryLimits(() => nowMs);
+  for (let index = 1; index <= 100; index++) {
+    nowMs = index * 1_234.567_89;
+    const count = await limits.count([{ id: `owner_${index}`, requests: 1, windowSeconds: 60 }], 1);
+    t.equal(count.resetSeconds, 60);
+  }
+});

@@ -2,25 +2,23 @@ import { bucketsOf } from '../src/verification/limits.ts';
 import { type Json, startService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
-// Many entries at once, and reports of uses that an earlier reply allowed.
-
-t.test('each entry is answered as verify answers it, in order, whatever becomes of the others', async (t) => {
+t.test('each entry gets the verdict of a single verification, in order and independent of the others', async (t) => {
   const { admin, verifier, operator, organizationId } = await startService(t);
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
   const [reading, writing] = partner.keys;
   const { body: bound } = await admin.post('/v1/keys', { allowedIps: ['10.0.0.0/8'] });
-  const { body: gone } = await admin.post('/v1/keys', {});
-  await admin.delete(`/v1/keys/${gone.id}`);
+  const { body: deletedKey } = await admin.post('/v1/keys', {});
+  await admin.delete(`/v1/keys/${deletedKey.id}`);
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-  const { body: theirs } = await operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
+  const { body: otherKey } = await operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
   const entries = [
     { key: reading.key, permission: 'read' },
     { key: reading.key, permission: 'write' },
     { key: writing.key, permission: 'write', cost: 3 },
     { key: bound.key, permission: 'read', ip: '10.1.1.1', cost: 0 },
     { key: bound.key, permission: 'read', ip: '192.0.2.1' },
-    { key: gone.key, permission: 'read' },
-    { key: theirs.key, permission: 'read' },
+    { key: deletedKey.key, permission: 'read' },
+    { key: otherKey.key, permission: 'read' },
     { key: 'nonsense', permission: 'read' },
   ];
   const { status, body, headers } = await verifier.post('/v1/verify/batch', { entries });
@@ -31,9 +29,9 @@ t.test('each entry is answered as verify answers it, in order, whatever becomes 
     ['valid', 'insufficient_permission', 'valid', 'valid', 'ip_not_allowed', 'deleted', 'not_found', 'malformed'],
   );
   for (const [index, entry] of entries.entries()) {
-    const { body: alone } = await verifier.post('/v1/verify', { ...entry, cost: 0 });
+    const { body: single } = await verifier.post('/v1/verify', { ...entry, cost: 0 });
     const { rateLimit: _, ...verdict } = body.data[index];
-    const { rateLimit: __, ...expected } = alone;
+    const { rateLimit: __, ...expected } = single;
     t.strictSame(verdict, expected, `entry ${index}`);
   }
   t.same([body.data[0].dependsOnIp, body.data[3].dependsOnIp, body.data[7].dependsOnIp], [false, true, null]);
@@ -41,11 +39,11 @@ t.test('each entry is answered as verify answers it, in order, whatever becomes 
   t.equal(body.data[3].organizationId, organizationId);
 });
 
-t.test('an entry that is wrong has a problem in its place; a batch that is wrong is refused', async (t) => {
+t.test('an invalid entry gets a problem in its place; an invalid batch is rejected', async (t) => {
   const { app, admin, verifier } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
   const good = { key: key.key, permission: 'read' };
-  const wrong: Array<[entry: unknown, path: string]> = [
+  const invalidEntries: Array<[entry: unknown, path: string]> = [
     [null, 'body.entries.1'],
     [[good], 'body.entries.1'],
     [{ key: key.key }, 'body.entries.1.permission'],
@@ -57,7 +55,7 @@ t.test('an entry that is wrong has a problem in its place; a batch that is wrong
     [{ ...good, more: 1 }, 'body.entries.1.more'],
     [{ ...good, key: 1 }, 'body.entries.1.key'],
   ];
-  for (const [entry, path] of wrong) {
+  for (const [entry, path] of invalidEntries) {
     const { status, body } = await verifier.post('/v1/verify/batch', { entries: [good, entry, good] });
     t.equal(status, 200, path);
     t.match(body.data, [
@@ -78,12 +76,12 @@ t.test('an entry that is wrong has a problem in its place; a batch that is wrong
   t.equal(
     (await verifier.post('/v1/verify', { key: 'x'.repeat(70_000), permission: 'read' })).status,
     413,
-    'elsewhere 64 KiB',
+    'other routes accept 64 KiB',
   );
   t.equal(app.hasRoute({ method: 'POST', url: '/v1/verify/batch' }), true);
 });
 
-t.test("uses that were already allowed are counted beyond the limit, whatever the key's state is now", async (t) => {
+t.test('already allowed uses are counted beyond the limit, whatever the state of the key', async (t) => {
   const { admin, verifier, verification, client } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', { rateLimit: { requests: 10, windowSeconds: 60 } });
   const report = async (uses: number, cost = uses) => {
@@ -96,7 +94,7 @@ t.test("uses that were already allowed are counted beyond the limit, whatever th
   t.match(
     await report(40),
     { valid: true, rateLimit: { policy: 'key', remaining: 0 } },
-    'what is too much is counted too',
+    'uses beyond the limit are counted too',
   );
   t.match((await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body, { code: 'rate_limited' });
   t.match(await report(2, 0), { valid: true });
@@ -109,7 +107,7 @@ t.test("uses that were already allowed are counted beyond the limit, whatever th
   const { body: history } = await admin.get(`/v1/keys/${key.id}/history`);
   t.notOk(
     history.data.some(({ action }: Json) => action === 'key.used_after_deletion'),
-    'what came before the deletion is no use after it',
+    'earlier uses are not recorded as uses after the deletion',
   );
   const { rows } = await client.pool.query('select 1 from deleted_key_uses');
   t.same(rows, []);
@@ -119,15 +117,15 @@ t.test("uses that were already allowed are counted beyond the limit, whatever th
   t.match(await verification.limits.count([bucket], 0), { remaining: 1_000 - 49 }, "the owner's limit counts them too");
 });
 
-t.test("another organization's keys cannot be counted", async (t) => {
+t.test('keys of another organization cannot be counted', async (t) => {
   const { admin, operator, as } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-  const there = { 'latchkey-organization': other.id };
+  const inOther = { 'latchkey-organization': other.id };
   const { body: token } = await operator.post(
     '/v1/access-tokens',
     { role: 'verifier', scopes: ['read'], name: 'v' },
-    there,
+    inOther,
   );
   const entries = [{ key: key.key, permission: 'read', uses: 900, cost: 900 }];
   t.match((await as(token.token).post('/v1/verify/batch', { entries })).body.data, [{ code: 'not_found' }]);

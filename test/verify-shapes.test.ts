@@ -7,11 +7,11 @@ import type { Verdict } from '../src/verification/verifier.ts';
 import { startService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
-// Verdicts are written without zod. This holds them to the schema that the API document is made from.
+// Verdicts are written without zod. This compares them with the schema of the API document.
 
 /**
- * What a key can carry. A member `__proto__` is refused at any depth before it is stored (test/input.test.ts), and zod leaves
- * it out of what it reads, so the two shapes would differ on what cannot be there.
+ * The metadata that a key can have. `__proto__` is rejected before it is stored (test/input.test.ts), and zod skips it,
+ * so it is left out here.
  */
 const anyMetadata = fc
   .dictionary(fc.string(), fc.jsonValue())
@@ -55,13 +55,13 @@ const anyCount = fc.record({
   policy: fc.constantFrom('owner' as const, 'key' as const),
 });
 
-t.test('the text of a verdict is JSON of the declared shape, with nothing more in it', async (t) => {
+t.test('the text of a verdict is JSON of the declared shape, without other members', async (t) => {
   const verdicts = fc.oneof(
     fc.constantFrom('malformed' as const, 'not_found' as const).map((code) => ({ code, key: null, count: null })),
     fc.record({ code: fc.constantFrom(...verdictCodes), key: anyKey, count: fc.option(anyCount) }),
   ) as fc.Arbitrary<Verdict>;
   const isOfShape = fc.property(verdicts, (verdict) => {
-    for (let turn = 0; turn < 2; turn++) {
+    for (let round = 0; round < 2; round++) {
       const value: unknown = JSON.parse(verdictJson(verdict));
       t.strictSame(verdictView.strict().parse(value), value);
       const { valid, code, keyId, name } = verdictView.parse(value);
@@ -73,9 +73,13 @@ t.test('the text of a verdict is JSON of the declared shape, with nothing more i
   t.doesNotThrow(() => fc.assert(isOfShape, { numRuns: 300 }));
 });
 
-t.test('introspection by RFC 7662', async (t) => {
+t.test('introspection follows RFC 7662', async (t) => {
   const { app, admin, verifier, operator, organizationId, clock, later } = await startService(t);
-  const ask = async (form: string, token = verifier.token, contentType = 'application/x-www-form-urlencoded') => {
+  const introspect = async (
+    form: string,
+    token = verifier.token,
+    contentType = 'application/x-www-form-urlencoded',
+  ) => {
     const response = await app.inject({
       method: 'POST',
       url: '/v1/introspect',
@@ -86,36 +90,36 @@ t.test('introspection by RFC 7662', async (t) => {
   };
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['write'] });
   const expiresAt = new Date(Math.ceil(clock.nowMs() / 1000) * 1000 + 60_000);
-  const { body: ours } = await admin.post('/v1/keys', { expiresAt: expiresAt.toISOString() });
-  const [theirs] = partner.keys;
-  t.same((await ask(`token=${theirs.key}`)).body, {
+  const { body: ownKey } = await admin.post('/v1/keys', { expiresAt: expiresAt.toISOString() });
+  const [partnerKey] = partner.keys;
+  t.same((await introspect(`token=${partnerKey.key}`)).body, {
     active: true,
     scope: 'write',
     client_id: partner.id,
-    sub: theirs.id,
-    iat: Math.floor(Date.parse(theirs.createdAt) / 1000),
+    sub: partnerKey.id,
+    iat: Math.floor(Date.parse(partnerKey.createdAt) / 1000),
   });
-  t.match((await ask(`token=${ours.key}&token_type_hint=access_token`)).body, {
+  t.match((await introspect(`token=${ownKey.key}&token_type_hint=access_token`)).body, {
     active: true,
     scope: 'read write',
     client_id: organizationId,
     exp: expiresAt.getTime() / 1000,
   });
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
-  const { body: stranger } = await operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
-  await admin.delete(`/v1/keys/${theirs.id}`);
+  const { body: otherKey } = await operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
+  await admin.delete(`/v1/keys/${partnerKey.id}`);
   later(120_000);
   for (const [what, key] of [
     ['nonsense', 'nonsense'],
-    ['deleted', theirs.key],
-    ['expired', ours.key],
-    ["another organization's", stranger.key],
+    ['deleted', partnerKey.key],
+    ['expired', ownKey.key],
+    ["another organization's", otherKey.key],
     ['an access token', verifier.token],
   ] as const) {
-    t.strictSame((await ask(`token=${key}`)).body, { active: false }, what);
+    t.strictSame((await introspect(`token=${key}`)).body, { active: false }, what);
   }
-  t.match(await ask('token_type_hint=x'), { status: 400, body: { errors: [{ path: 'body.token' }] } });
-  t.match(await ask('{"token":"x"}', verifier.token, 'application/json'), { status: 415 });
-  const { body: usage } = await admin.get(`/v1/keys/${ours.id}/usage`);
-  t.match(usage.total, { allowed: 0, denied: 0 }, 'it counts nothing');
+  t.match(await introspect('token_type_hint=x'), { status: 400, body: { errors: [{ path: 'body.token' }] } });
+  t.match(await introspect('{"token":"x"}', verifier.token, 'application/json'), { status: 415 });
+  const { body: usage } = await admin.get(`/v1/keys/${ownKey.id}/usage`);
+  t.match(usage.total, { allowed: 0, denied: 0 }, 'introspection is not counted');
 });

@@ -19,13 +19,13 @@ t.test(
     const { admin } = service;
     const { body: key } = await admin.post('/v1/keys', {});
     const { body: other } = await admin.post('/v1/keys', {});
-    const bob = await adminNamed(service, 'Bob');
+    const otherAdmin = await adminNamed(service, 'Bob');
     t.same((await admin.get(`/v1/keys/${key.id}/viewers`)).body, { data: [], nextCursor: null });
 
-    await bob.client.post(`/v1/keys/${key.id}/reveal`, { reason: 'Moved', recipient: 'ops@partner.example' });
+    await otherAdmin.client.post(`/v1/keys/${key.id}/reveal`, { reason: 'Moved', recipient: 'ops@partner.example' });
     await admin.post(`/v1/keys/${key.id}/reveal`);
     await admin.post(`/v1/keys/${other.id}/reveal`, { reason: 'Another key' });
-    await bob.client.post(`/v1/keys/${key.id}/reveal`, { reason: 'Moved again' });
+    await otherAdmin.client.post(`/v1/keys/${key.id}/reveal`, { reason: 'Moved again' });
 
     const { body } = await admin.get(`/v1/keys/${key.id}/viewers`);
     const { body: history } = await admin.get(`/v1/history?action=key.revealed&keyId=${key.id}`);
@@ -41,7 +41,7 @@ t.test(
         last: second.at,
       },
       {
-        admin: { type: 'admin', id: bob.id, name: 'Bob', email: 'bob@example.com' },
+        admin: { type: 'admin', id: otherAdmin.id, name: 'Bob', email: 'bob@example.com' },
         tokenCreatedBy: { type: 'admin', email: 'ada@example.com' },
         times: 2,
         first: first.at,
@@ -54,7 +54,7 @@ t.test(
       { at: first.at, reason: 'Moved', recipient: 'ops@partner.example' },
     ]);
 
-    await admin.delete(`/v1/access-tokens/${bob.id}`);
+    await admin.delete(`/v1/access-tokens/${otherAdmin.id}`);
     await admin.delete(`/v1/keys/${key.id}`);
     t.same(
       (await admin.get(`/v1/keys/${key.id}/viewers`)).body,
@@ -69,13 +69,13 @@ t.test('a rejected reveal adds no viewer', async (t) => {
   const service = await startService(t, { limits: { callerLimit: 1e6, addressLimit: 1e6, revealLimit: 1 } });
   const { admin, operator, organizationId } = service;
   const { body: key } = await admin.post('/v1/keys', {});
-  const bob = await adminNamed(service, 'Bob', operator, { 'latchkey-organization': organizationId });
+  const otherAdmin = await adminNamed(service, 'Bob', operator, { 'latchkey-organization': organizationId });
   t.equal(
     (await operator.post(`/v1/keys/${key.id}/reveal`, {}, { 'latchkey-organization': organizationId })).status,
     403,
   );
-  t.equal((await bob.client.post(`/v1/keys/${key.id}/reveal`)).status, 200);
-  t.equal((await bob.client.post(`/v1/keys/${key.id}/reveal`)).status, 429);
+  t.equal((await otherAdmin.client.post(`/v1/keys/${key.id}/reveal`)).status, 200);
+  t.equal((await otherAdmin.client.post(`/v1/keys/${key.id}/reveal`)).status, 429);
   await admin.delete(`/v1/keys/${key.id}`);
   t.equal((await admin.post(`/v1/keys/${key.id}/reveal`)).body.code, 'already_deleted');
   const { body } = await admin.get(`/v1/keys/${key.id}/viewers`);
@@ -83,7 +83,7 @@ t.test('a rejected reveal adds no viewer', async (t) => {
   t.equal(body.data.length, 1);
 });
 
-t.test('no page omits a viewer who reveals the key again meanwhile', async (t) => {
+t.test('no page omits a viewer who reveals the key again between two pages', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { body: key } = await admin.post('/v1/keys', {});
@@ -107,7 +107,7 @@ t.test('no page omits a viewer who reveals the key again meanwhile', async (t) =
 t.test('the last reveals are listed, and all are counted', async (t) => {
   const { admin } = await startService(t);
   const { body: key } = await admin.post('/v1/keys', {});
-  for (let turn = 1; turn <= 23; turn++) await admin.post(`/v1/keys/${key.id}/reveal`, { reason: `Look ${turn}` });
+  for (let round = 1; round <= 23; round++) await admin.post(`/v1/keys/${key.id}/reveal`, { reason: `Look ${round}` });
   const [viewer] = (await admin.get(`/v1/keys/${key.id}/viewers`)).body.data;
   t.equal(viewer.times, 23);
   t.same(

@@ -5,10 +5,10 @@ import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 import { failureOf, startWebhookClient } from './support/webhook-client.ts';
 
-// What webhooks may reach: no spelling, no name and no reply leads a delivery into a net that is not public.
+// No spelling, name or reply leads a webhook delivery to an address that is not public.
 
 /** Spellings that lead to this machine, as an unguarded client shows below. */
-const thisMachine = [
+const ownSpellings = [
   '127.0.0.1',
   '127.1',
   '127.0.1',
@@ -41,7 +41,7 @@ const thisMachine = [
   '0.0',
 ];
 
-const thisMachineByIpv6 = [
+const ownIpv6Spellings = [
   '[::1]',
   '[0:0:0:0:0:0:0:1]',
   '[0000:0000:0000:0000:0000:0000:0000:0001]',
@@ -51,8 +51,8 @@ const thisMachineByIpv6 = [
 
 const mapped = ['[::ffff:127.0.0.1]', '[::ffff:7f00:1]', '[0:0:0:0:0:FFFF:7F00:0001]', '[0::ffff:127.0.0.1]'];
 
-/** Spellings of other places, or of none, to which nothing may be sent either. */
-const otherPlaces = [
+/** Spellings of other or invalid places, to which nothing may be sent. */
+const otherSpellings = [
   '127.0.0.2',
   '127.255.255.254',
   '10.0.0.1',
@@ -119,12 +119,12 @@ const otherPlaces = [
   'any.localhost.',
 ];
 
-t.test('no spelling of an address that is not public is called', async (t) => {
-  const spellings = [...thisMachine, ...thisMachineByIpv6, ...mapped, ...otherPlaces];
+t.test('no spelling of a non-public address is called', async (t) => {
+  const spellings = [...ownSpellings, ...ownIpv6Spellings, ...mapped, ...otherSpellings];
   t.ok(new Set(spellings).size >= 60, `${spellings.length} spellings`);
   const listener = await listenEverywhere(t);
   const { checkUrl, post } = startWebhookClient(t, {
-    lookup: () => Promise.reject(new Error('No name is asked for here.')),
+    lookup: () => Promise.reject(new Error('No name is looked up here.')),
   });
   for (const spelling of spellings) {
     for (const scheme of ['http', 'https']) {
@@ -133,14 +133,14 @@ t.test('no spelling of an address that is not public is called', async (t) => {
       const reason = isUrl ? 'address_refused' : 'url_refused';
       t.match(await failureOf(post(url, {}, '{}')), { reason }, `${url} is not called`);
       const refusal = { code: 'validation_failed', errors: [{ path: 'body.url', message: /^must / }] };
-      await t.rejects(checkUrl(url), refusal, 'nor registered');
+      await t.rejects(checkUrl(url), refusal, 'the name cannot be registered');
     }
   }
-  t.equal(listener.connections(), 0, 'nobody was connected to');
+  t.equal(listener.connections(), 0, 'no connection was made');
 
-  await t.test('an unguarded client arrives, so there was something to arrive at', async (t) => {
+  await t.test('an unguarded client connects, so the listener was reachable', async (t) => {
     const { post } = startWebhookClient(t, { opened: ['0.0.0.0/0', '::/0'] });
-    for (const spelling of thisMachine) {
+    for (const spelling of ownSpellings) {
       const before = listener.connections();
       t.match(await post(`http://${spelling}:${listener.port}/`, {}, ''), { status: 204 });
       t.equal(listener.connections(), before + 1, spelling);
@@ -148,7 +148,7 @@ t.test('no spelling of an address that is not public is called', async (t) => {
   });
 });
 
-t.test('no name leads there either', async (t) => {
+t.test('a name with a non-public address is neither called nor registered', async (t) => {
   const listener = await listenEverywhere(t);
   const url = `http://hook.example.com:${listener.port}/`;
   const answers = [
@@ -170,30 +170,34 @@ t.test('no name leads there either', async (t) => {
   for (const answer of answers) {
     const { checkUrl, post } = startWebhookClient(t, { lookup: async () => answer });
     t.match(await failureOf(post(url, {}, '{}')), { reason: 'address_refused' }, `${answer} is not called`);
-    await t.rejects(checkUrl(url), { code: 'validation_failed', errors: [{ path: 'body.url' }] }, 'nor registered');
+    await t.rejects(
+      checkUrl(url),
+      { code: 'validation_failed', errors: [{ path: 'body.url' }] },
+      'the name cannot be registered',
+    );
   }
-  t.equal(listener.connections(), 0, 'nobody was connected to');
+  t.equal(listener.connections(), 0, 'no connection was made');
 });
 
-t.test('a name that changes its answer after the registration is not followed', async (t) => {
+t.test('a name that changes its address after the registration is not followed', async (t) => {
   const listener = await listenEverywhere(t);
   const url = `http://hook.example.com:${listener.port}/`;
   const answers = [['93.184.215.14'], ['127.0.0.1'], ['127.0.0.1', '93.184.215.14']];
-  const asked: string[] = [];
+  const lookups: string[] = [];
   const { checkUrl, post } = startWebhookClient(t, {
     lookup: async (name) => {
-      asked.push(name);
+      lookups.push(name);
       return answers.shift() ?? [];
     },
   });
   await checkUrl(url);
   t.match(await failureOf(post(url, {}, '{}')), { reason: 'address_refused' });
   t.match(await failureOf(post(url, {}, '{}')), { reason: 'address_refused' });
-  t.same(asked, ['hook.example.com', 'hook.example.com', 'hook.example.com']);
+  t.same(lookups, ['hook.example.com', 'hook.example.com', 'hook.example.com']);
   t.equal(listener.connections(), 0);
 });
 
-t.test('what was checked is what is connected to: one answer serves both', async (t) => {
+t.test('the checked address is the one that is connected to', async (t) => {
   const receiver = await listenHttp(t);
   const answers = [['127.0.0.1'], ['192.168.0.1']];
   const { post } = startWebhookClient(t, {
@@ -201,11 +205,11 @@ t.test('what was checked is what is connected to: one answer serves both', async
     lookup: async () => answers.shift() ?? [],
   });
   t.match(await post(`http://hook.example.com:${receiver.port}/`, {}, '{}'), { status: 204 });
-  t.equal(answers.length, 1, 'the name was asked for once');
+  t.equal(answers.length, 1, 'the name was looked up once');
   t.equal(receiver.arrived[0]?.headers.host, `hook.example.com:${receiver.port}`, 'the host stays the name');
 });
 
-t.test('an address that leads elsewhere than it says is left before a byte is sent', async (t) => {
+t.test('a connection to another address than the URL names is closed before any data is sent', async (t) => {
   const receiver = await listenHttp(t);
   const { post } = startWebhookClient(t, { opened: ['0.0.0.0'] });
   t.match(await failureOf(post(`http://0.0.0.0:${receiver.port}/`, {}, '{}')), { reason: 'address_refused' });
@@ -213,30 +217,30 @@ t.test('an address that leads elsewhere than it says is left before a byte is se
   t.same(receiver.arrived, []);
 });
 
-t.test('a redirect is a reply, and not followed', async (t) => {
-  const victim = await listenEverywhere(t);
+t.test('a redirect counts as the reply, and is not followed', async (t) => {
+  const redirectTarget = await listenEverywhere(t);
   const { post } = startWebhookClient(t, { opened: ['127.0.0.1'] });
   for (const status of [300, 301, 302, 303, 307, 308]) {
     const receiver = await listenHttp(t, (response) => {
-      const location = `http://127.0.0.1:${victim.port}/`;
+      const location = `http://127.0.0.1:${redirectTarget.port}/`;
       response.writeHead(status, { location, refresh: `0; url=${location}` }).end();
     });
     t.match(await post(`http://127.0.0.1:${receiver.port}/`, {}, '{}'), { status });
     t.equal(receiver.arrived.length, 1);
   }
-  t.equal(victim.connections(), 0);
+  t.equal(redirectTarget.connections(), 0);
 });
 
-t.test('a refusal does not say which address it was', async (t) => {
+t.test('a rejection does not reveal the address', async (t) => {
   const { checkUrl, post } = startWebhookClient(t, { lookup: async () => ['10.20.30.40'] });
   const refused = await post('http://hook.example.com/', {}, '{}').catch((error) => error);
   t.ok(refused instanceof DeliveryFailed);
   t.notMatch(refused.message, '10.20');
-  const inside = await checkUrl('http://hook.example.com/').catch((error) => error);
+  const internal = await checkUrl('http://hook.example.com/').catch((error) => error);
   const { checkUrl: checkUnknown } = startWebhookClient(t, { lookup: () => Promise.reject(new Error('ENOTFOUND')) });
   const unknown = await checkUnknown('http://hook.example.com/').catch((error) => error);
-  t.ok(inside instanceof Problem);
-  t.same(inside.errors, unknown.errors, 'a name of the internal net looks like one that does not exist');
-  const written = await checkUrl('http://10.20.30.40/').catch((error) => error);
-  t.match(written, { message: 'body.url: must lead to a public address' }, 'of a written address all is known');
+  t.ok(internal instanceof Problem);
+  t.same(internal.errors, unknown.errors, 'a name of the internal network looks like an unknown name');
+  const literal = await checkUrl('http://10.20.30.40/').catch((error) => error);
+  t.match(literal, { message: 'body.url: must lead to a public address' }, 'an address in the URL is named');
 });

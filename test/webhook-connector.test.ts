@@ -12,13 +12,13 @@ import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 import { failureOf, startWebhookClient } from './support/webhook-client.ts';
 
-// One exchange with an endpoint: whatever the other side does, it ends in time, in little memory, and has a name.
+// One exchange with an endpoint. It ends in time and with bounded memory, and each failure has a reason.
 
 const opened = ['127.0.0.0/8'];
 const urlOf = ({ port }: Listener) => `http://127.0.0.1:${port}/hook?from=latchkey`;
-const noLeftover = (listener: Listener) => eventually(async () => listener.open() === 0);
+const untilNoneOpen = (listener: Listener) => eventually(async () => listener.open() === 0);
 
-t.test('a delivery arrives as it was given, byte by byte', async (t) => {
+t.test('a delivery arrives unchanged, byte by byte', async (t) => {
   const receiver = await listenHttp(t, (response) => response.writeHead(202, { 'x-more': 'y' }).end('taken'));
   const { post } = startWebhookClient(t, { opened });
   const body = '{"name":"Zoë \u{1f511}","same":"as given"}';
@@ -39,25 +39,25 @@ t.test('a delivery arrives as it was given, byte by byte', async (t) => {
   t.equal(arrived?.headers['accept-encoding'], undefined);
 });
 
-t.test('a connection serves one delivery: the address of the next one is checked again', async (t) => {
+t.test('each delivery uses a new connection, so that the address is checked again', async (t) => {
   const receiver = await listenHttp(t, (response) => {
     response.writeHead(200, { connection: 'keep-alive', 'keep-alive': 'timeout=600' }).end();
   });
   const { post } = startWebhookClient(t, { opened });
   for (const _ of [1, 2, 3]) await post(urlOf(receiver), {}, '{}');
   t.equal(receiver.connections(), 3);
-  await noLeftover(receiver);
+  await untilNoneOpen(receiver);
 });
 
-t.test('a request that cannot be written leaves no connection behind', async (t) => {
+t.test('a request that cannot be written leaves no open connection', async (t) => {
   const receiver = await listenHttp(t);
   const { post } = startWebhookClient(t, { opened });
   t.ok((await failureOf(post(urlOf(receiver), { 'webhook-id': 'msg_1\r\nx: y' }, '{}'))) instanceof Error);
-  await noLeftover(receiver);
+  await untilNoneOpen(receiver);
   t.same(receiver.arrived, []);
 });
 
-t.test('every step is bounded by the time of the whole', async (t) => {
+t.test('the time limit covers every step of the exchange', async (t) => {
   const timeoutMs = 400;
   const silent = await listenRaw(t, (socket) => socket.resume());
   const drip = (socket: Socket, head: string, part: string) => {
@@ -70,7 +70,7 @@ t.test('every step is bounded by the time of the whole', async (t) => {
   const drippingEarlyHints = await listenRaw(t, (socket) => drip(socket, '', 'HTTP/1.1 103 Early Hints\r\n\r\n'));
   const drippingBody = await listenRaw(t, (socket) => drip(socket, 'HTTP/1.1 200 OK\r\n\r\n', '.'));
   const unread = await listenRaw(t, (socket) => {
-    // It sees that it was left only when it reads at last.
+    // The receiver notices the closed connection only when it reads.
     setTimeout(() => socket.resume(), 3 * timeoutMs);
     socket.pause();
   });
@@ -86,16 +86,16 @@ t.test('every step is bounded by the time of the whole', async (t) => {
     const failure = await failureOf(post(urlOf(listener), {}, body));
     t.match(failure, { reason: 'timed_out' }, what);
     t.ok(failure instanceof DeliveryFailed && failure.durationMs >= timeoutMs - 5 && failure.durationMs < 5_000, what);
-    await noLeftover(listener);
+    await untilNoneOpen(listener);
   }
 
-  await t.test('a stalled TLS handshake', async (t) => {
+  await t.test('a stalled TLS handshake is ended', async (t) => {
     const { post } = startWebhookClient(t, { opened, timeoutMs });
     t.match(await failureOf(post(`https://127.0.0.1:${silent.port}/`, {}, '{}')), { reason: 'timed_out' });
-    await noLeftover(silent);
+    await untilNoneOpen(silent);
   });
 
-  await t.test('a name that is not answered for', async (t) => {
+  await t.test('a lookup without an answer is ended', async (t) => {
     let signalled = false;
     const lookup = (_name: string, signal: AbortSignal) => {
       signal.addEventListener('abort', () => {
@@ -109,15 +109,15 @@ t.test('every step is bounded by the time of the whole', async (t) => {
     await t.rejects(checkUrl('http://hook.example.com/'), { code: 'validation_failed' });
   });
 
-  await t.test('a connection into a black hole', async (t) => {
+  await t.test('a connection that is never accepted is ended', async (t) => {
     const { port, waiting } = await startBlackHole(t, { host: '127.0.0.1', port: 0 });
     const { post } = startWebhookClient(t, { opened, timeoutMs });
     t.match(await failureOf(post(`http://127.0.0.1:${port}/`, {}, '{}')), { reason: 'timed_out' });
-    t.ok(waiting.at(-1)?.connecting, 'nobody can connect there');
+    t.ok(waiting.at(-1)?.connecting, 'no connection is accepted there');
   });
 });
 
-/** A port at which connections are neither taken nor refused: a full queue before a process that is busy for ever. */
+/** A port that neither accepts nor rejects connections: the queue of a blocked process is full. */
 async function startBlackHole(t: Test, place: { host: string; port: number }) {
   const code = `
     const { createServer } = require('node:net');
@@ -137,7 +137,7 @@ async function startBlackHole(t: Test, place: { host: string; port: number }) {
   return { port, waiting };
 }
 
-t.test('of a reply only the beginning is read, and its text can be kept', async (t) => {
+t.test('only the beginning of a reply is read, as storable text', async (t) => {
   const replies: Array<[what: string, body: Buffer, text: string]> = [
     ['nothing', Buffer.alloc(0), ''],
     ['all of a short one', Buffer.from('Zoë'), 'Zoë'],
@@ -151,7 +151,7 @@ t.test('of a reply only the beginning is read, and its text can be kept', async 
   for (const [what, body, text] of replies) {
     const receiver = await listenHttp(t, (response) => response.end(body));
     t.equal((await post(urlOf(receiver), {}, '{}')).body, text, what);
-    await noLeftover(receiver);
+    await untilNoneOpen(receiver);
   }
 
   await t.test('a body without an end is cut off', async (t) => {
@@ -169,21 +169,21 @@ t.test('of a reply only the beginning is read, and its text can be kept', async 
     const reply = await post(urlOf(receiver), {}, '{}');
     t.match(reply, { status: 200 });
     t.equal(reply.body.length, 16_384);
-    await noLeftover(receiver);
+    await untilNoneOpen(receiver);
     t.ok(sent < 64 * 1024 * 1024, `${sent} bytes were sent`);
   });
 
-  await t.test('a compressed one is not inflated', async (t) => {
+  await t.test('a compressed reply is not inflated', async (t) => {
     const receiver = await listenHttp(t, (response) => {
       response.writeHead(200, { 'content-encoding': 'gzip' }).end(gzipSync(Buffer.alloc(10_000_000)));
     });
     const reply = await post(urlOf(receiver), {}, '{}');
-    t.equal(reply.body.slice(0, 2), '\u001f\ufffd', 'as it came');
+    t.equal(reply.body.slice(0, 2), '\u001f\ufffd', 'unchanged');
     t.equal(reply.body.includes('\u0000'), false);
   });
 });
 
-t.test('an answer that is no HTTP reply is reported as broken', async (t) => {
+t.test('an invalid HTTP reply is reported as reply_broken', async (t) => {
   const big = 'x'.repeat(20_000);
   const replies = {
     'the end at once': '',
@@ -202,34 +202,37 @@ t.test('an answer that is no HTTP reply is reported as broken', async (t) => {
   for (const [what, reply] of Object.entries(replies)) {
     const listener = await listenRaw(t, (socket) => socket.once('data', () => socket.end(reply)));
     t.match(await failureOf(post(urlOf(listener), {}, '{}')), { reason: 'reply_broken' }, what);
-    t.equal(listener.connections(), 1, 'and not tried again here');
-    await noLeftover(listener);
+    t.equal(listener.connections(), 1, 'not retried by the client');
+    await untilNoneOpen(listener);
   }
   const ended = connect((await listenHttp(t)).port, '127.0.0.1');
   await once(ended, 'connect');
   ended.destroy();
-  const asked = { url: new URL('http://127.0.0.1/'), headers: {}, body: '', replyLimitBytes: 1 };
-  const never = new AbortController().signal;
-  t.ok((await failureOf(exchange(ended, { ...asked, signal: never }))) instanceof Error, 'a connection that has ended');
+  const options = { url: new URL('http://127.0.0.1/'), headers: {}, body: '', replyLimitBytes: 1 };
+  const neverAborted = new AbortController().signal;
+  t.ok(
+    (await failureOf(exchange(ended, { ...options, signal: neverAborted }))) instanceof Error,
+    'a connection that has ended',
+  );
   const resetting = await listenRaw(t, (socket) => socket.resetAndDestroy());
   t.match(await failureOf(post(urlOf(resetting), {}, '{}')), { reason: /^(reply_broken|connect_failed)$/ }, 'a reset');
 });
 
-t.test('where nobody listens the connection fails, and another address of the name is tried', async (t) => {
+t.test('if one address of a name rejects the connection, the next address is tried', async (t) => {
   const receiver = await listenHttp(t);
-  const gone = await listenRaw(t, (socket) => socket.destroy());
+  const closed = await listenRaw(t, (socket) => socket.destroy());
   const { post } = startWebhookClient(t, { opened, lookup: async () => ['127.0.0.2', '127.0.0.1', '127.0.0.3'] });
   t.match(await post(`http://hook.example.com:${receiver.port}/`, {}, '{}'), { status: 204 });
-  const { post: postNowhere } = startWebhookClient(t, { opened, lookup: async () => ['127.0.0.2', '127.0.0.3'] });
-  const failure = await failureOf(postNowhere(`http://hook.example.com:${gone.port}/`, {}, '{}'));
+  const { post: postToClosed } = startWebhookClient(t, { opened, lookup: async () => ['127.0.0.2', '127.0.0.3'] });
+  const failure = await failureOf(postToClosed(`http://hook.example.com:${closed.port}/`, {}, '{}'));
   t.match(failure, { reason: 'connect_failed', message: 'The connection could not be established.' });
-  t.equal(gone.connections(), 0);
+  t.equal(closed.connections(), 0);
 
-  await t.test('also where the first one keeps silent', async (t) => {
+  await t.test('the next address is also tried if the first one does not answer', async (t) => {
     await startBlackHole(t, { host: '127.0.0.2', port: receiver.port });
     const before = performance.now();
     t.match(await post(`http://hook.example.com:${receiver.port}/`, {}, '{}'), { status: 204 });
-    t.ok(performance.now() - before > 1_000, 'it was waited for');
+    t.ok(performance.now() - before > 1_000, 'the first address was tried');
   });
 });
 
@@ -269,7 +272,7 @@ t.test('Retry-After is read in both of its forms', async (t) => {
   t.match(await post(urlOf(receiver), {}, '{}'), { status: 503, retryAfterSeconds: 120 });
 });
 
-t.test('a proxy that the environment names is not asked', async (t) => {
+t.test('proxies named in the environment are ignored', async (t) => {
   const [receiver, proxy] = [await listenHttp(t), await listenHttp(t)];
   const names = ['HTTP_PROXY', 'http_proxy', 'HTTPS_PROXY', 'https_proxy', 'ALL_PROXY', 'NODE_USE_ENV_PROXY'];
   const before = names.map((name) => [name, process.env[name]] as const);
@@ -285,7 +288,7 @@ t.test('a proxy that the environment names is not asked', async (t) => {
   t.equal(proxy.connections(), 0);
 });
 
-t.test('a client that is closed ends what is under way, and says nothing of the endpoint', async (t) => {
+t.test('closing the client ends calls in progress, without blaming the endpoint', async (t) => {
   const silent = await listenRaw(t, (socket) => socket.resume());
   const client = startWebhookClient(t, { opened });
   const underWay = failureOf(client.post(urlOf(silent), {}, '{}'));
@@ -294,13 +297,13 @@ t.test('a client that is closed ends what is under way, and says nothing of the 
   for (const failure of [await underWay, await failureOf(client.post(urlOf(silent), {}, '{}'))]) {
     t.ok(failure instanceof Error && !(failure instanceof DeliveryFailed), String(failure));
   }
-  await noLeftover(silent);
+  await untilNoneOpen(silent);
   t.equal(silent.connections(), 1);
 });
 
-t.test('names are asked from name servers, for both families', async (t) => {
+t.test('names are looked up for IPv4 and IPv6', async (t) => {
   const receiver: HttpListener = await listenHttp(t);
-  const { server, asked } = await startNameServer(t, {
+  const { server, queries } = await startNameServer(t, {
     'hook.example.com': { A: ['127.0.0.1'] },
     'both.example.com': { A: ['127.0.0.1'], AAAA: ['fd00:0:0:0:0:0:0:1'] },
     'none.example.com': {},
@@ -309,12 +312,12 @@ t.test('names are asked from name servers, for both families', async (t) => {
   const { post } = startWebhookClient(t, { opened, timeoutMs: 1_000, lookup: createDnsLookup([server]) });
   const to = (name: string) => post(`http://${name}.example.com:${receiver.port}/`, {}, '{}');
   t.match(await to('hook'), { status: 204 });
-  t.same(asked.sort(), ['hook.example.com A', 'hook.example.com AAAA']);
+  t.same(queries.sort(), ['hook.example.com A', 'hook.example.com AAAA']);
   t.match(await failureOf(to('both')), { reason: 'address_refused' }, 'one address of each family, and one is private');
   t.match(await failureOf(to('none')), { reason: 'dns_failed' });
   t.match(await failureOf(to('unknown')), { reason: 'dns_failed' });
   t.match(await failureOf(to('silent')), { reason: 'timed_out' });
-  const { post: postToNobody } = startWebhookClient(t, { opened, lookup: async () => [] });
-  t.match(await failureOf(postToNobody('http://hook.example.com/', {}, '{}')), { reason: 'dns_failed' });
+  const { post: postWithoutAddress } = startWebhookClient(t, { opened, lookup: async () => [] });
+  t.match(await failureOf(postWithoutAddress('http://hook.example.com/', {}, '{}')), { reason: 'dns_failed' });
   t.equal(receiver.connections(), 1);
 });

@@ -9,15 +9,13 @@ import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 import { idOf, makeWebhook, startReceiver, startSending } from './support/webhooks.ts';
 
-// Many endpoints, or many deliveries, at once.
-
-/** Endpoints that have failed before, in one statement, each with something due. */
+/** Creates endpoints that failed before, each with due deliveries, in one statement. */
 async function dbMakeEndpoints(
   service: TestService,
   options: { url: string; count: number; due: number },
 ): Promise<void> {
   const organizationId = service.organizationId as OrganizationId;
-  const made = Array.from({ length: options.count }, () => {
+  const rows = Array.from({ length: options.count }, () => {
     const id = newId('webhook');
     const endpoint = { id, organization_id: organizationId, partner_id: null, url: options.url };
     return { id, ...mintSecret(service.keyring, endpoint).columns };
@@ -25,8 +23,8 @@ async function dbMakeEndpoints(
   const params = [
     organizationId,
     options.url,
-    made.map(({ id }) => id),
-    made.map(({ sealed }) => sealed),
+    rows.map(({ id }) => id),
+    rows.map(({ sealed }) => sealed),
     service.keyring.primary.id,
   ];
   await dbQuery(
@@ -39,14 +37,14 @@ async function dbMakeEndpoints(
   await dbMakeDeliveries(service, 'pending', options.due);
 }
 
-/** For each endpoint that receives purges. */
+/** For each endpoint that receives key.purged. */
 async function dbMakeDeliveries(service: TestService, status: 'pending' | 'failed', count: number): Promise<void> {
   const { urls, keyring } = service;
   const endpoints = await dbQuery(urls.app, "select id from webhook_endpoints where events = '{key.purged}'");
   const [event] = await dbQuery(urls.app, 'select canonical from history where chain = $1 and sequence = 1', [
     service.organizationId,
   ]);
-  const made = endpoints.flatMap(({ id: endpointId }) =>
+  const rows = endpoints.flatMap(({ id: endpointId }) =>
     Array.from({ length: count }, () => {
       const delivery = {
         id: newId('delivery'),
@@ -65,9 +63,9 @@ async function dbMakeDeliveries(service: TestService, status: 'pending' | 'faile
      from unnest($2::text[], $3::text[], $4::bytea[]) as made (id, endpoint_id, mac)`,
     [
       status,
-      made.map(({ id }) => id),
-      made.map(({ endpointId }) => endpointId),
-      made.map(({ mac }) => mac),
+      rows.map(({ id }) => id),
+      rows.map(({ endpointId }) => endpointId),
+      rows.map(({ mac }) => mac),
       keyring.primary.id,
     ],
   );
@@ -89,34 +87,34 @@ t.test('while hundreds of receivers hang, a healthy one receives its deliveries'
     waitsMs.push(performance.now() - startedAt);
   }
   t.comment(`${hanging.open()} hang; the other one heard after ${waitsMs.map(Math.round).join(', ')} ms`);
-  t.ok(Math.max(...waitsMs) < 10_000, 'it has not waited for one of them to end');
+  t.ok(Math.max(...waitsMs) < 10_000, 'it did not wait for a hanging call');
   t.ok(hanging.open() <= 510, `${hanging.open()} of 600 calls hang at once`);
   t.equal(new Set(receiver.received.map(idOf)).size, 5);
 });
 
 t.test(
-  'of more than 10,000 that have failed, as many are sent again at once, and it says that there are more',
+  'of more failed deliveries than 10,000, the first 10,000 are sent again, and the reply says that more remain',
   async (t) => {
     const service = await startService(t);
     const { admin } = service;
     const receiver = await startReceiver(t);
     const webhook = await makeWebhook(service, { url: receiver.url, events: ['key.purged'] });
     await dbMakeDeliveries(service, 'failed', 10_003);
-    const again = async () => {
+    const redeliver = async () => {
       const since = new Date(0).toISOString();
       return (await admin.post(`/v1/webhooks/${webhook.id}/deliveries/redeliver`, { since })).body;
     };
-    t.same(await again(), { deliveries: 10_000, isCutShort: true });
-    t.same(await again(), { deliveries: 3, isCutShort: false });
-    t.same(await again(), { deliveries: 0, isCutShort: false });
+    t.same(await redeliver(), { deliveries: 10_000, isCutShort: true });
+    t.same(await redeliver(), { deliveries: 3, isCutShort: false });
+    t.same(await redeliver(), { deliveries: 0, isCutShort: false });
 
-    await t.test('what waits for an endpoint fails with it, however much it is', async (t) => {
+    await t.test('all pending deliveries of a failed endpoint fail, however many there are', async (t) => {
       const statuses = () =>
         dbQuery(service.urls.app, 'select status, count(*)::int from webhook_deliveries group by 1 order by 1');
       t.same(await statuses(), [{ status: 'pending', count: 10_003 }]);
       startSending(t, service);
       await eventually(async () => receiver.received.length >= 100);
-      // What is not due is not looked for.
+      // Deliveries that are not due are not selected.
       const later = "update webhook_deliveries set due_at = due_at + interval '1 hour'";
       await dbQuery(service.urls.superuser, `${later} where status = 'pending' and leased_until is null`);
       await admin.post(`/v1/webhooks/${webhook.id}/disable`);

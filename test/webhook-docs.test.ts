@@ -18,29 +18,29 @@ import { t } from './support/tap.ts';
 import { startWebhookClient } from './support/webhook-client.ts';
 import { makeWebhook, type Received, startReceiver, startSending } from './support/webhooks.ts';
 
-// docs/webhooks.md as people use it: its snippets take what Latchkey sends, and nothing else.
+// Runs the snippets of docs/webhooks.md. They accept what Latchkey sends, and nothing else.
 
 const page = await readFile('docs/webhooks.md', 'utf8');
 
-/** The fenced blocks that have a file's name in their first line. */
+/** The fenced blocks with a file name in their first line. */
 const snippets = new Map(
   [...page.matchAll(/^```\w+\n(?:#|\/\/) (\S+)\n(.*?)^```$/gms)].map(([, name = '', text = '']) => [name, text]),
 );
 
-t.test('the page has these snippets, and all of them are run here', async (t) => {
+t.test('the page has these snippets, and each of them is run here', async (t) => {
   const names = ['create.sh', 'test.sh', 'receiver.mts', 'verify.mts', 'receiver.py', 'verify.sh', 'send.sh'];
   t.same([...snippets.keys()], names);
-  t.equal(page.match(/^```\w+$/gm)?.length, names.length + 1, 'and one example of a body');
+  t.equal(page.match(/^```\w+$/gm)?.length, names.length + 1, 'plus one example of a body');
 });
 
-/** A folder with a snippet as a file, and with this project's packages. */
+/** A folder with a snippet as a file, and this project's packages. */
 async function fileOf(t: Test, name: string, replacing: Record<string, string> = {}): Promise<string> {
   const directory = await mkdtemp(path.join(tmpdir(), 'latchkey-webhook-'));
   t.teardown(() => rm(directory, { recursive: true, force: true }));
   await symlink(path.resolve('node_modules'), path.join(directory, 'node_modules'));
-  const text = Object.entries(replacing).reduce((text, [place, here]) => {
+  const text = Object.entries(replacing).reduce((text, [place, localAddresses]) => {
     if (!text.includes(place)) throw new Error(`${name} should have «${place}»`);
-    return text.replace(place, here);
+    return text.replace(place, localAddresses);
   }, snippets.get(name) ?? '');
   const file = path.join(directory, name);
   await writeFile(file, text);
@@ -53,7 +53,7 @@ async function runShell(t: Test, file: string, env: NodeJS.ProcessEnv) {
   return { code, output: shell.output() };
 }
 
-async function listening(port: number, process: RunningProcess): Promise<RunningProcess> {
+async function untilListening(port: number, process: RunningProcess): Promise<RunningProcess> {
   await eventually(async () => {
     if (process.child.exitCode !== null) throw new Error(`the receiver has ended:\n${process.output()}`);
     const socket = connect(port, '127.0.0.1');
@@ -71,27 +71,30 @@ type StartReceiver = (t: Test, port: number, secret: string) => Promise<RunningP
 
 const startTypeScript: StartReceiver = async (t, port, secret) => {
   const env = { WEBHOOK_SECRET: secret, PORT: String(port) };
-  return listening(port, runScript(t, await fileOf(t, 'receiver.mts'), [], { env }));
+  return untilListening(port, runScript(t, await fileOf(t, 'receiver.mts'), [], { env }));
 };
 
 const startPython: StartReceiver = async (t, port, secret) => {
   const env = { WEBHOOK_SECRET: secret, PORT: String(port) };
-  return listening(port, run(t, 'python3', [await fileOf(t, 'receiver.py')], { env }));
+  return untilListening(port, run(t, 'python3', [await fileOf(t, 'receiver.py')], { env }));
 };
 
-t.test('the way of the page leads from a new webhook to a receiver', { skip: unlessInstalled('curl') }, async (t) => {
+t.test('the steps of the page lead from a new webhook to a receiver', { skip: unlessInstalled('curl') }, async (t) => {
   const service = await startService(t);
   await service.app.listen({ port: 0, host: '127.0.0.1' });
   startSending(t, service);
   const port = await freePort();
-  const here = { '127.0.0.1:8080': `127.0.0.1:${(service.app.server.address() as AddressInfo).port}` };
+  const localAddresses = { '127.0.0.1:8080': `127.0.0.1:${(service.app.server.address() as AddressInfo).port}` };
   const env = { ADMIN_TOKEN: service.admin.token };
   const receiverUrl = `http://127.0.0.1:${port}/latchkey`;
-  const createFile = await fileOf(t, 'create.sh', { ...here, 'https://hooks.example.com/latchkey': receiverUrl });
+  const createFile = await fileOf(t, 'create.sh', {
+    ...localAddresses,
+    'https://hooks.example.com/latchkey': receiverUrl,
+  });
   const { id, secret, events } = JSON.parse((await runShell(t, createFile, env)).output);
   t.same(events, ['key.created', 'key.deleted', 'key.expiry_announced']);
   const receiver = await startTypeScript(t, port, secret);
-  await runShell(t, await fileOf(t, 'test.sh', here), { ...env, WEBHOOK_ID: id });
+  await runShell(t, await fileOf(t, 'test.sh', localAddresses), { ...env, WEBHOOK_ID: id });
   await receiver.until(/^webhook\.tested \d+$/m);
   await service.admin.post('/v1/keys', {});
   await receiver.until(/^key\.created \d+$/m);
@@ -107,7 +110,7 @@ t.test('the documented form of a delivery is that of a real one', async (t) => {
   const [call] = await eventually(async () => receiver.received.length > 0 && receiver.received);
   if (call === undefined) throw new Error('nothing arrived');
 
-  await t.test('its body has the members of the example', async (t) => {
+  await t.test('the body has the members of the example', async (t) => {
     const [, text = ''] = /^```json\n(.*?)^```$/ms.exec(page) ?? [];
     const example = JSON.parse(text);
     const membersOf = ({ data, ...body }: Json) =>
@@ -117,7 +120,7 @@ t.test('the documented form of a delivery is that of a real one', async (t) => {
     t.match(call.headers['webhook-id'], /^delivery_/);
   });
 
-  await t.test('verify.mts takes it, and nothing that was changed', async (t) => {
+  await t.test('verify.mts accepts a genuine delivery, and no changed one', async (t) => {
     const { isGenuine } = await tsImport(pathToFileURL(await fileOf(t, 'verify.mts')).href, import.meta.url);
     t.equal(isGenuine(secret, call.headers, call.body), true);
     for (const [what, headers, body] of changesOf(call)) t.equal(isGenuine(secret, headers, body), false, what);
@@ -158,50 +161,54 @@ function changesOf({ headers, body }: Received): Array<[what: string, headers: R
   ];
 }
 
-t.test('verify.mts refuses what is old', async (t) => {
+t.test('verify.mts rejects old deliveries', async (t) => {
   const { isGenuine } = await tsImport(pathToFileURL(await fileOf(t, 'verify.mts')).href, import.meta.url);
   const secret = generateWebhookSecret();
-  const isTakenAt = (timestampSeconds: number) =>
+  const isAcceptedAt = (timestampSeconds: number) =>
     isGenuine(secret.reveal(), signDelivery([secret], { id: 'a', timestampSeconds, body: '{}' }), Buffer.from('{}'));
   const now = Math.floor(Date.now() / 1000);
-  t.same([now - 400, now - 200, now, now + 200, now + 400].map(isTakenAt), [false, true, true, true, false]);
+  t.same([now - 400, now - 200, now, now + 200, now + 400].map(isAcceptedAt), [false, true, true, true, false]);
 });
 
 for (const [name, start, program] of [
   ['receiver.mts', startTypeScript, 'node'],
   ['receiver.py', startPython, 'python3'],
 ] as const) {
-  t.test(`${name} takes each delivery once, and nothing else`, { skip: unlessInstalled(program) }, async (t) => {
-    const [secret, next, port] = [generateWebhookSecret(), generateWebhookSecret(), await freePort()];
-    const receiver = await start(t, port, secret.reveal());
-    const { post } = startWebhookClient(t, { opened: ['127.0.0.1'] });
-    const now = Math.floor(Date.now() / 1000);
-    const bodyOf = (sequence: number) =>
-      `{"type":"key.created","data":{"sequence":${sequence},"name":"Zoë \u{1f511}"}}`;
-    const send = async (
-      secrets: Secret[],
-      sequence: number,
-      { id = `delivery_${sequence}`, at = now, more = '' } = {},
-    ) => {
-      const signed = signDelivery(secrets, { id, timestampSeconds: at, body: bodyOf(sequence) });
-      return (await post(`http://127.0.0.1:${port}/`, { ...signed }, bodyOf(sequence) + more)).status;
-    };
-    t.equal(await send([secret], 1), 204, 'as it is');
-    t.equal(await send([secret], 1), 204, 'once more');
-    t.equal(await send([next, secret], 2), 204, 'during a rotation');
-    t.equal(await send([next], 3), 401, 'with another secret');
-    t.equal(await send([secret], 4, { more: ' ' }), 401, 'with another body');
-    t.equal(await send([secret], 5, { at: now - 400 }), 401, 'too old');
-    t.equal(await send([secret], 6, { at: now + 400 }), 401, 'from the future');
-    t.equal((await post(`http://127.0.0.1:${port}/`, {}, bodyOf(7))).status, 401, 'unsigned');
-    t.equal(await send([secret], 8), 204, 'it goes on');
-    await receiver.until(/^key\.created 8$/m);
-    t.same(receiver.stdout().match(/^key\.created \d+$/gm), ['key.created 1', 'key.created 2', 'key.created 8']);
-  });
+  t.test(
+    `${name} accepts each delivery once, and rejects everything else`,
+    { skip: unlessInstalled(program) },
+    async (t) => {
+      const [secret, next, port] = [generateWebhookSecret(), generateWebhookSecret(), await freePort()];
+      const receiver = await start(t, port, secret.reveal());
+      const { post } = startWebhookClient(t, { opened: ['127.0.0.1'] });
+      const now = Math.floor(Date.now() / 1000);
+      const bodyOf = (sequence: number) =>
+        `{"type":"key.created","data":{"sequence":${sequence},"name":"Zoë \u{1f511}"}}`;
+      const send = async (
+        secrets: Secret[],
+        sequence: number,
+        { id = `delivery_${sequence}`, at = now, more = '' } = {},
+      ) => {
+        const signed = signDelivery(secrets, { id, timestampSeconds: at, body: bodyOf(sequence) });
+        return (await post(`http://127.0.0.1:${port}/`, { ...signed }, bodyOf(sequence) + more)).status;
+      };
+      t.equal(await send([secret], 1), 204, 'unchanged');
+      t.equal(await send([secret], 1), 204, 'once more');
+      t.equal(await send([next, secret], 2), 204, 'during a rotation');
+      t.equal(await send([next], 3), 401, 'with another secret');
+      t.equal(await send([secret], 4, { more: ' ' }), 401, 'with another body');
+      t.equal(await send([secret], 5, { at: now - 400 }), 401, 'too old');
+      t.equal(await send([secret], 6, { at: now + 400 }), 401, 'from the future');
+      t.equal((await post(`http://127.0.0.1:${port}/`, {}, bodyOf(7))).status, 401, 'unsigned');
+      t.equal(await send([secret], 8), 204, 'the receiver still works');
+      await receiver.until(/^key\.created 8$/m);
+      t.same(receiver.stdout().match(/^key\.created \d+$/gm), ['key.created 1', 'key.created 2', 'key.created 8']);
+    },
+  );
 }
 
 const forSending = unlessInstalled('openssl') || unlessInstalled('curl');
-t.test('send.sh reaches a receiver that knows its secret', { skip: forSending }, async (t) => {
+t.test('send.sh reaches a receiver with the same secret', { skip: forSending }, async (t) => {
   const [port, secret] = [await freePort(), generateWebhookSecret().reveal()];
   const receiver = await startTypeScript(t, port, secret);
   const file = await fileOf(t, 'send.sh');
@@ -212,12 +219,12 @@ t.test('send.sh reaches a receiver that knows its secret', { skip: forSending },
   t.match(await runShell(t, file, other), { code: 0, output: '401\n' });
 });
 
-t.test('the TypeScript of the page compiles, strictly', async (t) => {
+t.test('the TypeScript of the page compiles with strict settings', async (t) => {
   for (const name of ['receiver.mts', 'verify.mts']) {
     const flags = ['--noEmit', '--strict', '--noUncheckedIndexedAccess', '--skipLibCheck', '--types', 'node'];
     const file = await fileOf(t, name);
     const tsc = path.resolve('node_modules/.bin/tsc');
-    // Without what tap has each Node load first.
+    // Without the code that tap loads into each Node process.
     const compiler = run(t, tsc, [...flags, '--module', 'nodenext', file], {
       cwd: path.dirname(file),
     });
@@ -225,7 +232,7 @@ t.test('the TypeScript of the page compiles, strictly', async (t) => {
   }
 });
 
-t.test('the page names every reason for which nothing comes back', async (t) => {
+t.test('the page lists every reason of a failed delivery', async (t) => {
   const named = [...page.matchAll(/^\| `([a-z_]+)` \|/gm)].map(([, reason]) => reason);
   t.same(named.sort(), [...Object.keys(deliveryFailures), 'secret_unreadable', ...Object.keys(deliveryFlaws)].sort());
 });

@@ -3,8 +3,6 @@ import { dbQuery } from './support/database.ts';
 import { t } from './support/tap.ts';
 import { bodiesFor, deliveriesOf, makeWebhook } from './support/webhooks.ts';
 
-// Which events endpoints receive, and in which form.
-
 const url = 'http://127.0.0.1:9/hook';
 
 async function partnerOf({ admin }: TestService): Promise<Json> {
@@ -18,7 +16,7 @@ async function receivedBy(service: TestService, webhook: Json): Promise<string[]
 }
 
 t.test(
-  "an endpoint receives the events that it asked for; a partner's endpoint those of that partner and its keys",
+  "an endpoint receives the events that it subscribed to; a partner's endpoint only those of the partner and its keys",
   async (t) => {
     const service = await startService(t);
     const { admin } = service;
@@ -26,8 +24,8 @@ t.test(
     const all = await makeWebhook(service, { url });
     const some = await makeWebhook(service, { url, events: ['key.deleted', 'rate_limit.updated'] });
     const partners = await makeWebhook(service, { url, partnerId: partner.id });
-    const off = await makeWebhook(service, { url });
-    await admin.post(`/v1/webhooks/${off.id}/disable`);
+    const disabled = await makeWebhook(service, { url });
+    await admin.post(`/v1/webhooks/${disabled.id}/disable`);
     const other = await partnerOf(service);
     const [key] = partner.keys;
     await admin.post(`/v1/keys/${key.id}/reveal`, { reason: 'To see' });
@@ -36,7 +34,7 @@ t.test(
     await admin.delete(`/v1/keys/${other.keys[0].id}`);
     await admin.delete(`/v1/keys/${key.id}`);
     const request = await admin.post('/v1/recovery-requests', { partnerId: partner.id, details: 'x' });
-    t.equal(request.body.code, 'conflict', 'it is live');
+    t.equal(request.body.code, 'conflict', 'the partner is not deleted');
     await admin.delete(`/v1/partners/${partner.id}`);
     await admin.post('/v1/recovery-requests', { partnerId: partner.id, details: 'By mistake' });
 
@@ -57,7 +55,7 @@ t.test(
     ]);
     t.same(await receivedBy(service, some), ['rate_limit.updated', 'key.deleted', 'key.deleted', 'key.deleted']);
     t.same(await receivedBy(service, partners), ['key.updated', 'key.deleted', 'partner.deleted', 'key.deleted']);
-    t.same((await receivedBy(service, off)).slice(1), [], 'after its own creation it received nothing');
+    t.same((await receivedBy(service, disabled)).slice(1), [], 'after its own creation it received nothing');
 
     await t.test("a deleted partner's endpoint receives nothing until the partner is restored", async (t) => {
       const before = await receivedBy(service, partners);
@@ -68,11 +66,7 @@ t.test(
       t.same((await receivedBy(service, all)).slice(length), ['key.used_after_deletion']);
       t.same(await receivedBy(service, partners), before);
       t.equal((await admin.post(`/v1/webhooks/${partners.id}/test`)).status, 200);
-      t.same(
-        (await receivedBy(service, partners)).slice(before.length),
-        ['webhook.tested'],
-        'but for what is asked for',
-      );
+      t.same((await receivedBy(service, partners)).slice(before.length), ['webhook.tested'], 'except test events');
       t.equal((await admin.post(`/v1/partners/${partner.id}/restore`)).status, 200);
       const received = (await receivedBy(service, partners)).slice(before.length + 1);
       t.same(received.toSorted(), ['key.restored', 'partner.restored']);
@@ -85,7 +79,7 @@ t.test(
     const { body: own } = await admin.get(`/v1/partners/${partner.id}/history`);
     t.ok(
       own.data.some(({ action }: Json) => action === 'webhook.created'),
-      'it is in the partner’s history too',
+      'the event is also in the history of the partner',
     );
     t.equal(
       (await admin.post('/v1/webhooks', { url, events: ['*'], partnerId: partner.id })).body.code,
@@ -94,7 +88,7 @@ t.test(
   },
 );
 
-t.test('a body has ids and facts, and a partner reads no internals in it', async (t) => {
+t.test("a body has ids and facts, and a partner's endpoint gets no internal metadata", async (t) => {
   const service = await startService(t);
   const { admin, organizationId } = service;
   const partner = await partnerOf(service);
@@ -126,18 +120,18 @@ t.test('a body has ids and facts, and a partner reads no internals in it', async
     { type: 'key.updated', timestamp: event.at, data: { ...common, details: { changes: { name } } } },
   ]);
 
-  await t.test('of a new key neither', async (t) => {
+  await t.test('the body of a new key has no internal metadata either', async (t) => {
     await admin.delete(`/v1/keys/${partner.keys[0].id}`);
     const input = { partnerId: partner.id, permission: 'read', metadata: { team: 'ours' }, name: 'New' };
     await admin.post('/v1/keys', input);
-    const [ours] = (await payloads(all, 'key.created')).slice(-1);
-    const [theirs] = await payloads(partners, 'key.created');
-    t.match(ours?.data.details, { name: 'New', metadata: { team: 'ours' } });
-    t.match(theirs?.data.details, { name: 'New' });
-    t.equal(theirs?.data.details.metadata, undefined);
+    const [ownBody] = (await payloads(all, 'key.created')).slice(-1);
+    const [partnerBody] = await payloads(partners, 'key.created');
+    t.match(ownBody?.data.details, { name: 'New', metadata: { team: 'ours' } });
+    t.match(partnerBody?.data.details, { name: 'New' });
+    t.equal(partnerBody?.data.details.metadata, undefined);
   });
 
-  await t.test('under 20 kB: details that are longer are left out, and it says so', async (t) => {
+  await t.test('bodies stay under 20 kB: longer details are omitted, and the body says so', async (t) => {
     const { body: key } = await admin.post('/v1/keys', { metadata: { long: 'ü'.repeat(8_100) } });
     await admin.patch(`/v1/keys/${key.id}`, { metadata: { long: 'é'.repeat(8_100) } });
     const [, created] = await payloads(all, 'key.created');
@@ -152,7 +146,7 @@ t.test('a body has ids and facts, and a partner reads no internals in it', async
   });
 });
 
-t.test('for one that was deleted nothing is kept any more, its own deletion included', async (t) => {
+t.test('after its deletion an endpoint has no deliveries, not even for its own deletion', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const webhook = await makeWebhook(service, { url });
@@ -162,7 +156,7 @@ t.test('for one that was deleted nothing is kept any more, its own deletion incl
   t.equal((await admin.get('/v1/history')).body.data[0].action, 'key.created');
 });
 
-t.test('changes that Latchkey makes by itself are sent as well', async (t) => {
+t.test('changes by Latchkey itself are also sent', async (t) => {
   const service = await startService(t);
   const { admin, verifier } = service;
   const partner = await partnerOf(service);
@@ -173,19 +167,22 @@ t.test('changes that Latchkey makes by itself are sent as well', async (t) => {
   t.same(await receivedBy(service, webhook), ['key.used_after_deletion']);
 });
 
-t.test('a change that is rolled back notifies nobody; a change that cannot be announced is rolled back', async (t) => {
-  const service = await startService(t);
-  const { admin, urls } = service;
-  const webhook = await makeWebhook(service, { url });
-  const before = await receivedBy(service, webhook);
-  const app = new URL(urls.app).username;
-  await dbQuery(urls.owner, `revoke execute on function history_append(text, text) from ${app}`);
-  t.equal((await admin.post('/v1/keys', {})).status, 503);
-  await dbQuery(urls.owner, `grant execute on function history_append(text, text) to ${app}`);
-  t.same(await receivedBy(service, webhook), before);
-  await dbQuery(urls.owner, `revoke insert on webhook_deliveries from ${app}`);
-  t.equal((await admin.post('/v1/keys', {})).status, 503);
-  await dbQuery(urls.owner, `grant insert on webhook_deliveries to ${app}`);
-  t.same((await admin.get('/v1/keys')).body.data, []);
-  t.match((await admin.get('/v1/history/verify')).body, { valid: true });
-});
+t.test(
+  'a change that is rolled back sends nothing, and a change whose delivery cannot be stored is rolled back',
+  async (t) => {
+    const service = await startService(t);
+    const { admin, urls } = service;
+    const webhook = await makeWebhook(service, { url });
+    const before = await receivedBy(service, webhook);
+    const app = new URL(urls.app).username;
+    await dbQuery(urls.owner, `revoke execute on function history_append(text, text) from ${app}`);
+    t.equal((await admin.post('/v1/keys', {})).status, 503);
+    await dbQuery(urls.owner, `grant execute on function history_append(text, text) to ${app}`);
+    t.same(await receivedBy(service, webhook), before);
+    await dbQuery(urls.owner, `revoke insert on webhook_deliveries from ${app}`);
+    t.equal((await admin.post('/v1/keys', {})).status, 503);
+    await dbQuery(urls.owner, `grant insert on webhook_deliveries to ${app}`);
+    t.same((await admin.get('/v1/keys')).body.data, []);
+    t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+  },
+);

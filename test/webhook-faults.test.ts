@@ -8,8 +8,6 @@ import { proxyTo } from './support/proxy.ts';
 import { t } from './support/tap.ts';
 import { deliveriesOf, idOf, makeWebhook, startReceiver, startSending } from './support/webhooks.ts';
 
-// Senders that are killed, a commit that fails, a database that goes away.
-
 const entry = 'k1';
 
 async function startSender(t: Test, { urls }: TestService) {
@@ -24,12 +22,12 @@ async function partnerOf({ admin }: TestService): Promise<Json> {
 }
 
 t.test(
-  '200 events, the sender killed three times: each arrives, and twice only under the same webhook-id',
+  'when the sender is killed three times, each of 200 events arrives, and repeats have the same webhook-id',
   async (t) => {
     const service = await startService(t, { keyring: keyringOf(entry) });
     const { admin, urls } = service;
     const receiver = await startReceiver(t);
-    // Long enough for a kill to come between the call and what is written down of it.
+    // Long enough for a kill between the call and the stored result.
     receiver.reply = async (_, response) => {
       await delay(5 + Math.random() * 40);
       response.writeHead(204).end();
@@ -44,7 +42,7 @@ t.test(
       for (let round = 1; round <= 10; round++) {
         for (const key of keys) {
           await admin.patch(`/v1/keys/${key}`, { name: `Round ${round}` });
-          // Events go on while senders come and go: none of them is killed with all of the work in its hands.
+          // Events continue while senders are replaced, so that no killed sender has all of the work.
           await delay(40);
         }
       }
@@ -60,8 +58,8 @@ t.test(
     await changing;
     await startSender(t, service);
     await eventually(async () => {
-      const left = await dbQuery(urls.app, "select 1 from webhook_deliveries where status <> 'delivered'");
-      return left.length === 0;
+      const unsent = await dbQuery(urls.app, "select 1 from webhook_deliveries where status <> 'delivered'");
+      return unsent.length === 0;
     }, 120_000);
 
     const { body } = await admin.get('/v1/history?action=key.updated&limit=200');
@@ -71,12 +69,12 @@ t.test(
       idsOf.set(call.json.data.sequence, ids.add(idOf(call)));
     }
     t.equal(body.data.length, 200);
-    t.same(new Set(idsOf.keys()), new Set(body.data.map(({ sequence }: Json) => sequence)), 'every event has arrived');
+    t.same(new Set(idsOf.keys()), new Set(body.data.map(({ sequence }: Json) => sequence)), 'every event arrived');
     t.ok(
       [...idsOf.values()].every((ids) => ids.size === 1),
-      'one event has one id',
+      'each event has one id',
     );
-    t.equal(new Set(receiver.received.map(idOf)).size, 200, 'and one id one event');
+    t.equal(new Set(receiver.received.map(idOf)).size, 200, 'each id belongs to one event');
     const bodies = new Map<string, string>();
     for (const call of receiver.received) {
       t.equal(bodies.get(idOf(call)) ?? call.body.toString(), call.body.toString());
@@ -86,7 +84,7 @@ t.test(
   },
 );
 
-t.test('a change that is rolled back at the last moment notifies nobody', async (t) => {
+t.test('a change whose commit fails sends nothing', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const receiver = await startReceiver(t);
@@ -94,7 +92,7 @@ t.test('a change that is rolled back at the last moment notifies nobody', async 
   const webhook = await makeWebhook(service, { url: receiver.url, events: ['partner.created', 'partner.suspended'] });
   const { id } = await partnerOf(service);
   await eventually(async () => receiver.received.length === 1);
-  // The commit itself fails, when everything is written.
+  // The commit itself fails, after everything was written.
   await dbQuery(
     urls.superuser,
     `create function refuse() returns trigger language plpgsql as $$ begin raise exception 'refused at the commit'; end $$;
@@ -113,36 +111,33 @@ t.test('a change that is rolled back at the last moment notifies nobody', async 
   t.equal((await deliveriesOf(service, webhook)).length, 2);
 });
 
-t.test(
-  'a database that goes away while it is called: it is sent again under the same id when it is back',
-  async (t) => {
-    const service = await startService(t);
-    const receiver = await startReceiver(t);
-    const proxy = await proxyTo(t, service.urls.app);
-    let answer: () => void = () => undefined;
-    receiver.reply = (_, response) => {
-      answer = () => void response.writeHead(204).end();
-    };
-    const sending = startSending(t, { ...service, urls: { ...service.urls, app: proxy.url } });
-    const webhook = await makeWebhook(service, { url: receiver.url, events: ['partner.created'] });
-    await partnerOf(service);
-    await eventually(async () => receiver.received.length === 1);
-    proxy.refuse(true);
-    proxy.end();
-    answer();
-    receiver.reply = (_, response) => void response.writeHead(204).end();
-    await eventually(async () => /outcome of a webhook delivery could not be stored/.test(sending.logLines.join('')));
-    proxy.refuse(false);
-    service.later(30_000);
-    const delivery = await eventually(async () => {
-      const [found] = await deliveriesOf(service, webhook);
-      return found.status === 'delivered' && found;
-    }, 60_000);
-    t.same(new Set(receiver.received.map(idOf)), new Set([delivery.id]));
-  },
-);
+t.test('if the database disappears during a call, the delivery is sent again under the same id', async (t) => {
+  const service = await startService(t);
+  const receiver = await startReceiver(t);
+  const proxy = await proxyTo(t, service.urls.app);
+  let answer: () => void = () => undefined;
+  receiver.reply = (_, response) => {
+    answer = () => void response.writeHead(204).end();
+  };
+  const sending = startSending(t, { ...service, urls: { ...service.urls, app: proxy.url } });
+  const webhook = await makeWebhook(service, { url: receiver.url, events: ['partner.created'] });
+  await partnerOf(service);
+  await eventually(async () => receiver.received.length === 1);
+  proxy.refuse(true);
+  proxy.end();
+  answer();
+  receiver.reply = (_, response) => void response.writeHead(204).end();
+  await eventually(async () => /outcome of a webhook delivery could not be stored/.test(sending.logLines.join('')));
+  proxy.refuse(false);
+  service.later(30_000);
+  const delivery = await eventually(async () => {
+    const [found] = await deliveriesOf(service, webhook);
+    return found.status === 'delivered' && found;
+  }, 60_000);
+  t.same(new Set(receiver.received.map(idOf)), new Set([delivery.id]));
+});
 
-t.test('a service that stops gives back what does not end, and another goes on at once', async (t) => {
+t.test('a service that stops releases unfinished deliveries, and another service continues at once', async (t) => {
   const service = await startService(t);
   const receiver = await startReceiver(t);
   receiver.reply = () => undefined;
@@ -153,9 +148,9 @@ t.test('a service that stops gives back what does not end, and another goes on a
   const startedAt = performance.now();
   await first.close();
   t.ok(performance.now() - startedAt < 7_000, 'within seconds');
-  const [waiting] = await deliveriesOf(service, webhook);
-  t.match(waiting, { status: 'pending', attempts: [] });
-  t.ok(waiting.nextAttemptAt, 'its lease is given back');
+  const [released] = await deliveriesOf(service, webhook);
+  t.match(released, { status: 'pending', attempts: [] });
+  t.ok(released.nextAttemptAt, 'its lease is released');
   receiver.reply = (_, response) => void response.writeHead(204).end();
   startSending(t, service);
   await eventually(async () => receiver.received.length === 2);
@@ -163,7 +158,7 @@ t.test('a service that stops gives back what does not end, and another goes on a
 });
 
 t.test(
-  'after its lease has ended, the success of a call counts; its failure is left to the current holder of the lease',
+  'after the lease has ended, a success still counts; a failure is left to the current holder of the lease',
   async (t) => {
     const service = await startService(t);
     const receiver = await startReceiver(t);
@@ -184,7 +179,7 @@ t.test(
     await partnerOf(service);
     await callTwice(0);
     answers[0]?.(500);
-    t.match(await afterAttempts(1), { status: 'pending', nextAttemptAt: null }, 'it is under way still');
+    t.match(await afterAttempts(1), { status: 'pending', nextAttemptAt: null }, 'the second call is in progress');
     answers[1]?.(500);
     const failed = await afterAttempts(2);
     t.equal(failed.status, 'pending');
@@ -200,7 +195,7 @@ t.test(
   },
 );
 
-t.test('one that is asked for again while it is under way is not called twice at once', async (t) => {
+t.test('a delivery that is redelivered while in progress is not called twice at once', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const receiver = await startReceiver(t);

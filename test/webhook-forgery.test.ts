@@ -17,13 +17,13 @@ import {
   startSending,
 } from './support/webhooks.ts';
 
-// Nothing that the database's role writes by itself is signed and sent.
+// The service signs and sends nothing that the database role wrote by itself.
 
 interface PendingDelivery {
   service: TestService;
   receiver: Receiver;
   webhook: Json;
-  /** The delivery of the event that really happened, which waits. */
+  /** The pending delivery of a real event. */
   genuine: Json;
 }
 
@@ -37,13 +37,13 @@ async function startPending(t: Test): Promise<PendingDelivery> {
   return { service, receiver, webhook, genuine: genuine as Json };
 }
 
-const finished = (service: TestService, webhook: Json) =>
+const untilFinished = (service: TestService, webhook: Json) =>
   eventually(async () => {
     const deliveries = await deliveriesOf(service, webhook);
     return deliveries.every(({ finishedAt, attempts }) => finishedAt !== null && attempts.length > 0) && deliveries;
   });
 
-/** As the service's role, with whatever it can find in the database as the MAC. */
+/** Inserts as the service's role, with a MAC that it can find in the database. */
 const insert = (
   { service, genuine }: PendingDelivery,
   id: string,
@@ -63,13 +63,13 @@ t.test('a delivery that the database role inserts fails with a reason, and is ne
   const action = 'key.created';
   const forgeries = {
     'another delivery of the same event': { endpointId: webhook.id, sequence: genuine.sequence, action },
-    'an event that the endpoint did not ask for': { endpointId: webhook.id, sequence: 1, action },
-    'an event that never was': { endpointId: webhook.id, sequence: 999, action },
+    'an event that the endpoint did not subscribe to': { endpointId: webhook.id, sequence: 1, action },
+    'an event that does not exist': { endpointId: webhook.id, sequence: 999, action },
   };
   const ids = Object.fromEntries(Object.keys(forgeries).map((what) => [what, newId('delivery')]));
   for (const [what, change] of Object.entries(forgeries)) await insert(pending, String(ids[what]), change);
 
-  await t.test('not even of an event that the role has appended itself', async () => {
+  await t.test('a delivery of an event that the role appended is not signed either', async () => {
     const [head] = await dbQuery(urls.app, 'select * from history_begin($1)', [organizationId]);
     const [last] = await dbQuery(urls.app, 'select canonical from history order by at desc limit 1');
     const event = JSON.parse(String(last?.['canonical']));
@@ -82,12 +82,12 @@ t.test('a delivery that the database role inserts fails with a reason, and is ne
   });
 
   const sending = startSending(t, service);
-  const deliveries = await finished(service, webhook);
+  const deliveries = await untilFinished(service, webhook);
   const byId = new Map(deliveries.map((delivery) => [delivery.id, delivery]));
   t.match(byId.get(genuine.id), { status: 'delivered' });
   t.equal(deliveries.length, 5);
   for (const [what, id] of Object.entries(ids)) {
-    const reason = what === 'an event that never was' ? 'event_missing' : 'not_authentic';
+    const reason = what === 'an event that does not exist' ? 'event_missing' : 'not_authentic';
     t.match(byId.get(id), { status: 'failed', attempts: [{ status: null, reason }] }, what);
     t.match(
       sending.logLines.join(''),
@@ -97,34 +97,42 @@ t.test('a delivery that the database role inserts fails with a reason, and is ne
   }
   t.equal(receiver.received.length, 1);
   t.equal(receiver.received[0]?.json.data.details.name, 'Genuine');
-  t.equal((await admin.get(`/v1/webhooks/${webhook.id}`)).body.failingSince, null, 'the endpoint has not failed');
+  t.equal(
+    (await admin.get(`/v1/webhooks/${webhook.id}`)).body.failingSince,
+    null,
+    'this does not count as a failure of the endpoint',
+  );
 
-  await t.test('asking for it again changes nothing; a genuine one is sent again', async (t) => {
-    const again = `/v1/webhooks/${webhook.id}/deliveries`;
-    await admin.post(`${again}/${ids['an event that the endpoint did not ask for']}/redeliver`);
-    await admin.post(`${again}/${genuine.id}/redeliver`);
-    const redelivered = await finished(service, webhook);
+  await t.test('redelivering a forged delivery has no effect; a genuine one is sent again', async (t) => {
+    const redeliveries = `/v1/webhooks/${webhook.id}/deliveries`;
+    await admin.post(`${redeliveries}/${ids['an event that the endpoint did not subscribe to']}/redeliver`);
+    await admin.post(`${redeliveries}/${genuine.id}/redeliver`);
+    const redelivered = await untilFinished(service, webhook);
     t.equal(redelivered.filter(({ status }) => status === 'failed').length, 4);
     await eventually(async () => receiver.received.length === 2);
   });
 });
 
-t.test('a delivery that was changed while it waited is not sent', async (t) => {
+t.test('a pending delivery that was changed is not sent', async (t) => {
   const changes: Record<string, string> = {
     'another event': 'sequence = 1',
-    'another word for it': "action = 'key.deleted'",
+    'another action': "action = 'key.deleted'",
     'another id': `id = '${newId('delivery')}'`,
-    'a MAC of nothing': "mac = decode(repeat('00', 32), 'hex')",
+    'a zero MAC': "mac = decode(repeat('00', 32), 'hex')",
     'an entry that the keyring lacks': "mac_keyring_id = 'gone'",
   };
   for (const [what, change] of Object.entries(changes)) {
     const { service, receiver, webhook } = await startPending(t);
     await dbQuery(service.urls.app, `update webhook_deliveries set ${change}`);
     startSending(t, service);
-    t.match(await finished(service, webhook), [{ status: 'failed', attempts: [{ reason: 'not_authentic' }] }], what);
+    t.match(
+      await untilFinished(service, webhook),
+      [{ status: 'failed', attempts: [{ reason: 'not_authentic' }] }],
+      what,
+    );
     t.equal(receiver.received.length, 0);
   }
-  await t.test('nor one that was moved to another endpoint', async (t) => {
+  await t.test('a delivery that was moved to another endpoint is not sent', async (t) => {
     const { service, receiver, webhook } = await startPending(t);
     const other = await makeWebhook(service, { url: receiver.url, events: ['key.deleted'] });
     await dbQuery(service.urls.app, 'update webhook_deliveries set endpoint_id = $2 where endpoint_id = $1', [
@@ -132,12 +140,12 @@ t.test('a delivery that was changed while it waited is not sent', async (t) => {
       other.id,
     ]);
     startSending(t, service);
-    t.match(await finished(service, other), [{ status: 'failed', attempts: [{ reason: 'not_authentic' }] }]);
+    t.match(await untilFinished(service, other), [{ status: 'failed', attempts: [{ reason: 'not_authentic' }] }]);
     t.equal(receiver.received.length, 0);
   });
 });
 
-t.test('an event that was changed after it was announced is not sent', async (t) => {
+t.test('an event that was changed after its commit is not sent', async (t) => {
   const { service, receiver, webhook, genuine } = await startPending(t);
   await dbQuery(
     service.urls.superuser,
@@ -145,11 +153,11 @@ t.test('an event that was changed after it was announced is not sent', async (t)
      update history set canonical = replace(canonical, 'Genuine', 'Forged') where sequence = ${genuine.sequence}`,
   );
   startSending(t, service);
-  t.match(await finished(service, webhook), [{ status: 'failed', attempts: [{ reason: 'not_authentic' }] }]);
+  t.match(await untilFinished(service, webhook), [{ status: 'failed', attempts: [{ reason: 'not_authentic' }] }]);
   t.equal(receiver.received.length, 0);
 });
 
-t.test('what waited under a keyring entry that is gone fails; what happens from then on is sent', async (t) => {
+t.test('a delivery under a removed keyring entry fails, and later events are sent', async (t) => {
   const { service, receiver, webhook, genuine } = await startPending(t);
   const keyring = parseKeyring(keyringText('new'), ['old']);
   const later = await startService(t, { urls: service.urls, keyring });
@@ -164,11 +172,11 @@ t.test('what waited under a keyring entry that is gone fails; what happens from 
   await admin.post('/v1/keys', { name: 'Later' });
   await eventually(async () => receiver.received.length === 1);
   const { headers, body } = receiver.received[0] as Received;
-  t.match(headers['webhook-signature'], /^v1,[^ ]+$/, 'one signature: the previous secret does not open');
+  t.match(headers['webhook-signature'], /^v1,[^ ]+$/, 'one signature: the previous secret cannot be unsealed');
   t.doesNotThrow(() => new StandardWebhook(rotated.secret).verify(body.toString(), headers as Record<string, string>));
 });
 
-t.test('an endpoint whose URL or partner was edited in the database is sent nothing', async (t) => {
+t.test('an endpoint whose URL or partner was edited by SQL gets nothing', async (t) => {
   const other = await startReceiver(t);
   const edits: Record<string, (pending: PendingDelivery) => Promise<string>> = {
     'another URL': async () => `url = '${other.url}'`,
@@ -188,11 +196,11 @@ t.test('an endpoint whose URL or partner was edited in the database is sent noth
     });
     t.equal(receiver.received.length + other.received.length, 0, what);
   }
-  await t.test('while a URL that is changed by the API is called, with the same secret', async (t) => {
+  await t.test('a URL changed by the API is called, with the same secret', async (t) => {
     const { service, receiver, webhook } = await startPending(t);
     await service.admin.patch(`/v1/webhooks/${webhook.id}`, { url: other.url });
     startSending(t, service);
-    t.match(await finished(service, webhook), [{ status: 'delivered' }]);
+    t.match(await untilFinished(service, webhook), [{ status: 'delivered' }]);
     t.same([receiver.received.length, other.received.length], [0, 1]);
   });
 });

@@ -19,7 +19,7 @@ const replied = (status: number, retryAfterSeconds: number | null = null): Outco
 });
 const silent: Outcome = { status: null, reason: 'timed_out', retryAfterSeconds: null, reply: null, durationMs: 15_000 };
 
-t.test('what an outcome means for a delivery', async (t) => {
+t.test('an outcome decides whether a delivery succeeds, is retried or fails', async (t) => {
   const table: Array<[outcome: Outcome, failures: number, kind: string, waitMs?: number]> = [
     [replied(200), 0, 'delivered'],
     [replied(204), 9, 'delivered'],
@@ -49,10 +49,10 @@ t.test('what an outcome means for a delivery', async (t) => {
     }
   }
   const totalMs = retryDelaysMs.reduce((sum, delayMs) => sum + delayMs, 0);
-  t.ok(totalMs > 72 * hourMs && totalMs < 80 * hourMs, 'a delivery is tried for three days');
+  t.ok(totalMs > 72 * hourMs && totalMs < 80 * hourMs, 'a delivery is retried for three days');
 });
 
-t.test('what a failure means for its endpoint', async (t) => {
+t.test('a failure decides whether its endpoint is disabled', async (t) => {
   const now = new Date('2026-03-10T12:00:00Z');
   const ago = (ms: number) => new Date(now.getTime() - ms);
   t.equal(reasonToDisable(replied(500), ago(120 * hourMs - 1), now), undefined);
@@ -61,7 +61,7 @@ t.test('what a failure means for its endpoint', async (t) => {
   t.equal(reasonToDisable(replied(410), now, now), 'gone');
 });
 
-t.test('the same wish is the same value, and a query stays out of history', async (t) => {
+t.test('events are stored in a fixed order, and the query of a URL is redacted', async (t) => {
   t.same(sortEvents(['key.deleted', 'partner.created', 'key.created']), [
     'partner.created',
     'key.created',

@@ -8,7 +8,7 @@ import { deliveriesOf, makeWebhook, startReceiver } from './support/webhooks.ts'
 
 const entry = 'k1';
 
-t.test('the service itself sends, and only where its configuration lets it', async (t) => {
+t.test('the service sends webhooks itself, and only where its configuration allows', async (t) => {
   const service = await startService(t, { keyring: keyringOf(entry) });
   const receiver = await startReceiver(t);
   const webhook = await makeWebhook(service, { url: receiver.url, events: ['partner.created'] });
@@ -22,7 +22,7 @@ t.test('the service itself sends, and only where its configuration lets it', asy
       t.same(await running.exited, { code: 0, signal: null });
     };
   };
-  const refused = async (reasons: string[]) => {
+  const untilRefused = async (reasons: string[]) => {
     const [{ attempts }] = await deliveriesOf(service, webhook);
     return isDeepStrictEqual(
       attempts.map(({ reason }: Json) => reason),
@@ -31,11 +31,11 @@ t.test('the service itself sends, and only where its configuration lets it', asy
   };
   const dueNow = () => dbQuery(service.urls.superuser, 'update webhook_deliveries set due_at = now()');
   const stopClosed = await serve({});
-  await eventually(() => refused(['url_refused']));
+  await eventually(() => untilRefused(['url_refused']));
   await stopClosed();
   const stopHalfOpen = await serve({ WEBHOOK_ALLOW_HTTP: 'true' });
   await dueNow();
-  await eventually(() => refused(['url_refused', 'address_refused']));
+  await eventually(() => untilRefused(['url_refused', 'address_refused']));
   await stopHalfOpen();
   t.equal(receiver.received.length, 0);
   const stopOpen = await serve({ WEBHOOK_ALLOW_HTTP: 'true', WEBHOOK_ALLOW_CIDRS: '127.0.0.1' });

@@ -3,11 +3,9 @@ import fc from 'fast-check';
 import { isPublicAddress, parseRanges, requireSendableUrl } from '../src/webhooks/public-address.ts';
 import { t } from './support/tap.ts';
 
-// The rules by which a URL and an address are judged, without a connection.
-
 const strict = { allowHttp: false };
 
-t.test('a URL is refused for its form, with the reason', async (t) => {
+t.test('an invalid URL is rejected with the reason', async (t) => {
   const refused: Array<[url: string, message: RegExp]> = [
     ['', /must be a URL/],
     ['hook.example.com', /must be a URL/],
@@ -50,7 +48,7 @@ t.test('a URL is refused for its form, with the reason', async (t) => {
   t.equal(requireSendableUrl('http://hook.example.com/', { allowHttp: true }).protocol, 'http:');
 });
 
-t.test('an opened network is reached, and nothing beside it', async (t) => {
+t.test('an allowed network is reached, and no address outside it', async (t) => {
   const allowedRanges = parseRanges(['10.1.0.0/16', '127.0.0.1', 'fd00::/8', '::ffff:7f00:1/128']);
   for (const address of ['10.1.0.0', '10.1.255.255', '127.0.0.1', 'fd12::1', '::ffff:127.0.0.1', '8.8.8.8']) {
     t.ok(isPublicAddress(address, allowedRanges), address);
@@ -58,7 +56,7 @@ t.test('an opened network is reached, and nothing beside it', async (t) => {
   for (const address of ['10.0.255.255', '10.2.0.0', '127.0.0.2', 'fc00::1', '::ffff:10.1.0.1', 'fd12::1%lo', '10.1']) {
     t.notOk(isPublicAddress(address, allowedRanges), address);
   }
-  for (const wrong of [
+  for (const invalid of [
     '',
     '10.0.0.0/33',
     '::/129',
@@ -68,11 +66,11 @@ t.test('an opened network is reached, and nothing beside it', async (t) => {
     '10.0.0.0/-1',
     'fe80::1%lo/64',
   ]) {
-    t.throws(() => parseRanges([wrong]), RangeError, wrong);
+    t.throws(() => parseRanges([invalid]), RangeError, invalid);
   }
 });
 
-t.test('public is what IANA’s registries call globally reachable, no more', async (t) => {
+t.test("only addresses that IANA's registries call globally reachable count as public", async (t) => {
   const special = new BlockList();
   const ipv4 = ['0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '168.63.129.16/32', '169.254.0.0/16'];
   ipv4.push('172.16.0.0/12', '192.0.0.0/24', '192.0.2.0/24', '192.31.196.0/24', '192.52.193.0/24', '192.88.99.0/24');
@@ -84,7 +82,7 @@ t.test('public is what IANA’s registries call globally reachable, no more', as
       special.addSubnet(address, Number(bits), family);
     }
   }
-  const edges = ipv4.flatMap((network) => {
+  const boundaries = ipv4.flatMap((network) => {
     const [address = '', bits] = network.split('/');
     const first = address.split('.').reduce((value, part) => value * 256 + Number(part), 0);
     const last = first + 2 ** (32 - Number(bits)) - 1;
@@ -93,11 +91,11 @@ t.test('public is what IANA’s registries call globally reachable, no more', as
   const toIpv4 = (value: number) => [24, 16, 8, 0].map((shift) => Math.floor(value / 2 ** shift) % 256).join('.');
   const anyIpv4 = fc.oneof(
     fc.nat(0xffffffff),
-    fc.constantFrom(...edges.filter((edge) => edge >= 0 && edge <= 0xffffffff)),
+    fc.constantFrom(...boundaries.filter((edge) => edge >= 0 && edge <= 0xffffffff)),
   );
   const part = fc.oneof(fc.nat(0xffff), fc.constantFrom(0, 1, 2, 0x64, 0xffff, 0x7f00));
-  const begins = fc.constantFrom(0, 0x64, 0x100, 0x1fff, 0x2000, 0x2001, 0x2002, 0x2620, 0x3fff, 0x4000, 0xfe80);
-  const anyIpv6 = fc.tuple(fc.oneof(fc.nat(0xffff), begins), fc.array(part, { minLength: 7, maxLength: 7 }));
+  const firstParts = fc.constantFrom(0, 0x64, 0x100, 0x1fff, 0x2000, 0x2001, 0x2002, 0x2620, 0x3fff, 0x4000, 0xfe80);
+  const anyIpv6 = fc.tuple(fc.oneof(fc.nat(0xffff), firstParts), fc.array(part, { minLength: 7, maxLength: 7 }));
 
   t.doesNotThrow(() =>
     fc.assert(

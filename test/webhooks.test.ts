@@ -4,7 +4,7 @@ import { dbQuery } from './support/database.ts';
 import { t } from './support/tap.ts';
 import { deliveriesOf, makeWebhook } from './support/webhooks.ts';
 
-// Endpoints: who may have one, what its replies contain, and what is left of its secret. Other files test what is sent.
+// The endpoints themselves. Other files test what is sent.
 
 const url = 'http://127.0.0.1:9/hook';
 
@@ -18,7 +18,7 @@ async function partnerOf({ admin }: TestService): Promise<Json> {
   return (await admin.post('/v1/partners', { email, permissions: ['read', 'write'] })).body;
 }
 
-t.test('an endpoint, from its creation to its deletion', async (t) => {
+t.test('an endpoint can be created, changed, disabled, tested and deleted, each with its event', async (t) => {
   const service = await startService(t);
   const { admin, organizationId } = service;
   const input = { url: `${url}?token=theirs`, events: ['key.deleted', 'key.created'], description: 'Billing' };
@@ -26,8 +26,8 @@ t.test('an endpoint, from its creation to its deletion', async (t) => {
   t.equal(status, 201);
   t.equal(headers.location, `/v1/webhooks/${body.id}`);
   t.match(body, { secret: /^whsec_[A-Za-z0-9+/]{43}=$/ });
-  const { secret, ...made } = body;
-  t.match(made, {
+  const { secret, ...created } = body;
+  t.match(created, {
     id: /^webhook_/,
     organizationId,
     partnerId: null,
@@ -42,17 +42,17 @@ t.test('an endpoint, from its creation to its deletion', async (t) => {
     createdBy: { type: 'admin', email: 'ada@example.com' },
     deletedAt: null,
   });
-  const path = `/v1/webhooks/${made.id}`;
-  t.same((await admin.get(path)).body, made, 'the secret is shown once');
-  t.same((await admin.get('/v1/webhooks')).body, { data: [made], nextCursor: null });
+  const path = `/v1/webhooks/${created.id}`;
+  t.same((await admin.get(path)).body, created, 'the secret is shown once');
+  t.same((await admin.get('/v1/webhooks')).body, { data: [created], nextCursor: null });
 
   const patched = await admin.patch(path, { url, events: ['*'], description: null });
-  t.same(patched.body, { ...made, url, events: ['*'], description: null });
-  t.same((await admin.patch(path, { url, events: ['*'] })).body, patched.body, 'what changes nothing');
+  t.same(patched.body, { ...created, url, events: ['*'], description: null });
+  t.same((await admin.patch(path, { url, events: ['*'] })).body, patched.body, 'a change without an effect');
   const disabled = await admin.post(`${path}/disable`);
   t.match(disabled.body, { status: 'disabled', disabledReason: 'requested', disabledAt: /^2/ });
   t.same((await admin.post(`${path}/disable`)).body, disabled.body);
-  t.match((await admin.post(`${path}/test`)).body, { code: 'conflict' }, 'what is disabled is sent nothing');
+  t.match((await admin.post(`${path}/test`)).body, { code: 'conflict' }, 'a disabled endpoint gets no test event');
   t.same((await admin.post(`${path}/enable`)).body, patched.body);
   t.same((await admin.post(`${path}/enable`)).body, patched.body);
   t.same((await admin.post(`${path}/test`)).body, patched.body);
@@ -67,7 +67,7 @@ t.test('an endpoint, from its creation to its deletion', async (t) => {
   }
   t.same((await admin.get('/v1/webhooks')).body.data, []);
 
-  const events = await historyOf(service, made.id);
+  const events = await historyOf(service, created.id);
   t.same(
     events.map(({ action, details }) => [action, { ...details, webhookId: undefined }]),
     [
@@ -101,7 +101,7 @@ t.test('an endpoint, from its creation to its deletion', async (t) => {
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('secrets are sealed, and go with the endpoint', async (t) => {
+t.test('secrets are stored sealed, and deleted with the endpoint', async (t) => {
   const service = await startService(t);
   const { admin, urls } = service;
   const webhook = await makeWebhook(service, { url });
@@ -113,32 +113,36 @@ t.test('secrets are sealed, and go with the endpoint', async (t) => {
   const raw = Buffer.from(webhook.secret.slice('whsec_'.length), 'base64');
   for (const value of Object.values(sealed)) {
     if (!Buffer.isBuffer(value)) continue;
-    t.notOk(value.includes(raw) || value.includes(webhook.secret), 'not as text and not as bytes');
+    t.notOk(value.includes(raw) || value.includes(webhook.secret), 'neither as text nor as bytes');
   }
   await admin.delete(`/v1/webhooks/${webhook.id}`);
   t.ok(Object.values(await row()).every((value) => value === null));
 });
 
-t.test('a secret is replayed for 15 minutes', async (t) => {
+t.test('a reply with a secret is replayed for 15 minutes', async (t) => {
   const { admin, later } = await startService(t);
   const key = { 'idempotency-key': 'k' };
   const input = { url, events: ['*'] };
   const { body: created } = await admin.post('/v1/webhooks', input, key);
   const { id } = created;
   t.match(created.secret, /^whsec_/);
-  const gone = { status: 409, headers: { 'idempotent-replayed': 'true' }, body: { code: 'reply_gone', created: [id] } };
+  const replyGone = {
+    status: 409,
+    headers: { 'idempotent-replayed': 'true' },
+    body: { code: 'reply_gone', created: [id] },
+  };
   t.same((await admin.post('/v1/webhooks', input, key)).body, created);
   const path = `/v1/webhooks/${id}/rotate-secret`;
   const { body: rotated } = await admin.post(path, undefined, key);
   t.not(rotated.secret, created.secret);
   t.same((await admin.post(path, undefined, key)).body, rotated);
   later(15 * 60_000);
-  t.match(await admin.post('/v1/webhooks', input, key), gone);
-  t.match(await admin.post(path, undefined, key), gone);
+  t.match(await admin.post('/v1/webhooks', input, key), replyGone);
+  t.match(await admin.post(path, undefined, key), replyGone);
   t.equal((await admin.get('/v1/webhooks')).body.data.length, 1);
 });
 
-t.test('what is refused, each with its path', async (t) => {
+t.test('invalid input is rejected with its path', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   const { id: partnerId } = await partnerOf(service);
@@ -178,7 +182,7 @@ t.test('what is refused, each with its path', async (t) => {
   t.equal((await historyOf(service, webhook.id)).length, 1, 'nothing was changed');
 });
 
-t.test('an organization has 50 endpoints at most, however many are asked for at once', async (t) => {
+t.test('an organization has at most 50 endpoints, even if many are created at once', async (t) => {
   const service = await startService(t);
   const { admin } = service;
   for (let count = 0; count < 47; count++) await makeWebhook(service, { url });
@@ -195,32 +199,36 @@ t.test('an organization has 50 endpoints at most, however many are asked for at 
   t.equal((await admin.post('/v1/webhooks', { url, events: ['*'] })).status, 201);
 });
 
-t.test('another organization receives nothing, and finds nothing', async (t) => {
+t.test('another organization gets no events and finds no endpoint', async (t) => {
   const service = await startService(t);
   const { operator } = service;
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const inOther = { 'latchkey-organization': other.id };
   const token = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@example.com' };
-  const eve = service.as((await operator.post('/v1/access-tokens', token, inOther)).body.token);
-  const { body: theirs } = await eve.post('/v1/webhooks', { url, events: ['*'] });
-  const ours = await makeWebhook(service, { url });
+  const otherAdmin = service.as((await operator.post('/v1/access-tokens', token, inOther)).body.token);
+  const { body: otherWebhook } = await otherAdmin.post('/v1/webhooks', { url, events: ['*'] });
+  const ownWebhook = await makeWebhook(service, { url });
   const partner = await partnerOf(service);
-  t.equal((await eve.post('/v1/webhooks', { url, events: ['*'], partnerId: partner.id })).status, 404);
-  t.same((await eve.get(`/v1/webhooks/${theirs.id}/deliveries`)).body.data.length, 1, 'its own creation');
-  const [delivery] = await deliveriesOf(service, ours);
-  const foreign = [
-    `/v1/webhooks/${ours.id}/deliveries/${delivery.id}/redeliver`,
-    `/v1/webhooks/${theirs.id}/deliveries/${delivery.id}/redeliver`,
-  ];
-  for (const path of foreign) t.equal((await eve.post(path)).status, 404, path);
+  t.equal((await otherAdmin.post('/v1/webhooks', { url, events: ['*'], partnerId: partner.id })).status, 404);
   t.same(
-    (await eve.get('/v1/webhooks')).body.data.map(({ id }: Json) => id),
-    [theirs.id],
+    (await otherAdmin.get(`/v1/webhooks/${otherWebhook.id}/deliveries`)).body.data.length,
+    1,
+    'only its own creation',
   );
-  t.equal((await deliveriesOf(service, ours)).length, 4, 'its creation, and the partner with two keys');
+  const [delivery] = await deliveriesOf(service, ownWebhook);
+  const foreign = [
+    `/v1/webhooks/${ownWebhook.id}/deliveries/${delivery.id}/redeliver`,
+    `/v1/webhooks/${otherWebhook.id}/deliveries/${delivery.id}/redeliver`,
+  ];
+  for (const path of foreign) t.equal((await otherAdmin.post(path)).status, 404, path);
+  t.same(
+    (await otherAdmin.get('/v1/webhooks')).body.data.map(({ id }: Json) => id),
+    [otherWebhook.id],
+  );
+  t.equal((await deliveriesOf(service, ownWebhook)).length, 4, 'its creation, the partner and two keys');
 });
 
-t.test('every action is one of those that can be asked for, or has a reason not to be', async (t) => {
+t.test('every action can be subscribed to, or has a reason why not', async (t) => {
   const { admin } = await startService(t);
   const refused: string[] = [];
   for (const action of historyActions) {

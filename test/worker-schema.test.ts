@@ -8,7 +8,7 @@ import { dbDue, dbQueue } from './support/jobs.ts';
 import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
-t.test('the revision that is asked for is the newest one of the installed graphile-worker', async (t) => {
+t.test('the required revision is the newest one of the installed graphile-worker', async (t) => {
   const files = readdirSync(path.join('node_modules', 'graphile-worker', 'sql'));
   t.equal(Math.max(...files.map((file) => Number.parseInt(file, 10))), workerRevision);
   const urls = await createDatabase(t);
@@ -25,7 +25,7 @@ t.test('the revision that is asked for is the newest one of the installed graphi
   );
 });
 
-t.test('its tables belong to the role that migrates; the service uses them and can change none', async (t) => {
+t.test('the tables belong to the migrating role; the service can use them, but not alter them', async (t) => {
   const urls = await createDatabase(t);
   const owners = await dbQuery(
     urls.superuser,
@@ -46,9 +46,9 @@ t.test('its tables belong to the role that migrates; the service uses them and c
   }
 });
 
-t.test('a migration that was killed within it: the next one goes on where it ended', async (t) => {
+t.test("if a migration is killed inside graphile-worker's steps, the next one continues there", async (t) => {
   const urls = await createDatabase(t, { migrated: false });
-  // It hangs at a type that its eleventh step makes, on a lock that somebody else holds, and is killed there.
+  // The migration waits for a lock at a type that the eleventh step creates, and is killed there.
   await dbQuery(
     urls.superuser,
     `create function hold() returns event_trigger language plpgsql as $$ begin perform pg_advisory_xact_lock(11); end $$;
@@ -74,15 +74,15 @@ t.test('a migration that was killed within it: the next one goes on where it end
   client.release();
   await dbQuery(urls.superuser, 'drop event trigger hold');
 
-  const [found] = await dbQuery(urls.superuser, 'select max(id) as id from graphile_worker.migrations');
-  t.ok(Number(found?.['id']) > 0 && Number(found?.['id']) < workerRevision, `it got to step ${found?.['id']}`);
+  const [reached] = await dbQuery(urls.superuser, 'select max(id) as id from graphile_worker.migrations');
+  t.ok(Number(reached?.['id']) > 0 && Number(reached?.['id']) < workerRevision, `it got to step ${reached?.['id']}`);
   const service = connect({ url: urls.app, poolSize: 1 });
   t.teardown(() => service.close());
   t.same(await migrateAs(urls), [`graphile_worker@${workerRevision}`]);
   await requireCurrentSchema(service.db);
 });
 
-t.test('a schema that is missing, older, newer or not readable is refused with the reason', async (t) => {
+t.test('a missing, older, newer or unreadable schema is rejected with the reason', async (t) => {
   const cases = [
     ['missing', 'drop schema graphile_worker cascade', /graphile_worker@19 not applied.*`latchkey migrate`/],
     ['older', 'delete from graphile_worker.migrations where id > 18', /graphile_worker@19 not applied/],
@@ -122,7 +122,7 @@ t.test('every migration grants the privileges again, to the current role', async
   );
 });
 
-t.test('with one role for everything, jobs can be queued as well', async (t) => {
+t.test('with one role for everything, jobs can also be enqueued', async (t) => {
   const urls = await createDatabase(t);
   await dbDue({ ...urls, app: urls.owner }, 'anything');
   const { db, close } = connect({ url: urls.owner, poolSize: 1 });

@@ -11,7 +11,7 @@ import {
   verifyKey,
 } from './client.ts';
 
-// The same tour with the functions that oazapfts makes of the 3.0 document.
+// The same requests as openapi-fetch.mts, with functions that oazapfts generates from the 3.0 document.
 
 const { LATCHKEY_URL: baseUrl = '', ADMIN_TOKEN = '', VERIFIER_TOKEN = '' } = process.env;
 defaults.baseUrl = baseUrl;
@@ -27,7 +27,7 @@ const [first] = partner.keys;
 if (first === undefined) throw new Error('the partner has no key');
 const verdicts = [await verdictOn(first.key)];
 
-// oazapfts announces JSON even where there is no body.
+// oazapfts announces JSON even without a body.
 const second = await ok(rotateKey(first.id));
 verdicts.push(await verdictOn(second.key));
 const revealed = await ok(revealKey(first.id, { reason: 'A tour' }));
@@ -42,8 +42,8 @@ const actions: string[] = [];
 let pages = 0;
 for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
   const page = await ok(listHistory({ limit: 2, partnerId: partner.id, ...(cursor === undefined ? {} : { cursor }) }));
-  if (page.kind !== 'events') throw new Error('events were asked for');
-  // What the service itself says, a second after a deleted key was presented, may have come already or not.
+  if (page.kind !== 'events') throw new Error('the reply has no events');
+  // The event of a used deleted key is recorded about a second later, so it may be missing or not.
   actions.push(
     ...page.data
       .filter((event) => !('unreadable' in event) && event.actor.type !== 'system')

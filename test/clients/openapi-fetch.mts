@@ -1,14 +1,14 @@
 import createClient from 'openapi-fetch';
 import type { paths } from './api.js';
 
-// A tour of the API with the types that openapi-typescript makes of the 3.1 document. The two tours print the same.
+// Uses the API with types that openapi-typescript generates from the 3.1 document. oazapfts.mts prints the same.
 
 const { LATCHKEY_URL: baseUrl = '', ADMIN_TOKEN = '', VERIFIER_TOKEN = '' } = process.env;
 const as = (token: string) => createClient<paths>({ baseUrl, headers: { Authorization: `Bearer ${token}` } });
 const admin = as(ADMIN_TOKEN);
 const verifier = as(VERIFIER_TOKEN);
 
-/** What was answered, or the problem as an error. */
+/** The reply, or its problem as an error. */
 async function answered<Data>(
   asking: Promise<{ data?: Data; error?: { code: string; detail: string } }>,
 ): Promise<Data> {
@@ -48,8 +48,8 @@ let pages = 0;
 for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
   const query = { limit: 2, partnerId: partner.id, ...(cursor === undefined ? {} : { cursor }) };
   const page = await answered(admin.GET('/v1/history', { params: { query } }));
-  if (page.kind !== 'events') throw new Error('events were asked for');
-  // What the service itself says, a second after a deleted key was presented, may have come already or not.
+  if (page.kind !== 'events') throw new Error('the reply has no events');
+  // The event of a used deleted key is recorded about a second later, so it may be missing or not.
   actions.push(
     ...page.data
       .filter((event) => !('unreadable' in event) && event.actor.type !== 'system')

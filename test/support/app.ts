@@ -31,7 +31,7 @@ export interface Reply {
   body: Json;
 }
 
-/** A caller of the API with a credential. */
+/** A caller of the API with its credential. */
 export interface Client {
   token: string;
   get(path: string, headers?: Record<string, string>): Promise<Reply>;
@@ -54,9 +54,9 @@ export interface TestService {
   verifier: Client;
   operator: Client;
   as(token: string): Client;
-  /** The clock of the service and of all that a test starts beside it. */
+  /** The clock of the service and of everything that a test starts with it. */
   clock: TestClock;
-  /** Moves the clock on. */
+  /** Moves the clock forward. */
   later(ms: number): void;
   logLines: string[];
 }
@@ -65,18 +65,18 @@ type Overrides = Partial<Omit<AppDeps, 'crypto' | 'verification' | 'tallies' | '
   transactor?: Pick<Transactor, 'db' | 'clock'>;
   keyring?: Keyring;
   urls?: ClusterUrls;
-  /** The change feed's database and Redis. Default: the service's database, and none. */
+  /** The database of the change feed, and Redis. Default: the service's database, and no Redis. */
   state?: Partial<VerificationStateOptions>;
 };
 
-/** argon2id at its cheapest: what it costs is tested elsewhere. */
+/** The cheapest argon2id; crypto.test.ts tests its costs. */
 const cheapHashing = { memoryKib: 8, timeCost: 1, parallelism: 1, concurrency: 4, queueLimit: 1_000 };
 
-/** As it is, or as the hex of a bytea; of that so much that no hash has it by chance. */
+/** A token as text or as the hex of a bytea, long enough that no hash contains it by chance. */
 const anyToken =
   /lk_[kavo]_[0-9a-hjkmnp-tv-z]{26}_[0-9A-Za-z]{20,}|6c6b5f(?:6b|61|76|6f)5f(?:3[0-9]|6[1-9a-f]|7[0-9a]){8}|whsec_|77687365635f/;
 
-/** The real app on a database of its own, with an organization and its first tokens. */
+/** Starts the app on a new database, with an organization and its first tokens. */
 export async function startService(t: Test, overrides: Overrides = {}): Promise<TestService> {
   const urls = overrides.urls ?? (await createDatabase(t));
   const client = connect({ url: urls.app, poolSize: 20, timeoutMs: 20_000 });
@@ -90,21 +90,21 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     destination: { write: (line) => void logLines.push(line) },
   });
   const clock = createTestClock();
-  const { state, transactor: given = { db: client.db, clock }, ...others } = overrides;
+  const { state, transactor: clockAndDb = { db: client.db, clock }, ...others } = overrides;
   const verification = startVerificationState({
-    db: given.db,
+    db: clockAndDb.db,
     listenUrl: urls.app,
     redisUrl: undefined,
     keyring,
     capacity: 10_000,
     staleMs: 30_000,
-    clock: given.clock,
+    clock: clockAndDb.clock,
     onAppended: enqueueDeliveries,
     logger,
     ...state,
   });
   const transactor = {
-    ...given,
+    ...clockAndDb,
     keyring,
     onAppended: enqueueDeliveries,
     onChanged: (ids: Iterable<string>) => verification.records.invalidate(ids),
@@ -121,14 +121,14 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
     pool: client.pool,
     verification,
     crypto,
-    checkpoints: createCheckpoints({ db: given.db, keyring, logger }),
+    checkpoints: createCheckpoints({ db: clockAndDb.db, keyring, logger }),
     webhookClient: createWebhookClient({ allowHttp: true, allowedRanges: parseRanges(['127.0.0.0/8']) }),
     limits: { callerLimit: 1_000_000, addressLimit: 1_000_000, revealLimit: 1_000_000 },
     undoWindowSeconds: 86_400,
     retentionSeconds: 2_592_000,
     trustProxy: false,
     version: '0.0.0',
-    // The tests' own work goes on in the same loop.
+    // The tests themselves use the same event loop.
     eventLoopDelayLimitMs: 60_000,
     ...others,
   });
@@ -161,13 +161,13 @@ export async function startService(t: Test, overrides: Overrides = {}): Promise<
   };
 }
 
-/** Holds for every service of every test: whatever it did, no plaintext is left behind. */
+/** For every service of every test: nothing that it wrote contains a plaintext. */
 function requireNoPlaintext(where: string, text: string): void {
   const found = anyToken.exec(text);
   if (found !== null) throw new Error(`${where} has a plaintext: ${text.slice(found.index - 100, found.index + 60)}`);
 }
 
-/** Holds for every service of every test, too: it answers nothing but what the OpenAPI document says. */
+/** For every service of every test: every reply is what the OpenAPI document says. */
 function checkReplies(app: FastifyInstance): void {
   const inject = app.inject.bind(app) as (options: InjectOptions | string) => Promise<LightMyRequestResponse>;
   const checked = async (options: InjectOptions | string) => {

@@ -10,17 +10,19 @@ import { eventually } from './process.ts';
 
 /** A page in a real Chromium. */
 export interface Page {
-  /** Runs JavaScript in the page, waits for its promise, and gives its value as JSON. */
+  /** Runs JavaScript in the page, waits for its promise, and returns its value as JSON. */
   evaluate(script: string): Promise<Json>;
-  /** Waits until the script gives something truthy. */
+  /** Waits until the script returns a truthy value. */
   until(script: string): Promise<Json>;
-  /** What was written to the console as an error or a warning, and what the page did not catch. */
+  /** Errors and warnings of the console, and uncaught errors of the page. */
   errors: string[];
   /** The URLs that the page has requested. */
   requested: string[];
 }
 
-/** Opens a page. Chromium is driven by the DevTools protocol over two pipes, and is gone when the test ends. */
+/**
+ * Opens a page in Chromium, which is controlled by the DevTools protocol over two pipes and closed when the test ends.
+ */
 export async function openPage(t: Test, url: string): Promise<Page> {
   const profile = await mkdtemp(path.join(tmpdir(), 'latchkey-browser-'));
   const flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run'];
@@ -60,7 +62,7 @@ const isBad = (level: string) => level === 'error' || level === 'warning';
 
 type Call = (method: string, params?: object, sessionId?: string) => Promise<Json>;
 
-/** Messages are JSON with a zero byte behind each. */
+/** Messages are JSON, each followed by a zero byte. */
 function connect(input: Writable, output: Readable, onEvent: (event: Json) => void): Call {
   const waiting = new Map<number, (message: Json) => void>();
   let received = '';

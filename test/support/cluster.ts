@@ -1,17 +1,17 @@
 import { randomBytes } from 'node:crypto';
 import pg from 'pg';
 
-/** The environment variable with which `test/run.ts` passes the test files their Postgres. */
+/** The environment variable by which `test/run.ts` passes the Postgres to the test files. */
 export const clusterVariable = 'LATCHKEY_TEST_CLUSTER';
 
-/** The same database as its three roles see it; each test puts a database of its own into the path. */
+/** A database as its three roles see it; each test replaces the database name in the path. */
 export interface ClusterUrls {
   superuser: string;
   owner: string;
   app: string;
 }
 
-/** What the test files get from `test/run.ts`. */
+/** What `test/run.ts` passes to the test files. */
 export interface TestCluster {
   urls: ClusterUrls;
   /** A migrated database that each test copies. */
@@ -23,7 +23,7 @@ export interface TestRoles {
   drop(): Promise<void>;
 }
 
-/** Roles belong to the whole cluster, so those of one run have a name of their own and go when it ends. */
+/** Roles belong to the whole cluster, so each run has its own, which are dropped when it ends. */
 export async function makeTestRoles(superuserUrl: string): Promise<TestRoles> {
   const run = randomBytes(4).toString('hex');
   const password = randomBytes(16).toString('hex');
@@ -38,7 +38,7 @@ export async function makeTestRoles(superuserUrl: string): Promise<TestRoles> {
     }
   };
   await query(
-    // Each iteration of SCRAM costs every connection of every test; the role is gone after the run.
+    // Each iteration of SCRAM slows every connection of every test, and the roles are dropped after the run.
     "select set_config(name, '1', false) from pg_settings where name = 'scram_iterations'",
     `create role ${names.owner} login password '${password}'`,
     `create role ${names.app} login password '${password}'`,

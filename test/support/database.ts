@@ -5,20 +5,20 @@ import { connect } from '../../src/database/client.ts';
 import { migrate } from '../../src/database/migrator.ts';
 import { type ClusterUrls, testCluster } from './cluster.ts';
 
-/** A database of its own, dropped when the test ends. */
+/** A new database, dropped when the test ends. */
 export async function createDatabase(t: Test, { migrated = true } = {}): Promise<ClusterUrls> {
   const { urls: cluster, template } = testCluster();
-  // `file_copy` takes two thirds of the time of the default, which writes every page to the log.
+  // `file_copy` takes two thirds of the time of the default, which writes every page to the WAL.
   const { name, urls, drop } = await addDatabase(cluster, migrated ? `template ${template} strategy file_copy` : '');
   t.teardown(drop);
-  // Who may connect is stored beside the databases, so a copy does not have it.
+  // The right to connect is stored outside the database, so a copy does not have it.
   const grants = '(select datacl from pg_database where datname = $1)';
   const copy = `update pg_database set datacl = ${grants} where datname = $2`;
   if (migrated) await dbQuery(cluster.superuser, copy, [template, name]);
   return urls;
 }
 
-/** @param how further words for `create database` */
+/** @param how further clauses for `create database` */
 export async function addDatabase(cluster: ClusterUrls, how: string) {
   const name = `latchkey_test_${randomBytes(6).toString('hex')}`;
   await dbQuery(cluster.superuser, `create database ${name} owner ${roleOf(cluster.owner)} ${how}`);
@@ -49,7 +49,7 @@ function withDatabase(url: string, name: string): string {
   return changed.href;
 }
 
-/** Asks the database directly, as the role in the URL. */
+/** Runs a statement as the role in the URL. */
 export async function dbQuery(
   url: string,
   sql: string,
@@ -58,7 +58,7 @@ export async function dbQuery(
   return withConnection(url, async (client) => (await client.query<Record<string, unknown>>(sql, values)).rows);
 }
 
-/** Everything that the database keeps, as text; binary columns come as they are and as hex. */
+/** All tables as text; binary columns as text and as hex. */
 export async function dbDump(superuserUrl: string): Promise<string> {
   return withConnection(superuserUrl, async (client) => {
     const { rows } = await client.query<{ tablename: string }>(
@@ -66,10 +66,10 @@ export async function dbDump(superuserUrl: string): Promise<string> {
     );
     const texts: string[] = [];
     for (const { tablename } of rows) {
-      const kept = await client.query<{ text: string }>(
+      const stored = await client.query<{ text: string }>(
         `select row_to_json(t)::text as text from public.${tablename} t`,
       );
-      texts.push(...kept.rows.map(({ text }) => text));
+      texts.push(...stored.rows.map(({ text }) => text));
     }
     return texts.join('\n');
   });

@@ -3,10 +3,10 @@ import { Ajv2020, type ValidateFunction } from 'ajv/dist/2020.js';
 import ajvFormats from 'ajv-formats';
 import type { Json } from './app.ts';
 
-/** A reply of the service, whichever way it was asked for. */
+/** A reply of the service, from `inject` or a socket. */
 export interface DocumentedReply {
   method: string;
-  /** With or without a host, a query and a fragment. */
+  /** With or without host, query and fragment. */
   url: string;
   status: number;
   contentType: string | undefined;
@@ -20,7 +20,7 @@ ajv.addSchema(document, 'openapi');
 
 const problemMediaType = 'application/problem+json';
 
-/** Literal paths first, so that a name is not taken for an id. */
+/** Literal paths first, so that a path segment is not mistaken for an id. */
 const paths = Object.keys(document.paths)
   .sort((one, other) => one.split('{').length - other.split('{').length)
   .map((path) => ({ path, pattern: new RegExp(`^${path.replaceAll(/\{[^}]+\}/g, '[^/]+')}$`) }));
@@ -35,23 +35,23 @@ function validatorAt(...names: string[]): ValidateFunction {
   return known;
 }
 
-/** @throws Error where the document does not say that the service may answer like this */
+/** @throws Error if the document does not allow this reply */
 export function requireDocumented(reply: DocumentedReply): void {
-  const wrong = undocumentedIn(reply);
-  if (wrong === undefined) return;
+  const undocumented = undocumentedIn(reply);
+  if (undocumented === undefined) return;
   const { method, url, status, text } = reply;
-  throw new Error(`${method} ${url} answered ${status}, and ${wrong}: ${text.slice(0, 1_000)}`);
+  throw new Error(`${method} ${url} answered ${status}, and ${undocumented}: ${text.slice(0, 1_000)}`);
 }
 
-/** What the document does not say about the reply; undefined where it says all of it. */
+/** Why the document does not allow the reply; undefined if it does. */
 export function undocumentedIn({ method, url, status, contentType, text }: DocumentedReply): string | undefined {
-  const asked = new URL(url, 'http://latchkey').pathname;
-  const path = paths.find(({ pattern }) => pattern.test(asked))?.path;
+  const pathname = new URL(url, 'http://latchkey').pathname;
+  const path = paths.find(({ pattern }) => pattern.test(pathname))?.path;
   const operation = path && document.paths[path][method.toLowerCase()];
   const mediaType = contentType?.split(';')[0];
   if (path === undefined || operation === undefined) {
-    // Nothing is documented where nothing is; the refusal has the shape of all others.
-    return asked.startsWith('/v1/') && method !== 'HEAD' && status >= 400 && text !== ''
+    // An unknown path is not documented; its rejection is a problem like all others.
+    return pathname.startsWith('/v1/') && method !== 'HEAD' && status >= 400 && text !== ''
       ? problemErrors(mediaType, text)
       : undefined;
   }

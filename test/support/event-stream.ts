@@ -7,35 +7,35 @@ export interface StreamEvent {
   event: string;
   // biome-ignore lint/suspicious/noExplicitAny: an event's members are what the tests are about to assert
   data: any;
-  /** When it came; monotonic milliseconds. */
+  /** Time of arrival, in monotonic milliseconds. */
   atMs: number;
 }
 
-/** What came over `GET /v1/changes` so far. */
+/** What `GET /v1/changes` has sent so far. */
 export interface Followed {
   status: number;
   headers: IncomingMessage['headers'];
   events: StreamEvent[];
-  /** Everything as it came, comments too. */
+  /** The raw text, with comments. */
   text(): string;
   isOver(): boolean;
-  /** The first event of this kind that is there, or comes within 5 s. */
+  /** The first event of this kind, waiting for at most 5 s. */
   until(event: string, matches?: (data: StreamEvent['data']) => boolean): Promise<StreamEvent>;
-  /** Takes no more bytes, and after that again. */
+  /** Pauses reading; the returned function resumes it. */
   pause(): void;
   resume(): void;
   close(): void;
 }
 
 export async function follow(t: Test, url: string, token: string, headers = {}): Promise<Followed> {
-  const asking = request(`${url}/v1/changes`, {
+  const clientRequest = request(`${url}/v1/changes`, {
     agent: false,
     headers: { authorization: `Bearer ${token}`, ...headers },
   });
-  asking.on('error', () => undefined);
-  asking.end();
-  const [response] = (await once(asking, 'response')) as [IncomingMessage];
-  t.teardown(() => asking.destroy());
+  clientRequest.on('error', () => undefined);
+  clientRequest.end();
+  const [response] = (await once(clientRequest, 'response')) as [IncomingMessage];
+  t.teardown(() => clientRequest.destroy());
   const events: StreamEvent[] = [];
   let [text, read, isOver] = ['', 0, false];
   response.setEncoding('utf8');
@@ -63,6 +63,6 @@ export async function follow(t: Test, url: string, token: string, headers = {}):
       eventually(async () => events.find((one) => one.event === event && matches(one.data)), 5_000),
     pause: () => void response.pause(),
     resume: () => void response.resume(),
-    close: () => void asking.destroy(),
+    close: () => void clientRequest.destroy(),
   };
 }

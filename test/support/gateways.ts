@@ -9,12 +9,12 @@ import type { Test } from 'tap';
 import { freePort } from './ports.ts';
 import { eventually, type RunningProcess, run } from './process.ts';
 
-/** What a gateway stands between, and the token with which it names itself. */
-interface Surroundings {
+/** The ports around a gateway, and its token. */
+interface GatewaySettings {
   latchkeyPort: number;
   backendPort: number;
   token: string;
-  /** With the page's changes for an application that needs `Authorization` for itself. */
+  /** With the changes of the page for an application that uses `Authorization` itself. */
   leavesAuthorization?: boolean;
 }
 
@@ -23,16 +23,16 @@ export interface Gateway {
   process: RunningProcess;
 }
 
-export type StartGateway = (t: Test, surroundings: Surroundings) => Promise<Gateway>;
+export type StartGateway = (t: Test, settings: GatewaySettings) => Promise<Gateway>;
 
-/** The fenced blocks of a program's section in docs/gateways.md, in order: what people paste is what is tested. */
+/** The fenced blocks of a program's section in docs/gateways.md, in order. */
 async function snippetsOf(section: string): Promise<string[]> {
   const page = await readFile('docs/gateways.md', 'utf8');
   const text = page.split(/^## /m).find((part) => part.startsWith(`${section}\n`)) ?? '';
   return [...text.matchAll(/^```\w+\n(.*?)^```$/gms)].map(([, snippet = '']) => snippet);
 }
 
-/** The section's snippets, with the changes that the page names for an application that needs `Authorization`. */
+/** The snippets of the section, with the page's changes for an application that uses `Authorization` itself. */
 async function snippetsFor(section: string, leavesAuthorization = false): Promise<string[]> {
   const [first = '', ...others] = await snippetsOf(section);
   if (!leavesAuthorization) return [first, ...others];
@@ -61,7 +61,7 @@ function applyDiff(text: string, diff: string): string {
   return lines.join('\n');
 }
 
-/** Puts this machine's places into a snippet, and fails where the snippet does not name them as expected. */
+/** Puts this machine's addresses into a snippet, and fails if the snippet does not contain them as expected. */
 function fill(snippet: string | undefined, places: Record<string, string>): string {
   return Object.entries(places).reduce((text, [place, here]) => {
     if (text.split(place).length !== 2) throw new Error(`docs/gateways.md should have «${place}» once`);
@@ -75,7 +75,7 @@ async function folder(t: Test): Promise<string> {
   return directory;
 }
 
-async function whenItListens(port: number, process: RunningProcess): Promise<Gateway> {
+async function untilListening(port: number, process: RunningProcess): Promise<Gateway> {
   await eventually(async () => {
     if (process.child.exitCode !== null) throw new Error(`the gateway has ended:\n${process.output()}`);
     const socket = connect(port, '127.0.0.1');
@@ -89,7 +89,7 @@ async function whenItListens(port: number, process: RunningProcess): Promise<Gat
   return { port, process };
 }
 
-/** nginx in the foreground, with all its files in a folder of its own. */
+/** nginx in the foreground, with all its files in a folder. */
 export const startNginx: StartGateway = async (t, { latchkeyPort, backendPort, token, leavesAuthorization }) => {
   const [directory, port, [site, tokenFile]] = await Promise.all([
     folder(t),
@@ -117,10 +117,10 @@ export const startNginx: StartGateway = async (t, { latchkeyPort, backendPort, t
   ];
   await writeFile(path.join(directory, 'nginx.conf'), main.join('\n'));
   await chmod(directory, 0o755);
-  return whenItListens(port, run(t, 'nginx', ['-p', directory, '-c', 'nginx.conf', '-e', 'stderr']));
+  return untilListening(port, run(t, 'nginx', ['-p', directory, '-c', 'nginx.conf', '-e', 'stderr']));
 };
 
-/** Caddy without its administration port, with all its files in a folder of its own. */
+/** Caddy without its admin port, with all its files in a folder. */
 export const startCaddy: StartGateway = async (t, { latchkeyPort, backendPort, token, leavesAuthorization }) => {
   const [directory, port, [caddyfile]] = await Promise.all([
     folder(t),
@@ -138,10 +138,10 @@ export const startCaddy: StartGateway = async (t, { latchkeyPort, backendPort, t
     }),
   );
   const env = { LATCHKEY_VERIFIER_TOKEN: token, HOME: directory, XDG_CONFIG_HOME: directory, XDG_DATA_HOME: directory };
-  return whenItListens(port, run(t, 'caddy', ['run', '--config', config], { env }));
+  return untilListening(port, run(t, 'caddy', ['run', '--config', config], { env }));
 };
 
-/** HAProxy in the foreground, with its files in a folder of its own. */
+/** HAProxy in the foreground, with its files in a folder. */
 export const startHaproxy: StartGateway = async (t, { latchkeyPort, backendPort, token }) => {
   const [directory, port, [script, configuration]] = await Promise.all([folder(t), freePort(), snippetsOf('HAProxy')]);
   const lua = path.join(directory, 'latchkey.lua');
@@ -155,15 +155,15 @@ export const startHaproxy: StartGateway = async (t, { latchkeyPort, backendPort,
       'server api 127.0.0.1:9000': `server api 127.0.0.1:${backendPort}`,
     }),
   );
-  return whenItListens(port, run(t, 'haproxy', ['-f', config], { env: { LATCHKEY_VERIFIER_TOKEN: token } }));
+  return untilListening(port, run(t, 'haproxy', ['-f', config], { env: { LATCHKEY_VERIFIER_TOKEN: token } }));
 };
 
-/** A request as it has reached the backend. */
+/** A request that reached the backend. */
 export interface Passed {
   method: string;
   url: string;
   headers: IncomingHttpHeaders;
-  /** Each as it was sent, twice where it was sent twice. */
+  /** Each header as sent, repeated headers repeatedly. */
   fields: Array<[name: string, value: string]>;
   sha256: string;
 }
@@ -173,7 +173,7 @@ export interface Backend {
   passed: Passed[];
 }
 
-/** What stands behind a gateway: it keeps what reaches it, and answers with the status that the path ends in, else 200. */
+/** A backend that stores its requests, and replies with the status at the end of the path, by default 200. */
 export async function startBackend(t: Test): Promise<Backend> {
   const passed: Passed[] = [];
   const server = createServer(async (request, response) => {
@@ -195,7 +195,7 @@ export async function startBackend(t: Test): Promise<Backend> {
   return { port: (server.address() as AddressInfo).port, passed };
 }
 
-/** All that a backend could take for an identity, in whatever way it reads names. nginx leaves out what is empty. */
+/** All headers that a backend could read as an identity. nginx omits empty ones. */
 export function identityIn({ fields }: Passed): Record<string, string> {
   const found: Record<string, string> = { 'x-latchkey-partner-id': '' };
   for (const [name, value] of fields) {
@@ -214,8 +214,8 @@ interface Question {
   from?: string;
 }
 
-/** A client of a gateway, which may send what it likes. */
-export async function ask(port: number, { method = 'GET', path = '/', headers = {}, body, from }: Question = {}) {
+/** A client of a gateway, which may send anything. */
+export async function send(port: number, { method = 'GET', path = '/', headers = {}, body, from }: Question = {}) {
   const localAddress = from ?? '127.0.0.1';
   const sent = request({ host: '127.0.0.1', port, localAddress, method, path, agent: false, headers });
   sent.end(body);
@@ -226,7 +226,7 @@ export async function ask(port: number, { method = 'GET', path = '/', headers = 
   return { status: response.statusCode ?? 0, headers: response.headers, text };
 }
 
-/** Takes connections and never says a word. */
+/** Accepts connections and never replies. */
 export async function listenInSilence(t: Test): Promise<number> {
   const sockets = new Set<Socket>();
   const server = createSocketServer((socket) => {

@@ -7,12 +7,12 @@ import { run } from './process.ts';
 
 const source = path.resolve('test/generators');
 
-/** What npm writes where it reaches no registry. */
+/** What npm prints when it reaches no registry. */
 const unreachable = /ENOTFOUND|ECONNREFUSED|ECONNRESET|ETIMEDOUT|EAI_AGAIN|ENOTCACHED|network/;
 
 /**
- * The generators of test/generators, which are too many for everybody's `npm ci`: they are installed once into a cache.
- * @returns the folder that has their `node_modules`, or why there is none
+ * Installs the generators of test/generators once into a cache, because they are too large for every `npm ci`. @returns
+ * the folder with their `node_modules`, or why there is none
  */
 export async function installGenerators(t: Test): Promise<{ folder: string } | { missing: string }> {
   const lock = await readFile(path.join(source, 'package-lock.json'));
@@ -22,17 +22,18 @@ export async function installGenerators(t: Test): Promise<{ folder: string } | {
   if (await isThere(folder)) return { folder };
 
   await mkdir(cache, { recursive: true });
-  const made = await mkdtemp(`${folder}-`);
-  for (const file of ['package.json', 'package-lock.json']) await cp(path.join(source, file), path.join(made, file));
+  const temporary = await mkdtemp(`${folder}-`);
+  for (const file of ['package.json', 'package-lock.json'])
+    await cp(path.join(source, file), path.join(temporary, file));
   const flags = ['--ignore-scripts', '--no-audit', '--no-fund', '--fetch-retries=1'];
-  const installing = run(t, 'npm', ['ci', ...flags], { cwd: made, env: process.env });
+  const installing = run(t, 'npm', ['ci', ...flags], { cwd: temporary, env: process.env });
   const { code } = await installing.exited;
   if (code === 0) {
     // Another test run may have been faster.
-    await rename(made, folder).catch(() => rm(made, { recursive: true }));
+    await rename(temporary, folder).catch(() => rm(temporary, { recursive: true }));
     return { folder };
   }
-  await rm(made, { recursive: true });
+  await rm(temporary, { recursive: true });
   if (unreachable.test(installing.output())) return { missing: 'npm cannot reach a registry for test/generators' };
   throw new Error(`npm ci failed in test/generators:\n${installing.output()}`);
 }

@@ -4,7 +4,7 @@ import { createLogger } from '../../src/service/logger.ts';
 import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
 import { keyringOf } from './keyrings.ts';
 
-// A replica of its own process, whose job begins and never ends: `hanging-job.ts <database URL> <job's name>`.
+// A replica process whose job never ends: `hanging-job.ts <database URL> <job name>`.
 
 const [url = '', name = ''] = process.argv.slice(2);
 startJobs({

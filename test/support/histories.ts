@@ -21,9 +21,9 @@ import { toExportLine, verifyExport } from '../../src/history/export.ts';
 import { linesOf } from '../../src/lib/lines.ts';
 import { keyringOf } from './keyrings.ts';
 
-/** Histories that never were in a database, and the two verifiers that look at them. */
+/** Histories without a database, and the two verifiers. */
 
-/** @param texts as they stand in the chain, from the first event on */
+/** @param texts the texts of the chain, from the first event on */
 export function chainOfTexts(texts: readonly string[]): Link[] {
   let previousHash: Buffer = Buffer.alloc(32);
   return texts.map((canonical) => {
@@ -54,7 +54,7 @@ export function noteOf(checkpoint: Checkpoint): string {
   return signCheckpoint(checkpoint, [signer]);
 }
 
-/** The checkpoints of a text that has several. */
+/** The checkpoints in a text. */
 export function checkpointsIn(text: string): Checkpoint[] {
   return text
     .split(/\n\n(?=latchkey\/)/)
@@ -63,14 +63,14 @@ export function checkpointsIn(text: string): Checkpoint[] {
 }
 
 export interface Finding {
-  /** Undefined: all is well. */
+  /** Undefined if everything is valid. */
   firstBad: number | undefined;
   why: string;
-  /** What the script says after that line. */
+  /** The lines that the script prints after the first one. */
   more?: string;
 }
 
-/** What Latchkey's own verifier says. */
+/** The result of Latchkey's own verifier. */
 export async function findByLatchkey(text: Buffer, checkpoints: readonly Checkpoint[] = []): Promise<Finding> {
   const ofChain = (chain: string) => checkpoints.filter((checkpoint) => checkpoint.chain === chain);
   const [first] = checkpoints;
@@ -92,7 +92,7 @@ export function scratchFolder(t: Test): string {
 
 const script = path.resolve('docs/verify-history.py');
 
-/** What the verifier that shares no code with Latchkey says; all in one run. */
+/** The results of the independent verifier, from one run. */
 export function findByScript(
   t: Test,
   exports: readonly Buffer[],
@@ -130,13 +130,12 @@ export function findByScript(
   return findings;
 }
 
-/** What an event says beside what all of them say; see `dbAddEvents`. */
+/** Facts that make an event differ from the others; see `dbAddEvents`. */
 export type EventFacts = Partial<Record<'action' | 'actorId' | 'keyId' | 'partnerId' | 'at' | 'reason', string>>;
 
 /**
- * Puts events behind the last one of a chain, past `history_append`, which would take minutes for a million.
- * As a superuser one may insert; the chain is as sound as if the service had written it.
- * @param factsOf by the event's sequence; without it all events differ in their ids alone
+ * Appends events without `history_append`, which would take minutes for a million. The chain is as valid as one that the
+ * service wrote. @param factsOf by sequence; without it events differ only in their ids
  */
 export async function dbAddEvents(
   superuserUrl: string,
@@ -151,11 +150,11 @@ export async function dbAddEvents(
     let { sequence, hash } = rows[0] as { sequence: number; hash: Buffer };
     const now = new Date().toISOString();
     let at = now;
-    for (let left = count; left > 0; left -= insertedAtOnce) {
+    for (let remaining = count; remaining > 0; remaining -= insertedAtOnce) {
       const events: Array<ReturnType<typeof eventOf>> = [];
       const texts: string[] = [];
       const hashes: Buffer[] = [hash];
-      for (let index = 0; index < Math.min(left, insertedAtOnce); index++) {
+      for (let index = 0; index < Math.min(remaining, insertedAtOnce); index++) {
         sequence += 1;
         const event = eventOf(chain, sequence, { at: now, ...factsOf(sequence) });
         const text = canonicalJson(event);
@@ -214,16 +213,21 @@ function eventOf(chain: string, sequence: number, facts: EventFacts & { at: stri
   };
 }
 
-/** A history over five years, as it is worst for filters: what is frequent alone and never there together. */
+/**
+ * A history over five years that is the worst case for filters: values that are frequent alone, and never occur
+ * together.
+ */
 export interface FrequentPairs {
   factsOf(sequence: number): EventFacts;
-  /** Two values of each filter: the first ones are frequent, also in pairs; any first with any second one never is. */
+  /**
+   * Two values of each filter. The first ones are frequent, also in pairs; a first value never occurs with a second one.
+   */
   values: Record<'keyId' | 'partnerId' | 'actorId' | 'action', [frequent: string, apart: string]>;
-  /** Two years ago, and three. */
+  /** Two and three years ago. */
   times: [later: string, earlier: string];
 }
 
-/** @param count of events, over which the five years are spread */
+/** @param count the number of events, spread over the five years */
 export function frequentPairs(count: number): FrequentPairs {
   const yearMs = 365 * 86_400_000;
   const startMs = Date.now() - 5 * yearMs;

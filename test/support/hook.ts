@@ -10,7 +10,7 @@ export interface ListeningService extends TestService {
   url: string;
 }
 
-/** The real service on a real port. */
+/** The service on a real port. */
 export async function startListening(
   t: Test,
   overrides: Parameters<typeof startService>[1] = {},
@@ -21,7 +21,7 @@ export async function startListening(
   return { ...service, url: `http://127.0.0.1:${(service.app.server.address() as AddressInfo).port}` };
 }
 
-/** A client that follows changes already, unless `live` is false. */
+/** A client that already follows changes, unless `live` is false. */
 export async function startClient(
   t: Test,
   { live = true, ...options }: ClientOptions & { live?: boolean },
@@ -36,7 +36,7 @@ export async function startClient(
 export interface Backend {
   app: FastifyInstance;
   url: string;
-  /** The status with which a request is answered. */
+  /** The status of the reply to a request with this key. */
   status(key: string | undefined, path?: string, method?: string): Promise<number>;
 }
 

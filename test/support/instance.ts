@@ -4,7 +4,7 @@ import path from 'node:path';
 import type { Test } from 'tap';
 import { type RunningProcess, runEntry } from './process.ts';
 
-/** A folder of its own, gone when the test ends. */
+/** A new folder, deleted when the test ends. */
 export async function scratch(t: Test): Promise<string> {
   const directory = await mkdtemp(path.join(tmpdir(), 'latchkey-embedded-'));
   t.teardown(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));

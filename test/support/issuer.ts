@@ -7,26 +7,26 @@ import type { Test } from 'tap';
 import { createIssuerKeys, type IssuerKeysOptions } from '../../src/oidc/issuer-keys.ts';
 import type { OidcSettings } from '../../src/oidc/settings.ts';
 
-// A real identity provider in the test's process: it logs people in over HTTP and signs by itself. What no real one would
-// issue is signed here with its own key.
+// An identity provider in the test's process, which logs people in over HTTP. Tokens that no provider would issue are
+// signed with its key.
 
 export const audience = 'https://latchkey.example';
 
-/** A person who can log in, and the claims of the person's tokens beside the subject. */
+/** The claims in the tokens of a person, without the subject. */
 export type PersonClaims = Record<string, unknown>;
 
 export interface Issuer {
   url: string;
   people: Map<string, PersonClaims>;
-  /** Logs somebody in. */
+  /** Logs a person in. */
   tokensOf(subject: string): Promise<{ accessToken: string; idToken: string }>;
-  /** The key that it signs with now. */
+  /** The current signing key. */
   signingKey(): { key: CryptoKey; publicJwk: JWK; kid: string };
-  /** Signs what one likes with its own key. */
+  /** Signs any claims with the current key. */
   sign(payload: JWTPayload, header?: Record<string, unknown>): Promise<string>;
-  /** From now on it signs with another key, and publishes that one alone. */
+  /** Changes to another key, and publishes only that one. */
   rotate(): Promise<void>;
-  /** How often its keys were fetched. */
+  /** How often the keys were fetched. */
   keyFetches(): number;
   goDown(): Promise<void>;
   comeBack(): Promise<void>;
@@ -131,7 +131,7 @@ function providerOf(url: string, people: Map<string, PersonClaims>, jwk: JWK): P
   return provider;
 }
 
-/** Anybody who gives a name is logged in as that person: the login itself is not tested. */
+/** Any user name is logged in as that person, because the login itself is not tested. */
 async function logIn(
   provider: Provider,
   ctx: TokenEndpointGrantContext,
@@ -147,7 +147,7 @@ async function logIn(
   ctx.body = { access_token: accessToken, id_token: await id.issue({ use: 'idtoken' }), token_type: 'Bearer' };
 }
 
-/** The settings of a service for this issuer, with times that a test can wait for. */
+/** The settings of a service for this issuer, with short times for tests. */
 export function oidcOf(
   issuer: Issuer,
   organization: OidcSettings['organization'],
@@ -177,7 +177,7 @@ export function oidcOf(
       maxLifetimeSeconds: 7_200,
       ...settings,
     },
-    // A busy machine is no silent issuer.
+    // A reply that is late on a busy machine must not count as a silent issuer.
     keys: createIssuerKeys({ issuer: issuer.url, logger, timings: { timeoutMs: 20_000, ...timings } }),
   };
 }

@@ -8,7 +8,7 @@ import type { ClusterUrls } from './cluster.ts';
 import { dbQuery } from './database.ts';
 import { keyringOf } from './keyrings.ts';
 
-/** A job that is seldom due by itself, so that a test says when. */
+/** A job that is rarely due by itself, so that the test triggers it. */
 export function makeJob(name: string, run: Job['run'], schedule = '0 0 1 1 *'): Job {
   return { name, description: 'What a test wants.', schedule, run };
 }
@@ -17,7 +17,7 @@ export interface TestRunner extends JobRunner {
   logLines: string[];
 }
 
-/** A replica, as far as jobs are concerned. It is closed when the test ends. */
+/** The jobs of a replica, closed when the test ends. */
 export function startReplica(
   t: Test,
   url: string,
@@ -48,7 +48,7 @@ export function startReplica(
   return { ...runner, logLines };
 }
 
-/** As if a replica had known the job for two years and had not been there when it was last due. */
+/** Simulates a job that is known for two years and whose last run was missed. */
 export async function dbMissed(urls: ClusterUrls, name: string): Promise<void> {
   await dbQuery(
     urls.superuser,
@@ -58,7 +58,7 @@ export async function dbMissed(urls: ClusterUrls, name: string): Promise<void> {
   );
 }
 
-/** Puts the job into the queue, due now. */
+/** Enqueues the job, due now. */
 export async function dbDue(urls: ClusterUrls, name: string): Promise<void> {
   await dbQuery(urls.app, 'select graphile_worker.add_job($1, job_key := $1)', [name]);
 }

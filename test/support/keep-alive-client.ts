@@ -13,27 +13,27 @@ export interface KeptRequest {
   headers?: Record<string, string>;
 }
 
-/** A client with one connection, which it keeps for as long as the server lets it. */
+/** A client with one connection, which it keeps as long as the server allows. */
 export interface KeepAliveClient {
-  /** @throws where no whole reply comes */
-  ask(path: string, options?: KeptRequest): Promise<KeptReply>;
+  /** @throws if no complete reply arrives */
+  send(path: string, options?: KeptRequest): Promise<KeptReply>;
   close(): void;
 }
 
 export function keepAliveClient(origin: string): KeepAliveClient {
   const agent = new Agent({ keepAlive: true, maxSockets: 1 });
   return {
-    ask: (path, { method = 'GET', token, body, headers: given = {} } = {}) =>
+    send: (path, { method = 'GET', token, body, headers: extraHeaders = {} } = {}) =>
       new Promise((resolve, reject) => {
         const text = body === undefined ? undefined : JSON.stringify(body);
         const headers = {
-          ...given,
+          ...extraHeaders,
           ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
           ...(text === undefined
             ? {}
             : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }),
         };
-        const asked = request(`${origin}${path}`, { agent, method, headers }, (response) => {
+        const clientRequest = request(`${origin}${path}`, { agent, method, headers }, (response) => {
           let received = '';
           response.on('data', (chunk) => {
             received += String(chunk);
@@ -43,8 +43,8 @@ export function keepAliveClient(origin: string): KeepAliveClient {
             resolve({ status: response.statusCode ?? 0, headers: response.headers, body: received });
           });
         });
-        asked.on('error', reject);
-        asked.end(text);
+        clientRequest.on('error', reject);
+        clientRequest.end(text);
       }),
     close: () => agent.destroy(),
   };

@@ -7,7 +7,7 @@ import { idSuffix, type KeyId, newId, type OrganizationId, type PartnerId } from
 import { sealBinding } from '../../src/keys/mint.ts';
 import { dbQuery } from './database.ts';
 
-/** An entry of a keyring as text; the same id has the same bytes. */
+/** A keyring entry as text; the same id has the same bytes. */
 export function entryText(id: string): string {
   return `${id}:${Buffer.alloc(32, id).toString('base64')}`;
 }
@@ -26,7 +26,7 @@ export interface WrittenKey {
   plaintext: string;
 }
 
-/** Many live keys at once, each of a partner of its own, sealed and tagged under the keyring's primary. */
+/** Inserts many live keys, each of a new partner, sealed and tagged under the keyring's primary entry. */
 export async function dbWriteKeys(
   url: string,
   keyring: Keyring,

@@ -8,9 +8,9 @@ import type { Test } from 'tap';
 /** A server that counts its connections. */
 export interface Listener {
   port: number;
-  /** How many connections there have been, whatever came of them. */
+  /** All connections so far, whatever happened to them. */
   connections(): number;
-  /** How many of them are still open. */
+  /** The open connections. */
   open(): number;
 }
 
@@ -18,7 +18,7 @@ export interface Arrived {
   method: string;
   url: string;
   headers: IncomingMessage['headers'];
-  /** What the TLS handshake named; undefined without TLS. */
+  /** The server name of the TLS handshake; undefined without TLS. */
   servername: string | false | null | undefined;
   /** The raw bytes of the body. */
   body: Buffer;
@@ -35,7 +35,7 @@ export async function listenRaw(t: Test, serve: (socket: Socket) => void, host =
   return listen(t, createServer(serve), host);
 }
 
-/** Listens at every address of this machine, of both families where it has them. */
+/** Listens at every address of this machine, also of IPv6 if it has it. */
 export async function listenEverywhere(t: Test): Promise<Listener> {
   const serve = (socket: Socket) => {
     socket.end('HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n');
@@ -44,27 +44,27 @@ export async function listenEverywhere(t: Test): Promise<Listener> {
   return listenRaw(t, serve, '::').catch(() => listenRaw(t, serve, '0.0.0.0'));
 }
 
-/** Keeps received requests and answers with 204 by default. */
+/** Stores received requests, and replies 204 by default. */
 export async function listenHttp(t: Test, answer: Answer = noContent) {
   const arrived: Arrived[] = [];
-  return { arrived, ...(await listen(t, createHttpServer(keeping(arrived, answer)))) } satisfies HttpListener;
+  return { arrived, ...(await listen(t, createHttpServer(storing(arrived, answer)))) } satisfies HttpListener;
 }
 
 export async function listenHttps(t: Test, certificate: { cert: string; key: string }): Promise<HttpListener> {
   const arrived: Arrived[] = [];
-  const server = createHttpsServer(certificate, keeping(arrived, noContent));
+  const server = createHttpsServer(certificate, storing(arrived, noContent));
   return { arrived, ...(await listen(t, server)) };
 }
 
-function keeping(arrived: Arrived[], answer: Answer) {
+function storing(arrived: Arrived[], answer: Answer) {
   return async (request: IncomingMessage, response: ServerResponse) => {
     const chunks: Buffer[] = [];
     for await (const chunk of request) chunks.push(chunk);
     const { method = '', url = '', headers } = request;
     const { servername } = request.socket as TLSSocket;
-    const whole = { method, url, headers, servername, body: Buffer.concat(chunks) };
-    arrived.push(whole);
-    answer(response, whole);
+    const arrivedRequest = { method, url, headers, servername, body: Buffer.concat(chunks) };
+    arrived.push(arrivedRequest);
+    answer(response, arrivedRequest);
   };
 }
 

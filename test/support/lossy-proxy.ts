@@ -2,18 +2,18 @@ import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import type { Test } from 'tap';
 
 export interface LossyProxy {
-  /** The database, by the way that will be lost. */
+  /** The database through the proxy. */
   url: string;
-  /** Resolves when the commit in question has come by and the way is lost. */
+  /** Resolves when the commit has arrived and the connection is lost. */
   lost: Promise<void>;
 }
 
-/** A `commit` as pg sends it: the simple query protocol's message. */
+/** A `commit` as pg sends it, in the simple query protocol. */
 const commit = 'Q\u0000\u0000\u0000\u000bcommit\u0000';
 
 /**
- * A way to Postgres that loses the first commit of a transaction that has sent `marker`, or only the reply to it.
- * Nothing comes back after that, to whichever connection, but what is open stays open until the client ends.
+ * A proxy to Postgres that loses the first commit of a transaction with `marker`, or only the reply to it. After that no
+ * connection gets a reply, but open connections stay open until the client ends.
  */
 export async function proxyThatLoses(
   t: Test,
@@ -24,9 +24,9 @@ export async function proxyThatLoses(
   const [port, host] = [Number(target.port || 5432), target.hostname];
   const sockets = new Set<Socket>();
   let isLost = false;
-  let tellLost: () => void = () => undefined;
+  let notifyLost: () => void = () => undefined;
   const lost = new Promise<void>((resolve) => {
-    tellLost = resolve;
+    notifyLost = resolve;
   });
   const server = createServer((near) => {
     const far = connect(port, host);
@@ -40,7 +40,7 @@ export async function proxyThatLoses(
       const isTheOne = !isLost && sent.includes(marker) && sent.includes(commit, sent.indexOf(marker));
       if (isTheOne) isLost = true;
       if (!isTheOne || what === 'the reply to it') far.write(chunk);
-      if (isTheOne) tellLost();
+      if (isTheOne) notifyLost();
     });
     far.on('data', (chunk) => isLost || near.write(chunk));
     near.on('close', () => far.destroy());

@@ -9,11 +9,11 @@ export interface ReadMetrics {
   /** By name, without the suffixes of a histogram. */
   kinds: Map<string, { type: string; help: string }>;
   samples: Sample[];
-  /** The value of the one sample with these labels; undefined where there is none. */
+  /** The value of the sample with these labels; undefined if there is none. */
   value(name: string, labels?: Record<string, string>): number | undefined;
 }
 
-/** Reads the text format of Prometheus. */
+/** Parses the text format of Prometheus. */
 export function readMetrics(text: string): ReadMetrics {
   const kinds: ReadMetrics['kinds'] = new Map();
   const samples: Sample[] = [];

@@ -1,4 +1,4 @@
-/** What Latchkey promises of keys and rows, as simply as it can be said: a service that disagrees with it is wrong. */
+/** The rules for keys and rows, in their simplest form. A service that disagrees is wrong. */
 
 export const hourMs = 3_600_000;
 export const dayMs = 24 * hourMs;
@@ -6,7 +6,7 @@ export const undoWindowMs = dayMs;
 export const retentionMs = 30 * dayMs;
 
 export type RowName = 'default' | 'read' | 'write';
-export type Asked = 'read' | 'write';
+export type AskedPermission = 'read' | 'write';
 
 export interface ModelKey {
   id: string;
@@ -19,7 +19,7 @@ export interface ModelKey {
 }
 
 export interface ModelState {
-  /** How far the clock has been moved. */
+  /** By how much the clock was moved. */
   nowMs: number;
   keys: ModelKey[];
   partner: { isSuspended: boolean; deletedAtMs: number | null };
@@ -27,7 +27,7 @@ export interface ModelState {
   actions: string[];
 }
 
-/** Undefined: it is done. Else the code of the refusal. */
+/** Undefined if the command is done, otherwise the code of the rejection. */
 export type Refusal = string | undefined;
 
 export const isLive = (key: ModelKey) => key.deleted === null;
@@ -50,28 +50,28 @@ export function refusesNewKey(state: ModelState, row: RowName): Refusal {
 }
 
 export function refusesRotation(state: ModelState, key: ModelKey): Refusal {
-  const isUnder = key.row !== 'default' && state.partner.deletedAtMs !== null;
-  const dead = refusesChange(key) ?? (isUnder ? 'already_deleted' : undefined);
+  const isOfDeletedPartner = key.row !== 'default' && state.partner.deletedAtMs !== null;
+  const dead = refusesChange(key) ?? (isOfDeletedPartner ? 'already_deleted' : undefined);
   if (dead !== undefined) return dead;
   if (statusOf(state, key) !== 'active') return 'conflict';
   return refusesNewKey(state, key.row);
 }
 
 export function refusesDeletion(key: ModelKey, reason: string): Refusal {
-  const worsens = reason === 'compromised' && key.deleted?.reason !== 'compromised' && !key.isPurged;
-  return worsens ? undefined : refusesChange(key);
+  const becomesCompromised = reason === 'compromised' && key.deleted?.reason !== 'compromised' && !key.isPurged;
+  return becomesCompromised ? undefined : refusesChange(key);
 }
 
 export function refusesRestore(state: ModelState, key: ModelKey): Refusal {
   if (key.deleted === null) return 'conflict';
   if (key.isPurged) return 'not_found';
-  const isOver = state.nowMs - key.deleted.atMs >= undoWindowMs;
+  const isPastUndoWindow = state.nowMs - key.deleted.atMs >= undoWindowMs;
   const isOrphan = key.row !== 'default' && state.partner.deletedAtMs !== null;
-  if (key.deleted.reason === 'compromised' || isOver || isOrphan) return 'not_restorable';
+  if (key.deleted.reason === 'compromised' || isPastUndoWindow || isOrphan) return 'not_restorable';
   return liveIn(state, key.row).length >= 2 ? 'row_full' : undefined;
 }
 
-export function verdictOf(state: ModelState, key: ModelKey, asked: Asked): string {
+export function verdictOf(state: ModelState, key: ModelKey, asked: AskedPermission): string {
   if (key.isPurged) return 'not_found';
   if (key.deleted !== null) return 'deleted';
   if (key.isSuspended) return 'suspended';
@@ -80,7 +80,7 @@ export function verdictOf(state: ModelState, key: ModelKey, asked: Asked): strin
   return key.row === 'default' || key.row === asked ? 'valid' : 'insufficient_permission';
 }
 
-export function takenWithPartner({ keys, partner }: ModelState): ModelKey[] {
+export function deletedWithPartner({ keys, partner }: ModelState): ModelKey[] {
   return keys.filter((key) => key.deleted?.reason === 'partner_deleted' && key.deleted.atMs === partner.deletedAtMs);
 }
 

@@ -2,18 +2,18 @@ import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
 import type { Test } from 'tap';
 
-/** What a name server says of a name: addresses by type, that there is no such name, or nothing at all. */
+/** The reply for a name: addresses by type, an unknown name, or no reply. */
 export type NameAnswer = { A?: string[]; AAAA?: string[] } | 'no such name' | 'silence';
 
 const types = { A: 1, AAAA: 28 } as const;
 
-/** A name server of a test's own (RFC 1035, UDP): `127.0.0.1:port`. */
+/** A name server for a test (RFC 1035, UDP): `127.0.0.1:port`. */
 export async function startNameServer(t: Test, names: Record<string, NameAnswer>) {
-  const asked: string[] = [];
+  const queries: string[] = [];
   const server = createSocket('udp4');
   server.on('message', (query, from) => {
-    const { name, type, end } = questionOf(query);
-    asked.push(`${name} ${type}`);
+    const { name, type, end } = parseQuery(query);
+    queries.push(`${name} ${type}`);
     const answer = names[name] ?? 'no such name';
     if (answer === 'silence') return;
     const addresses = answer === 'no such name' ? [] : (answer[type] ?? []);
@@ -28,10 +28,10 @@ export async function startNameServer(t: Test, names: Record<string, NameAnswer>
   server.bind(0, '127.0.0.1');
   await once(server, 'listening');
   t.teardown(() => server.close());
-  return { server: `127.0.0.1:${server.address().port}`, asked };
+  return { server: `127.0.0.1:${server.address().port}`, queries };
 }
 
-function questionOf(query: Buffer) {
+function parseQuery(query: Buffer) {
   const labels: string[] = [];
   let at = 12;
   for (let length = query[at] ?? 0; length > 0; length = query[at] ?? 0) {
@@ -42,7 +42,7 @@ function questionOf(query: Buffer) {
   return { name: labels.join('.').toLowerCase(), type, end: at + 5 };
 }
 
-/** A record of the name in the question, good for no time at all. */
+/** A record of the queried name, with TTL 0. */
 function record(type: keyof typeof types, address: string): Buffer {
   const data =
     type === 'A'

@@ -6,16 +6,15 @@ import type { ListeningService } from './hook.ts';
 import { scratch } from './instance.ts';
 import { eventually, type RunningProcess, run } from './process.ts';
 
-// The commands of the pages for people, as they stand there. What a page shows of a reply has to be in it; `…` stands for
-// whatever is there.
+// Runs the commands of the docs pages. The reply must contain everything that the page shows; `…` stands for any value.
 
-/** An `sh` block, with the `json` block that shows its reply. */
+/** An `sh` block, and the `json` block with its reply. */
 export interface Step {
   command: string;
   shown: string | undefined;
 }
 
-/** @param sections the headings whose blocks count; all of them if left out */
+/** @param sections the headings whose blocks are used; all by default */
 export async function stepsOf(file: string, sections?: readonly string[]): Promise<Step[]> {
   const text = (await readFile(file, 'utf8'))
     .split(/^(?=## )/m)
@@ -31,7 +30,7 @@ export async function stepsOf(file: string, sections?: readonly string[]): Promi
   return steps;
 }
 
-/** A folder as `npm start` leaves it, with the tokens of a service that listens. */
+/** A folder like the one of `npm start`, with the tokens of a listening service. */
 export async function startFolder(t: Test, service: ListeningService): Promise<string> {
   const { url, organizationId, admin, verifier, operator } = service;
   const { key } = (await admin.post('/v1/keys', { name: 'First key' })).body;
@@ -43,9 +42,9 @@ export async function startFolder(t: Test, service: ListeningService): Promise<s
   return folder;
 }
 
-/** One bash for all commands, as a person has one terminal. */
+/** One bash for all commands, like one terminal. */
 export interface Shell {
-  /** @returns what it wrote to stdout @throws Error where it ends with another code than 0 */
+  /** @returns its stdout @throws Error if its exit code is not 0 */
   paste(command: string): Promise<string>;
 }
 
@@ -57,21 +56,21 @@ export function openShell(t: Test, cwd: string, options: Parameters<typeof run>[
       pasted += 1;
       const before = bash.stdout().length;
       const end = new RegExp(`\nend of ${pasted}: (\\d+)\n$`);
-      // What reads its input does not get the commands that follow.
+      // A command that reads its input must not get the following commands.
       bash.child.stdin?.write(`{\n${command}\n} < /dev/null; printf '\\nend of ${pasted}: %s\\n' $?\n`);
-      const [whole, code] = await eventually(async () => end.exec(bash.stdout().slice(before)) ?? undefined, 180_000);
+      const [endLine, code] = await eventually(async () => end.exec(bash.stdout().slice(before)) ?? undefined, 180_000);
       if (code !== '0') throw new Error(`${command}ended with ${code}:\n${bash.output()}`);
-      return bash.stdout().slice(before, -whole.length);
+      return bash.stdout().slice(before, -endLine.length);
     },
   };
 }
 
-/** Pastes one step after the other, and holds each reply against what the page shows. */
+/** Runs the steps in order, and compares each reply with the page. */
 export async function pasteSteps(t: Test, steps: readonly Step[], shell: Shell): Promise<void> {
   for (const { command, shown } of steps) {
     const output = await shell.paste(command);
     if (shown === undefined) {
-      t.match(command, /^export /, 'only setting variables shows nothing');
+      t.match(command, /^export /, 'only commands that set variables have no reply');
       for (const [, name] of command.matchAll(/(?:^export)? ([A-Z_]+)=/gm)) {
         t.notMatch((await shell.paste(`echo "value: $${name}"`)).trim(), /^value: (null)?$/, `${name} is set`);
       }
@@ -81,7 +80,7 @@ export async function pasteSteps(t: Test, steps: readonly Step[], shell: Shell):
   }
 }
 
-/** The reply with only what the page shows of it, and `…` where the page has it and something is there. */
+/** Reduces the reply to what the page shows, with `…` for any value. */
 function asShown(reply: Json, shown: Json): Json {
   if (typeof shown === 'string' && typeof reply === 'string' && shown.endsWith('…')) {
     return reply.length > shown.length && reply.startsWith(shown.slice(0, -1)) ? shown : reply;

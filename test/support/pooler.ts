@@ -5,7 +5,7 @@ import type { Test } from 'tap';
 import { freePort } from './ports.ts';
 import { run } from './process.ts';
 
-/** A real PgBouncer in front of the database. @returns the URL that leads through it */
+/** A real PgBouncer in front of the database. @returns the URL through it */
 export async function poolerTo(t: Test, url: string): Promise<string> {
   const { hostname, port, username, password, pathname } = new URL(url);
   const listenPort = await freePort();

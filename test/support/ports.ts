@@ -11,7 +11,7 @@ export async function freePort(): Promise<number> {
   return port;
 }
 
-/** Whether nothing on this machine listens there. */
+/** Whether no process on this machine listens there. */
 export async function isFree(port: number): Promise<boolean> {
   const server = createServer();
   const outcome = await new Promise<boolean>((resolve) => {

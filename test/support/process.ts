@@ -9,10 +9,10 @@ import { requireDocumented } from './document.ts';
 
 export interface RunningProcess {
   child: ChildProcess;
-  /** Everything that it has written so far, to both outputs. */
+  /** Everything that it has written so far to stdout and stderr. */
   output(): string;
   stdout(): string;
-  /** Resolves with the match once the output has it; fails if the process ends first or the time passes, 30 s if left out. */
+  /** Resolves with the match in the output. Fails if the process ends first or after a timeout, 30 s by default. */
   until(pattern: RegExp, withinMs?: number): Promise<RegExpExecArray>;
   exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
 }
@@ -22,34 +22,34 @@ interface Options {
   cwd?: string;
   uid?: number;
   gid?: number;
-  /** In a process group of its own, which ends as a whole with the test. */
+  /** In its own process group, which ends with the test. */
   group?: boolean;
-  /** What `ulimit -n` is set to before. */
+  /** The value of `ulimit -n`. */
   descriptors?: number;
 }
 
 const root = process.cwd();
 const tsx = pathToFileURL(createRequire(import.meta.url).resolve('tsx')).href;
 
-/** Only what a program needs to run: no setting of the tests or of this machine leaks into what is tested. */
+/** Only what a program needs to run, so that no setting of the tests or the machine affects it. */
 const plainEnvironment = { PATH: process.env['PATH'], HOME: process.env['HOME'], TMPDIR: process.env['TMPDIR'] };
 
-/** Where `test/run.ts` has compiled one of our files to, such as `src/server.ts`. */
+/** The path of one of our files as `test/run.ts` compiled it, such as `src/server.ts`. */
 export function compiled(file: string): string {
   return path.join(root, '.test-build', file.replace(/ts$/, 'js'));
 }
 
-/** Runs one of our entries, such as `server.ts` or `cli/latchkey.ts`. It is gone when the test ends. */
+/** Runs one of our entries, such as `server.ts` or `cli/latchkey.ts`, until the test ends. */
 export function runEntry(t: Test, entry: string, args: string[] = [], options: Options = {}): RunningProcess {
   return runCompiled(t, `src/${entry}`, args, options);
 }
 
-/** Runs one of our files as a process of its own. */
+/** Runs one of our compiled files as a process. */
 export function runCompiled(t: Test, file: string, args: string[] = [], options: Options = {}): RunningProcess {
   return run(t, process.execPath, [compiled(file), ...args], options);
 }
 
-/** Runs a TypeScript file that is not compiled with ours as a process of its own. */
+/** Runs a TypeScript file that is not compiled with ours as a process. */
 export function runScript(t: Test, file: string, args: string[] = [], options: Options = {}): RunningProcess {
   return run(t, process.execPath, [`--import=${tsx}`, file, ...args], options);
 }
@@ -68,14 +68,14 @@ export function run(t: Test, program: string, args: string[], options: Options =
     written.stderr += chunk.toString();
   });
   const exited = once(child, 'close').then(([code, signal]) => ({ code, signal }));
-  let gone = false;
+  let hasEnded = false;
   void exited.then(() => {
-    gone = true;
+    hasEnded = true;
   });
   t.teardown(async () => {
-    if (!gone) kill('SIGTERM');
+    if (!hasEnded) kill('SIGTERM');
     await Promise.race([exited, delay(12_000, undefined, { ref: false })]);
-    if (!gone) kill('SIGKILL');
+    if (!hasEnded) kill('SIGKILL');
   });
   const output = () => written.stdout + written.stderr;
   return {
@@ -87,14 +87,14 @@ export function run(t: Test, program: string, args: string[], options: Options =
       for (const deadline = Date.now() + withinMs; Date.now() < deadline; await delay(20)) {
         const match = pattern.exec(output());
         if (match !== null) return match;
-        if (gone) break;
+        if (hasEnded) break;
       }
-      throw new Error(`${pattern} never came; the process wrote:\n${output()}`);
+      throw new Error(`${pattern} is not in the output of the process:\n${output()}`);
     },
   } satisfies RunningProcess;
 }
 
-/** Polls until `check` gives something, with a limit. */
+/** Polls until `check` returns a truthy value, with a limit. */
 export async function eventually<Found>(
   check: () => Promise<Found | undefined | false>,
   withinMs = 20_000,

@@ -1,6 +1,6 @@
 import { spawnSync } from 'node:child_process';
 
-/** Programs that are used where they are installed; tests that need them are skipped, with a word, where they are not. */
+/** Programs that some tests need. Without them these tests are skipped, with a reason. */
 export type Program =
   | 'nginx'
   | 'caddy'
@@ -24,8 +24,8 @@ export type Program =
   | 'unshare'
   | 'npm';
 
-/** For tap's `skip`: false where the program is there, else the word. */
+/** For tap's `skip`: false if the program is installed, otherwise the reason. */
 export function unlessInstalled(program: Program): string | false {
-  const isThere = spawnSync('sh', ['-c', `command -v ${program}`]).status === 0;
-  return isThere ? false : `${program} is not installed`;
+  const isInstalled = spawnSync('sh', ['-c', `command -v ${program}`]).status === 0;
+  return isInstalled ? false : `${program} is not installed`;
 }

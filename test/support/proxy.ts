@@ -2,27 +2,30 @@ import { type AddressInfo, connect as connectSocket, createServer, type Socket }
 import type { Test } from 'tap';
 
 export interface Proxy {
-  /** The same place, by way of the proxy. */
+  /** The URL of the server through the proxy. */
   url: string;
-  /** Breaks the connections that there are; new ones are taken. */
+  /** Resets the open connections; new ones are accepted. */
   end(): void;
-  /** Whether bytes vanish, in both directions and without a word. @param only on connections whose last request began with this text */
+  /**
+   * Whether bytes are dropped silently, in both directions. @param only on connections whose last request began with
+   * this text
+   */
   swallow(on: boolean, only?: string): void;
-  /** Whether the server's replies are kept back; what was kept is passed on when this ends. @param only as above */
+  /** Whether replies are held back; held replies are sent when this ends. @param only as above */
   hold(on: boolean, only?: string): void;
-  /** Whether there is something that was kept back. */
+  /** Whether a reply is held back. */
   isHolding(): boolean;
-  /** Makes the server's replies late by so much, in their order. @param only as above */
+  /** Delays the server's replies by this time, in order. @param only as above */
   lag(ms: number, only?: string): void;
-  /** Makes those pieces of the server's replies vanish that contain this text. */
+  /** Drops the pieces of replies that contain this text. */
   lose(text: string): void;
-  /** From now on the connections that there are swallow everything, for good. New ones work. @param only as above */
-  forsake(only?: string): void;
-  /** Whether new connections are closed as soon as they are made. */
+  /** Drops everything on the open connections for good. New connections work. @param only as above */
+  swallowOpen(only?: string): void;
+  /** Whether new connections are closed at once. */
   refuse(on: boolean): void;
 }
 
-/** A way to a server that can be made to swallow everything, or to break. */
+/** A proxy to a server that can drop, delay or break connections. */
 export async function proxyTo(t: Test, url: string): Promise<Proxy> {
   const target = new URL(url);
   const [port, host] = [Number(target.port || 5432), target.hostname];
@@ -34,7 +37,7 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
   let affected = '';
   let lagMs = 0;
   let lost: string | undefined;
-  let forsaken = new WeakSet<Socket>();
+  let dropped = new WeakSet<Socket>();
   const server = createServer((near) => {
     if (isRefusing) {
       near.destroy();
@@ -53,12 +56,12 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
       sockets.add(from);
       from.on('data', (chunk) => {
         const isAffected = beginning.startsWith(affected);
-        if (forsaken.has(from) && isAffected) return;
+        if (dropped.has(from) && isAffected) return;
         if (from === far && lost !== undefined && chunk.includes(lost)) return;
         if (isSwallowing && isAffected) return;
         if (isHolding && isAffected && from === far) held.push(() => to.write(chunk));
         else if (lagMs > 0 && isAffected && from === far) {
-          // What nobody waits for any more does not keep the test's process.
+          // Held timers must not keep the test's process alive.
           setTimeout(() => to.write(chunk), lagMs).unref();
         } else to.write(chunk);
       });
@@ -97,9 +100,9 @@ export async function proxyTo(t: Test, url: string): Promise<Proxy> {
     lose: (text: string) => {
       lost = text;
     },
-    forsake: (only = '') => {
+    swallowOpen: (only = '') => {
       affected = only;
-      forsaken = new WeakSet(sockets);
+      dropped = new WeakSet(sockets);
     },
     refuse: (on: boolean) => {
       isRefusing = on;

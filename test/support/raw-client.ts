@@ -3,13 +3,13 @@ import { type AddressInfo, connect, type Socket } from 'node:net';
 import type { FastifyInstance } from 'fastify';
 import type { Test } from 'tap';
 
-/** A client that writes bytes, and reads only when it is asked to. It is closed when the test ends. */
+/** A client that writes bytes, and reads only when told to. It is closed when the test ends. */
 export interface RawClient {
   socket: Socket;
   write(text: string): void;
-  /** Sends and resets the connection at once, as a client that is killed does. */
+  /** Sends and resets the connection at once, like a killed client. */
   sendAndReset(text: string): Promise<void>;
-  /** Reads what comes until the service closes the connection. */
+  /** Reads until the service closes the connection. */
   readAll(): Promise<string>;
 }
 
@@ -39,7 +39,7 @@ export async function openRaw(t: Pick<Test, 'teardown'>, port: number): Promise<
   };
 }
 
-/** The text of a request of HTTP/1.1. */
+/** The text of an HTTP/1.1 request. */
 export function requestText(
   method: string,
   path: string,
@@ -56,7 +56,7 @@ export function requestText(
   return `${method} ${path} HTTP/1.1\r\n${lines.join('')}\r\n${text}`;
 }
 
-/** The status codes of the replies in what was read, in order. */
+/** The status codes of the replies in the text, in order. */
 export function statusesIn(text: string): number[] {
   return [...text.matchAll(/HTTP\/1\.1 (\d{3}) /g)].map(([, status]) => Number(status));
 }

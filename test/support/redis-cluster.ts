@@ -10,7 +10,7 @@ export interface RunningCluster {
 
 const slots = 16_384;
 
-/** Three primaries of a real Redis Cluster. They are gone when the test ends. */
+/** A real Redis Cluster with three primaries, stopped when the test ends. */
 export async function startRedisCluster(t: Test): Promise<RunningCluster> {
   const folders = t.testdir({ node0: {}, node1: {}, node2: {} });
   const nodes: RunningCluster['nodes'] = [];

@@ -7,7 +7,7 @@ export interface RunningRedis {
   process: RunningProcess;
 }
 
-/** A real Redis that keeps nothing on disk. It is gone when the test ends. */
+/** A real Redis without persistence, stopped when the test ends. */
 export async function startRedis(t: Test, port?: number): Promise<RunningRedis> {
   const listenPort = port ?? (await freePort());
   const args = ['--port', String(listenPort), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'];

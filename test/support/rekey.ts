@@ -4,7 +4,7 @@ import { dbQuery } from './database.ts';
 import { keyringText } from './keyrings.ts';
 import { type RunningProcess, runEntry } from './process.ts';
 
-/** The real command, with a keyring of these entries. */
+/** Runs the real command, with a keyring of these entries. */
 export function startRekey(t: Test, url: string, ...keyring: string[]): RunningProcess {
   const env = { DATABASE_URL: url, LATCHKEY_KEYRING: keyringText(...keyring) };
   return runEntry(t, 'cli/latchkey.ts', ['rekey'], { env });
@@ -16,7 +16,7 @@ export async function runRekey(t: Test, url: string, ...keyring: string[]) {
   return { code, output: process.output(), stdout: process.stdout() };
 }
 
-/** How many keys are sealed and tagged under which entries. */
+/** The number of keys by the entries of their seal and tag. */
 export const entriesOf = (url: string) =>
   dbQuery(
     url,
@@ -24,7 +24,9 @@ export const entriesOf = (url: string) =>
      from api_keys group by 1, 2 order by 1, 2`,
   );
 
-/** Locks a key, as a transaction does that changes it. What it changes can be said when it lets go. */
+/**
+ * Locks a key, like a transaction that changes it. The returned function makes the change, if given, and unlocks it.
+ */
 export async function hold({ client }: TestService, id: string | undefined) {
   const holder = await client.pool.connect();
   await holder.query('begin');

@@ -4,12 +4,12 @@ import type { ClusterUrls } from './cluster.ts';
 import { createDatabase } from './database.ts';
 import { type RunningProcess, runEntry } from './process.ts';
 
-/** A Latchkey in a process of its own, on a database of its own with an organization in it. */
+/** A Latchkey process on a new database with an organization. */
 export interface Served {
   process: RunningProcess;
   url: string;
   urls: ClusterUrls;
-  /** Of the process and of commands beside it. */
+  /** The environment of the process, also for commands. */
   env: NodeJS.ProcessEnv;
   /** `organizationId`, `adminToken`, `verifierToken`, `operatorToken`. */
   tokens: Record<string, string>;
@@ -25,7 +25,7 @@ export async function serve(
     DATABASE_URL: urls.app,
     LATCHKEY_KEYRING: generateKeyring(new Date()),
     PORT: '0',
-    // A machine on which many tests run is late by itself.
+    // A machine that runs many tests delays the event loop by itself.
     DATABASE_TIMEOUT_MS: '20000',
     EVENT_LOOP_DELAY_LIMIT_MS: '60000',
   };

@@ -1,20 +1,20 @@
 export interface Counts {
   passed: number;
   failures: Failure[];
-  /** What was not run, each with its reason. */
+  /** The skipped tests with their reasons. */
   skipped: string[];
 }
 
 export interface Failure {
-  /** The failed assert and the tests it stands in, the outermost first: `test/a.test.ts > a page > has a next one`. */
+  /** The failed assertion and its tests, the outermost first: `test/a.test.ts > a page > has a next one`. */
   path: string;
-  /** What TAP says about it: the values, and where it stands. */
+  /** The details in TAP: values and position. */
   details: string;
 }
 
 /**
- * Counts the asserts in the TAP output of a file, without the lines that only sum up a subtest. A subtest that failed
- * although none of its asserts did, such as one that threw, counts as one failed assert.
+ * Counts the assertions in the TAP output of a file, without the summary lines of subtests. A subtest that failed
+ * without a failed assertion, such as one that threw, counts as one.
  */
 export function countAsserts(file: string, tap: string): Counts {
   const counts: Counts = { passed: 0, failures: [], skipped: [] };
@@ -29,19 +29,19 @@ export function countAsserts(file: string, tap: string): Counts {
     if (result === null || text.endsWith('{')) continue;
     const isFailure = result[1] !== undefined;
     const innermost = openSubtests.at(-1);
-    const isSum = innermost?.indent === indent;
-    if (isSum) openSubtests.pop();
+    const isSummary = innermost?.indent === indent;
+    if (isSummary) openSubtests.pop();
     const skipped = /^ok \d+ - (.*) # SKIP (.*)$/.exec(text);
-    if (isFailure && (!isSum || counts.failures.length === innermost.failuresBefore)) {
+    if (isFailure && (!isSummary || counts.failures.length === innermost.failuresBefore)) {
       const path = [file, ...openSubtests.map(({ name }) => name), result[2] ?? ''].join(' > ');
       counts.failures.push({ path, details: detailsAt(lines, index + 1) });
     } else if (skipped !== null) counts.skipped.push(`${skipped[1]}: ${skipped[2]}`);
-    else if (!isSum) counts.passed += 1;
+    else if (!isSummary) counts.passed += 1;
   }
   return counts;
 }
 
-/** The YAML block that follows a result. */
+/** The YAML block after a result. */
 function detailsAt(lines: string[], start: number): string {
   if (lines[start]?.trim() !== '---') return '';
   const end = lines.findIndex((line, index) => index > start && line.trim() === '...');

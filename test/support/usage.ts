@@ -4,13 +4,13 @@ import type { ClusterUrls } from './cluster.ts';
 import { dbQuery } from './database.ts';
 import { eventually } from './process.ts';
 
-/** How often each key was allowed something, by what is written in the database. */
+/** The allowed uses of each key, as stored in the database. */
 export async function dbAllowed(url: string): Promise<Map<string, number>> {
   const rows = await dbQuery(url, 'select key_id as id, sum(allowed)::int as allowed from usage_hours group by 1');
   return new Map(rows.map(({ id, allowed }) => [String(id), Number(allowed)]));
 }
 
-/** Until it is released, usage that is written waits. */
+/** Blocks writes of usage until released. */
 export async function holdUsage(t: Test, { superuser }: ClusterUrls) {
   const holder = new pg.Client({ connectionString: superuser });
   await holder.connect();

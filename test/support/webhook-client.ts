@@ -2,7 +2,7 @@ import type { Test } from 'tap';
 import { createWebhookClient, type WebhookClient, type WebhookClientOptions } from '../../src/webhooks/connector.ts';
 import { parseRanges } from '../../src/webhooks/public-address.ts';
 
-/** A client that may use http, and reach what a test opens. It is closed when the test ends. */
+/** A client that may use http and reach the given networks. It is closed when the test ends. */
 export function startWebhookClient(
   t: Test,
   { opened = [], ...options }: Partial<WebhookClientOptions> & { opened?: string[] } = {},
@@ -17,7 +17,7 @@ export function startWebhookClient(
   return client;
 }
 
-/** What an attempt failed with; undefined where it did not. */
+/** The error of an attempt; undefined if it succeeded. */
 export function failureOf(attempt: Promise<unknown>): Promise<unknown> {
   return attempt.then(
     () => undefined,

@@ -7,7 +7,7 @@ import { parseRanges } from '../../src/webhooks/public-address.ts';
 import { startWebhookSender } from '../../src/webhooks/sender.ts';
 import { keyringOf } from './keyrings.ts';
 
-// What a service does for webhooks, in a process of its own: `webhook-sender.ts <database URL> <keyring entry>`.
+// A process that sends webhooks like a service: `webhook-sender.ts <database URL> <keyring entry>`.
 
 const [url = '', entry = ''] = process.argv.slice(2);
 const shared = {

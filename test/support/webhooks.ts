@@ -22,16 +22,16 @@ export interface Received {
 }
 
 export interface Receiver {
-  /** Leads to this machine by http, which the test's service lets through. */
+  /** An http URL on this machine, which the test's service allows. */
   url: string;
   received: Received[];
-  /** What the next calls are answered with. */
+  /** The reply to the next calls. */
   reply: (call: Received, response: ServerResponse) => void;
 }
 
 export const idOf = ({ headers }: Received) => String(headers['webhook-id']);
 
-/** Somebody else's server, on a real socket. */
+/** A receiver on a real socket. */
 export async function startReceiver(t: Test): Promise<Receiver> {
   const receiver: Receiver = { url: '', received: [], reply: (_call, response) => void response.writeHead(204).end() };
   const server = createServer(async (request, response) => {
@@ -54,7 +54,7 @@ export async function startReceiver(t: Test): Promise<Receiver> {
 
 export const localEgress = { allowHttp: true, allowedRanges: parseRanges(['127.0.0.0/8']) };
 
-/** What sends, as in a service: the sender, and the queue that wakes it. It is closed when the test ends. */
+/** The sender and its job queue, as in a service. They are closed when the test ends. */
 export function startSending(
   t: Test,
   service: Pick<TestService, 'urls' | 'keyring' | 'clock'>,
@@ -81,7 +81,7 @@ export function startSending(
   return { wake: sender.wake, close, logLines };
 }
 
-/** Makes an endpoint, and fails where that is refused. */
+/** Creates an endpoint, and fails if it is rejected. */
 export async function makeWebhook({ admin }: Pick<TestService, 'admin'>, input: Json): Promise<Json> {
   const { status, body } = await admin.post('/v1/webhooks', { events: ['*'], ...input });
   if (status !== 201) throw new Error(JSON.stringify(body));
@@ -92,7 +92,7 @@ export async function deliveriesOf({ admin }: Pick<TestService, 'admin'>, { id }
   return (await admin.get(`/v1/webhooks/${id}/deliveries?limit=200`)).body.data;
 }
 
-/** What an endpoint is or will be sent, oldest first. */
+/** The bodies of an endpoint's deliveries, sent or pending, oldest first. */
 export async function bodiesFor({ urls }: Pick<TestService, 'urls'>, { id }: Json, action: string): Promise<string[]> {
   const rows = await dbQuery(
     urls.app,
