@@ -25,15 +25,19 @@ export function withCatch<Value>(
   }
 }
 
-/** Runs a function and calls `done` once at the end, like a Fastify hook. */
+/**
+ * Runs a function and calls `done` once at the end, like a Fastify hook. Whatever is thrown arrives as an Error, because
+ * frameworks take other values, such as null, for success.
+ */
 export function callBack(run: () => MaybePromise<unknown>, done: (error?: Error) => void): void {
+  const fail = (error: unknown) => done(error instanceof Error ? error : new Error(String(error)));
   let result: MaybePromise<unknown>;
   try {
     result = run();
   } catch (error) {
-    done(error as Error);
+    fail(error);
     return;
   }
-  if (result instanceof Promise) result.then(() => done(), done);
+  if (result instanceof Promise) result.then(() => done(), fail);
   else done();
 }

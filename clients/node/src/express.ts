@@ -1,7 +1,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { andThen, callBack, type MaybePromise } from '../../../src/lib/maybe-promise.ts';
 import { type Denial, problemHeaders, problemOf, rateLimitFields } from './denial.ts';
-import { type ApiKey, createGate, type GateOptions, isDenial } from './gate.ts';
+import { type Admission, type ApiKey, createGate, type GateOptions, isDenial, requirePermission } from './gate.ts';
 import { type Access, permissionFor } from './verdict.ts';
 
 export type { Denial } from './denial.ts';
@@ -25,33 +25,37 @@ export type MiddlewareRequest = IncomingMessage & {
   apiKey?: ApiKey | undefined;
 };
 
-export type Middleware = (
-  request: MiddlewareRequest,
-  response: ServerResponse,
+export type Middleware<Request = MiddlewareRequest, Response = ServerResponse> = (
+  request: Request,
+  response: Response,
   next: (error?: unknown) => void,
 ) => void;
 
 /** What requests need. */
-export interface Needs {
+export interface Needs<Request = MiddlewareRequest> {
   /** Default: `read` for GET, HEAD and OPTIONS, otherwise `write`. */
   permission?: Access;
   /** How much a request counts. Default: 1. */
-  cost?: (request: MiddlewareRequest) => number;
+  cost?: (request: Request) => number;
 }
 
-export interface LatchkeyOptions extends GateOptions, Needs {
+export interface LatchkeyOptions<Request = MiddlewareRequest, Response = ServerResponse>
+  extends GateOptions,
+    Needs<Request> {
   /** Whether successful replies also have the key's limits in RateLimit and RateLimit-Policy. Default: false. */
   rateLimitFields?: boolean;
   /**
    * Replies to a rejected request in the application's own way. Status and headers are set already and may be changed.
-   * If it does not end the response, the problem document is sent. The request stays rejected.
+   * If it has not ended the response when it returns, or when its promise resolves, the problem document is sent. The
+   * request stays rejected.
    */
-  onDenied?: (denial: Denial, request: MiddlewareRequest, response: ServerResponse) => unknown;
+  onDenied?: (denial: Denial, request: Request, response: Response) => unknown;
 }
 
-export interface LatchkeyMiddleware extends Middleware {
-  /** A middleware for routes with other needs. It shares the client. */
-  needing(needs: Needs): Middleware;
+export interface LatchkeyMiddleware<Request = MiddlewareRequest, Response = ServerResponse>
+  extends Middleware<Request, Response> {
+  /** A middleware for routes with other needs. It shares the client, and all needs that are not named. */
+  needing(needs: Needs<Request>): Middleware<Request, Response>;
   /** Whether cached answers may be used: the stream of changes is connected. */
   isLive(): boolean;
   /** Reports the remaining uses and ends the connections. */
@@ -62,38 +66,48 @@ export interface LatchkeyMiddleware extends Middleware {
  * Creates a middleware for Express or Connect that lets only requests with a valid key pass.
  * @throws Error for invalid options
  */
-export function latchkey({
+export function latchkey<
+  Request extends MiddlewareRequest = MiddlewareRequest,
+  Response extends ServerResponse = ServerResponse,
+>({
   permission,
   cost,
   onDenied,
   rateLimitFields: sendsLimits = false,
   ...options
-}: LatchkeyOptions): LatchkeyMiddleware {
+}: LatchkeyOptions<Request, Response>): LatchkeyMiddleware<Request, Response> {
+  const defaults: Needs<Request> = { ...(permission && { permission }), ...(cost && { cost }) };
+  requirePermission(permission);
   const gate = createGate(options);
 
-  function needing(needs: Needs): Middleware {
+  function needing(own: Needs<Request>): Middleware<Request, Response> {
+    requirePermission(own.permission);
+    const needs = { ...defaults, ...own };
     return (request, response, next) => {
-      const checked = () => authorize(request, response, needs);
-      callBack(checked, (error) => {
-        if (error !== undefined || request.apiKey !== undefined) next(error);
+      let isAdmitted = false;
+      const check = () =>
+        andThen(decide(request, needs), (result) => {
+          if (isDenial(result)) return deny(result, request, response);
+          isAdmitted = true;
+          // Not by assignment: the application may have a property of this name on its prototype.
+          const property = { value: result.apiKey, configurable: true, enumerable: true, writable: true };
+          Object.defineProperty(request, 'apiKey', property);
+          if (sendsLimits) setHeaders(response, rateLimitFields(result.rateLimit));
+          return undefined;
+        });
+      callBack(check, (error) => {
+        if (error !== undefined || isAdmitted) next(error);
       });
     };
   }
 
-  function authorize(request: MiddlewareRequest, response: ServerResponse, needs: Needs): MaybePromise<unknown> {
+  function decide(request: Request, needs: Needs<Request>): MaybePromise<Admission | Denial> {
     const { headers, rawHeaders, originalUrl, url = '', method = '', socket } = request;
     const asked = { headers, rawHeaders, url: originalUrl ?? url, ip: request.ip ?? socket.remoteAddress };
-    delete request.apiKey;
-    const permission = needs.permission ?? permissionFor(method);
-    return andThen(gate.check(asked, permission, needs.cost?.(request) ?? 1), (result) => {
-      if (isDenial(result)) return deny(result, request, response);
-      request.apiKey = result.apiKey;
-      if (sendsLimits) setHeaders(response, rateLimitFields(result.rateLimit));
-      return undefined;
-    });
+    return gate.check(asked, needs.permission ?? permissionFor(method), needs.cost?.(request) ?? 1);
   }
 
-  async function deny(denial: Denial, request: MiddlewareRequest, response: ServerResponse): Promise<void> {
+  async function deny(denial: Denial, request: Request, response: Response): Promise<void> {
     response.statusCode = denial.status;
     setHeaders(response, problemHeaders(denial));
     await onDenied?.(denial, request, response);
@@ -102,8 +116,7 @@ export function latchkey({
     response.end(problemOf(denial));
   }
 
-  const needs = { ...(permission && { permission }), ...(cost && { cost }) };
-  return Object.assign(needing(needs), { needing, isLive: gate.isLive, close: gate.close });
+  return Object.assign(needing({}), { needing, isLive: gate.isLive, close: gate.close });
 }
 
 function setHeaders(response: ServerResponse, headers: Record<string, string>): void {

@@ -27,8 +27,8 @@ export interface LatchkeyOptions extends GateOptions {
   rateLimitFields?: boolean;
   /**
    * Replies to a rejected request in the application's own way: its return value is sent as the body. Status and
-   * headers are set already and may be changed. Without a return value, the problem document is sent. The request stays
-   * rejected.
+   * headers are set already and may be changed. Without a return value, the problem document is sent. It must not send
+   * the reply itself. The request stays rejected.
    */
   onDenied?: (denial: Denial, request: FastifyRequest, reply: FastifyReply) => unknown;
 }

@@ -1,13 +1,16 @@
 import { type Denial, problemHeaders, problemOf, rateLimitFields } from './denial.ts';
-import { type ApiKey, createGate, type GateOptions, isDenial } from './gate.ts';
+import { type ApiKey, createGate, type GateOptions, type GateRequest, isDenial, requirePermission } from './gate.ts';
 import { type Access, permissionFor } from './verdict.ts';
 
 export type { Denial } from './denial.ts';
 export type { ApiKey } from './gate.ts';
 
 export interface LatchkeyOptions extends GateOptions {
-  /** Replies to a rejected request in the application's own way. The request stays rejected. */
-  onDenied?: (denial: Denial, request: Request) => Response | Promise<Response>;
+  /**
+   * Replies to a rejected request in the application's own way. Without a response, the problem document is sent. The
+   * request stays rejected.
+   */
+  onDenied?: (denial: Denial, request: Request) => Response | undefined | Promise<Response | undefined>;
 }
 
 /** What one request needs. */
@@ -28,7 +31,7 @@ export type Checked =
       rateLimitFields: Record<string, string>;
       response?: undefined;
     }
-  | { response: Response; apiKey?: undefined };
+  | { response: Response; apiKey?: undefined; rateLimitFields?: undefined };
 
 export interface LatchkeyGuard {
   /** Never rejects because Latchkey is unavailable: the response is then 503. */
@@ -47,15 +50,23 @@ export function latchkey({ onDenied, ...options }: LatchkeyOptions): LatchkeyGua
   const gate = createGate(options);
   return {
     async check(request, { permission = permissionFor(request.method), cost = 1, ip } = {}) {
-      const { url, headers } = request;
-      // `Headers` joins a repeated header with a comma, which no key contains.
-      const asked = { headers: Object.fromEntries(headers), rawHeaders: [], url, ip };
-      const result = await gate.check(asked, permission, cost);
+      requirePermission(permission);
+      const result = await gate.check({ ...headersOf(request), url: request.url, ip }, permission, cost);
       if (!isDenial(result)) return { apiKey: result.apiKey, rateLimitFields: rateLimitFields(result.rateLimit) };
-      return { response: await (onDenied ?? toResponse)(result, request) };
+      return { response: (await onDenied?.(result, request)) ?? toResponse(result) };
     },
     isLive: gate.isLive,
     close: gate.close,
+  };
+}
+
+/** `Headers` joins a repeated header with a comma, which no credential contains. */
+function headersOf({ headers }: Request): Pick<GateRequest, 'headers' | 'rawHeaders'> {
+  const [authorization, ...others] = headers.get('authorization')?.split(', ') ?? [];
+  if (authorization === undefined) return { headers: Object.fromEntries(headers), rawHeaders: [] };
+  return {
+    headers: { ...Object.fromEntries(headers), authorization },
+    rawHeaders: [authorization, ...others].flatMap((value) => ['authorization', value]),
   };
 }
 

@@ -53,8 +53,18 @@ export function isDenial(result: Admission | Denial): result is Denial {
   return 'status' in result;
 }
 
+/** @throws RangeError */
+export function requirePermission(permission: unknown): void {
+  if (permission === undefined || permission === 'read' || permission === 'write') return;
+  throw new RangeError(`permission must be read or write, but is ${String(permission)}`);
+}
+
+/** RFC 9110 section 5.6.2. */
+const headerName = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
+
 /** @throws Error for invalid options */
 export function createGate({ header, ...options }: GateOptions): Gate {
+  if (header !== undefined && !headerName.test(header)) throw new Error('header must be the name of a header');
   const client = createLatchkeyClient(options);
   const readKey = header === undefined ? readCredential : readerOf(header.toLowerCase());
   return {
