@@ -2,7 +2,7 @@ import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { t } from './support/tap.ts';
 
-// Partners are found by the id that they have in the organization's own system.
+// Partners are found by the id that they have in the organization's own system, and every verification returns it.
 
 const events = async ({ admin }: TestService): Promise<Json[]> => (await admin.get('/v1/history?limit=200')).body.data;
 
@@ -95,4 +95,43 @@ t.test('partners are found by their exact externalId', async (t) => {
     const { status } = await admin.get(`/v1/partners?externalId=${encodeURIComponent(invalid)}`);
     t.equal(status, 400, JSON.stringify(invalid));
   }
+});
+
+t.test('every verification after a change returns the new externalId', async (t) => {
+  const { app, admin, verifier } = await startService(t);
+  const { body: partner } = await admin.post('/v1/partners', input);
+  const [{ key }] = partner.keys;
+  const { body: own } = await admin.post('/v1/keys', {});
+  const all = async (presented: string) => {
+    const entry = { key: presented, permission: 'read' };
+    const { body: verdict } = await verifier.post('/v1/verify', entry);
+    const { body: batch } = await verifier.post('/v1/verify/batch', { entries: [entry] });
+    const introspected = await app.inject({
+      method: 'POST',
+      url: '/v1/introspect',
+      headers: { authorization: `Bearer ${verifier.token}`, 'content-type': 'application/x-www-form-urlencoded' },
+      payload: `token=${presented}`,
+    });
+    const authorized = await app.inject({
+      url: '/v1/authorize',
+      headers: { 'x-latchkey-token': verifier.token, 'x-api-key': presented, 'x-forwarded-method': 'GET' },
+    });
+    const header = authorized.headers['x-latchkey-partner-external-id']?.toString();
+    return {
+      verify: verdict.partnerExternalId,
+      batch: batch.data[0].partnerExternalId,
+      introspect: introspected.json().active && introspected.json().partnerExternalId,
+      authorize: header === undefined ? undefined : decodeURIComponent(header),
+    };
+  };
+  const none = { verify: null, batch: null, introspect: undefined, authorize: '' };
+  t.same(await all(key), none);
+  for (const externalId of ['4711', 'Zoë & Co. / 100%']) {
+    await admin.patch(`/v1/partners/${partner.id}`, { externalId });
+    const expected = { verify: externalId, batch: externalId, introspect: externalId, authorize: externalId };
+    t.same(await all(key), expected);
+  }
+  t.same(await all(own.key), none, "an organization's own key");
+  await admin.patch(`/v1/partners/${partner.id}`, { externalId: null });
+  t.same(await all(key), none);
 });

@@ -32,7 +32,8 @@ import { createPartner, deletePartner, patchPartner, setPartnerSuspended } from 
 import { restorePartner } from './restore-commands.ts';
 import { getPartner, listPartners, type Partner } from './store.ts';
 
-const externalIdMeaning = "The partner's id in the organization's own system, unique among its live partners.";
+const externalIdMeaning =
+  "The partner's id in the organization's own system, unique among its live partners. Verification returns it.";
 
 const fields = {
   id: idView('partner'),

@@ -33,6 +33,11 @@ export interface components {
             keyId: string | null;
             organizationId: string | null;
             partnerId: string | null;
+            /**
+             * @description The partner's `externalId`.
+             * @example customer-4711
+             */
+            partnerExternalId: string | null;
             /** @example team@partner.example */
             partnerEmail: string | null;
             permission: components["schemas"]["Permission"] | null;
