@@ -90,7 +90,7 @@ async function insertOne(
     const id = newId('partner');
     await insertPartner(work.tx, partnerRow(context.organizationId, id, work.now));
     if (!isRecorded) return;
-    const details = { email: `${id}@p.example`, name: null, permissions: ['read'], rateLimit: null };
+    const details = { email: `${id}@p.example`, name: null, externalId: null, permissions: ['read'], rateLimit: null };
     record(work, { action: 'partner.created', partnerId: id, details });
   });
 }
@@ -101,6 +101,7 @@ function partnerRow(organizationId: OrganizationId, id: ReturnType<typeof newId<
     organization_id: organizationId,
     email: `${id}@p.example`,
     name: null,
+    external_id: null,
     permissions: ['read' as const],
     rate_limit_requests: null,
     rate_limit_window_seconds: null,

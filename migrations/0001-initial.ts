@@ -77,6 +77,7 @@ create table partners (
   -- Collation "C": lower() does not depend on the database's locale. Addresses are ASCII.
   email text collate "C" not null,
   name text,
+  external_id text collate "C",
   permissions text[] not null,
   rate_limit_requests integer,
   rate_limit_window_seconds integer,
@@ -88,6 +89,9 @@ create table partners (
   constraint partners_organization_fk foreign key (organization_id) references organizations (id),
   constraint partners_organization_id_key unique (organization_id, id),
   constraint partners_id_form check (id ~ ${id('partner')}),
+  constraint partners_external_id_form check (
+    char_length(external_id) between 1 and 255 and external_id !~ '[\\u0001-\\u001f\\u007f-\\u009f]'
+  ),
   constraint partners_permissions_known check (
     permissions in (array['read'], array['write'], array['read', 'write'])
   ),
@@ -97,6 +101,7 @@ create table partners (
   )
 );
 create unique index partners_live_email on partners (organization_id, lower(email)) where deleted_at is null;
+create unique index partners_live_external_id on partners (organization_id, external_id) where deleted_at is null;
 
 create table api_keys (
   id text collate "C" primary key,

@@ -9,7 +9,8 @@ import { t } from './support/tap.ts';
 async function startGateway(t: Test, overrides: Parameters<typeof startService>[1] = {}) {
   const service = await startService(t, overrides);
   const { app, admin, verifier } = service;
-  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
+  const input = { email: 'p@p.example', permissions: ['read', 'write'], externalId: '100% "Müller"\u{1f511}' };
+  const { body: partner } = await admin.post('/v1/partners', input);
   const [reading, writing] = partner.keys;
   const { body: both } = await admin.post('/v1/keys', {});
   const authorize = async (
@@ -46,6 +47,7 @@ t.test('200 names the owner of the key, in headers that are always present', asy
     'x-latchkey-key-id': reading.id,
     'x-latchkey-organization-id': organizationId,
     'x-latchkey-partner-id': partner.id,
+    'x-latchkey-partner-external-id': '100%25%20%22M%C3%BCller%22%F0%9F%94%91',
     'x-latchkey-permission': 'read',
     'ratelimit-policy': '"owner";q=1000;w=60',
     ratelimit: '"owner";r=999;t=60',
@@ -54,6 +56,7 @@ t.test('200 names the owner of the key, in headers that are always present', asy
   const ofDefaultRow = await authorize(both.key, methodHeader('DELETE'));
   t.equal(ofDefaultRow.status, 200);
   t.equal(ofDefaultRow.headers['x-latchkey-partner-id'], '', 'empty, not missing');
+  t.equal(ofDefaultRow.headers['x-latchkey-partner-external-id'], '', 'empty, not missing');
   t.equal(ofDefaultRow.headers['x-latchkey-permission'], 'read_write');
 });
 

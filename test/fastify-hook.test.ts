@@ -8,7 +8,8 @@ import { t } from './support/tap.ts';
 async function startScene(t: Parameters<typeof startListening>[0]) {
   const service = await startListening(t);
   const { admin } = service;
-  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read', 'write'] });
+  const input = { email: 'p@p.example', permissions: ['read', 'write'], externalId: 'customer-4711' };
+  const { body: partner } = await admin.post('/v1/partners', input);
   const { body: own } = await admin.post('/v1/keys', { name: 'Own', metadata: { team: 'billing' } });
   const [reading, writing] = partner.keys;
   return { service, partner, own, reading, writing, options: { url: service.url, token: service.verifier.token } };
@@ -64,6 +65,7 @@ t.test('a handler gets the key and owner of the request', async (t) => {
     id: reading.id,
     organizationId: service.organizationId,
     partnerId: partner.id,
+    partnerExternalId: 'customer-4711',
     partnerEmail: 'p@p.example',
     permission: 'read',
     name: null,
@@ -76,6 +78,7 @@ t.test('a handler gets the key and owner of the request', async (t) => {
   t.strictSame(await requestKey(reading.key), expected, 'also from memory');
   t.match(await requestKey(own.key), {
     partnerId: null,
+    partnerExternalId: null,
     permission: 'read_write',
     name: 'Own',
     metadata: { team: 'billing' },

@@ -98,12 +98,15 @@ async function runStory(t: Test, start: StartGateway, connectionsAtMost: number)
 
   await t.test("an organization's own key has no partner, whatever the client sends", async (t) => {
     const { body: own } = await service.admin.post('/v1/keys', {});
-    const { 'x-latchkey-partner-id': partner = '' } = reading.identity;
-    await client({ headers: { 'x-api-key': own.key, 'x-latchkey-partner-id': partner } });
+    const { 'x-latchkey-partner-id': partner = '', 'x-latchkey-partner-external-id': externalId = '' } =
+      reading.identity;
+    const forged = { 'x-latchkey-partner-id': partner, 'x-latchkey-partner-external-id': externalId };
+    await client({ headers: { 'x-api-key': own.key, ...forged } });
     t.same(identityIn(latest(backend)), {
       'x-latchkey-key-id': own.id,
       'x-latchkey-organization-id': service.organizationId,
       'x-latchkey-partner-id': '',
+      'x-latchkey-partner-external-id': '',
       'x-latchkey-permission': 'read_write',
     });
   });
@@ -283,11 +286,11 @@ const methodForgeries: Array<Record<string, string>> = [
   },
 ];
 
-const identityNames = ['key-id', 'organization-id', 'partner-id', 'permission'];
+const identityNames = ['key-id', 'organization-id', 'partner-id', 'partner-external-id', 'permission'];
 
 const identityForgeries: Array<Record<string, string>> = [
   Object.fromEntries(identityNames.map((name) => [`x-latchkey-${name}`, 'forged'])),
-  Object.fromEntries(identityNames.map((name) => [`X_Latchkey_${name.replace('-', '_')}`, 'forged'])),
+  Object.fromEntries(identityNames.map((name) => [`X_Latchkey_${name.replaceAll('-', '_')}`, 'forged'])),
   Object.fromEntries(identityNames.map((name) => [`x-LATCHKEY_${name}`, 'forged'])),
   { connection: `close, ${identityNames.map((name) => `X-Latchkey-${name}`).join(', ')}` },
 ];
@@ -308,14 +311,17 @@ interface NewKey {
 
 /** A key of a new partner. */
 async function newKey(service: TestService, permission: 'read' | 'write', limits: object = {}): Promise<NewKey> {
-  const email = `${randomBytes(6).toString('hex')}@p.example`;
-  const { body: partner } = await service.admin.post('/v1/partners', { email, permissions: [permission] });
+  const random = randomBytes(6).toString('hex');
+  const externalId = `Müller, ${random}`;
+  const input = { email: `${random}@p.example`, permissions: [permission], externalId };
+  const { body: partner } = await service.admin.post('/v1/partners', input);
   const [{ id, key }] = partner.keys;
   await service.admin.patch(`/v1/keys/${id}`, limits);
   const identity = {
     'x-latchkey-key-id': id,
     'x-latchkey-organization-id': service.organizationId,
     'x-latchkey-partner-id': partner.id,
+    'x-latchkey-partner-external-id': `M%C3%BCller%2C%20${random}`,
     'x-latchkey-permission': permission,
   };
   return { id, key, identity };

@@ -9,10 +9,10 @@ t.test('an e-mail address has at most one live partner, regardless of case', asy
   const { body: partner } = await admin.post('/v1/partners', { email: 'Team@Partner.example', permissions: ['read'] });
   const again = await admin.post('/v1/partners', { email: 'team@partner.EXAMPLE', permissions: ['write'] });
   t.equal(again.status, 409);
-  t.equal(again.body.code, 'partner_exists');
+  t.match(again.body, { code: 'partner_exists', partnerId: partner.id });
   const { body: other } = await admin.post('/v1/partners', { email: 'other@partner.example', permissions: ['read'] });
   const moved = await admin.patch(`/v1/partners/${other.id}`, { email: 'TEAM@partner.example' });
-  t.equal(moved.body.code, 'partner_exists');
+  t.match(moved.body, { code: 'partner_exists', partnerId: partner.id });
   t.same((await events(service)).filter((event) => event.action === 'partner.created').length, 2);
   t.notOk((await events(service)).some((event) => event.action === 'partner.updated'));
   const found = (await admin.get('/v1/partners?email=team@partner.example')).body.data;

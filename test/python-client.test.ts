@@ -114,12 +114,13 @@ for (const kind of kinds) {
     async (t) => {
       const { url, admin, verifier } = await startListening(t);
       const backend = await startPython(t, kind, { url, token: verifier.token });
-      const input = { email: 'team@partner.example', permissions: ['read'] };
+      const input = { email: 'team@partner.example', permissions: ['read'], externalId: 'customer-4711' };
       const { body: partner } = await admin.post('/v1/partners', input);
       const [{ key, id }] = partner.keys;
       for (const round of ['by a call', 'from memory']) {
         const { body } = await backend.send(key);
-        t.match(body.key, { id, partner_id: partner.id, partner_email: input.email, permission: 'read' }, round);
+        const owner = { partner_id: partner.id, partner_external_id: input.externalId, partner_email: input.email };
+        t.match(body.key, { id, ...owner, permission: 'read' }, round);
         t.equal(body.key.rate_limit.policy, 'owner');
         t.equal(await backend.status(key, '/search', 'POST'), 200, 'a POST that only reads');
         const denied = await backend.send(key, '/hello', 'POST');

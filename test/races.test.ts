@@ -86,8 +86,32 @@ t.test('of two concurrent partners with the same address one is created', async 
       ),
     );
     t.same(statuses(replies), [201, 409, 409, 409]);
-    t.ok(replies.every(({ status, body }) => status === 201 || body.code === 'partner_exists'));
+    const winner = replies.find(({ status }) => status === 201)?.body.id;
+    for (const { status, body } of replies) {
+      if (status === 409) t.match(body, { code: 'partner_exists', partnerId: winner });
+    }
   }
+});
+
+t.test('of two concurrent partners with the same externalId one is created', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  for (let round = 0; round < 10; round++) {
+    const externalId = `customer-${round}`;
+    const replies = await Promise.all(
+      ['a', 'b', 'c', 'd'].map((letter) =>
+        admin.post('/v1/partners', { email: `${letter}${round}@p.example`, permissions: ['read'], externalId }),
+      ),
+    );
+    t.same(statuses(replies), [201, 409, 409, 409]);
+    const winner = replies.find(({ status }) => status === 201)?.body.id;
+    for (const { status, body } of replies) {
+      if (status === 409) t.match(body, { code: 'external_id_exists', partnerId: winner });
+    }
+  }
+  const { body: history } = await admin.get('/v1/history?action=partner.created&limit=200');
+  t.equal(history.data.length, 10);
+  await requireSoundHistory(t, service);
 });
 
 t.test('of many concurrent deletions of a key one succeeds and is recorded', async (t) => {

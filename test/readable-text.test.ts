@@ -65,6 +65,7 @@ t.test('every stored name, reason, note, description and address must be readabl
     ['/v1/keys', 'name', {}],
     ['/v1/partners', 'name', { email: 'c@example.com', permissions: ['read'] }],
     ['/v1/partners', 'email', { permissions: ['read'] }],
+    ['/v1/partners', 'externalId', { email: 'd@example.com', permissions: ['read'] }],
     ['/v1/access-tokens', 'name', token],
     ['/v1/access-tokens', 'email', { ...token, name: 'Bob' }],
     ['/v1/webhooks', 'description', hook],

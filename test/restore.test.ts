@@ -228,12 +228,36 @@ t.test('a partner whose address is in use stays deleted, with all its keys', asy
   const { body: newPartner } = await admin.post('/v1/partners', { email: 'p@P.example', permissions: ['read'] });
   const count = (await events(admin)).length;
   const refused = await admin.post(`/v1/partners/${partner.id}/restore`);
-  t.match(refused, { status: 409, body: { code: 'partner_exists' } });
+  t.match(refused, { status: 409, body: { code: 'partner_exists', partnerId: newPartner.id } });
   for (const key of partner.keys) t.equal(await verdictOf(service, key), 'deleted');
   t.equal((await events(admin)).length, count);
   await admin.patch(`/v1/partners/${newPartner.id}`, { email: 'new@p.example' });
   t.equal((await admin.post(`/v1/partners/${partner.id}/restore`)).status, 200);
   for (const key of partner.keys) t.equal(await verdictOf(service, key), 'valid');
+  t.match((await events(admin, 3))[2], { action: 'partner.restored', partnerId: partner.id });
+});
+
+t.test('a partner whose externalId is in use stays deleted, with all its keys', async (t) => {
+  const service = await startService(t);
+  const { admin, operator, organizationId } = service;
+  const input = { email: 'p@p.example', permissions: ['read', 'write'], externalId: 'customer-4711' };
+  const { body: partner } = await admin.post('/v1/partners', input);
+  await admin.delete(`/v1/partners/${partner.id}`);
+  const { status, body: newPartner } = await admin.post('/v1/partners', { ...input, email: 'q@p.example' });
+  t.equal(status, 201, "a deleted partner's externalId is free");
+  const count = (await events(admin)).length;
+  const refused = { status: 409, body: { code: 'external_id_exists', partnerId: newPartner.id } };
+  t.match(await admin.post(`/v1/partners/${partner.id}/restore`), refused);
+  t.equal((await events(admin)).length, count);
+  const subject = { partnerId: partner.id, details: 'Please' };
+  const { body: recovery } = await admin.post('/v1/recovery-requests', subject);
+  const named = { 'latchkey-organization': organizationId };
+  t.match(await operator.post(`/v1/recovery-requests/${recovery.id}/approve`, {}, named), refused);
+  for (const key of partner.keys) t.equal(await verdictOf(service, key), 'deleted');
+  await admin.patch(`/v1/partners/${newPartner.id}`, { externalId: null });
+  t.match(await operator.post(`/v1/recovery-requests/${recovery.id}/approve`, {}, named), { status: 200 });
+  for (const key of partner.keys) t.equal(await verdictOf(service, key), 'valid');
+  t.equal((await admin.get(`/v1/partners/${partner.id}`)).body.externalId, 'customer-4711');
   t.match((await events(admin, 3))[2], { action: 'partner.restored', partnerId: partner.id });
 });
 

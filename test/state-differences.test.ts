@@ -36,12 +36,18 @@ async function startWithRecords(t: Test): Promise<Records> {
   for (const name of ['First', 'Second']) {
     const email = `${name}@p.example`;
     const rateLimit = { requests: 10, windowSeconds: 60 };
-    partners.push((await admin.post('/v1/partners', { email, name, permissions: ['read', 'write'], rateLimit })).body);
+    const input = { email, name, externalId: name, permissions: ['read', 'write'], rateLimit };
+    partners.push((await admin.post('/v1/partners', input)).body);
   }
   const [first, second] = partners;
   const purged = first.keys[0].id;
   await admin.delete(`/v1/keys/${purged}?reason=compromised`);
-  await admin.patch(`/v1/partners/${first.id}`, { permissions: ['write'], name: 'Renamed', rateLimit: null });
+  await admin.patch(`/v1/partners/${first.id}`, {
+    permissions: ['write'],
+    name: 'Renamed',
+    externalId: 'customer-1',
+    rateLimit: null,
+  });
   await admin.post(`/v1/partners/${second.id}/suspend`);
   await admin.post(`/v1/partners/${second.id}/resume`);
   await admin.delete(`/v1/partners/${second.id}`);
@@ -161,6 +167,7 @@ const edits: Edit[] = [
   ['api_keys', 'purged_at', "purged_at = purged_at + interval '1 day'", 'purged', 'purgedAt'],
   ['partners', 'email', "email = 'another@p.example'", 'partner', 'email'],
   ['partners', 'name', 'name = null', 'partner', 'name'],
+  ['partners', 'external_id', "external_id = 'another'", 'partner', 'externalId'],
   ['partners', 'permissions', "permissions = '{read,write}'", 'partner', 'permissions'],
   ['partners', 'rate_limit_requests', 'rate_limit_requests = 1000', 'second', 'rateLimit'],
   ['partners', 'rate_limit_window_seconds', 'rate_limit_window_seconds = 1', 'second', 'rateLimit'],
@@ -289,7 +296,8 @@ t.test('after every possible change rows equal their events, and each edit is re
     for (const [table, from, id] of copies) {
       await dbQuery(
         urls.superuser,
-        `insert into ${table} select (jsonb_populate_record(r, jsonb_build_object('id', $2::text, 'email', 'copy@p.example'))).*
+        `insert into ${table} select (jsonb_populate_record(r,
+           jsonb_build_object('id', $2::text, 'email', 'copy@p.example', 'external_id', 'copy'))).*
          from ${table} r where id = $1`,
         [from, id],
       );

@@ -12,6 +12,7 @@ const facts: Verdict = {
   keyId: 'key_a',
   organizationId: 'org_a',
   partnerId: 'partner_a',
+  partnerExternalId: null,
   partnerEmail: 'a@a.example',
   permission: 'read',
   name: null,

@@ -98,7 +98,8 @@ t.test('only allowed addresses can use a key', async (t) => {
 t.test('the reply to a verification', async (t) => {
   const service = await startService(t);
   const { admin, operator, as, organizationId, urls } = service;
-  const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
+  const input = { email: 'p@p.example', permissions: ['read'], externalId: 'customer-4711' };
+  const { body: partner } = await admin.post('/v1/partners', input);
   const [key] = partner.keys;
   const verify = async (presented: string, more: Record<string, unknown> = {}, client = service.verifier) => {
     const { status, body } = await client.post('/v1/verify', { key: presented, permission: 'read', ...more });
@@ -110,6 +111,7 @@ t.test('the reply to a verification', async (t) => {
     keyId: null,
     organizationId: null,
     partnerId: null,
+    partnerExternalId: null,
     partnerEmail: null,
     permission: null,
     name: null,
@@ -122,6 +124,7 @@ t.test('the reply to a verification', async (t) => {
     keyId: key.id,
     organizationId,
     partnerId: partner.id,
+    partnerExternalId: 'customer-4711',
     partnerEmail: 'p@p.example',
     permission: 'read',
     name: null,

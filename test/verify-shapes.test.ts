@@ -20,18 +20,20 @@ const anyMetadata = fc
 const anyKey = fc
   .record({
     partner: fc.boolean(),
+    externalId: fc.option(fc.string()),
     name: fc.option(fc.string()),
     metadata: anyMetadata,
     expires: fc.option(fc.date({ noInvalidDate: true, min: new Date(0), max: new Date('9999-01-01') })),
     permission: fc.constantFrom('read' as const, 'write' as const, 'read_write' as const),
   })
   .map(
-    ({ partner, name, metadata, expires, permission }) =>
+    ({ partner, externalId, name, metadata, expires, permission }) =>
       new ApiKeyRecord(
         {
           id: newId('key'),
           organization_id: newId('org'),
           partner_id: partner ? newId('partner') : null,
+          partner_external_id: partner ? externalId : null,
           partner_email: partner ? 'p@p.example' : null,
           permission,
           name,

@@ -101,6 +101,7 @@ class Verdict:
 
     code: `valid`, or why the key is rejected.
     partner_id: None for the organization's own keys.
+    partner_external_id: the partner's id in the organization's own system.
     permission: `read`, `write` or `read_write`.
     depends_on_ip: whether the key has allowedIps, so that the verdict is valid only for this address.
     rate_limit: the limit with the least remaining; None if the key was rejected for another reason.
@@ -111,6 +112,7 @@ class Verdict:
     key_id: str | None = None
     organization_id: str | None = None
     partner_id: str | None = None
+    partner_external_id: str | None = None
     partner_email: str | None = None
     permission: str | None = None
     name: str | None = None
@@ -979,6 +981,7 @@ class ApiKey:
     id: str
     organization_id: str
     partner_id: str | None
+    partner_external_id: str | None
     partner_email: str | None
     permission: str
     name: str | None

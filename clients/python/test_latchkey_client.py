@@ -149,7 +149,7 @@ class Calls(unittest.TestCase):
 
     def test_a_kept_connection_is_used_again_and_replaced_when_it_is_closed(self):
         verdict = {"valid": False, "code": "not_found", "keyId": None, "organizationId": None, "partnerId": None}
-        more = ("partnerEmail", "permission", "name", "metadata", "expiresAt", "dependsOnIp", "rateLimit")
+        more = ("partnerExternalId", "partnerEmail", "permission", "name", "metadata", "expiresAt", "dependsOnIp", "rateLimit")
         verdict.update({name: None for name in more}, aMemberOfALaterVersion=1)
         posts = []
 

@@ -35,6 +35,8 @@ const problemOfConstraint: Record<string, () => Problem> = {
   api_keys_live_slot: () => new Problem('row_full', 'The row already holds two live keys. Delete one of them first.'),
   partners_live_email: () =>
     new Problem('partner_exists', 'The organization already has a live partner with this e-mail address.'),
+  partners_live_external_id: () =>
+    new Problem('external_id_exists', 'The organization already has a live partner with this externalId.'),
   recovery_requests_open_key: () => new Problem('conflict', 'A recovery request about this key is still open.'),
   recovery_requests_open_partner: () => new Problem('conflict', 'A recovery request about this partner is still open.'),
 };

@@ -114,8 +114,14 @@ export const problemKinds = {
   partner_exists: {
     status: 409,
     title: 'Partner exists',
-    explanation: 'The organization already has a live partner with this e-mail address.',
+    explanation: 'The organization already has a live partner with this e-mail address. `partnerId` names it.',
     remedy: 'Use the existing partner, or delete it first.',
+  },
+  external_id_exists: {
+    status: 409,
+    title: 'External id exists',
+    explanation: 'The organization already has a live partner with this externalId. `partnerId` names it.',
+    remedy: 'Use the existing partner, or first change its externalId or remove it with null.',
   },
   not_restorable: {
     status: 409,

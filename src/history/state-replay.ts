@@ -17,7 +17,7 @@ const limited = ['rateLimit'] as const;
 const members = {
   organization: ['name', 'keyReveal', ...limited],
   access_token: ['role', 'name', 'email', 'scopes', 'expiresAt'],
-  partner: ['email', 'name', 'permissions', ...limited],
+  partner: ['email', 'name', 'externalId', 'permissions', ...limited],
   key: ['permission', 'name', 'expiresAt', 'allowedIps', 'metadata', 'replacesKeyId', ...limited],
 };
 

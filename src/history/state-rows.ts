@@ -63,7 +63,7 @@ export async function partnerRows(
 ): Promise<RecordRow[]> {
   const rows = await tx
     .selectFrom('partners')
-    .select(['id', 'email', 'name', 'permissions', 'rate_limit_requests', 'rate_limit_window_seconds'])
+    .select(['id', 'email', 'name', 'external_id', 'permissions', 'rate_limit_requests', 'rate_limit_window_seconds'])
     .select(['suspended_at', 'deleted_at', 'created_by'])
     .where('organization_id', '=', organizationId)
     .where('id', '<', before as PartnerId)
@@ -75,6 +75,7 @@ export async function partnerRows(
     state: {
       email: row.email,
       name: row.name,
+      externalId: row.external_id,
       permissions: row.permissions,
       rateLimit: toRateLimit(row),
       suspendedAt: toText(row.suspended_at),

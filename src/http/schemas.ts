@@ -140,6 +140,14 @@ export const emailInput = z
   .superRefine(requireReadable)
   .meta({ example: 'team@partner.example' });
 
+/** An id from another system. It is stored unchanged, not in NFC, because programs compare it. */
+export const externalIdInput = z
+  .string()
+  .min(1)
+  .max(255)
+  .superRefine(requireReadable)
+  .meta({ example: 'customer-4711' });
+
 export const accessSchema = z
   .enum(accesses)
   .meta({ id: 'Access', description: 'The kind of access that a client requests or a key permits.' });

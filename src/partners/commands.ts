@@ -23,6 +23,7 @@ export interface NewPartner {
   email: string;
   permissions: Access[];
   name?: string | null | undefined;
+  externalId?: string | null | undefined;
   rateLimit?: RateLimit | null | undefined;
 }
 
@@ -35,7 +36,7 @@ export interface CreatedPartner {
 /**
  * Creates a partner and one key per permission, all or nothing.
  * @param minted one per permission, made before the transaction so that no lock is held during hashing
- * @throws Problem `partner_exists`
+ * @throws Problem `partner_exists`, `external_id_exists`
  */
 export async function createPartner(
   work: Work<OrganizationContext>,
@@ -55,6 +56,7 @@ async function addPartner(work: Work<OrganizationContext>, given: NewPartner, pe
     organization_id: work.by.organizationId,
     email: given.email,
     name: given.name ?? null,
+    external_id: given.externalId ?? null,
     permissions,
     ...toRateLimitColumns(given.rateLimit ?? null),
     created_at: work.now,
@@ -63,8 +65,7 @@ async function addPartner(work: Work<OrganizationContext>, given: NewPartner, pe
     deleted_at: null,
   };
   await insertPartner(work.tx, partner);
-  const { email, name, rateLimit } = fieldsOf(partner);
-  record(work, { action: 'partner.created', partnerId: partner.id, details: { email, name, permissions, rateLimit } });
+  record(work, { action: 'partner.created', partnerId: partner.id, details: { ...fieldsOf(partner) } });
   return partner;
 }
 
@@ -87,6 +88,7 @@ async function addFirstKeys(
 interface PartnerFieldValues {
   email: string;
   name: string | null;
+  externalId: string | null;
   permissions: Access[];
   rateLimit: RateLimit | null;
 }
@@ -95,7 +97,8 @@ export type PartnerPatch = { [Field in keyof PartnerFieldValues]?: PartnerFieldV
 
 /**
  * Changes a partner. Removing a permission deletes that row's keys at once. Adding one creates no key.
- * @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `partner_exists` (the new e-mail address)
+ * @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `partner_exists` (the new e-mail address),
+ * `external_id_exists`
  */
 export async function patchPartner(
   work: Work<OrganizationContext>,
@@ -114,10 +117,11 @@ export async function patchPartner(
   const fields = {
     email: next.email,
     name: next.name,
+    external_id: next.externalId,
     permissions: next.permissions,
     ...toRateLimitColumns(next.rateLimit),
   };
-  await updatePartner(work.tx, partner.id, fields);
+  await updatePartner(work.tx, partner, fields);
   record(work, { action: 'partner.updated', partnerId: partner.id, details: { changes } });
   const removed = present.permissions.filter((permission) => !next.permissions.includes(permission));
   await deleteKeysOfRows(work, partner, removed, 'permission_removed');
@@ -176,6 +180,7 @@ function fieldsOf(partner: Partner): PartnerFieldValues {
   return {
     email: partner.email,
     name: partner.name,
+    externalId: partner.external_id,
     permissions: partner.permissions,
     rateLimit: toRateLimit(partner),
   };

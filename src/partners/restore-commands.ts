@@ -9,7 +9,8 @@ import { lockPartner, markPartnerRestored, type Partner } from './store.ts';
 /**
  * Restores a partner with exactly the keys that were deleted with it, all or nothing. Keys that were deleted before, or
  * declared compromised since, stay deleted.
- * @throws Problem `not_found`, `conflict` (the partner is live), `not_restorable`, `partner_exists`
+ * @throws Problem `not_found`, `conflict` (the partner is live), `not_restorable`, `partner_exists`,
+ * `external_id_exists`
  */
 export async function restorePartner(
   work: Work<OrganizationContext>,
@@ -26,7 +27,7 @@ export async function restorePartner(
   if (purged !== undefined) {
     throw new Problem('not_restorable', `Key ${purged.id} of partner ${partner.id} was already purged.`);
   }
-  await markPartnerRestored(work.tx, partner.id);
+  await markPartnerRestored(work.tx, partner);
   record(work, {
     action: 'partner.restored',
     partnerId: partner.id,

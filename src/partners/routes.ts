@@ -15,6 +15,7 @@ import {
   accessSchema,
   actorView,
   emailInput,
+  externalIdInput,
   idParam,
   idView,
   limitMeaning,
@@ -31,11 +32,15 @@ import { createPartner, deletePartner, patchPartner, setPartnerSuspended } from 
 import { restorePartner } from './restore-commands.ts';
 import { getPartner, listPartners, type Partner } from './store.ts';
 
+const externalIdMeaning =
+  "The partner's id in the organization's own system, unique among its live partners. Verification returns it.";
+
 const fields = {
   id: idView('partner'),
   organizationId: idView('org'),
   email: z.string().meta({ example: 'team@partner.example' }),
   name: z.string().nullable().meta({ example: 'Partner Inc' }),
+  externalId: z.string().nullable().meta({ description: externalIdMeaning, example: 'customer-4711' }),
   permissions: z.array(accessSchema).meta({ example: ['read'] }),
   status: z.enum(['active', 'suspended', 'deleted']).meta({ id: 'PartnerStatus' }),
   rateLimit: rateLimitSchema.nullable().meta({ description: limitMeaning.partner }),
@@ -60,6 +65,7 @@ const newPartner = z
     email: emailInput,
     permissions: accessesInput,
     name: nameInput.nullish(),
+    externalId: externalIdInput.nullish().meta({ description: externalIdMeaning }),
     rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.partner }),
   })
   .meta({
@@ -72,6 +78,7 @@ const partnerPatch = z
     email: emailInput.optional(),
     permissions: accessesInput.optional(),
     name: nameInput.nullish(),
+    externalId: externalIdInput.nullish().meta({ description: externalIdMeaning }),
     rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.partner }),
   })
   .meta({ id: 'PartnerPatch', example: { permissions: ['read'] } });
@@ -110,6 +117,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
             .max(254)
             .optional()
             .meta({ description: 'The e-mail address, compared without regard to case.' }),
+          externalId: externalIdInput.optional().meta({ description: 'The exact externalId.' }),
           includeDeleted: queryBoolean.meta({ type: 'boolean', default: false }),
         }),
         response: { 200: pageOf('PartnerPage', partnerView) },
@@ -130,7 +138,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         access: { role: 'admin', scope: 'write' },
         idempotencyKey: 'taken',
         entityTag: true,
-        problems: ['partner_exists', 'overloaded'],
+        problems: ['partner_exists', 'external_id_exists', 'overloaded'],
       },
       schema: {
         operationId: 'createPartner',
@@ -179,7 +187,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
       config: {
         access: { role: 'admin', scope: 'write' },
         entityTag: true,
-        problems: ['already_deleted', 'partner_exists'],
+        problems: ['already_deleted', 'partner_exists', 'external_id_exists'],
       },
       schema: {
         operationId: 'updatePartner',
@@ -279,7 +287,7 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         access: { role: 'admin', scope: 'write' },
         idempotencyKey: 'taken',
         entityTag: true,
-        problems: ['not_restorable', 'partner_exists', 'conflict'],
+        problems: ['not_restorable', 'partner_exists', 'external_id_exists', 'conflict'],
       },
       schema: {
         operationId: 'restorePartner',
@@ -311,6 +319,7 @@ function toPartnerView(partner: Partner, undoWindowSeconds: number): z.infer<typ
     organizationId: partner.organization_id,
     email: partner.email,
     name: partner.name,
+    externalId: partner.external_id,
     permissions: partner.permissions,
     status: deletedAt !== null ? 'deleted' : suspendedAt !== null ? 'suspended' : 'active',
     rateLimit: toRateLimit(partner),

@@ -1,7 +1,8 @@
-import { type Selectable, sql } from 'kysely';
+import { type RawBuilder, type Selectable, sql } from 'kysely';
 import type { Db, Tx } from '../database/client.ts';
+import { violatedConstraint } from '../database/pg-error.ts';
 import type { PartnersTable } from '../database/tables/partners.ts';
-import { requireFound } from '../domain/errors.ts';
+import { Problem, requireFound } from '../domain/errors.ts';
 import type { OrganizationId, PartnerId } from '../domain/ids.ts';
 
 export type Partner = Selectable<PartnersTable>;
@@ -11,6 +12,7 @@ const columns = [
   'organization_id',
   'email',
   'name',
+  'external_id',
   'permissions',
   'rate_limit_requests',
   'rate_limit_window_seconds',
@@ -47,7 +49,7 @@ export async function lockPartner(tx: Tx, organizationId: OrganizationId, id: st
 export async function listPartners(
   db: Db,
   organizationId: OrganizationId,
-  filter: { email?: string | undefined; includeDeleted: boolean },
+  filter: { email?: string | undefined; externalId?: string | undefined; includeDeleted: boolean },
   page: { limit: number; before: PartnerId | undefined },
 ): Promise<Partner[]> {
   let query = db
@@ -58,24 +60,38 @@ export async function listPartners(
     .limit(page.limit + 1);
   if (page.before !== undefined) query = query.where('id', '<', page.before);
   if (!filter.includeDeleted) query = query.where('deleted_at', 'is', null);
-  const { email } = filter;
-  if (email !== undefined) query = query.where(sql`lower(email)`, '=', sql`lower(${email}::text collate "C")`);
+  const { email, externalId } = filter;
+  if (email !== undefined) query = query.where(sql`lower(email)`, '=', lowerCase(email));
+  if (externalId !== undefined) query = query.where('external_id', '=', externalId);
   return query.execute();
 }
 
-export async function insertPartner(tx: Tx, partner: Partner): Promise<void> {
-  await tx
-    .insertInto('partners')
-    .values({ ...partner, created_by: JSON.stringify(partner.created_by) })
-    .execute();
+function lowerCase(email: string): RawBuilder<string> {
+  return sql`lower(${email}::text collate "C")`;
 }
 
-export type PartnerFields = Partial<
-  Pick<Partner, 'email' | 'name' | 'permissions' | 'rate_limit_requests' | 'rate_limit_window_seconds'>
+/** The members that no two live partners of an organization share. */
+type UniqueMembers = Pick<Partner, 'organization_id' | 'email' | 'external_id'>;
+
+/** @throws Problem `partner_exists`, `external_id_exists` */
+export async function insertPartner(tx: Tx, partner: Partner): Promise<void> {
+  const insert = tx.insertInto('partners').values({ ...partner, created_by: JSON.stringify(partner.created_by) });
+  await writeUnique(tx, partner, insert);
+}
+
+export type PartnerFields = Pick<
+  Partner,
+  'email' | 'name' | 'external_id' | 'permissions' | 'rate_limit_requests' | 'rate_limit_window_seconds'
 >;
 
-export async function updatePartner(tx: Tx, id: PartnerId, fields: PartnerFields): Promise<void> {
-  await tx.updateTable('partners').set(fields).where('id', '=', id).execute();
+/** @throws Problem `partner_exists`, `external_id_exists` */
+export async function updatePartner(
+  tx: Tx,
+  { id, organization_id }: Pick<Partner, 'id' | 'organization_id'>,
+  fields: PartnerFields,
+): Promise<void> {
+  const update = tx.updateTable('partners').set(fields).where('id', '=', id);
+  await writeUnique(tx, { ...fields, organization_id }, update);
 }
 
 export async function markPartnerDeleted(tx: Tx, id: PartnerId, deletedAt: Date): Promise<void> {
@@ -87,6 +103,50 @@ export async function markPartnerSuspended(tx: Tx, id: PartnerId, suspendedAt: D
   await tx.updateTable('partners').set({ suspended_at: suspendedAt }).where('id', '=', id).execute();
 }
 
-export async function markPartnerRestored(tx: Tx, id: PartnerId): Promise<void> {
-  await tx.updateTable('partners').set({ deleted_at: null }).where('id', '=', id).execute();
+/** @throws Problem `partner_exists`, `external_id_exists` */
+export async function markPartnerRestored(tx: Tx, partner: Pick<Partner, 'id'> & UniqueMembers): Promise<void> {
+  await writeUnique(tx, partner, tx.updateTable('partners').set({ deleted_at: null }).where('id', '=', partner.id));
+}
+
+/**
+ * Executes a write. If it violates a unique index, only the write is rolled back, so that the problem can name the partner
+ * that has the value. A check before the write would miss a partner that another transaction creates meanwhile.
+ */
+async function writeUnique(tx: Tx, members: UniqueMembers, write: { execute(): Promise<unknown> }): Promise<void> {
+  await sql`savepoint partner_write`.execute(tx);
+  try {
+    await write.execute();
+  } catch (error) {
+    const constraint = violatedConstraint(error);
+    if (constraint === undefined) throw error;
+    await sql`rollback to savepoint partner_write`.execute(tx);
+    throw (await takenBy(tx, members, constraint)) ?? error;
+  }
+  await sql`release savepoint partner_write`.execute(tx);
+}
+
+/** @returns undefined if another rule was violated, or if the other partner was deleted meanwhile */
+async function takenBy(
+  tx: Tx,
+  { organization_id, email, external_id }: UniqueMembers,
+  constraint: string,
+): Promise<Problem | undefined> {
+  const live = tx
+    .selectFrom('partners')
+    .select('id')
+    .where('organization_id', '=', organization_id)
+    .where('deleted_at', 'is', null);
+  if (constraint === 'partners_live_email') {
+    const holder = await live.where(sql`lower(email)`, '=', lowerCase(email)).executeTakeFirst();
+    return holder && taken('partner_exists', `Partner ${holder.id} already has this e-mail address.`, holder.id);
+  }
+  if (constraint === 'partners_live_external_id') {
+    const holder = await live.where('external_id', '=', external_id).executeTakeFirst();
+    return holder && taken('external_id_exists', `Partner ${holder.id} already has this externalId.`, holder.id);
+  }
+  return undefined;
+}
+
+function taken(code: 'partner_exists' | 'external_id_exists', detail: string, partnerId: PartnerId): Problem {
+  return new Problem(code, detail, { members: { partnerId } });
 }

@@ -143,7 +143,7 @@ export const recoveryRoutes: FastifyPluginAsyncZod<RecoveryRoutesOptions> = asyn
       config: {
         access: { role: 'operator', scope: 'write' },
         idempotencyKey: 'taken',
-        problems: ['conflict', 'not_restorable', 'row_full', 'partner_exists'],
+        problems: ['conflict', 'not_restorable', 'row_full', 'partner_exists', 'external_id_exists'],
       },
       schema: {
         operationId: 'approveRecoveryRequest',

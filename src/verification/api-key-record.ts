@@ -8,6 +8,7 @@ export interface ApiKeyRow {
   id: KeyId;
   organization_id: OrganizationId;
   partner_id: PartnerId | null;
+  partner_external_id: string | null;
   partner_email: string | null;
   partner_suspended_at: Date | null;
   permission: Permission;
@@ -42,6 +43,7 @@ export class ApiKeyRecord {
   readonly id: KeyId;
   readonly organization_id: OrganizationId;
   readonly partner_id: PartnerId | null;
+  readonly partner_external_id: string | null;
   readonly deleted_at: Date | null;
   readonly suspended_at: Date | null;
   readonly partner_suspended_at: Date | null;
@@ -67,6 +69,7 @@ export class ApiKeyRecord {
     this.id = row.id;
     this.organization_id = row.organization_id;
     this.partner_id = row.partner_id;
+    this.partner_external_id = row.partner_external_id;
     this.deleted_at = row.deleted_at;
     this.suspended_at = row.suspended_at;
     this.partner_suspended_at = row.partner_suspended_at;
@@ -86,6 +89,7 @@ export class ApiKeyRecord {
       keyId: row.id,
       organizationId: row.organization_id,
       partnerId: row.partner_id,
+      partnerExternalId: row.partner_external_id,
       partnerEmail: row.partner_email,
       permission: row.permission,
       name: row.name,

@@ -18,7 +18,7 @@ This endpoint accepts every method and ignores body and content type.
 
 | status | means |
 | --- | --- |
-| 200 | The request may pass. Headers identify the key and its owner. |
+| 200 | The request may pass. Headers identify the key and its owner. X-Latchkey-Partner-External-Id is percent-encoded UTF-8. |
 | 401 | The key is not valid. |
 | 403 | The key does not permit this method or this address. |
 | 429 | The key is over its limit, or too many wrong gateway tokens came from this address (ADDRESS_LIMIT). |
@@ -187,6 +187,7 @@ function identityOf({ key, count }: Verdict): Record<string, string> {
     'x-latchkey-key-id': key.id,
     'x-latchkey-organization-id': key.organization_id,
     'x-latchkey-partner-id': key.partner_id ?? '',
+    'x-latchkey-partner-external-id': encodeURIComponent(key.partner_external_id ?? ''),
     'x-latchkey-permission': key.permission,
     ...(count === null ? {} : rateLimitFields(count)),
   };

@@ -72,6 +72,7 @@ export async function loadApiKeys(
       'key.id',
       'key.organization_id',
       'key.partner_id',
+      'partner.external_id as partner_external_id',
       'partner.email as partner_email',
       'partner.suspended_at as partner_suspended_at',
       'key.permission',

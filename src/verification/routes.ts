@@ -82,6 +82,10 @@ const introspectView = z
       .optional()
       .meta({ description: "The partner's id; for keys of the organization's own row, the organization's id." }),
     sub: z.string().optional().meta({ description: "The key's id." }),
+    partnerExternalId: z
+      .string()
+      .optional()
+      .meta({ description: "The partner's `externalId`; absent if there is none." }),
     exp: z.int().optional().meta({ description: 'Seconds since 1970.' }),
     iat: z.int().optional().meta({ description: 'Seconds since 1970.' }),
   })
@@ -146,6 +150,7 @@ export const introspectionRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> 
         scope: allowed.join(' '),
         client_id: key.partner_id ?? key.organization_id,
         sub: key.id,
+        ...(key.partner_external_id === null ? {} : { partnerExternalId: key.partner_external_id }),
         ...(key.expires_at === null ? {} : { exp: Math.floor(key.expires_at.getTime() / 1000) }),
         iat: Math.floor(key.createdAtMs / 1000),
       };

@@ -11,6 +11,10 @@ export const verdictView = z
     keyId: idView('key').nullable(),
     organizationId: idView('org').nullable(),
     partnerId: idView('partner').nullable(),
+    partnerExternalId: z.string().nullable().meta({
+      description: "The partner's `externalId`.",
+      example: 'customer-4711',
+    }),
     partnerEmail: z.string().nullable().meta({ example: 'team@partner.example' }),
     permission: permissionSchema.nullable(),
     name: z.string().nullable().meta({ example: 'Billing export' }),
@@ -63,6 +67,7 @@ const emptyKeyFacts = keyFactsJson({
   keyId: null,
   organizationId: null,
   partnerId: null,
+  partnerExternalId: null,
   partnerEmail: null,
   permission: null,
   name: null,

@@ -197,7 +197,7 @@ export async function startBackend(t: Test): Promise<Backend> {
 
 /** All headers that a backend could read as an identity. nginx omits empty ones. */
 export function identityIn({ fields }: Passed): Record<string, string> {
-  const found: Record<string, string> = { 'x-latchkey-partner-id': '' };
+  const found: Record<string, string> = { 'x-latchkey-partner-id': '', 'x-latchkey-partner-external-id': '' };
   for (const [name, value] of fields) {
     if (!/^x[-_]latchkey/.test(name)) continue;
     found[name] = found[name] ? `${found[name]}, ${value}` : value;

@@ -12,6 +12,8 @@ export interface ApiKey {
   readonly organizationId: string;
   /** Null for the organization's own keys. */
   readonly partnerId: string | null;
+  /** The partner's id in the organization's own system; null if it has none. */
+  readonly partnerExternalId: string | null;
   readonly partnerEmail: string | null;
   readonly permission: Permission;
   readonly name: string | null;
@@ -87,7 +89,8 @@ export function createGate({ header, ...options }: GateOptions): Gate {
 
 /** @throws LatchkeyUnavailable for a valid verdict without the key's id */
 function apiKeyIn(verdict: Verdict): ApiKey {
-  const { keyId, organizationId, partnerId, partnerEmail, permission, name, metadata, expiresAt } = verdict;
+  const { keyId, organizationId, partnerId, partnerExternalId, partnerEmail, permission, name, metadata, expiresAt } =
+    verdict;
   if (keyId === null || organizationId === null || permission === null || metadata === null) {
     throw new LatchkeyUnavailable('Latchkey returned a valid verdict without the id of the key.');
   }
@@ -95,6 +98,7 @@ function apiKeyIn(verdict: Verdict): ApiKey {
     id: keyId,
     organizationId,
     partnerId,
+    partnerExternalId,
     partnerEmail,
     permission,
     name,

@@ -33,6 +33,7 @@ export const malformed: Verdict = {
   keyId: null,
   organizationId: null,
   partnerId: null,
+  partnerExternalId: null,
   partnerEmail: null,
   permission: null,
   name: null,

@@ -8,6 +8,7 @@ export interface PartnersTable {
   organization_id: OrganizationId;
   email: string;
   name: string | null;
+  external_id: string | null;
   permissions: Access[];
   rate_limit_requests: number | null;
   rate_limit_window_seconds: number | null;
