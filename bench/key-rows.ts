@@ -92,6 +92,7 @@ function mintKey(
     permission: 'read',
     expires_at: null,
     allowed_ips: [],
+    scopes: [],
     rate_limit_requests: null,
     rate_limit_window_seconds: null,
     limit_bucket_id: null,

@@ -121,6 +121,7 @@ create table api_keys (
   last_four text not null,
   expires_at timestamptz,
   allowed_ips text[] not null,
+  scopes text[] not null default '{}',
   -- json and not jsonb, which prints 1e308 with 309 digits and so could exceed the size limit on reading.
   metadata json not null,
   replaces_key_id text collate "C",
@@ -137,6 +138,7 @@ create table api_keys (
   constraint api_keys_created_by_actor check (is_actor(created_by)),
   constraint api_keys_metadata_object check (json_typeof(metadata) = 'object'),
   constraint api_keys_allowed_ips_whole check (array_position(allowed_ips, null) is null),
+  constraint api_keys_scopes_whole check (array_position(scopes, null) is null and cardinality(scopes) <= 50),
   constraint api_keys_organization_fk foreign key (organization_id) references organizations (id),
   constraint api_keys_partner_fk foreign key (organization_id, partner_id) references partners (organization_id, id),
   constraint api_keys_replaces_fk foreign key (replaces_key_id) references api_keys (id),

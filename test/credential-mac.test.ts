@@ -44,6 +44,7 @@ t.test('a changed column makes a key unknown, and the original value makes it va
     ['expires_at', null],
     ['expires_at', 'infinity'],
     ['allowed_ips', []],
+    ['scopes', ['invoices:write']],
     ['allowed_ips', ['0.0.0.0/0']],
     ['rate_limit_requests', 1_000_000],
     ['rate_limit_window_seconds', 1],

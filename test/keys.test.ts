@@ -202,6 +202,7 @@ t.test('a plaintext is only in the reply that creates its key and in a reveal', 
     'lastUsedAt',
     'rateLimit',
     'allowedIps',
+    'scopes',
     'metadata',
   ]);
 });

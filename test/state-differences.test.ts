@@ -156,6 +156,7 @@ const edits: Edit[] = [
   ['api_keys', 'expires_at', 'expires_at = null', 'plain', 'expiresAt'],
   ['api_keys', 'expires_at', "expires_at = 'infinity'", 'rotated', 'expiresAt'],
   ['api_keys', 'allowed_ips', "allowed_ips = '{203.0.113.7}'", 'plain', 'allowedIps'],
+  ['api_keys', 'scopes', "scopes = '{invoices:write}'", 'plain', 'scopes'],
   ['api_keys', 'metadata', `metadata = '{"team":"c"}'`, 'plain', 'metadata'],
   ['api_keys', 'replaces_key_id', 'replaces_key_id = id, limit_bucket_id = id', 'plain', 'replacesKeyId'],
   ['api_keys', 'rate_limit_requests', 'rate_limit_requests = 1000000', 'plain', 'rateLimit'],

@@ -15,6 +15,7 @@ const facts: Verdict = {
   partnerExternalId: null,
   partnerEmail: 'a@a.example',
   permission: 'read',
+  scopes: [],
   name: null,
   metadata: {},
   expiresAt: null,

@@ -14,6 +14,7 @@ const good: DecidedKey = {
   permission: 'read',
   expires_at: null,
   allowed_ips: [],
+  scopes: ['a', 'b'],
   suspended_at: null,
   partner_suspended_at: null,
   deleted_at: null,
@@ -27,6 +28,7 @@ t.test('the reasons for a rejection are checked in a fixed order', async (t) => 
     partner_suspended_at: earlier,
     expires_at: earlier,
     allowed_ips: ['192.0.2.1'],
+    scopes: ['a'],
   };
   const fixes: Array<[Partial<DecidedKey>, VerdictCode]> = [
     [{}, 'deleted'],
@@ -35,12 +37,13 @@ t.test('the reasons for a rejection are checked in a fixed order', async (t) => 
     [{ partner_suspended_at: null }, 'expired'],
     [{ expires_at: null }, 'ip_not_allowed'],
     [{ allowed_ips: [] }, 'insufficient_permission'],
-    [{ permission: 'write' }, 'valid'],
+    [{ permission: 'write' }, 'insufficient_scope'],
+    [{ scopes: ['b', 'a', 'c'] }, 'valid'],
   ];
   let key = invalidInEveryWay;
   for (const [cure, code] of fixes) {
     key = { ...key, ...cure };
-    t.equal(decide(key, { permission: 'write' }, now), code);
+    t.equal(decide(key, { permission: 'write', scopes: ['a', 'b'] }, now), code);
   }
 });
 
@@ -114,6 +117,7 @@ t.test('the reply to a verification', async (t) => {
     partnerExternalId: null,
     partnerEmail: null,
     permission: null,
+    scopes: null,
     name: null,
     metadata: null,
     expiresAt: null,
@@ -127,6 +131,7 @@ t.test('the reply to a verification', async (t) => {
     partnerExternalId: 'customer-4711',
     partnerEmail: 'p@p.example',
     permission: 'read',
+    scopes: [],
     name: null,
     metadata: {},
     expiresAt: null,

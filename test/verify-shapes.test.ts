@@ -36,6 +36,7 @@ const anyKey = fc
           partner_external_id: partner ? externalId : null,
           partner_email: partner ? 'p@p.example' : null,
           permission,
+          scopes: partner ? ['a', 'b'] : [],
           name,
           metadata,
           allowed_ips: partner ? ['10.0.0.0/8'] : [],

@@ -73,6 +73,8 @@ _TROUBLE_EVERY_SECONDS = 60.0
 
 _KEY = re.compile(r"[0-9A-Za-z_]+")
 _KEY_IN_QUERY = re.compile(r"_k_[0-7][0-9a-hjkmnp-tv-z]{25}_[0-9A-Za-z]{40}")
+# A rejection for these reasons says nothing about other uses of the key.
+_ABOUT_THIS_USE = ("ip_not_allowed", "insufficient_permission", "insufficient_scope")
 _NOT_LATCHKEY = "The reply is not from this version of Latchkey. Check url."
 
 
@@ -115,6 +117,7 @@ class Verdict:
     partner_external_id: str | None = None
     partner_email: str | None = None
     permission: str | None = None
+    scopes: list[str] | None = None
     name: str | None = None
     metadata: dict[str, Any] | None = None
     expires_at: str | None = None
@@ -339,6 +342,7 @@ class _Question:
     permission: str
     ip: str | None
     cost: int
+    scopes: tuple[str, ...]
     digest: bytes
 
     def grant(self, verdict: Verdict) -> str:
@@ -346,7 +350,8 @@ class _Question:
         return f"{self.permission} {self.ip or ''}" if verdict.depends_on_ip else self.permission
 
     def entry(self, **more: int) -> dict[str, Any]:
-        return {"key": self.key, "permission": self.permission, "ip": self.ip, "cost": self.cost, **more}
+        scopes = {"scopes": list(self.scopes)} if self.scopes else {}
+        return {"key": self.key, "permission": self.permission, "ip": self.ip, "cost": self.cost, **scopes, **more}
 
 
 @dataclass(eq=False)
@@ -666,20 +671,26 @@ class LatchkeyClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def verify(self, key: str, permission: str, *, ip: str | None = None, cost: int = 1) -> Verdict:
+    def verify(
+        self, key: str, permission: str, *, ip: str | None = None, scopes: Iterable[str] = (), cost: int = 1
+    ) -> Verdict:
         """Verifies a key for `read` or `write`.
 
         key: exactly as the client sent it.
         ip: the client's address; without it, a key with allowedIps is rejected.
+        scopes: all of them must be on the key.
         cost: 0 to 1,000, how much this use counts; 0 verifies without counting.
         Raises LatchkeyUnavailable or CostExceedsLimit.
         """
-        verdict, question = self._verify_at_once(key, permission, ip, cost)
+        verdict, question = self._verify_at_once(key, permission, ip, tuple(scopes), cost)
         return verdict or self._ask(question)
 
-    async def verify_async(self, key: str, permission: str, *, ip: str | None = None, cost: int = 1) -> Verdict:
+    async def verify_async(
+        self, key: str, permission: str, *, ip: str | None = None, scopes: Iterable[str] = (), cost: int = 1
+    ) -> Verdict:
         """The same for asyncio: at once if the key is cached, otherwise in one of a few threads."""
-        verdict, question = self._verify_at_once(key, permission, ip, cost)
+        needed = tuple(scopes)
+        verdict, question = self._verify_at_once(key, permission, ip, needed, cost)
         if verdict is not None:
             return verdict
         if self._waiting >= _MOST_WAITING:
@@ -693,7 +704,7 @@ class LatchkeyClient:
         def verify_in_thread() -> Verdict:
             if time.monotonic() - enqueued_at > self._timeout:
                 raise self._unavailable("Latchkey was busy with other questions for too long.")
-            return self.verify(key, permission, ip=ip, cost=cost)
+            return self.verify(key, permission, ip=ip, scopes=needed, cost=cost)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, verify_in_thread)
@@ -715,7 +726,9 @@ class LatchkeyClient:
         if self._executor is not None:
             self._executor.shutdown(wait=False)
 
-    def _verify_at_once(self, key: str, permission: str, ip: str | None, cost: int) -> tuple[Verdict | None, _Question]:
+    def _verify_at_once(
+        self, key: str, permission: str, ip: str | None, scopes: tuple[str, ...], cost: int
+    ) -> tuple[Verdict | None, _Question]:
         if self._closing.is_set():
             raise LatchkeyUnavailable("The client is closed.")
         if permission not in ("read", "write"):
@@ -723,7 +736,8 @@ class LatchkeyClient:
         if not isinstance(cost, int) or not 0 <= cost <= _GREATEST_COST:
             raise ValueError(f"cost must be a whole number from 0 to {_GREATEST_COST}")
         address = ip if ip and len(ip) <= _LONGEST_ADDRESS else None
-        question = _Question(key, permission, address, cost, hashlib.sha256(key.encode("utf-8", "replace")).digest())
+        digest = hashlib.sha256(key.encode("utf-8", "replace")).digest()
+        question = _Question(key, permission, address, cost, scopes, digest)
         # Not sent: otherwise a client could fill the connections with long texts.
         if len(key) > _LONGEST_KEY or not _KEY.fullmatch(key):
             verdict: Verdict | None = Verdict(False, "malformed")
@@ -750,6 +764,9 @@ class LatchkeyClient:
             return None
         if self._has_expired(known, now):
             return known.verdict("expired", now) if is_outage else None
+        if not set(question.scopes) <= set(known.facts.scopes or ()):
+            # Otherwise Latchkey is asked, which counts the rejected use.
+            return known.verdict("insufficient_scope", now) if is_outage else None
         if is_outage and not known.has_rest(question.cost, now):
             return known.verdict("rate_limited", now)
         if not is_outage and not known.has_credit(question.cost, now):
@@ -834,7 +851,7 @@ class LatchkeyClient:
                 if verdict.code in ("valid", "rate_limited"):
                     learned = self._cache.learn(question, _verdict_in(copy.deepcopy(answer)), now)
                     learned.learn_limit(verdict.rate_limit, time.monotonic())
-                elif verdict.code not in ("ip_not_allowed", "insufficient_permission"):
+                elif verdict.code not in _ABOUT_THIS_USE:
                     self._cache.forget(question.digest)
         return verdict
 
@@ -844,9 +861,9 @@ class LatchkeyClient:
         if not self._cache.has(known):
             return
         grant = question.grant(known.facts)
-        if verdict.code not in ("valid", "rate_limited"):
+        if verdict.code not in ("valid", "rate_limited", "insufficient_scope"):
             self._cache.forget(known.digest)
-        elif grant in known.grants:
+        elif verdict.code != "insufficient_scope" and grant in known.grants:
             known.grants[grant] = asked_at
 
     def _call(self, reports: list[_Report], questions: list[dict[str, Any]], fresh: bool) -> list[dict[str, Any]]:
@@ -984,6 +1001,7 @@ class ApiKey:
     partner_external_id: str | None
     partner_email: str | None
     permission: str
+    scopes: list[str]
     name: str | None
     metadata: dict[str, Any]
     expires_at: str | None
@@ -1019,6 +1037,9 @@ def _denial_of(verdict: Verdict) -> Denial:
         return Denial(403, "forbidden", "The API key is not accepted from this address.", {}, verdict)
     if verdict.code == "insufficient_permission":
         detail = "The API key does not permit this."
+        return Denial(403, "forbidden", detail, _challenge("insufficient_scope", detail), verdict)
+    if verdict.code == "insufficient_scope":
+        detail = "The API key lacks a scope that this request needs."
         return Denial(403, "forbidden", detail, _challenge("insufficient_scope", detail), verdict)
     if verdict.code == "rate_limited":
         headers, limit = {"Retry-After": "1"}, verdict.rate_limit
@@ -1067,6 +1088,7 @@ class _Middleware:
         client: LatchkeyClient,
         *,
         permission: Callable[[Any], str | None] | None = None,
+        scopes: Callable[[Any], Iterable[str]] | None = None,
         header: str | None = None,
         ip: Callable[[Any], str | None] | None = None,
         cost: Callable[[Any], int] | None = None,
@@ -1076,12 +1098,13 @@ class _Middleware:
 
         permission: returns `read`, `write`, or `none` for a request that needs no key. Default, also for None: `read`
             for GET, HEAD and OPTIONS, otherwise `write`.
+        scopes: returns the scopes that must be on the key, all of them. Default: none.
         header: the header with the key, instead of `Authorization: Bearer …` and `X-API-Key`.
         ip: returns the client's address. Default: the address that connected, which may be a proxy's.
         cost: returns how much the request counts, 0 to 1,000. Default: 1.
         on_denied: returns the body of a rejection, or None for the default. The request stays rejected.
         """
-        self._app, self._client, self._header = app, client, header
+        self._app, self._client, self._header, self._scopes = app, client, header, scopes
         self._permission, self._ip, self._cost, self._on_denied = permission, ip, cost, on_denied
 
     def _permission_of(self, request: Any, method: str) -> str:
@@ -1095,13 +1118,14 @@ class _Middleware:
         _require_no_key_in_query(query)
         key = _read_key(values, self._header)
         cost = 1 if self._cost is None else self._cost(request)
-        return {"key": key, "ip": ip if self._ip is None else self._ip(request), "cost": cost}
+        scopes = () if self._scopes is None else self._scopes(request)
+        return {"key": key, "ip": ip if self._ip is None else self._ip(request), "scopes": scopes, "cost": cost}
 
     @staticmethod
     def _admit(verdict: Verdict) -> ApiKey:
         if not verdict.valid:
             raise _denial_of(verdict)
-        if None in (verdict.key_id, verdict.organization_id, verdict.permission, verdict.metadata):
+        if None in (verdict.key_id, verdict.organization_id, verdict.permission, verdict.scopes, verdict.metadata):
             raise LatchkeyUnavailable("Latchkey returned a valid verdict without the id of the key.")
         members: dict[str, Any] = {**vars(verdict), "id": verdict.key_id}
         return ApiKey(**{one.name: members[one.name] for one in fields(ApiKey)})

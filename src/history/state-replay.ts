@@ -18,7 +18,7 @@ const members = {
   organization: ['name', 'keyReveal', ...limited],
   access_token: ['role', 'name', 'email', 'scopes', 'expiresAt'],
   partner: ['email', 'name', 'externalId', 'permissions', ...limited],
-  key: ['permission', 'name', 'expiresAt', 'allowedIps', 'metadata', 'replacesKeyId', ...limited],
+  key: ['permission', 'name', 'expiresAt', 'allowedIps', 'scopes', 'metadata', 'replacesKeyId', ...limited],
 };
 
 const changed: Rule = ({ changes }) =>

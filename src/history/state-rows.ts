@@ -27,7 +27,7 @@ export async function keyRows(
 ): Promise<RecordRow[]> {
   const rows = await tx
     .selectFrom('api_keys')
-    .select(['id', 'partner_id', 'permission', 'name', 'expires_at', 'allowed_ips', 'metadata', 'created_by'])
+    .select(['id', 'partner_id', 'permission', 'name', 'expires_at', 'allowed_ips', 'scopes', 'metadata', 'created_by'])
     .select(['rate_limit_requests', 'rate_limit_window_seconds'])
     .select(['suspended_at', 'deleted_at', 'delete_reason', 'purged_at', 'replaces_key_id'])
     .where('organization_id', '=', organizationId)
@@ -44,6 +44,7 @@ export async function keyRows(
       expiresAt: toText(row.expires_at),
       rateLimit: toRateLimit(row),
       allowedIps: row.allowed_ips,
+      scopes: row.scopes,
       metadata: row.metadata,
       replacesKeyId: row.replaces_key_id,
       suspendedAt: toText(row.suspended_at),

@@ -218,6 +218,16 @@ export const allowedIpsInput = z
     example: ['203.0.113.0/24'],
   });
 
+/** RFC 6749 section 3.3. */
+const scopeToken = /^[\x21\x23-\x5b\x5d-\x7e]+$/;
+
+export const keyScopesInput = z
+  .array(
+    z.string().min(1).max(100).regex(scopeToken, 'must be printable ASCII without space, double quote and backslash'),
+  )
+  .max(50)
+  .refine((scopes) => new Set(scopes).size === scopes.length, 'must not name a scope twice');
+
 const metadataBytesAllowed = 16_384;
 
 export const metadataInput = z

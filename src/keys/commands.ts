@@ -32,6 +32,7 @@ export interface KeySettings {
   expiresAt: Date | null;
   rateLimit: RateLimit | null;
   allowedIps: string[];
+  scopes: string[];
   metadata: Record<string, unknown>;
 }
 
@@ -40,6 +41,7 @@ export const defaultSettings: KeySettings = {
   expiresAt: null,
   rateLimit: null,
   allowedIps: [],
+  scopes: [],
   metadata: {},
 };
 
@@ -232,12 +234,13 @@ function toSettings(given: KeyPatch): KeySettings {
 }
 
 function withoutUndefined(patch: KeyPatch): Partial<KeySettings> {
-  const { name, expiresAt, rateLimit, allowedIps, metadata } = patch;
+  const { name, expiresAt, rateLimit, allowedIps, scopes, metadata } = patch;
   return {
     ...(name === undefined ? {} : { name }),
     ...(expiresAt === undefined ? {} : { expiresAt }),
     ...(rateLimit === undefined ? {} : { rateLimit }),
     ...(allowedIps === undefined ? {} : { allowedIps }),
+    ...(scopes === undefined ? {} : { scopes }),
     ...(metadata === undefined ? {} : { metadata }),
   };
 }
@@ -248,6 +251,7 @@ export function settingsOf(key: Key): KeySettings {
     expiresAt: key.expires_at,
     rateLimit: toRateLimit(key),
     allowedIps: key.allowed_ips,
+    scopes: key.scopes,
     metadata: key.metadata,
   };
 }
@@ -257,6 +261,7 @@ function toColumns(settings: KeySettings): Required<KeyFields> {
     name: settings.name,
     expires_at: settings.expiresAt,
     allowed_ips: settings.allowedIps,
+    scopes: settings.scopes,
     metadata: settings.metadata,
     ...toRateLimitColumns(settings.rateLimit),
   };

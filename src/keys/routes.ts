@@ -12,6 +12,7 @@ import {
   allowedIpsInput,
   idParam,
   idSchema,
+  keyScopesInput,
   limitMeaning,
   metadataInput,
   nameInput,
@@ -35,6 +36,11 @@ const settings = {
   expiresAt: timestampInput.nullish(),
   rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.key }),
   allowedIps: allowedIpsInput.optional(),
+  scopes: keyScopesInput.optional().meta({
+    description:
+      'What the key may be used for, in your own words: Latchkey compares them and gives them no meaning. A change replaces the whole list.',
+    example: ['invoices:read'],
+  }),
   metadata: metadataInput.optional(),
 };
 

@@ -31,6 +31,7 @@ const columns = [
   'last_four',
   'expires_at',
   'allowed_ips',
+  'scopes',
   'metadata',
   'replaces_key_id',
   'limit_bucket_id',
@@ -244,7 +245,10 @@ export async function insertKey({ tx, keyring }: Writer, key: NewKey): Promise<K
 }
 
 export type KeyFields = Partial<
-  Pick<Key, 'name' | 'expires_at' | 'allowed_ips' | 'metadata' | 'rate_limit_requests' | 'rate_limit_window_seconds'>
+  Pick<
+    Key,
+    'name' | 'expires_at' | 'allowed_ips' | 'scopes' | 'metadata' | 'rate_limit_requests' | 'rate_limit_window_seconds'
+  >
 >;
 
 /** The key must be locked. */

@@ -39,6 +39,7 @@ const fields = {
   allowedIps: z
     .array(z.string())
     .meta({ description: 'If empty, all addresses are allowed.', example: ['203.0.113.0/24'] }),
+  scopes: z.array(z.string()).meta({ example: ['invoices:read'] }),
   metadata: metadataView,
 };
 
@@ -80,6 +81,7 @@ export function toKeyView(key: ShownKey, context: KeyViewContext): z.infer<typeo
     lastUsedAt: notAfter(key.last_used_at, context.now)?.toISOString() ?? null,
     rateLimit: toRateLimit(key),
     allowedIps: key.allowed_ips,
+    scopes: key.scopes,
     metadata: key.metadata,
   };
 }

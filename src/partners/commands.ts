@@ -6,7 +6,7 @@ import { type Access, sortAccesses } from '../domain/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
-import { addKey, type CreatedKey, deleteKeys, suspensionEvent } from '../keys/commands.ts';
+import { addKey, type CreatedKey, defaultSettings, deleteKeys, suspensionEvent } from '../keys/commands.ts';
 import type { MintedKey } from '../keys/mint.ts';
 import { lockLiveKeysOfPartner } from '../keys/store.ts';
 import { lockOrganizationShared } from '../organizations/store.ts';
@@ -79,8 +79,7 @@ async function addFirstKeys(
   for (const [index, key] of minted.entries()) {
     const permission = partner.permissions[index];
     if (permission === undefined) throw new Error('More keys were minted than permissions granted');
-    const settings = { name: null, expiresAt: null, rateLimit: null, allowedIps: [], metadata: {} };
-    created.push(await addKey(work, { partner, mayBeRevealed, permission, minted: key, settings }));
+    created.push(await addKey(work, { partner, mayBeRevealed, permission, minted: key, settings: defaultSettings }));
   }
   return created;
 }

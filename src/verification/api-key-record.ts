@@ -20,6 +20,7 @@ export interface ApiKeyRow {
   created_at: Date;
   expires_at: Date | null;
   allowed_ips: string[];
+  scopes: string[];
   suspended_at: Date | null;
   deleted_at: Date | null;
   /** The key id under which the key's own limit is counted; null: this key's id. */
@@ -32,8 +33,8 @@ export interface ApiKeyRow {
   owner_limit_window_seconds: number;
 }
 
-/** Shared by all keys without an address restriction, to save memory. */
-const anywhere: readonly string[] = [];
+/** Shared by all keys without an address restriction or without scopes, to save memory. */
+const none: readonly string[] = [];
 
 /**
  * A key as the key cache stores it: everything that a verification needs, without a second lookup. Fields that are seldom
@@ -49,6 +50,7 @@ export class ApiKeyRecord {
   readonly partner_suspended_at: Date | null;
   readonly expires_at: Date | null;
   readonly allowed_ips: readonly string[];
+  readonly scopes: readonly string[];
   readonly permission: Permission;
   /** The limits that count the key's uses: the one shared by all keys of the owner, and the key's own. */
   readonly ownerBucket: Bucket;
@@ -74,7 +76,8 @@ export class ApiKeyRecord {
     this.suspended_at = row.suspended_at;
     this.partner_suspended_at = row.partner_suspended_at;
     this.expires_at = row.expires_at;
-    this.allowed_ips = row.allowed_ips.length === 0 ? anywhere : row.allowed_ips;
+    this.allowed_ips = row.allowed_ips.length === 0 ? none : row.allowed_ips;
+    this.scopes = row.scopes.length === 0 ? none : row.scopes;
     this.permission = row.permission;
     this.ownerBucket = bucket(
       row.partner_id ?? this.organization_id,
@@ -92,6 +95,7 @@ export class ApiKeyRecord {
       partnerExternalId: row.partner_external_id,
       partnerEmail: row.partner_email,
       permission: row.permission,
+      scopes: row.scopes,
       name: row.name,
       metadata: row.metadata,
       expiresAt: row.expires_at?.toISOString() ?? null,

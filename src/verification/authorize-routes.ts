@@ -20,7 +20,7 @@ This endpoint accepts every method and ignores body and content type.
 | --- | --- |
 | 200 | The request may pass. Headers identify the key and its owner. X-Latchkey-Partner-External-Id is percent-encoded UTF-8. |
 | 401 | The key is not valid. |
-| 403 | The key does not permit this method or this address. |
+| 403 | The key does not permit this method or this address, or lacks a scope. |
 | 429 | The key is over its limit, or too many wrong gateway tokens came from this address (ADDRESS_LIMIT). |
 | 503 | The gateway's own token is not valid, or Latchkey cannot decide now. |
 
@@ -47,7 +47,7 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
       if (method === undefined) throw unknownMethod();
       const verdict = verifier.verify({
         key: clientKey(request) ?? '',
-        requested: { permission: permissionFor(method), ip: request.facts.ip },
+        requested: { permission: permissionFor(method), ip: request.facts.ip, scopes: requiredScopes(request) },
         callerOrganizationId: accessTokenOf(request).organizationId,
         cost: 1,
         fresh: false,
@@ -79,6 +79,10 @@ export const authorizeRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = as
             'The name of the header that carries the key, such as `x-api-key`. Latchkey then ignores all other headers, ' +
             'including Authorization.',
         }),
+      scope: z
+        .array(z.string())
+        .optional()
+        .meta({ description: 'A scope that must be on the key. Repeat it for several: all of them must be.' }),
     }),
     response: {
       200: z.null().meta({ description: 'The request may pass. The headers identify the key and its owner.' }),
@@ -151,6 +155,12 @@ function unknownMethod(): Problem {
   return new Problem('forbidden', detail);
 }
 
+/** The scopes in the gateway's query. */
+function requiredScopes({ query }: FastifyRequest): string[] | undefined {
+  const { scope } = query as { scope?: string | string[] };
+  return scope === undefined ? undefined : [scope].flat();
+}
+
 function wantsLimitedAs403(request: FastifyRequest): boolean {
   return (request.query as { limitedStatus?: unknown }).limitedStatus === '403';
 }
@@ -167,6 +177,8 @@ function rejection({ code, count }: Verdict, limitedAs403: boolean): Problem {
       return new Problem('forbidden', 'The API key is not accepted from this address.', { headers });
     case 'insufficient_permission':
       return new Problem('forbidden', 'The API key does not permit this method.', { headers });
+    case 'insufficient_scope':
+      return new Problem('forbidden', 'The API key lacks a scope that this request needs.', { headers });
     case 'rate_limited': {
       const fields = count === null ? {} : rateLimitFields(count);
       const retryAfter = String(count?.resetSeconds ?? 1);

@@ -71,12 +71,12 @@ interface BatchContext {
 /** @returns JSON of a verdict or of a problem */
 async function answerEntry(entry: unknown, index: number, context: BatchContext): Promise<string> {
   try {
-    const { key, permission, ip, cost, uses } = readEntry(entry, index);
+    const { key, permission, ip, scopes, cost, uses } = readEntry(entry, index);
     const { callerOrganizationId, fresh } = context;
     return verdictJson(
       await context.verifier.verify({
         key,
-        requested: { permission, ip },
+        requested: { permission, ip, scopes },
         callerOrganizationId,
         cost,
         fresh,

@@ -12,6 +12,7 @@ export const verdictCodes = [
   'expired',
   'ip_not_allowed',
   'insufficient_permission',
+  'insufficient_scope',
   'rate_limited',
 ] as const;
 
@@ -22,6 +23,7 @@ export interface DecidedKey {
   permission: Permission;
   expires_at: Date | null;
   allowed_ips: readonly string[];
+  scopes: readonly string[];
   suspended_at: Date | null;
   partner_suspended_at: Date | null;
   deleted_at: Date | null;
@@ -32,6 +34,8 @@ export interface RequestedUse {
   permission: Access;
   /** The client's address as the backend or a proxy gave it, in any form that `clientAddress` reads. */
   ip?: string | null | undefined;
+  /** All of them must be on the key. */
+  scopes?: readonly string[] | undefined;
 }
 
 /** Decides about a key whose secret is correct. The first rule that rejects it determines the code. */
@@ -42,6 +46,7 @@ export function decide(key: DecidedKey, requested: RequestedUse, now: Date): Ver
   if (key.expires_at !== null && key.expires_at <= now) return 'expired';
   if (!isAllowed(key.allowed_ips, requested.ip)) return 'ip_not_allowed';
   if (!permits(key.permission, requested.permission)) return 'insufficient_permission';
+  if (requested.scopes?.every((scope) => key.scopes.includes(scope)) === false) return 'insufficient_scope';
   return 'valid';
 }
 

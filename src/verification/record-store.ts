@@ -87,6 +87,7 @@ export async function loadApiKeys(
       'key.created_at',
       'key.expires_at',
       'key.allowed_ips',
+      'key.scopes',
       'key.suspended_at',
       'key.deleted_at',
       'key.limit_bucket_id',

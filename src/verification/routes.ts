@@ -30,10 +30,10 @@ export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> =
       },
     },
     (request, reply) => {
-      const { key, permission, ip, cost } = request.body;
+      const { key, permission, ip, scopes, cost } = request.body;
       const verdict = verifier.verify({
         key,
-        requested: { permission, ip },
+        requested: { permission, ip, scopes },
         callerOrganizationId: accessTokenOf(request).actsIn,
         cost,
         fresh: requestsNoCache(request.headers['cache-control']),
@@ -73,10 +73,10 @@ const introspectRequest = z
 const introspectView = z
   .object({
     active: z.boolean(),
-    scope: z
-      .string()
-      .optional()
-      .meta({ description: '`read`, `write`, or both separated by a space.', example: 'read' }),
+    scope: z.string().optional().meta({
+      description: '`read`, `write` or both, then the scopes of the key, separated by spaces.',
+      example: 'read',
+    }),
     client_id: z
       .string()
       .optional()
@@ -147,7 +147,7 @@ export const introspectionRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> 
       if (allowed.length === 0 || key == null) return { active: false };
       return {
         active: true,
-        scope: allowed.join(' '),
+        scope: [...allowed, ...key.scopes].join(' '),
         client_id: key.partner_id ?? key.organization_id,
         sub: key.id,
         ...(key.partner_external_id === null ? {} : { partnerExternalId: key.partner_external_id }),

@@ -17,6 +17,10 @@ export const verdictView = z
     }),
     partnerEmail: z.string().nullable().meta({ example: 'team@partner.example' }),
     permission: permissionSchema.nullable(),
+    scopes: z
+      .array(z.string())
+      .nullable()
+      .meta({ example: ['invoices:read'] }),
     name: z.string().nullable().meta({ example: 'Billing export' }),
     metadata: metadataView.nullable(),
     expiresAt: timestampView.nullable(),
@@ -70,6 +74,7 @@ const emptyKeyFacts = keyFactsJson({
   partnerExternalId: null,
   partnerEmail: null,
   permission: null,
+  scopes: null,
   name: null,
   metadata: null,
   expiresAt: null,

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { accessSchema } from '../http/schemas.ts';
+import { accessSchema, keyScopesInput } from '../http/schemas.ts';
 
 const maxCost = 1_000;
 
@@ -17,6 +17,9 @@ const question = z.strictObject({
         "The client's address. Port, brackets and zone are ignored. Text without an address, such as `unknown`, counts as no " +
         'address: a key with allowedIps is then rejected with `ip_not_allowed`; other keys are not affected.',
     }),
+  scopes: keyScopesInput
+    .optional()
+    .meta({ description: 'All of them must be on the key.', example: ['invoices:read'] }),
   cost: z
     .int()
     .min(0)

@@ -50,6 +50,7 @@ export async function dbWriteKeys(
       permission: 'read',
       expires_at: null,
       allowed_ips: [],
+      scopes: [],
       rate_limit_requests: null,
       rate_limit_window_seconds: null,
       limit_bucket_id: null,

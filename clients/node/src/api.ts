@@ -15,6 +15,13 @@ export interface components {
             permission: components["schemas"]["Access"];
             /** @description The client's address. Port, brackets and zone are ignored. Text without an address, such as `unknown`, counts as no address: a key with allowedIps is then rejected with `ip_not_allowed`; other keys are not affected. */
             ip?: string | null;
+            /**
+             * @description All of them must be on the key.
+             * @example [
+             *       "invoices:read"
+             *     ]
+             */
+            scopes?: string[];
             /** @description How much this counts against the limits; 0 counts nothing. Without `uses` at most 1000. */
             cost?: number;
             /** @description Number of uses that the backend already allowed by a cached verdict. They are counted whatever the key's state is now, with `cost` for all of them. */
@@ -41,6 +48,12 @@ export interface components {
             /** @example team@partner.example */
             partnerEmail: string | null;
             permission: components["schemas"]["Permission"] | null;
+            /**
+             * @example [
+             *       "invoices:read"
+             *     ]
+             */
+            scopes: string[] | null;
             /** @example Billing export */
             name: string | null;
             metadata: {
@@ -56,7 +69,7 @@ export interface components {
             rateLimit: components["schemas"]["LimitCount"] | null;
         };
         /** @enum {string} */
-        VerdictCode: "valid" | "malformed" | "not_found" | "deleted" | "suspended" | "partner_suspended" | "expired" | "ip_not_allowed" | "insufficient_permission" | "rate_limited";
+        VerdictCode: "valid" | "malformed" | "not_found" | "deleted" | "suspended" | "partner_suspended" | "expired" | "ip_not_allowed" | "insufficient_permission" | "insufficient_scope" | "rate_limited";
         /**
          * @description The access that a key permits. Only keys of the organization's own row can have `read_write`.
          * @enum {string}

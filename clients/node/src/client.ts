@@ -31,7 +31,7 @@ export interface ClientOptions {
 
 export interface LatchkeyClient extends Verifier {
   /** The same as `verify`, with the permission of an HTTP method: GET, HEAD and OPTIONS read, all others write. */
-  authorize(request: { key: string; method: string; ip?: string; cost?: number }): Verdict | Promise<Verdict>;
+  authorize(request: Omit<Question, 'permission'> & { method: string }): Verdict | Promise<Verdict>;
 }
 
 const mostKeys = 10_000_000;

@@ -21,7 +21,8 @@ const challenge = (error: string, description: string) =>
 
 const notAccepted = 'The API key is not accepted.';
 
-export function denialOf(verdict: Verdict): Denial {
+/** @param scopes those that the request needs */
+export function denialOf(verdict: Verdict, scopes: readonly string[] = []): Denial {
   const by = (code: string, status: number, detail: string, headers: Record<string, string>): Denial => {
     return { status, code, detail, headers, verdict };
   };
@@ -31,6 +32,11 @@ export function denialOf(verdict: Verdict): Denial {
     case 'insufficient_permission': {
       const detail = 'The API key does not permit this.';
       return by('forbidden', 403, detail, { 'www-authenticate': challenge('insufficient_scope', detail) });
+    }
+    case 'insufficient_scope': {
+      const detail = 'The API key lacks a scope that this request needs.';
+      const header = `${challenge('insufficient_scope', detail)}, scope="${scopes.join(' ')}"`;
+      return by('forbidden', 403, detail, { 'www-authenticate': header });
     }
     case 'rate_limited': {
       const headers = {

@@ -1,7 +1,15 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { andThen, callBack, type MaybePromise } from '../../../src/lib/maybe-promise.ts';
 import { type Denial, problemHeaders, problemOf, rateLimitFields } from './denial.ts';
-import { type Admission, type ApiKey, createGate, type GateOptions, isDenial, requirePermission } from './gate.ts';
+import {
+  type Admission,
+  type ApiKey,
+  createGate,
+  type GateOptions,
+  isDenial,
+  requirePermission,
+  requireScopes,
+} from './gate.ts';
 import { type Access, permissionFor } from './verdict.ts';
 
 export type { Denial } from './denial.ts';
@@ -35,6 +43,8 @@ export type Middleware<Request = MiddlewareRequest, Response = ServerResponse> =
 export interface Needs<Request = MiddlewareRequest> {
   /** Default: `read` for GET, HEAD and OPTIONS, otherwise `write`. */
   permission?: Access;
+  /** Scopes that must be on the key, all of them. */
+  scopes?: readonly string[];
   /** How much a request counts. Default: 1. */
   cost?: (request: Request) => number;
 }
@@ -71,18 +81,23 @@ export function latchkey<
   Response extends ServerResponse = ServerResponse,
 >({
   permission,
+  scopes,
   cost,
   onDenied,
   rateLimitFields: sendsLimits = false,
   ...options
 }: LatchkeyOptions<Request, Response>): LatchkeyMiddleware<Request, Response> {
-  const defaults: Needs<Request> = { ...(permission && { permission }), ...(cost && { cost }) };
-  requirePermission(permission);
+  const defaults: Needs<Request> = {
+    ...(permission && { permission }),
+    ...(scopes && { scopes }),
+    ...(cost && { cost }),
+  };
   const gate = createGate(options);
 
   function needing(own: Needs<Request>): Middleware<Request, Response> {
-    requirePermission(own.permission);
     const needs = { ...defaults, ...own };
+    requirePermission(needs.permission);
+    requireScopes(needs.scopes);
     return (request, response, next) => {
       let isAdmitted = false;
       const check = () =>
@@ -104,7 +119,8 @@ export function latchkey<
   function decide(request: Request, needs: Needs<Request>): MaybePromise<Admission | Denial> {
     const { headers, rawHeaders, originalUrl, url = '', method = '', socket } = request;
     const asked = { headers, rawHeaders, url: originalUrl ?? url, ip: request.ip ?? socket.remoteAddress };
-    return gate.check(asked, needs.permission ?? permissionFor(method), needs.cost?.(request) ?? 1);
+    const { permission = permissionFor(method), scopes } = needs;
+    return gate.check(asked, { permission, scopes, cost: needs.cost?.(request) ?? 1 });
   }
 
   async function deny(denial: Denial, request: Request, response: Response): Promise<void> {

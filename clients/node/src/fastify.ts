@@ -2,7 +2,7 @@ import type { FastifyPluginAsync, FastifyReply, FastifyRequest } from 'fastify';
 import { andThen, callBack, type MaybePromise } from '../../../src/lib/maybe-promise.ts';
 import type { ClientEvent } from './client.ts';
 import { type Denial, problemHeaders, problemOf, rateLimitFields } from './denial.ts';
-import { type ApiKey, createGate, type GateOptions, isDenial } from './gate.ts';
+import { type ApiKey, createGate, type GateOptions, isDenial, requireScopes } from './gate.ts';
 import { type Access, permissionFor } from './verdict.ts';
 
 export type { Denial } from './denial.ts';
@@ -17,6 +17,8 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     /** The permission that this route needs. Default: `read` for GET, HEAD and OPTIONS, otherwise `write`. */
     permission?: Access | 'none';
+    /** Scopes that must be on the key, all of them. */
+    scopes?: readonly string[];
   }
 }
 
@@ -49,8 +51,13 @@ const plugin: FastifyPluginAsync<LatchkeyOptions> = async (
   });
   app.decorateRequest('apiKey', null);
   app.addHook('onRoute', ({ config, method, url }) => {
-    if (permissions.has(config?.permission)) return;
-    throw new Error(`${String(method)} ${url}: config.permission must be read, write or none`);
+    const route = `${String(method)} ${url}: config`;
+    if (!permissions.has(config?.permission)) throw new Error(`${route}.permission must be read, write or none`);
+    try {
+      requireScopes(config?.scopes);
+    } catch (error) {
+      throw new Error(`${route}.${(error as Error).message}`);
+    }
   });
   // Without a promise if the key is cached, which saves time on each request.
   app.addHook('onRequest', (request, reply, done) => {
@@ -72,7 +79,8 @@ const plugin: FastifyPluginAsync<LatchkeyOptions> = async (
   function authorize(request: FastifyRequest, reply: FastifyReply, permission: Access): MaybePromise<unknown> {
     const { headers, rawHeaders, url = '' } = request.raw;
     const asked = { headers, rawHeaders, url, ip: request.ip };
-    return andThen(gate.check(asked, permission, cost?.(request) ?? 1), (result) => {
+    const { scopes } = request.routeOptions.config;
+    return andThen(gate.check(asked, { permission, scopes, cost: cost?.(request) ?? 1 }), (result) => {
       if (isDenial(result)) return deny(result, request, reply);
       request.apiKey = result.apiKey;
       if (sendsLimits) reply.headers(rateLimitFields(result.rateLimit));

@@ -1,5 +1,13 @@
 import { type Denial, problemHeaders, problemOf, rateLimitFields } from './denial.ts';
-import { type ApiKey, createGate, type GateOptions, type GateRequest, isDenial, requirePermission } from './gate.ts';
+import {
+  type ApiKey,
+  createGate,
+  type GateOptions,
+  type GateRequest,
+  isDenial,
+  requirePermission,
+  requireScopes,
+} from './gate.ts';
 import { type Access, permissionFor } from './verdict.ts';
 
 export type { Denial } from './denial.ts';
@@ -17,6 +25,8 @@ export interface LatchkeyOptions extends GateOptions {
 export interface Needs {
   /** Default: `read` for GET, HEAD and OPTIONS, otherwise `write`. */
   permission?: Access;
+  /** Scopes that must be on the key, all of them. */
+  scopes?: readonly string[];
   /** How much the request counts. Default: 1. */
   cost?: number;
   /** The client's address, which a `Request` does not have. Without it, a key with allowedIps is rejected. */
@@ -49,9 +59,10 @@ export interface LatchkeyGuard {
 export function latchkey({ onDenied, ...options }: LatchkeyOptions): LatchkeyGuard {
   const gate = createGate(options);
   return {
-    async check(request, { permission = permissionFor(request.method), cost = 1, ip } = {}) {
+    async check(request, { permission = permissionFor(request.method), scopes, cost = 1, ip } = {}) {
       requirePermission(permission);
-      const result = await gate.check({ ...headersOf(request), url: request.url, ip }, permission, cost);
+      requireScopes(scopes);
+      const result = await gate.check({ ...headersOf(request), url: request.url, ip }, { permission, scopes, cost });
       if (!isDenial(result)) return { apiKey: result.apiKey, rateLimitFields: rateLimitFields(result.rateLimit) };
       return { response: (await onDenied?.(result, request)) ?? toResponse(result) };
     },

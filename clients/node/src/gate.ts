@@ -16,6 +16,7 @@ export interface ApiKey {
   readonly partnerExternalId: string | null;
   readonly partnerEmail: string | null;
   readonly permission: Permission;
+  readonly scopes: readonly string[];
   readonly name: string | null;
   /** The metadata that the organization stores with the key. */
   readonly metadata: Readonly<Record<string, unknown>>;
@@ -38,6 +39,15 @@ export interface GateRequest {
   ip: string | undefined;
 }
 
+/** What a request needs. */
+export interface GateNeeds {
+  permission: Access;
+  /** All of them must be on the key. */
+  scopes?: readonly string[] | undefined;
+  /** How much the request counts. */
+  cost: number;
+}
+
 /** A request with a good key. */
 export interface Admission {
   apiKey: ApiKey;
@@ -48,7 +58,7 @@ export interface Admission {
 /** Decides whether requests may pass: the part that all servers share. */
 export interface Gate extends Pick<LatchkeyClient, 'isLive' | 'close'> {
   /** Answers at once for a cached key. Errors of the application, such as an impossible cost, are thrown. */
-  check(request: GateRequest, permission: Access, cost: number): MaybePromise<Admission | Denial>;
+  check(request: GateRequest, needs: GateNeeds): MaybePromise<Admission | Denial>;
 }
 
 export function isDenial(result: Admission | Denial): result is Denial {
@@ -61,6 +71,16 @@ export function requirePermission(permission: unknown): void {
   throw new RangeError(`permission must be read or write, but is ${String(permission)}`);
 }
 
+/** RFC 6749 section 3.3. */
+const scopeToken = /^[\x21\x23-\x5b\x5d-\x7e]+$/;
+
+/** @throws RangeError */
+export function requireScopes(scopes: unknown): void {
+  if (scopes === undefined) return;
+  if (Array.isArray(scopes) && scopes.every((scope) => typeof scope === 'string' && scopeToken.test(scope))) return;
+  throw new RangeError('scopes must be a list of texts without spaces, double quotes and backslashes');
+}
+
 /** RFC 9110 section 5.6.2. */
 const headerName = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 
@@ -70,14 +90,15 @@ export function createGate({ header, ...options }: GateOptions): Gate {
   const client = createLatchkeyClient(options);
   const readKey = header === undefined ? readCredential : readerOf(header.toLowerCase());
   return {
-    check(request, permission, cost) {
+    check(request, { permission, scopes, cost }) {
       const ask = (): MaybePromise<Admission | Denial> => {
         if (hasKeyInQuery(request.url)) return keyInUrl;
         const key = readKey(request);
         if (key === undefined) return noKey(header);
-        const question = { key, permission, cost, ...(request.ip === undefined ? {} : { ip: request.ip }) };
+        const { ip } = request;
+        const question = { key, permission, cost, ...(ip === undefined ? {} : { ip }), ...(scopes && { scopes }) };
         return andThen(client.verify(question), (verdict) =>
-          verdict.valid ? { apiKey: apiKeyIn(verdict), rateLimit: verdict.rateLimit } : denialOf(verdict),
+          verdict.valid ? { apiKey: apiKeyIn(verdict), rateLimit: verdict.rateLimit } : denialOf(verdict, scopes),
         );
       };
       return withCatch(ask, denialOfError);
@@ -89,9 +110,19 @@ export function createGate({ header, ...options }: GateOptions): Gate {
 
 /** @throws LatchkeyUnavailable for a valid verdict without the key's id */
 function apiKeyIn(verdict: Verdict): ApiKey {
-  const { keyId, organizationId, partnerId, partnerExternalId, partnerEmail, permission, name, metadata, expiresAt } =
-    verdict;
-  if (keyId === null || organizationId === null || permission === null || metadata === null) {
+  const {
+    keyId,
+    organizationId,
+    partnerId,
+    partnerExternalId,
+    partnerEmail,
+    permission,
+    scopes,
+    name,
+    metadata,
+    expiresAt,
+  } = verdict;
+  if (keyId === null || organizationId === null || permission === null || scopes === null || metadata === null) {
     throw new LatchkeyUnavailable('Latchkey returned a valid verdict without the id of the key.');
   }
   return Object.freeze({
@@ -101,6 +132,7 @@ function apiKeyIn(verdict: Verdict): ApiKey {
     partnerExternalId,
     partnerEmail,
     permission,
+    scopes,
     name,
     metadata,
     expiresAt,

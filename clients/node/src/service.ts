@@ -10,7 +10,7 @@ export interface Service {
 }
 
 /** One entry of `POST /v1/verify/batch`. */
-export type BatchEntry = VerifyBatchEntry & { ip?: string; cost: number };
+export type BatchEntry = VerifyBatchEntry & { ip?: string; scopes?: string[]; cost: number };
 
 /** A verdict, or the problem of an entry that could not be verified, although others could. */
 export type EntryAnswer = VerdictOrProblem;

@@ -7,6 +7,8 @@ export interface Question {
   /** The key exactly as the client sent it. */
   key: string;
   permission: Access;
+  /** All of them must be on the key. */
+  scopes?: readonly string[];
   /** The client's address. Without it, a key with allowedIps is rejected. */
   ip?: string;
   /** 0 to 1,000, default 1: how much this use counts. 0 asks without counting. */
@@ -36,6 +38,7 @@ export const malformed: Verdict = {
   partnerExternalId: null,
   partnerEmail: null,
   permission: null,
+  scopes: null,
   name: null,
   metadata: null,
   expiresAt: null,

@@ -140,8 +140,9 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, onE
   function confirm({ key, grant }: Pick<UnreportedUses, 'key' | 'grant'>, verdict: Verdict, sentAtMs: number): void {
     learnLimit(key, verdict.rateLimit, performance.now());
     if (!known.has(key)) return;
-    if (!verdict.valid && verdict.code !== 'rate_limited') known.forget(key.hash);
-    else if (key.grants.has(grant)) key.grants.set(grant, sentAtMs);
+    if (verdict.valid || verdict.code === 'rate_limited') {
+      if (key.grants.has(grant)) key.grants.set(grant, sentAtMs);
+    } else if (verdict.code !== 'insufficient_scope') known.forget(key.hash);
   }
 
   /** The cached key, if it is valid for this question. */
@@ -179,6 +180,10 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, onE
     if (key === undefined || (way === 'live' && !stream.isAlive(nowMs))) return undefined;
     const grant = grantOf(key, question, nowMs);
     if (grant === undefined) return undefined;
+    if (!hasScopes(key.facts, question)) {
+      // Latchkey counts the rejected use.
+      return way === 'live' ? undefined : { ...key.facts, valid: false, code: 'insufficient_scope' };
+    }
     if (hasExpired(key, nowMs)) return way === 'live' ? undefined : { ...key.facts, valid: false, code: 'expired' };
     const { cost = 1 } = question;
     const rateLimited = (): Verdict => ({
@@ -205,7 +210,8 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, onE
 
   async function ask(question: Question, hash: string): Promise<Verdict> {
     if (failure !== undefined) return askWhileFailing(question, hash);
-    const name = `${hash} ${question.permission} ${addressOf(question) ?? ''}`;
+    const { permission, scopes = [] } = question;
+    const name = [hash, permission, addressOf(question), ...scopes].join(' ');
     // A cached key is only asked about because of its limit, and that question is not shared.
     const mayShare = known.get(hash) === undefined && stream.isAlive(performance.now());
     const same = mayShare ? shared.get(name) : undefined;
@@ -256,9 +262,7 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, onE
       const learned = known.learn(hash, question, verdict, askedAtMs);
       learnLimit(learned, verdict.rateLimit, nowMs);
       noteRefusal(learned, question, verdict, nowMs);
-    } else if (verdict.code !== 'ip_not_allowed' && verdict.code !== 'insufficient_permission') {
-      known.forget(hash);
-    }
+    } else if (!aboutThisUse.has(verdict.code)) known.forget(hash);
     return verdict;
   }
 
@@ -320,14 +324,25 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, onE
   };
 }
 
+/** Rejections that say nothing about other uses of the key. */
+const aboutThisUse: ReadonlySet<Verdict['code']> = new Set([
+  'ip_not_allowed',
+  'insufficient_permission',
+  'insufficient_scope',
+]);
+
+function hasScopes({ scopes }: Verdict, question: Question): boolean {
+  return question.scopes?.every((scope) => scopes?.includes(scope)) !== false;
+}
+
 function textOf(cause: unknown): string {
   return cause instanceof Error ? cause.message : String(cause);
 }
 
 function entryOf(question: Question): BatchEntry {
-  const { key, permission, cost = 1 } = question;
+  const { key, permission, scopes, cost = 1 } = question;
   const ip = addressOf(question);
-  return { key, permission, cost, ...(ip === undefined ? {} : { ip }) };
+  return { key, permission, cost, ...(ip === undefined ? {} : { ip }), ...(scopes && { scopes: [...scopes] }) };
 }
 
 /** @throws CostExceedsLimit, or LatchkeyUnavailable for an entry that could not be verified */

@@ -25,6 +25,7 @@ export interface ApiKeysTable {
   last_four: string;
   expires_at: Date | null;
   allowed_ips: string[];
+  scopes: string[];
   metadata: Json<Record<string, unknown>>;
   /** The key from which this one was rotated. */
   replaces_key_id: KeyId | null;
