@@ -4,6 +4,9 @@ import { openRaw, requestText, statusesIn } from './support/raw-client.ts';
 import { serve } from './support/served.ts';
 import { t } from './support/tap.ts';
 
+/** The default of DATABASE_POOL_SIZE. */
+const databasePool = 10;
+
 const skip = process.platform === 'linux' ? false : 'what a process has open is read from /proc';
 
 t.test('1,100 connections under `ulimit -n 1024` do not end the process', { skip }, async (t) => {
@@ -31,7 +34,8 @@ t.test('1,100 connections under `ulimit -n 1024` do not end the process', { skip
   await eventually(async () => service.output().includes('"path":"/docs/static/swagger-ui-bundle.js"'));
   t.ok(open() < 1_000);
   for (const { socket } of connections) socket.resetAndDestroy();
-  await eventually(async () => open() <= before + 2);
+  // The service may have opened more connections to Postgres meanwhile.
+  await eventually(async () => open() <= before + databasePool);
   t.equal((await request(`${url}/v1/keys`, admin)).status, 200);
   t.equal(service.child.exitCode, null);
   t.notMatch(service.output(), /EMFILE|"level":(?:50|60)/);
