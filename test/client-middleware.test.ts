@@ -1,5 +1,3 @@
-import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import type { Test } from 'tap';
 import {
   type LatchkeyOptions as ExpressOptions,
@@ -9,6 +7,7 @@ import {
 import { type LatchkeyOptions as FetchOptions, latchkey as guardOf } from '../clients/node/src/fetch.ts';
 import type { Json } from './support/app.ts';
 import { startBackend, startListening } from './support/hook.ts';
+import { listenBehind } from './support/middleware.ts';
 import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
@@ -45,7 +44,7 @@ async function startServer(
   const middleware = middlewareOf(options);
   const route = middleware.needing(needs);
   let handled = 0;
-  const server = createServer((request: IncomingMessage, response: ServerResponse) => {
+  const url = await listenBehind(t, middleware, (request, response) => {
     prepare(request);
     route(request, response, (error) => {
       if (error === undefined) handled += 1;
@@ -54,13 +53,6 @@ async function startServer(
       response.end(JSON.stringify({ id: (request as MiddlewareRequest).apiKey?.id, error: String(error) }));
     });
   });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  t.teardown(async () => {
-    server.closeAllConnections();
-    server.close();
-    await middleware.close();
-  });
-  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
   const ask = async (key: string | undefined, init: RequestInit & { path?: string } = {}): Promise<Reply> => {
     const headers = key === undefined ? {} : { authorization: `Bearer ${key}` };
     const before = handled;

@@ -19,7 +19,7 @@ async function startListening(t: Test) {
   return { ...service, sockets };
 }
 
-/** Begins a request on its own connection, and reads no body until told by the test. */
+/** Begins a request on its own connection, and reads no body until the test asks for it. */
 async function begin(t: Test, { app }: TestService, path: string, headers = {}): Promise<IncomingMessage> {
   const { port } = app.server.address() as AddressInfo;
   const clientRequest = httpRequest({ port, host: '127.0.0.1', path, headers, agent: false });

@@ -11,7 +11,7 @@ import { t } from './support/tap.ts';
 // Clients of further generators, from both documents: compiled strictly and used against a listening service.
 // test/clients.test.ts has two more.
 
-/** For each generator its program in node_modules/.bin and its arguments besides `openapi.json`. */
+/** For each generator its program in node_modules/.bin and its arguments other than `openapi.json`. */
 const generators: Record<string, [program: string, ...args: string[]]> = {
   'hey-api': ['openapi-ts', '-i', 'openapi.json', '-o', 'api', '-c', '@hey-api/client-fetch'],
   orval: ['orval', '--input', 'openapi.json', '--output', 'api/api.ts', '--client', 'fetch'],

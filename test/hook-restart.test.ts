@@ -1,36 +1,12 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Test } from 'tap';
-import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { idSuffix, newId } from '../src/domain/ids.ts';
-import { startService } from './support/app.ts';
 import { startBackend } from './support/hook.ts';
-import { freePort } from './support/ports.ts';
-import { eventually, runEntry } from './support/process.ts';
+import { eventually } from './support/process.ts';
+import { twoReplicas } from './support/replicas.ts';
 import { t } from './support/tap.ts';
 
 // Latchkey is restarted or killed while a backend is used.
-
-/** A Latchkey process that the backend uses, and a replica through which keys are changed. */
-async function twoReplicas(t: Test) {
-  const keyringText = generateKeyring(new Date());
-  const replica = await startService(t, { keyring: parseKeyring(keyringText) });
-  const port = await freePort();
-  const env = {
-    DATABASE_URL: replica.urls.app,
-    LATCHKEY_KEYRING: keyringText,
-    PORT: String(port),
-    LOG_LEVEL: 'warn',
-    ARGON2_MEMORY_KIB: '8',
-    ARGON2_TIME_COST: '1',
-  };
-  const start = async () => {
-    const latchkey = runEntry(t, 'server.ts', [], { env });
-    await eventually(async () => (await fetch(`http://127.0.0.1:${port}/readyz`).catch(() => undefined))?.ok, 30_000);
-    return latchkey;
-  };
-  return { replica, start, url: `http://127.0.0.1:${port}` };
-}
 
 t.test('restarts under load never cause a wrong verdict: valid keys are accepted, invalid keys rejected', async (t) => {
   const { replica, start, url } = await twoReplicas(t);

@@ -1,10 +1,9 @@
-import { createServer, type IncomingMessage } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import type { Test } from 'tap';
 import { type LatchkeyOptions, latchkey as middlewareOf } from '../clients/node/src/express.ts';
 import { latchkey as guardOf } from '../clients/node/src/fetch.ts';
 import { type Json, startService } from './support/app.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
+import { listenBehind } from './support/middleware.ts';
 import { eventually, run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
@@ -136,14 +135,7 @@ t.test('the Node client answers questions about scopes from memory, and every se
 async function throughMiddleware(t: Test, access: LatchkeyOptions, key: Json, asked: string[]): Promise<number> {
   const middleware = middlewareOf(access);
   const route = middleware.needing({ scopes: asked });
-  const server = createServer((request: IncomingMessage, response) => route(request, response, () => response.end()));
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  t.teardown(async () => {
-    server.closeAllConnections();
-    server.close();
-    await middleware.close();
-  });
-  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const url = await listenBehind(t, middleware, (request, response) => route(request, response, () => response.end()));
   return (await fetch(url, { headers: { 'x-api-key': key.key } })).status;
 }
 

@@ -3,17 +3,17 @@ import { cp, readdir, symlink } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Test } from 'tap';
-import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { idSuffix, newId } from '../src/domain/ids.ts';
-import { startService } from './support/app.ts';
+import type { Json } from './support/app.ts';
 import { startListening } from './support/hook.ts';
 import { scratch } from './support/instance.ts';
 import { openShell, pasteSteps, startFolder, stepsOf } from './support/pages.ts';
 import { freePort } from './support/ports.ts';
-import { eventually, type RunningProcess, run, runEntry } from './support/process.ts';
+import { eventually, type RunningProcess, run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { proxyTo } from './support/proxy.ts';
+import { twoReplicas } from './support/replicas.ts';
 import { t } from './support/tap.ts';
 
 // clients/python in WSGI and ASGI backends that python3 serves. The guarantees are those of docs/fastify.md.
@@ -25,8 +25,7 @@ const python = { PYTHONPATH: 'clients/python', PYTHONDONTWRITEBYTECODE: '1' };
 interface Answer {
   status: number;
   headers: Headers;
-  // biome-ignore lint/suspicious/noExplicitAny: a reply's members are what the tests are about to assert
-  body: any;
+  body: Json;
 }
 
 interface PythonBackend {
@@ -441,24 +440,3 @@ t.test('the folder can be installed with pip', { skip: builder === undefined && 
     'latchkey_client.py',
   ]);
 });
-
-/** A Latchkey process that the backend uses, and a replica through which keys are changed. */
-async function twoReplicas(t: Test) {
-  const keyringText = generateKeyring(new Date());
-  const replica = await startService(t, { keyring: parseKeyring(keyringText) });
-  const port = await freePort();
-  const env = {
-    DATABASE_URL: replica.urls.app,
-    LATCHKEY_KEYRING: keyringText,
-    PORT: String(port),
-    LOG_LEVEL: 'warn',
-    ARGON2_MEMORY_KIB: '8',
-    ARGON2_TIME_COST: '1',
-  };
-  const start = async () => {
-    const latchkey = runEntry(t, 'server.ts', [], { env });
-    await eventually(async () => (await fetch(`http://127.0.0.1:${port}/readyz`).catch(() => undefined))?.ok, 30_000);
-    return latchkey;
-  };
-  return { replica, start, url: `http://127.0.0.1:${port}` };
-}

@@ -3,7 +3,7 @@ import { type AddressInfo, connect, type Socket } from 'node:net';
 import type { FastifyInstance } from 'fastify';
 import type { Test } from 'tap';
 
-/** A client that writes bytes, and reads only when told to. It is closed when the test ends. */
+/** A client that writes bytes, and reads only when the test asks for it. It is closed when the test ends. */
 export interface RawClient {
   socket: Socket;
   write(text: string): void;
