@@ -68,6 +68,7 @@ t.test('a handler gets the key and owner of the request', async (t) => {
     partnerExternalId: 'customer-4711',
     partnerEmail: 'p@p.example',
     permission: 'read',
+    scopes: [],
     name: null,
     metadata: {},
     expiresAt: null,

@@ -93,7 +93,7 @@ class Options(unittest.TestCase):
 
     def test_no_text_of_an_object_has_a_secret(self):
         client = LatchkeyClient("http://127.0.0.1:1", TOKEN)
-        question = latchkey_client._Question(KEY, "read", None, 1, b"")
+        question = latchkey_client._Question(KEY, "read", None, 1, (), b"")
         known = latchkey_client._Known(b"", latchkey_client.Verdict(True, "valid"), question=question)
         for text in (repr(client), str(client), repr(question), repr(known)):
             self.assertNotIn("secret", text)
@@ -149,7 +149,7 @@ class Calls(unittest.TestCase):
 
     def test_a_kept_connection_is_used_again_and_replaced_when_it_is_closed(self):
         verdict = {"valid": False, "code": "not_found", "keyId": None, "organizationId": None, "partnerId": None}
-        more = ("partnerExternalId", "partnerEmail", "permission", "name", "metadata", "expiresAt", "dependsOnIp", "rateLimit")
+        more = ("partnerExternalId", "partnerEmail", "permission", "scopes", "name", "metadata", "expiresAt", "dependsOnIp", "rateLimit")
         verdict.update({name: None for name in more}, aMemberOfALaterVersion=1)
         posts = []
 
@@ -190,7 +190,7 @@ class Calls(unittest.TestCase):
         cache = latchkey_client._Cache(2)
         for number in range(5):
             verdict = latchkey_client.Verdict(True, "valid", key_id=f"key_{number}", organization_id="org_1")
-            cache.learn(latchkey_client._Question(KEY, "read", None, 1, b"%d" % number), verdict, 0)
+            cache.learn(latchkey_client._Question(KEY, "read", None, 1, (), b"%d" % number), verdict, 0)
         self.assertEqual([digest for digest in (b"0", b"1", b"2", b"3", b"4") if cache.get(digest)], [b"3", b"4"])
         self.assertEqual(set(cache._dependents), {"key_3", "key_4", "org_1"})
         cache.forget_dependents(["org_1"])
