@@ -195,7 +195,7 @@ t.test('an operator', async (t) => {
 
 t.test('a credential describes itself', async (t) => {
   const { admin, verifier, operator, as, organizationId } = await startService(t);
-  const { body: key } = await admin.post('/v1/keys', { name: 'Mine' });
+  const { body: key } = await admin.post('/v1/keys', { name: 'Mine', scopes: ['invoices:read'] });
   t.match((await as(key.key).get('/v1/self')).body, {
     kind: 'api_key',
     id: key.id,
@@ -204,7 +204,7 @@ t.test('a credential describes itself', async (t) => {
     name: 'Mine',
     permission: 'read_write',
     role: null,
-    scopes: null,
+    scopes: ['invoices:read'],
     rateLimit: { requests: 1_000, windowSeconds: 60 },
   });
   t.match((await verifier.get('/v1/self')).body, { kind: 'access_token', role: 'verifier', scopes: ['read'] });

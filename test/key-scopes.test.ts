@@ -2,6 +2,7 @@ import type { Test } from 'tap';
 import { type LatchkeyOptions, latchkey as middlewareOf } from '../clients/node/src/express.ts';
 import { latchkey as guardOf } from '../clients/node/src/fetch.ts';
 import { type Json, startService } from './support/app.ts';
+import { dbQuery } from './support/database.ts';
 import { startBackend, startClient, startListening } from './support/hook.ts';
 import { listenBehind } from './support/middleware.ts';
 import { eventually, run } from './support/process.ts';
@@ -19,6 +20,11 @@ t.test('a key has the scopes that it was given, until they are changed as a whol
   const { body: patched } = await admin.patch(`/v1/keys/${key.id}`, { scopes: ['invoices:read'] });
   t.same(patched.scopes, ['invoices:read']);
   t.same((await admin.get(`/v1/keys/${key.id}`)).body.scopes, ['invoices:read']);
+  const { body: list } = await admin.get('/v1/keys');
+  t.same(list.data.find(({ id }: Json) => id === key.id).scopes, ['invoices:read'], 'in lists');
+  const { body: rows } = await admin.get('/v1/rows');
+  const inRows = rows.data.flatMap((row: Json) => row.keys).find(({ id }: Json) => id === key.id);
+  t.same(inRows.scopes, ['invoices:read'], 'in rows');
   const { body: history } = await admin.get('/v1/history?limit=2');
   t.match(history.data, [
     { action: 'key.updated', details: { changes: { scopes: { from: scopes, to: ['invoices:read'] } } } },
@@ -27,6 +33,8 @@ t.test('a key has the scopes that it was given, until they are changed as a whol
   await admin.delete(`/v1/keys/${plain.id}`);
   const { body: rotated } = await admin.post(`/v1/keys/${key.id}/rotate`, {});
   t.same(rotated.scopes, ['invoices:read'], 'a rotation carries them over');
+  const { body: created } = await admin.get('/v1/history?action=key.created&limit=1');
+  t.match(created.data, [{ keyId: rotated.id, details: { scopes: ['invoices:read'], replacesKeyId: key.id } }]);
 });
 
 t.test('scopes are at most 50 different scope tokens of RFC 6749', async (t) => {
@@ -50,6 +58,16 @@ t.test('scopes are at most 50 different scope tokens of RFC 6749', async (t) => 
     Array.from({ length: 51 }, (_, index) => `s${index}`),
   ]) {
     t.equal(await create(wrong), 400, JSON.stringify(wrong).slice(0, 60));
+  }
+});
+
+t.test('the database accepts at most 50 scopes, and no null among them', async (t) => {
+  const { admin, urls } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', { scopes });
+  const setTo = (value: string) => dbQuery(urls.app, `update api_keys set scopes = ${value} where id = $1`, [key.id]);
+  await setTo("array_fill('a'::text, array[50])");
+  for (const wrong of ["array_fill('a'::text, array[51])", 'array[null]::text[]', 'null']) {
+    await t.rejects(setTo(wrong), /api_keys_scopes_whole|not-null/, wrong);
   }
 });
 
@@ -77,6 +95,10 @@ t.test('a verification that asks for scopes needs all of them on the key', async
       headers: { authorization: `Bearer ${key.key}`, 'x-latchkey-token': verifier.token, 'x-forwarded-method': 'GET' },
     });
   t.equal((await authorize('?scope=invoices:read&scope=invoices:write')).statusCode, 200);
+  t.equal((await authorize('?scope=invoices:read')).statusCode, 200);
+  t.equal((await authorize('?scope=refunds')).statusCode, 403);
+  t.equal((await authorize('?scope=')).statusCode, 403, 'a scope that no key can have');
+  t.equal((await authorize('/invoices?scope=refunds')).statusCode, 200, "Envoy's query is the client's");
   const rejected = await authorize('?scope=invoices:read&scope=refunds');
   t.match(rejected, { statusCode: 403, headers: { 'x-latchkey-code': 'insufficient_scope' } });
 
@@ -89,6 +111,19 @@ t.test('a verification that asks for scopes needs all of them on the key', async
   t.match(await verify(['invoices:read']), { code: 'insufficient_scope' });
 });
 
+/** What Latchkey rejects in a question, and so do the clients. */
+const impossible = [
+  'invoices:read',
+  '',
+  null,
+  ['a b'],
+  [''],
+  [1],
+  ['a', 'a'],
+  ['x'.repeat(101)],
+  Array.from({ length: 51 }, (_, index) => `s${index}`),
+] as unknown as string[][];
+
 t.test('the Node client answers questions about scopes from memory, and every server can ask them', async (t) => {
   const service = await startListening(t);
   const { body: key } = await service.admin.post('/v1/keys', { scopes });
@@ -99,6 +134,9 @@ t.test('the Node client answers questions about scopes from memory, and every se
   t.match(verify(['invoices:write']), { code: 'valid' }, 'at once: the cached key has its scopes');
   t.equal((await verify(['refunds'])).code, 'insufficient_scope');
   t.match(verify(scopes), { code: 'valid' }, 'the key stays cached');
+  const { scopes: shared } = await verify(scopes);
+  t.throws(() => (shared as string[]).push('refunds'), TypeError, 'an application cannot widen the cached key');
+  t.equal((await verify(['refunds'])).code, 'insufficient_scope');
 
   const hook = await startBackend(t, access, (app) => {
     app.get('/invoices', { config: { scopes: ['invoices:read'] } }, async ({ apiKey }) => apiKey?.scopes);
@@ -108,9 +146,17 @@ t.test('the Node client answers questions about scopes from memory, and every se
   t.equal(await hook.status(key.key, '/refunds'), 403);
   const challenge = await fetch(`${hook.url}/refunds`, { headers: { 'x-api-key': key.key } });
   t.match(challenge.headers.get('www-authenticate'), /error="insufficient_scope".*scope="refunds"/);
+  for (const wrong of impossible) {
+    await t.rejects(
+      startBackend(t, access, (app) => app.get('/x', { config: { scopes: wrong } }, async () => ({}))),
+      /GET \/x: config\.scopes must be a list/,
+      JSON.stringify(wrong).slice(0, 60),
+    );
+    t.throws(() => verify(wrong), RangeError);
+  }
   await t.rejects(
-    startBackend(t, access, (app) => app.get('/x', { config: { scopes: ['a b'] } }, async () => ({}))),
-    /GET \/x: config\.scopes must be a list/,
+    startBackend(t, access, (app) => app.get('/x', { config: { permission: 'none', scopes } }, async () => ({}))),
+    /GET \/x: config\.scopes needs a key/,
   );
 
   const guard = guardOf(access);
@@ -148,12 +194,17 @@ with LatchkeyClient(os.environ["LATCHKEY_URL"], os.environ["LATCHKEY_TOKEN"]) as
     while not client.is_live():
         client.verify(key, "read")
         time.sleep(0.05)
+    client.verify(key, "read")
+    sources = []
+    client._on_event = lambda name, detail: name == "verified" and sources.append(detail["source"])
     codes = [client.verify(key, "read", scopes=scopes) for scopes in (["invoices:read"], ["refunds"], ["invoices:write"])]
-    print(",".join(verdict.code for verdict in codes), ",".join(codes[0].scopes))
+    print(",".join(verdict.code for verdict in codes), ",".join(codes[0].scopes), ",".join(sources))
+    codes[2].scopes.append("refunds")
+    print(client.verify(key, "read", scopes=["refunds"]).code)
     app = lambda environ, start: (start("200 OK", []), [",".join(environ["latchkey.key"].scopes).encode()])[1]
-    for needed in (["invoices:read"], ["refunds"]):
+    for needed in (["invoices:read"], ["invoices:read", "refunds"]):
         def start(status, headers):
-            print(status)
+            print(status, dict(headers).get("WWW-Authenticate", "").partition("scope=")[2])
         environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "HTTP_X_API_KEY": key, "REMOTE_ADDR": "192.0.2.1"}
         list(LatchkeyWSGI(app, client, scopes=lambda environ: needed)(environ, start))
 `;
@@ -170,8 +221,9 @@ t.test('the Python client asks for scopes, too', { skip: unlessInstalled('python
   const python = run(t, 'python3', ['-c', script], { env });
   t.equal((await python.exited).code, 0, python.output());
   t.same(python.stdout().trim().split('\n'), [
-    'valid,insufficient_scope,valid invoices:read,invoices:write',
-    '200 OK',
-    '403 Forbidden',
+    'valid,insufficient_scope,valid invoices:read,invoices:write memory,latchkey,memory',
+    'insufficient_scope',
+    '200 OK ',
+    '403 Forbidden "invoices:read refunds"',
   ]);
 });

@@ -81,6 +81,7 @@ t.test('a token is rejected in every stored member, and the error names the path
   const attempts: Record<'post' | 'patch', Attempt[]> = {
     post: [
       ['/v1/keys', 'body.name', (name) => ({ name })],
+      ['/v1/keys', 'body.scopes.0', (scope) => ({ scopes: [scope] })],
       ['/v1/keys', 'body.metadata.a.0.b', (b) => ({ metadata: { a: [{ b }] } })],
       ['/v1/partners', 'body.name', (name) => ({ email: 'c@example.com', permissions: ['read'], name })],
       ['/v1/partners', 'body.email', (email) => ({ email: `${email}@example.com`, permissions: ['read'] })],
@@ -94,6 +95,7 @@ t.test('a token is rejected in every stored member, and the error names the path
     ],
     patch: [
       [`/v1/keys/${key.id}`, 'body.name', (name) => ({ name })],
+      [`/v1/keys/${key.id}`, 'body.scopes.1', (scope) => ({ scopes: ['a', scope] })],
       [`/v1/keys/${key.id}`, 'body.metadata.x', (x) => ({ metadata: { x } })],
       [`/v1/partners/${partner.id}`, 'body.name', (name) => ({ name })],
       [`/v1/webhooks/${webhook.id}`, 'body.description', (description) => ({ description })],

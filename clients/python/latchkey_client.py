@@ -72,6 +72,9 @@ _CREDIT_SHARE = 16
 _TROUBLE_EVERY_SECONDS = 60.0
 
 _KEY = re.compile(r"[0-9A-Za-z_]+")
+# RFC 6749 section 3.3, and what Latchkey accepts.
+_SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,100}")
+_MOST_SCOPES = 50
 _KEY_IN_QUERY = re.compile(r"_k_[0-7][0-9a-hjkmnp-tv-z]{25}_[0-9A-Za-z]{40}")
 # A rejection for these reasons says nothing about other uses of the key.
 _ABOUT_THIS_USE = ("ip_not_allowed", "insufficient_permission", "insufficient_scope")
@@ -158,6 +161,17 @@ def _verdict_in(answer: dict[str, Any]) -> Verdict:
         return _from_json(Verdict, {**answer, "rateLimit": limit and _from_json(RateLimit, limit)})  # type: ignore
     except (KeyError, TypeError):
         raise _CallFailed("unavailable", _NOT_LATCHKEY) from None
+
+
+def _scopes_in(given: Iterable[str]) -> tuple[str, ...]:
+    """The scopes of a question, once each. A text alone would be read as its characters, and an empty one as none."""
+    scopes = () if isinstance(given, (str, bytes)) else tuple(dict.fromkeys(given))
+    if isinstance(given, (str, bytes)) or len(scopes) > _MOST_SCOPES:
+        raise ValueError(f"scopes must be a list of at most {_MOST_SCOPES} texts")
+    for scope in scopes:
+        if not isinstance(scope, str) or not _SCOPE_TOKEN.fullmatch(scope):
+            raise ValueError("a scope must be 1 to 100 characters of printable ASCII without space, \" and \\")
+    return scopes
 
 
 def _timestamp(text: str) -> float:
@@ -416,9 +430,10 @@ class _Known:
             remaining=max(0, self.remaining - self.pending),
             reset_seconds=max(1, math.ceil(self.reset_at - now)),
         )
-        # A request may change its metadata.
-        metadata = copy.deepcopy(self.facts.metadata)
-        return replace(self.facts, valid=code == "valid", code=code, metadata=metadata, rate_limit=limit)
+        # A request may change its scopes and metadata.
+        scopes, metadata = copy.deepcopy((self.facts.scopes, self.facts.metadata))
+        is_valid = code == "valid"
+        return replace(self.facts, valid=is_valid, code=code, scopes=scopes, metadata=metadata, rate_limit=limit)
 
 
 class _Cache:
@@ -682,14 +697,14 @@ class LatchkeyClient:
         cost: 0 to 1,000, how much this use counts; 0 verifies without counting.
         Raises LatchkeyUnavailable or CostExceedsLimit.
         """
-        verdict, question = self._verify_at_once(key, permission, ip, tuple(scopes), cost)
+        verdict, question = self._verify_at_once(key, permission, ip, _scopes_in(scopes), cost)
         return verdict or self._ask(question)
 
     async def verify_async(
         self, key: str, permission: str, *, ip: str | None = None, scopes: Iterable[str] = (), cost: int = 1
     ) -> Verdict:
         """The same for asyncio: at once if the key is cached, otherwise in one of a few threads."""
-        needed = tuple(scopes)
+        needed = _scopes_in(scopes)
         verdict, question = self._verify_at_once(key, permission, ip, needed, cost)
         if verdict is not None:
             return verdict
@@ -1032,7 +1047,8 @@ def _challenge(error: str, detail: str) -> dict[str, str]:
     return {"WWW-Authenticate": f'Bearer realm="api", error="{error}", error_description="{detail}"'}
 
 
-def _denial_of(verdict: Verdict) -> Denial:
+def _denial_of(verdict: Verdict, scopes: tuple[str, ...]) -> Denial:
+    """scopes: those that the request needs."""
     if verdict.code == "ip_not_allowed":
         return Denial(403, "forbidden", "The API key is not accepted from this address.", {}, verdict)
     if verdict.code == "insufficient_permission":
@@ -1040,7 +1056,9 @@ def _denial_of(verdict: Verdict) -> Denial:
         return Denial(403, "forbidden", detail, _challenge("insufficient_scope", detail), verdict)
     if verdict.code == "insufficient_scope":
         detail = "The API key lacks a scope that this request needs."
-        return Denial(403, "forbidden", detail, _challenge("insufficient_scope", detail), verdict)
+        headers = _challenge("insufficient_scope", detail)
+        headers["WWW-Authenticate"] += f', scope="{" ".join(scopes)}"'
+        return Denial(403, "forbidden", detail, headers, verdict)
     if verdict.code == "rate_limited":
         headers, limit = {"Retry-After": "1"}, verdict.rate_limit
         if limit is not None:
@@ -1118,13 +1136,13 @@ class _Middleware:
         _require_no_key_in_query(query)
         key = _read_key(values, self._header)
         cost = 1 if self._cost is None else self._cost(request)
-        scopes = () if self._scopes is None else self._scopes(request)
+        scopes = () if self._scopes is None else _scopes_in(self._scopes(request))
         return {"key": key, "ip": ip if self._ip is None else self._ip(request), "scopes": scopes, "cost": cost}
 
     @staticmethod
-    def _admit(verdict: Verdict) -> ApiKey:
+    def _admit(verdict: Verdict, scopes: tuple[str, ...]) -> ApiKey:
         if not verdict.valid:
-            raise _denial_of(verdict)
+            raise _denial_of(verdict, scopes)
         if None in (verdict.key_id, verdict.organization_id, verdict.permission, verdict.scopes, verdict.metadata):
             raise LatchkeyUnavailable("Latchkey returned a valid verdict without the id of the key.")
         members: dict[str, Any] = {**vars(verdict), "id": verdict.key_id}
@@ -1172,7 +1190,8 @@ class LatchkeyWSGI(_Middleware):
             if permission != "none":
                 query, address = environ.get("QUERY_STRING", ""), environ.get("REMOTE_ADDR")
                 question = self._question(environ, values, query, address)
-                environ["latchkey.key"] = self._admit(self._client.verify(permission=permission, **question))
+                verdict = self._client.verify(permission=permission, **question)
+                environ["latchkey.key"] = self._admit(verdict, question["scopes"])
         except _REJECTIONS as error:
             denial, body = self._reply(error, environ, method)
             start_response(f"{denial.status} {HTTPStatus(denial.status).phrase}", list(denial.headers.items()))
@@ -1205,7 +1224,7 @@ class LatchkeyASGI(_Middleware):
                 query, (address, _) = scope.get("query_string", b""), scope.get("client") or (None, 0)
                 question = self._question(scope, values, query.decode("latin-1"), address)
                 verdict = await self._client.verify_async(permission=permission, **question)
-                scope["latchkey.key"] = self._admit(verdict)
+                scope["latchkey.key"] = self._admit(verdict, question["scopes"])
         except _REJECTIONS as error:
             denial, body = self._reply(error, scope, method)
             if scope["type"] == "websocket":

@@ -86,6 +86,13 @@ class Options(unittest.TestCase):
             with self.subTest(question), self.assertRaises(ValueError):
                 client.verify(question[0], question[1], cost=question[2])
 
+    def test_impossible_scopes_are_rejected_and_never_ignored(self):
+        client = LatchkeyClient("http://127.0.0.1:1", TOKEN)
+        for scopes in ("", "read", b"", [""], ["a b"], ['a"'], ["a\\"], ["a\n"], ["é"], ["x" * 101], [1], map(str, range(51))):
+            with self.subTest(scopes), self.assertRaisesRegex(ValueError, "scope"):
+                client.verify("x", "read", scopes=scopes)
+        self.assertEqual(latchkey_client._scopes_in(["b", "a", "b"]), ("b", "a"))
+
     def test_a_text_that_cannot_be_a_key_is_rejected_without_a_call(self):
         client = LatchkeyClient("http://127.0.0.1:1", TOKEN)
         for text in ("", "x" * 201, "a b", "ключ", "\ud800", KEY + "\n"):

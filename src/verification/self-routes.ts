@@ -6,7 +6,7 @@ import { Problem } from '../domain/errors.ts';
 import type { KeyId } from '../domain/ids.ts';
 import type { ApiKeyPrincipal, CallerPrincipal } from '../domain/principal.ts';
 import { rateLimitFields } from '../http/rate-limit.ts';
-import { idView, permissionSchema, rateLimitSchema, roleSchema, scopeSchema, timestampView } from '../http/schemas.ts';
+import { idView, permissionSchema, rateLimitSchema, roleSchema, timestampView } from '../http/schemas.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
 import type { KeyCache } from './key-cache.ts';
 import { bucketsOf, type UseLimits } from './limits.ts';
@@ -25,7 +25,10 @@ const selfView = z
     name: z.string().nullable().meta({ example: 'Billing export' }),
     email: z.string().nullable().meta({ example: null }),
     role: roleSchema.nullable().meta({ description: 'Null for an API key.' }),
-    scopes: z.array(scopeSchema).nullable().meta({ description: 'Null for an API key.' }),
+    scopes: z.array(z.string()).meta({
+      description: '`read` and `write` of an access token; the scopes of an API key.',
+      example: ['invoices:read'],
+    }),
     permission: permissionSchema.nullable().meta({ description: 'Null for an access token.' }),
     expiresAt: timestampView.nullable(),
     rateLimit: rateLimitSchema.nullable().meta({
@@ -98,7 +101,7 @@ async function countSelfRequest(
 function keyView(principal: ApiKeyPrincipal, record: ApiKeyRecord): z.infer<typeof selfView> {
   const { kind, id, organizationId, partnerId, name, permission } = principal;
   const expiresAt = principal.expiresAt?.toISOString() ?? null;
-  const tokensOnly = { email: null, role: null, scopes: null };
+  const tokensOnly = { email: null, role: null };
   return {
     kind,
     id,
@@ -106,6 +109,7 @@ function keyView(principal: ApiKeyPrincipal, record: ApiKeyRecord): z.infer<type
     partnerId,
     name,
     permission,
+    scopes: [...record.scopes],
     expiresAt,
     rateLimit: limitOf(record),
     ...tokensOnly,

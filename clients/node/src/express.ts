@@ -1,16 +1,8 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { andThen, callBack, type MaybePromise } from '../../../src/lib/maybe-promise.ts';
 import { type Denial, problemHeaders, problemOf, rateLimitFields } from './denial.ts';
-import {
-  type Admission,
-  type ApiKey,
-  createGate,
-  type GateOptions,
-  isDenial,
-  requirePermission,
-  requireScopes,
-} from './gate.ts';
-import { type Access, permissionFor } from './verdict.ts';
+import { type Admission, type ApiKey, createGate, type GateOptions, isDenial, requirePermission } from './gate.ts';
+import { type Access, permissionFor, requireScopes } from './verdict.ts';
 
 export type { Denial } from './denial.ts';
 export type { ApiKey } from './gate.ts';

@@ -2,8 +2,8 @@ import type { FastifyPluginAsync, FastifyReply, FastifyRequest } from 'fastify';
 import { andThen, callBack, type MaybePromise } from '../../../src/lib/maybe-promise.ts';
 import type { ClientEvent } from './client.ts';
 import { type Denial, problemHeaders, problemOf, rateLimitFields } from './denial.ts';
-import { type ApiKey, createGate, type GateOptions, isDenial, requireScopes } from './gate.ts';
-import { type Access, permissionFor } from './verdict.ts';
+import { type ApiKey, createGate, type GateOptions, isDenial } from './gate.ts';
+import { type Access, permissionFor, requireScopes } from './verdict.ts';
 
 export type { Denial } from './denial.ts';
 export type { ApiKey } from './gate.ts';
@@ -57,6 +57,9 @@ const plugin: FastifyPluginAsync<LatchkeyOptions> = async (
       requireScopes(config?.scopes);
     } catch (error) {
       throw new Error(`${route}.${(error as Error).message}`);
+    }
+    if (config?.permission === 'none' && config.scopes?.length) {
+      throw new Error(`${route}.scopes needs a key, but config.permission is none`);
     }
   });
   // Without a promise if the key is cached, which saves time on each request.

@@ -1,14 +1,6 @@
 import { type Denial, problemHeaders, problemOf, rateLimitFields } from './denial.ts';
-import {
-  type ApiKey,
-  createGate,
-  type GateOptions,
-  type GateRequest,
-  isDenial,
-  requirePermission,
-  requireScopes,
-} from './gate.ts';
-import { type Access, permissionFor } from './verdict.ts';
+import { type ApiKey, createGate, type GateOptions, type GateRequest, isDenial, requirePermission } from './gate.ts';
+import { type Access, permissionFor, requireScopes } from './verdict.ts';
 
 export type { Denial } from './denial.ts';
 export type { ApiKey } from './gate.ts';

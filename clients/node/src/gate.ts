@@ -71,16 +71,6 @@ export function requirePermission(permission: unknown): void {
   throw new RangeError(`permission must be read or write, but is ${String(permission)}`);
 }
 
-/** RFC 6749 section 3.3. */
-const scopeToken = /^[\x21\x23-\x5b\x5d-\x7e]+$/;
-
-/** @throws RangeError */
-export function requireScopes(scopes: unknown): void {
-  if (scopes === undefined) return;
-  if (Array.isArray(scopes) && scopes.every((scope) => typeof scope === 'string' && scopeToken.test(scope))) return;
-  throw new RangeError('scopes must be a list of texts without spaces, double quotes and backslashes');
-}
-
 /** RFC 9110 section 5.6.2. */
 const headerName = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 

@@ -79,6 +79,7 @@ export class KnownKeys {
     const known = this.#keys.get(hash) ?? this.#add(hash, verdict);
     // Many requests share these objects.
     deepFreeze(verdict.metadata);
+    deepFreeze(verdict.scopes);
     known.facts = { ...verdict, valid: true, code: 'valid', rateLimit: null };
     known.expiresAtMs = verdict.expiresAt === null ? Number.POSITIVE_INFINITY : Date.parse(verdict.expiresAt);
     known.grants.set(grantName(verdict, question), askedAtMs);

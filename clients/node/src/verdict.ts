@@ -46,6 +46,31 @@ export const malformed: Verdict = {
   rateLimit: null,
 };
 
+/** RFC 6749 section 3.3, and the length that Latchkey accepts. */
+const scopeToken = /^[\x21\x23-\x5b\x5d-\x7e]{1,100}$/;
+const mostScopes = 50;
+
+/**
+ * Rejects what Latchkey would reject, so that cached keys follow the same rule as others.
+ * @throws RangeError
+ */
+export function requireScopes(scopes: unknown): void {
+  if (scopes === undefined) return;
+  if (
+    Array.isArray(scopes) &&
+    scopes.length <= mostScopes &&
+    scopes.every(
+      (scope, index) => typeof scope === 'string' && scopeToken.test(scope) && scopes.indexOf(scope) === index,
+    )
+  ) {
+    return;
+  }
+  throw new RangeError(
+    `scopes must be a list of at most ${mostScopes} different scope tokens: 1 to 100 characters of printable ASCII without ` +
+      'space, double quote and backslash',
+  );
+}
+
 /** GET, HEAD and OPTIONS read; all other methods write. */
 export function permissionFor(method: string): Access {
   return method === 'GET' || method === 'HEAD' || method === 'OPTIONS' ? 'read' : 'write';

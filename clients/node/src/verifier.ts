@@ -20,6 +20,7 @@ import {
   LatchkeyUnavailable,
   malformed,
   type Question,
+  requireScopes,
   type Verdict,
 } from './verdict.ts';
 import { createVerifyQueue, type Report } from './verify-queue.ts';
@@ -306,7 +307,8 @@ export function createVerifier({ service, cacheMs, cacheSize, reportEveryMs, onE
   return {
     verify(question) {
       if (isClosed) throw new LatchkeyUnavailable('The client is closed.');
-      const { key, cost = 1 } = question;
+      const { key, scopes, cost = 1 } = question;
+      requireScopes(scopes);
       if (!Number.isInteger(cost) || cost < 0 || cost > greatestCost) {
         throw new RangeError(`cost must be a whole number from 0 to ${greatestCost}`);
       }
