@@ -110,9 +110,10 @@ export function latchkey<
 
   function decide(request: Request, needs: Needs<Request>): MaybePromise<Admission | Denial> {
     const { headers, rawHeaders, originalUrl, url = '', method = '', socket } = request;
-    const asked = { headers, rawHeaders, url: originalUrl ?? url, ip: request.ip ?? socket.remoteAddress };
+    const asked = { headers, rawHeaders, url: originalUrl ?? url };
     const { permission = permissionFor(method), scopes } = needs;
-    return gate.check(asked, { permission, scopes, cost: needs.cost?.(request) ?? 1 });
+    const ip = request.ip ?? socket.remoteAddress;
+    return gate.check(asked, { permission, scopes, ip, cost: needs.cost?.(request) ?? 1 });
   }
 
   async function deny(denial: Denial, request: Request, response: Response): Promise<void> {

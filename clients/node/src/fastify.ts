@@ -64,9 +64,10 @@ const plugin: FastifyPluginAsync<LatchkeyOptions> = async (
   });
   // Without a promise if the key is cached, which saves time on each request.
   app.addHook('onRequest', (request, reply, done) => {
-    const permission = request.routeOptions.config.permission ?? permissionFor(request.method);
+    // Read once, because Fastify copies the route's options at each access.
+    const { permission = permissionFor(request.method), scopes } = request.routeOptions.config;
     if (permission === 'none') done();
-    else callBack(() => authorize(request, reply, permission), done);
+    else callBack(() => authorize(request, reply, permission, scopes), done);
   });
   app.addHook('onClose', () => gate.close());
 
@@ -79,11 +80,14 @@ const plugin: FastifyPluginAsync<LatchkeyOptions> = async (
     }
   }
 
-  function authorize(request: FastifyRequest, reply: FastifyReply, permission: Access): MaybePromise<unknown> {
-    const { headers, rawHeaders, url = '' } = request.raw;
-    const asked = { headers, rawHeaders, url, ip: request.ip };
-    const { scopes } = request.routeOptions.config;
-    return andThen(gate.check(asked, { permission, scopes, cost: cost?.(request) ?? 1 }), (result) => {
+  function authorize(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    permission: Access,
+    scopes: readonly string[] | undefined,
+  ): MaybePromise<unknown> {
+    const needs = { permission, scopes, ip: request.ip, cost: cost?.(request) ?? 1 };
+    return andThen(gate.check(request.raw, needs), (result) => {
       if (isDenial(result)) return deny(result, request, reply);
       request.apiKey = result.apiKey;
       if (sendsLimits) reply.headers(rateLimitFields(result.rateLimit));

@@ -54,7 +54,7 @@ export function latchkey({ onDenied, ...options }: LatchkeyOptions): LatchkeyGua
     async check(request, { permission = permissionFor(request.method), scopes, cost = 1, ip } = {}) {
       requirePermission(permission);
       requireScopes(scopes);
-      const result = await gate.check({ ...headersOf(request), url: request.url, ip }, { permission, scopes, cost });
+      const result = await gate.check({ ...headersOf(request), url: request.url }, { permission, scopes, ip, cost });
       if (!isDenial(result)) return { apiKey: result.apiKey, rateLimitFields: rateLimitFields(result.rateLimit) };
       return { response: (await onDenied?.(result, request)) ?? toResponse(result) };
     },

@@ -3,7 +3,14 @@ import { andThen, type MaybePromise, withCatch } from '../../../src/lib/maybe-pr
 import { readCredential } from '../../../src/lib/read-credential.ts';
 import { type ClientOptions, createLatchkeyClient, type LatchkeyClient } from './client.ts';
 import { type Denial, denialOf, denialOfError, keyInUrl, noKey } from './denial.ts';
-import { type Access, LatchkeyUnavailable, type Permission, type RateLimitState, type Verdict } from './verdict.ts';
+import {
+  type Access,
+  LatchkeyUnavailable,
+  type Permission,
+  type Question,
+  type RateLimitState,
+  type Verdict,
+} from './verdict.ts';
 
 /** The key that allowed a request. It is frozen, because requests with the same key share its metadata. */
 export interface ApiKey {
@@ -34,9 +41,7 @@ export interface GateRequest {
   /** Names and values in turns, as they arrived. */
   rawHeaders: readonly string[];
   /** With its query. */
-  url: string;
-  /** The client's address. */
-  ip: string | undefined;
+  url?: string | undefined;
 }
 
 /** What a request needs. */
@@ -44,6 +49,8 @@ export interface GateNeeds {
   permission: Access;
   /** All of them must be on the key. */
   scopes?: readonly string[] | undefined;
+  /** The client's address. */
+  ip: string | undefined;
   /** How much the request counts. */
   cost: number;
 }
@@ -80,13 +87,14 @@ export function createGate({ header, ...options }: GateOptions): Gate {
   const client = createLatchkeyClient(options);
   const readKey = header === undefined ? readCredential : readerOf(header.toLowerCase());
   return {
-    check(request, { permission, scopes, cost }) {
+    check(request, { permission, scopes, ip, cost }) {
       const ask = (): MaybePromise<Admission | Denial> => {
-        if (hasKeyInQuery(request.url)) return keyInUrl;
+        if (hasKeyInQuery(request.url ?? '')) return keyInUrl;
         const key = readKey(request);
         if (key === undefined) return noKey(header);
-        const { ip } = request;
-        const question = { key, permission, cost, ...(ip === undefined ? {} : { ip }), ...(scopes && { scopes }) };
+        const question: Question = { key, permission, cost };
+        if (ip !== undefined) question.ip = ip;
+        if (scopes !== undefined) question.scopes = scopes;
         return andThen(client.verify(question), (verdict) =>
           verdict.valid ? { apiKey: apiKeyIn(verdict), rateLimit: verdict.rateLimit } : denialOf(verdict, scopes),
         );

@@ -4,6 +4,8 @@ export class LruMap<Key, Value> {
   readonly #entries = new Map<Key, Value>();
   readonly #capacity: number;
   readonly #onRemoved: (value: Value) => void;
+  /** The key that was used last: using it again changes nothing. */
+  #newest: Key | undefined;
 
   /** @param onRemoved called for each value that is deleted, replaced or dropped */
   constructor(capacity: number, onRemoved: (value: Value) => void = () => undefined) {
@@ -14,9 +16,10 @@ export class LruMap<Key, Value> {
   /** Counts as a use. */
   get(key: Key): Value | undefined {
     const value = this.#entries.get(key);
-    if (value === undefined) return undefined;
+    if (value === undefined || key === this.#newest) return value;
     this.#entries.delete(key);
     this.#entries.set(key, value);
+    this.#newest = key;
     return value;
   }
 
@@ -28,6 +31,7 @@ export class LruMap<Key, Value> {
   set(key: Key, value: Value): void {
     this.delete(key);
     this.#entries.set(key, value);
+    this.#newest = key;
     if (this.#entries.size <= this.#capacity) return;
     for (const [oldest] of this.#entries) {
       this.delete(oldest);
