@@ -8,7 +8,7 @@ import { type LatchkeyOptions as FetchOptions, latchkey as guardOf } from '../cl
 import type { Json } from './support/app.ts';
 import { startBackend, startListening } from './support/hook.ts';
 import { listenBehind } from './support/middleware.ts';
-import { eventually } from './support/process.ts';
+import { compiled, eventually, run } from './support/process.ts';
 import { t } from './support/tap.ts';
 
 // `@latchkey/client/express` without Express, and `@latchkey/client/fetch` without a server: what they let pass, and when.
@@ -145,6 +145,20 @@ t.test('a route has its own needs, and those of the middleware that it does not 
     /permission must be read or write, but is raed/,
   );
   t.throws(() => middlewareOf({ ...access, header: '' }), /header must be the name of a header/);
+});
+
+t.test('an impossible option leaves nothing behind that keeps the process alive', async (t) => {
+  const { access } = await startStory(t);
+  const script = `
+    import { latchkey } from ${JSON.stringify(compiled('clients/node/src/express.ts'))};
+    for (const wrong of [{ permission: 'raed' }, { scopes: ['a b'] }, { header: '' }]) {
+      try { latchkey({ ...${JSON.stringify(access)}, ...wrong }); } catch (error) { console.log(error.message); }
+    }`;
+  const child = run(t, process.execPath, ['--input-type=module', '-e', script]);
+  const timeout = setTimeout(() => child.child.kill(), 10_000);
+  t.same(await child.exited, { code: 0, signal: null });
+  clearTimeout(timeout);
+  t.equal(child.stdout().trim().split('\n').length, 3, child.output());
 });
 
 t.test('the header of the application replaces the usual ones', async (t) => {

@@ -84,12 +84,12 @@ export function latchkey<
     ...(scopes && { scopes }),
     ...(cost && { cost }),
   };
+  requireNeeds(defaults);
   const gate = createGate(options);
 
   function needing(own: Needs<Request>): Middleware<Request, Response> {
+    requireNeeds(own);
     const needs = { ...defaults, ...own };
-    requirePermission(needs.permission);
-    requireScopes(needs.scopes);
     return (request, response, next) => {
       let isAdmitted = false;
       const check = () =>
@@ -126,6 +126,12 @@ export function latchkey<
   }
 
   return Object.assign(needing({}), { needing, isLive: gate.isLive, close: gate.close });
+}
+
+/** @throws RangeError */
+function requireNeeds({ permission, scopes }: Pick<Needs, 'permission' | 'scopes'>): void {
+  requirePermission(permission);
+  requireScopes(scopes);
 }
 
 function setHeaders(response: ServerResponse, headers: Record<string, string>): void {
