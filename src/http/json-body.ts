@@ -19,7 +19,10 @@ export const jsonBody = fp(
   { name: 'json-body', dependencies: ['strict-routes'] },
 );
 
-/** Accepts any text, including tokens, on the routes of this scope. For bodies that carry a credential and are not stored. */
+/**
+ * Accepts any text, including tokens, on the routes of this scope. For bodies that carry a credential and are not stored,
+ * and for routes that search their input themselves.
+ */
 export function allowTokensInBody(
   app: Pick<FastifyInstance, 'removeContentTypeParser' | 'addContentTypeParser'>,
 ): void {
@@ -88,6 +91,12 @@ function findFlaw(text: string, value: unknown, secrets: SecretText | undefined)
   const searched = hasLongNumbers ? JSON.parse(withInexactNumbersInfinite(text)) : value;
   const ofText = (of: string) => flawOf(of, toSearch);
   return firstFlaw(searched, 'body', { ofName: ofText, ofValue: secrets === undefined ? () => undefined : ofText });
+}
+
+/** Like the search in a body, for a value on a route that allows tokens in its body. */
+export function findTextFlaw(value: unknown, path: string, secrets: SecretText): Flaw | undefined {
+  const ofText = (of: string) => flawOf(of, secrets);
+  return firstFlaw(value, path, { ofName: ofText, ofValue: ofText });
 }
 
 interface Checks {
