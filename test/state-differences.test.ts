@@ -133,6 +133,8 @@ const notCompared: Record<string, string[]> = {
       'argon2id_hash',
       'sealed',
       'sealed_keyring_id',
+      'digest_sealed',
+      'digest_keyring_id',
       'last_four',
       'created_at',
     ],
@@ -152,6 +154,13 @@ type Edit = [table: string, column: string, set: string, record: keyof Records['
 const edits: Edit[] = [
   ['api_keys', 'partner_id', 'partner_id = $partner', 'deleted', 'partnerId'],
   ['api_keys', 'permission', "permission = 'read'", 'rotated', 'permission'],
+  [
+    'api_keys',
+    'origin',
+    "origin = 'imported', argon2id_hash = null, digest_sealed = 'x', digest_keyring_id = 'x'",
+    'plain',
+    'origin',
+  ],
   ['api_keys', 'name', "name = 'Another'", 'plain', 'name'],
   ['api_keys', 'expires_at', 'expires_at = null', 'plain', 'expiresAt'],
   ['api_keys', 'expires_at', "expires_at = 'infinity'", 'rotated', 'expiresAt'],

@@ -186,9 +186,9 @@ export async function recordReveal(
   if (sealed === undefined) {
     throw new Problem(
       'reveal_disabled',
-      `The plaintext of key ${key.id} is not stored: the key was imported by its SHA-256, or keyReveal was never when the ` +
-        'key was created or imported, or was set to never later, which deleted the plaintext. Rotate the key, or create a ' +
-        'second one in its row.',
+      `The plaintext of key ${key.id} is not stored: ${key.origin === 'imported' ? 'it was imported by its SHA-256, or ' : ''}` +
+        `keyReveal was never when the key was ${key.origin}, or was set to never later, which deleted the plaintext. ` +
+        'Rotate the key, or create a second one in its row.',
     );
   }
   record(work, {
