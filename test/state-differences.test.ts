@@ -125,19 +125,8 @@ const named = (differences: readonly Difference[]) => differences.map(({ id, mem
 const notCompared: Record<string, string[]> = {
   // The slot is a place in the row, the bucket follows from the replaced key, and the rest checks or dates the token.
   api_keys: [
-    ...[
-      'id',
-      'slot',
-      'tag',
-      'tag_keyring_id',
-      'argon2id_hash',
-      'sealed',
-      'sealed_keyring_id',
-      'digest_sealed',
-      'digest_keyring_id',
-      'last_four',
-      'created_at',
-    ],
+    ...['id', 'slot', 'tag', 'tag_keyring_id', 'argon2id_hash', 'sealed', 'sealed_keyring_id'],
+    ...['digest_sealed', 'digest_keyring_id', 'last_four', 'created_at'],
     ...['mac', 'mac_keyring_id', 'limit_bucket_id'],
   ],
   partners: ['id', 'created_at', 'organization_id'],
