@@ -17,7 +17,7 @@ const limited = ['rateLimit'] as const;
 const members = {
   organization: ['name', 'keyReveal', ...limited],
   access_token: ['role', 'name', 'email', 'scopes', 'expiresAt'],
-  partner: ['email', 'name', 'externalId', 'permissions', ...limited],
+  partner: ['email', 'name', 'externalId', 'metadata', 'permissions', ...limited],
   key: ['permission', 'name', 'expiresAt', 'allowedIps', 'scopes', 'metadata', 'replacesKeyId', ...limited],
 };
 
@@ -26,8 +26,8 @@ const changed: Rule = ({ changes }) =>
 
 const deleted: Rule = ({ deletedAt }) => ({ deletedAt });
 const restored: Rule = () => ({ deletedAt: null });
-const suspended: Rule = ({ suspendedAt }) => ({ suspendedAt });
-const resumed: Rule = () => ({ suspendedAt: null });
+const suspended: Rule = ({ suspendedAt, reason }) => ({ suspendedAt, suspendedReason: reason });
+const resumed: Rule = () => ({ suspendedAt: null, suspendedReason: null });
 
 /**
  * For each kind: the event that creates a record, and the events that change it. Other events do not affect its state.
@@ -66,6 +66,7 @@ const rules: Record<RecordKind, { begins: HistoryAction; first: Rule; changes: P
         partnerId,
         ...only(members.key, details),
         suspendedAt: null,
+        suspendedReason: null,
         deletedAt: null,
         deleteReason: null,
         purgedAt: null,
