@@ -133,7 +133,7 @@ async function onTwoWebhooks(
 }
 
 /** How a plaintext looks in a reply. */
-const plaintext = /lk_[kavo]_[0-9a-z]|whsec_/;
+const plaintext = /lk_[kavoc]_[0-9a-z]|whsec_/;
 
 /** All stored replies that can still be unsealed. */
 async function openReplies({ client, keyring }: TestService): Promise<string[]> {

@@ -18,7 +18,7 @@ function roleOf(keyring: Keyring, id: string): string {
   return keyring.get(id) === undefined ? 'not in the keyring' : 'secondary';
 }
 
-function countsOf({ sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, rows }: KeyringUse): string {
+function countsOf({ sealedKeys, webhooks, claims, taggedKeys, taggedTokens, bareTags, rows }: KeyringUse): string {
   const tagged: string[] = [];
   if (taggedKeys > 0) tagged.push(counted(taggedKeys, 'key'));
   if (taggedTokens > 0) tagged.push(counted(taggedTokens, 'access token'));
@@ -26,6 +26,7 @@ function countsOf({ sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, ro
   if (sealedKeys > 0) counts.push(counted(sealedKeys, 'sealed key'));
   if (tagged.length > 0) counts.push(`the tags of ${tagged.join(' and ')}`);
   if (webhooks > 0) counts.push(`the secrets of ${counted(webhooks, 'webhook')}`);
+  if (claims > 0) counts.push(counted(claims, 'pending claim'));
   if (bareTags > 0) counts.push(`the remaining tags of ${counted(bareTags, 'compromised key')}`);
   if (rows > 0) counts.push(`the MACs of ${counted(rows, 'credential')}`);
   return counts.join(', ');
@@ -33,10 +34,10 @@ function countsOf({ sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, ro
 
 /** Why an entry other than the primary is still needed, and what happens without it. */
 function consequenceOf(keyring: Keyring, use: KeyringUse): string {
-  const { keyringId, sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, rows } = use;
+  const { keyringId, sealedKeys, webhooks, claims, taggedKeys, taggedTokens, bareTags, rows } = use;
   const isPresent = keyring.get(keyringId) !== undefined;
   const tagged = taggedKeys + taggedTokens;
-  if (isPresent && sealedKeys + webhooks + rows > 0) return ' `latchkey rekey` moves them to the primary.';
+  if (isPresent && sealedKeys + webhooks + claims + rows > 0) return ' `latchkey rekey` moves them to the primary.';
   if (isPresent) {
     const meanings: string[] = [];
     if (tagged > 0) meanings.push('each tag moves to the primary at its next use');

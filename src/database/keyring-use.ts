@@ -8,6 +8,8 @@ export interface KeyringUse {
   sealedKeys: number;
   /** Webhooks whose secret is sealed with this entry. Without it nothing is sent to them. */
   webhooks: number;
+  /** Pending claims that are sealed with this entry. Without it their codes do not work. */
+  claims: number;
   /** Keys and live access tokens whose tag was made with this entry. Without it they are rejected. */
   taggedKeys: number;
   taggedTokens: number;
@@ -23,6 +25,7 @@ export async function countKeyringUse(db: Db): Promise<KeyringUse[]> {
     select keyring_id as "keyringId",
       (count(*) filter (where thing = 'sealed key'))::int as "sealedKeys",
       (count(*) filter (where thing = 'webhook'))::int as "webhooks",
+      (count(*) filter (where thing = 'claim'))::int as "claims",
       (count(*) filter (where thing = 'tagged key'))::int as "taggedKeys",
       (count(*) filter (where thing = 'tagged token'))::int as "taggedTokens",
       (count(*) filter (where thing = 'bare tag'))::int as "bareTags",
@@ -43,6 +46,8 @@ export async function countKeyringUse(db: Db): Promise<KeyringUse[]> {
       union all
       select previous_sealed_keyring_id, 'webhook' from webhook_endpoints
       where previous_sealed is not null and previous_sealed_keyring_id <> sealed_keyring_id
+      union all
+      select sealed_keyring_id, 'claim' from claims where ended_at is null
     ) as things
     group by keyring_id order by keyring_id`.execute(db);
   return rows;

@@ -1,5 +1,6 @@
 import type { AccessTokensTable } from './tables/access-tokens.ts';
 import type { ApiKeysTable } from './tables/api-keys.ts';
+import type { ClaimsTable } from './tables/claims.ts';
 import type { DeletedKeyUsesTable } from './tables/deleted-key-uses.ts';
 import type { ExpiryNoticesTable } from './tables/expiry-notices.ts';
 import type { HistoryTable } from './tables/history.ts';
@@ -27,6 +28,7 @@ export interface Database {
   partners: PartnersTable;
   api_keys: ApiKeysTable;
   access_tokens: AccessTokensTable;
+  claims: ClaimsTable;
   history: HistoryTable;
   history_heads: HistoryHeadsTable;
   usage_hours: UsageHoursTable;
