@@ -1,11 +1,10 @@
-import type { FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { type Transactor, transact } from '../database/work.ts';
 import { Problem } from '../domain/errors.ts';
 import { type ClaimId, isId } from '../domain/ids.ts';
 import { decodeCursor, toPage } from '../domain/page.ts';
-import { accessTokenOf, organizationContextOf, organizationOf } from '../http/guard.ts';
+import { organizationContextOf, organizationOf, requireRevealing } from '../http/guard.ts';
 import { allowTokensInBody } from '../http/json-body.ts';
 import { listOf } from '../http/list.ts';
 import { exampleId, idParam, idSchema, pageOf, pageQuery } from '../http/schemas.ts';
@@ -117,8 +116,8 @@ export const claimRoutes: FastifyPluginAsyncZod<ClaimRoutesOptions> = async (app
         summary: 'Create a claim, with which its holder fetches a key once',
         description:
           'The key is a new one, the successor of one that is rotated, or an existing one. Nobody sees its plaintext until the ' +
-          'code is redeemed. A key has one pending claim: a new one cancels the earlier one. `keyId` needs the right to reveal ' +
-          'keys, counts as a reveal against its limit, and is not for operators.',
+          'code is redeemed. A key has one pending claim: a new one cancels the earlier one. `keyId` needs the ' +
+          'scope reveal too, counts against `REVEAL_LIMIT`, and is not for operators.',
         body: newClaim,
         response: { 201: createdClaimView },
       },
@@ -126,7 +125,7 @@ export const claimRoutes: FastifyPluginAsyncZod<ClaimRoutesOptions> = async (app
     async (request, reply) => {
       const { newKey, rotate, keyId, ttlSeconds } = request.body;
       if (keyId !== undefined) {
-        requireReveal(request);
+        requireRevealing(request);
         app.endpointLimits.countReveal(request, reply);
       }
       const by = organizationContextOf(request);
@@ -184,15 +183,6 @@ export const claimRoutes: FastifyPluginAsyncZod<ClaimRoutesOptions> = async (app
 };
 
 const isClaimId = (text: string): text is ClaimId => isId('claim', text);
-
-/** A claim for an existing key gives its plaintext away, like a reveal. @throws Problem `forbidden`, `scope_missing` */
-function requireReveal(request: FastifyRequest): void {
-  const { role } = accessTokenOf(request);
-  if (role !== 'operator') return;
-  throw new Problem('forbidden', 'Operators cannot hand over existing keys. Use newKey or rotate, or ask an admin.', {
-    members: { requiredRole: 'admin' },
-  });
-}
 
 const redeemRequest = z
   .strictObject({ code: z.string().min(1).max(200).meta({ example: 'lk_c_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' }) })
