@@ -50,7 +50,7 @@ export const pageScript = `
 
   const endings = {
     gone: ['This link no longer works', 'It was used before, has expired or was cancelled. If you did not use it yourself, ' +
-      'tell the sender: somebody else may have. Ask the sender for a new link.'],
+      'say so to the sender: somebody else may have. Ask for a new link.'],
     done: ['The key was already shown', 'This page showed the key once and cannot show it again. ' +
       'If you did not save the key, ask the sender for a new link.'],
     empty: ['There is no code in this link', 'Copy the whole link from the message that you got, up to its last character, ' +

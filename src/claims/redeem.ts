@@ -18,7 +18,7 @@ export interface Redeemed extends Redemption {
  */
 export async function redeemClaim(
   transactor: Transactor,
-  { code, tokenPrefix, request, trace }: { code: string; tokenPrefix: string } & RedeemFacts,
+  { code, tokenPrefix, facts, trace }: { code: string; tokenPrefix: string } & RedeemFacts,
 ): Promise<Redeemed> {
   const parsed = parseToken(code, tokenPrefix);
   if (parsed?.kind !== 'c') throw claimGone();
@@ -31,13 +31,13 @@ export async function redeemClaim(
     // Nobody is authenticated: the code is all that is known of its holder.
     actor: { type: 'claim', id, name: id, email: null },
     organizationId: found.organization_id,
-    request,
+    request: facts,
     trace,
   } as const;
-  const redemption = await transact(transactor, by, (work) => recordRedemption(work, found, request.ip));
+  const redemption = await transact(transactor, by, (work) => recordRedemption(work, found, facts.ip));
   return { ...redemption, plaintext: openClaim(transactor.keyring, redemption.claim) };
 }
 
 interface RedeemFacts extends Pick<ActorContext, 'trace'> {
-  request: NonNullable<ActorContext['request']>;
+  facts: NonNullable<ActorContext['request']>;
 }

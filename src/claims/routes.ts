@@ -213,8 +213,8 @@ export const redeemRoutes: FastifyPluginAsyncZod<Pick<ClaimRoutesOptions, 'trans
       const { code } = request.body;
       reply.header('referrer-policy', 'no-referrer');
       try {
-        const facts = { request: request.facts, trace: request.span?.context };
-        return toRedeemedView(await redeemClaim(transactor, { code, tokenPrefix, ...facts }));
+        const { facts, span } = request;
+        return toRedeemedView(await redeemClaim(transactor, { code, tokenPrefix, facts, trace: span?.context }));
       } catch (error) {
         if (error instanceof Problem && error.code === 'claim_gone') app.endpointLimits.countRefusal(request, reply);
         throw error;
