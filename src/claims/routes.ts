@@ -186,7 +186,7 @@ const isClaimId = (text: string): text is ClaimId => isId('claim', text);
 
 const redeemRequest = z
   .strictObject({ code: z.string().min(1).max(200).meta({ example: 'lk_c_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' }) })
-  .meta({ id: 'RedeemRequest' });
+  .meta({ id: 'RedeemRequest', example: { code: 'lk_c_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' } });
 
 /** The redemption, apart from the other routes because its body contains a credential. */
 export const redeemRoutes: FastifyPluginAsyncZod<Pick<ClaimRoutesOptions, 'transactor' | 'tokenPrefix'>> = async (
