@@ -43,6 +43,8 @@ const requestsTo: Record<string, (service: TestService) => Promise<Array<[path: 
   '/v1/keys/:keyId/suspend': (service) => onTwoKeys(service, 'suspend', async () => undefined),
   '/v1/keys/:keyId/resume': (service) => onTwoKeys(service, 'resume', (path, admin) => admin.post(`${path}/suspend`)),
   '/v1/keys/:keyId/restore': (service) => onTwoKeys(service, 'restore', (path, admin) => admin.delete(path)),
+  '/v1/claims': async (service) =>
+    (await twoPartners(service)).map(({ keys }) => ['/v1/claims', { keyId: keys[0].id }]),
   '/v1/partners/:partnerId/suspend': (service) => onTwoPartners(service, 'suspend', async () => undefined),
   '/v1/partners/:partnerId/resume': (service) =>
     onTwoPartners(service, 'resume', (path, admin) => admin.post(`${path}/suspend`)),
@@ -153,7 +155,7 @@ t.test('every POST that accepts an Idempotency-Key replays its reply', async (t)
   t.ok(accepting.length >= 21);
   t.same(
     posts.filter((route) => !accepting.includes(route)).map(({ url }) => url),
-    ['/v1/keys/:keyId/reveal'],
+    ['/v1/keys/:keyId/reveal', '/v1/claims/redeem'],
     'each other POST has a reason',
   );
   for (const { url, config } of accepting) {
