@@ -1,9 +1,9 @@
 /** The actor of an event, as of that time: a later change of name does not change it. */
 export interface ActorSnapshot {
-  type: 'admin' | 'operator' | 'verifier' | 'system';
+  type: 'admin' | 'operator' | 'verifier' | 'claim' | 'system';
   /**
-   * The id of the access token; `issuer#subject` for a person of an identity provider; `bootstrap` or a job's name for
-   * `system`.
+   * The id of the access token; `issuer#subject` for a person of an identity provider; the claim's id for the unknown
+   * holder of its code; `bootstrap` or a job's name for `system`.
    */
   id: string;
   name: string;

@@ -1,3 +1,4 @@
+import { expireClaims } from '../claims/jobs.ts';
 import { announceExpiries, forgetExpiryNotices } from '../expiry-notices/jobs.ts';
 import { auditStates } from '../history/state-audit.ts';
 import { pruneIdempotency } from '../http/idempotency-store.ts';
@@ -28,6 +29,12 @@ export const jobs: readonly Job[] = [
     description: 'Records that keys and access tokens expire in 7 days and in 1 day.',
     schedule: '*/5 * * * *',
     run: ({ transactor, signal }) => announceExpiries({ transactor, signal }),
+  },
+  {
+    name: 'expire_claims',
+    description: 'Ends claims whose time is over, and deletes their copies of keys.',
+    schedule: '*/5 * * * *',
+    run: ({ transactor, signal }) => expireClaims({ transactor, signal }),
   },
   {
     name: 'wipe_seals',

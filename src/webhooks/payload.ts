@@ -34,6 +34,10 @@ export const partnerActions = [
   'key.purged',
   'key.used_after_deletion',
   'key.expiry_announced',
+  'key.claimed',
+  'claim.created',
+  'claim.expired',
+  'claim.cancelled',
 ] as const satisfies readonly HistoryAction[];
 
 export type Audience = 'organization' | 'partner';
