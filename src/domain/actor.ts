@@ -2,8 +2,8 @@
 export interface ActorSnapshot {
   type: 'admin' | 'operator' | 'verifier' | 'system';
   /**
-   * The id of the access token; `issuer#subject` for a person of an identity provider; `bootstrap` or a job's name for
-   * `system`.
+   * The id of the access token; `issuer#subject` for a person of an identity provider; `bootstrap`, `rekey`, `import`
+   * or a job's name for `system`.
    */
   id: string;
   name: string;

@@ -32,7 +32,8 @@ export function allowTokensInBody(
   });
 }
 
-function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
+/** Parses a JSON text, of which `secrets` may not be part. @throws Problem `bad_request`, `validation_failed`, `secret_in_text` */
+export function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
   const text = decodeUtf8(body);
   if (isNestedDeeper(maxNesting, text)) {
     throw new Problem('bad_request', `The body is nested deeper than ${maxNesting} levels.`);

@@ -37,6 +37,12 @@ export interface EntryProblem {
   keyId?: KeyId | undefined;
 }
 
+/** The member of the given entry that a problem is about, as its author names it. */
+export function givenMemberOf({ member }: Pick<EntryProblem, 'member'>, { token }: Pick<ImportEntry, 'token'>): string {
+  if (member !== 'token') return member;
+  return token.plaintext === null ? 'sha256' : 'plaintext';
+}
+
 /** Either all keys, in the order of the entries, or the problems of all entries that do not fit. */
 export interface ImportResult {
   keys: Key[];
@@ -46,15 +52,23 @@ export interface ImportResult {
 /** The most entries of one import: all of them are one transaction. */
 export const maxImportEntries = 500;
 
-/** Imports keys, all or none. With a problem nothing is written, so the rest can be imported in the same transaction. */
+/** Keys by their owner; null is the organization. */
+export type PlacesOfOwners = ReadonlyMap<PartnerId | null, readonly PlacedKey[]>;
+
+/**
+ * Imports keys, all or none. With a problem nothing is written, so the rest can be imported in the same transaction.
+ * @param rehearsed keys that count as stored already, in a rehearsal of several steps
+ */
 export async function importKeys(
   work: Work<OrganizationContext>,
   entries: readonly ImportEntry[],
+  rehearsed?: PlacesOfOwners,
 ): Promise<ImportResult> {
   if (entries.length === 0) return { keys: [], problems: [] };
   const owners = await lockOwners(work, entries);
   await lockImports(work.tx);
-  const places = new Places(await placesOfOwners(work.tx, work.by.organizationId, owners.ids));
+  const stored = await placesOfOwners(work.tx, work.by.organizationId, owners.ids);
+  const places = new Places([...stored, ...owners.ids.flatMap((id) => rehearsed?.get(id) ?? [])]);
   const tokens = await checkTokens(work, entries);
   const problems: EntryProblem[] = [];
   const keys: NewKey[] = [];
