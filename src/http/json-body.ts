@@ -1,6 +1,7 @@
 import type { FastifyInstance } from 'fastify';
 import fp from 'fastify-plugin';
-import type { SecretText } from '../crypto/secret-text.ts';
+import { presentedTexts } from '../credentials/presented.ts';
+import { holdsCredential, type SecretText } from '../crypto/secret-text.ts';
 import { Problem, validationProblem } from '../domain/errors.ts';
 import { isNestedDeeper, mayChangeNumbers, repeatedMember, withInexactNumbersInfinite } from '../lib/json-text.ts';
 
@@ -12,8 +13,11 @@ export const jsonBody = fp(
   async (app) => {
     app.removeAllContentTypeParsers();
     // No promise, to save time per request; Fastify turns an exception into the reply.
-    app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, (_request, body, done) => {
-      done(null, parseJson(body, app.secretText));
+    app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, (request, body, done) => {
+      const value = parseJson(body, app.secretText);
+      // An imported key has no form by which it could be found. Only this request shows what it is.
+      if (request.principal?.kind === 'api_key') refuseCredentials(value, presentedTexts(request.raw));
+      done(null, value);
     });
   },
   { name: 'json-body', dependencies: ['strict-routes'] },
@@ -32,7 +36,16 @@ export function allowTokensInBody(
   });
 }
 
-/** Parses a JSON text, of which `secrets` may not be part. @throws Problem `bad_request`, `validation_failed`, `secret_in_text` */
+function refuseCredentials(value: unknown, credentials: readonly string[]): void {
+  const ofText = (text: string): TextFlaw | undefined => {
+    if (!credentials.some((credential) => holdsCredential(text, credential))) return undefined;
+    return { code: 'secret_in_text', message: 'must not contain the credential of the request' };
+  };
+  const flaw = firstFlaw(value, 'body', { ofName: ofText, ofValue: ofText });
+  if (flaw !== undefined) throw toProblem(flaw);
+}
+
+/** Parses a JSON text strictly. @throws Problem `bad_request`, `validation_failed`, `secret_in_text` */
 export function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
   const text = decodeUtf8(body);
   if (isNestedDeeper(maxNesting, text)) {
@@ -47,11 +60,12 @@ export function parseJson(body: Buffer, secrets: SecretText | undefined): unknow
   const repeated = repeatedMember(text, value);
   if (repeated !== undefined) throw validationProblem(`body.${repeated}`, 'must not occur twice');
   const flaw = findFlaw(text, value, secrets);
-  if (flaw !== undefined) {
-    const { code, path, message } = flaw;
-    throw new Problem(code, `${path}: ${message}`, { errors: [{ path, message }] });
-  }
+  if (flaw !== undefined) throw toProblem(flaw);
   return value;
+}
+
+function toProblem({ code, path, message }: Flaw): Problem {
+  return new Problem(code, `${path}: ${message}`, { errors: [{ path, message }] });
 }
 
 const utf8 = new TextDecoder('utf-8', { fatal: true });

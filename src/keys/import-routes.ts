@@ -7,6 +7,7 @@ import { type InputError, Problem, type ProblemCode } from '../domain/errors.ts'
 import { createConcurrencyLimit, organizationGroupOf } from '../http/concurrency-limit.ts';
 import { organizationContextOf } from '../http/guard.ts';
 import { allowTokensInBody } from '../http/json-body.ts';
+import { removeFromFacts } from '../http/request-facts.ts';
 import { givenMemberOf, type ImportEntry, importKeys, maxImportEntries } from './import-commands.ts';
 import { importEntryInput, readImportEntry } from './import-input.ts';
 import type { Key } from './store.ts';
@@ -95,10 +96,15 @@ export const keyImportRoutes: FastifyPluginAsyncZod<KeyImportRoutesOptions> = as
       },
     },
     async (request, reply) => {
-      const by = organizationContextOf(request);
       const entries = (request.body.entries as unknown[]).map((entry) =>
         readImportEntry(entry, { secrets: app.secretText, tokenPrefix }),
       );
+      for (const entry of entries) {
+        if ('token' in entry && entry.token.plaintext !== null) {
+          removeFromFacts(entry.token.plaintext.reveal(), request, reply);
+        }
+      }
+      const by = organizationContextOf(request);
       const act = async (work: Work<OrganizationContext>) => {
         const keys = await importAll(work, entries);
         const context = { tokenPrefix, undoWindowSeconds, now: work.now };
