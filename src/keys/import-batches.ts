@@ -16,7 +16,7 @@ export type ImportOutcome =
 /** `different`: some setting is not what the entry says. `repeated`: an earlier entry of the same import has the token. */
 export type PresentState = 'same' | 'different' | 'deleted' | 'repeated';
 
-/** What the earlier batches of a dry run would have stored. It grows by about 300 bytes for each key. */
+/** What the earlier batches of a dry run would have stored. It grows by about 500 bytes for each key. */
 export interface Rehearsal {
   digests: Set<string>;
   places: Map<PartnerId | null, PlacedKey[]>;
