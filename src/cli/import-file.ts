@@ -8,7 +8,7 @@ import { createDatabaseClock } from '../database/clock.ts';
 import { confirmInstallation } from '../database/installation.ts';
 import { requireCurrentSchema } from '../database/migrator.ts';
 import type { Actor } from '../domain/actor.ts';
-import { type ImportOutcome, importBatch, type PresentState, type Rehearsal } from '../keys/import-batches.ts';
+import { type ImportOutcome, importBatch, type PresentState } from '../keys/import-batches.ts';
 import { type ImportEntry, maxImportEntries } from '../keys/import-commands.ts';
 import { readImportEntry } from '../keys/import-input.ts';
 import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
@@ -35,63 +35,73 @@ export async function importFile(
   const { url, keyring } = await locate(config);
   const client = connect({ url, poolSize: 2, timeoutMs: queryTimeoutMs, connectTimeoutMs });
   const report = new Report(options.dryRun === true, showProgress('Importing bytes:'));
-  let errors: FileHandle | undefined;
+  let misfits: MisfitFile | undefined;
   try {
     await requireCurrentSchema(client.db);
     await confirmInstallation(client.db, { tokenPrefix: config.TOKEN_PREFIX, keyring });
     if (!(await organizationExists(client.db, organizationId))) {
       throw new Error(`There is no organization ${organizationId} in this database. Nothing was imported.`);
     }
-    if (options.errors !== undefined) errors = await createNew(options.errors);
-    const { lines, header } = readLines(format, source.chunks);
+    const reader = readLines(format, source.chunks);
+    if (options.errors !== undefined) misfits = await MisfitFile.create(options.errors, reader.header);
     const reading = { secrets: createSecretText(config.TOKEN_PREFIX), tokenPrefix: config.TOKEN_PREFIX };
-    const transactor = { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
-    const by = { actor, organizationId, request: null };
-    const rehearsal: Rehearsal | undefined = options.dryRun ? { digests: new Set(), places: new Map() } : undefined;
-    let headerIsWritten = false;
-
-    const importLines = async (batch: readonly Line[]) => {
-      const read = batch.map((line) => readEntry(line, reading));
-      const entries = read.flatMap((found) => ('entry' in found ? [found.entry] : []));
-      const outcomes = (await importBatch({ transactor, by, rehearsal }, entries)).values();
-      for (const [index, line] of batch.entries()) {
-        const found = read[index];
-        const outcome = found !== undefined && 'flaws' in found ? unfit(found.flaws) : outcomes.next().value;
-        if (outcome === undefined) throw new Error('a line of the file has no outcome');
+    const deps = {
+      transactor: { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries },
+      by: { actor, organizationId, request: null },
+      rehearsal: options.dryRun ? { digests: new Set<string>(), places: new Map() } : undefined,
+    };
+    report.showProgress(source);
+    for await (const batch of batchesOf(reader.lines, (reason) => report.stop(reason))) {
+      const outcomes = await importLines(deps, batch, reading);
+      for (const { line, outcome } of outcomes) {
         report.add(line, outcome);
-        if (outcome.kind !== 'unfit' || errors === undefined || line.raw === '') continue;
-        const first = headerIsWritten ? undefined : header();
-        headerIsWritten = true;
-        await errors.write(`${first === undefined ? '' : `${first}\n`}${line.raw}\n`);
+        if (outcome.kind === 'unfit') await misfits?.add(line);
       }
       report.showProgress(source);
-    };
-
-    report.showProgress(source);
-    let batch: Line[] = [];
-    try {
-      for await (const line of lines) {
-        batch.push(line);
-        if (batch.length < maxImportEntries) continue;
-        const full = batch;
-        batch = [];
-        await importLines(full);
-      }
-    } catch (error) {
-      if (!(error instanceof UnreadableFile)) throw error;
-      await importLines(batch);
-      batch = [];
-      report.stop(error.message);
     }
-    await importLines(batch);
     report.finish(file);
   } catch (error) {
     report.fail();
     throw error;
   } finally {
-    await errors?.close();
+    await misfits?.close();
     await client.close();
   }
+}
+
+/** Lines by the size of a transaction. If the file cannot be read to its end, those before are a batch too. */
+async function* batchesOf(lines: AsyncIterable<Line>, onStop: (reason: string) => void): AsyncGenerator<Line[]> {
+  let batch: Line[] = [];
+  let stopped: UnreadableFile | undefined;
+  try {
+    for await (const line of lines) {
+      batch.push(line);
+      if (batch.length < maxImportEntries) continue;
+      yield batch;
+      batch = [];
+    }
+  } catch (error) {
+    if (!(error instanceof UnreadableFile)) throw error;
+    stopped = error;
+  }
+  if (batch.length > 0) yield batch;
+  if (stopped !== undefined) onStop(stopped.message);
+}
+
+async function importLines(
+  deps: Parameters<typeof importBatch>[0],
+  batch: readonly Line[],
+  reading: ReadingOptions,
+): Promise<Array<{ line: Line; outcome: ImportOutcome }>> {
+  const read = batch.map((line) => ({ line, found: readEntry(line, reading) }));
+  const entries = read.flatMap(({ found }) => ('entry' in found ? [found.entry] : []));
+  const outcomes = (await importBatch(deps, entries)).values();
+  return read.map(({ line, found }) => {
+    if ('flaws' in found) return { line, outcome: { kind: 'unfit', problems: found.flaws } };
+    const outcome = outcomes.next().value;
+    if (outcome === undefined) throw new Error('an entry of an import has no outcome');
+    return { line, outcome };
+  });
 }
 
 interface Source {
@@ -116,13 +126,35 @@ async function openSource(file: string): Promise<Source> {
   return source;
 }
 
-/** Only for its owner, because it contains tokens. */
-async function createNew(file: string): Promise<FileHandle> {
-  try {
-    return await open(file, 'wx', 0o600);
-  } catch (cause) {
-    if ((cause as NodeJS.ErrnoException).code !== 'EEXIST') throw cause;
-    throw new Error(`${file} exists already. Give --errors another name. Nothing was imported.`, { cause });
+/** Keeps the lines that do not fit, as they are in the file. Only its owner may read it, because it contains tokens. */
+class MisfitFile {
+  readonly #file: FileHandle;
+  /** The header line of a CSV file, which comes first. */
+  #header: (() => string | undefined) | undefined;
+
+  private constructor(file: FileHandle, header: () => string | undefined) {
+    this.#file = file;
+    this.#header = header;
+  }
+
+  static async create(name: string, header: () => string | undefined): Promise<MisfitFile> {
+    try {
+      return new MisfitFile(await open(name, 'wx', 0o600), header);
+    } catch (cause) {
+      if ((cause as NodeJS.ErrnoException).code !== 'EEXIST') throw cause;
+      throw new Error(`${name} exists already. Give --errors another name. Nothing was imported.`, { cause });
+    }
+  }
+
+  async add({ raw }: Line): Promise<void> {
+    if (raw === '') return;
+    const header = this.#header?.();
+    this.#header = undefined;
+    await this.#file.write(`${header === undefined ? '' : `${header}\n`}${raw}\n`);
+  }
+
+  close(): Promise<void> {
+    return this.#file.close();
   }
 }
 
@@ -131,10 +163,9 @@ interface Flaw {
   message: string;
 }
 
-function readEntry(
-  { read }: Line,
-  reading: Parameters<typeof readImportEntry>[1],
-): { entry: ImportEntry } | { flaws: Flaw[] } {
+type ReadingOptions = Parameters<typeof readImportEntry>[1];
+
+function readEntry({ read }: Line, reading: ReadingOptions): { entry: ImportEntry } | { flaws: Flaw[] } {
   if ('flaw' in read) return { flaws: [{ path: read.path, message: read.flaw }] };
   const normalized = withHexDigest(read.entry);
   if ('flaws' in normalized) return normalized;
@@ -156,10 +187,6 @@ function withHexDigest(entry: unknown): { entry: unknown } | { flaws: Flaw[] } {
     ? 'is a password hash (such as bcrypt or argon2), by which no key can be found; docs/migration.md has what to do instead'
     : 'must be a SHA-256: 64 hex digits, or 32 bytes in base64 or base64url';
   return { flaws: [{ path: 'sha256', message }] };
-}
-
-function unfit(problems: Flaw[]): ImportOutcome {
-  return { kind: 'unfit', problems };
 }
 
 const knownNames = new Set([...csvColumns, 'rateLimit', 'requests', 'windowSeconds']);
