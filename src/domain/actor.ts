@@ -3,7 +3,7 @@ export interface ActorSnapshot {
   type: 'admin' | 'operator' | 'verifier' | 'claim' | 'system';
   /**
    * The id of the access token; `issuer#subject` for a person of an identity provider; the claim's id for the unknown
-   * holder of its code; `bootstrap` or a job's name for `system`.
+   * holder of its code; `bootstrap`, `rekey`, `import` or a job's name for `system`.
    */
   id: string;
   name: string;

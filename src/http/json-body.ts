@@ -45,7 +45,8 @@ function refuseCredentials(value: unknown, credentials: readonly string[]): void
   if (flaw !== undefined) throw toProblem(flaw);
 }
 
-function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
+/** Parses a JSON text strictly. @throws Problem `bad_request`, `validation_failed`, `secret_in_text` */
+export function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
   const text = decodeUtf8(body);
   if (isNestedDeeper(maxNesting, text)) {
     throw new Problem('bad_request', `The body is nested deeper than ${maxNesting} levels.`);

@@ -287,7 +287,12 @@ function withoutUndefined(patch: KeyPatch): Partial<KeySettings> {
   };
 }
 
-export function settingsOf(key: Key): KeySettings {
+export function settingsOf(
+  key: Pick<
+    Key,
+    'name' | 'expires_at' | 'allowed_ips' | 'scopes' | 'metadata' | keyof ReturnType<typeof toRateLimitColumns>
+  >,
+): KeySettings {
   return {
     name: key.name,
     expiresAt: key.expires_at,

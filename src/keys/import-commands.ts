@@ -30,6 +30,12 @@ export interface EntryProblem {
   keyId?: KeyId | undefined;
 }
 
+/** The member of the given entry that a problem is about, as its author names it. */
+export function givenMemberOf({ member }: Pick<EntryProblem, 'member'>, { token }: Pick<ImportEntry, 'token'>): string {
+  if (member !== 'token') return member;
+  return token.plaintext === null ? 'sha256' : 'plaintext';
+}
+
 /** Either all keys, in the order of the entries, or the problems of all entries that do not fit. */
 export interface ImportResult {
   keys: Key[];
@@ -39,15 +45,27 @@ export interface ImportResult {
 /** The most entries of one import: all of them are one transaction. */
 export const maxImportEntries = 500;
 
-/** Imports keys, all or none. With a problem nothing is written, so the rest can be imported in the same transaction. */
+/** A key that takes a place of a row. */
+export type PlacedKey = Pick<Key, 'id' | 'partner_id' | 'permission' | 'slot' | 'expires_at'>;
+
+/** Keys by their owner; null is the organization. */
+export type PlacesOfOwners = ReadonlyMap<PartnerId | null, readonly PlacedKey[]>;
+
+/**
+ * Imports keys, all or none. With a problem nothing is written, so the rest can be imported in the same transaction.
+ * @param rehearsed keys that count as stored already, in a rehearsal of several steps
+ */
 export async function importKeys(
   work: Work<OrganizationContext>,
   entries: readonly ImportEntry[],
+  rehearsed?: PlacesOfOwners,
 ): Promise<ImportResult> {
   if (entries.length === 0) return { keys: [], problems: [] };
   const owners = await lockOwners(work, entries);
   await lockImports(work.tx);
-  const places = new Places(await lockLiveKeysOfOwners(work.tx, work.by.organizationId, owners.ids), work.now);
+  const stored = await lockLiveKeysOfOwners(work.tx, work.by.organizationId, owners.ids);
+  const earlier = owners.ids.flatMap((id) => rehearsed?.get(id) ?? []);
+  const places = new Places(stored, earlier, work.now);
   const tokens = await checkTokens(work, entries);
   const problems: EntryProblem[] = [];
   const keys: NewKey[] = [];
@@ -225,9 +243,10 @@ class Places {
   readonly #rows = new Map<string, Occupant[]>();
   readonly #now: Date;
 
-  constructor(keys: readonly Key[], now: Date) {
+  constructor(stored: readonly Key[], rehearsed: readonly PlacedKey[], now: Date) {
     this.#now = now;
-    for (const key of keys) this.#rowOf(key.partner_id, key.permission).push({ ...key, key });
+    for (const key of stored) this.#rowOf(key.partner_id, key.permission).push({ ...key, key });
+    for (const key of rehearsed) this.#rowOf(key.partner_id, key.permission).push({ ...key, key: undefined });
   }
 
   /** The same rule as `takePlace`. @throws Problem `row_full` */
@@ -253,7 +272,7 @@ class Places {
 
 interface Occupant extends Pick<Key, 'slot' | 'expires_at'> {
   id: string;
-  /** Undefined: an earlier entry. */
+  /** Undefined: not stored yet. */
   key: Key | undefined;
 }
 

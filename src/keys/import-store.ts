@@ -55,3 +55,28 @@ export async function hasImportedKeys(db: Db, organizationId: OrganizationId): P
     .execute();
   return rows.length > 0;
 }
+
+/** A key's settings, and the external id of its partner. */
+export type OwnedKey = Awaited<ReturnType<typeof findOwnedKeys>>[number];
+
+export async function findOwnedKeys(db: Db, ids: readonly KeyId[]) {
+  return db
+    .selectFrom('api_keys')
+    .leftJoin('partners', 'partners.id', 'api_keys.partner_id')
+    .select([
+      'api_keys.id',
+      'api_keys.partner_id',
+      'partners.external_id',
+      'api_keys.permission',
+      'api_keys.name',
+      'api_keys.expires_at',
+      'api_keys.rate_limit_requests',
+      'api_keys.rate_limit_window_seconds',
+      'api_keys.allowed_ips',
+      'api_keys.scopes',
+      'api_keys.metadata',
+      'api_keys.deleted_at',
+    ])
+    .where('api_keys.id', '=', sql<KeyId>`any(${ids})`)
+    .execute();
+}
