@@ -8,6 +8,7 @@ import type { IdempotencyKeysTable } from './tables/idempotency-keys.ts';
 import type { InstallationTable } from './tables/installation.ts';
 import type { JobRunsTable } from './tables/job-runs.ts';
 import type { KeyringEntriesTable } from './tables/keyring-entries.ts';
+import type { LeakReportsTable } from './tables/leak-reports.ts';
 import type { OrganizationsTable } from './tables/organizations.ts';
 import type { PartnersTable } from './tables/partners.ts';
 import type { RecoveryRequestsTable } from './tables/recovery-requests.ts';
@@ -34,6 +35,7 @@ export interface Database {
   recovery_requests: RecoveryRequestsTable;
   expiry_notices: ExpiryNoticesTable;
   deleted_key_uses: DeletedKeyUsesTable;
+  leak_reports: LeakReportsTable;
   idempotency_keys: IdempotencyKeysTable;
   job_runs: JobRunsTable;
   state_difference_counts: StateDifferenceCountsTable;

@@ -33,6 +33,7 @@ export const partnerActions = [
   'key.purged',
   'key.used_after_deletion',
   'key.expiry_announced',
+  'key.leak_reported',
 ] as const satisfies readonly HistoryAction[];
 
 export type Audience = 'organization' | 'partner';
@@ -84,9 +85,9 @@ function actorIdFor(audience: Audience, { id, issuer }: ChainedEvent['actor']): 
   return audience === 'partner' && issuer !== undefined ? 'oidc' : id;
 }
 
-/** `metadata` is for the organization's backends; partners do not see it. */
+/** Partners see neither `metadata`, which is for the organization's backends, nor what somebody wrote about a leak. */
 function withoutInternals(details: Record<string, unknown>): Record<string, unknown> {
-  const { metadata, changes, ...shared } = details;
+  const { metadata, note, changes, ...shared } = details;
   if (typeof changes !== 'object' || changes === null) return shared;
   const { metadata: _, ...others } = changes as Record<string, unknown>;
   return { ...shared, changes: others };
