@@ -76,7 +76,7 @@ export const githubLeakRoutes: FastifyPluginAsyncZod<{ reports: LeakReports; key
     '/leaks/github',
     {
       bodyLimit: bodyLimitBytes,
-      config: { access: 'public', problems: ['forbidden', 'unavailable'] },
+      config: { access: 'public', problems: ['forbidden', 'unavailable', 'overloaded', 'not_found'] },
       schema: {
         operationId: 'reportLeaksFromGithub',
         tags: ['Leaks'],
