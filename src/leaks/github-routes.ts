@@ -19,30 +19,28 @@ const bodyLimitBytes = 262_144;
 /** Bodies at once. Anybody can name GitHub's public keys, and so send a body before its signature is checked. */
 const bodiesAtOnce = { totalLimit: 64, groupLimit: 16 };
 
-const matches = z
-  .array(
-    z.looseObject({
-      token: z.string().min(1),
-      type: z.string().optional().meta({ description: 'The name of the pattern, as agreed with GitHub.' }),
-      url: z.string().nullish().meta({ description: 'Where the token was found; may be empty.' }),
-      source: z.string().nullish().meta({ description: 'What contained it, such as `commit` or `issue_comment`.' }),
-    }),
-  )
-  .max(1_000)
-  .meta({
-    id: 'GithubMatches',
-    example: [{ token: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…', type: 'latchkey_api_key', url: '', source: 'commit' }],
-  });
+const exampleToken = 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…';
+const exampleType = 'latchkey_api_key';
 
-const feedback = z
-  .array(
-    z.object({
-      token_raw: z.string(),
-      token_type: z.string(),
-      label: z.enum(['true_positive', 'false_positive']),
-    }),
-  )
-  .meta({ id: 'GithubFeedback' });
+const match = z
+  .looseObject({
+    token: z.string().min(1),
+    type: z.string().optional().meta({ description: 'The name of the pattern, as agreed with GitHub.' }),
+    url: z.string().nullish().meta({ description: 'Where the token was found; may be empty.' }),
+    source: z.string().nullish().meta({ description: 'What contained it, such as `commit` or `issue_comment`.' }),
+  })
+  .meta({ id: 'GithubMatch', example: { token: exampleToken, type: exampleType, url: '', source: 'commit' } });
+
+const matches = z.array(match).max(1_000).meta({ id: 'GithubMatches' });
+
+const label = z.enum(['true_positive', 'false_positive']).meta({ id: 'GithubLabel' });
+
+const feedback = z.object({ token_raw: z.string(), token_type: z.string(), label }).meta({
+  id: 'GithubFeedback',
+  example: { token_raw: exampleToken, token_type: exampleType, label: 'true_positive' },
+});
+
+const feedbackList = z.array(feedback).meta({ id: 'GithubFeedbackList' });
 
 const github: Actor = { type: 'system', id: 'github_secret_scanning', name: 'GitHub secret scanning', email: null };
 
@@ -86,7 +84,7 @@ export const githubLeakRoutes: FastifyPluginAsyncZod<{ reports: LeakReports; key
           '`Github-Public-Key-Identifier` and `Github-Public-Key-Signature`. Only if `GITHUB_KEYS_URL` is set. At most 1,000 ' +
           'matches in 256 KiB. `true_positive`: the token is a credential of this installation, live or deleted.',
         body: matches,
-        response: { 200: feedback },
+        response: { 200: feedbackList },
       },
     },
     async (request) => {
