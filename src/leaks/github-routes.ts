@@ -21,6 +21,7 @@ const bodiesAtOnce = { totalLimit: 64, groupLimit: 16 };
 
 const exampleToken = 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…';
 const exampleType = 'latchkey_api_key';
+const exampleMatch = { token: exampleToken, type: exampleType, url: '', source: 'commit' };
 
 const match = z
   .looseObject({
@@ -29,9 +30,15 @@ const match = z
     url: z.string().nullish().meta({ description: 'Where the token was found; may be empty.' }),
     source: z.string().nullish().meta({ description: 'What contained it, such as `commit` or `issue_comment`.' }),
   })
-  .meta({ id: 'GithubMatch', example: { token: exampleToken, type: exampleType, url: '', source: 'commit' } });
+  .meta({ id: 'GithubMatch', example: exampleMatch });
 
-const matches = z.array(match).max(1_000).meta({ id: 'GithubMatches' });
+const matches = z
+  .array(match)
+  .max(1_000)
+  .meta({
+    id: 'GithubMatches',
+    example: [exampleMatch],
+  });
 
 const label = z.enum(['true_positive', 'false_positive']).meta({ id: 'GithubLabel' });
 

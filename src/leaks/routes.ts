@@ -6,7 +6,7 @@ import type { Actor } from '../domain/actor.ts';
 import { Problem } from '../domain/errors.ts';
 import { actorContextOf } from '../http/guard.ts';
 import { allowTokensInBody } from '../http/json-body.ts';
-import { idView, prose, text } from '../http/schemas.ts';
+import { exampleId, idView, prose, text } from '../http/schemas.ts';
 import { atFixedTimes } from '../lib/fixed-times.ts';
 import type { LeakReports } from './reports.ts';
 import { containsKey } from './texts.ts';
@@ -35,20 +35,19 @@ const newReport = z
     },
   });
 
+const leakAction = z.enum(['notify', 'suspend', 'revoke', 'none']).meta({ id: 'LeakAction' });
+
 const leakAnswer = z
   .object({
     found: z.boolean().meta({ description: 'Whether it is an API key that the caller may know of, live or deleted.' }),
     keyId: idView('key').nullable(),
-    action: z
-      .enum(['notify', 'suspend', 'revoke', 'none'])
-      .nullable()
-      .meta({
-        description:
-          "What the report did, by the organization's `leakResponse`; for a repeated report, what the first one did. `none`: " +
-          'the key was compromised before, or can no longer be restored. Null if no key was found.',
-      }),
+    action: leakAction.nullable().meta({
+      description:
+        "What the report did, by the organization's `leakResponse`; for a repeated report, what the first one did. `none`: " +
+        'the key was compromised before, or can no longer be restored. Null if no key was found.',
+    }),
   })
-  .meta({ id: 'LeakAnswer' });
+  .meta({ id: 'LeakAnswer', example: { found: true, keyId: exampleId('key'), action: 'notify' } });
 
 const accepted = z.strictObject({}).meta({ id: 'LeakAccepted', description: 'The same for every text.' });
 
