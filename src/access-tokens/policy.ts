@@ -1,6 +1,6 @@
 import { Problem, validationProblem } from '../domain/errors.ts';
 import type { AccessTokenId, OrganizationId } from '../domain/ids.ts';
-import type { Access } from '../domain/permissions.ts';
+import type { TokenScope } from '../domain/permissions.ts';
 
 /** Rules for creating and deleting access tokens that need no database. */
 
@@ -8,14 +8,14 @@ export type TokenRole = 'operator' | 'admin' | 'verifier';
 
 export interface RequestedToken {
   role: TokenRole;
-  scopes: Access[];
+  scopes: TokenScope[];
   email: string | null;
   expiresAt: Date | null;
 }
 
 interface Creator {
   role: TokenRole | 'system';
-  scopes: readonly Access[];
+  scopes: readonly TokenScope[];
 }
 
 /**

@@ -82,7 +82,7 @@ function requireDeclarations(route: RouteOptions): void {
 function isChangingPost({ method, config }: RouteOptions): boolean {
   const access = config?.access;
   if (![method].flat().includes('POST') || access === undefined || access === 'public') return false;
-  return (access.role === 'admin' || access.role === 'operator') && access.scope === 'write';
+  return (access.role === 'admin' || access.role === 'operator') && access.scope !== 'read';
 }
 
 /** Whether a route accepts only an empty body, `null` or `{}`. */
