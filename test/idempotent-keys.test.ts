@@ -238,7 +238,7 @@ t.test('a stored reply edited to match another body is not replayed', async (t) 
   const { body: two } = await admin.post('/v1/keys', { name: 'Two' }, withKey('two'));
   await dbQuery(
     urls.superuser,
-    `update idempotency_keys set request_hash = (select request_hash from idempotency_keys where $2 = any(created))
+    `update idempotency_keys set request_mac = (select request_mac from idempotency_keys where $2 = any(created))
      where $1 = any(created)`,
     [one.id, two.id],
   );

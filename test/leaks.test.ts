@@ -5,6 +5,7 @@ import { purgeDeletedKeys } from '../src/keys/jobs.ts';
 import { placesInDay } from '../src/leaks/policy.ts';
 import { pruneLeakReports } from '../src/leaks/store.ts';
 import { type Json, type Reply, startService, type TestService } from './support/app.ts';
+import { foreignToken, sha256Of } from './support/imports.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { readMetrics } from './support/metrics.ts';
 import { t } from './support/tap.ts';
@@ -393,4 +394,30 @@ t.test("a key whose tag's keyring entry is lost is not checked by argon2id: the 
   const metrics = readMetrics((await second.app.inject({ url: '/metrics' })).body);
   t.equal(metrics.value('latchkey_leak_reports_total', { result: 'unchecked' }), 2);
   t.same(await leftBy(first, key.id), []);
+});
+
+t.test('an imported key is found by its own text, whether it was imported as plaintext or as SHA-256', async (t) => {
+  const service = await startService(t);
+  const { admin, operator, verifier, hasher } = service;
+  const [plaintext, hashed, unknown] = [foreignToken(), foreignToken(), foreignToken()];
+  t.match(await admin.post('/v1/leaks', { key: plaintext }), { status: 200, body: { found: false } });
+  const entries = [{ plaintext }, { sha256: sha256Of(hashed) }];
+  const { status, body: imported } = await admin.post('/v1/keys/import', { entries });
+  t.equal(status, 201);
+  const runs = hasher.runs;
+  await admin.patch('/v1/organization', { leakResponse: 'suspend' });
+  for (const key of [plaintext, hashed, unknown]) t.equal((await report(service, { key, source: 'any' })).status, 202);
+  t.equal(hasher.runs, runs);
+  for (const [index, key] of [plaintext, hashed].entries()) {
+    const { id } = imported.data[index];
+    t.same(actionsOf(await leftBy(service, id)), ['key.leak_reported', 'key.suspended']);
+    t.equal((await verifier.post('/v1/verify', { key, permission: 'read' })).body.code, 'suspended');
+    t.match((await admin.post('/v1/leaks', { key })).body, { found: true, keyId: id, action: 'suspend' });
+  }
+  const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
+  const inOther = { 'latchkey-organization': other.id };
+  t.match((await operator.post('/v1/leaks', { key: plaintext }, inOther)).body, { found: false });
+  const url = `https://paste.example/${encodeURIComponent(plaintext)}`;
+  t.match((await report(service, { key: plaintext, url })).body, { code: 'secret_in_text' });
+  t.match((await admin.get('/v1/history/verify')).body, { valid: true, stateDifferences: [] });
 });

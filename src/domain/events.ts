@@ -14,6 +14,7 @@ export const historyActions = [
   'partner.suspended',
   'partner.resumed',
   'key.created',
+  'key.imported',
   'key.revealed',
   'key.updated',
   'key.rotated',

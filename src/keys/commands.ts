@@ -114,6 +114,9 @@ export async function addKey(work: Work<OrganizationContext>, input: KeyToAdd): 
     partner_id: partnerId,
     permission: input.permission,
     slot,
+    origin: 'created',
+    digest_sealed: null,
+    digest_keyring_id: null,
     ...minted.columns,
     ...(input.mayBeRevealed ? minted.sealed : { sealed: null, sealed_keyring_id: null }),
     ...toColumns(settings),
@@ -183,8 +186,9 @@ export async function recordReveal(
   if (sealed === undefined) {
     throw new Problem(
       'reveal_disabled',
-      `The plaintext of key ${key.id} is not stored: keyReveal was never when the key was created, or was set to never ` +
-        'later, which deleted the plaintext. Rotate the key, or create a second one in its row.',
+      `The plaintext of key ${key.id} is not stored: ${key.origin === 'imported' ? 'it was imported by its SHA-256, or ' : ''}` +
+        `keyReveal was never when the key was ${key.origin}, or was set to never later, which deleted the plaintext. ` +
+        'Rotate the key, or create a second one in its row.',
     );
   }
   record(work, {
@@ -229,7 +233,7 @@ export async function deleteKeys(
   return deleted;
 }
 
-function toSettings(given: KeyPatch): KeySettings {
+export function toSettings(given: KeyPatch): KeySettings {
   return { ...defaultSettings, ...withoutUndefined(given) };
 }
 
@@ -256,7 +260,7 @@ export function settingsOf(key: Key): KeySettings {
   };
 }
 
-function toColumns(settings: KeySettings): Required<KeyFields> {
+export function toColumns(settings: KeySettings): Required<KeyFields> {
   return {
     name: settings.name,
     expires_at: settings.expiresAt,
@@ -268,7 +272,7 @@ function toColumns(settings: KeySettings): Required<KeyFields> {
 }
 
 /** Settings in the form of history events. */
-function describe(settings: KeySettings): Record<string, unknown> {
+export function describe(settings: KeySettings): Record<string, unknown> {
   return { ...settings, expiresAt: settings.expiresAt?.toISOString() ?? null };
 }
 

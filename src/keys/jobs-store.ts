@@ -56,6 +56,8 @@ export async function markKeysPurged(tx: Tx, ids: readonly KeyId[], purgedAt: Da
       mac_keyring_id: null,
       sealed: null,
       sealed_keyring_id: null,
+      digest_sealed: null,
+      digest_keyring_id: null,
     })
     .where('id', '=', sql<KeyId>`any(${ids})`)
     .execute();

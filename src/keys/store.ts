@@ -9,10 +9,18 @@ import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 import type { Access, Permission } from '../domain/permissions.ts';
 import type { KeyStatus } from './policy.ts';
 
-/** A key without its tag, hash and sealed value, which no view contains. */
+/** A key without its tag, hash and sealed values, which no view contains. */
 export type Key = Omit<
   Selectable<ApiKeysTable>,
-  'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'mac' | 'mac_keyring_id' | 'sealed' | 'sealed_keyring_id'
+  | 'tag'
+  | 'tag_keyring_id'
+  | 'argon2id_hash'
+  | 'mac'
+  | 'mac_keyring_id'
+  | 'sealed'
+  | 'sealed_keyring_id'
+  | 'digest_sealed'
+  | 'digest_keyring_id'
 >;
 
 /** A key with all data that a reply shows. */
@@ -27,6 +35,7 @@ const columns = [
   'partner_id',
   'permission',
   'slot',
+  'origin',
   'name',
   'last_four',
   'expires_at',
@@ -235,13 +244,26 @@ export type NewKey = Omit<
   'mac' | 'mac_keyring_id' | 'suspended_at' | 'deleted_at' | 'delete_reason' | 'purged_at'
 >;
 
-export async function insertKey({ tx, keyring }: Writer, key: NewKey): Promise<Key> {
-  const mac = keyMac(keyring, { ...key, delete_reason: null });
+export async function insertKey(writer: Writer, key: NewKey): Promise<Key> {
+  const [inserted] = await insertKeys(writer, [key]);
+  if (inserted === undefined) throw new Error(`Key ${key.id} was not inserted`);
+  return inserted;
+}
+
+/** Inserts keys in one statement and returns them in their order. */
+export async function insertKeys({ tx, keyring }: Writer, keys: readonly NewKey[]): Promise<Key[]> {
   return tx
     .insertInto('api_keys')
-    .values({ ...key, ...mac, created_by: JSON.stringify(key.created_by), metadata: JSON.stringify(key.metadata) })
+    .values(
+      keys.map((key) => ({
+        ...key,
+        ...keyMac(keyring, { ...key, delete_reason: null }),
+        created_by: JSON.stringify(key.created_by),
+        metadata: JSON.stringify(key.metadata),
+      })),
+    )
     .returning(columns)
-    .executeTakeFirstOrThrow();
+    .execute();
 }
 
 export type KeyFields = Partial<
@@ -282,7 +304,7 @@ export async function markKeysDeleted(
     .execute();
 }
 
-/** Deletes the hash and the sealed value. The tag stays, to recognize the key. */
+/** Deletes the hash and the sealed values. The tag stays, to recognize the key. */
 async function markKeyCompromised(writer: Writer, id: KeyId, at: Date): Promise<Key> {
   const covered = { delete_reason: 'compromised', argon2id_hash: null } as const;
   return writer.tx
@@ -293,6 +315,8 @@ async function markKeyCompromised(writer: Writer, id: KeyId, at: Date): Promise<
       deleted_at: sql<Date>`coalesce(deleted_at, ${at})`,
       sealed: null,
       sealed_keyring_id: null,
+      digest_sealed: null,
+      digest_keyring_id: null,
     })
     .where('id', '=', id)
     .returning(columns)

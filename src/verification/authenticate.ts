@@ -27,9 +27,9 @@ export function createAuthenticator(credentials: Credentials, clock: DatabaseClo
 
   return {
     authenticate: (token) =>
-      credentials.isApiKey(token)
-        ? andThen(credentials.findApiKey(token), admitKey)
-        : andThen(credentials.findAccessToken(token), admitAccessToken),
+      credentials.isAccessToken(token)
+        ? andThen(credentials.findAccessToken(token), admitAccessToken)
+        : andThen(credentials.findApiKey(token, { callerOrganizationId: null, fresh: false }), admitKey),
   };
 }
 
