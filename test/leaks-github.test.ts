@@ -3,7 +3,8 @@ import type { Test } from 'tap';
 import { createGithubKeys, type GithubKeysOptions } from '../src/leaks/github-keys.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { listenHttp } from './support/listeners.ts';
-import { eventually } from './support/process.ts';
+import { eventually, request } from './support/process.ts';
+import { serve } from './support/served.ts';
 import { t } from './support/tap.ts';
 
 // A server in the test's process lists public keys as GitHub does, and signs bodies with its private keys.
@@ -272,4 +273,18 @@ t.test('bodies that are not yet known to be signed are limited by address', asyn
     Array.from({ length: 8 }, async () => (await sendSigned(service, [], key)).status),
   );
   t.same(statuses.toSorted(), [200, 200, 200, 200, 200, 429, 429, 429]);
+});
+
+t.test('a process with GITHUB_KEYS_URL fetches the keys at its start and answers on its port', async (t) => {
+  const github = await startGithub(t);
+  const key = createKey('first');
+  github.list(key);
+  const { url, tokens } = await serve(t, { GITHUB_KEYS_URL: github.url });
+  await eventually(async () => github.fetches() === 1, 5_000);
+  const created = await request(`${url}/v1/keys`, { method: 'POST', token: tokens['adminToken'] ?? '', body: {} });
+  const token = created.body.key;
+  const body = JSON.stringify([{ token, type, url: '', source: 'commit' }]);
+  const reply = await fetch(`${url}/v1/leaks/github`, { method: 'POST', headers: headersFor(body, key), body });
+  t.same(await reply.json(), [{ token_raw: token, token_type: type, label: 'true_positive' }]);
+  t.equal(github.fetches(), 1);
 });

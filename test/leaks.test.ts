@@ -200,9 +200,10 @@ t.test('the time of the reply does not show what the key is', async (t) => {
   }
   const median = (of: number[]) => of.toSorted((one, other) => one - other)[rounds / 2] ?? 0;
   const medians = Object.fromEntries(Object.entries(times).map(([what, of]) => [what, median(of)]));
-  t.comment(JSON.stringify(medians));
+  // The work itself takes a few milliseconds to some hundred, depending on the key and the machine.
+  t.ok(Object.values(times).every((of) => of.every((ms) => ms > 245)));
   for (const [what, ms] of Object.entries(medians)) {
-    t.ok(Math.abs(ms - (medians['unknown'] ?? 0)) < 15, `${what}: ${ms} ms, unknown: ${medians['unknown']} ms`);
+    t.ok(Math.abs(ms - (medians['unknown'] ?? 0)) < 75, `${what}: ${ms} ms, unknown: ${medians['unknown']} ms`);
   }
 });
 
