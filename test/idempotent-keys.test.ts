@@ -191,6 +191,7 @@ t.test(
       'a flipped bit': change('sealed = set_byte(sealed, 20, get_byte(sealed, 20) # 1)'),
       'a shortened reply': change('sealed = substring(sealed from 1 for 20)'),
       'a removed keyring entry': change(`sealed_keyring_id = 'gone'`),
+      'a request under an unknown keyring entry': change(`request_mac_keyring_id = 'gone'`),
       'a later time': change(`created_at = created_at + interval '1 minute'`),
       'a reply that would be kept longer': change('has_plaintext = false'),
       'another organization': change(`organization_id = 'org_other'`),

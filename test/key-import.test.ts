@@ -2,6 +2,8 @@ import fc from 'fast-check';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
 import { dbDump, dbQuery } from './support/database.ts';
 import { foreignToken, sha256Of, tracesOf } from './support/imports.ts';
+import { keyringOf } from './support/keyrings.ts';
+import { runRekey } from './support/rekey.ts';
 import { t } from './support/tap.ts';
 
 const importOf = (admin: Client, entries: unknown, more: object = {}) =>
@@ -265,6 +267,28 @@ t.test('with an Idempotency-Key an import happens once, and the stored request r
   t.same(stored?.['created'], [first.body.data[0].id]);
   const mac = String(stored?.['mac']);
   for (const text of [canonical, plain]) t.not(mac, sha256Of(text), 'a bare hash would allow guessing the token');
+});
+
+t.test('a stored request is recognized after a rotation of the keyring, and gone without its entry', async (t) => {
+  const first = await startService(t, { keyring: keyringOf('k1') });
+  const headers = { 'idempotency-key': 'import-1' };
+  const body = { entries: [{ plaintext: foreignToken() }] };
+  const { body: done } = await first.admin.post('/v1/keys/import', body, headers);
+  const other = { entries: [{ plaintext: foreignToken() }] };
+  const under = async (...ids: string[]) => {
+    const { as } = await startService(t, { urls: first.urls, keyring: keyringOf(...ids) });
+    return as(first.admin.token);
+  };
+  const both = await under('k2', 'k1');
+  t.match(await both.post('/v1/keys/import', body, headers), { status: 201, body: done });
+  t.match(await both.post('/v1/keys/import', other, headers), { status: 422 });
+  const { code, output } = await runRekey(t, first.urls.app, 'k2', 'k1');
+  t.equal(code, 0, output);
+  const onlyNew = await under('k2');
+  for (const sent of [body, other]) {
+    const gone = { status: 409, body: { code: 'reply_gone', created: [done.data[0].id] } };
+    t.match(await onlyNew.post('/v1/keys/import', sent, headers), gone);
+  }
 });
 
 const anything = fc.anything({ withNullPrototype: false });

@@ -145,12 +145,7 @@ export const idempotency = fp<IdempotencyOptions>(
       done: CompletedRequest,
       now: Date,
     ): Promise<string> {
-      const identity = identityOf(request);
-      const { request_mac: mac, request_mac_keyring_id } = done;
-      if (
-        identity === undefined ||
-        !isAuthentic(keyring, { mac, mac_keyring_id: request_mac_keyring_id }, requestParts(identity))
-      ) {
+      if (!isSameRequest(request, done)) {
         throw new Problem(
           'idempotency_mismatch',
           'This Idempotency-Key was used for a different request. Use a new key.',
@@ -162,6 +157,17 @@ export const idempotency = fp<IdempotencyOptions>(
       if (sent === undefined) throw replyGone(done);
       reply.header('idempotent-replayed', 'true');
       return send(reply, sent);
+    }
+
+    /** Without the keyring entry requests cannot be compared. Then the reply cannot be unsealed either. */
+    function isSameRequest(request: FastifyRequest, done: CompletedRequest): boolean {
+      const { request_mac: mac, request_mac_keyring_id: entryId } = done;
+      const identity = identityOf(request);
+      if (identity === undefined) return false;
+      return (
+        keyring.get(entryId) === undefined ||
+        isAuthentic(keyring, { mac, mac_keyring_id: entryId }, requestParts(identity))
+      );
     }
 
     /** Undefined if the reply is not stored, its keyring entry is missing, or its row was changed, moved or forged. */
@@ -249,7 +255,12 @@ export function bindingOf(done: Omit<CompletedRequest, 'sealed' | 'sealed_keyrin
     purpose: 'reply',
     organizationId: done.organization_id,
     recordId: done.address.toString('hex'),
-    facts: [done.request_mac.toString('hex'), done.created_at.toISOString(), String(done.has_plaintext)],
+    facts: [
+      done.request_mac.toString('hex'),
+      done.request_mac_keyring_id,
+      done.created_at.toISOString(),
+      String(done.has_plaintext),
+    ],
   };
 }
 
