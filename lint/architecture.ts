@@ -5,7 +5,16 @@ import { test } from 'node:test';
 
 // A file imports from lower ranks or from its own folder, and there are no cycles.
 
-const features = ['organizations', 'access-tokens', 'partners', 'keys', 'rows', 'recovery', 'webhooks'];
+const features = [
+  'organizations',
+  'access-tokens',
+  'partners',
+  'keys',
+  'expiry-notices',
+  'rows',
+  'recovery',
+  'webhooks',
+];
 
 /** Lower first. */
 const ranks: string[][] = [

@@ -228,6 +228,7 @@ create table access_tokens (
   constraint access_tokens_admin_is_a_person check (role <> 'admin' or email is not null)
 );
 create index access_tokens_by_organization on access_tokens (organization_id, id desc);
+create index access_tokens_to_expire on access_tokens (expires_at) where expires_at is not null and deleted_at is null;
 `;
 
 /**
@@ -522,6 +523,11 @@ create table usage_days (
   constraint usage_days_pk primary key (key_id, day)
 );
 create index usage_days_by_partner on usage_days (partner_id, day) where partner_id is not null;
+
+create table access_token_uses (
+  access_token_id text collate "C" primary key,
+  last_used_at timestamptz not null
+) with (fillfactor = 50);
 `;
 
 const recovery = `
@@ -562,10 +568,10 @@ create index recovery_requests_due on recovery_requests (respond_by, id) where s
 // Each row marks that an event was recorded. It is inserted in the event's transaction, so the event is recorded once.
 const recordedOnce = `
 create table expiry_notices (
-  key_id text collate "C" not null,
+  credential_id text collate "C" not null,
   expires_at timestamptz not null,
   days_ahead smallint not null,
-  constraint expiry_notices_pk primary key (key_id, expires_at, days_ahead)
+  constraint expiry_notices_pk primary key (credential_id, expires_at, days_ahead)
 );
 
 create table deleted_key_uses (

@@ -79,7 +79,7 @@ export interface AppDeps {
   logger: FastifyBaseLogger;
   transactor: Transactor;
   crypto: TokenCrypto;
-  verification: Pick<VerificationState, 'feed' | 'records' | 'limits' | 'usage'>;
+  verification: Pick<VerificationState, 'feed' | 'records' | 'limits' | 'usage' | 'tokenUses'>;
   /** Default: passes the caller's trace on without recording spans. */
   tracer?: Tracer;
   /** Counters that the app shares with the rest of the service. */
@@ -123,11 +123,11 @@ function unlessUsedUp(error: unknown): void {
 export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const { crypto, tallies, transactor, undoWindowSeconds, retentionSeconds } = deps;
   const { draining = new AbortController().signal } = deps;
-  const { feed, records, limits, usage } = deps.verification;
+  const { feed, records, limits, usage, tokenUses } = deps.verification;
   const { db, clock } = transactor;
   const tokenPrefix = crypto.prefix;
   const credentials = createCredentials({ db, logger: deps.logger, records, crypto });
-  const authenticator = createAuthenticator(credentials, clock);
+  const authenticator = createAuthenticator(credentials, clock, tokenUses);
   const exists = (id: OrganizationId) => organizationExists(db, id);
   const oidcAuthenticator =
     deps.oidc && createOidcAuthenticator({ ...deps.oidc, clock, tokenPrefix, organizationExists: exists });

@@ -7,6 +7,7 @@ export const historyActions = [
   'organization.updated',
   'access_token.created',
   'access_token.deleted',
+  'access_token.expiry_announced',
   'partner.created',
   'partner.updated',
   'partner.deleted',

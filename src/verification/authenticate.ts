@@ -7,9 +7,14 @@ import { andThen } from '../lib/maybe-promise.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
 import type { Credentials, LookupResult } from './credentials.ts';
 import type { AccessTokenRecord } from './record-store.ts';
+import type { TokenUses } from './token-uses.ts';
 
 /** Authenticates API keys and access tokens from memory. */
-export function createAuthenticator(credentials: Credentials, clock: DatabaseClock): Authenticator {
+export function createAuthenticator(
+  credentials: Credentials,
+  clock: DatabaseClock,
+  tokenUses: Pick<TokenUses, 'note'>,
+): Authenticator {
   function admitKey(found: LookupResult<ApiKeyRecord>): ApiKeyPrincipal {
     const key = requireFound(found);
     if (key.deleted_at !== null || key.suspended_at !== null || key.partner_suspended_at !== null)
@@ -22,6 +27,7 @@ export function createAuthenticator(credentials: Credentials, clock: DatabaseClo
     const token = requireFound(found);
     if (token.deleted_at !== null) throw credentialRejected();
     requireUnexpired(token, clock);
+    tokenUses.note(token.id);
     return accessTokenPrincipal(token);
   }
 
