@@ -32,6 +32,7 @@ const ranks: string[][] = [
   features,
   ['rekey'],
   ['verification'],
+  ['leaks'],
   ['jobs'],
   ['config'],
   ['metrics'],

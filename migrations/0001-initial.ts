@@ -59,6 +59,7 @@ create table organizations (
   id text collate "C" primary key,
   name text not null,
   key_reveal text not null,
+  leak_response text not null default 'notify',
   rate_limit_requests integer not null,
   rate_limit_window_seconds integer not null,
   created_at timestamptz not null,
@@ -66,6 +67,7 @@ create table organizations (
   constraint organizations_created_by_actor check (is_actor(created_by)),
   constraint organizations_id_form check (id ~ ${id('org')}),
   constraint organizations_key_reveal_known check (key_reveal in ('allowed', 'never')),
+  constraint organizations_leak_response_known check (leak_response in ('notify', 'suspend', 'revoke')),
   constraint organizations_rate_limit_range check (
     rate_limit_requests between 1 and 1000000000 and rate_limit_window_seconds between 1 and 86400
   )
@@ -659,6 +661,19 @@ create table deleted_key_uses (
   constraint deleted_key_uses_pk primary key (key_id, hour)
 );
 create index deleted_key_uses_by_hour on deleted_key_uses (hour);
+
+create table leak_reports (
+  key_id text collate "C" not null,
+  -- UTC.
+  day timestamptz not null,
+  -- SHA-256 of where the key was found.
+  place bytea not null,
+  action text not null,
+  constraint leak_reports_pk primary key (key_id, day, place),
+  constraint leak_reports_place_length check (octet_length(place) = 32),
+  constraint leak_reports_action_known check (action in ('notify', 'suspend', 'revoke'))
+);
+create index leak_reports_by_day on leak_reports (day);
 `;
 
 const idempotency = `

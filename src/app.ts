@@ -41,6 +41,10 @@ import { keyLifecycleRoutes } from './keys/lifecycle-routes.ts';
 import { createKeyMint } from './keys/mint.ts';
 import { keyRoutes } from './keys/routes.ts';
 import { keyViewersRoutes } from './keys/viewers-routes.ts';
+import type { GithubKeys } from './leaks/github-keys.ts';
+import { githubLeakRoutes } from './leaks/github-routes.ts';
+import { createLeakReports } from './leaks/reports.ts';
+import { leakRoutes } from './leaks/routes.ts';
 import { createMetrics, type MetricsOptions } from './metrics/metrics.ts';
 import type { Tallies } from './metrics/tallies.ts';
 import { createOidcAuthenticator } from './oidc/authenticator.ts';
@@ -94,6 +98,8 @@ export interface AppDeps {
   limits: EndpointLimits;
   /** Undefined: no identity provider is configured. */
   oidc?: { settings: OidcSettings; keys: IssuerKeys } | undefined;
+  /** Undefined: GitHub's reports of leaked keys are not taken. */
+  githubKeys?: GithubKeys | undefined;
   undoWindowSeconds: number;
   retentionSeconds: number;
   /** The URL under which clients reach the service, without a slash at the end. Undefined: links are null. */
@@ -223,5 +229,9 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(introspectionRoutes, { ...v1, verifier });
   await app.register(selfRoutes, { ...v1, apiKeys: records.apiKeys, limits, usage });
   await app.register(usageRoutes, { ...v1, transactor });
+  const tally = tallies.leakReports;
+  const reports = createLeakReports({ transactor, credentials, retentionSeconds, tally, logger: deps.logger });
+  await app.register(leakRoutes, { ...v1, reports });
+  if (deps.githubKeys !== undefined) await app.register(githubLeakRoutes, { ...v1, reports, keys: deps.githubKeys });
   return app;
 }

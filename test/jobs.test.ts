@@ -176,6 +176,9 @@ t.test("each job finds due items and works with the rights of the service's role
   const aged = "update refused_attempts set hour = hour - interval '60 days' returning 1";
   await eventually(async () => (await dbQuery(urls.superuser, aged)).length === 1);
   await dbQuery(urls.superuser, 'insert into expiry_notices values ($1, now(), 1)', [partner.keys[0].id]);
+  await dbQuery(urls.superuser, "insert into leak_reports values ($1, now(), sha256(''), 'notify')", [
+    partner.keys[0].id,
+  ]);
   const { body: other } = await service.operator.post('/v1/organizations', { name: 'Other' });
   await service.operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
   await dbQuery(urls.superuser, "update organizations set key_reveal = 'never' where id = $1", [other.id]);

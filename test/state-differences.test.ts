@@ -190,6 +190,7 @@ const edits: Edit[] = [
   ['access_tokens', 'created_by', anotherCreator, 'admin', 'createdBy'],
   ['organizations', 'name', "name = 'Another'", 'organization', 'name'],
   ['organizations', 'key_reveal', "key_reveal = 'never'", 'organization', 'keyReveal'],
+  ['organizations', 'leak_response', "leak_response = 'revoke'", 'organization', 'leakResponse'],
   ['organizations', 'rate_limit_requests', 'rate_limit_requests = 1000000', 'organization', 'rateLimit'],
   ['organizations', 'rate_limit_window_seconds', 'rate_limit_window_seconds = 60', 'organization', 'rateLimit'],
   ['organizations', 'created_by', anotherCreator, 'organization', 'createdBy'],

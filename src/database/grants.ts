@@ -23,6 +23,7 @@ const privileges: Record<string, string> = {
   recovery_requests: 'select, insert, update',
   expiry_notices: 'select, insert, delete',
   deleted_key_uses: 'select, insert, delete',
+  leak_reports: 'select, insert, delete',
   idempotency_keys: 'select, insert, delete, update (sealed, sealed_keyring_id)',
   job_runs: 'select, insert, update',
   state_difference_counts: 'select, insert, update',

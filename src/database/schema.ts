@@ -11,6 +11,7 @@ import type { InstallationTable } from './tables/installation.ts';
 import type { JobRunsTable } from './tables/job-runs.ts';
 import type { KeyLastUsesTable } from './tables/key-last-uses.ts';
 import type { KeyringEntriesTable } from './tables/keyring-entries.ts';
+import type { LeakReportsTable } from './tables/leak-reports.ts';
 import type { OrganizationsTable } from './tables/organizations.ts';
 import type { PartnersTable } from './tables/partners.ts';
 import type { RecoveryRequestsTable } from './tables/recovery-requests.ts';
@@ -40,6 +41,7 @@ export interface Database {
   recovery_requests: RecoveryRequestsTable;
   expiry_notices: ExpiryNoticesTable;
   deleted_key_uses: DeletedKeyUsesTable;
+  leak_reports: LeakReportsTable;
   idempotency_keys: IdempotencyKeysTable;
   job_runs: JobRunsTable;
   state_difference_counts: StateDifferenceCountsTable;

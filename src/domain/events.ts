@@ -30,6 +30,7 @@ export const historyActions = [
   'claim.created',
   'claim.expired',
   'claim.cancelled',
+  'key.leak_reported',
   'rate_limit.updated',
   'recovery.requested',
   'recovery.approved',

@@ -125,7 +125,8 @@ export async function accessTokenRows(tx: Tx, organizationId: OrganizationId | n
 export async function organizationRows(tx: Tx, organizationId: OrganizationId): Promise<RecordRow[]> {
   const rows = await tx
     .selectFrom('organizations')
-    .select(['id', 'name', 'key_reveal', 'rate_limit_requests', 'rate_limit_window_seconds', 'created_by'])
+    .select(['id', 'name', 'key_reveal', 'leak_response', 'created_by'])
+    .select(['rate_limit_requests', 'rate_limit_window_seconds'])
     .where('id', '=', organizationId)
     .execute();
   return rows.map((row) => ({
@@ -133,6 +134,7 @@ export async function organizationRows(tx: Tx, organizationId: OrganizationId): 
     state: {
       name: row.name,
       keyReveal: row.key_reveal,
+      leakResponse: row.leak_response,
       rateLimit: toRateLimit(row),
       createdBy: toCreator(row.created_by),
     },

@@ -8,11 +8,11 @@ import type { TokenScope } from '../domain/permissions.ts';
 import { actorOf, type CallerPrincipal, type Principal } from '../domain/principal.ts';
 import { andThen, callBack, type MaybePromise, withCatch } from '../lib/maybe-promise.ts';
 import type { OidcAuthenticator } from '../oidc/authenticator.ts';
-import type { AccessRule } from './access.ts';
+import { type AccessRule, isAnonymous } from './access.ts';
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** The authenticated identity; null on public routes. The guard sets it before any handler runs. */
+    /** The authenticated identity; null for an anonymous request. The guard sets it before any handler runs. */
     principal: Principal | null;
   }
 }
@@ -44,7 +44,8 @@ export const guard = fp<GuardOptions>(
     app.decorateRequest('principal', null);
     app.addHook('onRequest', (request, reply, done) => {
       const rule = request.routeConfig.access;
-      if (rule === undefined || rule === 'public' || mayUseFormCredential(request, rule)) done();
+      if (rule === undefined || rule === 'public' || isAnonymous(request) || mayUseFormCredential(request, rule))
+        done();
       else callBack(() => authorize(request, reply, rule), done);
     });
     app.addHook('preValidation', (request, reply, done) => {

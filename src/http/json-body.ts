@@ -36,6 +36,11 @@ export function allowTokensInBody(
   });
 }
 
+/** Parses the JSON of a signed body, whose values may be any text. */
+export function parseSignedJson(body: Buffer): unknown {
+  return parseJson(body, undefined);
+}
+
 function refuseCredentials(value: unknown, credentials: readonly string[]): void {
   const ofText = (text: string): TextFlaw | undefined => {
     if (!credentials.some((credential) => holdsCredential(text, credential))) return undefined;

@@ -3,6 +3,7 @@ import { announceExpiries, forgetExpiryNotices } from '../expiry-notices/jobs.ts
 import { auditStates } from '../history/state-audit.ts';
 import { pruneIdempotency } from '../http/idempotency-store.ts';
 import { purgeDeletedKeys } from '../keys/jobs.ts';
+import { pruneLeakReports } from '../leaks/store.ts';
 import { wipeSeals } from '../organizations/commands.ts';
 import { pruneRefusals } from '../refused-requests/store.ts';
 import { foldOldUsage, pruneDeletedUses } from '../verification/usage-store.ts';
@@ -54,6 +55,12 @@ export const jobs: readonly Job[] = [
     description: 'Deletes markers of uses of deleted keys; history keeps the events.',
     schedule: '41 * * * *',
     run: ({ transactor }) => pruneDeletedUses(transactor),
+  },
+  {
+    name: 'forget_leak_reports',
+    description: 'Deletes markers of reports of leaked keys; history keeps the events.',
+    schedule: '43 * * * *',
+    run: ({ transactor }) => pruneLeakReports(transactor),
   },
   {
     name: 'forget_expiry_notices',

@@ -1,5 +1,5 @@
 import { writeTransaction } from '../database/client.ts';
-import type { KeyReveal } from '../database/tables/organizations.ts';
+import type { KeyReveal, LeakResponse } from '../database/tables/organizations.ts';
 import { type OrganizationContext, type Transactor, transact, type Work } from '../database/work.ts';
 import { type ExpectedTags, entityTagOf, requireExpected } from '../domain/entity-tag.ts';
 import type { OrganizationId } from '../domain/ids.ts';
@@ -30,6 +30,7 @@ export async function addOrganization(work: Work<OrganizationContext>, given: Ne
     id: work.by.organizationId,
     name: given.name,
     key_reveal: given.keyReveal ?? 'allowed',
+    leak_response: 'notify',
     rate_limit_requests: initialRateLimit.requests,
     rate_limit_window_seconds: initialRateLimit.windowSeconds,
     created_at: work.now,
@@ -38,7 +39,12 @@ export async function addOrganization(work: Work<OrganizationContext>, given: Ne
   await insertOrganization(work.tx, organization);
   record(work, {
     action: 'organization.created',
-    details: { name: organization.name, keyReveal: organization.key_reveal, rateLimit: rateLimitOf(organization) },
+    details: {
+      name: organization.name,
+      keyReveal: organization.key_reveal,
+      leakResponse: organization.leak_response,
+      rateLimit: rateLimitOf(organization),
+    },
   });
   return organization;
 }
@@ -46,6 +52,7 @@ export async function addOrganization(work: Work<OrganizationContext>, given: Ne
 export interface OrganizationPatch {
   name?: string | undefined;
   keyReveal?: KeyReveal | undefined;
+  leakResponse?: LeakResponse | undefined;
 }
 
 /**
@@ -62,9 +69,14 @@ export async function patchOrganization(
   const organization = await transact(transactor, by, async (work) => {
     const present = await lockOrganization(work.tx, work.by.organizationId);
     requireExpected(expected, entityTagOf(present));
-    const changes = changesBetween({ name: present.name, keyReveal: present.key_reveal }, given);
+    const { name, key_reveal: keyReveal, leak_response: leakResponse } = present;
+    const changes = changesBetween({ name, keyReveal, leakResponse }, given);
     if (Object.keys(changes).length === 0) return present;
-    const next = { name: given.name ?? present.name, key_reveal: given.keyReveal ?? present.key_reveal };
+    const next = {
+      name: given.name ?? name,
+      key_reveal: given.keyReveal ?? keyReveal,
+      leak_response: given.leakResponse ?? leakResponse,
+    };
     await updateOrganization(work.tx, present.id, next);
     if (next.key_reveal === 'never') await erasePlaintextReplies(work.tx, present.id);
     record(work, { action: 'organization.updated', details: { changes } });

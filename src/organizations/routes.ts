@@ -24,6 +24,13 @@ import { getOrganization, listOrganizations, type Organization } from './store.t
 
 const keyRevealSchema = z.enum(['allowed', 'never']).meta({ id: 'KeyReveal' });
 
+const leakResponseSchema = z.enum(['notify', 'suspend', 'revoke']).meta({
+  id: 'LeakResponse',
+  description:
+    'What a report of a leaked key does, besides the event `key.leak_reported`. `notify`: nothing; `suspend`: suspends the ' +
+    'key; `revoke`: deletes it as compromised, which cannot be undone.',
+});
+
 const organizationView = z
   .object({
     id: idView('org'),
@@ -31,6 +38,7 @@ const organizationView = z
     keyReveal: keyRevealSchema.meta({
       description: 'never: Latchkey stores no plaintext. Only the reply that creates a key contains it.',
     }),
+    leakResponse: leakResponseSchema,
     rateLimit: rateLimitSchema.meta({ description: limitMeaning.organization }),
     createdAt: timestampView,
     createdBy: actorView,
@@ -42,7 +50,11 @@ const newOrganization = z
   .meta({ id: 'NewOrganization', example: { name: 'Example Inc' } });
 
 const organizationPatch = z
-  .strictObject({ name: nameInput.optional(), keyReveal: keyRevealSchema.optional() })
+  .strictObject({
+    name: nameInput.optional(),
+    keyReveal: keyRevealSchema.optional(),
+    leakResponse: leakResponseSchema.optional(),
+  })
   .meta({ id: 'OrganizationPatch', example: { name: 'Example Inc' } });
 
 function toView(organization: Organization) {
@@ -50,6 +62,7 @@ function toView(organization: Organization) {
     id: organization.id,
     name: organization.name,
     keyReveal: organization.key_reveal,
+    leakResponse: organization.leak_response,
     rateLimit: rateLimitOf(organization),
     createdAt: organization.created_at.toISOString(),
     createdBy: organization.created_by,

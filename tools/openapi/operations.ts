@@ -25,6 +25,7 @@ const tags = [
   { name: 'Recovery', description: 'Requests to an operator to restore what an admin can no longer restore.' },
   { name: 'Webhooks', description: 'Notifications of events to other systems, signed by Standard Webhooks.' },
   { name: 'Verification', description: 'For backends: whether a key is valid, and what it permits.' },
+  { name: 'Leaks', description: 'Reports of keys that were found in public places.' },
   { name: 'Rate limits', description: 'The rate limits of the keys of an organization.' },
   { name: 'History', description: 'The append-only, hash-chained record of every change and every reveal.' },
   { name: 'Administration', description: 'Organizations, and the access tokens for this service.' },
@@ -173,13 +174,15 @@ function securityOf(access: AccessRule): JsonObject[] {
   if (access === 'public') return [];
   if (access.role === 'gateway') return [{ gatewayHeader: [] }];
   const takesPeople = access.role === 'admin' || access.role === 'any';
+  const isOptional = access.role === 'admin' && access.anonymous === true;
   const takesSecret = access.role === 'verifier' && access.clientSecret === true;
   return [
     { bearer: [] },
     { apiKeyHeader: [] },
     ...(takesPeople ? [{ identityToken: [] }] : []),
     // The third way, client_secret in the form, is a member of the body.
-    ...(takesSecret ? [{ clientSecretBasic: [] }, {}] : []),
+    ...(takesSecret ? [{ clientSecretBasic: [] }] : []),
+    ...(takesSecret || isOptional ? [{}] : []),
   ];
 }
 
@@ -188,6 +191,8 @@ function whoMayCall(access: Exclude<AccessRule, 'public'>): string {
     case 'any':
       return 'For every live credential, API keys too.';
     case 'admin':
+      if (access.anonymous === true)
+        return `No credential is needed. The reply is informative for admins with the scope ${access.scope}, and for operators.`;
       if (access.operator === false) return `For admins with the scope ${access.scope}; not for operators.`;
       return `For admins with the scope ${access.scope}, and for operators that name an organization in Latchkey-Organization.`;
     case 'gateway':
