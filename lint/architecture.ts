@@ -22,6 +22,7 @@ const ranks: string[][] = [
   features,
   ['rekey'],
   ['verification'],
+  ['self-service'],
   ['jobs'],
   ['config'],
   ['metrics'],

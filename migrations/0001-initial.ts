@@ -8,7 +8,7 @@ const tables = `
 -- Whether a JSON value is an actor that the API can return. Tables accept no other values.
 create function is_actor_snapshot(p_actor jsonb) returns boolean language sql immutable parallel safe as $$
   select coalesce(jsonb_typeof(p_actor) = 'object'
-    and p_actor ->> 'type' in ('admin', 'operator', 'verifier', 'system')
+    and p_actor ->> 'type' in ('admin', 'operator', 'verifier', 'api_key', 'system')
     and jsonb_typeof(p_actor -> 'id') = 'string'
     and jsonb_typeof(p_actor -> 'name') = 'string'
     and jsonb_typeof(p_actor -> 'email') in ('string', 'null')
@@ -59,6 +59,10 @@ create table organizations (
   id text collate "C" primary key,
   name text not null,
   key_reveal text not null,
+  self_service boolean not null default false,
+  max_key_lifetime_seconds integer,
+  default_key_lifetime_seconds integer,
+  idle_suspend_after_days integer,
   rate_limit_requests integer not null,
   rate_limit_window_seconds integer not null,
   created_at timestamptz not null,
@@ -66,6 +70,11 @@ create table organizations (
   constraint organizations_created_by_actor check (is_actor(created_by)),
   constraint organizations_id_form check (id ~ ${id('org')}),
   constraint organizations_key_reveal_known check (key_reveal in ('allowed', 'never')),
+  constraint organizations_key_lifetime_range check (
+    max_key_lifetime_seconds between 1 and 1000000000 and default_key_lifetime_seconds between 1 and 1000000000
+      and default_key_lifetime_seconds <= max_key_lifetime_seconds
+  ),
+  constraint organizations_idle_suspend_range check (idle_suspend_after_days between 1 and 3650),
   constraint organizations_rate_limit_range check (
     rate_limit_requests between 1 and 1000000000 and rate_limit_window_seconds between 1 and 86400
   )
@@ -154,7 +163,7 @@ create table api_keys (
   constraint api_keys_live_hash check (argon2id_hash is not null or deleted_at is not null),
   constraint api_keys_delete_reason_whole check ((deleted_at is null) = (delete_reason is null)),
   constraint api_keys_delete_reason_known check (
-    delete_reason in ('unused', 'rotated', 'compromised', 'other', 'partner_deleted', 'permission_removed')
+    delete_reason in ('unused', 'rotated', 'compromised', 'other', 'owner_request', 'partner_deleted', 'permission_removed')
   ),
   constraint api_keys_compromised_wiped check (
     delete_reason is distinct from 'compromised' or (argon2id_hash is null and sealed is null)
@@ -693,7 +702,8 @@ create table refused_attempts (
   last_ip text,
   constraint refused_attempts_caller_shown check (
     caller is null
-    or (caller ->> 'type' in ('admin', 'operator', 'verifier', 'api_key') and is_actor_snapshot(caller || '{"type": "admin"}'))
+    or (caller ->> 'type' in ('admin', 'operator', 'verifier', 'api_key')
+      and jsonb_typeof(caller -> 'name') in ('string', 'null') and is_actor_snapshot(caller || '{"name": ""}'))
   ),
   constraint refused_attempts_organization_fk foreign key (organization_id) references organizations (id),
   constraint refused_attempts_id_form check (id ~ ${id('refusal')}),

@@ -75,6 +75,12 @@ export const problemKinds = {
     explanation: 'The credential has the right role but not the scope that this request needs.',
     remedy: 'Use a credential with the scope that the detail names. write does not include read.',
   },
+  self_service_disabled: {
+    status: 403,
+    title: 'Self-service disabled',
+    explanation: 'The organization does not allow the holders of its keys to rotate or revoke them.',
+    remedy: 'Ask an admin of the organization to rotate or delete the key, or to set selfService to true.',
+  },
   reveal_disabled: {
     status: 403,
     title: 'Reveal disabled',

@@ -15,7 +15,15 @@ type Rule = (details: Record<string, unknown>, event: ChainedEvent, state: State
 
 const limited = ['rateLimit'] as const;
 const members = {
-  organization: ['name', 'keyReveal', ...limited],
+  organization: [
+    'name',
+    'keyReveal',
+    'selfService',
+    'maxKeyLifetimeSeconds',
+    'defaultKeyLifetimeSeconds',
+    'idleSuspendAfterDays',
+    ...limited,
+  ],
   access_token: ['role', 'name', 'email', 'scopes', 'expiresAt'],
   partner: ['email', 'name', 'externalId', 'permissions', ...limited],
   key: ['permission', 'name', 'expiresAt', 'allowedIps', 'scopes', 'metadata', 'replacesKeyId', ...limited],

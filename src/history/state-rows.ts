@@ -114,7 +114,8 @@ export async function accessTokenRows(tx: Tx, organizationId: OrganizationId | n
 export async function organizationRows(tx: Tx, organizationId: OrganizationId): Promise<RecordRow[]> {
   const rows = await tx
     .selectFrom('organizations')
-    .select(['id', 'name', 'key_reveal', 'rate_limit_requests', 'rate_limit_window_seconds', 'created_by'])
+    .select(['id', 'name', 'key_reveal', 'self_service', 'max_key_lifetime_seconds', 'default_key_lifetime_seconds'])
+    .select(['idle_suspend_after_days', 'rate_limit_requests', 'rate_limit_window_seconds', 'created_by'])
     .where('id', '=', organizationId)
     .execute();
   return rows.map((row) => ({
@@ -122,6 +123,10 @@ export async function organizationRows(tx: Tx, organizationId: OrganizationId): 
     state: {
       name: row.name,
       keyReveal: row.key_reveal,
+      selfService: row.self_service,
+      maxKeyLifetimeSeconds: row.max_key_lifetime_seconds,
+      defaultKeyLifetimeSeconds: row.default_key_lifetime_seconds,
+      idleSuspendAfterDays: row.idle_suspend_after_days,
       rateLimit: toRateLimit(row),
       createdBy: toCreator(row.created_by),
     },

@@ -8,10 +8,11 @@ import type { Permission } from '../domain/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
-import { lockOrganization, lockOrganizationShared } from '../organizations/store.ts';
+import { lockOrganization, lockOrganizationShared, type Organization } from '../organizations/store.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
+import { expiryFor } from './lifetime-policy.ts';
 import type { MintedKey } from './mint.ts';
-import { freeSlot, keyTag, permissionFor, requireFuture, requireLiveKey } from './policy.ts';
+import { freeSlot, keyTag, permissionFor, requireLiveKey } from './policy.ts';
 import {
   findSealed,
   insertKey,
@@ -36,9 +37,12 @@ export interface KeySettings {
   metadata: Record<string, unknown>;
 }
 
-export const defaultSettings: KeySettings = {
+/** The settings of a new key. An undefined expiry is the organization's default. */
+export type NewKeySettings = Omit<KeySettings, 'expiresAt'> & { expiresAt: Date | null | undefined };
+
+export const defaultSettings: NewKeySettings = {
   name: null,
-  expiresAt: null,
+  expiresAt: undefined,
   rateLimit: null,
   allowedIps: [],
   scopes: [],
@@ -75,36 +79,37 @@ export async function createKey(
 
 export interface Owner {
   partner: Partner | null;
-  mayBeRevealed: boolean;
+  organization: Organization;
 }
 
-/** Locks what a new key depends on: its partner must stay live, and the organization's `keyReveal` must not change. */
+/** Locks what a new key depends on: its partner must stay live, and the organization's settings must not change. */
 export async function lockOwner(work: Work<OrganizationContext>, partnerId: string | undefined): Promise<Owner> {
   const { organizationId } = work.by;
   if (partnerId === undefined) {
     const organization = await lockOrganization(work.tx, organizationId);
-    return { partner: null, mayBeRevealed: organization.key_reveal === 'allowed' };
+    return { partner: null, organization };
   }
   const organization = await lockOrganizationShared(work.tx, organizationId);
   const partner = await lockPartner(work.tx, organizationId, partnerId);
   if (partner.deleted_at !== null) {
     throw new Problem('already_deleted', `Partner ${partner.id} was deleted at ${partner.deleted_at.toISOString()}.`);
   }
-  return { partner, mayBeRevealed: organization.key_reveal === 'allowed' };
+  return { partner, organization };
 }
 
 interface KeyToAdd extends Owner {
   permission: Permission;
   minted: MintedKey;
-  settings: KeySettings;
+  settings: NewKeySettings;
   /** In a rotation, the key that this one replaces. */
   replaces?: Pick<Key, 'id' | 'limit_bucket_id'>;
 }
 
 /** Adds a minted key to its row and records it. The caller has locked the owner. */
 export async function addKey(work: Work<OrganizationContext>, input: KeyToAdd): Promise<CreatedKey> {
-  const { minted, settings } = input;
-  requireFuture(settings.expiresAt, work.now);
+  const { minted, organization } = input;
+  const decision = { rules: organization, now: work.now, path: 'body.expiresAt' };
+  const settings = { ...input.settings, expiresAt: expiryFor(input.settings.expiresAt, decision) };
   const partnerId: PartnerId | null = input.partner?.id ?? null;
   const row = { organizationId: work.by.organizationId, partnerId, permission: input.permission };
   const slot = freeSlot(await liveKeysOfRow(work.tx, row));
@@ -115,7 +120,7 @@ export async function addKey(work: Work<OrganizationContext>, input: KeyToAdd): 
     permission: input.permission,
     slot,
     ...minted.columns,
-    ...(input.mayBeRevealed ? minted.sealed : { sealed: null, sealed_keyring_id: null }),
+    ...(organization.key_reveal === 'allowed' ? minted.sealed : { sealed: null, sealed_keyring_id: null }),
     ...toColumns(settings),
     replaces_key_id: input.replaces?.id ?? null,
     limit_bucket_id: input.replaces?.limit_bucket_id ?? input.replaces?.id ?? null,
@@ -139,7 +144,7 @@ export type KeyPatch = Partial<{ [Field in keyof KeySettings]: KeySettings[Field
 
 /**
  * Changes a key's settings. @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `validation_failed`
- * (expiry in the past)
+ * (expiry in the past or beyond the maximum lifetime)
  */
 export async function patchKey(
   work: Work<OrganizationContext>,
@@ -147,16 +152,21 @@ export async function patchKey(
   patch: KeyPatch,
   expected: ExpectedTags,
 ): Promise<ShownKey> {
-  const key = await lockKey(work.tx, work.by.organizationId, keyId);
+  const { tx, now } = work;
+  const { organizationId } = work.by;
+  const rules = patch.expiresAt === undefined ? undefined : await lockOrganizationShared(tx, organizationId);
+  const key = await lockKey(tx, organizationId, keyId);
   requireLiveKey(key);
   requireExpected(expected, keyTag(key));
   const present = settingsOf(key);
   const changes = changesBetween(describe(present), describePatch(patch));
-  if (Object.keys(changes).length === 0) return withLastUse(work.tx, key);
-  if (changes['expiresAt'] !== undefined) requireFuture(patch.expiresAt ?? null, work.now);
+  if (Object.keys(changes).length === 0) return withLastUse(tx, key);
+  if (rules !== undefined && changes['expiresAt'] !== undefined) {
+    expiryFor(patch.expiresAt, { rules, now, path: 'body.expiresAt', present: key });
+  }
   const changed = await updateKey(work, key.id, toColumns({ ...present, ...withoutUndefined(patch) }));
   record(work, { action: 'key.updated', keyId: key.id, partnerId: key.partner_id, details: { changes } });
-  return withLastUse(work.tx, changed);
+  return withLastUse(tx, changed);
 }
 
 export interface RevealRequest {
@@ -229,7 +239,7 @@ export async function deleteKeys(
   return deleted;
 }
 
-function toSettings(given: KeyPatch): KeySettings {
+function toSettings(given: KeyPatch): NewKeySettings {
   return { ...defaultSettings, ...withoutUndefined(given) };
 }
 

@@ -22,6 +22,10 @@ const tags = [
   { name: 'Recovery', description: 'Requests to an operator to restore what an admin can no longer restore.' },
   { name: 'Webhooks', description: 'Notifications of events to other systems, signed by Standard Webhooks.' },
   { name: 'Verification', description: 'For backends: whether a key is valid, and what it permits.' },
+  {
+    name: 'Self-service',
+    description: 'For the holders of API keys, if their organization allows it: rotate or revoke the key with itself.',
+  },
   { name: 'Rate limits', description: 'The rate limits of the keys of an organization.' },
   { name: 'History', description: 'The append-only, hash-chained record of every change and every reveal.' },
   { name: 'Administration', description: 'Organizations, and the access tokens for this service.' },
@@ -179,6 +183,8 @@ function whoMayCall(access: Exclude<AccessRule, 'public'>): string {
   switch (access.role) {
     case 'any':
       return 'For every live credential, API keys too.';
+    case 'api_key':
+      return 'For API keys, if selfService of their organization is true.';
     case 'admin':
       if (access.operator === false) return `For admins with the scope ${access.scope}; not for operators.`;
       return `For admins with the scope ${access.scope}, and for operators that name an organization in Latchkey-Organization.`;

@@ -3,8 +3,15 @@ import type { KeyId, OrganizationId, PartnerId } from '../../domain/ids.ts';
 import type { Permission } from '../../domain/permissions.ts';
 import type { Json } from './json.ts';
 
-/** Why a key was deleted. Latchkey itself sets the last two. */
-export type DeleteReason = 'unused' | 'rotated' | 'compromised' | 'other' | 'partner_deleted' | 'permission_removed';
+/** Why a key was deleted. An admin chooses among the first four; `owner_request`: the holder revoked it. */
+export type DeleteReason =
+  | 'unused'
+  | 'rotated'
+  | 'compromised'
+  | 'other'
+  | 'owner_request'
+  | 'partner_deleted'
+  | 'permission_removed';
 
 export interface ApiKeysTable {
   id: KeyId;
