@@ -141,6 +141,8 @@ create table api_keys (
   created_at timestamptz not null,
   created_by jsonb not null,
   suspended_at timestamptz,
+  -- When it was last resumed or restored. The time without use counts from here.
+  resumed_at timestamptz,
   deleted_at timestamptz,
   delete_reason text,
   purged_at timestamptz,
@@ -553,6 +555,13 @@ create table expiry_notices (
   expires_at timestamptz not null,
   days_ahead smallint not null,
   constraint expiry_notices_pk primary key (key_id, expires_at, days_ahead)
+);
+
+create table idle_notices (
+  key_id text collate "C" not null,
+  idle_since timestamptz not null,
+  announced_at timestamptz not null,
+  constraint idle_notices_pk primary key (key_id)
 );
 
 create table deleted_key_uses (

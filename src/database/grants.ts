@@ -19,6 +19,7 @@ const privileges: Record<string, string> = {
   usage_days: 'select, insert, update',
   recovery_requests: 'select, insert, update',
   expiry_notices: 'select, insert, delete',
+  idle_notices: 'select, insert, update, delete',
   deleted_key_uses: 'select, insert, delete',
   idempotency_keys: 'select, insert, delete, update (sealed, sealed_keyring_id)',
   job_runs: 'select, insert, update',

@@ -5,6 +5,7 @@ import type { ExpiryNoticesTable } from './tables/expiry-notices.ts';
 import type { HistoryTable } from './tables/history.ts';
 import type { HistoryHeadsTable } from './tables/history-heads.ts';
 import type { IdempotencyKeysTable } from './tables/idempotency-keys.ts';
+import type { IdleNoticesTable } from './tables/idle-notices.ts';
 import type { InstallationTable } from './tables/installation.ts';
 import type { JobRunsTable } from './tables/job-runs.ts';
 import type { KeyringEntriesTable } from './tables/keyring-entries.ts';
@@ -33,6 +34,7 @@ export interface Database {
   usage_days: UsageDaysTable;
   recovery_requests: RecoveryRequestsTable;
   expiry_notices: ExpiryNoticesTable;
+  idle_notices: IdleNoticesTable;
   deleted_key_uses: DeletedKeyUsesTable;
   idempotency_keys: IdempotencyKeysTable;
   job_runs: JobRunsTable;

@@ -24,6 +24,7 @@ export const historyActions = [
   'key.purged',
   'key.used_after_deletion',
   'key.expiry_announced',
+  'key.idle_announced',
   'rate_limit.updated',
   'recovery.requested',
   'recovery.approved',

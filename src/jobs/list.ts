@@ -1,5 +1,6 @@
 import { auditStates } from '../history/state-audit.ts';
 import { pruneIdempotency } from '../http/idempotency-store.ts';
+import { suspendIdleKeys } from '../keys/idle-job.ts';
 import { announceExpiries, forgetExpiryNotices, purgeDeletedKeys } from '../keys/jobs.ts';
 import { wipeSeals } from '../organizations/commands.ts';
 import { pruneRefusals } from '../refused-requests/store.ts';
@@ -27,6 +28,12 @@ export const jobs: readonly Job[] = [
     description: 'Records that keys expire in 7 days and in 1 day.',
     schedule: '*/5 * * * *',
     run: ({ transactor, signal }) => announceExpiries({ transactor, signal }),
+  },
+  {
+    name: 'suspend_idle_keys',
+    description: 'Announces that keys without use will be suspended, and suspends them when the time is over.',
+    schedule: '23 * * * *',
+    run: ({ transactor, signal }) => suspendIdleKeys({ transactor, signal }),
   },
   {
     name: 'wipe_seals',

@@ -299,7 +299,11 @@ export async function setKeySuspended(
   const key = await lockKey(work.tx, work.by.organizationId, keyId);
   requireLiveKey(key);
   if (isSuspended === (key.suspended_at !== null)) return withLastUse(work.tx, key);
-  const changed = await markKeySuspended(work.tx, key.id, isSuspended ? work.now : null);
+  const changed = await markKeySuspended(
+    work.tx,
+    key.id,
+    isSuspended ? { suspended_at: work.now } : { suspended_at: null, resumed_at: work.now },
+  );
   record(work, { ...suspensionEvent(work, 'key', isSuspended), keyId: key.id, partnerId: key.partner_id });
   return withLastUse(work.tx, changed);
 }

@@ -12,7 +12,7 @@ import type { KeyStatus } from './policy.ts';
 /** A key without its tag, hash and sealed value, which no view contains. */
 export type Key = Omit<
   Selectable<ApiKeysTable>,
-  'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'mac' | 'mac_keyring_id' | 'sealed' | 'sealed_keyring_id'
+  'resumed_at' | 'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'mac' | 'mac_keyring_id' | 'sealed' | 'sealed_keyring_id'
 >;
 
 /** A key with all data that a reply shows. */
@@ -45,11 +45,14 @@ const columns = [
   'purged_at',
 ] as const;
 
-const lastUsedAt = sql<Date | null>`greatest(
+/** The last allowed verification of the key in `api_keys`. */
+export const lastUse = sql<Date | null>`greatest(
   (select last_used_at from usage_hours where key_id = api_keys.id and last_used_at is not null
     order by hour desc limit 1),
   (select last_used_at from usage_days where key_id = api_keys.id and last_used_at is not null
-    order by day desc limit 1))`.as('last_used_at');
+    order by day desc limit 1))`;
+
+const lastUsedAt = lastUse.as('last_used_at');
 
 /** Adds the last use for a reply. Locking and changing a key do not read its usage. */
 export async function withLastUse(db: Db, key: Key): Promise<ShownKey> {
@@ -232,7 +235,7 @@ function statusCondition({ status, restorableAfter }: KeyFilter, now: Date) {
 
 export type NewKey = Omit<
   Selectable<ApiKeysTable>,
-  'mac' | 'mac_keyring_id' | 'suspended_at' | 'deleted_at' | 'delete_reason' | 'purged_at'
+  'mac' | 'mac_keyring_id' | 'suspended_at' | 'resumed_at' | 'deleted_at' | 'delete_reason' | 'purged_at'
 >;
 
 export async function insertKey({ tx, keyring }: Writer, key: NewKey): Promise<Key> {
@@ -329,21 +332,19 @@ function macCoveredKey(tx: Tx, id: KeyId) {
     .executeTakeFirstOrThrow();
 }
 
-/** @param suspendedAt null to resume the key */
-export async function markKeySuspended(tx: Tx, id: KeyId, suspendedAt: Date | null): Promise<Key> {
-  return tx
-    .updateTable('api_keys')
-    .set({ suspended_at: suspendedAt })
-    .where('id', '=', id)
-    .returning(columns)
-    .executeTakeFirstOrThrow();
+export async function markKeySuspended(
+  tx: Tx,
+  id: KeyId,
+  times: { suspended_at: Date } | { suspended_at: null; resumed_at: Date },
+): Promise<Key> {
+  return tx.updateTable('api_keys').set(times).where('id', '=', id).returning(columns).executeTakeFirstOrThrow();
 }
 
 /** Makes a key live again in this slot of its row. */
-export async function markKeyRestored(tx: Tx, id: KeyId, slot: 1 | 2): Promise<Key> {
+export async function markKeyRestored(tx: Tx, id: KeyId, { slot, at }: { slot: 1 | 2; at: Date }): Promise<Key> {
   return tx
     .updateTable('api_keys')
-    .set({ deleted_at: null, delete_reason: null, slot })
+    .set({ deleted_at: null, delete_reason: null, slot, resumed_at: at })
     .where('id', '=', id)
     .returning(columns)
     .executeTakeFirstOrThrow();

@@ -33,6 +33,7 @@ export const partnerActions = [
   'key.purged',
   'key.used_after_deletion',
   'key.expiry_announced',
+  'key.idle_announced',
 ] as const satisfies readonly HistoryAction[];
 
 export type Audience = 'organization' | 'partner';

@@ -43,6 +43,8 @@ export interface ApiKeysTable {
   created_at: Date;
   created_by: Json<Actor>;
   suspended_at: Date | null;
+  /** When the key was last resumed or restored. */
+  resumed_at: Date | null;
   deleted_at: Date | null;
   delete_reason: DeleteReason | null;
   /** After this time, only history and usage contain the key. */
