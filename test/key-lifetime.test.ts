@@ -183,8 +183,11 @@ t.test('a new maximum lifetime kills no key, and does not stand in the way of ot
   const { body: endless } = await admin.post('/v1/keys', {});
   const { body: deleted } = await admin.post('/v1/keys', {});
   await admin.delete(`/v1/keys/${deleted.id}`);
+  const past = async () => (await admin.get('/v1/keys?pastMaxLifetime=true')).body.data.map(({ id }: Json) => id);
   later(60_000);
+  t.same(await past(), [], 'there is no maximum');
   await settings(admin, { maxKeyLifetimeSeconds: 30 });
+  t.same(await past(), [endless.id]);
   t.match((await verifier.post('/v1/verify', { key: endless.key, permission: 'read' })).body, { code: 'valid' });
   const path = `/v1/keys/${endless.id}`;
   t.match(await admin.patch(path, { name: 'Renamed' }), { status: 200, body: { name: 'Renamed', expiresAt: null } });
@@ -197,4 +200,33 @@ t.test('a new maximum lifetime kills no key, and does not stand in the way of ot
   t.match(await admin.post(`${path}/rotate`, { expireOldAfterSeconds: 30 }), { status: 201 });
   const { body: history } = await admin.get(`${path}/history?limit=1`);
   t.match(history.data[0], { action: 'key.rotated', details: { changes: { expiresAt: { from: null } } } });
+});
+
+t.test('the keys that a new maximum lifetime does not fit are listed, page by page, and no others', async (t) => {
+  const { admin, later, clock } = await startService(t);
+  const in_ = (seconds: number) => new Date(clock.nowMs() + seconds * 1000).toISOString();
+  const rowOf = async (email: string) =>
+    (await admin.post('/v1/partners', { email, permissions: ['read', 'write'] })).body.keys as Json[];
+  const [endless, long] = await rowOf('a@p.example');
+  const [short, expired] = await rowOf('b@p.example');
+  const [suspended, deleted] = await rowOf('c@p.example');
+  await admin.patch(`/v1/keys/${long.id}`, { expiresAt: in_(7_200) });
+  await admin.patch(`/v1/keys/${short.id}`, { expiresAt: in_(3_000) });
+  await admin.patch(`/v1/keys/${expired.id}`, { expiresAt: in_(30) });
+  await admin.post(`/v1/keys/${suspended.id}/suspend`);
+  await admin.delete(`/v1/keys/${deleted.id}`);
+  later(60_000);
+  await settings(admin, { maxKeyLifetimeSeconds: 3_600 });
+  const list = async (query: string) => (await admin.get(`/v1/keys?${query}`)).body;
+  const idsOf = ({ data }: Json) => data.map(({ id }: Json) => id);
+  t.same(idsOf(await list('pastMaxLifetime=true')).sort(), [endless.id, long.id, suspended.id].sort());
+  t.same(idsOf(await list('pastMaxLifetime=true&status=suspended')), [suspended.id]);
+  const first = await list('pastMaxLifetime=true&limit=2');
+  const rest = await list(`pastMaxLifetime=true&limit=2&cursor=${first.nextCursor}`);
+  t.same([...idsOf(first), ...idsOf(rest)].sort(), [endless.id, long.id, suspended.id].sort());
+  t.equal(idsOf(await list('pastMaxLifetime=false')).length, 5);
+
+  // What the policies page does with such a key: an end that both sides can meet.
+  await admin.patch(`/v1/keys/${endless.id}`, { expiresAt: in_(3_000) });
+  t.same(idsOf(await list('pastMaxLifetime=true')).sort(), [long.id, suspended.id].sort());
 });

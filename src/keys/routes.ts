@@ -67,6 +67,12 @@ const keyFilter = z.strictObject({
     .optional(),
   permission: permissionSchema.optional(),
   status: keyStatusSchema.optional(),
+  pastMaxLifetime: queryBoolean.meta({
+    type: 'boolean',
+    default: false,
+    description:
+      'Only live keys without an expiry, or with one later than maxKeyLifetimeSeconds from now: they outlive any key created now.',
+  }),
   includeDeleted: queryBoolean.meta({
     type: 'boolean',
     default: false,

@@ -188,6 +188,8 @@ export interface KeyFilter {
   partnerId?: PartnerId | 'default' | undefined;
   permission?: Permission | undefined;
   status?: KeyStatus | undefined;
+  /** Only live keys that outlive any key created now, by the maximum lifetime of the organization. */
+  pastMaxLifetime?: boolean | undefined;
   /** Include restorable keys: deleted after this time, and not as compromised. */
   restorableAfter?: Date | undefined;
 }
@@ -211,7 +213,15 @@ export async function listKeys(
   if (filter.partnerId === 'default') query = query.where('partner_id', 'is', null);
   else if (filter.partnerId !== undefined) query = query.where('partner_id', '=', filter.partnerId);
   if (filter.permission !== undefined) query = query.where('permission', '=', filter.permission);
+  if (filter.pastMaxLifetime === true) query = query.where(isPastMaxLifetime(organizationId, page.now));
   return query.execute();
+}
+
+/** Without a maximum lifetime no key is past it. */
+function isPastMaxLifetime(organizationId: OrganizationId, now: Date) {
+  return sql<boolean>`deleted_at is null and coalesce(expires_at, 'infinity') > (
+    select ${now}::timestamptz + max_key_lifetime_seconds * interval '1 second'
+    from organizations where id = ${organizationId})`;
 }
 
 /** The rule of `statusOf` in policy.ts as SQL. */
