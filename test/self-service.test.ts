@@ -1,7 +1,10 @@
 import type { Test } from 'tap';
+import { mintToken } from '../src/crypto/token.ts';
 import { Problem } from '../src/domain/errors.ts';
+import { idSuffix, type KeyId, newId } from '../src/domain/ids.ts';
 import { requireMayRevokeItself, requireMayRotateItself, requireSelfService } from '../src/self-service/policy.ts';
 import { type Json, type Reply, startService, type TestService } from './support/app.ts';
+import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
 // The holder of a key rotates and revokes it with the key itself.
@@ -149,6 +152,18 @@ t.test('without self-service the holder changes nothing, and the attempt is coun
   t.same(codeOf(await as(key.key).post('/v1/self/revoke')), [403, 'self_service_disabled'], 'a suspended key');
   t.equal((await liveKeys(service, key)).length, 1);
   t.same((await admin.get(`/v1/history?actorId=${key.id}`)).body.data, []);
+  const counted = await eventually(async () => {
+    const { body } = await admin.get(`/v1/history?kind=refused&actorId=${key.id}`);
+    return body.data.length === 2 && body.data;
+  });
+  t.match(
+    counted.map(({ operation, caller, count }: Json) => [operation, caller.type, caller.name, count]).sort(),
+    [
+      ['revokeSelf', 'api_key', null, 2],
+      ['rotateSelf', 'api_key', null, 1],
+    ],
+    'also of a key without a name',
+  );
 });
 
 t.test('a credential that is no valid key gets the same reply as at GET /v1/self', async (t) => {
@@ -156,9 +171,10 @@ t.test('a credential that is no valid key gets the same reply as at GET /v1/self
   const { admin, as } = service;
   const { key: token, id } = await partnerKey(service);
   const wrongSecret = (await partnerKey(service)).key.replace(/lk_k_[^_]+/, token.match(/lk_k_[^_]+/)[0]);
-  const unknown = 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_nonsense';
+  const minted = (keyId: KeyId) => mintToken({ prefix: 'lk', kind: 'k', idSuffix: idSuffix(keyId) }).reveal();
+  const { id: live } = await partnerKey(service);
   await admin.delete(`/v1/keys/${id}`);
-  for (const credential of [token, wrongSecret, unknown, 'nonsense']) {
+  for (const credential of [token, wrongSecret, minted(newId('key')), minted(live), 'nonsense']) {
     const self = await as(credential).get('/v1/self');
     t.equal(self.status, 401);
     for (const path of ['/v1/self/rotate', '/v1/self/revoke']) {
@@ -226,8 +242,12 @@ t.test('a retry with the same Idempotency-Key gets the first reply, also if the 
   t.same(codeOf(await as(key.key).post('/v1/self/rotate')), [401, 'token_expired'], 'the old key has ended');
   const again = await rotate();
   t.equal(again.headers['idempotent-replayed'], 'true');
-  t.same([again.status, again.body], [201, first.body]);
+  t.same([again.status, again.body, again.headers.location], [201, first.body, first.headers.location]);
   t.equal((await liveKeys(service, key)).length, 2);
+  const created = () => admin.get(`/v1/history?actorId=${key.id}&action=key.created`);
+  t.equal((await created()).body.data.length, 1);
+  const differently = await as(key.key).post('/v1/self/rotate', { expireOldAfterSeconds: 1 }, withKey('once'));
+  t.same(codeOf(differently), [422, 'idempotency_mismatch']);
   service.later(15 * 60_000);
   t.match(await rotate(), { status: 409, body: { code: 'reply_gone', created: [first.body.id] } });
 
