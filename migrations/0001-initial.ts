@@ -87,6 +87,7 @@ create table partners (
   email text collate "C" not null,
   name text,
   external_id text collate "C",
+  metadata json not null default '{}',
   permissions text[] not null,
   rate_limit_requests integer,
   rate_limit_window_seconds integer,
@@ -101,6 +102,8 @@ create table partners (
   constraint partners_external_id_form check (
     char_length(external_id) between 1 and 255 and external_id !~ '[\\u0001-\\u001f\\u007f-\\u009f]'
   ),
+  constraint partners_metadata_object check (json_typeof(metadata) = 'object'),
+  constraint partners_metadata_size check (octet_length(metadata::text) <= 16384),
   constraint partners_permissions_known check (
     permissions in (array['read'], array['write'], array['read', 'write'])
   ),
@@ -112,6 +115,16 @@ create table partners (
 create unique index partners_live_email on partners (organization_id, lower(email)) where deleted_at is null;
 create unique index partners_live_external_id on partners (organization_id, external_id) where deleted_at is null;
 
+-- Hashes of the scopes of a key and of its members of metadata that can be searched, for the index on them.
+create function key_labels(p_organization text, p_scopes text[], p_metadata json) returns bigint[]
+language sql immutable parallel safe as $$
+  select array(
+    select hashtextextended(p_organization || ' scope ' || scope, 0) from unnest(p_scopes) as scope
+    union all
+    select hashtextextended(p_organization || ' metadata ' || json_build_array(key, value #>> '{}')::text, 0)
+    from json_each(p_metadata) where json_typeof(value) in ('string', 'number', 'boolean'))
+$$;
+
 create table api_keys (
   id text collate "C" primary key,
   organization_id text collate "C" not null,
@@ -119,6 +132,8 @@ create table api_keys (
   permission text collate "C" not null,
   slot smallint not null,
   name text,
+  -- The name without regard to case (src/keys/policy.ts). Collation "C": prefixes are ranges of the index.
+  folded_name text collate "C",
   tag bytea,
   tag_keyring_id text collate "C",
   argon2id_hash text,
@@ -127,7 +142,7 @@ create table api_keys (
   mac_keyring_id text collate "C",
   sealed bytea,
   sealed_keyring_id text collate "C",
-  last_four text not null,
+  last_four text collate "C" not null,
   expires_at timestamptz,
   allowed_ips text[] not null,
   scopes text[] not null default '{}',
@@ -141,6 +156,7 @@ create table api_keys (
   created_at timestamptz not null,
   created_by jsonb not null,
   suspended_at timestamptz,
+  suspended_reason text,
   -- When it was last resumed or restored. The time without use counts from here.
   resumed_at timestamptz,
   deleted_at timestamptz,
@@ -159,13 +175,15 @@ create table api_keys (
   constraint api_keys_id_form check (id ~ ${id('key')}),
   constraint api_keys_permission_known check (permission in ('read', 'write', 'read_write')),
   constraint api_keys_default_row_is_read_write check ((partner_id is null) = (permission = 'read_write')),
+  constraint api_keys_suspended_reason_whole check (suspended_reason is null or suspended_at is not null),
   constraint api_keys_two_slots check (slot in (1, 2)),
   constraint api_keys_tag_length check (octet_length(tag) = 32),
   constraint api_keys_sealed_whole check ((sealed is null) = (sealed_keyring_id is null)),
   constraint api_keys_live_hash check (argon2id_hash is not null or deleted_at is not null),
   constraint api_keys_delete_reason_whole check ((deleted_at is null) = (delete_reason is null)),
   constraint api_keys_delete_reason_known check (
-    delete_reason in ('unused', 'rotated', 'compromised', 'other', 'owner_request', 'partner_deleted', 'permission_removed')
+    delete_reason in ('unused', 'rotated', 'compromised', 'other', 'owner_request', 'partner_deleted', 'permission_removed',
+      'expired')
   ),
   constraint api_keys_compromised_wiped check (
     delete_reason is distinct from 'compromised' or (argon2id_hash is null and sealed is null)
@@ -183,7 +201,20 @@ create table api_keys (
 create unique index api_keys_live_slot on api_keys (organization_id, partner_id, permission, slot)
   nulls not distinct where deleted_at is null;
 create index api_keys_by_owner on api_keys (organization_id, partner_id, id desc);
-create index api_keys_by_organization on api_keys (organization_id, id desc);
+-- Lists read this index from the newest key on, and the rows of a page only. Few filtered keys are found by the filter's
+-- own index below (src/keys/search.ts).
+create index api_keys_by_organization on api_keys (organization_id, id desc) include (partner_id, permission, folded_name,
+  last_four, created_at, expires_at, suspended_at, deleted_at, delete_reason, purged_at);
+create index api_keys_suspended on api_keys (organization_id, id) where suspended_at is not null and purged_at is null;
+create index api_keys_deleted on api_keys (organization_id, id) where deleted_at is not null and purged_at is null;
+create index api_keys_by_name on api_keys (organization_id, folded_name, id) where purged_at is null;
+create index api_keys_by_last_four on api_keys (organization_id, last_four, id) where purged_at is null;
+create index api_keys_by_creation on api_keys (organization_id, created_at, id) where purged_at is null;
+create index api_keys_by_expiry on api_keys (organization_id, expires_at, id) where purged_at is null;
+create index api_keys_by_labels on api_keys using gin (key_labels(organization_id, scopes, metadata))
+  with (fastupdate = off) where purged_at is null;
+-- Index-only scans need a recent vacuum.
+alter table api_keys set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.02);
 create index api_keys_to_purge on api_keys (deleted_at) where deleted_at is not null and purged_at is null;
 create index api_keys_to_expire on api_keys (expires_at) where expires_at is not null and deleted_at is null;
 
@@ -491,7 +522,6 @@ create table usage_hours (
   rate_limited bigint not null,
   -- The denied verifications whose reason was that the key is deleted.
   after_deletion bigint not null default 0,
-  last_used_at timestamptz,
   constraint usage_hours_pk primary key (key_id, hour)
 ) with (fillfactor = 50);
 create index usage_hours_by_partner on usage_hours (partner_id, hour) where partner_id is not null;
@@ -507,10 +537,28 @@ create table usage_days (
   rate_limited bigint not null,
   -- The denied verifications whose reason was that the key is deleted.
   after_deletion bigint not null default 0,
-  last_used_at timestamptz,
   constraint usage_days_pk primary key (key_id, day)
 );
 create index usage_days_by_partner on usage_days (partner_id, day) where partner_id is not null;
+
+-- One row for each key, so that keys without use are found by the same index.
+create table key_last_uses (
+  key_id text collate "C" not null,
+  organization_id text collate "C" not null,
+  key_created_at timestamptz not null,
+  last_used_at timestamptz,
+  constraint key_last_uses_pk primary key (key_id)
+);
+create index key_last_uses_by_time on key_last_uses (organization_id, (coalesce(last_used_at, key_created_at)), key_id);
+
+create function add_key_last_use() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  insert into public.key_last_uses (key_id, organization_id, key_created_at) values (new.id, new.organization_id, new.created_at)
+    on conflict do nothing;
+  return null;
+end $$;
+revoke all on function add_key_last_use() from public;
+create trigger api_keys_add_last_use after insert on api_keys for each row execute function add_key_last_use();
 `;
 
 const recovery = `

@@ -33,6 +33,7 @@ import { serverOptions } from './http/server-options.ts';
 import { strictRoutes } from './http/strict-routes.ts';
 import { tracing } from './http/tracing.ts';
 import { unreadReplies } from './http/unread-replies.ts';
+import { keyBulkRoutes } from './keys/bulk-routes.ts';
 import { keyLifecycleRoutes } from './keys/lifecycle-routes.ts';
 import { createKeyMint } from './keys/mint.ts';
 import { keyRoutes } from './keys/routes.ts';
@@ -179,6 +180,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const windows = { undoWindowSeconds, retentionSeconds };
   await app.register(rowRoutes, { ...v1, transactor, tokenPrefix, undoWindowSeconds });
   await app.register(keyRoutes, { ...v1, transactor, mint, keyring: crypto.keyring, tokenPrefix, undoWindowSeconds });
+  await app.register(keyBulkRoutes, { ...v1, transactor, undoWindowSeconds });
   await app.register(keyLifecycleRoutes, { ...v1, mint, tokenPrefix, ...windows });
   await app.register(keyViewersRoutes, { ...v1, db });
   await app.register(partnerRoutes, { ...v1, transactor, mint, tokenPrefix, ...windows });

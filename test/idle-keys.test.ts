@@ -3,6 +3,7 @@ import type { Test } from 'tap';
 import { dbAddKeys } from '../bench/key-rows.ts';
 import { suspendIdleKeys } from '../src/keys/idle-job.ts';
 import { idleTimesAt, noticeMs, suspensionDue } from '../src/keys/idle-policy.ts';
+import { foldOldUsage } from '../src/verification/usage-store.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
@@ -92,7 +93,10 @@ async function startWithJob(t: Test, idleSuspendAfterDays: number) {
 t.test(
   'a key without use is announced once, 7 days ahead, then suspended; resuming starts the time again',
   async (t) => {
-    const { admin, run, later, key, partner, announced, suspended, shown, use, passDays } = await startWithJob(t, 30);
+    const { app, admin, run, later, key, partner, announced, suspended, shown, use, passDays } = await startWithJob(
+      t,
+      30,
+    );
     later(23 * day);
     t.equal(await run(), 0, 'not yet');
     later(10 * minute);
@@ -111,8 +115,9 @@ t.test(
     t.equal(await run(), 0, 'the notice is not over');
     later(hour + minute);
     t.equal(await run(), 1);
-    t.match(await shown(), { status: 'suspended' });
+    t.match(await shown(), { status: 'suspended', suspendedReason: 'idle' });
     t.equal(await use(), 'suspended');
+    t.match(await app.metrics.text(), /^latchkey_keys_suspended_idle 1$/m);
     t.match(await suspended(), [{ actor: { id: 'suspend_idle_keys' }, details: { reason: 'idle' } }]);
     t.equal(await run(), 0);
 
@@ -163,13 +168,12 @@ t.test('a use that is not written yet wins over the suspension', async (t) => {
 });
 
 t.test('usage that was aggregated into days counts too', async (t) => {
-  const { urls, use, passDays, announced } = await startWithJob(t, 30);
+  const { transactor, use, passDays, announced } = await startWithJob(t, 30);
   await passDays(20);
   await use();
-  const moved = `insert into usage_days select organization_id, partner_id, key_id, date_trunc('day', hour, 'UTC'), allowed,
-    denied, rate_limited, after_deletion, last_used_at from usage_hours`;
-  await dbQuery(urls.superuser, `${moved}; truncate usage_hours`);
-  await passDays(23);
+  await passDays(2);
+  t.equal(await foldOldUsage(transactor, 1), 1);
+  await passDays(21);
   t.equal((await announced()).length, 0);
 });
 

@@ -17,6 +17,7 @@ const privileges: Record<string, string> = {
   history_heads: 'select',
   usage_hours: 'select, insert, update, delete',
   usage_days: 'select, insert, update',
+  key_last_uses: 'select, insert, update',
   recovery_requests: 'select, insert, update',
   expiry_notices: 'select, insert, delete',
   idle_notices: 'select, insert, update, delete',

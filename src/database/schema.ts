@@ -8,6 +8,7 @@ import type { IdempotencyKeysTable } from './tables/idempotency-keys.ts';
 import type { IdleNoticesTable } from './tables/idle-notices.ts';
 import type { InstallationTable } from './tables/installation.ts';
 import type { JobRunsTable } from './tables/job-runs.ts';
+import type { KeyLastUsesTable } from './tables/key-last-uses.ts';
 import type { KeyringEntriesTable } from './tables/keyring-entries.ts';
 import type { OrganizationsTable } from './tables/organizations.ts';
 import type { PartnersTable } from './tables/partners.ts';
@@ -32,6 +33,7 @@ export interface Database {
   history_heads: HistoryHeadsTable;
   usage_hours: UsageHoursTable;
   usage_days: UsageDaysTable;
+  key_last_uses: KeyLastUsesTable;
   recovery_requests: RecoveryRequestsTable;
   expiry_notices: ExpiryNoticesTable;
   idle_notices: IdleNoticesTable;

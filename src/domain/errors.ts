@@ -39,6 +39,13 @@ export const problemKinds = {
     remedy:
       'Send the text without the token. If the token is in use, replace it: it may be in logs between you and Latchkey.',
   },
+  too_many_matches: {
+    status: 400,
+    title: 'Too many matches',
+    explanation:
+      'The filter of a bulk request matches more than 1,000 keys. `matched` is their number. No key was changed.',
+    remedy: 'Narrow the filter, for example by createdBefore or partnerId, and send several requests.',
+  },
   cursor_invalid: {
     status: 400,
     title: 'Cursor invalid',

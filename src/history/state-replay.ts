@@ -25,7 +25,7 @@ const members = {
     ...limited,
   ],
   access_token: ['role', 'name', 'email', 'scopes', 'expiresAt'],
-  partner: ['email', 'name', 'externalId', 'permissions', ...limited],
+  partner: ['email', 'name', 'externalId', 'metadata', 'permissions', ...limited],
   key: ['permission', 'name', 'expiresAt', 'allowedIps', 'scopes', 'metadata', 'replacesKeyId', ...limited],
 };
 
@@ -34,8 +34,8 @@ const changed: Rule = ({ changes }) =>
 
 const deleted: Rule = ({ deletedAt }) => ({ deletedAt });
 const restored: Rule = () => ({ deletedAt: null });
-const suspended: Rule = ({ suspendedAt }) => ({ suspendedAt });
-const resumed: Rule = () => ({ suspendedAt: null });
+const suspended: Rule = ({ suspendedAt, reason }) => ({ suspendedAt, suspendedReason: reason });
+const resumed: Rule = () => ({ suspendedAt: null, suspendedReason: null });
 
 /**
  * For each kind: the event that creates a record, and the events that change it. Other events do not affect its state.
@@ -74,6 +74,7 @@ const rules: Record<RecordKind, { begins: HistoryAction; first: Rule; changes: P
         partnerId,
         ...only(members.key, details),
         suspendedAt: null,
+        suspendedReason: null,
         deletedAt: null,
         deleteReason: null,
         purgedAt: null,

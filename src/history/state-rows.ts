@@ -29,7 +29,7 @@ export async function keyRows(
     .selectFrom('api_keys')
     .select(['id', 'partner_id', 'permission', 'name', 'expires_at', 'allowed_ips', 'scopes', 'metadata', 'created_by'])
     .select(['rate_limit_requests', 'rate_limit_window_seconds'])
-    .select(['suspended_at', 'deleted_at', 'delete_reason', 'purged_at', 'replaces_key_id'])
+    .select(['suspended_at', 'suspended_reason', 'deleted_at', 'delete_reason', 'purged_at', 'replaces_key_id'])
     .where('organization_id', '=', organizationId)
     .where('id', '<', before as KeyId)
     .orderBy('id', 'desc')
@@ -48,6 +48,7 @@ export async function keyRows(
       metadata: row.metadata,
       replacesKeyId: row.replaces_key_id,
       suspendedAt: toText(row.suspended_at),
+      suspendedReason: row.suspended_reason,
       deletedAt: toText(row.deleted_at),
       deleteReason: row.delete_reason,
       purgedAt: toText(row.purged_at),
@@ -65,7 +66,7 @@ export async function partnerRows(
   const rows = await tx
     .selectFrom('partners')
     .select(['id', 'email', 'name', 'external_id', 'permissions', 'rate_limit_requests', 'rate_limit_window_seconds'])
-    .select(['suspended_at', 'deleted_at', 'created_by'])
+    .select(['metadata', 'suspended_at', 'deleted_at', 'created_by'])
     .where('organization_id', '=', organizationId)
     .where('id', '<', before as PartnerId)
     .orderBy('id', 'desc')
@@ -77,6 +78,7 @@ export async function partnerRows(
       email: row.email,
       name: row.name,
       externalId: row.external_id,
+      metadata: row.metadata,
       permissions: row.permissions,
       rateLimit: toRateLimit(row),
       suspendedAt: toText(row.suspended_at),

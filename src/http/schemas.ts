@@ -221,10 +221,14 @@ export const allowedIpsInput = z
 /** RFC 6749 section 3.3. */
 const scopeToken = /^[\x21\x23-\x5b\x5d-\x7e]+$/;
 
+export const keyScopeInput = z
+  .string()
+  .min(1)
+  .max(100)
+  .regex(scopeToken, 'must be printable ASCII without space, double quote and backslash');
+
 export const keyScopesInput = z
-  .array(
-    z.string().min(1).max(100).regex(scopeToken, 'must be printable ASCII without space, double quote and backslash'),
-  )
+  .array(keyScopeInput)
   .max(50)
   .refine((scopes) => new Set(scopes).size === scopes.length, 'must not name a scope twice');
 

@@ -12,16 +12,25 @@ import { lockOrganization, lockOrganizationShared, type Organization } from '../
 import { lockPartner, type Partner } from '../partners/store.ts';
 import { expiryFor } from './lifetime-policy.ts';
 import type { MintedKey } from './mint.ts';
-import { freeSlot, keyTag, permissionFor, requireLiveKey } from './policy.ts';
+import {
+  becomesCompromised,
+  firstExpired,
+  freeSlot,
+  keyTag,
+  permissionFor,
+  requireLiveKey,
+  rowCapacity,
+} from './policy.ts';
 import {
   findSealed,
   insertKey,
   type Key,
   type KeyFields,
-  liveKeysOfRow,
   lockKey,
-  markKeySuspended,
+  lockLiveKeysOfRow,
   markKeysDeleted,
+  markKeysSuspended,
+  type RowAddress,
   type SealedColumns,
   type ShownKey,
   updateKey,
@@ -97,6 +106,18 @@ export async function lockOwner(work: Work<OrganizationContext>, partnerId: stri
   return { partner, organization };
 }
 
+/**
+ * A free place of a row for another key. If the row is full and a member has expired, deletes the one that expired first.
+ * The caller has locked the owner.
+ * @throws Problem `row_full`
+ */
+export async function takePlace(work: Work<OrganizationContext>, row: RowAddress): Promise<1 | 2> {
+  const occupants = await lockLiveKeysOfRow(work.tx, row);
+  const replaced = occupants.length < rowCapacity ? undefined : firstExpired(occupants, work.now);
+  if (replaced !== undefined) await deleteKeys(work, [replaced], 'expired');
+  return freeSlot(occupants.filter((key) => key !== replaced));
+}
+
 interface KeyToAdd extends Owner {
   permission: Permission;
   minted: MintedKey;
@@ -112,7 +133,7 @@ export async function addKey(work: Work<OrganizationContext>, input: KeyToAdd): 
   const settings = { ...input.settings, expiresAt: expiryFor(input.settings.expiresAt, decision) };
   const partnerId: PartnerId | null = input.partner?.id ?? null;
   const row = { organizationId: work.by.organizationId, partnerId, permission: input.permission };
-  const slot = freeSlot(await liveKeysOfRow(work.tx, row));
+  const slot = await takePlace(work, row);
   const key = await insertKey(work, {
     id: minted.id,
     organization_id: row.organizationId,
@@ -216,8 +237,7 @@ export async function deleteKey(
   reason: DeleteReason,
 ): Promise<ShownKey> {
   const key = await lockKey(work.tx, work.by.organizationId, keyId);
-  const becomesCompromised = reason === 'compromised' && key.delete_reason !== 'compromised';
-  if (!becomesCompromised) requireLiveKey(key);
+  if (!becomesCompromised(key, { action: 'delete', reason })) requireLiveKey(key);
   const [deleted] = await deleteKeys(work, [key], reason);
   if (deleted === undefined) throw new Error(`Key ${key.id} was not found although it is locked`);
   return withLastUse(work.tx, deleted);
@@ -287,25 +307,48 @@ function describePatch(patch: KeyPatch): Record<string, unknown> {
   return given.expiresAt == null ? given : { ...given, expiresAt: given.expiresAt.toISOString() };
 }
 
+/** Suspended, with an optional reason, or not. */
+export type Suspension = { isSuspended: true; reason: string | null } | { isSuspended: false };
+
 /**
- * Suspends or resumes a key. Resuming does not revive an expired key.
+ * Suspends or resumes a key. Resuming does not revive an expired key. A suspended key keeps its first reason.
  * @throws Problem `not_found`, `already_deleted`
  */
 export async function setKeySuspended(
   work: Work<OrganizationContext>,
   keyId: string,
-  isSuspended: boolean,
+  suspension: Suspension,
 ): Promise<ShownKey> {
   const key = await lockKey(work.tx, work.by.organizationId, keyId);
   requireLiveKey(key);
-  if (isSuspended === (key.suspended_at !== null)) return withLastUse(work.tx, key);
-  const changed = await markKeySuspended(
-    work.tx,
-    key.id,
-    isSuspended ? { suspended_at: work.now } : { suspended_at: null, resumed_at: work.now },
-  );
-  record(work, { ...suspensionEvent(work, 'key', isSuspended), keyId: key.id, partnerId: key.partner_id });
+  if (suspension.isSuspended === (key.suspended_at !== null)) return withLastUse(work.tx, key);
+  const [changed] = await setKeysSuspended(work, [key], suspension);
+  if (changed === undefined) throw new Error(`Key ${key.id} was not found although it is locked`);
   return withLastUse(work.tx, changed);
+}
+
+/** Suspends or resumes locked keys that are not yet so, and records each. */
+export async function setKeysSuspended(
+  work: Work<OrganizationContext>,
+  keys: ReadonlyArray<Pick<Key, 'id' | 'partner_id'>>,
+  suspension: Suspension,
+): Promise<Key[]> {
+  const { isSuspended } = suspension;
+  const reason = isSuspended ? suspension.reason : null;
+  const columns = isSuspended
+    ? { suspended_at: work.now, suspended_reason: reason }
+    : { suspended_at: null, suspended_reason: null, resumed_at: work.now };
+  const changed = await markKeysSuspended(
+    work.tx,
+    keys.map(({ id }) => id),
+    columns,
+  );
+  for (const key of keys) {
+    const { action, details } = suspensionEvent(work, 'key', isSuspended);
+    const given = isSuspended ? { ...details, reason } : details;
+    record(work, { action, details: given, keyId: key.id, partnerId: key.partner_id });
+  }
+  return changed;
 }
 
 /** The event for suspending or resuming a key or partner. */

@@ -5,16 +5,17 @@ import type { KeyId, OrganizationId } from '../domain/ids.ts';
 import { record } from '../history/record.ts';
 import { chunksOf, inBatches, pagesOf } from '../lib/batches.ts';
 import { getOrganization, lockOrganizationShared } from '../organizations/store.ts';
+import { setKeysSuspended } from './commands.ts';
 import { idleTimesAt, suspensionDue } from './idle-policy.ts';
 import {
   deleteVoidIdleNotices,
   examineKeys,
   type IdleKey,
+  idleReason,
   lockIdleKeys,
   markIdleAnnounced,
   organizationsThatSuspendIdle,
 } from './idle-store.ts';
-import { markKeySuspended } from './store.ts';
 
 /** Keys that one query examines. */
 const examinedAtOnce = 1_000;
@@ -76,11 +77,7 @@ async function handleIdleKeys(work: Work<OrganizationContext>, ids: readonly Key
   const announced = keys.filter(({ step }) => step === 'announce');
   if (announced.length > 0) await announce(work, announced, days);
   const suspended = keys.filter(({ step }) => step === 'suspend');
-  for (const { id, partner_id } of suspended) {
-    await markKeySuspended(tx, id, { suspended_at: now });
-    const details = { suspendedAt: now.toISOString(), reason: 'idle' };
-    record(work, { action: 'key.suspended', keyId: id, partnerId: partner_id, details });
-  }
+  if (suspended.length > 0) await setKeysSuspended(work, suspended, { isSuspended: true, reason: idleReason });
   return announced.length + suspended.length;
 }
 

@@ -6,6 +6,9 @@ import { lastUse } from './store.ts';
 
 /** Queries of the job that suspends keys without use. */
 
+/** The reason with which it suspends them. */
+export const idleReason = 'idle';
+
 export async function organizationsThatSuspendIdle(db: Db): Promise<OrganizationId[]> {
   const query = db.selectFrom('organizations').select('id').where('idle_suspend_after_days', 'is not', null);
   return (await query.orderBy('id').execute()).map(({ id }) => id);
@@ -93,6 +96,19 @@ export async function markIdleAnnounced(tx: Tx, keys: readonly IdleKey[], announ
       })),
     )
     .execute();
+}
+
+/** How many live keys are suspended because they were not used. */
+export async function countSuspendedIdle(db: Db): Promise<number> {
+  const { count } = await db
+    .selectFrom('api_keys')
+    .select(sql<number>`count(*)::int`.as('count'))
+    .where('suspended_at', 'is not', null)
+    .where('purged_at', 'is', null)
+    .where('deleted_at', 'is', null)
+    .where('suspended_reason', '=', idleReason)
+    .executeTakeFirstOrThrow();
+  return count;
 }
 
 /**

@@ -2,7 +2,7 @@ import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { RestoreWindows } from '../domain/restore-window.ts';
 import { organizationContextOf } from '../http/guard.ts';
-import { idParam } from '../http/schemas.ts';
+import { idParam, text } from '../http/schemas.ts';
 import { setKeySuspended } from './commands.ts';
 import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
@@ -10,6 +10,12 @@ import { restoreKey } from './restore-commands.ts';
 import { rotateKey } from './rotate-commands.ts';
 import type { ShownKey } from './store.ts';
 import { createdKeyView, type KeyViewContext, keyView, rotateRequest, showCreatedKey, toKeyView } from './views.ts';
+
+const suspendRequest = z
+  .strictObject({
+    reason: text(500).optional().meta({ description: 'Shown as suspendedReason until the key is resumed.' }),
+  })
+  .meta({ id: 'SuspendRequest', example: { reason: 'The partner reported a leak' } });
 
 export interface KeyLifecycleRoutesOptions extends RestoreWindows {
   mint: KeyMint;
@@ -69,15 +75,17 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
         tags: ['Keys'],
         summary: 'Suspend a key',
         description:
-          'This replica rejects the key from the reply on, the others as soon as they are notified. It keeps its place in the row.',
+          'This replica rejects the key from the reply on, the others as soon as they are notified. It keeps its place in the row. A key that is suspended already does not change.',
         params,
+        body: suspendRequest.nullish(),
         response: { 200: keyView },
       },
     },
     async (request, reply) => {
       const { keyId } = request.params;
+      const suspension = { isSuspended: true, reason: request.body?.reason ?? null } as const;
       return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
-        show(await setKeySuspended(work, keyId, true), work.now),
+        show(await setKeySuspended(work, keyId, suspension), work.now),
       );
     },
   );
@@ -102,7 +110,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
     async (request, reply) => {
       const { keyId } = request.params;
       return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
-        show(await setKeySuspended(work, keyId, false), work.now),
+        show(await setKeySuspended(work, keyId, { isSuspended: false }), work.now),
       );
     },
   );

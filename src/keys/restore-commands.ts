@@ -9,8 +9,8 @@ import { freeSlot, requireEligibleOwner, requireRestorableKey } from './policy.t
 import {
   getKeyOwner,
   type Key,
-  liveKeysOfRow,
   lockKeyIncludingPurged,
+  lockLiveKeysOfRow,
   markKeyRestored,
   type ShownKey,
   withLastUse,
@@ -50,7 +50,7 @@ export async function restoreKey(
   requireSameDeletion(`Key ${key.id}`, deletedAt, restoring);
   requireEligibleOwner(key, partner);
   const row = { organizationId, partnerId, permission: key.permission };
-  const restored = await restoreLockedKey(work, key, freeSlot(await liveKeysOfRow(work.tx, row)), restoring);
+  const restored = await restoreLockedKey(work, key, freeSlot(await lockLiveKeysOfRow(work.tx, row)), restoring);
   return withLastUse(work.tx, restored);
 }
 

@@ -2,8 +2,9 @@ import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { Keyring } from '../crypto/keyring.ts';
+import { givenDeleteReasons } from '../database/tables/api-keys.ts';
 import { type Transactor, transact } from '../database/work.ts';
-import { idSuffixPattern, isId, type KeyId, type PartnerId } from '../domain/ids.ts';
+import { isId, type KeyId } from '../domain/ids.ts';
 import { decodeCursor, toPage } from '../domain/page.ts';
 import { organizationContextOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
@@ -17,19 +18,18 @@ import {
   metadataInput,
   nameInput,
   pageOf,
-  pageQuery,
   permissionSchema,
-  queryBoolean,
   rateLimitSchema,
   text,
   timestampInput,
 } from '../http/schemas.ts';
 import { createKey, deleteKey, patchKey } from './commands.ts';
+import { keyListQuery, toKeyFilter } from './filter-input.ts';
 import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
 import { revealKey } from './reveal.ts';
 import { getKey, listKeys, type ShownKey } from './store.ts';
-import { createdKeyView, type KeyViewContext, keyStatusSchema, keyView, showCreatedKey, toKeyView } from './views.ts';
+import { createdKeyView, type KeyViewContext, keyView, showCreatedKey, toKeyView } from './views.ts';
 
 const settings = {
   name: nameInput.nullish(),
@@ -58,28 +58,6 @@ const keyPatch = z
   .strictObject(settings)
   .meta({ id: 'KeyPatch', example: { name: 'Billing export', metadata: { team: 'billing' } } });
 
-const keyFilter = z.strictObject({
-  ...pageQuery,
-  partnerId: z
-    .string()
-    .regex(new RegExp(`^(default|partner_${idSuffixPattern})$`), 'must be default or a partner id')
-    .transform((text) => text as 'default' | PartnerId)
-    .optional(),
-  permission: permissionSchema.optional(),
-  status: keyStatusSchema.optional(),
-  pastMaxLifetime: queryBoolean.meta({
-    type: 'boolean',
-    default: false,
-    description:
-      'Only live keys without an expiry, or with one later than maxKeyLifetimeSeconds from now: they outlive any key created now.',
-  }),
-  includeDeleted: queryBoolean.meta({
-    type: 'boolean',
-    default: false,
-    description: 'Also list deleted keys that can be restored.',
-  }),
-});
-
 const revealRequest = z
   .strictObject({ reason: text(500).optional(), recipient: text(200).optional() })
   .meta({ id: 'RevealRequest', example: { reason: 'The partner lost it', recipient: 'ops@partner.example' } });
@@ -88,7 +66,7 @@ const revealedKeyView = z
   .object({ key: z.string().meta({ description: 'The plaintext.', example: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' }) })
   .meta({ id: 'RevealedKey' });
 
-const deletionReasonSchema = z.enum(['unused', 'rotated', 'compromised', 'other']).meta({ id: 'KeyDeletionReason' });
+const deletionReasonSchema = z.enum(givenDeleteReasons).meta({ id: 'KeyDeletionReason' });
 
 export interface KeyRoutesOptions {
   transactor: Transactor;
@@ -118,21 +96,20 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         operationId: 'listKeys',
         tags: ['Keys'],
         summary: 'List keys, newest first',
-        querystring: keyFilter,
+        querystring: keyListQuery,
         response: { 200: pageOf('KeyPage', keyView) },
       },
     },
     async (request) => {
-      const { limit, cursor, includeDeleted, ...filter } = request.query;
+      const { limit, cursor, ...filter } = request.query;
       const context = viewContext();
-      const page = { limit, before: decodeCursor(listOf(request), cursor, isKeyId), now: context.now };
-      const restorableAfter = new Date(context.now.getTime() - undoWindowSeconds * 1000);
-      const keys = await listKeys(
-        db,
-        organizationOf(request),
-        { ...filter, restorableAfter: includeDeleted ? restorableAfter : undefined },
-        page,
-      );
+      const { now } = context;
+      const search = {
+        organizationId: organizationOf(request),
+        filter: toKeyFilter(filter, now, undoWindowSeconds),
+        now,
+      };
+      const keys = await listKeys(db, search, { limit, before: decodeCursor(listOf(request), cursor, isKeyId) });
       return toPage(
         listOf(request),
         keys,

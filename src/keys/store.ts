@@ -7,7 +7,8 @@ import type { ApiKeysTable, DeleteReason } from '../database/tables/api-keys.ts'
 import { Problem, requireFound } from '../domain/errors.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 import type { Access, Permission } from '../domain/permissions.ts';
-import type { KeyStatus } from './policy.ts';
+import { foldCase } from './policy.ts';
+import { findKeys, type KeySearch } from './search.ts';
 
 /** A key without its tag, hash and sealed value, which no view contains. */
 export type Key = Omit<
@@ -28,6 +29,7 @@ const columns = [
   'permission',
   'slot',
   'name',
+  'folded_name',
   'last_four',
   'expires_at',
   'allowed_ips',
@@ -40,17 +42,14 @@ const columns = [
   'created_at',
   'created_by',
   'suspended_at',
+  'suspended_reason',
   'deleted_at',
   'delete_reason',
   'purged_at',
 ] as const;
 
 /** The last allowed verification of the key in `api_keys`. */
-export const lastUse = sql<Date | null>`greatest(
-  (select last_used_at from usage_hours where key_id = api_keys.id and last_used_at is not null
-    order by hour desc limit 1),
-  (select last_used_at from usage_days where key_id = api_keys.id and last_used_at is not null
-    order by day desc limit 1))`;
+export const lastUse = sql<Date | null>`(select last_used_at from key_last_uses where key_id = api_keys.id)`;
 
 const lastUsedAt = lastUse.as('last_used_at');
 
@@ -83,6 +82,19 @@ export async function getKey(db: Db, organizationId: OrganizationId, id: string)
 export async function lockKey(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
   const query = selectKey(tx, organizationId, id).where('purged_at', 'is', null);
   return requireFound(await query.forNoKeyUpdate().executeTakeFirst(), 'key in this organization');
+}
+
+/** Locks the organization's keys among these, in the order of their ids. Unknown and purged ones are left out. */
+export async function lockKeys(tx: Tx, organizationId: OrganizationId, ids: readonly KeyId[]): Promise<Key[]> {
+  return tx
+    .selectFrom('api_keys')
+    .select(columns)
+    .where('organization_id', '=', organizationId)
+    .where('id', '=', sql<KeyId>`any(${ids})`)
+    .where('purged_at', 'is', null)
+    .orderBy('id')
+    .forNoKeyUpdate()
+    .execute();
 }
 
 /** Like `lockKey`, including purged keys. @throws Problem `not_found` */
@@ -132,9 +144,9 @@ export async function findSealed(tx: Tx, id: KeyId): Promise<SealedColumns | und
   return { sealed: row.sealed, sealed_keyring_id: row.sealed_keyring_id };
 }
 
-/** The at most two live keys of a row. Lock the owner before calling this to add a key. */
-export async function liveKeysOfRow(db: Db, row: RowAddress): Promise<Key[]> {
-  return db
+/** The at most two live keys of a row, locked in the order of their ids. Lock the owner first to add a key. */
+export async function lockLiveKeysOfRow(tx: Tx, row: RowAddress): Promise<Key[]> {
+  return tx
     .selectFrom('api_keys')
     .select(columns)
     .where('organization_id', '=', row.organizationId)
@@ -142,6 +154,7 @@ export async function liveKeysOfRow(db: Db, row: RowAddress): Promise<Key[]> {
     .where('permission', '=', row.permission)
     .where('deleted_at', 'is', null)
     .orderBy('id')
+    .forNoKeyUpdate()
     .execute();
 }
 
@@ -184,77 +197,51 @@ export async function liveKeysOfOwners(
     .execute();
 }
 
-export interface KeyFilter {
-  partnerId?: PartnerId | 'default' | undefined;
-  permission?: Permission | undefined;
-  status?: KeyStatus | undefined;
-  /** Only live keys that outlive any key created now, by the maximum lifetime of the organization. */
-  pastMaxLifetime?: boolean | undefined;
-  /** Include restorable keys: deleted after this time, and not as compromised. */
-  restorableAfter?: Date | undefined;
-}
-
 /** Newest first, up to `limit + 1`. */
 export async function listKeys(
   db: Db,
-  organizationId: OrganizationId,
-  filter: KeyFilter,
-  page: { limit: number; before: KeyId | undefined; now: Date },
+  search: KeySearch,
+  { limit, before }: { limit: number; before: KeyId | undefined },
 ): Promise<ShownKey[]> {
-  let query = db
+  const ids = await findKeys(db, search, { limit: limit + 1, before });
+  return db
     .selectFrom('api_keys')
     .select([...columns, lastUsedAt])
-    .where('organization_id', '=', organizationId)
-    .where('purged_at', 'is', null)
-    .where(statusCondition(filter, page.now))
+    .where('id', '=', sql<KeyId>`any(${ids})`)
     .orderBy('id', 'desc')
-    .limit(page.limit + 1);
-  if (page.before !== undefined) query = query.where('id', '<', page.before);
-  if (filter.partnerId === 'default') query = query.where('partner_id', 'is', null);
-  else if (filter.partnerId !== undefined) query = query.where('partner_id', '=', filter.partnerId);
-  if (filter.permission !== undefined) query = query.where('permission', '=', filter.permission);
-  if (filter.pastMaxLifetime === true) query = query.where(isPastMaxLifetime(organizationId, page.now));
-  return query.execute();
-}
-
-/** Without a maximum lifetime no key is past it. */
-function isPastMaxLifetime(organizationId: OrganizationId, now: Date) {
-  return sql<boolean>`deleted_at is null and coalesce(expires_at, 'infinity') > (
-    select ${now}::timestamptz + max_key_lifetime_seconds * interval '1 second'
-    from organizations where id = ${organizationId})`;
-}
-
-/** The rule of `statusOf` in policy.ts as SQL. */
-function statusCondition({ status, restorableAfter }: KeyFilter, now: Date) {
-  const live = sql<boolean>`deleted_at is null`;
-  const expired = sql<boolean>`coalesce(expires_at <= ${now}, false)`;
-  switch (status) {
-    case 'deleted':
-      return sql<boolean>`deleted_at is not null`;
-    case 'suspended':
-      return sql<boolean>`${live} and suspended_at is not null`;
-    case 'expired':
-      return sql<boolean>`${live} and suspended_at is null and ${expired}`;
-    case 'active':
-      return sql<boolean>`${live} and suspended_at is null and not ${expired}`;
-    case undefined:
-      if (restorableAfter === undefined) return live;
-      return sql<boolean>`(${live} or (deleted_at > ${restorableAfter} and delete_reason <> 'compromised'))`;
-  }
+    .execute();
 }
 
 export type NewKey = Omit<
   Selectable<ApiKeysTable>,
-  'mac' | 'mac_keyring_id' | 'suspended_at' | 'resumed_at' | 'deleted_at' | 'delete_reason' | 'purged_at'
+  | 'mac'
+  | 'mac_keyring_id'
+  | 'folded_name'
+  | 'suspended_at'
+  | 'suspended_reason'
+  | 'resumed_at'
+  | 'deleted_at'
+  | 'delete_reason'
+  | 'purged_at'
 >;
 
 export async function insertKey({ tx, keyring }: Writer, key: NewKey): Promise<Key> {
   const mac = keyMac(keyring, { ...key, delete_reason: null });
   return tx
     .insertInto('api_keys')
-    .values({ ...key, ...mac, created_by: JSON.stringify(key.created_by), metadata: JSON.stringify(key.metadata) })
+    .values({
+      ...key,
+      ...mac,
+      folded_name: foldName(key.name),
+      created_by: JSON.stringify(key.created_by),
+      metadata: JSON.stringify(key.metadata),
+    })
     .returning(columns)
     .executeTakeFirstOrThrow();
+}
+
+function foldName(name: string | null): string | null {
+  return name === null ? null : foldCase(name);
 }
 
 export type KeyFields = Partial<
@@ -269,7 +256,12 @@ export async function updateKey(writer: Writer, id: KeyId, { metadata, ...fields
   const mac = await renewedMac(writer, id, fields);
   return writer.tx
     .updateTable('api_keys')
-    .set({ ...fields, ...mac, ...(metadata === undefined ? {} : { metadata: JSON.stringify(metadata) }) })
+    .set({
+      ...fields,
+      ...mac,
+      ...(fields.name === undefined ? {} : { folded_name: foldName(fields.name) }),
+      ...(metadata === undefined ? {} : { metadata: JSON.stringify(metadata) }),
+    })
     .where('id', '=', id)
     .returning(columns)
     .executeTakeFirstOrThrow();
@@ -290,7 +282,7 @@ export async function markKeysDeleted(
   return writer.tx
     .updateTable('api_keys')
     .set({ deleted_at: deleted.at, delete_reason: deleted.reason })
-    .where('id', 'in', ids)
+    .where('id', '=', sql<KeyId>`any(${ids})`)
     .returning(columns)
     .execute();
 }
@@ -342,12 +334,18 @@ function macCoveredKey(tx: Tx, id: KeyId) {
     .executeTakeFirstOrThrow();
 }
 
-export async function markKeySuspended(
+/** The keys must be locked. */
+export async function markKeysSuspended(
   tx: Tx,
-  id: KeyId,
-  times: { suspended_at: Date } | { suspended_at: null; resumed_at: Date },
-): Promise<Key> {
-  return tx.updateTable('api_keys').set(times).where('id', '=', id).returning(columns).executeTakeFirstOrThrow();
+  ids: readonly KeyId[],
+  suspension: Pick<Key, 'suspended_at' | 'suspended_reason'> & { resumed_at?: Date },
+): Promise<Key[]> {
+  return tx
+    .updateTable('api_keys')
+    .set(suspension)
+    .where('id', '=', sql<KeyId>`any(${ids})`)
+    .returning(columns)
+    .execute();
 }
 
 /** Makes a key live again in this slot of its row. */

@@ -24,6 +24,7 @@ export interface NewPartner {
   permissions: Access[];
   name?: string | null | undefined;
   externalId?: string | null | undefined;
+  metadata?: Record<string, unknown> | undefined;
   rateLimit?: RateLimit | null | undefined;
 }
 
@@ -56,6 +57,7 @@ async function addPartner(work: Work<OrganizationContext>, given: NewPartner, pe
     email: given.email,
     name: given.name ?? null,
     external_id: given.externalId ?? null,
+    metadata: given.metadata ?? {},
     permissions,
     ...toRateLimitColumns(given.rateLimit ?? null),
     created_at: work.now,
@@ -86,6 +88,7 @@ interface PartnerFieldValues {
   email: string;
   name: string | null;
   externalId: string | null;
+  metadata: Record<string, unknown>;
   permissions: Access[];
   rateLimit: RateLimit | null;
 }
@@ -115,6 +118,7 @@ export async function patchPartner(
     email: next.email,
     name: next.name,
     external_id: next.externalId,
+    metadata: next.metadata,
     permissions: next.permissions,
     ...toRateLimitColumns(next.rateLimit),
   };
@@ -178,6 +182,7 @@ function fieldsOf(partner: Partner): PartnerFieldValues {
     email: partner.email,
     name: partner.name,
     externalId: partner.external_id,
+    metadata: partner.metadata,
     permissions: partner.permissions,
     rateLimit: toRateLimit(partner),
   };

@@ -19,6 +19,8 @@ import {
   idParam,
   idView,
   limitMeaning,
+  metadataInput,
+  metadataView,
   nameInput,
   pageOf,
   pageQuery,
@@ -35,6 +37,8 @@ import { getPartner, listPartners, type Partner } from './store.ts';
 const externalIdMeaning =
   "The partner's id in the organization's own system, unique among its live partners. Verification returns it.";
 
+const partnerMetadataMeaning = 'Any JSON object of at most 16 KiB. A change replaces the whole object.';
+
 const fields = {
   id: idView('partner'),
   organizationId: idView('org'),
@@ -44,6 +48,7 @@ const fields = {
   permissions: z.array(accessSchema).meta({ example: ['read'] }),
   status: z.enum(['active', 'suspended', 'deleted']).meta({ id: 'PartnerStatus' }),
   rateLimit: rateLimitSchema.nullable().meta({ description: limitMeaning.partner }),
+  metadata: metadataView,
   createdAt: timestampView,
   createdBy: actorView,
   suspendedAt: timestampView.nullable(),
@@ -67,6 +72,7 @@ const newPartner = z
     name: nameInput.nullish(),
     externalId: externalIdInput.nullish().meta({ description: externalIdMeaning }),
     rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.partner }),
+    metadata: metadataInput.optional().meta({ description: partnerMetadataMeaning }),
   })
   .meta({
     id: 'NewPartner',
@@ -80,6 +86,7 @@ const partnerPatch = z
     name: nameInput.nullish(),
     externalId: externalIdInput.nullish().meta({ description: externalIdMeaning }),
     rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.partner }),
+    metadata: metadataInput.optional().meta({ description: partnerMetadataMeaning }),
   })
   .meta({ id: 'PartnerPatch', example: { permissions: ['read'] } });
 
@@ -323,6 +330,7 @@ function toPartnerView(partner: Partner, undoWindowSeconds: number): z.infer<typ
     permissions: partner.permissions,
     status: deletedAt !== null ? 'deleted' : suspendedAt !== null ? 'suspended' : 'active',
     rateLimit: toRateLimit(partner),
+    metadata: partner.metadata,
     createdAt: partner.created_at.toISOString(),
     createdBy: partner.created_by,
     suspendedAt: suspendedAt?.toISOString() ?? null,

@@ -7,6 +7,8 @@ import { isBodyless } from '../../src/http/strict-routes.ts';
 import {
   finishDocument,
   type JsonObject,
+  otherParametersMember,
+  otherParametersOf,
   problemResponses,
   replyHeadersMember,
   wrapReferences,
@@ -111,6 +113,7 @@ function describe(route: RouteOptions, schema: JsonObject): JsonObject {
     ...(isBodyless(route) ? { body: undefined } : {}),
     ...headersOf(route, access),
     querystring: wrapReferences(schema['querystring']),
+    [otherParametersMember]: otherParametersOf(schema['querystring']),
     description: said + who,
     security: securityOf(access),
   };
