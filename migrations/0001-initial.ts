@@ -240,7 +240,13 @@ create table access_tokens (
   constraint access_tokens_organization_fk foreign key (organization_id) references organizations (id),
   constraint access_tokens_id_form check (id ~ ${id('token')}),
   constraint access_tokens_role_known check (role in ('operator', 'admin', 'verifier')),
-  constraint access_tokens_scopes_known check (scopes in (array['read'], array['write'], array['read', 'write'])),
+  constraint access_tokens_scopes_known check (
+    scopes in (
+      array['read'], array['write'], array['reveal'],
+      array['read', 'write'], array['read', 'reveal'], array['write', 'reveal'],
+      array['read', 'write', 'reveal']
+    )
+  ),
   constraint access_tokens_creator_chain_actors check (is_creator_chain(creator_chain)),
   constraint access_tokens_tag_length check (octet_length(tag) = 32),
   constraint access_tokens_operator_is_global check (role <> 'operator' or organization_id is null),

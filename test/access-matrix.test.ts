@@ -19,6 +19,7 @@ interface Cast {
   verifier: Client;
   verifierWriteOnly: Client;
   operator: Client;
+  adminWithoutReveal: Client;
   operatorReadOnly: Client;
   operatorWriteOnly: Client;
   apiKey: Client;
@@ -41,6 +42,7 @@ async function castOf(service: TestService): Promise<Cast> {
     admin,
     adminReadOnly: await createToken(admin, 'admin', ['read']),
     adminWriteOnly: await createToken(admin, 'admin', ['write']),
+    adminWithoutReveal: await createToken(admin, 'admin', ['read', 'write']),
     verifier: service.verifier,
     verifierWriteOnly: as(await formerVerifier(service)),
     operator,
@@ -188,7 +190,7 @@ t.test('every route except the public ones checks credential, role and scope', a
           const reply = await isRefused(t, cast[role], 403, 'forbidden');
           if (reply.body !== undefined) t.equal(reply.body.requiredRole, rule.role);
         }
-        const wrongScope = rule.scope === 'read' ? 'WriteOnly' : 'ReadOnly';
+        const wrongScope = { read: 'WriteOnly', write: 'ReadOnly', reveal: 'WithoutReveal' }[rule.scope];
         if (rule.role !== 'verifier' || wrongScope === 'WriteOnly') {
           const reply = await isRefused(t, cast[`${rule.role}${wrongScope}` as keyof Cast], 403, 'scope_missing');
           if (reply.body !== undefined) t.equal(reply.body.requiredScope, rule.scope);
@@ -252,7 +254,7 @@ t.test('ids of another organization are treated like unknown ids', async (t) => 
   const ownIds = await idsOf(service);
   const { body: other } = await operator.post('/v1/organizations', { name: 'Other' });
   const inOther = { 'latchkey-organization': other.id };
-  const token = { role: 'admin', scopes: ['read', 'write'], name: 'Eve', email: 'eve@example.com' };
+  const token = { role: 'admin', scopes: ['read', 'write', 'reveal'], name: 'Eve', email: 'eve@example.com' };
   const { body: otherToken } = await operator.post('/v1/access-tokens', token, inOther);
   const otherAdmin = service.as(otherToken.token);
 

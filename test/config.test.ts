@@ -245,8 +245,7 @@ t.test('settings of an identity provider and its claims are read and checked', a
     audience: oidc.OIDC_AUDIENCE,
     organization: { id: organization },
     rolesClaim: 'roles',
-    readRoles: ['latchkey-read'],
-    writeRoles: ['latchkey-write'],
+    rolesOf: { read: ['latchkey-read'], write: ['latchkey-write'], reveal: ['latchkey-reveal'] },
     acceptsUntypedTokens: false,
     requiresNbf: false,
     maxLifetimeSeconds: 7_200,
@@ -258,7 +257,7 @@ t.test('settings of an identity provider and its claims are read and checked', a
     OIDC_ORGANIZATIONS: `acme = ${organization}, globex=org_01k9s3v5wqe8n8x4r2m6t7yb0d`,
     OIDC_READ_ROLES: 'Auditors, Latchkey Admins',
   }).oidc;
-  t.match(claimed, { organization: { claim: 'tid' }, readRoles: ['Auditors', 'Latchkey Admins'] });
+  t.match(claimed, { organization: { claim: 'tid' }, rolesOf: { read: ['Auditors', 'Latchkey Admins'] } });
   const ids = claimed !== undefined && 'ids' in claimed.organization ? claimed.organization.ids : undefined;
   t.equal(ids?.get('acme'), organization);
   t.equal(ids?.size, 2);
@@ -267,8 +266,13 @@ t.test('settings of an identity provider and its claims are read and checked', a
     OIDC_ORGANIZATION_CLAIM: 'dn',
     OIDC_ORGANIZATIONS: JSON.stringify({ 'o=acme,c=de': organization }),
     OIDC_READ_ROLES: '["cn=auditors,ou=groups", "Admins"]',
+    OIDC_REVEAL_ROLES: 'Break Glass',
   }).oidc;
-  t.match(asJson, { readRoles: ['cn=auditors,ou=groups', 'Admins'] }, 'names with commas');
+  t.match(
+    asJson,
+    { rolesOf: { read: ['cn=auditors,ou=groups', 'Admins'], reveal: ['Break Glass'] } },
+    'names with commas',
+  );
   t.match(asJson?.organization, { ids: new Map([['o=acme,c=de', organization]]) });
   for (const issuer of ['http://127.0.0.1:8080', 'http://localhost/realms/x', 'https://login.example.com/']) {
     t.same(problemsOf({ ...oidc, OIDC_ISSUER: issuer }), []);

@@ -5,7 +5,7 @@ import { t } from './support/tap.ts';
 const inOrganization = ({ organizationId }: TestService) => ({ 'latchkey-organization': organizationId });
 
 async function create(service: TestService, by: Client, input: Record<string, unknown>, headers = {}) {
-  const scopes = ['read', 'write'];
+  const scopes = ['read', 'write', 'reveal'];
   const { status, body } = await by.post('/v1/access-tokens', { scopes, ...input }, headers);
   t.equal(status, 201);
   return { id: body.id as string, client: service.as(body.token), body };

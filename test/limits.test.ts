@@ -105,7 +105,12 @@ t.test('reveals are limited by person: tokens that an admin creates for itself s
     limits: { callerLimit: many, addressLimit: many, revealLimit: 3 },
   });
   const { body: key } = await admin.post('/v1/keys', {});
-  const input = (name: string) => ({ role: 'admin', scopes: ['read', 'write'], name, email: `${name}@example.com` });
+  const input = (name: string) => ({
+    role: 'admin',
+    scopes: ['read', 'write', 'reveal'],
+    name,
+    email: `${name}@example.com`,
+  });
   const child = as((await admin.post('/v1/access-tokens', input('child'))).body.token);
   const grandchild = as((await child.post('/v1/access-tokens', input('grandchild'))).body.token);
   const reveal = async (client: typeof admin) => (await client.post(`/v1/keys/${key.id}/reveal`)).status;

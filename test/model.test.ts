@@ -243,7 +243,7 @@ async function startRun(service: TestService): Promise<{ model: ModelState; real
   const { operator, as } = service;
   const { body: organization } = await operator.post('/v1/organizations', { name: 'Random' });
   const inOrganization = { 'latchkey-organization': organization.id };
-  const person = { role: 'admin', scopes: ['read', 'write'], name: 'Ada', email: 'ada@example.com' };
+  const person = { role: 'admin', scopes: ['read', 'write', 'reveal'], name: 'Ada', email: 'ada@example.com' };
   const admin = as((await operator.post('/v1/access-tokens', person, inOrganization)).body.token);
   const backend = { role: 'verifier', scopes: ['read'], name: 'Backend' };
   const verifier = as((await admin.post('/v1/access-tokens', backend)).body.token);

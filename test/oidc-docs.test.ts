@@ -27,7 +27,7 @@ async function readExamples(): Promise<Example[]> {
         .split('\n')
         .map((line) => line.replaceAll("'", '').split(/=(.*)/s).slice(0, 2)),
     );
-    const scopes = ['read', 'write'].filter((scope) => new RegExp(`\\b${scope}\\b`).test(may));
+    const scopes = ['read', 'write', 'reveal'].filter((scope) => new RegExp(`\\b${scope}\\b`).test(may));
     return { name, env, ...JSON.parse(token), scopes, organizationId: /org_\w+/.exec(may)?.[0] };
   });
 }
@@ -57,7 +57,7 @@ async function startIssuing() {
 }
 
 /** Settings that every provider needs. */
-const common = /^OIDC_(ISSUER|AUDIENCE|ORGANIZATION|(READ|WRITE)_ROLES)$/;
+const common = /^OIDC_(ISSUER|AUDIENCE|ORGANIZATION|(READ|WRITE|REVEAL)_ROLES)$/;
 
 t.test('the table of providers equals the examples', async (t) => {
   const rows = (await readExamples()).map(({ name, env, header, payload }) => {
@@ -115,8 +115,9 @@ t.test('each example accepts its token, and needs each of its settings', async (
     const person = await authenticate(env);
     t.match(person, { role: 'admin', name: 'Ada Admin', email: 'ada@example.com', scopes, organizationId }, name);
     t.equal(person.id, `${payload.iss}#${payload.sub}`);
-    // A person with only the scope read does not show which role gives write.
-    const shown = Object.keys(env).filter((setting) => setting !== 'OIDC_WRITE_ROLES' || scopes.includes('write'));
+    // A person without a scope does not show which role gives it.
+    const scopeOf = (setting: string) => /^OIDC_(WRITE|REVEAL)_ROLES$/.exec(setting)?.[1]?.toLowerCase();
+    const shown = Object.keys(env).filter((setting) => scopes.includes(scopeOf(setting) ?? 'read'));
     for (const setting of shown) {
       const { [setting]: _, ...others } = env;
       const without = await authenticate(others).catch((error: unknown) => error);

@@ -23,7 +23,7 @@ async function start(t: Test, options: Parameters<typeof oidcOf>[2] = {}, addres
     exp: nowSeconds + 600,
     scope: 'keys',
     organization: service.organizationId,
-    roles: ['latchkey-read', 'latchkey-write'],
+    roles: ['latchkey-read', 'latchkey-write', 'latchkey-reveal'],
     ...changes,
   });
   const list = (token: string) => service.as(token).get('/v1/keys');

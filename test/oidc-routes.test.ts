@@ -1,4 +1,5 @@
 import { newId } from '../src/domain/ids.ts';
+import { tokenScopes } from '../src/domain/permissions.ts';
 import type { AccessRule } from '../src/http/access.ts';
 import { startService } from './support/app.ts';
 import { oidcOf, startIssuer } from './support/issuer.ts';
@@ -10,12 +11,11 @@ t.test('on every route a person gets the same reply as an admin token with the s
   const issuer = await startIssuer(t);
   const service = await startService(t, { oidc: oidcOf(issuer, { claim: 'organization', ids: undefined }) });
   const { app, admin, as, organizationId } = service;
-  const scopesOf = { read: ['latchkey-read'], write: ['latchkey-write'] };
   const pairs = [];
-  for (const scope of ['read', 'write'] as const) {
+  for (const scope of tokenScopes) {
     const input = { role: 'admin', scopes: [scope], name: 'Same', email: 'same@example.com' };
     const { body } = await admin.post('/v1/access-tokens', input);
-    issuer.people.set(scope, { organization: organizationId, roles: scopesOf[scope] });
+    issuer.people.set(scope, { organization: organizationId, roles: [`latchkey-${scope}`] });
     pairs.push({ scope, token: as(body.token), person: as((await issuer.tokensOf(scope)).accessToken) });
   }
   const nowSeconds = Math.floor(Date.now() / 1_000);

@@ -7,7 +7,7 @@ import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 import { bodiesFor } from './support/webhooks.ts';
 
-const both = ['latchkey-read', 'latchkey-write'];
+const all = ['latchkey-read', 'latchkey-write', 'latchkey-reveal'];
 const generous = { callerLimit: 1e6, addressLimit: 1e6, revealLimit: 1e6 };
 
 /** A service whose admins come from an issuer that names the organization in the claim `organization`. */
@@ -16,7 +16,7 @@ async function startWithPeople(t: Test, limits = generous, map?: Map<string, Org
   const organization = { claim: 'organization', ids: map };
   const service = await startService(t, { limits, oidc: oidcOf(issuer, organization) });
   const addPerson = (subject: string, claims: Record<string, unknown> = {}) =>
-    issuer.people.set(subject, { organization: service.organizationId, roles: both, ...claims });
+    issuer.people.set(subject, { organization: service.organizationId, roles: all, ...claims });
   const login = async (subject: string) => service.as((await issuer.tokensOf(subject)).accessToken);
   return { ...service, issuer, addPerson, login };
 }
@@ -40,7 +40,14 @@ t.test('a person of the identity provider is an admin, and history names the per
   const self = await ada.get('/v1/self');
   t.match(self, {
     status: 200,
-    body: { kind: 'oidc', id: actor.id, organizationId, name: 'Ada Admin', role: 'admin', scopes: ['read', 'write'] },
+    body: {
+      kind: 'oidc',
+      id: actor.id,
+      organizationId,
+      name: 'Ada Admin',
+      role: 'admin',
+      scopes: ['read', 'write', 'reveal'],
+    },
   });
   t.ok(Date.parse(self.body.expiresAt) > Date.now());
   const created = await ada.post('/v1/keys', { name: 'Made by a person' });

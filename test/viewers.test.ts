@@ -7,7 +7,12 @@ async function adminNamed(
   creator = admin,
   headers = {},
 ): Promise<{ client: Client; id: string }> {
-  const input = { role: 'admin', scopes: ['read', 'write'], name, email: `${name.toLowerCase()}@example.com` };
+  const input = {
+    role: 'admin',
+    scopes: ['read', 'write', 'reveal'],
+    name,
+    email: `${name.toLowerCase()}@example.com`,
+  };
   const { body } = await creator.post('/v1/access-tokens', input, headers);
   return { client: as(body.token), id: body.id };
 }

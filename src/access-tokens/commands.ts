@@ -6,7 +6,7 @@ import type { Work } from '../database/work.ts';
 import { type CreatorChain, extendChain } from '../domain/actor.ts';
 import { Problem } from '../domain/errors.ts';
 import { type AccessTokenId, isId, newId } from '../domain/ids.ts';
-import { type Access, sortAccesses } from '../domain/permissions.ts';
+import { sortTokenScopes, type TokenScope } from '../domain/permissions.ts';
 import { record } from '../history/record.ts';
 import { requireAnotherAdmin, requirePermitted, type TokenRole } from './policy.ts';
 import { type AccessToken, insertAccessToken, lockAccessToken, lockWriters, markAccessTokenDeleted } from './store.ts';
@@ -15,7 +15,7 @@ export interface NewAccessToken {
   role: TokenRole;
   name: string;
   email: string | null;
-  scopes: Access[];
+  scopes: TokenScope[];
   expiresAt: Date | null;
 }
 
@@ -38,7 +38,7 @@ export async function mintAccessToken(crypto: TokenCrypto, role: TokenRole): Pro
 /** What the creating token passes on. */
 export interface TokenCreator {
   /** The scopes of the creator. A new token can only have these. */
-  scopes: readonly Access[];
+  scopes: readonly TokenScope[];
   creatorChain: CreatorChain;
 }
 
@@ -72,7 +72,7 @@ export async function addAccessToken(
   creatorChain: CreatorChain = [],
 ): Promise<AccessToken> {
   const { role, name, email } = given;
-  const scopes = sortAccesses(given.scopes);
+  const scopes = sortTokenScopes(given.scopes);
   const accessToken = await insertAccessToken(work, {
     id,
     organization_id: work.by.organizationId,

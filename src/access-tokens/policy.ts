@@ -1,7 +1,7 @@
 import type { Actor } from '../domain/actor.ts';
 import { Problem, validationProblem } from '../domain/errors.ts';
 import type { AccessTokenId, OrganizationId } from '../domain/ids.ts';
-import type { Access } from '../domain/permissions.ts';
+import type { TokenScope } from '../domain/permissions.ts';
 
 /** Rules for creating and deleting access tokens that need no database. */
 
@@ -9,14 +9,14 @@ export type TokenRole = 'operator' | 'admin' | 'verifier';
 
 export interface RequestedToken {
   role: TokenRole;
-  scopes: Access[];
+  scopes: TokenScope[];
   email: string | null;
   expiresAt: Date | null;
 }
 
 interface Creator {
   role: Actor['type'];
-  scopes: readonly Access[];
+  scopes: readonly TokenScope[];
 }
 
 /**

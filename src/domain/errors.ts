@@ -80,7 +80,8 @@ export const problemKinds = {
     status: 403,
     title: 'Scope missing',
     explanation: 'The credential has the right role but not the scope that this request needs.',
-    remedy: 'Use a credential with the scope that the detail names. write does not include read.',
+    remedy:
+      'Use a credential with the scope that the detail names. None includes another: write covers neither read nor reveal.',
   },
   self_service_disabled: {
     status: 403,

@@ -16,3 +16,13 @@ export function permits(permission: Permission, wanted: Access): boolean {
 export function sortAccesses(given: readonly Access[]): Access[] {
   return accesses.filter((access) => given.includes(access));
 }
+
+/** What an access token permits. None includes another; `reveal` is for the plaintexts of existing keys. */
+export type TokenScope = Access | 'reveal';
+
+export const tokenScopes = [...accesses, 'reveal'] as const satisfies readonly TokenScope[];
+
+/** The normal form of the scopes of a token: in the order of `tokenScopes`, each once. */
+export function sortTokenScopes(given: readonly TokenScope[]): TokenScope[] {
+  return tokenScopes.filter((scope) => given.includes(scope));
+}

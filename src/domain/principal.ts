@@ -1,6 +1,6 @@
 import { type Actor, type CreatorChain, creatorsOf, topmostAdminOf } from './actor.ts';
 import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from './ids.ts';
-import type { Access, Permission } from './permissions.ts';
+import type { Permission, TokenScope } from './permissions.ts';
 
 /** The authenticated identity of a caller. */
 export type Principal = CallerPrincipal | ApiKeyPrincipal;
@@ -16,7 +16,7 @@ export interface AccessTokenPrincipal {
   organizationId: OrganizationId | null;
   name: string;
   email: string | null;
-  scopes: Access[];
+  scopes: TokenScope[];
   expiresAt: Date | null;
   /** Who created it. */
   creatorChain: CreatorChain;
@@ -35,7 +35,7 @@ export interface OidcPrincipal {
   organizationId: OrganizationId;
   name: string;
   email: string | null;
-  scopes: Access[];
+  scopes: TokenScope[];
   expiresAt: Date;
   actsIn: OrganizationId | null;
 }

@@ -1,5 +1,5 @@
 import type {} from 'fastify';
-import type { Access } from '../domain/permissions.ts';
+import type { TokenScope } from '../domain/permissions.ts';
 
 /** The role of an access token. */
 export type Role = 'operator' | 'admin' | 'verifier';
@@ -20,9 +20,9 @@ export type Role = 'operator' | 'admin' | 'verifier';
  */
 export type AccessRule =
   | 'public'
-  | { role: 'admin'; scope: Access; installation?: true; operator?: false }
-  | { role: 'operator'; scope: Access }
-  | { role: 'verifier'; scope: Access; clientSecret?: true }
+  | { role: 'admin'; scope: TokenScope; installation?: true; operator?: false }
+  | { role: 'operator'; scope: TokenScope }
+  | { role: 'verifier'; scope: TokenScope; clientSecret?: true }
   | { role: 'any' }
   | { role: 'api_key'; admits: readonly KeyObstacle[] }
   | { role: 'gateway' };

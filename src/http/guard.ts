@@ -4,6 +4,7 @@ import { isBasic, readCredential, unauthorized } from '../credentials/presented.
 import type { ActorContext, OrganizationContext } from '../database/work.ts';
 import { Problem } from '../domain/errors.ts';
 import { isId, type OrganizationId } from '../domain/ids.ts';
+import type { TokenScope } from '../domain/permissions.ts';
 import { type ApiKeyPrincipal, actorOf, type CallerPrincipal, type Principal } from '../domain/principal.ts';
 import { andThen, callBack, type MaybePromise, withCatch } from '../lib/maybe-promise.ts';
 import type { OidcAuthenticator } from '../oidc/authenticator.ts';
@@ -73,7 +74,7 @@ export const guard = fp<GuardOptions>(
         requireRole(rule, principal);
         if (principal.kind === 'api_key') return;
         if (rule.role === 'api_key') return;
-        requireScope(rule, principal);
+        if (rule.role !== 'any') requireScope(principal, rule.scope);
         return andThen(organizationFor(request, rule, principal), (organizationId) => {
           principal.actsIn = organizationId;
         });
@@ -201,25 +202,42 @@ function requireRole(rule: ProtectedRule, principal: Principal): void {
   const role = principal.kind === 'api_key' ? 'api_key' : principal.role;
   if (role === rule.role || (rule.role === 'admin' && role === 'operator' && rule.operator !== false)) return;
   if (rule.role === 'api_key') throw new Problem('forbidden', 'Only an API key may do this, for itself.');
+  throw wrongRole(role, rule.role);
+}
+
+function wrongRole(role: string, requiredRole: string): Problem {
   const who = role === 'api_key' ? 'An API key' : `The role ${role}`;
-  throw new Problem('forbidden', `${who} may not do this. Use an access token with the role ${rule.role}.`, {
-    members: { requiredRole: rule.role },
+  return new Problem('forbidden', `${who} may not do this. Use an access token with the role ${requiredRole}.`, {
+    members: { requiredRole },
   });
 }
 
 /** The challenge follows RFC 6750 section 3.1. */
-function requireScope(rule: Exclude<ProtectedRule, { role: 'api_key' }>, principal: CallerPrincipal): void {
-  if (rule.role === 'any' || principal.scopes.includes(rule.scope)) return;
+function requireScope(principal: CallerPrincipal, scope: TokenScope): void {
+  if (principal.scopes.includes(scope)) return;
+  const origin =
+    principal.kind === 'oidc'
+      ? `Your identity provider gives it by the roles in OIDC_${scope.toUpperCase()}_ROLES.`
+      : 'The scopes of a token never change: a caller that has this scope can create another token with it.';
   throw new Problem(
     'scope_missing',
-    `This needs the scope ${rule.scope}. The token has only ${principal.scopes.join(' ')}.`,
+    `This needs the scope ${scope}. The token has only ${principal.scopes.join(' ')}. ${origin}`,
     {
-      members: { requiredScope: rule.scope },
-      headers: {
-        'www-authenticate': `Bearer realm="latchkey", error="insufficient_scope", scope="${rule.scope}"`,
-      },
+      members: { requiredScope: scope },
+      headers: { 'www-authenticate': `Bearer realm="latchkey", error="insufficient_scope", scope="${scope}"` },
     },
   );
+}
+
+/**
+ * For routes where only some requests lead to the plaintext of an existing key. A route that always does declares it in
+ * its `access`.
+ * @throws Problem `forbidden` for an operator, `scope_missing`
+ */
+export function requireRevealing(request: FastifyRequest): void {
+  const principal = accessTokenOf(request);
+  if (principal.role !== 'admin') throw wrongRole(principal.role, 'admin');
+  requireScope(principal, 'reveal');
 }
 
 /** The principal on routes that admit only access tokens, of Latchkey or of an identity provider. */

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { problemCodes } from '../domain/errors.ts';
 import { type Id, type IdKind, idSuffixPattern } from '../domain/ids.ts';
-import { accesses, permissions } from '../domain/permissions.ts';
+import { accesses, permissions, tokenScopes } from '../domain/permissions.ts';
 import { mustBe } from '../lib/input-messages.ts';
 import { readAllowed } from '../lib/ip-address.ts';
 import { findUnreadable } from '../lib/readable-text.ts';
@@ -159,22 +159,24 @@ export const permissionSchema = z.enum(permissions).meta({
 
 export const roleSchema = z.enum(['operator', 'admin', 'verifier']).meta({ id: 'Role' });
 
-export const scopeSchema = z
-  .enum(accesses)
-  .meta({ id: 'Scope', description: 'The access that an access token permits.' });
+export const scopeSchema = z.enum(tokenScopes).meta({
+  id: 'Scope',
+  description:
+    'What an access token permits: `read` and `write` requests, `reveal` for plaintexts of existing keys. None includes another.',
+});
 
 /** A non-empty list without duplicates. */
-function setOf<Item extends z.ZodType>(item: Item) {
+function setOf<Item extends z.ZodType>(item: Item, what: string, most: number) {
   return z
     .array(item)
     .min(1)
-    .max(2)
-    .refine((items) => new Set(items).size === items.length, 'must not name a permission twice')
+    .max(most)
+    .refine((items) => new Set(items).size === items.length, `must not name a ${what} twice`)
     .meta({ example: ['read'], uniqueItems: true });
 }
 
-export const accessesInput = setOf(accessSchema);
-export const scopesInput = setOf(scopeSchema);
+export const accessesInput = setOf(accessSchema, 'permission', accesses.length);
+export const scopesInput = setOf(scopeSchema, 'scope', tokenScopes.length);
 
 /** Descriptions of the limits of keys, partners and organizations. */
 export const limitMeaning = {

@@ -83,7 +83,7 @@ function isChangingPost({ method, config }: RouteOptions): boolean {
   const access = config?.access;
   if (![method].flat().includes('POST') || access === undefined || access === 'public') return false;
   if (access.role === 'api_key') return true;
-  return (access.role === 'admin' || access.role === 'operator') && access.scope === 'write';
+  return (access.role === 'admin' || access.role === 'operator') && access.scope !== 'read';
 }
 
 /** Whether a route accepts only an empty body, `null` or `{}`. */

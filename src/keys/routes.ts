@@ -218,7 +218,7 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
     '/keys/:keyId/reveal',
     {
       config: {
-        access: { role: 'admin', scope: 'write', operator: false },
+        access: { role: 'admin', scope: 'reveal', operator: false },
         // A retried reveal is a new reveal, with its own event.
         idempotencyKey: 'ignored',
         problems: ['already_deleted', 'reveal_disabled', 'rate_limited'],
@@ -227,7 +227,8 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         operationId: 'revealKey',
         tags: ['Keys'],
         summary: "Reveal a key's plaintext",
-        description: 'Latchkey records the reveal before it sends the plaintext. Operators cannot reveal keys.',
+        description:
+          'Latchkey records the reveal before it sends the plaintext. Neither the scope write nor an operator can reveal keys.',
         params,
         body: revealRequest.nullish(),
         response: { 200: revealedKeyView },

@@ -1,7 +1,7 @@
 import type { JWTPayload } from 'jose';
 import type { SecretText } from '../crypto/secret-text.ts';
 import { isId, type OrganizationId } from '../domain/ids.ts';
-import type { Access } from '../domain/permissions.ts';
+import { type TokenScope, tokenScopes } from '../domain/permissions.ts';
 import { withoutUnreadable } from '../lib/readable-text.ts';
 import type { OidcSettings } from './settings.ts';
 
@@ -12,7 +12,7 @@ export interface Identity {
   name: string;
   email: string | null;
   /** At least one. */
-  scopes: Access[];
+  scopes: TokenScope[];
 }
 
 /** The maximum length in OpenID Connect (Core 1.0, section 2). */
@@ -50,11 +50,10 @@ function organizationOf(payload: JWTPayload, by: OidcSettings['organization']): 
   return isId('org', value) ? value : undefined;
 }
 
-function scopesOf(payload: JWTPayload, { rolesClaim, readRoles, writeRoles }: OidcSettings): Access[] {
+function scopesOf(payload: JWTPayload, { rolesClaim, rolesOf }: OidcSettings): TokenScope[] {
   const found = claimOf(payload, rolesClaim);
   const roles: unknown[] = typeof found === 'string' ? found.split(' ') : Array.isArray(found) ? found : [];
-  const has = (giving: readonly string[]) => giving.some((role) => roles.includes(role));
-  return [...(has(readRoles) ? (['read'] as const) : []), ...(has(writeRoles) ? (['write'] as const) : [])];
+  return tokenScopes.filter((scope) => rolesOf[scope].some((role) => roles.includes(role)));
 }
 
 /**

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { idSuffixPattern, type OrganizationId } from '../domain/ids.ts';
+import type { TokenScope } from '../domain/permissions.ts';
 import { integer } from '../lib/config-forms.ts';
 
 /** The identity provider of admins, and the meaning of its tokens. */
@@ -11,9 +12,8 @@ export interface OidcSettings {
   audienceClaim: string;
   organization: FixedOrganization | ClaimedOrganization;
   rolesClaim: string;
-  /** Values of that claim that give the scope. */
-  readRoles: readonly string[];
-  writeRoles: readonly string[];
+  /** Values of that claim that give each scope. */
+  rolesOf: Readonly<Record<TokenScope, readonly string[]>>;
   nameClaim: string;
   emailClaim: string;
   /** Whether access tokens without the type `at+jwt` are accepted. */
@@ -129,6 +129,10 @@ export const oidcEnvironment = {
     description: 'The roles that give the scope `write`; separated by commas, or a JSON list.',
     example: 'latchkey-admin',
   }),
+  OIDC_REVEAL_ROLES: values.default(['latchkey-reveal']).meta({
+    description: 'The roles that give the scope `reveal`; separated by commas, or a JSON list.',
+    example: 'latchkey-key-viewer',
+  }),
   OIDC_NAME_CLAIM: claim.default('name').meta({
     description: "The claim with a person's name, for history.",
     example: 'preferred_username',
@@ -195,8 +199,7 @@ export function oidcSettingsOf(given: OidcVariables): OidcSettings | undefined {
     audienceClaim: given.OIDC_AUDIENCE_CLAIM,
     organization: id === undefined ? { claim: claim ?? '', ids: given.OIDC_ORGANIZATIONS } : { id },
     rolesClaim: given.OIDC_ROLES_CLAIM,
-    readRoles: given.OIDC_READ_ROLES,
-    writeRoles: given.OIDC_WRITE_ROLES,
+    rolesOf: { read: given.OIDC_READ_ROLES, write: given.OIDC_WRITE_ROLES, reveal: given.OIDC_REVEAL_ROLES },
     nameClaim: given.OIDC_NAME_CLAIM,
     emailClaim: given.OIDC_EMAIL_CLAIM,
     acceptsUntypedTokens: given.OIDC_UNTYPED_TOKENS,

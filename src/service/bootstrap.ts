@@ -4,6 +4,7 @@ import type { Secret } from '../crypto/secret.ts';
 import { type Transactor, transact } from '../database/work.ts';
 import type { Actor } from '../domain/actor.ts';
 import { newId, type OrganizationId } from '../domain/ids.ts';
+import { tokenScopes } from '../domain/permissions.ts';
 import { addKey, defaultSettings } from '../keys/commands.ts';
 import type { KeyMint } from '../keys/mint.ts';
 import { addOrganization } from '../organizations/commands.ts';
@@ -63,7 +64,7 @@ export async function bootstrap(
       role: 'admin',
       name: 'First admin',
       email: adminEmail,
-      scopes: ['read', 'write'],
+      scopes: [...tokenScopes],
       expiresAt: null,
     });
     await addAccessToken(work, verifier, {
@@ -94,7 +95,7 @@ async function addOperator(transactor: Transactor, operator: MintedAccessToken, 
       role: 'operator',
       name,
       email: null,
-      scopes: ['read', 'write'],
+      scopes: [...tokenScopes],
       expiresAt: null,
     }),
   );

@@ -26,7 +26,7 @@ const selfView = z
     email: z.string().nullable().meta({ example: null }),
     role: roleSchema.nullable().meta({ description: 'Null for an API key.' }),
     scopes: z.array(z.string()).meta({
-      description: '`read` and `write` of an access token; the scopes of an API key.',
+      description: '`read`, `write` and `reveal` of an access token; the scopes of an API key.',
       example: ['invoices:read'],
     }),
     permission: permissionSchema.nullable().meta({ description: 'Null for an access token.' }),

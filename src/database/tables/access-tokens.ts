@@ -1,13 +1,13 @@
 import type { Actor, CreatorChain } from '../../domain/actor.ts';
 import type { AccessTokenId, OrganizationId } from '../../domain/ids.ts';
-import type { Access } from '../../domain/permissions.ts';
+import type { TokenScope } from '../../domain/permissions.ts';
 import type { Json } from './json.ts';
 
 export interface AccessTokensTable {
   id: AccessTokenId;
   organization_id: OrganizationId | null;
   role: 'operator' | 'admin' | 'verifier';
-  scopes: Access[];
+  scopes: TokenScope[];
   name: string;
   email: string | null;
   tag: Buffer;
