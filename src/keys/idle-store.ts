@@ -112,7 +112,7 @@ export async function countSuspendedIdle(db: Db): Promise<number> {
 }
 
 /**
- * Deletes announcements that no longer count, so that a later policy announces again.
+ * Deletes announcements of keys that are not to be suspended any more, so that a later policy announces again.
  * @returns how many, at most `count`
  */
 export async function deleteVoidIdleNotices(db: Db, count: number): Promise<number> {
@@ -122,7 +122,7 @@ export async function deleteVoidIdleNotices(db: Db, count: number): Promise<numb
     join organizations on organizations.id = api_keys.organization_id
     left join partners on partners.id = api_keys.partner_id
     where organizations.idle_suspend_after_days is null or api_keys.deleted_at is not null
-      or api_keys.suspended_at is not null or partners.suspended_at is not null or notice.idle_since < ${idleSince}
+      or api_keys.suspended_at is not null or partners.suspended_at is not null
     limit ${count})`;
   const { numDeletedRows } = await writeTransaction(db).execute((tx) =>
     tx.deleteFrom('idle_notices').where('key_id', 'in', isVoid).executeTakeFirstOrThrow(),
