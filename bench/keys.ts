@@ -75,7 +75,10 @@ try {
     await measure(`${label}; page ${pagesAhead}`, { ...query, cursor });
   }
 
-  const [one] = await dbQuery(superuser, "select partner_id from api_keys where name like 'rare%' order by id limit 1");
+  const [one] = await dbQuery(
+    superuser,
+    "select partner_id from api_keys where partner_id is not null and name like 'rare%' order by id limit 1",
+  );
   const partnerId = String(one?.['partner_id']);
   const companions: Array<[label: string, query: Record<string, string>]> = [
     ['', {}],

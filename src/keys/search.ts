@@ -38,17 +38,39 @@ interface SearchPage {
   before?: KeyId | undefined;
 }
 
-/** A filter that matches at most so many keys finds them by its own index; otherwise the newest keys are walked. */
+/** A filter that matches at most so many keys finds them by its own index; otherwise all keys are walked. */
 const fewKeys = 10_000;
+
+/** The number of keys that are walked first, because a frequent filter fills a page from them. */
+const newestKeys = 1_000;
 
 /** The ids of matching keys, newest first. */
 export async function findKeys(db: Db, search: KeySearch, page: SearchPage): Promise<KeyId[]> {
   return db.transaction().execute(async (tx) => {
-    const few = await findFew(tx, search);
-    if (few === undefined) await preferWalk(tx);
-    const { rows } = await findKeysQuery(search, page, few).execute(tx);
-    return rows.map(({ id }) => id);
+    let ids: KeyId[] = [];
+    for await (const query of queriesFor(tx, search, page)) {
+      ids = (await query.execute(tx)).rows.map(({ id }) => id);
+      if (ids.length === page.limit) break;
+    }
+    return ids;
   });
+}
+
+/** The queries to run one after the other until one fills the page. The last one finds all that there is. */
+export async function* queriesFor(tx: Tx, search: KeySearch, page: SearchPage) {
+  const indexes = ownIndexes(search);
+  await preferWalk(tx, true);
+  if (indexes.length > 0) {
+    yield walk(search, page, newestKeys);
+    await preferWalk(tx, false);
+    const few = await findFew(tx, indexes);
+    if (few !== undefined) {
+      yield pick(search, page, few);
+      return;
+    }
+    await preferWalk(tx, true);
+  }
+  yield walk(search, page);
 }
 
 export async function countKeys(db: Db, search: KeySearch): Promise<number> {
@@ -68,46 +90,60 @@ export async function lockMatching(tx: Tx, search: KeySearch, ids: readonly KeyI
 /** Selects the ids of one filter's keys by the index of that filter. */
 type OwnIndex = RawBuilder<unknown>;
 
-/** The smallest filter, if it matches only a few keys. */
-export async function findFew(tx: Tx, search: KeySearch): Promise<OwnIndex | undefined> {
-  const indexes = ownIndexes(search);
-  if (indexes.length === 0) return undefined;
-  // A table scan is right for none of these queries, but outdated statistics may make it look so.
-  await sql`select set_config('enable_seqscan', 'off', true)`.execute(tx);
-  const counts = indexes.map((index) => sql`(select count(*) from (${index} limit ${fewKeys + 1}) as found)::int`);
-  const { rows } = await sql<{ counts: number[] }>`select array[${sql.join(counts)}] as counts`.execute(tx);
-  const found = rows[0]?.counts ?? [];
-  const least = Math.min(...found);
-  return least > fewKeys ? undefined : indexes[found.indexOf(least)];
-}
-
-/** For the walk, which needs no sort. Applies to this transaction. */
-export async function preferWalk(tx: Tx): Promise<void> {
-  await sql`select set_config(name, 'off', true) from unnest(
-    array['enable_seqscan', 'enable_bitmapscan', 'enable_sort', 'enable_hashjoin']) as name`.execute(tx);
-}
-
-/** See `findKeys`. @param few as `findFew` returned it */
-export function findKeysQuery(search: KeySearch, { limit, before }: SearchPage, few: OwnIndex | undefined) {
-  const rest = before === undefined ? sql`true` : sql`api_keys.id < ${before}`;
-  if (few !== undefined) {
-    return sql<{ id: KeyId }>`
-      with few as materialized (${few})
-      select api_keys.id from few join api_keys on api_keys.id = few.id
-      where ${inIndex(search)} and ${inRow(search)} and ${rest} order by api_keys.id desc limit ${limit}`;
+/** The first filter that matches only a few keys. */
+async function findFew(tx: Tx, indexes: readonly OwnIndex[]): Promise<OwnIndex | undefined> {
+  for (const index of indexes) {
+    const { rows } = await sql<{ count: number }>`
+      select count(*)::int as count from (${index} limit ${fewKeys + 1}) as found`.execute(tx);
+    if ((rows[0]?.count ?? 0) <= fewKeys) return index;
   }
-  // `offset 0` keeps the inner query whole: it reads the index alone, and the rows of what it found are read after it.
+  return undefined;
+}
+
+/**
+ * A walk needs neither a sort nor a bitmap, which would read all matches first. Outdated statistics may make a scan of the
+ * table look right, which it never is. Applies to this transaction.
+ */
+async function preferWalk(tx: Tx, isWalk: boolean): Promise<void> {
+  const others = isWalk ? 'off' : 'on';
+  await sql`select set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', ${others}, true),
+    set_config('enable_sort', ${others}, true)`.execute(tx);
+}
+
+/** Reads the few keys that an index selects, each by itself: for a join Postgres might choose another index. */
+function pick(search: KeySearch, { limit, before }: SearchPage, few: OwnIndex) {
+  return sql<{ id: KeyId }>`
+    with few as materialized (${few})
+    select few.id from few
+    where (select true from api_keys where id = few.id and ${inIndex(search)} and ${inRow(search)} and ${isAfter(before)})
+    order by few.id desc limit ${limit}`;
+}
+
+/**
+ * Reads the keys from the newest one on. `offset 0` keeps the inner query whole: it reads the index alone. Each row of what
+ * it found is read by itself; as a join Postgres might read the rows of all earlier pages.
+ * @param most the number of keys that are read
+ */
+function walk(search: KeySearch, { limit, before }: SearchPage, most?: number) {
+  const { organizationId } = search;
+  const last = sql`(select id from api_keys where organization_id = ${organizationId} and ${isAfter(before)}
+    order by id desc offset ${most} limit 1)`;
   return sql<{ id: KeyId }>`
     select walk.id from (
-      select id from api_keys where ${inIndex(search)} and ${rest} order by id desc offset 0
+      select id from api_keys where ${inIndex(search)} and ${isAfter(before)}
+        ${most === undefined ? sql`` : sql`and id >= coalesce(${last}, '')`} order by id desc offset 0
     ) as walk
-    where ${hasRowFilters(search) ? sql`exists (select from api_keys where id = walk.id and ${inRow(search)})` : sql`true`}
+    where ${hasRowFilters(search) ? sql`(select true from api_keys where id = walk.id and ${inRow(search)})` : sql`true`}
     order by walk.id desc limit ${limit}`;
+}
+
+function isAfter(before: KeyId | undefined) {
+  return before === undefined ? sql`true` : sql`api_keys.id < ${before}`;
 }
 
 const isKept = sql`purged_at is null`;
 
-/** For each filter that has an index of its own: the query that reads it. */
+/** For each filter that has an index of its own: the query that reads it. The last index is the slowest to read. */
 function ownIndexes({ organizationId, filter, now }: KeySearch): OwnIndex[] {
   const { partnerId, status, name, lastFour, expiresBefore, createdBefore, lastUsedBefore } = filter;
   const keys = sql`select id from api_keys where organization_id = ${organizationId}`;
