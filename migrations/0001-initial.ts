@@ -131,6 +131,8 @@ create table api_keys (
   partner_id text collate "C",
   permission text collate "C" not null,
   slot smallint not null,
+  -- An imported key's token was made elsewhere.
+  origin text collate "C" not null default 'created',
   name text,
   -- The name without regard to case (src/keys/policy.ts). Collation "C": prefixes are ranges of the index.
   folded_name text collate "C",
@@ -142,7 +144,10 @@ create table api_keys (
   mac_keyring_id text collate "C",
   sealed bytea,
   sealed_keyring_id text collate "C",
-  last_four text collate "C" not null,
+  -- The SHA-256 of an imported key's token, sealed, so that \`latchkey rekey\` can make a new tag.
+  digest_sealed bytea,
+  digest_keyring_id text collate "C",
+  last_four text collate "C",
   expires_at timestamptz,
   allowed_ips text[] not null,
   scopes text[] not null default '{}',
@@ -179,19 +184,24 @@ create table api_keys (
   constraint api_keys_two_slots check (slot in (1, 2)),
   constraint api_keys_tag_length check (octet_length(tag) = 32),
   constraint api_keys_sealed_whole check ((sealed is null) = (sealed_keyring_id is null)),
-  constraint api_keys_live_hash check (argon2id_hash is not null or deleted_at is not null),
+  constraint api_keys_origin_known check (origin in ('created', 'imported')),
+  constraint api_keys_digest_whole check ((digest_sealed is null) = (digest_keyring_id is null)),
+  constraint api_keys_origin_whole check (
+    case origin when 'created' then digest_sealed is null and last_four is not null else argon2id_hash is null end
+  ),
+  constraint api_keys_live_hash check (num_nonnulls(argon2id_hash, digest_sealed) > 0 or deleted_at is not null),
   constraint api_keys_delete_reason_whole check ((deleted_at is null) = (delete_reason is null)),
   constraint api_keys_delete_reason_known check (
     delete_reason in ('unused', 'rotated', 'compromised', 'other', 'owner_request', 'partner_deleted', 'permission_removed',
       'expired')
   ),
   constraint api_keys_compromised_wiped check (
-    delete_reason is distinct from 'compromised' or (argon2id_hash is null and sealed is null)
+    delete_reason is distinct from 'compromised' or num_nonnulls(argon2id_hash, sealed, digest_sealed) = 0
   ),
   constraint api_keys_purged_is_deleted check (purged_at is null or deleted_at is not null),
   constraint api_keys_purged_wiped check (
     case when purged_at is null then num_nulls(tag, tag_keyring_id, mac, mac_keyring_id) = 0
-      else num_nonnulls(tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, sealed) = 0 end
+      else num_nonnulls(tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, sealed, digest_sealed) = 0 end
   ),
   constraint api_keys_rate_limit_whole check ((rate_limit_requests is null) = (rate_limit_window_seconds is null)),
   constraint api_keys_rate_limit_range check (
@@ -200,6 +210,10 @@ create table api_keys (
 );
 create unique index api_keys_live_slot on api_keys (organization_id, partner_id, permission, slot)
   nulls not distinct where deleted_at is null;
+-- No two imported keys have the same token, except that a token of a compromised key can be imported again.
+create unique index api_keys_imported_tag on api_keys (tag, (case when delete_reason = 'compromised' then id end))
+  nulls not distinct where origin = 'imported' and tag is not null;
+create index api_keys_imported on api_keys (organization_id) where origin = 'imported';
 create index api_keys_by_owner on api_keys (organization_id, partner_id, id desc);
 -- Lists read this index from the newest key on, and the rows of a page only. Few filtered keys are found by the filter's
 -- own index below (src/keys/search.ts).
@@ -254,6 +268,7 @@ create table access_tokens (
   constraint access_tokens_admin_is_a_person check (role <> 'admin' or email is not null)
 );
 create index access_tokens_by_organization on access_tokens (organization_id, id desc);
+create index access_tokens_to_expire on access_tokens (expires_at) where expires_at is not null and deleted_at is null;
 `;
 
 /**
@@ -565,6 +580,10 @@ begin
 end $$;
 revoke all on function add_key_last_use() from public;
 create trigger api_keys_add_last_use after insert on api_keys for each row execute function add_key_last_use();
+create table access_token_uses (
+  access_token_id text collate "C" primary key,
+  last_used_at timestamptz not null
+) with (fillfactor = 50);
 `;
 
 const recovery = `
@@ -605,10 +624,10 @@ create index recovery_requests_due on recovery_requests (respond_by, id) where s
 // Each row marks that an event was recorded. It is inserted in the event's transaction, so the event is recorded once.
 const recordedOnce = `
 create table expiry_notices (
-  key_id text collate "C" not null,
+  credential_id text collate "C" not null,
   expires_at timestamptz not null,
   days_ahead smallint not null,
-  constraint expiry_notices_pk primary key (key_id, expires_at, days_ahead)
+  constraint expiry_notices_pk primary key (credential_id, expires_at, days_ahead)
 );
 
 create table idle_notices (
@@ -629,7 +648,8 @@ create index deleted_key_uses_by_hour on deleted_key_uses (hour);
 const idempotency = `
 create table idempotency_keys (
   address bytea primary key,
-  request_hash bytea not null,
+  request_mac bytea not null,
+  request_mac_keyring_id text collate "C" not null,
   organization_id text collate "C",
   created text[] not null,
   has_plaintext boolean not null,
@@ -637,7 +657,7 @@ create table idempotency_keys (
   sealed_keyring_id text collate "C",
   created_at timestamptz not null,
   constraint idempotency_keys_address_length check (octet_length(address) = 32),
-  constraint idempotency_keys_request_hash_length check (octet_length(request_hash) = 32),
+  constraint idempotency_keys_request_mac_length check (octet_length(request_mac) = 32),
   constraint idempotency_keys_sealed_whole check ((sealed is null) = (sealed_keyring_id is null))
 );
 create index idempotency_keys_by_time on idempotency_keys (created_at);

@@ -34,6 +34,7 @@ import { strictRoutes } from './http/strict-routes.ts';
 import { tracing } from './http/tracing.ts';
 import { unreadReplies } from './http/unread-replies.ts';
 import { keyBulkRoutes } from './keys/bulk-routes.ts';
+import { keyImportRoutes } from './keys/import-routes.ts';
 import { keyLifecycleRoutes } from './keys/lifecycle-routes.ts';
 import { createKeyMint } from './keys/mint.ts';
 import { keyRoutes } from './keys/routes.ts';
@@ -76,7 +77,7 @@ export interface AppDeps {
   logger: FastifyBaseLogger;
   transactor: Transactor;
   crypto: TokenCrypto;
-  verification: Pick<VerificationState, 'feed' | 'records' | 'limits' | 'usage'>;
+  verification: Pick<VerificationState, 'feed' | 'records' | 'limits' | 'usage' | 'tokenUses'>;
   /** Default: passes the caller's trace on without recording spans. */
   tracer?: Tracer;
   /** Counters that the app shares with the rest of the service. */
@@ -118,11 +119,11 @@ function unlessUsedUp(error: unknown): void {
 export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const { crypto, tallies, transactor, undoWindowSeconds, retentionSeconds } = deps;
   const { draining = new AbortController().signal } = deps;
-  const { feed, records, limits, usage } = deps.verification;
+  const { feed, records, limits, usage, tokenUses } = deps.verification;
   const { db, clock } = transactor;
   const tokenPrefix = crypto.prefix;
   const credentials = createCredentials({ db, logger: deps.logger, records, crypto });
-  const authenticator = createAuthenticator(credentials, clock);
+  const authenticator = createAuthenticator(credentials, clock, tokenUses);
   const exists = (id: OrganizationId) => organizationExists(db, id);
   const oidcAuthenticator =
     deps.oidc && createOidcAuthenticator({ ...deps.oidc, clock, tokenPrefix, organizationExists: exists });
@@ -181,6 +182,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(rowRoutes, { ...v1, transactor, tokenPrefix, undoWindowSeconds });
   await app.register(keyRoutes, { ...v1, transactor, mint, keyring: crypto.keyring, tokenPrefix, undoWindowSeconds });
   await app.register(keyBulkRoutes, { ...v1, transactor, undoWindowSeconds });
+  await app.register(keyImportRoutes, { ...v1, transactor, tokenPrefix, undoWindowSeconds });
   await app.register(keyLifecycleRoutes, { ...v1, mint, tokenPrefix, ...windows });
   await app.register(keyViewersRoutes, { ...v1, db });
   await app.register(partnerRoutes, { ...v1, transactor, mint, tokenPrefix, ...windows });

@@ -8,6 +8,7 @@ import { bindingOf } from '../src/http/idempotency.ts';
 import { pruneIdempotency } from '../src/http/idempotency-store.ts';
 import { type Json, type Reply, startService, type TestService } from './support/app.ts';
 import { createTestClock } from './support/clock.ts';
+import { foreignToken } from './support/imports.ts';
 import { t } from './support/tap.ts';
 
 const withKey = (key: string) => ({ 'idempotency-key': key });
@@ -58,6 +59,7 @@ const requestsTo: Record<string, (service: TestService) => Promise<Array<[path: 
     ['/v1/webhooks', { url: 'http://127.0.0.1:9/one', events: ['key.created'] }],
     ['/v1/webhooks', { url: 'http://127.0.0.1:9/two', events: ['key.created'] }],
   ],
+  '/v1/keys/import': twoImports,
   '/v1/webhooks/:webhookId/rotate-secret': (service) => onTwoWebhooks(service, 'rotate-secret'),
   '/v1/webhooks/:webhookId/enable': (service) => onTwoWebhooks(service, 'enable', 'disable'),
   '/v1/webhooks/:webhookId/disable': (service) => onTwoWebhooks(service, 'disable'),
@@ -75,6 +77,11 @@ const requestsTo: Record<string, (service: TestService) => Promise<Array<[path: 
     return found;
   },
 };
+
+async function twoImports(service: TestService): Promise<Array<[string, Json]>> {
+  const partners = await twoPartners(service);
+  return partners.map(({ id }) => ['/v1/keys/import', { entries: [{ partnerId: id, plaintext: foreignToken() }] }]);
+}
 
 type Prepare = (path: string, admin: TestService['admin']) => Promise<unknown>;
 

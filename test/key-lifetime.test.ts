@@ -230,3 +230,20 @@ t.test('the keys that a new maximum lifetime does not fit are listed, page by pa
   await admin.patch(`/v1/keys/${endless.id}`, { expiresAt: in_(3_000) });
   t.same(idsOf(await list('pastMaxLifetime=true')).sort(), [long.id, suspended.id].sort());
 });
+
+t.test('an import follows the same rules, and names each entry that does not fit', async (t) => {
+  const { admin } = await startService(t);
+  await settings(admin, { maxKeyLifetimeSeconds: 3_600, defaultKeyLifetimeSeconds: 600 });
+  const token = () => `foreign-${Math.random()}-${Math.random()}`;
+  const far = new Date(Date.now() + 7_200_000).toISOString();
+  const entries = [{ plaintext: token() }, { plaintext: token(), expiresAt: null }];
+  t.match(await admin.post('/v1/keys/import', { entries }), isInvalid('body.entries[1].expiresAt'));
+  t.match(
+    await admin.post('/v1/keys/import', { entries: [{ plaintext: token(), expiresAt: far }] }),
+    isInvalid('body.entries[0].expiresAt'),
+  );
+  const { status, body } = await admin.post('/v1/keys/import', { entries: entries.slice(0, 1) });
+  t.equal(status, 201);
+  t.same(body.data.map(lifetimeOf), [600]);
+  t.match((await admin.get('/v1/history/verify')).body, { valid: true, stateDifferences: [] });
+});

@@ -129,17 +129,8 @@ const named = (differences: readonly Difference[]) => differences.map(({ id, mem
 const notCompared: Record<string, string[]> = {
   // The slot is a place in the row, bucket and folded name follow from other members, the rest checks or dates the token.
   api_keys: [
-    ...[
-      'id',
-      'slot',
-      'tag',
-      'tag_keyring_id',
-      'argon2id_hash',
-      'sealed',
-      'sealed_keyring_id',
-      'last_four',
-      'created_at',
-    ],
+    ...['id', 'slot', 'tag', 'tag_keyring_id', 'argon2id_hash', 'sealed', 'sealed_keyring_id'],
+    ...['digest_sealed', 'digest_keyring_id', 'last_four', 'created_at'],
     ...['mac', 'mac_keyring_id', 'limit_bucket_id', 'folded_name'],
     // Only the job for idle keys reads it, beside usage, which is not compared either.
     'resumed_at',
@@ -160,6 +151,13 @@ const anotherCreator = "created_by = jsonb_set(created_by, '{id}', to_jsonb('som
 const edits: Edit[] = [
   ['api_keys', 'partner_id', 'partner_id = $partner', 'deleted', 'partnerId'],
   ['api_keys', 'permission', "permission = 'read'", 'rotated', 'permission'],
+  [
+    'api_keys',
+    'origin',
+    "origin = 'imported', argon2id_hash = null, digest_sealed = 'x', digest_keyring_id = 'x'",
+    'plain',
+    'origin',
+  ],
   ['api_keys', 'name', "name = 'Another'", 'plain', 'name'],
   ['api_keys', 'expires_at', 'expires_at = null', 'plain', 'expiresAt'],
   ['api_keys', 'expires_at', "expires_at = 'infinity'", 'rotated', 'expiresAt'],

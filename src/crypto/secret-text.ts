@@ -60,6 +60,22 @@ export function createSecretText(prefix: string): SecretText {
   };
 }
 
+/** Shorter credentials are not searched in text: they could occur in it by chance. */
+const shortestSearched = 16;
+
+/** Whether a text contains a credential that has no form of its own, plain or percent-encoded. */
+export function holdsCredential(text: string, credential: string): boolean {
+  if (credential.length < shortestSearched) return false;
+  return text.includes(credential) || (text.includes('%') && decodePercent(text).includes(credential));
+}
+
+/** Replaces such a credential. A text that holds it percent-encoded is replaced as a whole. */
+export function withoutCredential(text: string, credential: string): string {
+  if (!holdsCredential(text, credential)) return text;
+  const left = text.replaceAll(credential, redacted);
+  return holdsCredential(left, credential) ? redacted : left;
+}
+
 /** Replaces percent-encoded words, such as in a path, by what `replace` returns for their decoded form. */
 function inEncodedRuns(text: string, replace: (decoded: string) => string | undefined): string {
   if (!text.includes('%')) return text;

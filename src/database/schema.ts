@@ -1,3 +1,4 @@
+import type { AccessTokenUsesTable } from './tables/access-token-uses.ts';
 import type { AccessTokensTable } from './tables/access-tokens.ts';
 import type { ApiKeysTable } from './tables/api-keys.ts';
 import type { DeletedKeyUsesTable } from './tables/deleted-key-uses.ts';
@@ -29,6 +30,7 @@ export interface Database {
   partners: PartnersTable;
   api_keys: ApiKeysTable;
   access_tokens: AccessTokensTable;
+  access_token_uses: AccessTokenUsesTable;
   history: HistoryTable;
   history_heads: HistoryHeadsTable;
   usage_hours: UsageHoursTable;

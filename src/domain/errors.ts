@@ -24,7 +24,7 @@ export const problemKinds = {
     title: 'Validation failed',
     explanation: 'The request was understood, but a field or parameter is missing, unknown or out of range.',
     remedy:
-      'Each entry of errors has a path and what is wrong there; at most 50 are listed. Unknown fields are rejected, never ignored.',
+      'Each entry of errors has a path and what is wrong there; at most 50 are listed, and by an import at most two for each entry. Unknown fields are rejected, never ignored.',
   },
   cost_exceeds_limit: {
     status: 400,
@@ -118,6 +118,13 @@ export const problemKinds = {
     title: 'Conflict',
     explanation: 'The request does not fit the current state of the resource.',
     remedy: 'Read the resource again and decide by its current state.',
+  },
+  key_exists: {
+    status: 409,
+    title: 'Key exists',
+    explanation:
+      'A token that would be imported belongs to a key that is live or can still be restored. `keyId` names the key if it is one of your organization.',
+    remedy: 'Leave the entry out: the token already works. If it belongs to another organization, replace it there.',
   },
   row_full: {
     status: 409,
@@ -250,6 +257,8 @@ export interface InputError {
 
 interface ProblemOptions {
   errors?: InputError[];
+  /** The maximum number of errors that the reply lists; default 50. */
+  errorsListed?: number;
   /** Further members of the problem document (RFC 9457 section 3.2), such as the ids of the keys that fill a row. */
   members?: Record<string, unknown>;
   headers?: Record<string, string>;
@@ -278,7 +287,7 @@ export class Problem extends Error {
   constructor(code: ProblemCode, detail: string, options: ProblemOptions = {}) {
     super(shorten(detail, longestDetail), options.cause === undefined ? undefined : { cause: options.cause });
     this.code = code;
-    this.errors = options.errors?.slice(0, mostErrors).map(({ path, message }) => ({
+    this.errors = options.errors?.slice(0, options.errorsListed ?? mostErrors).map(({ path, message }) => ({
       path: shorten(path, longestErrorText),
       message: shorten(message, longestErrorText),
     }));

@@ -57,7 +57,7 @@ export function queryInteger(least: number, most: number) {
   const error = mustBe(`a whole number from ${least} to ${most}`);
   return z
     .string({ error })
-    .regex(/^[0-9]{1,10}$/, { error })
+    .regex(/^[0-9]{1,16}$/, { error })
     .transform(Number)
     .refine((value) => value >= least && value <= most, { error });
 }

@@ -1,7 +1,8 @@
+import { announceExpiries, forgetExpiryNotices } from '../expiry-notices/jobs.ts';
 import { auditStates } from '../history/state-audit.ts';
 import { pruneIdempotency } from '../http/idempotency-store.ts';
 import { suspendIdleKeys } from '../keys/idle-job.ts';
-import { announceExpiries, forgetExpiryNotices, purgeDeletedKeys } from '../keys/jobs.ts';
+import { purgeDeletedKeys } from '../keys/jobs.ts';
 import { wipeSeals } from '../organizations/commands.ts';
 import { pruneRefusals } from '../refused-requests/store.ts';
 import { foldOldUsage, pruneDeletedUses } from '../verification/usage-store.ts';
@@ -25,7 +26,7 @@ export const jobs: readonly Job[] = [
   },
   {
     name: 'announce_expiries',
-    description: 'Records that keys expire in 7 days and in 1 day.',
+    description: 'Records that keys and access tokens expire in 7 days and in 1 day.',
     schedule: '*/5 * * * *',
     run: ({ transactor, signal }) => announceExpiries({ transactor, signal }),
   },

@@ -140,6 +140,9 @@ export async function addKey(work: Work<OrganizationContext>, input: KeyToAdd): 
     partner_id: partnerId,
     permission: input.permission,
     slot,
+    origin: 'created',
+    digest_sealed: null,
+    digest_keyring_id: null,
     ...minted.columns,
     ...(organization.key_reveal === 'allowed' ? minted.sealed : { sealed: null, sealed_keyring_id: null }),
     ...toColumns(settings),
@@ -214,8 +217,9 @@ export async function recordReveal(
   if (sealed === undefined) {
     throw new Problem(
       'reveal_disabled',
-      `The plaintext of key ${key.id} is not stored: keyReveal was never when the key was created, or was set to never ` +
-        'later, which deleted the plaintext. Rotate the key, or create a second one in its row.',
+      `The plaintext of key ${key.id} is not stored: ${key.origin === 'imported' ? 'it was imported by its SHA-256, or ' : ''}` +
+        `keyReveal was never when the key was ${key.origin}, or was set to never later, which deleted the plaintext. ` +
+        'Rotate the key, or create a second one in its row.',
     );
   }
   record(work, {
@@ -259,7 +263,7 @@ export async function deleteKeys(
   return deleted;
 }
 
-function toSettings(given: KeyPatch): NewKeySettings {
+export function toSettings(given: KeyPatch): NewKeySettings {
   return { ...defaultSettings, ...withoutUndefined(given) };
 }
 
@@ -286,7 +290,7 @@ export function settingsOf(key: Key): KeySettings {
   };
 }
 
-function toColumns(settings: KeySettings): Required<KeyFields> {
+export function toColumns(settings: KeySettings): Required<KeyFields> {
   return {
     name: settings.name,
     expires_at: settings.expiresAt,
@@ -298,7 +302,7 @@ function toColumns(settings: KeySettings): Required<KeyFields> {
 }
 
 /** Settings in the form of history events. */
-function describe(settings: KeySettings): Record<string, unknown> {
+export function describe(settings: KeySettings): Record<string, unknown> {
   return { ...settings, expiresAt: settings.expiresAt?.toISOString() ?? null };
 }
 

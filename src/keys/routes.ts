@@ -31,7 +31,8 @@ import { revealKey } from './reveal.ts';
 import { getKey, listKeys, type ShownKey } from './store.ts';
 import { createdKeyView, type KeyViewContext, keyView, showCreatedKey, toKeyView } from './views.ts';
 
-const settings = {
+/** The settings of a key in a request. */
+export const keySettingsInput = {
   name: nameInput.nullish(),
   expiresAt: timestampInput.nullish(),
   rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.key }),
@@ -50,12 +51,12 @@ const newKey = z
       .optional()
       .meta({ description: "If omitted, the key belongs to the organization's default row." }),
     permission: permissionSchema.optional().meta({ description: 'Required only for a partner with both permissions.' }),
-    ...settings,
+    ...keySettingsInput,
   })
   .meta({ id: 'NewKey', example: { name: 'Billing export' } });
 
 const keyPatch = z
-  .strictObject(settings)
+  .strictObject(keySettingsInput)
   .meta({ id: 'KeyPatch', example: { name: 'Billing export', metadata: { team: 'billing' } } });
 
 const revealRequest = z

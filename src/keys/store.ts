@@ -10,10 +10,19 @@ import type { Access, Permission } from '../domain/permissions.ts';
 import { foldCase } from './policy.ts';
 import { findKeys, type KeySearch } from './search.ts';
 
-/** A key without its tag, hash and sealed value, which no view contains. */
+/** A key without its tag, hash and sealed values, which no view contains. */
 export type Key = Omit<
   Selectable<ApiKeysTable>,
-  'resumed_at' | 'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'mac' | 'mac_keyring_id' | 'sealed' | 'sealed_keyring_id'
+  | 'resumed_at'
+  | 'tag'
+  | 'tag_keyring_id'
+  | 'argon2id_hash'
+  | 'mac'
+  | 'mac_keyring_id'
+  | 'sealed'
+  | 'sealed_keyring_id'
+  | 'digest_sealed'
+  | 'digest_keyring_id'
 >;
 
 /** A key with all data that a reply shows. */
@@ -28,6 +37,7 @@ const columns = [
   'partner_id',
   'permission',
   'slot',
+  'origin',
   'name',
   'folded_name',
   'last_four',
@@ -225,19 +235,27 @@ export type NewKey = Omit<
   | 'purged_at'
 >;
 
-export async function insertKey({ tx, keyring }: Writer, key: NewKey): Promise<Key> {
-  const mac = keyMac(keyring, { ...key, delete_reason: null });
+export async function insertKey(writer: Writer, key: NewKey): Promise<Key> {
+  const [inserted] = await insertKeys(writer, [key]);
+  if (inserted === undefined) throw new Error(`Key ${key.id} was not inserted`);
+  return inserted;
+}
+
+/** Inserts keys in one statement and returns them in their order. */
+export async function insertKeys({ tx, keyring }: Writer, keys: readonly NewKey[]): Promise<Key[]> {
   return tx
     .insertInto('api_keys')
-    .values({
-      ...key,
-      ...mac,
-      folded_name: foldName(key.name),
-      created_by: JSON.stringify(key.created_by),
-      metadata: JSON.stringify(key.metadata),
-    })
+    .values(
+      keys.map((key) => ({
+        ...key,
+        ...keyMac(keyring, { ...key, delete_reason: null }),
+        folded_name: foldName(key.name),
+        created_by: JSON.stringify(key.created_by),
+        metadata: JSON.stringify(key.metadata),
+      })),
+    )
     .returning(columns)
-    .executeTakeFirstOrThrow();
+    .execute();
 }
 
 function foldName(name: string | null): string | null {
@@ -287,7 +305,7 @@ export async function markKeysDeleted(
     .execute();
 }
 
-/** Deletes the hash and the sealed value. The tag stays, to recognize the key. */
+/** Deletes the hash and the sealed values. The tag stays, to recognize the key. */
 async function markKeyCompromised(writer: Writer, id: KeyId, at: Date): Promise<Key> {
   const covered = { delete_reason: 'compromised', argon2id_hash: null } as const;
   return writer.tx
@@ -298,6 +316,8 @@ async function markKeyCompromised(writer: Writer, id: KeyId, at: Date): Promise<
       deleted_at: sql<Date>`coalesce(deleted_at, ${at})`,
       sealed: null,
       sealed_keyring_id: null,
+      digest_sealed: null,
+      digest_keyring_id: null,
     })
     .where('id', '=', id)
     .returning(columns)

@@ -81,7 +81,7 @@ export async function bootstrap(
   return bootstrapped;
 }
 
-/** Creates an operator's token for an installation whose operators' tokens are all lost. */
+/** Creates one more operator's token. Others may be live: a lost token is not marked as lost. */
 export async function bootstrapOperator({ transactor, crypto }: BootstrapDeps): Promise<Secret> {
   const operator = await mintAccessToken(crypto, 'operator');
   await addOperator(transactor, operator, 'Operator by latchkey bootstrap');

@@ -8,9 +8,14 @@ import { andThen } from '../lib/maybe-promise.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
 import type { Credentials, LookupResult } from './credentials.ts';
 import type { AccessTokenRecord } from './record-store.ts';
+import type { TokenUses } from './token-uses.ts';
 
 /** Authenticates API keys and access tokens from memory. */
-export function createAuthenticator(credentials: Credentials, clock: DatabaseClock): Authenticator {
+export function createAuthenticator(
+  credentials: Credentials,
+  clock: DatabaseClock,
+  tokenUses: Pick<TokenUses, 'note'>,
+): Authenticator {
   function admitKey(found: LookupResult<ApiKeyRecord>, admits: readonly KeyObstacle[]): ApiKeyPrincipal {
     const key = requireFound(found);
     const isSuspended = key.suspended_at !== null || key.partner_suspended_at !== null;
@@ -24,14 +29,17 @@ export function createAuthenticator(credentials: Credentials, clock: DatabaseClo
     const token = requireFound(found);
     if (token.deleted_at !== null) throw credentialRejected();
     requireUnexpired(token, clock);
+    tokenUses.note(token.id);
     return accessTokenPrincipal(token);
   }
 
   return {
     authenticate: (token, admits = []) =>
-      credentials.isApiKey(token)
-        ? andThen(credentials.findApiKey(token), (found) => admitKey(found, admits))
-        : andThen(credentials.findAccessToken(token), admitAccessToken),
+      credentials.isAccessToken(token)
+        ? andThen(credentials.findAccessToken(token), admitAccessToken)
+        : andThen(credentials.findApiKey(token, { callerOrganizationId: null, fresh: false }), (found) =>
+            admitKey(found, admits),
+          ),
   };
 }
 

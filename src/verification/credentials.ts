@@ -3,15 +3,16 @@ import pLimit from 'p-limit';
 import type { TokenCrypto } from '../credentials/mint.ts';
 import { replaceTag } from '../credentials/store.ts';
 import { type AttemptLimit, createAttemptLimit } from '../crypto/attempt-limit.ts';
+import type { KeyringEntry } from '../crypto/keyring.ts';
 import { Secret } from '../crypto/secret.ts';
-import { decoyMatches, tagMatches, tagOf, tokenHashOf } from '../crypto/tag.ts';
-import { parseToken, tokenKindOf, tokenParts } from '../crypto/token.ts';
+import { decoyMatches, digestOf, importedTagOf, isSameTag, tagMatches, tagOf, tokenHashOf } from '../crypto/tag.ts';
+import { hasTokenForm, parseToken, tokenKindOf, tokenParts } from '../crypto/token.ts';
 import type { Db } from '../database/client.ts';
-import type { AccessTokenId, KeyId } from '../domain/ids.ts';
+import type { AccessTokenId, KeyId, OrganizationId } from '../domain/ids.ts';
 import { andThen, type MaybePromise } from '../lib/maybe-promise.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
 import type { CachedRecord, KeyCache } from './key-cache.ts';
-import type { AccessTokenRecord } from './record-store.ts';
+import { type AccessTokenRecord, anyOrganization } from './record-store.ts';
 import type { Records } from './records.ts';
 
 /** `malformed`: the text is not a token. Undefined: the record does not exist, or the secret is wrong. */
@@ -19,18 +20,26 @@ export type LookupResult<Cached> = Cached | 'malformed' | undefined;
 
 /** Finds the record of a presented token. */
 export interface Credentials {
-  /** Whether the text has the prefix of an API key. */
-  isApiKey(token: string): boolean;
-  /** @param fresh read the record from the database @throws Problem `overloaded`, `unavailable` */
-  findApiKey(token: string, fresh?: boolean): MaybePromise<LookupResult<ApiKeyRecord>>;
+  /** Whether the text has the form of an access token. */
+  isAccessToken(token: string): boolean;
+  /** @throws Problem `overloaded`, `unavailable` */
+  findApiKey(token: string, by: KeyLookup): MaybePromise<LookupResult<ApiKeyRecord>>;
   /** @throws Problem `overloaded`, `unavailable` */
   findAccessToken(token: string): MaybePromise<LookupResult<AccessTokenRecord>>;
+}
+
+/** How a key is looked up. */
+export interface KeyLookup {
+  /** Imported keys are looked up only if this organization has some; null: if any organization has. */
+  callerOrganizationId: OrganizationId | null;
+  /** Read the record from the database. */
+  fresh: boolean;
 }
 
 interface CredentialsOptions {
   db: Db;
   logger: Pick<FastifyBaseLogger, 'warn'>;
-  records: Pick<Records, 'apiKeys' | 'accessTokens'>;
+  records: Pick<Records, 'apiKeys' | 'accessTokens' | 'importedPointers' | 'importedPresence'>;
   crypto: TokenCrypto;
 }
 
@@ -66,17 +75,44 @@ export function createCredentials({ db, logger, records, crypto }: CredentialsOp
     const cached = fresh ? undefined : cache.getFromMemory(id);
     if (cached !== undefined && matchesVerifiedToken(cached, secret)) return cached;
     if (parseToken(token, prefix) === undefined) return 'malformed';
-    return andThen(cached ?? cache.get(id, fresh), (record) =>
-      andThen(check(record, secret), (isRight) => (isRight ? record : undefined)),
-    );
+    return checked(cached ?? cache.get(id, fresh), secret, check);
+  }
+
+  function checked<Cached extends CheckedRecord>(
+    read: MaybePromise<Cached | undefined>,
+    secret: Secret,
+    check: SecretCheck,
+  ): MaybePromise<Cached | undefined> {
+    return andThen(read, (record) => andThen(check(record, secret), (isRight) => (isRight ? record : undefined)));
+  }
+
+  /** A text without Latchkey's form is looked up only where there are imported keys; elsewhere it costs nothing. */
+  function findImported(token: string, by: KeyLookup): MaybePromise<LookupResult<ApiKeyRecord>> {
+    if (token === '') return 'malformed';
+    const presence = records.importedPresence.get(by.callerOrganizationId ?? anyOrganization, by.fresh);
+    return andThen(presence, (found) => (found?.isThere === true ? findByHash(token, by) : 'malformed'));
+  }
+
+  function findByHash(token: string, { fresh }: KeyLookup): MaybePromise<ApiKeyRecord | undefined> {
+    const secret = new Secret(token);
+    return andThen(records.importedPointers.get(tokenHashOf(secret), fresh), (pointer) => {
+      if (pointer === undefined) return undefined;
+      const { keyId } = pointer;
+      const cached = fresh ? undefined : records.apiKeys.getFromMemory(keyId);
+      if (cached !== undefined && matchesVerifiedToken(cached, secret)) return cached;
+      return checked(cached ?? records.apiKeys.get(keyId, fresh), secret, checkKey);
+    });
   }
 
   return {
-    isApiKey: (token) => tokenParts(token, prefix).kind === 'k',
-    findApiKey(token, fresh = false) {
+    isAccessToken: (token) => tokenParts(token, prefix).kind !== 'k' && hasTokenForm(token, prefix),
+    findApiKey(token, by) {
       const { kind, idSuffix } = tokenParts(token, prefix);
-      if (kind !== 'k') return 'malformed';
-      return find({ token, id: `key_${idSuffix}` as KeyId, fresh }, records.apiKeys, checkKey);
+      if (kind === 'k') {
+        const found = find({ token, id: `key_${idSuffix}` as KeyId, fresh: by.fresh }, records.apiKeys, checkKey);
+        if (found !== 'malformed') return found;
+      }
+      return hasTokenForm(token, prefix) ? 'malformed' : findImported(token, by);
     },
     findAccessToken(token) {
       const { kind, idSuffix } = tokenParts(token, prefix);
@@ -97,6 +133,8 @@ export interface CheckedRecord {
   tag: string;
   tag_keyring_id: string;
   argon2id_hash: string | null;
+  /** The tag of an imported key is made from the token's SHA-256. */
+  isImported?: boolean;
   /** SHA-256 of the token that matched the tag; makes the next check cheaper. */
   tokenHash: string | undefined;
 }
@@ -154,13 +192,19 @@ export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOption
     if (record === undefined) return decoyMatches(primary, token);
     const entry = crypto.keyring.get(record.tag_keyring_id);
     if (entry !== undefined) {
-      const matches = tagMatches(entry, token, Buffer.from(record.tag, 'latin1'));
+      const tagUnder = record.isImported === true ? importedTags(token) : (by: KeyringEntry) => tagOf(by, token);
+      const matches = isSameTag(tagUnder(entry), Buffer.from(record.tag, 'latin1'));
       if (matches) record.tokenHash = tokenHashOf(token);
-      if (matches && entry !== primary) void renew(record, tagOf(primary, token));
+      if (matches && entry !== primary) void renew(record, tagUnder(primary));
       return matches;
     }
     const isLost = lostIds.has(record.tag_keyring_id);
     if (!isLost || record.argon2id_hash === null) return decoyMatches(primary, token);
     return checkSlowly(record, record.argon2id_hash, token);
   };
+}
+
+function importedTags(token: Secret): (entry: KeyringEntry) => Buffer {
+  const digest = digestOf(token);
+  return (entry) => importedTagOf(entry, digest);
 }

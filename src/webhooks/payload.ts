@@ -24,6 +24,7 @@ export const partnerActions = [
   'partner.suspended',
   'partner.resumed',
   'key.created',
+  'key.imported',
   'key.updated',
   'key.rotated',
   'key.suspended',

@@ -131,7 +131,11 @@ function headersOf({ method, config = {} }: RouteOptions, access: AccessRule): J
   };
   return {
     ...(Object.keys(properties).length === 0 ? {} : { headers: { type: 'object', properties } }),
-    [replyHeadersMember]: { ...(config.entityTag ? entityTagReply : {}), ...(isOnce ? replayedReply : {}) },
+    [replyHeadersMember]: {
+      ...(config.entityTag ? entityTagReply : {}),
+      ...(isOnce ? replayedReply : {}),
+      ...config.replyHeaders,
+    },
   };
 }
 
