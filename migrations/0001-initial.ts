@@ -269,6 +269,41 @@ create table access_tokens (
 );
 create index access_tokens_by_organization on access_tokens (organization_id, id desc);
 create index access_tokens_to_expire on access_tokens (expires_at) where expires_at is not null and deleted_at is null;
+
+create table claims (
+  id text collate "C" primary key,
+  organization_id text collate "C" not null,
+  partner_id text collate "C",
+  key_id text collate "C" not null,
+  expires_at timestamptz not null,
+  created_at timestamptz not null,
+  created_by jsonb not null,
+  code_hash bytea,
+  sealed bytea,
+  sealed_keyring_id text collate "C",
+  mac bytea,
+  mac_keyring_id text collate "C",
+  ended_at timestamptz,
+  end_reason text,
+  redeemed_from text,
+  constraint claims_created_by_actor check (is_actor(created_by)),
+  constraint claims_organization_fk foreign key (organization_id) references organizations (id),
+  constraint claims_partner_fk foreign key (organization_id, partner_id) references partners (organization_id, id),
+  constraint claims_key_fk foreign key (key_id) references api_keys (id),
+  constraint claims_id_form check (id ~ ${id('claim')}),
+  constraint claims_code_hash_length check (octet_length(code_hash) = 32),
+  constraint claims_end_reason_known check (end_reason in ('redeemed', 'expired', 'cancelled')),
+  constraint claims_end_whole check ((ended_at is null) = (end_reason is null)),
+  constraint claims_redeemed_from_whole check ((end_reason is not distinct from 'redeemed') = (redeemed_from is not null)),
+  constraint claims_ended_wiped check (
+    num_nonnulls(code_hash, sealed, sealed_keyring_id, mac, mac_keyring_id) = case when ended_at is null then 5 else 0 end
+  )
+);
+create unique index claims_pending_key on claims (key_id) where ended_at is null;
+create index claims_by_organization on claims (organization_id, id desc);
+create index claims_by_key on claims (key_id, id desc);
+create index claims_by_partner on claims (partner_id, id desc) where partner_id is not null;
+create index claims_to_expire on claims (expires_at) where ended_at is null;
 `;
 
 /**
@@ -562,6 +597,10 @@ create table usage_days (
 );
 create index usage_days_by_partner on usage_days (partner_id, day) where partner_id is not null;
 
+create table access_token_uses (
+  access_token_id text collate "C" primary key,
+  last_used_at timestamptz not null
+) with (fillfactor = 50);
 -- One row for each key, so that keys without use are found by the same index.
 create table key_last_uses (
   key_id text collate "C" not null,
@@ -580,10 +619,6 @@ begin
 end $$;
 revoke all on function add_key_last_use() from public;
 create trigger api_keys_add_last_use after insert on api_keys for each row execute function add_key_last_use();
-create table access_token_uses (
-  access_token_id text collate "C" primary key,
-  last_used_at timestamptz not null
-) with (fillfactor = 50);
 `;
 
 const recovery = `

@@ -2,6 +2,8 @@ import fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify';
 import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
 import type { Registry } from 'prom-client';
 import { accessTokenRoutes } from './access-tokens/routes.ts';
+import { claimPageRoutes } from './claims/page-routes.ts';
+import { claimRoutes, redeemRoutes } from './claims/routes.ts';
 import type { TokenCrypto } from './credentials/mint.ts';
 import { organizationExists } from './credentials/store.ts';
 import { PoolUsedUp } from './database/client.ts';
@@ -95,6 +97,8 @@ export interface AppDeps {
   oidc?: { settings: OidcSettings; keys: IssuerKeys } | undefined;
   undoWindowSeconds: number;
   retentionSeconds: number;
+  /** The URL under which clients reach the service, without a slash at the end. Undefined: links are null. */
+  publicUrl?: string | undefined;
   trustProxy: string[] | false;
   version: string;
   /** Aborted when the service begins to stop, while it still serves requests. */
@@ -181,10 +185,20 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   const windows = { undoWindowSeconds, retentionSeconds };
   await app.register(rowRoutes, { ...v1, transactor, tokenPrefix, undoWindowSeconds });
   await app.register(keyRoutes, { ...v1, transactor, mint, keyring: crypto.keyring, tokenPrefix, undoWindowSeconds });
-  await app.register(keyBulkRoutes, { ...v1, transactor, undoWindowSeconds });
   await app.register(keyImportRoutes, { ...v1, transactor, tokenPrefix, undoWindowSeconds });
+  await app.register(keyBulkRoutes, { ...v1, transactor, undoWindowSeconds });
   await app.register(keyLifecycleRoutes, { ...v1, mint, tokenPrefix, ...windows });
   await app.register(keyViewersRoutes, { ...v1, db });
+  await app.register(claimRoutes, {
+    ...v1,
+    transactor,
+    mint,
+    tokenPrefix,
+    undoWindowSeconds,
+    publicUrl: deps.publicUrl,
+  });
+  await app.register(redeemRoutes, { ...v1, transactor, tokenPrefix });
+  await app.register(claimPageRoutes);
   await app.register(partnerRoutes, { ...v1, transactor, mint, tokenPrefix, ...windows });
   await app.register(recoveryRoutes, { ...v1, transactor, ...windows });
   await app.register(webhookRoutes, { ...v1, transactor, client: deps.webhookClient });

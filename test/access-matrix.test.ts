@@ -74,7 +74,9 @@ async function idsOf({ admin, organizationId }: TestService): Promise<Record<str
   const { body: request } = await admin.post('/v1/recovery-requests', { keyId: deleted.id, details: 'By mistake' });
   const { body: webhook } = await admin.post('/v1/webhooks', { url: 'http://127.0.0.1:9/', events: ['*'] });
   const { body: deliveries } = await admin.get(`/v1/webhooks/${webhook.id}/deliveries`);
+  const { body: claim } = await admin.post('/v1/claims', { keyId: partner.keys[0].id });
   return {
+    claimId: claim.id,
     webhookId: webhook.id,
     deliveryId: deliveries.data[0].id,
     recoveryRequestId: request.id,
@@ -88,6 +90,7 @@ async function idsOf({ admin, organizationId }: TestService): Promise<Record<str
 }
 
 const unknownIds: Record<string, string> = {
+  claimId: newId('claim'),
   keyId: newId('key'),
   partnerId: newId('partner'),
   accessTokenId: newId('token'),
@@ -292,6 +295,15 @@ t.test('ids of another organization are treated like unknown ids', async (t) => 
       t.equal((await otherAdmin.post('/v1/recovery-requests', { ...subject, details: 'Mine' })).status, 404);
     }
     t.same((await otherAdmin.get('/v1/recovery-requests')).body.data, []);
+    for (const subject of [
+      { keyId: ownIds['keyId'] },
+      { rotate: { keyId: ownIds['keyId'] } },
+      { newKey: { partnerId: ownIds['partnerId'] } },
+    ]) {
+      t.equal((await otherAdmin.post('/v1/claims', subject)).status, 404);
+    }
+    t.same((await otherAdmin.get(`/v1/claims?keyId=${ownIds['keyId']}`)).body.data, []);
+    t.same((await otherAdmin.get(`/v1/claims?partnerId=${ownIds['partnerId']}`)).body.data, []);
     t.same((await otherAdmin.get(`/v1/keys?partnerId=${ownIds['partnerId']}`)).body.data, []);
     t.same((await otherAdmin.get(`/v1/history?keyId=${ownIds['keyId']}`)).body.data, []);
     t.same((await otherAdmin.get(`/v1/history?partnerId=${ownIds['partnerId']}`)).body.data, []);
@@ -307,7 +319,7 @@ t.test('ids of another organization are treated like unknown ids', async (t) => 
 
 t.test('public routes need no credential and ignore an invalid one', async (t) => {
   const { app } = await startService(t);
-  for (const url of ['/livez', '/readyz', '/openapi.json', '/docs', '/problems', '/problems/row_full']) {
+  for (const url of ['/livez', '/readyz', '/openapi.json', '/docs', '/problems', '/problems/row_full', '/claim']) {
     for (const headers of [{}, { authorization: 'Bearer nonsense' }]) {
       const response = await app.inject({ url, headers });
       t.ok([200, 302].includes(response.statusCode), `${url}: ${response.statusCode}`);

@@ -167,7 +167,8 @@ t.test("each job finds due items and works with the rights of the service's role
   await admin.patch('/v1/organization', { idleSuspendAfterDays: 30 });
   const day = 24 * hourMs;
   const expiresAt = new Date(Date.now() + 33 * day).toISOString();
-  await admin.post('/v1/keys', { expiresAt }, { 'idempotency-key': 'kept for a day' });
+  const { body: kept } = await admin.post('/v1/keys', { expiresAt }, { 'idempotency-key': 'kept for a day' });
+  await admin.post('/v1/claims', { keyId: kept.id });
   await admin.delete(`/v1/keys/${partner.keys[0].id}`);
   await verifier.post('/v1/verify', { key: partner.keys[0].key, permission: 'read' });
   await service.verification.usage.flush();

@@ -104,7 +104,7 @@ async function check(db: Db, config: Config, keyring: Keyring): Promise<void> {
   else
     wrong(
       `The keyring lacks ${unknown.join(', ')}, under which values are sealed: their keys cannot be revealed, their webhooks ` +
-        'not signed, and imported keys not moved to another entry.',
+        'not signed, their claims not redeemed, and imported keys not moved to another entry.',
     );
   const { forged, withoutEntry } = await findUnauthenticCredentials(db, keyring);
   const listed = (ids: string[]) =>

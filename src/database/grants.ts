@@ -14,6 +14,7 @@ const privileges: Record<string, string> = {
   api_keys: 'select, insert, update',
   access_tokens: 'select, insert, update',
   access_token_uses: 'select, insert, update',
+  claims: 'select, insert, update',
   history: 'select',
   history_heads: 'select',
   usage_hours: 'select, insert, update, delete',

@@ -1,6 +1,7 @@
 import type { AccessTokenUsesTable } from './tables/access-token-uses.ts';
 import type { AccessTokensTable } from './tables/access-tokens.ts';
 import type { ApiKeysTable } from './tables/api-keys.ts';
+import type { ClaimsTable } from './tables/claims.ts';
 import type { DeletedKeyUsesTable } from './tables/deleted-key-uses.ts';
 import type { ExpiryNoticesTable } from './tables/expiry-notices.ts';
 import type { HistoryTable } from './tables/history.ts';
@@ -31,6 +32,7 @@ export interface Database {
   api_keys: ApiKeysTable;
   access_tokens: AccessTokensTable;
   access_token_uses: AccessTokenUsesTable;
+  claims: ClaimsTable;
   history: HistoryTable;
   history_heads: HistoryHeadsTable;
   usage_hours: UsageHoursTable;

@@ -170,6 +170,14 @@ export const problemKinds = {
     remedy:
       'Keep all earlier checkpoints and notify the operators of this service. `latchkey audit verify` reports the first bad event.',
   },
+  claim_gone: {
+    status: 410,
+    title: 'Claim gone',
+    explanation:
+      'No key can be fetched with this code: it is unknown, was used before, has expired or was cancelled, or its key was deleted.',
+    remedy:
+      'Ask the sender of the code for a new one. If you did not use the code yourself, say so: somebody else may have.',
+  },
   precondition_failed: {
     status: 412,
     title: 'Precondition failed',

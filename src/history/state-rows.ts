@@ -29,8 +29,15 @@ export async function keyRows(
     .selectFrom('api_keys')
     .select(['id', 'partner_id', 'permission', 'name', 'expires_at', 'allowed_ips', 'scopes', 'metadata', 'created_by'])
     .select(['rate_limit_requests', 'rate_limit_window_seconds'])
-    .select(['origin', 'suspended_at', 'suspended_reason', 'deleted_at', 'delete_reason', 'purged_at'])
-    .select(['replaces_key_id'])
+    .select([
+      'origin',
+      'suspended_at',
+      'suspended_reason',
+      'deleted_at',
+      'delete_reason',
+      'purged_at',
+      'replaces_key_id',
+    ])
     .where('organization_id', '=', organizationId)
     .where('id', '<', before as KeyId)
     .orderBy('id', 'desc')

@@ -1,3 +1,4 @@
+import { expireClaims } from '../claims/jobs.ts';
 import { announceExpiries, forgetExpiryNotices } from '../expiry-notices/jobs.ts';
 import { auditStates } from '../history/state-audit.ts';
 import { pruneIdempotency } from '../http/idempotency-store.ts';
@@ -35,6 +36,12 @@ export const jobs: readonly Job[] = [
     description: 'Announces that keys without use will be suspended, and suspends them when the time is over.',
     schedule: '23 * * * *',
     run: ({ transactor, signal }) => suspendIdleKeys({ transactor, signal }),
+  },
+  {
+    name: 'expire_claims',
+    description: 'Ends claims whose time is over, and deletes their copies of keys.',
+    schedule: '*/5 * * * *',
+    run: ({ transactor, signal }) => expireClaims({ transactor, signal }),
   },
   {
     name: 'wipe_seals',

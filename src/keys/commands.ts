@@ -1,3 +1,4 @@
+import { endClaimsOfKeys } from '../claims/end-commands.ts';
 import type { Secret } from '../crypto/secret.ts';
 import type { DeleteReason } from '../database/tables/api-keys.ts';
 import type { OrganizationContext, Work } from '../database/work.ts';
@@ -206,7 +207,28 @@ export async function recordReveal(
   work: Work<OrganizationContext>,
   keyId: string,
   given: RevealRequest,
-): Promise<{ key: Key; sealed: SealedColumns }> {
+): Promise<RevealableKey> {
+  const revealable = await lockRevealableKey(work, keyId);
+  const { key } = revealable;
+  record(work, {
+    action: 'key.revealed',
+    keyId: key.id,
+    partnerId: key.partner_id,
+    details: { reason: given.reason ?? null, recipient: given.recipient ?? null },
+  });
+  return revealable;
+}
+
+export interface RevealableKey {
+  key: Key;
+  sealed: SealedColumns;
+}
+
+/**
+ * Locks a key whose plaintext may be opened. The caller records who gets it.
+ * @throws Problem `not_found`, `already_deleted`, `reveal_disabled`
+ */
+export async function lockRevealableKey(work: Work<OrganizationContext>, keyId: string): Promise<RevealableKey> {
   const organization = await lockOrganizationShared(work.tx, work.by.organizationId);
   const key = await lockKey(work.tx, work.by.organizationId, keyId);
   requireLiveKey(key);
@@ -222,12 +244,6 @@ export async function recordReveal(
         'Rotate the key, or create a second one in its row.',
     );
   }
-  record(work, {
-    action: 'key.revealed',
-    keyId: key.id,
-    partnerId: key.partner_id,
-    details: { reason: given.reason ?? null, recipient: given.recipient ?? null },
-  });
   return { key, sealed };
 }
 
@@ -247,7 +263,7 @@ export async function deleteKey(
   return withLastUse(work.tx, deleted);
 }
 
-/** Deletes locked keys and records each deletion. */
+/** Deletes locked keys with their pending claims, and records each deletion. */
 export async function deleteKeys(
   work: Work<OrganizationContext>,
   keys: readonly Key[],
@@ -260,6 +276,7 @@ export async function deleteKeys(
     const details = { reason, deletedAt: (key.deleted_at ?? work.now).toISOString() };
     record(work, { action: 'key.deleted', keyId: key.id, partnerId: key.partner_id, details });
   }
+  await endClaimsOfKeys(work, ids, 'key_deleted');
   return deleted;
 }
 

@@ -6,19 +6,12 @@ import type { Permission } from '../domain/permissions.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization, lockOrganizationShared } from '../organizations/store.ts';
 import { findPartnerIds, lockPartners, type Partner } from '../partners/store.ts';
-import { describe, type NewKeyRequest, toColumns, toSettings } from './commands.ts';
-import {
-  findTokenHolders,
-  hasImportedKeys,
-  lockImports,
-  type PlacedKey,
-  placesOfOwners,
-  type TokenHolder,
-} from './import-store.ts';
+import { deleteKeys, describe, type NewKeyRequest, toColumns, toSettings } from './commands.ts';
+import { findTokenHolders, hasImportedKeys, lockImports, type TokenHolder } from './import-store.ts';
 import { type ImportedToken, importColumns } from './imported-token.ts';
 import { expiryFor, type LifetimeRules } from './lifetime-policy.ts';
-import { freeSlot, permissionFor } from './policy.ts';
-import { insertKeys, type Key, type NewKey } from './store.ts';
+import { firstExpired, freeSlot, permissionFor, rowCapacity } from './policy.ts';
+import { insertKeys, type Key, lockLiveKeysOfOwners, type NewKey } from './store.ts';
 
 /** A key to import. Without a partner it belongs to the organization's default row. */
 export interface ImportEntry extends Omit<NewKeyRequest, 'partnerId'> {
@@ -55,7 +48,7 @@ export async function importKeys(
   if (entries.length === 0) return { keys: [], problems: [] };
   const owners = await lockOwners(work, entries);
   await lockImports(work.tx);
-  const places = new Places(await placesOfOwners(work.tx, work.by.organizationId, owners.ids));
+  const places = new Places(await lockLiveKeysOfOwners(work.tx, work.by.organizationId, owners.ids), work.now);
   const tokens = await checkTokens(work, entries);
   const problems: EntryProblem[] = [];
   const keys: NewKey[] = [];
@@ -74,6 +67,7 @@ export async function importKeys(
     } else problems.push(...found.problems.map((problem) => ({ index, ...problem })));
   }
   if (problems.length > 0) return { keys: [], problems };
+  await deleteKeys(work, places.replaced, 'expired');
   await announce(work, entries, tokens.compromised);
   const imported = await insertKeys(work, keys);
   for (const [index, key] of imported.entries()) {
@@ -238,26 +232,41 @@ function memberOf({ partner }: ImportEntry): 'partnerId' | 'partnerExternalId' {
 
 /** The places of rows, with those that earlier entries take. */
 class Places {
-  readonly #taken = new Map<string, Array<{ id: string; slot: 1 | 2 }>>();
+  /** Expired keys whose places are taken. */
+  readonly replaced: Key[] = [];
+  readonly #rows = new Map<string, Occupant[]>();
+  readonly #now: Date;
 
-  constructor(keys: readonly PlacedKey[]) {
-    for (const key of keys) this.#row(key.partner_id, key.permission).push(key);
+  constructor(keys: readonly Key[], now: Date) {
+    this.#now = now;
+    for (const key of keys) this.#rowOf(key.partner_id, key.permission).push({ ...key, key });
   }
 
-  /** @throws Problem `row_full` */
+  /** The same rule as `takePlace`. @throws Problem `row_full` */
   take(partnerId: PartnerId | null, permission: Permission): 1 | 2 {
-    const row = this.#row(partnerId, permission);
+    const row = this.#rowOf(partnerId, permission);
+    const expired = row.length < rowCapacity ? undefined : firstExpired(row, this.#now);
+    if (expired?.key !== undefined) {
+      this.replaced.push(expired.key);
+      row.splice(row.indexOf(expired), 1);
+    }
     const slot = freeSlot(row);
-    row.push({ id: 'an earlier entry', slot });
+    row.push({ id: 'an earlier entry', slot, expires_at: null, key: undefined });
     return slot;
   }
 
-  #row(partnerId: PartnerId | null, permission: Permission) {
+  #rowOf(partnerId: PartnerId | null, permission: Permission): Occupant[] {
     const name = `${partnerId}/${permission}`;
-    const row = this.#taken.get(name) ?? [];
-    this.#taken.set(name, row);
+    const row = this.#rows.get(name) ?? [];
+    this.#rows.set(name, row);
     return row;
   }
+}
+
+interface Occupant extends Pick<Key, 'slot' | 'expires_at'> {
+  id: string;
+  /** Undefined: an earlier entry. */
+  key: Key | undefined;
 }
 
 /**

@@ -7,7 +7,7 @@ import { findTextFlaw } from '../http/json-body.ts';
 import { externalIdInput, idSchema, permissionSchema } from '../http/schemas.ts';
 import type { ImportEntry } from './import-commands.ts';
 import { importedToken } from './imported-token.ts';
-import { keySettingsInput } from './routes.ts';
+import { keySettingsInput } from './input.ts';
 
 /** No space at either end: HTTP removes it from the header that carries the token. */
 const tokenText = /^[\x21-\x7e][\x20-\x7e]*[\x21-\x7e]$/;

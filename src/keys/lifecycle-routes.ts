@@ -4,12 +4,13 @@ import type { RestoreWindows } from '../domain/restore-window.ts';
 import { organizationContextOf } from '../http/guard.ts';
 import { idParam, text } from '../http/schemas.ts';
 import { setKeySuspended } from './commands.ts';
+import { rotateRequest } from './input.ts';
 import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
 import { restoreKey } from './restore-commands.ts';
 import { rotateKey } from './rotate-commands.ts';
 import type { ShownKey } from './store.ts';
-import { createdKeyView, type KeyViewContext, keyView, rotateRequest, showCreatedKey, toKeyView } from './views.ts';
+import { createdKeyView, type KeyViewContext, keyView, showCreatedKey, toKeyView } from './views.ts';
 
 const suspendRequest = z
   .strictObject({

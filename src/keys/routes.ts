@@ -9,55 +9,15 @@ import { decodeCursor, toPage } from '../domain/page.ts';
 import { organizationContextOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';
-import {
-  allowedIpsInput,
-  idParam,
-  idSchema,
-  keyScopesInput,
-  limitMeaning,
-  metadataInput,
-  nameInput,
-  pageOf,
-  permissionSchema,
-  rateLimitSchema,
-  text,
-  timestampInput,
-} from '../http/schemas.ts';
+import { idParam, pageOf, text } from '../http/schemas.ts';
 import { createKey, deleteKey, patchKey } from './commands.ts';
 import { keyListQuery, toKeyFilter } from './filter-input.ts';
+import { keyPatch, newKey } from './input.ts';
 import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
 import { revealKey } from './reveal.ts';
 import { getKey, listKeys, type ShownKey } from './store.ts';
 import { createdKeyView, type KeyViewContext, keyView, showCreatedKey, toKeyView } from './views.ts';
-
-/** The settings of a key in a request. */
-export const keySettingsInput = {
-  name: nameInput.nullish(),
-  expiresAt: timestampInput.nullish(),
-  rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.key }),
-  allowedIps: allowedIpsInput.optional(),
-  scopes: keyScopesInput.optional().meta({
-    description:
-      'What the key may be used for, in your own words: Latchkey compares them and gives them no meaning. A change replaces the whole list.',
-    example: ['invoices:read'],
-  }),
-  metadata: metadataInput.optional(),
-};
-
-const newKey = z
-  .strictObject({
-    partnerId: idSchema('partner')
-      .optional()
-      .meta({ description: "If omitted, the key belongs to the organization's default row." }),
-    permission: permissionSchema.optional().meta({ description: 'Required only for a partner with both permissions.' }),
-    ...keySettingsInput,
-  })
-  .meta({ id: 'NewKey', example: { name: 'Billing export' } });
-
-const keyPatch = z
-  .strictObject(keySettingsInput)
-  .meta({ id: 'KeyPatch', example: { name: 'Billing export', metadata: { team: 'billing' } } });
 
 const revealRequest = z
   .strictObject({ reason: text(500).optional(), recipient: text(200).optional() })

@@ -168,6 +168,15 @@ export async function lockLiveKeysOfRow(tx: Tx, row: RowAddress): Promise<Key[]>
     .execute();
 }
 
+/** The live keys in all rows of these owners, locked for change; null is the organization itself. Lock the owners first. */
+export async function lockLiveKeysOfOwners(
+  tx: Tx,
+  organizationId: OrganizationId,
+  owners: ReadonlyArray<PartnerId | null>,
+): Promise<Key[]> {
+  return liveKeysOf(tx, organizationId, owners).forNoKeyUpdate().execute();
+}
+
 /** The live keys of a partner with these permissions, locked for change. */
 export async function lockLiveKeysOfPartner(
   tx: Tx,
@@ -191,10 +200,14 @@ export async function liveKeysOfOwners(
   organizationId: OrganizationId,
   owners: ReadonlyArray<PartnerId | null>,
 ): Promise<ShownKey[]> {
+  return liveKeysOf(db, organizationId, owners).select(lastUsedAt).execute();
+}
+
+function liveKeysOf(db: Db, organizationId: OrganizationId, owners: ReadonlyArray<PartnerId | null>) {
   const partnerIds = owners.filter((owner) => owner !== null);
   return db
     .selectFrom('api_keys')
-    .select([...columns, lastUsedAt])
+    .select(columns)
     .where('organization_id', '=', organizationId)
     .where(({ or, eb }) =>
       or([
@@ -203,8 +216,7 @@ export async function liveKeysOfOwners(
       ]),
     )
     .where('deleted_at', 'is', null)
-    .orderBy('id')
-    .execute();
+    .orderBy('id');
 }
 
 /** Newest first, up to `limit + 1`. */

@@ -63,17 +63,6 @@ export const createdKeyView = z
   })
   .meta({ id: 'CreatedKey' });
 
-const longestEndSeconds = 31_536_000;
-
-export const rotateRequest = z
-  .strictObject({
-    expireOldAfterSeconds: z.int().min(0).max(longestEndSeconds).optional().meta({
-      description:
-        'Seconds until the old key expires. An earlier expiry stays. If omitted, the old key does not change.',
-    }),
-  })
-  .meta({ id: 'RotateRequest', example: { expireOldAfterSeconds: 86_400 } });
-
 /** The context that a key view depends on. */
 export interface KeyViewContext {
   tokenPrefix: string;

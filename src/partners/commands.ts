@@ -30,13 +30,13 @@ export interface NewPartner {
 
 export interface CreatedPartner {
   partner: Partner;
-  /** One key per permission, in the order read, write. */
+  /** One key per permission, in the order read, write; or none. */
   keys: CreatedKey[];
 }
 
 /**
  * Creates a partner and one key per permission, all or nothing.
- * @param minted one per permission, made before the transaction so that no lock is held during hashing
+ * @param minted one per permission, or none for a partner without keys; made before the transaction so that no lock is held during hashing
  * @throws Problem `partner_exists`, `external_id_exists`
  */
 export async function createPartner(

@@ -1,9 +1,9 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import type { Db } from '../database/client.ts';
 import { organizationContextOf, organizationOf } from '../http/guard.ts';
+import { rotateRequest } from '../keys/input.ts';
 import type { KeyMint } from '../keys/mint.ts';
 import type { KeyViewContext } from '../keys/views.ts';
-import { rotateRequest } from '../keys/views.ts';
 import { getOrganization } from '../organizations/store.ts';
 import { revokeItself, rotateItself } from './commands.ts';
 import { requireSelfService } from './policy.ts';

@@ -122,6 +122,7 @@ async function start(config: Config, logger: Logger, shutdown: Shutdown): Promis
     eventLoopDelayLimitMs: config.EVENT_LOOP_DELAY_LIMIT_MS,
     undoWindowSeconds: config.UNDO_WINDOW_SECONDS,
     retentionSeconds: config.RETENTION_SECONDS,
+    publicUrl: config.PUBLIC_URL,
     trustProxy: config.TRUST_PROXY ?? false,
     version: packageVersion(),
     changeStreams: config.CHANGE_STREAMS,

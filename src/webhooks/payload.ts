@@ -35,6 +35,10 @@ export const partnerActions = [
   'key.used_after_deletion',
   'key.expiry_announced',
   'key.idle_announced',
+  'key.claimed',
+  'claim.created',
+  'claim.expired',
+  'claim.cancelled',
 ] as const satisfies readonly HistoryAction[];
 
 export type Audience = 'organization' | 'partner';

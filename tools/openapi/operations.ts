@@ -20,6 +20,7 @@ const tags = [
     description: 'The key rows: each owner and permission with its keys, at most two of which are live.',
   },
   { name: 'Keys', description: 'API keys: create, list, reveal, change, rotate, delete.' },
+  { name: 'Claims', description: 'Handing a key over once, so that no admin sees or forwards it.' },
   { name: 'Partners', description: 'Outside teams and companies with the permission read, write or both.' },
   { name: 'Recovery', description: 'Requests to an operator to restore what an admin can no longer restore.' },
   { name: 'Webhooks', description: 'Notifications of events to other systems, signed by Standard Webhooks.' },

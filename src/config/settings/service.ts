@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { boolean, httpUrl, integer, networks } from '../../lib/config-forms.ts';
+import { boolean, httpUrl, integer, networks, publicUrl } from '../../lib/config-forms.ts';
 
 /** The process, its addresses, its log and its traces. */
 export const serviceSettings = {
@@ -14,6 +14,11 @@ export const serviceSettings = {
   METRICS_PORT: integer(0, 65_535).optional().meta({
     description: 'A separate port for /metrics. Not set: /metrics is served on PORT.',
     example: '9464',
+  }),
+  PUBLIC_URL: publicUrl.optional().meta({
+    description:
+      'The URL under which people reach this service, with the path prefix of a proxy if there is one. Links to the page of a claim begin with it. Not set: replies contain no link.',
+    example: 'https://keys.example.com',
   }),
   TRUST_PROXY: networks.optional().meta({
     description:
