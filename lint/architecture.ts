@@ -32,7 +32,7 @@ const ranks: string[][] = [
   features,
   ['rekey'],
   ['verification'],
-  ['leaks'],
+  ['leaks', 'self-service'],
   ['jobs'],
   ['config'],
   ['metrics'],

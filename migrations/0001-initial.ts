@@ -8,7 +8,7 @@ const tables = `
 -- Whether a JSON value is an actor that the API can return. Tables accept no other values.
 create function is_actor_snapshot(p_actor jsonb) returns boolean language sql immutable parallel safe as $$
   select coalesce(jsonb_typeof(p_actor) = 'object'
-    and p_actor ->> 'type' in ('admin', 'operator', 'verifier', 'system')
+    and p_actor ->> 'type' in ('admin', 'operator', 'verifier', 'api_key', 'system')
     and jsonb_typeof(p_actor -> 'id') = 'string'
     and jsonb_typeof(p_actor -> 'name') = 'string'
     and jsonb_typeof(p_actor -> 'email') in ('string', 'null')
@@ -60,6 +60,10 @@ create table organizations (
   name text not null,
   key_reveal text not null,
   leak_response text not null default 'notify',
+  self_service boolean not null default false,
+  max_key_lifetime_seconds integer,
+  default_key_lifetime_seconds integer,
+  idle_suspend_after_days integer,
   rate_limit_requests integer not null,
   rate_limit_window_seconds integer not null,
   created_at timestamptz not null,
@@ -68,6 +72,11 @@ create table organizations (
   constraint organizations_id_form check (id ~ ${id('org')}),
   constraint organizations_key_reveal_known check (key_reveal in ('allowed', 'never')),
   constraint organizations_leak_response_known check (leak_response in ('notify', 'suspend', 'revoke')),
+  constraint organizations_key_lifetime_range check (
+    max_key_lifetime_seconds between 1 and 1000000000 and default_key_lifetime_seconds between 1 and 1000000000
+      and default_key_lifetime_seconds <= max_key_lifetime_seconds
+  ),
+  constraint organizations_idle_suspend_range check (idle_suspend_after_days between 1 and 3650),
   constraint organizations_rate_limit_range check (
     rate_limit_requests between 1 and 1000000000 and rate_limit_window_seconds between 1 and 86400
   )
@@ -155,6 +164,8 @@ create table api_keys (
   created_by jsonb not null,
   suspended_at timestamptz,
   suspended_reason text,
+  -- When it was last resumed or restored. The time without use counts from here.
+  resumed_at timestamptz,
   deleted_at timestamptz,
   delete_reason text,
   purged_at timestamptz,
@@ -183,7 +194,8 @@ create table api_keys (
   constraint api_keys_live_hash check (num_nonnulls(argon2id_hash, digest_sealed) > 0 or deleted_at is not null),
   constraint api_keys_delete_reason_whole check ((deleted_at is null) = (delete_reason is null)),
   constraint api_keys_delete_reason_known check (
-    delete_reason in ('unused', 'rotated', 'compromised', 'other', 'partner_deleted', 'permission_removed', 'expired')
+    delete_reason in ('unused', 'rotated', 'compromised', 'other', 'owner_request', 'partner_deleted', 'permission_removed',
+      'expired')
   ),
   constraint api_keys_compromised_wiped check (
     delete_reason is distinct from 'compromised' or num_nonnulls(argon2id_hash, sealed, digest_sealed) = 0
@@ -655,6 +667,13 @@ create table expiry_notices (
   constraint expiry_notices_pk primary key (credential_id, expires_at, days_ahead)
 );
 
+create table idle_notices (
+  key_id text collate "C" not null,
+  idle_since timestamptz not null,
+  announced_at timestamptz not null,
+  constraint idle_notices_pk primary key (key_id)
+);
+
 create table deleted_key_uses (
   key_id text collate "C" not null,
   hour timestamptz not null,
@@ -816,7 +835,8 @@ create table refused_attempts (
   last_ip text,
   constraint refused_attempts_caller_shown check (
     caller is null
-    or (caller ->> 'type' in ('admin', 'operator', 'verifier', 'api_key') and is_actor_snapshot(caller || '{"type": "admin"}'))
+    or (caller ->> 'type' in ('admin', 'operator', 'verifier', 'api_key')
+      and jsonb_typeof(caller -> 'name') in ('string', 'null') and is_actor_snapshot(caller || '{"name": ""}'))
   ),
   constraint refused_attempts_organization_fk foreign key (organization_id) references organizations (id),
   constraint refused_attempts_id_form check (id ~ ${id('refusal')}),

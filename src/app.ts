@@ -57,6 +57,7 @@ import { recoveryRoutes } from './recovery/routes.ts';
 import { createRefusalRecorder } from './refused-requests/recorder.ts';
 import { watchRefusals } from './refused-requests/watch.ts';
 import { rowRoutes } from './rows/routes.ts';
+import { selfServiceRoutes } from './self-service/routes.ts';
 import { createAuthenticator } from './verification/authenticate.ts';
 import { authorizeRoutes } from './verification/authorize-routes.ts';
 import { batchRoutes } from './verification/batch-routes.ts';
@@ -228,6 +229,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(authorizeRoutes, { ...v1, verifier });
   await app.register(introspectionRoutes, { ...v1, verifier });
   await app.register(selfRoutes, { ...v1, apiKeys: records.apiKeys, limits, usage });
+  await app.register(selfServiceRoutes, { ...v1, db, mint, tokenPrefix, undoWindowSeconds });
   await app.register(usageRoutes, { ...v1, transactor });
   const tally = tallies.leakReports;
   const reports = createLeakReports({ transactor, credentials, retentionSeconds, tally, logger: deps.logger });

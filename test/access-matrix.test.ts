@@ -183,6 +183,12 @@ t.test('every route except the public ones checks credential, role and scope', a
           if (reply.body !== undefined) t.equal(reply.body.code, code, what);
         }
         if (rule === 'public' || rule.role === 'any' || rule.role === 'gateway') return;
+        if (rule.role === 'api_key') {
+          for (const role of ['admin', 'verifier', 'operator'] as const)
+            await isRefused(t, cast[role], 403, 'forbidden');
+          await isRefused(t, cast.apiKey, 403, 'self_service_disabled');
+          return;
+        }
         await isRefused(t, cast.apiKey, 403, 'forbidden');
         const wrongRoles = { admin: ['verifier'], operator: ['admin', 'verifier'], verifier: ['admin', 'operator'] };
         for (const role of wrongRoles[rule.role] as Array<'admin' | 'operator' | 'verifier'>) {

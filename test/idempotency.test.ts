@@ -165,7 +165,15 @@ t.test('every POST that accepts an Idempotency-Key replays its reply', async (t)
     ['/v1/keys/:keyId/reveal', '/v1/claims/redeem'],
     'each other POST has a reason',
   );
-  for (const { url, config } of accepting) {
+  const bySelf = accepting.filter(
+    ({ config }) => typeof config?.access === 'object' && config.access.role === 'api_key',
+  );
+  t.same(
+    bySelf.map(({ url }) => url),
+    ['/v1/self/rotate', '/v1/self/revoke'],
+    'a key does each of these once: self-service.test.ts tests them',
+  );
+  for (const { url, config } of accepting.filter((route) => !bySelf.includes(route))) {
     await t.test(url, async (t) => {
       const access = config?.access as { role: 'admin' | 'operator' };
       const client = service[access.role];

@@ -164,6 +164,7 @@ t.test("each job finds due items and works with the rights of the service's role
   const { urls, admin, verifier, client } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   await admin.post('/v1/webhooks', { url: 'http://127.0.0.1:9/', events: ['webhook.created'] });
+  await admin.patch('/v1/organization', { idleSuspendAfterDays: 30 });
   const day = 24 * hourMs;
   const expiresAt = new Date(Date.now() + 33 * day).toISOString();
   const { body: kept } = await admin.post('/v1/keys', { expiresAt }, { 'idempotency-key': 'kept for a day' });

@@ -132,6 +132,8 @@ const notCompared: Record<string, string[]> = {
     ...['id', 'slot', 'tag', 'tag_keyring_id', 'argon2id_hash', 'sealed', 'sealed_keyring_id'],
     ...['digest_sealed', 'digest_keyring_id', 'last_four', 'created_at'],
     ...['mac', 'mac_keyring_id', 'limit_bucket_id', 'folded_name'],
+    // Only the job for idle keys reads it, beside usage, which is not compared either.
+    'resumed_at',
   ],
   partners: ['id', 'created_at', 'organization_id'],
   // The MAC covers the creator chain.
@@ -191,6 +193,14 @@ const edits: Edit[] = [
   ['organizations', 'name', "name = 'Another'", 'organization', 'name'],
   ['organizations', 'key_reveal', "key_reveal = 'never'", 'organization', 'keyReveal'],
   ['organizations', 'leak_response', "leak_response = 'revoke'", 'organization', 'leakResponse'],
+  ...[
+    ['self_service', 'true', 'selfService'],
+    ['max_key_lifetime_seconds', '8', 'maxKeyLifetimeSeconds'],
+    ['default_key_lifetime_seconds', '8', 'defaultKeyLifetimeSeconds'],
+    ['idle_suspend_after_days', '8', 'idleSuspendAfterDays'],
+  ].map(([column = '', to, member = '']): Edit => {
+    return ['organizations', column, `${column} = ${to}`, 'organization', member];
+  }),
   ['organizations', 'rate_limit_requests', 'rate_limit_requests = 1000000', 'organization', 'rateLimit'],
   ['organizations', 'rate_limit_window_seconds', 'rate_limit_window_seconds = 60', 'organization', 'rateLimit'],
   ['organizations', 'created_by', anotherCreator, 'organization', 'createdBy'],

@@ -22,6 +22,7 @@ const privileges: Record<string, string> = {
   key_last_uses: 'select, insert, update',
   recovery_requests: 'select, insert, update',
   expiry_notices: 'select, insert, delete',
+  idle_notices: 'select, insert, update, delete',
   deleted_key_uses: 'select, insert, delete',
   leak_reports: 'select, insert, delete',
   idempotency_keys: 'select, insert, delete, update (sealed, sealed_keyring_id)',

@@ -7,6 +7,7 @@ import type { ExpiryNoticesTable } from './tables/expiry-notices.ts';
 import type { HistoryTable } from './tables/history.ts';
 import type { HistoryHeadsTable } from './tables/history-heads.ts';
 import type { IdempotencyKeysTable } from './tables/idempotency-keys.ts';
+import type { IdleNoticesTable } from './tables/idle-notices.ts';
 import type { InstallationTable } from './tables/installation.ts';
 import type { JobRunsTable } from './tables/job-runs.ts';
 import type { KeyLastUsesTable } from './tables/key-last-uses.ts';
@@ -40,6 +41,7 @@ export interface Database {
   key_last_uses: KeyLastUsesTable;
   recovery_requests: RecoveryRequestsTable;
   expiry_notices: ExpiryNoticesTable;
+  idle_notices: IdleNoticesTable;
   deleted_key_uses: DeletedKeyUsesTable;
   leak_reports: LeakReportsTable;
   idempotency_keys: IdempotencyKeysTable;

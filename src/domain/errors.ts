@@ -83,6 +83,12 @@ export const problemKinds = {
     remedy:
       'Use a credential with the scope that the detail names. None includes another: write covers neither read nor reveal.',
   },
+  self_service_disabled: {
+    status: 403,
+    title: 'Self-service disabled',
+    explanation: 'The organization does not allow the holders of its keys to rotate or revoke them.',
+    remedy: 'Ask an admin of the organization to rotate or delete the key, or to set selfService to true.',
+  },
   reveal_disabled: {
     status: 403,
     title: 'Reveal disabled',

@@ -26,6 +26,7 @@ export const historyActions = [
   'key.purged',
   'key.used_after_deletion',
   'key.expiry_announced',
+  'key.idle_announced',
   'key.claimed',
   'claim.created',
   'claim.expired',

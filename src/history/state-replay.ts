@@ -15,7 +15,16 @@ type Rule = (details: Record<string, unknown>, event: ChainedEvent, state: State
 
 const limited = ['rateLimit'] as const;
 const members = {
-  organization: ['name', 'keyReveal', 'leakResponse', ...limited],
+  organization: [
+    'name',
+    'keyReveal',
+    'leakResponse',
+    'selfService',
+    'maxKeyLifetimeSeconds',
+    'defaultKeyLifetimeSeconds',
+    'idleSuspendAfterDays',
+    ...limited,
+  ],
   access_token: ['role', 'name', 'email', 'scopes', 'expiresAt'],
   partner: ['email', 'name', 'externalId', 'metadata', 'permissions', ...limited],
   key: ['permission', 'name', 'expiresAt', 'allowedIps', 'scopes', 'metadata', 'replacesKeyId', ...limited],

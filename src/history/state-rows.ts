@@ -125,7 +125,8 @@ export async function accessTokenRows(tx: Tx, organizationId: OrganizationId | n
 export async function organizationRows(tx: Tx, organizationId: OrganizationId): Promise<RecordRow[]> {
   const rows = await tx
     .selectFrom('organizations')
-    .select(['id', 'name', 'key_reveal', 'leak_response', 'created_by'])
+    .select(['id', 'name', 'key_reveal', 'leak_response', 'self_service', 'max_key_lifetime_seconds'])
+    .select(['default_key_lifetime_seconds', 'idle_suspend_after_days', 'created_by'])
     .select(['rate_limit_requests', 'rate_limit_window_seconds'])
     .where('id', '=', organizationId)
     .execute();
@@ -135,6 +136,10 @@ export async function organizationRows(tx: Tx, organizationId: OrganizationId): 
       name: row.name,
       keyReveal: row.key_reveal,
       leakResponse: row.leak_response,
+      selfService: row.self_service,
+      maxKeyLifetimeSeconds: row.max_key_lifetime_seconds,
+      defaultKeyLifetimeSeconds: row.default_key_lifetime_seconds,
+      idleSuspendAfterDays: row.idle_suspend_after_days,
       rateLimit: toRateLimit(row),
       createdBy: toCreator(row.created_by),
     },

@@ -14,6 +14,8 @@ export type Role = 'operator' | 'admin' | 'verifier';
  * - `operator`, `verifier`: only that role. With `clientSecret: true` the token may also be sent as an OAuth client secret,
  *   by HTTP Basic or in the form (RFC 6749 section 2.3.1).
  * - `any`: every valid credential, including API keys.
+ * - `api_key`: only API keys. `admits` names the states in which a key is let in although it is not valid; the command
+ *   then decides. A deleted or expired key is let in for the replay of its own earlier request.
  * - `gateway`: a gateway with a verifier's token in `X-Latchkey-Token`. All other headers come from the gateway's client.
  */
 export type AccessRule =
@@ -22,7 +24,11 @@ export type AccessRule =
   | { role: 'operator'; scope: TokenScope }
   | { role: 'verifier'; scope: TokenScope; clientSecret?: true }
   | { role: 'any' }
+  | { role: 'api_key'; admits: readonly KeyObstacle[] }
   | { role: 'gateway' };
+
+/** Why a key with the right secret may not be used. */
+export type KeyObstacle = 'deleted' | 'suspended' | 'expired';
 
 declare module 'fastify' {
   interface FastifyContextConfig {

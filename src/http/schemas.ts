@@ -254,7 +254,7 @@ export const metadataView = z.record(z.string(), z.unknown()).meta({ example: { 
 export const problemCodeSchema = z.enum(problemCodes).meta({ id: 'ProblemCode' });
 
 const actorSnapshot = z.object({
-  type: z.enum(['admin', 'operator', 'verifier', 'claim', 'system']).meta({ id: 'ActorType' }),
+  type: z.enum(['admin', 'operator', 'verifier', 'api_key', 'claim', 'system']).meta({ id: 'ActorType' }),
   id: z.string(),
   name: z.string(),
   email: z.string().nullable(),

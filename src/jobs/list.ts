@@ -2,6 +2,7 @@ import { expireClaims } from '../claims/jobs.ts';
 import { announceExpiries, forgetExpiryNotices } from '../expiry-notices/jobs.ts';
 import { auditStates } from '../history/state-audit.ts';
 import { pruneIdempotency } from '../http/idempotency-store.ts';
+import { suspendIdleKeys } from '../keys/idle-job.ts';
 import { purgeDeletedKeys } from '../keys/jobs.ts';
 import { pruneLeakReports } from '../leaks/store.ts';
 import { wipeSeals } from '../organizations/commands.ts';
@@ -30,6 +31,12 @@ export const jobs: readonly Job[] = [
     description: 'Records that keys and access tokens expire in 7 days and in 1 day.',
     schedule: '*/5 * * * *',
     run: ({ transactor, signal }) => announceExpiries({ transactor, signal }),
+  },
+  {
+    name: 'suspend_idle_keys',
+    description: 'Announces that keys without use will be suspended, and suspends them when the time is over.',
+    schedule: '23 * * * *',
+    run: ({ transactor, signal }) => suspendIdleKeys({ transactor, signal }),
   },
   {
     name: 'expire_claims',

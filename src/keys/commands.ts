@@ -9,8 +9,9 @@ import type { Permission } from '../domain/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
-import { lockOrganization, lockOrganizationShared } from '../organizations/store.ts';
+import { lockOrganization, lockOrganizationShared, type Organization } from '../organizations/store.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
+import { expiryFor } from './lifetime-policy.ts';
 import type { MintedKey } from './mint.ts';
 import {
   becomesCompromised,
@@ -18,7 +19,6 @@ import {
   freeSlot,
   keyTag,
   permissionFor,
-  requireFuture,
   requireLiveKey,
   rowCapacity,
 } from './policy.ts';
@@ -47,9 +47,12 @@ export interface KeySettings {
   metadata: Record<string, unknown>;
 }
 
-export const defaultSettings: KeySettings = {
+/** The settings of a new key. An undefined expiry is the organization's default. */
+export type NewKeySettings = Omit<KeySettings, 'expiresAt'> & { expiresAt: Date | null | undefined };
+
+export const defaultSettings: NewKeySettings = {
   name: null,
-  expiresAt: null,
+  expiresAt: undefined,
   rateLimit: null,
   allowedIps: [],
   scopes: [],
@@ -86,22 +89,22 @@ export async function createKey(
 
 export interface Owner {
   partner: Partner | null;
-  mayBeRevealed: boolean;
+  organization: Organization;
 }
 
-/** Locks what a new key depends on: its partner must stay live, and the organization's `keyReveal` must not change. */
+/** Locks what a new key depends on: its partner must stay live, and the organization's settings must not change. */
 export async function lockOwner(work: Work<OrganizationContext>, partnerId: string | undefined): Promise<Owner> {
   const { organizationId } = work.by;
   if (partnerId === undefined) {
     const organization = await lockOrganization(work.tx, organizationId);
-    return { partner: null, mayBeRevealed: organization.key_reveal === 'allowed' };
+    return { partner: null, organization };
   }
   const organization = await lockOrganizationShared(work.tx, organizationId);
   const partner = await lockPartner(work.tx, organizationId, partnerId);
   if (partner.deleted_at !== null) {
     throw new Problem('already_deleted', `Partner ${partner.id} was deleted at ${partner.deleted_at.toISOString()}.`);
   }
-  return { partner, mayBeRevealed: organization.key_reveal === 'allowed' };
+  return { partner, organization };
 }
 
 /**
@@ -119,15 +122,16 @@ export async function takePlace(work: Work<OrganizationContext>, row: RowAddress
 interface KeyToAdd extends Owner {
   permission: Permission;
   minted: MintedKey;
-  settings: KeySettings;
+  settings: NewKeySettings;
   /** In a rotation, the key that this one replaces. */
   replaces?: Pick<Key, 'id' | 'limit_bucket_id'>;
 }
 
 /** Adds a minted key to its row and records it. The caller has locked the owner. */
 export async function addKey(work: Work<OrganizationContext>, input: KeyToAdd): Promise<CreatedKey> {
-  const { minted, settings } = input;
-  requireFuture(settings.expiresAt, work.now);
+  const { minted, organization } = input;
+  const decision = { rules: organization, now: work.now, path: 'body.expiresAt' };
+  const settings = { ...input.settings, expiresAt: expiryFor(input.settings.expiresAt, decision) };
   const partnerId: PartnerId | null = input.partner?.id ?? null;
   const row = { organizationId: work.by.organizationId, partnerId, permission: input.permission };
   const slot = await takePlace(work, row);
@@ -141,7 +145,7 @@ export async function addKey(work: Work<OrganizationContext>, input: KeyToAdd): 
     digest_sealed: null,
     digest_keyring_id: null,
     ...minted.columns,
-    ...(input.mayBeRevealed ? minted.sealed : { sealed: null, sealed_keyring_id: null }),
+    ...(organization.key_reveal === 'allowed' ? minted.sealed : { sealed: null, sealed_keyring_id: null }),
     ...toColumns(settings),
     replaces_key_id: input.replaces?.id ?? null,
     limit_bucket_id: input.replaces?.limit_bucket_id ?? input.replaces?.id ?? null,
@@ -165,7 +169,7 @@ export type KeyPatch = Partial<{ [Field in keyof KeySettings]: KeySettings[Field
 
 /**
  * Changes a key's settings. @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `validation_failed`
- * (expiry in the past)
+ * (expiry in the past or beyond the maximum lifetime)
  */
 export async function patchKey(
   work: Work<OrganizationContext>,
@@ -173,16 +177,21 @@ export async function patchKey(
   patch: KeyPatch,
   expected: ExpectedTags,
 ): Promise<ShownKey> {
-  const key = await lockKey(work.tx, work.by.organizationId, keyId);
+  const { tx, now } = work;
+  const { organizationId } = work.by;
+  const rules = patch.expiresAt === undefined ? undefined : await lockOrganizationShared(tx, organizationId);
+  const key = await lockKey(tx, organizationId, keyId);
   requireLiveKey(key);
   requireExpected(expected, keyTag(key));
   const present = settingsOf(key);
   const changes = changesBetween(describe(present), describePatch(patch));
-  if (Object.keys(changes).length === 0) return withLastUse(work.tx, key);
-  if (changes['expiresAt'] !== undefined) requireFuture(patch.expiresAt ?? null, work.now);
+  if (Object.keys(changes).length === 0) return withLastUse(tx, key);
+  if (rules !== undefined && changes['expiresAt'] !== undefined) {
+    expiryFor(patch.expiresAt, { rules, now, path: 'body.expiresAt', present: key });
+  }
   const changed = await updateKey(work, key.id, toColumns({ ...present, ...withoutUndefined(patch) }));
   record(work, { action: 'key.updated', keyId: key.id, partnerId: key.partner_id, details: { changes } });
-  return withLastUse(work.tx, changed);
+  return withLastUse(tx, changed);
 }
 
 export interface RevealRequest {
@@ -271,7 +280,7 @@ export async function deleteKeys(
   return deleted;
 }
 
-export function toSettings(given: KeyPatch): KeySettings {
+export function toSettings(given: KeyPatch): NewKeySettings {
   return { ...defaultSettings, ...withoutUndefined(given) };
 }
 
@@ -347,12 +356,14 @@ export async function setKeySuspended(
 /** Suspends or resumes locked keys that are not yet so, and records each. */
 export async function setKeysSuspended(
   work: Work<OrganizationContext>,
-  keys: readonly Key[],
+  keys: ReadonlyArray<Pick<Key, 'id' | 'partner_id'>>,
   suspension: Suspension,
 ): Promise<Key[]> {
   const { isSuspended } = suspension;
   const reason = isSuspended ? suspension.reason : null;
-  const columns = { suspended_at: isSuspended ? work.now : null, suspended_reason: reason };
+  const columns = isSuspended
+    ? { suspended_at: work.now, suspended_reason: reason }
+    : { suspended_at: null, suspended_reason: null, resumed_at: work.now };
   const changed = await markKeysSuspended(
     work.tx,
     keys.map(({ id }) => id),

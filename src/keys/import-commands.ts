@@ -6,10 +6,11 @@ import type { Permission } from '../domain/permissions.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization, lockOrganizationShared } from '../organizations/store.ts';
 import { findPartnerIds, lockPartners, type Partner } from '../partners/store.ts';
-import { deleteKeys, describe, type KeySettings, type NewKeyRequest, toColumns, toSettings } from './commands.ts';
+import { deleteKeys, describe, type NewKeyRequest, toColumns, toSettings } from './commands.ts';
 import { findTokenHolders, hasImportedKeys, lockImports, type TokenHolder } from './import-store.ts';
 import { type ImportedToken, importColumns } from './imported-token.ts';
-import { firstExpired, freeSlot, permissionFor, requireFuture, rowCapacity } from './policy.ts';
+import { expiryFor, type LifetimeRules } from './lifetime-policy.ts';
+import { firstExpired, freeSlot, permissionFor, rowCapacity } from './policy.ts';
 import { insertKeys, type Key, lockLiveKeysOfOwners, type NewKey } from './store.ts';
 
 /** A key to import. Without a partner it belongs to the organization's default row. */
@@ -70,7 +71,12 @@ export async function importKeys(
   const problems: EntryProblem[] = [];
   const keys: NewKey[] = [];
   for (const [index, entry] of entries.entries()) {
-    const found = planKey(work, entry, { owner: owners.of[index], problem: tokens.problems.get(index), places });
+    const found = planKey(work, entry, {
+      owner: owners.of[index],
+      problem: tokens.problems.get(index),
+      places,
+      rules: owners.rules,
+    });
     if ('key' in found) {
       keys.push({
         ...importColumns(work.keyring, work.by.organizationId, entry.token, owners.mayBeRevealed),
@@ -91,7 +97,7 @@ export async function importKeys(
       partnerId: key.partner_id,
       details: {
         permission: key.permission,
-        ...describe(toSettings(entry)),
+        ...describe({ ...toSettings(entry), expiresAt: key.expires_at }),
         plaintextGiven: entry.token.plaintext !== null,
       },
     });
@@ -109,6 +115,7 @@ interface Owners {
   /** The owners of all rows; null is the organization. */
   ids: Array<PartnerId | null>;
   mayBeRevealed: boolean;
+  rules: LifetimeRules;
 }
 
 /** Locks the organization first, like every command that adds a key, then the partners in the order of their ids. */
@@ -144,6 +151,7 @@ async function lockOwners(work: Work<OrganizationContext>, entries: readonly Imp
     of,
     ids: [...(usesDefaultRow ? [null] : []), ...locked.map(({ id }) => id)],
     mayBeRevealed: organization.key_reveal === 'allowed',
+    rules: organization,
   };
 }
 
@@ -186,16 +194,17 @@ interface Plan {
   owner: OwnerOrProblem | undefined;
   problem: Member | undefined;
   places: Places;
+  rules: LifetimeRules;
 }
 
 /** The row of a new key without its token, or everything that is wrong with the entry. */
 function planKey(
   work: Work<OrganizationContext>,
   entry: ImportEntry,
-  { owner, problem, places }: Plan,
+  { owner, problem, places, rules }: Plan,
 ): { key: PlannedKey } | { problems: Member[] } {
   const problems = problem === undefined ? [] : [problem];
-  const settings: KeySettings = toSettings(entry);
+  const settings = toSettings(entry);
   const attempt = <Result>(member: Member['member'], decide: () => Result): Result | undefined => {
     try {
       return decide();
@@ -205,14 +214,17 @@ function planKey(
       return undefined;
     }
   };
-  attempt('expiresAt', () => requireFuture(settings.expiresAt, work.now));
+  // The route names the entry in the path.
+  const expiresAt = attempt('expiresAt', () =>
+    expiryFor(settings.expiresAt, { rules, now: work.now, path: 'expiresAt' }),
+  );
   if (owner === undefined || 'problem' in owner) {
     return { problems: [...problems, ...(owner === undefined ? [] : [owner.problem])] };
   }
   const { partner } = owner;
   const permission = attempt('permission', () => permissionFor(partner?.permissions ?? null, entry.permission));
   // An entry that does not fit takes no place from the others.
-  if (permission === undefined || problems.length > 0) return { problems };
+  if (permission === undefined || expiresAt === undefined || problems.length > 0) return { problems };
   const partnerId: PartnerId | null = partner?.id ?? null;
   const slot = attempt(partner === null ? 'permission' : memberOf(entry), () => places.take(partnerId, permission));
   if (slot === undefined) return { problems };
@@ -223,7 +235,7 @@ function planKey(
       permission,
       slot,
       origin: 'imported',
-      ...toColumns(settings),
+      ...toColumns({ ...settings, expiresAt }),
       replaces_key_id: null,
       limit_bucket_id: null,
       created_at: work.now,

@@ -91,11 +91,10 @@ export function readImportEntry(value: unknown, options: ReadingOptions): Import
     const flaw = flawOfPlaintext(plaintext, { partnerExternalId, ...settings }, options.tokenPrefix);
     if (flaw !== undefined) return { flaws: [flaw] };
   }
-  const { name, expiresAt, rateLimit, ...rest } = settings;
+  const { name, rateLimit, ...rest } = settings;
   return {
     ...rest,
     name: name ?? null,
-    expiresAt: expiresAt ?? null,
     rateLimit: rateLimit ?? null,
     partner:
       partnerId !== undefined

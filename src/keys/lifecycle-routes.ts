@@ -44,7 +44,8 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
         tags: ['Keys'],
         summary: 'Rotate a key: add a second key to its row',
         description:
-          'The new key copies name, limit, allowed addresses and metadata. It has no expiry. ' +
+          "The new key copies name, limit, allowed addresses, scopes and metadata. Its expiry is the organization's default " +
+          'or maximum lifetime; without them it has none. ' +
           'Only an active key can be rotated, and its row needs a free place.',
         params,
         body: rotateRequest.nullish(),

@@ -94,14 +94,16 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         operationId: 'createKey',
         tags: ['Keys'],
         summary: 'Create a key',
-        description: 'A row holds at most two live keys. A new key does not affect the other one.',
+        description:
+          'A row holds at most two live keys. A new key does not affect the other one. Without `expiresAt` it gets the default ' +
+          'lifetime of the organization, otherwise the maximum; null asks for no expiry, which a maximum rejects.',
         body: newKey,
         response: { 201: createdKeyView },
       },
     },
     async (request, reply) => {
-      const { name, expiresAt, rateLimit, ...rest } = request.body;
-      const given = { ...rest, name: name ?? null, expiresAt: expiresAt ?? null, rateLimit: rateLimit ?? null };
+      const { name, rateLimit, ...rest } = request.body;
+      const given = { ...rest, name: name ?? null, rateLimit: rateLimit ?? null };
       const by = organizationContextOf(request);
       const minted = await mint.mint(by.organizationId);
       return app.runOnce(request, reply, by, async (work) =>
@@ -133,7 +135,8 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         operationId: 'updateKey',
         tags: ['Keys'],
         summary: 'Change the settings of a key',
-        description: 'Omitted fields do not change. null removes name, expiresAt or rateLimit.',
+        description:
+          'Omitted fields do not change. null removes name, expiresAt or rateLimit. An expiry past the maximum lifetime, counted from the creation, is rejected; an earlier end than before is accepted up to the maximum from now.',
         params,
         body: keyPatch,
         response: { 200: keyView },

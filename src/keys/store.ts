@@ -13,6 +13,7 @@ import { findKeys, type KeySearch } from './search.ts';
 /** A key without its tag, hash and sealed values, which no view contains. */
 export type Key = Omit<
   Selectable<ApiKeysTable>,
+  | 'resumed_at'
   | 'tag'
   | 'tag_keyring_id'
   | 'argon2id_hash'
@@ -57,9 +58,10 @@ const columns = [
   'purged_at',
 ] as const;
 
-const lastUsedAt = sql<Date | null>`(select last_used_at from key_last_uses where key_id = api_keys.id)`.as(
-  'last_used_at',
-);
+/** The last allowed verification of the key in `api_keys`. */
+export const lastUse = sql<Date | null>`(select last_used_at from key_last_uses where key_id = api_keys.id)`;
+
+const lastUsedAt = lastUse.as('last_used_at');
 
 /** Adds the last use for a reply. Locking and changing a key do not read its usage. */
 export async function withLastUse(db: Db, key: Key): Promise<ShownKey> {
@@ -239,6 +241,7 @@ export type NewKey = Omit<
   | 'folded_name'
   | 'suspended_at'
   | 'suspended_reason'
+  | 'resumed_at'
   | 'deleted_at'
   | 'delete_reason'
   | 'purged_at'
@@ -367,7 +370,7 @@ function macCoveredKey(tx: Tx, id: KeyId) {
 export async function markKeysSuspended(
   tx: Tx,
   ids: readonly KeyId[],
-  suspension: Pick<Key, 'suspended_at' | 'suspended_reason'>,
+  suspension: Pick<Key, 'suspended_at' | 'suspended_reason'> & { resumed_at?: Date },
 ): Promise<Key[]> {
   return tx
     .updateTable('api_keys')
@@ -378,10 +381,10 @@ export async function markKeysSuspended(
 }
 
 /** Makes a key live again in this slot of its row. */
-export async function markKeyRestored(tx: Tx, id: KeyId, slot: 1 | 2): Promise<Key> {
+export async function markKeyRestored(tx: Tx, id: KeyId, { slot, at }: { slot: 1 | 2; at: Date }): Promise<Key> {
   return tx
     .updateTable('api_keys')
-    .set({ deleted_at: null, delete_reason: null, slot })
+    .set({ deleted_at: null, delete_reason: null, slot, resumed_at: at })
     .where('id', '=', id)
     .returning(columns)
     .executeTakeFirstOrThrow();

@@ -34,6 +34,7 @@ export const partnerActions = [
   'key.purged',
   'key.used_after_deletion',
   'key.expiry_announced',
+  'key.idle_announced',
   'key.claimed',
   'claim.created',
   'claim.expired',

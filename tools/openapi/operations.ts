@@ -26,6 +26,10 @@ const tags = [
   { name: 'Webhooks', description: 'Notifications of events to other systems, signed by Standard Webhooks.' },
   { name: 'Verification', description: 'For backends: whether a key is valid, and what it permits.' },
   { name: 'Leaks', description: 'Reports of keys that were found in public places.' },
+  {
+    name: 'Self-service',
+    description: 'For the holders of API keys, if their organization allows it: rotate or revoke the key with itself.',
+  },
   { name: 'Rate limits', description: 'The rate limits of the keys of an organization.' },
   { name: 'History', description: 'The append-only, hash-chained record of every change and every reveal.' },
   { name: 'Administration', description: 'Organizations, and the access tokens for this service.' },
@@ -190,6 +194,8 @@ function whoMayCall(access: Exclude<AccessRule, 'public'>): string {
   switch (access.role) {
     case 'any':
       return 'For every live credential, API keys too.';
+    case 'api_key':
+      return 'For API keys, if selfService of their organization is true.';
     case 'admin':
       if (access.anonymous === true)
         return `No credential is needed. The reply is informative for admins with the scope ${access.scope}, and for operators.`;

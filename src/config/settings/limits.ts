@@ -17,7 +17,7 @@ export const limitsSettings = {
   }),
   REVEAL_LIMIT: integer(1, 1_000_000_000).default(10).meta({
     description:
-      'Reveals and claims for existing keys per minute of one admin, together with all tokens that the admin has created.',
+      'Reveals and claims for existing keys per minute of one admin, together with all tokens that the admin has created. Also the rotations per minute of one key with itself.',
     example: '10',
   }),
   MAX_CONNECTIONS: integer(1, 1_000_000).default(10_000).meta({

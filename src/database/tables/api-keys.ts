@@ -8,8 +8,8 @@ export const givenDeleteReasons = ['unused', 'rotated', 'compromised', 'other'] 
 
 export type GivenDeleteReason = (typeof givenDeleteReasons)[number];
 
-/** Why a key was deleted. Latchkey itself sets the last three. */
-export type DeleteReason = GivenDeleteReason | 'partner_deleted' | 'permission_removed' | 'expired';
+/** Why a key was deleted. `owner_request`: its holder revoked it. Latchkey itself sets the last three. */
+export type DeleteReason = GivenDeleteReason | 'owner_request' | 'partner_deleted' | 'permission_removed' | 'expired';
 
 /** Where a key's token was made. */
 export type KeyOrigin = 'created' | 'imported';
@@ -53,6 +53,8 @@ export interface ApiKeysTable {
   created_by: Json<Actor>;
   suspended_at: Date | null;
   suspended_reason: string | null;
+  /** When the key was last resumed or restored. */
+  resumed_at: Date | null;
   deleted_at: Date | null;
   delete_reason: DeleteReason | null;
   /** After this time, only history and usage contain the key. */

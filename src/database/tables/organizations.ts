@@ -12,6 +12,14 @@ export interface OrganizationsTable {
   name: string;
   key_reveal: KeyReveal;
   leak_response: LeakResponse;
+  /** Whether the holder of a key may rotate and revoke it. */
+  self_service: boolean;
+  /** How long a key may live from its creation. Null: without end. */
+  max_key_lifetime_seconds: number | null;
+  /** How long a key lives that is created without an expiry. Null: as long as it may. */
+  default_key_lifetime_seconds: number | null;
+  /** After how many days without use a key is suspended. Null: never. */
+  idle_suspend_after_days: number | null;
   rate_limit_requests: number;
   rate_limit_window_seconds: number;
   created_at: Date;
