@@ -1,9 +1,9 @@
 import type { Test } from 'tap';
-import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
+import { parseKeyring } from '../src/crypto/keyring.ts';
 import { type Json, type Reply, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
-import { proxyThatLoses } from './support/lossy-proxy.ts';
+import { startLosingService } from './support/lossy-proxy.ts';
 import { eventually, runEntry } from './support/process.ts';
 import { runRekey } from './support/rekey.ts';
 import { t } from './support/tap.ts';
@@ -160,20 +160,9 @@ t.test('a claim under a lost entry is gone, and rekey reports a changed one and 
 
 for (const what of ['the commit', 'the reply to it'] as const) {
   t.test(`if ${what} is lost, the key is not shown, and is handed over at most once`, async (t) => {
-    const keyring = generateKeyring(new Date());
-    const service = await startService(t, { keyring: parseKeyring(keyring) });
-    const { urls } = service;
+    const env = { DATABASE_TIMEOUT_MS: '1500' };
+    const { service, proxy, process, url } = await startLosingService(t, { what, marker: 'update "claims"', env });
     const claim = await newClaim(service);
-    const proxy = await proxyThatLoses(t, urls.app, { what, marker: 'update "claims"' });
-    const env = {
-      DATABASE_URL: proxy.url,
-      LISTEN_DATABASE_URL: urls.app,
-      DATABASE_TIMEOUT_MS: '1500',
-      LATCHKEY_KEYRING: keyring,
-      PORT: '0',
-    };
-    const process = runEntry(t, 'server.ts', [], { env });
-    const [, url = ''] = await process.until(/Server listening at (http:\/\/[^"]+)"/);
     const response = await fetch(`${url}/v1/claims/redeem`, {
       method: 'POST',
       headers: { 'content-type': 'application/json' },

@@ -1,11 +1,10 @@
 import type { Test } from 'tap';
-import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { pruneIdempotency } from '../src/http/idempotency-store.ts';
 import { type Json, type Reply, startService, type TestService } from './support/app.ts';
 import { createTestClock } from './support/clock.ts';
 import { dbQuery, roleOf } from './support/database.ts';
-import { proxyThatLoses } from './support/lossy-proxy.ts';
-import { eventually, runEntry } from './support/process.ts';
+import { startLosingService } from './support/lossy-proxy.ts';
+import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
 const withKey = (key: string) => ({ 'idempotency-key': key });
@@ -117,20 +116,14 @@ t.test('a retried transaction counts as one request', async (t) => {
 
 /** A service process that loses its database connection at the commit of its first stored reply. */
 async function losingService(t: Test, what: 'the commit' | 'the reply to it') {
-  const keyring = generateKeyring(new Date());
-  const service = await startService(t, { keyring: parseKeyring(keyring) });
-  const { urls, admin } = service;
-  const proxy = await proxyThatLoses(t, urls.app, { what, marker: 'insert into "idempotency_keys"' });
-  const env = {
-    DATABASE_URL: proxy.url,
-    LISTEN_DATABASE_URL: urls.app,
-    DATABASE_TIMEOUT_MS: '60000',
-    LATCHKEY_KEYRING: keyring,
-    PORT: '0',
+  const env = { DATABASE_TIMEOUT_MS: '60000' };
+  const marker = 'insert into "idempotency_keys"';
+  const { service, proxy, process, url } = await startLosingService(t, { what, marker, env });
+  const headers = {
+    authorization: `Bearer ${service.admin.token}`,
+    'content-type': 'application/json',
+    ...withKey('k'),
   };
-  const process = runEntry(t, 'server.ts', [], { env });
-  const [, url = ''] = await process.until(/Server listening at (http:\/\/[^"]+)"/);
-  const headers = { authorization: `Bearer ${admin.token}`, 'content-type': 'application/json', ...withKey('k') };
   const sent = fetch(`${url}/v1/keys`, { method: 'POST', headers, body: '{"name":"Once"}' });
   const outcome = sent.then(
     ({ status }) => status,

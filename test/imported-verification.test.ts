@@ -105,7 +105,7 @@ t.test('an imported key verifies everywhere that a created one does', async (t) 
   await eventually(async () => (await backend.status(token)) === 401);
 });
 
-t.test('the Python client knows imported keys, too', { skip: unlessInstalled('python3') }, async (t) => {
+t.test('the Python client verifies imported keys, too', { skip: unlessInstalled('python3') }, async (t) => {
   const service = await startListening(t);
   const token = `${foreignToken()}-.~!"\\ x`;
   await importOne(service, { plaintext: token });

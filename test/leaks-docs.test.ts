@@ -1,7 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { once } from 'node:events';
 import { readFile, symlink, writeFile } from 'node:fs/promises';
-import { connect } from 'node:net';
 import path from 'node:path';
 import { parse as parseYaml } from 'yaml';
 import { mintToken, parseToken, type TokenKind } from '../src/crypto/token.ts';
@@ -10,7 +8,7 @@ import { generateWebhookSecret, signDelivery } from '../src/webhooks/signature.t
 import { scratch } from './support/instance.ts';
 import { listenHttp } from './support/listeners.ts';
 import { freePort } from './support/ports.ts';
-import { eventually, runScript } from './support/process.ts';
+import { runScript, untilListening } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 
@@ -170,15 +168,7 @@ t.test('the receiver passes a report on to a chat, and nothing that Latchkey did
   const secret = generateWebhookSecret();
   const env = { WEBHOOK_SECRET: secret.reveal(), CHAT_URL: `http://127.0.0.1:${chat.port}/`, PORT: String(port) };
   const receiver = runScript(t, file, [], { cwd: folder, env });
-  await eventually(async () => {
-    const socket = connect(port, '127.0.0.1');
-    const isOpen = await once(socket, 'connect').then(
-      () => true,
-      () => false,
-    );
-    socket.destroy();
-    return isOpen;
-  }, 30_000);
+  await untilListening(port, receiver);
   const details = { source: 'gitleaks', url: 'https://git.example/x', note: null, action: 'suspend' };
   const body = JSON.stringify({ type: 'key.leak_reported', data: { keyId: 'key_1', details } });
   const send = async (headers: Record<string, string>) =>

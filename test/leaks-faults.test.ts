@@ -62,9 +62,9 @@ t.test('a report that cannot be recorded changes nothing, is not acknowledged, a
   const report = () => app.inject({ method: 'POST', url: '/v1/leaks', payload: { key: key.key } });
   const role = new URL(urls.app).username;
   await dbQuery(urls.owner, `revoke execute on function history_append(text, text) from "${role}"`);
-  const refused = await report();
-  t.equal(refused.statusCode, 503);
-  t.same(refused.json().code, 'unavailable');
+  const rejected = await report();
+  t.equal(rejected.statusCode, 503);
+  t.same(rejected.json().code, 'unavailable');
   t.same(await dbQuery(urls.superuser, 'select * from leak_reports'), []);
   t.equal((await admin.get(`/v1/keys/${key.id}`)).body.status, 'active');
   await dbQuery(urls.owner, `grant execute on function history_append(text, text) to "${role}"`);

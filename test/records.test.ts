@@ -2,7 +2,7 @@ import type { Test } from 'tap';
 import { generateKeyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
-import { proxyThatLoses } from './support/lossy-proxy.ts';
+import { startLosingService } from './support/lossy-proxy.ts';
 import { eventually, request, runEntry } from './support/process.ts';
 import { t } from './support/tap.ts';
 
@@ -24,15 +24,9 @@ t.test('a reveal whose commit, or the reply to it, is lost gets 503 without the 
     ['the commit', 0],
     ['the reply to it', 1],
   ] as const) {
-    const keyring = generateKeyring(new Date());
-    const service = await startService(t, { keyring: parseKeyring(keyring) });
-    const { urls, admin } = service;
+    const { service, proxy, process, url } = await startLosingService(t, { what, marker: 'key.revealed' });
+    const { admin } = service;
     const { body: key } = await admin.post('/v1/keys', {});
-    const proxy = await proxyThatLoses(t, urls.app, { what, marker: 'key.revealed' });
-    const { process, url } = await startProcess(t, keyring, {
-      DATABASE_URL: proxy.url,
-      LISTEN_DATABASE_URL: urls.app,
-    });
     const reply = await request(`${url}/v1/keys/${key.id}/reveal`, { method: 'POST', token: admin.token });
     await proxy.lost;
     t.equal(reply.status, 503, what);

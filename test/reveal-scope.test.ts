@@ -15,11 +15,11 @@ t.test('only a token with the scope reveal reveals a key, and the rejection says
     as((await admin.post('/v1/access-tokens', { ...person, scopes })).body.token);
 
   const writer = await tokenWith(['read', 'write']);
-  const refused = await writer.post(`/v1/keys/${key.id}/reveal`);
-  t.match(refused, { status: 403, body: { code: 'scope_missing', requiredScope: 'reveal' } });
-  t.match(refused.body.detail, 'This needs the scope reveal. The token has only read write.');
-  t.match(refused.body.detail, /can create another token with it/);
-  t.match(refused.headers['www-authenticate'], 'error="insufficient_scope", scope="reveal"');
+  const rejected = await writer.post(`/v1/keys/${key.id}/reveal`);
+  t.match(rejected, { status: 403, body: { code: 'scope_missing', requiredScope: 'reveal' } });
+  t.match(rejected.body.detail, 'This needs the scope reveal. The token has only read write.');
+  t.match(rejected.body.detail, /can create another token with it/);
+  t.match(rejected.headers['www-authenticate'], 'error="insufficient_scope", scope="reveal"');
   t.equal((await writer.post('/v1/keys', {})).status, 201, 'it still creates keys and receives their plaintexts');
 
   const viewer = await tokenWith(['reveal']);
@@ -96,8 +96,8 @@ t.test('no caller gives the scope reveal without having it, also an operator and
   t.equal(given.status, 201, 'an operator that has the scope gives it to the first admin of an organization');
 
   const { body: key } = await admin.post('/v1/keys', {});
-  const refused = await wim.post(`/v1/keys/${key.id}/reveal`);
-  t.match(refused, { status: 403, body: { requiredScope: 'reveal', detail: /roles in OIDC_REVEAL_ROLES/ } });
+  const rejected = await wim.post(`/v1/keys/${key.id}/reveal`);
+  t.match(rejected, { status: 403, body: { requiredScope: 'reveal', detail: /roles in OIDC_REVEAL_ROLES/ } });
   issuer.people.set('rita', { organization: organizationId, roles: ['latchkey-reveal'] });
   const rita = as((await issuer.tokensOf('rita')).accessToken);
   t.match(await rita.post(`/v1/keys/${key.id}/reveal`), { status: 200, body: { key: key.key } });

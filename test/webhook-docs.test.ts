@@ -1,6 +1,5 @@
-import { once } from 'node:events';
 import { mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
-import { type AddressInfo, connect } from 'node:net';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -12,7 +11,7 @@ import { deliveryFlaws } from '../src/webhooks/policy.ts';
 import { generateWebhookSecret, signDelivery } from '../src/webhooks/signature.ts';
 import { type Json, startService } from './support/app.ts';
 import { freePort } from './support/ports.ts';
-import { eventually, type RunningProcess, run, runScript } from './support/process.ts';
+import { eventually, type RunningProcess, run, runScript, untilListening } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
 import { t } from './support/tap.ts';
 import { startWebhookClient } from './support/webhook-client.ts';
@@ -53,17 +52,8 @@ async function runShell(t: Test, file: string, env: NodeJS.ProcessEnv) {
   return { code, output: shell.output() };
 }
 
-async function untilListening(port: number, process: RunningProcess): Promise<RunningProcess> {
-  await eventually(async () => {
-    if (process.child.exitCode !== null) throw new Error(`the receiver has ended:\n${process.output()}`);
-    const socket = connect(port, '127.0.0.1');
-    const isOpen = await once(socket, 'connect').then(
-      () => true,
-      () => false,
-    );
-    socket.destroy();
-    return isOpen;
-  });
+async function untilReady(port: number, process: RunningProcess): Promise<RunningProcess> {
+  await untilListening(port, process);
   return process;
 }
 
@@ -71,12 +61,12 @@ type StartReceiver = (t: Test, port: number, secret: string) => Promise<RunningP
 
 const startTypeScript: StartReceiver = async (t, port, secret) => {
   const env = { WEBHOOK_SECRET: secret, PORT: String(port) };
-  return untilListening(port, runScript(t, await fileOf(t, 'receiver.mts'), [], { env }));
+  return untilReady(port, runScript(t, await fileOf(t, 'receiver.mts'), [], { env }));
 };
 
 const startPython: StartReceiver = async (t, port, secret) => {
   const env = { WEBHOOK_SECRET: secret, PORT: String(port) };
-  return untilListening(port, run(t, 'python3', [await fileOf(t, 'receiver.py')], { env }));
+  return untilReady(port, run(t, 'python3', [await fileOf(t, 'receiver.py')], { env }));
 };
 
 t.test('the steps of the page lead from a new webhook to a receiver', { skip: unlessInstalled('curl') }, async (t) => {

@@ -27,7 +27,7 @@ export function requirePending(claim: ClaimState & { id: string }, now: Date): v
     throw new Problem('conflict', `Claim ${claim.id} is ${status}. Only a pending claim can be cancelled.`);
 }
 
-/** The same for every code that does not work, so that nobody learns whether it existed. */
+/** The same for every code that does not work, so that it does not show whether the code existed. */
 export function claimGone(): Problem {
   return new Problem('claim_gone', 'This code does not work: it is unknown, was used, has expired or was cancelled.');
 }

@@ -28,7 +28,7 @@ export async function redeemClaim(
   const found = await findSecretClaim(transactor.db, id);
   if (!isOpen(transactor, found, codeHash, now)) throw claimGone();
   const by = {
-    // Nobody is authenticated: the code is all that is known of its holder.
+    // The request has no principal: only the code is known of its holder.
     actor: { type: 'claim', id, name: id, email: null },
     organizationId: found.organization_id,
     request: facts,

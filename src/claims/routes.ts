@@ -115,7 +115,7 @@ export const claimRoutes: FastifyPluginAsyncZod<ClaimRoutesOptions> = async (app
         tags: ['Claims'],
         summary: 'Create a claim, with which its holder fetches a key once',
         description:
-          'The key is a new one, the successor of one that is rotated, or an existing one. Nobody sees its plaintext until the ' +
+          'The key is a new one, the successor of one that is rotated, or an existing one. Its plaintext is sent only when the ' +
           'code is redeemed. A key has one pending claim: a new one cancels the earlier one. `keyId` needs the ' +
           'scope reveal too, counts against `REVEAL_LIMIT`, and is not for operators.',
         body: newClaim,

@@ -16,7 +16,7 @@ export interface Line {
 }
 
 /** Twice what the longest entry needs. */
-export const longestLineBytes = 131_072;
+const longestLineBytes = 131_072;
 
 /** The file cannot be read any further. */
 export class UnreadableFile extends Error {

@@ -68,11 +68,11 @@ const historyFilter = z
       .string()
       .max(100)
       .optional()
-      .meta({ description: 'The operationId of a refused attempt. Only with kind=refused.' }),
+      .meta({ description: 'The operationId of a rejected request. Only with kind=refused.' }),
     code: refusalCodeSchema
       .refine((code) => (refusalCodes as readonly string[]).includes(code), `must be one of ${refusalCodes.join(', ')}`)
       .optional()
-      .meta({ description: 'The problem code of a refused attempt. Only with kind=refused.' }),
+      .meta({ description: 'The problem code of a rejected request. Only with kind=refused.' }),
     ...timeFilter,
   })
   .superRefine((query, context) => {

@@ -16,7 +16,7 @@ export const jsonBody = fp(
     app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, (request, body, done) => {
       const value = parseJson(body, app.secretText);
       // An imported key has no form by which it could be found. Only this request shows what it is.
-      if (request.principal?.kind === 'api_key') refuseCredentials(value, presentedTexts(request.raw));
+      if (request.principal?.kind === 'api_key') rejectCredentials(value, presentedTexts(request.raw));
       done(null, value);
     });
   },
@@ -41,7 +41,7 @@ export function parseSignedJson(body: Buffer): unknown {
   return parseJson(body, undefined);
 }
 
-function refuseCredentials(value: unknown, credentials: readonly string[]): void {
+function rejectCredentials(value: unknown, credentials: readonly string[]): void {
   const ofText = (text: string): TextFlaw | undefined => {
     if (!credentials.some((credential) => holdsCredential(text, credential))) return undefined;
     return { code: 'secret_in_text', message: 'must not contain the credential of the request' };

@@ -70,7 +70,7 @@ export interface IdleKey {
   step: Step;
 }
 
-/** Locks these keys and examines them again. Skips locked keys, which somebody is changing, until the next run. */
+/** Locks these keys and examines them again. Skips keys that another transaction has locked, until the next run. */
 export async function lockIdleKeys(
   tx: Tx,
   organizationId: OrganizationId,

@@ -14,7 +14,7 @@ import type { Key } from './store.ts';
 import { keyView, toKeyView } from './views.ts';
 
 /** Enough for a full import with usual metadata. */
-export const importBodyLimitBytes = 1_048_576;
+const importBodyLimitBytes = 1_048_576;
 
 /** Imports that run or wait in one process; half of what is free for one organization. */
 const importsAtOnce = 64;

@@ -20,8 +20,7 @@ export interface ExpiryDecision {
 
 /**
  * The expiry that a key gets.
- * @param requested undefined if the request does not say: a new key then gets the default lifetime, otherwise the
- * maximum. Null asks for a key without an end.
+ * @param requested undefined if the request has none: a new key then gets the default or maximum lifetime. Null: no expiry
  * @throws Problem `validation_failed` for an expiry in the past or beyond the maximum lifetime
  */
 export function expiryFor(requested: Date | null | undefined, decision: ExpiryDecision): Date | null {
@@ -39,9 +38,8 @@ export function expiryFor(requested: Date | null | undefined, decision: ExpiryDe
 }
 
 /**
- * Checks an expiry against the maximum lifetime, which counts from the key's creation. An existing key may also be given
- * an earlier end than it has, within the maximum from now: otherwise a key that is too old for a new maximum could not
- * be given an end at all.
+ * Checks an expiry against the maximum lifetime, which counts from the key's creation. A key that is too old for it may
+ * still get an earlier expiry, within the maximum from now.
  * @throws Problem `validation_failed`
  */
 export function requireWithinLifetime(requested: Date | null, { rules, now, path, present }: ExpiryDecision): void {

@@ -12,8 +12,8 @@ export interface RotateRequest {
 }
 
 /**
- * Adds a second key with the settings of the first, and optionally an expiry to the first. Both share one limit
- * counter. The new key does not copy the expiry, because an expiry is a common reason to rotate.
+ * Adds a second key with the settings of the first, except its expiry, which is a common reason to rotate. Optionally
+ * gives the first key an expiry. Both share one limit counter.
  * @throws Problem `not_found`, `already_deleted`, `conflict` (not active, or not authentic), `row_full`,
  * `validation_failed` (the old key would live longer than it may)
  */

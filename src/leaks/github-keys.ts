@@ -3,6 +3,7 @@ import type { FastifyBaseLogger } from 'fastify';
 import { Problem } from '../domain/errors.ts';
 import { dayMs, hourMs, minuteMs, secondMs } from '../lib/durations.ts';
 import { fetchJson } from '../lib/fetch-json.ts';
+import { createRemoteSource, type KeyTimings } from '../lib/remote-source.ts';
 import { singleFlight } from '../lib/single-flight.ts';
 
 /** The public keys with which GitHub signs its reports. While GitHub does not respond, fetched keys stay valid. */
@@ -17,25 +18,11 @@ export interface GithubKeys {
 export interface GithubKeysOptions {
   url: string;
   logger: Pick<FastifyBaseLogger, 'warn' | 'info'>;
-  timings?: Partial<Timings>;
+  timings?: Partial<KeyTimings>;
 }
 
-interface Timings {
-  /** Keys older than this are fetched again; meanwhile they stay valid. */
-  refreshMs: number;
-  /** Keys older than this are not trusted any more: one may have been withdrawn. */
-  keptMs: number;
-  /**
-   * An unknown key causes another fetch, but not sooner than this after the last one: anybody can name unknown keys, and
-   * GitHub allows 60 fetches an hour.
-   */
-  cooldownMs: number;
-  /** The pause after a failed fetch. */
-  retryMs: number;
-  timeoutMs: number;
-}
-
-const defaultTimings: Timings = {
+/** GitHub allows 60 fetches an hour. */
+const defaultTimings: KeyTimings = {
   refreshMs: hourMs,
   keptMs: dayMs,
   cooldownMs: 5 * minuteMs,
@@ -47,33 +34,30 @@ const defaultTimings: Timings = {
 export function createGithubKeys({ url, logger, timings }: GithubKeysOptions): GithubKeys {
   const { refreshMs, keptMs, cooldownMs, retryMs, timeoutMs } = { ...defaultTimings, ...timings };
   let keys = new Map<string, KeyObject>();
-  let fetchedAtMs = Number.NEGATIVE_INFINITY;
-  let failure: { cause: unknown; atMs: number } | undefined;
-  const sinceMs = (atMs: number) => performance.now() - atMs;
-
+  const source = createRemoteSource({
+    load: (signal) => fetchKeys(url, signal),
+    retryMs,
+    onFailure: (err) =>
+      logger.warn({ err, url }, "GitHub's public keys cannot be fetched. Fetched keys stay valid for a day."),
+    onRecovery: () => logger.info("GitHub's public keys can be fetched again."),
+  });
+  /** @throws Problem `unavailable` */
   const fetchShared = singleFlight(async () => {
-    if (failure !== undefined && sinceMs(failure.atMs) < retryMs) return;
     try {
-      keys = await fetchKeys(url, AbortSignal.timeout(timeoutMs));
-      fetchedAtMs = performance.now();
-      if (failure !== undefined) logger.info("GitHub's public keys can be fetched again.");
-      failure = undefined;
+      keys = await source.fetch(AbortSignal.timeout(timeoutMs));
     } catch (cause) {
-      if (failure === undefined) {
-        logger.warn({ err: cause, url }, "GitHub's public keys cannot be fetched. Fetched keys stay valid for a day.");
-      }
-      failure = { cause, atMs: performance.now() };
+      throw unavailable(cause);
     }
   });
+  const refresh = () => void fetchShared().catch(() => undefined);
 
-  void fetchShared();
+  refresh();
   return {
     async find(identifier) {
-      if (sinceMs(fetchedAtMs) >= refreshMs) void fetchShared();
-      const known = sinceMs(fetchedAtMs) < keptMs ? keys.get(identifier) : undefined;
-      if (known !== undefined || sinceMs(fetchedAtMs) < cooldownMs) return known;
+      if (source.ageMs() >= refreshMs) refresh();
+      const known = source.ageMs() < keptMs ? keys.get(identifier) : undefined;
+      if (known !== undefined || source.ageMs() < cooldownMs) return known;
       await fetchShared();
-      if (failure !== undefined) throw unavailable(failure.cause);
       return keys.get(identifier);
     },
   };

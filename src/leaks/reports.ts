@@ -98,7 +98,7 @@ export function createLeakReports(options: LeakReportsOptions): LeakReports {
         warn(recognized.record.id, 'access_token', 'This access token was reported as leaked. Delete it.');
         return { ...nothing, isCredential: true };
       } else if (recognized?.kind === 'unchecked') {
-        const message = 'Somebody reported this credential as leaked. It is not checked: the keyring lacks its entry.';
+        const message = 'This credential was reported as leaked, but cannot be checked: the keyring lacks its entry.';
         warn(recognized.id, 'unchecked', message);
         return nothing;
       }

@@ -4,6 +4,7 @@ import { createRemoteJWKSet, customFetch, type JSONWebKeySet, type JWTVerifyGetK
 import { Problem } from '../domain/errors.ts';
 import { dayMs, minuteMs } from '../lib/durations.ts';
 import { fetchJson } from '../lib/fetch-json.ts';
+import { createRemoteSource, type KeyTimings } from '../lib/remote-source.ts';
 import { isLoopback } from './settings.ts';
 
 /**
@@ -18,24 +19,10 @@ export interface IssuerKeys {
 export interface IssuerKeysOptions {
   issuer: string;
   logger: Pick<FastifyBaseLogger, 'warn' | 'info'>;
-  timings?: Partial<Timings>;
+  timings?: Partial<KeyTimings>;
 }
 
-interface Timings {
-  /** Keys older than this are fetched again; meanwhile they stay valid. */
-  refreshMs: number;
-  /** Keys older than this are not trusted any more: one may have been withdrawn. */
-  keptMs: number;
-  /**
-   * An unknown key causes another fetch, but not sooner than this after the last one: anybody can name unknown keys.
-   */
-  cooldownMs: number;
-  /** The pause after a failed fetch. */
-  retryMs: number;
-  timeoutMs: number;
-}
-
-const defaultTimings: Timings = {
+const defaultTimings: KeyTimings = {
   refreshMs: 10 * minuteMs,
   keptMs: dayMs,
   cooldownMs: 30_000,
@@ -46,24 +33,19 @@ const defaultTimings: Timings = {
 /** Starts to fetch at once, so that the first caller does not wait. */
 export function createIssuerKeys({ issuer, logger, timings }: IssuerKeysOptions): IssuerKeys {
   const { refreshMs, keptMs, cooldownMs, retryMs, timeoutMs } = { ...defaultTimings, ...timings };
-  let failure: { cause: unknown; atMs: number } | undefined;
-  let fetchedAtMs = Number.NEGATIVE_INFINITY;
-  const sinceMs = (atMs: number) => performance.now() - atMs;
+  const source = createRemoteSource({
+    load: (signal) => fetchKeys(issuer, signal),
+    retryMs,
+    onFailure: (err) =>
+      logger.warn({ err, issuer }, "The identity provider's keys cannot be fetched. Cached keys stay valid."),
+    onRecovery: () => logger.info("The identity provider's keys can be fetched again."),
+  });
 
   /** Fetches for jose, one at a time. @throws Problem `unavailable` */
   async function fetchKeySet(_: string, { signal }: { signal: AbortSignal }): Promise<Response> {
-    if (failure !== undefined && sinceMs(failure.atMs) < retryMs) throw unavailable(failure.cause);
     try {
-      const keySet = await fetchKeys(issuer, signal);
-      fetchedAtMs = performance.now();
-      if (failure !== undefined) logger.info("The identity provider's keys can be fetched again.");
-      failure = undefined;
-      return Response.json(keySet);
+      return Response.json(await source.fetch(signal));
     } catch (cause) {
-      if (failure === undefined) {
-        logger.warn({ err: cause, issuer }, "The identity provider's keys cannot be fetched. Cached keys stay valid.");
-      }
-      failure = { cause, atMs: performance.now() };
       throw unavailable(cause);
     }
   }
@@ -79,7 +61,7 @@ export function createIssuerKeys({ issuer, logger, timings }: IssuerKeysOptions)
   refresh();
   return {
     find(header, token) {
-      if (sinceMs(fetchedAtMs) >= refreshMs) refresh();
+      if (source.ageMs() >= refreshMs) refresh();
       return keys(header, token);
     },
   };

@@ -60,7 +60,8 @@ const organizationView = z
     id: idView('org'),
     name: z.string().meta({ example: 'Example Inc' }),
     keyReveal: keyRevealSchema.meta({
-      description: 'never: Latchkey stores no plaintext. Only the reply that creates a key contains it.',
+      description:
+        'never: Latchkey stores no plaintext, except for a pending claim. Only the reply that creates a key, or the claim, returns it.',
     }),
     leakResponse: leakResponseSchema,
     selfService: selfServiceSchema,
@@ -134,7 +135,8 @@ export const organizationRoutes: FastifyPluginAsyncZod<{ transactor: Transactor 
         operationId: 'updateOrganization',
         tags: ['Administration'],
         summary: "Change the caller's organization",
-        description: 'keyReveal "never" also deletes all stored plaintexts at once. This cannot be undone.',
+        description:
+          'keyReveal "never" also deletes all stored plaintexts at once, except those of pending claims. This cannot be undone.',
         body: organizationPatch,
         response: { 200: organizationView },
       },

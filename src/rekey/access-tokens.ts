@@ -4,16 +4,13 @@ import type { MacColumns } from '../crypto/mac.ts';
 import type { AccessTokensTable } from '../database/tables/access-tokens.ts';
 import type { AccessTokenId } from '../domain/ids.ts';
 import type { RekeyedKind } from './rekey.ts';
+import { countStaleRows } from './stale-rows.ts';
 
 /** Renews the MAC of an access token. Its tag is renewed at its next use. */
 export const accessTokens: RekeyedKind<Selectable<AccessTokensTable>, { id: AccessTokenId } & MacColumns> = {
   eventMember: null,
-  async countStale(db, primaryId, upTo) {
-    const { rows } = await sql<{ count: number; lastId: AccessTokenId | null }>`
-      select count(*)::int as count, max(id) as "lastId" from access_tokens
-      where mac_keyring_id <> ${primaryId} and (${upTo}::text is null or id <= ${upTo})`.execute(db);
-    return rows[0] ?? { count: 0, lastId: null };
-  },
+  countStale: (db, primaryId, upTo) =>
+    countStaleRows(db, 'access_tokens', sql<boolean>`mac_keyring_id <> ${primaryId}`, upTo),
   lockStale: (tx, primaryId, { after, upTo, limit }) =>
     tx
       .selectFrom('access_tokens')

@@ -5,6 +5,7 @@ import type { ProtectedColumns } from '../claims/store.ts';
 import { claimMacColumns, isAuthenticClaim } from '../credentials/record-mac.ts';
 import type { ClaimId } from '../domain/ids.ts';
 import type { RekeyedKind } from './rekey.ts';
+import { countStaleRows } from './stale-rows.ts';
 
 const isStale = (primaryId: string) => sql<boolean>`
   (ended_at is null and (sealed_keyring_id <> ${primaryId} or mac_keyring_id <> ${primaryId}))`;
@@ -12,12 +13,7 @@ const isStale = (primaryId: string) => sql<boolean>`
 /** Seals the keys of pending claims under the primary entry, and renews the MACs. Codes still work: only their hash is stored. */
 export const claims: RekeyedKind<OpenClaim, { id: ClaimId } & ProtectedColumns> = {
   eventMember: 'claims',
-  async countStale(db, primaryId, upTo) {
-    const { rows } = await sql<{ count: number; lastId: ClaimId | null }>`
-      select count(*)::int as count, max(id) as "lastId" from claims
-      where ${isStale(primaryId)} and (${upTo}::text is null or id <= ${upTo})`.execute(db);
-    return rows[0] ?? { count: 0, lastId: null };
-  },
+  countStale: (db, primaryId, upTo) => countStaleRows(db, 'claims', isStale(primaryId), upTo),
   lockStale: (tx, primaryId, { after, upTo, limit }) =>
     tx
       .selectFrom('claims')

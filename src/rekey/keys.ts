@@ -10,6 +10,7 @@ import type { KeyId } from '../domain/ids.ts';
 import { sealDigest, unsealDigest } from '../keys/imported-token.ts';
 import { sealBinding } from '../keys/mint.ts';
 import type { RekeyedKind } from './rekey.ts';
+import { countStaleRows } from './stale-rows.ts';
 
 /** A key whose MAC, sealed value or tag is not under the primary keyring entry. */
 type StaleKey = Pick<
@@ -38,12 +39,7 @@ const isStale = (primaryId: string) => sql<boolean>`
 /** Renews the MAC and the sealed values of a key, and its tag if the plaintext or the token's SHA-256 is stored. */
 export const keys: RekeyedKind<StaleKey, RenewedKey> = {
   eventMember: 'keys',
-  async countStale(db, primaryId, upTo) {
-    const { rows } = await sql<{ count: number; lastId: KeyId | null }>`
-      select count(*)::int as count, max(id) as "lastId" from api_keys
-      where ${isStale(primaryId)} and (${upTo}::text is null or id <= ${upTo})`.execute(db);
-    return rows[0] ?? { count: 0, lastId: null };
-  },
+  countStale: (db, primaryId, upTo) => countStaleRows(db, 'api_keys', isStale(primaryId), upTo),
   lockStale: (tx, primaryId, { after, upTo, limit }) =>
     tx
       .selectFrom('api_keys')

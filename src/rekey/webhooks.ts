@@ -3,6 +3,7 @@ import type { WebhookId } from '../domain/ids.ts';
 import { reseal, type SealedSecrets, type SecretColumns } from '../webhooks/mint.ts';
 import { replaceSeals } from '../webhooks/store.ts';
 import type { RekeyedKind } from './rekey.ts';
+import { countStaleRows } from './stale-rows.ts';
 
 const isStale = (primaryId: string) => sql<boolean>`
   (sealed_keyring_id <> ${primaryId} or previous_sealed_keyring_id <> ${primaryId})`;
@@ -10,12 +11,7 @@ const isStale = (primaryId: string) => sql<boolean>`
 /** Seals the secrets of webhooks under the primary entry. */
 export const webhooks: RekeyedKind<SealedSecrets, { id: WebhookId } & SecretColumns> = {
   eventMember: 'webhookSecrets',
-  async countStale(db, primaryId, upTo) {
-    const { rows } = await sql<{ count: number; lastId: WebhookId | null }>`
-      select count(*)::int as count, max(id) as "lastId" from webhook_endpoints
-      where ${isStale(primaryId)} and (${upTo}::text is null or id <= ${upTo})`.execute(db);
-    return rows[0] ?? { count: 0, lastId: null };
-  },
+  countStale: (db, primaryId, upTo) => countStaleRows(db, 'webhook_endpoints', isStale(primaryId), upTo),
   async lockStale(tx, primaryId, { after, upTo, limit }) {
     const { rows } = await sql<SealedSecrets>`
       select id, organization_id, partner_id, url, sealed, sealed_keyring_id, previous_sealed, previous_sealed_keyring_id,

@@ -36,7 +36,7 @@ export interface Credentials {
   /** @throws Problem `overloaded`, `unavailable` */
   findAccessToken(token: string): MaybePromise<LookupResult<AccessTokenRecord>>;
   /**
-   * Whether a text that somebody found is a credential, live or deleted. Only tags decide, so argon2id never runs.
+   * Whether a reported text is a credential, live or deleted. Only tags decide, so argon2id never runs.
    * @throws Problem `overloaded`, `unavailable`
    */
   recognize(text: string): MaybePromise<Recognized | undefined>;

@@ -2,12 +2,12 @@ import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer, type IncomingHttpHeaders, type IncomingMessage, request } from 'node:http';
-import { type AddressInfo, connect, createServer as createSocketServer, type Socket } from 'node:net';
+import { type AddressInfo, createServer as createSocketServer, type Socket } from 'node:net';
 import { tmpdir, userInfo } from 'node:os';
 import path from 'node:path';
 import type { Test } from 'tap';
 import { freePort } from './ports.ts';
-import { eventually, type RunningProcess, run } from './process.ts';
+import { type RunningProcess, run, untilListening } from './process.ts';
 
 /** The ports around a gateway, and its token. */
 interface GatewaySettings {
@@ -75,17 +75,8 @@ async function folder(t: Test): Promise<string> {
   return directory;
 }
 
-async function untilListening(port: number, process: RunningProcess): Promise<Gateway> {
-  await eventually(async () => {
-    if (process.child.exitCode !== null) throw new Error(`the gateway has ended:\n${process.output()}`);
-    const socket = connect(port, '127.0.0.1');
-    const isOpen = await once(socket, 'connect').then(
-      () => true,
-      () => false,
-    );
-    socket.destroy();
-    return isOpen;
-  });
+async function untilReady(port: number, process: RunningProcess): Promise<Gateway> {
+  await untilListening(port, process);
   return { port, process };
 }
 
@@ -117,7 +108,7 @@ export const startNginx: StartGateway = async (t, { latchkeyPort, backendPort, t
   ];
   await writeFile(path.join(directory, 'nginx.conf'), main.join('\n'));
   await chmod(directory, 0o755);
-  return untilListening(port, run(t, 'nginx', ['-p', directory, '-c', 'nginx.conf', '-e', 'stderr']));
+  return untilReady(port, run(t, 'nginx', ['-p', directory, '-c', 'nginx.conf', '-e', 'stderr']));
 };
 
 /** Caddy without its admin port, with all its files in a folder. */
@@ -138,7 +129,7 @@ export const startCaddy: StartGateway = async (t, { latchkeyPort, backendPort, t
     }),
   );
   const env = { LATCHKEY_VERIFIER_TOKEN: token, HOME: directory, XDG_CONFIG_HOME: directory, XDG_DATA_HOME: directory };
-  return untilListening(port, run(t, 'caddy', ['run', '--config', config], { env }));
+  return untilReady(port, run(t, 'caddy', ['run', '--config', config], { env }));
 };
 
 /** HAProxy in the foreground, with its files in a folder. */
@@ -155,7 +146,7 @@ export const startHaproxy: StartGateway = async (t, { latchkeyPort, backendPort,
       'server api 127.0.0.1:9000': `server api 127.0.0.1:${backendPort}`,
     }),
   );
-  return untilListening(port, run(t, 'haproxy', ['-f', config], { env: { LATCHKEY_VERIFIER_TOKEN: token } }));
+  return untilReady(port, run(t, 'haproxy', ['-f', config], { env: { LATCHKEY_VERIFIER_TOKEN: token } }));
 };
 
 /** A request that reached the backend. */

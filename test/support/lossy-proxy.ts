@@ -1,7 +1,10 @@
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import type { Test } from 'tap';
+import { generateKeyring, parseKeyring } from '../../src/crypto/keyring.ts';
+import { startService } from './app.ts';
+import { runEntry } from './process.ts';
 
-export interface LossyProxy {
+interface LossyProxy {
   /** The database through the proxy. */
   url: string;
   /** Resolves when the commit has arrived and the connection is lost. */
@@ -11,15 +14,35 @@ export interface LossyProxy {
 /** A `commit` as pg sends it, in the simple query protocol. */
 const commit = 'Q\u0000\u0000\u0000\u000bcommit\u0000';
 
+interface Loss {
+  what: 'the commit' | 'the reply to it';
+  /** A text of the transaction that is lost. */
+  marker: string;
+}
+
+/** A service, and a process on the same database that loses its connection at a commit. */
+export async function startLosingService(t: Test, { env, ...loss }: Loss & { env?: NodeJS.ProcessEnv }) {
+  const keyring = generateKeyring(new Date());
+  const service = await startService(t, { keyring: parseKeyring(keyring) });
+  const proxy = await proxyThatLoses(t, service.urls.app, loss);
+  const process = runEntry(t, 'server.ts', [], {
+    env: {
+      DATABASE_URL: proxy.url,
+      LISTEN_DATABASE_URL: service.urls.app,
+      LATCHKEY_KEYRING: keyring,
+      PORT: '0',
+      ...env,
+    },
+  });
+  const [, url = ''] = await process.until(/Server listening at (http:\/\/[^"]+)"/);
+  return { service, proxy, process, url };
+}
+
 /**
  * A proxy to Postgres that loses the first commit of a transaction with `marker`, or only the reply to it. After that no
  * connection gets a reply, but open connections stay open until the client ends.
  */
-export async function proxyThatLoses(
-  t: Test,
-  url: string,
-  { what, marker }: { what: 'the commit' | 'the reply to it'; marker: string },
-): Promise<LossyProxy> {
+async function proxyThatLoses(t: Test, url: string, { what, marker }: Loss): Promise<LossyProxy> {
   const target = new URL(url);
   const [port, host] = [Number(target.port || 5432), target.hostname];
   const sockets = new Set<Socket>();

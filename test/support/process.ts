@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createRequire } from 'node:module';
+import { connect } from 'node:net';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
@@ -104,6 +105,20 @@ export async function eventually<Found>(
     if (found !== undefined && found !== false) return found;
   }
   throw new Error(`it did not happen within ${withinMs} ms: ${check.toString()}`);
+}
+
+/** Waits until a process accepts connections at a port. */
+export async function untilListening(port: number, process: RunningProcess): Promise<void> {
+  await eventually(async () => {
+    if (process.child.exitCode !== null) throw new Error(`the process has ended:\n${process.output()}`);
+    const socket = connect(port, '127.0.0.1');
+    const isOpen = await once(socket, 'connect').then(
+      () => true,
+      () => false,
+    );
+    socket.destroy();
+    return isOpen;
+  }, 30_000);
 }
 
 /** Calls a service that listens on a real port. */
