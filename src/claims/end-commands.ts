@@ -23,15 +23,19 @@ export async function endClaimsOfKeys(
 }
 
 /** Ends a locked claim: it expires if its time is over, otherwise it is cancelled. */
-export async function endClaim(work: Work<OrganizationContext>, claim: Claim, reason: CancelReason): Promise<Claim> {
-  const hasExpired = statusOf(claim, work.now) === 'expired';
-  const ended = await markEnded(work.tx, claim.id, { at: work.now, reason: hasExpired ? 'expired' : 'cancelled' });
-  const subject = { keyId: claim.key_id, partnerId: claim.partner_id };
-  if (hasExpired) {
-    const details = { claimId: claim.id, expiresAt: claim.expires_at.toISOString() };
-    record(work, { action: 'claim.expired', ...subject, details });
-  } else {
-    record(work, { action: 'claim.cancelled', ...subject, details: { claimId: claim.id, reason } });
-  }
-  return ended;
+async function endClaim(work: Work<OrganizationContext>, claim: Claim, reason: CancelReason): Promise<Claim> {
+  if (statusOf(claim, work.now) === 'expired') return expireClaim(work, claim);
+  record(work, { action: 'claim.cancelled', ...subjectOf(claim), details: { claimId: claim.id, reason } });
+  return markEnded(work.tx, claim.id, { at: work.now, reason: 'cancelled' });
+}
+
+/** Ends a locked claim whose time is over. */
+export async function expireClaim(work: Work<OrganizationContext>, claim: Claim): Promise<Claim> {
+  const details = { claimId: claim.id, expiresAt: claim.expires_at.toISOString() };
+  record(work, { action: 'claim.expired', ...subjectOf(claim), details });
+  return markEnded(work.tx, claim.id, { at: work.now, reason: 'expired' });
+}
+
+function subjectOf(claim: Claim) {
+  return { keyId: claim.key_id, partnerId: claim.partner_id };
 }

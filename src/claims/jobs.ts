@@ -1,7 +1,7 @@
 import { workInBatches } from '../database/batches.ts';
 import { currentTime } from '../database/credential.ts';
 import type { Transactor } from '../database/work.ts';
-import { endClaim } from './end-commands.ts';
+import { expireClaim } from './end-commands.ts';
 import { lockExpiredClaims, organizationsWithExpiredClaims } from './store.ts';
 
 /** Claims per transaction. */
@@ -25,7 +25,7 @@ export async function expireClaims({
     signal,
     async step(work, count) {
       const claims = await lockExpiredClaims(work.tx, work.by.organizationId, work.now, count);
-      for (const claim of claims) await endClaim(work, claim, 'requested');
+      for (const claim of claims) await expireClaim(work, claim);
       return claims.length;
     },
   });

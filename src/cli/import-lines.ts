@@ -23,13 +23,14 @@ export class UnreadableFile extends Error {
   override readonly name = 'UnreadableFile';
 }
 
-/** Reads a file line by line. @throws UnreadableFile */
 export interface LineReader {
+  /** @throws UnreadableFile */
   lines: AsyncIterable<Line>;
   /** The header of a CSV file as it is in the file, once the first line was read. */
   header(): string | undefined;
 }
 
+/** Reads a file line by line. */
 export function readLines(format: Format, chunks: AsyncIterable<Buffer>): LineReader {
   return format === 'csv' ? readCsv(chunks) : { lines: readNdjson(chunks), header: () => undefined };
 }
