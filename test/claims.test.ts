@@ -314,7 +314,7 @@ t.test('a redemption and the deletion of its key at once: the deleted key is not
   }
 });
 
-t.test('failed tries count against ADDRESS_LIMIT, and a code that works is still accepted', async (t) => {
+t.test('failed attempts count against ADDRESS_LIMIT, and a code that works is still accepted', async (t) => {
   const service = await startService(t, { limits: { callerLimit: 1_000, addressLimit: 3, revealLimit: 1 } });
   const { body: claim } = await service.admin.post('/v1/claims', { newKey: {} });
   for (let count = 0; count < 3; count++) t.equal((await redeem(service, 'nonsense')).status, 410);

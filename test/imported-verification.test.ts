@@ -267,7 +267,7 @@ t.test('a plaintext is revealed only if it was imported and the organization all
   for (const trace of [byText, byHash, later].flatMap(tracesOf)) t.notOk(dump.includes(trace));
 });
 
-t.test('an imported key is rotated into one of Latchkey', async (t) => {
+t.test('the rotation of an imported key creates a key of Latchkey', async (t) => {
   const service = await startService(t);
   const { admin, verifier } = service;
   const token = foreignToken();

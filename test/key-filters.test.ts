@@ -251,7 +251,7 @@ t.test('names are compared without regard to case, independently of the locale',
   }
 });
 
-t.test('a filter that cannot be is rejected with its path', async (t) => {
+t.test('an impossible filter is rejected with its path', async (t) => {
   const { admin } = await startService(t);
   const eleven = Array.from({ length: 11 }, (_, index) => `metadata.m${index}=x`).join('&');
   const cases: Array<[query: string, path: string]> = [

@@ -178,7 +178,7 @@ t.test('every way to create a key gives it the default or maximum lifetime, and 
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
 
-t.test('a new maximum lifetime kills no key, and does not stand in the way of other changes', async (t) => {
+t.test('a new maximum lifetime ends no existing key, and permits other changes of it', async (t) => {
   const { admin, verifier, later } = await startService(t);
   const { body: endless } = await admin.post('/v1/keys', {});
   const { body: deleted } = await admin.post('/v1/keys', {});

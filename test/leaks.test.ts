@@ -55,7 +55,7 @@ t.test('a report of a live key is recorded with its place and its reporter, and 
   t.match((await admin.get('/v1/history/verify')).body, { valid: true, stateDifferences: [] });
 });
 
-t.test('leakResponse is notify at first, and a change of it is recorded', async (t) => {
+t.test('leakResponse is notify by default, and a change of it is recorded', async (t) => {
   const { admin, operator, organizationId } = await startService(t);
   t.equal((await admin.get('/v1/organization')).body.leakResponse, 'notify');
   t.equal((await admin.patch('/v1/organization', { leakResponse: 'suspend' })).body.leakResponse, 'suspend');

@@ -14,8 +14,8 @@ export type Role = 'operator' | 'admin' | 'verifier';
  * - `operator`, `verifier`: only that role. With `clientSecret: true` the token may also be sent as an OAuth client secret,
  *   by HTTP Basic or in the form (RFC 6749 section 2.3.1).
  * - `any`: every valid credential, including API keys.
- * - `api_key`: only API keys. `admits` names the states in which a key is let in although it is not valid; the command
- *   then decides. A deleted or expired key is let in for the replay of its own earlier request.
+ * - `api_key`: only API keys. `admits` names the states in which a key is accepted although it is not valid; the command
+ *   then decides. A deleted or expired key is accepted for the replay of its own earlier request.
  * - `gateway`: a gateway with a verifier's token in `X-Latchkey-Token`. All other headers come from the gateway's client.
  */
 export type AccessRule =

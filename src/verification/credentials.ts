@@ -100,7 +100,7 @@ export function createCredentials({ db, logger, records, crypto }: CredentialsOp
     return andThen(read, (record) => andThen(check(record, secret), (isRight) => (isRight ? record : undefined)));
   }
 
-  /** A text without Latchkey's form is looked up only where there are imported keys; elsewhere it costs nothing. */
+  /** A text without Latchkey's form is looked up only if keys were imported; otherwise it costs nothing. */
   function findImported(token: string, by: KeyLookup): MaybePromise<LookupResult<ApiKeyRecord>> {
     if (token === '') return 'malformed';
     const presence = records.importedPresence.get(by.callerOrganizationId ?? anyOrganization, by.fresh);
