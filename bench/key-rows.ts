@@ -90,6 +90,7 @@ function mintKey(
     organization_id: organizationId,
     partner_id: partnerId,
     permission: 'read',
+    origin: 'created',
     expires_at: null,
     allowed_ips: [],
     scopes: [],

@@ -26,6 +26,8 @@ import { freePort, type Server, startServer } from './servers.ts';
 /** A separate Postgres with one organization, and the servers that are measured; `stop` stops them all. */
 export interface Testbed {
   urls: EmbeddedPostgres['urls'];
+  /** For processes of its own. */
+  env: NodeJS.ProcessEnv;
   transactor: Transactor;
   crypto: TokenCrypto;
   bootstrapped: Bootstrapped;
@@ -79,6 +81,7 @@ export async function startTestbed(): Promise<Testbed> {
     };
     return {
       urls,
+      env,
       transactor,
       crypto,
       bootstrapped,

@@ -8,7 +8,7 @@ const tables = `
 -- Whether a JSON value is an actor that the API can return. Tables accept no other values.
 create function is_actor_snapshot(p_actor jsonb) returns boolean language sql immutable parallel safe as $$
   select coalesce(jsonb_typeof(p_actor) = 'object'
-    and p_actor ->> 'type' in ('admin', 'operator', 'verifier', 'system')
+    and p_actor ->> 'type' in ('admin', 'operator', 'verifier', 'api_key', 'system')
     and jsonb_typeof(p_actor -> 'id') = 'string'
     and jsonb_typeof(p_actor -> 'name') = 'string'
     and jsonb_typeof(p_actor -> 'email') in ('string', 'null')
@@ -59,6 +59,11 @@ create table organizations (
   id text collate "C" primary key,
   name text not null,
   key_reveal text not null,
+  leak_response text not null default 'notify',
+  self_service boolean not null default false,
+  max_key_lifetime_seconds integer,
+  default_key_lifetime_seconds integer,
+  idle_suspend_after_days integer,
   rate_limit_requests integer not null,
   rate_limit_window_seconds integer not null,
   created_at timestamptz not null,
@@ -66,6 +71,12 @@ create table organizations (
   constraint organizations_created_by_actor check (is_actor(created_by)),
   constraint organizations_id_form check (id ~ ${id('org')}),
   constraint organizations_key_reveal_known check (key_reveal in ('allowed', 'never')),
+  constraint organizations_leak_response_known check (leak_response in ('notify', 'suspend', 'revoke')),
+  constraint organizations_key_lifetime_range check (
+    max_key_lifetime_seconds between 1 and 1000000000 and default_key_lifetime_seconds between 1 and 1000000000
+      and default_key_lifetime_seconds <= max_key_lifetime_seconds
+  ),
+  constraint organizations_idle_suspend_range check (idle_suspend_after_days between 1 and 3650),
   constraint organizations_rate_limit_range check (
     rate_limit_requests between 1 and 1000000000 and rate_limit_window_seconds between 1 and 86400
   )
@@ -122,6 +133,8 @@ create table api_keys (
   partner_id text collate "C",
   permission text collate "C" not null,
   slot smallint not null,
+  -- An imported key's token was made elsewhere.
+  origin text collate "C" not null default 'created',
   name text,
   -- The name without regard to case (src/keys/policy.ts). Collation "C": prefixes are ranges of the index.
   folded_name text collate "C",
@@ -133,7 +146,10 @@ create table api_keys (
   mac_keyring_id text collate "C",
   sealed bytea,
   sealed_keyring_id text collate "C",
-  last_four text collate "C" not null,
+  -- The SHA-256 of an imported key's token, sealed, so that \`latchkey rekey\` can make a new tag.
+  digest_sealed bytea,
+  digest_keyring_id text collate "C",
+  last_four text collate "C",
   expires_at timestamptz,
   allowed_ips text[] not null,
   scopes text[] not null default '{}',
@@ -148,6 +164,8 @@ create table api_keys (
   created_by jsonb not null,
   suspended_at timestamptz,
   suspended_reason text,
+  -- When it was last resumed or restored. The time without use counts from here.
+  resumed_at timestamptz,
   deleted_at timestamptz,
   delete_reason text,
   purged_at timestamptz,
@@ -168,18 +186,24 @@ create table api_keys (
   constraint api_keys_two_slots check (slot in (1, 2)),
   constraint api_keys_tag_length check (octet_length(tag) = 32),
   constraint api_keys_sealed_whole check ((sealed is null) = (sealed_keyring_id is null)),
-  constraint api_keys_live_hash check (argon2id_hash is not null or deleted_at is not null),
+  constraint api_keys_origin_known check (origin in ('created', 'imported')),
+  constraint api_keys_digest_whole check ((digest_sealed is null) = (digest_keyring_id is null)),
+  constraint api_keys_origin_whole check (
+    case origin when 'created' then digest_sealed is null and last_four is not null else argon2id_hash is null end
+  ),
+  constraint api_keys_live_hash check (num_nonnulls(argon2id_hash, digest_sealed) > 0 or deleted_at is not null),
   constraint api_keys_delete_reason_whole check ((deleted_at is null) = (delete_reason is null)),
   constraint api_keys_delete_reason_known check (
-    delete_reason in ('unused', 'rotated', 'compromised', 'other', 'partner_deleted', 'permission_removed', 'expired')
+    delete_reason in ('unused', 'rotated', 'compromised', 'other', 'owner_request', 'partner_deleted', 'permission_removed',
+      'expired')
   ),
   constraint api_keys_compromised_wiped check (
-    delete_reason is distinct from 'compromised' or (argon2id_hash is null and sealed is null)
+    delete_reason is distinct from 'compromised' or num_nonnulls(argon2id_hash, sealed, digest_sealed) = 0
   ),
   constraint api_keys_purged_is_deleted check (purged_at is null or deleted_at is not null),
   constraint api_keys_purged_wiped check (
     case when purged_at is null then num_nulls(tag, tag_keyring_id, mac, mac_keyring_id) = 0
-      else num_nonnulls(tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, sealed) = 0 end
+      else num_nonnulls(tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, sealed, digest_sealed) = 0 end
   ),
   constraint api_keys_rate_limit_whole check ((rate_limit_requests is null) = (rate_limit_window_seconds is null)),
   constraint api_keys_rate_limit_range check (
@@ -188,6 +212,10 @@ create table api_keys (
 );
 create unique index api_keys_live_slot on api_keys (organization_id, partner_id, permission, slot)
   nulls not distinct where deleted_at is null;
+-- No two imported keys have the same token, except that a token of a compromised key can be imported again.
+create unique index api_keys_imported_tag on api_keys (tag, (case when delete_reason = 'compromised' then id end))
+  nulls not distinct where origin = 'imported' and tag is not null;
+create index api_keys_imported on api_keys (organization_id) where origin = 'imported';
 create index api_keys_by_owner on api_keys (organization_id, partner_id, id desc);
 -- Lists read this index from the newest key on, and the rows of a page only. Few filtered keys are found by the filter's
 -- own index below (src/keys/search.ts).
@@ -242,6 +270,42 @@ create table access_tokens (
   constraint access_tokens_admin_is_a_person check (role <> 'admin' or email is not null)
 );
 create index access_tokens_by_organization on access_tokens (organization_id, id desc);
+create index access_tokens_to_expire on access_tokens (expires_at) where expires_at is not null and deleted_at is null;
+
+create table claims (
+  id text collate "C" primary key,
+  organization_id text collate "C" not null,
+  partner_id text collate "C",
+  key_id text collate "C" not null,
+  expires_at timestamptz not null,
+  created_at timestamptz not null,
+  created_by jsonb not null,
+  code_hash bytea,
+  sealed bytea,
+  sealed_keyring_id text collate "C",
+  mac bytea,
+  mac_keyring_id text collate "C",
+  ended_at timestamptz,
+  end_reason text,
+  redeemed_from text,
+  constraint claims_created_by_actor check (is_actor(created_by)),
+  constraint claims_organization_fk foreign key (organization_id) references organizations (id),
+  constraint claims_partner_fk foreign key (organization_id, partner_id) references partners (organization_id, id),
+  constraint claims_key_fk foreign key (key_id) references api_keys (id),
+  constraint claims_id_form check (id ~ ${id('claim')}),
+  constraint claims_code_hash_length check (octet_length(code_hash) = 32),
+  constraint claims_end_reason_known check (end_reason in ('redeemed', 'expired', 'cancelled')),
+  constraint claims_end_whole check ((ended_at is null) = (end_reason is null)),
+  constraint claims_redeemed_from_whole check ((end_reason is not distinct from 'redeemed') = (redeemed_from is not null)),
+  constraint claims_ended_wiped check (
+    num_nonnulls(code_hash, sealed, sealed_keyring_id, mac, mac_keyring_id) = case when ended_at is null then 5 else 0 end
+  )
+);
+create unique index claims_pending_key on claims (key_id) where ended_at is null;
+create index claims_by_organization on claims (organization_id, id desc);
+create index claims_by_key on claims (key_id, id desc);
+create index claims_by_partner on claims (partner_id, id desc) where partner_id is not null;
+create index claims_to_expire on claims (expires_at) where ended_at is null;
 `;
 
 /**
@@ -535,6 +599,10 @@ create table usage_days (
 );
 create index usage_days_by_partner on usage_days (partner_id, day) where partner_id is not null;
 
+create table access_token_uses (
+  access_token_id text collate "C" primary key,
+  last_used_at timestamptz not null
+) with (fillfactor = 50);
 -- One row for each key, so that keys without use are found by the same index.
 create table key_last_uses (
   key_id text collate "C" not null,
@@ -593,10 +661,17 @@ create index recovery_requests_due on recovery_requests (respond_by, id) where s
 // Each row marks that an event was recorded. It is inserted in the event's transaction, so the event is recorded once.
 const recordedOnce = `
 create table expiry_notices (
-  key_id text collate "C" not null,
+  credential_id text collate "C" not null,
   expires_at timestamptz not null,
   days_ahead smallint not null,
-  constraint expiry_notices_pk primary key (key_id, expires_at, days_ahead)
+  constraint expiry_notices_pk primary key (credential_id, expires_at, days_ahead)
+);
+
+create table idle_notices (
+  key_id text collate "C" not null,
+  idle_since timestamptz not null,
+  announced_at timestamptz not null,
+  constraint idle_notices_pk primary key (key_id)
 );
 
 create table deleted_key_uses (
@@ -605,12 +680,26 @@ create table deleted_key_uses (
   constraint deleted_key_uses_pk primary key (key_id, hour)
 );
 create index deleted_key_uses_by_hour on deleted_key_uses (hour);
+
+create table leak_reports (
+  key_id text collate "C" not null,
+  -- UTC.
+  day timestamptz not null,
+  -- SHA-256 of where the key was found.
+  place bytea not null,
+  action text not null,
+  constraint leak_reports_pk primary key (key_id, day, place),
+  constraint leak_reports_place_length check (octet_length(place) = 32),
+  constraint leak_reports_action_known check (action in ('notify', 'suspend', 'revoke'))
+);
+create index leak_reports_by_day on leak_reports (day);
 `;
 
 const idempotency = `
 create table idempotency_keys (
   address bytea primary key,
-  request_hash bytea not null,
+  request_mac bytea not null,
+  request_mac_keyring_id text collate "C" not null,
   organization_id text collate "C",
   created text[] not null,
   has_plaintext boolean not null,
@@ -618,7 +707,7 @@ create table idempotency_keys (
   sealed_keyring_id text collate "C",
   created_at timestamptz not null,
   constraint idempotency_keys_address_length check (octet_length(address) = 32),
-  constraint idempotency_keys_request_hash_length check (octet_length(request_hash) = 32),
+  constraint idempotency_keys_request_mac_length check (octet_length(request_mac) = 32),
   constraint idempotency_keys_sealed_whole check ((sealed is null) = (sealed_keyring_id is null))
 );
 create index idempotency_keys_by_time on idempotency_keys (created_at);
@@ -746,7 +835,8 @@ create table refused_attempts (
   last_ip text,
   constraint refused_attempts_caller_shown check (
     caller is null
-    or (caller ->> 'type' in ('admin', 'operator', 'verifier', 'api_key') and is_actor_snapshot(caller || '{"type": "admin"}'))
+    or (caller ->> 'type' in ('admin', 'operator', 'verifier', 'api_key')
+      and jsonb_typeof(caller -> 'name') in ('string', 'null') and is_actor_snapshot(caller || '{"name": ""}'))
   ),
   constraint refused_attempts_organization_fk foreign key (organization_id) references organizations (id),
   constraint refused_attempts_id_form check (id ~ ${id('refusal')}),

@@ -96,6 +96,7 @@ t.test('a verifier needs the scope read', async (t) => {
 
 t.test('an organization keeps an admin with the scope write, unless an operator deletes the last one', async (t) => {
   const { admin, operator, organizationId, as } = await startService(t);
+  const inOrganization = { 'latchkey-organization': organizationId };
   const { body: list } = await admin.get('/v1/access-tokens');
   const first = list.data.find(({ role }: Json) => role === 'admin');
   const input = { role: 'admin', name: 'Bob', email: 'bob@example.com' };
@@ -119,7 +120,26 @@ t.test('an organization keeps an admin with the scope write, unless an operator 
     t.same(replies.map(({ status }) => status).sort(), [200, 403]);
   });
 
-  const inOrganization = { 'latchkey-organization': organizationId };
+  await t.test('if the last two admins delete each other at once, one stays', async (t) => {
+    for (let round = 0; round < 4; round++) {
+      const { body: present } = await operator.get('/v1/access-tokens', inOrganization);
+      for (const { id } of present.data) {
+        await operator.delete(`/v1/access-tokens/${id}`, inOrganization);
+      }
+      const create = async () =>
+        (await operator.post('/v1/access-tokens', { ...input, scopes: ['write'] }, inOrganization)).body;
+      const [one, two] = [await create(), await create()];
+      const replies = await Promise.all([
+        as(one.token).delete(`/v1/access-tokens/${two.id}`),
+        as(two.token).delete(`/v1/access-tokens/${one.id}`),
+      ]);
+      t.equal(replies.filter(({ status }) => status === 200).length, 1);
+      t.equal(replies.filter(({ status }) => status === 401 || status === 403).length, 1);
+      const { body: left } = await operator.get('/v1/access-tokens', inOrganization);
+      t.equal(left.data.length, 1);
+    }
+  });
+
   const { body: remaining } = await operator.get('/v1/access-tokens', inOrganization);
   const last = remaining.data.find(({ role, scopes }: Json) => role === 'admin' && scopes.includes('write'));
   t.equal((await operator.delete(`/v1/access-tokens/${last.id}`, inOrganization)).status, 200);

@@ -96,11 +96,16 @@ t.test('with an external Postgres the commands lead from an empty database to th
   const { body: history } = await request(`${url}/v1/history`, { token });
   t.match(history.data.at(-1), { action: 'organization.created', actor: { type: 'system', id: 'bootstrap' } });
 
-  await t.test("if all operators' tokens are lost, bootstrap creates and records a new one", async (t) => {
+  await t.test('bootstrap creates and records one more operator, whether or not the others are lost', async (t) => {
     const bootstrapped = await call('bootstrap', '--operator');
     t.equal(bootstrapped.code, 0);
     const { operatorToken, ...others } = JSON.parse(bootstrapped.stdout) as Record<string, string>;
     t.same(others, {});
+    t.match(bootstrapped.output, /one more operator.*tokens of other operators still work/);
+    const { body: self } = await request(`${url}/v1/self`, { token: operatorToken ?? '' });
+    t.match(self, { role: 'operator', scopes: ['read', 'write', 'reveal'] });
+    const earlier = await request(`${url}/v1/organizations`, { token: tokens['operatorToken'] ?? '' });
+    t.equal(earlier.status, 200, 'an operator that is not lost goes on working');
     const operator = { token: operatorToken ?? '' };
     t.equal((await request(`${url}/v1/organizations`, operator)).body.data.length, 2);
     t.match((await request(`${url}/v1/history?limit=1`, operator)).body.data, [

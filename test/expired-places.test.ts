@@ -96,3 +96,25 @@ t.test('of 24 concurrent creations in a row with a live and an expired key one s
   }
   t.match((await admin.get('/v1/history/verify')).body, { valid: true });
 });
+
+t.test('an import takes the place of an expired key, and a rejected import deletes nothing', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  const { body: expired } = await admin.post('/v1/keys', { expiresAt: inHours(1) });
+  await admin.post('/v1/keys', {});
+  service.later(2 * hourMs);
+
+  const entries = [{ plaintext: 'a-token-of-another-system-1' }, { plaintext: 'a-token-of-another-system-2' }];
+  const rejected = await admin.post('/v1/keys/import', { entries });
+  t.same([rejected.status, rejected.body.code], [409, 'row_full'], 'only one place can be taken');
+  t.match((await admin.get(`/v1/keys/${expired.id}`)).body, { status: 'expired' });
+
+  const imported = await admin.post('/v1/keys/import', { entries: [entries[0]] });
+  t.equal(imported.status, 201);
+  t.same(summary(await lastEvents(service, 2)), [
+    ['key.imported', imported.body.data[0].id],
+    ['key.deleted', expired.id],
+  ]);
+  t.match((await admin.get(`/v1/keys/${expired.id}`)).body, { status: 'deleted' });
+  t.match((await admin.get('/v1/history/verify')).body, { valid: true });
+});

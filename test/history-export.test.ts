@@ -77,6 +77,28 @@ t.test('the export has the same events as the list, oldest first, one per line',
   t.equal(head.statusCode, 405, 'HEAD would read all events for nothing');
 });
 
+t.test('an export continues after the event that the reader has, and says where it ends', async (t) => {
+  const service = await startService(t);
+  const { admin, app } = service;
+  for (let round = 0; round < 5; round++) await admin.patch('/v1/organization', { name: `Name ${round}` });
+  const whole = (await exported(service)).text;
+  const lines = whole.split(/(?<=\n)/);
+  const after = async (query: string) => {
+    const headers = { authorization: `Bearer ${admin.token}` };
+    const response = await app.inject({ url: `/v1/history/export?after=${query}`, headers });
+    const { statusCode: status, body: text } = response;
+    return { status, text, last: response.headers['x-latchkey-last-sequence'] };
+  };
+  const last = lines.length;
+  for (const start of [0, 1, 4, last - 1, last]) {
+    t.same(await after(String(start)), { status: 200, text: lines.slice(start).join(''), last: String(last) });
+  }
+  t.same(await after('9007199254740991'), { status: 200, text: '', last: String(last) }, 'further than history');
+  for (const wrong of ['-1', '1.5', 'x', '', '9007199254740992', '1&after=2']) {
+    t.equal((await after(wrong)).status, 400, wrong);
+  }
+});
+
 t.test('the export ends with the last event at its beginning, even if new events are added', async (t) => {
   const service = await startService(t);
   const { admin, app, urls, organizationId } = service;

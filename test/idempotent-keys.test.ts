@@ -191,6 +191,7 @@ t.test(
       'a flipped bit': change('sealed = set_byte(sealed, 20, get_byte(sealed, 20) # 1)'),
       'a shortened reply': change('sealed = substring(sealed from 1 for 20)'),
       'a removed keyring entry': change(`sealed_keyring_id = 'gone'`),
+      'a request under an unknown keyring entry': change(`request_mac_keyring_id = 'gone'`),
       'a later time': change(`created_at = created_at + interval '1 minute'`),
       'a reply that would be kept longer': change('has_plaintext = false'),
       'another organization': change(`organization_id = 'org_other'`),
@@ -238,7 +239,7 @@ t.test('a stored reply edited to match another body is not replayed', async (t) 
   const { body: two } = await admin.post('/v1/keys', { name: 'Two' }, withKey('two'));
   await dbQuery(
     urls.superuser,
-    `update idempotency_keys set request_hash = (select request_hash from idempotency_keys where $2 = any(created))
+    `update idempotency_keys set request_mac = (select request_mac from idempotency_keys where $2 = any(created))
      where $1 = any(created)`,
     [one.id, two.id],
   );

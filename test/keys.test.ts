@@ -183,6 +183,7 @@ t.test('a plaintext is only in the reply that creates its key and in a reveal', 
   const { body: shown } = await admin.get(`/v1/keys/${key.id}`);
   t.same(Object.keys(shown), [
     'id',
+    'origin',
     'organizationId',
     'partnerId',
     'permission',

@@ -129,18 +129,11 @@ const named = (differences: readonly Difference[]) => differences.map(({ id, mem
 const notCompared: Record<string, string[]> = {
   // The slot is a place in the row, bucket and folded name follow from other members, the rest checks or dates the token.
   api_keys: [
-    ...[
-      'id',
-      'slot',
-      'tag',
-      'tag_keyring_id',
-      'argon2id_hash',
-      'sealed',
-      'sealed_keyring_id',
-      'last_four',
-      'created_at',
-    ],
+    ...['id', 'slot', 'tag', 'tag_keyring_id', 'argon2id_hash', 'sealed', 'sealed_keyring_id'],
+    ...['digest_sealed', 'digest_keyring_id', 'last_four', 'created_at'],
     ...['mac', 'mac_keyring_id', 'limit_bucket_id', 'folded_name'],
+    // Only the job for idle keys reads it, beside usage, which is not compared either.
+    'resumed_at',
   ],
   partners: ['id', 'created_at', 'organization_id'],
   // The MAC covers the creator chain.
@@ -158,6 +151,13 @@ const anotherCreator = "created_by = jsonb_set(created_by, '{id}', to_jsonb('som
 const edits: Edit[] = [
   ['api_keys', 'partner_id', 'partner_id = $partner', 'deleted', 'partnerId'],
   ['api_keys', 'permission', "permission = 'read'", 'rotated', 'permission'],
+  [
+    'api_keys',
+    'origin',
+    "origin = 'imported', argon2id_hash = null, digest_sealed = 'x', digest_keyring_id = 'x'",
+    'plain',
+    'origin',
+  ],
   ['api_keys', 'name', "name = 'Another'", 'plain', 'name'],
   ['api_keys', 'expires_at', 'expires_at = null', 'plain', 'expiresAt'],
   ['api_keys', 'expires_at', "expires_at = 'infinity'", 'rotated', 'expiresAt'],
@@ -192,6 +192,15 @@ const edits: Edit[] = [
   ['access_tokens', 'created_by', anotherCreator, 'admin', 'createdBy'],
   ['organizations', 'name', "name = 'Another'", 'organization', 'name'],
   ['organizations', 'key_reveal', "key_reveal = 'never'", 'organization', 'keyReveal'],
+  ['organizations', 'leak_response', "leak_response = 'revoke'", 'organization', 'leakResponse'],
+  ...[
+    ['self_service', 'true', 'selfService'],
+    ['max_key_lifetime_seconds', '8', 'maxKeyLifetimeSeconds'],
+    ['default_key_lifetime_seconds', '8', 'defaultKeyLifetimeSeconds'],
+    ['idle_suspend_after_days', '8', 'idleSuspendAfterDays'],
+  ].map(([column = '', to, member = '']): Edit => {
+    return ['organizations', column, `${column} = ${to}`, 'organization', member];
+  }),
   ['organizations', 'rate_limit_requests', 'rate_limit_requests = 1000000', 'organization', 'rateLimit'],
   ['organizations', 'rate_limit_window_seconds', 'rate_limit_window_seconds = 60', 'organization', 'rateLimit'],
   ['organizations', 'created_by', anotherCreator, 'organization', 'createdBy'],

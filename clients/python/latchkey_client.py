@@ -56,7 +56,7 @@ _REPORTS_IN_REQUEST = 250
 # Bytes.
 _LONGEST_REPLY = 1_048_576
 _LONGEST_EVENT = 262_144
-_LONGEST_KEY = 200
+_LONGEST_KEY = 512
 _LONGEST_ADDRESS = 80
 _GREATEST_COST = 1_000
 # Permissions and addresses per cached key.
@@ -71,7 +71,7 @@ _QUICK_FAILURE_SECONDS = 1.0
 _CREDIT_SHARE = 16
 _TROUBLE_EVERY_SECONDS = 60.0
 
-_KEY = re.compile(r"[0-9A-Za-z_]+")
+_KEY = re.compile(r"[\x20-\x7e]+")
 # RFC 6749 section 3.3, and what Latchkey accepts.
 _SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,100}")
 _MOST_SCOPES = 50

@@ -23,6 +23,7 @@ import {
   timestampInput,
   timestampView,
 } from '../http/schemas.ts';
+import { notAfter } from '../lib/past.ts';
 import { createAccessToken, deleteAccessToken, mintAccessToken } from './commands.ts';
 import { type AccessToken, getAccessToken, listAccessTokens } from './store.ts';
 
@@ -40,6 +41,9 @@ const fields = {
     .array(actorSnapshotView)
     .meta({ description: 'The chain of creators, from the root (usually the bootstrap) to createdBy.' }),
   expiresAt: timestampView.nullable(),
+  lastUsedAt: timestampView.nullable().meta({
+    description: 'When Latchkey last accepted the token, at most a minute late. Null: never.',
+  }),
   deletedAt: timestampView.nullable(),
 };
 
@@ -73,7 +77,8 @@ export interface AccessTokenRoutesOptions {
 export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> = async (app, options) => {
   const { transactor, crypto } = options;
   const params = z.object({ accessTokenId: idParam("The access token's id.") });
-  const toView = (token: AccessToken) => toAccessTokenView(token, crypto.prefix);
+  const toView = (token: AccessToken) =>
+    toAccessTokenView(token, { prefix: crypto.prefix, now: new Date(transactor.clock.nowMs()) });
 
   app.get(
     '/access-tokens',
@@ -174,7 +179,10 @@ export const accessTokenRoutes: FastifyPluginAsyncZod<AccessTokenRoutesOptions> 
 
 const isAccessTokenId = (text: string): text is AccessTokenId => isId('token', text);
 
-function toAccessTokenView(token: AccessToken, prefix: string): z.infer<typeof accessTokenView> {
+function toAccessTokenView(
+  token: AccessToken,
+  { prefix, now }: { prefix: string; now: Date },
+): z.infer<typeof accessTokenView> {
   return {
     id: token.id,
     organizationId: token.organization_id,
@@ -187,6 +195,7 @@ function toAccessTokenView(token: AccessToken, prefix: string): z.infer<typeof a
     createdBy: token.created_by,
     creatorChain: [...token.creator_chain],
     expiresAt: token.expires_at?.toISOString() ?? null,
+    lastUsedAt: notAfter(token.last_used_at, now)?.toISOString() ?? null,
     deletedAt: token.deleted_at?.toISOString() ?? null,
   };
 }

@@ -2,16 +2,16 @@ import type { Selectable } from 'kysely';
 import { sql } from 'kysely';
 import { isAuthenticToken, tokenMac } from '../credentials/record-mac.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import type { Db, Tx } from '../database/client.ts';
+import { type Db, type Tx, writeTransaction } from '../database/client.ts';
 import type { AccessTokensTable } from '../database/tables/access-tokens.ts';
 import { requireFound } from '../domain/errors.ts';
 import type { AccessTokenId, OrganizationId } from '../domain/ids.ts';
 
 /** An access token without its tag and hash. */
-export type AccessToken = Omit<
-  Selectable<AccessTokensTable>,
-  'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'mac' | 'mac_keyring_id'
->;
+export interface AccessToken
+  extends Omit<Selectable<AccessTokensTable>, 'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'mac' | 'mac_keyring_id'> {
+  last_used_at: Date | null;
+}
 
 const columns = [
   'id',
@@ -28,6 +28,9 @@ const columns = [
   'deleted_at',
 ] as const;
 
+const lastUsedAt = sql<Date | null>`(
+  select last_used_at from access_token_uses where access_token_id = access_tokens.id)`.as('last_used_at');
+
 /** Live access tokens, newest first, up to `limit + 1`. A null organization is the installation. */
 export async function listAccessTokens(
   db: Db,
@@ -36,7 +39,7 @@ export async function listAccessTokens(
 ): Promise<AccessToken[]> {
   let query = db
     .selectFrom('access_tokens')
-    .select(columns)
+    .select([...columns, lastUsedAt])
     .where(sql<boolean>`organization_id is not distinct from ${organizationId}`)
     .where('deleted_at', 'is', null)
     .orderBy('id', 'desc')
@@ -79,7 +82,7 @@ export async function lockWriters(tx: Tx, organizationId: OrganizationId, now: D
 function selectAccessToken(db: Db, organizationId: OrganizationId | null, id: string) {
   return db
     .selectFrom('access_tokens')
-    .select(columns)
+    .select([...columns, lastUsedAt])
     .where(sql<boolean>`organization_id is not distinct from ${organizationId}`)
     .where('id', '=', id as AccessTokenId);
 }
@@ -97,7 +100,7 @@ export async function insertAccessToken(
       created_by: JSON.stringify(token.created_by),
       creator_chain: JSON.stringify(token.creator_chain),
     })
-    .returning(columns)
+    .returning([...columns, sql<null>`null`.as('last_used_at')])
     .executeTakeFirstOrThrow();
 }
 
@@ -115,4 +118,23 @@ export async function markAccessTokenDeleted(
     .set({ ...deleted, ...mac })
     .where('id', '=', id)
     .execute();
+}
+
+/** The last use of an access token in a period. */
+export interface TokenUse {
+  id: AccessTokenId;
+  /** Milliseconds since 1970. */
+  lastUsedMs: number;
+}
+
+/** Notes the last uses. Rows are written in the order of the ids, so that two replicas do not deadlock. */
+export async function addTokenUses(db: Db, uses: readonly TokenUse[]): Promise<void> {
+  const insert = sql`
+    insert into access_token_uses as known (access_token_id, last_used_at)
+    select id, to_timestamp(last_used_ms / 1000.0)
+    from unnest(${uses.map(({ id }) => id)}::text[], ${uses.map(({ lastUsedMs }) => lastUsedMs)}::bigint[])
+      as used (id, last_used_ms)
+    order by id collate "C"
+    on conflict (access_token_id) do update set last_used_at = greatest(known.last_used_at, excluded.last_used_at)`;
+  await writeTransaction(db).execute((tx) => insert.execute(tx));
 }

@@ -32,7 +32,7 @@ export function bootstrapCommand(env: NodeJS.ProcessEnv): Command {
     .addOption(
       new Option(
         '--operator',
-        "create only an operator's token, if all are lost; also works beside a running `npm start`",
+        "create one more operator's token, for example if all are lost; also works beside a running `npm start`",
       ).conflicts(['organization', 'adminEmail']),
     )
     .action(async (options: Options, command: Command) => {
@@ -94,6 +94,10 @@ async function createOperator(config: Config): Promise<void> {
       );
     }
     show({ operatorToken: (await bootstrapOperator(deps)).reveal() });
+    process.stderr.write(
+      'This is one more operator: the history of the installation records it, and the tokens of other operators still work. ' +
+        'If they are lost, delete them with DELETE /v1/access-tokens/{id}.\n',
+    );
   });
 }
 

@@ -103,7 +103,8 @@ async function check(db: Db, config: Config, keyring: Keyring): Promise<void> {
   if (unknown.length === 0) print('ok      The keyring has the entry of every sealed value.');
   else
     wrong(
-      `The keyring lacks ${unknown.join(', ')}, under which values are sealed: their keys cannot be revealed, their webhooks not signed.`,
+      `The keyring lacks ${unknown.join(', ')}, under which values are sealed: their keys cannot be revealed, their webhooks ` +
+        'not signed, their claims not redeemed, and imported keys not moved to another entry.',
     );
   const { forged, withoutEntry } = await findUnauthenticCredentials(db, keyring);
   const listed = (ids: string[]) =>

@@ -18,14 +18,17 @@ function roleOf(keyring: Keyring, id: string): string {
   return keyring.get(id) === undefined ? 'not in the keyring' : 'secondary';
 }
 
-function countsOf({ sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, rows }: KeyringUse): string {
+function countsOf(use: KeyringUse): string {
+  const { sealedKeys, sealedDigests, webhooks, claims, taggedKeys, taggedTokens, bareTags, rows } = use;
   const tagged: string[] = [];
   if (taggedKeys > 0) tagged.push(counted(taggedKeys, 'key'));
   if (taggedTokens > 0) tagged.push(counted(taggedTokens, 'access token'));
   const counts: string[] = [];
   if (sealedKeys > 0) counts.push(counted(sealedKeys, 'sealed key'));
+  if (sealedDigests > 0) counts.push(`the sealed hashes of ${counted(sealedDigests, 'imported key')}`);
   if (tagged.length > 0) counts.push(`the tags of ${tagged.join(' and ')}`);
   if (webhooks > 0) counts.push(`the secrets of ${counted(webhooks, 'webhook')}`);
+  if (claims > 0) counts.push(counted(claims, 'pending claim'));
   if (bareTags > 0) counts.push(`the remaining tags of ${counted(bareTags, 'compromised key')}`);
   if (rows > 0) counts.push(`the MACs of ${counted(rows, 'credential')}`);
   return counts.join(', ');
@@ -33,10 +36,11 @@ function countsOf({ sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, ro
 
 /** Why an entry other than the primary is still needed, and what happens without it. */
 function consequenceOf(keyring: Keyring, use: KeyringUse): string {
-  const { keyringId, sealedKeys, webhooks, taggedKeys, taggedTokens, bareTags, rows } = use;
+  const { keyringId, taggedKeys, taggedTokens, taggedImports, bareTags, rows } = use;
   const isPresent = keyring.get(keyringId) !== undefined;
   const tagged = taggedKeys + taggedTokens;
-  if (isPresent && sealedKeys + webhooks + rows > 0) return ' `latchkey rekey` moves them to the primary.';
+  const movable = use.sealedKeys + use.sealedDigests + use.webhooks + use.claims + rows;
+  if (isPresent && movable > 0) return ' `latchkey rekey` moves them to the primary.';
   if (isPresent) {
     const meanings: string[] = [];
     if (tagged > 0) meanings.push('each tag moves to the primary at its next use');
@@ -44,8 +48,11 @@ function consequenceOf(keyring: Keyring, use: KeyringUse): string {
     return ` ${capitalized(meanings.join(', and '))}.`;
   }
   if (tagged + rows === 0) return '';
-  if (keyring.lostIds.has(keyringId))
-    return ' This entry is set as lost: argon2id checks each credential once, at its next use.';
+  if (keyring.lostIds.has(keyringId)) {
+    const imports =
+      taggedImports === 0 ? '' : ` ${counted(taggedImports, 'imported key')} cannot be checked and must be replaced.`;
+    return ` This entry is set as lost: argon2id checks each credential once, at its next use.${imports}`;
+  }
   return ` Those credentials are rejected. Restore the entry, or set LOST_KEYRING_IDS=${keyringId} if it is lost for good.`;
 }
 

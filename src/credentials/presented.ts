@@ -21,6 +21,22 @@ export function readCredential(
   }
 }
 
+/**
+ * The texts that a request presents as its credential, whatever their form. Only for removing them from text that is
+ * recorded.
+ */
+export function presentedTexts({ headers, url = '' }: Pick<IncomingMessage, 'headers' | 'url'>): string[] {
+  const texts: string[] = [];
+  const { authorization, 'x-api-key': apiKey } = headers;
+  if (authorization !== undefined) texts.push(authorization.slice(authorization.lastIndexOf(' ') + 1));
+  if (typeof apiKey === 'string') texts.push(apiKey);
+  // A gateway may name another header that carries its client's key.
+  const [, named] = /[?&]keyHeader=([\w!#$'*+.^`|~-]+)/.exec(url) ?? [];
+  const other = named === undefined ? undefined : headers[named.toLowerCase()];
+  if (typeof other === 'string') texts.push(other);
+  return texts;
+}
+
 export function isBasic(authorization: string | undefined): boolean {
   return /^basic(?: |$)/i.test(authorization ?? '');
 }

@@ -2,7 +2,15 @@ import type { Keyring } from '../crypto/keyring.ts';
 import type { Db } from '../database/client.ts';
 import type { AccessTokenId, KeyId, OrganizationId } from '../domain/ids.ts';
 import { pagesOf } from '../lib/batches.ts';
-import { isAuthenticKey, isAuthenticToken, keyMac, keyMacColumns, tokenMac } from './record-mac.ts';
+import {
+  claimMacColumns,
+  isAuthenticClaim,
+  isAuthenticKey,
+  isAuthenticToken,
+  keyMac,
+  keyMacColumns,
+  tokenMac,
+} from './record-mac.ts';
 
 /** Stores a tag made with the primary keyring entry. A row that is not authentic is not changed. */
 export async function replaceTag(
@@ -36,7 +44,7 @@ export async function replaceTag(
 const rowsInBatch = 1_000;
 
 interface UnauthenticCredentials {
-  /** Ids of credentials whose row has a wrong MAC. */
+  /** Ids of credentials and pending claims whose row has a wrong MAC. */
   forged: string[];
   /** Ids of credentials that cannot be checked, because the keyring lacks the entry of their MAC. */
   withoutEntry: string[];
@@ -54,6 +62,10 @@ export async function findUnauthenticCredentials(db: Db, keyring: Keyring): Prom
   }
   const tokens = await db.selectFrom('access_tokens').selectAll().execute();
   for (const token of tokens) if (!isAuthenticToken(keyring, token)) add(token);
+  const claims = db.selectFrom('claims').select([...claimMacColumns, 'mac', 'mac_keyring_id']);
+  for (const claim of await claims.where('ended_at', 'is', null).execute()) {
+    if (!isAuthenticClaim(keyring, claim)) add(claim);
+  }
   return found;
 }
 

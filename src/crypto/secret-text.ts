@@ -22,7 +22,7 @@ const redacted = '[redacted]';
 export function createSecretText(prefix: string): SecretText {
   const start = `${prefix}_`;
   const length = tokenLength(prefix);
-  const kind = `${prefix}_[kavo]_`;
+  const kind = `${prefix}_[kavoc]_`;
   const lookAlike = new RegExp(
     `(${kind})${idSuffixPattern}_(?:(?!${kind})[0-9A-Za-z]){1,49}|(whsec_)(?:(?!${kind})[0-9A-Za-z+/=])+`,
     'g',
@@ -58,6 +58,22 @@ export function createSecretText(prefix: string): SecretText {
         return token + webhook === '' ? undefined : `${token}${webhook}…`;
       }),
   };
+}
+
+/** Shorter credentials are not searched in text: they could occur in it by chance. */
+const shortestSearched = 16;
+
+/** Whether a text contains a credential that has no form of its own, plain or percent-encoded. */
+export function holdsCredential(text: string, credential: string): boolean {
+  if (credential.length < shortestSearched) return false;
+  return text.includes(credential) || (text.includes('%') && decodePercent(text).includes(credential));
+}
+
+/** Replaces such a credential. A text that holds it percent-encoded is replaced as a whole. */
+export function withoutCredential(text: string, credential: string): string {
+  if (!holdsCredential(text, credential)) return text;
+  const left = text.replaceAll(credential, redacted);
+  return holdsCredential(left, credential) ? redacted : left;
 }
 
 /** Replaces percent-encoded words, such as in a path, by what `replace` returns for their decoded form. */

@@ -10,9 +10,21 @@ export function tagOf(entry: KeyringEntry, token: Secret): Buffer {
   return createHmac('sha256', entry.tagKey).update(token.reveal()).digest();
 }
 
+/** Separates imported tokens from created ones: no token of Latchkey begins with this text. */
+const importedLabel = 'latchkey/v1/imported ';
+
+/** The tag of an imported key, whose token may be known only by its SHA-256. @param digest 32 bytes */
+export function importedTagOf(entry: KeyringEntry, digest: Buffer): Buffer {
+  return createHmac('sha256', entry.tagKey).update(importedLabel).update(digest).digest();
+}
+
 /** Compares in constant time. */
 export function tagMatches(entry: KeyringEntry, token: Secret, tag: Buffer): boolean {
-  const computed = tagOf(entry, token);
+  return isSameTag(tagOf(entry, token), tag);
+}
+
+/** Compares in constant time. */
+export function isSameTag(computed: Buffer, tag: Buffer): boolean {
   return computed.length === tag.length && timingSafeEqual(computed, tag);
 }
 
@@ -24,10 +36,23 @@ export function decoyMatches(entry: KeyringEntry, token: Secret): false {
   return false;
 }
 
+/** SHA-256 of a token. An imported token may be easy to guess: its hash never leaves memory unless it is sealed. */
+export function digestOf(token: Secret): Buffer {
+  return hash('sha256', token.reveal(), 'buffer');
+}
+
+/** SHA-256 of a token, one character per byte. */
+export type TokenHash = string & { readonly __hash: 'sha256' };
+
 /**
- * SHA-256 of a token, as text with one character per byte. The token has 256 random bits, so it cannot be found from
- * its hash, and hashes may be compared in variable time.
+ * SHA-256 of a token, as text with one character per byte, for memory only. Hashes may be compared in variable time:
+ * the time reveals at most a prefix of the hash, not of the token.
  */
-export function tokenHashOf(token: Secret): string {
-  return hash('sha256', token.reveal(), 'binary');
+export function tokenHashOf(token: Secret): TokenHash {
+  return hash('sha256', token.reveal(), 'binary') as TokenHash;
+}
+
+/** The bytes of a `tokenHashOf`. */
+export function digestFrom(tokenHash: TokenHash): Buffer {
+  return Buffer.from(tokenHash, 'latin1');
 }

@@ -3,20 +3,20 @@ import type { OrganizationId } from '../domain/ids.ts';
 import { inBatches } from '../lib/batches.ts';
 import { type Tx, writeTransaction } from './client.ts';
 import { currentTime } from './credential.ts';
-import { type OrganizationContext, type Transactor, transact, type Work } from './work.ts';
+import { type ActorContext, type Transactor, transact, type Work } from './work.ts';
 
-/** Work of a job in many organizations, in short transactions. */
-export interface BatchedWork {
+/** Work of a job in many organizations, in short transactions. A null organization is the installation. */
+export interface BatchedWork<Id extends OrganizationId | null> {
   transactor: Transactor;
   /** The job's name in history. */
   actor: Actor;
-  organizationIds: readonly OrganizationId[];
+  organizationIds: readonly Id[];
   /** The maximum number of items per transaction. */
   batchSize: number;
   /** After an abort no further transaction starts. */
   signal?: AbortSignal | undefined;
   /** @returns the number of items; fewer than `batchSize` means that nothing more is due */
-  step: (work: Work<OrganizationContext>, batchSize: number) => Promise<number>;
+  step: (work: Work<ActorContext & { organizationId: Id }>, batchSize: number) => Promise<number>;
 }
 
 /**
@@ -24,12 +24,25 @@ export interface BatchedWork {
  * @returns the number of items
  * @throws AggregateError after all organizations, if some of them failed
  */
-export async function workInBatches(given: BatchedWork): Promise<number> {
+export async function workInBatches<Id extends OrganizationId | null>(given: BatchedWork<Id>): Promise<number> {
+  return workInEach(given.organizationIds, (organizationId) => workInOrganization(given, organizationId));
+}
+
+/**
+ * Works in one organization after the other, also if it fails in some of them.
+ * @param work returns the number of items
+ * @returns the number of items
+ * @throws AggregateError after all organizations, if some of them failed
+ */
+export async function workInEach<Id extends OrganizationId | null>(
+  organizationIds: readonly Id[],
+  work: (organizationId: Id) => Promise<number>,
+): Promise<number> {
   const failures: unknown[] = [];
   let total = 0;
-  for (const organizationId of given.organizationIds) {
+  for (const organizationId of organizationIds) {
     try {
-      total += await workInOrganization(given, organizationId);
+      total += await work(organizationId);
     } catch (error) {
       failures.push(error);
     }
@@ -38,7 +51,10 @@ export async function workInBatches(given: BatchedWork): Promise<number> {
   return total;
 }
 
-async function workInOrganization(given: BatchedWork, organizationId: OrganizationId): Promise<number> {
+async function workInOrganization<Id extends OrganizationId | null>(
+  given: BatchedWork<Id>,
+  organizationId: Id,
+): Promise<number> {
   const { transactor, actor, batchSize, step, signal } = given;
   const by = { actor, organizationId, request: null };
   return inBatches(batchSize, (count) => transact(transactor, by, (work) => step(work, count)), signal);

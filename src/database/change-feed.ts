@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import { sql } from 'kysely';
 import pg from 'pg';
 import { idSuffixPattern } from '../domain/ids.ts';
 import { backoffMs, pause } from '../lib/backoff.ts';
@@ -6,6 +7,7 @@ import { abortable, within } from '../lib/deadline.ts';
 import { createDeferred, type Deferred } from '../lib/deferred.ts';
 import { createHealthSwitch } from '../lib/health-switch.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
+import type { Tx } from './client.ts';
 import type { DatabaseClock } from './clock.ts';
 import { socketOf } from './pg-internals.ts';
 import { prepareSession } from './session.ts';
@@ -39,6 +41,19 @@ export interface ChangeFeedOptions {
   clock: DatabaseClock;
   /** Called when the change feed connects or disconnects. */
   onLiveChange?: (isLive: boolean, cause?: unknown) => void;
+}
+
+/** A changed row and its organization, as the triggers report them. */
+export interface ChangeNotice {
+  id: string;
+  organizationId: string;
+}
+
+/** Notifies every replica when the transaction commits, for what no trigger reports. */
+export async function notifyChanges(tx: Tx, notices: readonly ChangeNotice[]): Promise<void> {
+  if (notices.length === 0) return;
+  const payloads = notices.map(({ id, organizationId }) => `${id} ${organizationId}`);
+  await sql`select pg_notify(${channel}, payload) from unnest(${payloads}::text[]) as payload`.execute(tx);
 }
 
 const channel = 'latchkey_changes';

@@ -1,14 +1,18 @@
+import type { AccessTokenUsesTable } from './tables/access-token-uses.ts';
 import type { AccessTokensTable } from './tables/access-tokens.ts';
 import type { ApiKeysTable } from './tables/api-keys.ts';
+import type { ClaimsTable } from './tables/claims.ts';
 import type { DeletedKeyUsesTable } from './tables/deleted-key-uses.ts';
 import type { ExpiryNoticesTable } from './tables/expiry-notices.ts';
 import type { HistoryTable } from './tables/history.ts';
 import type { HistoryHeadsTable } from './tables/history-heads.ts';
 import type { IdempotencyKeysTable } from './tables/idempotency-keys.ts';
+import type { IdleNoticesTable } from './tables/idle-notices.ts';
 import type { InstallationTable } from './tables/installation.ts';
 import type { JobRunsTable } from './tables/job-runs.ts';
 import type { KeyLastUsesTable } from './tables/key-last-uses.ts';
 import type { KeyringEntriesTable } from './tables/keyring-entries.ts';
+import type { LeakReportsTable } from './tables/leak-reports.ts';
 import type { OrganizationsTable } from './tables/organizations.ts';
 import type { PartnersTable } from './tables/partners.ts';
 import type { RecoveryRequestsTable } from './tables/recovery-requests.ts';
@@ -28,6 +32,8 @@ export interface Database {
   partners: PartnersTable;
   api_keys: ApiKeysTable;
   access_tokens: AccessTokensTable;
+  access_token_uses: AccessTokenUsesTable;
+  claims: ClaimsTable;
   history: HistoryTable;
   history_heads: HistoryHeadsTable;
   usage_hours: UsageHoursTable;
@@ -35,7 +41,9 @@ export interface Database {
   key_last_uses: KeyLastUsesTable;
   recovery_requests: RecoveryRequestsTable;
   expiry_notices: ExpiryNoticesTable;
+  idle_notices: IdleNoticesTable;
   deleted_key_uses: DeletedKeyUsesTable;
+  leak_reports: LeakReportsTable;
   idempotency_keys: IdempotencyKeysTable;
   job_runs: JobRunsTable;
   state_difference_counts: StateDifferenceCountsTable;

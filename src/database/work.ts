@@ -91,3 +91,21 @@ export async function transact<By extends ActorContext, Result>(
     }
   }
 }
+
+/** Runs `act` as `transact` does, and rolls its transaction back: nothing is stored, recorded or notified. */
+export async function rehearse<By extends ActorContext, Result>(
+  transactor: Transactor,
+  by: By,
+  act: (work: Work<By>) => Promise<Result>,
+): Promise<Result> {
+  const rollback = new Error('the transaction was a rehearsal');
+  const results: Result[] = [];
+  const run = transact(transactor, by, async (work) => {
+    results.push(await act(work));
+    throw rollback;
+  });
+  await run.catch((error: unknown) => {
+    if (error !== rollback) throw error;
+  });
+  return results.at(-1) as Result;
+}

@@ -24,7 +24,7 @@ export const problemKinds = {
     title: 'Validation failed',
     explanation: 'The request was understood, but a field or parameter is missing, unknown or out of range.',
     remedy:
-      'Each entry of errors has a path and what is wrong there; at most 50 are listed. Unknown fields are rejected, never ignored.',
+      'Each entry of errors has a path and what is wrong there; at most 50 are listed, and by an import at most two for each entry. Unknown fields are rejected, never ignored.',
   },
   cost_exceeds_limit: {
     status: 400,
@@ -83,6 +83,12 @@ export const problemKinds = {
     remedy:
       'Use a credential with the scope that the detail names. None includes another: write covers neither read nor reveal.',
   },
+  self_service_disabled: {
+    status: 403,
+    title: 'Self-service disabled',
+    explanation: 'The organization does not allow the holders of its keys to rotate or revoke them.',
+    remedy: 'Ask an admin of the organization to rotate or delete the key, or to set selfService to true.',
+  },
   reveal_disabled: {
     status: 403,
     title: 'Reveal disabled',
@@ -112,6 +118,13 @@ export const problemKinds = {
     title: 'Conflict',
     explanation: 'The request does not fit the current state of the resource.',
     remedy: 'Read the resource again and decide by its current state.',
+  },
+  key_exists: {
+    status: 409,
+    title: 'Key exists',
+    explanation:
+      'A token that would be imported belongs to a key that is live or can still be restored. `keyId` names the key if it is one of your organization.',
+    remedy: 'Leave the entry out: the token already works. If it belongs to another organization, replace it there.',
   },
   row_full: {
     status: 409,
@@ -156,6 +169,14 @@ export const problemKinds = {
       'The history in the database is shorter than an earlier checkpoint, or differs from it. Latchkey does not sign a checkpoint that contradicts an earlier one.',
     remedy:
       'Keep all earlier checkpoints and notify the operators of this service. `latchkey audit verify` reports the first bad event.',
+  },
+  claim_gone: {
+    status: 410,
+    title: 'Claim gone',
+    explanation:
+      'No key can be fetched with this code: it is unknown, was used before, has expired or was cancelled, or its key was deleted.',
+    remedy:
+      'Ask the sender of the code for a new one. If you did not use the code yourself, say so: somebody else may have.',
   },
   precondition_failed: {
     status: 412,
@@ -244,6 +265,8 @@ export interface InputError {
 
 interface ProblemOptions {
   errors?: InputError[];
+  /** The maximum number of errors that the reply lists; default 50. */
+  errorsListed?: number;
   /** Further members of the problem document (RFC 9457 section 3.2), such as the ids of the keys that fill a row. */
   members?: Record<string, unknown>;
   headers?: Record<string, string>;
@@ -272,7 +295,7 @@ export class Problem extends Error {
   constructor(code: ProblemCode, detail: string, options: ProblemOptions = {}) {
     super(shorten(detail, longestDetail), options.cause === undefined ? undefined : { cause: options.cause });
     this.code = code;
-    this.errors = options.errors?.slice(0, mostErrors).map(({ path, message }) => ({
+    this.errors = options.errors?.slice(0, options.errorsListed ?? mostErrors).map(({ path, message }) => ({
       path: shorten(path, longestErrorText),
       message: shorten(message, longestErrorText),
     }));

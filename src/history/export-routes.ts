@@ -4,6 +4,7 @@ import { z } from 'zod';
 import type { Db } from '../database/client.ts';
 import { createConcurrencyLimit, organizationGroupOf } from '../http/concurrency-limit.ts';
 import { accessTokenOf } from '../http/guard.ts';
+import { queryInteger } from '../http/schemas.ts';
 import { chainOf } from './chain.ts';
 import { exportChain } from './export.ts';
 import { readHead } from './store.ts';
@@ -11,6 +12,16 @@ import { readHead } from './store.ts';
 /** The response is a stream; this schema only documents it. */
 const exportView: z.ZodType = z.string().meta({
   example: '{"action":"key.created","actor":{},"previousHash":"00…","hash":"9f…"}\n',
+});
+
+const querystring = z.strictObject({
+  after: queryInteger(0, Number.MAX_SAFE_INTEGER).default(0).meta({
+    type: 'integer',
+    minimum: 0,
+    maximum: Number.MAX_SAFE_INTEGER,
+    default: 0,
+    description: 'The sequence number of the last event that the reader has. Only later events are exported.',
+  }),
 });
 
 export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db }) => {
@@ -29,17 +40,28 @@ export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app
   app.get(
     '/history/export',
     {
-      config: { access: { role: 'admin', scope: 'read', installation: true }, problems: ['overloaded'] },
+      config: {
+        access: { role: 'admin', scope: 'read', installation: true },
+        problems: ['overloaded'],
+        replyHeaders: {
+          'X-Latchkey-Last-Sequence': {
+            description: 'The sequence number of the last event when the request arrived; 0 if there is none.',
+            schema: { type: 'integer' },
+          },
+        },
+      },
       // A HEAD request would read the whole history for nothing.
       exposeHeadRoute: false,
       schema: {
         operationId: 'exportHistory',
         tags: ['History'],
-        summary: 'Export the whole history as NDJSON, oldest first',
+        summary: 'Export history as NDJSON, oldest first',
         description:
           'Ends with the event that is the last one when the request arrives. Each line is an event as in the list, with ' +
           'previousHash and hash as its last members. Without these two members, its bytes are exactly the hashed bytes. ' +
+          'With `after`, a reader continues where it stopped. ' +
           'Check the file with docs/verify-history.py or `latchkey audit verify --export`.',
+        querystring,
         produces: ['application/x-ndjson'],
         response: { 200: exportView },
       },
@@ -51,13 +73,16 @@ export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app
         release();
         throw error;
       });
-      const stream = Readable.from(exportChain(db, chain, sequence), { highWaterMark: 1 });
+      const stream = Readable.from(exportChain(db, chain, sequence, request.query.after), { highWaterMark: 1 });
       running.add(stream);
       stream.on('close', () => {
         running.delete(stream);
         release();
       });
-      return reply.type('application/x-ndjson; charset=utf-8').send(stream);
+      return reply
+        .header('x-latchkey-last-sequence', sequence)
+        .type('application/x-ndjson; charset=utf-8')
+        .send(stream);
     },
   );
 };

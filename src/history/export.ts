@@ -54,9 +54,9 @@ function decode(line: Buffer): string | undefined {
   }
 }
 
-/** The lines of a chain up to event number `last`, batch by batch. */
-export async function* exportChain(db: Db, chain: string, last: number): AsyncGenerator<string> {
-  for await (const events of readEvents(db, chain, last)) yield events.map(lineOfStored).join('');
+/** The lines of a chain after event number `after` up to event number `last`, batch by batch. */
+export async function* exportChain(db: Db, chain: string, last: number, after = 0): AsyncGenerator<string> {
+  for await (const events of readEvents(db, chain, last, after)) yield events.map(lineOfStored).join('');
 }
 
 interface ExportOptions {

@@ -7,7 +7,7 @@ import { installationChain } from './chain.ts';
 import {
   actionsOf,
   differencesOf,
-  firstActionOf,
+  firstActionsOf,
   type RecordKind,
   type State,
   type StateDifference,
@@ -155,14 +155,23 @@ interface CreatedRecord {
 }
 
 /** Records that were created according to history but have no row. The service never deletes rows, so somebody did. */
-async function* findMissing(db: Db, chain: string, { kind, column, table }: Paged): AsyncGenerator<StateDifference[]> {
+async function* findMissing(db: Db, chain: string, paged: Paged): AsyncGenerator<StateDifference[]> {
+  for (const action of firstActionsOf(paged.kind)) yield* findMissingAfter(db, chain, paged, action);
+}
+
+async function* findMissingAfter(
+  db: Db,
+  chain: string,
+  { kind, column, table }: Paged,
+  action: HistoryAction,
+): AsyncGenerator<StateDifference[]> {
   const pages = pagesOf<CreatedRecord>(async (last) => {
     const { rows } = await sql<CreatedRecord>`
       select sequence, ${sql.ref(column)} as id, exists (
         select from ${sql.table(table)} as record
         where record.id = history.${sql.ref(column)} and record.organization_id = ${chain}
       ) as is_there
-      from history where ${matches(chain, [['action', firstActionOf(kind)]])} and ${sql.ref(column)} is not null
+      from history where ${matches(chain, [['action', action]])} and ${sql.ref(column)} is not null
         and sequence < ${last?.sequence ?? Number.MAX_SAFE_INTEGER}
       order by sequence desc limit ${createdAtOnce}`.execute(db);
     return rows;

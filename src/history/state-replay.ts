@@ -15,7 +15,16 @@ type Rule = (details: Record<string, unknown>, event: ChainedEvent, state: State
 
 const limited = ['rateLimit'] as const;
 const members = {
-  organization: ['name', 'keyReveal', ...limited],
+  organization: [
+    'name',
+    'keyReveal',
+    'leakResponse',
+    'selfService',
+    'maxKeyLifetimeSeconds',
+    'defaultKeyLifetimeSeconds',
+    'idleSuspendAfterDays',
+    ...limited,
+  ],
   access_token: ['role', 'name', 'email', 'scopes', 'expiresAt'],
   partner: ['email', 'name', 'externalId', 'metadata', 'permissions', ...limited],
   key: ['permission', 'name', 'expiresAt', 'allowedIps', 'scopes', 'metadata', 'replacesKeyId', ...limited],
@@ -29,68 +38,73 @@ const restored: Rule = () => ({ deletedAt: null });
 const suspended: Rule = ({ suspendedAt, reason }) => ({ suspendedAt, suspendedReason: reason });
 const resumed: Rule = () => ({ suspendedAt: null, suspendedReason: null });
 
-/**
- * For each kind: the event that creates a record, and the events that change it. Other events do not affect its state.
- */
-const rules: Record<RecordKind, { begins: HistoryAction; first: Rule; changes: Partial<Record<HistoryAction, Rule>> }> =
-  {
-    organization: {
-      begins: 'organization.created',
-      first: (details) => only(members.organization, details),
-      changes: {
-        'organization.updated': changed,
-        'rate_limit.updated': (details, event, { rateLimit }) => ({
-          rateLimit: { ...toObject(rateLimit), ...changed(details, event, {}) },
-        }),
-      },
-    },
-    access_token: {
-      begins: 'access_token.created',
-      first: (details) => ({ ...only(members.access_token, details), deletedAt: null }),
-      changes: { 'access_token.deleted': deleted },
-    },
-    partner: {
-      begins: 'partner.created',
-      first: (details) => ({ ...only(members.partner, details), suspendedAt: null, deletedAt: null }),
-      changes: {
-        'partner.updated': changed,
-        'partner.suspended': suspended,
-        'partner.resumed': resumed,
-        'partner.deleted': deleted,
-        'partner.restored': restored,
-      },
-    },
-    key: {
-      begins: 'key.created',
-      first: (details, { partnerId }) => ({
-        partnerId,
-        ...only(members.key, details),
-        suspendedAt: null,
-        suspendedReason: null,
-        deletedAt: null,
-        deleteReason: null,
-        purgedAt: null,
-      }),
-      changes: {
-        'key.updated': changed,
-        'key.rotated': changed,
-        'key.suspended': suspended,
-        'key.resumed': resumed,
-        'key.deleted': ({ reason, deletedAt }) => ({ deletedAt, deleteReason: reason }),
-        'key.restored': () => ({ deletedAt: null, deleteReason: null }),
-        'key.purged': ({ purgedAt }) => ({ purgedAt }),
-      },
-    },
-  };
+interface Rules {
+  /** The events that create a record. */
+  begins: HistoryAction[];
+  first: Rule;
+  /** The events that change it. Other events do not affect its state. */
+  changes: Partial<Record<HistoryAction, Rule>>;
+}
 
-/** The action that creates a record of this kind. */
-export function firstActionOf(kind: RecordKind): HistoryAction {
+const rules: Record<RecordKind, Rules> = {
+  organization: {
+    begins: ['organization.created'],
+    first: (details) => only(members.organization, details),
+    changes: {
+      'organization.updated': changed,
+      'rate_limit.updated': (details, event, { rateLimit }) => ({
+        rateLimit: { ...toObject(rateLimit), ...changed(details, event, {}) },
+      }),
+    },
+  },
+  access_token: {
+    begins: ['access_token.created'],
+    first: (details) => ({ ...only(members.access_token, details), deletedAt: null }),
+    changes: { 'access_token.deleted': deleted },
+  },
+  partner: {
+    begins: ['partner.created'],
+    first: (details) => ({ ...only(members.partner, details), suspendedAt: null, deletedAt: null }),
+    changes: {
+      'partner.updated': changed,
+      'partner.suspended': suspended,
+      'partner.resumed': resumed,
+      'partner.deleted': deleted,
+      'partner.restored': restored,
+    },
+  },
+  key: {
+    begins: ['key.created', 'key.imported'],
+    first: (details, { partnerId, action }) => ({
+      partnerId,
+      origin: action === 'key.imported' ? 'imported' : 'created',
+      ...only(members.key, details),
+      suspendedAt: null,
+      suspendedReason: null,
+      deletedAt: null,
+      deleteReason: null,
+      purgedAt: null,
+    }),
+    changes: {
+      'key.updated': changed,
+      'key.rotated': changed,
+      'key.suspended': suspended,
+      'key.resumed': resumed,
+      'key.deleted': ({ reason, deletedAt }) => ({ deletedAt, deleteReason: reason }),
+      'key.restored': () => ({ deletedAt: null, deleteReason: null }),
+      'key.purged': ({ purgedAt }) => ({ purgedAt }),
+    },
+  },
+};
+
+/** The actions that create a record of this kind. */
+export function firstActionsOf(kind: RecordKind): HistoryAction[] {
   return rules[kind].begins;
 }
 
 /** Every action that affects a record's state. */
 export function actionsOf(kind: RecordKind): HistoryAction[] {
-  return [rules[kind].begins, ...(Object.keys(rules[kind].changes) as HistoryAction[])];
+  return [...rules[kind].begins, ...(Object.keys(rules[kind].changes) as HistoryAction[])];
 }
 
 /**
@@ -100,7 +114,7 @@ export function actionsOf(kind: RecordKind): HistoryAction[] {
 export function stateAfter(kind: RecordKind, state: State | undefined, event: ChainedEvent): State | undefined {
   const { begins, first, changes } = rules[kind];
   const details = toObject(event.details);
-  if (event.action === begins) return { ...first(details, event, {}), createdBy: toCreator(event.actor) };
+  if (begins.includes(event.action)) return { ...first(details, event, {}), createdBy: toCreator(event.actor) };
   const rule = Object.hasOwn(changes, event.action) ? changes[event.action] : undefined;
   if (state === undefined || rule === undefined) return state;
   return { ...state, ...only(Object.keys(state), { ...state, ...rule(details, event, state) }) };

@@ -29,7 +29,15 @@ export async function keyRows(
     .selectFrom('api_keys')
     .select(['id', 'partner_id', 'permission', 'name', 'expires_at', 'allowed_ips', 'scopes', 'metadata', 'created_by'])
     .select(['rate_limit_requests', 'rate_limit_window_seconds'])
-    .select(['suspended_at', 'suspended_reason', 'deleted_at', 'delete_reason', 'purged_at', 'replaces_key_id'])
+    .select([
+      'origin',
+      'suspended_at',
+      'suspended_reason',
+      'deleted_at',
+      'delete_reason',
+      'purged_at',
+      'replaces_key_id',
+    ])
     .where('organization_id', '=', organizationId)
     .where('id', '<', before as KeyId)
     .orderBy('id', 'desc')
@@ -40,6 +48,7 @@ export async function keyRows(
     state: {
       partnerId: row.partner_id,
       permission: row.permission,
+      origin: row.origin,
       name: row.name,
       expiresAt: toText(row.expires_at),
       rateLimit: toRateLimit(row),
@@ -116,7 +125,9 @@ export async function accessTokenRows(tx: Tx, organizationId: OrganizationId | n
 export async function organizationRows(tx: Tx, organizationId: OrganizationId): Promise<RecordRow[]> {
   const rows = await tx
     .selectFrom('organizations')
-    .select(['id', 'name', 'key_reveal', 'rate_limit_requests', 'rate_limit_window_seconds', 'created_by'])
+    .select(['id', 'name', 'key_reveal', 'leak_response', 'self_service', 'max_key_lifetime_seconds'])
+    .select(['default_key_lifetime_seconds', 'idle_suspend_after_days', 'created_by'])
+    .select(['rate_limit_requests', 'rate_limit_window_seconds'])
     .where('id', '=', organizationId)
     .execute();
   return rows.map((row) => ({
@@ -124,6 +135,11 @@ export async function organizationRows(tx: Tx, organizationId: OrganizationId): 
     state: {
       name: row.name,
       keyReveal: row.key_reveal,
+      leakResponse: row.leak_response,
+      selfService: row.self_service,
+      maxKeyLifetimeSeconds: row.max_key_lifetime_seconds,
+      defaultKeyLifetimeSeconds: row.default_key_lifetime_seconds,
+      idleSuspendAfterDays: row.idle_suspend_after_days,
       rateLimit: toRateLimit(row),
       createdBy: toCreator(row.created_by),
     },

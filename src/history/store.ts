@@ -240,12 +240,12 @@ const batchSize = 250;
 const batchBytes = 262_144;
 
 /**
- * Reads a chain from its first event to number `last`, in batches. Each batch is its own query, so a slow reader holds
+ * Reads a chain from the event after number `after` to number `last`, in batches. Each batch is its own query, so a slow reader holds
  * no connection. A batch is emptied when the next one is read.
  */
-export function readEvents(db: Db, chain: string, last: number): AsyncGenerator<StoredEvent[]> {
+export function readEvents(db: Db, chain: string, last: number, after = 0): AsyncGenerator<StoredEvent[]> {
   // Each batch has both bounds. With an open end and outdated statistics, Postgres would sort the rest of the chain.
-  return inBatches(db, { chain, last }, async (range) => {
+  return inBatches(db, { chain, after, last }, async (range) => {
     const { rows } = await sql<StoredEvent>`select ${storedEvent} from (
         select *, sum(octet_length(canonical)) over (order by sequence) - octet_length(canonical) as bytes_before
         from history where chain = ${chain} and sequence >= ${range.first} and sequence <= ${range.last}
@@ -256,10 +256,10 @@ export function readEvents(db: Db, chain: string, last: number): AsyncGenerator<
 
 async function* inBatches<Row extends { sequence: number }>(
   db: Db,
-  { chain, last }: { chain: string; last: number },
+  { chain, after, last }: { chain: string; after: number; last: number },
   read: (range: Range) => Promise<Row[]>,
 ): AsyncGenerator<Row[]> {
-  for (let first: number | undefined = 1; first !== undefined && first <= last; ) {
+  for (let first: number | undefined = after + 1; first !== undefined && first <= last; ) {
     const rows = await read({ first, last: Math.min(first + batchSize - 1, last) });
     const lastRead = rows.at(-1)?.sequence;
     first = lastRead === undefined ? await findNext(db, chain, first) : lastRead + 1;

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
+import { isAuthentic, type MacColumns, type MacParts, macOf } from '../crypto/mac.ts';
 import { type SealBinding, SealBroken, seal, unseal } from '../crypto/seal.ts';
 import { Secret } from '../crypto/secret.ts';
 import type { Tx } from '../database/client.ts';
@@ -9,7 +10,7 @@ import { type ActorContext, type Transactor, transact, type Work } from '../data
 import { canonicalJson } from '../domain/canonical-json.ts';
 import { Problem, validationProblem } from '../domain/errors.ts';
 import type { OrganizationId } from '../domain/ids.ts';
-import { accessTokenOf, actorContextOf } from './guard.ts';
+import { actorContextOf, callerOf } from './guard.ts';
 import {
   type CompletedRequest,
   deleteCompleted,
@@ -60,8 +61,8 @@ interface IdempotencyOptions {
 interface Identity {
   /** SHA-256 of caller, organization, route and key. The key itself is not stored: it may be a secret. */
   address: Buffer;
-  /** SHA-256 of query and body, which a repeated request must match. */
-  requestHash: Buffer;
+  /** Query and body in canonical form, which a repeated request must match. */
+  request: string;
 }
 
 interface SentReply {
@@ -126,10 +127,10 @@ export const idempotency = fp<IdempotencyOptions>(
       const hasPlaintext = outcome.plaintextOf !== undefined;
       const done = {
         address: identity.address,
-        request_hash: identity.requestHash,
+        ...requestMacOf(macOf(keyring.primary, requestParts(identity))),
         organization_id: by.organizationId,
         has_plaintext: hasPlaintext,
-        created: [...(outcome.plaintextOf ?? idOf(outcome.view))],
+        created: [...(outcome.plaintextOf ?? idsOf(outcome.view))],
         created_at: now,
       };
       const isKept = !hasPlaintext || by.organizationId === null || (await keepsPlaintexts(tx, by.organizationId));
@@ -144,7 +145,7 @@ export const idempotency = fp<IdempotencyOptions>(
       done: CompletedRequest,
       now: Date,
     ): Promise<string> {
-      if (identityOf(request)?.requestHash.equals(done.request_hash) !== true) {
+      if (!isSameRequest(request, done)) {
         throw new Problem(
           'idempotency_mismatch',
           'This Idempotency-Key was used for a different request. Use a new key.',
@@ -156,6 +157,17 @@ export const idempotency = fp<IdempotencyOptions>(
       if (sent === undefined) throw replyGone(done);
       reply.header('idempotent-replayed', 'true');
       return send(reply, sent);
+    }
+
+    /** Without the keyring entry requests cannot be compared. Then the reply cannot be unsealed either. */
+    function isSameRequest(request: FastifyRequest, done: CompletedRequest): boolean {
+      const { request_mac: mac, request_mac_keyring_id: entryId } = done;
+      const identity = identityOf(request);
+      if (identity === undefined) return false;
+      return (
+        keyring.get(entryId) === undefined ||
+        isAuthentic(keyring, { mac, mac_keyring_id: entryId }, requestParts(identity))
+      );
     }
 
     /** Undefined if the reply is not stored, its keyring entry is missing, or its row was changed, moved or forged. */
@@ -193,13 +205,22 @@ function identityOf(request: FastifyRequest): Identity | undefined {
   if (names.filter((name) => name.toLowerCase() === 'idempotency-key').length > 1) {
     throw validationProblem(path, 'must not be sent more than once');
   }
-  const { id, actsIn } = accessTokenOf(request);
+  const { principal, actsIn } = callerOf(request);
   const route = [request.method, request.routeOptions.url, request.params];
   return {
-    address: sha256([id, actsIn, route, key]),
+    address: sha256([principal.id, actsIn, route, key]),
     // No body, null and {} are equivalent.
-    requestHash: sha256([request.query, request.body ?? {}]),
+    request: canonicalJson([request.query, request.body ?? {}]),
   };
+}
+
+/** A MAC and not a hash: a body may contain the plaintext or the SHA-256 of an imported key. */
+function requestParts({ request }: Identity): MacParts {
+  return ['request', request];
+}
+
+function requestMacOf({ mac, mac_keyring_id }: MacColumns) {
+  return { request_mac: mac, request_mac_keyring_id: mac_keyring_id };
 }
 
 function sha256(value: unknown): Buffer {
@@ -234,7 +255,12 @@ export function bindingOf(done: Omit<CompletedRequest, 'sealed' | 'sealed_keyrin
     purpose: 'reply',
     organizationId: done.organization_id,
     recordId: done.address.toString('hex'),
-    facts: [done.request_hash.toString('hex'), done.created_at.toISOString(), String(done.has_plaintext)],
+    facts: [
+      done.request_mac.toString('hex'),
+      done.request_mac_keyring_id,
+      done.created_at.toISOString(),
+      String(done.has_plaintext),
+    ],
   };
 }
 
@@ -249,8 +275,10 @@ function send(reply: FastifyReply, { status, headers, body }: SentReply): string
   return body;
 }
 
-function idOf(view: unknown): string[] {
-  const { id } = view as { id?: unknown };
+/** The id of the resource in a reply, or the ids of a list of them. */
+function idsOf(view: unknown): string[] {
+  const { id, data } = view as { id?: unknown; data?: unknown };
+  if (Array.isArray(data)) return data.flatMap(idsOf);
   return typeof id === 'string' ? [id] : [];
 }
 

@@ -1,6 +1,7 @@
 import type { FastifyInstance } from 'fastify';
 import fp from 'fastify-plugin';
-import type { SecretText } from '../crypto/secret-text.ts';
+import { presentedTexts } from '../credentials/presented.ts';
+import { holdsCredential, type SecretText } from '../crypto/secret-text.ts';
 import { Problem, validationProblem } from '../domain/errors.ts';
 import { isNestedDeeper, mayChangeNumbers, repeatedMember, withInexactNumbersInfinite } from '../lib/json-text.ts';
 
@@ -12,14 +13,20 @@ export const jsonBody = fp(
   async (app) => {
     app.removeAllContentTypeParsers();
     // No promise, to save time per request; Fastify turns an exception into the reply.
-    app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, (_request, body, done) => {
-      done(null, parseJson(body, app.secretText));
+    app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, (request, body, done) => {
+      const value = parseJson(body, app.secretText);
+      // An imported key has no form by which it could be found. Only this request shows what it is.
+      if (request.principal?.kind === 'api_key') refuseCredentials(value, presentedTexts(request.raw));
+      done(null, value);
     });
   },
   { name: 'json-body', dependencies: ['strict-routes'] },
 );
 
-/** Accepts any text, including tokens, on the routes of this scope. For bodies that carry a credential and are not stored. */
+/**
+ * Accepts any text, including tokens, on the routes of this scope. For bodies that carry a credential and are not stored,
+ * and for routes that search their input themselves.
+ */
 export function allowTokensInBody(
   app: Pick<FastifyInstance, 'removeContentTypeParser' | 'addContentTypeParser'>,
 ): void {
@@ -29,7 +36,22 @@ export function allowTokensInBody(
   });
 }
 
-function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
+/** Parses the JSON of a signed body, whose values may be any text. */
+export function parseSignedJson(body: Buffer): unknown {
+  return parseJson(body, undefined);
+}
+
+function refuseCredentials(value: unknown, credentials: readonly string[]): void {
+  const ofText = (text: string): TextFlaw | undefined => {
+    if (!credentials.some((credential) => holdsCredential(text, credential))) return undefined;
+    return { code: 'secret_in_text', message: 'must not contain the credential of the request' };
+  };
+  const flaw = firstFlaw(value, 'body', { ofName: ofText, ofValue: ofText });
+  if (flaw !== undefined) throw toProblem(flaw);
+}
+
+/** Parses a JSON text strictly. @throws Problem `bad_request`, `validation_failed`, `secret_in_text` */
+export function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
   const text = decodeUtf8(body);
   if (isNestedDeeper(maxNesting, text)) {
     throw new Problem('bad_request', `The body is nested deeper than ${maxNesting} levels.`);
@@ -43,11 +65,12 @@ function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
   const repeated = repeatedMember(text, value);
   if (repeated !== undefined) throw validationProblem(`body.${repeated}`, 'must not occur twice');
   const flaw = findFlaw(text, value, secrets);
-  if (flaw !== undefined) {
-    const { code, path, message } = flaw;
-    throw new Problem(code, `${path}: ${message}`, { errors: [{ path, message }] });
-  }
+  if (flaw !== undefined) throw toProblem(flaw);
   return value;
+}
+
+function toProblem({ code, path, message }: Flaw): Problem {
+  return new Problem(code, `${path}: ${message}`, { errors: [{ path, message }] });
 }
 
 const utf8 = new TextDecoder('utf-8', { fatal: true });
@@ -88,6 +111,12 @@ function findFlaw(text: string, value: unknown, secrets: SecretText | undefined)
   const searched = hasLongNumbers ? JSON.parse(withInexactNumbersInfinite(text)) : value;
   const ofText = (of: string) => flawOf(of, toSearch);
   return firstFlaw(searched, 'body', { ofName: ofText, ofValue: secrets === undefined ? () => undefined : ofText });
+}
+
+/** Like the search in a body, for a value on a route that allows tokens in its body. */
+export function findTextFlaw(value: unknown, path: string, secrets: SecretText): Flaw | undefined {
+  const ofText = (of: string) => flawOf(of, secrets);
+  return firstFlaw(value, path, { ofName: ofText, ofValue: ofText });
 }
 
 interface Checks {

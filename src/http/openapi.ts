@@ -12,6 +12,8 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     /** Problems that this operation can return, in addition to those that its access and input imply. */
     problems?: ProblemCode[];
+    /** Headers of the success, as in OpenAPI, in addition to those that other settings imply. */
+    replyHeaders?: Record<string, { description: string; schema: object }>;
   }
 }
 

@@ -1,6 +1,7 @@
-import type { FastifyRequest } from 'fastify';
+import type { FastifyReply, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
-import type { SecretText } from '../crypto/secret-text.ts';
+import { presentedTexts } from '../credentials/presented.ts';
+import { holdsCredential, type SecretText, withoutCredential } from '../crypto/secret-text.ts';
 import type { RequestFacts } from '../domain/actor.ts';
 import { isWithin, type Networks, plainAddress, toNetworks } from '../lib/ip-address.ts';
 import { connectionOf } from './server.ts';
@@ -33,17 +34,32 @@ export const requestFacts = fp<RequestFactsOptions>(
 );
 
 /** The facts for history and logs. */
-function capture(
-  { id, raw: { socket, headers } }: FastifyRequest,
-  proxies: Networks | undefined,
-  secrets: SecretText,
-): RequestFacts {
+function capture({ id, raw }: FastifyRequest, proxies: Networks | undefined, secrets: SecretText): RequestFacts {
+  const { socket, headers } = raw;
   const peer = connectionOf(socket)?.address ?? plainAddress(socket.remoteAddress) ?? unknownAddress;
   return {
     id,
     ip: clientAddressFrom(peer, headers['x-forwarded-for'], proxies),
-    userAgent: sanitize(headers['user-agent'], secrets),
+    userAgent: sanitize(headers['user-agent'], (text) => withoutPresented(raw, secrets.redact(text))),
   };
+}
+
+/** Removes the credential of a request, which may have any form, from a header that is recorded. */
+export function withoutPresented(raw: Parameters<typeof presentedTexts>[0], text: string): string {
+  return presentedTexts(raw).reduce(withoutCredential, text);
+}
+
+/** The same for a key that was presented in the body. */
+export function removeFromFacts(key: string, request: FastifyRequest, reply: FastifyReply): void {
+  const { id, facts } = request;
+  if (holdsCredential(id, key)) {
+    request.id = withoutCredential(id, key);
+    reply.header('x-request-id', request.id);
+  }
+  const { userAgent } = facts;
+  if (request.id !== id || (userAgent !== null && holdsCredential(userAgent, key))) {
+    request.facts = { ...facts, id: request.id, userAgent: userAgent && withoutCredential(userAgent, key) };
+  }
 }
 
 /** RFC 1122 section 3.2.1.3: the address of a host that does not know its own. No allowlist contains it. */
@@ -67,7 +83,7 @@ function clientAddressFrom(
 }
 
 /** Makes a header storable: bounded, without tokens and without characters that JSON or Postgres reject. */
-function sanitize(header: string | undefined, { redact }: SecretText): string | null {
+function sanitize(header: string | undefined, redact: (text: string) => string): string | null {
   if (header === undefined) return null;
   return redact(header).toWellFormed().replaceAll('\u0000', '').slice(0, userAgentCharacters).toWellFormed();
 }

@@ -57,7 +57,7 @@ export function queryInteger(least: number, most: number) {
   const error = mustBe(`a whole number from ${least} to ${most}`);
   return z
     .string({ error })
-    .regex(/^[0-9]{1,10}$/, { error })
+    .regex(/^[0-9]{1,16}$/, { error })
     .transform(Number)
     .refine((value) => value >= least && value <= most, { error });
 }
@@ -254,7 +254,7 @@ export const metadataView = z.record(z.string(), z.unknown()).meta({ example: { 
 export const problemCodeSchema = z.enum(problemCodes).meta({ id: 'ProblemCode' });
 
 const actorSnapshot = z.object({
-  type: z.enum(['admin', 'operator', 'verifier', 'system']).meta({ id: 'ActorType' }),
+  type: z.enum(['admin', 'operator', 'verifier', 'api_key', 'claim', 'system']).meta({ id: 'ActorType' }),
   id: z.string(),
   name: z.string(),
   email: z.string().nullable(),

@@ -7,6 +7,7 @@ import { Problem } from '../domain/errors.ts';
 import { isWithin, plainAddress, toNetworks } from '../lib/ip-address.ts';
 import { answerFrameworkError } from './error-handler.ts';
 import { problemBody, problemHeaders } from './problem.ts';
+import { withoutPresented } from './request-facts.ts';
 import { type Connection, connectionOf, createHttpServer } from './server.ts';
 
 /** Settings of an HTTP server. */
@@ -74,9 +75,10 @@ const safeRequestId = /^[A-Za-z0-9._:-]{1,128}$/;
 
 /** Uses the caller's X-Request-Id if it is safe to log, with tokens masked; otherwise a UUID. */
 function requestIds(redact: (text: string) => string) {
-  return ({ headers }: Pick<IncomingMessage, 'headers'>): string => {
-    const given = headers['x-request-id'];
-    return typeof given === 'string' && safeRequestId.test(given) ? redact(given) : randomUUID();
+  return (raw: Pick<IncomingMessage, 'headers' | 'url'>): string => {
+    const given = raw.headers['x-request-id'];
+    const isSafe = typeof given === 'string' && safeRequestId.test(given);
+    return isSafe ? withoutPresented(raw, redact(given)) : randomUUID();
   };
 }
 

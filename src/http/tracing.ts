@@ -42,9 +42,11 @@ export const tracing = fp<{ tracer: Tracer }>(
   { name: 'tracing' },
 );
 
-function end(span: Span, { routeOptions: { url } }: FastifyRequest, status: number): void {
+function end(span: Span, { id, routeOptions: { url } }: FastifyRequest, status: number): void {
   const route = url === undefined ? {} : { 'http.route': url };
-  span.end({ 'http.response.status_code': status, ...route }, { isError: status >= 500 });
+  // Again, because a key that was presented in the body is removed from it meanwhile.
+  const requestId = { 'latchkey.request_id': id };
+  span.end({ 'http.response.status_code': status, ...requestId, ...route }, { isError: status >= 500 });
 }
 
 function nameOf({ method, routeOptions: { url } }: FastifyRequest): string {

@@ -1,6 +1,10 @@
+import { expireClaims } from '../claims/jobs.ts';
+import { announceExpiries, forgetExpiryNotices } from '../expiry-notices/jobs.ts';
 import { auditStates } from '../history/state-audit.ts';
 import { pruneIdempotency } from '../http/idempotency-store.ts';
-import { announceExpiries, forgetExpiryNotices, purgeDeletedKeys } from '../keys/jobs.ts';
+import { suspendIdleKeys } from '../keys/idle-job.ts';
+import { purgeDeletedKeys } from '../keys/jobs.ts';
+import { pruneLeakReports } from '../leaks/store.ts';
 import { wipeSeals } from '../organizations/commands.ts';
 import { pruneRefusals } from '../refused-requests/store.ts';
 import { foldOldUsage, pruneDeletedUses } from '../verification/usage-store.ts';
@@ -24,9 +28,21 @@ export const jobs: readonly Job[] = [
   },
   {
     name: 'announce_expiries',
-    description: 'Records that keys expire in 7 days and in 1 day.',
+    description: 'Records that keys and access tokens expire in 7 days and in 1 day.',
     schedule: '*/5 * * * *',
     run: ({ transactor, signal }) => announceExpiries({ transactor, signal }),
+  },
+  {
+    name: 'suspend_idle_keys',
+    description: 'Announces that keys without use will be suspended, and suspends them when the time is over.',
+    schedule: '23 * * * *',
+    run: ({ transactor, signal }) => suspendIdleKeys({ transactor, signal }),
+  },
+  {
+    name: 'expire_claims',
+    description: 'Ends claims whose time is over, and deletes their copies of keys.',
+    schedule: '*/5 * * * *',
+    run: ({ transactor, signal }) => expireClaims({ transactor, signal }),
   },
   {
     name: 'wipe_seals',
@@ -46,6 +62,12 @@ export const jobs: readonly Job[] = [
     description: 'Deletes markers of uses of deleted keys; history keeps the events.',
     schedule: '41 * * * *',
     run: ({ transactor }) => pruneDeletedUses(transactor),
+  },
+  {
+    name: 'forget_leak_reports',
+    description: 'Deletes markers of reports of leaked keys; history keeps the events.',
+    schedule: '43 * * * *',
+    run: ({ transactor }) => pruneLeakReports(transactor),
   },
   {
     name: 'forget_expiry_notices',

@@ -44,6 +44,9 @@ const metadataMeaning =
   `Members named \`metadata.<member>\`, at most ${mostMembers}: keys whose metadata has this member with this text. The text is that of a ` +
   'string, or the JSON text of a number, `true` or `false`. A dot in the name belongs to it: members of members cannot be searched.';
 
+const pastMaxLifetimeMeaning =
+  'Only live keys without an expiry, or with one later than maxKeyLifetimeSeconds from now: they outlive any key created now.';
+
 const includeDeletedMeaning = 'Also list deleted keys that can be restored.';
 
 /** The title becomes the name of the parameter in the OpenAPI document. */
@@ -58,11 +61,17 @@ function withFilters<Shape extends z.ZodRawShape>(shape: Shape) {
 /** The parameters of the list. */
 export const keyListQuery = withFilters({
   ...pageQuery,
+  pastMaxLifetime: queryBoolean.meta({ type: 'boolean', default: false, description: pastMaxLifetimeMeaning }),
   includeDeleted: queryBoolean.meta({ type: 'boolean', default: false, description: includeDeletedMeaning }),
 }).meta({ additionalProperties: metadataTexts });
 
 /** The filter of a bulk request. */
 export const keyFilterInput = withFilters({
+  pastMaxLifetime: z
+    .boolean()
+    .refine((isSet) => isSet, 'must be true or left out')
+    .optional()
+    .meta({ description: pastMaxLifetimeMeaning, enum: [true] }),
   includeDeleted: z.boolean().optional().meta({ description: includeDeletedMeaning }),
 })
   .refine(

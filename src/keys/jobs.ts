@@ -3,16 +3,8 @@ import { currentTime } from '../database/credential.ts';
 import type { Transactor } from '../database/work.ts';
 import type { Actor } from '../domain/actor.ts';
 import { record } from '../history/record.ts';
-import { dayMs, secondMs } from '../lib/durations.ts';
-import {
-  deleteExpiryNotices,
-  insertExpiryNotices,
-  lockKeysToAnnounce,
-  lockKeysToPurge,
-  markKeysPurged,
-  organizationsWithExpiries,
-  organizationsWithPurges,
-} from './jobs-store.ts';
+import { secondMs } from '../lib/durations.ts';
+import { lockKeysToPurge, markKeysPurged, organizationsWithPurges } from './jobs-store.ts';
 
 /** Background jobs for keys. Each may run twice, or several times at once. */
 
@@ -55,35 +47,4 @@ export async function purgeDeletedKeys({
       return keys.length;
     },
   });
-}
-
-/**
- * Records that live keys expire in 7 days and in 1 day, once per key and expiry. A late notice, such as for a key that
- * lives one hour, is recorded once with the remaining days.
- * @returns how many keys were processed
- */
-export async function announceExpiries({ transactor, signal }: KeyJobDeps): Promise<number> {
-  const now = await currentTime(transactor.db, transactor.clock);
-  return workInBatches({
-    transactor,
-    actor: jobActor('announce_expiries'),
-    organizationIds: await organizationsWithExpiries(transactor.db, now),
-    batchSize,
-    signal,
-    async step(work, count) {
-      const keys = await lockKeysToAnnounce(work.tx, work.by.organizationId, work.now, count);
-      for (const { id, partner_id, expires_at } of await insertExpiryNotices(work.tx, keys)) {
-        const daysLeft = Math.ceil((expires_at.getTime() - work.now.getTime()) / dayMs);
-        const details = { expiresAt: expires_at.toISOString(), daysLeft };
-        record(work, { action: 'key.expiry_announced', keyId: id, partnerId: partner_id, details });
-      }
-      return keys.length;
-    },
-  });
-}
-
-/** Deletes expiry notices one day after the expiry, when none is due any more. @returns how many */
-export async function forgetExpiryNotices({ db, clock }: Pick<Transactor, 'db' | 'clock'>): Promise<number> {
-  const now = await currentTime(db, clock);
-  return deleteExpiryNotices(db, new Date(now.getTime() - dayMs));
 }

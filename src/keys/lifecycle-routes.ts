@@ -4,23 +4,13 @@ import type { RestoreWindows } from '../domain/restore-window.ts';
 import { organizationContextOf } from '../http/guard.ts';
 import { idParam, text } from '../http/schemas.ts';
 import { setKeySuspended } from './commands.ts';
+import { rotateRequest } from './input.ts';
 import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
 import { restoreKey } from './restore-commands.ts';
 import { rotateKey } from './rotate-commands.ts';
 import type { ShownKey } from './store.ts';
 import { createdKeyView, type KeyViewContext, keyView, showCreatedKey, toKeyView } from './views.ts';
-
-const longestEndSeconds = 31_536_000;
-
-const rotateRequest = z
-  .strictObject({
-    expireOldAfterSeconds: z.int().min(0).max(longestEndSeconds).optional().meta({
-      description:
-        'Seconds until the old key expires. An earlier expiry stays. If omitted, the old key does not change.',
-    }),
-  })
-  .meta({ id: 'RotateRequest', example: { expireOldAfterSeconds: 86_400 } });
 
 const suspendRequest = z
   .strictObject({
@@ -54,7 +44,8 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
         tags: ['Keys'],
         summary: 'Rotate a key: add a second key to its row',
         description:
-          'The new key copies name, limit, allowed addresses and metadata. It has no expiry. ' +
+          "The new key copies name, limit, allowed addresses, scopes and metadata. Its expiry is the organization's default " +
+          'or maximum lifetime; without them it has none. ' +
           'Only an active key can be rotated, and its row needs a free place.',
         params,
         body: rotateRequest.nullish(),

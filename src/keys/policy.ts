@@ -116,13 +116,6 @@ export function permissionFor(granted: readonly Access[] | null, requested: Perm
   );
 }
 
-/** Rejects an expiry in the past. @throws Problem `validation_failed` */
-export function requireFuture(expiresAt: Date | null, now: Date): void {
-  if (expiresAt !== null && expiresAt <= now) {
-    throw validationProblem('body.expiresAt', `must be later than now (${now.toISOString()})`);
-  }
-}
-
 /** @throws Problem `already_deleted` */
 export function requireLiveKey(key: { id: string; deleted_at: Date | null }): void {
   if (key.deleted_at === null) return;

@@ -74,7 +74,7 @@ export async function restoreLockedKey(
   slot: 1 | 2,
   { recovery }: Restoring,
 ): Promise<Key> {
-  const restored = await markKeyRestored(work.tx, key.id, slot);
+  const restored = await markKeyRestored(work.tx, key.id, { slot, at: work.now });
   record(work, {
     action: 'key.restored',
     keyId: key.id,

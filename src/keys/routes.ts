@@ -9,54 +9,15 @@ import { decodeCursor, toPage } from '../domain/page.ts';
 import { organizationContextOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';
-import {
-  allowedIpsInput,
-  idParam,
-  idSchema,
-  keyScopesInput,
-  limitMeaning,
-  metadataInput,
-  nameInput,
-  pageOf,
-  permissionSchema,
-  rateLimitSchema,
-  text,
-  timestampInput,
-} from '../http/schemas.ts';
+import { idParam, pageOf, text } from '../http/schemas.ts';
 import { createKey, deleteKey, patchKey } from './commands.ts';
 import { keyListQuery, toKeyFilter } from './filter-input.ts';
+import { keyPatch, newKey } from './input.ts';
 import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
 import { revealKey } from './reveal.ts';
 import { getKey, listKeys, type ShownKey } from './store.ts';
 import { createdKeyView, type KeyViewContext, keyView, showCreatedKey, toKeyView } from './views.ts';
-
-const settings = {
-  name: nameInput.nullish(),
-  expiresAt: timestampInput.nullish(),
-  rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.key }),
-  allowedIps: allowedIpsInput.optional(),
-  scopes: keyScopesInput.optional().meta({
-    description:
-      'What the key may be used for, in your own words: Latchkey compares them and gives them no meaning. A change replaces the whole list.',
-    example: ['invoices:read'],
-  }),
-  metadata: metadataInput.optional(),
-};
-
-const newKey = z
-  .strictObject({
-    partnerId: idSchema('partner')
-      .optional()
-      .meta({ description: "If omitted, the key belongs to the organization's default row." }),
-    permission: permissionSchema.optional().meta({ description: 'Required only for a partner with both permissions.' }),
-    ...settings,
-  })
-  .meta({ id: 'NewKey', example: { name: 'Billing export' } });
-
-const keyPatch = z
-  .strictObject(settings)
-  .meta({ id: 'KeyPatch', example: { name: 'Billing export', metadata: { team: 'billing' } } });
 
 const revealRequest = z
   .strictObject({ reason: text(500).optional(), recipient: text(200).optional() })
@@ -133,14 +94,16 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         operationId: 'createKey',
         tags: ['Keys'],
         summary: 'Create a key',
-        description: 'A row holds at most two live keys. A new key does not affect the other one.',
+        description:
+          'A row holds at most two live keys. A new key does not affect the other one. Without `expiresAt` it gets the default ' +
+          'lifetime of the organization, otherwise the maximum; null asks for no expiry, which a maximum rejects.',
         body: newKey,
         response: { 201: createdKeyView },
       },
     },
     async (request, reply) => {
-      const { name, expiresAt, rateLimit, ...rest } = request.body;
-      const given = { ...rest, name: name ?? null, expiresAt: expiresAt ?? null, rateLimit: rateLimit ?? null };
+      const { name, rateLimit, ...rest } = request.body;
+      const given = { ...rest, name: name ?? null, rateLimit: rateLimit ?? null };
       const by = organizationContextOf(request);
       const minted = await mint.mint(by.organizationId);
       return app.runOnce(request, reply, by, async (work) =>
@@ -172,7 +135,8 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         operationId: 'updateKey',
         tags: ['Keys'],
         summary: 'Change the settings of a key',
-        description: 'Omitted fields do not change. null removes name, expiresAt or rateLimit.',
+        description:
+          'Omitted fields do not change. null removes name, expiresAt or rateLimit. An expiry past the maximum lifetime, counted from the creation, is rejected; an earlier end than before is accepted up to the maximum from now.',
         params,
         body: keyPatch,
         response: { 200: keyView },

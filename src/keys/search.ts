@@ -19,6 +19,8 @@ export interface KeyFilter {
   /** Keys without use count by their creation. */
   lastUsedBefore?: Date | undefined;
   scope?: string | undefined;
+  /** Only live keys that outlive any key created now, by the maximum lifetime of the organization. */
+  pastMaxLifetime?: boolean | undefined;
   /** Members of metadata and their texts. */
   metadata?: ReadonlyArray<readonly [member: string, text: string]> | undefined;
   /** Include restorable keys: deleted after this time, and not as compromised. */
@@ -155,6 +157,9 @@ function ownIndexes({ organizationId, filter, now }: KeySearch): OwnIndex[] {
     lastFour && sql`${keys} and ${isKept} and last_four = ${lastFour}`,
     expiresBefore && sql`${keys} and ${isKept} and expires_at < ${expiresBefore}`,
     createdBefore && sql`${keys} and ${isKept} and created_at < ${createdBefore}`,
+    filter.pastMaxLifetime &&
+      sql`(${keys} and ${isKept} and expires_at is null
+      union all ${keys} and ${isKept} and expires_at > ${latestExpiry(organizationId, now)})`,
     lastUsedBefore &&
       sql`select key_id as id from key_last_uses
       where organization_id = ${organizationId} and ${isUnusedSince(lastUsedBefore)}`,
@@ -175,6 +180,8 @@ function inIndex({ organizationId, filter, now }: KeySearch): RawBuilder<boolean
     lastFour && sql`last_four = ${lastFour}`,
     expiresBefore && sql`expires_at < ${expiresBefore}`,
     createdBefore && sql`created_at < ${createdBefore}`,
+    filter.pastMaxLifetime &&
+      sql`deleted_at is null and coalesce(expires_at, 'infinity') > ${latestExpiry(organizationId, now)}`,
     // A key is never used before its creation.
     lastUsedBefore && sql`created_at < ${lastUsedBefore}`,
   ];
@@ -221,6 +228,12 @@ function statusCondition({ status, restorableAfter }: KeyFilter, now: Date): Raw
       if (restorableAfter === undefined) return live;
       return sql<boolean>`(${live} or (deleted_at > ${restorableAfter} and delete_reason <> 'compromised'))`;
   }
+}
+
+/** Null without a maximum lifetime: then no key is past it. */
+function latestExpiry(organizationId: OrganizationId, now: Date) {
+  return sql`(select ${now}::timestamptz + max_key_lifetime_seconds * interval '1 second'
+    from organizations where id = ${organizationId})`;
 }
 
 function isOwnedBy(partnerId: PartnerId | 'default') {

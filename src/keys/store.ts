@@ -10,10 +10,19 @@ import type { Access, Permission } from '../domain/permissions.ts';
 import { foldCase } from './policy.ts';
 import { findKeys, type KeySearch } from './search.ts';
 
-/** A key without its tag, hash and sealed value, which no view contains. */
+/** A key without its tag, hash and sealed values, which no view contains. */
 export type Key = Omit<
   Selectable<ApiKeysTable>,
-  'tag' | 'tag_keyring_id' | 'argon2id_hash' | 'mac' | 'mac_keyring_id' | 'sealed' | 'sealed_keyring_id'
+  | 'resumed_at'
+  | 'tag'
+  | 'tag_keyring_id'
+  | 'argon2id_hash'
+  | 'mac'
+  | 'mac_keyring_id'
+  | 'sealed'
+  | 'sealed_keyring_id'
+  | 'digest_sealed'
+  | 'digest_keyring_id'
 >;
 
 /** A key with all data that a reply shows. */
@@ -28,6 +37,7 @@ const columns = [
   'partner_id',
   'permission',
   'slot',
+  'origin',
   'name',
   'folded_name',
   'last_four',
@@ -48,9 +58,10 @@ const columns = [
   'purged_at',
 ] as const;
 
-const lastUsedAt = sql<Date | null>`(select last_used_at from key_last_uses where key_id = api_keys.id)`.as(
-  'last_used_at',
-);
+/** The last allowed verification of the key in `api_keys`. */
+export const lastUse = sql<Date | null>`(select last_used_at from key_last_uses where key_id = api_keys.id)`;
+
+const lastUsedAt = lastUse.as('last_used_at');
 
 /** Adds the last use for a reply. Locking and changing a key do not read its usage. */
 export async function withLastUse(db: Db, key: Key): Promise<ShownKey> {
@@ -157,6 +168,15 @@ export async function lockLiveKeysOfRow(tx: Tx, row: RowAddress): Promise<Key[]>
     .execute();
 }
 
+/** The live keys in all rows of these owners, locked for change; null is the organization itself. Lock the owners first. */
+export async function lockLiveKeysOfOwners(
+  tx: Tx,
+  organizationId: OrganizationId,
+  owners: ReadonlyArray<PartnerId | null>,
+): Promise<Key[]> {
+  return liveKeysOf(tx, organizationId, owners).forNoKeyUpdate().execute();
+}
+
 /** The live keys of a partner with these permissions, locked for change. */
 export async function lockLiveKeysOfPartner(
   tx: Tx,
@@ -180,10 +200,14 @@ export async function liveKeysOfOwners(
   organizationId: OrganizationId,
   owners: ReadonlyArray<PartnerId | null>,
 ): Promise<ShownKey[]> {
+  return liveKeysOf(db, organizationId, owners).select(lastUsedAt).execute();
+}
+
+function liveKeysOf(db: Db, organizationId: OrganizationId, owners: ReadonlyArray<PartnerId | null>) {
   const partnerIds = owners.filter((owner) => owner !== null);
   return db
     .selectFrom('api_keys')
-    .select([...columns, lastUsedAt])
+    .select(columns)
     .where('organization_id', '=', organizationId)
     .where(({ or, eb }) =>
       or([
@@ -192,8 +216,7 @@ export async function liveKeysOfOwners(
       ]),
     )
     .where('deleted_at', 'is', null)
-    .orderBy('id')
-    .execute();
+    .orderBy('id');
 }
 
 /** Newest first, up to `limit + 1`. */
@@ -218,24 +241,33 @@ export type NewKey = Omit<
   | 'folded_name'
   | 'suspended_at'
   | 'suspended_reason'
+  | 'resumed_at'
   | 'deleted_at'
   | 'delete_reason'
   | 'purged_at'
 >;
 
-export async function insertKey({ tx, keyring }: Writer, key: NewKey): Promise<Key> {
-  const mac = keyMac(keyring, { ...key, delete_reason: null });
+export async function insertKey(writer: Writer, key: NewKey): Promise<Key> {
+  const [inserted] = await insertKeys(writer, [key]);
+  if (inserted === undefined) throw new Error(`Key ${key.id} was not inserted`);
+  return inserted;
+}
+
+/** Inserts keys in one statement and returns them in their order. */
+export async function insertKeys({ tx, keyring }: Writer, keys: readonly NewKey[]): Promise<Key[]> {
   return tx
     .insertInto('api_keys')
-    .values({
-      ...key,
-      ...mac,
-      folded_name: foldName(key.name),
-      created_by: JSON.stringify(key.created_by),
-      metadata: JSON.stringify(key.metadata),
-    })
+    .values(
+      keys.map((key) => ({
+        ...key,
+        ...keyMac(keyring, { ...key, delete_reason: null }),
+        folded_name: foldName(key.name),
+        created_by: JSON.stringify(key.created_by),
+        metadata: JSON.stringify(key.metadata),
+      })),
+    )
     .returning(columns)
-    .executeTakeFirstOrThrow();
+    .execute();
 }
 
 function foldName(name: string | null): string | null {
@@ -285,7 +317,7 @@ export async function markKeysDeleted(
     .execute();
 }
 
-/** Deletes the hash and the sealed value. The tag stays, to recognize the key. */
+/** Deletes the hash and the sealed values. The tag stays, to recognize the key. */
 async function markKeyCompromised(writer: Writer, id: KeyId, at: Date): Promise<Key> {
   const covered = { delete_reason: 'compromised', argon2id_hash: null } as const;
   return writer.tx
@@ -296,6 +328,8 @@ async function markKeyCompromised(writer: Writer, id: KeyId, at: Date): Promise<
       deleted_at: sql<Date>`coalesce(deleted_at, ${at})`,
       sealed: null,
       sealed_keyring_id: null,
+      digest_sealed: null,
+      digest_keyring_id: null,
     })
     .where('id', '=', id)
     .returning(columns)
@@ -336,7 +370,7 @@ function macCoveredKey(tx: Tx, id: KeyId) {
 export async function markKeysSuspended(
   tx: Tx,
   ids: readonly KeyId[],
-  suspension: Pick<Key, 'suspended_at' | 'suspended_reason'>,
+  suspension: Pick<Key, 'suspended_at' | 'suspended_reason'> & { resumed_at?: Date },
 ): Promise<Key[]> {
   return tx
     .updateTable('api_keys')
@@ -347,10 +381,10 @@ export async function markKeysSuspended(
 }
 
 /** Makes a key live again in this slot of its row. */
-export async function markKeyRestored(tx: Tx, id: KeyId, slot: 1 | 2): Promise<Key> {
+export async function markKeyRestored(tx: Tx, id: KeyId, { slot, at }: { slot: 1 | 2; at: Date }): Promise<Key> {
   return tx
     .updateTable('api_keys')
-    .set({ deleted_at: null, delete_reason: null, slot })
+    .set({ deleted_at: null, delete_reason: null, slot, resumed_at: at })
     .where('id', '=', id)
     .returning(columns)
     .executeTakeFirstOrThrow();

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { maskedToken } from '../crypto/token.ts';
+import { maskedImportedToken, maskedToken } from '../crypto/token.ts';
 import { toRateLimit } from '../domain/rate-limit.ts';
 import {
   actorView,
@@ -19,11 +19,18 @@ export const keyStatusSchema = z.enum(keyStatuses).meta({ id: 'KeyStatus' });
 
 const fields = {
   id: idView('key'),
+  origin: z.enum(['created', 'imported']).meta({
+    id: 'KeyOrigin',
+    description: '`imported`: the token was made elsewhere and does not have the form of a Latchkey token.',
+  }),
   organizationId: idView('org'),
   partnerId: idView('partner').nullable().meta({ description: "Null for a key of the organization's default row." }),
   permission: permissionSchema,
   name: z.string().nullable().meta({ example: 'Billing export' }),
-  maskedKey: z.string().meta({ example: 'lk_k_…Zq9B' }),
+  maskedKey: z.string().meta({
+    description: 'For an imported key, `…` and the last four characters if they are known.',
+    example: 'lk_k_…Zq9B',
+  }),
   status: keyStatusSchema,
   replacesKeyId: idView('key')
     .nullable()
@@ -66,11 +73,15 @@ export interface KeyViewContext {
 export function toKeyView(key: ShownKey, context: KeyViewContext): z.infer<typeof keyView> {
   return {
     id: key.id,
+    origin: key.origin,
     organizationId: key.organization_id,
     partnerId: key.partner_id,
     permission: key.permission,
     name: key.name,
-    maskedKey: maskedToken(context.tokenPrefix, 'k', key.last_four),
+    maskedKey:
+      key.origin === 'imported'
+        ? maskedImportedToken(key.last_four)
+        : maskedToken(context.tokenPrefix, 'k', key.last_four ?? ''),
     status: statusOf(key, context.now),
     replacesKeyId: key.replaces_key_id,
     createdAt: key.created_at.toISOString(),

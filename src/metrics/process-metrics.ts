@@ -52,18 +52,24 @@ export function defineProcessMetrics(registry: Registry, options: ProcessMetrics
   );
   counter(
     registry,
+    { name: 'leak_reports_total', help: 'Reports of leaked keys, by result.', labels: ['result'] },
+    () => by('result', tallies.leakReports),
+  );
+  counter(
+    registry,
     { name: 'webhook_attempts_total', help: 'Webhook calls by this process, by outcome.', labels: ['outcome'] },
     () => by('outcome', tallies.webhookAttempts),
   );
   const caches = (read: (cache: Pick<Records['apiKeys'], 'lookups' | 'size'>, name: string) => Sample[]) => () => [
     ...read(records.apiKeys, 'api_keys'),
     ...read(records.accessTokens, 'access_tokens'),
+    ...read(records.importedPointers, 'imported_tokens'),
   ];
   counter(
     registry,
     {
       name: 'record_cache_lookups_total',
-      help: 'Lookups of keys and access tokens, by result: found in memory, read from the database, known not to exist, or used although the database did not reply.',
+      help: 'Lookups of keys, access tokens and imported tokens, by result: found in memory, read from the database, known not to exist, or used although the database did not reply.',
       labels: ['cache', 'result'],
     },
     caches(({ lookups }, cache) =>
@@ -72,7 +78,7 @@ export function defineProcessMetrics(registry: Registry, options: ProcessMetrics
   );
   gauge(
     registry,
-    { name: 'record_cache_entries', help: 'Keys and access tokens in memory.', labels: ['cache'] },
+    { name: 'record_cache_entries', help: 'Keys, access tokens and imported tokens in memory.', labels: ['cache'] },
     caches(({ size }, cache) => [[{ cache }, size]]),
   );
   gauge(

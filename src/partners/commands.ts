@@ -6,7 +6,7 @@ import { type Access, sortAccesses } from '../domain/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
-import { addKey, type CreatedKey, defaultSettings, deleteKeys, suspensionEvent } from '../keys/commands.ts';
+import { addKey, type CreatedKey, defaultSettings, deleteKeys, type Owner, suspensionEvent } from '../keys/commands.ts';
 import type { MintedKey } from '../keys/mint.ts';
 import { lockLiveKeysOfPartner } from '../keys/store.ts';
 import { lockOrganizationShared } from '../organizations/store.ts';
@@ -30,13 +30,13 @@ export interface NewPartner {
 
 export interface CreatedPartner {
   partner: Partner;
-  /** One key per permission, in the order read, write. */
+  /** One key per permission, in the order read, write; or none. */
   keys: CreatedKey[];
 }
 
 /**
  * Creates a partner and one key per permission, all or nothing.
- * @param minted one per permission, made before the transaction so that no lock is held during hashing
+ * @param minted one per permission, or none for a partner without keys; made before the transaction so that no lock is held during hashing
  * @throws Problem `partner_exists`, `external_id_exists`
  */
 export async function createPartner(
@@ -47,8 +47,7 @@ export async function createPartner(
   const permissions = sortAccesses(given.permissions);
   const organization = await lockOrganizationShared(work.tx, work.by.organizationId);
   const partner = await addPartner(work, given, permissions);
-  const mayBeRevealed = organization.key_reveal === 'allowed';
-  return { partner, keys: await addFirstKeys(work, partner, minted, mayBeRevealed) };
+  return { partner, keys: await addFirstKeys(work, { partner, organization }, minted) };
 }
 
 async function addPartner(work: Work<OrganizationContext>, given: NewPartner, permissions: Access[]): Promise<Partner> {
@@ -73,15 +72,14 @@ async function addPartner(work: Work<OrganizationContext>, given: NewPartner, pe
 
 async function addFirstKeys(
   work: Work<OrganizationContext>,
-  partner: Partner,
+  owner: Owner & { partner: Partner },
   minted: MintedKey[],
-  mayBeRevealed: boolean,
 ): Promise<CreatedKey[]> {
   const created: CreatedKey[] = [];
   for (const [index, key] of minted.entries()) {
-    const permission = partner.permissions[index];
+    const permission = owner.partner.permissions[index];
     if (permission === undefined) throw new Error('More keys were minted than permissions granted');
-    created.push(await addKey(work, { partner, mayBeRevealed, permission, minted: key, settings: defaultSettings }));
+    created.push(await addKey(work, { ...owner, permission, minted: key, settings: defaultSettings }));
   }
   return created;
 }

@@ -61,7 +61,9 @@ const partnerView = z.object(fields).meta({ id: 'Partner' });
 const createdPartnerView = z
   .object({
     ...fields,
-    keys: z.array(createdKeyView).meta({ description: 'One new key per permission, with its plaintext.' }),
+    keys: z
+      .array(createdKeyView)
+      .meta({ description: 'One new key per permission, with its plaintext. Empty if `createKeys` is false.' }),
   })
   .meta({ id: 'CreatedPartner' });
 
@@ -73,6 +75,9 @@ const newPartner = z
     externalId: externalIdInput.nullish().meta({ description: externalIdMeaning }),
     rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.partner }),
     metadata: metadataInput.optional().meta({ description: partnerMetadataMeaning }),
+    createKeys: z.boolean().default(true).meta({
+      description: 'With false the partner begins without keys. Each key can then be created by a claim.',
+    }),
   })
   .meta({
     id: 'NewPartner',
@@ -151,23 +156,24 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         operationId: 'createPartner',
         tags: ['Partners'],
         summary: 'Create a partner with one key per permission',
-        description: 'All or nothing. A partner with read and write has two rows and gets one key in each.',
+        description:
+          'All or nothing. A partner with read and write has two rows and gets one key in each, or none if `createKeys` is false.',
         body: newPartner,
         response: { 201: createdPartnerView },
       },
     },
     async (request, reply) => {
       const by = organizationContextOf(request);
-      const { body } = request;
-      const minted = await Promise.all(body.permissions.map(() => mint.mint(by.organizationId)));
+      const { createKeys, ...given } = request.body;
+      const minted = await Promise.all((createKeys ? given.permissions : []).map(() => mint.mint(by.organizationId)));
       return app.runOnce(request, reply, by, async (work) => {
-        const { partner, keys } = await createPartner(work, minted, body);
+        const { partner, keys } = await createPartner(work, minted, given);
         const context = { tokenPrefix, undoWindowSeconds, now: work.now };
         return {
           view: { ...toView(partner), keys: keys.map((key) => toCreatedKeyView(key, context)) },
           location: `/v1/partners/${partner.id}`,
           etag: entityTagOf(partner),
-          plaintextOf: [partner.id, ...keys.map(({ key }) => key.id)],
+          ...(keys.length === 0 ? {} : { plaintextOf: [partner.id, ...keys.map(({ key }) => key.id)] }),
         };
       });
     },

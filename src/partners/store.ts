@@ -46,6 +46,36 @@ export async function lockPartner(tx: Tx, organizationId: OrganizationId, id: st
   return requireFound(partner, 'partner in this organization');
 }
 
+/** The live partners with these external ids. */
+export async function findPartnerIds(
+  db: Db,
+  organizationId: OrganizationId,
+  externalIds: readonly string[],
+): Promise<PartnerId[]> {
+  if (externalIds.length === 0) return [];
+  const rows = await db
+    .selectFrom('partners')
+    .select('id')
+    .where('organization_id', '=', organizationId)
+    .where('external_id', '=', sql<string>`any(${externalIds})`)
+    .where('deleted_at', 'is', null)
+    .execute();
+  return rows.map(({ id }) => id);
+}
+
+/** Locks several partners, in the order of their ids so that two commands cannot block each other. Leaves out unknown ids. */
+export async function lockPartners(tx: Tx, organizationId: OrganizationId, ids: readonly string[]): Promise<Partner[]> {
+  if (ids.length === 0) return [];
+  return tx
+    .selectFrom('partners')
+    .select(columns)
+    .where('organization_id', '=', organizationId)
+    .where('id', '=', sql<PartnerId>`any(${ids})`)
+    .orderBy('id')
+    .forNoKeyUpdate()
+    .execute();
+}
+
 /** Newest first, up to `limit + 1`. */
 export async function listPartners(
   db: Db,

@@ -1,3 +1,4 @@
+import type { KeyOrigin } from '../database/tables/api-keys.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 import type { Permission } from '../domain/permissions.ts';
 import type { Bucket } from './limits.ts';
@@ -12,6 +13,7 @@ export interface ApiKeyRow {
   partner_email: string | null;
   partner_suspended_at: Date | null;
   permission: Permission;
+  origin: KeyOrigin;
   name: string | null;
   metadata: Record<string, unknown>;
   tag: Buffer;
@@ -52,6 +54,7 @@ export class ApiKeyRecord {
   readonly allowed_ips: readonly string[];
   readonly scopes: readonly string[];
   readonly permission: Permission;
+  readonly isImported: boolean;
   /** The limits that count the key's uses: the one shared by all keys of the owner, and the key's own. */
   readonly ownerBucket: Bucket;
   readonly ownBucket: Bucket | null;
@@ -79,6 +82,7 @@ export class ApiKeyRecord {
     this.allowed_ips = row.allowed_ips.length === 0 ? none : row.allowed_ips;
     this.scopes = row.scopes.length === 0 ? none : row.scopes;
     this.permission = row.permission;
+    this.isImported = row.origin === 'imported';
     this.ownerBucket = bucket(
       row.partner_id ?? this.organization_id,
       row.owner_limit_requests,

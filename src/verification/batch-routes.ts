@@ -1,4 +1,4 @@
-import type { FastifyRequest, FastifySchemaCompiler } from 'fastify';
+import type { FastifyReply, FastifyRequest, FastifySchemaCompiler } from 'fastify';
 import { type FastifyPluginAsyncZod, validatorCompiler } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { toProblem } from '../database/pg-error.ts';
@@ -8,6 +8,7 @@ import { accessTokenOf } from '../http/guard.ts';
 import { inputErrorsAt } from '../http/input-errors.ts';
 import { allowTokensInBody } from '../http/json-body.ts';
 import { problemBody } from '../http/problem.ts';
+import { removeFromFacts } from '../http/request-facts.ts';
 import { problemView } from '../http/schemas.ts';
 import { requestsNoCache } from './routes.ts';
 import { verdictJson, verdictView } from './verdict-view.ts';
@@ -15,7 +16,7 @@ import type { Verifier } from './verifier.ts';
 import { batchEntry, batchRequest, maxBatchEntries, uncheckedBatchRequest } from './verify-request.ts';
 
 /** Enough for a full batch, each entry with a key of usual length and an IPv6 address. */
-export const batchBodyLimitBytes = 262_144;
+export const batchBodyLimitBytes = 524_288;
 
 const batchView = z
   .object({ data: z.array(z.union([verdictView, problemView]).meta({ id: 'VerdictOrProblem' })) })
@@ -53,7 +54,7 @@ export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async 
       const callerOrganizationId = accessTokenOf(request).actsIn;
       const fresh = requestsNoCache(request.headers['cache-control']);
       const answers = request.body.entries.map((entry, index) =>
-        answerEntry(entry, index, { verifier, callerOrganizationId, fresh, request }),
+        answerEntry(entry, index, { verifier, callerOrganizationId, fresh, request, reply }),
       );
       const text = `{"data":[${(await Promise.all(answers)).join(',')}]}`;
       return reply.type('application/json; charset=utf-8').send(text as never);
@@ -66,6 +67,7 @@ interface BatchContext {
   callerOrganizationId: OrganizationId | null;
   fresh: boolean;
   request: FastifyRequest;
+  reply: FastifyReply;
 }
 
 /** @returns JSON of a verdict or of a problem */
@@ -73,6 +75,7 @@ async function answerEntry(entry: unknown, index: number, context: BatchContext)
   try {
     const { key, permission, ip, scopes, cost, uses } = readEntry(entry, index);
     const { callerOrganizationId, fresh } = context;
+    removeFromFacts(key, context.request, context.reply);
     return verdictJson(
       await context.verifier.verify({
         key,

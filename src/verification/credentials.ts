@@ -3,34 +3,57 @@ import pLimit from 'p-limit';
 import type { TokenCrypto } from '../credentials/mint.ts';
 import { replaceTag } from '../credentials/store.ts';
 import { type AttemptLimit, createAttemptLimit } from '../crypto/attempt-limit.ts';
+import type { Keyring, KeyringEntry } from '../crypto/keyring.ts';
 import { Secret } from '../crypto/secret.ts';
-import { decoyMatches, tagMatches, tagOf, tokenHashOf } from '../crypto/tag.ts';
-import { parseToken, tokenKindOf, tokenParts } from '../crypto/token.ts';
+import { decoyMatches, digestOf, importedTagOf, isSameTag, tagMatches, tagOf, tokenHashOf } from '../crypto/tag.ts';
+import { hasTokenForm, parseToken, tokenKindOf, tokenParts } from '../crypto/token.ts';
 import type { Db } from '../database/client.ts';
-import type { AccessTokenId, KeyId } from '../domain/ids.ts';
+import type { AccessTokenId, KeyId, OrganizationId } from '../domain/ids.ts';
 import { andThen, type MaybePromise } from '../lib/maybe-promise.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
 import type { CachedRecord, KeyCache } from './key-cache.ts';
-import type { AccessTokenRecord } from './record-store.ts';
+import { type AccessTokenRecord, anyOrganization } from './record-store.ts';
 import type { Records } from './records.ts';
 
 /** `malformed`: the text is not a token. Undefined: the record does not exist, or the secret is wrong. */
 export type LookupResult<Cached> = Cached | 'malformed' | undefined;
 
+/**
+ * The record of a text that is a credential. `unchecked`: the text names a record whose tag cannot be checked, because the
+ * keyring lacks its entry.
+ */
+export type Recognized =
+  | { kind: 'api_key'; record: ApiKeyRecord }
+  | { kind: 'access_token'; record: AccessTokenRecord }
+  | { kind: 'unchecked'; id: KeyId | AccessTokenId };
+
 /** Finds the record of a presented token. */
 export interface Credentials {
-  /** Whether the text has the prefix of an API key. */
-  isApiKey(token: string): boolean;
-  /** @param fresh read the record from the database @throws Problem `overloaded`, `unavailable` */
-  findApiKey(token: string, fresh?: boolean): MaybePromise<LookupResult<ApiKeyRecord>>;
+  /** Whether the text has the form of an access token. */
+  isAccessToken(token: string): boolean;
+  /** @throws Problem `overloaded`, `unavailable` */
+  findApiKey(token: string, by: KeyLookup): MaybePromise<LookupResult<ApiKeyRecord>>;
   /** @throws Problem `overloaded`, `unavailable` */
   findAccessToken(token: string): MaybePromise<LookupResult<AccessTokenRecord>>;
+  /**
+   * Whether a text that somebody found is a credential, live or deleted. Only tags decide, so argon2id never runs.
+   * @throws Problem `overloaded`, `unavailable`
+   */
+  recognize(text: string): MaybePromise<Recognized | undefined>;
+}
+
+/** How a key is looked up. */
+export interface KeyLookup {
+  /** Imported keys are looked up only if this organization has some; null: if any organization has. */
+  callerOrganizationId: OrganizationId | null;
+  /** Read the record from the database. */
+  fresh: boolean;
 }
 
 interface CredentialsOptions {
   db: Db;
   logger: Pick<FastifyBaseLogger, 'warn'>;
-  records: Pick<Records, 'apiKeys' | 'accessTokens'>;
+  records: Pick<Records, 'apiKeys' | 'accessTokens' | 'importedPointers' | 'importedPresence'>;
   crypto: TokenCrypto;
 }
 
@@ -66,17 +89,54 @@ export function createCredentials({ db, logger, records, crypto }: CredentialsOp
     const cached = fresh ? undefined : cache.getFromMemory(id);
     if (cached !== undefined && matchesVerifiedToken(cached, secret)) return cached;
     if (parseToken(token, prefix) === undefined) return 'malformed';
-    return andThen(cached ?? cache.get(id, fresh), (record) =>
-      andThen(check(record, secret), (isRight) => (isRight ? record : undefined)),
-    );
+    return checked(cached ?? cache.get(id, fresh), secret, check);
+  }
+
+  function checked<Cached extends CheckedRecord>(
+    read: MaybePromise<Cached | undefined>,
+    secret: Secret,
+    check: SecretCheck,
+  ): MaybePromise<Cached | undefined> {
+    return andThen(read, (record) => andThen(check(record, secret), (isRight) => (isRight ? record : undefined)));
+  }
+
+  /** A text without Latchkey's form is looked up only where there are imported keys; elsewhere it costs nothing. */
+  function findImported(token: string, by: KeyLookup): MaybePromise<LookupResult<ApiKeyRecord>> {
+    if (token === '') return 'malformed';
+    const presence = records.importedPresence.get(by.callerOrganizationId ?? anyOrganization, by.fresh);
+    return andThen(presence, (found) => (found?.isThere === true ? findByHash(token, by) : 'malformed'));
+  }
+
+  function findByHash(token: string, { fresh }: KeyLookup): MaybePromise<ApiKeyRecord | undefined> {
+    const secret = new Secret(token);
+    return andThen(records.importedPointers.get(tokenHashOf(secret), fresh), (pointer) => {
+      if (pointer === undefined) return undefined;
+      const { keyId } = pointer;
+      const cached = fresh ? undefined : records.apiKeys.getFromMemory(keyId);
+      if (cached !== undefined && matchesVerifiedToken(cached, secret)) return cached;
+      return checked(cached ?? records.apiKeys.get(keyId, fresh), secret, checkKey);
+    });
+  }
+
+  function recognizeRecord<Cached extends CheckedRecord, Kind extends string>(
+    kind: Kind,
+    record: Cached | undefined,
+    text: Secret,
+  ): { kind: Kind; record: Cached } | { kind: 'unchecked'; id: KeyId | AccessTokenId } | undefined {
+    const matches = matchesTag(keyring, record, text);
+    if (record === undefined || matches === false) return undefined;
+    return matches ? { kind, record } : { kind: 'unchecked', id: record.id };
   }
 
   return {
-    isApiKey: (token) => tokenParts(token, prefix).kind === 'k',
-    findApiKey(token, fresh = false) {
+    isAccessToken: (token) => tokenParts(token, prefix).kind !== 'k' && hasTokenForm(token, prefix),
+    findApiKey(token, by) {
       const { kind, idSuffix } = tokenParts(token, prefix);
-      if (kind !== 'k') return 'malformed';
-      return find({ token, id: `key_${idSuffix}` as KeyId, fresh }, records.apiKeys, checkKey);
+      if (kind === 'k') {
+        const found = find({ token, id: `key_${idSuffix}` as KeyId, fresh: by.fresh }, records.apiKeys, checkKey);
+        if (found !== 'malformed') return found;
+      }
+      return hasTokenForm(token, prefix) ? 'malformed' : findImported(token, by);
     },
     findAccessToken(token) {
       const { kind, idSuffix } = tokenParts(token, prefix);
@@ -86,6 +146,22 @@ export function createCredentials({ db, logger, records, crypto }: CredentialsOp
         // The kind in the token must match the role of the row.
         return tokenKindOf[found.role] === kind ? found : undefined;
       });
+    },
+    recognize(text): MaybePromise<Recognized | undefined> {
+      const token = parseToken(text, prefix);
+      if (token === undefined) {
+        if (hasTokenForm(text, prefix)) return undefined;
+        return andThen(findImported(text, { callerOrganizationId: null, fresh: false }), (found) =>
+          found === undefined || found === 'malformed' ? undefined : { kind: 'api_key' as const, record: found },
+        );
+      }
+      const secret = new Secret(text);
+      if (token.kind === 'k') {
+        const key = records.apiKeys.get(`key_${token.idSuffix}` as KeyId);
+        return andThen(key, (record) => recognizeRecord('api_key', record, secret));
+      }
+      const accessToken = records.accessTokens.get(`token_${token.idSuffix}` as AccessTokenId);
+      return andThen(accessToken, (record) => recognizeRecord('access_token', record, secret));
     },
   };
 }
@@ -97,6 +173,8 @@ export interface CheckedRecord {
   tag: string;
   tag_keyring_id: string;
   argon2id_hash: string | null;
+  /** The tag of an imported key is made from the token's SHA-256. */
+  isImported?: boolean;
   /** SHA-256 of the token that matched the tag; makes the next check cheaper. */
   tokenHash: string | undefined;
 }
@@ -114,6 +192,19 @@ export type SecretCheck = (record: CheckedRecord | undefined, token: Secret) => 
 /** Whether this token already matched this copy of the record. */
 export function matchesVerifiedToken({ tokenHash }: CheckedRecord, token: Secret): boolean {
   return tokenHash !== undefined && tokenHash === tokenHashOf(token);
+}
+
+/**
+ * Compares a token with a record's tag. Undefined: the keyring lacks the tag's entry. For an undefined record: does the same
+ * work and returns false.
+ */
+function matchesTag(keyring: Keyring, record: CheckedRecord | undefined, token: Secret): boolean | undefined {
+  const entry = record && keyring.get(record.tag_keyring_id);
+  if (record !== undefined && entry !== undefined) {
+    return isSameTag(tagUnder(record, token)(entry), Buffer.from(record.tag, 'latin1'));
+  }
+  const isFalse = decoyMatches(keyring.primary, token);
+  return record === undefined ? isFalse : undefined;
 }
 
 /** Concurrent renewals of tags: after a rotation of the keyring every key in use needs one. */
@@ -151,16 +242,25 @@ export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOption
   }
 
   return function check(record, token) {
-    if (record === undefined) return decoyMatches(primary, token);
-    const entry = crypto.keyring.get(record.tag_keyring_id);
-    if (entry !== undefined) {
-      const matches = tagMatches(entry, token, Buffer.from(record.tag, 'latin1'));
-      if (matches) record.tokenHash = tokenHashOf(token);
-      if (matches && entry !== primary) void renew(record, tagOf(primary, token));
-      return matches;
+    const matches = matchesTag(crypto.keyring, record, token);
+    if (record === undefined || matches === false) return false;
+    if (matches) {
+      record.tokenHash = tokenHashOf(token);
+      if (record.tag_keyring_id !== primary.id) void renew(record, tagUnder(record, token)(primary));
+      return true;
     }
     const isLost = lostIds.has(record.tag_keyring_id);
-    if (!isLost || record.argon2id_hash === null) return decoyMatches(primary, token);
+    if (!isLost || record.argon2id_hash === null) return false;
     return checkSlowly(record, record.argon2id_hash, token);
   };
+}
+
+/** The tag that a token has under an entry, if it belongs to the record. */
+function tagUnder(record: CheckedRecord, token: Secret): (entry: KeyringEntry) => Buffer {
+  return record.isImported === true ? importedTags(token) : (entry) => tagOf(entry, token);
+}
+
+function importedTags(token: Secret): (entry: KeyringEntry) => Buffer {
+  const digest = digestOf(token);
+  return (entry) => importedTagOf(entry, digest);
 }

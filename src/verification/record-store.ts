@@ -2,10 +2,12 @@ import type { Selectable } from 'kysely';
 import { sql } from 'kysely';
 import { isAuthenticKey, isAuthenticToken } from '../credentials/record-mac.ts';
 import type { Keyring } from '../crypto/keyring.ts';
+import { digestFrom, type TokenHash } from '../crypto/tag.ts';
 import type { Db } from '../database/client.ts';
 import type { DatabaseClock } from '../database/clock.ts';
 import type { AccessTokensTable } from '../database/tables/access-tokens.ts';
-import type { AccessTokenId, KeyId } from '../domain/ids.ts';
+import type { AccessTokenId, KeyId, OrganizationId } from '../domain/ids.ts';
+import { findTokenHolders } from '../keys/import-store.ts';
 import { ApiKeyRecord, type ApiKeyRow } from './api-key-record.ts';
 import type { CachedRecord } from './key-cache.ts';
 
@@ -76,6 +78,7 @@ export async function loadApiKeys(
       'partner.email as partner_email',
       'partner.suspended_at as partner_suspended_at',
       'key.permission',
+      'key.origin',
       'key.name',
       'key.metadata',
       'key.tag',
@@ -116,4 +119,42 @@ export async function loadApiKeys(
 /** The hash doubles a key's memory and is needed only if the tag's keyring entry is lost. */
 function hashOnlyIfLost(row: ApiKeyRow, { lostIds }: Keyring): ApiKeyRow {
   return lostIds.has(row.tag_keyring_id) ? row : { ...row, argon2id_hash: null };
+}
+
+/** Which key a token without Latchkey's form belongs to. */
+export interface ImportedPointer extends CachedRecord<TokenHash> {
+  keyId: KeyId;
+}
+
+/**
+ * Finds the imported keys with these tokens, in one query. The key's own record proves the token: a pointer only says
+ * where to look. A compromised key gives way to a later key with the same token.
+ */
+export async function loadImportedPointers(db: Db, keyring: Keyring, ids: TokenHash[]): Promise<ImportedPointer[]> {
+  const readAtMs = performance.now();
+  const pointers = new Map<string, ImportedPointer>();
+  const digests = ids.map((id) => digestFrom(id).toString('hex'));
+  for (const { id: keyId, digest, delete_reason } of await findTokenHolders(db, keyring, digests)) {
+    if (delete_reason === 'compromised' && pointers.has(digest)) continue;
+    pointers.set(digest, { id: Buffer.from(digest, 'hex').toString('latin1') as TokenHash, keyId, readAtMs });
+  }
+  return [...pointers.values()];
+}
+
+/** Stands for the whole installation, for callers of no organization. */
+export const anyOrganization = 'any';
+
+/** Whether an organization has imported keys. */
+export interface ImportedPresence extends CachedRecord<OrganizationId | typeof anyOrganization> {
+  isThere: boolean;
+}
+
+/** In one query; for every id there is an answer. */
+export async function loadImportedPresence(db: Db, ids: Array<ImportedPresence['id']>): Promise<ImportedPresence[]> {
+  const readAtMs = performance.now();
+  const { rows } = await sql<Pick<ImportedPresence, 'id' | 'isThere'>>`
+    select wanted.id, case wanted.id when ${anyOrganization} then exists (select from api_keys where origin = 'imported')
+      else exists (select from api_keys where organization_id = wanted.id and origin = 'imported') end as "isThere"
+    from unnest(${ids}::text[]) as wanted (id)`.execute(db);
+  return rows.map((row) => ({ ...row, readAtMs }));
 }

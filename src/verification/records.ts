@@ -1,20 +1,34 @@
 import type { FastifyBaseLogger } from 'fastify';
 import type { Keyring } from '../crypto/keyring.ts';
+import type { TokenHash } from '../crypto/tag.ts';
 import type { ChangeFeed } from '../database/change-feed.ts';
 import type { Db } from '../database/client.ts';
 import type { DatabaseClock } from '../database/clock.ts';
-import type { AccessTokenId, KeyId } from '../domain/ids.ts';
+import { type AccessTokenId, isId, type KeyId } from '../domain/ids.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
 import { KeyCache } from './key-cache.ts';
-import { type AccessTokenRecord, loadAccessTokens, loadApiKeys } from './record-store.ts';
+import {
+  type AccessTokenRecord,
+  anyOrganization,
+  type ImportedPointer,
+  type ImportedPresence,
+  loadAccessTokens,
+  loadApiKeys,
+  loadImportedPointers,
+  loadImportedPresence,
+} from './record-store.ts';
 
 /** The caches of API keys and access tokens. */
 export interface Records {
   apiKeys: KeyCache<KeyId, ApiKeyRecord>;
   accessTokens: KeyCache<AccessTokenId, AccessTokenRecord>;
+  /** Which imported key a token belongs to. */
+  importedPointers: KeyCache<TokenHash, ImportedPointer>;
+  /** Which organizations have imported keys. */
+  importedPresence: KeyCache<ImportedPresence['id'], ImportedPresence>;
   /** Whether cached keys can be verified while the database does not answer. */
   canAnswerWithoutDatabase(): boolean;
-  /** Removes the records with these ids and those that depend on them. */
+  /** Removes the records with these ids, which may be hashes of tokens, and those that depend on them. */
   invalidate(ids: Iterable<string>): void;
 }
 
@@ -30,6 +44,7 @@ interface RecordsOptions {
 }
 
 const accessTokensCapacity = 10_000;
+const organizationsCapacity = 10_000;
 
 /** Creates both caches and connects them to the change feed. */
 export function createRecords({ db, clock, feed, logger, keyring, capacity, staleMs }: RecordsOptions): Records {
@@ -62,14 +77,40 @@ export function createRecords({ db, clock, feed, logger, keyring, capacity, stal
     feed,
     onHealth,
   });
+  const importedPointers = new KeyCache<TokenHash, ImportedPointer>({
+    load: (hashes) => loadImportedPointers(db, keyring, hashes),
+    dependsOn: ({ keyId }) => [keyId],
+    capacity,
+    staleMs,
+    feed,
+    onHealth,
+  });
+  const importedPresence = new KeyCache<ImportedPresence['id'], ImportedPresence>({
+    load: (ids) => loadImportedPresence(db, ids),
+    dependsOn: () => [],
+    capacity: Math.min(capacity, organizationsCapacity),
+    staleMs,
+    feed,
+    onHealth,
+  });
+  /** The first import of an organization notifies of the organization, and may be the first of the installation. */
+  const onOrganization = (id: string) => {
+    if (isId('org', id)) importedPresence.invalidate(anyOrganization);
+  };
+  feed.subscribe({ changed: onOrganization, restarted: () => undefined });
   return {
     apiKeys,
     accessTokens,
+    importedPointers,
+    importedPresence,
     canAnswerWithoutDatabase: () => apiKeys.size > 0 && performance.now() - feed.caughtUpAtMs < staleMs,
     invalidate(ids) {
       for (const id of ids) {
         apiKeys.invalidate(id);
         accessTokens.invalidate(id);
+        importedPointers.invalidate(id);
+        importedPresence.invalidate(id);
+        onOrganization(id);
       }
     },
   };

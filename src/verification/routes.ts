@@ -3,6 +3,7 @@ import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { accessTokenOf } from '../http/guard.ts';
 import { allowTokensInBody } from '../http/json-body.ts';
+import { removeFromFacts } from '../http/request-facts.ts';
 import { andThen } from '../lib/maybe-promise.ts';
 import { verdictJson, verdictView } from './verdict-view.ts';
 import type { Verdict, Verifier } from './verifier.ts';
@@ -31,6 +32,7 @@ export const verificationRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> =
     },
     (request, reply) => {
       const { key, permission, ip, scopes, cost } = request.body;
+      removeFromFacts(key, request, reply);
       const verdict = verifier.verify({
         key,
         requested: { permission, ip, scopes },
@@ -128,7 +130,8 @@ export const introspectionRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> 
         response: { 200: introspectView },
       },
     },
-    async (request) => {
+    async (request, reply) => {
+      removeFromFacts(request.body.token, request, reply);
       const callerOrganizationId = accessTokenOf(request).actsIn;
       const permissions = ['read', 'write'] as const;
       const verdicts = await Promise.all(

@@ -9,6 +9,7 @@ import { createDeletedUses } from './deleted-uses.ts';
 import { createMemoryLimits, type UseLimits } from './limits.ts';
 import { createRecords, type Records } from './records.ts';
 import { createSharedLimits } from './shared-limits.ts';
+import { createTokenUses, type TokenUses } from './token-uses.ts';
 import { createUsageRecorder, type UsageRecorder } from './usage-recorder.ts';
 
 /** The in-memory state of verification, and the change feed that keeps it current. */
@@ -17,6 +18,7 @@ export interface VerificationState {
   records: Records;
   limits: UseLimits;
   usage: UsageRecorder;
+  tokenUses: TokenUses;
   /** Resolves once the limits are counted in their final place: Redis or memory. */
   ready: Promise<void>;
   /** Writes pending usage and closes the connections. */
@@ -62,15 +64,17 @@ export function startVerificationState(options: VerificationStateOptions): Verif
   const transactor = { db, keyring, clock, onAppended, onRecorded };
   const deletedUses = createDeletedUses({ transactor, clock, logger });
   const usage = createUsageRecorder({ db, clock, deletedUses, logger });
+  const tokenUses = createTokenUses({ db, clock, logger });
   const shared = redisUrl === undefined ? undefined : createSharedLimits({ url: redisUrl, logger });
   return {
     feed,
     records,
     limits: shared ?? createMemoryLimits(),
     usage,
+    tokenUses,
     ready: shared?.decided ?? Promise.resolve(),
     async close() {
-      await Promise.all([usage.close(), shared?.close(), feed.close()]);
+      await Promise.all([usage.close(), tokenUses.close(), shared?.close(), feed.close()]);
     },
   };
 }

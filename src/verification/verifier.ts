@@ -99,6 +99,6 @@ export function createVerifier({ credentials, clock, limits, usage, tally }: Ver
   }
 
   return {
-    verify: (request) => andThen(credentials.findApiKey(request.key, request.fresh), (key) => judge(key, request)),
+    verify: (request) => andThen(credentials.findApiKey(request.key, request), (key) => judge(key, request)),
   };
 }

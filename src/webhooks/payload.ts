@@ -24,6 +24,7 @@ export const partnerActions = [
   'partner.suspended',
   'partner.resumed',
   'key.created',
+  'key.imported',
   'key.updated',
   'key.rotated',
   'key.suspended',
@@ -33,6 +34,12 @@ export const partnerActions = [
   'key.purged',
   'key.used_after_deletion',
   'key.expiry_announced',
+  'key.idle_announced',
+  'key.claimed',
+  'claim.created',
+  'claim.expired',
+  'claim.cancelled',
+  'key.leak_reported',
 ] as const satisfies readonly HistoryAction[];
 
 export type Audience = 'organization' | 'partner';
@@ -84,9 +91,9 @@ function actorIdFor(audience: Audience, { id, issuer }: ChainedEvent['actor']): 
   return audience === 'partner' && issuer !== undefined ? 'oidc' : id;
 }
 
-/** Partners see neither `metadata` nor why a key was suspended: both are the organization's own words. */
+/** Partners see neither `metadata`, nor why a key was suspended, nor the note of a leak report. */
 function withoutInternals({ action, details }: ChainedEvent): Record<string, unknown> {
-  const { metadata, changes, ...others } = details;
+  const { metadata, note, changes, ...others } = details;
   const { reason, ...unexplained } = others;
   const shared = action === 'key.suspended' ? unexplained : others;
   if (typeof changes !== 'object' || changes === null) return shared;

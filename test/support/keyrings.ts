@@ -48,6 +48,7 @@ export async function dbWriteKeys(
       organization_id: organizationId,
       partner_id: partnerId,
       permission: 'read',
+      origin: 'created',
       expires_at: null,
       allowed_ips: [],
       scopes: [],

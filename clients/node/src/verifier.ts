@@ -58,8 +58,8 @@ interface Lookup {
  * The form of a key. Anything else is rejected here: a client could otherwise send so much that no request to Latchkey
  * has room for other keys.
  */
-const keyForm = /^\w+$/;
-const longestKey = 200;
+const keyForm = /^[\x20-\x7e]+$/;
+const longestKey = 512;
 const greatestCost = 1_000;
 
 /** The same failure is reported again after this time. */

@@ -1,8 +1,8 @@
-import type { KeyId } from '../../domain/ids.ts';
+import type { AccessTokenId, KeyId } from '../../domain/ids.ts';
 
-/** Marks that a key's expiry was announced by an event, with the number of days before it. */
+/** Marks that the expiry of a key or an access token was announced by an event, with the number of days before it. */
 export interface ExpiryNoticesTable {
-  key_id: KeyId;
+  credential_id: KeyId | AccessTokenId;
   expires_at: Date;
   days_ahead: number;
 }
