@@ -387,7 +387,7 @@ t.test("a key whose tag's keyring entry is lost is not checked by argon2id: the 
   const runs = second.hasher.runs;
   for (const found of [key.key, wrongSecretOf(key.id)]) t.equal((await report(second, { key: found })).status, 202);
   t.equal(second.hasher.runs, runs);
-  const lines = second.logLines.filter((line) => line.includes('It is not checked: the keyring lacks its entry'));
+  const lines = second.logLines.filter((line) => line.includes('cannot be checked: the keyring lacks its entry'));
   t.match(
     lines.map((line) => JSON.parse(line).id),
     [key.id],
