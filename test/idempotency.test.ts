@@ -164,7 +164,7 @@ t.test('every POST that accepts an Idempotency-Key replays its reply', async (t)
   t.ok(accepting.length >= 21);
   t.same(
     posts.filter((route) => !accepting.includes(route)).map(({ url }) => url),
-    ['/v1/keys/:keyId/reveal', '/v1/claims/redeem'],
+    ['/v1/keys/:keyId/reveal', '/v1/claims/redeem', '/v1/leaks'],
     'each other POST has a reason',
   );
   const bySelf = accepting.filter(
