@@ -489,6 +489,8 @@ const everyCommand = [
   ...(['suspend', 'resume', 'delete', 'restore'] as const).map((what) => changePartner(what)),
   ...[bulk('suspend', 'other', inRow('default'), false), bulk('delete', 'unused', [0, 4], false)],
   ...[advance(30 * dayMs), purge(), verify(5, 'read')],
+  // Of two expired keys, the first that expired is replaced.
+  ...[create('default', 9 * dayMs), create('default', 2 * hourMs), advance(10 * dayMs), create('default', null)],
 ];
 
 const requiredActions = [
