@@ -17,9 +17,9 @@ export function otherParametersOf(query: unknown): JsonObject | undefined {
   const { additionalProperties: others } = (query ?? {}) as { additionalProperties?: JsonObject | false };
   if (typeof others !== 'object' || others['title'] === undefined) return undefined;
   const { title: name, description, ...text } = others;
-  const schema = { type: 'object', additionalProperties: text };
-  // Without an example, a console would send invented names.
-  return { name, in: 'query', required: false, description, style: 'form', explode: true, schema, example: {} };
+  // Without a default, a console would send invented names.
+  const schema = { type: 'object', additionalProperties: text, default: {} };
+  return { name, in: 'query', required: false, description, style: 'form', explode: true, schema };
 }
 
 interface Parameter extends JsonObject {
@@ -47,9 +47,9 @@ export function finishDocument(generated: unknown): unknown {
 
 function finishOperation(operation: Operation): void {
   const { [otherParametersMember]: others } = operation;
-  for (const parameter of operation.parameters ?? []) finishParameter(parameter);
   if (others !== undefined) operation.parameters = [...(operation.parameters ?? []), others];
   delete operation[otherParametersMember];
+  for (const parameter of operation.parameters ?? []) finishParameter(parameter);
   for (const [status, response] of Object.entries(operation.responses)) {
     operation.responses[status] = finishResponse(status, response, operation[replyHeadersMember] ?? {});
   }
