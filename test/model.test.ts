@@ -480,17 +480,20 @@ async function requireSameClaims(model: ModelState, { admin }: Real): Promise<vo
   );
 }
 
+const newEntry = (row: RowName): EntryToImport => ({ row, lifeMs: null, again: undefined, byHash: true });
+
 /** Has each of the required actions. The partner's keys are the first two, one for each row. */
 const everyCommand = [
   ...[suspend(0, true), suspend(0, false), rotate(0, undefined), reveal(0), remove(0, 'unused'), restore(0)],
   ...[create('default', 2 * hourMs), claimNewKey('default', null, 3_600), redeem(0)],
   ...[claimKey(4, 3_600), cancel(1), claimKey(4, 3_600), advance(2 * hourMs), endExpiredClaims()],
-  ...[create('default', null), importKeys([{ row: 'write', lifeMs: null, again: undefined, byHash: true }], false)],
+  ...[create('default', null), importKeys([newEntry('write')], false)],
   ...(['suspend', 'resume', 'delete', 'restore'] as const).map((what) => changePartner(what)),
-  ...[bulk('suspend', 'other', inRow('default'), false), bulk('delete', 'unused', [0, 4], false)],
+  ...[bulk('suspend', 'other', [0, 4], false), bulk('delete', 'unused', inRow('default'), false)],
   ...[advance(30 * dayMs), purge(), verify(5, 'read')],
   // Of two expired keys, the first that expired is replaced.
   ...[create('default', 9 * dayMs), create('default', 2 * hourMs), advance(10 * dayMs), create('default', null)],
+  importKeys([newEntry('default'), newEntry('default')], false),
 ];
 
 const requiredActions = [
