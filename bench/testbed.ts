@@ -29,6 +29,8 @@ export interface Testbed {
   transactor: Transactor;
   crypto: TokenCrypto;
   bootstrapped: Bootstrapped;
+  /** The settings of the service and of `latchkey`. */
+  env: NodeJS.ProcessEnv;
   /** Writes keys directly into the database; see `dbAddKeys`. @returns the plaintexts */
   addKeys(organizationId: OrganizationId, partners: number): Promise<string[]>;
   startLatchkey(env?: NodeJS.ProcessEnv): Promise<Server>;
@@ -82,6 +84,7 @@ export async function startTestbed(): Promise<Testbed> {
       transactor,
       crypto,
       bootstrapped,
+      env,
       addKeys: (organizationId, partners) =>
         dbAddKeys(urls.superuser, { organizationId, partners, keyring, argon2idHash }),
       startLatchkey: async (extraEnv = {}) =>
