@@ -45,9 +45,9 @@ export async function dbAddKeys(
         [organizationId, actor, partnerIds],
       );
       await client.query(
-        `insert into api_keys (id, organization_id, partner_id, permission, slot, name, tag, tag_keyring_id,
+        `insert into api_keys (id, organization_id, partner_id, permission, slot, name, folded_name, tag, tag_keyring_id,
            argon2id_hash, mac, mac_keyring_id, last_four, allowed_ips, metadata, created_at, created_by)
-         select key.id, $1, key.partner_id, 'read', key.slot, 'Bench', key.tag, $2, $3, key.mac, $2, key.last_four, '{}',
+         select key.id, $1, key.partner_id, 'read', key.slot, 'Bench', 'BENCH', key.tag, $2, $3, key.mac, $2, key.last_four, '{}',
            '{"environment":"bench"}', now(), $4
          from unnest($5::text[], $6::text[], $7::smallint[], $8::bytea[], $9::bytea[], $10::text[])
            as key (id, partner_id, slot, tag, mac, last_four)`,

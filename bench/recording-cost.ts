@@ -102,6 +102,7 @@ function partnerRow(organizationId: OrganizationId, id: ReturnType<typeof newId<
     email: `${id}@p.example`,
     name: null,
     external_id: null,
+    metadata: {},
     permissions: ['read' as const],
     rate_limit_requests: null,
     rate_limit_window_seconds: null,

@@ -26,11 +26,11 @@ import { freePort, type Server, startServer } from './servers.ts';
 /** A separate Postgres with one organization, and the servers that are measured; `stop` stops them all. */
 export interface Testbed {
   urls: EmbeddedPostgres['urls'];
+  /** For processes of its own. */
+  env: NodeJS.ProcessEnv;
   transactor: Transactor;
   crypto: TokenCrypto;
   bootstrapped: Bootstrapped;
-  /** The settings of the service and of `latchkey`. */
-  env: NodeJS.ProcessEnv;
   /** Writes keys directly into the database; see `dbAddKeys`. @returns the plaintexts */
   addKeys(organizationId: OrganizationId, partners: number): Promise<string[]>;
   startLatchkey(env?: NodeJS.ProcessEnv): Promise<Server>;

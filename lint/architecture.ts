@@ -10,6 +10,7 @@ const features = [
   'access-tokens',
   'partners',
   'keys',
+  'claims',
   'expiry-notices',
   'rows',
   'recovery',
@@ -31,6 +32,7 @@ const ranks: string[][] = [
   features,
   ['rekey'],
   ['verification'],
+  ['leaks', 'self-service'],
   ['jobs'],
   ['config'],
   ['metrics'],
@@ -41,7 +43,7 @@ const ranks: string[][] = [
 ];
 
 /** What one feature may take from another: its commands and rules inside one transaction, and the shape it shows. */
-const sharedByFeatures = /\/([a-z]+-)?(commands|store|mint|views|policy)\.ts$/;
+const sharedByFeatures = /\/([a-z]+-)?(commands|store|mint|views|policy|input)\.ts$/;
 
 const files = listFiles('src');
 const importsOf = new Map(files.map((file) => [file, readImports(file)]));
@@ -113,6 +115,7 @@ test('only the two entries read the environment, and hand it to `readConfig`', (
 test('a plaintext leaves its type in few places, all of them known', () => {
   assert.deepEqual(filesWith(/\.reveal\(\)/), [
     'src/access-tokens/routes.ts',
+    'src/claims/views.ts',
     'src/cli/bootstrap.ts',
     'src/credentials/mint.ts',
     'src/crypto/seal.ts',

@@ -8,7 +8,7 @@ const tables = `
 -- Whether a JSON value is an actor that the API can return. Tables accept no other values.
 create function is_actor_snapshot(p_actor jsonb) returns boolean language sql immutable parallel safe as $$
   select coalesce(jsonb_typeof(p_actor) = 'object'
-    and p_actor ->> 'type' in ('admin', 'operator', 'verifier', 'system')
+    and p_actor ->> 'type' in ('admin', 'operator', 'verifier', 'api_key', 'system')
     and jsonb_typeof(p_actor -> 'id') = 'string'
     and jsonb_typeof(p_actor -> 'name') = 'string'
     and jsonb_typeof(p_actor -> 'email') in ('string', 'null')
@@ -59,6 +59,11 @@ create table organizations (
   id text collate "C" primary key,
   name text not null,
   key_reveal text not null,
+  leak_response text not null default 'notify',
+  self_service boolean not null default false,
+  max_key_lifetime_seconds integer,
+  default_key_lifetime_seconds integer,
+  idle_suspend_after_days integer,
   rate_limit_requests integer not null,
   rate_limit_window_seconds integer not null,
   created_at timestamptz not null,
@@ -66,6 +71,12 @@ create table organizations (
   constraint organizations_created_by_actor check (is_actor(created_by)),
   constraint organizations_id_form check (id ~ ${id('org')}),
   constraint organizations_key_reveal_known check (key_reveal in ('allowed', 'never')),
+  constraint organizations_leak_response_known check (leak_response in ('notify', 'suspend', 'revoke')),
+  constraint organizations_key_lifetime_range check (
+    max_key_lifetime_seconds between 1 and 1000000000 and default_key_lifetime_seconds between 1 and 1000000000
+      and default_key_lifetime_seconds <= max_key_lifetime_seconds
+  ),
+  constraint organizations_idle_suspend_range check (idle_suspend_after_days between 1 and 3650),
   constraint organizations_rate_limit_range check (
     rate_limit_requests between 1 and 1000000000 and rate_limit_window_seconds between 1 and 86400
   )
@@ -78,6 +89,7 @@ create table partners (
   email text collate "C" not null,
   name text,
   external_id text collate "C",
+  metadata json not null default '{}',
   permissions text[] not null,
   rate_limit_requests integer,
   rate_limit_window_seconds integer,
@@ -92,6 +104,8 @@ create table partners (
   constraint partners_external_id_form check (
     char_length(external_id) between 1 and 255 and external_id !~ '[\\u0001-\\u001f\\u007f-\\u009f]'
   ),
+  constraint partners_metadata_object check (json_typeof(metadata) = 'object'),
+  constraint partners_metadata_size check (octet_length(metadata::text) <= 16384),
   constraint partners_permissions_known check (
     permissions in (array['read'], array['write'], array['read', 'write'])
   ),
@@ -103,6 +117,16 @@ create table partners (
 create unique index partners_live_email on partners (organization_id, lower(email)) where deleted_at is null;
 create unique index partners_live_external_id on partners (organization_id, external_id) where deleted_at is null;
 
+-- Hashes of the scopes of a key and of its members of metadata that can be searched, for the index on them.
+create function key_labels(p_organization text, p_scopes text[], p_metadata json) returns bigint[]
+language sql immutable parallel safe as $$
+  select array(
+    select hashtextextended(p_organization || ' scope ' || scope, 0) from unnest(p_scopes) as scope
+    union all
+    select hashtextextended(p_organization || ' metadata ' || json_build_array(key, value #>> '{}')::text, 0)
+    from json_each(p_metadata) where json_typeof(value) in ('string', 'number', 'boolean'))
+$$;
+
 create table api_keys (
   id text collate "C" primary key,
   organization_id text collate "C" not null,
@@ -112,6 +136,8 @@ create table api_keys (
   -- An imported key's token was made elsewhere.
   origin text collate "C" not null default 'created',
   name text,
+  -- The name without regard to case (src/keys/policy.ts). Collation "C": prefixes are ranges of the index.
+  folded_name text collate "C",
   tag bytea,
   tag_keyring_id text collate "C",
   argon2id_hash text,
@@ -123,7 +149,7 @@ create table api_keys (
   -- The SHA-256 of an imported key's token, sealed, so that \`latchkey rekey\` can make a new tag.
   digest_sealed bytea,
   digest_keyring_id text collate "C",
-  last_four text,
+  last_four text collate "C",
   expires_at timestamptz,
   allowed_ips text[] not null,
   scopes text[] not null default '{}',
@@ -137,6 +163,9 @@ create table api_keys (
   created_at timestamptz not null,
   created_by jsonb not null,
   suspended_at timestamptz,
+  suspended_reason text,
+  -- When it was last resumed or restored. The time without use counts from here.
+  resumed_at timestamptz,
   deleted_at timestamptz,
   delete_reason text,
   purged_at timestamptz,
@@ -153,6 +182,7 @@ create table api_keys (
   constraint api_keys_id_form check (id ~ ${id('key')}),
   constraint api_keys_permission_known check (permission in ('read', 'write', 'read_write')),
   constraint api_keys_default_row_is_read_write check ((partner_id is null) = (permission = 'read_write')),
+  constraint api_keys_suspended_reason_whole check (suspended_reason is null or suspended_at is not null),
   constraint api_keys_two_slots check (slot in (1, 2)),
   constraint api_keys_tag_length check (octet_length(tag) = 32),
   constraint api_keys_sealed_whole check ((sealed is null) = (sealed_keyring_id is null)),
@@ -164,7 +194,8 @@ create table api_keys (
   constraint api_keys_live_hash check (num_nonnulls(argon2id_hash, digest_sealed) > 0 or deleted_at is not null),
   constraint api_keys_delete_reason_whole check ((deleted_at is null) = (delete_reason is null)),
   constraint api_keys_delete_reason_known check (
-    delete_reason in ('unused', 'rotated', 'compromised', 'other', 'partner_deleted', 'permission_removed')
+    delete_reason in ('unused', 'rotated', 'compromised', 'other', 'owner_request', 'partner_deleted', 'permission_removed',
+      'expired')
   ),
   constraint api_keys_compromised_wiped check (
     delete_reason is distinct from 'compromised' or num_nonnulls(argon2id_hash, sealed, digest_sealed) = 0
@@ -186,7 +217,20 @@ create unique index api_keys_imported_tag on api_keys (tag, (case when delete_re
   nulls not distinct where origin = 'imported' and tag is not null;
 create index api_keys_imported on api_keys (organization_id) where origin = 'imported';
 create index api_keys_by_owner on api_keys (organization_id, partner_id, id desc);
-create index api_keys_by_organization on api_keys (organization_id, id desc);
+-- Lists read this index from the newest key on, and the rows of a page only. Few filtered keys are found by the filter's
+-- own index below (src/keys/search.ts).
+create index api_keys_by_organization on api_keys (organization_id, id desc) include (partner_id, permission, folded_name,
+  last_four, created_at, expires_at, suspended_at, deleted_at, delete_reason, purged_at);
+create index api_keys_suspended on api_keys (organization_id, id) where suspended_at is not null and purged_at is null;
+create index api_keys_deleted on api_keys (organization_id, id) where deleted_at is not null and purged_at is null;
+create index api_keys_by_name on api_keys (organization_id, folded_name, id) where purged_at is null;
+create index api_keys_by_last_four on api_keys (organization_id, last_four, id) where purged_at is null;
+create index api_keys_by_creation on api_keys (organization_id, created_at, id) where purged_at is null;
+create index api_keys_by_expiry on api_keys (organization_id, expires_at, id) where purged_at is null;
+create index api_keys_by_labels on api_keys using gin (key_labels(organization_id, scopes, metadata))
+  with (fastupdate = off) where purged_at is null;
+-- Index-only scans need a recent vacuum.
+alter table api_keys set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.02);
 create index api_keys_to_purge on api_keys (deleted_at) where deleted_at is not null and purged_at is null;
 create index api_keys_to_expire on api_keys (expires_at) where expires_at is not null and deleted_at is null;
 
@@ -227,6 +271,41 @@ create table access_tokens (
 );
 create index access_tokens_by_organization on access_tokens (organization_id, id desc);
 create index access_tokens_to_expire on access_tokens (expires_at) where expires_at is not null and deleted_at is null;
+
+create table claims (
+  id text collate "C" primary key,
+  organization_id text collate "C" not null,
+  partner_id text collate "C",
+  key_id text collate "C" not null,
+  expires_at timestamptz not null,
+  created_at timestamptz not null,
+  created_by jsonb not null,
+  code_hash bytea,
+  sealed bytea,
+  sealed_keyring_id text collate "C",
+  mac bytea,
+  mac_keyring_id text collate "C",
+  ended_at timestamptz,
+  end_reason text,
+  redeemed_from text,
+  constraint claims_created_by_actor check (is_actor(created_by)),
+  constraint claims_organization_fk foreign key (organization_id) references organizations (id),
+  constraint claims_partner_fk foreign key (organization_id, partner_id) references partners (organization_id, id),
+  constraint claims_key_fk foreign key (key_id) references api_keys (id),
+  constraint claims_id_form check (id ~ ${id('claim')}),
+  constraint claims_code_hash_length check (octet_length(code_hash) = 32),
+  constraint claims_end_reason_known check (end_reason in ('redeemed', 'expired', 'cancelled')),
+  constraint claims_end_whole check ((ended_at is null) = (end_reason is null)),
+  constraint claims_redeemed_from_whole check ((end_reason is not distinct from 'redeemed') = (redeemed_from is not null)),
+  constraint claims_ended_wiped check (
+    num_nonnulls(code_hash, sealed, sealed_keyring_id, mac, mac_keyring_id) = case when ended_at is null then 5 else 0 end
+  )
+);
+create unique index claims_pending_key on claims (key_id) where ended_at is null;
+create index claims_by_organization on claims (organization_id, id desc);
+create index claims_by_key on claims (key_id, id desc);
+create index claims_by_partner on claims (partner_id, id desc) where partner_id is not null;
+create index claims_to_expire on claims (expires_at) where ended_at is null;
 `;
 
 /**
@@ -501,7 +580,6 @@ create table usage_hours (
   rate_limited bigint not null,
   -- The denied verifications whose reason was that the key is deleted.
   after_deletion bigint not null default 0,
-  last_used_at timestamptz,
   constraint usage_hours_pk primary key (key_id, hour)
 ) with (fillfactor = 50);
 create index usage_hours_by_partner on usage_hours (partner_id, hour) where partner_id is not null;
@@ -517,7 +595,6 @@ create table usage_days (
   rate_limited bigint not null,
   -- The denied verifications whose reason was that the key is deleted.
   after_deletion bigint not null default 0,
-  last_used_at timestamptz,
   constraint usage_days_pk primary key (key_id, day)
 );
 create index usage_days_by_partner on usage_days (partner_id, day) where partner_id is not null;
@@ -526,6 +603,24 @@ create table access_token_uses (
   access_token_id text collate "C" primary key,
   last_used_at timestamptz not null
 ) with (fillfactor = 50);
+-- One row for each key, so that keys without use are found by the same index.
+create table key_last_uses (
+  key_id text collate "C" not null,
+  organization_id text collate "C" not null,
+  key_created_at timestamptz not null,
+  last_used_at timestamptz,
+  constraint key_last_uses_pk primary key (key_id)
+);
+create index key_last_uses_by_time on key_last_uses (organization_id, (coalesce(last_used_at, key_created_at)), key_id);
+
+create function add_key_last_use() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  insert into public.key_last_uses (key_id, organization_id, key_created_at) values (new.id, new.organization_id, new.created_at)
+    on conflict do nothing;
+  return null;
+end $$;
+revoke all on function add_key_last_use() from public;
+create trigger api_keys_add_last_use after insert on api_keys for each row execute function add_key_last_use();
 `;
 
 const recovery = `
@@ -572,12 +667,32 @@ create table expiry_notices (
   constraint expiry_notices_pk primary key (credential_id, expires_at, days_ahead)
 );
 
+create table idle_notices (
+  key_id text collate "C" not null,
+  idle_since timestamptz not null,
+  announced_at timestamptz not null,
+  constraint idle_notices_pk primary key (key_id)
+);
+
 create table deleted_key_uses (
   key_id text collate "C" not null,
   hour timestamptz not null,
   constraint deleted_key_uses_pk primary key (key_id, hour)
 );
 create index deleted_key_uses_by_hour on deleted_key_uses (hour);
+
+create table leak_reports (
+  key_id text collate "C" not null,
+  -- UTC.
+  day timestamptz not null,
+  -- SHA-256 of where the key was found.
+  place bytea not null,
+  action text not null,
+  constraint leak_reports_pk primary key (key_id, day, place),
+  constraint leak_reports_place_length check (octet_length(place) = 32),
+  constraint leak_reports_action_known check (action in ('notify', 'suspend', 'revoke'))
+);
+create index leak_reports_by_day on leak_reports (day);
 `;
 
 const idempotency = `
@@ -720,7 +835,8 @@ create table refused_attempts (
   last_ip text,
   constraint refused_attempts_caller_shown check (
     caller is null
-    or (caller ->> 'type' in ('admin', 'operator', 'verifier', 'api_key') and is_actor_snapshot(caller || '{"type": "admin"}'))
+    or (caller ->> 'type' in ('admin', 'operator', 'verifier', 'api_key')
+      and jsonb_typeof(caller -> 'name') in ('string', 'null') and is_actor_snapshot(caller || '{"name": ""}'))
   ),
   constraint refused_attempts_organization_fk foreign key (organization_id) references organizations (id),
   constraint refused_attempts_id_form check (id ~ ${id('refusal')}),

@@ -2,6 +2,8 @@ import fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify';
 import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
 import type { Registry } from 'prom-client';
 import { accessTokenRoutes } from './access-tokens/routes.ts';
+import { claimPageRoutes } from './claims/page-routes.ts';
+import { claimRoutes, redeemRoutes } from './claims/routes.ts';
 import type { TokenCrypto } from './credentials/mint.ts';
 import { organizationExists } from './credentials/store.ts';
 import { PoolUsedUp } from './database/client.ts';
@@ -33,11 +35,16 @@ import { serverOptions } from './http/server-options.ts';
 import { strictRoutes } from './http/strict-routes.ts';
 import { tracing } from './http/tracing.ts';
 import { unreadReplies } from './http/unread-replies.ts';
+import { keyBulkRoutes } from './keys/bulk-routes.ts';
 import { keyImportRoutes } from './keys/import-routes.ts';
 import { keyLifecycleRoutes } from './keys/lifecycle-routes.ts';
 import { createKeyMint } from './keys/mint.ts';
 import { keyRoutes } from './keys/routes.ts';
 import { keyViewersRoutes } from './keys/viewers-routes.ts';
+import type { GithubKeys } from './leaks/github-keys.ts';
+import { githubLeakRoutes } from './leaks/github-routes.ts';
+import { createLeakReports } from './leaks/reports.ts';
+import { leakRoutes } from './leaks/routes.ts';
 import { createMetrics, type MetricsOptions } from './metrics/metrics.ts';
 import type { Tallies } from './metrics/tallies.ts';
 import { createOidcAuthenticator } from './oidc/authenticator.ts';
@@ -50,6 +57,7 @@ import { recoveryRoutes } from './recovery/routes.ts';
 import { createRefusalRecorder } from './refused-requests/recorder.ts';
 import { watchRefusals } from './refused-requests/watch.ts';
 import { rowRoutes } from './rows/routes.ts';
+import { selfServiceRoutes } from './self-service/routes.ts';
 import { createAuthenticator } from './verification/authenticate.ts';
 import { authorizeRoutes } from './verification/authorize-routes.ts';
 import { batchRoutes } from './verification/batch-routes.ts';
@@ -91,8 +99,12 @@ export interface AppDeps {
   limits: EndpointLimits;
   /** Undefined: no identity provider is configured. */
   oidc?: { settings: OidcSettings; keys: IssuerKeys } | undefined;
+  /** Undefined: GitHub's reports of leaked keys are not taken. */
+  githubKeys?: GithubKeys | undefined;
   undoWindowSeconds: number;
   retentionSeconds: number;
+  /** The URL under which clients reach the service, without a slash at the end. Undefined: links are null. */
+  publicUrl?: string | undefined;
   trustProxy: string[] | false;
   version: string;
   /** Aborted when the service begins to stop, while it still serves requests. */
@@ -180,8 +192,19 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(rowRoutes, { ...v1, transactor, tokenPrefix, undoWindowSeconds });
   await app.register(keyRoutes, { ...v1, transactor, mint, keyring: crypto.keyring, tokenPrefix, undoWindowSeconds });
   await app.register(keyImportRoutes, { ...v1, transactor, tokenPrefix, undoWindowSeconds });
+  await app.register(keyBulkRoutes, { ...v1, transactor, undoWindowSeconds });
   await app.register(keyLifecycleRoutes, { ...v1, mint, tokenPrefix, ...windows });
   await app.register(keyViewersRoutes, { ...v1, db });
+  await app.register(claimRoutes, {
+    ...v1,
+    transactor,
+    mint,
+    tokenPrefix,
+    undoWindowSeconds,
+    publicUrl: deps.publicUrl,
+  });
+  await app.register(redeemRoutes, { ...v1, transactor, tokenPrefix });
+  await app.register(claimPageRoutes);
   await app.register(partnerRoutes, { ...v1, transactor, mint, tokenPrefix, ...windows });
   await app.register(recoveryRoutes, { ...v1, transactor, ...windows });
   await app.register(webhookRoutes, { ...v1, transactor, client: deps.webhookClient });
@@ -206,6 +229,11 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(authorizeRoutes, { ...v1, verifier });
   await app.register(introspectionRoutes, { ...v1, verifier });
   await app.register(selfRoutes, { ...v1, apiKeys: records.apiKeys, limits, usage });
+  await app.register(selfServiceRoutes, { ...v1, db, mint, tokenPrefix, undoWindowSeconds });
   await app.register(usageRoutes, { ...v1, transactor });
+  const tally = tallies.leakReports;
+  const reports = createLeakReports({ transactor, credentials, retentionSeconds, tally, logger: deps.logger });
+  await app.register(leakRoutes, { ...v1, reports });
+  if (deps.githubKeys !== undefined) await app.register(githubLeakRoutes, { ...v1, reports, keys: deps.githubKeys });
   return app;
 }

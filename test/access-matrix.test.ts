@@ -74,7 +74,9 @@ async function idsOf({ admin, organizationId }: TestService): Promise<Record<str
   const { body: request } = await admin.post('/v1/recovery-requests', { keyId: deleted.id, details: 'By mistake' });
   const { body: webhook } = await admin.post('/v1/webhooks', { url: 'http://127.0.0.1:9/', events: ['*'] });
   const { body: deliveries } = await admin.get(`/v1/webhooks/${webhook.id}/deliveries`);
+  const { body: claim } = await admin.post('/v1/claims', { keyId: partner.keys[0].id });
   return {
+    claimId: claim.id,
     webhookId: webhook.id,
     deliveryId: deliveries.data[0].id,
     recoveryRequestId: request.id,
@@ -88,6 +90,7 @@ async function idsOf({ admin, organizationId }: TestService): Promise<Record<str
 }
 
 const unknownIds: Record<string, string> = {
+  claimId: newId('claim'),
   keyId: newId('key'),
   partnerId: newId('partner'),
   accessTokenId: newId('token'),
@@ -170,14 +173,22 @@ t.test('every route except the public ones checks credential, role and scope', a
       };
 
       await t.test(`${method} ${route.url}`, async (t) => {
+        const rule = ruleOf(route);
+        const isOpen = rule !== 'public' && rule.role === 'admin' && rule.anonymous === true;
         for (const [what, token, code] of refused) {
+          if (isOpen && token === undefined) continue;
           const reply = await call(token);
           t.equal(reply.status, 401, what);
           t.match(reply.headers['www-authenticate'], /^Bearer realm="latchkey"/, what);
           if (reply.body !== undefined) t.equal(reply.body.code, code, what);
         }
-        const rule = ruleOf(route);
         if (rule === 'public' || rule.role === 'any' || rule.role === 'gateway') return;
+        if (rule.role === 'api_key') {
+          for (const role of ['admin', 'verifier', 'operator'] as const)
+            await isRefused(t, cast[role], 403, 'forbidden');
+          await isRefused(t, cast.apiKey, 403, 'self_service_disabled');
+          return;
+        }
         await isRefused(t, cast.apiKey, 403, 'forbidden');
         const wrongRoles = { admin: ['verifier'], operator: ['admin', 'verifier'], verifier: ['admin', 'operator'] };
         for (const role of wrongRoles[rule.role] as Array<'admin' | 'operator' | 'verifier'>) {
@@ -286,6 +297,15 @@ t.test('ids of another organization are treated like unknown ids', async (t) => 
       t.equal((await otherAdmin.post('/v1/recovery-requests', { ...subject, details: 'Mine' })).status, 404);
     }
     t.same((await otherAdmin.get('/v1/recovery-requests')).body.data, []);
+    for (const subject of [
+      { keyId: ownIds['keyId'] },
+      { rotate: { keyId: ownIds['keyId'] } },
+      { newKey: { partnerId: ownIds['partnerId'] } },
+    ]) {
+      t.equal((await otherAdmin.post('/v1/claims', subject)).status, 404);
+    }
+    t.same((await otherAdmin.get(`/v1/claims?keyId=${ownIds['keyId']}`)).body.data, []);
+    t.same((await otherAdmin.get(`/v1/claims?partnerId=${ownIds['partnerId']}`)).body.data, []);
     t.same((await otherAdmin.get(`/v1/keys?partnerId=${ownIds['partnerId']}`)).body.data, []);
     t.same((await otherAdmin.get(`/v1/history?keyId=${ownIds['keyId']}`)).body.data, []);
     t.same((await otherAdmin.get(`/v1/history?partnerId=${ownIds['partnerId']}`)).body.data, []);
@@ -299,9 +319,25 @@ t.test('ids of another organization are treated like unknown ids', async (t) => 
   });
 });
 
+t.test('a route for anonymous requests takes them, and rejects a credential that may not be used there', async (t) => {
+  const { app } = await startService(t);
+  const open = app.routeList.filter((route) => {
+    const rule = ruleOf(route);
+    return rule !== 'public' && rule.role === 'admin' && rule.anonymous === true;
+  });
+  t.same(
+    open.map(({ method, url }) => [method, url]),
+    [['POST', '/v1/leaks']],
+  );
+  const payload = { key: 'any text' };
+  t.equal((await app.inject({ method: 'POST', url: '/v1/leaks', payload })).statusCode, 202);
+  const headers = { authorization: 'Bearer nonsense' };
+  t.equal((await app.inject({ method: 'POST', url: '/v1/leaks', payload, headers })).statusCode, 401);
+});
+
 t.test('public routes need no credential and ignore an invalid one', async (t) => {
   const { app } = await startService(t);
-  for (const url of ['/livez', '/readyz', '/openapi.json', '/docs', '/problems', '/problems/row_full']) {
+  for (const url of ['/livez', '/readyz', '/openapi.json', '/docs', '/problems', '/problems/row_full', '/claim']) {
     for (const headers of [{}, { authorization: 'Bearer nonsense' }]) {
       const response = await app.inject({ url, headers });
       t.ok([200, 302].includes(response.statusCode), `${url}: ${response.statusCode}`);

@@ -12,7 +12,7 @@ import { t } from './support/tap.ts';
 
 const skip = unlessInstalled('curl') || unlessInstalled('jq');
 
-for (const page of ['quick-start', 'cookbook', 'undo-and-rotation']) {
+for (const page of ['quick-start', 'cookbook', 'undo-and-rotation', 'leaks', 'policies']) {
   t.test(`the commands of ${page} work as printed`, { skip }, async (t) => {
     const shell = openShell(t, await startFolder(t, await startListening(t)));
     const steps = await stepsOf(`docs/${page}.md`);

@@ -49,6 +49,25 @@ t.test('networks are normalized, and an IPv4-mapped network never means all of I
   }
 });
 
+t.test('PUBLIC_URL may have a path prefix, and nothing that would break a link that begins with it', async (t) => {
+  const table = {
+    'https://keys.example.com': 'https://keys.example.com',
+    'https://keys.example.com/': 'https://keys.example.com',
+    'http://localhost:8080/latchkey//': 'http://localhost:8080/latchkey',
+  };
+  for (const [given, read] of Object.entries(table)) t.equal(readConfig({ PUBLIC_URL: given }).PUBLIC_URL, read);
+  for (const url of [
+    'keys.example.com',
+    'ftp://keys',
+    'https://a:b@keys',
+    'https://keys/?x',
+    'https://keys/#',
+    ' https://keys',
+  ]) {
+    t.match(problemsOf({ PUBLIC_URL: url }), [/^PUBLIC_URL must be a URL of the form https:\/\/host or/], url);
+  }
+});
+
 t.test('a variable that was probably meant for Latchkey is named, never with its value', async (t) => {
   const table: Array<[name: string, line: RegExp]> = [
     ['DATABSE_URL', /^DATABSE_URL has no effect. Did you mean DATABASE_URL\?$/],

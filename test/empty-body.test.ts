@@ -68,7 +68,8 @@ async function startSending(t: Parameters<typeof startService>[0]) {
 const ruleOf = (route: RouteOptions) => route.config?.access as AccessRule;
 
 function tokenFor({ admin, operator, verifier }: TestService, rule: AccessRule): string {
-  if (rule === 'public' || rule.role === 'any' || rule.role === 'gateway') return admin.token;
+  if (rule === 'public' || rule.role === 'any' || rule.role === 'gateway' || rule.role === 'api_key')
+    return admin.token;
   return { admin, operator, verifier }[rule.role].token;
 }
 

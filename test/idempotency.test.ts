@@ -44,6 +44,8 @@ const requestsTo: Record<string, (service: TestService) => Promise<Array<[path: 
   '/v1/keys/:keyId/suspend': (service) => onTwoKeys(service, 'suspend', async () => undefined),
   '/v1/keys/:keyId/resume': (service) => onTwoKeys(service, 'resume', (path, admin) => admin.post(`${path}/suspend`)),
   '/v1/keys/:keyId/restore': (service) => onTwoKeys(service, 'restore', (path, admin) => admin.delete(path)),
+  '/v1/claims': async (service) =>
+    (await twoPartners(service)).map(({ keys }) => ['/v1/claims', { keyId: keys[0].id }]),
   '/v1/partners/:partnerId/suspend': (service) => onTwoPartners(service, 'suspend', async () => undefined),
   '/v1/partners/:partnerId/resume': (service) =>
     onTwoPartners(service, 'resume', (path, admin) => admin.post(`${path}/suspend`)),
@@ -140,7 +142,7 @@ async function onTwoWebhooks(
 }
 
 /** How a plaintext looks in a reply. */
-const plaintext = /lk_[kavo]_[0-9a-z]|whsec_/;
+const plaintext = /lk_[kavoc]_[0-9a-z]|whsec_/;
 
 /** All stored replies that can still be unsealed. */
 async function openReplies({ client, keyring }: TestService): Promise<string[]> {
@@ -160,10 +162,18 @@ t.test('every POST that accepts an Idempotency-Key replays its reply', async (t)
   t.ok(accepting.length >= 21);
   t.same(
     posts.filter((route) => !accepting.includes(route)).map(({ url }) => url),
-    ['/v1/keys/:keyId/reveal'],
+    ['/v1/keys/:keyId/reveal', '/v1/claims/redeem'],
     'each other POST has a reason',
   );
-  for (const { url, config } of accepting) {
+  const bySelf = accepting.filter(
+    ({ config }) => typeof config?.access === 'object' && config.access.role === 'api_key',
+  );
+  t.same(
+    bySelf.map(({ url }) => url),
+    ['/v1/self/rotate', '/v1/self/revoke'],
+    'a key does each of these once: self-service.test.ts tests them',
+  );
+  for (const { url, config } of accepting.filter((route) => !bySelf.includes(route))) {
     await t.test(url, async (t) => {
       const access = config?.access as { role: 'admin' | 'operator' };
       const client = service[access.role];

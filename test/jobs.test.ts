@@ -164,9 +164,11 @@ t.test("each job finds due items and works with the rights of the service's role
   const { urls, admin, verifier, client } = service;
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   await admin.post('/v1/webhooks', { url: 'http://127.0.0.1:9/', events: ['webhook.created'] });
+  await admin.patch('/v1/organization', { idleSuspendAfterDays: 30 });
   const day = 24 * hourMs;
   const expiresAt = new Date(Date.now() + 33 * day).toISOString();
-  await admin.post('/v1/keys', { expiresAt }, { 'idempotency-key': 'kept for a day' });
+  const { body: kept } = await admin.post('/v1/keys', { expiresAt }, { 'idempotency-key': 'kept for a day' });
+  await admin.post('/v1/claims', { keyId: kept.id });
   await admin.delete(`/v1/keys/${partner.keys[0].id}`);
   await verifier.post('/v1/verify', { key: partner.keys[0].key, permission: 'read' });
   await service.verification.usage.flush();
@@ -175,6 +177,9 @@ t.test("each job finds due items and works with the rights of the service's role
   const aged = "update refused_attempts set hour = hour - interval '60 days' returning 1";
   await eventually(async () => (await dbQuery(urls.superuser, aged)).length === 1);
   await dbQuery(urls.superuser, 'insert into expiry_notices values ($1, now(), 1)', [partner.keys[0].id]);
+  await dbQuery(urls.superuser, "insert into leak_reports values ($1, now(), sha256(''), 'notify')", [
+    partner.keys[0].id,
+  ]);
   const { body: other } = await service.operator.post('/v1/organizations', { name: 'Other' });
   await service.operator.post('/v1/keys', {}, { 'latchkey-organization': other.id });
   await dbQuery(urls.superuser, "update organizations set key_reveal = 'never' where id = $1", [other.id]);

@@ -127,6 +127,7 @@ t.test('the dashboard queries only existing metrics', async (t) => {
     'latchkey_job_last_duration_seconds',
     'latchkey_job_last_done',
     'latchkey_job_overdue',
+    'latchkey_keys_suspended_idle',
   ]);
 });
 

@@ -154,3 +154,29 @@ t.test('no page of rows or partners omits an entry', async (t) => {
     'p4@p.example',
   ]);
 });
+
+t.test('metadata of a partner is stored as it is sent, and a change replaces the whole object', async (t) => {
+  const { admin } = await startService(t);
+  const metadata = { tier: 'gold', n: 1e21, deep: { list: [1, null] } };
+  const { body: partner } = await admin.post('/v1/partners', { email: 'm@p.example', permissions: ['read'], metadata });
+  t.same(partner.metadata, metadata);
+  t.same((await admin.get(`/v1/partners/${partner.id}`)).body.metadata, metadata);
+  t.same((await admin.get('/v1/partners')).body.data[0].metadata, metadata);
+  t.match((await admin.get('/v1/history?action=partner.created')).body.data[0], { details: { metadata } });
+  const changed = await admin.patch(`/v1/partners/${partner.id}`, { metadata: { tier: 'silver' } });
+  t.same(changed.body.metadata, { tier: 'silver' });
+  t.match((await admin.get('/v1/history?limit=1')).body.data[0], {
+    action: 'partner.updated',
+    details: { changes: { metadata: { from: metadata, to: { tier: 'silver' } } } },
+  });
+  const count = (await admin.get('/v1/history')).body.data.length;
+  await admin.patch(`/v1/partners/${partner.id}`, { metadata: { tier: 'silver' } });
+  t.equal((await admin.get('/v1/history')).body.data.length, count, 'no change, no event');
+  const { body: plain } = await admin.post('/v1/partners', { email: 'n@p.example', permissions: ['read'] });
+  t.same(plain.metadata, {});
+  const long = await admin.patch(`/v1/partners/${partner.id}`, { metadata: { text: 'x'.repeat(16_384) } });
+  t.same([long.status, long.body.errors[0].path], [400, 'body.metadata']);
+  for (const other of [null, [], 'x']) {
+    t.equal((await admin.patch(`/v1/partners/${partner.id}`, { metadata: other })).status, 400);
+  }
+});

@@ -56,7 +56,7 @@ async function startPython(
   };
   const state = async () => (await send(undefined, '/state')).body;
   t.teardown(() => {
-    const found = /.*(?:_[kavo]_[0-9a-z]{26}_|Traceback).*/.exec(process.output());
+    const found = /.*(?:_[kavoc]_[0-9a-z]{26}_|Traceback).*/.exec(process.output());
     if (found !== null) throw new Error(`the log has a secret or an error: ${process.output()}`);
   });
   return {

@@ -149,7 +149,7 @@ t.test('rekey reports a service that still uses another primary', async (t) => {
 
 t.test('the use of each keyring entry is described in words', async (t) => {
   const keyring = keyringOf('k3', 'k2', 'k1');
-  const none = { sealedKeys: 0, webhooks: 0, taggedKeys: 0, taggedTokens: 0, bareTags: 0, rows: 0 };
+  const none = { sealedKeys: 0, webhooks: 0, claims: 0, taggedKeys: 0, taggedTokens: 0, bareTags: 0, rows: 0 };
   const use = { ...none, sealedDigests: 0, taggedImports: 0 };
   t.same(describeKeyringUse(keyring, []), [
     'Keyring entry k3 (primary): not used yet.',
@@ -160,12 +160,12 @@ t.test('the use of each keyring entry is described in words', async (t) => {
     describeKeyringUse(keyring, [
       { ...use, keyringId: 'k0', sealedKeys: 1, taggedKeys: 1 },
       { ...use, keyringId: 'k1', sealedKeys: 2, taggedKeys: 3, taggedTokens: 4 },
-      { ...use, keyringId: 'k2', bareTags: 5 },
+      { ...use, keyringId: 'k2', claims: 3, bareTags: 5 },
       { ...use, keyringId: 'k3', sealedKeys: 6, webhooks: 2, taggedKeys: 7 },
     ]),
     [
       'Keyring entry k3 (primary): 6 sealed keys, the tags of 7 keys, the secrets of 2 webhooks.',
-      'Keyring entry k2 (secondary): the remaining tags of 5 compromised keys. Without this entry compromised keys look like unknown keys.',
+      'Keyring entry k2 (secondary): 3 pending claims, the remaining tags of 5 compromised keys. `latchkey rekey` moves them to the primary.',
       'Keyring entry k1 (secondary): 2 sealed keys, the tags of 3 keys and 4 access tokens. `latchkey rekey` moves them to the primary.',
       'Keyring entry k0 (not in the keyring): 1 sealed key, the tags of 1 key. Those credentials are rejected. Restore the entry, or set LOST_KEYRING_IDS=k0 if it is lost for good.',
     ],

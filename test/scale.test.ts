@@ -6,7 +6,7 @@ import { checkCredentialRows } from '../src/credentials/store.ts';
 import type { OrganizationId } from '../src/domain/ids.ts';
 import { accessTokenRows } from '../src/history/state-rows.ts';
 import { createCheckpoints } from '../src/history/checkpoints/signing.ts';
-import { liveKeysOfRow } from '../src/keys/store.ts';
+import { lockLiveKeysOfRow } from '../src/keys/store.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { keyringOf } from './support/keyrings.ts';
@@ -62,7 +62,9 @@ t.test('a key of the default row is created without reading the keys of partners
   const organizationId = service.organizationId as OrganizationId;
   await dbAddKeys(urls.superuser, { organizationId, keyring: keyringOf('k1'), argon2idHash: 'none', partners: 1_000 });
   const [plan = []] = await plansOf(service.client.pool, (db) =>
-    liveKeysOfRow(db, { organizationId, partnerId: null, permission: 'read_write' }),
+    db
+      .transaction()
+      .execute((tx) => lockLiveKeysOfRow(tx, { organizationId, partnerId: null, permission: 'read_write' })),
   );
   t.ok(rowsRead(plan) < 10, `${rowsRead(plan)} rows`);
 });

@@ -34,6 +34,36 @@ t.test('a suspended key is rejected and keeps its place; once resumed it works a
   t.match((await events(admin, 1))[0], { action: 'key.resumed', keyId: key.id, details: {} });
 });
 
+t.test('the reason of a suspension is shown and recorded until the key is resumed', async (t) => {
+  const { admin } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  t.equal(key.suspendedReason, null);
+  const reason = 'The partner reported a leak';
+  t.match((await admin.post(`/v1/keys/${key.id}/suspend`, { reason })).body, { suspendedReason: reason });
+  t.match((await events(admin, 1))[0], { action: 'key.suspended', details: { reason } });
+  t.match((await admin.post(`/v1/keys/${key.id}/suspend`, { reason: 'Later' })).body, { suspendedReason: reason });
+  t.match((await admin.post(`/v1/keys/${key.id}/resume`)).body, { suspendedAt: null, suspendedReason: null });
+  for (const body of [undefined, null, {}]) {
+    t.match((await admin.post(`/v1/keys/${key.id}/suspend`, body)).body, {
+      status: 'suspended',
+      suspendedReason: null,
+    });
+    await admin.post(`/v1/keys/${key.id}/resume`);
+  }
+  const cases: Array<[body: unknown, path: string]> = [
+    [{ reason: 'x'.repeat(501) }, 'body.reason'],
+    [{ reason: '' }, 'body.reason'],
+    [{ reason: null }, 'body.reason'],
+    [{ why: 'x' }, 'body.why'],
+  ];
+  for (const [body, path] of cases) {
+    const { status, body: problem } = await admin.post(`/v1/keys/${key.id}/suspend`, body);
+    t.same([status, problem.errors[0].path], [400, path]);
+  }
+  const secret = await admin.post(`/v1/keys/${key.id}/suspend`, { reason: `Found ${key.key}` });
+  t.same([secret.status, secret.body.code], [400, 'secret_in_text']);
+});
+
 t.test('all keys of a suspended partner are rejected; keys that are suspended themselves stay suspended', async (t) => {
   const service = await startService(t);
   const { admin } = service;

@@ -70,7 +70,7 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
       partners: copyInto(nextClient(), 'partners',
         'id, organization_id, email, name, external_id, permissions, created_at, created_by'),
       keys: copyInto(nextClient(), 'api_keys',
-        'id, organization_id, partner_id, permission, slot, name, tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, sealed, sealed_keyring_id, last_four, expires_at, allowed_ips, metadata, created_at, created_by, suspended_at, deleted_at, delete_reason, purged_at'),
+        'id, organization_id, partner_id, permission, slot, name, folded_name, tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, sealed, sealed_keyring_id, last_four, expires_at, allowed_ips, scopes, metadata, created_at, created_by, suspended_at, deleted_at, delete_reason, purged_at'),
       tokens: copyInto(nextClient(), 'access_tokens',
         'id, organization_id, role, scopes, name, email, tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, last_four, created_at, created_by, creator_chain'),
       heads: copyInto(nextClient(), 'history_heads', 'chain, sequence, hash, at'),
@@ -99,7 +99,8 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
       const chain = chainWriter(id, startMs, yearMs / (events + 1));
       const created = chain.next();
       await copy.organizations.add(id, `Organization ${place}`, 'allowed', limits.requests, limits.windowSeconds, created, actorText(operator));
-      await add(chain.event('organization.created', operator, null, null, { name: `Organization ${place}`, keyReveal: 'allowed', rateLimit: limits }));
+      await add(chain.event('organization.created', operator, null, null, { name: `Organization ${place}`, keyReveal: 'allowed', rateLimit: limits, leakResponse: 'notify', selfService: false,
+        maxKeyLifetimeSeconds: null, defaultKeyLifetimeSeconds: null, idleSuspendAfterDays: null }));
 
       const admins: Actor[] = [];
       let adminToken: Secret | undefined;
@@ -132,7 +133,7 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
         const email = `partner-${index}@organization-${place}.example`;
         firstPartner ??= { id: partnerId, email };
         const admin = admins[index % admins.length] ?? operator;
-        const partnerFacts = { email, name: `Partner ${index}`, externalId: `external-${index}`, permissions: ['read', 'write'], rateLimit: null };
+        const partnerFacts = { email, name: `Partner ${index}`, externalId: `external-${index}`, metadata: {}, permissions: ['read', 'write'], rateLimit: null };
         await copy.partners.add(partnerId, id, email, partnerFacts.name, partnerFacts.externalId, partnerFacts.permissions, chain.next(), actorText(admin));
         await add(chain.event('partner.created', admin, null, partnerId, partnerFacts));
         for (let number = 0; number < keysPerPartner; number++) await addKey(partnerId, number, admin);
@@ -152,16 +153,17 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
         if (token !== undefined && !isDeleted) plaintexts.push(token);
         const tag = token === undefined ? randomBytes(32) : tagOf(entry, token);
         const expiresMs = keyNumber % 10 === 5 ? endMs - 100 * dayMs + (keyNumber % 365) * dayMs + (keyNumber % 86_400_000) : null;
+        const scopes = keyNumber % 20 === 1 ? ['orders:read'] : [];
         const expiresAt = expiresMs === null ? null : new Date(expiresMs);
         const { mac } = keyMac(keyring, {
-          id: keyId, organization_id: id, partner_id: partnerId, permission, origin: 'created', expires_at: expiresAt, allowed_ips: [], scopes: [],
+          id: keyId, organization_id: id, partner_id: partnerId, permission, origin: 'created', expires_at: expiresAt, allowed_ips: [], scopes,
           rate_limit_requests: null, rate_limit_window_seconds: null, limit_bucket_id: null, delete_reason: isDeleted ? 'rotated' : null,
           tag, tag_keyring_id: entry.id, argon2id_hash: argon2idHash,
         });
         const at = chain.next();
         const facts = {
-          permission, name: `Key ${number}`, expiresAt: expiresAt?.toISOString() ?? null, allowedIps: [], scopes: [],
-          metadata: { environment: 'seeded' }, replacesKeyId: null, rateLimit: null,
+          permission, name: `Key ${number}`, expiresAt: expiresAt?.toISOString() ?? null, allowedIps: [], scopes,
+          metadata: { environment: 'seeded', team: `team-${keyNumber % 100}` }, replacesKeyId: null, rateLimit: null,
         };
         await add(chain.event('key.created', admin, keyId, partnerId, facts));
         keys.push({ id: keyId, partnerId });
@@ -184,8 +186,8 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
         }
         const isPurged = purgedAt !== null;
         const kept = <Value>(value: Value) => (isPurged ? null : value);
-        await copy.keys.add(keyId, id, partnerId, permission, slot, facts.name, kept(tag), kept(entry.id), kept(argon2idHash), kept(mac), kept(entry.id),
-          kept(sealed), kept(entry.id), 'seed', facts.expiresAt, [], '{"environment":"seeded"}', at, actorText(admin), suspendedAt, deletedAt,
+        await copy.keys.add(keyId, id, partnerId, permission, slot, facts.name, facts.name.toUpperCase(), kept(tag), kept(entry.id), kept(argon2idHash), kept(mac), kept(entry.id),
+          kept(sealed), kept(entry.id), 'seed', facts.expiresAt, [], scopes, JSON.stringify(facts.metadata), at, actorText(admin), suspendedAt, deletedAt,
           isDeleted ? 'rotated' : null, purgedAt);
       }
 
@@ -287,6 +289,20 @@ function statementsFor(size: WorldSize, hourlyDays: number): Array<[label: strin
       `insert into usage_days (organization_id, partner_id, key_id, day, allowed, denied, rate_limited)
        select organization_id, partner_id, id, date_trunc('day', now(), 'UTC') - make_interval(days => ${hourlyDays + 1} + day), ${counts}
        from generate_series(1, ${365 - hourlyDays}) as day, ${busy} order by day, id`,
+    ],
+    [
+      'last uses',
+      `insert into key_last_uses (key_id, organization_id, key_created_at, last_used_at)
+       select id, organization_id, created_at, case when number % ${sampledOneIn} = 1 then now() - interval '1 hour'
+         when number % 2 = 1 then created_at + (now() - created_at) * random() end
+       from (select *, row_number() over (order by id) as number from api_keys) as key`,
+    ],
+    [
+      'claims',
+      `insert into claims (id, organization_id, partner_id, key_id, expires_at, created_at, created_by, ended_at, end_reason)
+       select 'claim_' || substr(id, 5), organization_id, partner_id, id, created_at + interval '1 day', created_at, created_by,
+         created_at + interval '1 day', 'expired'
+       from (select *, row_number() over (order by id) as number from api_keys) as key where number % 50 = 3`,
     ],
     [
       'expiry notices',

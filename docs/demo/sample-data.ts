@@ -6,7 +6,12 @@ export async function createSampleData(admin: Client, verifier: Client, firstKey
   const verify = (key: string, permission: string) =>
     verifier.post('/v1/verify', { key, permission, ip: '203.0.113.7' });
 
-  await admin.patch('/v1/organization', { name: 'Demo Shop' });
+  await admin.patch('/v1/organization', {
+    name: 'Demo Shop',
+    selfService: true,
+    maxKeyLifetimeSeconds: 31_536_000,
+    idleSuspendAfterDays: 90,
+  });
   const { data: keys } = await admin.get('/v1/keys');
   await admin.patch(`/v1/keys/${keys[0].id}`, { name: 'Website', metadata: { team: 'shop' } });
   await admin.post('/v1/keys', { name: 'Billing export', allowedIps: ['203.0.113.0/24'] });

@@ -1,3 +1,4 @@
+import type { Actor } from '../domain/actor.ts';
 import { Problem, validationProblem } from '../domain/errors.ts';
 import type { AccessTokenId, OrganizationId } from '../domain/ids.ts';
 import type { TokenScope } from '../domain/permissions.ts';
@@ -14,7 +15,7 @@ export interface RequestedToken {
 }
 
 interface Creator {
-  role: TokenRole | 'system';
+  role: Actor['type'];
   scopes: readonly TokenScope[];
 }
 

@@ -111,7 +111,7 @@ async function check(db: Db, { config, keyring, everyKey }: CheckOptions): Promi
   else
     wrong(
       `The keyring lacks ${unknown.join(', ')}, under which values are sealed: their keys cannot be revealed, their webhooks ` +
-        'not signed, and imported keys not moved to another entry.',
+        'not signed, their claims not redeemed, and imported keys not moved to another entry.',
     );
   const { forged, withoutEntry, sampledFrom } = await checkCredentialRows(db, keyring, { all: everyKey });
   const listed = (ids: string[]) =>

@@ -19,7 +19,7 @@ function roleOf(keyring: Keyring, id: string): string {
 }
 
 function countsOf(use: KeyringUse): string {
-  const { sealedKeys, sealedDigests, webhooks, taggedKeys, taggedTokens, bareTags, rows } = use;
+  const { sealedKeys, sealedDigests, webhooks, claims, taggedKeys, taggedTokens, bareTags, rows } = use;
   const tagged: string[] = [];
   if (taggedKeys > 0) tagged.push(counted(taggedKeys, 'key'));
   if (taggedTokens > 0) tagged.push(counted(taggedTokens, 'access token'));
@@ -28,6 +28,7 @@ function countsOf(use: KeyringUse): string {
   if (sealedDigests > 0) counts.push(`the sealed hashes of ${counted(sealedDigests, 'imported key')}`);
   if (tagged.length > 0) counts.push(`the tags of ${tagged.join(' and ')}`);
   if (webhooks > 0) counts.push(`the secrets of ${counted(webhooks, 'webhook')}`);
+  if (claims > 0) counts.push(counted(claims, 'pending claim'));
   if (bareTags > 0) counts.push(`the remaining tags of ${counted(bareTags, 'compromised key')}`);
   if (rows > 0) counts.push(`the MACs of ${counted(rows, 'credential')}`);
   return counts.join(', ');
@@ -35,12 +36,11 @@ function countsOf(use: KeyringUse): string {
 
 /** Why an entry other than the primary is still needed, and what happens without it. */
 function consequenceOf(keyring: Keyring, use: KeyringUse): string {
-  const { keyringId, sealedKeys, sealedDigests, webhooks, taggedKeys, taggedTokens, taggedImports, bareTags, rows } =
-    use;
+  const { keyringId, taggedKeys, taggedTokens, taggedImports, bareTags, rows } = use;
   const isPresent = keyring.get(keyringId) !== undefined;
   const tagged = taggedKeys + taggedTokens;
-  if (isPresent && sealedKeys + sealedDigests + webhooks + rows > 0)
-    return ' `latchkey rekey` moves them to the primary.';
+  const movable = use.sealedKeys + use.sealedDigests + use.webhooks + use.claims + rows;
+  if (isPresent && movable > 0) return ' `latchkey rekey` moves them to the primary.';
   if (isPresent) {
     const meanings: string[] = [];
     if (tagged > 0) meanings.push('each tag moves to the primary at its next use');

@@ -6,6 +6,7 @@ import { bootstrapCommand } from './bootstrap.ts';
 import { doctorCommand } from './doctor.ts';
 import { exitCodeOf } from './exit-code.ts';
 import { describeFailure } from './failure.ts';
+import { importCommand } from './import.ts';
 import { migrateCommand } from './migrate.ts';
 import { openApiCommand } from './openapi.ts';
 import { ignoreGoneReader } from './print.ts';
@@ -34,6 +35,7 @@ program.addCommand(migrateCommand(process.env));
 program.addCommand(bootstrapCommand(process.env));
 program.addCommand(doctorCommand(process.env));
 program.addCommand(rekeyCommand(process.env));
+program.addCommand(importCommand(process.env));
 program.addCommand(auditCommand(process.env));
 program.addCommand(openApiCommand());
 

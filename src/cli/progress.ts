@@ -2,6 +2,8 @@ import { SingleBar } from 'cli-progress';
 
 export interface Progress {
   show(progress: { done: number; total: number }): void;
+  /** Removes the bar until the next `show`, so that a line can be printed. */
+  clear(): void;
   end(): void;
 }
 
@@ -19,6 +21,7 @@ function barOf(label: string): Progress {
       if (bar.isActive) bar.update(done);
       else bar.start(total, done);
     },
+    clear: () => void (bar.isActive && process.stderr.write('\r\u001b[K')),
     end: () => bar.stop(),
   };
 }
@@ -32,6 +35,7 @@ function linesOf(label: string): Progress {
       shownTenths = tenths;
       process.stderr.write(`${label} ${done} of ${total}\n`);
     },
+    clear: () => undefined,
     end: () => undefined,
   };
 }

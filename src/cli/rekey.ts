@@ -7,6 +7,7 @@ import { confirmInstallation } from '../database/installation.ts';
 import { countKeyringUse } from '../database/keyring-use.ts';
 import { requireCurrentSchema } from '../database/migrator.ts';
 import { accessTokens } from '../rekey/access-tokens.ts';
+import { claims } from '../rekey/claims.ts';
 import { keys } from '../rekey/keys.ts';
 import { type RekeyResult, rekey, type Unopened } from '../rekey/rekey.ts';
 import { webhooks } from '../rekey/webhooks.ts';
@@ -22,7 +23,7 @@ const queryTimeoutMs = 120_000;
 export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('rekey')
     .description(
-      "move all keys, access tokens and webhook secrets to the keyring's primary entry; the service may be running; may be interrupted and run again",
+      "move all keys, access tokens, webhook secrets and pending claims to the keyring's primary entry; the service may be running; may be interrupted and run again",
     )
     .action(async () => {
       const config = readConfig(env);
@@ -41,6 +42,9 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
           counted(count, 'access token was', 'access tokens were'),
         );
         report(keyring, await rekey(deps, webhooks), (count) => `The secrets of ${counted(count, 'webhook')} were`);
+        report(keyring, await rekey(deps, claims), (count) =>
+          counted(count, 'pending claim was', 'pending claims were'),
+        );
         for (const line of describeKeyringUse(keyring, await countKeyringUse(client.db))) print(line);
       } finally {
         await client.close();

@@ -3,9 +3,10 @@ import type { Keyring } from '../crypto/keyring.ts';
 import { isAuthentic, type MacColumns, type MacParts, macOf } from '../crypto/mac.ts';
 import type { AccessTokensTable } from '../database/tables/access-tokens.ts';
 import type { ApiKeysTable } from '../database/tables/api-keys.ts';
+import type { ClaimsTable } from '../database/tables/claims.ts';
 import { canonicalJson } from '../domain/canonical-json.ts';
 
-// The columns that the MAC of a credential's row covers. Suspension and ordinary deletion are not among them: the
+// The columns that the MAC of a credential's or claim's row covers. Suspension and ordinary deletion are not among them: the
 // history contains those.
 
 export const keyMacColumns = [
@@ -45,6 +46,19 @@ export const tokenMacColumns = [
 
 export type MacCoveredToken = Pick<Selectable<AccessTokensTable>, (typeof tokenMacColumns)[number]>;
 
+export const claimMacColumns = [
+  'id',
+  'organization_id',
+  'partner_id',
+  'key_id',
+  'expires_at',
+  'code_hash',
+  'sealed',
+  'sealed_keyring_id',
+] as const;
+
+export type MacCoveredClaim = Pick<Selectable<ClaimsTable>, (typeof claimMacColumns)[number]>;
+
 type StoredMac = { [Column in keyof MacColumns]: MacColumns[Column] | null };
 
 export function keyMac(keyring: Keyring, key: MacCoveredKey): MacColumns {
@@ -61,6 +75,14 @@ export function tokenMac(keyring: Keyring, token: MacCoveredToken): MacColumns {
 
 export function isAuthenticToken(keyring: Keyring, token: MacCoveredToken & StoredMac): boolean {
   return isAuthentic(keyring, token, tokenParts(token));
+}
+
+export function claimMac(keyring: Keyring, claim: MacCoveredClaim): MacColumns {
+  return macOf(keyring.primary, claimParts(claim));
+}
+
+export function isAuthenticClaim(keyring: Keyring, claim: MacCoveredClaim & StoredMac): boolean {
+  return isAuthentic(keyring, claim, claimParts(claim));
 }
 
 function keyParts(key: MacCoveredKey): MacParts {
@@ -96,6 +118,20 @@ function tokenParts(token: MacCoveredToken): MacParts {
     timeOf(token.expires_at),
     timeOf(token.deleted_at),
     ...tagParts(token),
+  ];
+}
+
+function claimParts(claim: MacCoveredClaim): MacParts {
+  return [
+    'claim',
+    claim.id,
+    claim.organization_id,
+    claim.partner_id,
+    claim.key_id,
+    timeOf(claim.expires_at),
+    claim.code_hash?.toString('base64') ?? null,
+    claim.sealed?.toString('base64') ?? null,
+    claim.sealed_keyring_id,
   ];
 }
 

@@ -3,7 +3,15 @@ import type { Keyring } from '../crypto/keyring.ts';
 import type { Db } from '../database/client.ts';
 import type { AccessTokenId, KeyId, OrganizationId } from '../domain/ids.ts';
 import { pagesOf } from '../lib/batches.ts';
-import { isAuthenticKey, isAuthenticToken, keyMac, keyMacColumns, tokenMac } from './record-mac.ts';
+import {
+  claimMacColumns,
+  isAuthenticClaim,
+  isAuthenticKey,
+  isAuthenticToken,
+  keyMac,
+  keyMacColumns,
+  tokenMac,
+} from './record-mac.ts';
 
 /** Stores a tag made with the primary keyring entry. A row that is not authentic is not changed. */
 export async function replaceTag(
@@ -40,7 +48,7 @@ const rowsInBatch = 1_000;
 const checkedAtMost = 100_000;
 
 interface CheckedCredentials {
-  /** Ids of credentials whose row has a wrong MAC. */
+  /** Ids of credentials and pending claims whose row has a wrong MAC. */
   forged: string[];
   /** Ids of credentials that cannot be checked, because the keyring lacks the entry of their MAC. */
   withoutEntry: string[];
@@ -72,6 +80,10 @@ export async function checkCredentialRows(
   }
   for await (const tokens of pagesOf<TokenRow>((last) => tokensAfter(db, last?.id))) {
     for (const token of tokens) if (!isAuthenticToken(keyring, token)) add(token);
+  }
+  const claims = db.selectFrom('claims').select([...claimMacColumns, 'mac', 'mac_keyring_id']);
+  for (const claim of await claims.where('ended_at', 'is', null).execute()) {
+    if (!isAuthenticClaim(keyring, claim)) add(claim);
   }
   return {
     forged: [...found.forged],

@@ -4,7 +4,7 @@ import { Secret } from './secret.ts';
 
 /** What a sealed value is bound to. It cannot be opened for anything else. */
 export interface SealBinding {
-  purpose: 'api_key' | 'imported_digest' | 'webhook' | 'reply';
+  purpose: 'api_key' | 'imported_digest' | 'claim' | 'webhook' | 'reply';
   /** Null for the installation. */
   organizationId: string | null;
   recordId: string;

@@ -22,7 +22,7 @@ const redacted = '[redacted]';
 export function createSecretText(prefix: string): SecretText {
   const start = `${prefix}_`;
   const length = tokenLength(prefix);
-  const kind = `${prefix}_[kavo]_`;
+  const kind = `${prefix}_[kavoc]_`;
   const lookAlike = new RegExp(
     `(${kind})${idSuffixPattern}_(?:(?!${kind})[0-9A-Za-z]){1,49}|(whsec_)(?:(?!${kind})[0-9A-Za-z+/=])+`,
     'g',

@@ -9,8 +9,8 @@ import { Secret } from './secret.ts';
  * query.
  */
 
-/** `k` API key, `a` admin, `v` verifier, `o` operator. */
-export type TokenKind = 'k' | 'a' | 'v' | 'o';
+/** `k` API key, `a` admin, `v` verifier, `o` operator, `c` code of a claim. */
+export type TokenKind = 'k' | 'a' | 'v' | 'o' | 'c';
 
 /** The kind of an access token by its role. */
 export const tokenKindOf = { operator: 'o', admin: 'a', verifier: 'v' } as const satisfies Record<string, TokenKind>;
@@ -56,10 +56,10 @@ export function parseToken(text: string, prefix: string): ParsedToken | undefine
 export function hasTokenForm(text: string, prefix: string): boolean {
   if (text.length !== tokenLength(prefix) || !text.startsWith(`${prefix}_`)) return false;
   const kindAt = prefix.length + 1;
-  return 'kavo'.includes(text.charAt(kindAt)) && text.charAt(kindAt + 1) === '_' && text.charAt(kindAt + 28) === '_';
+  return 'kavoc'.includes(text.charAt(kindAt)) && text.charAt(kindAt + 1) === '_' && text.charAt(kindAt + 28) === '_';
 }
 
-const afterPrefix = new RegExp(`^[kavo]_${idSuffixPattern}_[0-9A-Za-z]{${randomLength + checksumLength}}$`);
+const afterPrefix = new RegExp(`^[kavoc]_${idSuffixPattern}_[0-9A-Za-z]{${randomLength + checksumLength}}$`);
 
 /** The masked form of an imported token. @param lastFour null if it is unknown */
 export function maskedImportedToken(lastFour: string | null): string {

@@ -25,11 +25,24 @@ export interface BatchedWork<Id extends OrganizationId | null> {
  * @throws AggregateError after all organizations, if some of them failed
  */
 export async function workInBatches<Id extends OrganizationId | null>(given: BatchedWork<Id>): Promise<number> {
+  return workInEach(given.organizationIds, (organizationId) => workInOrganization(given, organizationId));
+}
+
+/**
+ * Works in one organization after the other, also if it fails in some of them.
+ * @param work returns the number of items
+ * @returns the number of items
+ * @throws AggregateError after all organizations, if some of them failed
+ */
+export async function workInEach<Id extends OrganizationId | null>(
+  organizationIds: readonly Id[],
+  work: (organizationId: Id) => Promise<number>,
+): Promise<number> {
   const failures: unknown[] = [];
   let total = 0;
-  for (const organizationId of given.organizationIds) {
+  for (const organizationId of organizationIds) {
     try {
-      total += await workInOrganization(given, organizationId);
+      total += await work(organizationId);
     } catch (error) {
       failures.push(error);
     }

@@ -125,6 +125,8 @@ export async function unknownKeyringIds(db: Db, keyring: Keyring): Promise<strin
     select sealed_keyring_id from webhook_endpoints where sealed_keyring_id is not null
     union
     select previous_sealed_keyring_id from webhook_endpoints where previous_sealed_keyring_id is not null
+    union
+    select sealed_keyring_id from claims where ended_at is null
     order by id`.execute(db);
   return rows.map(({ id }) => id).filter((id) => keyring.get(id) === undefined);
 }

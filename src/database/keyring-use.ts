@@ -10,6 +10,8 @@ export interface KeyringUse {
   sealedDigests: number;
   /** Webhooks whose secret is sealed with this entry. Without it nothing is sent to them. */
   webhooks: number;
+  /** Pending claims that are sealed with this entry. Without it their codes do not work. */
+  claims: number;
   /** Keys and live access tokens whose tag was made with this entry. Without it they are rejected. */
   taggedKeys: number;
   taggedTokens: number;
@@ -28,6 +30,7 @@ export async function countKeyringUse(db: Db): Promise<KeyringUse[]> {
       (count(*) filter (where thing = 'sealed key'))::int as "sealedKeys",
       (count(*) filter (where thing = 'digest'))::int as "sealedDigests",
       (count(*) filter (where thing = 'webhook'))::int as "webhooks",
+      (count(*) filter (where thing = 'claim'))::int as "claims",
       (count(*) filter (where thing in ('tagged key', 'tagged import')))::int as "taggedKeys",
       (count(*) filter (where thing = 'tagged import'))::int as "taggedImports",
       (count(*) filter (where thing = 'tagged token'))::int as "taggedTokens",
@@ -52,6 +55,8 @@ export async function countKeyringUse(db: Db): Promise<KeyringUse[]> {
       union all
       select previous_sealed_keyring_id, 'webhook' from webhook_endpoints
       where previous_sealed is not null and previous_sealed_keyring_id <> sealed_keyring_id
+      union all
+      select sealed_keyring_id, 'claim' from claims where ended_at is null
     ) as things
     group by keyring_id order by keyring_id`.execute(db);
   return rows;

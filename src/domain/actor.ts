@@ -1,11 +1,12 @@
 /** The actor of an event, as of that time: a later change of name does not change it. */
 export interface ActorSnapshot {
-  type: 'admin' | 'operator' | 'verifier' | 'system';
+  type: 'admin' | 'operator' | 'verifier' | 'api_key' | 'claim' | 'system';
   /**
-   * The id of the access token; `issuer#subject` for a person of an identity provider; `bootstrap` or a job's name for
-   * `system`.
+   * The id of the access token or API key; `issuer#subject` for a person of an identity provider; the claim's id for the
+   * unknown holder of its code; `bootstrap`, `rekey`, `import` or a job's name for `system`.
    */
   id: string;
+  /** An API key without a name has its id here. */
   name: string;
   email: string | null;
   /** The issuer and subject of a person of an identity provider, who may use many tokens. */

@@ -39,6 +39,13 @@ export const problemKinds = {
     remedy:
       'Send the text without the token. If the token is in use, replace it: it may be in logs between you and Latchkey.',
   },
+  too_many_matches: {
+    status: 400,
+    title: 'Too many matches',
+    explanation:
+      'The filter of a bulk request matches more than 1,000 keys. `matched` is their number. No key was changed.',
+    remedy: 'Narrow the filter, for example by createdBefore or partnerId, and send several requests.',
+  },
   cursor_invalid: {
     status: 400,
     title: 'Cursor invalid',
@@ -75,6 +82,12 @@ export const problemKinds = {
     explanation: 'The credential has the right role but not the scope that this request needs.',
     remedy:
       'Use a credential with the scope that the detail names. None includes another: write covers neither read nor reveal.',
+  },
+  self_service_disabled: {
+    status: 403,
+    title: 'Self-service disabled',
+    explanation: 'The organization does not allow the holders of its keys to rotate or revoke them.',
+    remedy: 'Ask an admin of the organization to rotate or delete the key, or to set selfService to true.',
   },
   reveal_disabled: {
     status: 403,
@@ -156,6 +169,14 @@ export const problemKinds = {
       'The history in the database is shorter than an earlier checkpoint, or differs from it. Latchkey does not sign a checkpoint that contradicts an earlier one.',
     remedy:
       'Keep all earlier checkpoints and notify the operators of this service. `latchkey audit verify` reports the first bad event.',
+  },
+  claim_gone: {
+    status: 410,
+    title: 'Claim gone',
+    explanation:
+      'No key can be fetched with this code: it is unknown, was used before, has expired or was cancelled, or its key was deleted.',
+    remedy:
+      'Ask the sender of the code for a new one. If you did not use the code yourself, say so: somebody else may have.',
   },
   precondition_failed: {
     status: 412,

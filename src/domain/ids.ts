@@ -15,8 +15,19 @@ export type RecoveryRequestId = Id<'recovery'>;
 export type WebhookId = Id<'webhook'>;
 export type DeliveryId = Id<'delivery'>;
 export type RefusalId = Id<'refusal'>;
+export type ClaimId = Id<'claim'>;
 
-export type IdKind = 'org' | 'partner' | 'key' | 'token' | 'event' | 'recovery' | 'webhook' | 'delivery' | 'refusal';
+export type IdKind =
+  | 'org'
+  | 'partner'
+  | 'key'
+  | 'token'
+  | 'event'
+  | 'recovery'
+  | 'webhook'
+  | 'delivery'
+  | 'refusal'
+  | 'claim';
 
 /** The alphabet of ids: five bits per character, so the last one of a UUIDv7 is random. */
 const idAlphabet = '0123456789abcdefghjkmnpqrstvwxyz';

@@ -50,7 +50,10 @@ export interface ApiKeyPrincipal {
   expiresAt: Date | null;
 }
 
-export function actorOf(principal: CallerPrincipal): Actor {
+export function actorOf(principal: Principal): Actor {
+  if (principal.kind === 'api_key') {
+    return { type: 'api_key', id: principal.id, name: principal.name ?? principal.id, email: null };
+  }
   const { role: type, id, name, email } = principal;
   if (principal.kind === 'access_token') return { type, id, name, email, ...creatorsOf(principal.creatorChain) };
   return { type, id, name, email, issuer: principal.issuer, subject: principal.subject };

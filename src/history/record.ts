@@ -2,6 +2,7 @@ import { sql } from 'kysely';
 import type { ActorContext, Work } from '../database/work.ts';
 import type { ChainedEvent, EventInput } from '../domain/events.ts';
 import { newId } from '../domain/ids.ts';
+import { chunksOf } from '../lib/batches.ts';
 import { chainOf, toCanonical } from './chain.ts';
 
 /**
@@ -29,6 +30,9 @@ function subjectOf({ by }: Work, { keyId, partnerId, details }: EventInput): str
 
 const pendingInputs = new WeakMap<Work, EventInput[]>();
 
+/** Each statement stays far below the time limit of a query. */
+const appendedAtOnce = 100;
+
 async function append(work: Work, inputs: EventInput[]): Promise<void> {
   const { tx, by } = work;
   const chain = chainOf(by.organizationId);
@@ -38,11 +42,13 @@ async function append(work: Work, inputs: EventInput[]): Promise<void> {
   if (place === undefined) throw new Error('history_begin returned no row');
   const at = new Date(place.at_ms).toISOString();
   const events = inputs.map((input, index) => toEvent(by, input, place.next_sequence + index, at));
-  await sql`
-    select history_append(${chain}, event.canonical)
-    from unnest(${events.map(toCanonical)}::text[]) with ordinality as event (canonical, place) order by event.place`.execute(
-    tx,
-  );
+  for (const some of chunksOf(events, appendedAtOnce)) {
+    await sql`
+      select history_append(${chain}, event.canonical)
+      from unnest(${some.map(toCanonical)}::text[]) with ordinality as event (canonical, place) order by event.place`.execute(
+      tx,
+    );
+  }
   await work.onAppended(work, events);
 }
 

@@ -15,9 +15,18 @@ type Rule = (details: Record<string, unknown>, event: ChainedEvent, state: State
 
 const limited = ['rateLimit'] as const;
 const members = {
-  organization: ['name', 'keyReveal', ...limited],
+  organization: [
+    'name',
+    'keyReveal',
+    'leakResponse',
+    'selfService',
+    'maxKeyLifetimeSeconds',
+    'defaultKeyLifetimeSeconds',
+    'idleSuspendAfterDays',
+    ...limited,
+  ],
   access_token: ['role', 'name', 'email', 'scopes', 'expiresAt'],
-  partner: ['email', 'name', 'externalId', 'permissions', ...limited],
+  partner: ['email', 'name', 'externalId', 'metadata', 'permissions', ...limited],
   key: ['permission', 'name', 'expiresAt', 'allowedIps', 'scopes', 'metadata', 'replacesKeyId', ...limited],
 };
 
@@ -26,8 +35,8 @@ const changed: Rule = ({ changes }) =>
 
 const deleted: Rule = ({ deletedAt }) => ({ deletedAt });
 const restored: Rule = () => ({ deletedAt: null });
-const suspended: Rule = ({ suspendedAt }) => ({ suspendedAt });
-const resumed: Rule = () => ({ suspendedAt: null });
+const suspended: Rule = ({ suspendedAt, reason }) => ({ suspendedAt, suspendedReason: reason });
+const resumed: Rule = () => ({ suspendedAt: null, suspendedReason: null });
 
 interface Rules {
   /** The events that create a record. */
@@ -71,6 +80,7 @@ const rules: Record<RecordKind, Rules> = {
       origin: action === 'key.imported' ? 'imported' : 'created',
       ...only(members.key, details),
       suspendedAt: null,
+      suspendedReason: null,
       deletedAt: null,
       deleteReason: null,
       purgedAt: null,

@@ -28,7 +28,15 @@ export async function keyRows(
     .selectFrom('api_keys')
     .select(['id', 'partner_id', 'permission', 'name', 'expires_at', 'allowed_ips', 'scopes', 'metadata', 'created_by'])
     .select(['rate_limit_requests', 'rate_limit_window_seconds'])
-    .select(['origin', 'suspended_at', 'deleted_at', 'delete_reason', 'purged_at', 'replaces_key_id'])
+    .select([
+      'origin',
+      'suspended_at',
+      'suspended_reason',
+      'deleted_at',
+      'delete_reason',
+      'purged_at',
+      'replaces_key_id',
+    ])
     .where('organization_id', '=', organizationId)
     .where('id', '<', before as KeyId)
     .orderBy('id', 'desc')
@@ -48,6 +56,7 @@ export async function keyRows(
       metadata: row.metadata,
       replacesKeyId: row.replaces_key_id,
       suspendedAt: toText(row.suspended_at),
+      suspendedReason: row.suspended_reason,
       deletedAt: toText(row.deleted_at),
       deleteReason: row.delete_reason,
       purgedAt: toText(row.purged_at),
@@ -65,7 +74,7 @@ export async function partnerRows(
   const rows = await tx
     .selectFrom('partners')
     .select(['id', 'email', 'name', 'external_id', 'permissions', 'rate_limit_requests', 'rate_limit_window_seconds'])
-    .select(['suspended_at', 'deleted_at', 'created_by'])
+    .select(['metadata', 'suspended_at', 'deleted_at', 'created_by'])
     .where('organization_id', '=', organizationId)
     .where('id', '<', before as PartnerId)
     .orderBy('id', 'desc')
@@ -77,6 +86,7 @@ export async function partnerRows(
       email: row.email,
       name: row.name,
       externalId: row.external_id,
+      metadata: row.metadata,
       permissions: row.permissions,
       rateLimit: toRateLimit(row),
       suspendedAt: toText(row.suspended_at),
@@ -114,7 +124,9 @@ export async function accessTokenRows(tx: Tx, organizationId: OrganizationId | n
 export async function organizationRows(tx: Tx, organizationId: OrganizationId): Promise<RecordRow[]> {
   const rows = await tx
     .selectFrom('organizations')
-    .select(['id', 'name', 'key_reveal', 'rate_limit_requests', 'rate_limit_window_seconds', 'created_by'])
+    .select(['id', 'name', 'key_reveal', 'leak_response', 'self_service', 'max_key_lifetime_seconds'])
+    .select(['default_key_lifetime_seconds', 'idle_suspend_after_days', 'created_by'])
+    .select(['rate_limit_requests', 'rate_limit_window_seconds'])
     .where('id', '=', organizationId)
     .execute();
   return rows.map((row) => ({
@@ -122,6 +134,11 @@ export async function organizationRows(tx: Tx, organizationId: OrganizationId): 
     state: {
       name: row.name,
       keyReveal: row.key_reveal,
+      leakResponse: row.leak_response,
+      selfService: row.self_service,
+      maxKeyLifetimeSeconds: row.max_key_lifetime_seconds,
+      defaultKeyLifetimeSeconds: row.default_key_lifetime_seconds,
+      idleSuspendAfterDays: row.idle_suspend_after_days,
       rateLimit: toRateLimit(row),
       createdBy: toCreator(row.created_by),
     },

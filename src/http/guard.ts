@@ -5,22 +5,25 @@ import type { ActorContext, OrganizationContext } from '../database/work.ts';
 import { Problem } from '../domain/errors.ts';
 import { isId, type OrganizationId } from '../domain/ids.ts';
 import type { TokenScope } from '../domain/permissions.ts';
-import { actorOf, type CallerPrincipal, type Principal } from '../domain/principal.ts';
+import { type ApiKeyPrincipal, actorOf, type CallerPrincipal, type Principal } from '../domain/principal.ts';
 import { andThen, callBack, type MaybePromise, withCatch } from '../lib/maybe-promise.ts';
 import type { OidcAuthenticator } from '../oidc/authenticator.ts';
-import type { AccessRule } from './access.ts';
+import { type AccessRule, isAnonymous, type KeyObstacle } from './access.ts';
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** The authenticated identity; null on public routes. The guard sets it before any handler runs. */
+    /** The authenticated identity; null for an anonymous request. The guard sets it before any handler runs. */
     principal: Principal | null;
   }
 }
 
 /** Authenticates bearer tokens. */
 export interface Authenticator {
-  /** @throws Problem `token_malformed`, `unauthorized`, `token_expired`, `unavailable` */
-  authenticate(token: string): MaybePromise<Principal>;
+  /**
+   * @param admits accept an API key in spite of these
+   * @throws Problem `token_malformed`, `unauthorized`, `token_expired`, `unavailable`
+   */
+  authenticate(token: string, admits?: readonly KeyObstacle[]): MaybePromise<Principal>;
 }
 
 interface GuardOptions {
@@ -44,7 +47,8 @@ export const guard = fp<GuardOptions>(
     app.decorateRequest('principal', null);
     app.addHook('onRequest', (request, reply, done) => {
       const rule = request.routeConfig.access;
-      if (rule === undefined || rule === 'public' || mayUseFormCredential(request, rule)) done();
+      if (rule === undefined || rule === 'public' || isAnonymous(request) || mayUseFormCredential(request, rule))
+        done();
       else callBack(() => authorize(request, reply, rule), done);
     });
     app.addHook('preValidation', (request, reply, done) => {
@@ -66,9 +70,11 @@ export const guard = fp<GuardOptions>(
       }
       return andThen(identify(request, reply, rule), (principal) => {
         request.principal = principal;
-        if (rule.role === 'admin' || rule.role === 'operator') app.endpointLimits.countCaller(request, reply);
+        if (rule.role === 'admin' || rule.role === 'operator' || rule.role === 'api_key')
+          app.endpointLimits.countCaller(request, reply);
         requireRole(rule, principal);
         if (principal.kind === 'api_key') return;
+        if (rule.role === 'api_key') return;
         if (rule.role !== 'any') requireScope(principal, rule.scope);
         return andThen(organizationFor(request, rule, principal), (organizationId) => {
           principal.actsIn = organizationId;
@@ -88,7 +94,7 @@ export const guard = fp<GuardOptions>(
           }
           return oidcAuthenticator?.isToken(token)
             ? oidcAuthenticator.authenticate(token)
-            : authenticator.authenticate(token);
+            : authenticator.authenticate(token, rule.role === 'api_key' ? rule.admits : undefined);
         },
         (error) => {
           if (!(error instanceof Problem) || error.status !== 401) throw error;
@@ -196,6 +202,7 @@ function requireRole(rule: ProtectedRule, principal: Principal): void {
   if (rule.role === 'any') return;
   const role = principal.kind === 'api_key' ? 'api_key' : principal.role;
   if (role === rule.role || (rule.role === 'admin' && role === 'operator' && rule.operator !== false)) return;
+  if (rule.role === 'api_key') throw new Problem('forbidden', 'Only an API key may do this, for itself.');
   throw wrongRole(role, rule.role);
 }
 
@@ -241,15 +248,22 @@ export function accessTokenOf(request: FastifyRequest): CallerPrincipal {
   return principal;
 }
 
+/** The API key on routes that admit only API keys. */
+export function apiKeyOf({ principal }: FastifyRequest): ApiKeyPrincipal {
+  if (principal?.kind !== 'api_key') throw new Error('this route must admit API keys only');
+  return principal;
+}
+
+/** Who calls, and the organization in which the request acts. */
+export function callerOf({ principal }: FastifyRequest): { principal: Principal; actsIn: OrganizationId | null } {
+  if (principal === null) throw new Error('the guard has set no principal');
+  return { principal, actsIn: principal.kind === 'api_key' ? principal.organizationId : principal.actsIn };
+}
+
 /** The actor, organization and request for history. */
 export function actorContextOf(request: FastifyRequest): ActorContext {
-  const principal = accessTokenOf(request);
-  return {
-    actor: actorOf(principal),
-    organizationId: principal.actsIn,
-    request: request.facts,
-    trace: request.span?.context,
-  };
+  const { principal, actsIn } = callerOf(request);
+  return { actor: actorOf(principal), organizationId: actsIn, request: request.facts, trace: request.span?.context };
 }
 
 /** Like `actorContextOf`, on routes that always act in an organization. */
@@ -259,7 +273,7 @@ export function organizationContextOf(request: FastifyRequest): OrganizationCont
 
 /** The organization in which the request acts. */
 export function organizationOf(request: FastifyRequest): OrganizationId {
-  const { actsIn } = accessTokenOf(request);
+  const { actsIn } = callerOf(request);
   if (actsIn === null) throw new Error('this route must admit only callers that act in an organization');
   return actsIn;
 }

@@ -10,7 +10,7 @@ import { type ActorContext, type Transactor, transact, type Work } from '../data
 import { canonicalJson } from '../domain/canonical-json.ts';
 import { Problem, validationProblem } from '../domain/errors.ts';
 import type { OrganizationId } from '../domain/ids.ts';
-import { accessTokenOf, actorContextOf } from './guard.ts';
+import { actorContextOf, callerOf } from './guard.ts';
 import {
   type CompletedRequest,
   deleteCompleted,
@@ -205,10 +205,10 @@ function identityOf(request: FastifyRequest): Identity | undefined {
   if (names.filter((name) => name.toLowerCase() === 'idempotency-key').length > 1) {
     throw validationProblem(path, 'must not be sent more than once');
   }
-  const { id, actsIn } = accessTokenOf(request);
+  const { principal, actsIn } = callerOf(request);
   const route = [request.method, request.routeOptions.url, request.params];
   return {
-    address: sha256([id, actsIn, route, key]),
+    address: sha256([principal.id, actsIn, route, key]),
     // No body, null and {} are equivalent.
     request: canonicalJson([request.query, request.body ?? {}]),
   };

@@ -36,6 +36,11 @@ export function allowTokensInBody(
   });
 }
 
+/** Parses the JSON of a signed body, whose values may be any text. */
+export function parseSignedJson(body: Buffer): unknown {
+  return parseJson(body, undefined);
+}
+
 function refuseCredentials(value: unknown, credentials: readonly string[]): void {
   const ofText = (text: string): TextFlaw | undefined => {
     if (!credentials.some((credential) => holdsCredential(text, credential))) return undefined;
@@ -45,7 +50,8 @@ function refuseCredentials(value: unknown, credentials: readonly string[]): void
   if (flaw !== undefined) throw toProblem(flaw);
 }
 
-function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
+/** Parses a JSON text strictly. @throws Problem `bad_request`, `validation_failed`, `secret_in_text` */
+export function parseJson(body: Buffer, secrets: SecretText | undefined): unknown {
   const text = decodeUtf8(body);
   if (isNestedDeeper(maxNesting, text)) {
     throw new Problem('bad_request', `The body is nested deeper than ${maxNesting} levels.`);

@@ -2,6 +2,7 @@ import fp from 'fastify-plugin';
 import { Problem } from '../domain/errors.ts';
 import { networkOf } from '../lib/network-of.ts';
 import { createWindowCounter } from '../lib/window-counter.ts';
+import { isAnonymous } from './access.ts';
 import { rateLimitFields } from './rate-limit.ts';
 
 const windowSeconds = 60;
@@ -9,13 +10,12 @@ const windowSeconds = 60;
 /** The maximum number of counts; beyond it the least recently used one is evicted. */
 const countsCapacity = 100_000;
 
-/** Limits the requests per address and public route. Health probes are not counted. */
+/** Limits the requests without a credential per address and route. Health probes are not counted. */
 export const publicLimit = fp<{ limit: number }>(
   async (app, { limit }) => {
     const count = createWindowCounter({ windowSeconds, capacity: countsCapacity });
     app.addHook('onRequest', (request, reply, done) => {
-      const config = request.routeConfig;
-      if (config.access !== 'public' || config.probe === 'health') {
+      if (!isAnonymous(request) || request.routeConfig.probe === 'health') {
         done();
         return;
       }

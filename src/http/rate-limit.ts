@@ -27,7 +27,7 @@ declare module 'fastify' {
       countCaller(request: FastifyRequest, reply: FastifyReply): void;
       /** Counts a rejected credential of this address. @throws Problem `rate_limited` */
       countRefusal(request: FastifyRequest, reply: FastifyReply): void;
-      /** Counts a reveal by this person. @throws Problem `rate_limited` */
+      /** Counts a reveal by this person, or a rotation of this key with itself. @throws Problem `rate_limited` */
       countReveal(request: FastifyRequest, reply: FastifyReply): void;
     };
   }
@@ -54,7 +54,11 @@ export const endpointLimits = fp<EndpointLimits>(
       },
       countReveal({ principal }, reply) {
         const count = reveal(principal === null ? 'nobody' : limitSubjectOf(principal));
-        enforce(revealLimit, count, { reply, policy: 'reveal', exceeded: 'This admin has revealed too many keys.' });
+        const exceeded =
+          principal?.kind === 'api_key'
+            ? 'This key was rotated with itself too often.'
+            : 'This admin has revealed too many keys.';
+        enforce(revealLimit, count, { reply, policy: 'reveal', exceeded });
       },
     });
   },

@@ -223,10 +223,14 @@ export const allowedIpsInput = z
 /** RFC 6749 section 3.3. */
 const scopeToken = /^[\x21\x23-\x5b\x5d-\x7e]+$/;
 
+export const keyScopeInput = z
+  .string()
+  .min(1)
+  .max(100)
+  .regex(scopeToken, 'must be printable ASCII without space, double quote and backslash');
+
 export const keyScopesInput = z
-  .array(
-    z.string().min(1).max(100).regex(scopeToken, 'must be printable ASCII without space, double quote and backslash'),
-  )
+  .array(keyScopeInput)
   .max(50)
   .refine((scopes) => new Set(scopes).size === scopes.length, 'must not name a scope twice');
 
@@ -250,7 +254,7 @@ export const metadataView = z.record(z.string(), z.unknown()).meta({ example: { 
 export const problemCodeSchema = z.enum(problemCodes).meta({ id: 'ProblemCode' });
 
 const actorSnapshot = z.object({
-  type: z.enum(['admin', 'operator', 'verifier', 'system']).meta({ id: 'ActorType' }),
+  type: z.enum(['admin', 'operator', 'verifier', 'api_key', 'claim', 'system']).meta({ id: 'ActorType' }),
   id: z.string(),
   name: z.string(),
   email: z.string().nullable(),

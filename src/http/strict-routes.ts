@@ -82,6 +82,7 @@ function requireDeclarations(route: RouteOptions): void {
 function isChangingPost({ method, config }: RouteOptions): boolean {
   const access = config?.access;
   if (![method].flat().includes('POST') || access === undefined || access === 'public') return false;
+  if (access.role === 'api_key') return true;
   return (access.role === 'admin' || access.role === 'operator') && access.scope !== 'read';
 }
 

@@ -1,7 +1,10 @@
+import { expireClaims } from '../claims/jobs.ts';
 import { announceExpiries, forgetExpiryNotices } from '../expiry-notices/jobs.ts';
 import { auditStates } from '../history/state-audit.ts';
 import { pruneIdempotency } from '../http/idempotency-store.ts';
+import { suspendIdleKeys } from '../keys/idle-job.ts';
 import { purgeDeletedKeys } from '../keys/jobs.ts';
+import { pruneLeakReports } from '../leaks/store.ts';
 import { wipeSeals } from '../organizations/commands.ts';
 import { pruneRefusals } from '../refused-requests/store.ts';
 import { foldOldUsage, pruneDeletedUses } from '../verification/usage-store.ts';
@@ -30,6 +33,18 @@ export const jobs: readonly Job[] = [
     run: ({ transactor, signal }) => announceExpiries({ transactor, signal }),
   },
   {
+    name: 'suspend_idle_keys',
+    description: 'Announces that keys without use will be suspended, and suspends them when the time is over.',
+    schedule: '23 * * * *',
+    run: ({ transactor, signal }) => suspendIdleKeys({ transactor, signal }),
+  },
+  {
+    name: 'expire_claims',
+    description: 'Ends claims whose time is over, and deletes their copies of keys.',
+    schedule: '*/5 * * * *',
+    run: ({ transactor, signal }) => expireClaims({ transactor, signal }),
+  },
+  {
     name: 'wipe_seals',
     description:
       'Deletes stored plaintexts of organizations with keyReveal never, if their own request could not finish.',
@@ -47,6 +62,12 @@ export const jobs: readonly Job[] = [
     description: 'Deletes markers of uses of deleted keys; history keeps the events.',
     schedule: '41 * * * *',
     run: ({ transactor }) => pruneDeletedUses(transactor),
+  },
+  {
+    name: 'forget_leak_reports',
+    description: 'Deletes markers of reports of leaked keys; history keeps the events.',
+    schedule: '43 * * * *',
+    run: ({ transactor }) => pruneLeakReports(transactor),
   },
   {
     name: 'forget_expiry_notices',

@@ -1,3 +1,4 @@
+import { endClaimsOfKeys } from '../claims/end-commands.ts';
 import type { Secret } from '../crypto/secret.ts';
 import type { DeleteReason } from '../database/tables/api-keys.ts';
 import type { OrganizationContext, Work } from '../database/work.ts';
@@ -8,19 +9,29 @@ import type { Permission } from '../domain/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
-import { lockOrganization, lockOrganizationShared } from '../organizations/store.ts';
+import { lockOrganization, lockOrganizationShared, type Organization } from '../organizations/store.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
+import { expiryFor } from './lifetime-policy.ts';
 import type { MintedKey } from './mint.ts';
-import { freeSlot, keyTag, permissionFor, requireFuture, requireLiveKey } from './policy.ts';
+import {
+  becomesCompromised,
+  firstExpired,
+  freeSlot,
+  keyTag,
+  permissionFor,
+  requireLiveKey,
+  rowCapacity,
+} from './policy.ts';
 import {
   findSealed,
   insertKey,
   type Key,
   type KeyFields,
-  liveKeysOfRow,
   lockKey,
-  markKeySuspended,
+  lockLiveKeysOfRow,
   markKeysDeleted,
+  markKeysSuspended,
+  type RowAddress,
   type SealedColumns,
   type ShownKey,
   updateKey,
@@ -36,9 +47,12 @@ export interface KeySettings {
   metadata: Record<string, unknown>;
 }
 
-export const defaultSettings: KeySettings = {
+/** The settings of a new key. An undefined expiry is the organization's default. */
+export type NewKeySettings = Omit<KeySettings, 'expiresAt'> & { expiresAt: Date | null | undefined };
+
+export const defaultSettings: NewKeySettings = {
   name: null,
-  expiresAt: null,
+  expiresAt: undefined,
   rateLimit: null,
   allowedIps: [],
   scopes: [],
@@ -75,39 +89,52 @@ export async function createKey(
 
 export interface Owner {
   partner: Partner | null;
-  mayBeRevealed: boolean;
+  organization: Organization;
 }
 
-/** Locks what a new key depends on: its partner must stay live, and the organization's `keyReveal` must not change. */
+/** Locks what a new key depends on: its partner must stay live, and the organization's settings must not change. */
 export async function lockOwner(work: Work<OrganizationContext>, partnerId: string | undefined): Promise<Owner> {
   const { organizationId } = work.by;
   if (partnerId === undefined) {
     const organization = await lockOrganization(work.tx, organizationId);
-    return { partner: null, mayBeRevealed: organization.key_reveal === 'allowed' };
+    return { partner: null, organization };
   }
   const organization = await lockOrganizationShared(work.tx, organizationId);
   const partner = await lockPartner(work.tx, organizationId, partnerId);
   if (partner.deleted_at !== null) {
     throw new Problem('already_deleted', `Partner ${partner.id} was deleted at ${partner.deleted_at.toISOString()}.`);
   }
-  return { partner, mayBeRevealed: organization.key_reveal === 'allowed' };
+  return { partner, organization };
+}
+
+/**
+ * A free place of a row for another key. If the row is full and a member has expired, deletes the one that expired first.
+ * The caller has locked the owner.
+ * @throws Problem `row_full`
+ */
+export async function takePlace(work: Work<OrganizationContext>, row: RowAddress): Promise<1 | 2> {
+  const occupants = await lockLiveKeysOfRow(work.tx, row);
+  const replaced = occupants.length < rowCapacity ? undefined : firstExpired(occupants, work.now);
+  if (replaced !== undefined) await deleteKeys(work, [replaced], 'expired');
+  return freeSlot(occupants.filter((key) => key !== replaced));
 }
 
 interface KeyToAdd extends Owner {
   permission: Permission;
   minted: MintedKey;
-  settings: KeySettings;
+  settings: NewKeySettings;
   /** In a rotation, the key that this one replaces. */
   replaces?: Pick<Key, 'id' | 'limit_bucket_id'>;
 }
 
 /** Adds a minted key to its row and records it. The caller has locked the owner. */
 export async function addKey(work: Work<OrganizationContext>, input: KeyToAdd): Promise<CreatedKey> {
-  const { minted, settings } = input;
-  requireFuture(settings.expiresAt, work.now);
+  const { minted, organization } = input;
+  const decision = { rules: organization, now: work.now, path: 'body.expiresAt' };
+  const settings = { ...input.settings, expiresAt: expiryFor(input.settings.expiresAt, decision) };
   const partnerId: PartnerId | null = input.partner?.id ?? null;
   const row = { organizationId: work.by.organizationId, partnerId, permission: input.permission };
-  const slot = freeSlot(await liveKeysOfRow(work.tx, row));
+  const slot = await takePlace(work, row);
   const key = await insertKey(work, {
     id: minted.id,
     organization_id: row.organizationId,
@@ -118,7 +145,7 @@ export async function addKey(work: Work<OrganizationContext>, input: KeyToAdd): 
     digest_sealed: null,
     digest_keyring_id: null,
     ...minted.columns,
-    ...(input.mayBeRevealed ? minted.sealed : { sealed: null, sealed_keyring_id: null }),
+    ...(organization.key_reveal === 'allowed' ? minted.sealed : { sealed: null, sealed_keyring_id: null }),
     ...toColumns(settings),
     replaces_key_id: input.replaces?.id ?? null,
     limit_bucket_id: input.replaces?.limit_bucket_id ?? input.replaces?.id ?? null,
@@ -142,7 +169,7 @@ export type KeyPatch = Partial<{ [Field in keyof KeySettings]: KeySettings[Field
 
 /**
  * Changes a key's settings. @throws Problem `not_found`, `already_deleted`, `precondition_failed`, `validation_failed`
- * (expiry in the past)
+ * (expiry in the past or beyond the maximum lifetime)
  */
 export async function patchKey(
   work: Work<OrganizationContext>,
@@ -150,16 +177,21 @@ export async function patchKey(
   patch: KeyPatch,
   expected: ExpectedTags,
 ): Promise<ShownKey> {
-  const key = await lockKey(work.tx, work.by.organizationId, keyId);
+  const { tx, now } = work;
+  const { organizationId } = work.by;
+  const rules = patch.expiresAt === undefined ? undefined : await lockOrganizationShared(tx, organizationId);
+  const key = await lockKey(tx, organizationId, keyId);
   requireLiveKey(key);
   requireExpected(expected, keyTag(key));
   const present = settingsOf(key);
   const changes = changesBetween(describe(present), describePatch(patch));
-  if (Object.keys(changes).length === 0) return withLastUse(work.tx, key);
-  if (changes['expiresAt'] !== undefined) requireFuture(patch.expiresAt ?? null, work.now);
+  if (Object.keys(changes).length === 0) return withLastUse(tx, key);
+  if (rules !== undefined && changes['expiresAt'] !== undefined) {
+    expiryFor(patch.expiresAt, { rules, now, path: 'body.expiresAt', present: key });
+  }
   const changed = await updateKey(work, key.id, toColumns({ ...present, ...withoutUndefined(patch) }));
   record(work, { action: 'key.updated', keyId: key.id, partnerId: key.partner_id, details: { changes } });
-  return withLastUse(work.tx, changed);
+  return withLastUse(tx, changed);
 }
 
 export interface RevealRequest {
@@ -175,7 +207,28 @@ export async function recordReveal(
   work: Work<OrganizationContext>,
   keyId: string,
   given: RevealRequest,
-): Promise<{ key: Key; sealed: SealedColumns }> {
+): Promise<RevealableKey> {
+  const revealable = await lockRevealableKey(work, keyId);
+  const { key } = revealable;
+  record(work, {
+    action: 'key.revealed',
+    keyId: key.id,
+    partnerId: key.partner_id,
+    details: { reason: given.reason ?? null, recipient: given.recipient ?? null },
+  });
+  return revealable;
+}
+
+export interface RevealableKey {
+  key: Key;
+  sealed: SealedColumns;
+}
+
+/**
+ * Locks a key whose plaintext may be opened. The caller records who gets it.
+ * @throws Problem `not_found`, `already_deleted`, `reveal_disabled`
+ */
+export async function lockRevealableKey(work: Work<OrganizationContext>, keyId: string): Promise<RevealableKey> {
   const organization = await lockOrganizationShared(work.tx, work.by.organizationId);
   const key = await lockKey(work.tx, work.by.organizationId, keyId);
   requireLiveKey(key);
@@ -191,12 +244,6 @@ export async function recordReveal(
         'Rotate the key, or create a second one in its row.',
     );
   }
-  record(work, {
-    action: 'key.revealed',
-    keyId: key.id,
-    partnerId: key.partner_id,
-    details: { reason: given.reason ?? null, recipient: given.recipient ?? null },
-  });
   return { key, sealed };
 }
 
@@ -210,14 +257,13 @@ export async function deleteKey(
   reason: DeleteReason,
 ): Promise<ShownKey> {
   const key = await lockKey(work.tx, work.by.organizationId, keyId);
-  const becomesCompromised = reason === 'compromised' && key.delete_reason !== 'compromised';
-  if (!becomesCompromised) requireLiveKey(key);
+  if (!becomesCompromised(key, { action: 'delete', reason })) requireLiveKey(key);
   const [deleted] = await deleteKeys(work, [key], reason);
   if (deleted === undefined) throw new Error(`Key ${key.id} was not found although it is locked`);
   return withLastUse(work.tx, deleted);
 }
 
-/** Deletes locked keys and records each deletion. */
+/** Deletes locked keys with their pending claims, and records each deletion. */
 export async function deleteKeys(
   work: Work<OrganizationContext>,
   keys: readonly Key[],
@@ -230,10 +276,11 @@ export async function deleteKeys(
     const details = { reason, deletedAt: (key.deleted_at ?? work.now).toISOString() };
     record(work, { action: 'key.deleted', keyId: key.id, partnerId: key.partner_id, details });
   }
+  await endClaimsOfKeys(work, ids, 'key_deleted');
   return deleted;
 }
 
-export function toSettings(given: KeyPatch): KeySettings {
+export function toSettings(given: KeyPatch): NewKeySettings {
   return { ...defaultSettings, ...withoutUndefined(given) };
 }
 
@@ -249,7 +296,12 @@ function withoutUndefined(patch: KeyPatch): Partial<KeySettings> {
   };
 }
 
-export function settingsOf(key: Key): KeySettings {
+export function settingsOf(
+  key: Pick<
+    Key,
+    'name' | 'expires_at' | 'allowed_ips' | 'scopes' | 'metadata' | keyof ReturnType<typeof toRateLimitColumns>
+  >,
+): KeySettings {
   return {
     name: key.name,
     expiresAt: key.expires_at,
@@ -281,21 +333,48 @@ function describePatch(patch: KeyPatch): Record<string, unknown> {
   return given.expiresAt == null ? given : { ...given, expiresAt: given.expiresAt.toISOString() };
 }
 
+/** Suspended, with an optional reason, or not. */
+export type Suspension = { isSuspended: true; reason: string | null } | { isSuspended: false };
+
 /**
- * Suspends or resumes a key. Resuming does not revive an expired key.
+ * Suspends or resumes a key. Resuming does not revive an expired key. A suspended key keeps its first reason.
  * @throws Problem `not_found`, `already_deleted`
  */
 export async function setKeySuspended(
   work: Work<OrganizationContext>,
   keyId: string,
-  isSuspended: boolean,
+  suspension: Suspension,
 ): Promise<ShownKey> {
   const key = await lockKey(work.tx, work.by.organizationId, keyId);
   requireLiveKey(key);
-  if (isSuspended === (key.suspended_at !== null)) return withLastUse(work.tx, key);
-  const changed = await markKeySuspended(work.tx, key.id, isSuspended ? work.now : null);
-  record(work, { ...suspensionEvent(work, 'key', isSuspended), keyId: key.id, partnerId: key.partner_id });
+  if (suspension.isSuspended === (key.suspended_at !== null)) return withLastUse(work.tx, key);
+  const [changed] = await setKeysSuspended(work, [key], suspension);
+  if (changed === undefined) throw new Error(`Key ${key.id} was not found although it is locked`);
   return withLastUse(work.tx, changed);
+}
+
+/** Suspends or resumes locked keys that are not yet so, and records each. */
+export async function setKeysSuspended(
+  work: Work<OrganizationContext>,
+  keys: ReadonlyArray<Pick<Key, 'id' | 'partner_id'>>,
+  suspension: Suspension,
+): Promise<Key[]> {
+  const { isSuspended } = suspension;
+  const reason = isSuspended ? suspension.reason : null;
+  const columns = isSuspended
+    ? { suspended_at: work.now, suspended_reason: reason }
+    : { suspended_at: null, suspended_reason: null, resumed_at: work.now };
+  const changed = await markKeysSuspended(
+    work.tx,
+    keys.map(({ id }) => id),
+    columns,
+  );
+  for (const key of keys) {
+    const { action, details } = suspensionEvent(work, 'key', isSuspended);
+    const given = isSuspended ? { ...details, reason } : details;
+    record(work, { action, details: given, keyId: key.id, partnerId: key.partner_id });
+  }
+  return changed;
 }
 
 /** The event for suspending or resuming a key or partner. */

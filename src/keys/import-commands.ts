@@ -6,18 +6,12 @@ import type { Permission } from '../domain/permissions.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization, lockOrganizationShared } from '../organizations/store.ts';
 import { findPartnerIds, lockPartners, type Partner } from '../partners/store.ts';
-import { describe, type KeySettings, type NewKeyRequest, toColumns, toSettings } from './commands.ts';
-import {
-  findTokenHolders,
-  hasImportedKeys,
-  lockImports,
-  type PlacedKey,
-  placesOfOwners,
-  type TokenHolder,
-} from './import-store.ts';
+import { deleteKeys, describe, type NewKeyRequest, toColumns, toSettings } from './commands.ts';
+import { findTokenHolders, hasImportedKeys, lockImports, type TokenHolder } from './import-store.ts';
 import { type ImportedToken, importColumns } from './imported-token.ts';
-import { freeSlot, permissionFor, requireFuture } from './policy.ts';
-import { insertKeys, type Key, type NewKey } from './store.ts';
+import { expiryFor, type LifetimeRules } from './lifetime-policy.ts';
+import { firstExpired, freeSlot, permissionFor, rowCapacity } from './policy.ts';
+import { insertKeys, type Key, lockLiveKeysOfOwners, type NewKey } from './store.ts';
 
 /** A key to import. Without a partner it belongs to the organization's default row. */
 export interface ImportEntry extends Omit<NewKeyRequest, 'partnerId'> {
@@ -37,6 +31,12 @@ export interface EntryProblem {
   keyId?: KeyId | undefined;
 }
 
+/** The member of the given entry that a problem is about, as its author names it. */
+export function givenMemberOf({ member }: Pick<EntryProblem, 'member'>, { token }: Pick<ImportEntry, 'token'>): string {
+  if (member !== 'token') return member;
+  return token.plaintext === null ? 'sha256' : 'plaintext';
+}
+
 /** Either all keys, in the order of the entries, or the problems of all entries that do not fit. */
 export interface ImportResult {
   keys: Key[];
@@ -46,20 +46,37 @@ export interface ImportResult {
 /** The most entries of one import: all of them are one transaction. */
 export const maxImportEntries = 500;
 
-/** Imports keys, all or none. With a problem nothing is written, so the rest can be imported in the same transaction. */
+/** A key that takes a place of a row. */
+export type PlacedKey = Pick<Key, 'id' | 'partner_id' | 'permission' | 'slot' | 'expires_at'>;
+
+/** Keys by their owner; null is the organization. */
+export type PlacesOfOwners = ReadonlyMap<PartnerId | null, readonly PlacedKey[]>;
+
+/**
+ * Imports keys, all or none. With a problem nothing is written, so the rest can be imported in the same transaction.
+ * @param rehearsed keys that count as stored already, in a rehearsal of several steps
+ */
 export async function importKeys(
   work: Work<OrganizationContext>,
   entries: readonly ImportEntry[],
+  rehearsed?: PlacesOfOwners,
 ): Promise<ImportResult> {
   if (entries.length === 0) return { keys: [], problems: [] };
   const owners = await lockOwners(work, entries);
   await lockImports(work.tx);
-  const places = new Places(await placesOfOwners(work.tx, work.by.organizationId, owners.ids));
+  const stored = await lockLiveKeysOfOwners(work.tx, work.by.organizationId, owners.ids);
+  const earlier = owners.ids.flatMap((id) => rehearsed?.get(id) ?? []);
+  const places = new Places(stored, earlier, work.now);
   const tokens = await checkTokens(work, entries);
   const problems: EntryProblem[] = [];
   const keys: NewKey[] = [];
   for (const [index, entry] of entries.entries()) {
-    const found = planKey(work, entry, { owner: owners.of[index], problem: tokens.problems.get(index), places });
+    const found = planKey(work, entry, {
+      owner: owners.of[index],
+      problem: tokens.problems.get(index),
+      places,
+      rules: owners.rules,
+    });
     if ('key' in found) {
       keys.push({
         ...importColumns(work.keyring, work.by.organizationId, entry.token, owners.mayBeRevealed),
@@ -68,6 +85,7 @@ export async function importKeys(
     } else problems.push(...found.problems.map((problem) => ({ index, ...problem })));
   }
   if (problems.length > 0) return { keys: [], problems };
+  await deleteKeys(work, places.replaced, 'expired');
   await announce(work, entries, tokens.compromised);
   const imported = await insertKeys(work, keys);
   for (const [index, key] of imported.entries()) {
@@ -79,7 +97,7 @@ export async function importKeys(
       partnerId: key.partner_id,
       details: {
         permission: key.permission,
-        ...describe(toSettings(entry)),
+        ...describe({ ...toSettings(entry), expiresAt: key.expires_at }),
         plaintextGiven: entry.token.plaintext !== null,
       },
     });
@@ -97,6 +115,7 @@ interface Owners {
   /** The owners of all rows; null is the organization. */
   ids: Array<PartnerId | null>;
   mayBeRevealed: boolean;
+  rules: LifetimeRules;
 }
 
 /** Locks the organization first, like every command that adds a key, then the partners in the order of their ids. */
@@ -132,6 +151,7 @@ async function lockOwners(work: Work<OrganizationContext>, entries: readonly Imp
     of,
     ids: [...(usesDefaultRow ? [null] : []), ...locked.map(({ id }) => id)],
     mayBeRevealed: organization.key_reveal === 'allowed',
+    rules: organization,
   };
 }
 
@@ -174,16 +194,17 @@ interface Plan {
   owner: OwnerOrProblem | undefined;
   problem: Member | undefined;
   places: Places;
+  rules: LifetimeRules;
 }
 
 /** The row of a new key without its token, or everything that is wrong with the entry. */
 function planKey(
   work: Work<OrganizationContext>,
   entry: ImportEntry,
-  { owner, problem, places }: Plan,
+  { owner, problem, places, rules }: Plan,
 ): { key: PlannedKey } | { problems: Member[] } {
   const problems = problem === undefined ? [] : [problem];
-  const settings: KeySettings = toSettings(entry);
+  const settings = toSettings(entry);
   const attempt = <Result>(member: Member['member'], decide: () => Result): Result | undefined => {
     try {
       return decide();
@@ -193,14 +214,17 @@ function planKey(
       return undefined;
     }
   };
-  attempt('expiresAt', () => requireFuture(settings.expiresAt, work.now));
+  // The route names the entry in the path.
+  const expiresAt = attempt('expiresAt', () =>
+    expiryFor(settings.expiresAt, { rules, now: work.now, path: 'expiresAt' }),
+  );
   if (owner === undefined || 'problem' in owner) {
     return { problems: [...problems, ...(owner === undefined ? [] : [owner.problem])] };
   }
   const { partner } = owner;
   const permission = attempt('permission', () => permissionFor(partner?.permissions ?? null, entry.permission));
   // An entry that does not fit takes no place from the others.
-  if (permission === undefined || problems.length > 0) return { problems };
+  if (permission === undefined || expiresAt === undefined || problems.length > 0) return { problems };
   const partnerId: PartnerId | null = partner?.id ?? null;
   const slot = attempt(partner === null ? 'permission' : memberOf(entry), () => places.take(partnerId, permission));
   if (slot === undefined) return { problems };
@@ -211,7 +235,7 @@ function planKey(
       permission,
       slot,
       origin: 'imported',
-      ...toColumns(settings),
+      ...toColumns({ ...settings, expiresAt }),
       replaces_key_id: null,
       limit_bucket_id: null,
       created_at: work.now,
@@ -226,26 +250,42 @@ function memberOf({ partner }: ImportEntry): 'partnerId' | 'partnerExternalId' {
 
 /** The places of rows, with those that earlier entries take. */
 class Places {
-  readonly #taken = new Map<string, Array<{ id: string; slot: 1 | 2 }>>();
+  /** Expired keys whose places are taken. */
+  readonly replaced: Key[] = [];
+  readonly #rows = new Map<string, Occupant[]>();
+  readonly #now: Date;
 
-  constructor(keys: readonly PlacedKey[]) {
-    for (const key of keys) this.#row(key.partner_id, key.permission).push(key);
+  constructor(stored: readonly Key[], rehearsed: readonly PlacedKey[], now: Date) {
+    this.#now = now;
+    for (const key of stored) this.#rowOf(key.partner_id, key.permission).push({ ...key, key });
+    for (const key of rehearsed) this.#rowOf(key.partner_id, key.permission).push({ ...key, key: undefined });
   }
 
-  /** @throws Problem `row_full` */
+  /** The same rule as `takePlace`. @throws Problem `row_full` */
   take(partnerId: PartnerId | null, permission: Permission): 1 | 2 {
-    const row = this.#row(partnerId, permission);
+    const row = this.#rowOf(partnerId, permission);
+    const expired = row.length < rowCapacity ? undefined : firstExpired(row, this.#now);
+    if (expired?.key !== undefined) {
+      this.replaced.push(expired.key);
+      row.splice(row.indexOf(expired), 1);
+    }
     const slot = freeSlot(row);
-    row.push({ id: 'an earlier entry', slot });
+    row.push({ id: 'an earlier entry', slot, expires_at: null, key: undefined });
     return slot;
   }
 
-  #row(partnerId: PartnerId | null, permission: Permission) {
+  #rowOf(partnerId: PartnerId | null, permission: Permission): Occupant[] {
     const name = `${partnerId}/${permission}`;
-    const row = this.#taken.get(name) ?? [];
-    this.#taken.set(name, row);
+    const row = this.#rows.get(name) ?? [];
+    this.#rows.set(name, row);
     return row;
   }
+}
+
+interface Occupant extends Pick<Key, 'slot' | 'expires_at'> {
+  id: string;
+  /** Undefined: not stored yet. */
+  key: Key | undefined;
 }
 
 /**

@@ -7,7 +7,7 @@ import { findTextFlaw } from '../http/json-body.ts';
 import { externalIdInput, idSchema, permissionSchema } from '../http/schemas.ts';
 import type { ImportEntry } from './import-commands.ts';
 import { importedToken } from './imported-token.ts';
-import { keySettingsInput } from './routes.ts';
+import { keySettingsInput } from './input.ts';
 
 /** No space at either end: HTTP removes it from the header that carries the token. */
 const tokenText = /^[\x21-\x7e][\x20-\x7e]*[\x21-\x7e]$/;
@@ -91,11 +91,10 @@ export function readImportEntry(value: unknown, options: ReadingOptions): Import
     const flaw = flawOfPlaintext(plaintext, { partnerExternalId, ...settings }, options.tokenPrefix);
     if (flaw !== undefined) return { flaws: [flaw] };
   }
-  const { name, expiresAt, rateLimit, ...rest } = settings;
+  const { name, rateLimit, ...rest } = settings;
   return {
     ...rest,
     name: name ?? null,
-    expiresAt: expiresAt ?? null,
     rateLimit: rateLimit ?? null,
     partner:
       partnerId !== undefined

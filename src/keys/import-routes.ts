@@ -8,7 +8,7 @@ import { createConcurrencyLimit, organizationGroupOf } from '../http/concurrency
 import { organizationContextOf } from '../http/guard.ts';
 import { allowTokensInBody } from '../http/json-body.ts';
 import { removeFromFacts } from '../http/request-facts.ts';
-import { type EntryProblem, type ImportEntry, importKeys, maxImportEntries } from './import-commands.ts';
+import { givenMemberOf, type ImportEntry, importKeys, maxImportEntries } from './import-commands.ts';
 import { importEntryInput, readImportEntry } from './import-input.ts';
 import type { Key } from './store.ts';
 import { keyView, toKeyView } from './views.ts';
@@ -142,7 +142,8 @@ async function importAll(work: Work<OrganizationContext>, read: readonly ReadEnt
   const result = await importKeys(work, entries);
   for (const problem of result.problems) {
     const index = positions[problem.index] ?? problem.index;
-    problems.push({ ...problem, index, path: memberOf(problem, entries[problem.index]) });
+    const entry = entries[problem.index];
+    problems.push({ ...problem, index, path: entry === undefined ? '' : givenMemberOf(problem, entry) });
   }
   if (problems.length > 0) throw problemOf(problems);
   return result.keys;
@@ -155,11 +156,6 @@ interface ImportProblem {
   code: ProblemCode;
   message: string;
   keyId?: string | undefined;
-}
-
-function memberOf({ member }: EntryProblem, entry: ImportEntry | undefined): string {
-  if (member !== 'token') return member;
-  return entry?.token.plaintext == null ? 'sha256' : 'plaintext';
 }
 
 /** So many errors of one entry are listed, so that there is room for every entry. */

@@ -3,8 +3,7 @@ import type { Keyring } from '../crypto/keyring.ts';
 import { importedTagOf } from '../crypto/tag.ts';
 import type { Db, Tx } from '../database/client.ts';
 import type { DeleteReason } from '../database/tables/api-keys.ts';
-import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
-import type { Permission } from '../domain/permissions.ts';
+import type { KeyId, OrganizationId } from '../domain/ids.ts';
 
 /** Queries about imported keys. */
 
@@ -57,31 +56,27 @@ export async function hasImportedKeys(db: Db, organizationId: OrganizationId): P
   return rows.length > 0;
 }
 
-export interface PlacedKey {
-  id: KeyId;
-  partner_id: PartnerId | null;
-  permission: Permission;
-  slot: 1 | 2;
-}
+/** A key's settings, and the external id of its partner. */
+export type OwnedKey = Awaited<ReturnType<typeof findOwnedKeys>>[number];
 
-/** The live keys in all rows of these owners; null is the organization itself. Lock the owners first. */
-export async function placesOfOwners(
-  tx: Tx,
-  organizationId: OrganizationId,
-  owners: ReadonlyArray<PartnerId | null>,
-): Promise<PlacedKey[]> {
-  const partnerIds = owners.filter((owner) => owner !== null);
-  return tx
+export async function findOwnedKeys(db: Db, ids: readonly KeyId[]) {
+  return db
     .selectFrom('api_keys')
-    .select(['id', 'partner_id', 'permission', 'slot'])
-    .where('organization_id', '=', organizationId)
-    .where('deleted_at', 'is', null)
-    .where(({ or, eb }) =>
-      or([
-        eb('partner_id', '=', sql<PartnerId>`any(${partnerIds})`),
-        ...(owners.includes(null) ? [eb('partner_id', 'is', null)] : []),
-      ]),
-    )
-    .orderBy('id')
+    .leftJoin('partners', 'partners.id', 'api_keys.partner_id')
+    .select([
+      'api_keys.id',
+      'api_keys.partner_id',
+      'partners.external_id',
+      'api_keys.permission',
+      'api_keys.name',
+      'api_keys.expires_at',
+      'api_keys.rate_limit_requests',
+      'api_keys.rate_limit_window_seconds',
+      'api_keys.allowed_ips',
+      'api_keys.scopes',
+      'api_keys.metadata',
+      'api_keys.deleted_at',
+    ])
+    .where('api_keys.id', '=', sql<KeyId>`any(${ids})`)
     .execute();
 }

@@ -2,8 +2,9 @@ import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { RestoreWindows } from '../domain/restore-window.ts';
 import { organizationContextOf } from '../http/guard.ts';
-import { idParam } from '../http/schemas.ts';
+import { idParam, text } from '../http/schemas.ts';
 import { setKeySuspended } from './commands.ts';
+import { rotateRequest } from './input.ts';
 import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
 import { restoreKey } from './restore-commands.ts';
@@ -11,16 +12,11 @@ import { rotateKey } from './rotate-commands.ts';
 import type { ShownKey } from './store.ts';
 import { createdKeyView, type KeyViewContext, keyView, showCreatedKey, toKeyView } from './views.ts';
 
-const longestEndSeconds = 31_536_000;
-
-const rotateRequest = z
+const suspendRequest = z
   .strictObject({
-    expireOldAfterSeconds: z.int().min(0).max(longestEndSeconds).optional().meta({
-      description:
-        'Seconds until the old key expires. An earlier expiry stays. If omitted, the old key does not change.',
-    }),
+    reason: text(500).optional().meta({ description: 'Shown as suspendedReason until the key is resumed.' }),
   })
-  .meta({ id: 'RotateRequest', example: { expireOldAfterSeconds: 86_400 } });
+  .meta({ id: 'SuspendRequest', example: { reason: 'The partner reported a leak' } });
 
 export interface KeyLifecycleRoutesOptions extends RestoreWindows {
   mint: KeyMint;
@@ -48,7 +44,8 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
         tags: ['Keys'],
         summary: 'Rotate a key: add a second key to its row',
         description:
-          'The new key copies name, limit, allowed addresses and metadata. It has no expiry. ' +
+          "The new key copies name, limit, allowed addresses, scopes and metadata. Its expiry is the organization's default " +
+          'or maximum lifetime; without them it has none. ' +
           'Only an active key can be rotated, and its row needs a free place.',
         params,
         body: rotateRequest.nullish(),
@@ -79,15 +76,17 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
         tags: ['Keys'],
         summary: 'Suspend a key',
         description:
-          'This replica rejects the key from the reply on, the others as soon as they are notified. It keeps its place in the row.',
+          'This replica rejects the key from the reply on, the others as soon as they are notified. It keeps its place in the row. A key that is suspended already does not change.',
         params,
+        body: suspendRequest.nullish(),
         response: { 200: keyView },
       },
     },
     async (request, reply) => {
       const { keyId } = request.params;
+      const suspension = { isSuspended: true, reason: request.body?.reason ?? null } as const;
       return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
-        show(await setKeySuspended(work, keyId, true), work.now),
+        show(await setKeySuspended(work, keyId, suspension), work.now),
       );
     },
   );
@@ -112,7 +111,7 @@ export const keyLifecycleRoutes: FastifyPluginAsyncZod<KeyLifecycleRoutesOptions
     async (request, reply) => {
       const { keyId } = request.params;
       return app.runOnce(request, reply, organizationContextOf(request), async (work) =>
-        show(await setKeySuspended(work, keyId, false), work.now),
+        show(await setKeySuspended(work, keyId, { isSuspended: false }), work.now),
       );
     },
   );

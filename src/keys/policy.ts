@@ -11,6 +11,14 @@ export type KeyStatus = 'active' | 'suspended' | 'expired' | 'deleted';
 
 export const keyStatuses = ['active', 'suspended', 'expired', 'deleted'] as const satisfies readonly KeyStatus[];
 
+/**
+ * Text without regard to case: Unicode's default mappings, as JavaScript has them, independent of the database's locale.
+ * Lower case first, because some capitals have no other upper case: ẞ and ß both become SS.
+ */
+export function foldCase(text: string): string {
+  return text.toLowerCase().toUpperCase();
+}
+
 interface KeyState {
   expires_at: Date | null;
   suspended_at: Date | null;
@@ -70,6 +78,16 @@ export function freeSlot(occupants: readonly Occupant[]): 1 | 2 {
   );
 }
 
+/** The key that expired first, suspended or not; undefined if none has expired. */
+export function firstExpired<Occupant extends { expires_at: Date | null }>(
+  occupants: readonly Occupant[],
+  now: Date,
+): Occupant | undefined {
+  const atMs = ({ expires_at: at }: Occupant) => at?.getTime() ?? Number.POSITIVE_INFINITY;
+  const [first] = [...occupants].sort((one, other) => atMs(one) - atMs(other));
+  return first !== undefined && atMs(first) <= now.getTime() ? first : undefined;
+}
+
 /**
  * The permission of a new key, which selects its row.
  * @param granted the partner's permissions; null for the organization's default row
@@ -96,13 +114,6 @@ export function permissionFor(granted: readonly Access[] | null, requested: Perm
     'body.permission',
     `The partner has the permission ${granted.join(' and ')}, not ${requested}. Only keys of the default row have read_write.`,
   );
-}
-
-/** Rejects an expiry in the past. @throws Problem `validation_failed` */
-export function requireFuture(expiresAt: Date | null, now: Date): void {
-  if (expiresAt !== null && expiresAt <= now) {
-    throw validationProblem('body.expiresAt', `must be later than now (${now.toISOString()})`);
-  }
 }
 
 /** @throws Problem `already_deleted` */
@@ -176,4 +187,31 @@ export function requireRotatableKey(key: KeyState & { id: string }, now: Date): 
 /** The key's entity tag. Use of the key does not change it. */
 export function keyTag({ last_used_at, ...kept }: KeyState & { id: string; last_used_at?: Date | null }): string {
   return entityTagOf(kept);
+}
+
+export const bulkActions = ['suspend', 'resume', 'delete'] as const;
+
+export type BulkAction = (typeof bulkActions)[number];
+
+/** Why a bulk request leaves a key as it is. */
+export const skipCodes = ['not_found', 'already_deleted', 'already_suspended', 'not_suspended'] as const;
+
+export type SkipCode = (typeof skipCodes)[number];
+
+/** Why this change does not apply to a key; undefined if it does. A deleted key can still be declared compromised. */
+export function whySkipped(
+  key: { suspended_at: Date | null; deleted_at: Date | null; delete_reason: string | null },
+  change: { action: BulkAction; reason?: string | null },
+): SkipCode | undefined {
+  if (key.deleted_at !== null) return becomesCompromised(key, change) ? undefined : 'already_deleted';
+  if (change.action === 'suspend' && key.suspended_at !== null) return 'already_suspended';
+  return change.action === 'resume' && key.suspended_at === null ? 'not_suspended' : undefined;
+}
+
+/** A deletion as compromised is final, and also applies to a key that was deleted for another reason. */
+export function becomesCompromised(
+  key: { delete_reason: string | null },
+  change: { action: BulkAction; reason?: string | null },
+): boolean {
+  return change.action === 'delete' && change.reason === 'compromised' && key.delete_reason !== 'compromised';
 }

@@ -9,8 +9,8 @@ import { freeSlot, requireEligibleOwner, requireRestorableKey } from './policy.t
 import {
   getKeyOwner,
   type Key,
-  liveKeysOfRow,
   lockKeyIncludingPurged,
+  lockLiveKeysOfRow,
   markKeyRestored,
   type ShownKey,
   withLastUse,
@@ -50,7 +50,7 @@ export async function restoreKey(
   requireSameDeletion(`Key ${key.id}`, deletedAt, restoring);
   requireEligibleOwner(key, partner);
   const row = { organizationId, partnerId, permission: key.permission };
-  const restored = await restoreLockedKey(work, key, freeSlot(await liveKeysOfRow(work.tx, row)), restoring);
+  const restored = await restoreLockedKey(work, key, freeSlot(await lockLiveKeysOfRow(work.tx, row)), restoring);
   return withLastUse(work.tx, restored);
 }
 
@@ -74,7 +74,7 @@ export async function restoreLockedKey(
   slot: 1 | 2,
   { recovery }: Restoring,
 ): Promise<Key> {
-  const restored = await markKeyRestored(work.tx, key.id, slot);
+  const restored = await markKeyRestored(work.tx, key.id, { slot, at: work.now });
   record(work, {
     action: 'key.restored',
     keyId: key.id,

@@ -2,78 +2,22 @@ import type { FastifyReply } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { Keyring } from '../crypto/keyring.ts';
+import { givenDeleteReasons } from '../database/tables/api-keys.ts';
 import { type Transactor, transact } from '../database/work.ts';
-import { idSuffixPattern, isId, type KeyId, type PartnerId } from '../domain/ids.ts';
+import { isId, type KeyId } from '../domain/ids.ts';
 import { decodeCursor, toPage } from '../domain/page.ts';
 import { organizationContextOf, organizationOf } from '../http/guard.ts';
 import { expectedTags } from '../http/if-match.ts';
 import { listOf } from '../http/list.ts';
-import {
-  allowedIpsInput,
-  idParam,
-  idSchema,
-  keyScopesInput,
-  limitMeaning,
-  metadataInput,
-  nameInput,
-  pageOf,
-  pageQuery,
-  permissionSchema,
-  queryBoolean,
-  rateLimitSchema,
-  text,
-  timestampInput,
-} from '../http/schemas.ts';
+import { idParam, pageOf, text } from '../http/schemas.ts';
 import { createKey, deleteKey, patchKey } from './commands.ts';
+import { keyListQuery, toKeyFilter } from './filter-input.ts';
+import { keyPatch, newKey } from './input.ts';
 import type { KeyMint } from './mint.ts';
 import { keyTag } from './policy.ts';
 import { revealKey } from './reveal.ts';
 import { getKey, listKeys, type ShownKey } from './store.ts';
-import { createdKeyView, type KeyViewContext, keyStatusSchema, keyView, showCreatedKey, toKeyView } from './views.ts';
-
-/** The settings of a key in a request. */
-export const keySettingsInput = {
-  name: nameInput.nullish(),
-  expiresAt: timestampInput.nullish(),
-  rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.key }),
-  allowedIps: allowedIpsInput.optional(),
-  scopes: keyScopesInput.optional().meta({
-    description:
-      'What the key may be used for, in your own words: Latchkey compares them and gives them no meaning. A change replaces the whole list.',
-    example: ['invoices:read'],
-  }),
-  metadata: metadataInput.optional(),
-};
-
-const newKey = z
-  .strictObject({
-    partnerId: idSchema('partner')
-      .optional()
-      .meta({ description: "If omitted, the key belongs to the organization's default row." }),
-    permission: permissionSchema.optional().meta({ description: 'Required only for a partner with both permissions.' }),
-    ...keySettingsInput,
-  })
-  .meta({ id: 'NewKey', example: { name: 'Billing export' } });
-
-const keyPatch = z
-  .strictObject(keySettingsInput)
-  .meta({ id: 'KeyPatch', example: { name: 'Billing export', metadata: { team: 'billing' } } });
-
-const keyFilter = z.strictObject({
-  ...pageQuery,
-  partnerId: z
-    .string()
-    .regex(new RegExp(`^(default|partner_${idSuffixPattern})$`), 'must be default or a partner id')
-    .transform((text) => text as 'default' | PartnerId)
-    .optional(),
-  permission: permissionSchema.optional(),
-  status: keyStatusSchema.optional(),
-  includeDeleted: queryBoolean.meta({
-    type: 'boolean',
-    default: false,
-    description: 'Also list deleted keys that can be restored.',
-  }),
-});
+import { createdKeyView, type KeyViewContext, keyView, showCreatedKey, toKeyView } from './views.ts';
 
 const revealRequest = z
   .strictObject({ reason: text(500).optional(), recipient: text(200).optional() })
@@ -83,7 +27,7 @@ const revealedKeyView = z
   .object({ key: z.string().meta({ description: 'The plaintext.', example: 'lk_k_01k9s3v5wqe8n8x4r2m6t7yb0c_Vx0…' }) })
   .meta({ id: 'RevealedKey' });
 
-const deletionReasonSchema = z.enum(['unused', 'rotated', 'compromised', 'other']).meta({ id: 'KeyDeletionReason' });
+const deletionReasonSchema = z.enum(givenDeleteReasons).meta({ id: 'KeyDeletionReason' });
 
 export interface KeyRoutesOptions {
   transactor: Transactor;
@@ -113,21 +57,20 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         operationId: 'listKeys',
         tags: ['Keys'],
         summary: 'List keys, newest first',
-        querystring: keyFilter,
+        querystring: keyListQuery,
         response: { 200: pageOf('KeyPage', keyView) },
       },
     },
     async (request) => {
-      const { limit, cursor, includeDeleted, ...filter } = request.query;
+      const { limit, cursor, ...filter } = request.query;
       const context = viewContext();
-      const page = { limit, before: decodeCursor(listOf(request), cursor, isKeyId), now: context.now };
-      const restorableAfter = new Date(context.now.getTime() - undoWindowSeconds * 1000);
-      const keys = await listKeys(
-        db,
-        organizationOf(request),
-        { ...filter, restorableAfter: includeDeleted ? restorableAfter : undefined },
-        page,
-      );
+      const { now } = context;
+      const search = {
+        organizationId: organizationOf(request),
+        filter: toKeyFilter(filter, now, undoWindowSeconds),
+        now,
+      };
+      const keys = await listKeys(db, search, { limit, before: decodeCursor(listOf(request), cursor, isKeyId) });
       return toPage(
         listOf(request),
         keys,
@@ -151,14 +94,16 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         operationId: 'createKey',
         tags: ['Keys'],
         summary: 'Create a key',
-        description: 'A row holds at most two live keys. A new key does not affect the other one.',
+        description:
+          'A row holds at most two live keys. A new key does not affect the other one. Without `expiresAt` it gets the default ' +
+          'lifetime of the organization, otherwise the maximum; null asks for no expiry, which a maximum rejects.',
         body: newKey,
         response: { 201: createdKeyView },
       },
     },
     async (request, reply) => {
-      const { name, expiresAt, rateLimit, ...rest } = request.body;
-      const given = { ...rest, name: name ?? null, expiresAt: expiresAt ?? null, rateLimit: rateLimit ?? null };
+      const { name, rateLimit, ...rest } = request.body;
+      const given = { ...rest, name: name ?? null, rateLimit: rateLimit ?? null };
       const by = organizationContextOf(request);
       const minted = await mint.mint(by.organizationId);
       return app.runOnce(request, reply, by, async (work) =>
@@ -190,7 +135,8 @@ export const keyRoutes: FastifyPluginAsyncZod<KeyRoutesOptions> = async (app, op
         operationId: 'updateKey',
         tags: ['Keys'],
         summary: 'Change the settings of a key',
-        description: 'Omitted fields do not change. null removes name, expiresAt or rateLimit.',
+        description:
+          'Omitted fields do not change. null removes name, expiresAt or rateLimit. An expiry past the maximum lifetime, counted from the creation, is rejected; an earlier end than before is accepted up to the maximum from now.',
         params,
         body: keyPatch,
         response: { 200: keyView },

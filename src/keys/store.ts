@@ -7,11 +7,13 @@ import type { ApiKeysTable, DeleteReason } from '../database/tables/api-keys.ts'
 import { Problem, requireFound } from '../domain/errors.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 import type { Access, Permission } from '../domain/permissions.ts';
-import type { KeyStatus } from './policy.ts';
+import { foldCase } from './policy.ts';
+import { findKeys, type KeySearch } from './search.ts';
 
 /** A key without its tag, hash and sealed values, which no view contains. */
 export type Key = Omit<
   Selectable<ApiKeysTable>,
+  | 'resumed_at'
   | 'tag'
   | 'tag_keyring_id'
   | 'argon2id_hash'
@@ -37,6 +39,7 @@ const columns = [
   'slot',
   'origin',
   'name',
+  'folded_name',
   'last_four',
   'expires_at',
   'allowed_ips',
@@ -49,16 +52,16 @@ const columns = [
   'created_at',
   'created_by',
   'suspended_at',
+  'suspended_reason',
   'deleted_at',
   'delete_reason',
   'purged_at',
 ] as const;
 
-const lastUsedAt = sql<Date | null>`greatest(
-  (select last_used_at from usage_hours where key_id = api_keys.id and last_used_at is not null
-    order by hour desc limit 1),
-  (select last_used_at from usage_days where key_id = api_keys.id and last_used_at is not null
-    order by day desc limit 1))`.as('last_used_at');
+/** The last allowed verification of the key in `api_keys`. */
+export const lastUse = sql<Date | null>`(select last_used_at from key_last_uses where key_id = api_keys.id)`;
+
+const lastUsedAt = lastUse.as('last_used_at');
 
 /** Adds the last use for a reply. Locking and changing a key do not read its usage. */
 export async function withLastUse(db: Db, key: Key): Promise<ShownKey> {
@@ -89,6 +92,19 @@ export async function getKey(db: Db, organizationId: OrganizationId, id: string)
 export async function lockKey(tx: Tx, organizationId: OrganizationId, id: string): Promise<Key> {
   const query = selectKey(tx, organizationId, id).where('purged_at', 'is', null);
   return requireFound(await query.forNoKeyUpdate().executeTakeFirst(), 'key in this organization');
+}
+
+/** Locks the organization's keys among these, in the order of their ids. Unknown and purged ones are left out. */
+export async function lockKeys(tx: Tx, organizationId: OrganizationId, ids: readonly KeyId[]): Promise<Key[]> {
+  return tx
+    .selectFrom('api_keys')
+    .select(columns)
+    .where('organization_id', '=', organizationId)
+    .where('id', '=', sql<KeyId>`any(${ids})`)
+    .where('purged_at', 'is', null)
+    .orderBy('id')
+    .forNoKeyUpdate()
+    .execute();
 }
 
 /** Like `lockKey`, including purged keys. @throws Problem `not_found` */
@@ -138,9 +154,9 @@ export async function findSealed(tx: Tx, id: KeyId): Promise<SealedColumns | und
   return { sealed: row.sealed, sealed_keyring_id: row.sealed_keyring_id };
 }
 
-/** The at most two live keys of a row. Lock the owner before calling this to add a key. */
-export async function liveKeysOfRow(db: Db, row: RowAddress): Promise<Key[]> {
-  return db
+/** The at most two live keys of a row, locked in the order of their ids. Lock the owner first to add a key. */
+export async function lockLiveKeysOfRow(tx: Tx, row: RowAddress): Promise<Key[]> {
+  return tx
     .selectFrom('api_keys')
     .select(columns)
     .where('organization_id', '=', row.organizationId)
@@ -148,7 +164,17 @@ export async function liveKeysOfRow(db: Db, row: RowAddress): Promise<Key[]> {
     .where('permission', '=', row.permission)
     .where('deleted_at', 'is', null)
     .orderBy('id')
+    .forNoKeyUpdate()
     .execute();
+}
+
+/** The live keys in all rows of these owners, locked for change; null is the organization itself. Lock the owners first. */
+export async function lockLiveKeysOfOwners(
+  tx: Tx,
+  organizationId: OrganizationId,
+  owners: ReadonlyArray<PartnerId | null>,
+): Promise<Key[]> {
+  return liveKeysOf(tx, organizationId, owners).forNoKeyUpdate().execute();
 }
 
 /** The live keys of a partner with these permissions, locked for change. */
@@ -174,10 +200,14 @@ export async function liveKeysOfOwners(
   organizationId: OrganizationId,
   owners: ReadonlyArray<PartnerId | null>,
 ): Promise<ShownKey[]> {
+  return liveKeysOf(db, organizationId, owners).select(lastUsedAt).execute();
+}
+
+function liveKeysOf(db: Db, organizationId: OrganizationId, owners: ReadonlyArray<PartnerId | null>) {
   const partnerIds = owners.filter((owner) => owner !== null);
   return db
     .selectFrom('api_keys')
-    .select([...columns, lastUsedAt])
+    .select(columns)
     .where('organization_id', '=', organizationId)
     .where(({ or, eb }) =>
       or([
@@ -186,62 +216,35 @@ export async function liveKeysOfOwners(
       ]),
     )
     .where('deleted_at', 'is', null)
-    .orderBy('id')
-    .execute();
-}
-
-export interface KeyFilter {
-  partnerId?: PartnerId | 'default' | undefined;
-  permission?: Permission | undefined;
-  status?: KeyStatus | undefined;
-  /** Include restorable keys: deleted after this time, and not as compromised. */
-  restorableAfter?: Date | undefined;
+    .orderBy('id');
 }
 
 /** Newest first, up to `limit + 1`. */
 export async function listKeys(
   db: Db,
-  organizationId: OrganizationId,
-  filter: KeyFilter,
-  page: { limit: number; before: KeyId | undefined; now: Date },
+  search: KeySearch,
+  { limit, before }: { limit: number; before: KeyId | undefined },
 ): Promise<ShownKey[]> {
-  let query = db
+  const ids = await findKeys(db, search, { limit: limit + 1, before });
+  return db
     .selectFrom('api_keys')
     .select([...columns, lastUsedAt])
-    .where('organization_id', '=', organizationId)
-    .where('purged_at', 'is', null)
-    .where(statusCondition(filter, page.now))
+    .where('id', '=', sql<KeyId>`any(${ids})`)
     .orderBy('id', 'desc')
-    .limit(page.limit + 1);
-  if (page.before !== undefined) query = query.where('id', '<', page.before);
-  if (filter.partnerId === 'default') query = query.where('partner_id', 'is', null);
-  else if (filter.partnerId !== undefined) query = query.where('partner_id', '=', filter.partnerId);
-  if (filter.permission !== undefined) query = query.where('permission', '=', filter.permission);
-  return query.execute();
-}
-
-/** The rule of `statusOf` in policy.ts as SQL. */
-function statusCondition({ status, restorableAfter }: KeyFilter, now: Date) {
-  const live = sql<boolean>`deleted_at is null`;
-  const expired = sql<boolean>`coalesce(expires_at <= ${now}, false)`;
-  switch (status) {
-    case 'deleted':
-      return sql<boolean>`deleted_at is not null`;
-    case 'suspended':
-      return sql<boolean>`${live} and suspended_at is not null`;
-    case 'expired':
-      return sql<boolean>`${live} and suspended_at is null and ${expired}`;
-    case 'active':
-      return sql<boolean>`${live} and suspended_at is null and not ${expired}`;
-    case undefined:
-      if (restorableAfter === undefined) return live;
-      return sql<boolean>`(${live} or (deleted_at > ${restorableAfter} and delete_reason <> 'compromised'))`;
-  }
+    .execute();
 }
 
 export type NewKey = Omit<
   Selectable<ApiKeysTable>,
-  'mac' | 'mac_keyring_id' | 'suspended_at' | 'deleted_at' | 'delete_reason' | 'purged_at'
+  | 'mac'
+  | 'mac_keyring_id'
+  | 'folded_name'
+  | 'suspended_at'
+  | 'suspended_reason'
+  | 'resumed_at'
+  | 'deleted_at'
+  | 'delete_reason'
+  | 'purged_at'
 >;
 
 export async function insertKey(writer: Writer, key: NewKey): Promise<Key> {
@@ -258,12 +261,17 @@ export async function insertKeys({ tx, keyring }: Writer, keys: readonly NewKey[
       keys.map((key) => ({
         ...key,
         ...keyMac(keyring, { ...key, delete_reason: null }),
+        folded_name: foldName(key.name),
         created_by: JSON.stringify(key.created_by),
         metadata: JSON.stringify(key.metadata),
       })),
     )
     .returning(columns)
     .execute();
+}
+
+function foldName(name: string | null): string | null {
+  return name === null ? null : foldCase(name);
 }
 
 export type KeyFields = Partial<
@@ -278,7 +286,12 @@ export async function updateKey(writer: Writer, id: KeyId, { metadata, ...fields
   const mac = await renewedMac(writer, id, fields);
   return writer.tx
     .updateTable('api_keys')
-    .set({ ...fields, ...mac, ...(metadata === undefined ? {} : { metadata: JSON.stringify(metadata) }) })
+    .set({
+      ...fields,
+      ...mac,
+      ...(fields.name === undefined ? {} : { folded_name: foldName(fields.name) }),
+      ...(metadata === undefined ? {} : { metadata: JSON.stringify(metadata) }),
+    })
     .where('id', '=', id)
     .returning(columns)
     .executeTakeFirstOrThrow();
@@ -299,7 +312,7 @@ export async function markKeysDeleted(
   return writer.tx
     .updateTable('api_keys')
     .set({ deleted_at: deleted.at, delete_reason: deleted.reason })
-    .where('id', 'in', ids)
+    .where('id', '=', sql<KeyId>`any(${ids})`)
     .returning(columns)
     .execute();
 }
@@ -353,21 +366,25 @@ function macCoveredKey(tx: Tx, id: KeyId) {
     .executeTakeFirstOrThrow();
 }
 
-/** @param suspendedAt null to resume the key */
-export async function markKeySuspended(tx: Tx, id: KeyId, suspendedAt: Date | null): Promise<Key> {
+/** The keys must be locked. */
+export async function markKeysSuspended(
+  tx: Tx,
+  ids: readonly KeyId[],
+  suspension: Pick<Key, 'suspended_at' | 'suspended_reason'> & { resumed_at?: Date },
+): Promise<Key[]> {
   return tx
     .updateTable('api_keys')
-    .set({ suspended_at: suspendedAt })
-    .where('id', '=', id)
+    .set(suspension)
+    .where('id', '=', sql<KeyId>`any(${ids})`)
     .returning(columns)
-    .executeTakeFirstOrThrow();
+    .execute();
 }
 
 /** Makes a key live again in this slot of its row. */
-export async function markKeyRestored(tx: Tx, id: KeyId, slot: 1 | 2): Promise<Key> {
+export async function markKeyRestored(tx: Tx, id: KeyId, { slot, at }: { slot: 1 | 2; at: Date }): Promise<Key> {
   return tx
     .updateTable('api_keys')
-    .set({ deleted_at: null, delete_reason: null, slot })
+    .set({ deleted_at: null, delete_reason: null, slot, resumed_at: at })
     .where('id', '=', id)
     .returning(columns)
     .executeTakeFirstOrThrow();

@@ -48,6 +48,19 @@ export const redisUrl = z
 
 export const httpUrl = z.string().refine(isUrlOf('http:', 'https:'), 'must be a URL of the form http://host:4318');
 
+/** A URL to which paths are appended, so without a slash at the end. */
+export const publicUrl = z
+  .string()
+  .refine(
+    (text) => isUrlOf('http:', 'https:')(text) && isBare(new URL(text)),
+    'must be a URL of the form https://host or https://host/prefix, without user, query and fragment',
+  )
+  .transform((text) => text.replace(/\/+$/, ''));
+
+function isBare({ username, password, search, hash, href }: URL): boolean {
+  return username + password + search + hash === '' && !/[?#]/.test(href);
+}
+
 /** Addresses and networks, separated by commas. */
 export const networks = z.string().transform((text, context) =>
   text.split(',').map((part, index) => {

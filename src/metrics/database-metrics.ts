@@ -7,6 +7,7 @@ import type { Job } from '../jobs/job.ts';
 import { jobs } from '../jobs/list.ts';
 import { stateOf } from '../jobs/policy.ts';
 import { listJobRuns } from '../jobs/store.ts';
+import { countSuspendedIdle } from '../keys/idle-store.ts';
 import { countOpen, countOverdue } from '../recovery/store.ts';
 import { backlogOf } from '../webhooks/sending-store.ts';
 import { gauge, type Metric, type Sample } from './instruments.ts';
@@ -39,6 +40,7 @@ export function defineDatabaseMetrics(
     labels: ['kind'],
   });
   define({ name: 'state_compared_timestamp_seconds', help: 'When all records were last compared with history.' });
+  define({ name: 'keys_suspended_idle', help: 'Live keys that are suspended because they were not used.' });
   define({ name: 'recovery_requests_open', help: 'Recovery requests that are open.' });
   define({ name: 'recovery_requests_overdue', help: 'Recovery requests whose answer is overdue.' });
   define({
@@ -76,6 +78,7 @@ export function defineDatabaseMetrics(
         state_compared_timestamp_seconds: counts.slice(0, 1).map(({ at }): Sample => [{}, at.getTime() / 1_000]),
       };
     },
+    async () => ({ keys_suspended_idle: one(await countSuspendedIdle(db)) }),
     async () => ({
       recovery_requests_open: one(await countOpen(db)),
       recovery_requests_overdue: one(await countOverdue(db, new Date(clock.nowMs()))),

@@ -52,6 +52,11 @@ export function defineProcessMetrics(registry: Registry, options: ProcessMetrics
   );
   counter(
     registry,
+    { name: 'leak_reports_total', help: 'Reports of leaked keys, by result.', labels: ['result'] },
+    () => by('result', tallies.leakReports),
+  );
+  counter(
+    registry,
     { name: 'webhook_attempts_total', help: 'Webhook calls by this process, by outcome.', labels: ['outcome'] },
     () => by('outcome', tallies.webhookAttempts),
   );

@@ -1,6 +1,7 @@
 import { type ProblemCode, problemCodes } from '../domain/errors.ts';
 import { type HistoryAction, historyActions } from '../domain/events.ts';
 import { createRequestTimes, type RequestTimes } from '../http/request-times.ts';
+import { type LeakResult, leakResults } from '../leaks/policy.ts';
 import { type CredentialRefusal, credentialRefusals } from '../refused-requests/watch.ts';
 import { type VerdictCode, verdictCodes } from '../verification/policy.ts';
 import { type AttemptOutcome, attemptOutcomes } from '../webhooks/policy.ts';
@@ -13,6 +14,7 @@ export interface Tallies {
   refusedCredentials: Record<CredentialRefusal, number>;
   verdicts: Record<VerdictCode, number>;
   events: Record<HistoryAction, number>;
+  leakReports: Record<LeakResult, number>;
   webhookAttempts: Record<AttemptOutcome, number>;
 }
 
@@ -23,6 +25,7 @@ export function createTallies(): Tallies {
     refusedCredentials: zeros(credentialRefusals),
     verdicts: zeros(verdictCodes),
     events: zeros(historyActions),
+    leakReports: zeros(leakResults),
     webhookAttempts: zeros(attemptOutcomes),
   };
 }

@@ -3,6 +3,7 @@ import type { FastifyBaseLogger } from 'fastify';
 import { createRemoteJWKSet, customFetch, type JSONWebKeySet, type JWTVerifyGetKey } from 'jose';
 import { Problem } from '../domain/errors.ts';
 import { dayMs, minuteMs } from '../lib/durations.ts';
+import { fetchJson } from '../lib/fetch-json.ts';
 import { isLoopback } from './settings.ts';
 
 /**
@@ -128,22 +129,4 @@ function isTrustworthy(jwksUri: string, issuer: string): boolean {
   const url = URL.canParse(jwksUri) ? new URL(jwksUri) : undefined;
   if (url?.protocol === 'https:') return true;
   return url?.protocol === 'http:' && isLoopback(url.hostname) && issuer.startsWith('http:');
-}
-
-const longestText = 262_144;
-
-async function fetchJson(url: string, signal: AbortSignal): Promise<Record<string, unknown>> {
-  const response = await fetch(url, { signal, redirect: 'error', headers: { accept: 'application/json' } });
-  if (!response.ok) {
-    await response.body?.cancel();
-    throw new Error(`${url} answered ${response.status}`);
-  }
-  let text = '';
-  for await (const part of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
-    text += part;
-    if (text.length > longestText) throw new Error(`${url} has more than ${longestText} characters`);
-  }
-  const value: unknown = JSON.parse(text);
-  if (typeof value !== 'object' || value === null) throw new Error(`${url} is not a JSON object`);
-  return value as Record<string, unknown>;
 }

@@ -1,5 +1,5 @@
 import { writeTransaction } from '../database/client.ts';
-import type { KeyReveal } from '../database/tables/organizations.ts';
+import type { KeyReveal, LeakResponse } from '../database/tables/organizations.ts';
 import { type OrganizationContext, type Transactor, transact, type Work } from '../database/work.ts';
 import { type ExpectedTags, entityTagOf, requireExpected } from '../domain/entity-tag.ts';
 import type { OrganizationId } from '../domain/ids.ts';
@@ -8,6 +8,7 @@ import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { erasePlaintextReplies } from '../http/idempotency-store.ts';
 import { inBatches } from '../lib/batches.ts';
+import { requireFittingLifetimes } from './policy.ts';
 import {
   insertOrganization,
   lockOrganization,
@@ -29,7 +30,7 @@ export async function addOrganization(work: Work<OrganizationContext>, given: Ne
   const organization: Organization = {
     id: work.by.organizationId,
     name: given.name,
-    key_reveal: given.keyReveal ?? 'allowed',
+    ...toColumns({ ...defaultSettings, keyReveal: given.keyReveal ?? defaultSettings.keyReveal }),
     rate_limit_requests: initialRateLimit.requests,
     rate_limit_window_seconds: initialRateLimit.windowSeconds,
     created_at: work.now,
@@ -38,20 +39,38 @@ export async function addOrganization(work: Work<OrganizationContext>, given: Ne
   await insertOrganization(work.tx, organization);
   record(work, {
     action: 'organization.created',
-    details: { name: organization.name, keyReveal: organization.key_reveal, rateLimit: rateLimitOf(organization) },
+    details: { name: organization.name, ...settingsOf(organization), rateLimit: rateLimitOf(organization) },
   });
   return organization;
 }
 
-export interface OrganizationPatch {
-  name?: string | undefined;
-  keyReveal?: KeyReveal | undefined;
+/** The rules of an organization for its keys, as the API names them. */
+interface OrganizationSettings {
+  keyReveal: KeyReveal;
+  leakResponse: LeakResponse;
+  selfService: boolean;
+  maxKeyLifetimeSeconds: number | null;
+  defaultKeyLifetimeSeconds: number | null;
+  idleSuspendAfterDays: number | null;
 }
+
+const defaultSettings: OrganizationSettings = {
+  keyReveal: 'allowed',
+  leakResponse: 'notify',
+  selfService: false,
+  maxKeyLifetimeSeconds: null,
+  defaultKeyLifetimeSeconds: null,
+  idleSuspendAfterDays: null,
+};
+
+export type OrganizationPatch = { name?: string | undefined } & {
+  [Setting in keyof OrganizationSettings]?: OrganizationSettings[Setting] | undefined;
+};
 
 /**
  * Changes an organization. `keyReveal: "never"` ends all reveals with the commit and deletes all sealed plaintexts. If
- * deleting fails midway, a job does the rest.
- * @throws Problem `not_found`, `precondition_failed`
+ * deleting fails midway, a job does the rest. New rules for the lifetime of keys do not change existing keys.
+ * @throws Problem `not_found`, `precondition_failed`, `validation_failed` (a default above the maximum)
  */
 export async function patchOrganization(
   transactor: Transactor,
@@ -62,9 +81,11 @@ export async function patchOrganization(
   const organization = await transact(transactor, by, async (work) => {
     const present = await lockOrganization(work.tx, work.by.organizationId);
     requireExpected(expected, entityTagOf(present));
-    const changes = changesBetween({ name: present.name, keyReveal: present.key_reveal }, given);
+    const changes = changesBetween({ name: present.name, ...settingsOf(present) }, given);
     if (Object.keys(changes).length === 0) return present;
-    const next = { name: given.name ?? present.name, key_reveal: given.keyReveal ?? present.key_reveal };
+    const { name, ...settings } = { ...present, ...settingsOf(present), ...withoutUndefined(given) };
+    requireFittingLifetimes(settings);
+    const next = { name, ...toColumns(settings) };
     await updateOrganization(work.tx, present.id, next);
     if (next.key_reveal === 'never') await erasePlaintextReplies(work.tx, present.id);
     record(work, { action: 'organization.updated', details: { changes } });
@@ -102,6 +123,33 @@ export async function putRateLimit(work: Work<OrganizationContext>, given: RateL
   });
   record(work, { action: 'rate_limit.updated', details: { changes } });
   return given;
+}
+
+/** An organization's settings as the API and history name them. */
+export function settingsOf(organization: Organization): OrganizationSettings {
+  return {
+    keyReveal: organization.key_reveal,
+    leakResponse: organization.leak_response,
+    selfService: organization.self_service,
+    maxKeyLifetimeSeconds: organization.max_key_lifetime_seconds,
+    defaultKeyLifetimeSeconds: organization.default_key_lifetime_seconds,
+    idleSuspendAfterDays: organization.idle_suspend_after_days,
+  };
+}
+
+function toColumns(settings: OrganizationSettings) {
+  return {
+    key_reveal: settings.keyReveal,
+    leak_response: settings.leakResponse,
+    self_service: settings.selfService,
+    max_key_lifetime_seconds: settings.maxKeyLifetimeSeconds,
+    default_key_lifetime_seconds: settings.defaultKeyLifetimeSeconds,
+    idle_suspend_after_days: settings.idleSuspendAfterDays,
+  };
+}
+
+function withoutUndefined(patch: OrganizationPatch): Partial<OrganizationSettings & { name: string }> {
+  return Object.fromEntries(Object.entries(patch).filter(([, value]) => value !== undefined));
 }
 
 export function rateLimitOf(organization: Organization): RateLimit {

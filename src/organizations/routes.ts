@@ -19,10 +19,41 @@ import {
   rateLimitSchema,
   timestampView,
 } from '../http/schemas.ts';
-import { addOrganization, patchOrganization, putRateLimit, rateLimitOf } from './commands.ts';
+import { addOrganization, patchOrganization, putRateLimit, rateLimitOf, settingsOf } from './commands.ts';
 import { getOrganization, listOrganizations, type Organization } from './store.ts';
 
 const keyRevealSchema = z.enum(['allowed', 'never']).meta({ id: 'KeyReveal' });
+
+const leakResponseSchema = z.enum(['notify', 'suspend', 'revoke']).meta({
+  id: 'LeakResponse',
+  description:
+    'What a report of a leaked key does, besides the event `key.leak_reported`. `notify`: nothing; `suspend`: suspends the ' +
+    'key; `revoke`: deletes it as compromised, which cannot be undone.',
+});
+const selfServiceSchema = z
+  .boolean()
+  .meta({ description: 'Whether the holder of a key may rotate and revoke it, with the key itself.' });
+
+const lifetimeSchema = z.int().min(1).max(1_000_000_000);
+const lifetimeMeaning = {
+  max: {
+    description:
+      'How long a key may live, counted from its creation. Null: without end. A change does not affect existing keys.',
+    example: 31_536_000,
+  },
+  default: {
+    description:
+      'How long a key lives that is created or rotated without `expiresAt`. Null: as long as maxKeyLifetimeSeconds allows.',
+    example: 7_776_000,
+  },
+};
+
+const idleDaysSchema = z.int().min(1).max(3_650);
+const idleMeaning = {
+  description:
+    'After how many days without use a key is suspended. Null: never. It is announced 7 days ahead, or half of the time ahead if the time is 7 days or less.',
+  example: 90,
+};
 
 const organizationView = z
   .object({
@@ -31,6 +62,11 @@ const organizationView = z
     keyReveal: keyRevealSchema.meta({
       description: 'never: Latchkey stores no plaintext. Only the reply that creates a key contains it.',
     }),
+    leakResponse: leakResponseSchema,
+    selfService: selfServiceSchema,
+    maxKeyLifetimeSeconds: lifetimeSchema.nullable().meta(lifetimeMeaning.max),
+    defaultKeyLifetimeSeconds: lifetimeSchema.nullable().meta(lifetimeMeaning.default),
+    idleSuspendAfterDays: idleDaysSchema.nullable().meta(idleMeaning),
     rateLimit: rateLimitSchema.meta({ description: limitMeaning.organization }),
     createdAt: timestampView,
     createdBy: actorView,
@@ -42,14 +78,22 @@ const newOrganization = z
   .meta({ id: 'NewOrganization', example: { name: 'Example Inc' } });
 
 const organizationPatch = z
-  .strictObject({ name: nameInput.optional(), keyReveal: keyRevealSchema.optional() })
+  .strictObject({
+    name: nameInput.optional(),
+    keyReveal: keyRevealSchema.optional(),
+    leakResponse: leakResponseSchema.optional(),
+    selfService: selfServiceSchema.optional(),
+    maxKeyLifetimeSeconds: lifetimeSchema.nullish().meta(lifetimeMeaning.max),
+    defaultKeyLifetimeSeconds: lifetimeSchema.nullish().meta(lifetimeMeaning.default),
+    idleSuspendAfterDays: idleDaysSchema.nullish().meta(idleMeaning),
+  })
   .meta({ id: 'OrganizationPatch', example: { name: 'Example Inc' } });
 
 function toView(organization: Organization) {
   return {
     id: organization.id,
     name: organization.name,
-    keyReveal: organization.key_reveal,
+    ...settingsOf(organization),
     rateLimit: rateLimitOf(organization),
     createdAt: organization.created_at.toISOString(),
     createdBy: organization.created_by,

@@ -1,6 +1,6 @@
 import { type Selectable, sql } from 'kysely';
 import type { Db, Tx } from '../database/client.ts';
-import type { KeyReveal, OrganizationsTable } from '../database/tables/organizations.ts';
+import type { OrganizationsTable } from '../database/tables/organizations.ts';
 import { requireFound } from '../domain/errors.ts';
 import type { OrganizationId } from '../domain/ids.ts';
 
@@ -10,6 +10,11 @@ const columns = [
   'id',
   'name',
   'key_reveal',
+  'leak_response',
+  'self_service',
+  'max_key_lifetime_seconds',
+  'default_key_lifetime_seconds',
+  'idle_suspend_after_days',
   'rate_limit_requests',
   'rate_limit_window_seconds',
   'created_at',
@@ -85,7 +90,7 @@ export async function insertOrganization(tx: Tx, organization: Organization): Pr
 export async function updateOrganization(
   tx: Tx,
   id: OrganizationId,
-  fields: { name?: string; key_reveal?: KeyReveal; rate_limit_requests?: number; rate_limit_window_seconds?: number },
+  fields: Partial<Omit<Organization, 'id' | 'created_at' | 'created_by'>>,
 ): Promise<void> {
   await tx.updateTable('organizations').set(fields).where('id', '=', id).execute();
 }

@@ -6,7 +6,7 @@ import { type Access, sortAccesses } from '../domain/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
-import { addKey, type CreatedKey, defaultSettings, deleteKeys, suspensionEvent } from '../keys/commands.ts';
+import { addKey, type CreatedKey, defaultSettings, deleteKeys, type Owner, suspensionEvent } from '../keys/commands.ts';
 import type { MintedKey } from '../keys/mint.ts';
 import { lockLiveKeysOfPartner } from '../keys/store.ts';
 import { lockOrganizationShared } from '../organizations/store.ts';
@@ -24,18 +24,19 @@ export interface NewPartner {
   permissions: Access[];
   name?: string | null | undefined;
   externalId?: string | null | undefined;
+  metadata?: Record<string, unknown> | undefined;
   rateLimit?: RateLimit | null | undefined;
 }
 
 export interface CreatedPartner {
   partner: Partner;
-  /** One key per permission, in the order read, write. */
+  /** One key per permission, in the order read, write; or none. */
   keys: CreatedKey[];
 }
 
 /**
  * Creates a partner and one key per permission, all or nothing.
- * @param minted one per permission, made before the transaction so that no lock is held during hashing
+ * @param minted one per permission, or none for a partner without keys; made before the transaction so that no lock is held during hashing
  * @throws Problem `partner_exists`, `external_id_exists`
  */
 export async function createPartner(
@@ -46,8 +47,7 @@ export async function createPartner(
   const permissions = sortAccesses(given.permissions);
   const organization = await lockOrganizationShared(work.tx, work.by.organizationId);
   const partner = await addPartner(work, given, permissions);
-  const mayBeRevealed = organization.key_reveal === 'allowed';
-  return { partner, keys: await addFirstKeys(work, partner, minted, mayBeRevealed) };
+  return { partner, keys: await addFirstKeys(work, { partner, organization }, minted) };
 }
 
 async function addPartner(work: Work<OrganizationContext>, given: NewPartner, permissions: Access[]): Promise<Partner> {
@@ -57,6 +57,7 @@ async function addPartner(work: Work<OrganizationContext>, given: NewPartner, pe
     email: given.email,
     name: given.name ?? null,
     external_id: given.externalId ?? null,
+    metadata: given.metadata ?? {},
     permissions,
     ...toRateLimitColumns(given.rateLimit ?? null),
     created_at: work.now,
@@ -71,15 +72,14 @@ async function addPartner(work: Work<OrganizationContext>, given: NewPartner, pe
 
 async function addFirstKeys(
   work: Work<OrganizationContext>,
-  partner: Partner,
+  owner: Owner & { partner: Partner },
   minted: MintedKey[],
-  mayBeRevealed: boolean,
 ): Promise<CreatedKey[]> {
   const created: CreatedKey[] = [];
   for (const [index, key] of minted.entries()) {
-    const permission = partner.permissions[index];
+    const permission = owner.partner.permissions[index];
     if (permission === undefined) throw new Error('More keys were minted than permissions granted');
-    created.push(await addKey(work, { partner, mayBeRevealed, permission, minted: key, settings: defaultSettings }));
+    created.push(await addKey(work, { ...owner, permission, minted: key, settings: defaultSettings }));
   }
   return created;
 }
@@ -88,6 +88,7 @@ interface PartnerFieldValues {
   email: string;
   name: string | null;
   externalId: string | null;
+  metadata: Record<string, unknown>;
   permissions: Access[];
   rateLimit: RateLimit | null;
 }
@@ -117,6 +118,7 @@ export async function patchPartner(
     email: next.email,
     name: next.name,
     external_id: next.externalId,
+    metadata: next.metadata,
     permissions: next.permissions,
     ...toRateLimitColumns(next.rateLimit),
   };
@@ -180,6 +182,7 @@ function fieldsOf(partner: Partner): PartnerFieldValues {
     email: partner.email,
     name: partner.name,
     externalId: partner.external_id,
+    metadata: partner.metadata,
     permissions: partner.permissions,
     rateLimit: toRateLimit(partner),
   };

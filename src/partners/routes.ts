@@ -19,6 +19,8 @@ import {
   idParam,
   idView,
   limitMeaning,
+  metadataInput,
+  metadataView,
   nameInput,
   pageOf,
   pageQuery,
@@ -35,6 +37,8 @@ import { getPartner, listPartners, type Partner } from './store.ts';
 const externalIdMeaning =
   "The partner's id in the organization's own system, unique among its live partners. Verification returns it.";
 
+const partnerMetadataMeaning = 'Any JSON object of at most 16 KiB. A change replaces the whole object.';
+
 const fields = {
   id: idView('partner'),
   organizationId: idView('org'),
@@ -44,6 +48,7 @@ const fields = {
   permissions: z.array(accessSchema).meta({ example: ['read'] }),
   status: z.enum(['active', 'suspended', 'deleted']).meta({ id: 'PartnerStatus' }),
   rateLimit: rateLimitSchema.nullable().meta({ description: limitMeaning.partner }),
+  metadata: metadataView,
   createdAt: timestampView,
   createdBy: actorView,
   suspendedAt: timestampView.nullable(),
@@ -56,7 +61,9 @@ const partnerView = z.object(fields).meta({ id: 'Partner' });
 const createdPartnerView = z
   .object({
     ...fields,
-    keys: z.array(createdKeyView).meta({ description: 'One new key per permission, with its plaintext.' }),
+    keys: z
+      .array(createdKeyView)
+      .meta({ description: 'One new key per permission, with its plaintext. Empty if `createKeys` is false.' }),
   })
   .meta({ id: 'CreatedPartner' });
 
@@ -67,6 +74,10 @@ const newPartner = z
     name: nameInput.nullish(),
     externalId: externalIdInput.nullish().meta({ description: externalIdMeaning }),
     rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.partner }),
+    metadata: metadataInput.optional().meta({ description: partnerMetadataMeaning }),
+    createKeys: z.boolean().default(true).meta({
+      description: 'With false the partner begins without keys. Each key can then be created by a claim.',
+    }),
   })
   .meta({
     id: 'NewPartner',
@@ -80,6 +91,7 @@ const partnerPatch = z
     name: nameInput.nullish(),
     externalId: externalIdInput.nullish().meta({ description: externalIdMeaning }),
     rateLimit: rateLimitSchema.nullish().meta({ description: limitMeaning.partner }),
+    metadata: metadataInput.optional().meta({ description: partnerMetadataMeaning }),
   })
   .meta({ id: 'PartnerPatch', example: { permissions: ['read'] } });
 
@@ -144,23 +156,24 @@ export const partnerRoutes: FastifyPluginAsyncZod<PartnerRoutesOptions> = async 
         operationId: 'createPartner',
         tags: ['Partners'],
         summary: 'Create a partner with one key per permission',
-        description: 'All or nothing. A partner with read and write has two rows and gets one key in each.',
+        description:
+          'All or nothing. A partner with read and write has two rows and gets one key in each, or none if `createKeys` is false.',
         body: newPartner,
         response: { 201: createdPartnerView },
       },
     },
     async (request, reply) => {
       const by = organizationContextOf(request);
-      const { body } = request;
-      const minted = await Promise.all(body.permissions.map(() => mint.mint(by.organizationId)));
+      const { createKeys, ...given } = request.body;
+      const minted = await Promise.all((createKeys ? given.permissions : []).map(() => mint.mint(by.organizationId)));
       return app.runOnce(request, reply, by, async (work) => {
-        const { partner, keys } = await createPartner(work, minted, body);
+        const { partner, keys } = await createPartner(work, minted, given);
         const context = { tokenPrefix, undoWindowSeconds, now: work.now };
         return {
           view: { ...toView(partner), keys: keys.map((key) => toCreatedKeyView(key, context)) },
           location: `/v1/partners/${partner.id}`,
           etag: entityTagOf(partner),
-          plaintextOf: [partner.id, ...keys.map(({ key }) => key.id)],
+          ...(keys.length === 0 ? {} : { plaintextOf: [partner.id, ...keys.map(({ key }) => key.id)] }),
         };
       });
     },
@@ -323,6 +336,7 @@ function toPartnerView(partner: Partner, undoWindowSeconds: number): z.infer<typ
     permissions: partner.permissions,
     status: deletedAt !== null ? 'deleted' : suspendedAt !== null ? 'suspended' : 'active',
     rateLimit: toRateLimit(partner),
+    metadata: partner.metadata,
     createdAt: partner.created_at.toISOString(),
     createdBy: partner.created_by,
     suspendedAt: suspendedAt?.toISOString() ?? null,

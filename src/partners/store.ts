@@ -13,6 +13,7 @@ const columns = [
   'email',
   'name',
   'external_id',
+  'metadata',
   'permissions',
   'rate_limit_requests',
   'rate_limit_window_seconds',
@@ -105,13 +106,16 @@ type UniqueMembers = Pick<Partner, 'organization_id' | 'email' | 'external_id'>;
 
 /** @throws Problem `partner_exists`, `external_id_exists` */
 export async function insertPartner(tx: Tx, partner: Partner): Promise<void> {
-  const insert = tx.insertInto('partners').values({ ...partner, created_by: JSON.stringify(partner.created_by) });
+  const { created_by, metadata } = partner;
+  const insert = tx
+    .insertInto('partners')
+    .values({ ...partner, created_by: JSON.stringify(created_by), metadata: JSON.stringify(metadata) });
   await writeUnique(tx, partner, insert);
 }
 
 export type PartnerFields = Pick<
   Partner,
-  'email' | 'name' | 'external_id' | 'permissions' | 'rate_limit_requests' | 'rate_limit_window_seconds'
+  'email' | 'name' | 'external_id' | 'metadata' | 'permissions' | 'rate_limit_requests' | 'rate_limit_window_seconds'
 >;
 
 /** @throws Problem `partner_exists`, `external_id_exists` */
@@ -120,7 +124,8 @@ export async function updatePartner(
   { id, organization_id }: Pick<Partner, 'id' | 'organization_id'>,
   fields: PartnerFields,
 ): Promise<void> {
-  const update = tx.updateTable('partners').set(fields).where('id', '=', id);
+  const columns = { ...fields, metadata: JSON.stringify(fields.metadata) };
+  const update = tx.updateTable('partners').set(columns).where('id', '=', id);
   await writeUnique(tx, { ...fields, organization_id }, update);
 }
 

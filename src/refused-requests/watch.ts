@@ -3,6 +3,7 @@ import type { RefusedCaller } from '../database/tables/refused-attempts.ts';
 import type { Problem, ProblemCode } from '../domain/errors.ts';
 import { isId, type OrganizationId } from '../domain/ids.ts';
 import type { Principal } from '../domain/principal.ts';
+import { isAnonymous } from '../http/access.ts';
 import type { RefusalRecorder } from './recorder.ts';
 
 /** The problem codes with which a credential is rejected. `rate_limited`: it was rejected without being checked. */
@@ -28,7 +29,7 @@ interface RefusalWatchOptions {
 export function watchRefusals({ recorder, tally }: RefusalWatchOptions) {
   return (request: FastifyRequest, { code, status }: Problem): void => {
     const { access } = request.routeOptions.config;
-    if (access === undefined || access === 'public' || access.role === 'gateway') return;
+    if (access === undefined || access === 'public' || access.role === 'gateway' || isAnonymous(request)) return;
     const { principal } = request;
     const operation = operationOf(request);
     if (principal === null) {

@@ -25,7 +25,7 @@ export interface RekeyResult {
 /** How to move records of one kind to the primary keyring entry. Records that are not moved yet are stale. */
 export interface RekeyedKind<Stale extends { id: string }, Renewed extends { id: string }> {
   /** The event member for their number; null if the move is not recorded. */
-  eventMember: 'keys' | 'webhookSecrets' | null;
+  eventMember: 'keys' | 'webhookSecrets' | 'claims' | null;
   /** The number of stale records, optionally up to an id, and the last of them. */
   countStale(db: Db, primaryId: string, upTo: string | null): Promise<{ count: number; lastId: string | null }>;
   /** Locks the next stale records by id. Skips records that other transactions have locked. */

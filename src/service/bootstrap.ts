@@ -59,7 +59,7 @@ export async function bootstrap(
   await addOperator(transactor, operator, 'First operator');
   const by = { actor: bootstrapActor, organizationId, request: null };
   await transact(transactor, by, async (work) => {
-    await addOrganization(work, { name: organizationName });
+    const organization = await addOrganization(work, { name: organizationName });
     await addAccessToken(work, admin, {
       role: 'admin',
       name: 'First admin',
@@ -76,7 +76,7 @@ export async function bootstrap(
     });
     if (key === undefined) return;
     const settings = { ...defaultSettings, name: 'First key' };
-    await addKey(work, { partner: null, mayBeRevealed: true, permission: 'read_write', minted: key, settings });
+    await addKey(work, { partner: null, organization, permission: 'read_write', minted: key, settings });
   });
   return bootstrapped;
 }

@@ -13,6 +13,7 @@ import { requireCurrentSchema } from '../database/migrator.ts';
 import type { Transactor } from '../database/work.ts';
 import { openCheckpointing } from '../history/checkpoints/checkpointing.ts';
 import { buildMetricsServer, type Metrics } from '../http/metrics-routes.ts';
+import { createGithubKeys } from '../leaks/github-keys.ts';
 import { packageVersion } from '../lib/package.ts';
 import { countEvents, createTallies } from '../metrics/tallies.ts';
 import { createIssuerKeys } from '../oidc/issuer-keys.ts';
@@ -117,11 +118,14 @@ async function start(config: Config, logger: Logger, shutdown: Shutdown): Promis
       revealLimit: config.REVEAL_LIMIT,
     },
     oidc: config.oidc && { settings: config.oidc, keys: createIssuerKeys({ issuer: config.oidc.issuer, logger }) },
+    githubKeys:
+      config.GITHUB_KEYS_URL === undefined ? undefined : createGithubKeys({ url: config.GITHUB_KEYS_URL, logger }),
     publicLimit: config.PUBLIC_LIMIT,
     maxConnections: maxConnections(config, logger),
     eventLoopDelayLimitMs: config.EVENT_LOOP_DELAY_LIMIT_MS,
     undoWindowSeconds: config.UNDO_WINDOW_SECONDS,
     retentionSeconds: config.RETENTION_SECONDS,
+    publicUrl: config.PUBLIC_URL,
     trustProxy: config.TRUST_PROXY ?? false,
     version: packageVersion(),
     changeStreams: config.CHANGE_STREAMS,

@@ -2,6 +2,7 @@ import { unauthorized } from '../credentials/presented.ts';
 import type { DatabaseClock } from '../database/clock.ts';
 import type { Problem } from '../domain/errors.ts';
 import type { AccessTokenPrincipal, ApiKeyPrincipal } from '../domain/principal.ts';
+import type { KeyObstacle } from '../http/access.ts';
 import type { Authenticator } from '../http/guard.ts';
 import { andThen } from '../lib/maybe-promise.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
@@ -15,11 +16,12 @@ export function createAuthenticator(
   clock: DatabaseClock,
   tokenUses: Pick<TokenUses, 'note'>,
 ): Authenticator {
-  function admitKey(found: LookupResult<ApiKeyRecord>): ApiKeyPrincipal {
+  function admitKey(found: LookupResult<ApiKeyRecord>, admits: readonly KeyObstacle[]): ApiKeyPrincipal {
     const key = requireFound(found);
-    if (key.deleted_at !== null || key.suspended_at !== null || key.partner_suspended_at !== null)
-      throw credentialRejected();
-    requireUnexpired(key, clock);
+    const isSuspended = key.suspended_at !== null || key.partner_suspended_at !== null;
+    if (key.deleted_at !== null && !admits.includes('deleted')) throw credentialRejected();
+    if (isSuspended && !admits.includes('suspended')) throw credentialRejected();
+    if (!admits.includes('expired')) requireUnexpired(key, clock);
     return apiKeyPrincipal(key);
   }
 
@@ -32,10 +34,12 @@ export function createAuthenticator(
   }
 
   return {
-    authenticate: (token) =>
+    authenticate: (token, admits = []) =>
       credentials.isAccessToken(token)
         ? andThen(credentials.findAccessToken(token), admitAccessToken)
-        : andThen(credentials.findApiKey(token, { callerOrganizationId: null, fresh: false }), admitKey),
+        : andThen(credentials.findApiKey(token, { callerOrganizationId: null, fresh: false }), (found) =>
+            admitKey(found, admits),
+          ),
   };
 }
 
@@ -50,14 +54,18 @@ function requireFound<Cached>(found: LookupResult<Cached>): Cached {
 }
 
 /** Unknown, wrong and revoked credentials get the same reply, so that it does not reveal which ids exist. */
-function credentialRejected(): Problem {
+export function credentialRejected(): Problem {
   return unauthorized('unauthorized', 'The credential is unknown, wrong or revoked.', 'invalid_token');
 }
 
 function requireUnexpired(record: { expires_at: Date | null }, clock: DatabaseClock): void {
   if (record.expires_at === null || record.expires_at.getTime() > clock.nowMs()) return;
-  const detail = `The credential expired at ${record.expires_at.toISOString()}.`;
-  throw unauthorized('token_expired', detail, 'invalid_token');
+  throw credentialExpired(record.expires_at);
+}
+
+export function credentialExpired(at: Date | null): Problem {
+  const detail = `The credential expired at ${at?.toISOString()}.`;
+  return unauthorized('token_expired', detail, 'invalid_token');
 }
 
 function apiKeyPrincipal(record: ApiKeyRecord): ApiKeyPrincipal {

@@ -3,7 +3,7 @@ import pLimit from 'p-limit';
 import type { TokenCrypto } from '../credentials/mint.ts';
 import { replaceTag } from '../credentials/store.ts';
 import { type AttemptLimit, createAttemptLimit } from '../crypto/attempt-limit.ts';
-import type { KeyringEntry } from '../crypto/keyring.ts';
+import type { Keyring, KeyringEntry } from '../crypto/keyring.ts';
 import { Secret } from '../crypto/secret.ts';
 import { decoyMatches, digestOf, importedTagOf, isSameTag, tagMatches, tagOf, tokenHashOf } from '../crypto/tag.ts';
 import { hasTokenForm, parseToken, tokenKindOf, tokenParts } from '../crypto/token.ts';
@@ -18,6 +18,15 @@ import type { Records } from './records.ts';
 /** `malformed`: the text is not a token. Undefined: the record does not exist, or the secret is wrong. */
 export type LookupResult<Cached> = Cached | 'malformed' | undefined;
 
+/**
+ * The record of a text that is a credential. `unchecked`: the text names a record whose tag cannot be checked, because the
+ * keyring lacks its entry.
+ */
+export type Recognized =
+  | { kind: 'api_key'; record: ApiKeyRecord }
+  | { kind: 'access_token'; record: AccessTokenRecord }
+  | { kind: 'unchecked'; id: KeyId | AccessTokenId };
+
 /** Finds the record of a presented token. */
 export interface Credentials {
   /** Whether the text has the form of an access token. */
@@ -26,6 +35,11 @@ export interface Credentials {
   findApiKey(token: string, by: KeyLookup): MaybePromise<LookupResult<ApiKeyRecord>>;
   /** @throws Problem `overloaded`, `unavailable` */
   findAccessToken(token: string): MaybePromise<LookupResult<AccessTokenRecord>>;
+  /**
+   * Whether a text that somebody found is a credential, live or deleted. Only tags decide, so argon2id never runs.
+   * @throws Problem `overloaded`, `unavailable`
+   */
+  recognize(text: string): MaybePromise<Recognized | undefined>;
 }
 
 /** How a key is looked up. */
@@ -104,6 +118,16 @@ export function createCredentials({ db, logger, records, crypto }: CredentialsOp
     });
   }
 
+  function recognizeRecord<Cached extends CheckedRecord, Kind extends string>(
+    kind: Kind,
+    record: Cached | undefined,
+    text: Secret,
+  ): { kind: Kind; record: Cached } | { kind: 'unchecked'; id: KeyId | AccessTokenId } | undefined {
+    const matches = matchesTag(keyring, record, text);
+    if (record === undefined || matches === false) return undefined;
+    return matches ? { kind, record } : { kind: 'unchecked', id: record.id };
+  }
+
   return {
     isAccessToken: (token) => tokenParts(token, prefix).kind !== 'k' && hasTokenForm(token, prefix),
     findApiKey(token, by) {
@@ -122,6 +146,22 @@ export function createCredentials({ db, logger, records, crypto }: CredentialsOp
         // The kind in the token must match the role of the row.
         return tokenKindOf[found.role] === kind ? found : undefined;
       });
+    },
+    recognize(text): MaybePromise<Recognized | undefined> {
+      const token = parseToken(text, prefix);
+      if (token === undefined) {
+        if (hasTokenForm(text, prefix)) return undefined;
+        return andThen(findImported(text, { callerOrganizationId: null, fresh: false }), (found) =>
+          found === undefined || found === 'malformed' ? undefined : { kind: 'api_key' as const, record: found },
+        );
+      }
+      const secret = new Secret(text);
+      if (token.kind === 'k') {
+        const key = records.apiKeys.get(`key_${token.idSuffix}` as KeyId);
+        return andThen(key, (record) => recognizeRecord('api_key', record, secret));
+      }
+      const accessToken = records.accessTokens.get(`token_${token.idSuffix}` as AccessTokenId);
+      return andThen(accessToken, (record) => recognizeRecord('access_token', record, secret));
     },
   };
 }
@@ -152,6 +192,19 @@ export type SecretCheck = (record: CheckedRecord | undefined, token: Secret) => 
 /** Whether this token already matched this copy of the record. */
 export function matchesVerifiedToken({ tokenHash }: CheckedRecord, token: Secret): boolean {
   return tokenHash !== undefined && tokenHash === tokenHashOf(token);
+}
+
+/**
+ * Compares a token with a record's tag. Undefined: the keyring lacks the tag's entry. For an undefined record: does the same
+ * work and returns false.
+ */
+function matchesTag(keyring: Keyring, record: CheckedRecord | undefined, token: Secret): boolean | undefined {
+  const entry = record && keyring.get(record.tag_keyring_id);
+  if (record !== undefined && entry !== undefined) {
+    return isSameTag(tagUnder(record, token)(entry), Buffer.from(record.tag, 'latin1'));
+  }
+  const isFalse = decoyMatches(keyring.primary, token);
+  return record === undefined ? isFalse : undefined;
 }
 
 /** Concurrent renewals of tags: after a rotation of the keyring every key in use needs one. */
@@ -189,19 +242,22 @@ export function createSecretCheck({ crypto, attempts, retag }: SecretCheckOption
   }
 
   return function check(record, token) {
-    if (record === undefined) return decoyMatches(primary, token);
-    const entry = crypto.keyring.get(record.tag_keyring_id);
-    if (entry !== undefined) {
-      const tagUnder = record.isImported === true ? importedTags(token) : (by: KeyringEntry) => tagOf(by, token);
-      const matches = isSameTag(tagUnder(entry), Buffer.from(record.tag, 'latin1'));
-      if (matches) record.tokenHash = tokenHashOf(token);
-      if (matches && entry !== primary) void renew(record, tagUnder(primary));
-      return matches;
+    const matches = matchesTag(crypto.keyring, record, token);
+    if (record === undefined || matches === false) return false;
+    if (matches) {
+      record.tokenHash = tokenHashOf(token);
+      if (record.tag_keyring_id !== primary.id) void renew(record, tagUnder(record, token)(primary));
+      return true;
     }
     const isLost = lostIds.has(record.tag_keyring_id);
-    if (!isLost || record.argon2id_hash === null) return decoyMatches(primary, token);
+    if (!isLost || record.argon2id_hash === null) return false;
     return checkSlowly(record, record.argon2id_hash, token);
   };
+}
+
+/** The tag that a token has under an entry, if it belongs to the record. */
+function tagUnder(record: CheckedRecord, token: Secret): (entry: KeyringEntry) => Buffer {
+  return record.isImported === true ? importedTags(token) : (entry) => tagOf(entry, token);
 }
 
 function importedTags(token: Secret): (entry: KeyringEntry) => Buffer {

@@ -28,17 +28,22 @@ export type UsageSubject = { keyId: KeyId } | { partnerId: PartnerId };
 export async function addUsage(db: Db, batch: readonly KeyUsage[]): Promise<void> {
   const ofEach = (read: (usage: KeyUsage) => string | number | null) => batch.map(read);
   const insert = sql`
-    insert into usage_hours
-      (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion, last_used_at)
-    select organization_id, partner_id, key_id, to_timestamp(hour_ms / 1000.0), allowed, denied, rate_limited,
-      after_deletion, to_timestamp(last_used_ms / 1000.0)
-    from unnest(${ofEach((usage) => usage.organizationId)}::text[], ${ofEach((usage) => usage.partnerId)}::text[],
+    with used as (select * from unnest(${ofEach((usage) => usage.organizationId)}::text[], ${ofEach((usage) => usage.partnerId)}::text[],
       ${ofEach((usage) => usage.keyId)}::text[], ${ofEach((usage) => usage.hour)}::bigint[],
       ${ofEach((usage) => usage.allowed)}::bigint[], ${ofEach((usage) => usage.denied)}::bigint[],
       ${ofEach((usage) => usage.rateLimited)}::bigint[], ${ofEach((usage) => usage.afterDeletion)}::bigint[],
       ${ofEach((usage) => usage.lastUsedAt)}::bigint[])
-      as used (organization_id, partner_id, key_id, hour_ms, allowed, denied, rate_limited, after_deletion, last_used_ms)
-    order by key_id collate "C", hour_ms
+      as used (organization_id, partner_id, key_id, hour_ms, allowed, denied, rate_limited, after_deletion, last_used_ms)),
+    last_use as (
+      insert into key_last_uses (key_id, organization_id, key_created_at, last_used_at)
+      select key_id, organization_id, to_timestamp(max(last_used_ms) / 1000.0), to_timestamp(max(last_used_ms) / 1000.0)
+      from used where last_used_ms is not null group by key_id, organization_id
+      order by key_id collate "C"
+      on conflict (key_id) do update set last_used_at = greatest(key_last_uses.last_used_at, excluded.last_used_at))
+    insert into usage_hours
+      (organization_id, partner_id, key_id, hour, allowed, denied, rate_limited, after_deletion)
+    select organization_id, partner_id, key_id, to_timestamp(hour_ms / 1000.0), allowed, denied, rate_limited, after_deletion
+    from used order by key_id collate "C", hour_ms
     on conflict (key_id, hour) do update set ${addToCounts('usage_hours')}`;
   await writeTransaction(db).execute((tx) => insert.execute(tx));
 }
@@ -48,8 +53,7 @@ function addToCounts(table: 'usage_hours' | 'usage_days'): RawBuilder<unknown> {
   const before = sql.table(table);
   return sql`allowed = ${before}.allowed + excluded.allowed, denied = ${before}.denied + excluded.denied,
     rate_limited = ${before}.rate_limited + excluded.rate_limited,
-    after_deletion = ${before}.after_deletion + excluded.after_deletion,
-    last_used_at = greatest(${before}.last_used_at, excluded.last_used_at)`;
+    after_deletion = ${before}.after_deletion + excluded.after_deletion`;
 }
 
 /**
@@ -67,9 +71,9 @@ export async function foldOldUsage(
       with moved as (delete from usage_hours where hour < ${before} returning *),
       added as (
         insert into usage_days
-          (organization_id, partner_id, key_id, day, allowed, denied, rate_limited, after_deletion, last_used_at)
+          (organization_id, partner_id, key_id, day, allowed, denied, rate_limited, after_deletion)
         select organization_id, partner_id, key_id, date_trunc('day', hour, 'UTC'),
-          sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion), max(last_used_at)
+          sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion)
         from moved group by 1, 2, 3, 4
         on conflict (key_id, day) do update set ${addToCounts('usage_days')})
       select count(*)::int as folded from moved`.execute(tx);
@@ -118,9 +122,10 @@ export async function listUsage(
 
 /** The last allowed use of the key, or of any key of the partner. */
 export async function findLastUse(db: Db, of: UsageSubject): Promise<Date | null> {
+  const keys =
+    'keyId' in of ? sql`${of.keyId}` : sql`any(array(select id from api_keys where partner_id = ${of.partnerId}))`;
   const { rows } = await sql<{ at: Date | null }>`
-    select greatest((select max(last_used_at) from usage_hours where ${isUsageOf(of)}),
-      (select max(last_used_at) from usage_days where ${isUsageOf(of)})) as at`.execute(db);
+    select max(last_used_at) as at from key_last_uses where key_id = ${keys}`.execute(db);
   return rows[0]?.at ?? null;
 }
 

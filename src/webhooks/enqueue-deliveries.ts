@@ -6,6 +6,7 @@ import type { ChainedEvent } from '../domain/events.ts';
 import { type DeliveryId, newId, type OrganizationId, type WebhookId } from '../domain/ids.ts';
 import { toTraceparent } from '../domain/trace.ts';
 import { toCanonical } from '../history/chain.ts';
+import { chunksOf } from '../lib/batches.ts';
 import { deliveryMac } from './delivery-mac.ts';
 import { audienceOf, subscribableBy } from './payload.ts';
 
@@ -22,6 +23,9 @@ interface NewDelivery {
   event: ChainedEvent;
 }
 
+/** A bulk request has up to 1,000 events for each webhook; each statement stays far below the time limit of a query. */
+const insertedAtOnce = 1_000;
+
 /**
  * Enqueues deliveries for the endpoints that subscribe to these events, in the transaction that appends the events. The
  * lock on the chain's head makes endpoints visible that were created earlier in the chain. A deleted partner is
@@ -37,7 +41,8 @@ export const enqueueDeliveries: OnAppended = async ({ tx, keyring, by }, events)
       .map((event): NewDelivery => ({ id: newId('delivery'), endpointId: listener.id, event })),
   );
   if (deliveries.length === 0) return;
-  await insertDeliveries({ tx, keyring }, deliveries, trace === undefined ? null : toTraceparent(trace));
+  const traceparent = trace === undefined ? null : toTraceparent(trace);
+  for (const some of chunksOf(deliveries, insertedAtOnce)) await insertDeliveries({ tx, keyring }, some, traceparent);
   await wakeSender(tx, organizationId);
 };
 

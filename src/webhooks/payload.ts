@@ -34,6 +34,12 @@ export const partnerActions = [
   'key.purged',
   'key.used_after_deletion',
   'key.expiry_announced',
+  'key.idle_announced',
+  'key.claimed',
+  'claim.created',
+  'claim.expired',
+  'claim.cancelled',
+  'key.leak_reported',
 ] as const satisfies readonly HistoryAction[];
 
 export type Audience = 'organization' | 'partner';
@@ -72,7 +78,7 @@ const longestPayloadBytes = 19_000;
 export function payloadFor(audience: Audience, event: ChainedEvent): string {
   const { organizationId, sequence, keyId, partnerId } = event;
   const actor = { type: event.actor.type, id: actorIdFor(audience, event.actor) };
-  const details = audience === 'partner' ? withoutInternals(event.details) : event.details;
+  const details = audience === 'partner' ? withoutInternals(event) : event.details;
   const facts = { eventId: event.id, sequence, organizationId, keyId, partnerId, actor };
   const textWith = (data: Pick<Payload['data'], 'details' | 'detailsOmitted'>) =>
     JSON.stringify({ type: event.action, timestamp: event.at, data: { ...facts, ...data } } satisfies Payload);
@@ -85,10 +91,12 @@ function actorIdFor(audience: Audience, { id, issuer }: ChainedEvent['actor']): 
   return audience === 'partner' && issuer !== undefined ? 'oidc' : id;
 }
 
-/** `metadata` is for the organization's backends; partners do not see it. */
-function withoutInternals(details: Record<string, unknown>): Record<string, unknown> {
-  const { metadata, changes, ...shared } = details;
+/** Partners see neither `metadata`, nor why a key was suspended, nor the note of a leak report. */
+function withoutInternals({ action, details }: ChainedEvent): Record<string, unknown> {
+  const { metadata, note, changes, ...others } = details;
+  const { reason, ...unexplained } = others;
+  const shared = action === 'key.suspended' ? unexplained : others;
   if (typeof changes !== 'object' || changes === null) return shared;
-  const { metadata: _, ...others } = changes as Record<string, unknown>;
-  return { ...shared, changes: others };
+  const { metadata: _, ...shownChanges } = changes as Record<string, unknown>;
+  return { ...shared, changes: shownChanges };
 }

@@ -74,7 +74,7 @@ const cheapHashing = { memoryKib: 8, timeCost: 1, parallelism: 1, concurrency: 4
 
 /** A token as text or as the hex of a bytea, long enough that no hash contains it by chance. */
 const anyToken =
-  /lk_[kavo]_[0-9a-hjkmnp-tv-z]{26}_[0-9A-Za-z]{20,}|6c6b5f(?:6b|61|76|6f)5f(?:3[0-9]|6[1-9a-f]|7[0-9a]){8}|whsec_|77687365635f/;
+  /lk_[kavoc]_[0-9a-hjkmnp-tv-z]{26}_[0-9A-Za-z]{20,}|6c6b5f(?:6b|61|76|6f|63)5f(?:3[0-9]|6[1-9a-f]|7[0-9a]){8}|whsec_|77687365635f/;
 
 /** Starts the app on a new database, with an organization and its first tokens. */
 export async function startService(t: Test, overrides: Overrides = {}): Promise<TestService> {

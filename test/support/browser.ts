@@ -14,6 +14,14 @@ export interface Page {
   evaluate(script: string): Promise<Json>;
   /** Waits until the script returns a truthy value. */
   until(script: string): Promise<Json>;
+  /** Presses a key on the keyboard. */
+  press(key: 'Tab' | 'Enter'): Promise<void>;
+  /** Cuts the page off the network, or connects it again. */
+  offline(on: boolean): Promise<void>;
+  /** Sets `prefers-color-scheme`. */
+  prefers(colorScheme: 'light' | 'dark'): Promise<void>;
+  /** What a screen reader is given. */
+  accessibility(): Promise<Array<{ role: string; name: string }>>;
   /** Errors and warnings of the console, and uncaught errors of the page. */
   errors: string[];
   /** The URLs that the page has requested. */
@@ -55,7 +63,34 @@ export async function openPage(t: Test, url: string): Promise<Page> {
     if (exceptionDetails !== undefined) throw new Error(`${script} failed: ${JSON.stringify(exceptionDetails)}`);
     return result.value;
   }
-  return { evaluate, until: (script) => eventually(() => evaluate(script)), errors, requested };
+  async function press(key: 'Tab' | 'Enter'): Promise<void> {
+    const code = { Tab: 9, Enter: 13 }[key];
+    const pressed = { key, code: key, windowsVirtualKeyCode: code, ...(key === 'Enter' ? { text: '\r' } : {}) };
+    for (const type of ['keyDown', 'keyUp']) await devTools('Input.dispatchKeyEvent', { type, ...pressed }, sessionId);
+  }
+  async function offline(on: boolean): Promise<void> {
+    const conditions = { offline: on, latency: 0, downloadThroughput: -1, uploadThroughput: -1 };
+    await devTools('Network.emulateNetworkConditions', conditions, sessionId);
+  }
+  async function prefers(value: 'light' | 'dark'): Promise<void> {
+    await devTools('Emulation.setEmulatedMedia', { features: [{ name: 'prefers-color-scheme', value }] }, sessionId);
+  }
+  async function accessibility() {
+    const { nodes } = await devTools('Accessibility.getFullAXTree', {}, sessionId);
+    return nodes
+      .filter(({ ignored }: Json) => ignored !== true)
+      .map(({ role, name }: Json) => ({ role: role?.value, name: name?.value ?? '' }));
+  }
+  return {
+    evaluate,
+    press,
+    offline,
+    prefers,
+    accessibility,
+    until: (script) => eventually(() => evaluate(script)),
+    errors,
+    requested,
+  };
 }
 
 const isBad = (level: string) => level === 'error' || level === 'warning';

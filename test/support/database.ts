@@ -3,6 +3,7 @@ import pg from 'pg';
 import type { Test } from 'tap';
 import { connect } from '../../src/database/client.ts';
 import { migrate } from '../../src/database/migrator.ts';
+import { newId } from '../../src/domain/ids.ts';
 import { type ClusterUrls, testCluster } from './cluster.ts';
 
 /** A new database, dropped when the test ends. */
@@ -56,6 +57,19 @@ export async function dbQuery(
   values: unknown[] = [],
 ): Promise<Array<Record<string, unknown>>> {
   return withConnection(url, async (client) => (await client.query<Record<string, unknown>>(sql, values)).rows);
+}
+
+/** Writes partners with both permissions and the external ids customer-0, customer-1, …, without keys. */
+export async function dbAddPartners(url: string, organizationId: string, count: number): Promise<void> {
+  const ids = Array.from({ length: count }, () => newId('partner'));
+  await dbQuery(
+    url,
+    `insert into partners (id, organization_id, email, external_id, permissions, created_at, created_by)
+     select id, $1, id || '@p.example', 'customer-' || (at - 1), '{read,write}', now(),
+       '{"type":"system","id":"test","name":"test","email":null}'
+     from unnest($2::text[]) with ordinality as partner (id, at)`,
+    [organizationId, ids],
+  );
 }
 
 /** All tables as text; binary columns as text and as hex. */

@@ -13,3 +13,8 @@ export function sha256Of(token: string): string {
 export function tracesOf(token: string): string[] {
   return [token, Buffer.from(token).toString('hex'), sha256Of(token), Buffer.from(sha256Of(token)).toString('hex')];
 }
+
+/** A line of a file for `latchkey import`, with a new token. @param partner the number in its external id */
+export function importLine(partner: number, permission: 'read' | 'write') {
+  return { partnerExternalId: `customer-${partner}`, permission, plaintext: foreignToken() };
+}

@@ -14,6 +14,7 @@ export type Program =
   | 'jq'
   | 'chromium'
   | 'git'
+  | 'go'
   | 'systemd-analyze'
   | 'promtool'
   | 'haproxy'

@@ -42,6 +42,7 @@ export async function describeApi(): Promise<string> {
     },
     webhookClient: createWebhookClient({ allowHttp: false, allowedRanges: [] }),
     limits: { callerLimit: 1, addressLimit: 1, revealLimit: 1 },
+    githubKeys: { find: async () => undefined },
     undoWindowSeconds: 0,
     retentionSeconds: 0,
     trustProxy: false,

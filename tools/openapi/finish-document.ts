@@ -9,6 +9,18 @@ export type JsonObject = Record<string, unknown>;
 /** The temporary member with the headers of an operation's success. */
 export const replyHeadersMember = 'x-reply-headers';
 
+/** The temporary member with the parameter for all names that a query does not list. */
+export const otherParametersMember = 'x-other-parameters';
+
+/** With style form, each member of the object becomes a parameter of its own name. Undefined if a query lists all names. */
+export function otherParametersOf(query: unknown): JsonObject | undefined {
+  const { additionalProperties: others } = (query ?? {}) as { additionalProperties?: JsonObject | false };
+  if (typeof others !== 'object' || others['title'] === undefined) return undefined;
+  const { title: name, description, ...text } = others;
+  const schema = { type: 'object', additionalProperties: text };
+  return { name, in: 'query', required: false, description, style: 'form', explode: true, schema };
+}
+
 interface Parameter extends JsonObject {
   schema: JsonObject & { allOf?: JsonObject[] };
 }
@@ -16,6 +28,7 @@ interface Parameter extends JsonObject {
 interface Operation {
   parameters?: Parameter[];
   [replyHeadersMember]?: JsonObject;
+  [otherParametersMember]?: Parameter;
   requestBody?: { required?: boolean; content: Record<string, { schema: JsonObject }> };
   responses: Record<string, JsonObject>;
 }
@@ -32,6 +45,9 @@ export function finishDocument(generated: unknown): unknown {
 }
 
 function finishOperation(operation: Operation): void {
+  const { [otherParametersMember]: others } = operation;
+  if (others !== undefined) operation.parameters = [...(operation.parameters ?? []), others];
+  delete operation[otherParametersMember];
   for (const parameter of operation.parameters ?? []) finishParameter(parameter);
   for (const [status, response] of Object.entries(operation.responses)) {
     operation.responses[status] = finishResponse(status, response, operation[replyHeadersMember] ?? {});

@@ -7,6 +7,8 @@ import { isBodyless } from '../../src/http/strict-routes.ts';
 import {
   finishDocument,
   type JsonObject,
+  otherParametersMember,
+  otherParametersOf,
   problemResponses,
   replyHeadersMember,
   wrapReferences,
@@ -18,10 +20,16 @@ const tags = [
     description: 'The key rows: each owner and permission with its keys, at most two of which are live.',
   },
   { name: 'Keys', description: 'API keys: create, list, reveal, change, rotate, delete.' },
+  { name: 'Claims', description: 'Handing a key over once, so that no admin sees or forwards it.' },
   { name: 'Partners', description: 'Outside teams and companies with the permission read, write or both.' },
   { name: 'Recovery', description: 'Requests to an operator to restore what an admin can no longer restore.' },
   { name: 'Webhooks', description: 'Notifications of events to other systems, signed by Standard Webhooks.' },
   { name: 'Verification', description: 'For backends: whether a key is valid, and what it permits.' },
+  { name: 'Leaks', description: 'Reports of keys that were found in public places.' },
+  {
+    name: 'Self-service',
+    description: 'For the holders of API keys, if their organization allows it: rotate or revoke the key with itself.',
+  },
   { name: 'Rate limits', description: 'The rate limits of the keys of an organization.' },
   { name: 'History', description: 'The append-only, hash-chained record of every change and every reveal.' },
   { name: 'Administration', description: 'Organizations, and the access tokens for this service.' },
@@ -107,6 +115,7 @@ function describe(route: RouteOptions, schema: JsonObject): JsonObject {
     ...(isBodyless(route) ? { body: undefined } : {}),
     ...headersOf(route, access),
     querystring: wrapReferences(schema['querystring']),
+    [otherParametersMember]: otherParametersOf(schema['querystring']),
     description: said + who,
     security: securityOf(access),
   };
@@ -169,13 +178,15 @@ function securityOf(access: AccessRule): JsonObject[] {
   if (access === 'public') return [];
   if (access.role === 'gateway') return [{ gatewayHeader: [] }];
   const takesPeople = access.role === 'admin' || access.role === 'any';
+  const isOptional = access.role === 'admin' && access.anonymous === true;
   const takesSecret = access.role === 'verifier' && access.clientSecret === true;
   return [
     { bearer: [] },
     { apiKeyHeader: [] },
     ...(takesPeople ? [{ identityToken: [] }] : []),
     // The third way, client_secret in the form, is a member of the body.
-    ...(takesSecret ? [{ clientSecretBasic: [] }, {}] : []),
+    ...(takesSecret ? [{ clientSecretBasic: [] }] : []),
+    ...(takesSecret || isOptional ? [{}] : []),
   ];
 }
 
@@ -183,7 +194,11 @@ function whoMayCall(access: Exclude<AccessRule, 'public'>): string {
   switch (access.role) {
     case 'any':
       return 'For every live credential, API keys too.';
+    case 'api_key':
+      return 'For API keys, if selfService of their organization is true.';
     case 'admin':
+      if (access.anonymous === true)
+        return `No credential is needed. The reply is informative for admins with the scope ${access.scope}, and for operators.`;
       if (access.operator === false) return `For admins with the scope ${access.scope}; not for operators.`;
       return `For admins with the scope ${access.scope}, and for operators that name an organization in Latchkey-Organization.`;
     case 'gateway':

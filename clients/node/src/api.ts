@@ -121,7 +121,7 @@ export interface components {
             [key: string]: unknown;
         };
         /** @enum {string} */
-        ProblemCode: "bad_request" | "validation_failed" | "cost_exceeds_limit" | "secret_in_text" | "cursor_invalid" | "unauthorized" | "token_malformed" | "token_expired" | "forbidden" | "scope_missing" | "reveal_disabled" | "not_found" | "method_not_allowed" | "request_timeout" | "conflict" | "key_exists" | "row_full" | "partner_exists" | "external_id_exists" | "not_restorable" | "already_deleted" | "idempotency_in_progress" | "history_altered" | "precondition_failed" | "payload_too_large" | "unsupported_media_type" | "expectation_failed" | "reply_gone" | "idempotency_mismatch" | "rate_limited" | "headers_too_large" | "internal" | "overloaded" | "unavailable";
+        ProblemCode: "bad_request" | "validation_failed" | "cost_exceeds_limit" | "secret_in_text" | "too_many_matches" | "cursor_invalid" | "unauthorized" | "token_malformed" | "token_expired" | "forbidden" | "scope_missing" | "self_service_disabled" | "reveal_disabled" | "not_found" | "method_not_allowed" | "request_timeout" | "conflict" | "key_exists" | "row_full" | "partner_exists" | "external_id_exists" | "not_restorable" | "already_deleted" | "idempotency_in_progress" | "history_altered" | "claim_gone" | "precondition_failed" | "payload_too_large" | "unsupported_media_type" | "expectation_failed" | "reply_gone" | "idempotency_mismatch" | "rate_limited" | "headers_too_large" | "internal" | "overloaded" | "unavailable";
         /**
          * @example {
          *       "path": "body.name",

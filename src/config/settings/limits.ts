@@ -7,7 +7,7 @@ export const limitsSettings = {
     example: '3000',
   }),
   ADDRESS_LIMIT: integer(1, 1_000_000_000).default(60).meta({
-    description: 'Rejected access tokens per minute and client address.',
+    description: 'Rejected access tokens and codes of claims per minute and client address.',
     example: '60',
   }),
   PUBLIC_LIMIT: integer(1, 1_000_000_000).default(600).meta({
@@ -16,7 +16,8 @@ export const limitsSettings = {
     example: '600',
   }),
   REVEAL_LIMIT: integer(1, 1_000_000_000).default(10).meta({
-    description: 'Reveals per minute of one admin, together with all tokens that the admin has created.',
+    description:
+      'Reveals and claims for existing keys per minute of one admin, together with all tokens that the admin has created. Also the rotations per minute of one key with itself.',
     example: '10',
   }),
   MAX_CONNECTIONS: integer(1, 1_000_000).default(10_000).meta({

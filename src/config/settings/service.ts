@@ -1,5 +1,6 @@
 import { z } from 'zod';
-import { boolean, httpUrl, integer, networks } from '../../lib/config-forms.ts';
+import { boolean, httpUrl, integer, networks, publicUrl } from '../../lib/config-forms.ts';
+import { isLoopback } from '../../oidc/settings.ts';
 
 /** The process, its addresses, its log and its traces. */
 export const serviceSettings = {
@@ -14,6 +15,11 @@ export const serviceSettings = {
   METRICS_PORT: integer(0, 65_535).optional().meta({
     description: 'A separate port for /metrics. Not set: /metrics is served on PORT.',
     example: '9464',
+  }),
+  PUBLIC_URL: publicUrl.optional().meta({
+    description:
+      'The URL under which people reach this service, with the path prefix of a proxy if there is one. Links to the page of a claim begin with it. Not set: replies contain no link.',
+    example: 'https://keys.example.com',
   }),
   TRUST_PROXY: networks.optional().meta({
     description:
@@ -48,6 +54,11 @@ export const serviceSettings = {
       description: 'The prefix of every key and token. It cannot be changed after the first start.',
       example: 'acme',
     }),
+  GITHUB_KEYS_URL: z.string().refine(isKeysUrl, 'must be an https:// URL').optional().meta({
+    description:
+      'The URL of the public keys with which GitHub signs its reports of leaked keys (docs/leaks.md). Not set: `POST /v1/leaks/github` does not exist.',
+    example: 'https://api.github.com/meta/public_keys/secret_scanning',
+  }),
   LATCHKEY_DATA_DIR: z.string().optional().meta({
     description:
       'The folder with the embedded database, its keyring and credentials.json. Not set: .latchkey in the working folder; for root a folder in /var/lib/latchkey.',
@@ -58,3 +69,10 @@ export const serviceSettings = {
     example: 'true',
   }),
 };
+
+/** http only on this machine: the fetched keys decide whose reports are trusted. */
+function isKeysUrl(text: string): boolean {
+  const url = URL.canParse(text) && !/\s/.test(text) ? new URL(text) : undefined;
+  if (url === undefined || url.username + url.password !== '') return false;
+  return url.protocol === 'https:' || (url.protocol === 'http:' && isLoopback(url.hostname));
+}

@@ -3,8 +3,13 @@ import type { KeyId, OrganizationId, PartnerId } from '../../domain/ids.ts';
 import type { Permission } from '../../domain/permissions.ts';
 import type { Json } from './json.ts';
 
-/** Why a key was deleted. Latchkey itself sets the last two. */
-export type DeleteReason = 'unused' | 'rotated' | 'compromised' | 'other' | 'partner_deleted' | 'permission_removed';
+/** The reasons that a caller can give for a deletion. */
+export const givenDeleteReasons = ['unused', 'rotated', 'compromised', 'other'] as const;
+
+export type GivenDeleteReason = (typeof givenDeleteReasons)[number];
+
+/** Why a key was deleted. `owner_request`: its holder revoked it. Latchkey itself sets the last three. */
+export type DeleteReason = GivenDeleteReason | 'owner_request' | 'partner_deleted' | 'permission_removed' | 'expired';
 
 /** Where a key's token was made. */
 export type KeyOrigin = 'created' | 'imported';
@@ -17,6 +22,8 @@ export interface ApiKeysTable {
   slot: 1 | 2;
   origin: KeyOrigin;
   name: string | null;
+  /** The name without regard to case, for searches. */
+  folded_name: string | null;
   /** Null after the key was purged. */
   tag: Buffer | null;
   tag_keyring_id: string | null;
@@ -45,6 +52,9 @@ export interface ApiKeysTable {
   created_at: Date;
   created_by: Json<Actor>;
   suspended_at: Date | null;
+  suspended_reason: string | null;
+  /** When the key was last resumed or restored. */
+  resumed_at: Date | null;
   deleted_at: Date | null;
   delete_reason: DeleteReason | null;
   /** After this time, only history and usage contain the key. */

@@ -9,6 +9,7 @@ export interface PartnersTable {
   email: string;
   name: string | null;
   external_id: string | null;
+  metadata: Json<Record<string, unknown>>;
   permissions: Access[];
   rate_limit_requests: number | null;
   rate_limit_window_seconds: number | null;

@@ -11,6 +11,4 @@ export interface UsageHoursTable {
   rate_limited: number;
   /** The denied verifications whose reason was that the key is deleted. */
   after_deletion: number;
-  /** The last allowed verification in this period. */
-  last_used_at: Date | null;
 }

@@ -1,0 +1,32 @@
+import { workInBatches } from '../database/batches.ts';
+import { currentTime } from '../database/credential.ts';
+import type { Transactor } from '../database/work.ts';
+import { endClaim } from './end-commands.ts';
+import { lockExpiredClaims, organizationsWithExpiredClaims } from './store.ts';
+
+/** Claims per transaction. */
+const batchSize = 100;
+
+/** Ends claims whose time is over, deletes their secrets and records it once each. @returns how many */
+export async function expireClaims({
+  transactor,
+  signal,
+}: {
+  transactor: Transactor;
+  signal?: AbortSignal;
+}): Promise<number> {
+  const name = 'expire_claims';
+  const now = await currentTime(transactor.db, transactor.clock);
+  return workInBatches({
+    transactor,
+    actor: { type: 'system', id: name, name, email: null },
+    organizationIds: await organizationsWithExpiredClaims(transactor.db, now),
+    batchSize,
+    signal,
+    async step(work, count) {
+      const claims = await lockExpiredClaims(work.tx, work.by.organizationId, work.now, count);
+      for (const claim of claims) await endClaim(work, claim, 'requested');
+      return claims.length;
+    },
+  });
+}
