@@ -97,9 +97,15 @@ try {
   for (const plaintext of world.plaintexts.slice(0, 500)) {
     const body = JSON.stringify({ key: plaintext.reveal(), permission: 'read' });
     const headers = { ...verifier, 'content-type': 'application/json' };
-    verifyMs.push(await timed(async () => (await fetch(`${base}/v1/verify`, { method: 'POST', headers, body })).text()));
+    verifyMs.push(
+      await timed(async () => (await fetch(`${base}/v1/verify`, { method: 'POST', headers, body })).text()),
+    );
   }
-  report('verify, first use of a key', verifyMs.sort((one, other) => one - other)[Math.floor(verifyMs.length / 2)] ?? 0, 'ms');
+  report(
+    'verify, first use of a key',
+    verifyMs.sort((one, other) => one - other)[Math.floor(verifyMs.length / 2)] ?? 0,
+    'ms',
+  );
   report('memory of the process', (await server.stats(true)).rssBytes / 2 ** 20, 'MiB');
 
   const latchkey = async (...args: string[]) => {

@@ -4,8 +4,8 @@ import { dbAddKeys } from '../bench/key-rows.ts';
 import { listAccessTokens } from '../src/access-tokens/store.ts';
 import { checkCredentialRows } from '../src/credentials/store.ts';
 import type { OrganizationId } from '../src/domain/ids.ts';
-import { accessTokenRows } from '../src/history/state-rows.ts';
 import { createCheckpoints } from '../src/history/checkpoints/signing.ts';
+import { accessTokenRows } from '../src/history/state-rows.ts';
 import { lockLiveKeysOfRow } from '../src/keys/store.ts';
 import { startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
@@ -46,12 +46,8 @@ t.test('the tokens of one organization, and those of the installation, are read 
   await dbQuery(service.urls.superuser, 'analyze access_tokens');
   const { pool } = service.client;
   for (const organizationId of [service.organizationId as OrganizationId, null]) {
-    const listed = await plansOf(pool, (db) =>
-      listAccessTokens(db, organizationId, { limit: 50, before: undefined }),
-    );
-    const audited = await plansOf(pool, (db) =>
-      db.transaction().execute((tx) => accessTokenRows(tx, organizationId)),
-    );
+    const listed = await plansOf(pool, (db) => listAccessTokens(db, organizationId, { limit: 50, before: undefined }));
+    const audited = await plansOf(pool, (db) => db.transaction().execute((tx) => accessTokenRows(tx, organizationId)));
     for (const plan of [...listed, ...audited]) t.ok(rowsRead(plan) < 10, `${organizationId}: ${rowsRead(plan)} rows`);
   }
 });

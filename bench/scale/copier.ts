@@ -28,7 +28,8 @@ export function copyInto(client: pg.Client, table: string, columns: string): Cop
     [lines, characters] = [[], 0];
     await running;
     folder ??= mkdtemp(path.join(tmpdir(), 'latchkey-copy-'));
-    const file = path.join(await folder, `${table}-${(parts += 1)}`);
+    parts += 1;
+    const file = path.join(await folder, `${table}-${parts}`);
     await writeFile(file, text);
     running = copy(file);
     // Handled where it is awaited.

@@ -26,7 +26,8 @@ export async function measureIndexing({ base, ownerUrl, biggest, verifier, plain
   let partners = 0;
   const works = {
     change: () => {
-      const body = JSON.stringify({ email: `indexing-${(partners += 1)}@bench.example`, permissions: ['read'] });
+      partners += 1;
+      const body = JSON.stringify({ email: `indexing-${partners}@bench.example`, permissions: ['read'] });
       return fetch(`${base}/v1/partners`, { method: 'POST', headers: admin, body });
     },
     list: () => fetch(`${base}/v1/history?actorId=${biggest.adminId}`, { headers: admin }),

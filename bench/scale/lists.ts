@@ -1,7 +1,12 @@
 import { dayMs } from '../../src/lib/durations.ts';
 import type { SeededOrganization } from './seed.ts';
 
-export type Report = (label: string, value: number, unit: string, limit?: { atMost?: number; atLeast?: number }) => void;
+export type Report = (
+  label: string,
+  value: number,
+  unit: string,
+  limit?: { atMost?: number; atLeast?: number },
+) => void;
 
 interface ListOptions {
   base: string;
@@ -61,7 +66,11 @@ export async function measureLists({ base, biggest, small, operator, report, log
       const response = await fetch(`${base}/v1${target}`, { headers });
       const text = await response.text();
       // A checkpoint is plain text.
-      const body = (text.startsWith('{') ? JSON.parse(text) : {}) as { nextCursor?: string | null; code?: string; detail?: string };
+      const body = (text.startsWith('{') ? JSON.parse(text) : {}) as {
+        nextCursor?: string | null;
+        code?: string;
+        detail?: string;
+      };
       durationsMs.push(performance.now() - startedAtMs);
       if (body.code === 'forbidden' || body.detail?.includes('must name the organization')) return undefined;
       if (!response.ok) throw new Error(`${target}: ${JSON.stringify(body)}`);
@@ -72,16 +81,36 @@ export async function measureLists({ base, biggest, small, operator, report, log
   }
 }
 
-function shown(target: string, { id, busyKeyId, partnerId, partnerEmail, adminId, webhookId }: SeededOrganization): string {
-  const names: Array<[string, string]> = [[id, 'O'], [busyKeyId, 'K'], [partnerId, 'P'], [adminId, 'A'], [webhookId, 'W'], [encodeURIComponent(partnerEmail), 'E']];
-  return names.reduce((text, [from, to]) => text.replaceAll(from, to), target).replace(/(\d{4}-\d\d-\d\d)T[^&]*/g, '$1');
+function shown(
+  target: string,
+  { id, busyKeyId, partnerId, partnerEmail, adminId, webhookId }: SeededOrganization,
+): string {
+  const names: Array<[string, string]> = [
+    [id, 'O'],
+    [busyKeyId, 'K'],
+    [partnerId, 'P'],
+    [adminId, 'A'],
+    [webhookId, 'W'],
+    [encodeURIComponent(partnerEmail), 'E'],
+  ];
+  return names
+    .reduce((text, [from, to]) => text.replaceAll(from, to), target)
+    .replace(/(\d{4}-\d\d-\d\d)T[^&]*/g, '$1');
 }
 
 function requestsOf({ busyKeyId, partnerId, partnerEmail, adminId, webhookId }: SeededOrganization): string[] {
   const now = Date.now();
   const daysAgo = (days: number) => new Date(now - days * dayMs).toISOString();
-  const historyFilters = [`keyId=${busyKeyId}`, `partnerId=${partnerId}`, `actorId=${adminId}`, 'action=key.revealed', 'action=key.rotated'];
-  const pairs = historyFilters.flatMap((one, index) => historyFilters.slice(index + 1).map((other) => `${one}&${other}`));
+  const historyFilters = [
+    `keyId=${busyKeyId}`,
+    `partnerId=${partnerId}`,
+    `actorId=${adminId}`,
+    'action=key.revealed',
+    'action=key.rotated',
+  ];
+  const pairs = historyFilters.flatMap((one, index) =>
+    historyFilters.slice(index + 1).map((other) => `${one}&${other}`),
+  );
   const times = [`from=${daysAgo(30)}`, `to=${daysAgo(180)}`, `from=${daysAgo(200)}&to=${daysAgo(190)}`];
   return [
     '/rows',
@@ -94,7 +123,13 @@ function requestsOf({ busyKeyId, partnerId, partnerEmail, adminId, webhookId }: 
     `/keys?partnerId=${partnerId}&permission=write&status=expired`,
     ...['key%201', 'none'].map((name) => `/keys?name=${name}`),
     ...['seed', 'none'].map((text) => `/keys?lastFour=${text}`),
-    ...['scope=orders:read', 'scope=none', 'metadata.team=team-7', 'metadata.team=none', 'metadata.environment=seeded'].map((filter) => `/keys?${filter}`),
+    ...[
+      'scope=orders:read',
+      'scope=none',
+      'metadata.team=team-7',
+      'metadata.team=none',
+      'metadata.environment=seeded',
+    ].map((filter) => `/keys?${filter}`),
     ...['expiresBefore', 'lastUsedBefore', 'createdBefore'].flatMap((name) =>
       [300, 30, 0].map((days) => `/keys?${name}=${daysAgo(days)}`),
     ),

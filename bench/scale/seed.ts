@@ -1,15 +1,15 @@
 import { createHash, randomBytes } from 'node:crypto';
 import pg from 'pg';
+import type { TokenRole } from '../../src/access-tokens/policy.ts';
 import { keyMac, tokenMac } from '../../src/credentials/record-mac.ts';
 import type { Keyring } from '../../src/crypto/keyring.ts';
-import { Secret } from '../../src/crypto/secret.ts';
+import type { Secret } from '../../src/crypto/secret.ts';
 import { tagOf } from '../../src/crypto/tag.ts';
 import { mintToken, type TokenKind } from '../../src/crypto/token.ts';
 import type { Actor } from '../../src/domain/actor.ts';
 import { canonicalJson } from '../../src/domain/canonical-json.ts';
-import { type AccessTokenId, type Id, idSuffix, type IdKind, type KeyId, newId } from '../../src/domain/ids.ts';
 import type { OrganizationId, PartnerId } from '../../src/domain/ids.ts';
-import type { TokenRole } from '../../src/access-tokens/policy.ts';
+import { type AccessTokenId, type Id, type IdKind, idSuffix, type KeyId, newId } from '../../src/domain/ids.ts';
 import type { TokenScope } from '../../src/domain/permissions.ts';
 import { dayMs, hourMs } from '../../src/lib/durations.ts';
 import { copyInto } from './copier.ts';
@@ -50,6 +50,8 @@ const yearMs = 365 * dayMs;
 const sampledOneIn = 100;
 const operator: Actor = { type: 'operator', id: newId('token'), name: 'Operator', email: null };
 const zeroHash = Buffer.alloc(32);
+/** The job for idle keys has to examine all of them, and finds none. */
+const idleDays = 3_650;
 const limits = { requests: 1_000, windowSeconds: 60 };
 
 /**
@@ -65,21 +67,42 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
     const indexes = await dropHistoryIndexes(db);
     const nextClient = () => others.pop() ?? db;
     const copy = {
-      organizations: copyInto(nextClient(), 'organizations',
-        'id, name, key_reveal, rate_limit_requests, rate_limit_window_seconds, created_at, created_by'),
-      partners: copyInto(nextClient(), 'partners',
-        'id, organization_id, email, name, external_id, permissions, created_at, created_by'),
-      keys: copyInto(nextClient(), 'api_keys',
-        'id, organization_id, partner_id, permission, slot, name, folded_name, tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, sealed, sealed_keyring_id, last_four, expires_at, allowed_ips, scopes, metadata, created_at, created_by, suspended_at, deleted_at, delete_reason, purged_at'),
-      tokens: copyInto(nextClient(), 'access_tokens',
-        'id, organization_id, role, scopes, name, email, tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, last_four, created_at, created_by, creator_chain'),
+      organizations: copyInto(
+        nextClient(),
+        'organizations',
+        'id, name, key_reveal, rate_limit_requests, rate_limit_window_seconds, idle_suspend_after_days, created_at, created_by',
+      ),
+      partners: copyInto(
+        nextClient(),
+        'partners',
+        'id, organization_id, email, name, external_id, permissions, created_at, created_by',
+      ),
+      keys: copyInto(
+        nextClient(),
+        'api_keys',
+        'id, organization_id, partner_id, permission, slot, name, folded_name, tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, sealed, sealed_keyring_id, last_four, expires_at, allowed_ips, scopes, metadata, created_at, created_by, suspended_at, deleted_at, delete_reason, purged_at',
+      ),
+      tokens: copyInto(
+        nextClient(),
+        'access_tokens',
+        'id, organization_id, role, scopes, name, email, tag, tag_keyring_id, argon2id_hash, mac, mac_keyring_id, last_four, created_at, created_by, creator_chain',
+      ),
       heads: copyInto(nextClient(), 'history_heads', 'chain, sequence, hash, at'),
-      events: copyInto(nextClient(), 'history',
-        'chain, sequence, id, at, action, actor_id, key_id, partner_id, canonical, previous_hash, hash'),
-      webhooks: copyInto(nextClient(), 'webhook_endpoints',
-        'id, organization_id, url, events, sealed, sealed_keyring_id, created_at, created_by'),
-      deliveries: copyInto(nextClient(), 'webhook_deliveries',
-        'id, endpoint_id, sequence, action, mac, mac_keyring_id, status, attempts, failures, due_at, created_at, finished_at'),
+      events: copyInto(
+        nextClient(),
+        'history',
+        'chain, sequence, id, at, action, actor_id, key_id, partner_id, canonical, previous_hash, hash',
+      ),
+      webhooks: copyInto(
+        nextClient(),
+        'webhook_endpoints',
+        'id, organization_id, url, events, sealed, sealed_keyring_id, created_at, created_by',
+      ),
+      deliveries: copyInto(
+        nextClient(),
+        'webhook_deliveries',
+        'id, endpoint_id, sequence, action, mac, mac_keyring_id, status, attempts, failures, due_at, created_at, finished_at',
+      ),
     };
     const endMs = Date.now() - 60_000;
     const startMs = endMs - yearMs;
@@ -98,9 +121,28 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
       const partners = partnerShares[place] ?? 1;
       const chain = chainWriter(id, startMs, yearMs / (events + 1));
       const created = chain.next();
-      await copy.organizations.add(id, `Organization ${place}`, 'allowed', limits.requests, limits.windowSeconds, created, actorText(operator));
-      await add(chain.event('organization.created', operator, null, null, { name: `Organization ${place}`, keyReveal: 'allowed', rateLimit: limits, leakResponse: 'notify', selfService: false,
-        maxKeyLifetimeSeconds: null, defaultKeyLifetimeSeconds: null, idleSuspendAfterDays: null }));
+      await copy.organizations.add(
+        id,
+        `Organization ${place}`,
+        'allowed',
+        limits.requests,
+        limits.windowSeconds,
+        idleDays,
+        created,
+        actorText(operator),
+      );
+      await add(
+        chain.event('organization.created', operator, null, null, {
+          name: `Organization ${place}`,
+          keyReveal: 'allowed',
+          rateLimit: limits,
+          leakResponse: 'notify',
+          selfService: false,
+          maxKeyLifetimeSeconds: null,
+          defaultKeyLifetimeSeconds: null,
+          idleSuspendAfterDays: idleDays,
+        }),
+      );
 
       const admins: Actor[] = [];
       let adminToken: Secret | undefined;
@@ -112,15 +154,44 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
         if (index === 0) adminToken = token;
         const at = chain.next();
         const facts = {
-          role, name: `Token ${index}`, email: role === 'admin' ? `admin-${index}@organization-${place}.example` : null,
-          scopes: (role === 'admin' ? ['read', 'write'] : ['read']) as TokenScope[], expiresAt: null,
+          role,
+          name: `Token ${index}`,
+          email: role === 'admin' ? `admin-${index}@organization-${place}.example` : null,
+          scopes: (role === 'admin' ? ['read', 'write'] : ['read']) as TokenScope[],
+          expiresAt: null,
         };
         const row = {
-          id: tokenId, organization_id: id, role, scopes: facts.scopes, name: facts.name, email: facts.email,
-          creator_chain: [operator], expires_at: null, deleted_at: null, tag: tagOf(entry, token), tag_keyring_id: entry.id, argon2id_hash: argon2idHash,
+          id: tokenId,
+          organization_id: id,
+          role,
+          scopes: facts.scopes,
+          name: facts.name,
+          email: facts.email,
+          creator_chain: [operator],
+          expires_at: null,
+          deleted_at: null,
+          tag: tagOf(entry, token),
+          tag_keyring_id: entry.id,
+          argon2id_hash: argon2idHash,
         };
         const mac = tokenMac(keyring, row);
-        await copy.tokens.add(tokenId, id, role, facts.scopes, facts.name, facts.email, row.tag, entry.id, argon2idHash, mac.mac, entry.id, 'seed', at, actorText(operator), canonicalJson([operator]));
+        await copy.tokens.add(
+          tokenId,
+          id,
+          role,
+          facts.scopes,
+          facts.name,
+          facts.email,
+          row.tag,
+          entry.id,
+          argon2idHash,
+          mac.mac,
+          entry.id,
+          'seed',
+          at,
+          actorText(operator),
+          canonicalJson([operator]),
+        );
         await add(chain.event('access_token.created', operator, null, null, { accessTokenId: tokenId, ...facts }));
         if (role === 'admin') admins.push({ type: 'admin', id: tokenId, name: facts.name, email: facts.email });
       }
@@ -133,8 +204,24 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
         const email = `partner-${index}@organization-${place}.example`;
         firstPartner ??= { id: partnerId, email };
         const admin = admins[index % admins.length] ?? operator;
-        const partnerFacts = { email, name: `Partner ${index}`, externalId: `external-${index}`, metadata: {}, permissions: ['read', 'write'], rateLimit: null };
-        await copy.partners.add(partnerId, id, email, partnerFacts.name, partnerFacts.externalId, partnerFacts.permissions, chain.next(), actorText(admin));
+        const partnerFacts = {
+          email,
+          name: `Partner ${index}`,
+          externalId: `external-${index}`,
+          metadata: {},
+          permissions: ['read', 'write'],
+          rateLimit: null,
+        };
+        await copy.partners.add(
+          partnerId,
+          id,
+          email,
+          partnerFacts.name,
+          partnerFacts.externalId,
+          partnerFacts.permissions,
+          chain.next(),
+          actorText(admin),
+        );
         await add(chain.event('partner.created', admin, null, partnerId, partnerFacts));
         for (let number = 0; number < keysPerPartner; number++) await addKey(partnerId, number, admin);
         const due = Math.round((index + 1) * fillersPerPartner) + tokenCount + 1;
@@ -152,18 +239,37 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
         const token = isSampled ? mint('k', keyId) : undefined;
         if (token !== undefined && !isDeleted) plaintexts.push(token);
         const tag = token === undefined ? randomBytes(32) : tagOf(entry, token);
-        const expiresMs = keyNumber % 10 === 5 ? endMs - 100 * dayMs + (keyNumber % 365) * dayMs + (keyNumber % 86_400_000) : null;
+        const expiresMs =
+          keyNumber % 10 === 5 ? endMs - 100 * dayMs + (keyNumber % 365) * dayMs + (keyNumber % 86_400_000) : null;
         const scopes = keyNumber % 20 === 1 ? ['orders:read'] : [];
         const expiresAt = expiresMs === null ? null : new Date(expiresMs);
         const { mac } = keyMac(keyring, {
-          id: keyId, organization_id: id, partner_id: partnerId, permission, origin: 'created', expires_at: expiresAt, allowed_ips: [], scopes,
-          rate_limit_requests: null, rate_limit_window_seconds: null, limit_bucket_id: null, delete_reason: isDeleted ? 'rotated' : null,
-          tag, tag_keyring_id: entry.id, argon2id_hash: argon2idHash,
+          id: keyId,
+          organization_id: id,
+          partner_id: partnerId,
+          permission,
+          origin: 'created',
+          expires_at: expiresAt,
+          allowed_ips: [],
+          scopes,
+          rate_limit_requests: null,
+          rate_limit_window_seconds: null,
+          limit_bucket_id: null,
+          delete_reason: isDeleted ? 'rotated' : null,
+          tag,
+          tag_keyring_id: entry.id,
+          argon2id_hash: argon2idHash,
         });
         const at = chain.next();
         const facts = {
-          permission, name: `Key ${number}`, expiresAt: expiresAt?.toISOString() ?? null, allowedIps: [], scopes,
-          metadata: { environment: 'seeded', team: `team-${keyNumber % 100}` }, replacesKeyId: null, rateLimit: null,
+          permission,
+          name: `Key ${number}`,
+          expiresAt: expiresAt?.toISOString() ?? null,
+          allowedIps: [],
+          scopes,
+          metadata: { environment: 'seeded', team: `team-${keyNumber % 100}` },
+          replacesKeyId: null,
+          rateLimit: null,
         };
         await add(chain.event('key.created', admin, keyId, partnerId, facts));
         keys.push({ id: keyId, partnerId });
@@ -186,9 +292,33 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
         }
         const isPurged = purgedAt !== null;
         const kept = <Value>(value: Value) => (isPurged ? null : value);
-        await copy.keys.add(keyId, id, partnerId, permission, slot, facts.name, facts.name.toUpperCase(), kept(tag), kept(entry.id), kept(argon2idHash), kept(mac), kept(entry.id),
-          kept(sealed), kept(entry.id), 'seed', facts.expiresAt, [], scopes, JSON.stringify(facts.metadata), at, actorText(admin), suspendedAt, deletedAt,
-          isDeleted ? 'rotated' : null, purgedAt);
+        await copy.keys.add(
+          keyId,
+          id,
+          partnerId,
+          permission,
+          slot,
+          facts.name,
+          facts.name.toUpperCase(),
+          kept(tag),
+          kept(entry.id),
+          kept(argon2idHash),
+          kept(mac),
+          kept(entry.id),
+          kept(sealed),
+          kept(entry.id),
+          'seed',
+          facts.expiresAt,
+          [],
+          scopes,
+          JSON.stringify(facts.metadata),
+          at,
+          actorText(admin),
+          suspendedAt,
+          deletedAt,
+          isDeleted ? 'rotated' : null,
+          purgedAt,
+        );
       }
 
       /** An event that changes no state: mostly a reveal, and one of fifty of the first key. */
@@ -200,36 +330,82 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
         if (number % 10 === 3) {
           await add(chain.event('key.updated', admin, key.id, key.partnerId, { changes: {} }));
         } else {
-          await add(chain.event('key.revealed', admin, key.id, key.partnerId, { reason: 'The partner lost it', recipient: null }));
+          await add(
+            chain.event('key.revealed', admin, key.id, key.partnerId, {
+              reason: 'The partner lost it',
+              recipient: null,
+            }),
+          );
         }
       }
 
       async function add(event: ChainedRow): Promise<void> {
-        await copy.events.add(id, event.sequence, event.id, event.at, event.action, event.actorId, event.keyId, event.partnerId,
-          event.canonical, event.previousHash, event.hash);
+        await copy.events.add(
+          id,
+          event.sequence,
+          event.id,
+          event.at,
+          event.action,
+          event.actorId,
+          event.keyId,
+          event.partnerId,
+          event.canonical,
+          event.previousHash,
+          event.hash,
+        );
       }
 
       const webhooks = place === 0 ? 10 : 1;
       let webhookId: Id<'webhook'> = nextId('webhook');
       for (let index = 0; index < webhooks; index++) {
         if (index > 0) webhookId = nextId('webhook');
-        await copy.webhooks.add(webhookId, id, 'https://receiver.example/hook', ['organization.updated'], sealed, entry.id, created, actorText(firstAdmin));
+        await copy.webhooks.add(
+          webhookId,
+          id,
+          'https://receiver.example/hook',
+          ['organization.updated'],
+          sealed,
+          entry.id,
+          created,
+          actorText(firstAdmin),
+        );
       }
       for (let index = 0, count = Math.ceil(events / 100); index < count; index++) {
         const at = new Date(endMs - 29 * dayMs + ((29 * dayMs) / count) * index).toISOString();
         const isFailed = index % 100 === 1;
-        await copy.deliveries.add(nextId('delivery'), webhookId, index + 1, 'key.created', zeroHash, entry.id, isFailed ? 'failed' : 'delivered', 1, isFailed ? 1 : 0, at, at, at);
+        await copy.deliveries.add(
+          nextId('delivery'),
+          webhookId,
+          index + 1,
+          'key.created',
+          zeroHash,
+          entry.id,
+          isFailed ? 'failed' : 'delivered',
+          1,
+          isFailed ? 1 : 0,
+          at,
+          at,
+          at,
+        );
       }
       const head = chain.head();
       await copy.heads.add(id, head.sequence, head.hash, head.at);
       writtenEvents += head.sequence;
       const busyKey = keys[0];
-      if (adminToken === undefined || firstPartner === undefined || busyKey === undefined) throw new Error('The organization is empty');
+      if (adminToken === undefined || firstPartner === undefined || busyKey === undefined)
+        throw new Error('The organization is empty');
       seeded.push({
-        id, adminToken, adminId: firstAdmin.id as AccessTokenId, events: head.sequence, partnerId: firstPartner.id, partnerEmail: firstPartner.email,
-        busyKeyId: busyKey.id, webhookId,
+        id,
+        adminToken,
+        adminId: firstAdmin.id as AccessTokenId,
+        events: head.sequence,
+        partnerId: firstPartner.id,
+        partnerEmail: firstPartner.email,
+        busyKeyId: busyKey.id,
+        webhookId,
       });
-      if (place % Math.ceil(size.organizations / 5) === 0) log(`wrote ${place + 1} organizations, ${writtenEvents} events`);
+      if (place % Math.ceil(size.organizations / 5) === 0)
+        log(`wrote ${place + 1} organizations, ${writtenEvents} events`);
     }
     for (const copier of Object.values(copy)) await copier.end();
     log(`wrote ${writtenEvents} events; writing usage and the rest`);
@@ -260,7 +436,9 @@ const sealed = randomBytes(150);
 async function connectFast(url: string): Promise<pg.Client> {
   const client = new pg.Client(url);
   await client.connect();
-  await client.query(`set synchronous_commit = off; set session_replication_role = replica; set maintenance_work_mem = '512MB'; set work_mem = '128MB'`);
+  await client.query(
+    `set synchronous_commit = off; set session_replication_role = replica; set maintenance_work_mem = '512MB'; set work_mem = '128MB'`,
+  );
   return client;
 }
 
@@ -381,7 +559,13 @@ function chainWriter(organizationId: OrganizationId, startMs: number, stepMs: nu
     next: () => timeAt(sequence + 1),
     length: () => sequence,
     head: () => ({ sequence, hash, at: timeAt(sequence) }),
-    event(action: string, actor: Actor, keyId: string | null, partnerId: string | null, details: Record<string, unknown>): ChainedRow {
+    event(
+      action: string,
+      actor: Actor,
+      keyId: string | null,
+      partnerId: string | null,
+      details: Record<string, unknown>,
+    ): ChainedRow {
       sequence += 1;
       const at = timeAt(sequence);
       const id = nextId('event');

@@ -18,7 +18,6 @@ function part(divisor: number): WorldSize {
 }
 
 export const worldSizes: Readonly<Record<string, WorldSize>> = {
-  thousandth: part(1_000),
   hundredth: part(100),
   tenth: part(10),
   full,
