@@ -10,13 +10,8 @@ import { createDatabaseClock } from '../database/clock.ts';
 import { currentTime } from '../database/credential.ts';
 import { foreignSettings, requireUtf8 } from '../database/fitness.ts';
 import { checkGuarantees } from '../database/guarantees.ts';
-import {
-  confirmInstallation,
-  isRestoredCopy,
-  restoredCopyRemedy,
-  unknownKeyringIds,
-} from '../database/installation.ts';
-import { countKeyringUse } from '../database/keyring-use.ts';
+import { confirmInstallation, isRestoredCopy, restoredCopyRemedy } from '../database/installation.ts';
+import { countKeyringUse, type KeyringUse } from '../database/keyring-use.ts';
 import { requireCurrentSchema } from '../database/migrator.ts';
 import { socketOf } from '../database/pg-internals.ts';
 import { jobs } from '../jobs/list.ts';
@@ -106,11 +101,12 @@ async function check(db: Db, { config, keyring, everyKey }: CheckOptions): Promi
   }
   print('ok      TOKEN_PREFIX and the keyring belong to this installation.');
   if (await isRestoredCopy(db)) warning(`This database was restored from another one. ${restoredCopyRemedy}`);
-  const unknown = await unknownKeyringIds(db, keyring);
+  const uses = await countKeyringUse(db);
+  const unknown = uses.filter((use) => keyring.get(use.keyringId) === undefined && sealsAnything(use));
   if (unknown.length === 0) print('ok      The keyring has the entry of every sealed value.');
   else
     wrong(
-      `The keyring lacks ${unknown.join(', ')}, under which values are sealed: their keys cannot be revealed, their webhooks ` +
+      `The keyring lacks ${unknown.map(({ keyringId }) => keyringId).join(', ')}, under which values are sealed: their keys cannot be revealed, their webhooks ` +
         'not signed, their claims not redeemed, and imported keys not moved to another entry.',
     );
   const { forged, withoutEntry, sampledFrom } = await checkCredentialRows(db, keyring, { all: everyKey });
@@ -136,7 +132,7 @@ async function check(db: Db, { config, keyring, everyKey }: CheckOptions): Promi
             '--every-key checks every key.',
     );
   }
-  for (const line of describeKeyringUse(keyring, await countKeyringUse(db))) print(`note    ${line}`);
+  for (const line of describeKeyringUse(keyring, uses)) print(`note    ${line}`);
   for (const { name, value } of await foreignSettings(db)) {
     print(
       `note    ${name} is set to ${value || "''"} for the role or the database. Latchkey sets its own value on each connection; ` +
@@ -151,6 +147,11 @@ async function check(db: Db, { config, keyring, everyKey }: CheckOptions): Promi
   await checkJobs(db);
   await checkRedisCounts(config);
   await checkIssuer(db, config);
+}
+
+/** Whether the entry seals what cannot be made again. */
+function sealsAnything({ sealedKeys, sealedDigests, webhooks }: KeyringUse): boolean {
+  return sealedKeys + sealedDigests + webhooks > 0;
 }
 
 /** Guarantees may be missing unless they are expected: with LATCHKEY_STRICT, or with two database roles. */
