@@ -61,6 +61,7 @@ for (const [name, { tour, generate }] of Object.entries(generators)) {
       isSameKey: true,
       refusal: 'row_full',
       statuses: ['deleted', 'active'],
+      found: [0, 0],
       pages: 4,
       actions: [
         'key.restored',

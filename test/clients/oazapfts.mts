@@ -1,10 +1,12 @@
 import { ok } from '@oazapfts/runtime';
 import {
+  changeKeys,
   createKey,
   createPartner,
   defaults,
   deleteKey,
   listHistory,
+  listKeys,
   restoreKey,
   revealKey,
   rotateKey,
@@ -38,6 +40,11 @@ verdicts.push(await verdictOn(first.key));
 const restored = await ok(restoreKey(first.id));
 verdicts.push(await verdictOn(first.key));
 
+const metadata = { 'metadata.team': 'none', 'metadata.tier': '1' };
+const filtered = await ok(listKeys({ partnerId: partner.id, metadata }));
+const filter = { partnerId: partner.id, includeDeleted: true, 'metadata.team': 'none' };
+const planned = await ok(changeKeys({ action: 'suspend', filter, dryRun: true }));
+
 const actions: string[] = [];
 let pages = 0;
 for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
@@ -58,6 +65,7 @@ console.log(
     isSameKey: revealed.key === first.key,
     refusal: third.status === 409 ? third.data.code : undefined,
     statuses: [deleted.status, restored.status],
+    found: [filtered.data.length, planned.matched],
     pages,
     actions,
   }),

@@ -4,7 +4,10 @@ import type { paths } from './api.js';
 // Uses the API with types that openapi-typescript generates from the 3.1 document. oazapfts.mts prints the same.
 
 const { LATCHKEY_URL: baseUrl = '', ADMIN_TOKEN = '', VERIFIER_TOKEN = '' } = process.env;
-const as = (token: string) => createClient<paths>({ baseUrl, headers: { Authorization: `Bearer ${token}` } });
+// The filters of metadata are parameters of their own.
+const querySerializer = { object: { style: 'form', explode: true } } as const;
+const as = (token: string) =>
+  createClient<paths>({ baseUrl, querySerializer, headers: { Authorization: `Bearer ${token}` } });
 const admin = as(ADMIN_TOKEN);
 const verifier = as(VERIFIER_TOKEN);
 
@@ -43,6 +46,18 @@ verdicts.push(await verdictOn(first.key));
 const restored = await answered(admin.POST('/v1/keys/{keyId}/restore', { params: { path } }));
 verdicts.push(await verdictOn(first.key));
 
+const filter = { partnerId: partner.id, metadata: { 'metadata.team': 'none', 'metadata.tier': '1' } };
+const filtered = await answered(admin.GET('/v1/keys', { params: { query: filter } }));
+const planned = await answered(
+  admin.POST('/v1/keys/bulk', {
+    body: {
+      action: 'suspend',
+      filter: { partnerId: partner.id, includeDeleted: true, 'metadata.team': 'none' },
+      dryRun: true,
+    },
+  }),
+);
+
 const actions: string[] = [];
 let pages = 0;
 for (let cursor: string | null | undefined; cursor !== null; pages += 1) {
@@ -64,6 +79,7 @@ console.log(
     isSameKey: revealed.key === first.key,
     refusal: third.error?.code,
     statuses: [deleted.status, restored.status],
+    found: [filtered.data.length, planned.matched],
     pages,
     actions,
   }),
