@@ -230,7 +230,12 @@ t.test('the headers of the page forbid everything that it does not need', async 
     t.ok(policy.split('; ').includes(rule), rule);
   }
   t.notMatch(policy, /unsafe|\*|https?:/);
-  t.match(headers, { 'referrer-policy': 'no-referrer', 'x-robots-tag': /noindex/, 'cache-control': 'no-store' });
+  t.match(headers, {
+    'cross-origin-opener-policy': 'same-origin',
+    'referrer-policy': 'no-referrer',
+    'x-robots-tag': /noindex/,
+    'cache-control': 'no-store',
+  });
   t.notMatch(body, /https?:\/\//, 'the page names no other address');
 });
 

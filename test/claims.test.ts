@@ -206,6 +206,21 @@ t.test('the body of a claim has exactly one subject, and errors name its members
   t.equal((await admin.get('/v1/claims')).body.data.length, 1, 'a rejected request creates no claim');
 });
 
+t.test('a claim whose key would live too long names the member of its own body', async (t) => {
+  const { admin } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  await admin.patch('/v1/organization', { maxKeyLifetimeSeconds: 3_600 });
+  const wrong: Array<[Json, string]> = [
+    [{ newKey: { expiresAt: null } }, 'body.newKey.expiresAt'],
+    [{ newKey: { expiresAt: '2099-01-01T00:00:00Z' } }, 'body.newKey.expiresAt'],
+    [{ rotate: { keyId: key.id, expireOldAfterSeconds: 7_200 } }, 'body.rotate.expireOldAfterSeconds'],
+  ];
+  for (const [body, path] of wrong) {
+    t.match(await admin.post('/v1/claims', body), { status: 400, body: { errors: [{ path }] } }, path);
+  }
+  t.equal((await events(admin, 1))[0]?.action, 'organization.updated', 'nothing was created');
+});
+
 t.test('every code that does not work gets the same reply', async (t) => {
   const service = await startService(t);
   const { admin } = service;

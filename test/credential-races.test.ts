@@ -28,7 +28,12 @@ async function call(url: string, method: string, path: string, token: string, bo
 }
 
 const newAdmin = async ({ admin }: TestService, number: number): Promise<Json> => {
-  const input = { role: 'admin', scopes: ['read', 'write', 'reveal'], name: `Admin ${number}`, email: `a${number}@example.com` };
+  const input = {
+    role: 'admin',
+    scopes: ['read', 'write', 'reveal'],
+    name: `Admin ${number}`,
+    email: `a${number}@example.com`,
+  };
   return (await admin.post('/v1/access-tokens', input)).body;
 };
 

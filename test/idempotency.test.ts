@@ -62,6 +62,8 @@ const requestsTo: Record<string, (service: TestService) => Promise<Array<[path: 
     ['/v1/webhooks', { url: 'http://127.0.0.1:9/two', events: ['key.created'] }],
   ],
   '/v1/keys/import': twoImports,
+  '/v1/keys/bulk': async (service) =>
+    (await twoPartners(service)).map(({ keys }) => ['/v1/keys/bulk', { action: 'suspend', keyIds: [keys[0].id] }]),
   '/v1/webhooks/:webhookId/rotate-secret': (service) => onTwoWebhooks(service, 'rotate-secret'),
   '/v1/webhooks/:webhookId/enable': (service) => onTwoWebhooks(service, 'enable', 'disable'),
   '/v1/webhooks/:webhookId/disable': (service) => onTwoWebhooks(service, 'disable'),
@@ -162,7 +164,7 @@ t.test('every POST that accepts an Idempotency-Key replays its reply', async (t)
   t.ok(accepting.length >= 21);
   t.same(
     posts.filter((route) => !accepting.includes(route)).map(({ url }) => url),
-    ['/v1/keys/:keyId/reveal', '/v1/claims/redeem'],
+    ['/v1/keys/:keyId/reveal', '/v1/claims/redeem', '/v1/leaks'],
     'each other POST has a reason',
   );
   const bySelf = accepting.filter(

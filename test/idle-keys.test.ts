@@ -200,6 +200,38 @@ t.test('a new policy suspends nothing without notice, and a policy that was off 
   t.match(await shown(), { status: 'active' }, 'the policy was taken back in time');
 });
 
+t.test('a longer time announces again, because the earlier announcement named another day', async (t) => {
+  const { admin, passDays, key, announced, shown } = await startWithJob(t, 30);
+  await passDays(24);
+  t.equal((await announced()).length, 1);
+  await admin.patch('/v1/organization', { idleSuspendAfterDays: 60 });
+  await passDays(29);
+  t.equal((await announced()).length, 1);
+  await passDays(1);
+  const [notice] = await announced();
+  t.equal((await announced()).length, 2);
+  t.ok(Date.parse(notice.details.suspendAt) >= Date.parse(key.createdAt) + 60 * day);
+  await passDays(6);
+  t.match(await shown(), { status: 'active' });
+  await passDays(1);
+  t.match(await shown(), { status: 'suspended', suspendedReason: 'idle' });
+});
+
+t.test('an expired key that gets a later expiry has the time of the notice', async (t) => {
+  const { admin, passDays, key, clock, announced, shown } = await startWithJob(t, 30);
+  const expireIn = (ms: number) =>
+    admin.patch(`/v1/keys/${key.id}`, { expiresAt: new Date(clock.nowMs() + ms).toISOString() });
+  await expireIn(25 * day);
+  await passDays(40);
+  t.equal((await announced()).length, 1);
+  t.match(await expireIn(100 * day), { status: 200 });
+  await passDays(1);
+  t.match(await shown(), { status: 'active' });
+  t.equal((await announced()).length, 2);
+  await passDays(7);
+  t.match(await shown(), { status: 'suspended', suspendedReason: 'idle' });
+});
+
 t.test('only keys that could be used are suspended for not being used', async (t) => {
   const { admin, verifier, later, passDays, partner, key, announced, shown, clock } = await startWithJob(t, 30);
   await admin.post(`/v1/partners/${partner.id}/suspend`);

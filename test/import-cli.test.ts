@@ -448,6 +448,7 @@ t.test('wrong usage, organizations, files and keyrings are reported', async (t) 
     } as Run);
     t.equal(result.code, code, result.output);
     t.match(result.output, expected);
+    t.notMatch(result.output, /^ +at /m, 'without a stack');
   }
   t.same(await importedKeys(service), [{ keys: 0 }]);
 });

@@ -55,6 +55,19 @@ t.test('a report of a live key is recorded with its place and its reporter, and 
   t.match((await admin.get('/v1/history/verify')).body, { valid: true, stateDifferences: [] });
 });
 
+t.test('white space around a reported key does not matter: who pastes a line reports the key in it', async (t) => {
+  const service = await startService(t);
+  const { admin } = service;
+  await admin.patch('/v1/organization', { leakResponse: 'suspend' });
+  const { body: key } = await admin.post('/v1/keys', {});
+  t.match(await report(service, { key: ` ${key.key}\r\n` }), { status: 202 });
+  t.same(actionsOf(await leftBy(service, key.id)), ['key.leak_reported', 'key.suspended']);
+  t.match(await report(service, { key: `\t${key.key}`, url: `https://git.example/?q=${key.key}` }), {
+    status: 400,
+    body: { code: 'secret_in_text' },
+  });
+});
+
 t.test('leakResponse is notify at first, and a change of it is recorded', async (t) => {
   const { admin, operator, organizationId } = await startService(t);
   t.equal((await admin.get('/v1/organization')).body.leakResponse, 'notify');

@@ -93,7 +93,12 @@ t.test('a home-grown table is moved by the commands of the page, from its export
   await shell.paste(`export KEY_ID=${keyId}`);
   await pasteSteps(t, await stepsOf(page, ['Replace the old tokens']), shell);
   t.match(await verdictOf(third), { code: 'valid' }, 'the old token works until it expires');
-  t.match(await pasteAll('Undo'), /^ *3 deleted$/m);
+  await service.admin.delete(`/v1/keys/${(await verdictOf(second)).keyId}`);
+  await shell.paste(`export KEY_ID=${(await verdictOf(first)).keyId}`);
+  await pasteSteps(t, await stepsOf(page, ['Hand the new key over']), shell);
+  t.match(await verdictOf(first), { code: 'valid' });
+  t.equal((await service.admin.get('/v1/history?action=claim.created')).body.data.length, 1);
+  t.match(await pasteAll('Undo'), /^ *2 deleted$/m);
   t.match(await verdictOf(first), { code: 'deleted' });
   const { body } = await service.admin.get('/v1/history?action=key.imported');
   t.equal(body.data.length, 3);

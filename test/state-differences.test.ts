@@ -1,15 +1,13 @@
-import fc from 'fast-check';
 import type { Test } from 'tap';
 import { newId } from '../src/domain/ids.ts';
 import { jobs } from '../src/jobs/list.ts';
-import { purgeDeletedKeys } from '../src/keys/jobs.ts';
-import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { dbDue, startReplica } from './support/jobs.ts';
 import { keyringOf } from './support/keyrings.ts';
 import { readMetrics } from './support/metrics.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { type Difference, differencesIn, purge } from './support/state-differences.ts';
 import { t } from './support/tap.ts';
 
 // A row that differs from its events is reported with the member. A MAC cannot find a row reset to an earlier copy.
@@ -101,26 +99,6 @@ async function startWithRecords(t: Test): Promise<Records> {
       verifier: verifier.id,
     },
   };
-}
-
-function purge({ client, keyring, clock }: TestService, retentionSeconds = 2_592_000) {
-  return purgeDeletedKeys({
-    transactor: { db: client.db, keyring, clock, onAppended: enqueueDeliveries },
-    retentionSeconds,
-  });
-}
-
-interface Difference {
-  id: string;
-  member: string;
-  history: unknown;
-  table: unknown;
-}
-
-async function differencesIn({ admin }: Pick<TestService, 'admin'>, named: Record<string, string> = {}) {
-  const { body } = await admin.get('/v1/history/verify', named);
-  if (body.valid !== (body.stateDifferences.length === 0)) throw new Error(JSON.stringify(body));
-  return body.stateDifferences as Difference[];
 }
 
 const named = (differences: readonly Difference[]) => differences.map(({ id, member }) => `${id} ${member}`).sort();
@@ -443,136 +421,6 @@ t.test('`latchkey audit verify` and the daily job report the same differences, a
     ],
   );
   t.notMatch(replica.logLines.join(''), 'eve@', 'the log has ids and members, but no values');
-});
-
-t.test('after any sequence of API requests, rows and events agree', { timeout: 3_600_000 }, async (t) => {
-  const service = await startService(t);
-  const { operator } = service;
-  const { body: organization } = await operator.post('/v1/organizations', { name: 'Random' });
-  const headers = { 'latchkey-organization': organization.id as string };
-  const keys: string[] = [];
-  const partners: string[] = [];
-  const tokens: string[] = [];
-  /** Picks one of the last four, so that changes meet the same records. */
-  const pick = (from: readonly string[], index: number) => from.at(-1 - (index % 4)) ?? from.at(-1) ?? newId('key');
-  const limit = fc.option(
-    fc.record({ requests: fc.integer({ min: 1, max: 9 }), windowSeconds: fc.constantFrom(1, 60) }),
-  );
-  const soon = fc.option(fc.integer({ min: 1, max: 90 }));
-  const until = (days: number | null) =>
-    days === null ? null : new Date(service.clock.nowMs() + days * dayMs).toISOString();
-  const settings = fc.record(
-    {
-      name: fc.option(fc.constantFrom('a', 'b')),
-      days: soon,
-      rateLimit: limit,
-      allowedIps: fc.subarray(['203.0.113.7', '10.0.0.0/8', '2001:db8::/32']),
-      metadata: fc.dictionary(fc.constantFrom('a', 'ü', '1'), fc.jsonValue({ maxDepth: 2 }), { maxKeys: 2 }),
-    },
-    { requiredKeys: [] },
-  );
-  const toBody = ({ days, ...others }: Json) => (days === undefined ? others : { ...others, expiresAt: until(days) });
-  const permissions = fc.constantFrom(['read'], ['write'], ['read', 'write']);
-  const keyActions = fc.constantFrom(
-    'suspend',
-    'resume',
-    'restore',
-    'restore',
-    'rotate',
-    'delete',
-    'delete?reason=compromised',
-  );
-  const partnerActions = fc.constantFrom('suspend', 'resume', 'restore', 'delete');
-  const step = fc.oneof(
-    fc.tuple(fc.nat(9), settings).map(([which, input]) => async () => {
-      const where =
-        which < 5 ? {} : { partnerId: pick(partners, which), permission: which % 2 === 0 ? 'read' : 'write' };
-      const { body } = await operator.post('/v1/keys', { ...toBody(input), ...where }, headers);
-      if (body.key !== undefined) keys.push(body.id);
-    }),
-    fc.tuple(fc.nat(99), settings).map(
-      ([which, input]) =>
-        () =>
-          operator.patch(`/v1/keys/${pick(keys, which)}`, toBody(input), headers),
-    ),
-    {
-      weight: 8,
-      arbitrary: fc
-        .tuple(fc.nat(99), keyActions, fc.constantFrom(undefined, 0, 60))
-        .map(([which, action, end]) => async () => {
-          const path = `/v1/keys/${pick(keys, which)}`;
-          const [name, query] = action.split('?');
-          if (name === 'delete') return operator.delete(`${path}${query === undefined ? '' : `?${query}`}`, headers);
-          const reply = await operator.post(
-            `${path}/${action}`,
-            action === 'rotate' ? { expireOldAfterSeconds: end } : undefined,
-            headers,
-          );
-          if (action === 'rotate' && reply.status === 201) keys.push(reply.body.id);
-          return reply;
-        }),
-    },
-    fc.tuple(permissions, limit).map(([granted, rateLimit]) => async () => {
-      const input = { email: `${partners.length}@p.example`, permissions: granted, rateLimit };
-      const { body, status } = await operator.post('/v1/partners', input, headers);
-      if (status === 201) partners.push(body.id);
-      if (status === 201) keys.push(...body.keys.map(({ id }: Json) => id));
-    }),
-    fc.tuple(fc.nat(99), permissions, limit).map(
-      ([which, granted, rateLimit]) =>
-        () =>
-          operator.patch(
-            `/v1/partners/${pick(partners, which)}`,
-            { permissions: granted, rateLimit, name: `${which}` },
-            headers,
-          ),
-    ),
-    {
-      weight: 4,
-      arbitrary: fc.tuple(fc.nat(99), partnerActions).map(([which, action]) => () => {
-        const path = `/v1/partners/${pick(partners, which)}`;
-        return action === 'delete'
-          ? operator.delete(path, headers)
-          : operator.post(`${path}/${action}`, undefined, headers);
-      }),
-    },
-    fc.tuple(fc.constantFrom('admin', 'verifier'), soon).map(([role, days]) => async () => {
-      const input = { role, scopes: ['read'], name: role, email: role === 'admin' ? 'a@example.com' : undefined };
-      const { body, status } = await operator.post('/v1/access-tokens', { ...input, expiresAt: until(days) }, headers);
-      if (status === 201) tokens.push(body.id);
-    }),
-    fc.nat(99).map((which) => () => operator.delete(`/v1/access-tokens/${pick(tokens, which)}`, headers)),
-    fc.constantFrom('x', 'y').map((name) => () => operator.patch('/v1/organization', { name }, headers)),
-    fc.nat(5).map((more) => () => operator.put('/v1/rate-limit', { requests: 1 + more, windowSeconds: 60 }, headers)),
-    fc.nat(99).map((which) => async () => {
-      const { body } = await operator.post(
-        '/v1/recovery-requests',
-        { keyId: pick(keys, which), details: 'x' },
-        headers,
-      );
-      if (body.id !== undefined) await operator.post(`/v1/recovery-requests/${body.id}/approve`, undefined);
-    }),
-    fc
-      .constantFrom(1_000, 1_000, 3_600_000, 3_600_000, 2 * dayMs, 31 * dayMs)
-      .map((ms) => async () => service.later(ms)),
-    fc.constant(() => purge(service)),
-  );
-  const numRuns = Number(process.env['MODEL_RUNS'] ?? 10);
-  await fc.assert(
-    fc.asyncProperty(fc.array(step, { minLength: 30, maxLength: 60 }), async (steps) => {
-      for (const send of steps) {
-        const reply = await send();
-        if (typeof reply === 'object' && reply.status >= 500) throw new Error(JSON.stringify(reply.body));
-      }
-      const differences = await differencesIn({ admin: operator }, headers);
-      if (differences.length > 0) throw new Error(JSON.stringify(differences));
-    }),
-    { numRuns, endOnFailure: process.env['CI'] === 'true' },
-  );
-  const actions = await dbQuery(service.urls.app, 'select distinct action from history where chain = $1', [
-    organization.id,
-  ]);
-  t.ok(actions.length >= 18, actions.map(({ action }) => action).join(' '));
 });
 
 t.test('a concurrent change is not reported as a difference', async (t) => {

@@ -67,7 +67,9 @@ export async function createClaim(
 
 async function keyOf(work: Work<OrganizationContext>, subject: ClaimSubject): Promise<{ key: Key; plaintext: Secret }> {
   if ('newKey' in subject) return withPaths('newKey', () => createKey(work, subject.minted, subject.newKey));
-  if ('rotate' in subject) return rotateKey(work, subject.minted, subject.rotate.keyId, subject.rotate);
+  if ('rotate' in subject) {
+    return withPaths('rotate', () => rotateKey(work, subject.minted, subject.rotate.keyId, subject.rotate));
+  }
   const { key, sealed } = await lockRevealableKey(work, subject.keyId);
   const binding = keySealBinding(key.organization_id, key.id);
   return {

@@ -19,6 +19,7 @@ const contentSecurityPolicy = [
 
 const headers = {
   'content-security-policy': contentSecurityPolicy,
+  'cross-origin-opener-policy': 'same-origin',
   'referrer-policy': 'no-referrer',
   'x-robots-tag': 'noindex, nofollow',
 };

@@ -113,11 +113,13 @@ interface Source {
 
 async function openSource(file: string): Promise<Source> {
   const source: Source = {
-    chunks: counting(file === '-' ? process.stdin : createReadStream(file)),
+    chunks: counting(),
     totalBytes: file === '-' ? undefined : (await stat(file)).size,
     readBytes: 0,
   };
-  async function* counting(chunks: AsyncIterable<Buffer>) {
+  /** Opens the file when it is read: the error of a stream that nothing reads ends the process. */
+  async function* counting() {
+    const chunks: AsyncIterable<Buffer> = file === '-' ? process.stdin : createReadStream(file);
     for await (const chunk of chunks) {
       source.readBytes += chunk.length;
       yield chunk;

@@ -38,7 +38,8 @@ interface IdleJob {
  * @returns how many keys were announced or suspended
  */
 export async function suspendIdleKeys({ transactor, signal }: IdleJob): Promise<number> {
-  await inBatches(voidNoticesAtOnce, (count) => deleteVoidIdleNotices(transactor.db, count), signal);
+  const now = await currentTime(transactor.db, transactor.clock);
+  await inBatches(voidNoticesAtOnce, (count) => deleteVoidIdleNotices(transactor.db, now, count), signal);
   return workInEach(await organizationsThatSuspendIdle(transactor.db), (id) =>
     suspendIdleIn(id, { transactor, ...(signal && { signal }) }),
   );

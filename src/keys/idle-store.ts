@@ -29,13 +29,22 @@ const stepAt = ({ announceIdleSince, suspendIdleSince, announcedUntil }: IdleTim
   when notice.key_id is null then 'announce'
   when ${idleSince} <= ${suspendIdleSince} and notice.announced_at <= ${announcedUntil} then 'suspend' end`;
 
-/** Live keys that could be used now. Others cannot be idle: a suspended partner's keys wait for the partner. */
-function usableKeys(db: Db, organizationId: OrganizationId, now: Date) {
+interface At {
+  times: IdleTimes;
+  now: Date;
+}
+
+/**
+ * Live keys that could be used now, with the announcement that counts. Others cannot be idle: a suspended partner's keys
+ * wait for the partner. An announcement that came too early for the present rule named another time, so it does not count.
+ */
+function usableKeys(db: Db, organizationId: OrganizationId, { times, now }: At) {
+  const isInTime = sql<boolean>`notice.announced_at - ${idleSince} >= ${now}::timestamptz - ${times.announceIdleSince}::timestamptz`;
   return db
     .selectFrom('api_keys')
     .leftJoin('partners', 'partners.id', 'api_keys.partner_id')
     .leftJoin('idle_notices as notice', (join) =>
-      join.onRef('notice.key_id', '=', 'api_keys.id').on(sql<boolean>`notice.idle_since = ${idleSince}`),
+      join.onRef('notice.key_id', '=', 'api_keys.id').on(sql<boolean>`notice.idle_since = ${idleSince}`).on(isInTime),
     )
     .where('api_keys.organization_id', '=', organizationId)
     .where('api_keys.deleted_at', 'is', null)
@@ -53,9 +62,9 @@ export interface ExaminedKey {
 export async function examineKeys(
   db: Db,
   organizationId: OrganizationId,
-  { times, now, after, limit }: { times: IdleTimes; now: Date; after: KeyId | undefined; limit: number },
+  { times, now, after, limit }: At & { after: KeyId | undefined; limit: number },
 ): Promise<ExaminedKey[]> {
-  return usableKeys(db, organizationId, now)
+  return usableKeys(db, organizationId, { times, now })
     .select(['api_keys.id', stepAt(times).as('step')])
     .$if(after !== undefined, (query) => query.where('api_keys.id', '>', after as KeyId))
     .orderBy('api_keys.id')
@@ -74,9 +83,9 @@ export interface IdleKey {
 export async function lockIdleKeys(
   tx: Tx,
   organizationId: OrganizationId,
-  { ids, times, now }: { ids: readonly KeyId[]; times: IdleTimes; now: Date },
+  { ids, times, now }: At & { ids: readonly KeyId[] },
 ): Promise<IdleKey[]> {
-  return usableKeys(tx, organizationId, now)
+  return usableKeys(tx, organizationId, { times, now })
     .select(['api_keys.id', 'api_keys.partner_id', idleSince.as('idle_since'), stepAt(times).as('step')])
     .where('api_keys.id', '=', sql<KeyId>`any(${ids})`)
     .orderBy('api_keys.id')
@@ -112,17 +121,17 @@ export async function countSuspendedIdle(db: Db): Promise<number> {
 }
 
 /**
- * Deletes announcements of keys that are not to be suspended any more, so that a later policy announces again.
+ * Deletes announcements of keys that are not to be suspended any more, so that they are announced again if that changes.
  * @returns how many, at most `count`
  */
-export async function deleteVoidIdleNotices(db: Db, count: number): Promise<number> {
+export async function deleteVoidIdleNotices(db: Db, now: Date, count: number): Promise<number> {
   const isVoid = sql<KeyId>`(
     select notice.key_id from idle_notices as notice
     join api_keys on api_keys.id = notice.key_id
     join organizations on organizations.id = api_keys.organization_id
     left join partners on partners.id = api_keys.partner_id
     where organizations.idle_suspend_after_days is null or api_keys.deleted_at is not null
-      or api_keys.suspended_at is not null or partners.suspended_at is not null
+      or api_keys.suspended_at is not null or partners.suspended_at is not null or api_keys.expires_at <= ${now}
     limit ${count})`;
   const { numDeletedRows } = await writeTransaction(db).execute((tx) =>
     tx.deleteFrom('idle_notices').where('key_id', 'in', isVoid).executeTakeFirstOrThrow(),

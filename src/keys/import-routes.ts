@@ -89,8 +89,8 @@ export const keyImportRoutes: FastifyPluginAsyncZod<KeyImportRoutesOptions> = as
           `Imports up to ${maxImportEntries} keys in a body of up to ${importBodyLimitBytes / 1_048_576} MiB, all or none. Their holders keep ` +
           'using the same tokens. If entries do not fit, `errors` names each of them. If all of them fail for the same ' +
           'reason, `code` is that reason, otherwise `validation_failed`. With dryRun the reply is the same with the status ' +
-          '200, nothing is stored, and an Idempotency-Key is ignored. Another replica may answer `not_found` for up to a ' +
-          'second if the token was presented there just before.',
+          '200, and nothing is stored, nor is a reply for an Idempotency-Key. Another replica may answer `not_found` for up to ' +
+          'a second if the token was presented there just before.',
         body: importRequest,
         response: { 200: importView, 201: importView },
       },

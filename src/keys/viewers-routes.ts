@@ -47,8 +47,11 @@ export const keyViewersRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, {
         operationId: 'listKeyViewers',
         tags: ['Keys'],
         summary: 'List who has revealed a key',
-        description:
-          "Ordered by each viewer's first reveal, newest first. Works for deleted and purged keys too. The creator in createdBy has seen the key as well.",
+        description: [
+          "Ordered by each viewer's first reveal, newest first. Works for deleted and purged keys too.",
+          'Not listed: the creator in createdBy, who saw the key unless a claim created it, and holders of redeemed claims:',
+          'see `GET /v1/claims?keyId=`.',
+        ].join(' '),
         params: z.object({ keyId: idParam("The key's id.") }),
         querystring: z.strictObject(pageQuery),
         response: { 200: pageOf('ViewerPage', viewerView) },

@@ -21,7 +21,7 @@ export const longestPlace = { source: 200, url: 2_048 };
 
 const newReport = z
   .strictObject({
-    key: z.string().meta({ description: 'The key as it was found. It is not stored.' }),
+    key: z.string().trim().meta({ description: 'The key as it was found. It is not stored.' }),
     source: text(longestPlace.source).optional().meta({ description: 'What found it, or where.' }),
     url: text(longestPlace.url).optional().meta({ description: 'Where it was found.' }),
     note: prose(1_000).optional().meta({ description: 'Anything else for the owner of the key.' }),

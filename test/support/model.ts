@@ -1,4 +1,4 @@
-/** The rules for keys and rows, in their simplest form. A service that disagrees is wrong. */
+/** The rules for keys, rows and claims, in their simplest form. A service that disagrees is wrong. */
 
 export const hourMs = 3_600_000;
 export const dayMs = 24 * hourMs;
@@ -10,7 +10,10 @@ export type AskedPermission = 'read' | 'write';
 
 export interface ModelKey {
   id: string;
-  plaintext: string;
+  /** Null until a claim hands the key over. */
+  plaintext: string | null;
+  /** False for a key that was imported by its SHA-256. */
+  isSealed: boolean;
   row: RowName;
   expiresAtMs: number | null;
   isSuspended: boolean;
@@ -18,10 +21,19 @@ export interface ModelKey {
   isPurged: boolean;
 }
 
+export interface ModelClaim {
+  id: string;
+  code: string;
+  key: ModelKey;
+  expiresAtMs: number;
+  end: 'redeemed' | 'cancelled' | 'expired' | null;
+}
+
 export interface ModelState {
-  /** By how much the clock was moved. */
+  /** By how much the clock was moved, and one for each command. */
   nowMs: number;
   keys: ModelKey[];
+  claims: ModelClaim[];
   partner: { isSuspended: boolean; deletedAtMs: number | null };
   /** Every action that history must contain, in order. */
   actions: string[];
@@ -46,7 +58,29 @@ export function refusesChange({ isPurged, deleted }: ModelKey): Refusal {
 
 export function refusesNewKey(state: ModelState, row: RowName): Refusal {
   if (row !== 'default' && state.partner.deletedAtMs !== null) return 'already_deleted';
-  return liveIn(state, row).length >= 2 ? 'row_full' : undefined;
+  const occupants = liveIn(state, row);
+  return occupants.length >= 2 && firstExpired(state, occupants) === undefined ? 'row_full' : undefined;
+}
+
+function firstExpired(state: ModelState, keys: readonly ModelKey[]): ModelKey | undefined {
+  const expired = keys.filter((key) => isExpired(state, key));
+  return expired.sort((one, other) => (one.expiresAtMs ?? 0) - (other.expiresAtMs ?? 0))[0];
+}
+
+/** Deletes the first expired key of a full row, which a new key then replaces. */
+export function takePlace(state: ModelState, row: RowName): void {
+  const occupants = liveIn(state, row);
+  const replaced = occupants.length < 2 ? undefined : firstExpired(state, occupants);
+  if (replaced !== undefined) deleteKeys(state, [replaced], 'expired');
+}
+
+/** Deletes keys, which ends their claims. A key that is deleted keeps the time. */
+export function deleteKeys(state: ModelState, keys: readonly ModelKey[], reason: string): void {
+  for (const key of keys) {
+    key.deleted = { atMs: key.deleted?.atMs ?? state.nowMs, reason };
+    state.actions.push('key.deleted');
+  }
+  endClaimsOf(state, keys);
 }
 
 export function refusesRotation(state: ModelState, key: ModelKey): Refusal {
@@ -69,6 +103,79 @@ export function refusesRestore(state: ModelState, key: ModelKey): Refusal {
   const isOrphan = key.row !== 'default' && state.partner.deletedAtMs !== null;
   if (key.deleted.reason === 'compromised' || isPastUndoWindow || isOrphan) return 'not_restorable';
   return liveIn(state, key.row).length >= 2 ? 'row_full' : undefined;
+}
+
+export function refusesReveal(key: ModelKey): Refusal {
+  return refusesChange(key) ?? (key.isSealed ? undefined : 'reveal_disabled');
+}
+
+export const bulkActions = ['suspend', 'resume', 'delete'] as const;
+export type BulkAction = (typeof bulkActions)[number];
+
+/** Why a bulk request leaves a key as it is. */
+export function whySkipped(key: ModelKey, action: BulkAction, reason: string): string | undefined {
+  const refusal = action === 'delete' ? refusesDeletion(key, reason) : refusesChange(key);
+  if (refusal !== undefined) return refusal;
+  if (action === 'suspend' && key.isSuspended) return 'already_suspended';
+  return action === 'resume' && !key.isSuspended ? 'not_suspended' : undefined;
+}
+
+export interface ModelEntry {
+  row: RowName;
+  token: string;
+  expiresAtMs: number | null;
+}
+
+/** What is wrong with the entries of an import; empty if all of them fit. Finds out with a copy of the state. */
+export function flawsOfImport(state: ModelState, entries: readonly ModelEntry[]): string[] {
+  const trial = structuredClone(state);
+  return entries.flatMap(({ row, token, expiresAtMs }, index) => {
+    const isRepeated = entries.slice(0, index).some((earlier) => earlier.token === token);
+    const isTaken = state.keys.some((key) => key.plaintext === token && holdsToken(key));
+    const flaws = isRepeated ? ['validation_failed'] : isTaken ? ['key_exists'] : [];
+    const refusal = refusesNewKey(trial, row);
+    if (refusal === 'already_deleted' || (refusal === 'row_full' && flaws.length === 0)) return [...flaws, refusal];
+    if (flaws.length === 0) addKey(trial, { id: '', plaintext: token, isSealed: false, row, expiresAtMs });
+    return flaws;
+  });
+}
+
+/** A token of a compromised or purged key is free. */
+const holdsToken = ({ deleted, isPurged }: ModelKey) => !isPurged && deleted?.reason !== 'compromised';
+
+/** The key that a token is verified as. */
+export function keyOfToken({ keys }: ModelState, key: ModelKey): ModelKey {
+  const sameToken = keys.filter(({ plaintext }) => plaintext === key.plaintext);
+  return sameToken.find(holdsToken) ?? sameToken.find(({ isPurged }) => !isPurged) ?? key;
+}
+
+type NewKey = Pick<ModelKey, 'id' | 'plaintext' | 'isSealed' | 'row' | 'expiresAtMs'>;
+
+/** Adds a key to its row, where it replaces an expired one if the row is full. */
+export function addKey(state: ModelState, given: NewKey): ModelKey {
+  takePlace(state, given.row);
+  const key = { ...given, isSuspended: false, deleted: null, isPurged: false };
+  state.keys.push(key);
+  return key;
+}
+
+export function claimStatusOf({ nowMs }: ModelState, { end, expiresAtMs }: ModelClaim): string {
+  return end ?? (expiresAtMs <= nowMs ? 'expired' : 'pending');
+}
+
+/** Ends claims that have not ended: those whose time is over have expired, the others are cancelled. */
+export function endClaims(state: ModelState, claims: readonly ModelClaim[]): void {
+  for (const claim of claims.filter(({ end }) => end === null)) {
+    claim.end = claimStatusOf(state, claim) === 'expired' ? 'expired' : 'cancelled';
+    state.actions.push(`claim.${claim.end}`);
+  }
+}
+
+export function endClaimsOf(state: ModelState, keys: readonly ModelKey[]): void {
+  endClaims(
+    state,
+    state.claims.filter(({ key }) => keys.includes(key)),
+  );
 }
 
 export function verdictOf(state: ModelState, key: ModelKey, asked: AskedPermission): string {

@@ -17,7 +17,8 @@ export function otherParametersOf(query: unknown): JsonObject | undefined {
   const { additionalProperties: others } = (query ?? {}) as { additionalProperties?: JsonObject | false };
   if (typeof others !== 'object' || others['title'] === undefined) return undefined;
   const { title: name, description, ...text } = others;
-  const schema = { type: 'object', additionalProperties: text };
+  // Without a default, a console would send invented names.
+  const schema = { type: 'object', additionalProperties: text, default: {} };
   return { name, in: 'query', required: false, description, style: 'form', explode: true, schema };
 }
 
