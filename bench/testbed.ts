@@ -81,10 +81,10 @@ export async function startTestbed(): Promise<Testbed> {
     };
     return {
       urls,
-      env,
       transactor,
       crypto,
       bootstrapped,
+      env,
       addKeys: (organizationId, partners) =>
         dbAddKeys(urls.superuser, { organizationId, partners, keyring, argon2idHash }),
       startLatchkey: async (extraEnv = {}) =>

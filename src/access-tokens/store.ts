@@ -40,7 +40,7 @@ export async function listAccessTokens(
   let query = db
     .selectFrom('access_tokens')
     .select([...columns, lastUsedAt])
-    .where(sql<boolean>`organization_id is not distinct from ${organizationId}`)
+    .where('organization_id', organizationId === null ? 'is' : '=', organizationId)
     .where('deleted_at', 'is', null)
     .orderBy('id', 'desc')
     .limit(page.limit + 1);
@@ -83,7 +83,7 @@ function selectAccessToken(db: Db, organizationId: OrganizationId | null, id: st
   return db
     .selectFrom('access_tokens')
     .select([...columns, lastUsedAt])
-    .where(sql<boolean>`organization_id is not distinct from ${organizationId}`)
+    .where('organization_id', organizationId === null ? 'is' : '=', organizationId)
     .where('id', '=', id as AccessTokenId);
 }
 

@@ -1,3 +1,4 @@
+import { sql } from 'kysely';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { Db } from '../database/client.ts';
 import type { AccessTokenId, KeyId, OrganizationId } from '../domain/ids.ts';
@@ -43,40 +44,92 @@ export async function replaceTag(
 
 const rowsInBatch = 1_000;
 
-interface UnauthenticCredentials {
+/** If there are more keys than this, only about as many are checked, so that the time does not grow with them. */
+const checkedAtMost = 100_000;
+
+interface CheckedCredentials {
   /** Ids of credentials and pending claims whose row has a wrong MAC. */
   forged: string[];
   /** Ids of credentials that cannot be checked, because the keyring lacks the entry of their MAC. */
   withoutEntry: string[];
+  /** The number of all keys if only a sample of them was checked; otherwise undefined. */
+  sampledFrom: number | undefined;
 }
 
-/** Checks the rows of all credentials that can be used. Reads them in batches. */
-export async function findUnauthenticCredentials(db: Db, keyring: Keyring): Promise<UnauthenticCredentials> {
-  const found: UnauthenticCredentials = { forged: [], withoutEntry: [] };
+interface CheckOptions {
+  /** Check every key, whatever their number. */
+  all: boolean;
+  atMost?: number;
+}
+
+/** Checks the rows of credentials that can be used: every access token, and every key or a random sample of them. */
+export async function checkCredentialRows(
+  db: Db,
+  keyring: Keyring,
+  { all, atMost = checkedAtMost }: CheckOptions,
+): Promise<CheckedCredentials> {
+  const found = { forged: new Set<string>(), withoutEntry: new Set<string>() };
   const add = ({ id, mac_keyring_id: entry }: { id: string; mac_keyring_id: string | null }) => {
     const isMissing = entry !== null && keyring.get(entry) === undefined;
-    (isMissing ? found.withoutEntry : found.forged).push(id);
+    (isMissing ? found.withoutEntry : found.forged).add(id);
   };
-  for await (const keys of pagesOf<KeyRow>((last) => keysAfter(db, last?.id ?? ''))) {
+  const total = all ? 0 : await countKeys(db);
+  const pages = total > atMost ? sampledKeys(db, total, atMost) : pagesOf<KeyRow>((last) => keysAfter(db, last?.id));
+  for await (const keys of pages) {
     for (const key of keys) if (!isAuthenticKey(keyring, key)) add(key);
   }
-  const tokens = await db.selectFrom('access_tokens').selectAll().execute();
-  for (const token of tokens) if (!isAuthenticToken(keyring, token)) add(token);
+  for await (const tokens of pagesOf<TokenRow>((last) => tokensAfter(db, last?.id))) {
+    for (const token of tokens) if (!isAuthenticToken(keyring, token)) add(token);
+  }
   const claims = db.selectFrom('claims').select([...claimMacColumns, 'mac', 'mac_keyring_id']);
   for (const claim of await claims.where('ended_at', 'is', null).execute()) {
     if (!isAuthenticClaim(keyring, claim)) add(claim);
   }
-  return found;
+  return {
+    forged: [...found.forged],
+    withoutEntry: [...found.withoutEntry],
+    sampledFrom: total > atMost ? total : undefined,
+  };
+}
+
+async function countKeys(db: Db): Promise<number> {
+  const { count } = await db
+    .selectFrom('api_keys')
+    .select(({ fn }) => fn.countAll<number>().as('count'))
+    .executeTakeFirstOrThrow();
+  return count;
 }
 
 type KeyRow = Awaited<ReturnType<typeof keysAfter>>[number];
+type TokenRow = Awaited<ReturnType<typeof tokensAfter>>[number];
 
-function keysAfter(db: Db, after: string) {
+function keysAfter(db: Db, after = '') {
   return db
     .selectFrom('api_keys')
     .select([...keyMacColumns, 'mac', 'mac_keyring_id'])
     .where('purged_at', 'is', null)
     .where('id', '>', after as KeyId)
+    .orderBy('id')
+    .limit(rowsInBatch)
+    .execute();
+}
+
+/** Random pages of the table, with about `count` rows together. */
+async function* sampledKeys(db: Db, total: number, count: number): AsyncGenerator<KeyRow[]> {
+  const share = sql.lit((100 * rowsInBatch) / total);
+  for (let drawn = 0; drawn < count; drawn += rowsInBatch) {
+    const { rows } = await sql<KeyRow>`
+      select ${sql.join([...keyMacColumns, 'mac', 'mac_keyring_id'].map((column) => sql.ref(column)))}
+      from api_keys tablesample system (${share}) where purged_at is null`.execute(db);
+    yield rows;
+  }
+}
+
+function tokensAfter(db: Db, after = '') {
+  return db
+    .selectFrom('access_tokens')
+    .selectAll()
+    .where('id', '>', after as AccessTokenId)
     .orderBy('id')
     .limit(rowsInBatch)
     .execute();

@@ -114,19 +114,3 @@ export async function isRestoredCopy(db: Db): Promise<boolean> {
 export const restoredCopyRemedy =
   'No webhooks are sent. If it replaces the original, run as the owner `update installation set home = ' +
   'database_home()`, and restart the service.';
-
-/** Ids of keyring entries that this keyring lacks and with which keys, tokens' hashes or webhook secrets are sealed. */
-export async function unknownKeyringIds(db: Db, keyring: Keyring): Promise<string[]> {
-  const { rows } = await sql<{ id: string }>`
-    select sealed_keyring_id as id from api_keys where sealed_keyring_id is not null
-    union
-    select digest_keyring_id from api_keys where digest_keyring_id is not null
-    union
-    select sealed_keyring_id from webhook_endpoints where sealed_keyring_id is not null
-    union
-    select previous_sealed_keyring_id from webhook_endpoints where previous_sealed_keyring_id is not null
-    union
-    select sealed_keyring_id from claims where ended_at is null
-    order by id`.execute(db);
-  return rows.map(({ id }) => id).filter((id) => keyring.get(id) === undefined);
-}

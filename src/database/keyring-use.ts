@@ -23,41 +23,47 @@ export interface KeyringUse {
   rows: number;
 }
 
-/** Counts the uses of each entry, by id. Reads every key. */
+/** Counts the uses of each entry, by id. Reads every key once. */
 export async function countKeyringUse(db: Db): Promise<KeyringUse[]> {
+  const number = (...things: string[]) => sql`coalesce(sum(number) filter (where thing = any(${things})), 0)::int`;
   const { rows } = await sql<KeyringUse>`
+    with keys as materialized (
+      select sealed_keyring_id, digest_keyring_id, tag_keyring_id, mac_keyring_id, origin,
+        num_nonnulls(argon2id_hash, digest_sealed) = 0 as is_bare, count(*) as number
+      from api_keys group by 1, 2, 3, 4, 5, 6
+    )
     select keyring_id as "keyringId",
-      (count(*) filter (where thing = 'sealed key'))::int as "sealedKeys",
-      (count(*) filter (where thing = 'digest'))::int as "sealedDigests",
-      (count(*) filter (where thing = 'webhook'))::int as "webhooks",
-      (count(*) filter (where thing = 'claim'))::int as "claims",
-      (count(*) filter (where thing in ('tagged key', 'tagged import')))::int as "taggedKeys",
-      (count(*) filter (where thing = 'tagged import'))::int as "taggedImports",
-      (count(*) filter (where thing = 'tagged token'))::int as "taggedTokens",
-      (count(*) filter (where thing = 'bare tag'))::int as "bareTags",
-      (count(*) filter (where thing = 'row'))::int as "rows"
+      ${number('sealed key')} as "sealedKeys",
+      ${number('digest')} as "sealedDigests",
+      ${number('webhook')} as "webhooks",
+      ${number('claim')} as "claims",
+      ${number('tagged key', 'tagged import')} as "taggedKeys",
+      ${number('tagged import')} as "taggedImports",
+      ${number('tagged token')} as "taggedTokens",
+      ${number('bare tag')} as "bareTags",
+      ${number('row')} as "rows"
     from (
-      select sealed_keyring_id as keyring_id, 'sealed key' as thing from api_keys where sealed is not null
+      select sealed_keyring_id as keyring_id, 'sealed key' as thing, number from keys
       union all
-      select tag_keyring_id, case when num_nonnulls(argon2id_hash, digest_sealed) = 0 then 'bare tag'
-        when origin = 'imported' then 'tagged import' else 'tagged key' end
-      from api_keys where tag is not null
+      select tag_keyring_id,
+        case when is_bare then 'bare tag' when origin = 'imported' then 'tagged import' else 'tagged key' end, number
+      from keys
       union all
-      select digest_keyring_id, 'digest' from api_keys where digest_sealed is not null
+      select digest_keyring_id, 'digest', number from keys
       union all
-      select tag_keyring_id, 'tagged token' from access_tokens where deleted_at is null
+      select mac_keyring_id, 'row', number from keys
       union all
-      select mac_keyring_id, 'row' from api_keys where mac is not null
+      select tag_keyring_id, 'tagged token', 1 from access_tokens where deleted_at is null
       union all
-      select mac_keyring_id, 'row' from access_tokens where deleted_at is null
+      select mac_keyring_id, 'row', 1 from access_tokens where deleted_at is null
       union all
-      select sealed_keyring_id, 'webhook' from webhook_endpoints where sealed is not null
+      select sealed_keyring_id, 'webhook', 1 from webhook_endpoints where sealed is not null
       union all
-      select previous_sealed_keyring_id, 'webhook' from webhook_endpoints
+      select previous_sealed_keyring_id, 'webhook', 1 from webhook_endpoints
       where previous_sealed is not null and previous_sealed_keyring_id <> sealed_keyring_id
       union all
-      select sealed_keyring_id, 'claim' from claims where ended_at is null
-    ) as things
+      select sealed_keyring_id, 'claim', 1 from claims where ended_at is null
+    ) as things where keyring_id is not null
     group by keyring_id order by keyring_id`.execute(db);
   return rows;
 }

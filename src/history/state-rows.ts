@@ -1,4 +1,3 @@
-import { sql } from 'kysely';
 import type { Db, Tx } from '../database/client.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 import { toRateLimit } from '../domain/rate-limit.ts';
@@ -105,7 +104,7 @@ export async function accessTokenRows(tx: Tx, organizationId: OrganizationId | n
   const rows = await tx
     .selectFrom('access_tokens')
     .select(['id', 'role', 'name', 'email', 'scopes', 'expires_at', 'deleted_at', 'created_by'])
-    .where(sql<boolean>`organization_id is not distinct from ${organizationId}`)
+    .where('organization_id', organizationId === null ? 'is' : '=', organizationId)
     .execute();
   return rows.map((row) => ({
     id: row.id,

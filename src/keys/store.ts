@@ -160,7 +160,7 @@ export async function lockLiveKeysOfRow(tx: Tx, row: RowAddress): Promise<Key[]>
     .selectFrom('api_keys')
     .select(columns)
     .where('organization_id', '=', row.organizationId)
-    .where(sql<boolean>`partner_id is not distinct from ${row.partnerId}`)
+    .where('partner_id', row.partnerId === null ? 'is' : '=', row.partnerId)
     .where('permission', '=', row.permission)
     .where('deleted_at', 'is', null)
     .orderBy('id')

@@ -58,21 +58,31 @@ interface CheckpointsOptions {
   logger: Pick<FastifyBaseLogger, 'error' | 'info'>;
 }
 
-/** Chains read in one query. */
-const batchSize = 500;
+/** Heads read in one query. */
+const headsAtOnce = 500;
+
+/** Chains that are compared and signed before other work gets a turn: some milliseconds. */
+const signedAtOnce = 100;
 
 export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOptions): Checkpoints {
   const signers = checkpointSigners(keyring);
   const primary = signers.slice(0, 1);
   const signed = new Map((file?.remembered ?? []).map((checkpoint) => [checkpoint.chain, checkpoint]));
   const refusals = new Map<string, string>();
+  /** Checkpoints that the primary has signed. To verify the signature of every chain each minute would take too long. */
+  const ofPrimary = new WeakSet<SignedCheckpoint>();
   // Serialized, so that no chain is signed from a state read before another signature.
   const oneAtATime = pLimit(1);
 
   /** Whether the last checkpoint already covers this state. After a rotation of the primary, a new one is due. */
   function isSigned({ chain, size, hash }: { chain: string; size: number; hash: Buffer }): boolean {
     const last = signed.get(chain);
-    return last?.size === size && last.hash.equals(hash) && checkNote(last.signed, primary) === 'valid';
+    return last?.size === size && last.hash.equals(hash) && isOfPrimary(last);
+  }
+
+  function isOfPrimary(checkpoint: SignedCheckpoint): boolean {
+    if (!ofPrimary.has(checkpoint) && checkNote(checkpoint.signed, primary) === 'valid') ofPrimary.add(checkpoint);
+    return ofPrimary.has(checkpoint);
   }
 
   async function signStates(states: readonly ChainState[]): Promise<string[]> {
@@ -90,6 +100,7 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
     if (made.length > 0) await file?.append(made.map(({ note }) => note));
     for (const checkpoint of made) {
       signed.set(checkpoint.chain, checkpoint);
+      ofPrimary.add(checkpoint);
       logger.info({ checkpoint: checkpoint.note }, 'The history has a new checkpoint.');
     }
     return made.map(({ note }) => note);
@@ -109,7 +120,7 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
   async function listChanged(): Promise<string[]> {
     const gone = new Set(signed.keys());
     const changed: string[] = [];
-    const pages = pagesOf<ChainHead>((last) => listHeads(db, { after: last?.chain ?? '', limit: batchSize }));
+    const pages = pagesOf<ChainHead>((last) => listHeads(db, { after: last?.chain ?? '', limit: headsAtOnce }));
     for await (const heads of pages) {
       for (const { chain, sequence, hash } of heads) {
         gone.delete(chain);
@@ -140,7 +151,7 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
     signChanged: () =>
       oneAtATime(async () => {
         const notes: string[] = [];
-        for (const chains of chunksOf(await listChanged(), batchSize)) {
+        for (const chains of chunksOf(await listChanged(), signedAtOnce)) {
           notes.push(...(await signStates(await readChainStates(db, chains.map(withSignedSize)))));
         }
         return notes;
