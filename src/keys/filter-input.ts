@@ -54,8 +54,11 @@ const metadataTexts = { title: 'metadata', type: 'string', maxLength: longestTex
 
 /** Filters as members of an object, together with other members. */
 function withFilters<Shape extends z.ZodRawShape>(shape: Shape) {
-  const known = { ...filters, ...shape };
-  return z.looseObject(known).superRefine((given, context) => checkOthers(given, known, context));
+  const known = { ...shape, ...filters };
+  return z.looseObject(known).superRefine((given, context) => checkOthers(given, known, context), {
+    // Also if a known member is wrong: the reply names everything that is.
+    when: ({ value }) => typeof value === 'object' && value !== null,
+  });
 }
 
 /** The parameters of the list. */
