@@ -79,7 +79,7 @@ export const keyFilterInput = withFilters({
 })
   .refine(
     ({ includeDeleted: _, ...narrowing }) => Object.keys(narrowing).length > 0,
-    'must have at least one member besides includeDeleted, which selects more keys, not fewer',
+    'must have at least one member other than includeDeleted, which selects more keys, not fewer',
   )
   .meta({ id: 'KeyFilter', description: metadataMeaning, example: { name: 'Billing' } });
 

@@ -27,7 +27,7 @@ const keyRevealSchema = z.enum(['allowed', 'never']).meta({ id: 'KeyReveal' });
 const leakResponseSchema = z.enum(['notify', 'suspend', 'revoke']).meta({
   id: 'LeakResponse',
   description:
-    'What a report of a leaked key does, besides the event `key.leak_reported`. `notify`: nothing; `suspend`: suspends the ' +
+    'What a report of a leaked key does in addition to the event `key.leak_reported`. `notify`: nothing; `suspend`: suspends the ' +
     'key; `revoke`: deletes it as compromised, which cannot be undone.',
 });
 const selfServiceSchema = z
