@@ -13,15 +13,7 @@ import { lockOrganization, lockOrganizationShared, type Organization } from '../
 import { lockPartner, type Partner } from '../partners/store.ts';
 import { expiryFor } from './lifetime-policy.ts';
 import type { MintedKey } from './mint.ts';
-import {
-  becomesCompromised,
-  firstExpired,
-  freeSlot,
-  keyTag,
-  permissionFor,
-  requireLiveKey,
-  rowCapacity,
-} from './policy.ts';
+import { becomesCompromised, keyTag, permissionFor, placeIn, requireLiveKey } from './policy.ts';
 import {
   findSealed,
   insertKey,
@@ -113,10 +105,9 @@ export async function lockOwner(work: Work<OrganizationContext>, partnerId: stri
  * @throws Problem `row_full`
  */
 export async function takePlace(work: Work<OrganizationContext>, row: RowAddress): Promise<1 | 2> {
-  const occupants = await lockLiveKeysOfRow(work.tx, row);
-  const replaced = occupants.length < rowCapacity ? undefined : firstExpired(occupants, work.now);
+  const { slot, replaced } = placeIn(await lockLiveKeysOfRow(work.tx, row), work.now);
   if (replaced !== undefined) await deleteKeys(work, [replaced], 'expired');
-  return freeSlot(occupants.filter((key) => key !== replaced));
+  return slot;
 }
 
 interface KeyToAdd extends Owner {

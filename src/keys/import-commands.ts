@@ -10,7 +10,7 @@ import { deleteKeys, describe, type NewKeyRequest, toColumns, toSettings } from 
 import { findTokenHolders, hasImportedKeys, lockImports, type TokenHolder } from './import-store.ts';
 import { type ImportedToken, importColumns } from './imported-token.ts';
 import { expiryFor, type LifetimeRules } from './lifetime-policy.ts';
-import { firstExpired, freeSlot, permissionFor, rowCapacity } from './policy.ts';
+import { permissionFor, placeIn } from './policy.ts';
 import { insertKeys, type Key, lockLiveKeysOfOwners, type NewKey } from './store.ts';
 
 /** A key to import. Without a partner it belongs to the organization's default row. */
@@ -261,15 +261,12 @@ class Places {
     for (const key of rehearsed) this.#rowOf(key.partner_id, key.permission).push({ ...key, key: undefined });
   }
 
-  /** The same rule as `takePlace`. @throws Problem `row_full` */
+  /** @throws Problem `row_full` */
   take(partnerId: PartnerId | null, permission: Permission): 1 | 2 {
     const row = this.#rowOf(partnerId, permission);
-    const expired = row.length < rowCapacity ? undefined : firstExpired(row, this.#now);
-    if (expired?.key !== undefined) {
-      this.replaced.push(expired.key);
-      row.splice(row.indexOf(expired), 1);
-    }
-    const slot = freeSlot(row);
+    const { slot, replaced } = placeIn(row, this.#now);
+    if (replaced !== undefined) row.splice(row.indexOf(replaced), 1);
+    if (replaced?.key !== undefined) this.replaced.push(replaced.key);
     row.push({ id: 'an earlier entry', slot, expires_at: null, key: undefined });
     return slot;
   }

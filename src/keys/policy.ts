@@ -79,13 +79,25 @@ export function freeSlot(occupants: readonly Occupant[]): 1 | 2 {
 }
 
 /** The key that expired first, suspended or not; undefined if none has expired. */
-export function firstExpired<Occupant extends { expires_at: Date | null }>(
+function firstExpired<Occupant extends { expires_at: Date | null }>(
   occupants: readonly Occupant[],
   now: Date,
 ): Occupant | undefined {
   const atMs = ({ expires_at: at }: Occupant) => at?.getTime() ?? Number.POSITIVE_INFINITY;
   const [first] = [...occupants].sort((one, other) => atMs(one) - atMs(other));
   return first !== undefined && atMs(first) <= now.getTime() ? first : undefined;
+}
+
+/**
+ * The place of another key in a row. In a full row it is that of the key that expired first, which must be deleted.
+ * @throws Problem `row_full`
+ */
+export function placeIn<Placed extends Occupant & { expires_at: Date | null }>(
+  occupants: readonly Placed[],
+  now: Date,
+): { slot: 1 | 2; replaced: Placed | undefined } {
+  const replaced = occupants.length < rowCapacity ? undefined : firstExpired(occupants, now);
+  return { slot: freeSlot(occupants.filter((occupant) => occupant !== replaced)), replaced };
 }
 
 /**
