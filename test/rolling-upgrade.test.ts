@@ -96,7 +96,7 @@ t.test('old and new replicas serve side by side, and a contract waits until the 
     migrated.output,
     /^waiting: 0004-no-partner-nicknames, for 1 replica of an older version:\n +latchkey changes 0\.1\.0 /m,
   );
-  t.match(migrated.output, /Replace these replicas, then run `latchkey migrate` again/);
+  t.match(migrated.output, /Replace these replicas by this version, then run `latchkey migrate` again/);
   t.ok(await hasColumn(old.urls.owner, 'partners'), 'what the old replica uses is still there');
   const status = await third.latchkey(t, ['migrate', '--status'], env);
   t.equal(status.code, 1);
@@ -107,6 +107,13 @@ t.test('old and new replicas serve side by side, and a contract waits until the 
   );
   t.match((await third.latchkey(t, ['migrate', '--dry-run'], env)).output, /^waiting: 0004-no-partner-nicknames/m);
   t.ok(await hasColumn(old.urls.owner, 'partners'), 'a dry run changes nothing');
+  const asSuperuser = { ...env, MIGRATION_DATABASE_URL: old.urls.superuser };
+  t.match(
+    (await third.latchkey(t, ['migrate', '--status'], asSuperuser)).output,
+    /^ +latchkey changes 0\.1\.0 .*, from \S+, since 20\S+Z$/m,
+    'with the right to see it, the address and the time are printed',
+  );
+  t.match((await third.latchkey(t, ['doctor'], old.env)).output, /^note {4}0004-no-partner-nicknames is pending/m);
 
   const newest = await startReplica(t, third, { ...old.env, ...generous });
   works(await load(newest.url, 3));

@@ -77,7 +77,7 @@ function printResult(what: string, { applied, blocked }: MigrationResult): void 
     printReplicas(replicas);
   }
   if (blocked.length === 0) return;
-  print('Replace these replicas, then run `latchkey migrate` again. This version works until then.');
+  print('Replace these replicas by this version, then run `latchkey migrate` again.');
   process.exitCode = 1;
 }
 

@@ -28,8 +28,8 @@ export async function markSession(client: pg.ClientBase, lastKnown: readonly str
   ]);
 }
 
-/** A change feed that was disconnected needs at most this time for its next attempt to connect. */
-const reconnectsWithinMs = 3_000;
+/** A change feed notices within 2 s that its connection is lost, and connects again within 2.5 s if it can. */
+const reconnectsWithinMs = 5_000;
 const pollEveryMs = 100;
 
 /**
