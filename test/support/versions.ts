@@ -2,7 +2,9 @@ import { randomBytes } from 'node:crypto';
 import { cp, readFile, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import type { Test } from 'tap';
+import { dbQuery, roleOf } from './database.ts';
 import { compiled, type RunningProcess, runCompiled } from './process.ts';
+import type { Served } from './served.ts';
 
 /** A made-up migration of a later version. */
 export interface LaterMigration {
@@ -53,3 +55,39 @@ function listOf(later: readonly LaterMigration[]): string {
     }];
     export const migrations = { '0001-initial': initial, ...Object.fromEntries(later.map(toMigration)) };`;
 }
+
+/** Adds a column to keys and to partners. */
+export const expand: LaterMigration = {
+  name: '0002-nicknames',
+  kind: 'expand',
+  statements: [
+    "alter table api_keys add column nickname text not null default ''",
+    "alter table partners add column nickname text not null default ''",
+  ],
+};
+
+/** Needs `expand`. */
+export const index: LaterMigration = {
+  name: '0003-nickname-index',
+  kind: 'expand',
+  outsideTransaction: true,
+  statements: [
+    'drop index concurrently if exists api_keys_by_nickname',
+    'create index concurrently api_keys_by_nickname on api_keys (nickname)',
+  ],
+};
+
+/** The environment of `latchkey migrate`. */
+export function asOwner({ env, urls }: Served): NodeJS.ProcessEnv {
+  return { ...env, MIGRATION_DATABASE_URL: urls.owner, APP_ROLE: roleOf(urls.app) };
+}
+
+/** Whether a table has the column of `expand`. */
+export const hasColumn = async (url: string, table: string) =>
+  (
+    await dbQuery(
+      url,
+      "select 1 from pg_attribute where attrelid = $1::regclass and attname = 'nickname' and not attisdropped",
+      [table],
+    )
+  ).length === 1;
