@@ -1,11 +1,12 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Kysely, sql } from 'kysely';
 import type pg from 'pg';
+import { backoffMs } from '../lib/backoff.ts';
 import type { DatabaseClient, Db, Tx } from './client.ts';
 import { requireUtf8 } from './fitness.ts';
 import { closeToPublic, grantToApp, prepareAppRole } from './grants.ts';
 import { migrations, type SchemaMigration } from './migrations.ts';
-import { isLockTimeout } from './pg-error.ts';
+import { isLockTimeout, isTransient } from './pg-error.ts';
 import { excludeReplicas, listReplicas, markSession, type Replica } from './replicas.ts';
 import {
   findWorkerRevision,
@@ -225,13 +226,15 @@ async function applyStep(
     });
     return [];
   }
-  return client.db.transaction().execute(async (tx) => {
-    const replicas = await exclude(tx);
-    if (replicas.length > 0) return replicas;
-    await runPatiently(tx, name, migration);
-    await recordMigration(tx, name, requires);
-    return [];
-  });
+  return retryLocks(name, () =>
+    client.db.transaction().execute(async (tx) => {
+      const replicas = await exclude(tx);
+      if (replicas.length > 0) return replicas;
+      await runPatiently(tx, migration);
+      await recordMigration(tx, name, requires);
+      return [];
+    }),
+  );
 }
 
 async function recordMigration(db: Db, name: string, requires: string | undefined): Promise<void> {
@@ -240,30 +243,43 @@ async function recordMigration(db: Db, name: string, requires: string | undefine
 }
 
 /**
- * Every statement on a table waits behind a migration that waits for it. Longer than Postgres needs to cancel an
+ * Every statement on a table waits behind a migration that waits for it. This limit is longer than Postgres needs to cancel an
  * autovacuum (1 s), shorter than the default of DATABASE_TIMEOUT_MS.
  */
 const lockTimeoutMs = 1_200;
+
+const lockAttempts = 5;
+const retryLocksAfter = { minMs: 500, maxMs: 4_000 };
 
 /** A table is in use by a long transaction. The message says what to do. */
 export class TableInUse extends Error {
   override readonly name = 'TableInUse';
 }
 
-/** Runs a migration inside a transaction, with a limit for its waits. */
-async function runPatiently(tx: Tx, name: string, migration: SchemaMigration): Promise<void> {
-  await sql.raw(`set local lock_timeout = ${lockTimeoutMs}`).execute(tx);
-  try {
-    await migration.up(tx as unknown as Kysely<unknown>);
-  } catch (error) {
-    if (!isLockTimeout(error)) throw error;
-    throw new TableInUse(
-      `Migration ${name} waited ${lockTimeoutMs / 1_000} s for a table that a long transaction uses, and was rolled back, ` +
-        'because requests would wait behind it. Run `latchkey migrate` again. If this repeats, find the transaction: ' +
-        'select pid, usename, application_name, xact_start from pg_stat_activity order by xact_start',
-      { cause: error },
-    );
+/** Between two attempts, the requests that waited behind the migration continue. */
+async function retryLocks<Result>(name: string, run: () => Promise<Result>): Promise<Result> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await run();
+    } catch (error) {
+      if (!isLockTimeout(error) && !isTransient(error)) throw error;
+      if (attempt === lockAttempts) {
+        throw new TableInUse(
+          `Migration ${name} waited ${lockAttempts} times for a table that a long transaction uses, and was rolled back. ` +
+            'Find the transaction with select pid, usename, application_name, xact_start from pg_stat_activity order by ' +
+            'xact_start, and run `latchkey migrate` again when it has ended.',
+          { cause: error },
+        );
+      }
+      await delay(backoffMs(attempt, retryLocksAfter));
+    }
   }
+}
+
+/** Runs a migration inside a transaction, with a limit for its waits. */
+async function runPatiently(tx: Tx, migration: SchemaMigration): Promise<void> {
+  await sql.raw(`set local lock_timeout = ${lockTimeoutMs}`).execute(tx);
+  await migration.up(tx as unknown as Kysely<unknown>);
 }
 
 class DryRunEnds extends Error {}
@@ -281,17 +297,17 @@ export async function tryMigrations(db: Db): Promise<MigrationResult> {
     if (replicas.length > 0) result.blocked.push({ name: step.name, replicas });
     else result.applied.push(step.name);
   }
-  try {
-    await db.transaction().execute(async (tx) => {
+  const rehearse = () =>
+    db.transaction().execute(async (tx) => {
       for (const { name } of pending) {
         const migration = migrations[name];
         if (migration === undefined) await sql`create schema if not exists ${sql.id(workerSchema)}`.execute(tx);
-        else if (!('outsideTransaction' in migration)) await runPatiently(tx, name, migration);
+        else if (!('outsideTransaction' in migration)) await runPatiently(tx, migration);
       }
       throw new DryRunEnds();
     });
-  } catch (error) {
+  await retryLocks(pending.map(({ name }) => name).join(', '), rehearse).catch((error: unknown) => {
     if (!(error instanceof DryRunEnds)) throw error;
-  }
+  });
   return result;
 }
