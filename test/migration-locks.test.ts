@@ -66,7 +66,8 @@ t.test(
     t.equal((await killed).code, 1);
     t.equal(await isValid(), false, 'the killed one left an invalid index');
 
-    const first = next.latchkey(t, ['migrate'], asOwner(old));
+    await session.query('rollback; begin; lock table api_keys in row exclusive mode');
+  const first = next.latchkey(t, ['migrate'], asOwner(old));
     // It begins by removing the invalid index, and that waits, too.
     await eventually(async () => {
       const waiting = await dbQuery(
