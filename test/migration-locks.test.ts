@@ -67,7 +67,7 @@ t.test(
     t.equal(await isValid(), false, 'the killed one left an invalid index');
 
     await session.query('rollback; begin; lock table api_keys in row exclusive mode');
-  const first = next.latchkey(t, ['migrate'], asOwner(old));
+    const first = next.latchkey(t, ['migrate'], asOwner(old));
     // It begins by removing the invalid index, and that waits, too.
     await eventually(async () => {
       const waiting = await dbQuery(
