@@ -2,6 +2,8 @@ import { type Kysely, sql } from 'kysely';
 
 // This file may change until the first release. After it, every change is a new migration.
 
+export const kind = 'expand';
+
 const id = (kind: string): string => `'^${kind}_[0-7][0-9a-hjkmnp-tv-z]{25}$'`;
 
 const tables = `
