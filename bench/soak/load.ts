@@ -66,7 +66,7 @@ export async function runSoak(target: SoakTarget, outside: Outside, options: Soa
 /** Sets the policies, and creates the webhook for all events. @returns its id */
 async function prepare({ callerWith, target }: SoakSession, outside: Outside): Promise<string> {
   const { change } = callerWith(target.adminToken);
-  const rateLimit = { requests: 999_999_999, windowSeconds: 60 };
+  const rateLimit = { requests: 999_999_998, windowSeconds: 60 };
   await change('rate_limit.updated', 200, 'PUT', '/v1/rate-limit', rateLimit);
   await change('organization.updated', 200, 'PATCH', '/v1/organization', {
     leakResponse: 'suspend',
