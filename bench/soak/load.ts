@@ -98,10 +98,11 @@ interface Effects {
 
 async function settle(session: SoakSession, { outside, webhookId, followers }: Effects): Promise<void> {
   const { call } = session.callerWith(session.target.adminToken);
+  // Longer than the second retry of a delivery takes.
   await eventually(async () => {
     const { data } = await call(200, 'GET', `/v1/webhooks/${webhookId}/deliveries?status=pending`);
     return data.length === 0;
-  }, 60_000).catch((error: unknown) => session.fail(`deliveries are pending: ${String(error)}`));
+  }, 400_000).catch((error: unknown) => session.fail(`deliveries are pending: ${String(error)}`));
   for (const flaw of outside.flaws) session.fail(flaw);
   for (const { changed, resets } of followers) {
     const missed = () => [...session.changedKeys].filter((id) => !changed.has(id));
