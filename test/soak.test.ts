@@ -40,7 +40,7 @@ t.test(
       pauseMs: { verifiers: 2, others: 20 },
     });
     t.same(tally.unexpected, []);
-    t.ok(tally.allowed > 100 && tally.rateLimited > 1, `${tally.allowed} verifications were allowed`);
+    t.ok(tally.allowed > 20 && tally.rateLimited > 1, `${tally.allowed} verifications were allowed`);
     for (const [story, rounds] of Object.entries(tally.rounds)) t.ok(rounds > 0, `${story} ran ${rounds} times`);
     const events = await verifyChain(target);
     t.ok(events !== undefined && events > 20, 'the chain is valid');
