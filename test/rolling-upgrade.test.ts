@@ -1,5 +1,8 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import type { Test } from 'tap';
-import { runSoak, type SoakTally } from '../bench/soak-load.ts';
+import { verifyKeys } from '../bench/soak/backends.ts';
+import { livePartnerLife } from '../bench/soak/key-stories.ts';
+import { type SoakTally, type SoakTarget, startSession } from '../bench/soak/session.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { eventually, request, runEntry } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
@@ -41,6 +44,21 @@ async function startReplica(t: Test, version: Version, env: NodeJS.ProcessEnv) {
   return { process, url };
 }
 
+/** Verifies keys, and lives the lives of partners. */
+async function load(target: SoakTarget, seconds: number): Promise<SoakTally> {
+  const pauseMs = { verifiers: 5, others: 20 };
+  const session = startSession(target, { pauseMs });
+  const endsAtMs = performance.now() + seconds * 1_000;
+  const stories = [verifyKeys(session), verifyKeys(session), livePartnerLife(session)];
+  await Promise.all(
+    stories.map(async (story) => {
+      for (; performance.now() < endsAtMs; await delay(pauseMs.verifiers)) await story();
+    }),
+  );
+  session.close();
+  return session.tally;
+}
+
 async function stop({ process }: Pick<Served, 'process'>): Promise<number | null> {
   process.child.kill('SIGTERM');
   return (await process.exited).code;
@@ -52,19 +70,20 @@ t.test('old and new replicas serve side by side, and a contract waits until the 
   const second = await laterVersion(t, '0.2.0', [expand, index]);
   const third = await laterVersion(t, '0.3.0', [expand, index, contract]);
   const env = asOwner(old);
-  const target = (url: string) => ({
+  const tokenOf = (name: string) => old.tokens[name] ?? '';
+  const target = (url: string): SoakTarget => ({
     url,
-    adminToken: old.tokens['adminToken'] ?? '',
-    verifierToken: old.tokens['verifierToken'] ?? '',
+    organizationId: tokenOf('organizationId'),
+    adminToken: tokenOf('adminToken'),
+    operatorToken: tokenOf('operatorToken'),
+    verifierToken: tokenOf('verifierToken'),
   });
-  const load = (url: string, seconds: number): Promise<SoakTally> =>
-    runSoak(target(url), { seconds, verifiers: 2, writers: 1, readers: 1, pauseMs: { verifiers: 5, others: 20 } });
   const works = (tally: SoakTally) => {
     t.same(tally.unexpected, []);
     t.ok(tally.allowed > 0 && Object.keys(tally.changes).length > 0, `${tally.allowed} verifications were allowed`);
   };
 
-  const loaded = load(old.url, 8);
+  const loaded = load(target(old.url), 8);
   // Two versions at once were left out: the third one meets a replica that does not know the second.
   const migrated = await third.latchkey(t, ['migrate'], env);
   t.equal(migrated.code, 1);
@@ -90,7 +109,7 @@ t.test('old and new replicas serve side by side, and a contract waits until the 
   t.match((await third.latchkey(t, ['doctor'], old.env)).output, /^note {4}0004-no-partner-nicknames is pending/m);
 
   const newest = await startReplica(t, third, { ...old.env, ...generous });
-  for (const tally of await Promise.all([load(newest.url, 3), load(old.url, 3)])) works(tally);
+  for (const tally of await Promise.all([load(target(newest.url), 3), load(target(old.url), 3)])) works(tally);
   t.equal((await request(`${old.url}/readyz`)).status, 200, 'the old replica is ready');
   const again = runEntry(t, 'server.ts', [], { env: { ...env, MIGRATE_ON_START: 'true' } });
   await again.until(/A newer version has migrated the database\. This version works with it\./);
@@ -99,7 +118,7 @@ t.test('old and new replicas serve side by side, and a contract waits until the 
   t.equal(await stop(old), 0);
 
   const middle = await startReplica(t, second, { ...old.env, ...generous });
-  const stillServed = load(middle.url, 8);
+  const stillServed = load(target(middle.url), 8);
   t.match(await third.latchkey(t, ['migrate'], env), { code: 0, output: 'applied: 0004-no-partner-nicknames\n' });
   t.notOk(await hasColumn(old.urls.owner, 'partners'));
   works(await stillServed);
