@@ -48,18 +48,32 @@ export interface ChainWalk {
   end(): ChainVerdict;
 }
 
-/**
- * @param checkpoints of this chain, in any order. One that differs proves a change somewhere before it; the flaw then
- * covers everything after the last checkpoint that matches.
- */
-export function walkChain(chain: string, checkpoints: readonly Checkpoint[] = []): ChainWalk {
+/** An event after which a walk can start: the events up to it are taken as sound. */
+export interface ChainStart {
+  sequence: number;
+  hash: Buffer;
+}
+
+const firstStart: ChainStart = { sequence: 0, hash: firstPreviousHash };
+
+interface WalkOptions {
+  /**
+   * Checkpoints of this chain, in any order. One that differs proves a change somewhere before it; the flaw then covers
+   * everything after the last checkpoint that matches. Those before `from` are not compared.
+   */
+  checkpoints?: readonly Checkpoint[];
+  /** If omitted, the walk starts at the first event. */
+  from?: ChainStart | undefined;
+}
+
+export function walkChain(chain: string, { checkpoints = [], from = firstStart }: WalkOptions = {}): ChainWalk {
   const ahead = [...checkpoints].sort((one, other) => other.size - one.size);
   const flaws: ChainFlaw[] = [];
   let flawCount = 0;
   let firstBad = Number.POSITIVE_INFINITY;
-  let next = 1;
-  let lastHash: Buffer | undefined = firstPreviousHash;
-  let sound: Pick<ChainVerdict, 'events' | 'head'> = { events: 0, head: firstPreviousHash };
+  let next = from.sequence + 1;
+  let lastHash: Buffer | undefined = from.hash;
+  let sound: Pick<ChainVerdict, 'events' | 'head'> = { events: from.sequence, head: from.hash };
   let agreeing = 0;
   let provenTo = 0;
   let contradicted: ChainFlaw | undefined;

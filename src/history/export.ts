@@ -72,7 +72,7 @@ export async function verifyExport(
   lines: AsyncIterable<Buffer>,
   { chain, checkpointsOf = () => [], onProgress }: ExportOptions = {},
 ): Promise<ChainVerdict | undefined> {
-  const startWalk = (name: string) => walkChain(name, checkpointsOf(name));
+  const startWalk = (name: string) => walkChain(name, { checkpoints: checkpointsOf(name) });
   let walk: ChainWalk | undefined = chain === undefined ? undefined : startWalk(chain);
   let bytes = 0;
   for await (const line of lines) {
