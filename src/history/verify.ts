@@ -1,14 +1,9 @@
 import type { Db } from '../database/client.ts';
 import { flawOfRow } from './chain.ts';
-import { type ChainStart, type ChainVerdict, walkChain } from './chain-walk.ts';
-import type { Checkpoint } from './checkpoints/checkpoint.ts';
+import { type ChainVerdict, type WalkOptions, walkChain } from './chain-walk.ts';
 import { findStrays, readEvents, readHead } from './store.ts';
 
-interface VerifyOptions {
-  /** Earlier checkpoints of this chain. */
-  checkpoints?: readonly Checkpoint[];
-  /** Starts after this event instead of at the first one; see `walkChain`. */
-  from?: ChainStart | undefined;
+export interface VerifyOptions extends WalkOptions {
   /** Called with the sequence number of the last checked event. */
   onProgress?: (events: number) => void;
   /** Stops between two batches. */
