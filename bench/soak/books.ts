@@ -93,7 +93,7 @@ export async function countEvents(databaseUrl: string): Promise<Record<string, n
 export async function verifyChain({ url, adminToken }: SoakTarget): Promise<number | undefined> {
   const client = keepAliveClient(url);
   try {
-    const { body } = await client.send('/v1/history/verify', { token: adminToken });
+    const { body } = await client.send('/v1/history/verify?full=true', { token: adminToken });
     const { valid, events, stateDifferences } = JSON.parse(body);
     return valid === true && stateDifferences.length === 0 ? events : undefined;
   } finally {
