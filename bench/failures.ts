@@ -1,7 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
 import { type FailureName, failures } from './failures/failures.ts';
-import { runFailures, toTable } from './failures/run.ts';
+import { runFailures, toTables } from './failures/run.ts';
 import { describeMachine } from './report.ts';
 
 // `npm run bench:failures` lets every part of an installation with four replicas fail under load, on 127.0.0.1 with Debian's
@@ -38,7 +38,7 @@ try {
     },
   );
   const { requests, acknowledged, replays, broken } = result;
-  process.stdout.write(`\n${toTable(result)}\n\n`);
+  process.stdout.write(`\n${toTables(result)}\n\n`);
   process.stdout.write(`${requests} requests, ${acknowledged} acknowledged changes, ${replays} repeated requests.\n`);
   for (const line of broken) process.stdout.write(`BROKEN  ${line}\n`);
   process.stdout.write(broken.length === 0 ? 'Every promise was kept.\n' : `${broken.length} promises were broken.\n`);

@@ -9,7 +9,7 @@ import {
 } from '../../test/support/keep-alive-client.ts';
 import { type FollowedChanges, followChanges } from './followers.ts';
 import type { Ledger, RequestKind } from './ledger.ts';
-import type { Parts, Replica } from './parts.ts';
+import type { Parts } from './parts.ts';
 
 export interface LoadOptions {
   verifiers: number;
@@ -127,28 +127,21 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
     ledger.probes.push(found);
   }
 
-  function probeDeleted(key: string, acknowledgedAtMs: number, askers: ReadonlyMap<Replica, KeepAliveClient>): void {
-    const asked = [...askers].map(([replica, client]) =>
-      probe(acknowledgedAtMs, `replica ${replica.number}`, () => isValidAt(client, key)),
-    );
-    asked.push(probe(acknowledgedAtMs, 'backend', () => isValidForBackend(backend, key)));
-    for (const one of asked) {
-      probes.add(one);
-      void one.finally(() => probes.delete(one));
-    }
+  type Asker = [where: string, isValid: (key: string) => Promise<boolean | undefined>];
+
+  /** The backend with the client is asked about other keys than the replicas: its questions renew a replica's records. */
+  const backendAlone: Asker[] = [['backend', (key) => isValidForBackend(backend, key)]];
+
+  function everyReplica(): Asker[] {
+    return replicas.map(({ number, url }) => {
+      const client = clientOf(url);
+      return [`replica ${number}`, (key) => isValidAt(client, key)];
+    });
   }
 
   async function isValidAt(client: KeepAliveClient, key: string): Promise<boolean | undefined> {
     const { status, body } = await send(client, '/v1/verify', verifyRequest(key));
     return status === 200 ? (JSON.parse(body) as { valid: boolean }).valid : undefined;
-  }
-
-  /** Makes every replica and the backend remember the key, so that a deletion has to reach them. */
-  async function remember(key: string, askers: ReadonlyMap<Replica, KeepAliveClient>): Promise<void> {
-    await Promise.all([
-      ...[...askers.values()].map((client) => isValidAt(client, key)),
-      isValidForBackend(backend, key),
-    ]);
   }
 
   async function verifySteadily(keys: readonly string[], headers: Record<string, string>, kind: RequestKind) {
@@ -168,7 +161,7 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
   /** Creates a partner, changes its keys in every way, and deletes half of them. */
   async function writeSteadily(): Promise<void> {
     const client = clientOf(balancer.url);
-    const askers = new Map(replicas.map((replica) => [replica, clientOf(replica.url)]));
+    const askers = everyReplica();
     const pause = () => delay(options.pauseMs.writers);
     const changeKey = async (action: string, id: string, path: string) => {
       const { reply: _, ...times } = await change(client, `/v1/keys/${id}/${path}`, post({}));
@@ -186,10 +179,9 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
       ledger.keys.set(first.id, 'active');
       await rotate(client, first.id);
       await pause();
-      await remember(first.key, askers);
-      await deleteKey(client, first.id, first.key, askers);
+      await deleteKey(client, first, askers);
       await pause();
-      if (cycle % 2 === 0) await deleteKey(client, second.id, second.key, askers);
+      if (cycle % 2 === 0) await deleteKey(client, second, backendAlone);
       else await changeKey('key.suspended', second.id, 'suspend').then(() => ledger.keys.set(second.id, 'suspended'));
       await pause();
       const again = await change(client, '/v1/partners', request);
@@ -207,17 +199,22 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
     ledger.keys.set(rotated.id, 'active');
   }
 
+  /** Deletes a key that the askers have in memory, and asks until all of them reject it. */
   async function deleteKey(
     client: KeepAliveClient,
-    id: string,
-    key: string,
-    askers: ReadonlyMap<Replica, KeepAliveClient>,
+    { id, key }: NewPartner['keys'][number],
+    askers: Asker[],
   ): Promise<void> {
+    await Promise.all(askers.map(([, isValid]) => isValid(key)));
     const isDone = ({ body }: KeptReply) => body.includes('already_deleted');
     const { acknowledgedAtMs, sentAtMs } = await change(client, `/v1/keys/${id}`, { method: 'DELETE' }, isDone);
-    probeDeleted(key, acknowledgedAtMs, askers);
     ledger.acknowledged.push({ action: 'key.deleted', id, acknowledgedAtMs, sentAtMs });
     ledger.keys.set(id, 'deleted');
+    for (const [where, isValid] of askers) {
+      const asked = probe(acknowledgedAtMs, where, () => isValid(key));
+      probes.add(asked);
+      void asked.finally(() => probes.delete(asked));
+    }
   }
 
   const creator = clientOf(balancer.url);
@@ -226,8 +223,7 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
     const { partner } = await createPartner(creator);
     steady.push(...partner.keys.filter(({ permission }) => permission === 'read').map(({ key }) => key));
   }
-  const firstAskers = new Map(replicas.map((replica) => [replica, clientOf(replica.url)]));
-  for (const key of steady) await remember(key, firstAskers);
+  for (const [, isValid] of everyReplica()) for (const key of steady) await isValid(key);
   const followers = Array.from({ length: options.followers }, () => followChanges(balancer.url, tokens.verifier));
   const workers = [
     ...Array.from({ length: options.verifiers }, () => verifySteadily(steady, {}, 'verify')),

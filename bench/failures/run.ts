@@ -42,7 +42,7 @@ export interface PhaseResult {
   /** From the repair until every replica serves changes and counts limits in Redis. */
   recoveryMs: number;
   deletedKeys: number;
-  /** How long a deleted key was valid at a replica, and at the backend with the client, at most. */
+  /** How long a deleted key was valid at a replica, or another one at the backend with the client, at most. */
   validForMs: { replicas: number; backend: number };
   /** The longest time of a follower between two heartbeats. */
   silenceMs: number;
@@ -166,7 +166,7 @@ function resultOf(phase: Phase, ledger: Ledger, followers: Parameters<typeof lon
     longestGapMs: { verify: gapOf('verify'), fresh: gapOf('fresh'), change: gapOf('change') },
     outageMs: phase.repairedAtMs - beganAtMs,
     recoveryMs: phase.recoveredAtMs - phase.repairedAtMs,
-    deletedKeys: ofBackend.length,
+    deletedKeys: new Set(probes.map(({ acknowledgedAtMs }) => acknowledgedAtMs)).size,
     validForMs: { replicas: longest(ofReplicas), backend: longest(ofBackend) },
     silenceMs: Math.max(0, ...followers.map((one) => longestSilenceMs(one, beganAtMs, endedAtMs))),
   };
@@ -189,31 +189,47 @@ function brokenBounds({ name, statuses, validForMs }: PhaseResult, failure: Fail
   return [...late, ...odd];
 }
 
-/** The result as a Markdown table. */
-export function toTable({ phases }: FailureRunResult): string {
+type Column = [title: string, cell: (phase: PhaseResult) => string];
+
+/** The replies and the times as Markdown tables. */
+export function toTables({ phases }: FailureRunResult): string {
   const seconds = (ms: number) => (ms / 1_000).toFixed(1);
-  const counts = (statuses: Record<string, number>) =>
-    Object.entries(statuses)
-      .map(([status, count]) => `${status}: ${count.toLocaleString('en')}`)
-      .join(', ');
-  const columns: Array<[title: string, cell: (phase: PhaseResult) => string]> = [
-    ['what fails', ({ name }) => name],
-    ['away, s', ({ outageMs }) => seconds(outageMs)],
-    ['replies to verifications', ({ statuses }) => counts(statuses.verify)],
-    ['to fresh ones', ({ statuses }) => counts(statuses.fresh)],
-    ['to changes', ({ statuses }) => counts(statuses.change)],
-    ['no verification, s', ({ longestGapMs }) => seconds(longestGapMs.verify)],
-    ['no change, s', ({ longestGapMs }) => seconds(longestGapMs.change)],
-    ['ready after repair, s', ({ recoveryMs }) => seconds(recoveryMs)],
-    ['keys deleted', ({ deletedKeys }) => String(deletedKeys)],
-    ['valid after it, ms: replicas', ({ validForMs }) => validForMs.replicas.toFixed(0)],
-    ['backend', ({ validForMs }) => validForMs.backend.toFixed(0)],
-    ['no heartbeat, s', ({ silenceMs }) => seconds(silenceMs)],
+  const count = (kinds: RequestKind[], status: RegExp) => (phase: PhaseResult) => {
+    const counts = kinds.flatMap((kind) => Object.entries(phase.statuses[kind]));
+    const matching = counts.filter(([name]) => status.test(name));
+    return matching.reduce((sum, [, number]) => sum + number, 0).toLocaleString('en');
+  };
+  const replies: Column[] = [
+    ['verifications: 200', count(['verify'], /^200$/)],
+    ['503', count(['verify'], /^503$/)],
+    ['HAProxy 50x', count(['verify'], /HAProxy/)],
+    ['none', count(['verify'], /none/)],
+    ['`no-cache`: 200', count(['fresh'], /^200$/)],
+    ['others', count(['fresh'], /^(?!200$)/)],
+    ['changes: 20x', count(['change'], /^20/)],
+    ['503', count(['change'], /^503$/)],
+    ['409', count(['change'], /^409$/)],
+    ['HAProxy 50x', count(['change'], /HAProxy/)],
+    ['none', count(['change'], /none/)],
   ];
+  const times: Column[] = [
+    ['away, s', ({ outageMs }) => seconds(outageMs)],
+    ['no valid key, s', ({ longestGapMs }) => seconds(longestGapMs.verify)],
+    ['no change, s', ({ longestGapMs }) => seconds(longestGapMs.change)],
+    ['recovery, s', ({ recoveryMs }) => seconds(recoveryMs)],
+    ['no heartbeat, s', ({ silenceMs }) => seconds(silenceMs)],
+    ['deleted keys', ({ deletedKeys }) => String(deletedKeys)],
+    ['valid at a replica, ms', ({ validForMs }) => validForMs.replicas.toFixed(0)],
+    ['valid at the backend, ms', ({ validForMs }) => validForMs.backend.toFixed(0)],
+  ];
+  return [replies, times].map((columns) => toTable(phases, columns)).join('\n\n');
+}
+
+function toTable(phases: readonly PhaseResult[], columns: readonly Column[]): string {
   const lines = [
-    columns.map(([title]) => title),
-    columns.map(([title]) => (title === 'what fails' || title.includes('to ') ? '---' : '---:')),
-    ...phases.map((phase) => columns.map(([, cell]) => cell(phase))),
+    ['what fails', ...columns.map(([title]) => title)],
+    ['---', ...columns.map(() => '---:')],
+    ...phases.map((phase) => [phase.name, ...columns.map(([, cell]) => cell(phase))]),
   ];
   return lines.map((cells) => `| ${cells.join(' | ')} |`).join('\n');
 }
