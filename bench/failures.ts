@@ -33,7 +33,7 @@ try {
       load: { verifiers: 4, writers: 4, followers: 4, pauseMs: { verifiers: 20, writers: 250 } },
       outageMs: 5_000,
       settleMs: 5_000,
-      recoveryLimitMs: 5_000,
+      recoveryLimitMs: 10_000,
       log,
     },
   );

@@ -26,9 +26,15 @@ export interface Load {
   stop(): Promise<void>;
 }
 
+interface NewKey {
+  id: string;
+  key: string;
+  permission: 'read' | 'write';
+}
+
 interface NewPartner {
   id: string;
-  keys: Array<{ id: string; key: string; permission: string }>;
+  keys: NewKey[];
 }
 
 /** Replies that permit another attempt: no reply, the gateway's, and those of an unavailable Latchkey. */
@@ -36,8 +42,8 @@ const retried = [0, 502, 503, 504];
 /** After an attempt without a reply, the next one finds what the first has done. */
 const inProgress = 'idempotency_in_progress';
 const retryPauseMs = 100;
-const steadyPartners = 10;
-/** A deleted key is asked about for this long, and longer while any reply is «valid». */
+const steadyPartners = 5;
+/** A deleted key is asked about for this long, and longer until it is rejected: a killed replica must come back first. */
 const probeMs = 3_000;
 const probeAtMostMs = 45_000;
 const rejectedForMs = 1_000;
@@ -64,10 +70,10 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
     return client.send(path, request).catch(() => ({ status: 0, headers: {}, body: '' }));
   }
 
-  const verifyRequest = (key: string, headers = {}): KeptRequest => ({
+  const verifyRequest = ({ key, permission }: NewKey, headers = {}): KeptRequest => ({
     method: 'POST',
     token: tokens.verifier,
-    body: { key, permission: 'read' },
+    body: { key, permission },
     headers,
   });
 
@@ -121,13 +127,15 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
       elapsedMs = performance.now() - acknowledgedAtMs;
       if (valid === true) found.validForMs = elapsedMs;
       if (valid === false) found.rejected += 1;
-      if (elapsedMs > probeMs && elapsedMs - found.validForMs > rejectedForMs) break;
+      const isRejected = found.rejected > 0 && elapsedMs - found.validForMs > rejectedForMs;
+      if (elapsedMs > probeMs && isRejected) break;
       await delay(elapsedMs < 300 ? 25 : 250);
     }
+    if (found.rejected === 0) ledger.violations.push(`${where} never rejected a deleted key`);
     ledger.probes.push(found);
   }
 
-  type Asker = [where: string, isValid: (key: string) => Promise<boolean | undefined>];
+  type Asker = [where: string, isValid: (key: NewKey) => Promise<boolean | undefined>];
 
   /** The backend with the client is asked about other keys than the replicas: its questions renew a replica's records. */
   const backendAlone: Asker[] = [['backend', (key) => isValidForBackend(backend, key)]];
@@ -139,15 +147,16 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
     });
   }
 
-  async function isValidAt(client: KeepAliveClient, key: string): Promise<boolean | undefined> {
+  async function isValidAt(client: KeepAliveClient, key: NewKey): Promise<boolean | undefined> {
     const { status, body } = await send(client, '/v1/verify', verifyRequest(key));
     return status === 200 ? (JSON.parse(body) as { valid: boolean }).valid : undefined;
   }
 
-  async function verifySteadily(keys: readonly string[], headers: Record<string, string>, kind: RequestKind) {
+  async function verifySteadily(keys: readonly NewKey[], headers: Record<string, string>, kind: RequestKind) {
     const client = clientOf(balancer.url);
     for (let next = 0; !stopping.signal.aborted; next++) {
-      const key = keys[next % keys.length] ?? '';
+      const key = keys[next % keys.length];
+      if (key === undefined) throw new Error('there is no key');
       const sentAtMs = performance.now();
       const reply = await send(client, '/v1/verify', verifyRequest(key, headers));
       const { status, body } = reply;
@@ -200,12 +209,10 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
   }
 
   /** Deletes a key that the askers have in memory, and asks until all of them reject it. */
-  async function deleteKey(
-    client: KeepAliveClient,
-    { id, key }: NewPartner['keys'][number],
-    askers: Asker[],
-  ): Promise<void> {
-    await Promise.all(askers.map(([, isValid]) => isValid(key)));
+  async function deleteKey(client: KeepAliveClient, key: NewKey, askers: Asker[]): Promise<void> {
+    const { id } = key;
+    const before = await Promise.all(askers.map(([, isValid]) => isValid(key)));
+    if (before.includes(false)) ledger.violations.push(`${id} was rejected before its deletion`);
     const isDone = ({ body }: KeptReply) => body.includes('already_deleted');
     const { acknowledgedAtMs, sentAtMs } = await change(client, `/v1/keys/${id}`, { method: 'DELETE' }, isDone);
     ledger.acknowledged.push({ action: 'key.deleted', id, acknowledgedAtMs, sentAtMs });
@@ -218,10 +225,10 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
   }
 
   const creator = clientOf(balancer.url);
-  const steady: string[] = [];
+  const steady: NewKey[] = [];
   for (let count = 0; count < steadyPartners; count++) {
     const { partner } = await createPartner(creator);
-    steady.push(...partner.keys.filter(({ permission }) => permission === 'read').map(({ key }) => key));
+    steady.push(...partner.keys);
   }
   for (const [, isValid] of everyReplica()) for (const key of steady) await isValid(key);
   const followers = Array.from({ length: options.followers }, () => followChanges(balancer.url, tokens.verifier));
@@ -251,9 +258,9 @@ function nameOf({ status, headers }: KeptReply): string {
   return status >= 500 && !isLatchkeys ? `${status} of HAProxy` : String(status);
 }
 
-async function isValidForBackend(backend: LatchkeyClient, key: string): Promise<boolean | undefined> {
+async function isValidForBackend(backend: LatchkeyClient, { key, permission }: NewKey): Promise<boolean | undefined> {
   try {
-    return (await backend.verify({ key, permission: 'read' })).valid;
+    return (await backend.verify({ key, permission })).valid;
   } catch {
     return undefined;
   }
