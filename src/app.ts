@@ -176,10 +176,11 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   app.decorate('metrics', metrics);
   if (deps.metricsElsewhere !== true) await app.register(metricsRoutes, { metrics });
   await app.register(healthRoutes, {
-    checkVerification: () =>
-      requireCurrentSchema(db).catch((error: unknown) => {
+    checkVerification: async () => {
+      await requireCurrentSchema(db).catch((error: unknown) => {
         if (!isUnavailable(error) || !records.canAnswerWithoutDatabase()) unlessUsedUp(error);
-      }),
+      });
+    },
     checkManagement: () =>
       requireCurrentSchema(db)
         .then(() => requireWritable(db))
@@ -209,7 +210,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(recoveryRoutes, { ...v1, transactor, ...windows });
   await app.register(webhookRoutes, { ...v1, transactor, client: deps.webhookClient });
   await app.register(webhookDeliveryRoutes, { ...v1, transactor });
-  await app.register(historyRoutes, { ...v1, db });
+  await app.register(historyRoutes, { ...v1, transactor });
   await app.register(historyExportRoutes, { ...v1, db });
   await app.register(checkpointRoutes, { ...v1, checkpoints: deps.checkpoints });
   await app.register(publicKeyRoutes, { checkpoints: deps.checkpoints });

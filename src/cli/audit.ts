@@ -2,22 +2,27 @@ import { createReadStream } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { type Config, readConfig } from '../config/config.ts';
+import type { Keyring } from '../crypto/keyring.ts';
 import type { NoteVerifier } from '../crypto/signed-note.ts';
 import { connect, type Db } from '../database/client.ts';
+import { createDatabaseClock } from '../database/clock.ts';
+import { isKeyringKnown } from '../database/installation.ts';
 import { requireCurrentSchema } from '../database/migrator.ts';
 import { isId } from '../domain/ids.ts';
 import { installationChain } from '../history/chain.ts';
 import type { ChainVerdict } from '../history/chain-walk.ts';
 import { type Checkpoint, checkpointSigners, parsePublicKeys } from '../history/checkpoints/checkpoint.ts';
 import { verifyExport } from '../history/export.ts';
+import { type ResumedVerdict, resumeVerification } from '../history/resume.ts';
 import { listAuditedChains } from '../history/state-audit.ts';
 import { firstDifferences } from '../history/state-differences.ts';
 import { readHead } from '../history/store.ts';
-import { verifyChain } from '../history/verify.ts';
+import { listVerifiedChains } from '../history/verified-point.ts';
+import { type VerifyOptions as ChainVerification, verifyChain } from '../history/verify.ts';
 import { linesOf } from '../lib/lines.ts';
 import { readCheckpoints } from './checkpoints.ts';
 import { locate } from './locate.ts';
-import { counted, print, wrong } from './print.ts';
+import { counted, print, warning, wrong } from './print.ts';
 import { showProgress } from './progress.ts';
 
 interface VerifyOptions {
@@ -25,10 +30,14 @@ interface VerifyOptions {
   export?: string;
   checkpoint?: string;
   publicKey?: string;
+  full?: boolean;
 }
 
 /** The valid checkpoints of each chain; undefined if no checkpoint file was given. */
 type Signed = ReadonlyMap<string, readonly Checkpoint[]> | undefined;
+
+/** Only a verification with the keyring can be resumed. */
+type Verdict = ChainVerdict & Partial<ResumedVerdict>;
 
 const connectTimeoutMs = 10_000;
 const queryTimeoutMs = 120_000;
@@ -37,6 +46,10 @@ export function auditCommand(env: NodeJS.ProcessEnv): Command {
   const verify = new Command('verify')
     .description(
       'recompute the history; list bad events of each chain and records that differ from their history; exit code 1 if there are any',
+    )
+    .option(
+      '--full',
+      'verify every chain from its first event on; default: from where the last verification ended, if the keyring is set and the last full one is at most 7 days old',
     )
     .addOption(new Option('--organization <id>', 'verify only this chain: org_… or installation').argParser(parseChain))
     .option('--export <file>', 'verify an export instead of the database; - for standard input')
@@ -61,11 +74,12 @@ async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<vo
     await verifyFile(options.export, options.organization, signed);
     return;
   }
-  const url = config.DATABASE_URL ?? (await locate(config)).url;
+  const { url, keyring } =
+    config.DATABASE_URL === undefined ? await locate(config) : { url: config.DATABASE_URL, keyring: config.keyring };
   const client = connect({ url, poolSize: 1, timeoutMs: queryTimeoutMs, connectTimeoutMs });
   try {
     await requireCurrentSchema(client.db);
-    await verifyDatabase(client.db, options.organization, signed);
+    await verifyDatabase(client.db, keyring, options, signed);
   } finally {
     await client.close();
   }
@@ -111,17 +125,27 @@ function onlyChainOf(signed: Signed): string | undefined {
   return others.length === 0 ? chain : undefined;
 }
 
-async function verifyDatabase(db: Db, chain: string | undefined, signed: Signed): Promise<void> {
-  const known = chain === undefined ? [...(await listAuditedChains(db)), ...(signed?.keys() ?? [])] : [chain];
-  const chains = [...new Set(known)];
+async function verifyDatabase(
+  db: Db,
+  keyring: Keyring | undefined,
+  { organization: chain, full: isFull = false }: VerifyOptions,
+  signed: Signed,
+): Promise<void> {
+  const isResumable = keyring !== undefined && (await isKeyringKnown(db, keyring));
+  const unstored = (error: unknown) => warning(`the result of the verification is not stored: ${String(error)}`);
+  const deps = isResumable ? { db, keyring, clock: createDatabaseClock(), onUnstored: unstored } : undefined;
+  const verify = (name: string, how: ChainVerification): Promise<Verdict> =>
+    deps === undefined ? verifyChain(db, name, how) : resumeVerification(deps, name, { ...how, isFull });
+  const listAll = async () => [...(await listAuditedChains(db)), ...(await listVerifiedChains(db))];
+  const chains = chain === undefined ? [...new Set([...(await listAll()), ...(signed?.keys() ?? [])])] : [chain];
   let total = 0;
   for (const name of chains) total += (await readHead(db, name)).sequence;
   const progress = showProgress('Verifying events:');
-  const verdicts: ChainVerdict[] = [];
+  const verdicts: Verdict[] = [];
   let before = 0;
   try {
     for (const name of chains) {
-      const verdict = await verifyChain(db, name, {
+      const verdict = await verify(name, {
         checkpoints: signed?.get(name) ?? [],
         onProgress: (done) => progress.show({ done: Math.min(before + done, total), total }),
       });
@@ -150,8 +174,9 @@ async function printDifferences(db: Db, chain: string): Promise<void> {
   if (hasMore) wrong(`${chain}: there are more differences between the tables and the history.`);
 }
 
-function printVerdict(verdict: ChainVerdict, signed: Signed, isOnlyOne: boolean): void {
-  const { chain, events, head, flaws, flawCount, agreeing } = verdict;
+function printVerdict(verdict: Verdict, signed: Signed, isOnlyOne: boolean): void {
+  const { chain, events, head, flaws, flawCount, agreeing, verifiedFrom, fullyVerifiedAt, pointFlaw } = verdict;
+  if (pointFlaw !== undefined) wrong(`${chain}: ${pointFlaw}.`);
   const [first, ...others] = flaws;
   if (first !== undefined) {
     wrong(`${chain}: the first bad event is ${first.firstSequence}: ${first.reason}.`);
@@ -165,7 +190,9 @@ function printVerdict(verdict: ChainVerdict, signed: Signed, isOnlyOne: boolean)
     return;
   }
   const compared = agreeing === 0 ? '' : `, as in ${counted(agreeing, 'checkpoint')}`;
-  print(`ok      ${chain}: ${events} events, the last with the hash ${head.toString('hex')}${compared}.`);
+  const resumed =
+    verifiedFrom === 1 ? '' : `, verified from event ${verifiedFrom} on (all at ${fullyVerifiedAt?.toISOString()})`;
+  print(`ok      ${chain}: ${events} events, the last with the hash ${head.toString('hex')}${resumed}${compared}.`);
   if (signed === undefined) return;
   // For a single chain, a missing checkpoint is an error: the given ones were expected to cover it.
   if (agreeing === 0 && isOnlyOne) wrong(`${chain}: no given checkpoint covers this chain.`);

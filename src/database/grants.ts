@@ -17,6 +17,7 @@ const privileges: Record<string, string> = {
   claims: 'select, insert, update',
   history: 'select',
   history_heads: 'select',
+  verified_points: 'select, insert, update',
   usage_hours: 'select, insert, update, delete',
   usage_days: 'select, insert, update',
   key_last_uses: 'select, insert, update',

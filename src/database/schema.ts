@@ -20,6 +20,7 @@ import type { RefusedAttemptsTable } from './tables/refused-attempts.ts';
 import type { StateDifferenceCountsTable } from './tables/state-difference-counts.ts';
 import type { UsageDaysTable } from './tables/usage-days.ts';
 import type { UsageHoursTable } from './tables/usage-hours.ts';
+import type { VerifiedPointsTable } from './tables/verified-points.ts';
 import type { WebhookAttemptsTable } from './tables/webhook-attempts.ts';
 import type { WebhookDeliveriesTable } from './tables/webhook-deliveries.ts';
 import type { WebhookEndpointsTable } from './tables/webhook-endpoints.ts';
@@ -36,6 +37,7 @@ export interface Database {
   claims: ClaimsTable;
   history: HistoryTable;
   history_heads: HistoryHeadsTable;
+  verified_points: VerifiedPointsTable;
   usage_hours: UsageHoursTable;
   usage_days: UsageDaysTable;
   key_last_uses: KeyLastUsesTable;

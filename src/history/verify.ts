@@ -1,13 +1,10 @@
 import type { Db } from '../database/client.ts';
 import { flawOfRow } from './chain.ts';
-import { type ChainVerdict, walkChain } from './chain-walk.ts';
-import type { Checkpoint } from './checkpoints/checkpoint.ts';
+import { type ChainVerdict, type WalkOptions, walkChain } from './chain-walk.ts';
 import { findStrays, readEvents, readHead } from './store.ts';
 
-interface VerifyOptions {
-  /** Earlier checkpoints of this chain. */
-  checkpoints?: readonly Checkpoint[];
-  /** Called with the number of events checked so far. */
+export interface VerifyOptions extends WalkOptions {
+  /** Called with the sequence number of the last checked event. */
   onProgress?: (events: number) => void;
   /** Stops between two batches. */
   signal?: AbortSignal;
@@ -18,14 +15,18 @@ interface VerifyOptions {
  * head also detects a tail that was cut.
  */
 export async function verifyChain(db: Db, chain: string, options: VerifyOptions = {}): Promise<ChainVerdict> {
-  const walk = walkChain(chain, options.checkpoints);
+  const walk = walkChain(chain, options);
   const head = await readHead(db, chain);
-  for await (const rows of readEvents(db, chain, head.sequence)) {
+  const after = options.from?.sequence ?? 0;
+  for await (const rows of readEvents(db, chain, head.sequence, after)) {
     for (const row of rows) walk.take(row, flawOfRow, row.sequence);
     options.onProgress?.(walk.next() - 1);
     options.signal?.throwIfAborted();
   }
-  if (walk.next() <= head.sequence) {
+  if (head.sequence < after) {
+    const reason = `the chain's head counts ${head.sequence} events, but there were ${after}: the tail was cut`;
+    walk.fail({ firstSequence: head.sequence + 1, lastSequence: after, reason });
+  } else if (walk.next() <= head.sequence) {
     const reason = `the chain's head counts ${head.sequence} events: the tail was cut`;
     walk.fail({ firstSequence: walk.next(), lastSequence: head.sequence, reason });
   } else if (walk.lastHash()?.equals(head.hash) === false) {
