@@ -38,7 +38,7 @@ export interface ChangeFeed {
 export interface ChangeFeedOptions {
   /** Sends a notification through the service's own connections. The feed must receive those. */
   notify: (channel: string, payload: string) => Promise<void>;
-  /** A direct connection: a transaction pooler does not deliver notifications. */
+  /** Without a transaction pooler, which does not deliver notifications. */
   url: string;
   clock: DatabaseClock;
   /** Called with each new session before it listens. An error ends the session. */
