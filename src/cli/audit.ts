@@ -1,20 +1,20 @@
 import { createReadStream } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { Command, Option } from 'commander';
 import { type Config, readConfig } from '../config/config.ts';
+import type { Keyring } from '../crypto/keyring.ts';
 import type { NoteVerifier } from '../crypto/signed-note.ts';
 import { connect, type Db } from '../database/client.ts';
 import { requireCurrentSchema } from '../database/migrator.ts';
-import { isId } from '../domain/ids.ts';
-import { installationChain } from '../history/chain.ts';
 import type { ChainVerdict } from '../history/chain-walk.ts';
 import { type Checkpoint, checkpointSigners, parsePublicKeys } from '../history/checkpoints/checkpoint.ts';
-import { verifyExport } from '../history/export.ts';
+import { placeOfLine, verifyExport } from '../history/export.ts';
 import { listAuditedChains } from '../history/state-audit.ts';
 import { firstDifferences } from '../history/state-differences.ts';
 import { readHead } from '../history/store.ts';
-import { verifyChain } from '../history/verify.ts';
+import { type ArchivedFile, type StoredVerdict, verifyChain } from '../history/verify.ts';
 import { linesOf } from '../lib/lines.ts';
+import { parseChain } from './chain-option.ts';
 import { readCheckpoints } from './checkpoints.ts';
 import { locate } from './locate.ts';
 import { counted, print, wrong } from './print.ts';
@@ -23,6 +23,7 @@ import { showProgress } from './progress.ts';
 interface VerifyOptions {
   organization?: string;
   export?: string;
+  archive?: string[];
   checkpoint?: string;
   publicKey?: string;
 }
@@ -40,6 +41,12 @@ export function auditCommand(env: NodeJS.ProcessEnv): Command {
     )
     .addOption(new Option('--organization <id>', 'verify only this chain: org_… or installation').argParser(parseChain))
     .option('--export <file>', 'verify an export instead of the database; - for standard input')
+    .addOption(
+      new Option(
+        '--archive <file...>',
+        'verify the files of archived events, and that they join the database',
+      ).conflicts('export'),
+    )
     .option('--checkpoint <file>', 'compare with the checkpoints in this file: a single one, or a CHECKPOINT_FILE')
     .option(
       '--public-key <file>',
@@ -49,11 +56,6 @@ export function auditCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('audit').description('verify the history').addCommand(verify);
 }
 
-function parseChain(text: string): string {
-  if (text === installationChain || isId('org', text)) return text;
-  throw new InvalidArgumentError(`Must be the id of an organization, or ${installationChain}.`);
-}
-
 async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<void> {
   const config = readConfig(env, { keyring: false });
   const signed = await readSigned(config, options);
@@ -61,11 +63,13 @@ async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<vo
     await verifyFile(options.export, options.organization, signed);
     return;
   }
+  const files = await readFirstLines(options.archive ?? []);
   const url = config.DATABASE_URL ?? (await locate(config)).url;
+  const keyring = await findKeyring(config);
   const client = connect({ url, poolSize: 1, timeoutMs: queryTimeoutMs, connectTimeoutMs });
   try {
     await requireCurrentSchema(client.db);
-    await verifyDatabase(client.db, options.organization, signed);
+    await verifyDatabase(client.db, { chain: options.organization, signed, keyring, files });
   } finally {
     await client.close();
   }
@@ -84,12 +88,33 @@ async function readPublicKeys(file: string): Promise<NoteVerifier[]> {
 }
 
 async function keyringVerifiers(config: Config): Promise<NoteVerifier[]> {
-  if (config.keyring !== undefined) return checkpointSigners(config.keyring);
-  if (config.DATABASE_URL === undefined) {
-    const located = await locate(config).catch(() => undefined);
-    if (located !== undefined) return checkpointSigners(located.keyring);
-  }
+  const keyring = await findKeyring(config);
+  if (keyring !== undefined) return checkpointSigners(keyring);
   throw new Error('Checkpoints cannot be verified without a key. Use --public-key FILE, or set the keyring.');
+}
+
+/** The keyring of the configuration or of the embedded instance, if there is one. */
+async function findKeyring(config: Config): Promise<Keyring | undefined> {
+  if (config.keyring !== undefined || config.DATABASE_URL !== undefined) return config.keyring;
+  const located = await locate(config).catch(() => undefined);
+  return located?.keyring;
+}
+
+/** The files of archives by chain, in the order of their events. */
+async function readFirstLines(paths: readonly string[]): Promise<ReadonlyMap<string, ArchivedFile[]>> {
+  const files = new Map<string, ArchivedFile[]>();
+  for (const path of paths) {
+    const place = await readFirstPlace(path);
+    if (place === undefined) throw new Error(`${path} does not begin with an exported event.`);
+    files.set(place.chain, [...(files.get(place.chain) ?? []), { path, first: place.first }]);
+  }
+  for (const ofChain of files.values()) ofChain.sort((one, other) => one.first - other.first);
+  return files;
+}
+
+async function readFirstPlace(path: string) {
+  for await (const line of linesOf(createReadStream(path) as AsyncIterable<Buffer>)) return placeOfLine(line);
+  return undefined;
 }
 
 async function verifyFile(file: string, chain: string | undefined, signed: Signed): Promise<void> {
@@ -111,17 +136,28 @@ function onlyChainOf(signed: Signed): string | undefined {
   return others.length === 0 ? chain : undefined;
 }
 
-async function verifyDatabase(db: Db, chain: string | undefined, signed: Signed): Promise<void> {
-  const known = chain === undefined ? [...(await listAuditedChains(db)), ...(signed?.keys() ?? [])] : [chain];
+interface Database {
+  /** Undefined: all chains. */
+  chain: string | undefined;
+  signed: Signed;
+  keyring: Keyring | undefined;
+  files: ReadonlyMap<string, readonly ArchivedFile[]>;
+}
+
+async function verifyDatabase(db: Db, { chain, signed, keyring, files }: Database): Promise<void> {
+  const all = async () => [...(await listAuditedChains(db)), ...(signed?.keys() ?? []), ...files.keys()];
+  const known = chain === undefined ? await all() : [chain];
   const chains = [...new Set(known)];
   let total = 0;
   for (const name of chains) total += (await readHead(db, name)).sequence;
   const progress = showProgress('Verifying events:');
-  const verdicts: ChainVerdict[] = [];
+  const verdicts: StoredVerdict[] = [];
   let before = 0;
   try {
     for (const name of chains) {
       const verdict = await verifyChain(db, name, {
+        keyring,
+        files: files.get(name),
         checkpoints: signed?.get(name) ?? [],
         onProgress: (done) => progress.show({ done: Math.min(before + done, total), total }),
       });
@@ -131,15 +167,18 @@ async function verifyDatabase(db: Db, chain: string | undefined, signed: Signed)
   } finally {
     progress.end();
   }
-  for (const verdict of verdicts) printVerdict(verdict, signed, chain !== undefined);
-  for (const name of chains) await printDifferences(db, name);
+  for (const verdict of verdicts) {
+    printVerdict(verdict, signed, chain !== undefined);
+    printArchived(verdict, files.has(verdict.chain));
+  }
+  for (const name of chains) await printDifferences(db, name, keyring);
 }
 
 /** The longest excerpt of a value. Metadata can be long. */
 const longestValue = 200;
 
-async function printDifferences(db: Db, chain: string): Promise<void> {
-  const { differences, hasMore } = await firstDifferences(db, chain);
+async function printDifferences(db: Db, chain: string, keyring: Keyring | undefined): Promise<void> {
+  const { differences, hasMore } = await firstDifferences(db, chain, keyring);
   const show = (value: unknown) => JSON.stringify(value).slice(0, longestValue);
   for (const { id, member, history, table } of differences) {
     const difference = `${member} is ${show(table)} in the table, but ${show(history)} in its history`;
@@ -148,6 +187,15 @@ async function printDifferences(db: Db, chain: string): Promise<void> {
     wrong(`${chain}: ${id}: ${member === 'id' ? missing : difference}.`);
   }
   if (hasMore) wrong(`${chain}: there are more differences between the tables and the history.`);
+}
+
+function printArchived({ chain, archivedEvents: last }: StoredVerdict, isVerified: boolean): void {
+  if (last === 0) return;
+  print(
+    isVerified
+      ? `note    ${chain}: events 1 to ${last} are archived, and were verified in the given files.`
+      : `note    ${chain}: events 1 to ${last} are archived, and were not read. --archive verifies their files.`,
+  );
 }
 
 function printVerdict(verdict: ChainVerdict, signed: Signed, isOnlyOne: boolean): void {

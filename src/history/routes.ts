@@ -1,6 +1,7 @@
 import type { FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
+import type { Keyring } from '../crypto/keyring.ts';
 import type { Db } from '../database/client.ts';
 import { Problem } from '../domain/errors.ts';
 import type { OrganizationId } from '../domain/ids.ts';
@@ -11,6 +12,7 @@ import { listOf } from '../http/list.ts';
 import { idParam, idSchema, pageFields, pageQuery, timestampInput } from '../http/schemas.ts';
 import { listRefusals, type RefusalFilter } from '../refused-requests/store.ts';
 import { isRefusalId, refusalCodeSchema, refusalCodes, refusalView, toRefusalView } from '../refused-requests/view.ts';
+import { isInArchive } from './archives/states.ts';
 import { chainOf } from './chain.ts';
 import type { Checkpoints } from './checkpoints/signing.ts';
 import { firstDifferences } from './state-differences.ts';
@@ -100,7 +102,12 @@ const stateDifferenceView = z
 const verdictView = z
   .object({
     valid: z.boolean(),
-    events: z.int(),
+    events: z.int().meta({ description: 'The number of events before the first flaw, archived ones included.' }),
+    archivedEvents: z.int().meta({
+      description:
+        'The number of events at the beginning that the operator of the service has moved to files. They are not read; the ' +
+        'chain is verified from the hash of the last of them, which is authenticated by the keyring.',
+    }),
     head: hashView.nullable(),
     firstBadSequence: z.int().nullable(),
     flaws: z
@@ -122,6 +129,7 @@ const verdictView = z
     example: {
       valid: true,
       events: 42,
+      archivedEvents: 0,
       head: 'ab'.repeat(32),
       firstBadSequence: null,
       flaws: [],
@@ -129,7 +137,7 @@ const verdictView = z
     },
   });
 
-export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db }) => {
+export const historyRoutes: FastifyPluginAsyncZod<{ db: Db; keyring: Keyring }> = async (app, { db, keyring }) => {
   app.get(
     '/history',
     {
@@ -140,7 +148,8 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
         summary: 'List who did what, newest first',
         description:
           "An operator that selects no organization reads the installation's own history. `kind=refused` lists refused " +
-          'attempts instead of events. A page of large events may be shorter than `limit`: follow `nextCursor`.',
+          'attempts instead of events. A page of large events may be shorter than `limit`: follow `nextCursor`. ' +
+          'Lists stored events: old ones may be archived (`archivedEvents` of `GET /v1/history/verify`).',
         querystring: historyFilter,
         response: { 200: historyPage },
       },
@@ -184,10 +193,11 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
       onceClosed(reply.raw, () => gone.abort(closed));
       const chain = chainOf(accessTokenOf(request).actsIn);
       const { verdict, differences: stateDifferences } = await verifyWithState(chain, gone.signal).finally(release);
-      const { events, head, flaws } = verdict;
+      const { events, archivedEvents, head, flaws } = verdict;
       return {
         valid: flaws.length === 0 && stateDifferences.length === 0,
         events,
+        archivedEvents,
         head: events === 0 ? null : head.toString('hex'),
         firstBadSequence: flaws[0]?.firstSequence ?? null,
         flaws,
@@ -229,8 +239,8 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
   );
 
   async function verifyWithState(chain: string, signal: AbortSignal) {
-    const verdict = await verifyChain(db, chain, { signal });
-    const { differences } = await firstDifferences(db, chain, signal);
+    const verdict = await verifyChain(db, chain, { keyring, signal });
+    const { differences } = await firstDifferences(db, chain, keyring, signal);
     return { verdict, differences };
   }
 
@@ -240,10 +250,17 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, { db
     page: { limit: number; cursor?: string | undefined },
   ): Promise<EventPage> {
     const organizationId = organizationOf(request);
-    if (!(await historyKnows(db, organizationId, subject))) {
+    if (!(await historyKnows(db, organizationId, subject)) && !(await isArchived(organizationId, subject))) {
       throw new Problem('not_found', "This organization's history has no event with this id.");
     }
     return readPage(listOf(request), organizationId, subject, page);
+  }
+
+  /** All events of a record may be archived: its history is then empty, and not missing. */
+  function isArchived(organizationId: OrganizationId, subject: { keyId: string } | { partnerId: string }) {
+    return 'keyId' in subject
+      ? isInArchive(db, organizationId, 'key', subject.keyId)
+      : isInArchive(db, organizationId, 'partner', subject.partnerId);
   }
 
   async function readRefusals(
