@@ -786,6 +786,22 @@ create table state_difference_counts (
 );
 `;
 
+/** How far each chain was found sound, so that the next verification starts there (src/history/verified-point.ts). */
+const verifiedPoints = `
+create table verified_points (
+  chain text collate "C" primary key,
+  sequence bigint not null,
+  hash bytea not null,
+  verified_at timestamptz not null,
+  fully_verified_at timestamptz,
+  mac bytea not null,
+  mac_keyring_id text collate "C" not null,
+  constraint verified_points_chain_form check (chain = 'installation' or chain ~ ${id('org')}),
+  constraint verified_points_sequence_positive check (sequence > 0),
+  constraint verified_points_hash_length check (octet_length(hash) = 32)
+);
+`;
+
 const webhooks = `
 create table webhook_endpoints (
   id text collate "C" primary key,
@@ -914,6 +930,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     idempotency,
     jobRuns,
     stateDifferenceCounts,
+    verifiedPoints,
     webhooks,
     refusedAttempts,
   ]) {

@@ -209,7 +209,7 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   await app.register(recoveryRoutes, { ...v1, transactor, ...windows });
   await app.register(webhookRoutes, { ...v1, transactor, client: deps.webhookClient });
   await app.register(webhookDeliveryRoutes, { ...v1, transactor });
-  await app.register(historyRoutes, { ...v1, db, keyring: crypto.keyring });
+  await app.register(historyRoutes, { ...v1, transactor });
   await app.register(historyExportRoutes, { ...v1, db });
   await app.register(checkpointRoutes, { ...v1, checkpoints: deps.checkpoints });
   await app.register(publicKeyRoutes, { checkpoints: deps.checkpoints });

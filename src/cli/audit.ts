@@ -5,19 +5,23 @@ import { type Config, readConfig } from '../config/config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { NoteVerifier } from '../crypto/signed-note.ts';
 import { connect, type Db } from '../database/client.ts';
+import { createDatabaseClock } from '../database/clock.ts';
+import { isKeyringKnown } from '../database/installation.ts';
 import { requireCurrentSchema } from '../database/migrator.ts';
 import type { ChainVerdict } from '../history/chain-walk.ts';
 import { type Checkpoint, checkpointSigners, parsePublicKeys } from '../history/checkpoints/checkpoint.ts';
 import { placeOfLine, verifyExport } from '../history/export.ts';
+import { type ResumedVerdict, resumeVerification } from '../history/resume.ts';
 import { listAuditedChains } from '../history/state-audit.ts';
 import { firstDifferences } from '../history/state-differences.ts';
 import { readHead } from '../history/store.ts';
-import { type ArchivedFile, type StoredVerdict, verifyChain } from '../history/verify.ts';
+import { listVerifiedChains } from '../history/verified-point.ts';
+import { type ArchivedFile, type VerifyOptions as ChainVerification, verifyChain } from '../history/verify.ts';
 import { linesOf } from '../lib/lines.ts';
 import { parseChain } from './chain-option.ts';
 import { readCheckpoints } from './checkpoints.ts';
 import { locate } from './locate.ts';
-import { counted, print, wrong } from './print.ts';
+import { counted, print, warning, wrong } from './print.ts';
 import { showProgress } from './progress.ts';
 
 interface VerifyOptions {
@@ -26,10 +30,14 @@ interface VerifyOptions {
   archive?: string[];
   checkpoint?: string;
   publicKey?: string;
+  full?: boolean;
 }
 
 /** The valid checkpoints of each chain; undefined if no checkpoint file was given. */
 type Signed = ReadonlyMap<string, readonly Checkpoint[]> | undefined;
+
+/** Only a verification with the keyring can be resumed. */
+type Verdict = ChainVerdict & Partial<ResumedVerdict>;
 
 const connectTimeoutMs = 10_000;
 const queryTimeoutMs = 120_000;
@@ -38,6 +46,10 @@ export function auditCommand(env: NodeJS.ProcessEnv): Command {
   const verify = new Command('verify')
     .description(
       'recompute the history; list bad events of each chain and records that differ from their history; exit code 1 if there are any',
+    )
+    .option(
+      '--full',
+      'verify every chain from its first event on; default: from where the last verification ended, if the keyring is set and the last full one is at most 7 days old',
     )
     .addOption(new Option('--organization <id>', 'verify only this chain: org_… or installation').argParser(parseChain))
     .option('--export <file>', 'verify an export instead of the database; - for standard input')
@@ -64,12 +76,12 @@ async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<vo
     return;
   }
   const files = await readFirstLines(options.archive ?? []);
-  const url = config.DATABASE_URL ?? (await locate(config)).url;
-  const keyring = await findKeyring(config);
+  const { url, keyring } =
+    config.DATABASE_URL === undefined ? await locate(config) : { url: config.DATABASE_URL, keyring: config.keyring };
   const client = connect({ url, poolSize: 1, timeoutMs: queryTimeoutMs, connectTimeoutMs });
   try {
     await requireCurrentSchema(client.db);
-    await verifyDatabase(client.db, { chain: options.organization, signed, keyring, files });
+    await verifyDatabase(client.db, { keyring, signed, files }, options);
   } finally {
     await client.close();
   }
@@ -88,16 +100,12 @@ async function readPublicKeys(file: string): Promise<NoteVerifier[]> {
 }
 
 async function keyringVerifiers(config: Config): Promise<NoteVerifier[]> {
-  const keyring = await findKeyring(config);
-  if (keyring !== undefined) return checkpointSigners(keyring);
+  if (config.keyring !== undefined) return checkpointSigners(config.keyring);
+  if (config.DATABASE_URL === undefined) {
+    const located = await locate(config).catch(() => undefined);
+    if (located !== undefined) return checkpointSigners(located.keyring);
+  }
   throw new Error('Checkpoints cannot be verified without a key. Use --public-key FILE, or set the keyring.');
-}
-
-/** The keyring of the configuration or of the embedded instance, if there is one. */
-async function findKeyring(config: Config): Promise<Keyring | undefined> {
-  if (config.keyring !== undefined || config.DATABASE_URL !== undefined) return config.keyring;
-  const located = await locate(config).catch(() => undefined);
-  return located?.keyring;
 }
 
 /** The files of archives by chain, in the order of their events. */
@@ -136,27 +144,36 @@ function onlyChainOf(signed: Signed): string | undefined {
   return others.length === 0 ? chain : undefined;
 }
 
-interface Database {
-  /** Undefined: all chains. */
-  chain: string | undefined;
-  signed: Signed;
+interface Evidence {
   keyring: Keyring | undefined;
+  signed: Signed;
+  /** The files of archives. */
   files: ReadonlyMap<string, readonly ArchivedFile[]>;
 }
 
-async function verifyDatabase(db: Db, { chain, signed, keyring, files }: Database): Promise<void> {
-  const all = async () => [...(await listAuditedChains(db)), ...(signed?.keys() ?? []), ...files.keys()];
-  const known = chain === undefined ? await all() : [chain];
+async function verifyDatabase(
+  db: Db,
+  { keyring, signed, files }: Evidence,
+  { organization: chain, full: isFull = false }: VerifyOptions,
+): Promise<void> {
+  const isResumable = keyring !== undefined && (await isKeyringKnown(db, keyring));
+  const unstored = (error: unknown) => warning(`the result of the verification is not stored: ${String(error)}`);
+  const deps = isResumable ? { db, keyring, clock: createDatabaseClock(), onUnstored: unstored } : undefined;
+  const verify = (name: string, how: ChainVerification): Promise<Verdict> =>
+    deps === undefined
+      ? verifyChain(db, name, { ...how, keyring })
+      : resumeVerification(deps, name, { ...how, isFull: isFull || files.has(name) });
+  const listAll = async () => [...(await listAuditedChains(db)), ...(await listVerifiedChains(db))];
+  const known = chain === undefined ? [...(await listAll()), ...(signed?.keys() ?? []), ...files.keys()] : [chain];
   const chains = [...new Set(known)];
   let total = 0;
   for (const name of chains) total += (await readHead(db, name)).sequence;
   const progress = showProgress('Verifying events:');
-  const verdicts: StoredVerdict[] = [];
+  const verdicts: Verdict[] = [];
   let before = 0;
   try {
     for (const name of chains) {
-      const verdict = await verifyChain(db, name, {
-        keyring,
+      const verdict = await verify(name, {
         files: files.get(name),
         checkpoints: signed?.get(name) ?? [],
         onProgress: (done) => progress.show({ done: Math.min(before + done, total), total }),
@@ -169,7 +186,7 @@ async function verifyDatabase(db: Db, { chain, signed, keyring, files }: Databas
   }
   for (const verdict of verdicts) {
     printVerdict(verdict, signed, chain !== undefined);
-    printArchived(verdict, files.has(verdict.chain));
+    printArchived(verdict, { signed, files });
   }
   for (const name of chains) await printDifferences(db, name, keyring);
 }
@@ -189,17 +206,24 @@ async function printDifferences(db: Db, chain: string, keyring: Keyring | undefi
   if (hasMore) wrong(`${chain}: there are more differences between the tables and the history.`);
 }
 
-function printArchived({ chain, archivedEvents: last }: StoredVerdict, isVerified: boolean): void {
+function printArchived(
+  { chain, archivedEvents: last = 0 }: Verdict,
+  { signed, files }: Pick<Evidence, 'signed' | 'files'>,
+): void {
   if (last === 0) return;
-  print(
-    isVerified
-      ? `note    ${chain}: events 1 to ${last} are archived, and were verified in the given files.`
-      : `note    ${chain}: events 1 to ${last} are archived, and were not read. --archive verifies their files.`,
-  );
+  if (files.has(chain)) {
+    print(`note    ${chain}: events 1 to ${last} are archived, and were verified in the given files.`);
+    return;
+  }
+  print(`note    ${chain}: events 1 to ${last} are archived, and were not read. --archive verifies their files.`);
+  const earlier = (signed?.get(chain) ?? []).filter(({ size }) => size < last).length;
+  if (earlier > 0)
+    print(`note    ${chain}: ${counted(earlier, 'checkpoint')} of archived events could not be compared.`);
 }
 
-function printVerdict(verdict: ChainVerdict, signed: Signed, isOnlyOne: boolean): void {
-  const { chain, events, head, flaws, flawCount, agreeing } = verdict;
+function printVerdict(verdict: Verdict, signed: Signed, isOnlyOne: boolean): void {
+  const { chain, events, head, flaws, flawCount, agreeing, verifiedFrom, fullyVerifiedAt, pointFlaw } = verdict;
+  if (pointFlaw !== undefined) wrong(`${chain}: ${pointFlaw}.`);
   const [first, ...others] = flaws;
   if (first !== undefined) {
     wrong(`${chain}: the first bad event is ${first.firstSequence}: ${first.reason}.`);
@@ -213,7 +237,11 @@ function printVerdict(verdict: ChainVerdict, signed: Signed, isOnlyOne: boolean)
     return;
   }
   const compared = agreeing === 0 ? '' : `, as in ${counted(agreeing, 'checkpoint')}`;
-  print(`ok      ${chain}: ${events} events, the last with the hash ${head.toString('hex')}${compared}.`);
+  const isResumed = verifiedFrom > (verdict.archivedEvents ?? 0) + 1;
+  const resumed = !isResumed
+    ? ''
+    : `, verified from event ${verifiedFrom} on (all at ${fullyVerifiedAt?.toISOString()})`;
+  print(`ok      ${chain}: ${events} events, the last with the hash ${head.toString('hex')}${resumed}${compared}.`);
   if (signed === undefined) return;
   // For a single chain, a missing checkpoint is an error: the given ones were expected to cover it.
   if (agreeing === 0 && isOnlyOne) wrong(`${chain}: no given checkpoint covers this chain.`);

@@ -54,6 +54,11 @@ function requireKnownEntry(stored: readonly StoredEntry[], keyring: Keyring): vo
   );
 }
 
+/** Whether the service has used this keyring's primary entry with this database. */
+export async function isKeyringKnown(db: Db, keyring: Keyring): Promise<boolean> {
+  return (await listEntries(db)).some((row) => isSame(row, keyring.primary));
+}
+
 /** A known entry authenticates a new one; the first one authenticates itself. */
 async function insertNewEntries(db: Db, keyring: Keyring): Promise<void> {
   const stored = await listEntries(db);

@@ -22,6 +22,7 @@ import type { RefusedAttemptsTable } from './tables/refused-attempts.ts';
 import type { StateDifferenceCountsTable } from './tables/state-difference-counts.ts';
 import type { UsageDaysTable } from './tables/usage-days.ts';
 import type { UsageHoursTable } from './tables/usage-hours.ts';
+import type { VerifiedPointsTable } from './tables/verified-points.ts';
 import type { WebhookAttemptsTable } from './tables/webhook-attempts.ts';
 import type { WebhookDeliveriesTable } from './tables/webhook-deliveries.ts';
 import type { WebhookEndpointsTable } from './tables/webhook-endpoints.ts';
@@ -40,6 +41,7 @@ export interface Database {
   history_heads: HistoryHeadsTable;
   history_archives: HistoryArchivesTable;
   history_archive_states: HistoryArchiveStatesTable;
+  verified_points: VerifiedPointsTable;
   usage_hours: UsageHoursTable;
   usage_days: UsageDaysTable;
   key_last_uses: KeyLastUsesTable;

@@ -21,6 +21,8 @@ export interface ChainVerdict {
   flawCount: number;
   /** The number of checkpoints that match the chain. */
   agreeing: number;
+  /** The sequence number of the first event that was checked. */
+  verifiedFrom: number;
 }
 
 /** Bounds the memory for a chain that is damaged throughout. */
@@ -56,18 +58,29 @@ export interface ChainStart {
 
 const firstStart: ChainStart = { sequence: 0, hash: firstPreviousHash };
 
-interface WalkOptions {
+export interface WalkOptions {
   /**
    * Checkpoints of this chain, in any order. One that differs proves a change somewhere before it; the flaw then covers
    * everything after the last checkpoint that matches. Those before `from` are not compared.
    */
   checkpoints?: readonly Checkpoint[];
+  /** The result of an earlier verification, compared like a checkpoint. */
+  verified?: (ChainStart & { at: Date }) | undefined;
   /** If omitted, the walk starts at the first event. */
   from?: ChainStart | undefined;
 }
 
-export function walkChain(chain: string, { checkpoints = [], from = firstStart }: WalkOptions = {}): ChainWalk {
-  const ahead = [...checkpoints].sort((one, other) => other.size - one.size);
+/** The hash of event number `size`, from a checkpoint or, with its time, from an earlier verification. */
+interface KnownHash {
+  size: number;
+  hash: Buffer;
+  at?: Date;
+}
+
+export function walkChain(chain: string, options: WalkOptions = {}): ChainWalk {
+  const { checkpoints = [], verified, from = firstStart } = options;
+  const earlier = verified === undefined ? [] : [{ ...verified, size: verified.sequence }];
+  const ahead: KnownHash[] = [...checkpoints, ...earlier].sort((one, other) => other.size - one.size);
   const flaws: ChainFlaw[] = [];
   let flawCount = 0;
   let firstBad = Number.POSITIVE_INFINITY;
@@ -96,16 +109,18 @@ export function walkChain(chain: string, { checkpoints = [], from = firstStart }
       ahead.pop();
       if (due.size !== next - 1 || lastHash === undefined) continue;
       if (due.hash.equals(lastHash)) {
-        agreeing += 1;
+        if (due.at === undefined) agreeing += 1;
         provenTo = due.size;
         contradicted = undefined;
       } else if (contradicted === undefined) {
         contradicted = {
           firstSequence: Math.min(provenTo + 1, Math.max(due.size, 1)),
           lastSequence: Math.max(due.size, 1),
-          reason:
-            `the events up to ${due.size} differ from a signed checkpoint of ${due.size} events: ` +
-            'the chain was rewritten, or continued from an older backup',
+          reason: `the events up to ${due.size} differ from ${
+            due.at === undefined
+              ? `a signed checkpoint of ${due.size} events`
+              : `those that were verified at ${due.at.toISOString()}`
+          }: the chain was rewritten, or continued from an older backup`,
         };
         fail(contradicted);
       } else contradicted.lastSequence = due.size;
@@ -141,11 +156,16 @@ export function walkChain(chain: string, { checkpoints = [], from = firstStart }
     end() {
       const [beyond] = ahead;
       if (beyond !== undefined && beyond.size >= next) {
-        const reason = `a checkpoint has signed ${beyond.size} events: the tail was cut, or this is an older backup`;
+        const { size, at } = beyond;
+        const known =
+          at === undefined
+            ? `a checkpoint has signed ${size} events`
+            : `${size} events were verified at ${at.toISOString()}`;
+        const reason = `${known}: the tail was cut, or this is an older backup`;
         fail({ firstSequence: next, lastSequence: beyond.size, reason });
       }
       const sorted = flaws.sort((one, other) => one.firstSequence - other.firstSequence);
-      return { chain, ...sound, flaws: sorted, flawCount, agreeing };
+      return { chain, ...sound, flaws: sorted, flawCount, agreeing, verifiedFrom: from.sequence + 1 };
     },
   };
 }

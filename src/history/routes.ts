@@ -1,23 +1,30 @@
 import type { FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import type { Keyring } from '../crypto/keyring.ts';
-import type { Db } from '../database/client.ts';
+import type { Transactor } from '../database/work.ts';
 import { Problem } from '../domain/errors.ts';
 import type { OrganizationId } from '../domain/ids.ts';
 import { decodeCursor, type ListId, toPage } from '../domain/page.ts';
 import { createConcurrencyLimit, onceClosed, organizationGroupOf } from '../http/concurrency-limit.ts';
 import { accessTokenOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
-import { idParam, idSchema, pageFields, pageQuery, timestampInput } from '../http/schemas.ts';
+import {
+  idParam,
+  idSchema,
+  pageFields,
+  pageQuery,
+  queryBoolean,
+  timestampInput,
+  timestampView,
+} from '../http/schemas.ts';
 import { listRefusals, type RefusalFilter } from '../refused-requests/store.ts';
 import { isRefusalId, refusalCodeSchema, refusalCodes, refusalView, toRefusalView } from '../refused-requests/view.ts';
 import { isInArchive } from './archives/states.ts';
 import { chainOf } from './chain.ts';
 import type { Checkpoints } from './checkpoints/signing.ts';
+import { type ResumeDeps, resumeVerification } from './resume.ts';
 import { firstDifferences } from './state-differences.ts';
 import { countOfPage, type HistoryFilter, historyKnows, isSequence, listEvents } from './store.ts';
-import { verifyChain } from './verify.ts';
 import { hashView, historyActionSchema, listedEventView, toEventView } from './views.ts';
 
 const eventPage = z.object({ kind: z.enum(['events']), ...pageFields(listedEventView) }).meta({ id: 'EventPage' });
@@ -123,6 +130,22 @@ const verdictView = z
         'Keys, partners, access tokens and the organization whose table rows differ from their events: ' +
         'at most 100.',
     }),
+    verifiedFrom: z.int().min(1).meta({
+      description:
+        'The sequence number of the first event that this verification read. Earlier events were verified before, or are archived.',
+    }),
+    fullyVerifiedAt: timestampView.nullable().meta({
+      description:
+        'When the last valid verification of the whole chain began. Null if there is none, or if a flaw was found since.',
+    }),
+    verifiedPointFlaw: z
+      .string()
+      .nullable()
+      .meta({
+        description:
+          'Why the stored result of the last verification cannot be trusted. The whole chain was verified then. ' +
+          'Null if there is nothing wrong with it.',
+      }),
   })
   .meta({
     id: 'ChainVerdict',
@@ -134,10 +157,18 @@ const verdictView = z
       firstBadSequence: null,
       flaws: [],
       stateDifferences: [],
+      verifiedFrom: 1,
+      fullyVerifiedAt: '2026-11-27T10:00:00.000Z',
+      verifiedPointFlaw: null,
     },
   });
 
-export const historyRoutes: FastifyPluginAsyncZod<{ db: Db; keyring: Keyring }> = async (app, { db, keyring }) => {
+interface HistoryDeps {
+  transactor: Pick<Transactor, 'db' | 'clock' | 'keyring'>;
+}
+
+export const historyRoutes: FastifyPluginAsyncZod<HistoryDeps> = async (app, { transactor }) => {
+  const { db, keyring } = transactor;
   app.get(
     '/history',
     {
@@ -178,11 +209,21 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db; keyring: Keyring }> 
       schema: {
         operationId: 'verifyHistory',
         tags: ['History'],
-        summary: 'Verify the whole history',
+        summary: 'Verify the history',
         description:
-          'Recomputes the hash chain. firstBadSequence is the first damaged event; events and head describe the sound part ' +
+          'Recomputes the hash chain from the event up to which the last verification found it valid; from the first event ' +
+          'if `full` is true, if the last verification of the whole chain is older than 7 days, or if anything contradicts ' +
+          'the last result. firstBadSequence is the first damaged event; events and head describe the sound part ' +
           'before it. stateDifferences lists changes in the tables that have no event. ' +
           'To detect a rewrite of the whole chain, compare it with a checkpoint that was kept elsewhere.',
+        querystring: z.strictObject({
+          full: queryBoolean.meta({
+            type: 'boolean',
+            default: false,
+            description:
+              'Verifies the whole chain. Without it, a change of an event before `verifiedFrom` is not found.',
+          }),
+        }),
         response: { 200: verdictView },
       },
     },
@@ -192,16 +233,24 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db; keyring: Keyring }> 
       const closed = new Problem('bad_request', 'The caller closed the connection before the reply.');
       onceClosed(reply.raw, () => gone.abort(closed));
       const chain = chainOf(accessTokenOf(request).actsIn);
-      const { verdict, differences: stateDifferences } = await verifyWithState(chain, gone.signal).finally(release);
-      const { events, archivedEvents, head, flaws } = verdict;
+      const deps = {
+        ...transactor,
+        onUnstored: (err: unknown) => request.log.warn({ err, chain }, 'The result of the verification is not stored.'),
+      };
+      const options = { isFull: request.query.full, signal: gone.signal };
+      const { verdict, differences: stateDifferences } = await verifyWithState(deps, chain, options).finally(release);
+      const { events, archivedEvents, head, flaws, verifiedFrom, fullyVerifiedAt, pointFlaw } = verdict;
       return {
-        valid: flaws.length === 0 && stateDifferences.length === 0,
+        valid: flaws.length === 0 && stateDifferences.length === 0 && pointFlaw === undefined,
         events,
         archivedEvents,
         head: events === 0 ? null : head.toString('hex'),
         firstBadSequence: flaws[0]?.firstSequence ?? null,
         flaws,
         stateDifferences,
+        verifiedFrom,
+        fullyVerifiedAt: fullyVerifiedAt?.toISOString() ?? null,
+        verifiedPointFlaw: pointFlaw ?? null,
       };
     },
   );
@@ -238,9 +287,9 @@ export const historyRoutes: FastifyPluginAsyncZod<{ db: Db; keyring: Keyring }> 
     async (request) => readSubject(request, { partnerId: request.params.partnerId }, request.query),
   );
 
-  async function verifyWithState(chain: string, signal: AbortSignal) {
-    const verdict = await verifyChain(db, chain, { keyring, signal });
-    const { differences } = await firstDifferences(db, chain, keyring, signal);
+  async function verifyWithState(deps: ResumeDeps, chain: string, options: { isFull: boolean; signal: AbortSignal }) {
+    const verdict = await resumeVerification(deps, chain, options);
+    const { differences } = await firstDifferences(db, chain, keyring, options.signal);
     return { verdict, differences };
   }
 

@@ -3,20 +3,15 @@ import type { Db } from '../database/client.ts';
 import { type Archive, type ArchivedPart, endOf, readArchivedPart, withoutKeyring } from './archives/archive.ts';
 import { openArchiveFile } from './archives/archive-file.ts';
 import { flawOfRow } from './chain.ts';
-import { type ChainStart, type ChainVerdict, type ChainWalk, walkChain } from './chain-walk.ts';
-import type { Checkpoint } from './checkpoints/checkpoint.ts';
+import { type ChainStart, type ChainVerdict, type ChainWalk, type WalkOptions, walkChain } from './chain-walk.ts';
 import { takeLines } from './export.ts';
 import { findStrays, readEvents, readFirstEvent, readHead } from './store.ts';
 
-interface VerifyOptions {
+export interface VerifyOptions extends WalkOptions {
   /** Authenticates archives. Without it, archived events are a flaw, unless `files` has them. */
   keyring?: Keyring | undefined;
   /** The files of the chain's archives, in order. They are verified, and must join the stored events. */
   files?: readonly ArchivedFile[] | undefined;
-  /** Earlier checkpoints of this chain. */
-  checkpoints?: readonly Checkpoint[];
-  /** Starts after this event instead of at the first one; see `walkChain`. */
-  from?: ChainStart | undefined;
   /** Called with the sequence number of the last checked event. */
   onProgress?: (events: number) => void;
   /** Stops between two batches. */

@@ -1,0 +1,103 @@
+import { sql } from 'kysely';
+import type { Keyring } from '../crypto/keyring.ts';
+import type { Db } from '../database/client.ts';
+import type { DatabaseClock } from '../database/clock.ts';
+import { chunksOf } from '../lib/batches.ts';
+import { dayMs } from '../lib/durations.ts';
+import { readLastArchive } from './archives/archive.ts';
+import { firstPreviousHash } from './chain.ts';
+import type { ChainVerdict } from './chain-walk.ts';
+import type { Checkpoint } from './checkpoints/checkpoint.ts';
+import { readPoint, type StoredPoint, storePoint, type VerifiedPoint } from './verified-point.ts';
+import { type StoredVerdict, type VerifyOptions, verifyChain } from './verify.ts';
+
+/** A chain is verified from its first event on if the last sound verification of all of it is older. */
+export const wholeEveryMs = 7 * dayMs;
+
+export interface ResumedVerdict extends StoredVerdict {
+  /** When the last sound verification of the whole chain began; null if none is known. */
+  fullyVerifiedAt: Date | null;
+  /** Why the stored result of the last verification cannot be trusted; undefined if it can. */
+  pointFlaw: string | undefined;
+}
+
+export interface ResumeDeps {
+  db: Db;
+  keyring: Keyring;
+  clock: DatabaseClock;
+  /** Called if the result cannot be stored. The next verification then starts where this one did. */
+  onUnstored: (error: unknown) => void;
+}
+
+interface ResumeOptions extends VerifyOptions {
+  /** Verifies the whole chain. */
+  isFull: boolean;
+}
+
+/**
+ * Verifies a chain from the point up to which the last verification found it sound, and stores how far it is sound now.
+ * Reads the whole chain if there is no such point, or if anything contradicts it.
+ */
+export async function resumeVerification(
+  deps: ResumeDeps,
+  chain: string,
+  { isFull, checkpoints = [], ...options }: ResumeOptions,
+): Promise<ResumedVerdict> {
+  const stored = await readPoint(deps, chain);
+  const { point, isForged } = stored;
+  const archived = (await readLastArchive(deps.db, chain, deps.keyring))?.last_sequence ?? 0;
+  const earlier = checkpoints.filter(
+    ({ size }) => size < (point?.sequence ?? 0) && (size > archived || archived === 0),
+  );
+  const isResumed = !isFull && canResume(stored) && (await areMatched(deps.db, chain, earlier));
+  const verdict = await verifyChain(deps.db, chain, {
+    ...options,
+    keyring: deps.keyring,
+    checkpoints,
+    verified: point && { sequence: point.sequence, hash: point.hash, at: point.verified_at },
+    from: isResumed ? point : undefined,
+  });
+  const next = isForged ? undefined : nextPoint(verdict, stored, isResumed);
+  if (next !== undefined) await storePoint(deps, next, stored.mac).catch(deps.onUnstored);
+  return {
+    ...verdict,
+    agreeing: verdict.agreeing + (isResumed ? earlier.length : 0),
+    fullyVerifiedAt: (next ?? point)?.fully_verified_at ?? null,
+    pointFlaw: isForged
+      ? 'the row of verified_points, which says how far the chain was verified, was changed or written without the ' +
+        `keyring. Find out by whom, then delete it: delete from verified_points where chain = '${chain}'`
+      : undefined,
+  };
+}
+
+function canResume({ now, point, hashAtPoint }: StoredPoint): boolean {
+  if (point === undefined || point.fully_verified_at === null || hashAtPoint?.equals(point.hash) !== true) return false;
+  const ageMs = now.getTime() - point.fully_verified_at.getTime();
+  return ageMs >= 0 && ageMs < wholeEveryMs;
+}
+
+/** What to store; undefined if the stored row remains. After a flaw a point remains, and requires a whole verification. */
+function nextPoint(
+  { chain, events, head, flaws }: ChainVerdict,
+  { now, point }: StoredPoint,
+  isResumed: boolean,
+): VerifiedPoint | undefined {
+  if (flaws.length > 0) return point === undefined ? undefined : { ...point, fully_verified_at: null };
+  if (events === 0) return undefined;
+  const fullyVerifiedAt = isResumed ? (point?.fully_verified_at ?? null) : now;
+  return { chain, sequence: events, hash: head, verified_at: now, fully_verified_at: fullyVerifiedAt };
+}
+
+const sizesAtOnce = 10_000;
+
+/** Whether the stored events have the hashes of these checkpoints. */
+async function areMatched(db: Db, chain: string, checkpoints: readonly Checkpoint[]): Promise<boolean> {
+  for (const chunk of chunksOf(checkpoints, sizesAtOnce)) {
+    const { rows } = await sql<{ sequence: number; hash: Buffer }>`select sequence, hash from history
+      where chain = ${chain} and sequence = any(${chunk.map(({ size }) => size)}::bigint[])`.execute(db);
+    const hashes = new Map(rows.map(({ sequence, hash }) => [sequence, hash]));
+    hashes.set(0, firstPreviousHash);
+    if (!chunk.every(({ size, hash }) => hashes.get(size)?.equals(hash))) return false;
+  }
+  return true;
+}
