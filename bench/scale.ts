@@ -1,7 +1,8 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import path from 'node:path';
-import { readConfig } from '../src/config/config.ts';
+import { parseArgs } from 'node:util';
+import { type Config, readConfig } from '../src/config/config.ts';
 import { Secret } from '../src/crypto/secret.ts';
 import { connect } from '../src/database/client.ts';
 import { verifyChain } from '../src/history/verify.ts';
@@ -10,17 +11,21 @@ import { jobs } from '../src/jobs/list.ts';
 import { periodMsOf } from '../src/jobs/policy.ts';
 import { secondMs } from '../src/lib/durations.ts';
 import { dbQuery } from '../test/support/database.ts';
+import { readKept, writeKept } from './kept.ts';
 import { measureIndexing } from './scale/indexing.ts';
 import { measureLists } from './scale/lists.ts';
-import { seedWorld } from './scale/seed.ts';
-import { worldSizes } from './scale/sizes.ts';
-import { startTestbed } from './testbed.ts';
+import { seedWorld, type World } from './scale/seed.ts';
+import { type WorldSize, worldSizes } from './scale/sizes.ts';
+import { startTestbed, type Testbed } from './testbed.ts';
 
 // `npm run bench:scale -- --size=hundredth` (or tenth, full) measures an installation with years of history and thousands
 // of organizations. Exits with 1 if a target is missed. Data is written below TMPDIR: full needs 40 GB.
+// With --keep=FOLDER the world stays there, and the next run with the same folder measures it without seeding.
 
-const sizeName = /^--size=(\w+)$/.exec(process.argv[2] ?? '--size=hundredth')?.[1] ?? '';
-const size = worldSizes[sizeName];
+const { values: options } = parseArgs({
+  options: { size: { type: 'string', default: 'hundredth' }, keep: { type: 'string' } },
+});
+const size = worldSizes[options.size];
 if (size === undefined) throw new Error(`--size must be one of ${Object.keys(worldSizes).join(', ')}`);
 
 const log = (line: string) => process.stdout.write(`${new Date().toISOString().slice(11, 19)} ${line}\n`);
@@ -40,18 +45,12 @@ async function timed(work: () => Promise<unknown>): Promise<number> {
   return performance.now() - startedAtMs;
 }
 
-/** The audit of all states takes the longest. */
-const auditLast = (one: Job, other: Job) => Number(one.name === 'audit_states') - Number(other.name === 'audit_states');
-
-const testbed = await startTestbed();
-try {
-  const { urls, env, crypto, transactor, bootstrapped } = testbed;
-  const config = readConfig(env);
+async function seed({ urls, crypto }: Testbed, config: Config, size: WorldSize): Promise<World> {
   log(`seeding: ${JSON.stringify(size)}`);
   const argon2idHash = await crypto.hasher.hash(new Secret('not a key'));
   await dbQuery(urls.superuser, "alter system set max_wal_size = '8GB'");
   await dbQuery(urls.superuser, 'select pg_reload_conf()');
-  const seedStartedAtMs = performance.now();
+  const startedAtMs = performance.now();
   const world = await seedWorld({
     superuserUrl: urls.superuser,
     keyring: crypto.keyring,
@@ -61,9 +60,21 @@ try {
     hourlyDays: config.USAGE_HOURLY_DAYS,
     log,
   });
-  report('seeding', (performance.now() - seedStartedAtMs) / 1000, 's');
+  report('seeding', (performance.now() - startedAtMs) / 1000, 's');
   await dbQuery(urls.superuser, 'alter system reset max_wal_size');
   await dbQuery(urls.superuser, 'select pg_reload_conf()');
+  return world;
+}
+
+/** The audit of all states takes the longest. */
+const auditLast = (one: Job, other: Job) => Number(one.name === 'audit_states') - Number(other.name === 'audit_states');
+
+const testbed = await startTestbed(options.keep);
+try {
+  const { urls, env, transactor, bootstrapped } = testbed;
+  const config = readConfig(env);
+  const world = (options.keep && readKept<World>(options.keep, 'world')) || (await seed(testbed, config, size));
+  if (options.keep !== undefined) writeKept(options.keep, 'world', world);
   const [stored = {}] = await dbQuery(
     urls.superuser,
     `select pg_database_size(current_database()) / 1e6 as total, pg_table_size('history') / 1e6 as history,

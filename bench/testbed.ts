@@ -20,6 +20,7 @@ import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/embedded-po
 import { type Bootstrapped, bootstrap } from '../src/service/bootstrap.ts';
 import { tokenCrypto } from '../src/service/token-crypto.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
+import { readKept, writeKept } from './kept.ts';
 import { dbAddKeys, dbRaiseLimits } from './key-rows.ts';
 import { freePort, type Server, startServer } from './servers.ts';
 
@@ -43,15 +44,23 @@ export interface Testbed {
 const root = path.dirname(import.meta.dirname);
 const tsx = pathToFileURL(createRequire(import.meta.url).resolve('tsx')).href;
 
-export async function startTestbed(): Promise<Testbed> {
+/** What a kept testbed needs to start again. */
+interface Kept {
+  keyringText: string;
+  bootstrapped: Bootstrapped;
+}
+
+/** @param keptIn a folder that keeps the database for a later run; default: a temporary folder */
+export async function startTestbed(keptIn?: string): Promise<Testbed> {
   const cleanups: Array<() => Promise<unknown>> = [];
   const stop = async () => {
     for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
   };
   try {
     await build();
-    const directory = await mkdtemp(path.join(tmpdir(), 'latchkey-bench-'));
-    cleanups.push(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
+    const directory = keptIn ?? (await mkdtemp(path.join(tmpdir(), 'latchkey-bench-')));
+    if (keptIn === undefined) cleanups.push(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
+    const kept = readKept<Kept>(directory, 'testbed');
     const postgres = await startEmbeddedPostgres({
       dataDirectory: directory,
       copiesDirectory: path.join(directory, 'programs'),
@@ -63,17 +72,17 @@ export async function startTestbed(): Promise<Testbed> {
     const client = connect({ url: urls.app, poolSize: 10 });
     cleanups.push(() => client.close());
 
-    const keyringText = generateKeyring(new Date());
+    const keyringText = kept?.keyringText ?? generateKeyring(new Date());
     const keyring = parseKeyring(keyringText);
     const env = { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyringText };
     const crypto = tokenCrypto(readConfig(env));
     await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring });
     const transactor = { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
-    const bootstrapped = await bootstrap(
-      { transactor, crypto },
-      { organizationName: 'Bench', adminEmail: 'bench@example.com' },
-    );
-    await dbRaiseLimits(urls.superuser);
+    const bootstrapped =
+      kept?.bootstrapped ??
+      (await bootstrap({ transactor, crypto }, { organizationName: 'Bench', adminEmail: 'bench@example.com' }));
+    if (kept === undefined) await dbRaiseLimits(urls.superuser);
+    if (keptIn !== undefined) writeKept(keptIn, 'testbed', { keyringText, bootstrapped } satisfies Kept);
     const argon2idHash = await crypto.hasher.hash(new Secret('not a key'));
     const stopLater = (server: Server) => {
       cleanups.push(server.stop);

@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Secret } from '../../src/crypto/secret.ts';
+import { newId } from '../../src/domain/ids.ts';
 import { dbQuery } from '../../test/support/database.ts';
 import type { Report } from './lists.ts';
 import type { SeededOrganization } from './seed.ts';
@@ -27,7 +28,7 @@ export async function measureIndexing({ base, ownerUrl, biggest, verifier, plain
   const works = {
     change: () => {
       partners += 1;
-      const body = JSON.stringify({ email: `indexing-${partners}@bench.example`, permissions: ['read'] });
+      const body = JSON.stringify({ email: `${newId('partner')}@bench.example`, permissions: ['read'] });
       return fetch(`${base}/v1/partners`, { method: 'POST', headers: admin, body });
     },
     list: () => fetch(`${base}/v1/history?actorId=${biggest.adminId}`, { headers: admin }),
