@@ -64,8 +64,8 @@ const storedIn = async (url: string, chain: string) => {
 };
 
 t.test('the command moves old events, and says what it would move', async (t) => {
-  const { service, chain, file, run, verify, last, args } = await startOld(t);
-  const { urls } = service;
+  const { service, chain, file, folder, run, verify, last, args } = await startOld(t);
+  const { urls, admin } = service;
   const dry = await run(['--dry-run']);
   t.match(dry, { code: 0, output: new RegExp(`^note {4}${chain}: events 1 to ${last} would be moved to `, 'm') });
   t.notOk(existsSync(file));
@@ -81,6 +81,12 @@ t.test('the command moves old events, and says what it would move', async (t) =>
   t.match(await verify(), { valid: true, events: last + 1, archivedEvents: last });
   t.match(await run(), { code: 0, output: /no event before .* is left to archive/ }, 'a second run has nothing to do');
   t.match(await dbQuery(urls.app, 'select count(*)::int from history_archives'), [{ count: 1 }]);
+
+  const forged = path.join(folder, 'forged');
+  writeFileSync(forged, noteForOther(await noteOf(service)));
+  await admin.patch('/v1/organization', { name: 'Changed' });
+  t.match(await run(['--checkpoint', forged, '--to', `${file}.2`]), { code: 1, output: /The signature of a checkpoint of .* is invalid/ });
+  t.notOk(existsSync(`${file}.2`));
 
   for (const [name, value, output] of [
     ['--before', '2026-13-40', /Must be a day such as/],

@@ -1,5 +1,5 @@
 import { createReadStream } from 'node:fs';
-import { readFile, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { Command, Option } from 'commander';
 import { type Config, readConfig } from '../config/config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
@@ -9,7 +9,7 @@ import { createDatabaseClock } from '../database/clock.ts';
 import { isKeyringKnown } from '../database/installation.ts';
 import { requireCurrentSchema } from '../database/migrator.ts';
 import type { ChainVerdict } from '../history/chain-walk.ts';
-import { type Checkpoint, checkpointSigners, parsePublicKeys } from '../history/checkpoints/checkpoint.ts';
+import { type Checkpoint, checkpointSigners } from '../history/checkpoints/checkpoint.ts';
 import { placeOfLine, verifyExport } from '../history/export.ts';
 import { type ResumedVerdict, resumeVerification } from '../history/resume.ts';
 import { listAuditedChains } from '../history/state-audit.ts';
@@ -19,7 +19,7 @@ import { listVerifiedChains } from '../history/verified-point.ts';
 import { type ArchivedFile, type VerifyOptions as ChainVerification, verifyChain } from '../history/verify.ts';
 import { linesOf } from '../lib/lines.ts';
 import { parseChain } from './chain-option.ts';
-import { readCheckpoints } from './checkpoints.ts';
+import { readCheckpoints, readPublicKeys } from './checkpoints.ts';
 import { locate } from './locate.ts';
 import { counted, print, warning, wrong } from './print.ts';
 import { showProgress } from './progress.ts';
@@ -91,12 +91,6 @@ async function readSigned(config: Config, { checkpoint, publicKey }: VerifyOptio
   if (checkpoint === undefined) return undefined;
   const verifiers = publicKey === undefined ? await keyringVerifiers(config) : await readPublicKeys(publicKey);
   return readCheckpoints(checkpoint, verifiers);
-}
-
-async function readPublicKeys(file: string): Promise<NoteVerifier[]> {
-  const verifiers = parsePublicKeys(await readFile(file, 'utf8'));
-  if (verifiers.length > 0) return verifiers;
-  throw new Error(`${file} contains no public key. Save the reply of /.well-known/latchkey-history-key in it.`);
 }
 
 async function keyringVerifiers(config: Config): Promise<NoteVerifier[]> {

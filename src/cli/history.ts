@@ -10,7 +10,7 @@ import { checkpointSigners } from '../history/checkpoints/checkpoint.ts';
 import { runExclusively } from '../jobs/lock.ts';
 import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
 import { parseChain } from './chain-option.ts';
-import { readCheckpoints } from './checkpoints.ts';
+import { readCheckpoints, readPublicKeys } from './checkpoints.ts';
 import { locate } from './locate.ts';
 import { print } from './print.ts';
 import { showProgress } from './progress.ts';
@@ -20,6 +20,7 @@ interface ArchiveOptions {
   before: Date;
   to: string;
   checkpoint: string;
+  publicKey?: string;
   dryRun?: true;
 }
 
@@ -43,6 +44,10 @@ export function historyCommand(env: NodeJS.ProcessEnv): Command {
     .requiredOption(
       '--checkpoint <file>',
       'checkpoints that were kept outside of the database, such as a CHECKPOINT_FILE',
+    )
+    .option(
+      '--public-key <file>',
+      'a trusted copy of /.well-known/latchkey-history-key; default: the keys of the keyring',
     )
     .option('--dry-run', 'verify the chain, print what would be moved, and change nothing')
     .addHelpText('after', '\nNeeds MIGRATION_DATABASE_URL and the keyring. docs/archiving.md has an example.')
@@ -74,9 +79,12 @@ async function archiveChain(env: NodeJS.ProcessEnv, options: ArchiveOptions): Pr
 
 async function run(
   transactor: Transactor,
-  { organization: chain, before, to: file, checkpoint, dryRun }: ArchiveOptions,
+  { organization: chain, before, to: file, checkpoint, publicKey, dryRun }: ArchiveOptions,
 ): Promise<void> {
-  const checkpoints = (await readCheckpoints(checkpoint, checkpointSigners(transactor.keyring))).get(chain) ?? [];
+  const verifiers = publicKey === undefined ? checkpointSigners(transactor.keyring) : await readPublicKeys(publicKey);
+  const checkpoints = (await readCheckpoints(checkpoint, verifiers)).get(chain) ?? [];
+  // `wrong` has printed why.
+  if (process.exitCode === 1) return;
   const deps = { transactor };
   if (dryRun === undefined) {
     const finished = await finishArchive(deps, { chain, file });

@@ -127,8 +127,8 @@ const verdictView = z
       .meta({ description: 'Ranges of events where the chain is damaged: the first 100.' }),
     stateDifferences: z.array(stateDifferenceView).meta({
       description:
-        'Keys, partners, access tokens and the organization whose table rows differ from their events: ' +
-        'at most 100.',
+        'Keys, partners, access tokens and the organization whose table rows differ from their events, in the history of the ' +
+        'installation also archives of history: at most 100.',
     }),
     verifiedFrom: z.int().min(1).meta({
       description:
