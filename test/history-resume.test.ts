@@ -187,7 +187,9 @@ t.test('what cannot have been written by Latchkey hides nothing, and is reported
     t.match(await verify(), { ...found, ...reported }, what);
     t.match(await verify('?full=true'), { ...found, ...reported }, `${what}, in a full verification`);
     await tamper(service, repair(5));
-    t.match(await verify(), { valid: false, events: 304, flaws: [], ...reported }, `${what}, and a sound chain`);
+    const onlyReported = { valid: false, events: 304, flaws: [], ...reported };
+    t.match(await verify(), onlyReported, `${what}, and a sound chain`);
+    t.match(await verify('?full=true'), onlyReported, `${what}, again`);
     await tamper(service, edit(5));
     await putBack();
     t.match(await verify(), { valid: true, verifiedFrom: 301 }, 'the genuine row is accepted');

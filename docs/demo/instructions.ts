@@ -26,7 +26,7 @@ export async function createInstructions(
       curl(`/v1/partners/${partnerNamed('analytics').id}/usage`),
     ],
     ['The ten latest events, among them the use of a leaked key', curl('/v1/history?limit=10')],
-    ['The verification of the whole chain', curl('/v1/history/verify')],
+    ['The verification of the whole chain', curl('/v1/history/verify?full=true')],
     [
       'Open recovery requests, which an operator answers',
       curl('/v1/recovery-requests', operatorToken, ` -H 'Latchkey-Organization: ${organizationId}'`),

@@ -2,34 +2,33 @@ import type { Db } from '../database/client.ts';
 import { chainHash, flawOfLink, installationChain, type Link, parseEvent, type StoredEvent } from './chain.ts';
 import { type ChainStart, type ChainVerdict, type ChainWalk, walkChain } from './chain-walk.ts';
 import type { Checkpoint } from './checkpoints/checkpoint.ts';
-import { readEvents } from './store.ts';
-import { fitsExportLine, toEventView } from './views.ts';
+import { findEvents, type LinkText, readLinkTexts } from './store.ts';
+import { fitsExportLine, readEvent, toUnreadableView } from './views.ts';
 
 /**
  * An export line: the canonical text with the two hashes before its last brace. Without them the line is exactly what
  * was hashed.
  */
 export function toExportLine({ canonical, previous_hash, hash }: Link): string {
-  const hashes = `"previousHash":"${previous_hash.toString('hex')}","hash":"${hash.toString('hex')}"`;
-  return `${canonical.slice(0, -1)},${hashes}}\n`;
+  return lineOf(canonical, { previousHash: previous_hash.toString('hex'), hash: hash.toString('hex') });
+}
+
+function lineOf(canonical: string, { previousHash, hash }: Pick<LinkText, 'previousHash' | 'hash'>): string {
+  return `${canonical.slice(0, -1)},"previousHash":"${previousHash}","hash":"${hash}"}\n`;
 }
 
 /**
- * The line of a row. An unreadable event has `"unreadable":true` before the hashes. If its text does not fit on a line,
- * the line has the row's columns instead.
+ * The line of an unreadable event has `"unreadable":true` before the hashes. If its text does not fit on a line, the line
+ * has the row's columns instead.
  */
-function lineOfStored(stored: StoredEvent): string {
-  const { canonical, previous_hash, hash } = stored;
-  const view = toEventView(stored);
-  if (!('unreadable' in view) && canonical !== null) return toExportLine({ canonical, previous_hash, hash });
-  const {
-    unreadable: _unreadable,
-    previousHash: _previousHash,
-    hash: _hash,
-    ...columns
-  } = { unreadable: true, ...view };
-  const text = fitsExportLine(canonical) ? canonical : JSON.stringify(columns);
-  return toExportLine({ canonical: `${text.slice(0, -1)},"unreadable":true}`, previous_hash, hash });
+function lineOfUnreadable(stored: StoredEvent): string {
+  const { unreadable, previousHash, hash, ...columns } = toUnreadableView(stored);
+  const text = fitsExportLine(stored.canonical) ? stored.canonical : JSON.stringify(columns);
+  return lineOf(`${text.slice(0, -1)},"unreadable":${unreadable}}`, { previousHash, hash });
+}
+
+function isReadable(link: LinkText): link is LinkText & { canonical: string } {
+  return readEvent(link) !== undefined;
 }
 
 const lineForm = /^(\{.*?)(?:,"unreadable":true)?,"previousHash":"([0-9a-f]{64})","hash":"([0-9a-f]{64})"\}$/s;
@@ -56,7 +55,16 @@ function decode(line: Buffer): string | undefined {
 
 /** The lines of a chain after event number `after` up to event number `last`, batch by batch. */
 export async function* exportChain(db: Db, chain: string, last: number, after = 0): AsyncGenerator<string> {
-  for await (const events of readEvents(db, chain, last, after)) yield events.map(lineOfStored).join('');
+  for await (const links of readLinkTexts(db, chain, last, after)) {
+    const lines = links.map((link) => (isReadable(link) ? lineOf(link.canonical, link) : undefined));
+    const unreadable = links.filter((_, index) => lines[index] === undefined).map(({ sequence }) => sequence);
+    if (unreadable.length > 0) {
+      const rows = await findEvents(db, chain, unreadable);
+      const found = new Map(rows.map((row) => [row.sequence, lineOfUnreadable(row)]));
+      for (const [index, { sequence }] of links.entries()) lines[index] ??= found.get(sequence);
+    }
+    yield lines.join('');
+  }
 }
 
 interface ExportOptions {

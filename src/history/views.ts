@@ -1,8 +1,7 @@
-import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { type ChainedEvent, historyActions } from '../domain/events.ts';
 import { actorView, idView, timestampView } from '../http/schemas.ts';
-import { isNestedDeeper } from '../lib/json-text.ts';
+import { countMembers, isNestedDeeper } from '../lib/json-text.ts';
 import { parseObject, type StoredEvent, timeText } from './chain.ts';
 
 export const hashView = z
@@ -64,9 +63,12 @@ export type ListedEventView = z.infer<typeof listedEventView>;
 
 /** Uses the canonical text, because the hash covers it. Never throws, whatever the row contains. */
 export function toEventView(stored: StoredEvent): ListedEventView {
-  const hashes = { previousHash: stored.previous_hash.toString('hex'), hash: stored.hash.toString('hex') };
   const event = readEvent(stored);
-  if (event !== undefined) return { ...event, ...hashes };
+  return event === undefined ? toUnreadableView(stored) : { ...event, ...hashesOf(stored) };
+}
+
+/** Shows the columns of a row whose text cannot be read. */
+export function toUnreadableView(stored: StoredEvent): z.infer<typeof unreadableEventView> {
   return {
     unreadable: true,
     id: stored.id,
@@ -77,8 +79,12 @@ export function toEventView(stored: StoredEvent): ListedEventView {
     actor: { id: stored.actor_id },
     keyId: stored.key_id,
     partnerId: stored.partner_id,
-    ...hashes,
+    ...hashesOf(stored),
   };
+}
+
+function hashesOf({ previous_hash, hash }: Pick<StoredEvent, 'previous_hash' | 'hash'>) {
+  return { previousHash: previous_hash.toString('hex'), hash: hash.toString('hex') };
 }
 
 /** Deeper than any request body that the API accepts, plus the levels that an event adds. */
@@ -86,15 +92,18 @@ const deepestLevels = 64;
 
 /** Parses a row's text; undefined if this service would not have written it. */
 export function readEvent({ canonical }: Pick<StoredEvent, 'canonical'>): ChainedEvent | undefined {
-  if (!fitsExportLine(canonical) || isNestedDeeper(deepestLevels, canonical)) return undefined;
+  if (!isOneLine(canonical) || isNestedDeeper(deepestLevels, canonical)) return undefined;
   const value = parseObject(canonical);
   const { success, data } = eventFieldsView.safeParse(value);
-  // A difference means that zod dropped unknown members.
-  return success && isDeepStrictEqual(data, value) ? (data as ChainedEvent) : undefined;
+  // zod drops unknown members and changes nothing else.
+  return success && countMembers(data) === countMembers(value) ? (data as ChainedEvent) : undefined;
 }
 
 /** Whether a text is a nonempty JSON object on one line, so that an export line can contain it. */
 export function fitsExportLine(canonical: string | null): canonical is string {
-  if (canonical === null || canonical.includes('\n') || !canonical.startsWith('{"')) return false;
-  return canonical.endsWith('}') && parseObject(canonical) !== undefined;
+  return isOneLine(canonical) && parseObject(canonical) !== undefined;
+}
+
+function isOneLine(text: string | null): text is string {
+  return text?.startsWith('{"') === true && text.endsWith('}') && !text.includes('\n');
 }

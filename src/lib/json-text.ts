@@ -44,7 +44,7 @@ interface Level {
  */
 export function repeatedMember(json: string, value: unknown): string | undefined {
   // Each member has a colon. With as many colons as members there is no duplicate.
-  if (colonsIn(json) === membersIn(value)) return undefined;
+  if (colonsIn(json) === countMembers(value)) return undefined;
   const levels: Level[] = [];
   for (const [text, colon] of json.matchAll(token)) {
     const level = levels.at(-1);
@@ -69,10 +69,11 @@ function colonsIn(text: string): number {
   return count;
 }
 
-function membersIn(value: unknown): number {
+/** The number of members of all objects in a parsed text. */
+export function countMembers(value: unknown): number {
   if (typeof value !== 'object' || value === null) return 0;
   const members = Object.values(value);
-  return members.reduce((count, member) => count + membersIn(member), Array.isArray(value) ? 0 : members.length);
+  return members.reduce((count, member) => count + countMembers(member), Array.isArray(value) ? 0 : members.length);
 }
 
 /**
