@@ -85,7 +85,10 @@ t.test('the command moves old events, and says what it would move', async (t) =>
   const forged = path.join(folder, 'forged');
   writeFileSync(forged, noteForOther(await noteOf(service)));
   await admin.patch('/v1/organization', { name: 'Changed' });
-  t.match(await run(['--checkpoint', forged, '--to', `${file}.2`]), { code: 1, output: /The signature of a checkpoint of .* is invalid/ });
+  t.match(await run(['--checkpoint', forged, '--to', `${file}.2`]), {
+    code: 1,
+    output: /The signature of a checkpoint of .* is invalid/,
+  });
   t.notOk(existsSync(`${file}.2`));
 
   for (const [name, value, output] of [
