@@ -60,7 +60,12 @@ t.test('the loop of docs/siem.md stops if events were archived before it has rea
   await writeFile(path.join(folder, 'follow-history.sh'), loop);
   const env = { PATH: process.env['PATH'], LATCHKEY: url, ADMIN_TOKEN: admin.token, PAUSE: '0.02' };
   const run = (command: string) => {
-    const child = spawn('bash', ['-c', command], { cwd: folder, env, detached: true });
+    const child = spawn('bash', ['-c', command], {
+      cwd: folder,
+      env,
+      stdio: ['ignore', 'ignore', 'pipe'],
+      detached: true,
+    });
     t.teardown(() => stop(child));
     return child;
   };
