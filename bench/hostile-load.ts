@@ -76,7 +76,7 @@ export async function attack(target: HostileTarget, seconds: number): Promise<So
       ? []
       : [
           floodWithoutReading(340, requestText('/v1/history/export', adminToken), 5_000),
-          requestRepeatedly(100, requestText('/v1/history/verify', adminToken, closing)),
+          requestRepeatedly(100, requestText('/v1/history/verify?full=true', adminToken, closing)),
         ]),
   ]);
   const stalledSockets = await Promise.all(Array.from({ length: 10 }, open));

@@ -141,8 +141,9 @@ try {
     if (verdict.flaws.length > 0) log(JSON.stringify(verdict.flaws));
   });
   report('verification of a chain, events a second', (biggest.events * 1000) / chainMs, '');
-  const auditMs = await timed(() => latchkey('audit', 'verify', '--organization', biggest.id));
-  report('latchkey audit verify of that chain', auditMs / 1000, 's');
+  const audit = (...args: string[]) => timed(() => latchkey('audit', 'verify', '--organization', biggest.id, ...args));
+  report('latchkey audit verify --full of that chain', (await audit('--full')) / 1000, 's');
+  report('latchkey audit verify of that chain, from where it ended', (await audit()) / 1000, 's');
   let lines = 0;
   const exportMs = await timed(async () => {
     const response = await fetch(`${base}/v1/history/export`, { headers: bearer(biggest.adminToken) });

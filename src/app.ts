@@ -176,10 +176,11 @@ export async function buildApp(deps: AppDeps): Promise<FastifyInstance> {
   app.decorate('metrics', metrics);
   if (deps.metricsElsewhere !== true) await app.register(metricsRoutes, { metrics });
   await app.register(healthRoutes, {
-    checkVerification: () =>
-      requireCurrentSchema(db).catch((error: unknown) => {
+    checkVerification: async () => {
+      await requireCurrentSchema(db).catch((error: unknown) => {
         if (!isUnavailable(error) || !records.canAnswerWithoutDatabase()) unlessUsedUp(error);
-      }),
+      });
+    },
     checkManagement: () =>
       requireCurrentSchema(db)
         .then(() => requireWritable(db))

@@ -37,7 +37,7 @@ t.test('with an external Postgres the commands lead from an empty database to th
 
   t.match(await call('migrate', '--status'), {
     code: 1,
-    stdout: 'pending  0001-initial\npending  graphile_worker@19\n',
+    stdout: 'pending  0001-initial, expand\npending  graphile_worker@19, expand\n',
   });
   t.match(await call('migrate', '--dry-run'), {
     code: 0,
@@ -50,7 +50,7 @@ t.test('with an external Postgres the commands lead from an empty database to th
   t.match(await call('migrate'), { code: 0, stdout: 'The schema is up to date.\n' });
   t.match(await call('migrate', '--status'), {
     code: 0,
-    stdout: 'applied  0001-initial\napplied  graphile_worker@19\n',
+    stdout: 'applied  0001-initial, expand\napplied  graphile_worker@19, expand\n',
   });
 
   t.match(await call('bootstrap', '--operator'), { code: 1, stdout: '', output: /There is no organization yet/ });

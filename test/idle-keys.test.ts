@@ -172,7 +172,7 @@ t.test('usage that was aggregated into days counts too', async (t) => {
   await passDays(20);
   await use();
   await passDays(2);
-  t.equal(await foldOldUsage(transactor, 1), 1);
+  t.equal(await foldOldUsage(transactor, { hourlyDays: 1 }), 1);
   await passDays(21);
   t.equal((await announced()).length, 0);
 });

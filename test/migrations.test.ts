@@ -31,7 +31,8 @@ t.test('a migration reads no table while another migration changes it', async (t
   await eventually(async () => {
     const waiting = await dbQuery(
       urls.superuser,
-      "select 1 from pg_stat_activity where datname = current_database() and wait_event = 'advisory'",
+      `select 1 from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
+       and query like '%pg_try_advisory_xact_lock(hashtext(''latchkey migration''))%'`,
     );
     return waiting.length === 1;
   });
@@ -71,36 +72,68 @@ t.test('status and dry run print, and change nothing', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
   const { db, close } = connect({ url: urls.owner, poolSize: 2 });
   t.teardown(close);
-  t.same(await migrationStatus(db), { applied: [], pending: newest, unknown: [] });
-  t.same(await tryMigrations(db), newest);
-  t.same(await migrationStatus(db), { applied: [], pending: newest, unknown: [] });
+  const names = async () => {
+    const { applied, pending, unknown } = await migrationStatus(db);
+    return [applied, pending, unknown].map((steps) => steps.map(({ name }) => name));
+  };
+  t.same(await names(), [[], newest, []]);
+  t.same(await tryMigrations(db), { applied: newest, blocked: [] });
+  t.same(await names(), [[], newest, []]);
   await migrateAs(urls);
-  t.same(await migrationStatus(db), { applied: newest, pending: [], unknown: [] });
-  t.same(await tryMigrations(db), []);
+  t.same(await names(), [newest, [], []]);
+  t.same(await tryMigrations(db), { applied: [], blocked: [] });
 });
 
-t.test('the service rejects a missing, older or newer schema, and reports what to do', async (t) => {
-  const missing = await createDatabase(t, { migrated: false });
-  const older = await createDatabase(t);
-  await dbQuery(older.owner, 'delete from schema_migrations');
-  const newer = await createDatabase(t);
-  await dbQuery(newer.owner, "insert into schema_migrations values ('9999-later', now()::text)");
-  for (const [urls, message] of [
-    [missing, /no Latchkey schema yet.*`latchkey migrate`/],
-    [older, /0001-initial.* not applied.*`latchkey migrate`/],
-    [newer, /newer Latchkey.*9999-later/],
-  ] as const) {
-    const { db, close } = connect({ url: urls.owner, poolSize: 1 });
-    await t.rejects(requireCurrentSchema(db), { name: 'SchemaMismatch', message });
+/** What a newer version leaves behind. @param requires null: the migration only adds */
+const applyLater = (url: string, requires: string | null) =>
+  dbQuery(url, "insert into schema_migrations (name, requires) values ('9999-later', $1)", [requires]);
+
+t.test(
+  'the service rejects a missing or older schema, and one without what it uses, and says what to do',
+  async (t) => {
+    const missing = await createDatabase(t, { migrated: false });
+    const older = await createDatabase(t);
+    await dbQuery(older.owner, 'delete from schema_migrations');
+    const contracted = await createDatabase(t);
+    await applyLater(contracted.owner, '9998-earlier');
+    for (const [urls, message] of [
+      [missing, /no Latchkey schema yet.*`latchkey migrate`/],
+      [older, /0001-initial.* not applied.*`latchkey migrate`/],
+      [contracted, /newer Latchkey.*9999-later/],
+    ] as const) {
+      const { db, close } = connect({ url: urls.owner, poolSize: 1 });
+      await t.rejects(requireCurrentSchema(db), { name: 'SchemaMismatch', message });
+      await close();
+    }
+    await t.rejects(migrateAs(contracted), { name: 'SchemaMismatch' });
+  },
+);
+
+t.test('a newer schema is accepted if it has only more, or lacks only what this version no longer uses', async (t) => {
+  for (const requires of [null, '0001-initial']) {
+    const urls = await createDatabase(t);
+    await applyLater(urls.owner, requires);
+    const { db, close } = connect({ url: urls.app, poolSize: 1 });
+    const { unknown } = await requireCurrentSchema(db);
+    t.match(unknown, [{ name: '9999-later' }]);
     await close();
+    const app = roleOf(urls.app);
+    await dbQuery(urls.owner, `grant delete on partners to ${app}`);
+    t.same(await migrateAs(urls), [], 'there is nothing to do for the older version');
+    t.same(
+      await dbQuery(urls.owner, "select has_table_privilege($1, 'partners', 'delete') as kept", [app]),
+      [{ kept: true }],
+      'what a newer version has granted stays granted',
+    );
   }
-  await t.rejects(migrateAs(newer), { name: 'SchemaMismatch' });
 });
 
-t.test('readiness ends if the schema no longer matches the service', async (t) => {
+t.test('readiness ends if the schema no longer has what the service uses', async (t) => {
   const { app, urls } = await startService(t);
   t.equal((await app.inject('/readyz')).statusCode, 200);
-  await dbQuery(urls.owner, "insert into schema_migrations values ('9999-later', now()::text)");
+  await applyLater(urls.owner, null);
+  t.equal((await app.inject('/readyz')).statusCode, 200);
+  await dbQuery(urls.owner, "update schema_migrations set requires = '9999-later' where name = '9999-later'");
   const response = await app.inject('/readyz');
   t.equal(response.statusCode, 503);
   t.equal(response.json().code, 'unavailable');

@@ -190,7 +190,9 @@ t.test('hours are aggregated into days, and nothing is lost or counted twice', a
   const before = await read();
   t.match(before.total, { allowed: 240, denied: 480, rateLimited: 720 });
   t.equal(before.data.length, 10);
-  const aggregate = () => foldOldUsage({ db: client.db, clock: createDatabaseClock() }, 5);
+  // A batch ends within a day, so each day is folded in parts.
+  const aggregate = () =>
+    foldOldUsage({ db: client.db, clock: createDatabaseClock() }, { hourlyDays: 5, batchSize: 7 });
   const aggregated = await Promise.all([aggregate(), aggregate()]);
   t.equal(aggregated[0] + aggregated[1], 120, 'once, although two runs began');
   const { from, to, ...after } = await read();
@@ -201,6 +203,27 @@ t.test('hours are aggregated into days, and nothing is lost or counted twice', a
   );
   t.same(rows, { hours: 120, days: 5 });
   t.equal(await aggregate(), 0);
+});
+
+t.test('a service that stops ends the aggregation between two batches, and totals stay the same', async (t) => {
+  const { admin, client, urls, organizationId } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  const today = Math.floor(Date.now() / dayMs) * dayMs;
+  await dbQuery(
+    urls.superuser,
+    `insert into usage_hours select $1, null, $2, hour, 1, 2, 3
+     from generate_series($3::timestamptz, $4::timestamptz, interval '1 hour') as hour`,
+    [organizationId, key.id, new Date(today - 10 * dayMs).toISOString(), new Date(today - hourMs).toISOString()],
+  );
+  const stopping = new AbortController();
+  const clock = createDatabaseClock();
+  const fold = foldOldUsage({ db: client.db, clock }, { hourlyDays: 5, batchSize: 30, signal: stopping.signal });
+  stopping.abort();
+  const folded = await fold;
+  t.ok([0, 30].includes(folded), `${folded} hours`);
+  t.equal(await foldOldUsage({ db: client.db, clock }, { hourlyDays: 5, batchSize: 30 }), 120 - folded);
+  const { body } = await admin.get(`/v1/keys/${key.id}/usage?granularity=day`);
+  t.match(body.total, { allowed: 240, denied: 480, rateLimited: 720 });
 });
 
 t.test('if the database rejects a write, no count is lost', async (t) => {
@@ -384,7 +407,7 @@ t.test('the last use is the latest allowed one, in whatever order hours are writ
   await write(hour, null);
   const latest = new Date(earlier + 20).toISOString();
   t.same(await lastUsedAtOf(), [latest, latest, latest]);
-  t.equal(await foldOldUsage({ db: client.db, clock: createDatabaseClock() }, 35), 2);
+  t.equal(await foldOldUsage({ db: client.db, clock: createDatabaseClock() }, { hourlyDays: 35 }), 2);
   t.same(await lastUsedAtOf(), [latest, latest, latest]);
   await write(hour - 2 * hourMs, hour - hourMs - 5);
   await write(hour - hourMs, hour - 5);

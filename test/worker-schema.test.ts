@@ -2,7 +2,8 @@ import { readdirSync } from 'node:fs';
 import path from 'node:path';
 import { connect } from '../src/database/client.ts';
 import { migrationStatus, requireCurrentSchema } from '../src/database/migrator.ts';
-import { workerRevision, workerTables } from '../src/database/worker-schema.ts';
+import { markSession } from '../src/database/replicas.ts';
+import { lastBreakingRevision, workerRevision, workerTables } from '../src/database/worker-schema.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { dbDue, dbQueue } from './support/jobs.ts';
 import { eventually } from './support/process.ts';
@@ -14,6 +15,9 @@ t.test('the required revision is the newest one of the installed graphile-worker
   const urls = await createDatabase(t);
   t.same(await dbQuery(urls.superuser, 'select max(id) as id from graphile_worker.migrations'), [
     { id: workerRevision },
+  ]);
+  t.same(await dbQuery(urls.superuser, 'select max(id) as id from graphile_worker.migrations where breaking'), [
+    { id: lastBreakingRevision },
   ]);
   const guarded = await dbQuery(
     urls.superuser,
@@ -86,7 +90,11 @@ t.test('a missing, older, newer or unreadable schema is rejected with the reason
   const cases = [
     ['missing', 'drop schema graphile_worker cascade', /graphile_worker@19 not applied.*`latchkey migrate`/],
     ['older', 'delete from graphile_worker.migrations where id > 18', /graphile_worker@19 not applied/],
-    ['newer', 'insert into graphile_worker.migrations (id) values (20)', /newer Latchkey.*graphile_worker@20/],
+    [
+      'newer',
+      'insert into graphile_worker.migrations (id, breaking) values (20, true), (21, false)',
+      /newer Latchkey.*graphile_worker@21/,
+    ],
     ['closed', 'revoke usage on schema graphile_worker from ROLE', /graphile_worker@19 not applied/],
   ] as const;
   for (const [name, statement, message] of cases) {
@@ -97,6 +105,26 @@ t.test('a missing, older, newer or unreadable schema is rejected with the reason
     await close();
     if (name === 'newer') await t.rejects(migrateAs(urls), { name: 'SchemaMismatch', message });
   }
+});
+
+t.test('a newer schema that graphile-worker does not declare as breaking is accepted', async (t) => {
+  const urls = await createDatabase(t);
+  await dbQuery(urls.owner, 'insert into graphile_worker.migrations (id) values (20)');
+  const { db, close } = connect({ url: urls.app, poolSize: 1 });
+  t.teardown(close);
+  t.match(await requireCurrentSchema(db), { unknown: [{ name: 'graphile_worker@20' }] });
+});
+
+t.test('a breaking step of graphile-worker waits until replicas with an older revision have ended', async (t) => {
+  const urls = await createDatabase(t);
+  await dbQuery(urls.owner, 'delete from graphile_worker.migrations where id > 18');
+  const replica = connect({ url: urls.app, poolSize: 1 });
+  t.teardown(() => replica.close());
+  const session = await replica.pool.connect();
+  await markSession(session, ['0001-initial', 'graphile_worker@18']);
+  t.same(await migrateAs(urls), []);
+  session.release(true);
+  t.same(await migrateAs(urls), [`graphile_worker@${workerRevision}`]);
 });
 
 t.test('every migration grants the privileges again, to the current role', async (t) => {

@@ -91,8 +91,13 @@ interface CheckOptions {
 /** Runs all checks in order. Throws if a check fails that the later ones depend on. */
 async function check(db: Db, { config, keyring, everyKey }: CheckOptions): Promise<void> {
   await requireUtf8(db);
-  await requireCurrentSchema(db);
+  const schema = await requireCurrentSchema(db);
   print('ok      The database can be reached, and its schema is current.');
+  for (const { name } of schema.unknown)
+    print(`note    A newer version has applied ${name}. This version works with it.`);
+  for (const { name } of schema.pending) {
+    print(`note    ${name} is pending. If no replica of an older version is running, \`latchkey migrate\` applies it.`);
+  }
   for (const id of await confirmInstallation(db, { tokenPrefix: config.TOKEN_PREFIX, keyring })) {
     wrong(
       `The stored check value of keyring entry ${id} was written without the keyring and is ignored. ` +

@@ -29,8 +29,10 @@ export async function serve(env: NodeJS.ProcessEnv, { mayEmbed }: { mayEmbed: bo
     const stopSignal = nextStopSignal();
     const service = await startService(config, logger);
     if (service.embedded !== undefined) process.stdout.write(welcome(service.url, service.embedded));
-    await stopSignal;
-    await stop(service, logger, config.DRAIN_SECONDS * 1_000);
+    const mismatch = await Promise.race([stopSignal, untilAborted(service.unusable)]);
+    if (mismatch !== undefined) logger.fatal(mismatch.message);
+    const failed = await stop(service, logger, config.DRAIN_SECONDS * 1_000);
+    process.exit(failed.length === 0 && mismatch === undefined ? 0 : 1);
   } catch (error) {
     // Startup errors are printed as text, because a person usually reads them.
     process.stderr.write(`latchkey: ${describeFailure(error, env)}\n`);
@@ -40,15 +42,22 @@ export async function serve(env: NodeJS.ProcessEnv, { mayEmbed }: { mayEmbed: bo
   }
 }
 
-async function stop(service: Service, logger: Logger, drainMs: number): Promise<void> {
+async function stop(service: Service, logger: Logger, drainMs: number): Promise<string[]> {
   logger.info('Stopping.');
   const withinMs = Math.max(drainMs - 1_000, 0) + stopWithinMs;
   setTimeout(() => {
     logger.error(`The shutdown did not finish within ${withinMs / 1_000} s.`);
     process.exit(1);
   }, withinMs).unref();
-  const failed = await service.stop();
-  process.exit(failed.length === 0 ? 0 : 1);
+  return service.stop();
+}
+
+/** @returns the signal's reason */
+function untilAborted(signal: AbortSignal): Promise<Error> {
+  return new Promise((resolve) => {
+    signal.addEventListener('abort', () => resolve(signal.reason as Error), { once: true });
+    if (signal.aborted) resolve(signal.reason as Error);
+  });
 }
 
 const signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;

@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import { hostname } from 'node:os';
 import { sql } from 'kysely';
 import pg from 'pg';
 import { idSuffixPattern } from '../domain/ids.ts';
@@ -6,6 +7,7 @@ import { backoffMs, pause } from '../lib/backoff.ts';
 import { abortable, within } from '../lib/deadline.ts';
 import { createDeferred, type Deferred } from '../lib/deferred.ts';
 import { createHealthSwitch } from '../lib/health-switch.ts';
+import { packageVersion } from '../lib/package.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
 import type { Tx } from './client.ts';
 import type { DatabaseClock } from './clock.ts';
@@ -36,9 +38,11 @@ export interface ChangeFeed {
 export interface ChangeFeedOptions {
   /** Sends a notification through the service's own connections. The feed must receive those. */
   notify: (channel: string, payload: string) => Promise<void>;
-  /** A direct connection: a transaction pooler does not deliver notifications. */
+  /** Without a transaction pooler, which does not deliver notifications. */
   url: string;
   clock: DatabaseClock;
+  /** Called with each new session before it listens. An error ends the session. */
+  onSession?: (session: pg.ClientBase) => Promise<void>;
   /** Called when the change feed connects or disconnects. */
   onLiveChange?: (isLive: boolean, cause?: unknown) => void;
 }
@@ -75,7 +79,8 @@ const reconnect = { minMs: 500, maxMs: 500 };
  * a heartbeat that comes back proves that all earlier notifications have arrived.
  */
 export function followChanges(options: ChangeFeedOptions): ChangeFeed {
-  const { clock, onLiveChange = () => undefined } = options;
+  const { clock, onSession, onLiveChange = () => undefined } = options;
+  const sessionName = `latchkey changes ${packageVersion()} ${hostname()}`;
   const listeners: ChangeListener[] = [];
   const health = createHealthSwitch(onLiveChange);
   let caughtUpAtMs = Number.NEGATIVE_INFINITY;
@@ -98,7 +103,7 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
   async function listen(closing: AbortSignal): Promise<void> {
     const client = new pg.Client({
       connectionString: options.url,
-      application_name: 'latchkey changes',
+      application_name: sessionName,
       connectionTimeoutMillis: silenceAllowedMs,
       query_timeout: silenceAllowedMs,
       keepAlive: true,
@@ -161,6 +166,7 @@ export function followChanges(options: ChangeFeedOptions): ChangeFeed {
   async function connect(client: pg.Client): Promise<void> {
     await client.connect();
     await prepareSession(client);
+    await onSession?.(client);
     await client.query(`listen ${channel}`);
   }
 

@@ -7,10 +7,16 @@ import { isConnectionLoss } from './pg-internals.ts';
 const serializationFailure = '40001';
 const deadlockDetected = '40P01';
 const insufficientPrivilege = '42501';
+const lockNotAvailable = '55P03';
 
 /** Errors after which the whole transaction was rolled back and can be retried at once. */
 export function isTransient(error: unknown): boolean {
   return error instanceof pg.DatabaseError && (error.code === serializationFailure || error.code === deadlockDetected);
+}
+
+/** Whether a statement waited for a lock longer than `lock_timeout`. */
+export function isLockTimeout(error: unknown): boolean {
+  return error instanceof pg.DatabaseError && error.code === lockNotAvailable;
 }
 
 /** Classes 21 cardinality violation, 22 data exception, 23 integrity constraint violation, 54 program limit exceeded. */

@@ -17,7 +17,8 @@ export const jobs: readonly Job[] = [
     name: 'fold_usage',
     description: 'Aggregates old hours of usage into days.',
     schedule: '7 * * * *',
-    run: ({ transactor, settings }) => foldOldUsage(transactor, settings.usageHourlyDays),
+    run: ({ transactor, settings, signal }) =>
+      foldOldUsage(transactor, { hourlyDays: settings.usageHourlyDays, signal }),
   },
   {
     name: 'purge_keys',

@@ -3,7 +3,7 @@ import type { Db } from '../database/client.ts';
 import type { Actor, CreatorChain } from '../domain/actor.ts';
 import type { KeyId, OrganizationId } from '../domain/ids.ts';
 import type { StoredEvent } from '../history/chain.ts';
-import { matches, storedEvent } from '../history/store.ts';
+import { storedEvent } from '../history/store.ts';
 import { readEvent, toEventView } from '../history/views.ts';
 
 export interface Reveal {
@@ -42,19 +42,20 @@ export async function listViewers(
   keyId: KeyId,
   page: { limit: number; before: number | undefined; revealsShown: number },
 ): Promise<Viewer[]> {
-  const reveals = [['key_id', keyId] as const, ['action', 'key.revealed'] as const];
+  // The action is a constant, because the index `history_reveals` has only events with this action.
+  const reveals = sql`chain = ${organizationId} and key_id = ${keyId} and action = 'key.revealed'`;
   const { rows } = await sql<RevealRow>`
     select reveal.*, token.created_by as token_created_by, token.creator_chain as token_creator_chain, viewer.times,
       viewer.first_sequence
     from (
       select actor_id, count(*) as times, min(sequence) as first_sequence
-      from history where ${matches(organizationId, reveals)} group by actor_id
+      from history where ${reveals} group by actor_id
       having ${page.before === undefined ? sql`true` : sql`min(sequence) < ${page.before}`}
       order by first_sequence desc limit ${page.limit + 1}
     ) as viewer
     join lateral (
       (select ${storedEvent} from history
-        where ${matches(organizationId, reveals)} and actor_id = viewer.actor_id
+        where ${reveals} and actor_id = viewer.actor_id
         order by sequence desc limit ${page.revealsShown})
       union
       select ${storedEvent} from history where chain = ${organizationId} and sequence = viewer.first_sequence

@@ -58,12 +58,16 @@ export async function listOrganizations(
   return query.execute();
 }
 
-/** Locks an organization for a change of it or of its default row. Does not block changes of partners. */
+/**
+ * Locks an organization for a change of it or of its default row. Does not block changes of partners. Waits for the
+ * transactions that share the lock now; later ones wait for this one.
+ */
 export async function lockOrganization(tx: Tx, id: string): Promise<Organization> {
   const organization = await tx
     .selectFrom('organizations')
     .select(columns)
     .where('id', '=', id as OrganizationId)
+    .where(isHeld('pg_advisory_xact_lock', id))
     .forNoKeyUpdate()
     .executeTakeFirst();
   return requireFound(organization, 'organization');
@@ -75,9 +79,18 @@ export async function lockOrganizationShared(tx: Tx, id: OrganizationId): Promis
     .selectFrom('organizations')
     .select(columns)
     .where('id', '=', id)
+    .where(isHeld('pg_advisory_xact_lock_shared', id))
     .forShare()
     .executeTakeFirst();
   return requireFound(organization, 'organization');
+}
+
+/**
+ * Takes an advisory lock in the same statement, because row locks are not fair: transactions that share a row's lock,
+ * one beginning before the other ends, would keep a change of the organization waiting without limit.
+ */
+function isHeld(lock: 'pg_advisory_xact_lock' | 'pg_advisory_xact_lock_shared', id: string) {
+  return sql<boolean>`(select ${sql.raw(lock)}(hashtext('latchkey organization'), hashtext(${id}))) is not null`;
 }
 
 export async function insertOrganization(tx: Tx, organization: Organization): Promise<void> {

@@ -13,7 +13,7 @@ import { startWebhookSender } from '../webhooks/sender.ts';
 
 interface BackgroundDeps {
   transactor: Transactor;
-  /** A direct connection's URL with the service's role. */
+  /** With the service's role, and without a transaction pooler. */
   listenUrl: string;
   tallies: Tallies;
   /** Undefined: no spans are recorded. */

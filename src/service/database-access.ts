@@ -28,8 +28,11 @@ export function databaseAccess(config: Config, embedded?: EmbeddedInstance): Dat
 export async function migrateAsOwner({ ownerUrl, appRole }: DatabaseAccess, logger: Logger): Promise<void> {
   const owner = connect({ url: ownerUrl, poolSize: 2 });
   try {
-    const applied = await migrate(owner, { appRole });
+    const { applied, blocked } = await migrate(owner, { appRole });
     if (applied.length > 0) logger.info({ applied }, 'The schema was migrated.');
+    for (const { name, replicas } of blocked) {
+      logger.info({ migration: name, replicas }, 'A migration waits until replicas of older versions have ended.');
+    }
   } finally {
     await owner.close();
   }

@@ -33,6 +33,8 @@ export interface Service {
   url: string;
   /** With the embedded database: the file with the credentials, and whether it exists and has a first key. */
   embedded: { credentialsFile: string; hasCredentials: boolean; hasKey: boolean } | undefined;
+  /** Aborted, with a SchemaMismatch, if the service must be stopped because the schema no longer fits it. */
+  unusable: AbortSignal;
   /**
    * Drains, answers the accepted requests, and closes everything, the embedded database last.
    * @returns the names of the phases that failed or did not end in time
@@ -84,8 +86,10 @@ async function start(config: Config, logger: Logger, shutdown: Shutdown): Promis
     onAppended: enqueueDeliveries,
     onRecorded: (actions: readonly string[]) => countEvents(tallies, actions),
   };
+  const unusable = new AbortController();
   const verification = startVerificationState({
     ...recording,
+    onSchemaMismatch: (error) => unusable.abort(error),
     listenUrl,
     redisUrl: config.REDIS_URL,
     capacity: config.VERIFY_CACHE_SIZE,
@@ -158,6 +162,7 @@ async function start(config: Config, logger: Logger, shutdown: Shutdown): Promis
       hasCredentials: credentials !== undefined,
       hasKey: credentials?.key !== undefined,
     },
+    unusable: unusable.signal,
     stop() {
       draining.abort();
       return shutdown.run();
@@ -173,7 +178,11 @@ async function requireFitDatabase(
   logger: Logger,
 ): Promise<void> {
   await requireUtf8(db);
-  await requireCurrentSchema(db);
+  const { unknown } = await requireCurrentSchema(db);
+  if (unknown.length > 0) {
+    const names = unknown.map(({ name }) => name);
+    logger.info({ migrations: names }, 'A newer version has migrated the database. This version works with it.');
+  }
   for (const id of await confirmInstallation(db, { tokenPrefix: prefix, keyring })) {
     logger.error({ id }, 'The stored check value of a keyring entry was written without the keyring. It is ignored.');
   }

@@ -65,8 +65,11 @@ export function connectRedis(url: string, countScript: string): RedisClient {
   return {
     countUse,
     async probe() {
-      const names = Array.from({ length: probes }, (_, index) => `latchkey:limit:probe:${index}`);
-      await Promise.all(names.map((name) => countUse([name], [1, 1, probeLimit, probeWindowMs])));
+      // One after the other: ioredis follows MOVED, to a server that is back or has new slots, only for a command that
+      // shares its pipeline with no command of another slot.
+      for (let index = 0; index < probes; index++) {
+        await countUse([`latchkey:limit:probe:${index}`], [1, 1, probeLimit, probeWindowMs]);
+      }
     },
     isReady: () => redis.status === 'ready',
     on: (event, listener) => void redis.on(event, listener),

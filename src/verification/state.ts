@@ -4,6 +4,7 @@ import type { Keyring } from '../crypto/keyring.ts';
 import { type ChangeFeed, followChanges } from '../database/change-feed.ts';
 import type { Db } from '../database/client.ts';
 import type { DatabaseClock } from '../database/clock.ts';
+import { joinSchema, SchemaMismatch } from '../database/migrator.ts';
 import type { Transactor } from '../database/work.ts';
 import { createDeletedUses } from './deleted-uses.ts';
 import { createMemoryLimits, type UseLimits } from './limits.ts';
@@ -37,6 +38,8 @@ export interface VerificationStateOptions {
   clock: DatabaseClock;
   onAppended: Transactor['onAppended'];
   onRecorded?: Transactor['onRecorded'];
+  /** Called if a newer version has removed from the schema what this one uses: the process must end. */
+  onSchemaMismatch?: (error: SchemaMismatch) => void;
   logger: Pick<FastifyBaseLogger, 'info' | 'warn' | 'error'>;
 }
 
@@ -49,6 +52,12 @@ export function startVerificationState(options: VerificationStateOptions): Verif
       await sql`select pg_notify(${channel}, ${payload})`.execute(db);
     },
     clock,
+    onSession: async (session) => {
+      await joinSchema(session, db).catch((error: unknown) => {
+        if (error instanceof SchemaMismatch) options.onSchemaMismatch?.(error);
+        throw error;
+      });
+    },
     onLiveChange: (isLive, cause) => {
       if (isLive) logger.info('The change feed is connected; verification answers from memory.');
       else

@@ -3,6 +3,7 @@ import { type Db, type Tx, writeTransaction } from '../database/client.ts';
 import { currentTime } from '../database/credential.ts';
 import type { Transactor } from '../database/work.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
+import { inBatches } from '../lib/batches.ts';
 import { dayMs, startOfPeriod } from '../lib/durations.ts';
 
 /** A key's usage within one hour. Times are milliseconds since 1970. */
@@ -56,29 +57,39 @@ function addToCounts(table: 'usage_hours' | 'usage_days'): RawBuilder<unknown> {
     after_deletion = ${before}.after_deletion + excluded.after_deletion`;
 }
 
+/** Hours per transaction. */
+const foldedAtOnce = 10_000;
+
 /**
- * Folds hours into days, except today's and those of the `hourlyDays` days before.
+ * Folds hours into days, except today's and those of the `hourlyDays` days before. A day may be folded in parts: its
+ * remaining hours still count where usage is read. May run twice, or several times at once.
  * @returns the number of folded hours
  */
 export async function foldOldUsage(
   { db, clock }: Pick<Transactor, 'db' | 'clock'>,
-  hourlyDays: number,
+  { hourlyDays, batchSize = foldedAtOnce, signal }: { hourlyDays: number; batchSize?: number; signal?: AbortSignal },
 ): Promise<number> {
-  return writeTransaction(db).execute(async (tx) => {
-    const nowMs = (await currentTime(tx, clock)).getTime();
-    const before = new Date(startOfPeriod(nowMs, dayMs) - hourlyDays * dayMs);
-    const { rows } = await sql<{ folded: number }>`
-      with moved as (delete from usage_hours where hour < ${before} returning *),
-      added as (
-        insert into usage_days
-          (organization_id, partner_id, key_id, day, allowed, denied, rate_limited, after_deletion)
-        select organization_id, partner_id, key_id, date_trunc('day', hour, 'UTC'),
-          sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion)
-        from moved group by 1, 2, 3, 4
-        on conflict (key_id, day) do update set ${addToCounts('usage_days')})
-      select count(*)::int as folded from moved`.execute(tx);
-    return rows[0]?.folded ?? 0;
-  });
+  const nowMs = (await currentTime(db, clock)).getTime();
+  const before = new Date(startOfPeriod(nowMs, dayMs) - hourlyDays * dayMs);
+  return inBatches(batchSize, (count) => writeTransaction(db).execute((tx) => foldOldest(tx, before, count)), signal);
+}
+
+/** Skips hours that another run folds now. Days are written in the order of their keys, as in `addUsage`. */
+async function foldOldest(tx: Tx, before: Date, count: number): Promise<number> {
+  const { rows } = await sql<{ folded: number }>`
+    with moved as (
+      delete from usage_hours where ctid = any(array(
+        select ctid from usage_hours where hour < ${before} order by hour limit ${count} for update skip locked))
+      returning *),
+    added as (
+      insert into usage_days
+        (organization_id, partner_id, key_id, day, allowed, denied, rate_limited, after_deletion)
+      select organization_id, partner_id, key_id, date_trunc('day', hour, 'UTC') as day,
+        sum(allowed), sum(denied), sum(rate_limited), sum(after_deletion)
+      from moved group by organization_id, partner_id, key_id, day order by key_id, day
+      on conflict (key_id, day) do update set ${addToCounts('usage_days')})
+    select count(*)::int as folded from moved`.execute(tx);
+  return rows[0]?.folded ?? 0;
 }
 
 /** A range of usage to read. */

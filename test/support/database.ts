@@ -31,10 +31,11 @@ export async function addDatabase(cluster: ClusterUrls, how: string) {
   return { name, urls, drop: () => dbQuery(cluster.superuser, `drop database ${name} with (force)`) };
 }
 
+/** @returns the names of the applied migrations */
 export async function migrateAs(urls: ClusterUrls): Promise<string[]> {
   const owner = connect({ url: urls.owner, poolSize: 2 });
   try {
-    return await migrate(owner, { appRole: roleOf(urls.app) });
+    return (await migrate(owner, { appRole: roleOf(urls.app) })).applied;
   } finally {
     await owner.close();
   }

@@ -8,6 +8,7 @@ import path from 'node:path';
 import type { Test } from 'tap';
 import { freePort } from './ports.ts';
 import { type RunningProcess, run, untilListening } from './process.ts';
+import { fill, snippetsOf } from './snippets.ts';
 
 /** The ports around a gateway, and its token. */
 interface GatewaySettings {
@@ -25,16 +26,9 @@ export interface Gateway {
 
 export type StartGateway = (t: Test, settings: GatewaySettings) => Promise<Gateway>;
 
-/** The fenced blocks of a program's section in docs/gateways.md, in order. */
-async function snippetsOf(section: string): Promise<string[]> {
-  const page = await readFile('docs/gateways.md', 'utf8');
-  const text = page.split(/^## /m).find((part) => part.startsWith(`${section}\n`)) ?? '';
-  return [...text.matchAll(/^```\w+\n(.*?)^```$/gms)].map(([, snippet = '']) => snippet);
-}
-
 /** The snippets of the section, with the page's changes for an application that uses `Authorization` itself. */
 async function snippetsFor(section: string, leavesAuthorization = false): Promise<string[]> {
-  const [first = '', ...others] = await snippetsOf(section);
+  const [first = '', ...others] = await snippetsOf('docs/gateways.md', section);
   if (!leavesAuthorization) return [first, ...others];
   const page = await readFile('docs/gateways.md', 'utf8');
   const chapter = page.split('## Where the application needs Authorization\n')[1] ?? '';
@@ -59,14 +53,6 @@ function applyDiff(text: string, diff: string): string {
     else at += 1;
   }
   return lines.join('\n');
-}
-
-/** Puts this machine's addresses into a snippet, and fails if the snippet does not contain them as expected. */
-function fill(snippet: string | undefined, places: Record<string, string>): string {
-  return Object.entries(places).reduce((text, [place, here]) => {
-    if (text.split(place).length !== 2) throw new Error(`docs/gateways.md should have «${place}» once`);
-    return text.replace(place, here);
-  }, snippet ?? '');
 }
 
 async function folder(t: Test): Promise<string> {
@@ -134,7 +120,11 @@ export const startCaddy: StartGateway = async (t, { latchkeyPort, backendPort, t
 
 /** HAProxy in the foreground, with its files in a folder. */
 export const startHaproxy: StartGateway = async (t, { latchkeyPort, backendPort, token }) => {
-  const [directory, port, [script, configuration]] = await Promise.all([folder(t), freePort(), snippetsOf('HAProxy')]);
+  const [directory, port, [script, configuration]] = await Promise.all([
+    folder(t),
+    freePort(),
+    snippetsOf('docs/gateways.md', 'HAProxy'),
+  ]);
   const lua = path.join(directory, 'latchkey.lua');
   await writeFile(lua, fill(script, { 'http://127.0.0.1:8080/': `http://127.0.0.1:${latchkeyPort}/` }));
   const config = path.join(directory, 'haproxy.cfg');

@@ -7,7 +7,9 @@ import type { Database } from '../../src/database/schema.ts';
 export interface PlanNode {
   'Node Type': string;
   'Index Name'?: string;
+  'Relation Name'?: string;
   'Actual Rows': number;
+  'Heap Fetches'?: number;
   'Actual Loops': number;
   'Rows Removed by Filter'?: number;
   Plans?: PlanNode[];
@@ -25,7 +27,7 @@ export async function plansOf(pool: pg.Pool, read: (db: Db) => Promise<unknown>)
   await read(db);
   const plans: PlanNode[][] = [];
   for (const { sql, parameters } of queries) {
-    if (!sql.startsWith('select')) continue;
+    if (!sql.trimStart().startsWith('select')) continue;
     const { rows } = await pool.query<{ 'QUERY PLAN': Array<{ Plan: PlanNode }> }>(
       `explain (analyze, format json) ${sql}`,
       [...parameters],

@@ -5,8 +5,13 @@ import { connect } from 'node:net';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
-import type { Test } from 'tap';
 import { requireDocumented } from './document.ts';
+
+/** What ends what it started: a test, or the run of a bench. */
+export interface Scope {
+  /** Adds work for the end. The last one added runs first. */
+  teardown(work: () => unknown): void;
+}
 
 export interface RunningProcess {
   child: ChildProcess;
@@ -41,21 +46,21 @@ export function compiled(file: string): string {
 }
 
 /** Runs one of our entries, such as `server.ts` or `cli/latchkey.ts`, until the test ends. */
-export function runEntry(t: Test, entry: string, args: string[] = [], options: Options = {}): RunningProcess {
+export function runEntry(t: Scope, entry: string, args: string[] = [], options: Options = {}): RunningProcess {
   return runCompiled(t, `src/${entry}`, args, options);
 }
 
 /** Runs one of our compiled files as a process. */
-export function runCompiled(t: Test, file: string, args: string[] = [], options: Options = {}): RunningProcess {
+export function runCompiled(t: Scope, file: string, args: string[] = [], options: Options = {}): RunningProcess {
   return run(t, process.execPath, [compiled(file), ...args], options);
 }
 
 /** Runs a TypeScript file that is not compiled with ours as a process. */
-export function runScript(t: Test, file: string, args: string[] = [], options: Options = {}): RunningProcess {
+export function runScript(t: Scope, file: string, args: string[] = [], options: Options = {}): RunningProcess {
   return run(t, process.execPath, [`--import=${tsx}`, file, ...args], options);
 }
 
-export function run(t: Test, program: string, args: string[], options: Options = {}) {
+export function run(t: Scope, program: string, args: string[], options: Options = {}) {
   const { env = {}, cwd = root, descriptors, group = false, ...identity } = options;
   const command = descriptors === undefined ? [] : ['sh', '-c', `ulimit -n ${descriptors} && exec "$@"`, 'sh'];
   const [first = program, ...others] = [...command, program, ...args];

@@ -18,9 +18,9 @@ export interface Served {
 export async function serve(
   t: Test,
   env: NodeJS.ProcessEnv = {},
-  limits: { descriptors?: number } = {},
+  { urls: given, ...limits }: { descriptors?: number; urls?: ClusterUrls } = {},
 ): Promise<Served> {
-  const urls = await createDatabase(t);
+  const urls = given ?? (await createDatabase(t));
   const environment = {
     DATABASE_URL: urls.app,
     LATCHKEY_KEYRING: generateKeyring(new Date()),

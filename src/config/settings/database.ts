@@ -17,7 +17,8 @@ export const databaseSettings = {
   }),
   MIGRATION_DATABASE_URL_FILE: secretFile('MIGRATION_DATABASE_URL'),
   LISTEN_DATABASE_URL: postgresUrl.optional().meta({
-    description: 'A direct connection to the same database. Needed if DATABASE_URL leads to a transaction pooler.',
+    description:
+      'The same database without a transaction pooler: directly, or through a pooler by session (docs/scaling.md). Needed if DATABASE_URL leads to a transaction pooler.',
     example: 'postgres://latchkey_app:…@db:5432/latchkey',
   }),
   LISTEN_DATABASE_URL_FILE: secretFile('LISTEN_DATABASE_URL'),

@@ -1,0 +1,156 @@
+import path from 'node:path';
+import { generateKeyring } from '../../src/crypto/keyring.ts';
+import { type Balancer, startBalancer } from '../../test/support/balancer.ts';
+import { migrateAs } from '../../test/support/database.ts';
+import { type PoolerSettings, type RunningPooler, startPooler } from '../../test/support/pooler.ts';
+import { freePort } from '../../test/support/ports.ts';
+import { type PostgresPair, startPostgresPair } from '../../test/support/postgres-pair.ts';
+import { eventually, type RunningProcess, request, run, type Scope } from '../../test/support/process.ts';
+import { type RunningCluster, startRedisCluster } from '../../test/support/redis-cluster.ts';
+import { fill, snippetsOf } from '../../test/support/snippets.ts';
+
+export interface PartsOptions {
+  /** The folder with the compiled service: `dist` or `.test-build`. */
+  build: string;
+  replicas: number;
+  /** False: the standby may be behind the primary, so a promotion can lose acknowledged changes. */
+  isSynchronous: boolean;
+  env: NodeJS.ProcessEnv;
+}
+
+/** A Latchkey process that can be killed and started again. */
+export interface Replica {
+  number: number;
+  url: string;
+  process: RunningProcess;
+  /** Undefined while it is killed. */
+  isUp: boolean;
+  kill(): void;
+  start(): Promise<void>;
+  /** Why it does not serve changes or does not count limits in Redis; undefined if it does. */
+  trouble(): Promise<string | undefined>;
+}
+
+/** The whole installation, on this machine. */
+export interface Parts {
+  postgres: PostgresPair;
+  pooler: RunningPooler;
+  redis: RunningCluster;
+  replicas: Replica[];
+  balancer: Balancer;
+  tokens: { admin: string; verifier: string };
+  /** Points PgBouncer to the present primary. */
+  redirectPooler(): Promise<void>;
+  /** Runs `latchkey` with the settings of the replicas. @returns its exit code and output */
+  command(args: string[]): Promise<{ code: number | null; output: string }>;
+}
+
+export async function startParts(
+  t: Scope,
+  { build, replicas: count, isSynchronous, env }: PartsOptions,
+): Promise<Parts> {
+  const postgres = await startPostgresPair(t, { isSynchronous });
+  await migrateAs(postgres.urls());
+  await postgres.addStandby();
+  const poolerPort = await freePort();
+  const { username, password } = new URL(postgres.urls().app);
+  const poolerSettings = await documentedPooler(poolerPort);
+  const pooler = await startPooler(t, poolerSettings(postgres), `"${username}" "${password}"\n`);
+  const redis = await startRedisCluster(t);
+
+  const pooled = (database: string) => `postgres://${username}:${password}@127.0.0.1:${poolerPort}/${database}`;
+  const environment = {
+    DATABASE_URL: pooled('latchkey'),
+    LISTEN_DATABASE_URL: pooled('latchkey_sessions'),
+    REDIS_URL: redis.url,
+    LATCHKEY_KEYRING: generateKeyring(new Date()),
+    TRUST_PROXY: '127.0.0.1',
+    LOG_LEVEL: 'warn',
+    DRAIN_SECONDS: '0',
+    ...env,
+  };
+  const runNode = (file: string, args: string[] = [], more: NodeJS.ProcessEnv = {}) =>
+    run(t, process.execPath, [path.join(build, file), ...args], { env: { ...environment, ...more } });
+  const command = async (args: string[]) => {
+    const running = runNode('src/cli/latchkey.js', args);
+    const { code } = await running.exited;
+    return { code, output: running.output() };
+  };
+  const names = ['--organization', 'Example', '--admin-email', 'ada@example.com'];
+  const bootstrap = runNode('src/cli/latchkey.js', ['bootstrap', ...names]);
+  await bootstrap.exited;
+  const { adminToken = '', verifierToken = '' } = JSON.parse(bootstrap.stdout()) as Record<string, string>;
+
+  const startReplica = async (number: number): Promise<Replica> => {
+    const port = await freePort();
+    const url = `http://127.0.0.1:${port}`;
+    const start = async () => {
+      const started = runNode('src/server.js', [], { PORT: String(port) });
+      await eventually(async () => (await read(`${url}/readyz?for=management`)).isOk, 30_000);
+      return started;
+    };
+    const replica: Replica = {
+      number,
+      url,
+      process: await start(),
+      isUp: true,
+      kill() {
+        replica.isUp = false;
+        replica.process.child.kill('SIGKILL');
+      },
+      async start() {
+        replica.process = await start();
+        replica.isUp = true;
+      },
+      async trouble() {
+        const [ready, metrics] = await Promise.all([read(`${url}/readyz?for=management`), read(`${url}/metrics`)]);
+        if (!ready.isOk) return ready.text;
+        return metrics.text.includes('latchkey_limits_mode{mode="redis"} 1')
+          ? undefined
+          : 'limits are counted in memory';
+      },
+    };
+    return replica;
+  };
+  const replicas = await Promise.all(Array.from({ length: count }, (_, index) => startReplica(index + 1)));
+  const balancer = await startBalancer(
+    t,
+    replicas.map(({ url }) => Number(new URL(url).port)),
+  );
+  await eventually(async () => (await fetch(`${balancer.url}/readyz`)).ok);
+  const unlimited = { requests: 1_000_000_000, windowSeconds: 60 };
+  await request(`${balancer.url}/v1/rate-limit`, { method: 'PUT', token: adminToken, body: unlimited });
+  return {
+    postgres,
+    pooler,
+    redis,
+    replicas,
+    balancer,
+    tokens: { admin: adminToken, verifier: verifierToken },
+    redirectPooler: async () => pooler.reload(poolerSettings(postgres)),
+    command,
+  };
+}
+
+/** The settings of docs/scaling.md, in front of the present primary. */
+async function documentedPooler(port: number): Promise<(postgres: PostgresPair) => PoolerSettings> {
+  const [snippet] = await snippetsOf('docs/scaling.md', 'Replicas', 'ini');
+  return ({ primary }) =>
+    (directory) =>
+      fill(snippet, {
+        'latchkey = host=10.0.0.21 port=5432': `latchkey = host=127.0.0.1 port=${primary.port}`,
+        'latchkey_sessions = host=10.0.0.21 port=5432': `latchkey_sessions = host=127.0.0.1 port=${primary.port}`,
+        'listen_addr = *': 'listen_addr = 127.0.0.1',
+        'listen_port = 6432': `listen_port = ${port}`,
+        '/etc/pgbouncer/userlist.txt': `${directory}/userlist.txt`,
+      });
+}
+
+async function read(url: string): Promise<{ isOk: boolean; text: string }> {
+  try {
+    const reply = await fetch(url, { signal: AbortSignal.timeout(5_000) });
+    return { isOk: reply.ok, text: await reply.text() };
+  } catch (error) {
+    return { isOk: false, text: String(error) };
+  }
+}

@@ -1,0 +1,100 @@
+import { connect } from '../src/database/client.ts';
+import { dbQuery } from './support/database.ts';
+import { eventually, request } from './support/process.ts';
+import { serve } from './support/served.ts';
+import { t } from './support/tap.ts';
+import { asOwner, expand, hasColumn, index, laterVersion } from './support/versions.ts';
+
+// A migration beside a service and other transactions, on tables that are in use.
+
+t.test('an expanding migration does not queue behind a long transaction, and says what to do', async (t) => {
+  const old = await serve(t);
+  const next = await laterVersion(t, '0.2.0', [expand]);
+  const { pool, close } = connect({ url: old.urls.owner, poolSize: 1 });
+  t.teardown(close);
+  const session = await pool.connect();
+  await session.query('begin; select count(*) from partners');
+  const failed = next.latchkey(t, ['migrate'], asOwner(old));
+  await eventually(async () => {
+    const waiting = await dbQuery(
+      old.urls.superuser,
+      "select 1 from pg_locks where relation = 'partners'::regclass and not granted",
+    );
+    return waiting.length > 0;
+  });
+  const startedAtMs = performance.now();
+  const partners = await request(`${old.url}/v1/partners`, { token: old.tokens['adminToken'] ?? '' });
+  t.equal(partners.status, 200, 'a request waits with the migration');
+  t.ok(performance.now() - startedAtMs < 5_000, 'until the migration gives up');
+  t.match(await failed, {
+    code: 1,
+    output: /Migration 0002-nicknames waited 5 times for a table .*run `latchkey migrate` again/,
+  });
+  t.notOk(await hasColumn(old.urls.owner, 'api_keys'), 'the whole migration was rolled back');
+  await session.query('rollback');
+  session.release();
+  t.match(await next.latchkey(t, ['migrate'], asOwner(old)), { code: 0, output: 'applied: 0002-nicknames\n' });
+});
+
+t.test(
+  'an index whose concurrent creation was killed is repaired by the next run; of two at once, the second waits',
+  async (t) => {
+    const old = await serve(t);
+    const { urls } = old;
+    const next = await laterVersion(t, '0.2.0', [expand, index]);
+    const { pool, close } = connect({ url: urls.owner, poolSize: 1 });
+    t.teardown(close);
+    const session = await pool.connect();
+    // The creation waits for this transaction, also while others can write.
+    await session.query('begin isolation level repeatable read; select 1');
+    const building = () =>
+      eventually(async () => {
+        const found = await dbQuery(
+          urls.superuser,
+          `select pid from pg_stat_activity where datname = current_database() and query like 'create index concurrently%'
+         and wait_event_type = 'Lock'`,
+        );
+        return found[0];
+      });
+    const isValid = async () =>
+      (
+        await dbQuery(urls.owner, "select indisvalid from pg_index where indexrelid = 'api_keys_by_nickname'::regclass")
+      )[0]?.['indisvalid'];
+
+    const killed = next.latchkey(t, ['migrate'], asOwner(old));
+    await dbQuery(urls.superuser, 'select pg_terminate_backend($1)', [(await building())['pid']]);
+    t.equal((await killed).code, 1);
+    t.equal(await isValid(), false, 'the killed one left an invalid index');
+
+    await session.query('rollback; begin; lock table api_keys in row exclusive mode');
+    const first = next.latchkey(t, ['migrate'], asOwner(old));
+    // It begins by removing the invalid index, and that waits, too.
+    await eventually(async () => {
+      const waiting = await dbQuery(
+        urls.superuser,
+        `select 1 from pg_stat_activity where datname = current_database() and query like '%index concurrently%' and wait_event_type = 'Lock'`,
+      );
+      return waiting.length > 0;
+    });
+    const other = next.latchkey(t, ['migrate'], asOwner(old));
+    await eventually(async () => {
+      const sessions = await dbQuery(
+        urls.superuser,
+        `select 1 from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
+       and query like '%latchkey migration%'`,
+      );
+      return sessions.length === 2;
+    });
+    const key = await request(`${old.url}/v1/keys`, {
+      method: 'POST',
+      token: old.tokens['adminToken'] ?? '',
+      body: {},
+    });
+    t.equal(key.status, 201, 'keys are written meanwhile');
+    await session.query('rollback');
+    session.release();
+    t.match(await first, { code: 0, output: 'applied: 0003-nickname-index\n' });
+    t.match(await other, { code: 0, output: 'The schema is up to date.\n' });
+    t.equal(await isValid(), true);
+  },
+);
