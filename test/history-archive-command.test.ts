@@ -56,6 +56,13 @@ async function holding(url: string, sql: string) {
   return { end: () => client.end() };
 }
 
+/** Waits until a run cannot insert its archive. */
+function untilBlocked(url: string): Promise<unknown> {
+  const waiting = `select from pg_stat_activity
+    where datname = current_database() and wait_event_type = 'Lock' and query like 'insert into "history_archives"%'`;
+  return eventually(async () => (await dbQuery(url, waiting)).length > 0);
+}
+
 const storedIn = async (url: string, chain: string) => {
   const [row] = await dbQuery(url, 'select min(sequence)::int as first, count(*)::int from history where chain = $1', [
     chain,
@@ -105,13 +112,7 @@ t.test('killed before the events are removed, a repeated run continues', async (
   const blocker = await holding(urls.superuser, 'lock table history_archives in share mode');
   const killed = start();
   await eventually(async () => existsSync(file));
-  await eventually(async () => {
-    const [row] = await dbQuery(
-      urls.superuser,
-      "select count(*)::int from pg_stat_activity where wait_event_type = 'Lock' and query like 'insert into \"history_archives\"%'",
-    );
-    return Number(row?.['count']) > 0;
-  });
+  await untilBlocked(urls.superuser);
   killed.child.kill('SIGKILL');
   await killed.exited;
   await blocker.end();
@@ -203,13 +204,7 @@ t.test('only one run works at a time', async (t) => {
   const { service, start, run } = await startOld(t);
   const blocker = await holding(service.urls.superuser, 'lock table history_archives in share mode');
   const first = start();
-  await eventually(async () => {
-    const [row] = await dbQuery(
-      service.urls.superuser,
-      "select count(*)::int from pg_locks where locktype = 'advisory' and granted and database = (select oid from pg_database where datname = current_database())",
-    );
-    return Number(row?.['count']) > 0;
-  });
+  await untilBlocked(service.urls.superuser);
   t.match(await run(), { code: 1, output: /Another `latchkey history archive` is running/ });
   await blocker.end();
   t.equal((await first.exited).code, 0);
