@@ -223,7 +223,8 @@ create index api_keys_by_owner on api_keys (organization_id, partner_id, id desc
 -- own index below (src/keys/search.ts).
 create index api_keys_by_organization on api_keys (organization_id, id desc) include (partner_id, permission, folded_name,
   last_four, created_at, expires_at, suspended_at, deleted_at, delete_reason, purged_at);
-create index api_keys_suspended on api_keys (organization_id, id) where suspended_at is not null and purged_at is null;
+create index api_keys_suspended on api_keys (organization_id, id) include (deleted_at, suspended_reason)
+  where suspended_at is not null and purged_at is null;
 create index api_keys_deleted on api_keys (organization_id, id) where deleted_at is not null and purged_at is null;
 create index api_keys_by_name on api_keys (organization_id, folded_name, id) where purged_at is null;
 create index api_keys_by_last_four on api_keys (organization_id, last_four, id) where purged_at is null;

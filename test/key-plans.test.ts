@@ -1,9 +1,11 @@
 import { sql } from 'kysely';
 import type { OrganizationId, PartnerId } from '../src/domain/ids.ts';
+import { countSuspendedIdle } from '../src/keys/idle-store.ts';
 import { type KeyFilter, queriesFor } from '../src/keys/search.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { crowdFilters, dbAddKeyCrowd } from './support/key-crowds.ts';
+import { plansOf } from './support/plans.ts';
 import { t } from './support/tap.ts';
 
 interface PlanNode {
@@ -77,3 +79,24 @@ t.test('each filter, alone and with a partner or a status, reads few rows: no ta
     }
   }
 });
+
+t.test(
+  'each scrape counts the keys that are suspended as idle from an index, without reading their rows',
+  async (t) => {
+    const { urls, client, organizationId } = await startService(t);
+    await dbAddKeyCrowd(urls.superuser, organizationId, 6_000);
+    await dbQuery(
+      urls.superuser,
+      `update api_keys set suspended_at = now(), suspended_reason = 'idle'
+     where deleted_at is null and purged_at is null and id in (select id from api_keys order by id limit 2000)`,
+    );
+    await dbQuery(urls.superuser, 'vacuum analyze api_keys');
+    let count = 0;
+    const [plan = []] = await plansOf(client.pool, async (db) => {
+      count = await countSuspendedIdle(db);
+    });
+    t.ok(count > 1_000, `${count} keys are suspended as idle`);
+    const ofKeys = plan.filter((node) => node['Relation Name'] === 'api_keys');
+    t.match(ofKeys, [{ 'Node Type': 'Index Only Scan', 'Index Name': 'api_keys_suspended' }]);
+  },
+);
