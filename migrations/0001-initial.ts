@@ -376,9 +376,56 @@ begin
   raise exception 'history is append-only: % is refused', tg_op using errcode = 'insufficient_privilege';
 end $$;
 
-create trigger history_append_only before update or delete or truncate on history
+create trigger history_append_only before update or truncate on history
   for each statement execute function history_refuse_change();
 alter table history enable always trigger history_append_only;
+
+-- The beginning of a chain that was moved to a file by latchkey history archive (src/history/archives). The MAC covers
+-- all other columns.
+create table history_archives (
+  id text collate "C" primary key,
+  chain text collate "C" not null,
+  first_sequence bigint not null,
+  last_sequence bigint not null,
+  -- Of the last event.
+  hash bytea not null,
+  file_sha256 bytea not null,
+  file_bytes bigint not null,
+  -- Of the rows in history_archive_states.
+  states_sha256 bytea not null,
+  archived_at timestamptz not null,
+  mac bytea not null,
+  mac_keyring_id text collate "C" not null,
+  constraint history_archives_id_form check (id ~ ${id('archive')}),
+  constraint history_archives_first_key unique (chain, first_sequence),
+  constraint history_archives_last_key unique (chain, last_sequence),
+  constraint history_archives_range check (first_sequence between 1 and last_sequence),
+  constraint history_archives_hash_length check (
+    octet_length(hash) = 32 and octet_length(file_sha256) = 32 and octet_length(states_sha256) = 32
+  )
+);
+
+-- The records of a chain as they were at its last archived event: a replay starts from them. text and not json, because
+-- the digest in history_archives covers the text.
+create table history_archive_states (
+  archive_id text collate "C" not null,
+  kind text collate "C" not null,
+  id text collate "C" not null,
+  state text not null,
+  constraint history_archive_states_pk primary key (archive_id, kind, id)
+);
+
+-- Events are removed only after a row of history_archives says that a file has them.
+create function history_refuse_removal() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if exists (select from public.history_archives where chain = old.chain and last_sequence >= old.sequence) then
+    return old;
+  end if;
+  raise exception 'history is append-only: % is refused', tg_op using errcode = 'insufficient_privilege';
+end $$;
+
+create trigger history_keep before delete on history for each row execute function history_refuse_removal();
+alter table history enable always trigger history_keep;
 
 -- Locks the chain and returns the sequence number, time and previous hash of its next event. The time is the database's,
 -- in milliseconds, and never runs backwards within a chain.
@@ -524,7 +571,7 @@ begin
 end $$;
 
 revoke all on function history_begin(text), history_append(text, text), history_flaw(text), history_is_canonical(json),
-  history_refuse_change() from public;
+  history_refuse_change(), history_refuse_removal() from public;
 `;
 
 /**
@@ -740,7 +787,9 @@ create table state_difference_counts (
   kind text collate "C" primary key,
   count bigint not null,
   at timestamptz not null,
-  constraint state_difference_counts_kind_known check (kind in ('organization', 'access_token', 'partner', 'key'))
+  constraint state_difference_counts_kind_known check (
+    kind in ('organization', 'access_token', 'partner', 'key', 'history_archive')
+  )
 );
 `;
 

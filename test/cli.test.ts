@@ -122,7 +122,7 @@ t.test('with an external Postgres the commands lead from an empty database to th
     const { output } = await call('doctor');
     t.match(output, /^ok {6}The database can be reached, and its schema is current\.$/m);
     t.match(output, /^ok {6}The service's role neither owns history nor may write to it directly\.$/m);
-    t.match(output, /^ok {6}The trigger that keeps history append-only exists, is unchanged and always fires\.$/m);
+    t.match(output, /^ok {6}The triggers that keep history append-only exist, are unchanged and always fire\.$/m);
     t.match(output, /^ok {6}The keyring has the entry of every sealed value\.$/m);
     t.match(output, /^ok {6}Job fold_usage has not run yet: it is not due\.$/m);
   });

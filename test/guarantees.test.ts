@@ -49,7 +49,7 @@ const noBypass = /^The service's role does not bypass row security/;
 const noOwner =
   /^The service's role neither owns history nor may write.* owns history, its functions, its schema or its database/;
 const noWriter = /^The service's role neither owns history nor may write.* may write to history directly/;
-const noTrigger = /^The trigger that keeps history append-only/;
+const noTrigger = /^The triggers that keep history append-only/;
 
 const alwaysFire = 'alter table history enable always trigger history_append_only';
 const triggerFor = (events: string, condition = '') => [
@@ -57,11 +57,18 @@ const triggerFor = (events: string, condition = '') => [
   `create trigger history_append_only before ${events} on history for each statement ${condition} execute function history_refuse_change()`,
   alwaysFire,
 ];
-const makeTrigger = triggerFor('update or delete or truncate');
-const functionOf = (body: string) =>
-  `create or replace function history_refuse_change() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$${body}$$`;
+const makeTrigger = triggerFor('update or truncate');
+const functionOf = (body: string, name = 'history_refuse_change') =>
+  `create or replace function ${name}() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$${body}$$`;
 const refusal = `
 begin
+  raise exception 'history is append-only: % is refused', tg_op using errcode = 'insufficient_privilege';
+end `;
+const refusalOfRemoval = `
+begin
+  if exists (select from public.history_archives where chain = old.chain and last_sequence >= old.sequence) then
+    return old;
+  end if;
   raise exception 'history is append-only: % is refused', tg_op using errcode = 'insufficient_privilege';
 end `;
 
@@ -172,20 +179,20 @@ const breakages: Breakage[] = [
     reported: [noTrigger],
   },
   {
-    what: 'trigger that lets delete through',
-    break: triggerFor('update or truncate'),
+    what: 'trigger that lets update through',
+    break: triggerFor('truncate'),
     repair: makeTrigger,
     reported: [noTrigger],
   },
   {
     what: 'trigger for one column only',
-    break: triggerFor('update of id or delete or truncate'),
+    break: triggerFor('update of id or truncate'),
     repair: makeTrigger,
     reported: [noTrigger],
   },
   {
     what: 'trigger under a condition',
-    break: triggerFor('update or delete or truncate', 'when (false)'),
+    break: triggerFor('update or truncate', 'when (false)'),
     repair: makeTrigger,
     reported: [noTrigger],
   },
@@ -193,6 +200,23 @@ const breakages: Breakage[] = [
     what: 'trigger whose function does nothing',
     break: [functionOf('begin return null; end')],
     repair: [functionOf(refusal)],
+    reported: [noTrigger],
+  },
+  {
+    what: 'trigger against removals dropped',
+    break: ['drop trigger history_keep on history'],
+    repair: [
+      'create trigger history_keep before delete on history for each row execute function history_refuse_removal()',
+      'alter table history enable always trigger history_keep',
+    ],
+    reported: [noTrigger],
+  },
+  {
+    what: 'trigger against removals that lets some through',
+    break: [
+      functionOf("begin return case when old.action = 'key.revealed' then old end; end", 'history_refuse_removal'),
+    ],
+    repair: [functionOf(refusalOfRemoval, 'history_refuse_removal')],
     reported: [noTrigger],
   },
   {
@@ -265,7 +289,7 @@ t.test('before Postgres 16, CREATEROLE counts as the right to every role', async
     owners: [],
     writers: [],
     mayCreateRoles: true,
-    isTriggerSound: true,
+    areTriggersSound: true,
     replicationRole: 'origin',
     mayPublicConnect: false,
     fsync: 'on',

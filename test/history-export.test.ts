@@ -150,7 +150,7 @@ t.test('events after a gap are exported, however wide the gap is', async (t) => 
   await dbAddEvents(urls.superuser, organizationId, 2_000);
   await dbQuery(
     urls.superuser,
-    `alter table history disable trigger history_append_only;
+    `alter table history disable trigger user;
      delete from history where chain = '${organizationId}' and sequence between 300 and 1_400;
      alter table history enable always trigger history_append_only`,
   );

@@ -24,7 +24,7 @@ t.test('a chain can be verified from a known event on', async (t) => {
   const from = { sequence: 300, hash: start?.['hash'] as Buffer };
   await dbQuery(
     urls.superuser,
-    `alter table history disable trigger history_append_only;
+    `alter table history disable trigger user;
      delete from history where chain = '${chain}' and sequence < 300`,
   );
 
@@ -54,7 +54,7 @@ t.test('a chain can be verified from a known event on', async (t) => {
 const tamper = ({ urls, organizationId }: TestService, sql: string) =>
   dbQuery(
     urls.superuser,
-    `alter table history disable trigger history_append_only;
+    `alter table history disable trigger user;
      do $do$ declare c constant text := '${organizationId}'; r record; previous bytea; begin ${sql} end $do$;
      alter table history enable always trigger history_append_only`,
   );
@@ -371,7 +371,7 @@ t.test('audit verify resumes with the keyring, and reads everything without it',
   await putBack();
   await dbQuery(
     urls.superuser,
-    'alter table history disable trigger history_append_only; delete from history; delete from history_heads',
+    'alter table history disable trigger user; delete from history; delete from history_heads',
   );
   const all = runEntry(t, 'cli/latchkey.ts', ['audit', 'verify'], { env: withKeyring });
   t.match(await all.exited, { code: 1 });

@@ -163,5 +163,6 @@ t.test('only the service role can execute the functions of history', async (t) =
     { proname: 'history_flaw', others: [] },
     { proname: 'history_is_canonical', others: [] },
     { proname: 'history_refuse_change', others: [] },
+    { proname: 'history_refuse_removal', others: [] },
   ]);
 });

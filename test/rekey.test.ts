@@ -150,7 +150,7 @@ t.test('rekey reports a service that still uses another primary', async (t) => {
 t.test('the use of each keyring entry is described in words', async (t) => {
   const keyring = keyringOf('k3', 'k2', 'k1');
   const none = { sealedKeys: 0, webhooks: 0, claims: 0, taggedKeys: 0, taggedTokens: 0, bareTags: 0, rows: 0 };
-  const use = { ...none, sealedDigests: 0, taggedImports: 0 };
+  const use = { ...none, sealedDigests: 0, taggedImports: 0, archives: 0 };
   t.same(describeKeyringUse(keyring, []), [
     'Keyring entry k3 (primary): not used yet.',
     'Keyring entry k2 (secondary): not used; it can be removed.',

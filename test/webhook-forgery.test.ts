@@ -149,7 +149,7 @@ t.test('an event that was changed after its commit is not sent', async (t) => {
   const { service, receiver, webhook, genuine } = await startPending(t);
   await dbQuery(
     service.urls.superuser,
-    `alter table history disable trigger history_append_only;
+    `alter table history disable trigger user;
      update history set canonical = replace(canonical, 'Genuine', 'Forged') where sequence = ${genuine.sequence}`,
   );
   startSending(t, service);

@@ -236,5 +236,11 @@ t.test('every action can be subscribed to, or has a reason why not', async (t) =
     if (status === 201) await admin.delete(`/v1/webhooks/${body.id}`);
     else refused.push(action);
   }
-  t.same(refused, ['organization.created', 'webhook.tested', 'keyring.rekey_started', 'keyring.rekeyed']);
+  t.same(refused, [
+    'organization.created',
+    'webhook.tested',
+    'keyring.rekey_started',
+    'keyring.rekeyed',
+    'history.archived',
+  ]);
 });

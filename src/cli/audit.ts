@@ -1,6 +1,6 @@
 import { createReadStream } from 'node:fs';
-import { readFile, stat } from 'node:fs/promises';
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { stat } from 'node:fs/promises';
+import { Command, Option } from 'commander';
 import { type Config, readConfig } from '../config/config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { NoteVerifier } from '../crypto/signed-note.ts';
@@ -8,19 +8,18 @@ import { connect, type Db } from '../database/client.ts';
 import { createDatabaseClock } from '../database/clock.ts';
 import { isKeyringKnown } from '../database/installation.ts';
 import { requireCurrentSchema } from '../database/migrator.ts';
-import { isId } from '../domain/ids.ts';
-import { installationChain } from '../history/chain.ts';
 import type { ChainVerdict } from '../history/chain-walk.ts';
-import { type Checkpoint, checkpointSigners, parsePublicKeys } from '../history/checkpoints/checkpoint.ts';
-import { verifyExport } from '../history/export.ts';
+import { type Checkpoint, checkpointSigners } from '../history/checkpoints/checkpoint.ts';
+import { placeOfLine, verifyExport } from '../history/export.ts';
 import { type ResumedVerdict, resumeVerification } from '../history/resume.ts';
 import { listAuditedChains } from '../history/state-audit.ts';
 import { firstDifferences } from '../history/state-differences.ts';
 import { readHead } from '../history/store.ts';
 import { listVerifiedChains } from '../history/verified-point.ts';
-import { type VerifyOptions as ChainVerification, verifyChain } from '../history/verify.ts';
+import { type ArchivedFile, type VerifyOptions as ChainVerification, verifyChain } from '../history/verify.ts';
 import { linesOf } from '../lib/lines.ts';
-import { readCheckpoints } from './checkpoints.ts';
+import { parseChain } from './chain-option.ts';
+import { readCheckpoints, readPublicKeys } from './checkpoints.ts';
 import { locate } from './locate.ts';
 import { counted, print, warning, wrong } from './print.ts';
 import { showProgress } from './progress.ts';
@@ -28,6 +27,7 @@ import { showProgress } from './progress.ts';
 interface VerifyOptions {
   organization?: string;
   export?: string;
+  archive?: string[];
   checkpoint?: string;
   publicKey?: string;
   full?: boolean;
@@ -53,6 +53,12 @@ export function auditCommand(env: NodeJS.ProcessEnv): Command {
     )
     .addOption(new Option('--organization <id>', 'verify only this chain: org_… or installation').argParser(parseChain))
     .option('--export <file>', 'verify an export instead of the database; - for standard input')
+    .addOption(
+      new Option(
+        '--archive <file...>',
+        'verify the files of archived events, and that they join the database',
+      ).conflicts('export'),
+    )
     .option('--checkpoint <file>', 'compare with the checkpoints in this file: a single one, or a CHECKPOINT_FILE')
     .option(
       '--public-key <file>',
@@ -62,11 +68,6 @@ export function auditCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('audit').description('verify the history').addCommand(verify);
 }
 
-function parseChain(text: string): string {
-  if (text === installationChain || isId('org', text)) return text;
-  throw new InvalidArgumentError(`Must be the id of an organization, or ${installationChain}.`);
-}
-
 async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<void> {
   const config = readConfig(env, { keyring: false });
   const signed = await readSigned(config, options);
@@ -74,12 +75,13 @@ async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<vo
     await verifyFile(options.export, options.organization, signed);
     return;
   }
+  const files = await readFirstLines(options.archive ?? []);
   const { url, keyring } =
     config.DATABASE_URL === undefined ? await locate(config) : { url: config.DATABASE_URL, keyring: config.keyring };
   const client = connect({ url, poolSize: 1, timeoutMs: queryTimeoutMs, connectTimeoutMs });
   try {
     await requireCurrentSchema(client.db);
-    await verifyDatabase(client.db, keyring, options, signed);
+    await verifyDatabase(client.db, { keyring, signed, files }, options);
   } finally {
     await client.close();
   }
@@ -91,12 +93,6 @@ async function readSigned(config: Config, { checkpoint, publicKey }: VerifyOptio
   return readCheckpoints(checkpoint, verifiers);
 }
 
-async function readPublicKeys(file: string): Promise<NoteVerifier[]> {
-  const verifiers = parsePublicKeys(await readFile(file, 'utf8'));
-  if (verifiers.length > 0) return verifiers;
-  throw new Error(`${file} contains no public key. Save the reply of /.well-known/latchkey-history-key in it.`);
-}
-
 async function keyringVerifiers(config: Config): Promise<NoteVerifier[]> {
   if (config.keyring !== undefined) return checkpointSigners(config.keyring);
   if (config.DATABASE_URL === undefined) {
@@ -104,6 +100,23 @@ async function keyringVerifiers(config: Config): Promise<NoteVerifier[]> {
     if (located !== undefined) return checkpointSigners(located.keyring);
   }
   throw new Error('Checkpoints cannot be verified without a key. Use --public-key FILE, or set the keyring.');
+}
+
+/** The files of archives by chain, in the order of their events. */
+async function readFirstLines(paths: readonly string[]): Promise<ReadonlyMap<string, ArchivedFile[]>> {
+  const files = new Map<string, ArchivedFile[]>();
+  for (const path of paths) {
+    const place = await readFirstPlace(path);
+    if (place === undefined) throw new Error(`${path} does not begin with an exported event.`);
+    files.set(place.chain, [...(files.get(place.chain) ?? []), { path, first: place.first }]);
+  }
+  for (const ofChain of files.values()) ofChain.sort((one, other) => one.first - other.first);
+  return files;
+}
+
+async function readFirstPlace(path: string) {
+  for await (const line of linesOf(createReadStream(path) as AsyncIterable<Buffer>)) return placeOfLine(line);
+  return undefined;
 }
 
 async function verifyFile(file: string, chain: string | undefined, signed: Signed): Promise<void> {
@@ -125,19 +138,28 @@ function onlyChainOf(signed: Signed): string | undefined {
   return others.length === 0 ? chain : undefined;
 }
 
+interface Evidence {
+  keyring: Keyring | undefined;
+  signed: Signed;
+  /** The files of archives. */
+  files: ReadonlyMap<string, readonly ArchivedFile[]>;
+}
+
 async function verifyDatabase(
   db: Db,
-  keyring: Keyring | undefined,
+  { keyring, signed, files }: Evidence,
   { organization: chain, full: isFull = false }: VerifyOptions,
-  signed: Signed,
 ): Promise<void> {
   const isResumable = keyring !== undefined && (await isKeyringKnown(db, keyring));
   const unstored = (error: unknown) => warning(`the result of the verification is not stored: ${String(error)}`);
   const deps = isResumable ? { db, keyring, clock: createDatabaseClock(), onUnstored: unstored } : undefined;
   const verify = (name: string, how: ChainVerification): Promise<Verdict> =>
-    deps === undefined ? verifyChain(db, name, how) : resumeVerification(deps, name, { ...how, isFull });
+    deps === undefined
+      ? verifyChain(db, name, { ...how, keyring })
+      : resumeVerification(deps, name, { ...how, isFull: isFull || files.has(name) });
   const listAll = async () => [...(await listAuditedChains(db)), ...(await listVerifiedChains(db))];
-  const chains = chain === undefined ? [...new Set([...(await listAll()), ...(signed?.keys() ?? [])])] : [chain];
+  const known = chain === undefined ? [...(await listAll()), ...(signed?.keys() ?? []), ...files.keys()] : [chain];
+  const chains = [...new Set(known)];
   let total = 0;
   for (const name of chains) total += (await readHead(db, name)).sequence;
   const progress = showProgress('Verifying events:');
@@ -146,6 +168,7 @@ async function verifyDatabase(
   try {
     for (const name of chains) {
       const verdict = await verify(name, {
+        files: files.get(name),
         checkpoints: signed?.get(name) ?? [],
         onProgress: (done) => progress.show({ done: Math.min(before + done, total), total }),
       });
@@ -155,15 +178,18 @@ async function verifyDatabase(
   } finally {
     progress.end();
   }
-  for (const verdict of verdicts) printVerdict(verdict, signed, chain !== undefined);
-  for (const name of chains) await printDifferences(db, name);
+  for (const verdict of verdicts) {
+    printVerdict(verdict, signed, chain !== undefined);
+    printArchived(verdict, { signed, files });
+  }
+  for (const name of chains) await printDifferences(db, name, keyring);
 }
 
 /** The longest excerpt of a value. Metadata can be long. */
 const longestValue = 200;
 
-async function printDifferences(db: Db, chain: string): Promise<void> {
-  const { differences, hasMore } = await firstDifferences(db, chain);
+async function printDifferences(db: Db, chain: string, keyring: Keyring | undefined): Promise<void> {
+  const { differences, hasMore } = await firstDifferences(db, chain, keyring);
   const show = (value: unknown) => JSON.stringify(value).slice(0, longestValue);
   for (const { id, member, history, table } of differences) {
     const difference = `${member} is ${show(table)} in the table, but ${show(history)} in its history`;
@@ -172,6 +198,21 @@ async function printDifferences(db: Db, chain: string): Promise<void> {
     wrong(`${chain}: ${id}: ${member === 'id' ? missing : difference}.`);
   }
   if (hasMore) wrong(`${chain}: there are more differences between the tables and the history.`);
+}
+
+function printArchived(
+  { chain, archivedEvents: last = 0 }: Verdict,
+  { signed, files }: Pick<Evidence, 'signed' | 'files'>,
+): void {
+  if (last === 0) return;
+  if (files.has(chain)) {
+    print(`note    ${chain}: events 1 to ${last} are archived, and were verified in the given files.`);
+    return;
+  }
+  print(`note    ${chain}: events 1 to ${last} are archived, and were not read. --archive verifies their files.`);
+  const earlier = (signed?.get(chain) ?? []).filter(({ size }) => size < last).length;
+  if (earlier > 0)
+    print(`note    ${chain}: ${counted(earlier, 'checkpoint')} of archived events could not be compared.`);
 }
 
 function printVerdict(verdict: Verdict, signed: Signed, isOnlyOne: boolean): void {
@@ -190,8 +231,10 @@ function printVerdict(verdict: Verdict, signed: Signed, isOnlyOne: boolean): voi
     return;
   }
   const compared = agreeing === 0 ? '' : `, as in ${counted(agreeing, 'checkpoint')}`;
-  const resumed =
-    verifiedFrom === 1 ? '' : `, verified from event ${verifiedFrom} on (all at ${fullyVerifiedAt?.toISOString()})`;
+  const isResumed = verifiedFrom > (verdict.archivedEvents ?? 0) + 1;
+  const resumed = !isResumed
+    ? ''
+    : `, verified from event ${verifiedFrom} on (all at ${fullyVerifiedAt?.toISOString()})`;
   print(`ok      ${chain}: ${events} events, the last with the hash ${head.toString('hex')}${resumed}${compared}.`);
   if (signed === undefined) return;
   // For a single chain, a missing checkpoint is an error: the given ones were expected to cover it.

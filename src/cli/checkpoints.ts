@@ -1,6 +1,7 @@
 import { createReadStream } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import { checkNote, type NoteVerifier } from '../crypto/signed-note.ts';
-import { type Checkpoint, parseCheckpoint, splitNotes } from '../history/checkpoints/checkpoint.ts';
+import { type Checkpoint, parseCheckpoint, parsePublicKeys, splitNotes } from '../history/checkpoints/checkpoint.ts';
 import { linesOf } from '../lib/lines.ts';
 import { counted, print, wrong } from './print.ts';
 
@@ -31,4 +32,11 @@ export async function readCheckpoints(
   if (counts.unknown > 0)
     wrong(`${counted(counts.unknown, 'checkpoint is', 'checkpoints are')} signed with other keys than the given ones.`);
   return new Map([...byChain].map(([chain, notes]) => [chain, [...notes.values()]]));
+}
+
+/** The public keys in a saved reply of /.well-known/latchkey-history-key. */
+export async function readPublicKeys(file: string): Promise<NoteVerifier[]> {
+  const verifiers = parsePublicKeys(await readFile(file, 'utf8'));
+  if (verifiers.length > 0) return verifiers;
+  throw new Error(`${file} contains no public key. Save the reply of /.well-known/latchkey-history-key in it.`);
 }

@@ -19,7 +19,7 @@ function roleOf(keyring: Keyring, id: string): string {
 }
 
 function countsOf(use: KeyringUse): string {
-  const { sealedKeys, sealedDigests, webhooks, claims, taggedKeys, taggedTokens, bareTags, rows } = use;
+  const { sealedKeys, sealedDigests, webhooks, claims, taggedKeys, taggedTokens, bareTags, rows, archives } = use;
   const tagged: string[] = [];
   if (taggedKeys > 0) tagged.push(counted(taggedKeys, 'key'));
   if (taggedTokens > 0) tagged.push(counted(taggedTokens, 'access token'));
@@ -31,15 +31,16 @@ function countsOf(use: KeyringUse): string {
   if (claims > 0) counts.push(counted(claims, 'pending claim'));
   if (bareTags > 0) counts.push(`the remaining tags of ${counted(bareTags, 'compromised key')}`);
   if (rows > 0) counts.push(`the MACs of ${counted(rows, 'credential')}`);
+  if (archives > 0) counts.push(`the MACs of ${counted(archives, 'archive')} of history`);
   return counts.join(', ');
 }
 
 /** Why an entry other than the primary is still needed, and what happens without it. */
 function consequenceOf(keyring: Keyring, use: KeyringUse): string {
-  const { keyringId, taggedKeys, taggedTokens, taggedImports, bareTags, rows } = use;
+  const { keyringId, taggedKeys, taggedTokens, taggedImports, bareTags, rows, archives } = use;
   const isPresent = keyring.get(keyringId) !== undefined;
   const tagged = taggedKeys + taggedTokens;
-  const movable = use.sealedKeys + use.sealedDigests + use.webhooks + use.claims + rows;
+  const movable = use.sealedKeys + use.sealedDigests + use.webhooks + use.claims + use.archives + rows;
   if (isPresent && movable > 0) return ' `latchkey rekey` moves them to the primary.';
   if (isPresent) {
     const meanings: string[] = [];
@@ -47,13 +48,16 @@ function consequenceOf(keyring: Keyring, use: KeyringUse): string {
     if (bareTags > 0) meanings.push('without this entry compromised keys look like unknown keys');
     return ` ${capitalized(meanings.join(', and '))}.`;
   }
-  if (tagged + rows === 0) return '';
+  if (tagged + rows + archives === 0) return '';
   if (keyring.lostIds.has(keyringId)) {
     const imports =
       taggedImports === 0 ? '' : ` ${counted(taggedImports, 'imported key')} cannot be checked and must be replaced.`;
     return ` This entry is set as lost: argon2id checks each credential once, at its next use.${imports}`;
   }
-  return ` Those credentials are rejected. Restore the entry, or set LOST_KEYRING_IDS=${keyringId} if it is lost for good.`;
+  const effects: string[] = [];
+  if (tagged + rows > 0) effects.push('those credentials are rejected');
+  if (archives > 0) effects.push('chains with such an archive do not verify');
+  return ` ${capitalized(effects.join(', and '))}. Restore the entry, or set LOST_KEYRING_IDS=${keyringId} if it is lost for good.`;
 }
 
 function capitalized(text: string): string {

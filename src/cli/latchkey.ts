@@ -6,6 +6,7 @@ import { bootstrapCommand } from './bootstrap.ts';
 import { doctorCommand } from './doctor.ts';
 import { exitCodeOf } from './exit-code.ts';
 import { describeFailure } from './failure.ts';
+import { historyCommand } from './history.ts';
 import { importCommand } from './import.ts';
 import { migrateCommand } from './migrate.ts';
 import { openApiCommand } from './openapi.ts';
@@ -37,6 +38,7 @@ program.addCommand(doctorCommand(process.env));
 program.addCommand(rekeyCommand(process.env));
 program.addCommand(importCommand(process.env));
 program.addCommand(auditCommand(process.env));
+program.addCommand(historyCommand(process.env));
 program.addCommand(openApiCommand());
 
 // By default commander exits with 1 for wrong usage too.

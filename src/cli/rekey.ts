@@ -7,6 +7,7 @@ import { confirmInstallation } from '../database/installation.ts';
 import { countKeyringUse } from '../database/keyring-use.ts';
 import { requireCurrentSchema } from '../database/migrator.ts';
 import { accessTokens } from '../rekey/access-tokens.ts';
+import { archives } from '../rekey/archives.ts';
 import { claims } from '../rekey/claims.ts';
 import { keys } from '../rekey/keys.ts';
 import { type RekeyResult, rekey, type Unopened } from '../rekey/rekey.ts';
@@ -23,7 +24,7 @@ const queryTimeoutMs = 120_000;
 export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
   return new Command('rekey')
     .description(
-      "move all keys, access tokens, webhook secrets and pending claims to the keyring's primary entry; the service may be running; may be interrupted and run again",
+      "move all keys, access tokens, webhook secrets, pending claims and archives of history to the keyring's primary entry; the service may be running; may be interrupted and run again",
     )
     .action(async () => {
       const config = readConfig(env);
@@ -44,6 +45,9 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
         report(keyring, await rekey(deps, webhooks), (count) => `The secrets of ${counted(count, 'webhook')} were`);
         report(keyring, await rekey(deps, claims), (count) =>
           counted(count, 'pending claim was', 'pending claims were'),
+        );
+        report(keyring, await rekey(deps, archives), (count) =>
+          counted(count, 'archive of history was', 'archives of history were'),
         );
         for (const line of describeKeyringUse(keyring, await countKeyringUse(client.db))) print(line);
       } finally {

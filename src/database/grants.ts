@@ -17,6 +17,8 @@ const privileges: Record<string, string> = {
   claims: 'select, insert, update',
   history: 'select',
   history_heads: 'select',
+  history_archives: 'select, update (mac, mac_keyring_id)',
+  history_archive_states: 'select',
   verified_points: 'select, insert, update',
   usage_hours: 'select, insert, update, delete',
   usage_days: 'select, insert, update',

@@ -22,7 +22,7 @@ export interface GuaranteeFacts {
   /** Roles that may write history without `history_append()`. */
   writers: string[];
   mayCreateRoles: boolean;
-  isTriggerSound: boolean;
+  areTriggersSound: boolean;
   /** With any value but `origin`, foreign keys are not checked. */
   replicationRole: string;
   mayPublicConnect: boolean;
@@ -62,11 +62,11 @@ export function judgeGuarantees(facts: GuaranteeFacts): Guarantee[] {
       remedy: whyNotOwnerless(facts, otherRole),
     },
     {
-      name: 'The trigger that keeps history append-only exists, is unchanged and always fires',
-      kept: facts.isTriggerSound,
+      name: 'The triggers that keep history append-only exist, are unchanged and always fire',
+      kept: facts.areTriggersSound,
       remedy:
-        'history_append_only or its function was disabled, changed or dropped. Find out who did that and why, verify the ' +
-        'history (GET /v1/history/verify), and create both again as in the first migration.',
+        'history_append_only, history_keep or a function of theirs was disabled, changed or dropped. Find out who did that and ' +
+        'why, verify the history (GET /v1/history/verify), and create them again as in the first migration.',
     },
     {
       name: 'Foreign keys are checked in the sessions of the service',
@@ -121,12 +121,24 @@ function durability(setting: string, value: string): Guarantee {
   };
 }
 
-/** BEFORE, and UPDATE, DELETE and TRUNCATE, for each statement: as `pg_trigger.tgtype` has it. */
-const triggerType = 2 + 16 + 8 + 32;
-
-/** The first migration's text of `history_refuse_change()`, with single spaces. */
-const refusal =
-  "begin raise exception 'history is append-only: % is refused', tg_op using errcode = 'insufficient_privilege'; end";
+/** As in the first migration: the name, `pg_trigger.tgtype`, and the function's text with single spaces. */
+const triggers = [
+  {
+    name: 'history_append_only',
+    // BEFORE, and UPDATE and TRUNCATE, for each statement.
+    type: 2 + 16 + 32,
+    text: "begin raise exception 'history is append-only: % is refused', tg_op using errcode = 'insufficient_privilege'; end",
+  },
+  {
+    name: 'history_keep',
+    // BEFORE DELETE, for each row.
+    type: 1 + 2 + 8,
+    text:
+      'begin if exists (select from public.history_archives where chain = old.chain and last_sequence >= old.sequence) then ' +
+      'return old; end if; ' +
+      "raise exception 'history is append-only: % is refused', tg_op using errcode = 'insufficient_privilege'; end",
+  },
+];
 
 /** Postgres's own roles whose members can write files or run programs as the server does. */
 const reachingTheServer = sql`('pg_execute_server_program', 'pg_write_server_files')`;
@@ -142,7 +154,7 @@ async function readFacts(db: Db): Promise<GuaranteeFacts> {
     ),
     owned as (
       select relowner as owner from pg_class
-      where oid in ('public.history'::regclass, 'public.history_heads'::regclass)
+      where oid in ('public.history'::regclass, 'public.history_heads'::regclass, 'public.history_archives'::regclass)
       union all
       select proowner from pg_proc where pronamespace = 'public'::regnamespace and proname like 'history\\_%'
       union all
@@ -162,13 +174,17 @@ async function readFacts(db: Db): Promise<GuaranteeFacts> {
       array(select rolname::text from reachable where oid in (select owner from owned) order by 1) as "owners",
       array(select distinct rolname::text from writers order by 1) as "writers",
       (select rolcreaterole from pg_roles where rolname = session_user) as "mayCreateRoles",
-      exists (
-        select from pg_trigger as trigger join pg_proc as function on function.oid = trigger.tgfoid
-        where trigger.tgrelid = 'public.history'::regclass and trigger.tgname = 'history_append_only'
-          and trigger.tgenabled = 'A' and trigger.tgtype = ${triggerType} and trigger.tgqual is null
-          and cardinality(trigger.tgattr::int2[]) = 0
-          and btrim(regexp_replace(function.prosrc, '\\s+', ' ', 'g')) = ${refusal}
-      ) as "isTriggerSound",
+      not exists (
+        select from unnest(${triggers.map(({ name }) => name)}::text[], ${triggers.map(({ type }) => type)}::int[],
+          ${triggers.map(({ text }) => text)}::text[]) as expected (name, type, text)
+        where not exists (
+          select from pg_trigger as trigger join pg_proc as function on function.oid = trigger.tgfoid
+          where trigger.tgrelid = 'public.history'::regclass and trigger.tgname = expected.name
+            and trigger.tgenabled = 'A' and trigger.tgtype = expected.type and trigger.tgqual is null
+            and cardinality(trigger.tgattr::int2[]) = 0
+            and btrim(regexp_replace(function.prosrc, '\\s+', ' ', 'g')) = expected.text
+        )
+      ) as "areTriggersSound",
       current_setting('session_replication_role') as "replicationRole",
       has_database_privilege('public', current_database(), 'connect') as "mayPublicConnect",
       current_setting('fsync') as "fsync",

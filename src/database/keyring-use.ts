@@ -21,6 +21,8 @@ export interface KeyringUse {
   bareTags: number;
   /** Keys and live access tokens whose row is authenticated with this entry. Without it they are rejected. */
   rows: number;
+  /** Archives of history that are authenticated with this entry. Without it their chains cannot be verified alone. */
+  archives: number;
 }
 
 /** Counts the uses of each entry, by id. Reads every key once. */
@@ -41,7 +43,8 @@ export async function countKeyringUse(db: Db): Promise<KeyringUse[]> {
       ${number('tagged import')} as "taggedImports",
       ${number('tagged token')} as "taggedTokens",
       ${number('bare tag')} as "bareTags",
-      ${number('row')} as "rows"
+      ${number('row')} as "rows",
+      ${number('archive')} as "archives"
     from (
       select sealed_keyring_id as keyring_id, 'sealed key' as thing, number from keys
       union all
@@ -63,6 +66,8 @@ export async function countKeyringUse(db: Db): Promise<KeyringUse[]> {
       where previous_sealed is not null and previous_sealed_keyring_id <> sealed_keyring_id
       union all
       select sealed_keyring_id, 'claim', 1 from claims where ended_at is null
+      union all
+      select mac_keyring_id, 'archive', 1 from history_archives
     ) as things where keyring_id is not null
     group by keyring_id order by keyring_id`.execute(db);
   return rows;

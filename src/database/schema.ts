@@ -5,6 +5,8 @@ import type { ClaimsTable } from './tables/claims.ts';
 import type { DeletedKeyUsesTable } from './tables/deleted-key-uses.ts';
 import type { ExpiryNoticesTable } from './tables/expiry-notices.ts';
 import type { HistoryTable } from './tables/history.ts';
+import type { HistoryArchiveStatesTable } from './tables/history-archive-states.ts';
+import type { HistoryArchivesTable } from './tables/history-archives.ts';
 import type { HistoryHeadsTable } from './tables/history-heads.ts';
 import type { IdempotencyKeysTable } from './tables/idempotency-keys.ts';
 import type { IdleNoticesTable } from './tables/idle-notices.ts';
@@ -37,6 +39,8 @@ export interface Database {
   claims: ClaimsTable;
   history: HistoryTable;
   history_heads: HistoryHeadsTable;
+  history_archives: HistoryArchivesTable;
+  history_archive_states: HistoryArchiveStatesTable;
   verified_points: VerifiedPointsTable;
   usage_hours: UsageHoursTable;
   usage_days: UsageDaysTable;

@@ -46,6 +46,7 @@ export const historyActions = [
   'webhook.redelivered',
   'keyring.rekey_started',
   'keyring.rekeyed',
+  'history.archived',
 ] as const;
 
 export type HistoryAction = (typeof historyActions)[number];

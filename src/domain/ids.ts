@@ -16,6 +16,7 @@ export type WebhookId = Id<'webhook'>;
 export type DeliveryId = Id<'delivery'>;
 export type RefusalId = Id<'refusal'>;
 export type ClaimId = Id<'claim'>;
+export type ArchiveId = Id<'archive'>;
 
 export type IdKind =
   | 'org'
@@ -27,7 +28,8 @@ export type IdKind =
   | 'webhook'
   | 'delivery'
   | 'refusal'
-  | 'claim';
+  | 'claim'
+  | 'archive';
 
 /** The alphabet of ids: five bits per character, so the last one of a UUIDv7 is random. */
 const idAlphabet = '0123456789abcdefghjkmnpqrstvwxyz';

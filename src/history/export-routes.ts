@@ -7,7 +7,7 @@ import { accessTokenOf } from '../http/guard.ts';
 import { queryInteger } from '../http/schemas.ts';
 import { chainOf } from './chain.ts';
 import { exportChain } from './export.ts';
-import { readHead } from './store.ts';
+import { readFirstEvent, readHead } from './store.ts';
 
 /** The response is a stream; this schema only documents it. */
 const exportView: z.ZodType = z.string().meta({
@@ -44,6 +44,12 @@ export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app
         access: { role: 'admin', scope: 'read', installation: true },
         problems: ['overloaded'],
         replyHeaders: {
+          'X-Latchkey-First-Sequence': {
+            description:
+              'The sequence number of the first stored event; 0 if there is none. The events before it were moved to files by ' +
+              'the operator of the service, and are not exported.',
+            schema: { type: 'integer' },
+          },
           'X-Latchkey-Last-Sequence': {
             description: 'The sequence number of the last event when the request arrived; 0 if there is none.',
             schema: { type: 'integer' },
@@ -60,6 +66,8 @@ export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app
           'Ends with the event that is the last one when the request arrives. Each line is an event as in the list, with ' +
           'previousHash and hash as its last members. Without these two members, its bytes are exactly the hashed bytes. ' +
           'With `after`, a reader continues where it stopped. ' +
+          'Begins with the first stored event: earlier ones may be archived. The files of the archives and this export, one ' +
+          'after the other, are the whole history. ' +
           'Check the file with docs/verify-history.py or `latchkey audit verify --export`.',
         querystring,
         produces: ['application/x-ndjson'],
@@ -68,21 +76,29 @@ export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app
     },
     async (request, reply) => {
       const release = atOnce.acquire(organizationGroupOf(request));
-      const head = readHead(db, chainOf(accessTokenOf(request).actsIn));
-      const { chain, sequence } = await head.catch((error: unknown) => {
-        release();
-        throw error;
-      });
-      const stream = Readable.from(exportChain(db, chain, sequence, request.query.after), { highWaterMark: 1 });
+      const { chain, first, last } = await readEnds(db, chainOf(accessTokenOf(request).actsIn)).catch(
+        (error: unknown) => {
+          release();
+          throw error;
+        },
+      );
+      const stream = Readable.from(exportChain(db, chain, last, request.query.after), { highWaterMark: 1 });
       running.add(stream);
       stream.on('close', () => {
         running.delete(stream);
         release();
       });
       return reply
-        .header('x-latchkey-last-sequence', sequence)
+        .header('x-latchkey-first-sequence', first)
+        .header('x-latchkey-last-sequence', last)
         .type('application/x-ndjson; charset=utf-8')
         .send(stream);
     },
   );
 };
+
+/** The numbers of the first stored event and of the last event; 0 if there are none. */
+async function readEnds(db: Db, chain: string) {
+  const [before, { sequence: last }] = [await readFirstEvent(db, chain), await readHead(db, chain)];
+  return { chain, first: before === undefined ? 0 : before.sequence + 1, last };
+}

@@ -1,6 +1,6 @@
 import type { Db } from '../database/client.ts';
 import { chainHash, flawOfLink, installationChain, type Link, parseEvent, type StoredEvent } from './chain.ts';
-import { type ChainVerdict, type ChainWalk, walkChain } from './chain-walk.ts';
+import { type ChainStart, type ChainVerdict, type ChainWalk, walkChain } from './chain-walk.ts';
 import type { Checkpoint } from './checkpoints/checkpoint.ts';
 import { findEvents, type LinkText, readLinkTexts } from './store.ts';
 import { fitsExportLine, readEvent, toUnreadableView } from './views.ts';
@@ -70,6 +70,8 @@ export async function* exportChain(db: Db, chain: string, last: number, after = 
 interface ExportOptions {
   /** The expected chain. If omitted, the first event decides. */
   chain?: string | undefined;
+  /** Starts after this event instead of at the first one; see `walkChain`. */
+  from?: ChainStart | undefined;
   checkpointsOf?: (chain: string) => readonly Checkpoint[];
   /** Called with the number of bytes checked so far. */
   onProgress?: (bytes: number) => void;
@@ -78,19 +80,35 @@ interface ExportOptions {
 /** Verifies an export without a database. Undefined if the export is empty and no chain was given. */
 export async function verifyExport(
   lines: AsyncIterable<Buffer>,
-  { chain, checkpointsOf = () => [], onProgress }: ExportOptions = {},
+  { chain, from, checkpointsOf = () => [], onProgress }: ExportOptions = {},
 ): Promise<ChainVerdict | undefined> {
-  const startWalk = (name: string) => walkChain(name, { checkpoints: checkpointsOf(name) });
+  const startWalk = (name: string) => walkChain(name, { checkpoints: checkpointsOf(name), from });
   let walk: ChainWalk | undefined = chain === undefined ? undefined : startWalk(chain);
   let bytes = 0;
   for await (const line of lines) {
-    const link = parseExportLine(line);
-    walk ??= startWalk(chainNamedBy(link));
-    walk.take(link, flawOfLink, placeNamedBy(link, walk.next()));
+    walk ??= startWalk(chainNamedBy(parseExportLine(line)));
+    takeLine(walk, line);
     bytes += line.length + 1;
     onProgress?.(bytes);
   }
   return walk?.end();
+}
+
+/** Checks the lines of an export as the next events of a walk. */
+export async function takeLines(walk: ChainWalk, lines: AsyncIterable<Buffer>): Promise<void> {
+  for await (const line of lines) takeLine(walk, line);
+}
+
+function takeLine(walk: ChainWalk, line: Buffer): void {
+  const link = parseExportLine(line);
+  walk.take(link, flawOfLink, placeNamedBy(link, walk.next()));
+}
+
+/** The chain and the sequence number of an export's first event; undefined if the line is no event. */
+export function placeOfLine(line: Buffer): { chain: string; first: number } | undefined {
+  const link = parseExportLine(line);
+  const sequence = link === undefined ? undefined : parseEvent(link.canonical)?.sequence;
+  return typeof sequence === 'number' ? { chain: chainNamedBy(link), first: sequence } : undefined;
 }
 
 /** Unknown if the first line is damaged. */

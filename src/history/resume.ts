@@ -4,16 +4,17 @@ import type { Db } from '../database/client.ts';
 import type { DatabaseClock } from '../database/clock.ts';
 import { chunksOf } from '../lib/batches.ts';
 import { dayMs } from '../lib/durations.ts';
+import { readLastArchive } from './archives/archive.ts';
 import { firstPreviousHash } from './chain.ts';
 import type { ChainVerdict } from './chain-walk.ts';
 import type { Checkpoint } from './checkpoints/checkpoint.ts';
 import { readPoint, type StoredPoint, storePoint, type VerifiedPoint } from './verified-point.ts';
-import { type VerifyOptions, verifyChain } from './verify.ts';
+import { type StoredVerdict, type VerifyOptions, verifyChain } from './verify.ts';
 
 /** A chain is verified from its first event on if the last sound verification of all of it is older. */
 export const wholeEveryMs = 7 * dayMs;
 
-export interface ResumedVerdict extends ChainVerdict {
+export interface ResumedVerdict extends StoredVerdict {
   /** When the last sound verification of the whole chain began; null if none is known. */
   fullyVerifiedAt: Date | null;
   /** Why the stored result of the last verification cannot be trusted; undefined if it can. */
@@ -44,10 +45,14 @@ export async function resumeVerification(
 ): Promise<ResumedVerdict> {
   const stored = await readPoint(deps, chain);
   const { point, isForged } = stored;
-  const earlier = checkpoints.filter(({ size }) => size < (point?.sequence ?? 0));
+  const archived = (await readLastArchive(deps.db, chain, deps.keyring))?.last_sequence ?? 0;
+  const earlier = checkpoints.filter(
+    ({ size }) => size < (point?.sequence ?? 0) && (size > archived || archived === 0),
+  );
   const isResumed = !isFull && canResume(stored) && (await areMatched(deps.db, chain, earlier));
   const verdict = await verifyChain(deps.db, chain, {
     ...options,
+    keyring: deps.keyring,
     checkpoints,
     verified: point && { sequence: point.sequence, hash: point.hash, at: point.verified_at },
     from: isResumed ? point : undefined,

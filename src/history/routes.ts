@@ -19,6 +19,7 @@ import {
 } from '../http/schemas.ts';
 import { listRefusals, type RefusalFilter } from '../refused-requests/store.ts';
 import { isRefusalId, refusalCodeSchema, refusalCodes, refusalView, toRefusalView } from '../refused-requests/view.ts';
+import { isInArchive } from './archives/states.ts';
 import { chainOf } from './chain.ts';
 import type { Checkpoints } from './checkpoints/signing.ts';
 import { type ResumeDeps, resumeVerification } from './resume.ts';
@@ -108,7 +109,12 @@ const stateDifferenceView = z
 const verdictView = z
   .object({
     valid: z.boolean(),
-    events: z.int(),
+    events: z.int().meta({ description: 'The number of events before the first flaw, archived ones included.' }),
+    archivedEvents: z.int().meta({
+      description:
+        'The number of events at the beginning that the operator of the service has moved to files. They are not read; the ' +
+        'chain is verified from the hash of the last of them, which is authenticated by the keyring.',
+    }),
     head: hashView.nullable(),
     firstBadSequence: z.int().nullable(),
     flaws: z
@@ -121,12 +127,12 @@ const verdictView = z
       .meta({ description: 'Ranges of events where the chain is damaged: the first 100.' }),
     stateDifferences: z.array(stateDifferenceView).meta({
       description:
-        'Keys, partners, access tokens and the organization whose table rows differ from their events: ' +
-        'at most 100.',
+        'Keys, partners, access tokens and the organization whose table rows differ from their events, in the history of the ' +
+        'installation also archives of history: at most 100.',
     }),
     verifiedFrom: z.int().min(1).meta({
       description:
-        'The sequence number of the first event that this verification read. Earlier events were verified before.',
+        'The sequence number of the first event that this verification read. Earlier events were verified before, or are archived.',
     }),
     fullyVerifiedAt: timestampView.nullable().meta({
       description:
@@ -146,6 +152,7 @@ const verdictView = z
     example: {
       valid: true,
       events: 42,
+      archivedEvents: 0,
       head: 'ab'.repeat(32),
       firstBadSequence: null,
       flaws: [],
@@ -161,7 +168,7 @@ interface HistoryDeps {
 }
 
 export const historyRoutes: FastifyPluginAsyncZod<HistoryDeps> = async (app, { transactor }) => {
-  const { db } = transactor;
+  const { db, keyring } = transactor;
   app.get(
     '/history',
     {
@@ -172,7 +179,8 @@ export const historyRoutes: FastifyPluginAsyncZod<HistoryDeps> = async (app, { t
         summary: 'List who did what, newest first',
         description:
           "An operator that selects no organization reads the installation's own history. `kind=refused` lists refused " +
-          'attempts instead of events. A page of large events may be shorter than `limit`: follow `nextCursor`.',
+          'attempts instead of events. A page of large events may be shorter than `limit`: follow `nextCursor`. ' +
+          'Lists stored events: old ones may be archived (`archivedEvents` of `GET /v1/history/verify`).',
         querystring: historyFilter,
         response: { 200: historyPage },
       },
@@ -231,10 +239,11 @@ export const historyRoutes: FastifyPluginAsyncZod<HistoryDeps> = async (app, { t
       };
       const options = { isFull: request.query.full, signal: gone.signal };
       const { verdict, differences: stateDifferences } = await verifyWithState(deps, chain, options).finally(release);
-      const { events, head, flaws, verifiedFrom, fullyVerifiedAt, pointFlaw } = verdict;
+      const { events, archivedEvents, head, flaws, verifiedFrom, fullyVerifiedAt, pointFlaw } = verdict;
       return {
         valid: flaws.length === 0 && stateDifferences.length === 0 && pointFlaw === undefined,
         events,
+        archivedEvents,
         head: events === 0 ? null : head.toString('hex'),
         firstBadSequence: flaws[0]?.firstSequence ?? null,
         flaws,
@@ -280,7 +289,7 @@ export const historyRoutes: FastifyPluginAsyncZod<HistoryDeps> = async (app, { t
 
   async function verifyWithState(deps: ResumeDeps, chain: string, options: { isFull: boolean; signal: AbortSignal }) {
     const verdict = await resumeVerification(deps, chain, options);
-    const { differences } = await firstDifferences(db, chain, options.signal);
+    const { differences } = await firstDifferences(db, chain, keyring, options.signal);
     return { verdict, differences };
   }
 
@@ -290,10 +299,17 @@ export const historyRoutes: FastifyPluginAsyncZod<HistoryDeps> = async (app, { t
     page: { limit: number; cursor?: string | undefined },
   ): Promise<EventPage> {
     const organizationId = organizationOf(request);
-    if (!(await historyKnows(db, organizationId, subject))) {
+    if (!(await historyKnows(db, organizationId, subject)) && !(await isArchived(organizationId, subject))) {
       throw new Problem('not_found', "This organization's history has no event with this id.");
     }
     return readPage(listOf(request), organizationId, subject, page);
+  }
+
+  /** All events of a record may be archived: its history is then empty, and not missing. */
+  function isArchived(organizationId: OrganizationId, subject: { keyId: string } | { partnerId: string }) {
+    return 'keyId' in subject
+      ? isInArchive(db, organizationId, 'key', subject.keyId)
+      : isInArchive(db, organizationId, 'partner', subject.partnerId);
   }
 
   async function readRefusals(

@@ -13,7 +13,7 @@ import { listChains } from './store.ts';
 const loggedAtMost = 1_000;
 
 interface StateAuditDeps {
-  transactor: Pick<Transactor, 'db' | 'clock'>;
+  transactor: Pick<Transactor, 'db' | 'clock' | 'keyring'>;
   logger: Pick<FastifyBaseLogger, 'error'>;
   signal: AbortSignal;
 }
@@ -24,11 +24,11 @@ interface StateAuditDeps {
  * @returns the number of differences
  */
 export async function auditStates({ transactor, logger, signal }: StateAuditDeps): Promise<number> {
-  const { db } = transactor;
+  const { db, keyring } = transactor;
   const counts = Object.fromEntries(recordKinds.map((kind) => [kind, 0])) as Record<RecordKind, number>;
   let total = 0;
   for (const chain of await listAuditedChains(db)) {
-    for await (const differences of compareStates(db, chain)) {
+    for await (const differences of compareStates(db, chain, keyring)) {
       signal.throwIfAborted();
       for (const { kind, id, member } of differences) {
         counts[kind] += 1;

@@ -1,64 +1,56 @@
 import { sql } from 'kysely';
+import type { Keyring } from '../crypto/keyring.ts';
 import type { Db, Tx } from '../database/client.ts';
-import type { ChainedEvent, HistoryAction } from '../domain/events.ts';
+import type { HistoryAction } from '../domain/events.ts';
 import type { OrganizationId } from '../domain/ids.ts';
-import { chunksOf, pagesOf } from '../lib/batches.ts';
+import { pagesOf } from '../lib/batches.ts';
+import { readLastArchive } from './archives/archive.ts';
+import { createStatesDigest, listArchivedStates } from './archives/states.ts';
 import { installationChain } from './chain.ts';
-import {
-  actionsOf,
-  differencesOf,
-  firstActionsOf,
-  type RecordKind,
-  type State,
-  type StateDifference,
-  stateAfter,
-} from './state-replay.ts';
+import { columnOf, type PagedKind, recordedIn, type SmallKind, statesOf, statesOfAll } from './recorded-states.ts';
+import { differencesOf, firstActionsOf, type RecordKind, type StateDifference } from './state-replay.ts';
 import {
   accessTokenRows,
   afterAllIds,
+  archiveRows,
   keyRows,
   organizationRows,
   partnerRows,
   type RecordRow,
   type RowPage,
 } from './state-rows.ts';
-import { eventText, matches, matchesAny } from './store.ts';
-import { readEvent } from './views.ts';
+import { matches } from './store.ts';
 
 /** Records per snapshot, so that a snapshot reads a few thousand events at most. */
 const recordsAtOnce = 200;
 const createdAtOnce = 1_000;
-const eventsAtOnce = 500;
 
 /**
  * Compares the records of a chain with the state that their events give. Rows and events of each batch are read in one
  * snapshot, so concurrent changes are no differences. Memory is bounded by a batch, except for access tokens.
  * @returns batches, some empty, so that the caller can stop between them
  */
-export async function* compareStates(db: Db, chain: string): AsyncGenerator<StateDifference[]> {
+export async function* compareStates(
+  db: Db,
+  chain: string,
+  keyring: Keyring | undefined,
+): AsyncGenerator<StateDifference[]> {
+  const deps = { db, chain, keyring };
   const organizationId = chain === installationChain ? null : (chain as OrganizationId);
-  yield await inSnapshot(db, async (tx) =>
-    compareAll(tx, chain, {
-      kind: 'access_token',
-      rows: await accessTokenRows(tx, organizationId),
-      idIn: ({ details }) => details?.['accessTokenId'],
-    }),
-  );
-  if (organizationId === null) return;
-  yield await inSnapshot(db, async (tx) =>
-    compareAll(tx, chain, {
-      kind: 'organization',
-      rows: await organizationRows(tx, organizationId),
-      idIn: () => chain,
-    }),
-  );
-  yield* comparePaged(db, organizationId, {
-    kind: 'partner',
-    column: 'partner_id',
-    table: 'partners',
-    rowsOf: partnerRows,
-  });
-  yield* comparePaged(db, organizationId, { kind: 'key', column: 'key_id', table: 'api_keys', rowsOf: keyRows });
+  yield await compareAll(deps, 'access_token', (tx) => accessTokenRows(tx, organizationId));
+  if (organizationId === null) yield await compareAll(deps, 'history_archive', archiveRows);
+  else {
+    yield await compareAll(deps, 'organization', (tx) => organizationRows(tx, organizationId));
+    yield* comparePaged(deps, { kind: 'partner', table: 'partners', rowsOf: partnerRows });
+    yield* comparePaged(deps, { kind: 'key', table: 'api_keys', rowsOf: keyRows });
+  }
+  yield* compareArchived(deps);
+}
+
+interface Compared {
+  db: Db;
+  chain: string;
+  keyring: Keyring | undefined;
 }
 
 /** The number of differences that a reply shows. */
@@ -71,10 +63,11 @@ const shownAtMost = 100;
 export async function firstDifferences(
   db: Db,
   chain: string,
+  keyring: Keyring | undefined,
   signal?: AbortSignal,
 ): Promise<{ differences: Array<Omit<StateDifference, 'kind'>>; hasMore: boolean }> {
   const found: StateDifference[] = [];
-  for await (const differences of compareStates(db, chain)) {
+  for await (const differences of compareStates(db, chain, keyring)) {
     signal?.throwIfAborted();
     found.push(...differences);
     if (found.length > shownAtMost) break;
@@ -89,63 +82,41 @@ function inSnapshot<Result>(db: Db, read: (tx: Tx) => Promise<Result>): Promise<
   return db.transaction().setIsolationLevel('repeatable read').setAccessMode('read only').execute(read);
 }
 
-interface All {
-  kind: RecordKind;
-  rows: readonly RecordRow[];
-  idIn: (event: ChainedEvent) => unknown;
-}
-
-/** For records whose events are found by their action, not by an indexed id column. */
-async function compareAll(tx: Tx, chain: string, { kind, rows, idIn }: All): Promise<StateDifference[]> {
-  const found = await tx
-    .selectFrom('history')
-    .select('sequence')
-    .where(matchesAny(chain, 'action', actionsOf(kind)))
-    .execute();
-  const states = await replay(tx, { chain, kind, sequences: found.map(({ sequence }) => sequence) }, idIn);
-  const tables = new Map(rows.map(({ id, state }) => [id, state]));
-  return [...new Set([...states.keys(), ...tables.keys()])].flatMap((id) =>
-    differencesOf(kind, id, states.get(id), tables.get(id)),
-  );
+async function compareAll(
+  { db, chain, keyring }: Compared,
+  kind: SmallKind,
+  rowsOf: (tx: Tx) => Promise<RecordRow[]>,
+): Promise<StateDifference[]> {
+  return inSnapshot(db, async (tx) => {
+    const tables = new Map((await rowsOf(tx)).map(({ id, state }) => [id, state]));
+    const states = await statesOfAll(tx, await recordedIn(tx, chain, keyring), kind);
+    return [...new Set([...states.keys(), ...tables.keys()])].flatMap((id) =>
+      differencesOf(kind, id, states.get(id), tables.get(id)),
+    );
+  });
 }
 
 interface Paged {
-  kind: RecordKind;
-  /** The column of `history` that identifies the record. */
-  column: 'key_id' | 'partner_id';
+  kind: PagedKind;
   table: 'api_keys' | 'partners';
   rowsOf: (tx: Tx, organizationId: OrganizationId, page: RowPage) => Promise<RecordRow[]>;
 }
 
 /** First compares each row with its events, then looks for records whose row is missing. */
-async function* comparePaged(db: Db, chain: OrganizationId, paged: Paged): AsyncGenerator<StateDifference[]> {
+async function* comparePaged(compared: Compared, paged: Paged): AsyncGenerator<StateDifference[]> {
+  const { db, chain, keyring } = compared;
   const { kind, rowsOf } = paged;
   const pages = pagesOf<{ id: string; differences: StateDifference[] }>((last) =>
     inSnapshot(db, async (tx) => {
-      const rows = await rowsOf(tx, chain, { before: last?.id ?? afterAllIds, limit: recordsAtOnce });
-      const states = await statesOf(tx, chain, paged, rows);
+      const page = { before: last?.id ?? afterAllIds, limit: recordsAtOnce };
+      const rows = await rowsOf(tx, chain as OrganizationId, page);
+      const ids = rows.map(({ id }) => id);
+      const states = await statesOf(tx, await recordedIn(tx, chain, keyring), kind, ids);
       return rows.map(({ id, state }) => ({ id, differences: differencesOf(kind, id, states.get(id), state) }));
     }),
   );
   for await (const page of pages) yield page.flatMap(({ differences }) => differences);
-  yield* findMissing(db, chain, paged);
-}
-
-async function statesOf(tx: Tx, chain: string, { kind, column }: Paged, rows: readonly RecordRow[]) {
-  const found = await tx
-    .selectFrom('history')
-    .select(['sequence', `${column} as id`])
-    .where(
-      matchesAny(
-        chain,
-        column,
-        rows.map(({ id }) => id),
-      ),
-    )
-    .where('action', '=', anyOf<HistoryAction>(actionsOf(kind)))
-    .execute();
-  const idOf = new Map(found.map(({ sequence, id }) => [sequence, id]));
-  return replay(tx, { chain, kind, sequences: [...idOf.keys()] }, (_event, sequence) => idOf.get(sequence));
+  yield* findMissing(compared, paged);
 }
 
 interface CreatedRecord {
@@ -155,16 +126,16 @@ interface CreatedRecord {
 }
 
 /** Records that were created according to history but have no row. The service never deletes rows, so somebody did. */
-async function* findMissing(db: Db, chain: string, paged: Paged): AsyncGenerator<StateDifference[]> {
-  for (const action of firstActionsOf(paged.kind)) yield* findMissingAfter(db, chain, paged, action);
+async function* findMissing(compared: Compared, paged: Paged): AsyncGenerator<StateDifference[]> {
+  for (const action of firstActionsOf(paged.kind)) yield* findMissingAfter(compared, paged, action);
 }
 
 async function* findMissingAfter(
-  db: Db,
-  chain: string,
-  { kind, column, table }: Paged,
+  { db, chain }: Compared,
+  { kind, table }: Paged,
   action: HistoryAction,
 ): AsyncGenerator<StateDifference[]> {
+  const column = columnOf[kind];
   const pages = pagesOf<CreatedRecord>(async (last) => {
     const { rows } = await sql<CreatedRecord>`
       select sequence, ${sql.ref(column)} as id, exists (
@@ -181,33 +152,20 @@ async function* findMissingAfter(
   }
 }
 
-/** The states of records after these events. Unreadable events are skipped. */
-async function replay(
-  tx: Tx,
-  { chain, kind, sequences }: { chain: string; kind: RecordKind; sequences: number[] },
-  idIn: (event: ChainedEvent, sequence: number) => unknown,
-): Promise<Map<string, State>> {
-  const states = new Map<string, State>();
-  sequences.sort((one, other) => one - other);
-  for (const some of chunksOf(sequences, eventsAtOnce)) {
-    const rows = await tx
-      .selectFrom('history')
-      .select(['sequence', eventText.as('canonical')])
-      .where('chain', '=', chain)
-      .where('sequence', '=', anyOf(some))
-      .orderBy('sequence')
-      .execute();
-    for (const { sequence, canonical } of rows) {
-      const event = readEvent({ canonical });
-      const id = event === undefined ? undefined : idIn(event, sequence);
-      if (event === undefined || typeof id !== 'string') continue;
-      const state = stateAfter(kind, states.get(id), event);
-      if (state !== undefined) states.set(id, state);
-    }
+/** Compares the stored states of archived records with their digest, and finds those whose row is missing. */
+async function* compareArchived({ db, chain, keyring }: Compared): AsyncGenerator<StateDifference[]> {
+  const archive = await readLastArchive(db, chain, keyring);
+  if (archive === undefined) return;
+  const digest = createStatesDigest();
+  for await (const page of listArchivedStates(db, archive.id, chain)) {
+    digest.add(page);
+    const missing = page.filter((stored) => !stored.is_there);
+    yield missing.flatMap(({ kind, id }) => differencesOf(kind as RecordKind, id, {}, undefined));
   }
-  return states;
-}
-
-function anyOf<Value>(values: readonly Value[]) {
-  return sql<Value>`any(${values})`;
+  const found = digest.end();
+  if (found.equals(archive.states_sha256)) return;
+  // Another archive may have replaced the states meanwhile.
+  if ((await readLastArchive(db, chain, keyring))?.id !== archive.id) return;
+  const sides = { history: archive.states_sha256.toString('hex'), table: found.toString('hex') };
+  yield [{ kind: 'history_archive', id: archive.id, member: 'statesSha256', ...sides }];
 }

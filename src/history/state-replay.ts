@@ -3,7 +3,7 @@ import type { ChainedEvent, HistoryAction } from '../domain/events.ts';
 
 /** Computes a record's state from its events alone. Add every new member that affects a decision here. */
 
-export const recordKinds = ['organization', 'access_token', 'partner', 'key'] as const;
+export const recordKinds = ['organization', 'access_token', 'partner', 'key', 'history_archive'] as const;
 
 export type RecordKind = (typeof recordKinds)[number];
 
@@ -27,6 +27,16 @@ const members = {
   ],
   access_token: ['role', 'name', 'email', 'scopes', 'expiresAt'],
   partner: ['email', 'name', 'externalId', 'metadata', 'permissions', ...limited],
+  history_archive: [
+    'chain',
+    'firstSequence',
+    'lastSequence',
+    'head',
+    'fileSha256',
+    'fileBytes',
+    'statesSha256',
+    'archivedAt',
+  ],
   key: ['permission', 'name', 'expiresAt', 'allowedIps', 'scopes', 'metadata', 'replacesKeyId', ...limited],
 };
 
@@ -61,6 +71,11 @@ const rules: Record<RecordKind, Rules> = {
     begins: ['access_token.created'],
     first: (details) => ({ ...only(members.access_token, details), deletedAt: null }),
     changes: { 'access_token.deleted': deleted },
+  },
+  history_archive: {
+    begins: ['history.archived'],
+    first: (details) => only(members.history_archive, details),
+    changes: {},
   },
   partner: {
     begins: ['partner.created'],

@@ -1,6 +1,7 @@
 import type { Db, Tx } from '../database/client.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 import { toRateLimit } from '../domain/rate-limit.ts';
+import { toDetails } from './archives/archive.ts';
 import { type State, toCreator } from './state-replay.ts';
 
 /** Reads records from the tables as the states that `state-replay.ts` computes from events. */
@@ -143,6 +144,12 @@ export async function organizationRows(tx: Tx, organizationId: OrganizationId): 
       createdBy: toCreator(row.created_by),
     },
   }));
+}
+
+/** All archives of the installation, of every chain: their events are in the installation's chain. */
+export async function archiveRows(tx: Tx): Promise<RecordRow[]> {
+  const rows = await tx.selectFrom('history_archives').selectAll().execute();
+  return rows.map((row) => ({ id: row.id, state: toDetails(row) }));
 }
 
 /** Ids of all organizations, including those without events. */

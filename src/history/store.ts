@@ -191,6 +191,19 @@ export async function historyKnows(
   return rows.length > 0;
 }
 
+/** The place before the first stored event of a chain; undefined if none is stored. */
+export async function readFirstEvent(db: Db, chain: string): Promise<{ sequence: number; hash: Buffer } | undefined> {
+  const event = await db
+    .selectFrom('history')
+    .select(['sequence', 'previous_hash'])
+    .where('chain', '=', chain)
+    .where('sequence', '>', 0)
+    .orderBy('sequence')
+    .limit(1)
+    .executeTakeFirst();
+  return event && { sequence: event.sequence - 1, hash: event.previous_hash };
+}
+
 export interface ChainHead {
   chain: string;
   /** The number of events in the chain. */

@@ -49,6 +49,7 @@ export const keyViewersRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app, {
         summary: 'List who has revealed a key',
         description: [
           "Ordered by each viewer's first reveal, newest first. Works for deleted and purged keys too.",
+          'Counts stored events only: reveals whose events were archived are in the files of the archives.',
           'Not listed: the creator in createdBy, who saw the key unless a claim created it, and holders of redeemed claims:',
           'see `GET /v1/claims?keyId=`.',
         ].join(' '),

@@ -4,7 +4,7 @@ import type { Db } from '../database/client.ts';
 /** The number of stale rows of a table, optionally up to an id, and the last of them. */
 export async function countStaleRows(
   db: Db,
-  table: 'access_tokens' | 'api_keys' | 'claims' | 'webhook_endpoints',
+  table: 'access_tokens' | 'api_keys' | 'claims' | 'history_archives' | 'webhook_endpoints',
   isStale: RawBuilder<boolean>,
   upTo: string | null,
 ): Promise<{ count: number; lastId: string | null }> {

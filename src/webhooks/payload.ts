@@ -10,6 +10,7 @@ const notSubscribable: readonly HistoryAction[] = [
   // These belong to the installation's own chain.
   'keyring.rekey_started',
   'keyring.rekeyed',
+  'history.archived',
 ];
 
 /**

@@ -166,6 +166,8 @@ interface ChainState extends Checkpoint {
   lastHash: Buffer | null;
   /** The hash of the event that the last checkpoint covers; null if there is none. */
   hashAtSigned: Buffer | null;
+  /** The number of archived events. */
+  archivedEvents: number;
 }
 
 /** @param signed the chains, each with the number of events of its last checkpoint, or 0 */
@@ -175,7 +177,8 @@ async function readChainStates(db: Db, signed: ReadonlyArray<{ chain: string; si
       coalesce(head.sequence, 0) as size,
       coalesce(head.hash, ${firstPreviousHash}) as hash,
       last.hash as "lastHash",
-      at_signed.hash as "hashAtSigned"
+      at_signed.hash as "hashAtSigned",
+      coalesce((select max(last_sequence) from history_archives where chain = asked.chain), 0) as "archivedEvents"
     from unnest(${signed.map(({ chain }) => chain)}::text[], ${signed.map(({ size }) => size)}::bigint[])
       as asked (chain, size)
     left join history_heads as head on head.chain = asked.chain
@@ -195,6 +198,12 @@ function refusalOf(signed: Checkpoint | undefined, found: ChainState): string | 
   }
   if (found.size > 0 && found.lastHash?.equals(found.hash) !== true) {
     return `its head counts ${found.size} events, but the last of them is missing or differs`;
+  }
+  if (signed !== undefined && signed.size > 0 && found.hashAtSigned === null && signed.size <= found.archivedEvents) {
+    return (
+      `its event ${signed.size}, the last signed one, is archived: verify the archives with this checkpoint ` +
+      '(latchkey audit verify --archive … --checkpoint …), then start with a new CHECKPOINT_FILE'
+    );
   }
   if (signed !== undefined && signed.size > 0 && found.hashAtSigned?.equals(signed.hash) !== true) {
     return `its event ${signed.size} differs from the signed one: it was rewritten, or continued from an older backup`;
