@@ -55,6 +55,14 @@ export const failures = {
   },
   replica: { name: 'one replica killed', cutsPostgres: false, begin: killReplicas([1]) },
   replicas: { name: 'two replicas killed', cutsPostgres: false, begin: killReplicas([2, 3]) },
+  hungReplica: {
+    name: 'one replica hung',
+    cutsPostgres: false,
+    async begin({ replicas: [replica] }) {
+      replica?.process.child.kill('SIGSTOP');
+      return async () => void replica?.process.child.kill('SIGCONT');
+    },
+  },
   balancer: {
     name: 'HAProxy reloaded',
     cutsPostgres: false,
