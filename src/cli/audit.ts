@@ -75,7 +75,7 @@ async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<vo
     await verifyFile(options.export, options.organization, signed);
     return;
   }
-  const files = await readFirstLines(options.archive ?? []);
+  const files = await sortArchivedFiles(options.archive ?? []);
   const { url, keyring } =
     config.DATABASE_URL === undefined ? await locate(config) : { url: config.DATABASE_URL, keyring: config.keyring };
   const client = connect({ url, poolSize: 1, timeoutMs: queryTimeoutMs, connectTimeoutMs });
@@ -103,7 +103,7 @@ async function keyringVerifiers(config: Config): Promise<NoteVerifier[]> {
 }
 
 /** The files of archives by chain, in the order of their events. */
-async function readFirstLines(paths: readonly string[]): Promise<ReadonlyMap<string, ArchivedFile[]>> {
+async function sortArchivedFiles(paths: readonly string[]): Promise<ReadonlyMap<string, ArchivedFile[]>> {
   const files = new Map<string, ArchivedFile[]>();
   for (const path of paths) {
     const place = await readFirstPlace(path);
@@ -216,7 +216,8 @@ function printArchived(
 }
 
 function printVerdict(verdict: Verdict, signed: Signed, isOnlyOne: boolean): void {
-  const { chain, events, head, flaws, flawCount, agreeing, verifiedFrom, fullyVerifiedAt, pointFlaw } = verdict;
+  const { chain, events, archivedEvents = 0, head, flaws, flawCount, agreeing, verifiedFrom } = verdict;
+  const { fullyVerifiedAt, pointFlaw } = verdict;
   if (pointFlaw !== undefined) wrong(`${chain}: ${pointFlaw}.`);
   const [first, ...others] = flaws;
   if (first !== undefined) {
@@ -231,10 +232,8 @@ function printVerdict(verdict: Verdict, signed: Signed, isOnlyOne: boolean): voi
     return;
   }
   const compared = agreeing === 0 ? '' : `, as in ${counted(agreeing, 'checkpoint')}`;
-  const isResumed = verifiedFrom > (verdict.archivedEvents ?? 0) + 1;
-  const resumed = !isResumed
-    ? ''
-    : `, verified from event ${verifiedFrom} on (all at ${fullyVerifiedAt?.toISOString()})`;
+  const isResumed = verifiedFrom > archivedEvents + 1;
+  const resumed = isResumed ? `, verified from event ${verifiedFrom} on (all at ${fullyVerifiedAt?.toISOString()})` : '';
   print(`ok      ${chain}: ${events} events, the last with the hash ${head.toString('hex')}${resumed}${compared}.`);
   if (signed === undefined) return;
   // For a single chain, a missing checkpoint is an error: the given ones were expected to cover it.
