@@ -233,7 +233,9 @@ function printVerdict(verdict: Verdict, signed: Signed, isOnlyOne: boolean): voi
   }
   const compared = agreeing === 0 ? '' : `, as in ${counted(agreeing, 'checkpoint')}`;
   const isResumed = verifiedFrom > archivedEvents + 1;
-  const resumed = isResumed ? `, verified from event ${verifiedFrom} on (all at ${fullyVerifiedAt?.toISOString()})` : '';
+  const resumed = isResumed
+    ? `, verified from event ${verifiedFrom} on (all at ${fullyVerifiedAt?.toISOString()})`
+    : '';
   print(`ok      ${chain}: ${events} events, the last with the hash ${head.toString('hex')}${resumed}${compared}.`);
   if (signed === undefined) return;
   // For a single chain, a missing checkpoint is an error: the given ones were expected to cover it.

@@ -22,8 +22,8 @@ export class ArchiveRefused extends Error {
 }
 
 /**
- * The youngest events that may be archived. Deliveries need their event for 30 days, and a claim the event of its end
- * until it expires.
+ * Younger events are not archived: a delivery needs its event for 30 days, and a claim the event of its end until it
+ * expires.
  */
 export const keptDays = 90;
 
@@ -111,8 +111,8 @@ async function requireNoDeliveries(db: Db, chain: string, last: number): Promise
     where endpoint.organization_id = ${chain} and delivery.sequence <= ${last} limit 1`.execute(db);
   if (rows.length === 0) return;
   throw new ArchiveRefused(
-    'Deliveries of webhooks still need some of these events. The job prune_webhook_deliveries deletes them 30 days after the ' +
-      'event: is a service running?',
+    'Deliveries of webhooks still need some of these events. The job prune_webhook_deliveries deletes deliveries 30 days ' +
+      'after their event: is a service running?',
   );
 }
 
