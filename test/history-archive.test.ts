@@ -1,7 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
-import { startService } from './support/app.ts';
+import { startService, type TestService } from './support/app.ts';
 import { archivist } from './support/archives.ts';
 import { dbQuery } from './support/database.ts';
 import { findByLatchkey, findByScript } from './support/histories.ts';
@@ -12,15 +12,19 @@ import { t } from './support/tap.ts';
 
 // Old events are moved to files, and the chain stays verifiable.
 
+/** The text of a GET reply that is not JSON. */
+async function read({ app }: TestService, token: string, url: string): Promise<string> {
+  return (await app.inject({ url, headers: { authorization: `Bearer ${token}` } })).body;
+}
+
 t.test('archived events are in a file, and everything else works as before', async (t) => {
   const service = await startService(t, { keyring: keyringOf('evidence') });
   const { admin, operator, organizationId: chain, urls } = service;
-  const read = async (url: string): Promise<string> => (await admin.get(url)).body;
   const { body: old } = await admin.post('/v1/keys', { name: 'Old', metadata: { team: 'a' } });
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   await admin.post(`/v1/keys/${old.id}/reveal`, { reason: 'A test' });
-  const whole = await read('/v1/history/export');
-  const note = await read('/v1/history/checkpoint');
+  const whole = await read(service, admin.token, '/v1/history/export');
+  const note = await read(service, admin.token, '/v1/history/checkpoint');
   const { archive } = archivist(t, service);
   const first = await archive(chain, note);
   const lines = whole.trimEnd().split('\n');
@@ -52,7 +56,7 @@ t.test('archived events are in a file, and everything else works as before', asy
     },
   });
 
-  const rest = await read('/v1/history/export');
+  const rest = await read(service, admin.token, '/v1/history/export');
   t.equal(rest, `${lines.at(-1)}\n`, 'the export begins after the archive');
   t.same(
     (await admin.get('/v1/history')).body.data.map((event: { sequence: number }) => event.sequence),
@@ -70,13 +74,13 @@ t.test('archived events are in a file, and everything else works as before', asy
   await admin.patch(`/v1/keys/${old.id}`, { metadata: { team: 'b' } });
   await admin.post(`/v1/partners/${partner.id}/suspend`);
   t.same(await differencesIn(service), [], 'states continue from the archive');
-  const laterNote = await read('/v1/history/checkpoint');
+  const laterNote = await read(service, admin.token, '/v1/history/checkpoint');
   const second = await archive(chain, laterNote);
   t.equal(second.first_sequence, first.last_sequence + 1);
   await admin.patch(`/v1/keys/${old.id}`, { name: 'Renamed' });
   t.same(await differencesIn(service), []);
 
-  const stored = await read('/v1/history/export');
+  const stored = await read(service, admin.token, '/v1/history/export');
   const together = Buffer.concat([readFileSync(first.file), readFileSync(second.file), Buffer.from(stored)]);
   t.match(await findByLatchkey(together), { firstBad: undefined }, 'files and export are the whole history');
   t.match(findByScript(t, [together])[0], { firstBad: undefined });
