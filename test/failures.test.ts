@@ -13,14 +13,14 @@ const skip =
   unlessInstalled('redis-server');
 
 t.test(
-  'a replica, PgBouncer, a Redis server and the primary fail in turn: nothing acknowledged is lost, and no deleted key stays valid',
+  'a replica restarts without a rejected request; a replica, PgBouncer, a Redis server and the primary fail in turn: nothing acknowledged is lost, and no deleted key stays valid',
   { skip },
   async (t) => {
     const { phases, broken, acknowledged, replays } = await runFailures(t, {
       build: path.resolve('.test-build'),
       replicas: 2,
       isSynchronous: true,
-      failures: ['replica', 'pooler', 'redis', 'primary'],
+      failures: ['restart', 'replica', 'pooler', 'redis', 'primary'],
       load: { verifiers: 2, writers: 2, followers: 2, pauseMs: { verifiers: 20, writers: 50 } },
       outageMs: 1_500,
       settleMs: 1_000,

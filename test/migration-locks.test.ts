@@ -2,10 +2,14 @@ import { connect } from '../src/database/client.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually, request } from './support/process.ts';
 import { serve } from './support/served.ts';
+import { snippetsOf } from './support/snippets.ts';
 import { t } from './support/tap.ts';
 import { asOwner, expand, hasColumn, index, laterVersion } from './support/versions.ts';
 
 // A migration beside a service and other transactions, on tables that are in use.
+
+/** A session of another program, whose transactions may be idle for long. */
+const patient = 'set idle_in_transaction_session_timeout = 0';
 
 t.test('an expanding migration does not queue behind a long transaction, and says what to do', async (t) => {
   const old = await serve(t);
@@ -13,6 +17,7 @@ t.test('an expanding migration does not queue behind a long transaction, and say
   const { pool, close } = connect({ url: old.urls.owner, poolSize: 1 });
   t.teardown(close);
   const session = await pool.connect();
+  await session.query(patient);
   await session.query('begin; select count(*) from partners');
   const failed = next.latchkey(t, ['migrate'], asOwner(old));
   await eventually(async () => {
@@ -46,6 +51,7 @@ t.test(
     t.teardown(close);
     const session = await pool.connect();
     // The creation waits for this transaction, also while others can write.
+    await session.query(patient);
     await session.query('begin isolation level repeatable read; select 1');
     const building = () =>
       eventually(async () => {
@@ -85,6 +91,21 @@ t.test(
       );
       return sessions.length === 2;
     });
+    // The first one holds the lock in a transaction that is idle for longer than Latchkey's other transactions may be.
+    await eventually(async () => {
+      const idle = await dbQuery(
+        urls.superuser,
+        `select 1 from pg_stat_activity where datname = current_database() and query like '%latchkey migration%'
+         and state = 'idle in transaction' and now() - state_change > interval '16 s'`,
+      );
+      return idle.length > 0;
+    });
+    const [, documented = ''] = await snippetsOf('docs/upgrading.md', 'What can happen', 'sql');
+    const [findRun = '', findTransactions = ''] = documented.split(';');
+    t.equal((await dbQuery(urls.superuser, findRun)).length, 1, 'the page names the session that migrates');
+    const [oldest] = await dbQuery(urls.superuser, findTransactions);
+    const { rows: own } = await session.query('select pg_backend_pid() as pid');
+    t.equal(oldest?.['pid'], own[0].pid, 'and the transaction that the index waits for');
     const key = await request(`${old.url}/v1/keys`, {
       method: 'POST',
       token: old.tokens['adminToken'] ?? '',

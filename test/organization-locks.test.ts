@@ -1,6 +1,7 @@
 import { sql } from 'kysely';
+import { connect } from '../src/database/client.ts';
 import type { OrganizationId } from '../src/domain/ids.ts';
-import { lockOrganizationShared } from '../src/organizations/store.ts';
+import { lockOrganization, lockOrganizationShared } from '../src/organizations/store.ts';
 import { startService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
@@ -32,4 +33,21 @@ t.test('a change of the organization does not wait for changes of keys that begi
   const { body } = await admin.get('/v1/history?action=rate_limit.updated');
   t.equal(body.data.length, 3);
   t.equal(body.data[0].details.changes.requests.to, 1_003);
+});
+
+t.test('a replica that hangs within a change blocks its organization for seconds only', async (t) => {
+  const { admin, urls, organizationId } = await startService(t);
+  const hung = connect({ url: urls.app, poolSize: 1 });
+  t.teardown(hung.close);
+  let isFree = false;
+  const change = hung.db.transaction().execute(async (tx) => {
+    await lockOrganization(tx, organizationId);
+    const { status } = await admin.put('/v1/rate-limit', { requests: 1_001, windowSeconds: 60 });
+    isFree = status === 200;
+    await sql`select 1`.execute(tx);
+  });
+  await t.rejects(change, 'it cannot continue');
+  t.ok(isFree, 'the other change waited, and was done');
+  const { body } = await admin.get('/v1/history?action=rate_limit.updated');
+  t.equal(body.data.length, 1);
 });

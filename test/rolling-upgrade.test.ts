@@ -7,6 +7,7 @@ import { createDatabase, dbQuery } from './support/database.ts';
 import { eventually, request, runEntry } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
 import { type Served, serve } from './support/served.ts';
+import { fill, snippetsOf } from './support/snippets.ts';
 import { t } from './support/tap.ts';
 import {
   asOwner,
@@ -177,6 +178,25 @@ t.test('a replica that was cut off during a contract ends as soon as it reconnec
     old.process.output(),
     /"level":60,.*migrated by a newer Latchkey \(0004-no-partner-nicknames is unknown here/,
   );
+});
+
+t.test('a replica that hangs delays a contract until its session is ended, and ends if it continues', async (t) => {
+  const old = await serve(t);
+  await old.process.until(/The change feed is connected/);
+  const third = await laterVersion(t, '0.3.0', [expand, contract]);
+  old.process.child.kill('SIGSTOP');
+  const waiting = await third.latchkey(t, ['migrate'], asOwner(old));
+  t.match(waiting, { code: 1, output: /waiting: 0004-no-partner-nicknames, for 1 replica/ });
+  const [, pid = ''] = /process (\d+) of Postgres/.exec(waiting.output) ?? [];
+  const [end] = await snippetsOf('docs/upgrading.md', 'What can happen', 'sql');
+  await dbQuery(old.urls.superuser, fill(end, { 4711: pid }));
+  t.match(await third.latchkey(t, ['migrate'], asOwner(old)), {
+    code: 0,
+    output: 'applied: 0004-no-partner-nicknames\n',
+  });
+  old.process.child.kill('SIGCONT');
+  t.equal((await old.process.exited).code, 1);
+  t.match(old.process.output(), /"level":60,.*0004-no-partner-nicknames is unknown here/);
 });
 
 t.test('a replica that is just reconnecting counts as running', async (t) => {

@@ -5,6 +5,7 @@ import { startService } from './support/app.ts';
 import { freePort } from './support/ports.ts';
 import { eventually } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { proxyTo } from './support/proxy.ts';
 import { startRedis } from './support/redis.ts';
 import { t } from './support/tap.ts';
 
@@ -175,6 +176,24 @@ t.test('a silent Redis that kept its counts gets the missed uses once', { skip }
   await eventually(async () => modeOf(only) === 'shared');
   const answers = await Promise.all(Array.from({ length: 8 }, () => verify(only, key.key)));
   t.equal(Math.min(...answers.map(({ rateLimit }) => rateLimit.remaining)), 27);
+});
+
+t.test('a connection to Redis that is silent for good is replaced', { skip }, async (t) => {
+  const redis = await startRedis(t);
+  const proxy = await proxyTo(t, redis.url);
+  const lines: string[] = [];
+  const note = (...parts: unknown[]) => void lines.push(JSON.stringify(parts));
+  const limits = createSharedLimits({ url: proxy.url, logger: { warn: note, info: note } });
+  t.teardown(() => limits.close());
+  await limits.decided;
+  t.equal(limits.mode, 'shared');
+  // As if the machine of the primary were lost, and its name led to another one.
+  proxy.swallowOpen();
+  t.match(await limits.count([{ id: 'a', requests: 2, windowSeconds: 60 }], 1), { isExceeded: false });
+  t.equal(limits.mode, 'memory');
+  await eventually(async () => limits.mode === 'shared');
+  t.match(await limits.count([{ id: 'a', requests: 2, windowSeconds: 60 }], 1), { isExceeded: false });
+  t.match(await limits.count([{ id: 'a', requests: 2, windowSeconds: 60 }], 1), { isExceeded: true });
 });
 
 t.test('a Redis that accepts no writes is not used, and the log reports it once', { skip }, async (t) => {

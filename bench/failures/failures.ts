@@ -7,6 +7,8 @@ export interface Failure {
   name: string;
   /** Whether the replicas lose Postgres. Then a deleted key may be valid for as long as `VERIFY_STALE_SECONDS`. */
   cutsPostgres: boolean;
+  /** It is part of every upgrade, so each request must succeed. */
+  isOrderly?: true;
   /** Makes it fail. @returns its repair */
   begin(parts: Parts): Promise<() => Promise<void>>;
 }
@@ -42,8 +44,25 @@ function losePrimary(signal: 'SIGKILL' | 'SIGSTOP'): Failure['begin'] {
 
 export const failures = {
   none: { name: 'nothing', cutsPostgres: false, begin: async () => async () => undefined },
+  restart: {
+    name: 'one replica restarted',
+    cutsPostgres: false,
+    isOrderly: true,
+    async begin({ replicas: [replica] }) {
+      await replica?.stop();
+      return async () => replica?.start();
+    },
+  },
   replica: { name: 'one replica killed', cutsPostgres: false, begin: killReplicas([1]) },
   replicas: { name: 'two replicas killed', cutsPostgres: false, begin: killReplicas([2, 3]) },
+  hungReplica: {
+    name: 'one replica hung',
+    cutsPostgres: false,
+    async begin({ replicas: [replica] }) {
+      replica?.process.child.kill('SIGSTOP');
+      return async () => void replica?.process.child.kill('SIGCONT');
+    },
+  },
   balancer: {
     name: 'HAProxy reloaded',
     cutsPostgres: false,

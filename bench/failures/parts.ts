@@ -26,6 +26,8 @@ export interface Replica {
   /** Undefined while it is killed. */
   isUp: boolean;
   kill(): void;
+  /** Lets it answer what it has accepted, and waits until it has ended. */
+  stop(): Promise<void>;
   start(): Promise<void>;
   /** Why it does not serve changes or does not count limits in Redis; undefined if it does. */
   trouble(): Promise<string | undefined>;
@@ -66,7 +68,7 @@ export async function startParts(
     LATCHKEY_KEYRING: generateKeyring(new Date()),
     TRUST_PROXY: '127.0.0.1',
     LOG_LEVEL: 'warn',
-    DRAIN_SECONDS: '0',
+    DRAIN_SECONDS: '3',
     ...env,
   };
   const runNode = (file: string, args: string[] = [], more: NodeJS.ProcessEnv = {}) =>
@@ -98,6 +100,11 @@ export async function startParts(
         replica.isUp = false;
         replica.process.child.kill('SIGKILL');
       },
+      async stop() {
+        replica.isUp = false;
+        replica.process.child.kill('SIGTERM');
+        await replica.process.exited;
+      },
       async start() {
         replica.process = await start();
         replica.isUp = true;
@@ -110,6 +117,8 @@ export async function startParts(
           : 'limits are counted in memory';
       },
     };
+    // At the end nothing is left to drain.
+    t.teardown(() => replica.kill());
     return replica;
   };
   const replicas = await Promise.all(Array.from({ length: count }, (_, index) => startReplica(index + 1)));

@@ -62,6 +62,7 @@ const cacheSeconds = 10;
 const bounds = { replica: 2_000, backend: 5_000, staleMs: staleSeconds * 1_000, cacheMs: cacheSeconds * 1_000 };
 /** A gateway's replies, no reply, and what Latchkey may answer while something is away or a request is repeated. */
 const allowedStatus = /^(none|200|201|409|503|50[234] of HAProxy)$/;
+const successStatus = /^20[01]$/;
 
 /** Starts everything, lets each part fail in turn under load, and compares the books. */
 export async function runFailures(t: Scope, options: FailureRunOptions): Promise<FailureRunResult> {
@@ -183,7 +184,7 @@ function brokenBounds({ name, statuses, validForMs }: PhaseResult, failure: Fail
     .map((where) => `${name}: a deleted key was valid for ${Math.round(validForMs[where])} ms at the ${where}`);
   const odd = (['verify', 'fresh', 'change'] as const).flatMap((kind) =>
     Object.entries(statuses[kind])
-      .filter(([status]) => !allowedStatus.test(status))
+      .filter(([status]) => !(failure?.isOrderly ? successStatus : allowedStatus).test(status))
       .map(([status, count]) => `${name}: ${count} replies ${status} to ${kind}`),
   );
   return [...late, ...odd];

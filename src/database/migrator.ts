@@ -158,6 +158,8 @@ const lockPollMs = 100;
 
 /** Polls: an index that is created concurrently waits for statements that run, so a waiting one would block it for good. */
 async function lockMigrations(tx: Tx): Promise<void> {
+  // This transaction is idle while others migrate.
+  await sql`set local idle_in_transaction_session_timeout = 0`.execute(tx);
   for (;;) {
     const { rows } = await sql<{ locked: boolean }>`
       select pg_try_advisory_xact_lock(hashtext('latchkey migration')) as locked`.execute(tx);

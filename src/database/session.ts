@@ -1,11 +1,17 @@
 import type pg from 'pg';
 
+/**
+ * A replica that hangs, or whose machine or network is lost, may leave a transaction open. Without this limit its locks
+ * would block an organization until TCP gives up, which takes hours.
+ */
+export const idleTransactionLimitMs = 15_000;
+
 /** Settings that Latchkey relies on and that `alter role … set` or `alter database … set` can change. */
 const settings: Record<string, string> = {
   search_path: 'public, pg_temp',
   statement_timeout: '0',
   lock_timeout: '0',
-  idle_in_transaction_session_timeout: '0',
+  idle_in_transaction_session_timeout: String(idleTransactionLimitMs),
   idle_session_timeout: '0',
   client_encoding: "'UTF8'",
   standard_conforming_strings: 'on',

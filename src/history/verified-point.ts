@@ -1,7 +1,7 @@
 import { type Selectable, sql } from 'kysely';
 import type { Keyring } from '../crypto/keyring.ts';
 import { isAuthentic, type MacParts, macOf } from '../crypto/mac.ts';
-import type { Db } from '../database/client.ts';
+import { type Db, writeTransaction } from '../database/client.ts';
 import type { DatabaseClock } from '../database/clock.ts';
 import type { VerifiedPointsTable } from '../database/tables/verified-points.ts';
 
@@ -65,11 +65,13 @@ export async function storePoint(
   replaced: Buffer | null,
 ): Promise<void> {
   const row = { ...point, ...macOf(keyring.primary, partsOf(point)) };
-  await db
-    .insertInto('verified_points')
-    .values(row)
-    .onConflict((conflict) => conflict.column('chain').doUpdateSet(row).where('verified_points.mac', '=', replaced))
-    .execute();
+  await writeTransaction(db).execute((tx) =>
+    tx
+      .insertInto('verified_points')
+      .values(row)
+      .onConflict((conflict) => conflict.column('chain').doUpdateSet(row).where('verified_points.mac', '=', replaced))
+      .execute(),
+  );
 }
 
 function partsOf({ chain, sequence, hash, verified_at, fully_verified_at }: VerifiedPoint): MacParts {

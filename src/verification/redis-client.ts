@@ -20,6 +20,8 @@ const commandTimeoutMs = 250;
 const perServer: RedisOptions = {
   commandTimeout: commandTimeoutMs,
   connectTimeout: 1_000,
+  // A lost machine closes no connection. The new one leads to the server that has its name or address now.
+  socketTimeout: 1_000,
   maxRetriesPerRequest: 0,
   // After a failover the connection may lead to a replica; a new one leads to the new primary.
   reconnectOnError: (error) => error.message.startsWith('READONLY'),
