@@ -1,5 +1,6 @@
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
+import { parseArgs } from 'node:util';
 import { type FailureName, failures } from './failures/failures.ts';
 import { runFailures, toTables } from './failures/run.ts';
 import { describeMachine } from './report.ts';
@@ -9,8 +10,8 @@ import { describeMachine } from './report.ts';
 // some failures, and `-- --asynchronous` does not make commits wait for the standby, so acknowledged changes are lost.
 
 const root = path.dirname(import.meta.dirname);
-const only = process.argv.find((argument) => argument.startsWith('--only='))?.slice('--only='.length);
-const names = (only?.split(',') ?? Object.keys(failures)) as FailureName[];
+const { values: options } = parseArgs({ options: { only: { type: 'string' }, asynchronous: { type: 'boolean' } } });
+const names = (options.only?.split(',') ?? Object.keys(failures)) as FailureName[];
 const startedAtMs = performance.now();
 const log = (line: string) =>
   process.stdout.write(`${((performance.now() - startedAtMs) / 1_000).toFixed(1).padStart(6)} s  ${line}\n`);
@@ -28,7 +29,7 @@ try {
     {
       build: path.join(root, 'dist'),
       replicas: 4,
-      isSynchronous: !process.argv.includes('--asynchronous'),
+      isSynchronous: options.asynchronous !== true,
       failures: names,
       load: { verifiers: 4, writers: 4, followers: 4, pauseMs: { verifiers: 20, writers: 250 } },
       outageMs: 5_000,

@@ -4,6 +4,7 @@ import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { eventually } from '../test/support/process.ts';
 import { describeMachine } from './report.ts';
+import { median } from './sampling.ts';
 import { countEvents, findDifferences, verifyChain } from './soak/books.ts';
 import { runSoak } from './soak/load.ts';
 import { startOutside } from './soak/outside.ts';
@@ -135,10 +136,6 @@ function runAudit(): boolean {
     process.stderr.write(`${String((error as { stdout?: Buffer }).stdout)}\n`);
     return false;
   }
-}
-
-function median(values: number[]): number {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0;
 }
 
 function round(value: number): number {

@@ -22,11 +22,7 @@ t.test(
     const folder = t.testdir({ bin: {} });
     const program = `#!/bin/sh\nexec "${process.execPath}" "${compiled('src/cli/latchkey.ts')}" "$@"\n`;
     writeFileSync(path.join(folder, 'bin', 'latchkey'), program, { mode: 0o755 });
-    const headers = { authorization: `Bearer ${admin.token}` };
-    writeFileSync(
-      path.join(folder, 'checkpoints.txt'),
-      (await app.inject({ url: '/v1/history/checkpoint', headers })).body,
-    );
+    writeFileSync(path.join(folder, 'checkpoints.txt'), (await admin.get('/v1/history/checkpoint')).body);
     const env = {
       PATH: `${folder}/bin:${process.env['PATH']}`,
       DATABASE_URL: urls.app,

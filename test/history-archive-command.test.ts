@@ -14,9 +14,8 @@ import { t } from './support/tap.ts';
 
 // `latchkey history archive` may be killed at any moment, and runs beside the service.
 
-async function noteOf({ app, admin }: TestService): Promise<string> {
-  const headers = { authorization: `Bearer ${admin.token}` };
-  return (await app.inject({ url: '/v1/history/checkpoint', headers })).body;
+async function noteOf({ admin }: TestService): Promise<string> {
+  return (await admin.get('/v1/history/checkpoint')).body;
 }
 
 /** An organization whose history is a year old, and a checkpoint of it. @param more events that are added to the first ones */

@@ -4,8 +4,9 @@ import { newId } from '../src/domain/ids.ts';
 import { parseCheckpoint } from '../src/history/checkpoints/checkpoint.ts';
 import { createCheckpoints } from '../src/history/checkpoints/signing.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
-import { archivist, dbTamper } from './support/archives.ts';
+import { archivist } from './support/archives.ts';
 import { dbQuery } from './support/database.ts';
+import { dbTamper } from './support/histories.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { runEntry } from './support/process.ts';
 import { t } from './support/tap.ts';
@@ -22,19 +23,13 @@ interface Archived {
 
 /** An organization with five events, of which the first four are archived. */
 async function startArchived(service: TestService, archives: ReturnType<typeof archivist>): Promise<Archived> {
-  const { app, operator } = service;
+  const { operator } = service;
   const { body } = await operator.post('/v1/organizations', { name: `Organization ${Math.random()}` });
   const chain: string = body.id;
   const named = { 'latchkey-organization': chain };
   let requests = 1;
   const change = () => operator.put('/v1/rate-limit', { requests: ++requests, windowSeconds: 60 }, named);
-  const note = async () =>
-    (
-      await app.inject({
-        url: '/v1/history/checkpoint',
-        headers: { authorization: `Bearer ${operator.token}`, ...named },
-      })
-    ).body;
+  const note = async () => (await operator.get('/v1/history/checkpoint', named)).body;
   const verify = async () => (await operator.get('/v1/history/verify?full=true', named)).body;
   for (let made = 0; made < 4; made++) await change();
   await archives.archive(chain, await note());
@@ -172,10 +167,9 @@ t.test('an event that is stored below the archive must belong to the chain', asy
 
 t.test('rows of archives and their events are compared, also after the events are archived themselves', async (t) => {
   const service = await startService(t, { keyring: keyringOf('evidence') });
-  const { app, urls, operator } = service;
+  const { urls, operator } = service;
   const archives = archivist(t, service);
-  const note = async () =>
-    (await app.inject({ url: '/v1/history/checkpoint', headers: { authorization: `Bearer ${operator.token}` } })).body;
+  const note = async () => (await operator.get('/v1/history/checkpoint')).body;
   const differences = async () => (await operator.get('/v1/history/verify')).body.stateDifferences;
   const first = await startArchived(service, archives);
   const own = await archives.archive('installation', await note());
@@ -206,13 +200,12 @@ t.test('rows of archives and their events are compared, also after the events ar
 /** A service whose organization has a key, a partner and a deleted key, all archived. */
 async function startWithRecords(t: Test) {
   const service = await startService(t, { keyring: keyringOf('evidence') });
-  const { app, admin, organizationId: chain, urls } = service;
+  const { admin, organizationId: chain, urls } = service;
   const { body: key } = await admin.post('/v1/keys', { name: 'Key', metadata: { n: 1e300, ä: null } });
   const { body: gone } = await admin.post('/v1/partners', { email: 'gone@p.example', permissions: ['read'] });
   await admin.delete(`/v1/partners/${gone.id}`);
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
-  const note = async () =>
-    (await app.inject({ url: '/v1/history/checkpoint', headers: { authorization: `Bearer ${admin.token}` } })).body;
+  const note = async () => (await admin.get('/v1/history/checkpoint')).body;
   const archives = archivist(t, service);
   const { id } = await archives.archive(chain, await note());
   const differences = async () => (await admin.get('/v1/history/verify')).body.stateDifferences;
@@ -342,12 +335,11 @@ t.test('a chain of which only the archive is left is reported', async (t) => {
 
 t.test('a checkpoint of archived events stops signing, because it cannot be compared any more', async (t) => {
   const service = await startService(t, { keyring: keyringOf('evidence') });
-  const { app, admin, keyring, client, organizationId: chain } = service;
+  const { admin, keyring, client, organizationId: chain } = service;
   await admin.put('/v1/rate-limit', { requests: 2, windowSeconds: 60 });
-  const headers = { authorization: `Bearer ${admin.token}` };
-  const early = (await app.inject({ url: '/v1/history/checkpoint', headers })).body;
+  const { body: early } = await admin.get('/v1/history/checkpoint');
   await admin.put('/v1/rate-limit', { requests: 3, windowSeconds: 60 });
-  const late = (await app.inject({ url: '/v1/history/checkpoint', headers })).body;
+  const { body: late } = await admin.get('/v1/history/checkpoint');
   await archivist(t, service).archive(chain, late);
   const startWith = (note: string) => {
     const checkpoint = parseCheckpoint(note);

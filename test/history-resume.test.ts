@@ -10,7 +10,7 @@ import { verifyChain } from '../src/history/verify.ts';
 import { dayMs, minuteMs } from '../src/lib/durations.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
-import { dbAddEvents, noteOf, scratchFolder } from './support/histories.ts';
+import { dbAddEvents, dbTamper, inChain, noteOf, rehashFrom, scratchFolder } from './support/histories.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually, runEntry } from './support/process.ts';
 import { t } from './support/tap.ts';
@@ -23,11 +23,7 @@ t.test('a chain can be verified from a known event on', async (t) => {
   const whole = await verifyChain(client.db, chain);
   const [start] = await dbQuery(urls.app, 'select hash from history where chain = $1 and sequence = 300', [chain]);
   const from = { sequence: 300, hash: start?.['hash'] as Buffer };
-  await dbQuery(
-    urls.superuser,
-    `alter table history disable trigger user;
-     delete from history where chain = '${chain}' and sequence < 300`,
-  );
+  await dbTamper(urls.superuser, `delete from history where chain = '${chain}' and sequence < 300`);
 
   t.same(await verifyChain(client.db, chain, { from }), { ...whole, verifiedFrom: 301 }, 'earlier events are not read');
   t.match(await verifyChain(client.db, chain), { events: 0, flaws: [{ firstSequence: 1 }] });
@@ -51,28 +47,13 @@ t.test('a chain can be verified from a known event on', async (t) => {
   });
 });
 
-/** Runs as a superuser without the trigger that protects history; `c` is the chain. */
-const tamper = ({ urls, organizationId }: TestService, sql: string) =>
-  dbQuery(
-    urls.superuser,
-    `alter table history disable trigger user;
-     do $do$ declare c constant text := '${organizationId}'; r record; previous bytea; begin ${sql} end $do$;
-     alter table history enable always trigger history_append_only`,
-  );
+const tamper = ({ urls, organizationId }: TestService, statements: string) =>
+  dbTamper(urls.superuser, inChain(organizationId, statements));
 
 const replaceIn = (sequence: number, text: string, by: string) =>
   `update history set canonical = replace(canonical, '${text}', '${by}') where chain = c and sequence = ${sequence};`;
 const edit = (sequence: number) => replaceIn(sequence, 'ada@', 'eve@');
 const repair = (sequence: number) => replaceIn(sequence, 'eve@', 'ada@');
-
-/** Recomputes all hashes from `sequence` on, and the head: the chain is consistent in itself. */
-const rehashFrom = (sequence: number) => `
-  previous := coalesce((select hash from history where chain = c and sequence = ${sequence} - 1), decode(repeat('00', 32), 'hex'));
-  for r in select * from history where chain = c and sequence >= ${sequence} order by sequence loop
-    update history set previous_hash = previous, hash = sha256(previous || convert_to(canonical, 'UTF8'))
-      where chain = c and sequence = r.sequence returning hash into previous;
-  end loop;
-  update history_heads set hash = previous where chain = c;`;
 
 /** A service with a history of 300 events that was verified, and 4 more. */
 async function startVerified(t: Test, overrides: Parameters<typeof startService>[1] = {}) {
@@ -236,7 +217,7 @@ t.test('what contradicts the verified point is found, and stays found', async (t
     ],
     [
       'a rewrite of the whole chain',
-      `update history set canonical = replace(canonical, 'ada@', 'eve@') where chain = c; ${rehashFrom(1)}`,
+      `update history set canonical = replace(canonical, 'ada@', 'eve@') where chain = c; ${rehashFrom(1)};`,
       {
         flaws: [
           {
@@ -249,7 +230,7 @@ t.test('what contradicts the verified point is found, and stays found', async (t
     ],
     [
       'a rewrite from an event on',
-      `${edit(200)} ${rehashFrom(200)}`,
+      `${edit(200)} ${rehashFrom(200)};`,
       { flaws: [{ firstSequence: 1, lastSequence: 300 }] },
     ],
     ['an edit after the point', edit(302), { events: 301, firstBadSequence: 302, verifiedFrom: 301 }],
@@ -392,10 +373,7 @@ t.test('audit verify resumes with the keyring, and reads everything without it',
   });
 
   await putBack();
-  await dbQuery(
-    urls.superuser,
-    'alter table history disable trigger user; delete from history; delete from history_heads',
-  );
+  await dbTamper(urls.superuser, 'delete from history; delete from history_heads');
   const all = runEntry(t, 'cli/latchkey.ts', ['audit', 'verify'], { env: withKeyring });
   t.match(await all.exited, { code: 1 });
   t.match(all.output(), `wrong   ${chain}: the first bad event is 1: 300 events were verified at`, 'no chain is left');

@@ -5,7 +5,7 @@ import { type KeyFilter, queriesFor } from '../src/keys/search.ts';
 import { startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { crowdFilters, dbAddKeyCrowd } from './support/key-crowds.ts';
-import { plansOf } from './support/plans.ts';
+import { dbVacuum, plansOf } from './support/plans.ts';
 import { t } from './support/tap.ts';
 
 interface PlanNode {
@@ -90,7 +90,7 @@ t.test(
       `update api_keys set suspended_at = now(), suspended_reason = 'idle'
      where deleted_at is null and purged_at is null and id in (select id from api_keys order by id limit 2000)`,
     );
-    await dbQuery(urls.superuser, 'vacuum analyze api_keys');
+    await dbVacuum(urls.superuser, 'api_keys');
     let count = 0;
     const [plan = []] = await plansOf(client.pool, async (db) => {
       count = await countSuspendedIdle(db);

@@ -2,8 +2,16 @@ import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import type { Test } from 'tap';
 import { startService, type TestService } from './support/app.ts';
-import { dbQuery } from './support/database.ts';
-import { checkpointsIn, type Finding, findByLatchkey, findByScript, scratchFolder } from './support/histories.ts';
+import {
+  checkpointsIn,
+  dbTamper,
+  type Finding,
+  findByLatchkey,
+  findByScript,
+  inChain,
+  rehashFrom,
+  scratchFolder,
+} from './support/histories.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { runEntry } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
@@ -50,25 +58,15 @@ function findingIn(output: string, chain: string): Partial<Finding> {
   return { firstBad: sequence === undefined ? undefined : Number(sequence), why: why ?? '' };
 }
 
-/** Runs as a superuser without triggers; `c` is the chain. */
-const withoutTriggers = (chain: string, sql: string) =>
-  `alter table history disable trigger user;
-   alter table history drop constraint if exists history_sequence_positive;
-   do $do$ declare c constant text := '${chain}'; r record; previous bytea; begin ${sql}; end $do$;
-   alter table history enable always trigger history_append_only`;
-
-/** Recomputes all hashes from `sequence` on, and the head: the chain is consistent in itself. */
-const rehashFrom = (sequence: number) => `
-  previous := coalesce((select hash from history where chain = c and sequence = ${sequence} - 1), decode(repeat('00', 32), 'hex'));
-  for r in select * from history where chain = c and sequence >= ${sequence} order by sequence loop
-    update history set previous_hash = previous, hash = sha256(previous || convert_to(canonical, 'UTF8'))
-      where chain = c and sequence = r.sequence returning hash into previous;
-  end loop;
-  update history_heads set hash = previous where chain = c`;
+const tamper = (url: string, chain: string, statements: string) =>
+  dbTamper(
+    url,
+    `alter table history drop constraint if exists history_sequence_positive; ${inChain(chain, `${statements};`)}`,
+  );
 
 interface Tampering {
   what: string;
-  /** In PL/pgSQL; see `withoutTriggers`. */
+  /** In PL/pgSQL; see `inChain`. */
   sql: string;
   /** A request through the API afterwards. */
   afterwards?: (signedHistory: SignedHistory) => Promise<unknown>;
@@ -148,7 +146,7 @@ t.test('tampering is found by every way of verification', { skip: unlessInstalle
   const histories: SignedHistory[] = [];
   for (const { what, sql, afterwards } of tamperings) {
     const history = await startHistory(service, what);
-    await dbQuery(urls.superuser, withoutTriggers(history.chain, sql));
+    await tamper(urls.superuser, history.chain, sql);
     await afterwards?.(history);
     histories.push(history);
   }
@@ -245,7 +243,7 @@ t.test('tampering that only the database shows is found', async (t) => {
   const histories: SignedHistory[] = [];
   for (const [what, sql] of table) {
     const history = await startHistory(service, what);
-    await dbQuery(urls.superuser, withoutTriggers(history.chain, sql));
+    await tamper(urls.superuser, history.chain, sql);
     histories.push(history);
   }
   const { code, output } = await audit(t, [], { DATABASE_URL: urls.app });

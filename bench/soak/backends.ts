@@ -1,9 +1,7 @@
 import { randomUUID } from 'node:crypto';
-import { once } from 'node:events';
-import { type IncomingMessage, request } from 'node:http';
 import type { Json, KnownKey, SoakSession, SoakStory } from './session.ts';
 
-// What backends and gateways do: verify keys in each way, and follow the changes.
+// What backends and gateways do: verify keys in each way.
 
 /** Presents a random key: mostly as it is, sometimes with a wrong secret or another text. */
 export function verifyKeys(session: SoakSession): SoakStory {
@@ -74,35 +72,4 @@ async function introspect({ target, tally }: SoakSession, token: string): Promis
     body: new URLSearchParams({ token }),
   });
   return (await response.json()) as { active: boolean };
-}
-
-/** A backend that follows `GET /v1/changes`. */
-export interface Follower {
-  /** The ids that were reported as changed. */
-  changed: Set<string>;
-  /** After a reset the backend verifies all keys again, so it may miss ids. */
-  resets: number;
-  close(): void;
-}
-
-export async function followChanges({ target }: SoakSession): Promise<Follower> {
-  const headers = { authorization: `Bearer ${target.verifierToken}` };
-  const clientRequest = request(`${target.url}/v1/changes`, { agent: false, headers });
-  clientRequest.on('error', () => undefined);
-  clientRequest.end();
-  const [response] = (await once(clientRequest, 'response')) as [IncomingMessage];
-  const follower: Follower = { changed: new Set(), resets: 0, close: () => void clientRequest.destroy() };
-  let unread = '';
-  response.setEncoding('utf8');
-  response.on('error', () => undefined);
-  response.on('data', (chunk: string) => {
-    const events = (unread + chunk).split('\n\n');
-    unread = events.pop() ?? '';
-    for (const event of events) {
-      if (event.startsWith('event: reset')) follower.resets += 1;
-      const [, data] = /^event: change\ndata: (.*)$/.exec(event) ?? [];
-      for (const id of data === undefined ? [] : JSON.parse(data).ids) follower.changed.add(id);
-    }
-  });
-  return follower;
 }

@@ -1,7 +1,7 @@
-import { createHmac } from 'node:crypto';
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { Webhook } from 'standardwebhooks';
 import { createGithubSigner, type GithubSigner } from './holder-stories.ts';
 
 /** The servers that the service calls: the receiver of webhooks, and GitHub's list of public keys. */
@@ -32,24 +32,24 @@ export async function startOutside(): Promise<Outside> {
     const chunks: Buffer[] = [];
     for await (const chunk of request) chunks.push(chunk);
     if (request.url === '/all') {
-      const { 'webhook-id': id, 'webhook-timestamp': at, 'webhook-signature': signature } = request.headers;
-      response.statusCode = receive(Buffer.concat(chunks).toString(), { id: String(id), at, signature });
+      response.statusCode = receive(Buffer.concat(chunks).toString(), request.headers as Record<string, string>);
     }
     response.end();
   });
-  const refusedIds = new Set<string>();
+  const rejectedIds = new Set<string>();
 
   /** @returns the status of the reply */
-  function receive(body: string, { id, at, signature }: { id: string; at: unknown; signature: unknown }): number {
+  function receive(body: string, headers: Record<string, string>): number {
     // The creation of the webhook may arrive before the reply with its secret.
     if (outside.secret === '') return 503;
-    const secret = Buffer.from(outside.secret.replace('whsec_', ''), 'base64');
-    const expected = createHmac('sha256', secret)
-      .update(`${id}.${String(at)}.${body}`)
-      .digest('base64');
-    if (signature !== `v1,${expected}`) outside.flaws.push(`a wrong signature: ${body.slice(0, 200)}`);
-    if (!refusedIds.has(id) && Math.random() * rejectedOneIn < 1) {
-      refusedIds.add(id);
+    try {
+      new Webhook(outside.secret).verify(body, headers);
+    } catch (error) {
+      outside.flaws.push(`${String(error)}: ${body.slice(0, 200)}`);
+    }
+    const id = String(headers['webhook-id']);
+    if (!rejectedIds.has(id) && Math.random() * rejectedOneIn < 1) {
+      rejectedIds.add(id);
       outside.rejected += 1;
       return 503;
     }

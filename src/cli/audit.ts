@@ -220,7 +220,8 @@ function printArchived(
 }
 
 function printVerdict(verdict: Verdict, signed: Signed, isOnlyOne: boolean): void {
-  const { chain, events, head, flaws, flawCount, agreeing, verifiedFrom, fullyVerifiedAt, pointFlaw } = verdict;
+  const { chain, events, archivedEvents = 0, head, flaws, flawCount, agreeing, verifiedFrom } = verdict;
+  const { fullyVerifiedAt, pointFlaw } = verdict;
   if (pointFlaw !== undefined) wrong(`${chain}: ${pointFlaw}.`);
   const [first, ...others] = flaws;
   if (first !== undefined) {
@@ -235,10 +236,10 @@ function printVerdict(verdict: Verdict, signed: Signed, isOnlyOne: boolean): voi
     return;
   }
   const compared = agreeing === 0 ? '' : `, as in ${counted(agreeing, 'checkpoint')}`;
-  const isResumed = verifiedFrom > (verdict.archivedEvents ?? 0) + 1;
-  const resumed = !isResumed
-    ? ''
-    : `, verified from event ${verifiedFrom} on (all at ${fullyVerifiedAt?.toISOString()})`;
+  const isResumed = verifiedFrom > archivedEvents + 1;
+  const resumed = isResumed
+    ? `, verified from event ${verifiedFrom} on (all at ${fullyVerifiedAt?.toISOString()})`
+    : '';
   print(`ok      ${chain}: ${events} events, the last with the hash ${head.toString('hex')}${resumed}${compared}.`);
   if (signed === undefined) return;
   // For a single chain, a missing checkpoint is an error: the given ones were expected to cover it.

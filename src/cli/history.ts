@@ -114,6 +114,6 @@ async function run(
   }).finally(removing.end);
   print(
     `ok      ${chain}: ${range} were moved to ${file}: ${archive.file_bytes} bytes with the SHA-256 ` +
-      `${archive.file_sha256.toString('hex')}. Keep the file: the database has these events no longer.`,
+      `${archive.file_sha256.toString('hex')}. Keep the file: the database no longer has these events.`,
   );
 }

@@ -6,8 +6,8 @@ import { defaultDataDirectory } from '../embedded-postgres/start.ts';
 import type { Credentials } from '../service/embedded-instance.ts';
 
 /**
- * The database URLs of the service's role and of the owner, and the keyring. Without DATABASE_URL: those of this folder's embedded instance,
- * which must be running.
+ * The database URLs of the service's role and of the owner, and the keyring. Without DATABASE_URL: those of this folder's
+ * embedded instance, which must be running.
  */
 export async function locate(config: Config): Promise<{ url: string; ownerUrl: string; keyring: Keyring }> {
   if (config.DATABASE_URL !== undefined && config.keyring !== undefined) {

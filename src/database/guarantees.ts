@@ -65,7 +65,7 @@ export function judgeGuarantees(facts: GuaranteeFacts): Guarantee[] {
       name: 'The triggers that keep history append-only exist, are unchanged and always fire',
       kept: facts.areTriggersSound,
       remedy:
-        'history_append_only, history_keep or a function of theirs was disabled, changed or dropped. Find out who did that and ' +
+        'history_append_only, history_keep or one of their functions was disabled, changed or dropped. Find out who did that and ' +
         'why, verify the history (GET /v1/history/verify), and create them again as in the first migration.',
     },
     {

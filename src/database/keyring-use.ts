@@ -21,7 +21,7 @@ export interface KeyringUse {
   bareTags: number;
   /** Keys and live access tokens whose row is authenticated with this entry. Without it they are rejected. */
   rows: number;
-  /** Archives of history that are authenticated with this entry. Without it their chains cannot be verified alone. */
+  /** Archives of history that are authenticated with this entry. Without it their chains do not verify without the files. */
   archives: number;
 }
 

@@ -18,8 +18,8 @@ export interface Replica {
 const lockClass = 'latchkey schema';
 
 /**
- * Marks a session as one of a program whose last known migrations are these, until the session ends. Waits while a
- * migration excludes such programs.
+ * Marks a session with the last migrations that its program knows, until the session ends. Waits while a migration
+ * excludes such programs.
  */
 export async function markSession(client: pg.ClientBase, lastKnown: readonly string[]): Promise<void> {
   await client.query('select pg_advisory_lock_shared(hashtext($1), hashtext(name)) from unnest($2::text[]) as name', [
@@ -33,8 +33,8 @@ const reconnectsWithinMs = 5_000;
 const pollEveryMs = 100;
 
 /**
- * Excludes replicas whose last known migration is one of these until the transaction ends, unless one is running. Waits
- * for replicas that are just reconnecting.
+ * If no replica whose last known migration is one of these is running, keeps such replicas from joining until the
+ * transaction ends. Waits for replicas that are just reconnecting.
  * @returns the running ones; none: they are excluded
  */
 export async function excludeReplicas(tx: Tx, lastKnown: readonly string[]): Promise<Replica[]> {

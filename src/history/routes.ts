@@ -127,8 +127,8 @@ const verdictView = z
       .meta({ description: 'Ranges of events where the chain is damaged: the first 100.' }),
     stateDifferences: z.array(stateDifferenceView).meta({
       description:
-        'Keys, partners, access tokens and the organization whose table rows differ from their events, in the history of the ' +
-        'installation also archives of history: at most 100.',
+        'Keys, partners, access tokens and the organization whose table rows differ from their events: at most 100. In the ' +
+        'history of the installation, also archives of history.',
     }),
     verifiedFrom: z.int().min(1).meta({
       description:
@@ -211,9 +211,9 @@ export const historyRoutes: FastifyPluginAsyncZod<HistoryDeps> = async (app, { t
         tags: ['History'],
         summary: 'Verify the history',
         description:
-          'Recomputes the hash chain from the event up to which the last verification found it valid; from the first event ' +
-          'if `full` is true, if the last verification of the whole chain is older than 7 days, or if anything contradicts ' +
-          'the last result. firstBadSequence is the first damaged event; events and head describe the sound part ' +
+          'Recomputes the hash chain. Starts after the event up to which the last verification found it valid. Starts at the ' +
+          'first event if `full` is true, if the last verification of the whole chain is older than 7 days, or if anything ' +
+          'contradicts the last result. firstBadSequence is the first damaged event; events and head describe the sound part ' +
           'before it. stateDifferences lists changes in the tables that have no event. ' +
           'To detect a rewrite of the whole chain, compare it with a checkpoint that was kept elsewhere.',
         querystring: z.strictObject({

@@ -96,9 +96,9 @@ async function verifyAfter(
     if (flaw.reason !== withoutKeyring || options.files === undefined) walk.fail(flaw);
   }
   if (options.files !== undefined) await takeFiles(walk, archives, options.files);
-  const isContinued = () => walk.lastHash()?.equals(last?.hash ?? Buffer.alloc(0)) !== false;
   const checkEnd = () => {
-    if (last === undefined || walk.next() - 1 !== last.last_sequence || isContinued()) return;
+    if (last === undefined || walk.next() - 1 !== last.last_sequence) return;
+    if (walk.lastHash()?.equals(last.hash) !== false) return;
     const reason = 'the event differs from the last event of its archive';
     walk.fail({ firstSequence: last.last_sequence, lastSequence: last.last_sequence, reason });
   };
@@ -120,10 +120,10 @@ async function verifyAfter(
     const reason = `the chain's head counts ${head.sequence} events: the tail was cut`;
     walk.fail({ firstSequence: walk.next(), lastSequence: head.sequence, reason });
   } else if (walk.lastHash()?.equals(head.hash) === false) {
-    const last = Math.max(head.sequence, 1);
+    const sequence = Math.max(head.sequence, 1);
     walk.fail({
-      firstSequence: last,
-      lastSequence: last,
+      firstSequence: sequence,
+      lastSequence: sequence,
       reason: "the hash of the chain's head differs from the hash of its last event",
     });
   }

@@ -91,7 +91,7 @@ export const jobs: readonly Job[] = [
   {
     name: 'audit_states',
     description:
-      'Compares every organization, access token, partner and key with its history, and logs each difference.',
+      'Compares every organization, access token, partner, key and archive with its history, and logs each difference.',
     schedule: '17 3 * * *',
     run: ({ transactor, logger, signal }) => auditStates({ transactor, logger, signal }),
   },

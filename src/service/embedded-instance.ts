@@ -1,5 +1,4 @@
-import { randomBytes } from 'node:crypto';
-import { access, open, readFile, rename, rm } from 'node:fs/promises';
+import { readFile, rename } from 'node:fs/promises';
 import path from 'node:path';
 import type { Logger } from 'pino';
 import type { Config } from '../config/config.ts';
@@ -13,7 +12,9 @@ import {
   rootsDirectory,
   startEmbeddedPostgres,
 } from '../embedded-postgres/start.ts';
+import { unfinishedName } from '../embedded-postgres/unfinished.ts';
 import { createKeyMint } from '../keys/mint.ts';
+import { exists, writeDurably } from '../lib/durable-file.ts';
 import { hasOrganization } from '../organizations/store.ts';
 import { type BootstrapDeps, type Bootstrapped, bootstrap } from './bootstrap.ts';
 
@@ -120,27 +121,6 @@ function toText(credentials: object): string {
   return `${JSON.stringify(credentials, null, 2)}\n`;
 }
 
-async function exists(file: string): Promise<boolean> {
-  return access(file).then(
-    () => true,
-    () => false,
-  );
-}
-
-/** Writes a file atomically and durably, readable only by its owner. */
 async function writeWhole(file: string, text: string): Promise<void> {
-  const unfinished = `${file}.unfinished-${randomBytes(6).toString('hex')}`;
-  try {
-    const handle = await open(unfinished, 'wx', 0o600);
-    try {
-      await handle.writeFile(text);
-      await handle.sync();
-    } finally {
-      await handle.close();
-    }
-    await rename(unfinished, file);
-  } catch (error) {
-    await rm(unfinished, { force: true });
-    throw error;
-  }
+  await writeDurably(file, unfinishedName(file), (handle) => handle.writeFile(text));
 }

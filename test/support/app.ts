@@ -28,6 +28,7 @@ export type Json = any;
 export interface Reply {
   status: number;
   headers: LightMyRequestResponse['headers'];
+  /** The text, if it is not JSON. */
   body: Json;
 }
 
@@ -197,7 +198,8 @@ function clientOf(app: FastifyInstance, token: string): Client {
       headers: { authorization: `Bearer ${token}`, ...headers },
       ...(body === undefined ? {} : { payload: body as object }),
     });
-    return { status: response.statusCode, headers: response.headers, body: response.body && response.json() };
+    const isJson = /[/+]json\b/.test(String(response.headers['content-type']));
+    return { status: response.statusCode, headers: response.headers, body: isJson ? response.json() : response.body };
   };
   return {
     token,

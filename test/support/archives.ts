@@ -5,8 +5,7 @@ import { archiveEvents, planArchive } from '../../src/history/archives/archiving
 import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
 import type { TestService } from './app.ts';
 import { createTestClock } from './clock.ts';
-import { dbQuery } from './database.ts';
-import { checkpointsIn, scratchFolder } from './histories.ts';
+import { checkpointsIn, dbTamper, scratchFolder } from './histories.ts';
 
 const dayMs = 86_400_000;
 
@@ -29,16 +28,6 @@ export function archivist(t: Test, { urls, keyring }: Pick<TestService, 'urls' |
       return { file, ...(await archiveEvents({ transactor }, plan, { chain, file })) };
     },
   };
-}
-
-/** Runs as a superuser without triggers. */
-export function dbTamper(url: string, sql: string): Promise<unknown> {
-  return dbQuery(
-    url,
-    `alter table history disable trigger user; ${sql};
-     alter table history enable always trigger history_append_only;
-     alter table history enable always trigger history_keep`,
-  );
 }
 
 /** Moves all events of a chain to the past. The chain stays valid. */

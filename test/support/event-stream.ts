@@ -1,7 +1,6 @@
 import { once } from 'node:events';
 import { type IncomingMessage, request } from 'node:http';
-import type { Test } from 'tap';
-import { eventually } from './process.ts';
+import { eventually, type Scope } from './process.ts';
 
 export interface StreamEvent {
   event: string;
@@ -27,7 +26,7 @@ export interface Followed {
   close(): void;
 }
 
-export async function follow(t: Test, url: string, token: string, headers = {}): Promise<Followed> {
+export async function follow(t: Scope, url: string, token: string, headers = {}): Promise<Followed> {
   const clientRequest = request(`${url}/v1/changes`, {
     agent: false,
     headers: { authorization: `Bearer ${token}`, ...headers },

@@ -19,6 +19,7 @@ import {
 } from '../../src/history/checkpoints/checkpoint.ts';
 import { toExportLine, verifyExport } from '../../src/history/export.ts';
 import { linesOf } from '../../src/lib/lines.ts';
+import { dbQuery } from './database.ts';
 import { keyringOf } from './keyrings.ts';
 
 /** Histories without a database, and the two verifiers. */
@@ -128,6 +129,32 @@ export function findByScript(
   const isAllGood = findings.every(({ firstBad }) => firstBad === undefined);
   if ((status === 0) !== isAllGood) throw new Error(`exit code ${status}: ${stdout}`);
   return findings;
+}
+
+/** Runs as a superuser without the triggers that protect history. */
+export function dbTamper(url: string, sql: string): Promise<unknown> {
+  return dbQuery(
+    url,
+    `alter table history disable trigger user; ${sql};
+     alter table history enable always trigger history_append_only;
+     alter table history enable always trigger history_keep`,
+  );
+}
+
+/** Statements of PL/pgSQL, each with its semicolon, in which `c` is the chain. */
+export function inChain(chain: string, statements: string): string {
+  return `do $do$ declare c constant text := '${chain}'; r record; previous bytea; begin ${statements} end $do$`;
+}
+
+/** For `inChain`: recomputes all hashes from `sequence` on, and the head, so that the chain is consistent in itself. */
+export function rehashFrom(sequence: number): string {
+  return `
+    previous := coalesce((select hash from history where chain = c and sequence = ${sequence} - 1), decode(repeat('00', 32), 'hex'));
+    for r in select * from history where chain = c and sequence >= ${sequence} order by sequence loop
+      update history set previous_hash = previous, hash = sha256(previous || convert_to(canonical, 'UTF8'))
+        where chain = c and sequence = r.sequence returning hash into previous;
+    end loop;
+    update history_heads set hash = previous where chain = c`;
 }
 
 /** Facts that make an event differ from the others; see `dbAddEvents`. */

@@ -2,6 +2,8 @@ import { Kysely, PostgresDialect } from 'kysely';
 import type pg from 'pg';
 import type { Db } from '../../src/database/client.ts';
 import type { Database } from '../../src/database/schema.ts';
+import { dbQuery } from './database.ts';
+import { eventually } from './process.ts';
 
 /** A node of a plan, as Postgres explains it. */
 export interface PlanNode {
@@ -47,4 +49,13 @@ export function rowsRead(nodes: readonly PlanNode[]): number {
   return Math.max(
     ...nodes.map((node) => (node['Actual Rows'] + (node['Rows Removed by Filter'] ?? 0)) * node['Actual Loops']),
   );
+}
+
+/** Vacuums until all of the table can be read from indexes alone: another process's snapshot can prevent it for a while. */
+export async function dbVacuum(superuserUrl: string, table: string): Promise<void> {
+  await eventually(async () => {
+    await dbQuery(superuserUrl, `vacuum analyze ${table}`);
+    const visible = `select from pg_class where relname = '${table}' and relallvisible = relpages`;
+    return (await dbQuery(superuserUrl, visible)).length > 0;
+  });
 }

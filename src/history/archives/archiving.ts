@@ -1,11 +1,10 @@
-import { access, type FileHandle, open, rename, rm } from 'node:fs/promises';
-import path from 'node:path';
 import { sql } from 'kysely';
 import { type Db, type Tx, writeTransaction } from '../../database/client.ts';
 import { currentTime } from '../../database/credential.ts';
 import { type Transactor, transact } from '../../database/work.ts';
 import type { Actor } from '../../domain/actor.ts';
 import { newId } from '../../domain/ids.ts';
+import { exists, writeDurably } from '../../lib/durable-file.ts';
 import { dayMs } from '../../lib/durations.ts';
 import type { ChainStart } from '../chain-walk.ts';
 import type { Checkpoint } from '../checkpoints/checkpoint.ts';
@@ -23,8 +22,8 @@ export class ArchiveRefused extends Error {
 }
 
 /**
- * The youngest events that may be archived. Deliveries need their event for 30 days, and a claim the event of its end
- * until it expires.
+ * Younger events are not archived: a delivery needs its event for 30 days, and a claim the event of its end until it
+ * expires.
  */
 export const keptDays = 90;
 
@@ -113,8 +112,8 @@ async function requireNoDeliveries(db: Db, chain: string, last: number): Promise
     where endpoint.organization_id = ${chain} and delivery.sequence <= ${last} limit 1`.execute(db);
   if (rows.length === 0) return;
   throw new ArchiveRefused(
-    'Deliveries of webhooks still need some of these events. The job prune_webhook_deliveries deletes them 30 days after the ' +
-      'event: is a service running?',
+    'Deliveries of webhooks still need some of these events. The job prune_webhook_deliveries deletes deliveries 30 days ' +
+      'after their event: is a service running?',
   );
 }
 
@@ -235,41 +234,15 @@ async function removeEvents(tx: Tx, chain: string, upTo: number): Promise<void> 
   await sql`delete from history where chain = ${chain} and sequence > 0 and sequence <= ${upTo}`.execute(tx);
 }
 
-async function exists(file: string): Promise<boolean> {
-  return access(file).then(
-    () => true,
-    () => false,
-  );
-}
-
-/** Durable, and complete as soon as it has its name. */
 async function writeExport(
   db: Db,
   chain: string,
   { first, last }: Pick<ArchivePlan, 'first' | 'last'>,
   file: string,
 ): Promise<void> {
-  const unfinished = `${file}.unfinished`;
-  try {
-    await withFile(unfinished, 'w', async (handle) => {
-      for await (const lines of exportChain(db, chain, last.sequence, first - 1)) await handle.writeFile(lines);
-      await handle.sync();
-    });
-    await rename(unfinished, file);
-    await withFile(path.dirname(file), 'r', (handle) => handle.sync());
-  } catch (error) {
-    await rm(unfinished, { force: true });
-    throw error;
-  }
-}
-
-async function withFile(name: string, flags: string, act: (handle: FileHandle) => Promise<void>): Promise<void> {
-  const handle = await open(name, flags, 0o600);
-  try {
-    await act(handle);
-  } finally {
-    await handle.close();
-  }
+  await writeDurably(file, `${file}.unfinished`, async (handle) => {
+    for await (const lines of exportChain(db, chain, last.sequence, first - 1)) await handle.writeFile(lines);
+  });
 }
 
 async function digestOf(file: string): Promise<Buffer> {
