@@ -3,6 +3,7 @@ import path from 'node:path';
 import pg from 'pg';
 import type { Test } from 'tap';
 import { planArchive } from '../src/history/archives/archiving.ts';
+import { removeStaleStates } from '../src/history/archives/states.ts';
 import { startService, type TestService } from './support/app.ts';
 import { archivist, dbBackdate } from './support/archives.ts';
 import { dbQuery } from './support/database.ts';
@@ -136,6 +137,30 @@ t.test('killed before the events are removed, a repeated run continues', async (
   );
 });
 
+t.test('killed before the first event is removed, a repeated run writes a lost file again', async (t) => {
+  const { service, chain, args, file, folder, start, run, verify, last } = await startOld(t);
+  const { urls } = service;
+  const blocker = await holding(
+    urls.superuser,
+    `select from history where chain = '${chain}' and sequence = 1 for update`,
+  );
+  const killed = start();
+  await eventually(async () => (await dbQuery(urls.app, 'select from history_archives')).length > 0);
+  killed.child.kill('SIGKILL');
+  await killed.exited;
+  await blocker.end();
+  t.match(await storedIn(urls.app, chain), { first: 1 });
+  const text = readFileSync(file, 'utf8');
+  rmSync(file);
+  const other = path.join(folder, 'other.ndjson');
+  t.match(await run([], [...args, '--to', other]), {
+    code: 0,
+    output: /events of an earlier run up to 4 were removed/,
+  });
+  t.equal(readFileSync(other, 'utf8'), text);
+  t.match(await verify(), { valid: true, archivedEvents: last });
+});
+
 t.test('killed while events are removed, everything verifies, and a repeated run removes the rest', async (t) => {
   const { service, chain, args, file, folder, start, run, verify, last } = await startOld(t, 12_000);
   const { urls, admin } = service;
@@ -188,7 +213,9 @@ t.test('changes, verifications and exports go on while events are removed', asyn
       const verdict = await verify();
       t.match(verdict, { valid: true, flaws: [], stateDifferences: [] }, `verification ${verified}`);
     }),
-    until(async () => t.equal((await app.inject({ url: '/v1/history/export?after=11000', headers })).statusCode, 200)),
+    until(async () =>
+      t.equal((await app.inject({ url: `/v1/history/export?after=${last}`, headers })).statusCode, 200),
+    ),
   ]);
   const { code } = await archiving.exited;
   isDone = true;
@@ -207,6 +234,52 @@ t.test('only one run works at a time', async (t) => {
   t.match(await run(), { code: 1, output: /Another `latchkey history archive` is running/ });
   await blocker.end();
   t.equal((await first.exited).code, 0);
+});
+
+t.test('a run whose states were deleted by another one archives nothing', async (t) => {
+  const service = await startService(t, { keyring: keyringOf('evidence') });
+  const { admin, organizationId: chain, urls } = service;
+  await admin.post('/v1/keys', { name: 'Old' });
+  const { archive, transactor } = archivist(t, service);
+  const note = await noteOf(service);
+  const lockStates = 'lock table history_archive_states in';
+  const waits = () =>
+    eventually(
+      async () =>
+        (
+          await dbQuery(
+            urls.superuser,
+            `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`,
+          )
+        ).length > 0,
+    );
+  const other = new pg.Client({ connectionString: urls.superuser });
+  await other.connect();
+  await other.query(`begin; ${lockStates} row exclusive mode`);
+  const first = archive(chain, note);
+  first.catch(() => undefined);
+  await waits();
+  await other.query('delete from history_archive_states; commit');
+  await t.rejects(first, { message: /^Another run has deleted the states of this one\. Nothing was removed/ });
+  t.match(await storedIn(urls.app, chain), { first: 1 });
+
+  const { id } = await archive(chain, note);
+  const count = async () =>
+    Number(
+      (await dbQuery(urls.app, 'select count(*) from history_archive_states where archive_id = $1', [id]))[0]?.[
+        'count'
+      ],
+    );
+  const states = await count();
+  t.ok(states > 0);
+  await dbQuery(urls.superuser, 'create table saved as select * from history_archives; delete from history_archives');
+  await other.query(`begin; ${lockStates} share row exclusive mode; insert into history_archives select * from saved`);
+  const removing = removeStaleStates(transactor.db);
+  await waits();
+  await other.query('commit');
+  await other.end();
+  await removing;
+  t.equal(await count(), states, 'states of an archive that is stored meanwhile stay');
 });
 
 t.test('events are archived only if they are old, proven, sound and not needed', async (t) => {

@@ -1,4 +1,6 @@
 import type { Test } from 'tap';
+import { canonicalJson } from '../src/domain/canonical-json.ts';
+import { newId } from '../src/domain/ids.ts';
 import { parseCheckpoint } from '../src/history/checkpoints/checkpoint.ts';
 import { createCheckpoints } from '../src/history/checkpoints/signing.ts';
 import { type Json, startService, type TestService } from './support/app.ts';
@@ -253,6 +255,82 @@ t.test('a changed state of an archive is found', async (t) => {
       text,
     );
   }
+});
+
+t.test('invented and unreadable events are archived like others', async (t) => {
+  const service = await startService(t, { keyring: keyringOf('evidence') });
+  const { app, admin, urls, organizationId: chain } = service;
+  const append = async (action: string, details: unknown) => {
+    const [place] = await dbQuery(urls.app, 'select next_sequence::int, at_ms from history_begin($1)', [chain]);
+    const event = {
+      id: newId('event'),
+      organizationId: chain,
+      sequence: place?.['next_sequence'],
+      at: new Date(Number(place?.['at_ms'])).toISOString(),
+      action,
+      actor: { type: 'admin', id: 'x', name: 'x', email: null },
+      keyId: null,
+      partnerId: null,
+      request: null,
+      details,
+    };
+    await dbQuery(urls.app, 'select history_append($1, $2)', [chain, canonicalJson(event)]);
+  };
+  const accessTokenId = Array.from({ length: 400 }, () => newId('token')).join('\u{1f600}');
+  await append('access_token.created', { accessTokenId });
+  await append('future.action', { '': null });
+  const { body: key } = await admin.post('/v1/keys', { name: 'Key' });
+  await append('key.created', {});
+  const headers = { authorization: `Bearer ${admin.token}` };
+  const note = async () => (await app.inject({ url: '/v1/history/checkpoint', headers })).body;
+  const invented = { member: 'id', table: null };
+  const differences = async () => (await admin.get('/v1/history/verify')).body.stateDifferences;
+  t.match(await differences(), [invented]);
+  const archives = archivist(t, service);
+  const { file } = await archives.archive(chain, await note());
+  t.match(await differences(), [invented], 'what was invented is still found');
+  await admin.patch(`/v1/keys/${key.id}`, { name: 'Renamed' });
+  const next = await archives.archive(chain, await note());
+  t.match(await differences(), [invented]);
+  const process = runEntry(
+    t,
+    'cli/latchkey.ts',
+    ['audit', 'verify', '--organization', chain, '--archive', file, next.file],
+    {
+      env: { DATABASE_URL: urls.app, LATCHKEY_KEYRING: keyringText('evidence') },
+    },
+  );
+  await process.exited;
+  t.match(process.output(), new RegExp(`^ok {6}${chain}: `, 'm'));
+});
+
+t.test('members that a later version adds are compared, also of archived records', async (t) => {
+  const { admin, key, urls, archiveId, differences } = await startWithRecords(t);
+  await dbQuery(
+    urls.owner,
+    `update history_archive_states set state = regexp_replace(state, ',"scopes":[^]]*]', '') where id = $1`,
+    [key.id],
+  );
+  await admin.patch(`/v1/keys/${key.id}`, { scopes: ['reports:read'] });
+  t.match(await differences(), [{ id: archiveId, member: 'statesSha256' }]);
+  t.equal((await differences()).length, 1);
+});
+
+t.test('a chain of which only the archive is left is reported', async (t) => {
+  const service = await startService(t, { keyring: keyringOf('evidence') });
+  const { chain } = await startArchived(service, archivist(t, service));
+  const tables = ['history', 'history_heads', 'verified_points'].map(
+    (table) => `delete from ${table} where chain = '${chain}'`,
+  );
+  await dbTamper(
+    service.urls.superuser,
+    `set session_replication_role = replica; ${tables.join('; ')}; delete from organizations where id = '${chain}'`,
+  );
+  const process = runEntry(t, 'cli/latchkey.ts', ['audit', 'verify'], {
+    env: { DATABASE_URL: service.urls.app, LATCHKEY_KEYRING: keyringText('evidence') },
+  });
+  t.match(await process.exited, { code: 1 });
+  t.match(process.output(), new RegExp(`^wrong {3}${chain}: the first bad event is 1: .*the tail was cut`, 'm'));
 });
 
 t.test('a checkpoint of archived events stops signing, because it cannot be compared any more', async (t) => {

@@ -1,10 +1,13 @@
 import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
+import { confirmInstallation } from '../src/database/installation.ts';
+import { exportChain } from '../src/history/export.ts';
+import { readHead } from '../src/history/store.ts';
 import { startService, type TestService } from './support/app.ts';
 import { archivist } from './support/archives.ts';
 import { dbQuery } from './support/database.ts';
-import { findByLatchkey, findByScript } from './support/histories.ts';
+import { dbAddEvents, findByLatchkey, findByScript, noteOf } from './support/histories.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { compiled, runEntry } from './support/process.ts';
 import { differencesIn } from './support/state-differences.ts';
@@ -19,7 +22,8 @@ async function read({ app }: TestService, token: string, url: string): Promise<s
 
 t.test('archived events are in a file, and everything else works as before', async (t) => {
   const service = await startService(t, { keyring: keyringOf('evidence') });
-  const { admin, operator, organizationId: chain, urls } = service;
+  const { admin, operator, organizationId: chain, urls, client, keyring } = service;
+  await confirmInstallation(client.db, { tokenPrefix: 'lk', keyring });
   const { body: old } = await admin.post('/v1/keys', { name: 'Old', metadata: { team: 'a' } });
   const { body: partner } = await admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   await admin.post(`/v1/keys/${old.id}/reveal`, { reason: 'A test' });
@@ -58,6 +62,7 @@ t.test('archived events are in a file, and everything else works as before', asy
 
   const rest = await read(service, admin.token, '/v1/history/export');
   t.equal(rest, `${lines.at(-1)}\n`, 'the export begins after the archive');
+  t.equal(await read(service, admin.token, '/v1/history/export?after=2'), rest);
   t.same(
     (await admin.get('/v1/history')).body.data.map((event: { sequence: number }) => event.sequence),
     [lines.length],
@@ -109,6 +114,18 @@ t.test('archived events are in a file, and everything else works as before', asy
   t.match(await audit([...files, '--checkpoint', checkpoints]), { code: 0, output: /as in 2 checkpoints/ });
   const unkeyed = await audit([], { DATABASE_URL: urls.app });
   t.match(unkeyed, { code: 1, output: /without the keyring the archive cannot be authenticated/ });
+  const { name, head } = { name: path.join(path.dirname(first.file), 'exact'), head: second.last_sequence };
+  for (const [hash, result] of [
+    [second.hash, { code: 0, output: /, verified from event \d+ on .*, as in 1 checkpoint\.$/m }],
+    [first.hash, { code: 1, output: new RegExp(`the events up to ${head} differ from a signed checkpoint`) }],
+  ] as const) {
+    await admin.get('/v1/history/verify');
+    writeFileSync(name, noteOf({ chain, size: head, hash }));
+    t.match(await audit(['--checkpoint', name]), result, 'a checkpoint of the last archived event');
+  }
+  const foreign = path.join(path.dirname(first.file), 'foreign');
+  writeFileSync(foreign, await read(service, operator.token, '/v1/history/export'));
+  t.match(await audit(['--archive', foreign]), { code: 1, output: /foreign has events of installation/ });
   t.match(await audit(['--archive', second.file]), {
     code: 1,
     output: /first bad event is 1: the event found here has sequence number/,
@@ -123,4 +140,18 @@ t.test('archived events are in a file, and everything else works as before', asy
     encoding: 'utf8',
   });
   t.match(piped, { status: 0 });
+});
+
+t.test('an export breaks off if events are archived before it has read them', async (t) => {
+  const service = await startService(t, { keyring: keyringOf('evidence') });
+  const { admin, client, organizationId: chain, urls } = service;
+  await dbAddEvents(urls.superuser, chain, 600);
+  const { sequence: last } = await readHead(client.db, chain);
+  const begun = exportChain(client.db, chain, last);
+  const waiting = exportChain(client.db, chain, last, 1);
+  t.match((await begun.next()).value, /"sequence":250[^0-9]/);
+  await archivist(t, service).archive(chain, await read(service, admin.token, '/v1/history/checkpoint'));
+  await t.rejects(begun.next(), { message: /^Events 251 to \d+ of org_.* were archived while they were exported$/ });
+  await t.rejects(waiting.next(), { message: /^Events 2 to / });
+  t.match((await exportChain(client.db, chain, last, last - 1).next()).value, new RegExp(`"sequence":${last}[^0-9]`));
 });

@@ -1,5 +1,6 @@
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
+import pg from 'pg';
 import type { Test } from 'tap';
 import { type Keyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { confirmInstallation } from '../src/database/installation.ts';
@@ -11,7 +12,7 @@ import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { dbAddEvents, dbTamper, inChain, noteOf, rehashFrom, scratchFolder } from './support/histories.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
-import { runEntry } from './support/process.ts';
+import { eventually, runEntry } from './support/process.ts';
 import { t } from './support/tap.ts';
 
 // Most attackers here have full access to the database. A verification that resumes must still find what it promises.
@@ -284,6 +285,28 @@ t.test('of two verifications at once, the later result does not replace the earl
   t.match(await verify(), { valid: false, firstBadSequence: 5 });
   await storePoint(deps, point, null);
   t.match(await verify(), { valid: false, firstBadSequence: 5 }, 'nor one that found no row');
+});
+
+t.test('a flaw stays found, also if another verification has stored a sound result meanwhile', async (t) => {
+  const service = await startVerified(t);
+  const { client, clock, keyring, organizationId: chain, urls, verify } = service;
+  const deps = { db: client.db, clock, keyring };
+  const { point, mac } = await readPoint(deps, chain);
+  if (point === undefined) throw new Error('the chain has no point');
+  await tamper(service, edit(5));
+  for (const replaced of [mac, null]) {
+    if (replaced === null) await dbQuery(urls.superuser, 'delete from verified_points where chain = $1', [chain]);
+    const blocker = new pg.Client({ connectionString: urls.superuser });
+    await blocker.connect();
+    await blocker.query('begin; lock table history_archives in access exclusive mode');
+    const whole = verify('?full=true');
+    const waiting = `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`;
+    await eventually(async () => (await dbQuery(urls.superuser, waiting)).length > 0);
+    t.ok(await storePoint(deps, { ...point, verified_at: new Date() }, replaced));
+    await blocker.end();
+    t.match(await whole, { valid: false, firstBadSequence: 5 });
+    t.match(await verify(), { valid: false, firstBadSequence: 5 }, 'the flaw is remembered');
+  }
 });
 
 t.test('a result that cannot be stored is still returned', async (t) => {

@@ -75,7 +75,7 @@ async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<vo
     await verifyFile(options.export, options.organization, signed);
     return;
   }
-  const files = await readFirstLines(options.archive ?? []);
+  const files = await readFirstLines(options.archive ?? [], options.organization);
   const { url, keyring } =
     config.DATABASE_URL === undefined ? await locate(config) : { url: config.DATABASE_URL, keyring: config.keyring };
   const client = connect({ url, poolSize: 1, timeoutMs: queryTimeoutMs, connectTimeoutMs });
@@ -103,11 +103,15 @@ async function keyringVerifiers(config: Config): Promise<NoteVerifier[]> {
 }
 
 /** The files of archives by chain, in the order of their events. */
-async function readFirstLines(paths: readonly string[]): Promise<ReadonlyMap<string, ArchivedFile[]>> {
+async function readFirstLines(
+  paths: readonly string[],
+  only: string | undefined,
+): Promise<ReadonlyMap<string, ArchivedFile[]>> {
   const files = new Map<string, ArchivedFile[]>();
   for (const path of paths) {
     const place = await readFirstPlace(path);
     if (place === undefined) throw new Error(`${path} does not begin with an exported event.`);
+    if (only !== undefined && place.chain !== only) throw new Error(`${path} has events of ${place.chain}.`);
     files.set(place.chain, [...(files.get(place.chain) ?? []), { path, first: place.first }]);
   }
   for (const ofChain of files.values()) ofChain.sort((one, other) => one.first - other.first);

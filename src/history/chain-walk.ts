@@ -56,7 +56,8 @@ export interface ChainStart {
   hash: Buffer;
 }
 
-const firstStart: ChainStart = { sequence: 0, hash: firstPreviousHash };
+/** Before the first event. */
+export const firstStart: ChainStart = { sequence: 0, hash: firstPreviousHash };
 
 export interface WalkOptions {
   /**

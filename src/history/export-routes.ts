@@ -82,7 +82,8 @@ export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app
           throw error;
         },
       );
-      const stream = Readable.from(exportChain(db, chain, last, request.query.after), { highWaterMark: 1 });
+      const after = Math.max(request.query.after, first - 1);
+      const stream = Readable.from(exportChain(db, chain, last, after), { highWaterMark: 1 });
       running.add(stream);
       stream.on('close', () => {
         running.delete(stream);

@@ -2,7 +2,7 @@ import type { Db } from '../database/client.ts';
 import { chainHash, flawOfLink, installationChain, type Link, parseEvent, type StoredEvent } from './chain.ts';
 import { type ChainStart, type ChainVerdict, type ChainWalk, walkChain } from './chain-walk.ts';
 import type { Checkpoint } from './checkpoints/checkpoint.ts';
-import { findEvents, type LinkText, readLinkTexts } from './store.ts';
+import { findEvents, type LinkText, readFirstEvent, readLinkTexts } from './store.ts';
 import { fitsExportLine, readEvent, toUnreadableView } from './views.ts';
 
 /**
@@ -53,9 +53,18 @@ function decode(line: Buffer): string | undefined {
   }
 }
 
-/** The lines of a chain after event number `after` up to event number `last`, batch by batch. */
+/**
+ * The lines of a chain after event number `after` up to event number `last`, batch by batch.
+ * @throws Error if events that are due were archived meanwhile: the export would not show that it lacks them
+ */
 export async function* exportChain(db: Db, chain: string, last: number, after = 0): AsyncGenerator<string> {
+  let due = after + 1;
   for await (const links of readLinkTexts(db, chain, last, after)) {
+    const first = links[0]?.sequence ?? due;
+    if (first > due && Number((await readFirstEvent(db, chain))?.sequence) >= first - 1) {
+      throw new Error(`Events ${due} to ${first - 1} of ${chain} were archived while they were exported`);
+    }
+    due = (links.at(-1)?.sequence ?? first) + 1;
     const lines = links.map((link) => (isReadable(link) ? lineOf(link.canonical, link) : undefined));
     const unreadable = links.filter((_, index) => lines[index] === undefined).map(({ sequence }) => sequence);
     if (unreadable.length > 0) {

@@ -5,13 +5,16 @@ import type { ChainedEvent, HistoryAction } from '../domain/events.ts';
 import { chunksOf } from '../lib/batches.ts';
 import { type Archive, readLastArchive } from './archives/archive.ts';
 import { parseObject } from './chain.ts';
-import { actionsOf, type RecordKind, type State, stateAfter } from './state-replay.ts';
+import { actionsOf, completed, type RecordKind, type State, stateAfter } from './state-replay.ts';
 import { eventText, matchesAny } from './store.ts';
 import { readEvent } from './views.ts';
 
 // The states of records according to history: what an archive has stored, and the events after it.
 
 const eventsAtOnce = 500;
+
+/** An invented event may have a longer id, which would not fit the index of archived states. */
+const longestId = 100;
 
 /** The events that a replay covers: those of a chain after its last archive. */
 export interface Recorded {
@@ -92,13 +95,13 @@ async function archivedStates(
     .where('archive_id', '=', archive.id)
     .where('kind', '=', kind);
   const rows = await (ids === undefined ? all : all.where('id', '=', anyOf(ids))).execute();
-  return new Map(rows.flatMap(({ id, state }) => toEntry(id, state)));
+  return new Map(rows.flatMap(({ id, state }) => toEntry(kind, id, state)));
 }
 
 /** Empty for a text that was written by hand and is no object: the digest of the states reports it. */
-function toEntry(id: string, text: string): Array<[string, State]> {
+function toEntry(kind: RecordKind, id: string, text: string): Array<[string, State]> {
   const state = parseObject(text);
-  return state === undefined ? [] : [[id, state]];
+  return state === undefined ? [] : [[id, completed(kind, state)]];
 }
 
 /** The states of records after these events. Unreadable events are skipped. */
@@ -119,8 +122,9 @@ async function replay(
       .execute();
     for (const { sequence, canonical } of rows) {
       const event = readEvent({ canonical });
-      const id = event === undefined ? undefined : idOf(event, sequence);
-      if (event === undefined || typeof id !== 'string') continue;
+      const given = event === undefined ? undefined : idOf(event, sequence);
+      if (event === undefined || typeof given !== 'string') continue;
+      const id = given.slice(0, longestId).toWellFormed();
       const state = stateAfter(kind, states.get(id), event);
       if (state !== undefined) states.set(id, state);
     }

@@ -4,9 +4,8 @@ import type { Db } from '../database/client.ts';
 import type { DatabaseClock } from '../database/clock.ts';
 import { chunksOf } from '../lib/batches.ts';
 import { dayMs } from '../lib/durations.ts';
-import { readLastArchive } from './archives/archive.ts';
-import { firstPreviousHash } from './chain.ts';
-import type { ChainVerdict } from './chain-walk.ts';
+import { endOf, readLastArchive } from './archives/archive.ts';
+import { type ChainStart, type ChainVerdict, firstStart } from './chain-walk.ts';
 import type { Checkpoint } from './checkpoints/checkpoint.ts';
 import { readPoint, type StoredPoint, storePoint, type VerifiedPoint } from './verified-point.ts';
 import { type StoredVerdict, type VerifyOptions, verifyChain } from './verify.ts';
@@ -45,11 +44,10 @@ export async function resumeVerification(
 ): Promise<ResumedVerdict> {
   const stored = await readPoint(deps, chain);
   const { point, isForged } = stored;
-  const archived = (await readLastArchive(deps.db, chain, deps.keyring))?.last_sequence ?? 0;
-  const earlier = checkpoints.filter(
-    ({ size }) => size < (point?.sequence ?? 0) && (size > archived || archived === 0),
-  );
-  const isResumed = !isFull && canResume(stored) && (await areMatched(deps.db, chain, earlier));
+  const archive = await readLastArchive(deps.db, chain, deps.keyring);
+  const start = archive === undefined ? firstStart : endOf(archive);
+  const earlier = checkpoints.filter(({ size }) => size < (point?.sequence ?? 0) && size >= start.sequence);
+  const isResumed = !isFull && canResume(stored) && (await areMatched(deps.db, chain, start, earlier));
   const verdict = await verifyChain(deps.db, chain, {
     ...options,
     keyring: deps.keyring,
@@ -58,7 +56,7 @@ export async function resumeVerification(
     from: isResumed ? point : undefined,
   });
   const next = isForged ? undefined : nextPoint(verdict, stored, isResumed);
-  if (next !== undefined) await storePoint(deps, next, stored.mac).catch(deps.onUnstored);
+  await storeResult(deps, verdict, stored, isResumed).catch(deps.onUnstored);
   return {
     ...verdict,
     agreeing: verdict.agreeing + (isResumed ? earlier.length : 0),
@@ -88,15 +86,38 @@ function nextPoint(
   return { chain, sequence: events, hash: head, verified_at: now, fully_verified_at: fullyVerifiedAt };
 }
 
+/**
+ * A sound result is stored unless another verification has stored one meanwhile. A flaw is stored in any case: the other
+ * verification may not have read the bad event.
+ */
+async function storeResult(
+  deps: ResumeDeps,
+  verdict: ChainVerdict,
+  stored: StoredPoint,
+  isResumed: boolean,
+): Promise<void> {
+  const isSound = verdict.flaws.length === 0;
+  const readAgain = () => readPoint(deps, verdict.chain);
+  for (let row = isSound ? stored : await readAgain(); !row.isForged; row = await readAgain()) {
+    const next = nextPoint(verdict, row, isResumed);
+    if (next === undefined || (await storePoint(deps, next, row.mac)) || isSound) return;
+  }
+}
+
 const sizesAtOnce = 10_000;
 
-/** Whether the stored events have the hashes of these checkpoints. */
-async function areMatched(db: Db, chain: string, checkpoints: readonly Checkpoint[]): Promise<boolean> {
+/** Whether the stored events, and the one before them, have the hashes of these checkpoints. */
+async function areMatched(
+  db: Db,
+  chain: string,
+  start: ChainStart,
+  checkpoints: readonly Checkpoint[],
+): Promise<boolean> {
   for (const chunk of chunksOf(checkpoints, sizesAtOnce)) {
     const { rows } = await sql<{ sequence: number; hash: Buffer }>`select sequence, hash from history
       where chain = ${chain} and sequence = any(${chunk.map(({ size }) => size)}::bigint[])`.execute(db);
     const hashes = new Map(rows.map(({ sequence, hash }) => [sequence, hash]));
-    hashes.set(0, firstPreviousHash);
+    hashes.set(start.sequence, start.hash);
     if (!chunk.every(({ size, hash }) => hashes.get(size)?.equals(hash))) return false;
   }
   return true;

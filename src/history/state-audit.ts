@@ -45,9 +45,12 @@ export async function auditStates({ transactor, logger, signal }: StateAuditDeps
   return total;
 }
 
-/** Every chain that has events or records. */
+/** Every chain that has events, records or archives. */
 export async function listAuditedChains(db: Db): Promise<string[]> {
-  return [...new Set([installationChain, ...(await listChains(db)), ...(await listOrganizationIds(db))])].sort();
+  const archives = await db.selectFrom('history_archives').select('chain').distinct().execute();
+  const archived = archives.map(({ chain }) => chain);
+  const chains = [installationChain, ...(await listChains(db)), ...(await listOrganizationIds(db)), ...archived];
+  return [...new Set(chains)].sort();
 }
 
 async function replaceCounts(db: Db, counts: Record<RecordKind, number>, at: Date): Promise<void> {

@@ -48,6 +48,8 @@ const restored: Rule = () => ({ deletedAt: null });
 const suspended: Rule = ({ suspendedAt, reason }) => ({ suspendedAt, suspendedReason: reason });
 const resumed: Rule = () => ({ suspendedAt: null, suspendedReason: null });
 
+const noEvent = { partnerId: null } as ChainedEvent;
+
 interface Rules {
   /** The events that create a record. */
   begins: HistoryAction[];
@@ -133,6 +135,11 @@ export function stateAfter(kind: RecordKind, state: State | undefined, event: Ch
   const rule = Object.hasOwn(changes, event.action) ? changes[event.action] : undefined;
   if (state === undefined || rule === undefined) return state;
   return { ...state, ...only(Object.keys(state), { ...state, ...rule(details, event, state) }) };
+}
+
+/** A stored state, with the members that its version did not have. */
+export function completed(kind: RecordKind, stored: State): State {
+  return { ...rules[kind].first({}, noEvent, {}), ...stored };
 }
 
 /** A member whose value in the row differs from the value that the events give. */

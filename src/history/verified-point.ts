@@ -58,20 +58,24 @@ export async function listVerifiedChains(db: Db): Promise<string[]> {
   return rows.map(({ chain }) => chain);
 }
 
-/** Stores a point, unless another verification has stored one since this one read the row with this MAC. */
+/**
+ * Stores a point, unless another verification has stored one since this one read the row with this MAC.
+ * @returns whether it is stored
+ */
 export async function storePoint(
   { db, keyring }: PointDeps,
   point: VerifiedPoint,
   replaced: Buffer | null,
-): Promise<void> {
+): Promise<boolean> {
   const row = { ...point, ...macOf(keyring.primary, partsOf(point)) };
-  await writeTransaction(db).execute((tx) =>
+  const { numInsertedOrUpdatedRows } = await writeTransaction(db).execute((tx) =>
     tx
       .insertInto('verified_points')
       .values(row)
       .onConflict((conflict) => conflict.column('chain').doUpdateSet(row).where('verified_points.mac', '=', replaced))
-      .execute(),
+      .executeTakeFirstOrThrow(),
   );
+  return numInsertedOrUpdatedRows === 1n;
 }
 
 function partsOf({ chain, sequence, hash, verified_at, fully_verified_at }: VerifiedPoint): MacParts {

@@ -14,7 +14,7 @@ import { findRange, readFirstEvent, readHead } from '../store.ts';
 import { verifyChain } from '../verify.ts';
 import { type Archive, archiveMac, endOf, readArchivedPart, toDetails } from './archive.ts';
 import { openArchiveFile } from './archive-file.ts';
-import { areStatesSound, removeStaleStates, storeStates } from './states.ts';
+import { areStatesSound, holdStates, removeStaleStates, storeStates } from './states.ts';
 
 /** The events must not be archived. The message says why and what to do. */
 export class ArchiveRefused extends Error {
@@ -62,6 +62,7 @@ export async function planArchive(
   { chain, before, checkpoints }: Omit<ArchiveRequest, 'file'>,
 ): Promise<ArchivePlan | undefined> {
   const { db, clock, keyring } = transactor;
+  await requireOwner(db);
   const youngest = new Date((await currentTime(db, clock)).getTime() - keptDays * dayMs);
   if (before > youngest) {
     throw new ArchiveRefused(
@@ -148,7 +149,6 @@ export async function archiveEvents(
 ): Promise<Archive> {
   const { transactor } = deps;
   const { db } = transactor;
-  await requireOwner(db);
   if (!(await exists(file))) await writeExport(db, chain, plan, file);
   const { sha256, bytes } = await checkFile(file, chain, plan);
   await removeStaleStates(db);
@@ -168,6 +168,10 @@ export async function archiveEvents(
       archived_at: work.now,
     };
     const row = { ...content, ...archiveMac(work.keyring, content) };
+    // The lock on the command ends with its connection, so a second run may have begun.
+    if (!(await holdStates(work.tx, row))) {
+      throw new ArchiveRefused('Another run has deleted the states of this one. Nothing was removed. Run it again.');
+    }
     await work.tx.insertInto('history_archives').values(row).execute();
     record(work, { action: 'history.archived', details: { archiveId: id, ...toDetails(content) } });
     return row;
@@ -184,7 +188,7 @@ const by = {
 
 /**
  * Removes events that an earlier run has archived and not removed.
- * @param file the file of that run, which must still be there
+ * @param file the file of that run, which must still be there if any event is removed
  * @returns the archive; undefined if all its events are removed
  * @throws ArchiveRefused
  */
@@ -196,6 +200,10 @@ export async function finishArchive(
   const archive = (await readArchivedPart(db, chain, keyring)).archives.at(-1);
   const stored = await readFirstEvent(db, chain);
   if (archive === undefined || stored === undefined || stored.sequence >= archive.last_sequence) return undefined;
+  // Nothing is removed yet, so the events make the same file again.
+  if (stored.sequence < archive.first_sequence && !(await exists(file))) {
+    await writeExport(db, chain, { first: archive.first_sequence, last: endOf(archive) }, file);
+  }
   const found = (await exists(file)) ? await digestOf(file) : undefined;
   if (found?.equals(archive.file_sha256) !== true) {
     throw new ArchiveRefused(
@@ -226,7 +234,12 @@ async function removeEvents(tx: Tx, chain: string, upTo: number): Promise<void> 
   await sql`delete from history where chain = ${chain} and sequence > 0 and sequence <= ${upTo}`.execute(tx);
 }
 
-async function writeExport(db: Db, chain: string, { first, last }: ArchivePlan, file: string): Promise<void> {
+async function writeExport(
+  db: Db,
+  chain: string,
+  { first, last }: Pick<ArchivePlan, 'first' | 'last'>,
+  file: string,
+): Promise<void> {
   await writeDurably(file, `${file}.unfinished`, async (handle) => {
     for await (const lines of exportChain(db, chain, last.sequence, first - 1)) await handle.writeFile(lines);
   });

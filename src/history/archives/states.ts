@@ -7,7 +7,7 @@ import { chunksOf, inBatches, pagesOf } from '../../lib/batches.ts';
 import { installationChain } from '../chain.ts';
 import { columnOf, type PagedKind, type Recorded, statesOf, statesOfAll } from '../recorded-states.ts';
 import { firstActionsOf, type RecordKind, type State } from '../state-replay.ts';
-import { matchesAny } from '../store.ts';
+import { matches } from '../store.ts';
 import type { Archive } from './archive.ts';
 
 /** Stores and reads the states of a chain's records at its last archived event. */
@@ -52,7 +52,10 @@ export async function isInArchive(db: Db, chain: string, kind: PagedKind, id: st
 }
 
 /** Whether the stored states are those that the archive was made with. */
-export async function areStatesSound(db: Db, { id, chain, states_sha256: expected }: Archive): Promise<boolean> {
+export async function areStatesSound(
+  db: Db,
+  { id, chain, states_sha256: expected }: Pick<Archive, 'id' | 'chain' | 'states_sha256'>,
+): Promise<boolean> {
   const digest = createStatesDigest();
   for await (const page of listArchivedStates(db, id, chain)) digest.add(page);
   return digest.end().equals(expected);
@@ -98,17 +101,20 @@ async function listIds(db: Db, { chain, archive, upTo }: Recorded, kind: PagedKi
       for (const stored of page) if (stored.kind === kind) ids.add(stored.id);
     }
   }
-  const created = pagesOf<{ sequence: number; id: string | null }>((last) =>
-    db
-      .selectFrom('history')
-      .select(['sequence', `${columnOf[kind]} as id`])
-      .where(matchesAny(chain, 'action', firstActionsOf(kind)))
-      .where(sql<boolean>`sequence > ${last?.sequence ?? archive?.last_sequence ?? 0} and sequence <= ${upTo}`)
-      .orderBy('sequence')
-      .limit(readAtOnce)
-      .execute(),
-  );
-  for await (const page of created) for (const { id } of page) if (id !== null) ids.add(id);
+  // One action at a time: the index has the events of one action in order.
+  for (const action of firstActionsOf(kind)) {
+    const created = pagesOf<{ sequence: number; id: string | null }>((last) =>
+      db
+        .selectFrom('history')
+        .select(['sequence', `${columnOf[kind]} as id`])
+        .where(matches(chain, [['action', action]]))
+        .where(sql<boolean>`sequence > ${last?.sequence ?? archive?.last_sequence ?? 0} and sequence <= ${upTo}`)
+        .orderBy('sequence')
+        .limit(readAtOnce)
+        .execute(),
+    );
+    for await (const page of created) for (const { id } of page) if (id !== null) ids.add(id);
+  }
   return [...ids].sort(asBytes);
 }
 
@@ -136,6 +142,17 @@ async function insertStates(tx: Tx, archiveId: ArchiveId, rows: readonly StoredS
 
 const removedAtOnce = 5_000;
 
+const latestIds = sql`select distinct on (chain) id from history_archives order by chain, last_sequence desc`;
+
+/**
+ * Keeps other runs from deleting these states until the end of the transaction, in which their archive is stored.
+ * @returns false if a run has deleted some of them
+ */
+export async function holdStates(tx: Tx, archive: Parameters<typeof areStatesSound>[1]): Promise<boolean> {
+  await sql`lock table history_archive_states in share row exclusive mode`.execute(tx);
+  return areStatesSound(tx, archive);
+}
+
 /** Deletes the states of interrupted runs, and those that a later archive of the chain has replaced. */
 export async function removeStaleStates(db: Db): Promise<void> {
   const { rows } = await sql<{ id: ArchiveId }>`
@@ -145,14 +162,13 @@ export async function removeStaleStates(db: Db): Promise<void> {
       select (select min(archive_id) from history_archive_states where archive_id > stored.id) from stored
       where stored.id is not null
     )
-    select id from stored where id is not null and id not in (
-      select distinct on (chain) id from history_archives order by chain, last_sequence desc
-    )`.execute(db);
+    select id from stored where id is not null and id not in (${latestIds})`.execute(db);
   for (const { id } of rows) {
     await inBatches(removedAtOnce, async (count) => {
       const some = sql<string>`(select ctid from history_archive_states where archive_id = ${id} limit ${count})`;
       const { numAffectedRows } = await sql`
-        delete from history_archive_states where ctid = any(array${some})`.execute(db);
+        delete from history_archive_states where ctid = any(array${some})
+          and archive_id not in (${latestIds})`.execute(db);
       return Number(numAffectedRows ?? 0);
     });
   }
