@@ -63,7 +63,7 @@ export async function resumeVerification(
     fullyVerifiedAt: (next ?? point)?.fully_verified_at ?? null,
     pointFlaw: isForged
       ? 'the row of verified_points, which says how far the chain was verified, was changed or written without the ' +
-        `keyring. Find out by whom, then delete it: delete from verified_points where chain = '${chain}'`
+        `keyring. Find out who did that, then delete it: delete from verified_points where chain = '${chain}'`
       : undefined,
   };
 }
