@@ -67,7 +67,7 @@ const damages: Array<[what: string, sql: string, firstBad: number, reason: RegEx
   [
     'the row of another chain',
     `delete from history_archives where chain = 'c'; update history_archives set chain = 'c' where chain = 'o';
-     insert into history_archives select overlay(id placing '0' from 33), 'o', first_sequence, last_sequence, hash, file_sha256,
+     insert into history_archives select '${newId('archive')}', 'o', first_sequence, last_sequence, hash, file_sha256,
        file_bytes, states_sha256, archived_at, mac, mac_keyring_id from history_archives where chain = 'c'`,
     1,
     /without the keyring/,
@@ -190,7 +190,7 @@ t.test('rows of archives and their events are compared, also after the events ar
   }
   await dbQuery(
     urls.owner,
-    `insert into history_archives select overlay(id placing '0' from 34), $2, first_sequence, last_sequence, hash, file_sha256,
+    `insert into history_archives select '${newId('archive')}', $2, first_sequence, last_sequence, hash, file_sha256,
        file_bytes, states_sha256, archived_at, mac, mac_keyring_id from history_archives where chain = $1`,
     [first.chain, service.organizationId],
   );
