@@ -150,7 +150,7 @@ t.test('an event that is stored below the archive must belong to the chain', asy
     const archived = await startArchived(service, archives);
     await dbTamper(
       urls.superuser,
-      `insert into history select chain, ${sequence}, overlay(id placing '${sequence}' from 32), at, action, actor_id, key_id,
+      `insert into history select chain, ${sequence}, '${newId('event')}', at, action, actor_id, key_id,
          partner_id, replace(canonical, '"sequence":5', '"sequence":${sequence}'), previous_hash,
          sha256(previous_hash || convert_to(replace(canonical, '"sequence":5', '"sequence":${sequence}'), 'UTF8'))
        from history where chain = '${archived.chain}' and sequence = 5`,
