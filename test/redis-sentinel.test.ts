@@ -38,17 +38,14 @@ for (const how of ['killed', 'hung'] as const) {
       replies.push(`${status} ${body.code}`);
       return body.rateLimit?.remaining;
     };
+    /** What remains after uses by both in turn, if each use counted for both. */
     const together = async () => {
-      const remaining = [];
+      const remaining: number[] = [];
       for (const service of [first, second, first, second]) remaining.push(await use(service));
-      const [start = 0] = remaining;
-      return { remaining, expected: remaining.map((_, index) => start - index) };
+      const [most = 0] = remaining;
+      return remaining.every((left, index) => left === most - index) && remaining;
     };
-    const before = await together();
-    t.same(
-      before.remaining,
-      [1, 2, 3, 4].map((used) => requests - used),
-    );
+    t.match(await together(), { 0: requests - 1, 3: requests - 4 });
 
     let isUsing = true;
     t.teardown(() => {
@@ -63,7 +60,7 @@ for (const how of ['killed', 'hung'] as const) {
     await eventually(async () => (await replica.client.role())[0] === 'master');
     await eventually(async () => areAll('shared'), 10_000);
 
-    // The old primary is back, and calls itself primary until Sentinel corrects it after some ten seconds.
+    // The old primary is back, and reports that it is the primary until Sentinel corrects it after about ten seconds.
     await balancer.until(/redis1 is DOWN/);
     if (how === 'killed') await primary.restart();
     else primary.process.child.kill('SIGCONT');
@@ -74,13 +71,13 @@ for (const how of ['killed', 'hung'] as const) {
       t.match(info, `tcp_port:${replica.port}`, 'a new connection leads to the new primary');
     }
     await eventually(async () => (await primary.client.role().catch(() => []))[0] === 'master', 2_000);
-    t.ok(areAll('shared'));
     isUsing = false;
     await Promise.all(using);
 
-    const after = await together();
-    t.same(after.remaining, after.expected, 'each use counts for both replicas');
-    const counted = requests - (after.remaining.at(-1) ?? 0);
+    // Not at once: a timer of ioredis may close the first connection to the new primary.
+    const remaining = await eventually(together);
+    t.ok(areAll('shared'));
+    const counted = requests - (remaining.at(-1) ?? 0);
     // The few uses of the moment of the failure may be missing, or counted twice if only their reply was lost.
     t.ok(Math.abs(counted - uses) <= 10, `${counted} counted of ${uses}`);
     t.same([...new Set(replies)], ['200 valid']);
