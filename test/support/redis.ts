@@ -7,10 +7,14 @@ export interface RunningRedis {
   process: RunningProcess;
 }
 
-/** A real Redis without persistence, stopped when the test ends. */
-export async function startRedis(t: Test, port?: number): Promise<RunningRedis> {
+/**
+ * A real Redis without persistence, stopped when the test ends.
+ * @param directory where a replica stores what its primary sends
+ */
+export async function startRedis(t: Test, port?: number, directory?: string): Promise<RunningRedis> {
   const listenPort = port ?? (await freePort());
   const args = ['--port', String(listenPort), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'];
+  if (directory !== undefined) args.push('--dir', directory);
   const process = run(t, 'redis-server', args);
   await process.until(/Ready to accept connections/);
   return { url: `redis://127.0.0.1:${listenPort}`, process };
