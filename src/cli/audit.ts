@@ -75,7 +75,7 @@ async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<vo
     await verifyFile(options.export, options.organization, signed);
     return;
   }
-  const files = await readFirstLines(options.archive ?? [], options.organization);
+  const files = await readArchivedFiles(options.archive ?? [], options.organization);
   const { url, keyring } =
     config.DATABASE_URL === undefined ? await locate(config) : { url: config.DATABASE_URL, keyring: config.keyring };
   const client = connect({ url, poolSize: 1, timeoutMs: queryTimeoutMs, connectTimeoutMs });
@@ -103,7 +103,7 @@ async function keyringVerifiers(config: Config): Promise<NoteVerifier[]> {
 }
 
 /** The files of archives by chain, in the order of their events. */
-async function readFirstLines(
+async function readArchivedFiles(
   paths: readonly string[],
   only: string | undefined,
 ): Promise<ReadonlyMap<string, ArchivedFile[]>> {
@@ -205,12 +205,13 @@ async function printDifferences(db: Db, chain: string, keyring: Keyring | undefi
 }
 
 function printArchived(
-  { chain, archivedEvents: last = 0 }: Verdict,
+  { chain, archivedEvents: last = 0, flaws }: Verdict,
   { signed, files }: Pick<Evidence, 'signed' | 'files'>,
 ): void {
   if (last === 0) return;
   if (files.has(chain)) {
-    print(`note    ${chain}: events 1 to ${last} are archived, and were verified in the given files.`);
+    if (flaws.length === 0)
+      print(`note    ${chain}: events 1 to ${last} are archived, and were verified in the given files.`);
     return;
   }
   print(`note    ${chain}: events 1 to ${last} are archived, and were not read. --archive verifies their files.`);

@@ -97,9 +97,18 @@ function isPaged(kind: RecordKind): kind is PagedKind {
 async function listIds(db: Db, { chain, archive, upTo }: Recorded, kind: PagedKind): Promise<string[]> {
   const ids = new Set<string>();
   if (archive !== undefined) {
-    for await (const page of listArchivedStates(db, archive.id, chain)) {
-      for (const stored of page) if (stored.kind === kind) ids.add(stored.id);
-    }
+    const archived = pagesOf<{ id: string }>((last) =>
+      db
+        .selectFrom('history_archive_states')
+        .select('id')
+        .where('archive_id', '=', archive.id)
+        .where('kind', '=', kind)
+        .where('id', '>', last?.id ?? '')
+        .orderBy('id')
+        .limit(readAtOnce)
+        .execute(),
+    );
+    for await (const page of archived) for (const { id } of page) ids.add(id);
   }
   // One action at a time: the index has the events of one action in order.
   for (const action of firstActionsOf(kind)) {
