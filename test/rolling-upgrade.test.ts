@@ -160,7 +160,8 @@ t.test('a migration at the start leaves a contract pending while older replicas 
   t.match(next.process.output(), /"applied":\["0004-no-partner-nicknames"\]/);
 });
 
-t.test('a replica that was cut off during a contract ends as soon as it reconnects, and says why', async (t) => {
+/** A replica whose change feed has just lost its connection, and the version that comes after it. */
+async function startCutOff(t: Test) {
   const urls = await createDatabase(t);
   const proxy = await proxyTo(t, urls.app);
   const old = await serve(t, { LISTEN_DATABASE_URL: proxy.url }, { urls });
@@ -168,6 +169,11 @@ t.test('a replica that was cut off during a contract ends as soon as it reconnec
   const third = await laterVersion(t, '0.3.0', [expand, contract]);
   proxy.refuse(true);
   proxy.end();
+  return { urls, proxy, old, third };
+}
+
+t.test('a replica that was cut off during a contract ends as soon as it reconnects, and says why', async (t) => {
+  const { proxy, old, third } = await startCutOff(t);
   await old.process.until(/The change feed is disconnected/);
   const migrated = third.latchkey(t, ['migrate'], asOwner(old));
   t.match(await migrated, { code: 0, output: 'applied: 0002-nicknames, 0004-no-partner-nicknames\n' });
@@ -200,13 +206,7 @@ t.test('a replica that hangs delays a contract until its session is ended, and e
 });
 
 t.test('a replica that is just reconnecting counts as running', async (t) => {
-  const urls = await createDatabase(t);
-  const proxy = await proxyTo(t, urls.app);
-  const old = await serve(t, { LISTEN_DATABASE_URL: proxy.url }, { urls });
-  await old.process.until(/The change feed is connected/);
-  const third = await laterVersion(t, '0.3.0', [expand, contract]);
-  proxy.refuse(true);
-  proxy.end();
+  const { urls, proxy, old, third } = await startCutOff(t);
   const migrated = third.latchkey(t, ['migrate'], asOwner(old));
   // The contract has begun: it excludes older replicas.
   await eventually(async () => {

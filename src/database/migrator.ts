@@ -113,15 +113,17 @@ export async function joinSchema(session: pg.ClientBase, db: Db): Promise<void> 
   await requireSupportedSchema(db);
 }
 
-/** The names that are the last known ones of programs that do not know this one. */
-function olderThan(required: string): string[] {
-  if (required !== workerName) return ownNames.slice(0, ownNames.indexOf(required));
+/** The last known migrations of programs that do not work after this step. */
+function excludedBy({ requires }: MigrationStep): string[] {
+  if (requires === undefined) return [];
+  if (requires !== workerName) return ownNames.slice(0, ownNames.indexOf(requires));
   return Array.from({ length: workerRevision - 1 }, (_, index) => nameOfRevision(index + 1));
 }
 
 /** The running replicas that do not allow this step. */
-export async function listBlockers(db: Db, { requires }: MigrationStep): Promise<Replica[]> {
-  return requires === undefined ? [] : listReplicas(db, olderThan(requires));
+export async function listBlockers(db: Db, step: MigrationStep): Promise<Replica[]> {
+  const excluded = excludedBy(step);
+  return excluded.length === 0 ? [] : listReplicas(db, excluded);
 }
 
 /** A migration that waits until these replicas have ended. */
@@ -181,13 +183,14 @@ async function migrateLocked(
   await createMigrationTable(db);
   const result: MigrationResult = { applied: [], blocked: [] };
   for (const step of pending) {
-    // Contract migrations keep their order. In an empty database no replica can run.
-    const mayBlock = step.requires !== undefined && before.length > 0;
-    if (mayBlock && result.blocked.length > 0) {
+    // In an empty database no replica can run.
+    const excluded = before.length === 0 ? [] : excludedBy(step);
+    if (excluded.length > 0 && result.blocked.length > 0) {
+      // Contract migrations keep their order.
       result.blocked.push({ name: step.name, replicas: await listBlockers(db, step) });
       continue;
     }
-    const replicas = await applyStep(client, locking, step, mayBlock);
+    const replicas = await applyStep(client, locking, step, excluded);
     if (replicas.length > 0) result.blocked.push({ name: step.name, replicas });
     else result.applied.push(step.name);
   }
@@ -205,15 +208,17 @@ async function createMigrationTable(db: Db): Promise<void> {
     )`.execute(db);
 }
 
-/** @returns the replicas that do not allow it; none: it was applied */
+/**
+ * @param excluded the last known migrations of programs that must not be running
+ * @returns the replicas that do not allow it; none: it was applied
+ */
 async function applyStep(
   client: DatabaseClient,
   locking: Tx,
   { name, requires }: MigrationStep,
-  mayBlock: boolean,
+  excluded: readonly string[],
 ): Promise<Replica[]> {
-  const exclude = async (tx: Tx) =>
-    mayBlock && requires !== undefined ? excludeReplicas(tx, olderThan(requires)) : [];
+  const exclude = async (tx: Tx) => (excluded.length === 0 ? [] : excludeReplicas(tx, excluded));
   const migration = migrations[name];
   if (migration === undefined) {
     // graphile-worker commits by itself, so the replicas are excluded by the transaction around all.
