@@ -5,6 +5,7 @@ import { type Json, startService, type TestService } from './support/app.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { dbSessions } from './support/sessions.ts';
 import { t } from './support/tap.ts';
 
 // A key deleted on one replica is rejected by the others, even if notifications are lost.
@@ -152,12 +153,11 @@ for (const [what, change, code] of [
     proxy.hold(true);
     const pendingCode = verify();
     await eventually(async () => {
-      const rows = await dbQuery(
+      const readers = await dbSessions(
         urls.superuser,
-        `select 1 from pg_stat_activity where datname = current_database() and application_name = 'latchkey'
-         and query like '%api_keys%' and state = 'idle'`,
+        "application_name = 'latchkey' and query like '%api_keys%' and state = 'idle'",
       );
-      return rows.length > 0;
+      return readers.length > 0;
     });
     await dbQuery(urls.superuser, change);
     await eventually(async () => notified > 0);

@@ -1,5 +1,4 @@
 import { sql } from 'kysely';
-import pg from 'pg';
 import { connect } from '../src/database/client.ts';
 import { createDatabaseClock } from '../src/database/clock.ts';
 import { transact } from '../src/database/work.ts';
@@ -9,6 +8,7 @@ import { createDatabase, dbQuery, roleOf } from './support/database.ts';
 import { keyringOf } from './support/keyrings.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { dbEndSessions, holdTransaction } from './support/sessions.ts';
 import { t } from './support/tap.ts';
 
 t.test('an unresponsive database gives 503 within two seconds, and the service recovers by itself', async (t) => {
@@ -45,11 +45,7 @@ t.test(
     let isOver = false;
     const killer = (async () => {
       while (!isOver) {
-        await dbQuery(
-          urls.superuser,
-          'select pg_terminate_backend(pid) from pg_stat_activity where usename = $1 and datname = current_database()',
-          [role],
-        );
+        await dbEndSessions(urls.superuser, 'usename = $1', [role]);
       }
     })();
     const replies: number[] = [];
@@ -95,10 +91,7 @@ t.test('a request that timed out with 503 is never committed by a later request'
   const { body: partner } = await service.admin.post('/v1/partners', { email: 'p@p.example', permissions: ['read'] });
   const verify = async () =>
     (await service.verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code as string;
-  const holder = new pg.Client(urls.superuser);
-  await holder.connect();
-  t.teardown(() => holder.end());
-  await holder.query('begin; select * from history_heads for update');
+  const holder = await holdTransaction(t, urls.superuser, 'select * from history_heads for update');
   const startedAt = performance.now();
   t.equal((await service.admin.delete(`/v1/keys/${key.id}`)).status, 503);
   t.ok(performance.now() - startedAt < 2_500);

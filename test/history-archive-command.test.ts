@@ -1,6 +1,5 @@
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
-import pg from 'pg';
 import type { Test } from 'tap';
 import { planArchive } from '../src/history/archives/archiving.ts';
 import { removeStaleStates } from '../src/history/archives/states.ts';
@@ -10,6 +9,7 @@ import { dbQuery } from './support/database.ts';
 import { checkpointsIn, dbAddEvents, scratchFolder } from './support/histories.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { holdTransaction, untilBlocked } from './support/sessions.ts';
 import { t } from './support/tap.ts';
 
 // `latchkey history archive` may be killed at any moment, and runs beside the service.
@@ -48,20 +48,8 @@ async function startOld(t: Test, more = 0) {
   return { service, chain, args, file, folder, start, run, verify, last };
 }
 
-/** Runs statements in a transaction that stays open until `end`. */
-async function holding(url: string, sql: string) {
-  const client = new pg.Client({ connectionString: url });
-  await client.connect();
-  await client.query(`begin; ${sql}`);
-  return { end: () => client.end() };
-}
-
-/** Waits until a run cannot insert its archive. */
-function untilBlocked(url: string): Promise<unknown> {
-  const waiting = `select from pg_stat_activity
-    where datname = current_database() and wait_event_type = 'Lock' and query like 'insert into "history_archives"%'`;
-  return eventually(async () => (await dbQuery(url, waiting)).length > 0);
-}
+/** What a run cannot do while another session holds the table of archives. */
+const insertsArchive = 'insert into "history_archives"%';
 
 const storedIn = async (url: string, chain: string) => {
   const [row] = await dbQuery(url, 'select min(sequence)::int as first, count(*)::int from history where chain = $1', [
@@ -109,10 +97,10 @@ t.test('the command moves old events, and says what it would move', async (t) =>
 t.test('killed before the events are removed, a repeated run continues', async (t) => {
   const { service, chain, file, start, run, verify, last } = await startOld(t);
   const { urls } = service;
-  const blocker = await holding(urls.superuser, 'lock table history_archives in share mode');
+  const blocker = await holdTransaction(t, urls.superuser, 'lock table history_archives in share mode');
   const killed = start();
   await eventually(async () => existsSync(file));
-  await untilBlocked(urls.superuser);
+  await untilBlocked(urls.superuser, insertsArchive);
   killed.child.kill('SIGKILL');
   await killed.exited;
   await blocker.end();
@@ -140,7 +128,8 @@ t.test('killed before the events are removed, a repeated run continues', async (
 t.test('killed before the first event is removed, a repeated run writes a lost file again', async (t) => {
   const { service, chain, args, file, folder, start, run, verify, last } = await startOld(t);
   const { urls } = service;
-  const blocker = await holding(
+  const blocker = await holdTransaction(
+    t,
     urls.superuser,
     `select from history where chain = '${chain}' and sequence = 1 for update`,
   );
@@ -164,7 +153,8 @@ t.test('killed before the first event is removed, a repeated run writes a lost f
 t.test('killed while events are removed, everything verifies, and a repeated run removes the rest', async (t) => {
   const { service, chain, args, file, folder, start, run, verify, last } = await startOld(t, 12_000);
   const { urls, admin } = service;
-  const blocker = await holding(
+  const blocker = await holdTransaction(
+    t,
     urls.superuser,
     `select from history where chain = '${chain}' and sequence = 7000 for update`,
   );
@@ -228,9 +218,9 @@ t.test('changes, verifications and exports go on while events are removed', asyn
 
 t.test('only one run works at a time', async (t) => {
   const { service, start, run } = await startOld(t);
-  const blocker = await holding(service.urls.superuser, 'lock table history_archives in share mode');
+  const blocker = await holdTransaction(t, service.urls.superuser, 'lock table history_archives in share mode');
   const first = start();
-  await untilBlocked(service.urls.superuser);
+  await untilBlocked(service.urls.superuser, insertsArchive);
   t.match(await run(), { code: 1, output: /Another `latchkey history archive` is running/ });
   await blocker.end();
   t.equal((await first.exited).code, 0);
@@ -243,22 +233,10 @@ t.test('a run whose states were deleted by another one archives nothing', async 
   const { archive, transactor } = archivist(t, service);
   const note = await noteOf(service);
   const lockStates = 'lock table history_archive_states in';
-  const waits = () =>
-    eventually(
-      async () =>
-        (
-          await dbQuery(
-            urls.superuser,
-            `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`,
-          )
-        ).length > 0,
-    );
-  const other = new pg.Client({ connectionString: urls.superuser });
-  await other.connect();
-  await other.query(`begin; ${lockStates} row exclusive mode`);
+  const other = await holdTransaction(t, urls.superuser, `${lockStates} row exclusive mode`);
   const first = archive(chain, note);
   first.catch(() => undefined);
-  await waits();
+  await untilBlocked(urls.superuser);
   await other.query('delete from history_archive_states; commit');
   await t.rejects(first, { message: /^Another run has deleted the states of this one\. Nothing was removed/ });
   t.match(await storedIn(urls.app, chain), { first: 1 });
@@ -275,7 +253,7 @@ t.test('a run whose states were deleted by another one archives nothing', async 
   await dbQuery(urls.superuser, 'create table saved as select * from history_archives; delete from history_archives');
   await other.query(`begin; ${lockStates} share row exclusive mode; insert into history_archives select * from saved`);
   const removing = removeStaleStates(transactor.db);
-  await waits();
+  await untilBlocked(urls.superuser);
   await other.query('commit');
   await other.end();
   await removing;

@@ -10,6 +10,7 @@ import { type Json, startService, type TestService } from './support/app.ts';
 import { createDatabase, dbQuery, roleOf } from './support/database.ts';
 import { dbAddEvents, dbTamper, findByLatchkey } from './support/histories.ts';
 import { eventually } from './support/process.ts';
+import { dbSessions } from './support/sessions.ts';
 import { t } from './support/tap.ts';
 
 async function exported({ app, admin }: TestService, token = admin.token, headers: Record<string, string> = {}) {
@@ -30,15 +31,8 @@ async function beginExport({ app, admin }: TestService): Promise<IncomingMessage
   return response;
 }
 
-const busyConnections = async ({ urls }: TestService) => {
-  const [row] = await dbQuery(
-    urls.superuser,
-    `select count(*)::int as busy from pg_stat_activity where usename = $1 and datname = current_database()
-     and state <> 'idle'`,
-    [roleOf(urls.app)],
-  );
-  return row?.['busy'];
-};
+const busyConnections = async ({ urls }: TestService) =>
+  (await dbSessions(urls.superuser, "usename = $1 and state <> 'idle'", [roleOf(urls.app)])).length;
 
 t.test('the export has the same events as the list, oldest first, one per line', async (t) => {
   const service = await startService(t);

@@ -1,6 +1,5 @@
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
-import pg from 'pg';
 import type { Test } from 'tap';
 import { type Keyring, parseKeyring } from '../src/crypto/keyring.ts';
 import { confirmInstallation } from '../src/database/installation.ts';
@@ -12,7 +11,8 @@ import { type Json, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { dbAddEvents, dbTamper, inChain, noteOf, rehashFrom, scratchFolder } from './support/histories.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
-import { eventually, runEntry } from './support/process.ts';
+import { runEntry } from './support/process.ts';
+import { holdTransaction, untilBlocked } from './support/sessions.ts';
 import { t } from './support/tap.ts';
 
 // Most attackers here have full access to the database. A verification that resumes must still find what it promises.
@@ -296,12 +296,9 @@ t.test('a flaw stays found, also if another verification has stored a sound resu
   await tamper(service, edit(5));
   for (const replaced of [mac, null]) {
     if (replaced === null) await dbQuery(urls.superuser, 'delete from verified_points where chain = $1', [chain]);
-    const blocker = new pg.Client({ connectionString: urls.superuser });
-    await blocker.connect();
-    await blocker.query('begin; lock table history_archives in access exclusive mode');
+    const blocker = await holdTransaction(t, urls.superuser, 'lock table history_archives in access exclusive mode');
     const whole = verify('?full=true');
-    const waiting = `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`;
-    await eventually(async () => (await dbQuery(urls.superuser, waiting)).length > 0);
+    await untilBlocked(urls.superuser);
     t.ok(await storePoint(deps, { ...point, verified_at: new Date() }, replaced));
     await blocker.end();
     t.match(await whole, { valid: false, firstBadSequence: 5 });

@@ -7,6 +7,7 @@ import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.t
 import { dbDue, dbMissed, dbQueue, makeJob, startReplica } from './support/jobs.ts';
 import { eventually, runCompiled } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { dbEndSessions, dbSessions } from './support/sessions.ts';
 import { t } from './support/tap.ts';
 
 async function openDatabase(t: Test): Promise<{ urls: ClusterUrls; db: Db }> {
@@ -84,14 +85,7 @@ t.test('an idle replica leaves no connection at shutdown', async (t) => {
   const { urls, db } = await openDatabase(t);
   const replica = startReplica(t, urls.app, [makeJob('idle', async () => 0)]);
   await eventually(async () => runOf(db, 'idle'));
-  const connections = async () => {
-    const rows = await dbQuery(
-      urls.superuser,
-      'select 1 from pg_stat_activity where datname = current_database() and usename = $1',
-      [roleOf(urls.app)],
-    );
-    return rows.length;
-  };
+  const connections = async () => (await dbSessions(urls.superuser, 'usename = $1', [roleOf(urls.app)])).length;
   await eventually(async () => (await connections()) >= 3);
   await replica.close();
   t.match(replica.logLines.join(''), /Graceful shutdown complete/);
@@ -109,13 +103,7 @@ t.test('killed connections end neither the jobs nor the process', async (t) => {
   startReplica(t, urls.app, [job]);
   startReplica(t, urls.app, [job]);
   await eventually(async () => runOf(db, 'steadfast'));
-  const kill = () =>
-    dbQuery(
-      urls.superuser,
-      `select pg_terminate_backend(pid) from pg_stat_activity
-       where usename = $1 and datname = current_database() and application_name <> 'test'`,
-      [roleOf(urls.app)],
-    );
+  const kill = () => dbEndSessions(urls.superuser, "usename = $1 and application_name <> 'test'", [roleOf(urls.app)]);
   for (let round = 0; round < 60; round++) {
     await dbQuery(urls.superuser, "select graphile_worker.add_job('steadfast', job_key := 'steadfast')");
     await kill();

@@ -2,6 +2,7 @@ import { type Json, startService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually } from './support/process.ts';
 import { twoReplicas } from './support/replicas.ts';
+import { dbSessions, untilBlocked } from './support/sessions.ts';
 import { t } from './support/tap.ts';
 
 async function eventsOf({ admin }: Pick<Awaited<ReturnType<typeof startService>>, 'admin'>, keyId: string) {
@@ -90,14 +91,7 @@ t.test('a process killed before the commit leaves nothing; the same report then 
     await holder.query('begin');
     await holder.query('select from history_begin($1)', [replica.organizationId]);
     const lost = send().catch((error: unknown) => error);
-    await eventually(async () => {
-      const [waiting] = await dbQuery(
-        replica.urls.superuser,
-        `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
-         and query like '%history_begin%'`,
-      );
-      return waiting;
-    }, 10_000);
+    await untilBlocked(replica.urls.superuser, '%history_begin%');
     latchkey.child.kill('SIGKILL');
     await latchkey.exited;
     t.type(await lost, Error, 'no reply');
@@ -106,12 +100,8 @@ t.test('a process killed before the commit leaves nothing; the same report then 
     holder.release();
   }
   await eventually(async () => {
-    const [running] = await dbQuery(
-      replica.urls.superuser,
-      `select from pg_stat_activity where datname = current_database() and query like '%history_begin%'
-       and state <> 'idle' and pid <> pg_backend_pid()`,
-    );
-    return running === undefined;
+    const running = await dbSessions(replica.urls.superuser, "query like '%history_begin%' and state <> 'idle'");
+    return running.length === 0;
   }, 10_000);
   t.same(await eventsOf(replica, key.id), ['key.created']);
   t.equal((await admin.get(`/v1/keys/${key.id}`)).body.status, 'active');

@@ -2,6 +2,7 @@ import { connect } from '../src/database/client.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually, request } from './support/process.ts';
 import { serve } from './support/served.ts';
+import { dbSessions, untilBlocked } from './support/sessions.ts';
 import { snippetsOf } from './support/snippets.ts';
 import { t } from './support/tap.ts';
 import { asOwner, expand, hasColumn, index, laterVersion } from './support/versions.ts';
@@ -20,13 +21,7 @@ t.test('an expanding migration does not queue behind a long transaction, and say
   await session.query(patient);
   await session.query('begin; select count(*) from partners');
   const failed = next.latchkey(t, ['migrate'], asOwner(old));
-  await eventually(async () => {
-    const waiting = await dbQuery(
-      old.urls.superuser,
-      "select 1 from pg_locks where relation = 'partners'::regclass and not granted",
-    );
-    return waiting.length > 0;
-  });
+  await untilBlocked(old.urls.superuser, 'alter table partners%');
   const startedAtMs = performance.now();
   const partners = await request(`${old.url}/v1/partners`, { token: old.tokens['adminToken'] ?? '' });
   t.equal(partners.status, 200, 'a request waits with the migration');
@@ -53,53 +48,27 @@ t.test(
     // The creation waits for this transaction, also while others can write.
     await session.query(patient);
     await session.query('begin isolation level repeatable read; select 1');
-    const building = () =>
-      eventually(async () => {
-        const found = await dbQuery(
-          urls.superuser,
-          `select pid from pg_stat_activity where datname = current_database() and query like 'create index concurrently%'
-         and wait_event_type = 'Lock'`,
-        );
-        return found[0];
-      });
     const isValid = async () =>
       (
         await dbQuery(urls.owner, "select indisvalid from pg_index where indexrelid = 'api_keys_by_nickname'::regclass")
       )[0]?.['indisvalid'];
 
     const killed = next.latchkey(t, ['migrate'], asOwner(old));
-    await dbQuery(urls.superuser, 'select pg_terminate_backend($1)', [(await building())['pid']]);
+    const building = await untilBlocked(urls.superuser, 'create index concurrently%');
+    await dbQuery(urls.superuser, 'select pg_terminate_backend($1)', [building]);
     t.equal((await killed).code, 1);
     t.equal(await isValid(), false, 'the killed one left an invalid index');
 
     await session.query('rollback; begin; lock table api_keys in row exclusive mode');
     const first = next.latchkey(t, ['migrate'], asOwner(old));
     // It begins by removing the invalid index, and that waits, too.
-    await eventually(async () => {
-      const waiting = await dbQuery(
-        urls.superuser,
-        `select 1 from pg_stat_activity where datname = current_database() and query like '%index concurrently%' and wait_event_type = 'Lock'`,
-      );
-      return waiting.length > 0;
-    });
+    await untilBlocked(urls.superuser, '%index concurrently%');
     const other = next.latchkey(t, ['migrate'], asOwner(old));
-    await eventually(async () => {
-      const sessions = await dbQuery(
-        urls.superuser,
-        `select 1 from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
-       and query like '%latchkey migration%'`,
-      );
-      return sessions.length === 2;
-    });
+    const runs = "query like '%latchkey migration%'";
+    await eventually(async () => (await dbSessions(urls.superuser, runs)).length === 2);
     // The first one holds the lock in a transaction that is idle for longer than Latchkey's other transactions may be.
-    await eventually(async () => {
-      const idle = await dbQuery(
-        urls.superuser,
-        `select 1 from pg_stat_activity where datname = current_database() and query like '%latchkey migration%'
-         and state = 'idle in transaction' and now() - state_change > interval '16 s'`,
-      );
-      return idle.length > 0;
-    });
+    const idle = `${runs} and state = 'idle in transaction' and now() - state_change > interval '16 s'`;
+    await eventually(async () => (await dbSessions(urls.superuser, idle)).length > 0);
     const [, documented = ''] = await snippetsOf('docs/upgrading.md', 'What can happen', 'sql');
     const [findRun = '', findTransactions = ''] = documented.split(';');
     t.equal((await dbQuery(urls.superuser, findRun)).length, 1, 'the page names the session that migrates');

@@ -3,6 +3,7 @@ import { migrationStatus, requireCurrentSchema, tryMigrations } from '../src/dat
 import { startService } from './support/app.ts';
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { dbEndSessions, dbSessions, holdTransaction } from './support/sessions.ts';
 import { t } from './support/tap.ts';
 
 const newest = ['0001-initial', 'graphile_worker@19'];
@@ -23,22 +24,17 @@ t.test('concurrent migrations wait for each other, and all succeed', async (t) =
 
 t.test('a migration reads no table while another migration changes it', async (t) => {
   const urls = await createDatabase(t, { migrated: false });
-  const other = connect({ url: urls.owner, poolSize: 1 });
-  t.teardown(() => other.close());
-  const client = await other.pool.connect();
-  await client.query("begin; select pg_advisory_xact_lock(hashtext('latchkey migration'))");
+  const other = await holdTransaction(t, urls.owner, "select pg_advisory_xact_lock(hashtext('latchkey migration'))");
   const migrated = migrateAs(urls);
   await eventually(async () => {
-    const waiting = await dbQuery(
+    const waiting = await dbSessions(
       urls.superuser,
-      `select 1 from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
-       and query like '%pg_try_advisory_xact_lock(hashtext(''latchkey migration''))%'`,
+      "query like '%pg_try_advisory_xact_lock(hashtext(''latchkey migration''))%'",
     );
     return waiting.length === 1;
   });
   t.same(await dbQuery(urls.superuser, "select 1 from pg_tables where schemaname = 'public'"), []);
-  await client.query('commit');
-  client.release();
+  await other.query('commit');
   t.same(await migrated, newest);
 });
 
@@ -46,24 +42,15 @@ t.test('a killed migration leaves nothing, and the next one completes', async (t
   const urls = await createDatabase(t, { migrated: false });
   const owner = roleOf(urls.owner);
   // The run waits at its last table, which another session is about to create, and is killed there.
-  const blocker = connect({ url: urls.owner, poolSize: 1 });
-  t.teardown(() => blocker.close());
-  const client = await blocker.pool.connect();
-  await client.query('begin; create table history (blocked int)');
+  const blocker = await holdTransaction(t, urls.owner, 'create table history (blocked int)');
   const hanging = migrateAs(urls);
   hanging.catch(() => undefined);
   for (;;) {
-    const waiting = await dbQuery(
-      urls.superuser,
-      `select pg_terminate_backend(pid) from pg_stat_activity
-       where usename = $1 and datname = current_database() and wait_event_type = 'Lock'`,
-      [owner],
-    );
-    if (waiting.length > 0) break;
+    const ended = await dbEndSessions(urls.superuser, "usename = $1 and wait_event_type = 'Lock'", [owner]);
+    if (ended.length > 0) break;
   }
   await t.rejects(hanging);
-  await client.query('rollback');
-  client.release();
+  await blocker.query('rollback');
   t.same(await dbQuery(urls.superuser, "select to_regclass('organizations') as left_over"), [{ left_over: null }]);
   t.same(await migrateAs(urls), newest);
 });

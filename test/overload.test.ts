@@ -1,12 +1,12 @@
 import type { AddressInfo } from 'node:net';
 import { sql } from 'kysely';
-import pg from 'pg';
 import { connect, PoolUsedUp } from '../src/database/client.ts';
 import { createDatabaseClock } from '../src/database/clock.ts';
 import { type Json, startService } from './support/app.ts';
 import { createDatabase } from './support/database.ts';
 import { eventually } from './support/process.ts';
 import { proxyTo } from './support/proxy.ts';
+import { holdTransaction } from './support/sessions.ts';
 import { t } from './support/tap.ts';
 
 t.test(
@@ -22,10 +22,7 @@ t.test(
     const verify = async () => (await verifier.post('/v1/verify', { key: key.key, permission: 'read' })).body.code;
     t.equal(await verify(), 'valid');
 
-    const holder = new pg.Client(urls.superuser);
-    await holder.connect();
-    t.teardown(() => holder.end());
-    await holder.query('begin; select * from history_heads for update');
+    const holder = await holdTransaction(t, urls.superuser, 'select * from history_heads for update');
     const patches = Array.from({ length: 5 }, (_, n) => admin.patch(`/v1/keys/${key.id}`, { name: `Name ${n}` }));
     await eventually(async () => client.pool.waitingCount === 3);
 

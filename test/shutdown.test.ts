@@ -1,13 +1,13 @@
 import { once } from 'node:events';
 import { connect } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
-import pg from 'pg';
 import { pino } from 'pino';
 import { createShutdown } from '../src/service/shutdown.ts';
 import { dbQuery } from './support/database.ts';
 import { type KeptReply, keepAliveClient } from './support/keep-alive-client.ts';
 import { eventually, request } from './support/process.ts';
 import { serve } from './support/served.ts';
+import { holdTransaction, untilBlocked } from './support/sessions.ts';
 import { t } from './support/tap.ts';
 import { dbAllowed } from './support/usage.ts';
 
@@ -67,18 +67,9 @@ t.test('after SIGTERM under load every accepted request is answered', async (t) 
   await eventually(async () => accepted > 200);
 
   // Begun before the signal, and delayed by a lock until after it.
-  const holder = new pg.Client(urls.superuser);
-  await holder.connect();
-  t.teardown(() => holder.end().catch(() => undefined));
-  await holder.query('begin; select * from history_heads for update');
+  const holder = await holdTransaction(t, urls.superuser, 'select * from history_heads for update');
   const heldPatch = client().send(`/v1/keys/${key.id}`, { method: 'PATCH', token: adminToken, body: { name: 'Held' } });
-  await eventually(async () => {
-    const [row] = await dbQuery(
-      urls.superuser,
-      "select count(*)::int as waiting from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()",
-    );
-    return Number(row?.['waiting']) > 0;
-  });
+  await untilBlocked(urls.superuser);
 
   const probe = client();
   t.equal((await probe.send('/readyz')).status, 200);

@@ -7,6 +7,7 @@ import { lastBreakingRevision, workerRevision, workerTables } from '../src/datab
 import { createDatabase, dbQuery, migrateAs, roleOf } from './support/database.ts';
 import { dbDue, dbQueue } from './support/jobs.ts';
 import { eventually } from './support/process.ts';
+import { dbEndSessions, holdTransaction } from './support/sessions.ts';
 import { t } from './support/tap.ts';
 
 t.test('the required revision is the newest one of the installed graphile-worker', async (t) => {
@@ -58,24 +59,15 @@ t.test("if a migration is killed inside graphile-worker's steps, the next one co
     `create function hold() returns event_trigger language plpgsql as $$ begin perform pg_advisory_xact_lock(11); end $$;
      create event trigger hold on ddl_command_start when tag in ('CREATE TYPE') execute function hold();`,
   );
-  const holder = connect({ url: urls.superuser, poolSize: 1 });
-  t.teardown(() => holder.close());
-  const client = await holder.pool.connect();
-  await client.query('begin; select pg_advisory_xact_lock(11)');
+  const holder = await holdTransaction(t, urls.superuser, 'select pg_advisory_xact_lock(11)');
   const hanging = migrateAs(urls);
   hanging.catch(() => undefined);
   await eventually(async () => {
-    const ended = await dbQuery(
-      urls.superuser,
-      `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and usename = $1
-       and exists (select from pg_stat_activity where datname = current_database() and usename = $1 and wait_event = 'advisory')`,
-      [roleOf(urls.owner)],
-    );
+    const ended = await dbEndSessions(urls.superuser, "usename = $1 and wait_event = 'advisory'", [roleOf(urls.owner)]);
     return ended.length > 0;
   });
   await t.rejects(hanging);
-  await client.query('rollback');
-  client.release();
+  await holder.query('rollback');
   await dbQuery(urls.superuser, 'drop event trigger hold');
 
   const [reached] = await dbQuery(urls.superuser, 'select max(id) as id from graphile_worker.migrations');

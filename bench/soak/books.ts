@@ -1,5 +1,6 @@
 import { dbQuery } from '../../test/support/database.ts';
 import { keepAliveClient } from '../../test/support/keep-alive-client.ts';
+import { dbSessions } from '../../test/support/sessions.ts';
 import type { Outside } from './outside.ts';
 import type { SoakTally, SoakTarget } from './session.ts';
 
@@ -68,8 +69,6 @@ const leftovers: Record<string, string> = {
   'failed jobs': 'select from job_runs where last_failed_at is not null',
   'expiries that were announced twice': `select from history where action = 'key.expiry_announced'
     group by key_id, canonical::jsonb -> 'details' -> 'daysLeft' having count(*) > 1`,
-  'open transactions':
-    "select from pg_stat_activity where application_name <> '' and state like 'idle in transaction%'",
 };
 
 async function findOpen(databaseUrl: string): Promise<string[]> {
@@ -78,7 +77,8 @@ async function findOpen(databaseUrl: string): Promise<string[]> {
     const { length } = await dbQuery(databaseUrl, query);
     if (length > 0) found.push(`${what}: ${length}`);
   }
-  return found;
+  const open = await dbSessions(databaseUrl, "state like 'idle in transaction%'");
+  return open.length > 0 ? [...found, `open transactions: ${open.length}`] : found;
 }
 
 export async function countEvents(databaseUrl: string): Promise<Record<string, number>> {

@@ -273,8 +273,8 @@ async function retryLocks<Result>(name: string, run: () => Promise<Result>): Pro
       if (attempt === lockAttempts) {
         throw new TableInUse(
           `Migration ${name} waited ${lockAttempts} times for a table that a long transaction uses, and was rolled back. ` +
-            'Find the transaction with select pid, usename, application_name, xact_start from pg_stat_activity order by ' +
-            'xact_start, and run `latchkey migrate` again when it has ended.',
+            'Find the transaction with select pid, usename, application_name, xact_start from pg_stat_activity where ' +
+            'datname = current_database() order by xact_start, and run `latchkey migrate` again when it has ended.',
           { cause: error },
         );
       }
