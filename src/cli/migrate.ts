@@ -30,7 +30,7 @@ export function migrateCommand(env: NodeJS.ProcessEnv): Command {
         if (options.status) await printStatus(client.db);
         else if (options.dryRun) printResult('would apply', await tryMigrations(client.db));
         else {
-          printResult('applied', await migrate(client, { appRole }));
+          printResult('applied', await migrate(client, { appRole, onDelay: print }));
           await printNewer(client.db);
         }
       } finally {

@@ -140,6 +140,8 @@ export interface MigrationResult {
 interface MigrateOptions {
   /** The service's role, which gets its privileges. Undefined: the service connects as the owner. */
   appRole: string | undefined;
+  /** Called with a sentence before something that can take long. */
+  onDelay?: (reason: string) => void;
 }
 
 /**
@@ -151,7 +153,7 @@ interface MigrateOptions {
 export async function migrate(client: DatabaseClient, options: MigrateOptions): Promise<MigrationResult> {
   await requireUtf8(client.db);
   return client.db.transaction().execute(async (tx) => {
-    await lockMigrations(tx);
+    await lockMigrations(tx, options);
     return migrateLocked(client, tx, options);
   });
 }
@@ -159,23 +161,21 @@ export async function migrate(client: DatabaseClient, options: MigrateOptions): 
 const lockPollMs = 100;
 
 /** Polls: an index that is created concurrently waits for statements that run, so a waiting one would block it for good. */
-async function lockMigrations(tx: Tx): Promise<void> {
+async function lockMigrations(tx: Tx, { onDelay }: MigrateOptions): Promise<void> {
   // This transaction is idle while others migrate.
   await sql`set local idle_in_transaction_session_timeout = 0`.execute(tx);
-  for (;;) {
+  for (let attempt = 1; ; attempt++) {
     const { rows } = await sql<{ locked: boolean }>`
       select pg_try_advisory_xact_lock(hashtext('latchkey migration')) as locked`.execute(tx);
     if (rows[0]?.locked === true) return;
+    if (attempt === 1) onDelay?.('Another run of `latchkey migrate` must end first.');
     await delay(lockPollMs);
   }
 }
 
-async function migrateLocked(
-  client: DatabaseClient,
-  locking: Tx,
-  { appRole }: MigrateOptions,
-): Promise<MigrationResult> {
+async function migrateLocked(client: DatabaseClient, locking: Tx, options: MigrateOptions): Promise<MigrationResult> {
   const { db } = client;
+  const { appRole } = options;
   const { applied: before, pending, unknown } = await requireSupportedSchema(db);
   // The grants are those of the newer program, too.
   if (unknown.length > 0) return { applied: [], blocked: [] };
@@ -190,7 +190,7 @@ async function migrateLocked(
       result.blocked.push({ name: step.name, replicas: await listBlockers(db, step) });
       continue;
     }
-    const replicas = await applyStep(client, locking, step, excluded);
+    const replicas = await applyStep(client, locking, step, { ...options, excluded });
     if (replicas.length > 0) result.blocked.push({ name: step.name, replicas });
     else result.applied.push(step.name);
   }
@@ -208,15 +208,17 @@ async function createMigrationTable(db: Db): Promise<void> {
     )`.execute(db);
 }
 
-/**
- * @param excluded the last known migrations of programs that must not be running
- * @returns the replicas that do not allow it; none: it was applied
- */
+interface StepOptions extends MigrateOptions {
+  /** The last known migrations of programs that must not be running. */
+  excluded: readonly string[];
+}
+
+/** @returns the replicas that do not allow it; none: it was applied */
 async function applyStep(
   client: DatabaseClient,
   locking: Tx,
   { name, requires }: MigrationStep,
-  excluded: readonly string[],
+  { excluded, onDelay }: StepOptions,
 ): Promise<Replica[]> {
   const exclude = async (tx: Tx) => (excluded.length === 0 ? [] : excludeReplicas(tx, excluded));
   const migration = migrations[name];
@@ -227,6 +229,9 @@ async function applyStep(
     return replicas;
   }
   if (migration.kind === 'expand' && migration.outsideTransaction) {
+    onDelay?.(
+      `Migration ${name} waits for open transactions, and large tables take minutes. The service can run meanwhile.`,
+    );
     await client.db.connection().execute(async (connection) => {
       await migration.up(connection as unknown as Kysely<unknown>);
       await recordMigration(connection, name, requires);

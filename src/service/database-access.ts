@@ -28,7 +28,7 @@ export function databaseAccess(config: Config, embedded?: EmbeddedInstance): Dat
 export async function migrateAsOwner({ ownerUrl, appRole }: DatabaseAccess, logger: Logger): Promise<void> {
   const owner = connect({ url: ownerUrl, poolSize: 2 });
   try {
-    const { applied, blocked } = await migrate(owner, { appRole });
+    const { applied, blocked } = await migrate(owner, { appRole, onDelay: (reason) => logger.info(reason) });
     if (applied.length > 0) logger.info({ applied }, 'The schema was migrated.');
     for (const { name, replicas } of blocked) {
       logger.info({ migration: name, replicas }, 'A migration waits until replicas of older versions have ended.');
