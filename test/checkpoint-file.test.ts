@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { appendFileSync, chmodSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import type { Test } from 'tap';
@@ -10,6 +11,7 @@ import { scratchFolder } from './support/histories.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { listenHttp } from './support/listeners.ts';
 import { eventually, runEntry } from './support/process.ts';
+import { snippetsOf } from './support/snippets.ts';
 import { t } from './support/tap.ts';
 
 const keyring = keyringOf('evidence');
@@ -122,6 +124,35 @@ t.test('a file with a torn last line is continued after it, wherever the crash c
     t.equal(readFileSync(file, 'utf8'), written, 'it is remembered');
     await last.close();
   }
+});
+
+t.test('a long file is replaced by the last checkpoints of its chains, as the page says', async (t) => {
+  const service = await startService(t, { keyring });
+  const { organizationId } = service;
+  const folder = scratchFolder(t);
+  const file = path.join(folder, 'checkpoints');
+  const first = await checkpointingOf(t, service, { file });
+  for (let requests = 1; requests <= 12; requests++) {
+    await change(service, requests);
+    await first.checkpoints.signChanged();
+  }
+  await first.close();
+  const written = readFileSync(file, 'utf8');
+  const lastSize = sizesIn(written, organizationId).at(-1) ?? 0;
+  const torn = written.slice(written.lastIndexOf('\nlatchkey/'));
+  const [snippet = ''] = (await snippetsOf('docs/history.md', 'Checkpoints', 'sh')).filter((one) => /^awk/m.test(one));
+  for (let kept = 1; kept < torn.length; kept += 9) {
+    // A crash cut a newer checkpoint.
+    const newer = torn.replace(`\n${lastSize}\n`, `\n${lastSize + 1}\n`);
+    writeFileSync(file, `${written}\n${newer.slice(0, kept)}`);
+    execFileSync('sh', ['-e', '-c', snippet], { cwd: folder });
+    const replaced = readFileSync(file, 'utf8');
+    t.same([sizesIn(replaced, organizationId), sizesIn(replaced, 'installation')], [[lastSize], [1]]);
+    t.equal(statSync(file).mode & 0o777, 0o600);
+  }
+  const next = await checkpointingOf(t, service, { file });
+  t.same(await next.checkpoints.signChanged(), [], 'the new file has the last checkpoints');
+  await next.close();
 });
 
 t.test('an unusable checkpoint file is reported at the start', async (t) => {
