@@ -25,7 +25,7 @@ export const errorHandler = fp<ErrorHandlerOptions>(
       return answer(request, reply, problem, cause);
     };
     app.setErrorHandler((error: unknown, request, reply) => {
-      // Fastify complains about the body before it checks that the route exists.
+      // Fastify rejects a body without a content type before it checks that the route exists.
       const isNotFound = request.is404 && (error as FastifyError).code === 'FST_ERR_ROUTE_MISSING_CONTENT_TYPE';
       const problem = isNotFound ? routeNotFound(request) : toProblem(error, translate, request);
       onProblem?.(request, problem);
