@@ -26,3 +26,8 @@ export const tokenScopes = [...accesses, 'reveal'] as const satisfies readonly T
 export function sortTokenScopes(given: readonly TokenScope[]): TokenScope[] {
   return tokenScopes.filter((scope) => given.includes(scope));
 }
+
+/** The role of an access token. */
+export type Role = 'operator' | 'admin' | 'verifier';
+
+export const roles = ['operator', 'admin', 'verifier'] as const satisfies readonly Role[];

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { problemCodes } from '../domain/errors.ts';
 import { type Id, type IdKind, idSuffixPattern } from '../domain/ids.ts';
-import { accesses, permissions, tokenScopes } from '../domain/permissions.ts';
+import { accesses, permissions, roles, tokenScopes } from '../domain/permissions.ts';
 import { mustBe } from '../lib/input-messages.ts';
 import { readAllowed } from '../lib/ip-address.ts';
 import { findUnreadable } from '../lib/readable-text.ts';
@@ -157,7 +157,7 @@ export const permissionSchema = z.enum(permissions).meta({
   description: "The access that a key permits. Only keys of the organization's own row can have `read_write`.",
 });
 
-export const roleSchema = z.enum(['operator', 'admin', 'verifier']).meta({ id: 'Role' });
+export const roleSchema = z.enum(roles).meta({ id: 'Role' });
 
 export const scopeSchema = z.enum(tokenScopes).meta({
   id: 'Scope',
