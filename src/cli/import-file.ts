@@ -1,7 +1,6 @@
 import { createReadStream } from 'node:fs';
 import { type FileHandle, open, stat } from 'node:fs/promises';
 import { readConfig } from '../config/config.ts';
-import { organizationExists } from '../credentials/store.ts';
 import { createSecretText } from '../crypto/secret-text.ts';
 import { connect } from '../database/client.ts';
 import { createDatabaseClock } from '../database/clock.ts';
@@ -11,6 +10,7 @@ import type { Actor } from '../domain/actor.ts';
 import { type ImportOutcome, importBatch, type PresentState } from '../keys/import-batches.ts';
 import { type ImportEntry, maxImportEntries } from '../keys/import-commands.ts';
 import { readImportEntry } from '../keys/import-input.ts';
+import { organizationExists } from '../organizations/store.ts';
 import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
 import type { ImportOptions } from './import.ts';
 import { columnOf, csvColumns, type Format, type Line, readLines, UnreadableFile } from './import-lines.ts';
