@@ -10,6 +10,7 @@ import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization, lockOrganizationShared, type Organization } from '../organizations/store.ts';
+import { requireLivePartner } from '../partners/policy.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
 import { expiryFor } from './lifetime-policy.ts';
 import type { MintedKey } from './mint.ts';
@@ -93,9 +94,7 @@ export async function lockOwner(work: Work<OrganizationContext>, partnerId: stri
   }
   const organization = await lockOrganizationShared(work.tx, organizationId);
   const partner = await lockPartner(work.tx, organizationId, partnerId);
-  if (partner.deleted_at !== null) {
-    throw new Problem('already_deleted', `Partner ${partner.id} was deleted at ${partner.deleted_at.toISOString()}.`);
-  }
+  requireLivePartner(partner);
   return { partner, organization };
 }
 

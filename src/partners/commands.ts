@@ -1,6 +1,5 @@
 import type { OrganizationContext, Work } from '../database/work.ts';
 import { type ExpectedTags, entityTagOf, requireExpected } from '../domain/entity-tag.ts';
-import { Problem } from '../domain/errors.ts';
 import { newId } from '../domain/ids.ts';
 import { type Access, sortAccesses } from '../domain/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
@@ -10,6 +9,7 @@ import { addKey, type CreatedKey, defaultSettings, deleteKeys, type Owner, suspe
 import type { MintedKey } from '../keys/mint.ts';
 import { lockLiveKeysOfPartner } from '../keys/store.ts';
 import { lockOrganizationShared } from '../organizations/store.ts';
+import { requireLivePartner } from './policy.ts';
 import {
   insertPartner,
   lockPartner,
@@ -170,11 +170,6 @@ export async function setPartnerSuspended(
   await markPartnerSuspended(work.tx, partner.id, suspendedAt);
   record(work, { ...suspensionEvent(work, 'partner', isSuspended), partnerId: partner.id });
   return { ...partner, suspended_at: suspendedAt };
-}
-
-export function requireLivePartner(partner: Partner): void {
-  if (partner.deleted_at === null) return;
-  throw new Problem('already_deleted', `Partner ${partner.id} was deleted at ${partner.deleted_at.toISOString()}.`);
 }
 
 function fieldsOf(partner: Partner): PartnerFieldValues {
