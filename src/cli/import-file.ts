@@ -6,7 +6,7 @@ import { connect } from '../database/client.ts';
 import { createDatabaseClock } from '../database/clock.ts';
 import { confirmInstallation } from '../database/installation.ts';
 import { requireCurrentSchema } from '../database/migrator.ts';
-import type { Actor } from '../domain/actor.ts';
+import { systemActor } from '../domain/actor.ts';
 import { type ImportOutcome, importBatch, type PresentState } from '../keys/import-batches.ts';
 import { type ImportEntry, maxImportEntries } from '../keys/import-commands.ts';
 import { readImportEntry } from '../keys/import-input.ts';
@@ -21,7 +21,7 @@ import { type Progress, showProgress } from './progress.ts';
 const connectTimeoutMs = 10_000;
 const queryTimeoutMs = 120_000;
 
-const actor: Actor = { type: 'system', id: 'import', name: 'import', email: null };
+const actor = systemActor('import');
 
 /** Imports the keys of a file in batches, each in a transaction, so that a second run continues after a failure. */
 export async function importFile(
