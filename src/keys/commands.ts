@@ -9,6 +9,7 @@ import type { Permission } from '../domain/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
+import { withoutUndefined } from '../lib/without-undefined.ts';
 import { lockOrganization, lockOrganizationShared, type Organization } from '../organizations/store.ts';
 import { requireLivePartner } from '../partners/policy.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
@@ -179,7 +180,7 @@ export async function patchKey(
   if (rules !== undefined && changes['expiresAt'] !== undefined) {
     expiryFor(patch.expiresAt, { rules, now, path: 'body.expiresAt', present: key });
   }
-  const changed = await updateKey(work, key.id, toColumns({ ...present, ...withoutUndefined(patch) }));
+  const changed = await updateKey(work, key.id, toColumns({ ...present, ...givenSettings(patch) }));
   record(work, { action: 'key.updated', keyId: key.id, partnerId: key.partner_id, details: { changes } });
   return withLastUse(tx, changed);
 }
@@ -271,19 +272,12 @@ export async function deleteKeys(
 }
 
 export function toSettings(given: KeyPatch): NewKeySettings {
-  return { ...defaultSettings, ...withoutUndefined(given) };
+  return { ...defaultSettings, ...givenSettings(given) };
 }
 
-function withoutUndefined(patch: KeyPatch): Partial<KeySettings> {
-  const { name, expiresAt, rateLimit, allowedIps, scopes, metadata } = patch;
-  return {
-    ...(name === undefined ? {} : { name }),
-    ...(expiresAt === undefined ? {} : { expiresAt }),
-    ...(rateLimit === undefined ? {} : { rateLimit }),
-    ...(allowedIps === undefined ? {} : { allowedIps }),
-    ...(scopes === undefined ? {} : { scopes }),
-    ...(metadata === undefined ? {} : { metadata }),
-  };
+/** Only the settings: a request for a new key has further members. */
+function givenSettings({ name, expiresAt, rateLimit, allowedIps, scopes, metadata }: KeyPatch): Partial<KeySettings> {
+  return withoutUndefined({ name, expiresAt, rateLimit, allowedIps, scopes, metadata });
 }
 
 export function settingsOf(
@@ -319,7 +313,7 @@ export function describe(settings: KeySettings): Record<string, unknown> {
 }
 
 function describePatch(patch: KeyPatch): Record<string, unknown> {
-  const given = withoutUndefined(patch);
+  const given = givenSettings(patch);
   return given.expiresAt == null ? given : { ...given, expiresAt: given.expiresAt.toISOString() };
 }
 

@@ -8,6 +8,7 @@ import { record } from '../history/record.ts';
 import { addKey, type CreatedKey, defaultSettings, deleteKeys, type Owner, suspensionEvent } from '../keys/commands.ts';
 import type { MintedKey } from '../keys/mint.ts';
 import { lockLiveKeysOfPartner } from '../keys/store.ts';
+import { withoutUndefined } from '../lib/without-undefined.ts';
 import { lockOrganizationShared } from '../organizations/store.ts';
 import { requireLivePartner } from './policy.ts';
 import {
@@ -181,8 +182,4 @@ function fieldsOf(partner: Partner): PartnerFieldValues {
     permissions: partner.permissions,
     rateLimit: toRateLimit(partner),
   };
-}
-
-function withoutUndefined(patch: PartnerPatch): Partial<PartnerFieldValues> {
-  return Object.fromEntries(Object.entries(patch).filter(([, value]) => value !== undefined));
 }
