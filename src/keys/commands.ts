@@ -15,7 +15,7 @@ import { requireLivePartner } from '../partners/policy.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
 import { expiryFor } from './lifetime-policy.ts';
 import type { MintedKey } from './mint.ts';
-import { becomesCompromised, keyTag, permissionFor, placeIn, requireLiveKey } from './policy.ts';
+import { becomesCompromised, keyTag, permissionOfNewKey, placeIn, requireLiveKey } from './policy.ts';
 import {
   findSealed,
   insertKey,
@@ -77,7 +77,7 @@ export async function createKey(
   given: NewKeyRequest,
 ): Promise<CreatedKey> {
   const owner = await lockOwner(work, given.partnerId);
-  const permission = permissionFor(owner.partner?.permissions ?? null, given.permission);
+  const permission = permissionOfNewKey(owner.partner?.permissions ?? null, given.permission);
   return addKey(work, { ...owner, permission, minted, settings: toSettings(given) });
 }
 
