@@ -191,7 +191,7 @@ export interface RevealRequest {
 }
 
 /**
- * Records the reveal. Open the sealed value only after the commit.
+ * Records the reveal. Unseal the value only after the commit.
  * @throws Problem `not_found`, `already_deleted`, `reveal_disabled`
  */
 export async function recordReveal(
@@ -216,7 +216,7 @@ export interface RevealableKey {
 }
 
 /**
- * Locks a key whose plaintext may be opened. The caller records who gets it.
+ * Locks a key whose plaintext may be revealed. The caller records who gets it.
  * @throws Problem `not_found`, `already_deleted`, `reveal_disabled`
  */
 export async function lockRevealableKey(work: Work<OrganizationContext>, keyId: string): Promise<RevealableKey> {
