@@ -3,10 +3,10 @@ import path from 'node:path';
 import { startService } from './support/app.ts';
 import { dbBackdate } from './support/archives.ts';
 import { dbQuery } from './support/database.ts';
-import { commandsOf } from './support/documented-commands.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { compiled, run } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { snippetsOf } from './support/snippets.ts';
 import { t } from './support/tap.ts';
 
 t.test(
@@ -34,7 +34,7 @@ t.test(
       ADMIN_TOKEN: admin.token,
     };
     const shell = async (section: string) => {
-      const [commands = ''] = await commandsOf('docs/archiving.md', section);
+      const [commands = ''] = await snippetsOf('docs/archiving.md', section, 'sh');
       const sh = run(t, 'sh', ['-euc', commands], { cwd: folder, env });
       const { code } = await sh.exited;
       t.equal(code, 0, sh.output());

@@ -5,10 +5,10 @@ import path from 'node:path';
 import type { Test } from 'tap';
 import { chooseAccount } from '../src/embedded-postgres/account.ts';
 import { dbQuery } from './support/database.ts';
-import { commandsOf } from './support/documented-commands.ts';
 import { keyringText } from './support/keyrings.ts';
 import { freePort } from './support/ports.ts';
 import { compiled, eventually, request, run, runEntry } from './support/process.ts';
+import { snippetsOf } from './support/snippets.ts';
 import { t } from './support/tap.ts';
 import { startReceiver } from './support/webhooks.ts';
 
@@ -85,14 +85,14 @@ t.test(
     await eventually(async () => receiver.received.length === 1);
     await eventually(async () => /latchkey\/org_/.test(await readFile(env.CHECKPOINT_FILE, 'utf8').catch(() => '')));
 
-    const [backup = '', , ...more] = await commandsOf('docs/operations.md', 'Back up');
+    const [backup = '', , ...more] = await snippetsOf('docs/operations.md', 'Back up', 'sh');
     t.same(more, [], 'the other command is for Compose');
     const dumped = await shell(backup);
     t.equal(dumped.code, 0, dumped.output);
     first.service.child.kill('SIGTERM');
     await first.service.exited;
 
-    const [restore = '', takeOver = ''] = await commandsOf('docs/operations.md', 'Restore');
+    const [restore = '', takeOver = ''] = await snippetsOf('docs/operations.md', 'Restore', 'sh');
     const restored = await shell(restore);
     t.equal(restored.code, 0, restored.output);
     t.match(restored.output, /This database was restored from another one/);

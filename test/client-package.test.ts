@@ -30,12 +30,16 @@ function reach(entry: string, found = { files: new Set<string>(), libraries: new
   return found;
 }
 
-t.test('the client imports only general helpers of the service, and one library', async (t) => {
+t.test('the client imports only general helpers and shared rules of the service, and one library', async (t) => {
   for (const entry of entries) {
     const { files, libraries } = reach(`clients/node/src/${entry}.ts`);
     t.same([...libraries], ['eventsource-parser'], entry);
     for (const file of files) {
-      t.match(file, /^(clients\/node\/src|src\/lib)\/|^src\/domain\/rate-limit\.ts$/, `${entry} imports ${file}`);
+      t.match(
+        file,
+        /^(clients\/node\/src|src\/lib)\/|^src\/domain\/(permissions|rate-limit)\.ts$/,
+        `${entry} imports ${file}`,
+      );
     }
   }
   t.ok(reach('src/server.ts').libraries.has('pg'), 'a forbidden library would be found');

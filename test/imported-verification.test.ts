@@ -1,7 +1,7 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import type { Test } from 'tap';
-import { purgeDeletedKeys } from '../src/keys/jobs.ts';
+import { purgeDeletedKeys } from '../src/keys/purge-job.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, startService, type TestService } from './support/app.ts';
 import { dbDump, dbQuery } from './support/database.ts';

@@ -1,7 +1,7 @@
 import { parseKeyring } from '../src/crypto/keyring.ts';
 import { mintToken } from '../src/crypto/token.ts';
 import { idSuffix, type KeyId, newId } from '../src/domain/ids.ts';
-import { purgeDeletedKeys } from '../src/keys/jobs.ts';
+import { purgeDeletedKeys } from '../src/keys/purge-job.ts';
 import { placesInDay } from '../src/leaks/policy.ts';
 import { pruneLeakReports } from '../src/leaks/store.ts';
 import { type Json, type Reply, startService, type TestService } from './support/app.ts';

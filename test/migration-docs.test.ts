@@ -5,13 +5,13 @@ import path from 'node:path';
 import type { Test } from 'tap';
 import type { Json } from './support/app.ts';
 import { createDatabase, dbQuery } from './support/database.ts';
-import { commandsOf } from './support/documented-commands.ts';
 import { startListening } from './support/hook.ts';
 import { foreignToken, sha256Of } from './support/imports.ts';
 import { keyringOf, keyringText } from './support/keyrings.ts';
 import { openShell, pasteSteps, startFolder, stepsOf } from './support/pages.ts';
 import { compiled } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { snippetsOf } from './support/snippets.ts';
 import { t } from './support/tap.ts';
 
 // The commands of docs/migration.md, against the tables and replies of the systems that it exports from.
@@ -35,7 +35,7 @@ async function startShell(t: Test, env: NodeJS.ProcessEnv = {}) {
   });
   const pasteAll = async (section: string) => {
     let output = '';
-    for (const command of await commandsOf(page, section)) output += await shell.paste(command);
+    for (const command of await snippetsOf(page, section, 'sh')) output += await shell.paste(command);
     return output;
   };
   await pasteAll('Before you start');
@@ -72,7 +72,7 @@ t.test('a home-grown table is moved by the commands of the page, from its export
   t.equal((await pasteAll('From a home-grown table')).trim(), '');
   t.equal((await pasteAll('Create the partners')).trim(), '', 'nothing went wrong');
   t.match(await pasteAll('Create the partners'), /^partner_exists: .*\npartner_exists: .*\n$/);
-  const [dryRun = '', forGood = ''] = await commandsOf(page, 'Import');
+  const [dryRun = '', forGood = ''] = await snippetsOf(page, 'Import', 'sh');
   t.equal(await shell.paste(dryRun), '3 keys would be imported. Nothing was stored.\n');
   t.equal(await shell.paste(forGood), '3 keys were imported.\n');
   t.equal(await shell.paste(forGood), '0 keys were imported.\n3 keys are already there and were skipped.\n');

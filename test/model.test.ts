@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import type { Test } from 'tap';
 import { expireClaims } from '../src/claims/jobs.ts';
-import { purgeDeletedKeys } from '../src/keys/jobs.ts';
+import { purgeDeletedKeys } from '../src/keys/purge-job.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, type Reply, startService, type TestService } from './support/app.ts';
 import { foreignToken, sha256Of } from './support/imports.ts';

@@ -4,10 +4,10 @@ import path from 'node:path';
 import type { Test } from 'tap';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/embedded-postgres/start.ts';
 import { dbQuery, migrateAs } from './support/database.ts';
-import { commandsOf } from './support/documented-commands.ts';
 import { keyringText } from './support/keyrings.ts';
 import { eventually, request, run, runEntry } from './support/process.ts';
 import { unlessInstalled } from './support/programs.ts';
+import { snippetsOf } from './support/snippets.ts';
 import { t } from './support/tap.ts';
 
 // Postgres by TLS with a private authority, created by the commands of docs/operations.md.
@@ -15,7 +15,7 @@ import { t } from './support/tap.ts';
 async function startTlsPostgres(t: Test): Promise<{ postgres: EmbeddedPostgres; authority: string }> {
   const scratch = await mkdtemp(path.join(tmpdir(), 'latchkey-tls-'));
   t.teardown(() => rm(scratch, { recursive: true, force: true, maxRetries: 10 }));
-  const [commands = ''] = await commandsOf('docs/operations.md', 'Postgres by TLS');
+  const [commands = ''] = await snippetsOf('docs/operations.md', 'Postgres by TLS', 'sh');
   const localCommands = commands.replace('DNS:db.example.com', 'DNS:localhost');
   t.not(localCommands, commands);
   const files = t.testdir({});

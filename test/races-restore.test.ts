@@ -1,6 +1,6 @@
 import type { Test } from 'tap';
 import { createDatabaseClock } from '../src/database/clock.ts';
-import { purgeDeletedKeys } from '../src/keys/jobs.ts';
+import { purgeDeletedKeys } from '../src/keys/purge-job.ts';
 import { enqueueDeliveries } from '../src/webhooks/enqueue-deliveries.ts';
 import { type Client, type Json, type Reply, startService, type TestService } from './support/app.ts';
 import { dbQuery } from './support/database.ts';

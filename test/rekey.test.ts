@@ -104,7 +104,7 @@ t.test('while a keyring is rotated, every key works at every step', async (t) =>
   });
 });
 
-t.test('a value that cannot be opened is reported, not changed and not counted', async (t) => {
+t.test('a value that cannot be unsealed is reported, not changed and not counted', async (t) => {
   const service = await startService(t, { keyring: keyringOf('new', 'old', 'older') });
   const { urls } = service;
   const { organizationId } = service.bootstrapped;

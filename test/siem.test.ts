@@ -5,15 +5,15 @@ import path from 'node:path';
 import { text } from 'node:stream/consumers';
 import { startService } from './support/app.ts';
 import { archivist } from './support/archives.ts';
-import { commandsOf } from './support/documented-commands.ts';
 import { scratch } from './support/instance.ts';
 import { eventually } from './support/process.ts';
+import { snippetsOf } from './support/snippets.ts';
 import { t } from './support/tap.ts';
 
 t.test('the loop of docs/siem.md gets each event once and in order, also if it is killed', async (t) => {
   const { app, admin } = await startService(t);
   const url = await app.listen({ host: '127.0.0.1', port: 0 });
-  const [loop = '', token = '', start = ''] = await commandsOf('docs/siem.md', 'The loop');
+  const [loop = '', token = '', start = ''] = await snippetsOf('docs/siem.md', 'The loop', 'sh');
   const folder = await scratch(t);
   await writeFile(path.join(folder, 'follow-history.sh'), loop);
   const env = { PATH: process.env['PATH'], LATCHKEY: url, ADMIN_TOKEN: admin.token, PAUSE: '0.02' };
@@ -55,7 +55,7 @@ t.test('the loop of docs/siem.md stops if events were archived before it has rea
   const service = await startService(t);
   const { app, admin, organizationId } = service;
   const url = await app.listen({ host: '127.0.0.1', port: 0 });
-  const [loop = '', token = '', start = ''] = await commandsOf('docs/siem.md', 'The loop');
+  const [loop = '', token = '', start = ''] = await snippetsOf('docs/siem.md', 'The loop', 'sh');
   const folder = await scratch(t);
   await writeFile(path.join(folder, 'follow-history.sh'), loop);
   const env = { PATH: process.env['PATH'], LATCHKEY: url, ADMIN_TOKEN: admin.token, PAUSE: '0.02' };

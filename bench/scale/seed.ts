@@ -1,6 +1,5 @@
 import { createHash, randomBytes } from 'node:crypto';
 import pg from 'pg';
-import type { TokenRole } from '../../src/access-tokens/policy.ts';
 import { keyMac, tokenMac } from '../../src/credentials/record-mac.ts';
 import type { Keyring } from '../../src/crypto/keyring.ts';
 import type { Secret } from '../../src/crypto/secret.ts';
@@ -10,7 +9,7 @@ import type { Actor } from '../../src/domain/actor.ts';
 import { canonicalJson } from '../../src/domain/canonical-json.ts';
 import type { OrganizationId, PartnerId } from '../../src/domain/ids.ts';
 import { type AccessTokenId, type Id, type IdKind, idSuffix, type KeyId, newId } from '../../src/domain/ids.ts';
-import type { TokenScope } from '../../src/domain/permissions.ts';
+import type { Role, TokenScope } from '../../src/domain/permissions.ts';
 import { dayMs, hourMs } from '../../src/lib/durations.ts';
 import { copyInto } from './copier.ts';
 import { sharesOf, type WorldSize } from './sizes.ts';
@@ -148,7 +147,7 @@ export async function seedWorld(options: SeedOptions): Promise<World> {
       let adminToken: Secret | undefined;
       const tokenCount = 2 + Math.ceil(partners / 100);
       for (let index = 0; index < tokenCount; index++) {
-        const role: TokenRole = index % 3 === 1 ? 'verifier' : 'admin';
+        const role: Role = index % 3 === 1 ? 'verifier' : 'admin';
         const tokenId = nextId('token');
         const token = mint(role === 'admin' ? 'a' : 'v', tokenId);
         if (index === 0) adminToken = token;

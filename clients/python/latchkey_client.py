@@ -522,7 +522,7 @@ class _ChangeStream:
             except Exception as error:  # Whatever a server sends, the thread goes on.
                 with self._lock:
                     self._is_connected = False
-                self._turn(_reason(error))
+                self._report_state(_reason(error))
             delay = min(longest, shortest * 2**self._failures)
             self._failures = min(10, self._failures + 1)
             self._closing.wait(delay * random.uniform(0.5, 1))
@@ -572,7 +572,7 @@ class _ChangeStream:
                 with self._lock:
                     self._handle(event, json.loads(data))
                 event = data = ""
-            self._turn(f"no heartbeat for {_SILENCE_ALLOWED_SECONDS:g} s")
+            self._report_state(f"no heartbeat for {_SILENCE_ALLOWED_SECONDS:g} s")
 
     def _handle(self, event: str, data: dict[str, Any]) -> None:
         if event == "change":
@@ -603,13 +603,13 @@ class _ChangeStream:
         self._complete_until = max(self._complete_until, written_at - data["behindMs"] / 1_000)
         self._clock_offset = _timestamp(data["at"]) - written_at
 
-    def _turn(self, cause: str) -> None:
+    def _report_state(self, cause: str) -> None:
         with self._lock:
             is_alive = self.is_alive(time.monotonic())
             if is_alive == self._was_alive:
                 return
             self._was_alive = is_alive
-        self._client._turned(is_alive, cause)
+        self._client._state_changed(is_alive, cause)
 
 
 class LatchkeyClient:
@@ -945,7 +945,7 @@ class LatchkeyClient:
         else:
             self._cache.forget_dependents(ids)
 
-    def _turned(self, is_live: bool, cause: str) -> None:
+    def _state_changed(self, is_live: bool, cause: str) -> None:
         if is_live:
             _log.info("API keys are verified from memory.")
             self._emit("live")

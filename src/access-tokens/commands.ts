@@ -6,13 +6,13 @@ import type { Work } from '../database/work.ts';
 import { type CreatorChain, extendChain } from '../domain/actor.ts';
 import { Problem } from '../domain/errors.ts';
 import { type AccessTokenId, isId, newId } from '../domain/ids.ts';
-import { sortTokenScopes, type TokenScope } from '../domain/permissions.ts';
+import { type Role, sortTokenScopes, type TokenScope } from '../domain/permissions.ts';
 import { record } from '../history/record.ts';
-import { requireAnotherAdmin, requirePermitted, type TokenRole } from './policy.ts';
+import { requireAnotherAdmin, requirePermitted } from './policy.ts';
 import { type AccessToken, insertAccessToken, lockAccessToken, lockWriters, markAccessTokenDeleted } from './store.ts';
 
 export interface NewAccessToken {
-  role: TokenRole;
+  role: Role;
   name: string;
   email: string | null;
   scopes: TokenScope[];
@@ -30,7 +30,7 @@ export interface MintedAccessToken extends MintedCredential {
 }
 
 /** Runs argon2id once. @throws Problem `overloaded` */
-export async function mintAccessToken(crypto: TokenCrypto, role: TokenRole): Promise<MintedAccessToken> {
+export async function mintAccessToken(crypto: TokenCrypto, role: Role): Promise<MintedAccessToken> {
   const id = newId('token');
   return { id, ...(await mintCredential(crypto, tokenKindOf[role], id)) };
 }

@@ -1,14 +1,12 @@
 import type { Actor } from '../domain/actor.ts';
 import { Problem, validationProblem } from '../domain/errors.ts';
 import type { AccessTokenId, OrganizationId } from '../domain/ids.ts';
-import type { TokenScope } from '../domain/permissions.ts';
+import type { Role, TokenScope } from '../domain/permissions.ts';
 
 /** Rules for creating and deleting access tokens that need no database. */
 
-export type TokenRole = 'operator' | 'admin' | 'verifier';
-
 export interface RequestedToken {
-  role: TokenRole;
+  role: Role;
   scopes: TokenScope[];
   email: string | null;
   expiresAt: Date | null;
@@ -66,7 +64,7 @@ export function requirePermitted(
  * @throws Problem `forbidden`
  */
 export function requireAnotherAdmin(
-  callerRole: TokenRole | string,
+  callerRole: Actor['type'],
   token: { id: AccessTokenId },
   writers: ReadonlyArray<{ id: AccessTokenId }>,
 ): void {

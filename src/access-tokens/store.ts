@@ -1,9 +1,9 @@
 import type { Selectable } from 'kysely';
 import { sql } from 'kysely';
 import { isAuthenticToken, tokenMac } from '../credentials/record-mac.ts';
-import type { Keyring } from '../crypto/keyring.ts';
 import { type Db, type Tx, writeTransaction } from '../database/client.ts';
 import type { AccessTokensTable } from '../database/tables/access-tokens.ts';
+import type { Work } from '../database/work.ts';
 import { requireFound } from '../domain/errors.ts';
 import type { AccessTokenId, OrganizationId } from '../domain/ids.ts';
 
@@ -88,7 +88,7 @@ function selectAccessToken(db: Db, organizationId: OrganizationId | null, id: st
 }
 
 export async function insertAccessToken(
-  { tx, keyring }: { tx: Tx; keyring: Keyring },
+  { tx, keyring }: Pick<Work, 'tx' | 'keyring'>,
   token: Omit<Selectable<AccessTokensTable>, 'deleted_at' | 'mac' | 'mac_keyring_id'>,
 ): Promise<AccessToken> {
   const mac = tokenMac(keyring, { ...token, deleted_at: null });
@@ -106,7 +106,7 @@ export async function insertAccessToken(
 
 /** The token must be locked. */
 export async function markAccessTokenDeleted(
-  { tx, keyring }: { tx: Tx; keyring: Keyring },
+  { tx, keyring }: Pick<Work, 'tx' | 'keyring'>,
   id: AccessTokenId,
   deletedAt: Date,
 ): Promise<void> {

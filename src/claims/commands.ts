@@ -138,7 +138,7 @@ export function isOpen(
 ): claim is OpenClaim {
   // Only 256 random bits have this hash, so the comparison may take variable time.
   if (claim?.code_hash?.equals(codeHash) !== true || statusOf(claim, now) !== 'pending') return false;
-  // A row under a lost entry counts as authentic, but cannot be opened.
+  // A row under a lost entry counts as authentic, but cannot be unsealed.
   if (claim.sealed_keyring_id === null || keyring.get(claim.sealed_keyring_id) === undefined) return false;
   return isAuthenticClaim(keyring, claim);
 }

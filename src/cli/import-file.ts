@@ -1,16 +1,16 @@
 import { createReadStream } from 'node:fs';
 import { type FileHandle, open, stat } from 'node:fs/promises';
 import { readConfig } from '../config/config.ts';
-import { organizationExists } from '../credentials/store.ts';
 import { createSecretText } from '../crypto/secret-text.ts';
 import { connect } from '../database/client.ts';
 import { createDatabaseClock } from '../database/clock.ts';
 import { confirmInstallation } from '../database/installation.ts';
 import { requireCurrentSchema } from '../database/migrator.ts';
-import type { Actor } from '../domain/actor.ts';
+import { systemActor } from '../domain/actor.ts';
 import { type ImportOutcome, importBatch, type PresentState } from '../keys/import-batches.ts';
 import { type ImportEntry, maxImportEntries } from '../keys/import-commands.ts';
 import { readImportEntry } from '../keys/import-input.ts';
+import { organizationExists } from '../organizations/store.ts';
 import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
 import type { ImportOptions } from './import.ts';
 import { columnOf, csvColumns, type Format, type Line, readLines, UnreadableFile } from './import-lines.ts';
@@ -21,7 +21,7 @@ import { type Progress, showProgress } from './progress.ts';
 const connectTimeoutMs = 10_000;
 const queryTimeoutMs = 120_000;
 
-const actor: Actor = { type: 'system', id: 'import', name: 'import', email: null };
+const actor = systemActor('import');
 
 /** Imports the keys of a file in batches, each in a transaction, so that a second run continues after a failure. */
 export async function importFile(

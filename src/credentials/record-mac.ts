@@ -29,7 +29,7 @@ export const keyMacColumns = [
 
 export type MacCoveredKey = Pick<Selectable<ApiKeysTable>, (typeof keyMacColumns)[number]>;
 
-export const tokenMacColumns = [
+const tokenMacColumns = [
   'id',
   'organization_id',
   'role',

@@ -1,7 +1,7 @@
 import { sql } from 'kysely';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { Db } from '../database/client.ts';
-import type { AccessTokenId, KeyId, OrganizationId } from '../domain/ids.ts';
+import type { AccessTokenId, KeyId } from '../domain/ids.ts';
 import { pagesOf } from '../lib/batches.ts';
 import {
   claimMacColumns,
@@ -133,9 +133,4 @@ function tokensAfter(db: Db, after = '') {
     .orderBy('id')
     .limit(rowsInBatch)
     .execute();
-}
-
-export async function organizationExists(db: Db, id: OrganizationId): Promise<boolean> {
-  const row = await db.selectFrom('organizations').select('id').where('id', '=', id).executeTakeFirst();
-  return row !== undefined;
 }

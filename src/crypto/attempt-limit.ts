@@ -1,3 +1,4 @@
+import { LRUCache } from 'lru-cache';
 import { Problem } from '../domain/errors.ts';
 import { minuteMs } from '../lib/durations.ts';
 
@@ -21,10 +22,10 @@ const windowMs = minuteMs;
 
 /**
  * @param nowMs a monotonic clock in milliseconds
- * @param capacity the maximum number of ids; beyond it the oldest one is dropped
+ * @param capacity the maximum number of ids; beyond it the least recently used one is dropped
  */
 export function createAttemptLimit(nowMs: () => number = () => performance.now(), capacity = 10_000): AttemptLimit {
-  const attemptsOf = new Map<string, Attempts>();
+  const attemptsOf = new LRUCache<string, Attempts>({ max: capacity });
   return {
     async run(id, attempt) {
       const attempts = current(id);
@@ -48,12 +49,7 @@ export function createAttemptLimit(nowMs: () => number = () => performance.now()
     const known = attemptsOf.get(id);
     if (known !== undefined && (known.running || nowMs() - known.windowStartedMs < windowMs)) return known;
     const fresh: Attempts = { running: false, failures: 0, windowStartedMs: nowMs() };
-    attemptsOf.delete(id);
     attemptsOf.set(id, fresh);
-    if (attemptsOf.size > capacity) {
-      const oldest = attemptsOf.keys().next();
-      if (!oldest.done) attemptsOf.delete(oldest.value);
-    }
     return fresh;
   }
 }

@@ -2,7 +2,7 @@ import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
 import type { Keyring } from './keyring.ts';
 import { Secret } from './secret.ts';
 
-/** What a sealed value is bound to. It cannot be opened for anything else. */
+/** What a sealed value is bound to. It cannot be unsealed for anything else. */
 export interface SealBinding {
   purpose: 'api_key' | 'imported_digest' | 'claim' | 'webhook' | 'reply';
   /** Null for the installation. */
@@ -26,13 +26,13 @@ export function seal(keyring: Keyring, secret: Secret, binding: SealBinding): { 
   return { keyringId: id, sealed: Buffer.concat([nonce, ciphertext, cipher.getAuthTag()]) };
 }
 
-/** A sealed value cannot be opened. The message says why. */
+/** A sealed value cannot be unsealed. The message says why. */
 export class SealBroken extends Error {
   override readonly name = 'SealBroken';
   readonly reason: 'unknown_keyring_entry' | 'not_authentic';
 
   constructor(reason: SealBroken['reason'], recordId: string) {
-    super(`The sealed value of ${recordId} cannot be opened: ${reason}`);
+    super(`The sealed value of ${recordId} cannot be unsealed: ${reason}`);
     this.reason = reason;
   }
 }

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 import { idSuffixPattern } from '../domain/ids.ts';
+import type { Role } from '../domain/permissions.ts';
 import { Secret } from './secret.ts';
 
 /**
@@ -13,7 +14,7 @@ import { Secret } from './secret.ts';
 export type TokenKind = 'k' | 'a' | 'v' | 'o' | 'c';
 
 /** The kind of an access token by its role. */
-export const tokenKindOf = { operator: 'o', admin: 'a', verifier: 'v' } as const satisfies Record<string, TokenKind>;
+export const tokenKindOf = { operator: 'o', admin: 'a', verifier: 'v' } as const satisfies Record<Role, TokenKind>;
 
 export interface ParsedToken {
   kind: TokenKind;

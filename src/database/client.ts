@@ -1,5 +1,6 @@
 import { Kysely, PostgresDialect, type Transaction, type TransactionBuilder } from 'kysely';
 import pg from 'pg';
+import { earliestMs, latestMs } from '../lib/durations.ts';
 import { isPoolTimeout, isQueryTimeout, socketOf } from './pg-internals.ts';
 import type { Database } from './schema.ts';
 import { prepareSession } from './session.ts';
@@ -32,8 +33,8 @@ interface ClientOptions {
   onLost?: (error: Error) => void;
 }
 
-const latestShown = new Date('9999-12-31T23:59:59.999Z');
-const earliestShown = new Date('0001-01-01T00:00:00.000Z');
+const latestShown = new Date(latestMs);
+const earliestShown = new Date(earliestMs);
 
 /**
  * `infinity` and years that RFC 3339 cannot express become the nearest time that it can, so that such a row can be

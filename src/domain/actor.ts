@@ -22,6 +22,11 @@ export interface Actor extends ActorSnapshot {
   createdByIds?: string[];
 }
 
+/** The actor of what Latchkey does by itself, such as a job. */
+export function systemActor(id: string, name = id): Actor {
+  return { type: 'system', id, name, email: null };
+}
+
 /** The creators of an access token, from the first to the direct one. The first is usually the bootstrap. */
 export type CreatorChain = readonly ActorSnapshot[];
 

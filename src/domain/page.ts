@@ -8,11 +8,6 @@ export interface Page<Item> {
   nextCursor: string | null;
 }
 
-export interface PageRequest {
-  limit: number;
-  cursor?: string | undefined;
-}
-
 /** A list with its filters. A cursor is valid for exactly one. */
 export type ListId = string & { readonly __list: never };
 

@@ -12,6 +12,11 @@ export function permits(permission: Permission, wanted: Access): boolean {
   return permission === 'read_write' || permission === wanted;
 }
 
+/** The access that a request asks for by its method: GET, HEAD and OPTIONS read; all other methods write. */
+export function permissionFor(method: string): Access {
+  return method === 'GET' || method === 'HEAD' || method === 'OPTIONS' ? 'read' : 'write';
+}
+
 /** The normal form of a set of both: `read` before `write`, each once. */
 export function sortAccesses(given: readonly Access[]): Access[] {
   return accesses.filter((access) => given.includes(access));
@@ -26,3 +31,8 @@ export const tokenScopes = [...accesses, 'reveal'] as const satisfies readonly T
 export function sortTokenScopes(given: readonly TokenScope[]): TokenScope[] {
   return tokenScopes.filter((scope) => given.includes(scope));
 }
+
+/** The role of an access token. */
+export type Role = 'operator' | 'admin' | 'verifier';
+
+export const roles = ['operator', 'admin', 'verifier'] as const satisfies readonly Role[];

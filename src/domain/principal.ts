@@ -1,6 +1,6 @@
 import { type Actor, type CreatorChain, creatorsOf, topmostAdminOf } from './actor.ts';
 import type { AccessTokenId, KeyId, OrganizationId, PartnerId } from './ids.ts';
-import type { Permission, TokenScope } from './permissions.ts';
+import type { Permission, Role, TokenScope } from './permissions.ts';
 
 /** The authenticated identity of a caller. */
 export type Principal = CallerPrincipal | ApiKeyPrincipal;
@@ -10,7 +10,7 @@ export type CallerPrincipal = AccessTokenPrincipal | OidcPrincipal;
 
 export interface AccessTokenPrincipal {
   kind: 'access_token';
-  role: 'operator' | 'admin' | 'verifier';
+  role: Role;
   id: AccessTokenId;
   /** Null for an operator, and for a verifier that serves all organizations. */
   organizationId: OrganizationId | null;

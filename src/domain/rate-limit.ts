@@ -28,3 +28,22 @@ export function limitSentence(limit: { policy: 'owner' | 'key'; limit: number; w
     ? `The limit that all keys of the key's owner share ${numbers}. A key's own limit cannot raise it.`
     : `The key's own limit, which applies in addition to its owner's, ${numbers}.`;
 }
+
+/** The state of a limit after a request. */
+interface LimitState {
+  policy: string;
+  limit: number;
+  windowSeconds: number;
+  remaining: number;
+  resetSeconds: number;
+}
+
+/** The headers of draft-ietf-httpapi-ratelimit-headers, as structured fields (RFC 9651). Null: none. */
+export function rateLimitFields(state: LimitState | null): Record<string, string> {
+  if (state === null) return {};
+  const { policy, limit, windowSeconds, remaining, resetSeconds } = state;
+  return {
+    'ratelimit-policy': `"${policy}";q=${limit};w=${windowSeconds}`,
+    ratelimit: `"${policy}";r=${remaining};t=${resetSeconds}`,
+  };
+}

@@ -47,7 +47,7 @@ export interface Span {
 
 export type SpanFacts = Record<string, string | number>;
 
-export interface SpanStart {
+interface SpanStart {
   name: string;
   kind: 'server' | 'client';
   facts: SpanFacts;

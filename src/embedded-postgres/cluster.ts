@@ -55,7 +55,7 @@ async function makeCluster({ cluster, programs, account, durable }: ClusterOptio
   const made = unfinishedName(cluster);
   try {
     await mkdir(made, { mode: 0o700 });
-    await give(made, account);
+    await changeOwner(made, account);
     await initialise(made, programs, account, durable);
     await addRoles(made, programs, account);
     await rename(made, cluster);
@@ -66,7 +66,7 @@ async function makeCluster({ cluster, programs, account, durable }: ClusterOptio
   }
 }
 
-async function give(target: string, account: Account | undefined): Promise<void> {
+async function changeOwner(target: string, account: Account | undefined): Promise<void> {
   if (account !== undefined) await chown(target, account.uid, account.gid);
 }
 
@@ -114,7 +114,7 @@ async function addRoles(made: string, programs: Programs, account: Account | und
   if (code !== 0) throw refused('postgres --single', output);
   const file = path.join(made, passwordsFile);
   await writeFile(file, JSON.stringify(passwords), { mode: 0o600 });
-  await give(file, account);
+  await changeOwner(file, account);
 }
 
 function refused(program: string, output: string): EmbeddedPostgresError {

@@ -1,9 +1,6 @@
 import type { FastifyRequest } from 'fastify';
 import type { TokenScope } from '../domain/permissions.ts';
 
-/** The role of an access token. */
-export type Role = 'operator' | 'admin' | 'verifier';
-
 /**
  * Who may call a route, declared as `config: { access }`. The service does not start if a route declares none.
  *
@@ -34,6 +31,16 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     access?: AccessRule;
   }
+}
+
+/** Whether a route is for gateways. All headers of its requests but the gateway's token come from the gateway's client. */
+export function isForGateways(access: AccessRule | undefined): boolean {
+  return typeof access === 'object' && access.role === 'gateway';
+}
+
+/** Whether a route verifies keys, for backends or for gateways. */
+export function isVerification(access: AccessRule | undefined): boolean {
+  return typeof access === 'object' && (access.role === 'verifier' || access.role === 'gateway');
 }
 
 /** Whether a request may be, and is, without a credential. A credential that is sent to a public route does not matter. */

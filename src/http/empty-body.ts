@@ -1,5 +1,6 @@
 import type { IncomingMessage } from 'node:http';
 import fp from 'fastify-plugin';
+import { isForGateways } from './access.ts';
 
 /**
  * Treats zero bytes as no body, because many clients send a content type without a body. Waits for the first bytes of a
@@ -11,8 +12,7 @@ export const emptyBody = fp(
       const { headers } = raw;
       const isChunked = headers['transfer-encoding'] !== undefined;
       // Bodies that a gateway passes on are not read.
-      const isOfGateway = access !== undefined && access !== 'public' && access.role === 'gateway';
-      if (isOfGateway) done();
+      if (isForGateways(access)) done();
       else if (isChunked) afterFirstBytes(raw, done);
       else {
         if (!hasBody(raw)) delete headers['content-type'];

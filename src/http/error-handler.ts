@@ -3,8 +3,10 @@ import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from
 import fp from 'fastify-plugin';
 import { hasZodFastifySchemaValidationErrors } from 'fastify-type-provider-zod';
 import { type InputError, Problem, type ProblemCode, validationProblems } from '../domain/errors.ts';
+import { isForGateways } from './access.ts';
 import { inputErrorsOf } from './input-errors.ts';
 import { problemBody, problemHeaders } from './problem.ts';
+import { pathOf } from './request-facts.ts';
 import { traceIdOf } from './tracing.ts';
 
 export interface ErrorHandlerOptions {
@@ -25,11 +27,12 @@ export const errorHandler = fp<ErrorHandlerOptions>(
       return answer(request, reply, problem, cause);
     };
     app.setErrorHandler((error: unknown, request, reply) => {
-      // Fastify complains about the body before it checks that the route exists.
+      // Fastify rejects a body without a content type before it checks that the route exists.
       const isNotFound = request.is404 && (error as FastifyError).code === 'FST_ERR_ROUTE_MISSING_CONTENT_TYPE';
       const problem = isNotFound ? routeNotFound(request) : toProblem(error, translate, request);
       onProblem?.(request, problem);
-      return answerAndCount(request, reply, isGateways(request) ? forGateway(problem) : problem, error);
+      const isGateways = isForGateways(request.routeOptions.config.access);
+      return answerAndCount(request, reply, isGateways ? forGateway(problem) : problem, error);
     });
     app.setNotFoundHandler((request, reply) => {
       const problem = routeNotFound(request);
@@ -38,11 +41,6 @@ export const errorHandler = fp<ErrorHandlerOptions>(
   },
   { name: 'error-handler', dependencies: ['strict-routes'] },
 );
-
-function isGateways(request: FastifyRequest): boolean {
-  const { access } = request.routeOptions.config;
-  return access !== undefined && access !== 'public' && access.role === 'gateway';
-}
 
 /** Gateways understand only these statuses; every other problem becomes 503. */
 function forGateway(problem: Problem): Problem {
@@ -155,10 +153,6 @@ function notFound(request: FastifyRequest, methods: string[]): Problem {
   return new Problem('method_not_allowed', `${path} does not support ${request.method}. Use ${allow}.`, {
     headers: { allow },
   });
-}
-
-function pathOf(request: FastifyRequest): string {
-  return request.raw.url?.split('?', 1)[0] ?? '/';
 }
 
 /** The methods of a path, in Node's order. */

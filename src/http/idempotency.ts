@@ -153,7 +153,7 @@ export const idempotency = fp<IdempotencyOptions>(
       }
       const isExpired = isPlaintextExpired(done, now);
       if (isExpired && done.sealed !== null) await eraseReply(db, done.address);
-      const sent = isExpired ? undefined : openReply(request, done);
+      const sent = isExpired ? undefined : unsealReply(request, done);
       if (sent === undefined) throw replyGone(done);
       reply.header('idempotent-replayed', 'true');
       return send(reply, sent);
@@ -171,7 +171,7 @@ export const idempotency = fp<IdempotencyOptions>(
     }
 
     /** Undefined if the reply is not stored, its keyring entry is missing, or its row was changed, moved or forged. */
-    function openReply(request: FastifyRequest, done: CompletedRequest): SentReply | undefined {
+    function unsealReply(request: FastifyRequest, done: CompletedRequest): SentReply | undefined {
       const { sealed, sealed_keyring_id: keyringId } = done;
       if (sealed === null || keyringId === null) return undefined;
       try {

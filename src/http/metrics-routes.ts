@@ -45,7 +45,7 @@ export const metricsRoutes: FastifyPluginAsyncZod<{ metrics: Metrics }> = async 
 };
 
 /** The maximum number of connections to the metrics port. */
-export const metricsConnections = 64;
+const metricsConnections = 64;
 
 /** A server for metrics alone, for installations whose API port must not expose metrics. */
 export async function buildMetricsServer(

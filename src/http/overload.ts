@@ -3,6 +3,7 @@ import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import { Problem } from '../domain/errors.ts';
 import { type PeriodicTask, startPeriodicTask } from '../lib/periodic-task.ts';
+import { isVerification } from './access.ts';
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -53,6 +54,5 @@ export const overload = fp<OverloadOptions>(
 function delayFactorFor(request: FastifyRequest): number {
   const { access, probe } = request.routeConfig;
   if (probe !== undefined) return Number.POSITIVE_INFINITY;
-  if (access === undefined || access === 'public') return 1;
-  return access.role === 'verifier' || access.role === 'gateway' ? verificationFactor : 1;
+  return isVerification(access) ? verificationFactor : 1;
 }

@@ -1,9 +1,9 @@
 import fp from 'fastify-plugin';
 import { Problem } from '../domain/errors.ts';
+import { rateLimitFields } from '../domain/rate-limit.ts';
 import { networkOf } from '../lib/network-of.ts';
 import { createWindowCounter } from '../lib/window-counter.ts';
 import { isAnonymous } from './access.ts';
-import { rateLimitFields } from './rate-limit.ts';
 
 const windowSeconds = 60;
 

@@ -2,6 +2,7 @@ import type { FastifyReply } from 'fastify';
 import fp from 'fastify-plugin';
 import { Problem } from '../domain/errors.ts';
 import { limitSubjectOf } from '../domain/principal.ts';
+import { rateLimitFields } from '../domain/rate-limit.ts';
 import { networkOf } from '../lib/network-of.ts';
 import { createWindowCounter, type WindowCount } from '../lib/window-counter.ts';
 
@@ -64,22 +65,6 @@ export const endpointLimits = fp<EndpointLimits>(
   },
   { name: 'endpoint-limits' },
 );
-
-interface LimitState {
-  policy: string;
-  limit: number;
-  windowSeconds: number;
-  remaining: number;
-  resetSeconds: number;
-}
-
-/** The headers of draft-ietf-httpapi-ratelimit-headers, as structured fields (RFC 9651). */
-export function rateLimitFields({ policy, limit, windowSeconds, remaining, resetSeconds }: LimitState) {
-  return {
-    'ratelimit-policy': `"${policy}";q=${limit};w=${windowSeconds}`,
-    ratelimit: `"${policy}";r=${remaining};t=${resetSeconds}`,
-  };
-}
 
 interface LimitTexts {
   reply: FastifyReply;

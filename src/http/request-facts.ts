@@ -44,6 +44,11 @@ function capture({ id, raw }: FastifyRequest, proxies: Networks | undefined, sec
   };
 }
 
+/** The path of a request, without its query. */
+export function pathOf({ raw }: Pick<FastifyRequest, 'raw'>): string {
+  return raw.url?.split('?', 1)[0] ?? '/';
+}
+
 /** Removes the credential of a request, which may have any form, from a header that is recorded. */
 export function withoutPresented(raw: Parameters<typeof presentedTexts>[0], text: string): string {
   return presentedTexts(raw).reduce(withoutCredential, text);

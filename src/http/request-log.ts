@@ -1,6 +1,8 @@
 import type { FastifyContextConfig, FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import { levels } from 'pino';
+import { isVerification } from './access.ts';
+import { pathOf } from './request-facts.ts';
 import type { ObserveRequest, RequestTimes } from './request-times.ts';
 import { traceIdOf } from './tracing.ts';
 
@@ -11,12 +13,6 @@ declare module 'fastify' {
   }
 }
 
-function bucketsOf(config: FastifyContextConfig | undefined): 'fine' | 'coarse' {
-  const access = config?.access;
-  const isVerification = access !== undefined && access !== 'public' && ['verifier', 'gateway'].includes(access.role);
-  return isVerification ? 'fine' : 'coarse';
-}
-
 /** Logs one line per reply: request, caller, address and result; never a query, header or body. Health probes at `debug` only. */
 export const requestLog = fp<{ times?: RequestTimes }>(
   async (app, { times }) => {
@@ -24,16 +20,15 @@ export const requestLog = fp<{ times?: RequestTimes }>(
     const log = app.log.child({}, { redact: [] });
     const minimumLevel = levels.values[log.level] ?? Number.POSITIVE_INFINITY;
     const observeUnrouted = times?.of([], 'none', 'coarse');
-    if (times !== undefined) {
-      app.addHook('onRoute', (route) => {
-        const observe = times.of([route.method].flat(), route.url, bucketsOf(route.config));
-        route.config = { ...route.config, observe };
-      });
-    }
+    app.addHook('onRoute', (route) => {
+      const buckets = isVerification(route.config?.access) ? 'fine' : 'coarse';
+      const observe = times?.of([route.method].flat(), route.url, buckets);
+      if (observe !== undefined) route.config = { ...route.config, observe };
+    });
     app.addHook('onResponse', (request, reply, done) => {
       const status = reply.statusCode;
       const durationMs = reply.elapsedTime;
-      if (times !== undefined) (request.routeConfig?.observe ?? observeUnrouted)?.(status, durationMs);
+      (request.routeConfig?.observe ?? observeUnrouted)?.(status, durationMs);
       const level = levelOf(status, request.routeConfig?.probe);
       if ((levels.values[level] ?? 0) >= minimumLevel) log[level](factsOf(request, status, durationMs), 'request');
       done();
@@ -54,7 +49,7 @@ function factsOf(request: FastifyRequest, status: number, durationMs: number) {
     reqId: request.id,
     traceId: traceIdOf(request),
     method: request.method,
-    path: request.raw.url?.split('?', 1)[0],
+    path: pathOf(request),
     status,
     durationMs: Math.round(durationMs * 10) / 10,
     ip: request.facts?.ip,

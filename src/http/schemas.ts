@@ -1,7 +1,8 @@
 import { z } from 'zod';
 import { problemCodes } from '../domain/errors.ts';
 import { type Id, type IdKind, idSuffixPattern } from '../domain/ids.ts';
-import { accesses, permissions, tokenScopes } from '../domain/permissions.ts';
+import { accesses, permissions, roles, tokenScopes } from '../domain/permissions.ts';
+import { earliestMs, latestMs } from '../lib/durations.ts';
 import { mustBe } from '../lib/input-messages.ts';
 import { readAllowed } from '../lib/ip-address.ts';
 import { findUnreadable } from '../lib/readable-text.ts';
@@ -35,10 +36,6 @@ export function idView(kind: IdKind) {
 
 /** A timestamp in a reply: RFC 3339, UTC, milliseconds. */
 export const timestampView = z.string().meta({ format: 'date-time', example: '2026-11-23T09:30:00.000Z' });
-
-/** The range of timestamps that RFC 3339 and Postgres can both represent. */
-export const earliestMs = Date.parse('0001-01-01T00:00:00.000Z');
-export const latestMs = Date.parse('9999-12-31T23:59:59.999Z');
 
 /** A timestamp in a request: RFC 3339 with any offset. Rejects what cannot be stored and returned unchanged. */
 export const timestampInput = z.iso
@@ -157,7 +154,7 @@ export const permissionSchema = z.enum(permissions).meta({
   description: "The access that a key permits. Only keys of the organization's own row can have `read_write`.",
 });
 
-export const roleSchema = z.enum(['operator', 'admin', 'verifier']).meta({ id: 'Role' });
+export const roleSchema = z.enum(roles).meta({ id: 'Role' });
 
 export const scopeSchema = z.enum(tokenScopes).meta({
   id: 'Scope',

@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { createSecretText, type SecretText } from '../crypto/secret-text.ts';
 import { Problem, validationProblem } from '../domain/errors.ts';
 import { decodePercent } from '../lib/decode-percent.ts';
+import { isForGateways } from './access.ts';
 import { hasBody } from './empty-body.ts';
 import { commonHeaders } from './problem.ts';
 
@@ -52,9 +53,8 @@ export const strictRoutes = fp<{ tokenPrefix: string }>(
       request.routeConfig = config;
       reply.headers(commonHeaders(request.id));
       requireHost(request);
-      const { access } = config;
       // Requests of a gateway carry its client's headers; only the credential matters.
-      if (access === undefined || access === 'public' || access.role !== 'gateway') {
+      if (!isForGateways(config.access)) {
         requireMetExpectation(request);
         requirePlainBody(request);
         refuseTokenInUrl(request, app.secretText);

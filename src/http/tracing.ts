@@ -1,6 +1,7 @@
 import type { FastifyRequest } from 'fastify';
 import fp from 'fastify-plugin';
 import { parseTraceparent, type Span, type Tracer, toTraceparent, traceIdOfRequestId } from '../domain/trace.ts';
+import { pathOf } from './request-facts.ts';
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -51,10 +52,6 @@ function end(span: Span, { id, routeOptions: { url } }: FastifyRequest, status: 
 
 function nameOf({ method, routeOptions: { url } }: FastifyRequest): string {
   return url === undefined ? method : `${method} ${url}`;
-}
-
-function pathOf({ raw }: FastifyRequest): string {
-  return raw.url?.split('?', 1)[0] ?? '/';
 }
 
 /** The trace id of a request, for logs and replies. */

@@ -3,7 +3,7 @@ import { announceExpiries, forgetExpiryNotices } from '../expiry-notices/jobs.ts
 import { auditStates } from '../history/state-audit.ts';
 import { pruneIdempotency } from '../http/idempotency-store.ts';
 import { suspendIdleKeys } from '../keys/idle-job.ts';
-import { purgeDeletedKeys } from '../keys/jobs.ts';
+import { purgeDeletedKeys } from '../keys/purge-job.ts';
 import { pruneLeakReports } from '../leaks/store.ts';
 import { wipeSeals } from '../organizations/commands.ts';
 import { pruneRefusals } from '../refused-requests/store.ts';

@@ -14,10 +14,10 @@ export type BulkChange =
 
 export interface BulkRequest {
   change: BulkChange;
-  /** The ids that the request names, or those that its filter has found. */
+  /** The ids that the request names, or those that its search has found. */
   keyIds: readonly KeyId[];
   /** Keys that no longer match it are left out. */
-  filter?: Omit<KeySearch, 'organizationId' | 'now'> | undefined;
+  search: KeySearch | undefined;
   dryRun: boolean;
 }
 
@@ -36,11 +36,10 @@ export interface BulkResult {
  */
 export async function changeKeys(
   work: Work<OrganizationContext>,
-  { change, keyIds, filter, dryRun }: BulkRequest,
+  { change, keyIds, search, dryRun }: BulkRequest,
 ): Promise<BulkResult> {
   const { organizationId } = work.by;
-  const selected =
-    filter === undefined ? keyIds : await lockMatching(work.tx, { ...filter, organizationId, now: work.now }, keyIds);
+  const selected = search === undefined ? keyIds : await lockMatching(work.tx, { ...search, now: work.now }, keyIds);
   const keys = await lockKeys(work.tx, organizationId, selected);
   const found = new Set(keys.map(({ id }) => id));
   const skipped: BulkResult['skipped'] = selected

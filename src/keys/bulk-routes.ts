@@ -112,7 +112,7 @@ export const keyBulkRoutes: FastifyPluginAsyncZod<KeyBulkRoutesOptions> = async 
           now,
         };
         const selected = search === undefined ? (keyIds ?? []) : await findAtMost(db, search);
-        const given = { change: changeOf(request.body), keyIds: selected, filter: search, dryRun };
+        const given = { change: changeOf(request.body), keyIds: selected, search, dryRun };
         return await app.runOnce(request, reply, by, async (work) => ({ view: await changeKeys(work, given) }));
       } finally {
         release();

@@ -9,11 +9,13 @@ import type { Permission } from '../domain/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
+import { withoutUndefined } from '../lib/without-undefined.ts';
 import { lockOrganization, lockOrganizationShared, type Organization } from '../organizations/store.ts';
+import { requireLivePartner } from '../partners/policy.ts';
 import { lockPartner, type Partner } from '../partners/store.ts';
 import { expiryFor } from './lifetime-policy.ts';
 import type { MintedKey } from './mint.ts';
-import { becomesCompromised, keyTag, permissionFor, placeIn, requireLiveKey } from './policy.ts';
+import { becomesCompromised, keyTag, permissionOfNewKey, placeIn, requireLiveKey } from './policy.ts';
 import {
   findSealed,
   insertKey,
@@ -75,7 +77,7 @@ export async function createKey(
   given: NewKeyRequest,
 ): Promise<CreatedKey> {
   const owner = await lockOwner(work, given.partnerId);
-  const permission = permissionFor(owner.partner?.permissions ?? null, given.permission);
+  const permission = permissionOfNewKey(owner.partner?.permissions ?? null, given.permission);
   return addKey(work, { ...owner, permission, minted, settings: toSettings(given) });
 }
 
@@ -93,9 +95,7 @@ export async function lockOwner(work: Work<OrganizationContext>, partnerId: stri
   }
   const organization = await lockOrganizationShared(work.tx, organizationId);
   const partner = await lockPartner(work.tx, organizationId, partnerId);
-  if (partner.deleted_at !== null) {
-    throw new Problem('already_deleted', `Partner ${partner.id} was deleted at ${partner.deleted_at.toISOString()}.`);
-  }
+  requireLivePartner(partner);
   return { partner, organization };
 }
 
@@ -180,7 +180,7 @@ export async function patchKey(
   if (rules !== undefined && changes['expiresAt'] !== undefined) {
     expiryFor(patch.expiresAt, { rules, now, path: 'body.expiresAt', present: key });
   }
-  const changed = await updateKey(work, key.id, toColumns({ ...present, ...withoutUndefined(patch) }));
+  const changed = await updateKey(work, key.id, toColumns({ ...present, ...givenSettings(patch) }));
   record(work, { action: 'key.updated', keyId: key.id, partnerId: key.partner_id, details: { changes } });
   return withLastUse(tx, changed);
 }
@@ -191,7 +191,7 @@ export interface RevealRequest {
 }
 
 /**
- * Records the reveal. Open the sealed value only after the commit.
+ * Records the reveal. Unseal the value only after the commit.
  * @throws Problem `not_found`, `already_deleted`, `reveal_disabled`
  */
 export async function recordReveal(
@@ -216,7 +216,7 @@ export interface RevealableKey {
 }
 
 /**
- * Locks a key whose plaintext may be opened. The caller records who gets it.
+ * Locks a key whose plaintext may be revealed. The caller records who gets it.
  * @throws Problem `not_found`, `already_deleted`, `reveal_disabled`
  */
 export async function lockRevealableKey(work: Work<OrganizationContext>, keyId: string): Promise<RevealableKey> {
@@ -272,19 +272,12 @@ export async function deleteKeys(
 }
 
 export function toSettings(given: KeyPatch): NewKeySettings {
-  return { ...defaultSettings, ...withoutUndefined(given) };
+  return { ...defaultSettings, ...givenSettings(given) };
 }
 
-function withoutUndefined(patch: KeyPatch): Partial<KeySettings> {
-  const { name, expiresAt, rateLimit, allowedIps, scopes, metadata } = patch;
-  return {
-    ...(name === undefined ? {} : { name }),
-    ...(expiresAt === undefined ? {} : { expiresAt }),
-    ...(rateLimit === undefined ? {} : { rateLimit }),
-    ...(allowedIps === undefined ? {} : { allowedIps }),
-    ...(scopes === undefined ? {} : { scopes }),
-    ...(metadata === undefined ? {} : { metadata }),
-  };
+/** Only the settings: a request for a new key has further members. */
+function givenSettings({ name, expiresAt, rateLimit, allowedIps, scopes, metadata }: KeyPatch): Partial<KeySettings> {
+  return withoutUndefined({ name, expiresAt, rateLimit, allowedIps, scopes, metadata });
 }
 
 export function settingsOf(
@@ -320,7 +313,7 @@ export function describe(settings: KeySettings): Record<string, unknown> {
 }
 
 function describePatch(patch: KeyPatch): Record<string, unknown> {
-  const given = withoutUndefined(patch);
+  const given = givenSettings(patch);
   return given.expiresAt == null ? given : { ...given, expiresAt: given.expiresAt.toISOString() };
 }
 

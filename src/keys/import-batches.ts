@@ -17,7 +17,7 @@ export type ImportOutcome =
 export type PresentState = 'same' | 'different' | 'deleted' | 'repeated';
 
 /** What the earlier batches of a dry run would have stored. It grows by about 500 bytes for each key. */
-export interface Rehearsal {
+interface Rehearsal {
   digests: Set<string>;
   places: Map<PartnerId | null, PlacedKey[]>;
 }

@@ -10,7 +10,7 @@ import { deleteKeys, describe, type NewKeyRequest, toColumns, toSettings } from 
 import { findTokenHolders, hasImportedKeys, lockImports, type TokenHolder } from './import-store.ts';
 import { type ImportedToken, importColumns } from './imported-token.ts';
 import { expiryFor, type LifetimeRules } from './lifetime-policy.ts';
-import { permissionFor, placeIn } from './policy.ts';
+import { permissionOfNewKey, placeIn } from './policy.ts';
 import { insertKeys, type Key, lockLiveKeysOfOwners, type NewKey } from './store.ts';
 
 /** A key to import. Without a partner it belongs to the organization's default row. */
@@ -222,7 +222,7 @@ function planKey(
     return { problems: [...problems, ...(owner === undefined ? [] : [owner.problem])] };
   }
   const { partner } = owner;
-  const permission = attempt('permission', () => permissionFor(partner?.permissions ?? null, entry.permission));
+  const permission = attempt('permission', () => permissionOfNewKey(partner?.permissions ?? null, entry.permission));
   // An entry that does not fit takes no place from the others.
   if (permission === undefined || expiresAt === undefined || problems.length > 0) return { problems };
   const partnerId: PartnerId | null = partner?.id ?? null;

@@ -1,5 +1,5 @@
 import { validationProblem } from '../domain/errors.ts';
-import { secondMs } from '../lib/durations.ts';
+import { latestMs, secondMs } from '../lib/durations.ts';
 
 /** How long keys may live. Every request that sets a key's expiry follows these rules. */
 
@@ -58,9 +58,6 @@ export function requireWithinLifetime(requested: Date | null, { rules, now, path
       `${most} seconds`,
   );
 }
-
-/** The latest time that a key can expire: year 9999, as in requests. */
-const latestMs = Date.parse('9999-12-31T23:59:59.999Z');
 
 function after(start: Date, seconds: number): Date {
   return new Date(Math.min(start.getTime() + seconds * secondMs, latestMs));

@@ -28,7 +28,7 @@ export function createKeyMint(crypto: TokenCrypto): KeyMint {
   };
 }
 
-/** Binds a sealed key to its organization and id, so that it does not open in another row. */
+/** Binds a sealed key to its organization and id, so that it cannot be unsealed in another row. */
 export function sealBinding(organizationId: OrganizationId, id: KeyId) {
   return { purpose: 'api_key', organizationId, recordId: id } as const;
 }

@@ -105,7 +105,7 @@ export function placeIn<Placed extends Occupant & { expires_at: Date | null }>(
  * @param granted the partner's permissions; null for the organization's default row
  * @throws Problem `validation_failed` if the requested permission does not fit the owner
  */
-export function permissionFor(granted: readonly Access[] | null, requested: Permission | undefined): Permission {
+export function permissionOfNewKey(granted: readonly Access[] | null, requested: Permission | undefined): Permission {
   if (granted === null) {
     if (requested === undefined || requested === 'read_write') return 'read_write';
     throw validationProblem(

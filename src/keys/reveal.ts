@@ -11,7 +11,7 @@ interface RevealDeps {
 }
 
 /**
- * Records the reveal, and opens the sealed value after the commit.
+ * Records the reveal, and unseals the value after the commit.
  * @throws Problem `not_found`, `already_deleted`, `reveal_disabled`; SealBroken
  */
 export async function revealKey(

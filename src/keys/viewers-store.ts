@@ -6,7 +6,7 @@ import type { StoredEvent } from '../history/chain.ts';
 import { storedEvent } from '../history/store.ts';
 import { readEvent, toEventView } from '../history/views.ts';
 
-export interface Reveal {
+interface Reveal {
   /** RFC 3339, from the event. */
   at: string;
   reason: string | null;

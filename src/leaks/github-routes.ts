@@ -2,7 +2,7 @@ import { verify } from 'node:crypto';
 import type { FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import type { Actor } from '../domain/actor.ts';
+import { systemActor } from '../domain/actor.ts';
 import { Problem } from '../domain/errors.ts';
 import { createConcurrencyLimit, onceClosed } from '../http/concurrency-limit.ts';
 import { parseSignedJson } from '../http/json-body.ts';
@@ -49,7 +49,7 @@ const feedback = z.object({ token_raw: z.string(), token_type: z.string(), label
 
 const feedbackList = z.array(feedback).meta({ id: 'GithubFeedbackList' });
 
-const github: Actor = { type: 'system', id: 'github_secret_scanning', name: 'GitHub secret scanning', email: null };
+const github = systemActor('github_secret_scanning', 'GitHub secret scanning');
 
 /** Takes the reports of GitHub's secret scanning. */
 export const githubLeakRoutes: FastifyPluginAsyncZod<{ reports: LeakReports; keys: GithubKeys }> = async (

@@ -2,7 +2,7 @@ import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { SecretText } from '../crypto/secret-text.ts';
 import type { ActorContext } from '../database/work.ts';
-import type { Actor } from '../domain/actor.ts';
+import { systemActor } from '../domain/actor.ts';
 import { Problem } from '../domain/errors.ts';
 import { actorContextOf } from '../http/guard.ts';
 import { allowTokensInBody } from '../http/json-body.ts';
@@ -51,7 +51,7 @@ const leakAnswer = z
 
 const accepted = z.strictObject({}).meta({ id: 'LeakAccepted', description: 'The same for every text.' });
 
-const reporter: Actor = { type: 'system', id: 'leak_report', name: 'leak report', email: null };
+const reporter = systemActor('leak_report', 'leak report');
 
 /** Takes reports of leaked keys from anybody. */
 export const leakRoutes: FastifyPluginAsyncZod<{ reports: LeakReports }> = async (app, { reports }) => {

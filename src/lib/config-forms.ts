@@ -48,6 +48,17 @@ export const redisUrl = z
 
 export const httpUrl = z.string().refine(isUrlOf('http:', 'https:'), 'must be a URL of the form http://host:4318');
 
+/** For keys that decide who is trusted: https, or http on this machine, without a user. */
+export function isTrustworthyUrl(text: string): boolean {
+  if (!isUrlOf('http:', 'https:')(text)) return false;
+  const { protocol, hostname, username, password } = new URL(text);
+  return username + password === '' && (protocol === 'https:' || isLoopback(hostname));
+}
+
+export function isLoopback(hostname: string): boolean {
+  return ['localhost', '127.0.0.1', '[::1]'].includes(hostname);
+}
+
 /** A URL to which paths are appended, so without a slash at the end. */
 export const publicUrl = z
   .string()

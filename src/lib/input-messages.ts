@@ -13,7 +13,7 @@ export function mustBe(expected: string): (issue: { input: unknown }) => string 
   return ({ input }) => (input === undefined ? `is required: ${expected}` : `must be ${expected}`);
 }
 
-export function messageOf(issue: Issue): string {
+function messageOf(issue: Issue): string {
   switch (issue.code) {
     case 'invalid_type':
       return mustBe(expectedBy(issue.inst) ?? typeNamed(issue.expected))(issue);

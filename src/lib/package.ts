@@ -3,7 +3,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 /** The package's own folder, for the sources and for the build. */
-export function packageDirectory(): string {
+function packageDirectory(): string {
   let directory = path.dirname(fileURLToPath(import.meta.url));
   while (!existsSync(path.join(directory, 'package.json'))) directory = path.dirname(directory);
   return directory;

@@ -2,10 +2,10 @@ import { createPublicKey, type JsonWebKey } from 'node:crypto';
 import type { FastifyBaseLogger } from 'fastify';
 import { createRemoteJWKSet, customFetch, type JSONWebKeySet, type JWTVerifyGetKey } from 'jose';
 import { Problem } from '../domain/errors.ts';
+import { isLoopback } from '../lib/config-forms.ts';
 import { dayMs, minuteMs } from '../lib/durations.ts';
 import { fetchJson } from '../lib/fetch-json.ts';
 import { createRemoteSource, type KeyTimings } from '../lib/remote-source.ts';
-import { isLoopback } from './settings.ts';
 
 /**
  * The signing keys of an identity provider, found by OpenID Connect Discovery 1.0 and cached by jose. While the

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { idSuffixPattern, type OrganizationId } from '../domain/ids.ts';
 import type { TokenScope } from '../domain/permissions.ts';
-import { integer } from '../lib/config-forms.ts';
+import { boolean, integer, isTrustworthyUrl } from '../lib/config-forms.ts';
 
 /** The identity provider of admins, and the meaning of its tokens. */
 export interface OidcSettings {
@@ -79,8 +79,6 @@ function pairsOfJson(text: string): string[][] {
   return pairs.length === 0 ? [[]] : pairs;
 }
 
-const switchOf = z.enum(['true', 'false'], 'must be true or false').transform((text) => text === 'true');
-
 const exampleOrganization = 'org_01k9s3v5wqe8n8x4r2m6t7yb0c';
 
 /** The settings of the identity provider. */
@@ -141,11 +139,11 @@ export const oidcEnvironment = {
     description: "The claim with a person's e-mail address, for history.",
     example: 'upn',
   }),
-  OIDC_UNTYPED_TOKENS: switchOf.default(false).meta({
+  OIDC_UNTYPED_TOKENS: boolean.default(false).meta({
     description: 'Also accept access tokens whose `typ` is not `at+jwt`. Tokens that look like ID tokens are rejected.',
     example: 'true',
   }),
-  OIDC_NBF_REQUIRED: switchOf.default(false).meta({
+  OIDC_NBF_REQUIRED: boolean.default(false).meta({
     description: 'Reject tokens without `nbf`. RFC 9068 does not require it.',
     example: 'true',
   }),
@@ -155,15 +153,8 @@ export const oidcEnvironment = {
   }),
 };
 
-/** http only on this machine: the fetched keys decide who is an admin. */
 function isIssuer(text: string): boolean {
-  const url = URL.canParse(text) ? new URL(text) : undefined;
-  if (url === undefined || /[?#\s]/.test(text) || url.username + url.password !== '') return false;
-  return url.protocol === 'https:' || (url.protocol === 'http:' && isLoopback(url.hostname));
-}
-
-export function isLoopback(hostname: string): boolean {
-  return ['localhost', '127.0.0.1', '[::1]'].includes(hostname);
+  return isTrustworthyUrl(text) && !/[?#]/.test(text);
 }
 
 type OidcVariables = z.infer<z.ZodObject<typeof oidcEnvironment>>;

@@ -8,6 +8,7 @@ import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { erasePlaintextReplies } from '../http/idempotency-store.ts';
 import { inBatches } from '../lib/batches.ts';
+import { withoutUndefined } from '../lib/without-undefined.ts';
 import { requireFittingLifetimes } from './policy.ts';
 import {
   insertOrganization,
@@ -146,10 +147,6 @@ function toColumns(settings: OrganizationSettings) {
     default_key_lifetime_seconds: settings.defaultKeyLifetimeSeconds,
     idle_suspend_after_days: settings.idleSuspendAfterDays,
   };
-}
-
-function withoutUndefined(patch: OrganizationPatch): Partial<OrganizationSettings & { name: string }> {
-  return Object.fromEntries(Object.entries(patch).filter(([, value]) => value !== undefined));
 }
 
 export function rateLimitOf(organization: Organization): RateLimit {

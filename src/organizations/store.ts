@@ -22,12 +22,19 @@ const columns = [
 ] as const;
 
 export async function getOrganization(db: Db, id: string): Promise<Organization> {
-  const organization = await db
+  return requireFound(await selectOrganization(db, id).executeTakeFirst(), 'organization');
+}
+
+function selectOrganization(db: Db, id: string) {
+  return db
     .selectFrom('organizations')
     .select(columns)
-    .where('id', '=', id as OrganizationId)
-    .executeTakeFirst();
-  return requireFound(organization, 'organization');
+    .where('id', '=', id as OrganizationId);
+}
+
+export async function organizationExists(db: Db, id: OrganizationId): Promise<boolean> {
+  const row = await db.selectFrom('organizations').select('id').where('id', '=', id).executeTakeFirst();
+  return row !== undefined;
 }
 
 /** Whether the installation has been bootstrapped. */
@@ -63,26 +70,14 @@ export async function listOrganizations(
  * transactions that share the lock now; later ones wait for this one.
  */
 export async function lockOrganization(tx: Tx, id: string): Promise<Organization> {
-  const organization = await tx
-    .selectFrom('organizations')
-    .select(columns)
-    .where('id', '=', id as OrganizationId)
-    .where(isHeld('pg_advisory_xact_lock', id))
-    .forNoKeyUpdate()
-    .executeTakeFirst();
-  return requireFound(organization, 'organization');
+  const query = selectOrganization(tx, id).where(isHeld('pg_advisory_xact_lock', id));
+  return requireFound(await query.forNoKeyUpdate().executeTakeFirst(), 'organization');
 }
 
 /** Locks the organization's settings against changes until the commit. */
 export async function lockOrganizationShared(tx: Tx, id: OrganizationId): Promise<Organization> {
-  const organization = await tx
-    .selectFrom('organizations')
-    .select(columns)
-    .where('id', '=', id)
-    .where(isHeld('pg_advisory_xact_lock_shared', id))
-    .forShare()
-    .executeTakeFirst();
-  return requireFound(organization, 'organization');
+  const query = selectOrganization(tx, id).where(isHeld('pg_advisory_xact_lock_shared', id));
+  return requireFound(await query.forShare().executeTakeFirst(), 'organization');
 }
 
 /**

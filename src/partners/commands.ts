@@ -1,6 +1,5 @@
 import type { OrganizationContext, Work } from '../database/work.ts';
 import { type ExpectedTags, entityTagOf, requireExpected } from '../domain/entity-tag.ts';
-import { Problem } from '../domain/errors.ts';
 import { newId } from '../domain/ids.ts';
 import { type Access, sortAccesses } from '../domain/permissions.ts';
 import { type RateLimit, toRateLimit, toRateLimitColumns } from '../domain/rate-limit.ts';
@@ -9,7 +8,9 @@ import { record } from '../history/record.ts';
 import { addKey, type CreatedKey, defaultSettings, deleteKeys, type Owner, suspensionEvent } from '../keys/commands.ts';
 import type { MintedKey } from '../keys/mint.ts';
 import { lockLiveKeysOfPartner } from '../keys/store.ts';
+import { withoutUndefined } from '../lib/without-undefined.ts';
 import { lockOrganizationShared } from '../organizations/store.ts';
+import { requireLivePartner } from './policy.ts';
 import {
   insertPartner,
   lockPartner,
@@ -172,11 +173,6 @@ export async function setPartnerSuspended(
   return { ...partner, suspended_at: suspendedAt };
 }
 
-export function requireLivePartner(partner: Partner): void {
-  if (partner.deleted_at === null) return;
-  throw new Problem('already_deleted', `Partner ${partner.id} was deleted at ${partner.deleted_at.toISOString()}.`);
-}
-
 function fieldsOf(partner: Partner): PartnerFieldValues {
   return {
     email: partner.email,
@@ -186,8 +182,4 @@ function fieldsOf(partner: Partner): PartnerFieldValues {
     permissions: partner.permissions,
     rateLimit: toRateLimit(partner),
   };
-}
-
-function withoutUndefined(patch: PartnerPatch): Partial<PartnerFieldValues> {
-  return Object.fromEntries(Object.entries(patch).filter(([, value]) => value !== undefined));
 }

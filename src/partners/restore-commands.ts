@@ -4,6 +4,7 @@ import { requireOpenWindow } from '../domain/restore-window.ts';
 import { record } from '../history/record.ts';
 import { methodOf, type Restoring, requireSameDeletion, restoreLockedKey } from '../keys/restore-commands.ts';
 import { lockKeysDeletedWithPartner } from '../keys/store.ts';
+import { requireDeletedPartner } from './policy.ts';
 import { lockPartner, markPartnerRestored, type Partner } from './store.ts';
 
 /**
@@ -40,13 +41,4 @@ export async function restorePartner(
   // The slots are free: a deleted partner's rows accept no keys.
   for (const key of keys) await restoreLockedKey(work, key, key.slot, restoring);
   return { ...partner, deleted_at: null };
-}
-
-/**
- * @returns when the partner was deleted
- * @throws Problem `conflict` if it is live
- */
-export function requireDeletedPartner(partner: Partner): Date {
-  if (partner.deleted_at === null) throw new Problem('conflict', `Partner ${partner.id} is not deleted.`);
-  return partner.deleted_at;
 }

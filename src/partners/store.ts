@@ -25,25 +25,21 @@ const columns = [
 
 /** @throws Problem `not_found`, also for another organization's partner */
 export async function getPartner(db: Db, organizationId: OrganizationId, id: string): Promise<Partner> {
-  const partner = await db
-    .selectFrom('partners')
-    .select(columns)
-    .where('organization_id', '=', organizationId)
-    .where('id', '=', id as PartnerId)
-    .executeTakeFirst();
-  return requireFound(partner, 'partner in this organization');
+  return requireFound(await selectPartner(db, organizationId, id).executeTakeFirst(), 'partner in this organization');
 }
 
 /** Locks a partner. Serializes all changes that depend on the partner being live. */
 export async function lockPartner(tx: Tx, organizationId: OrganizationId, id: string): Promise<Partner> {
-  const partner = await tx
+  const query = selectPartner(tx, organizationId, id).forNoKeyUpdate();
+  return requireFound(await query.executeTakeFirst(), 'partner in this organization');
+}
+
+function selectPartner(db: Db, organizationId: OrganizationId, id: string) {
+  return db
     .selectFrom('partners')
     .select(columns)
     .where('organization_id', '=', organizationId)
-    .where('id', '=', id as PartnerId)
-    .forNoKeyUpdate()
-    .executeTakeFirst();
-  return requireFound(partner, 'partner in this organization');
+    .where('id', '=', id as PartnerId);
 }
 
 /** The live partners with these external ids. */

@@ -7,7 +7,8 @@ import { record } from '../history/record.ts';
 import { requireEligibleOwner, requireRestorableKey } from '../keys/policy.ts';
 import { restoreKey } from '../keys/restore-commands.ts';
 import { getKeyOwner, lockKey } from '../keys/store.ts';
-import { requireDeletedPartner, restorePartner } from '../partners/restore-commands.ts';
+import { requireDeletedPartner } from '../partners/policy.ts';
+import { restorePartner } from '../partners/restore-commands.ts';
 import { getPartner, lockPartner } from '../partners/store.ts';
 import { requireOpen, respondBy } from './policy.ts';
 import {

@@ -1,16 +1,16 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { Transactor } from '../database/work.ts';
-import { isId, type OrganizationId } from '../domain/ids.ts';
+import { isId, type OrganizationId, type PartnerId } from '../domain/ids.ts';
 import { decodeCursor, toPage } from '../domain/page.ts';
-import type { Permission } from '../domain/permissions.ts';
+import type { Access, Permission } from '../domain/permissions.ts';
 import { organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
 import { idView, pageOf, pageQuery, permissionSchema } from '../http/schemas.ts';
 import { expiringSoon, rowCapacity } from '../keys/policy.ts';
 import { liveKeysOfOwners, type ShownKey } from '../keys/store.ts';
 import { type KeyViewContext, keyView, toKeyView } from '../keys/views.ts';
-import { listPartnerRows, type PartnerRow, positionOf, type RowPosition } from './store.ts';
+import { listPartnerRows, type PartnerRow, type RowPosition } from './store.ts';
 
 const rowView = z
   .object({
@@ -76,17 +76,17 @@ export const rowRoutes: FastifyPluginAsyncZod<RowRoutesOptions> = async (app, op
   }
 };
 
-type RowCursor = 'default' | RowPosition;
+type RowCursor = 'default' | `${PartnerId}/${Access}`;
 
-function cursorOf(row: Row): RowCursor {
-  return row.partner === null ? 'default' : positionOf(row.partner);
+function cursorOf({ partner }: Row): RowCursor {
+  return partner === null ? 'default' : `${partner.partnerId}/${partner.permission}`;
 }
 
 function isRowCursor(text: string): text is RowCursor {
-  return text === 'default' || partnerPosition(text as RowCursor) !== undefined;
+  return text === 'default' || partnerPosition(text) !== undefined;
 }
 
-function partnerPosition(cursor: RowCursor | undefined): Pick<PartnerRow, 'partnerId' | 'permission'> | undefined {
+function partnerPosition(cursor: string | undefined): RowPosition | undefined {
   const [partnerId = '', permission] = cursor?.split('/') ?? [];
   if (!isId('partner', partnerId) || (permission !== 'read' && permission !== 'write')) return undefined;
   return { partnerId, permission };

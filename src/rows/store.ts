@@ -11,16 +11,12 @@ export interface PartnerRow {
 }
 
 /** The position of a partner's row in the list: partners newest first, read before write. */
-export type RowPosition = `${PartnerId}/${Access}`;
-
-export function positionOf(row: PartnerRow): RowPosition {
-  return `${row.partnerId}/${row.permission}`;
-}
+export type RowPosition = Pick<PartnerRow, 'partnerId' | 'permission'>;
 
 export async function listPartnerRows(
   db: Db,
   organizationId: OrganizationId,
-  page: { count: number; after: PartnerRow | Pick<PartnerRow, 'partnerId' | 'permission'> | undefined },
+  page: { count: number; after: RowPosition | undefined },
 ): Promise<PartnerRow[]> {
   const { after } = page;
   const beyond =

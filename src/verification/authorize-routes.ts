@@ -4,10 +4,9 @@ import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { readCredential } from '../credentials/presented.ts';
 import { Problem } from '../domain/errors.ts';
-import type { Access } from '../domain/permissions.ts';
-import { limitSentence } from '../domain/rate-limit.ts';
+import { permissionFor } from '../domain/permissions.ts';
+import { limitSentence, rateLimitFields } from '../domain/rate-limit.ts';
 import { accessTokenOf, gatewayHeader } from '../http/guard.ts';
-import { rateLimitFields } from '../http/rate-limit.ts';
 import { andThen, type MaybePromise } from '../lib/maybe-promise.ts';
 import type { Verdict, Verifier } from './verifier.ts';
 
@@ -111,10 +110,6 @@ function forwardedMethod({ headers }: FastifyRequest): string | undefined {
   return isUnambiguous ? first : undefined;
 }
 
-function permissionFor(method: string): Access {
-  return method === 'GET' || method === 'HEAD' || method === 'OPTIONS' ? 'read' : 'write';
-}
-
 /** The client's credential; undefined if there is none, if two differ, or if the scheme is another one. */
 function clientKey({ raw, query }: FastifyRequest): string | undefined {
   const { keyHeader } = query as { keyHeader?: unknown };
@@ -180,11 +175,10 @@ function rejection({ code, count }: Verdict, limitedAs403: boolean): Problem {
     case 'insufficient_scope':
       return new Problem('forbidden', 'The API key lacks a scope that this request needs.', { headers });
     case 'rate_limited': {
-      const fields = count === null ? {} : rateLimitFields(count);
       const retryAfter = String(count?.resetSeconds ?? 1);
       const which = count === null ? '' : ` ${limitSentence(count)}`;
       return new Problem(limitedAs403 ? 'forbidden' : 'rate_limited', `The API key has been used too often.${which}`, {
-        headers: { ...headers, ...fields, 'retry-after': retryAfter },
+        headers: { ...headers, ...rateLimitFields(count), 'retry-after': retryAfter },
       });
     }
     default:
@@ -201,6 +195,6 @@ function identityOf({ key, count }: Verdict): Record<string, string> {
     'x-latchkey-partner-id': key.partner_id ?? '',
     'x-latchkey-partner-external-id': encodeURIComponent(key.partner_external_id ?? ''),
     'x-latchkey-permission': key.permission,
-    ...(count === null ? {} : rateLimitFields(count)),
+    ...rateLimitFields(count),
   };
 }

@@ -16,7 +16,7 @@ import type { Verifier } from './verifier.ts';
 import { batchEntry, batchRequest, maxBatchEntries, uncheckedBatchRequest } from './verify-request.ts';
 
 /** Enough for a full batch, each entry with a key of usual length and an IPv6 address. */
-export const batchBodyLimitBytes = 524_288;
+const batchBodyLimitBytes = 524_288;
 
 const batchView = z
   .object({ data: z.array(z.union([verdictView, problemView]).meta({ id: 'VerdictOrProblem' })) })

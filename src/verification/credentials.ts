@@ -190,7 +190,7 @@ interface SecretCheckOptions {
 export type SecretCheck = (record: CheckedRecord | undefined, token: Secret) => MaybePromise<boolean>;
 
 /** Whether this token already matched this copy of the record. */
-export function matchesVerifiedToken({ tokenHash }: CheckedRecord, token: Secret): boolean {
+function matchesVerifiedToken({ tokenHash }: CheckedRecord, token: Secret): boolean {
   return tokenHash !== undefined && tokenHash === tokenHashOf(token);
 }
 

@@ -18,7 +18,7 @@ import {
   loadImportedPresence,
 } from './record-store.ts';
 
-/** The caches of API keys and access tokens. */
+/** The caches of API keys, access tokens and imported tokens. */
 export interface Records {
   apiKeys: KeyCache<KeyId, ApiKeyRecord>;
   accessTokens: KeyCache<AccessTokenId, AccessTokenRecord>;
@@ -46,7 +46,7 @@ interface RecordsOptions {
 const accessTokensCapacity = 10_000;
 const organizationsCapacity = 10_000;
 
-/** Creates both caches and connects them to the change feed. */
+/** Creates the caches and connects them to the change feed. */
 export function createRecords({ db, clock, feed, logger, keyring, capacity, staleMs }: RecordsOptions): Records {
   const onForged = (id: string) =>
     logger.error(

@@ -5,7 +5,7 @@ import { unauthorized } from '../credentials/presented.ts';
 import { Problem } from '../domain/errors.ts';
 import type { KeyId } from '../domain/ids.ts';
 import type { ApiKeyPrincipal, CallerPrincipal } from '../domain/principal.ts';
-import { rateLimitFields } from '../http/rate-limit.ts';
+import { rateLimitFields } from '../domain/rate-limit.ts';
 import { idView, permissionSchema, rateLimitSchema, roleSchema, timestampView } from '../http/schemas.ts';
 import type { ApiKeyRecord } from './api-key-record.ts';
 import type { KeyCache } from './key-cache.ts';

@@ -2,10 +2,11 @@ import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { Transactor } from '../database/work.ts';
 import { validationProblem } from '../domain/errors.ts';
+import type { OrganizationId } from '../domain/ids.ts';
 import { organizationOf } from '../http/guard.ts';
-import { earliestMs, idParam, latestMs, timestampInput, timestampView } from '../http/schemas.ts';
+import { idParam, timestampInput, timestampView } from '../http/schemas.ts';
 import { getKeyOwner } from '../keys/store.ts';
-import { dayMs, hourMs } from '../lib/durations.ts';
+import { dayMs, earliestMs, hourMs, latestMs } from '../lib/durations.ts';
 import { notAfter } from '../lib/past.ts';
 import { getPartner } from '../partners/store.ts';
 import { findLastUse, listUsage, type UsagePeriod, type UsageQuery, type UsageSubject } from './usage-store.ts';
@@ -56,11 +57,10 @@ const description =
   'widened range. Old hours are stored as days only. A use is visible within ten seconds.';
 
 /** Serves usage of keys and partners. */
-
 export const usageRoutes: FastifyPluginAsyncZod<{ transactor: Transactor }> = async (app, { transactor }) => {
   const { db, clock } = transactor;
 
-  async function usageOf(of: UsageSubject, organizationId: UsageQuery['organizationId'], query: UsageQueryString) {
+  async function usageOf(of: UsageSubject, organizationId: OrganizationId, query: UsageQueryString) {
     const now = new Date(clock.nowMs());
     const range = rangeOf(query, now);
     const [periods, lastUsedAt] = await Promise.all([

@@ -6,7 +6,7 @@ import { newId, type PartnerId, type WebhookId } from '../domain/ids.ts';
 import { changesBetween } from '../history/changes.ts';
 import { record } from '../history/record.ts';
 import { lockOrganization } from '../organizations/store.ts';
-import { requireLivePartner } from '../partners/commands.ts';
+import { requireLivePartner } from '../partners/policy.ts';
 import { lockPartner } from '../partners/store.ts';
 import { wakeSender } from './enqueue-deliveries.ts';
 import { type MintedSecret, mintSecret, reseal } from './mint.ts';

@@ -1,8 +1,9 @@
 import { createHash } from 'node:crypto';
-import { cp, mkdir, mkdtemp, readFile, rename, rm, stat } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readFile, rename, rm } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import path from 'node:path';
 import type { Test } from 'tap';
+import { exists } from '../../src/lib/durable-file.ts';
 import { run } from './process.ts';
 
 const source = path.resolve('test/generators');
@@ -19,7 +20,7 @@ export async function installGenerators(t: Test): Promise<{ folder: string } | {
   const version = createHash('sha256').update(lock).digest('hex').slice(0, 16);
   const cache = path.join(process.env['XDG_CACHE_HOME'] ?? path.join(homedir(), '.cache'), 'latchkey');
   const folder = path.join(cache, `generators-${version}`);
-  if (await isThere(folder)) return { folder };
+  if (await exists(folder)) return { folder };
 
   await mkdir(cache, { recursive: true });
   const temporary = await mkdtemp(`${folder}-`);
@@ -36,11 +37,4 @@ export async function installGenerators(t: Test): Promise<{ folder: string } | {
   await rm(temporary, { recursive: true });
   if (unreachable.test(installing.output())) return { missing: 'npm cannot reach a registry for test/generators' };
   throw new Error(`npm ci failed in test/generators:\n${installing.output()}`);
-}
-
-async function isThere(folder: string): Promise<boolean> {
-  return stat(folder).then(
-    () => true,
-    () => false,
-  );
 }

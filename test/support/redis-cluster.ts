@@ -1,9 +1,10 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { Redis } from 'ioredis';
+import type { Redis } from 'ioredis';
 import { freePort } from './ports.ts';
 import { eventually, type RunningProcess, run, type Scope } from './process.ts';
+import { connectTo } from './redis.ts';
 
 interface ClusterNode {
   port: number;
@@ -47,9 +48,7 @@ export async function startRedisCluster(t: Scope): Promise<RunningCluster> {
       return process;
     };
     const process = await start();
-    const client = new Redis(port, '127.0.0.1', { maxRetriesPerRequest: 0, retryStrategy: () => 200 });
-    client.on('error', () => undefined);
-    t.teardown(() => client.disconnect());
+    const client = connectTo(t, port);
     const first = Math.floor((slots * index) / 3);
     const last = Math.floor((slots * (index + 1)) / 3) - 1;
     await client.call('CLUSTER', 'ADDSLOTSRANGE', first, last);

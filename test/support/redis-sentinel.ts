@@ -1,11 +1,11 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { Redis } from 'ioredis';
+import type { Redis } from 'ioredis';
 import type { Test } from 'tap';
 import { freePort } from './ports.ts';
 import { eventually, type RunningProcess, run, untilListening } from './process.ts';
-import { startRedis } from './redis.ts';
+import { connectTo, startRedis } from './redis.ts';
 import { fill, snippetsOf } from './snippets.ts';
 
 interface SentinelServer {
@@ -30,12 +30,6 @@ const sentinelCount = 3;
 export async function startSentinelPair(t: Test): Promise<SentinelPair> {
   const directory = await mkdtemp(path.join(tmpdir(), 'latchkey-sentinel-'));
   t.teardown(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
-  const connect = (port: number) => {
-    const client = new Redis(port, '127.0.0.1', { maxRetriesPerRequest: 0, retryStrategy: () => 200 });
-    client.on('error', () => undefined);
-    t.teardown(() => client.disconnect());
-    return client;
-  };
   const startServer = async (): Promise<SentinelServer> => {
     const port = await freePort();
     const ownDirectory = await mkdtemp(path.join(directory, 'redis-'));
@@ -43,7 +37,7 @@ export async function startSentinelPair(t: Test): Promise<SentinelPair> {
     const server: SentinelServer = {
       port,
       process: await start(),
-      client: connect(port),
+      client: connectTo(t, port),
       async restart() {
         server.process = await start();
       },
@@ -64,7 +58,7 @@ export async function startSentinelPair(t: Test): Promise<SentinelPair> {
     const file = path.join(directory, `sentinel${index}.conf`);
     await writeFile(file, `bind 127.0.0.1\ndir ${directory}\n${fill(settings, places)}`);
     await untilListening(port, run(t, 'redis-server', [file, '--sentinel']));
-    sentinels.push(connect(port));
+    sentinels.push(connectTo(t, port));
   }
   await eventually(async () => {
     const answers = sentinels.map(async (sentinel) => {

@@ -1,6 +1,7 @@
+import { Redis } from 'ioredis';
 import type { Test } from 'tap';
 import { freePort } from './ports.ts';
-import { type RunningProcess, run } from './process.ts';
+import { type RunningProcess, run, type Scope } from './process.ts';
 
 export interface RunningRedis {
   url: string;
@@ -18,4 +19,12 @@ export async function startRedis(t: Test, port?: number, directory?: string): Pr
   const process = run(t, 'redis-server', args);
   await process.until(/Ready to accept connections/);
   return { url: `redis://127.0.0.1:${listenPort}`, process };
+}
+
+/** A client that connects again after each loss, and is closed when the test ends. */
+export function connectTo(t: Scope, port: number): Redis {
+  const client = new Redis(port, '127.0.0.1', { maxRetriesPerRequest: 0, retryStrategy: () => 200 });
+  client.on('error', () => undefined);
+  t.teardown(() => client.disconnect());
+  return client;
 }

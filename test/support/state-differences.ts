@@ -1,4 +1,4 @@
-import { purgeDeletedKeys } from '../../src/keys/jobs.ts';
+import { purgeDeletedKeys } from '../../src/keys/purge-job.ts';
 import { enqueueDeliveries } from '../../src/webhooks/enqueue-deliveries.ts';
 import type { TestService } from './app.ts';
 

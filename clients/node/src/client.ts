@@ -1,4 +1,5 @@
-import { type ClientEvent, permissionFor, type Question, type Verdict } from './verdict.ts';
+import { permissionFor } from '../../../src/domain/permissions.ts';
+import type { ClientEvent, Question, Verdict } from './verdict.ts';
 import { createVerifier, type Verifier } from './verifier.ts';
 
 export {
@@ -6,11 +7,11 @@ export {
   type ClientEvent,
   CostExceedsLimit,
   LatchkeyUnavailable,
-  permissionFor,
   type Question,
   type RateLimitState,
   type Verdict,
 } from './verdict.ts';
+export { permissionFor };
 
 export interface ClientOptions {
   /** The URL of Latchkey, such as `https://latchkey.internal:8080`. */

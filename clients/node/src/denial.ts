@@ -1,6 +1,6 @@
-import { limitSentence } from '../../../src/domain/rate-limit.ts';
+import { limitSentence, rateLimitFields } from '../../../src/domain/rate-limit.ts';
 import { UnreadableCredential } from '../../../src/lib/read-credential.ts';
-import { CostExceedsLimit, LatchkeyUnavailable, type RateLimitState, type Verdict } from './verdict.ts';
+import { CostExceedsLimit, LatchkeyUnavailable, type Verdict } from './verdict.ts';
 
 /** Why a request is rejected, and the default reply. */
 export interface Denial {
@@ -86,16 +86,6 @@ export function denialOfError(error: unknown): Denial {
   const { status, message } = error;
   if (status === 400) return unasked(status, 'bad_request', message);
   return unasked(status, 'unauthorized', message, { 'www-authenticate': challenge('invalid_request', message) });
-}
-
-/** The fields of draft-ietf-httpapi-ratelimit-headers, as Latchkey itself sends them. */
-export function rateLimitFields(state: RateLimitState | null): Record<string, string> {
-  if (state === null) return {};
-  const { policy, limit, windowSeconds, remaining, resetSeconds } = state;
-  return {
-    'ratelimit-policy': `"${policy}";q=${limit};w=${windowSeconds}`,
-    ratelimit: `"${policy}";r=${remaining};t=${resetSeconds}`,
-  };
 }
 
 const titles: Record<number, string> = {

@@ -1,8 +1,10 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { permissionFor } from '../../../src/domain/permissions.ts';
+import { rateLimitFields } from '../../../src/domain/rate-limit.ts';
 import { andThen, callBack, type MaybePromise } from '../../../src/lib/maybe-promise.ts';
-import { type Denial, problemHeaders, problemOf, rateLimitFields } from './denial.ts';
+import { type Denial, problemHeaders, problemOf } from './denial.ts';
 import { type Admission, type ApiKey, createGate, type GateOptions, isDenial, requirePermission } from './gate.ts';
-import { type Access, permissionFor, requireScopes } from './verdict.ts';
+import { type Access, requireScopes } from './verdict.ts';
 
 export type { Denial } from './denial.ts';
 export type { ApiKey } from './gate.ts';

@@ -1,9 +1,11 @@
 import type { FastifyPluginAsync, FastifyReply, FastifyRequest } from 'fastify';
+import { permissionFor } from '../../../src/domain/permissions.ts';
+import { rateLimitFields } from '../../../src/domain/rate-limit.ts';
 import { andThen, callBack, type MaybePromise } from '../../../src/lib/maybe-promise.ts';
 import type { ClientEvent } from './client.ts';
-import { type Denial, problemHeaders, problemOf, rateLimitFields } from './denial.ts';
+import { type Denial, problemHeaders, problemOf } from './denial.ts';
 import { type ApiKey, createGate, type GateOptions, isDenial } from './gate.ts';
-import { type Access, permissionFor, requireScopes } from './verdict.ts';
+import { type Access, requireScopes } from './verdict.ts';
 
 export type { Denial } from './denial.ts';
 export type { ApiKey } from './gate.ts';

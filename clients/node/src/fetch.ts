@@ -1,6 +1,8 @@
-import { type Denial, problemHeaders, problemOf, rateLimitFields } from './denial.ts';
+import { permissionFor } from '../../../src/domain/permissions.ts';
+import { rateLimitFields } from '../../../src/domain/rate-limit.ts';
+import { type Denial, problemHeaders, problemOf } from './denial.ts';
 import { type ApiKey, createGate, type GateOptions, type GateRequest, isDenial, requirePermission } from './gate.ts';
-import { type Access, permissionFor, requireScopes } from './verdict.ts';
+import { type Access, requireScopes } from './verdict.ts';
 
 export type { Denial } from './denial.ts';
 export type { ApiKey } from './gate.ts';

@@ -71,11 +71,6 @@ export function requireScopes(scopes: unknown): void {
   );
 }
 
-/** GET, HEAD and OPTIONS read; all other methods write. */
-export function permissionFor(method: string): Access {
-  return method === 'GET' || method === 'HEAD' || method === 'OPTIONS' ? 'read' : 'write';
-}
-
 /**
  * The client's address as Latchkey reads it. Undefined: a key with allowedIps is rejected; others do not depend on it.
  */

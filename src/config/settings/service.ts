@@ -1,6 +1,5 @@
 import { z } from 'zod';
-import { boolean, httpUrl, integer, networks, publicUrl } from '../../lib/config-forms.ts';
-import { isLoopback } from '../../oidc/settings.ts';
+import { boolean, httpUrl, integer, isTrustworthyUrl, networks, publicUrl } from '../../lib/config-forms.ts';
 
 /** The process, its addresses, its log and its traces. */
 export const serviceSettings = {
@@ -54,7 +53,7 @@ export const serviceSettings = {
       description: 'The prefix of every key and token. It cannot be changed after the first start.',
       example: 'acme',
     }),
-  GITHUB_KEYS_URL: z.string().refine(isKeysUrl, 'must be an https:// URL').optional().meta({
+  GITHUB_KEYS_URL: z.string().refine(isTrustworthyUrl, 'must be an https:// URL').optional().meta({
     description:
       'The URL of the public keys with which GitHub signs its reports of leaked keys (docs/leaks.md). Not set: `POST /v1/leaks/github` does not exist.',
     example: 'https://api.github.com/meta/public_keys/secret_scanning',
@@ -69,10 +68,3 @@ export const serviceSettings = {
     example: 'true',
   }),
 };
-
-/** http only on this machine: the fetched keys decide whose reports are trusted. */
-function isKeysUrl(text: string): boolean {
-  const url = URL.canParse(text) && !/\s/.test(text) ? new URL(text) : undefined;
-  if (url === undefined || url.username + url.password !== '') return false;
-  return url.protocol === 'https:' || (url.protocol === 'http:' && isLoopback(url.hostname));
-}

@@ -1,12 +1,12 @@
 import type { Actor, CreatorChain } from '../../domain/actor.ts';
 import type { AccessTokenId, OrganizationId } from '../../domain/ids.ts';
-import type { TokenScope } from '../../domain/permissions.ts';
+import type { Role, TokenScope } from '../../domain/permissions.ts';
 import type { Json } from './json.ts';
 
 export interface AccessTokensTable {
   id: AccessTokenId;
   organization_id: OrganizationId | null;
-  role: 'operator' | 'admin' | 'verifier';
+  role: Role;
   scopes: TokenScope[];
   name: string;
   email: string | null;

@@ -3,7 +3,7 @@ import type { Db, Tx } from '../database/client.ts';
 import type { DeleteReason } from '../database/tables/api-keys.ts';
 import type { KeyId, OrganizationId, PartnerId } from '../domain/ids.ts';
 
-/** Queries of the background jobs for keys. */
+/** Queries of the job that purges deleted keys. */
 
 export interface KeyToPurge {
   id: KeyId;

@@ -1,37 +1,32 @@
 import { workInBatches } from '../database/batches.ts';
 import { currentTime } from '../database/credential.ts';
 import type { Transactor } from '../database/work.ts';
-import type { Actor } from '../domain/actor.ts';
+import { systemActor } from '../domain/actor.ts';
 import { record } from '../history/record.ts';
 import { secondMs } from '../lib/durations.ts';
-import { lockKeysToPurge, markKeysPurged, organizationsWithPurges } from './jobs-store.ts';
-
-/** Background jobs for keys. Each may run twice, or several times at once. */
+import { lockKeysToPurge, markKeysPurged, organizationsWithPurges } from './purge-store.ts';
 
 /** Keys per transaction. The transaction holds the lock on the chain's head while it records them. */
 const batchSize = 100;
 
-const jobActor = (name: string): Actor => ({ type: 'system', id: name, name, email: null });
-
-interface KeyJobDeps {
+interface PurgeJob {
   transactor: Transactor;
+  /** How long deleted keys are kept. */
+  retentionSeconds: number;
   signal?: AbortSignal;
 }
 
 /**
- * Deletes hash, tag and sealed value of keys whose retention has ended. Only history and usage remain.
+ * Deletes hash, tag and sealed value of keys whose retention has ended. Only history and usage remain. May run twice, or
+ * several times at once.
  * @returns how many were purged
  */
-export async function purgeDeletedKeys({
-  transactor,
-  retentionSeconds,
-  signal,
-}: KeyJobDeps & { retentionSeconds: number }): Promise<number> {
+export async function purgeDeletedKeys({ transactor, retentionSeconds, signal }: PurgeJob): Promise<number> {
   const endedAt = (now: Date) => new Date(now.getTime() - retentionSeconds * secondMs);
   const now = await currentTime(transactor.db, transactor.clock);
   return workInBatches({
     transactor,
-    actor: jobActor('purge_keys'),
+    actor: systemActor('purge_keys'),
     organizationIds: await organizationsWithPurges(transactor.db, endedAt(now)),
     batchSize,
     signal,
