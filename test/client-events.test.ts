@@ -1,4 +1,4 @@
-import { type ClientEvent, LatchkeyUnavailable } from '../clients/node/src/client.ts';
+import { type ClientEvent, createLatchkeyClient, LatchkeyUnavailable } from '../clients/node/src/client.ts';
 import { LruMap } from '../clients/node/src/lru-map.ts';
 import { startClient, startListening } from './support/hook.ts';
 import { eventually } from './support/process.ts';
@@ -38,6 +38,17 @@ t.test('the client reports each verification, where its verdict came from, and t
     ['outage', 'unavailable'],
   );
   t.notMatch(JSON.stringify(events), new RegExp(`${key.key}|${service.verifier.token}`), 'no secret');
+});
+
+t.test('without onEvent, the client prints why it cannot verify, without the token', async (t) => {
+  const service = await startListening(t);
+  const printed = t.capture(console, 'error');
+  const client = createLatchkeyClient({ url: service.url, token: `${service.verifier.token.slice(0, -1)}!` });
+  t.teardown(() => client.close());
+  await t.rejects(async () => client.verify({ key: 'lk_k_0', permission: 'read' }), LatchkeyUnavailable);
+  const lines = printed().map(({ args }) => String(args[0]));
+  t.match(lines[0], /^API keys cannot be verified with Latchkey: Latchkey answered 401/);
+  t.notMatch(lines.join(), new RegExp(service.verifier.token.slice(5, -1)));
 });
 
 t.test('a full map drops the least recently used entry, and reports each value that it drops', async (t) => {

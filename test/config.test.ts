@@ -8,6 +8,7 @@ import { doubtfulVariables } from '../src/config/doubtful-variables.ts';
 import { type SecretName, secretNames } from '../src/config/secret-files.ts';
 import { generateKeyring } from '../src/crypto/keyring.ts';
 import { configurationPage } from '../tools/configuration.ts';
+import { createDatabase, dbQuery } from './support/database.ts';
 import { t } from './support/tap.ts';
 
 const keyring = generateKeyring(new Date());
@@ -191,6 +192,18 @@ t.test('an error of an unreachable database names the variable or file that sets
   for (const env of [{}, { DATABASE_URL: '', DATABASE_URL_FILE: '' }]) {
     t.match(describeFailure(error, env), /DATABASE_URL is not set/);
   }
+});
+
+t.test('an error of Postgres says what to do about a missing right or database', async (t) => {
+  const { superuser, app } = await createDatabase(t, { migrated: false });
+  const failureOf = async (url: string, statement: string) =>
+    dbQuery(url, statement).then(String, (error: unknown) => describeFailure(error, { DATABASE_URL: 'x' }));
+  t.match(
+    await failureOf(app, 'create schema own'),
+    /^permission denied .* Set MIGRATION_DATABASE_URL to the URL of the role/,
+  );
+  const elsewhere = Object.assign(new URL(superuser), { pathname: '/nowhere' }).href;
+  t.match(await failureOf(elsewhere, 'select 1'), /"nowhere" does not exist. Is its name in DATABASE_URL correct\?/);
 });
 
 const secretTexts: Record<SecretName, string> = {

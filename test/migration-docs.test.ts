@@ -98,7 +98,7 @@ t.test('a home-grown table is moved by the commands of the page, from its export
   await pasteSteps(t, await stepsOf(page, ['Hand the new key over']), shell);
   t.match(await verdictOf(first), { code: 'valid' });
   t.equal((await service.admin.get('/v1/history?action=claim.created')).body.data.length, 1);
-  t.match(await pasteAll('Undo'), /^ *2 deleted$/m);
+  t.match(await pasteAll('Undo'), /^2 deleted$/m);
   t.match(await verdictOf(first), { code: 'deleted' });
   const { body } = await service.admin.get('/v1/history?action=key.imported');
   t.equal(body.data.length, 3);

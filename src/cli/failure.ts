@@ -6,6 +6,15 @@ import { isReadOnlyRefusal, isUnavailable } from '../database/pg-error.ts';
 export function describeFailure(error: unknown, env: NodeJS.ProcessEnv): string {
   const message = messageOf(error);
   if (isReadOnlyRefusal(error)) return new ReadOnlyDatabase().message;
+  const { code } = (error ?? {}) as NodeJS.ErrnoException;
+  if (code === 'EADDRINUSE')
+    return `${message}. Stop the program that uses this port, or set another one (PORT, METRICS_PORT).`;
+  if (error instanceof pg.DatabaseError && code === '42501') {
+    return (
+      `${message}. Set MIGRATION_DATABASE_URL to the URL of the role that owns the database, and run \`latchkey migrate\`: it also ` +
+      "grants the service's role its rights."
+    );
+  }
   const urls = urlVariables.filter((name) => env[name] || env[`${name}_FILE`]).join(' or ');
   if (urls === '') {
     if (!isUnavailable(error)) return message;
@@ -45,6 +54,7 @@ function connectionRemedy(error: unknown, urls: string): string | undefined {
   if (code === '28P01') {
     return `Is the password in ${urls} correct? In it @ : / ? # % must be percent-encoded (@ is %40).`;
   }
+  if (code === '3D000') return `Is its name in ${urls} correct? docs/install.md says how to create it.`;
   return undefined;
 }
 

@@ -26,7 +26,7 @@ export interface ClientOptions {
   timeoutMs?: number;
   /** How often locally allowed uses are reported to Latchkey, in milliseconds. Default: 250. */
   reportEveryMs?: number;
-  /** Called with each event, for logs and metrics. It must be quick, and must not throw. */
+  /** Called with each event, for logs and metrics. It must be quick, and must not throw. Default: prints `trouble`. */
   onEvent?: (event: ClientEvent) => void;
 }
 
@@ -54,7 +54,7 @@ export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
     cacheMs: cacheSeconds * 1_000,
     cacheSize,
     reportEveryMs,
-    onEvent: options.onEvent,
+    onEvent: options.onEvent ?? printTrouble,
   });
   return {
     ...verifier,
@@ -63,6 +63,11 @@ export function createLatchkeyClient(options: ClientOptions): LatchkeyClient {
       return verifier.verify(question);
     },
   };
+}
+
+/** Otherwise a wrong `url` or `token` would only show as 503. */
+function printTrouble(event: ClientEvent): void {
+  if (event.type === 'trouble') console.error(`API keys cannot be verified with Latchkey: ${event.reason}`);
 }
 
 function requireWhole(name: string, value: number, most: number): void {

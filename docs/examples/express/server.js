@@ -7,13 +7,7 @@ const { LATCHKEY_URL = 'http://127.0.0.1:8080', LATCHKEY_TOKEN, PORT = '3000' } 
 if (LATCHKEY_TOKEN === undefined) throw new Error("LATCHKEY_TOKEN must be a verifier's token");
 
 const issues = [{ id: 1, title: 'The door squeaks', createdBy: null }];
-const needsKey = latchkey({
-  url: LATCHKEY_URL,
-  token: LATCHKEY_TOKEN,
-  onEvent({ type, reason }) {
-    if (type === 'trouble') console.error(`API keys cannot be verified: ${reason}`);
-  },
-});
+const needsKey = latchkey({ url: LATCHKEY_URL, token: LATCHKEY_TOKEN });
 
 const app = express();
 

@@ -10,13 +10,7 @@ const { LATCHKEY_URL = 'http://127.0.0.1:8080', LATCHKEY_TOKEN, PORT = '3000' } 
 if (LATCHKEY_TOKEN === undefined) throw new Error("LATCHKEY_TOKEN must be a verifier's token");
 
 const issues = [{ id: 1, title: 'The door squeaks', createdBy: null }];
-const keys = latchkey({
-  url: LATCHKEY_URL,
-  token: LATCHKEY_TOKEN,
-  onEvent({ type, reason }) {
-    if (type === 'trouble') console.error(`API keys cannot be verified: ${reason}`);
-  },
-});
+const keys = latchkey({ url: LATCHKEY_URL, token: LATCHKEY_TOKEN });
 
 const needsKey = (needs) =>
   createMiddleware(async (context, next) => {
