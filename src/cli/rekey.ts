@@ -35,8 +35,8 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
         await confirmInstallation(client.db, { tokenPrefix: config.TOKEN_PREFIX, keyring });
         const transactor = { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
         const progress = showProgress('Rekeying');
-        const deps = { transactor, keyring };
-        const moved = await rekey({ ...deps, onProgress: progress.show }, keys).finally(progress.end);
+        const deps = { transactor };
+        const moved = await rekey({ transactor, onProgress: progress.show }, keys).finally(progress.end);
         report(keyring, moved, (count) => counted(count, 'key was', 'keys were'));
         if (moved.renewed === 0) print(`Nothing was moved to ${keyring.primary.id}.`);
         report(keyring, await rekey(deps, accessTokens), (count) =>
