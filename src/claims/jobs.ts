@@ -1,6 +1,7 @@
 import { workInBatches } from '../database/batches.ts';
 import { currentTime } from '../database/credential.ts';
 import type { Transactor } from '../database/work.ts';
+import { systemActor } from '../domain/actor.ts';
 import { expireClaim } from './end-commands.ts';
 import { lockExpiredClaims, organizationsWithExpiredClaims } from './store.ts';
 
@@ -15,11 +16,10 @@ export async function expireClaims({
   transactor: Transactor;
   signal?: AbortSignal;
 }): Promise<number> {
-  const name = 'expire_claims';
   const now = await currentTime(transactor.db, transactor.clock);
   return workInBatches({
     transactor,
-    actor: { type: 'system', id: name, name, email: null },
+    actor: systemActor('expire_claims'),
     organizationIds: await organizationsWithExpiredClaims(transactor.db, now),
     batchSize,
     signal,

@@ -3,7 +3,7 @@ import { type FileHandle, open, stat } from 'node:fs/promises';
 import { readConfig } from '../config/config.ts';
 import { organizationExists } from '../credentials/store.ts';
 import { createSecretText } from '../crypto/secret-text.ts';
-import type { Actor } from '../domain/actor.ts';
+import { systemActor } from '../domain/actor.ts';
 import { type ImportOutcome, importBatch, type PresentState } from '../keys/import-batches.ts';
 import { type ImportEntry, maxImportEntries } from '../keys/import-commands.ts';
 import { readImportEntry } from '../keys/import-input.ts';
@@ -16,7 +16,7 @@ import { withInstallation } from './with-installation.ts';
 
 const queryTimeoutMs = 120_000;
 
-const actor: Actor = { type: 'system', id: 'import', name: 'import', email: null };
+const actor = systemActor('import');
 
 /** Imports the keys of a file in batches, each in a transaction, so that a second run continues after a failure. */
 export async function importFile(

@@ -22,6 +22,11 @@ export interface Actor extends ActorSnapshot {
   createdByIds?: string[];
 }
 
+/** The actor of what the service does by itself. @param id see `ActorSnapshot` */
+export function systemActor(id: string): Actor {
+  return { type: 'system', id, name: id, email: null };
+}
+
 /** The creators of an access token, from the first to the direct one. The first is usually the bootstrap. */
 export type CreatorChain = readonly ActorSnapshot[];
 

@@ -1,6 +1,7 @@
 import { workInBatches } from '../database/batches.ts';
 import { currentTime } from '../database/credential.ts';
 import type { Transactor } from '../database/work.ts';
+import { systemActor } from '../domain/actor.ts';
 import type { EventInput } from '../domain/events.ts';
 import { record } from '../history/record.ts';
 import { dayMs } from '../lib/durations.ts';
@@ -16,7 +17,7 @@ import {
 /** Rows per transaction. The transaction holds the lock on the chain's head while it records them. */
 const batchSize = 100;
 
-const actor = { type: 'system', id: 'announce_expiries', name: 'announce_expiries', email: null } as const;
+const actor = systemActor('announce_expiries');
 
 interface ExpiryJob {
   transactor: Transactor;

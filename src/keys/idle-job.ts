@@ -1,6 +1,7 @@
 import { workInEach } from '../database/batches.ts';
 import { currentTime } from '../database/credential.ts';
 import { type OrganizationContext, type Transactor, transact, type Work } from '../database/work.ts';
+import { systemActor } from '../domain/actor.ts';
 import type { KeyId, OrganizationId } from '../domain/ids.ts';
 import { record } from '../history/record.ts';
 import { chunksOf, inBatches, pagesOf } from '../lib/batches.ts';
@@ -25,7 +26,7 @@ const changedAtOnce = 100;
 
 const voidNoticesAtOnce = 1_000;
 
-const actor = { type: 'system', id: 'suspend_idle_keys', name: 'suspend_idle_keys', email: null } as const;
+const actor = systemActor('suspend_idle_keys');
 
 interface IdleJob {
   transactor: Transactor;

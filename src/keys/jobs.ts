@@ -1,7 +1,7 @@
 import { workInBatches } from '../database/batches.ts';
 import { currentTime } from '../database/credential.ts';
 import type { Transactor } from '../database/work.ts';
-import type { Actor } from '../domain/actor.ts';
+import { systemActor } from '../domain/actor.ts';
 import { record } from '../history/record.ts';
 import { secondMs } from '../lib/durations.ts';
 import { lockKeysToPurge, markKeysPurged, organizationsWithPurges } from './jobs-store.ts';
@@ -10,8 +10,6 @@ import { lockKeysToPurge, markKeysPurged, organizationsWithPurges } from './jobs
 
 /** Keys per transaction. The transaction holds the lock on the chain's head while it records them. */
 const batchSize = 100;
-
-const jobActor = (name: string): Actor => ({ type: 'system', id: name, name, email: null });
 
 interface KeyJobDeps {
   transactor: Transactor;
@@ -31,7 +29,7 @@ export async function purgeDeletedKeys({
   const now = await currentTime(transactor.db, transactor.clock);
   return workInBatches({
     transactor,
-    actor: jobActor('purge_keys'),
+    actor: systemActor('purge_keys'),
     organizationIds: await organizationsWithPurges(transactor.db, endedAt(now)),
     batchSize,
     signal,

@@ -4,7 +4,7 @@ import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
 import type { Tx } from '../database/client.ts';
 import { type Transactor, transact } from '../database/work.ts';
-import type { Actor } from '../domain/actor.ts';
+import { systemActor } from '../domain/actor.ts';
 import { record } from '../history/record.ts';
 import { pagesOf } from '../lib/batches.ts';
 
@@ -47,7 +47,7 @@ const retryAfterMs = 250;
 const lockWaitMs = 10_000;
 
 const by = {
-  actor: { type: 'system', id: 'rekey', name: 'rekey', email: null } satisfies Actor,
+  actor: systemActor('rekey'),
   organizationId: null,
   request: null,
 };

@@ -2,7 +2,7 @@ import { addAccessToken, type MintedAccessToken, mintAccessToken } from '../acce
 import type { TokenCrypto } from '../credentials/mint.ts';
 import type { Secret } from '../crypto/secret.ts';
 import { type Transactor, transact } from '../database/work.ts';
-import type { Actor } from '../domain/actor.ts';
+import { systemActor } from '../domain/actor.ts';
 import { newId, type OrganizationId } from '../domain/ids.ts';
 import { tokenScopes } from '../domain/permissions.ts';
 import { addKey, defaultSettings } from '../keys/commands.ts';
@@ -33,7 +33,7 @@ interface BootstrapRequest {
   beforeCommit?: (bootstrapped: Bootstrapped) => Promise<void>;
 }
 
-const bootstrapActor: Actor = { type: 'system', id: 'bootstrap', name: 'bootstrap', email: null };
+const bootstrapActor = systemActor('bootstrap');
 
 /** Creates an organization with an admin and a verifier, and an operator for the installation. */
 export async function bootstrap(

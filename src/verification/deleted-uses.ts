@@ -3,7 +3,7 @@ import { LRUCache } from 'lru-cache';
 import type { DatabaseClock } from '../database/clock.ts';
 import { isRejection } from '../database/pg-error.ts';
 import { type Transactor, transact } from '../database/work.ts';
-import type { Actor } from '../domain/actor.ts';
+import { systemActor } from '../domain/actor.ts';
 import { record } from '../history/record.ts';
 import { type BatchWriter, createBatchWriter } from '../lib/batch-writer.ts';
 import { hourMs, startOfPeriod } from '../lib/durations.ts';
@@ -29,7 +29,7 @@ const usesPerTransaction = 100;
 /** If more uses are pending, further ones are dropped. */
 const pendingUsesLimit = 10_000;
 
-const verificationActor: Actor = { type: 'system', id: 'verification', name: 'verification', email: null };
+const verificationActor = systemActor('verification');
 
 /** Creates the recorder; it writes in batches. */
 export function createDeletedUses({ transactor, clock, logger }: DeletedUsesOptions): DeletedUses {

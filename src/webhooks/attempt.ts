@@ -3,7 +3,7 @@ import { SealBroken } from '../crypto/seal.ts';
 import { writeTransaction } from '../database/client.ts';
 import { currentTime } from '../database/credential.ts';
 import { type OrganizationContext, type Transactor, transact, type Work } from '../database/work.ts';
-import type { Actor } from '../domain/actor.ts';
+import { systemActor } from '../domain/actor.ts';
 import type { WebhookId } from '../domain/ids.ts';
 import { parseTraceparent, type Tracer, toTraceparent } from '../domain/trace.ts';
 import { readEvent } from '../history/views.ts';
@@ -51,7 +51,7 @@ export interface Claim {
 
 const failedAtOnce = 1_000;
 
-const sender: Actor = { type: 'system', id: 'webhooks', name: 'webhooks', email: null };
+const sender = systemActor('webhooks');
 
 /**
  * Claims due deliveries of an endpoint, up to the limits. Fails the pending ones of a disabled or deleted endpoint.

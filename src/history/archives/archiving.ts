@@ -2,7 +2,7 @@ import { sql } from 'kysely';
 import { type Db, type Tx, writeTransaction } from '../../database/client.ts';
 import { currentTime } from '../../database/credential.ts';
 import { type Transactor, transact } from '../../database/work.ts';
-import type { Actor } from '../../domain/actor.ts';
+import { systemActor } from '../../domain/actor.ts';
 import { newId } from '../../domain/ids.ts';
 import { exists, writeDurably } from '../../lib/durable-file.ts';
 import { dayMs } from '../../lib/durations.ts';
@@ -181,7 +181,7 @@ export async function archiveEvents(
 }
 
 const by = {
-  actor: { type: 'system', id: 'archive', name: 'archive', email: null } satisfies Actor,
+  actor: systemActor('archive'),
   organizationId: null,
   request: null,
 };
