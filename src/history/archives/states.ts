@@ -67,12 +67,14 @@ const writtenAtOnce = 200;
 export async function storeStates(db: Db, archiveId: ArchiveId, recorded: Recorded): Promise<Buffer> {
   const digest = createStatesDigest();
   for (const kind of kindsOf(recorded.chain)) {
-    const ids = isPaged(kind) ? await listIds(db, recorded, kind) : [undefined];
-    for (const some of chunksOf(ids, writtenAtOnce)) {
+    const parts = isPaged(kind)
+      ? chunksOf(await listIds(db, recorded, kind), writtenAtOnce).map(
+          (ids) => (tx: Tx) => statesOf(tx, recorded, kind, ids),
+        )
+      : [(tx: Tx) => statesOfAll(tx, recorded, kind)];
+    for (const read of parts) {
       await writeTransaction(db).execute(async (tx) => {
-        const states = isPaged(kind)
-          ? await statesOf(tx, recorded, kind, some as string[])
-          : await statesOfAll(tx, recorded, kind);
+        const states = await read(tx);
         const rows = [...states].map(([id, state]) => ({ kind, id, state: toText(state) })).sort(byId);
         digest.add(rows);
         await insertStates(tx, archiveId, rows);
