@@ -8,7 +8,15 @@ import { type ImportOutcome, importBatch, type PresentState } from '../keys/impo
 import { type ImportEntry, maxImportEntries } from '../keys/import-commands.ts';
 import { readImportEntry } from '../keys/import-input.ts';
 import type { ImportOptions } from './import.ts';
-import { columnOf, csvColumns, type Format, type Line, readLines, UnreadableFile } from './import-lines.ts';
+import {
+  columnOf,
+  csvColumns,
+  type Format,
+  type Line,
+  longestPrintedName,
+  readLines,
+  UnreadableFile,
+} from './import-lines.ts';
 import { locate } from './locate.ts';
 import { counted, print, wrong } from './print.ts';
 import { type Progress, showProgress } from './progress.ts';
@@ -184,12 +192,9 @@ function withHexDigest(entry: unknown): { entry: unknown } | { flaws: Flaw[] } {
 
 const knownNames = new Set([...csvColumns, 'rateLimit', 'requests', 'windowSeconds']);
 
-/** A long unknown name may be a token, for example if a JSON object has tokens as names. */
-const longestUnknownName = 15;
-
 function printable(path: string): string {
   const steps = columnOf(path).split('.');
-  return steps.map((step) => (knownNames.has(step) || step.length <= longestUnknownName ? step : '…')).join('.');
+  return steps.map((step) => (knownNames.has(step) || step.length <= longestPrintedName ? step : '…')).join('.');
 }
 
 class Report {
