@@ -175,12 +175,11 @@ export async function findRange(
   return first === null || last === null ? undefined : { first, last };
 }
 
+/** The key or partner whose events are read. */
+export type HistorySubject = { keyId: string } | { partnerId: string };
+
 /** Whether the organization's history mentions this key or partner, even if it no longer exists. */
-export async function historyKnows(
-  db: Db,
-  organizationId: OrganizationId,
-  subject: { keyId: string } | { partnerId: string },
-): Promise<boolean> {
+export async function historyKnows(db: Db, organizationId: OrganizationId, subject: HistorySubject): Promise<boolean> {
   const { rows } = await sql`
     select from history where ${matchesFilter(chainOf(organizationId), subject)} limit 1`.execute(db);
   return rows.length > 0;

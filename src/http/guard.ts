@@ -5,7 +5,7 @@ import type { ActorContext, OrganizationContext } from '../database/work.ts';
 import { Problem } from '../domain/errors.ts';
 import { isId, type OrganizationId } from '../domain/ids.ts';
 import type { TokenScope } from '../domain/permissions.ts';
-import { type ApiKeyPrincipal, actorOf, type CallerPrincipal, type Principal } from '../domain/principal.ts';
+import { actorOf, type CallerPrincipal, type Principal } from '../domain/principal.ts';
 import { andThen, callBack, type MaybePromise, withCatch } from '../lib/maybe-promise.ts';
 import type { OidcAuthenticator } from '../oidc/authenticator.ts';
 import { type AccessRule, isAnonymous, type KeyObstacle } from './access.ts';
@@ -245,12 +245,6 @@ export function requireRevealing(request: FastifyRequest): void {
 export function accessTokenOf(request: FastifyRequest): CallerPrincipal {
   const { principal } = request;
   if (principal === null || principal.kind === 'api_key') throw new Error('this route must admit access tokens only');
-  return principal;
-}
-
-/** The API key on routes that admit only API keys. */
-export function apiKeyOf({ principal }: FastifyRequest): ApiKeyPrincipal {
-  if (principal?.kind !== 'api_key') throw new Error('this route must admit API keys only');
   return principal;
 }
 

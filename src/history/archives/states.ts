@@ -7,7 +7,7 @@ import { chunksOf, inBatches, pagesOf } from '../../lib/batches.ts';
 import { installationChain } from '../chain.ts';
 import { columnOf, type PagedKind, type Recorded, statesOf, statesOfAll } from '../recorded-states.ts';
 import { firstActionsOf, type RecordKind, type State } from '../state-replay.ts';
-import { matches } from '../store.ts';
+import { type HistorySubject, matches } from '../store.ts';
 import type { Archive } from './archive.ts';
 
 /** Stores and reads the states of a chain's records at its last archived event. */
@@ -43,7 +43,8 @@ export function listArchivedStates(db: Db, archiveId: ArchiveId, chain: string) 
 }
 
 /** Whether the archived part of the chain has events of this record. Every record has an event that created it. */
-export async function isInArchive(db: Db, chain: string, kind: PagedKind, id: string): Promise<boolean> {
+export async function isInArchive(db: Db, chain: string, subject: HistorySubject): Promise<boolean> {
+  const [kind, id] = 'keyId' in subject ? ['key', subject.keyId] : ['partner', subject.partnerId];
   const { rows } = await sql`
     select from history_archives as archive
     join history_archive_states as stored on stored.archive_id = archive.id
