@@ -12,8 +12,9 @@ import { periodMsOf } from '../src/jobs/policy.ts';
 import { secondMs } from '../src/lib/durations.ts';
 import { dbQuery } from '../test/support/database.ts';
 import { readKept, writeKept } from './kept.ts';
+import { median } from './sampling.ts';
 import { measureIndexing } from './scale/indexing.ts';
-import { measureLists } from './scale/lists.ts';
+import { measureLists, type Report } from './scale/lists.ts';
 import { seedWorld, type World } from './scale/seed.ts';
 import { type WorldSize, worldSizes } from './scale/sizes.ts';
 import { startTestbed, type Testbed } from './testbed.ts';
@@ -31,13 +32,12 @@ if (size === undefined) throw new Error(`--size must be one of ${Object.keys(wor
 const log = (line: string) => process.stdout.write(`${new Date().toISOString().slice(11, 19)} ${line}\n`);
 let missed = 0;
 
-/** @param limit the target; undefined: only a figure */
-function report(label: string, value: number, unit: string, limit?: { atMost?: number; atLeast?: number }): void {
+const report: Report = (label, value, unit, limit) => {
   const isMet = value <= (limit?.atMost ?? Number.POSITIVE_INFINITY) && value >= (limit?.atLeast ?? 0);
   if (!isMet) missed += 1;
   const target = limit === undefined ? '' : `target ${limit.atMost ?? limit.atLeast}`;
   log(`${label.padEnd(58)} ${value.toFixed(1).padStart(12)} ${unit.padEnd(4)} ${target}${isMet ? '' : '  MISSED'}`);
-}
+};
 
 async function timed(work: () => Promise<unknown>): Promise<number> {
   const startedAtMs = performance.now();
@@ -101,7 +101,7 @@ try {
   for (let round = 0; round < 5; round++) {
     scrapes.push(await timed(async () => (await fetch(`${base}/metrics`, { headers: operator })).text()));
   }
-  report('/metrics', scrapes.sort((one, other) => one - other)[2] ?? 0, 'ms', { atMost: 200 });
+  report('/metrics', median(scrapes), 'ms', { atMost: 200 });
 
   const verifier = bearer(bootstrapped.verifierToken);
   const verifyMs: number[] = [];
@@ -112,11 +112,7 @@ try {
       await timed(async () => (await fetch(`${base}/v1/verify`, { method: 'POST', headers, body })).text()),
     );
   }
-  report(
-    'verify, first use of a key',
-    verifyMs.sort((one, other) => one - other)[Math.floor(verifyMs.length / 2)] ?? 0,
-    'ms',
-  );
+  report('verify, first use of a key', median(verifyMs), 'ms');
   report('memory of the process', (await server.stats(true)).rssBytes / 2 ** 20, 'MiB');
 
   const latchkey = async (...args: string[]) => {

@@ -35,12 +35,8 @@ export async function compareBooks(parts: Parts, ledger: Ledger, checkpoints: st
 }
 
 /** Appends a signed checkpoint of the organization's history to a file. */
-export async function keepCheckpoint({ balancer, tokens }: Parts, file: string): Promise<void> {
-  const reply = await fetch(`${balancer.url}/v1/history/checkpoint`, {
-    headers: { authorization: `Bearer ${tokens.admin}` },
-  });
-  if (!reply.ok) throw new Error(`a checkpoint was not signed: ${reply.status} ${await reply.text()}`);
-  await writeFile(file, `${await reply.text()}\n`, { flag: 'a' });
+export async function keepCheckpoint(parts: Parts, file: string): Promise<void> {
+  await writeFile(file, `${await read(parts, '/v1/history/checkpoint')}\n`, { flag: 'a' });
 }
 
 interface ExportedEvent {
@@ -49,24 +45,17 @@ interface ExportedEvent {
   partnerId: string | null;
 }
 
-async function exportedEvents({ balancer, tokens }: Parts): Promise<ExportedEvent[]> {
-  const reply = await fetch(`${balancer.url}/v1/history/export`, {
-    headers: { authorization: `Bearer ${tokens.admin}` },
-  });
-  const lines = (await reply.text()).split('\n').filter((line) => line !== '');
+async function exportedEvents(parts: Parts): Promise<ExportedEvent[]> {
+  const lines = (await read(parts, '/v1/history/export')).split('\n').filter((line) => line !== '');
   const events = lines.map((line) => JSON.parse(line) as ExportedEvent);
   return events.filter(({ action }) => /^(key|partner)\./.test(action) && !unpredictable.includes(action));
 }
 
-async function listedStatuses({ balancer, tokens }: Parts): Promise<Map<string, string>> {
+async function listedStatuses(parts: Parts): Promise<Map<string, string>> {
   const statuses = new Map<string, string>();
   for (let cursor = ''; ; ) {
     const query = new URLSearchParams({ includeDeleted: 'true', limit: '100', ...(cursor === '' ? {} : { cursor }) });
-    const reply = await fetch(`${balancer.url}/v1/keys?${query}`, {
-      headers: { authorization: `Bearer ${tokens.admin}` },
-    });
-    if (!reply.ok) throw new Error(`GET /v1/keys: ${reply.status} ${await reply.text()}`);
-    const { data, nextCursor } = (await reply.json()) as {
+    const { data, nextCursor } = JSON.parse(await read(parts, `/v1/keys?${query}`)) as {
       data: Array<{ id: string; status: string }>;
       nextCursor: string | null;
     };
@@ -74,6 +63,13 @@ async function listedStatuses({ balancer, tokens }: Parts): Promise<Map<string, 
     if (nextCursor === null) return statuses;
     cursor = nextCursor;
   }
+}
+
+async function read({ balancer, tokens }: Parts, target: string): Promise<string> {
+  const reply = await fetch(balancer.url + target, { headers: { authorization: `Bearer ${tokens.admin}` } });
+  const text = await reply.text();
+  if (!reply.ok) throw new Error(`GET ${target}: ${reply.status} ${text}`);
+  return text;
 }
 
 function countsOf(names: readonly string[]): Map<string, number> {

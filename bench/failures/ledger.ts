@@ -13,7 +13,7 @@ export interface Probe {
   acknowledgedAtMs: number;
   /** A replica, or the backend with the client. */
   where: string;
-  /** When the last reply «valid» arrived, after the acknowledgement. 0: there was none. */
+  /** From the acknowledgement to the last reply `valid`. 0: there was none. */
   validForMs: number;
   /** How many requests were rejected as they must be. */
   rejected: number;

@@ -43,12 +43,12 @@ const retried = [0, 502, 503, 504];
 const inProgress = 'idempotency_in_progress';
 const retryPauseMs = 100;
 const steadyPartners = 5;
-/** A deleted key is asked about for this long, and longer until it is rejected: a killed replica must come back first. */
+/** A deleted key is verified for this long, and longer until it is rejected: a killed replica must come back first. */
 const probeMs = 3_000;
 const probeAtMostMs = 45_000;
 const rejectedForMs = 1_000;
 
-/** Verifies, changes and follows through the balancer, and asks every replica about deleted keys. */
+/** Verifies, changes and follows through the balancer, and verifies deleted keys at every replica. */
 export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptions): Promise<Load> {
   const { balancer, tokens, replicas } = parts;
   const stopping = new AbortController();
@@ -119,7 +119,7 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
     return { partner, request };
   }
 
-  /** Asks until the key has been rejected for a while. */
+  /** Verifies a deleted key until it has been rejected for a while. */
   async function probe(acknowledgedAtMs: number, where: string, isValid: () => Promise<boolean | undefined>) {
     const found = { acknowledgedAtMs, where, validForMs: 0, rejected: 0 };
     for (let elapsedMs = 0; elapsedMs < probeAtMostMs; ) {
@@ -135,12 +135,12 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
     ledger.probes.push(found);
   }
 
-  type Asker = [where: string, isValid: (key: NewKey) => Promise<boolean | undefined>];
+  type Place = [where: string, isValid: (key: NewKey) => Promise<boolean | undefined>];
 
-  /** The backend with the client is asked about other keys than the replicas: its questions renew a replica's records. */
-  const backendAlone: Asker[] = [['backend', (key) => isValidForBackend(backend, key)]];
+  /** The backend with the client verifies other keys than the replicas do: its requests renew a replica's records. */
+  const backendAlone: Place[] = [['backend', (key) => isValidForBackend(backend, key)]];
 
-  function everyReplica(): Asker[] {
+  function everyReplica(): Place[] {
     return replicas.map(({ number, url }) => {
       const client = clientOf(url);
       return [`replica ${number}`, (key) => isValidAt(client, key)];
@@ -170,7 +170,7 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
   /** Creates a partner, changes its keys in every way, and deletes half of them. */
   async function writeSteadily(): Promise<void> {
     const client = clientOf(balancer.url);
-    const askers = everyReplica();
+    const everywhere = everyReplica();
     const pause = () => delay(options.pauseMs.writers);
     const changeKey = async (action: string, id: string, path: string) => {
       const { reply: _, ...times } = await change(client, `/v1/keys/${id}/${path}`, post({}));
@@ -188,7 +188,7 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
       ledger.keys.set(first.id, 'active');
       await rotate(client, first.id);
       await pause();
-      await deleteKey(client, first, askers);
+      await deleteKey(client, first, everywhere);
       await pause();
       if (cycle % 2 === 0) await deleteKey(client, second, backendAlone);
       else await changeKey('key.suspended', second.id, 'suspend').then(() => ledger.keys.set(second.id, 'suspended'));
@@ -208,19 +208,19 @@ export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptio
     ledger.keys.set(rotated.id, 'active');
   }
 
-  /** Deletes a key that the askers have in memory, and asks until all of them reject it. */
-  async function deleteKey(client: KeepAliveClient, key: NewKey, askers: Asker[]): Promise<void> {
+  /** Deletes a key that these places have in memory, and verifies it until all of them reject it. */
+  async function deleteKey(client: KeepAliveClient, key: NewKey, places: Place[]): Promise<void> {
     const { id } = key;
-    const before = await Promise.all(askers.map(([, isValid]) => isValid(key)));
+    const before = await Promise.all(places.map(([, isValid]) => isValid(key)));
     if (before.includes(false)) ledger.violations.push(`${id} was rejected before its deletion`);
     const isDone = ({ body }: KeptReply) => body.includes('already_deleted');
     const { acknowledgedAtMs, sentAtMs } = await change(client, `/v1/keys/${id}`, { method: 'DELETE' }, isDone);
     ledger.acknowledged.push({ action: 'key.deleted', id, acknowledgedAtMs, sentAtMs });
     ledger.keys.set(id, 'deleted');
-    for (const [where, isValid] of askers) {
-      const asked = probe(acknowledgedAtMs, where, () => isValid(key));
-      probes.add(asked);
-      void asked.finally(() => probes.delete(asked));
+    for (const [where, isValid] of places) {
+      const probing = probe(acknowledgedAtMs, where, () => isValid(key));
+      probes.add(probing);
+      void probing.finally(() => probes.delete(probing));
     }
   }
 

@@ -58,7 +58,7 @@ export interface FailureRunResult {
 
 const staleSeconds = 10;
 const cacheSeconds = 10;
-/** docs/concepts.md, «How soon a change acts». */
+/** docs/concepts.md, "How soon a change acts". */
 const bounds = { replica: 2_000, backend: 5_000, staleMs: staleSeconds * 1_000, cacheMs: cacheSeconds * 1_000 };
 /** A gateway's replies, no reply, and what Latchkey may answer while something is away or a request is repeated. */
 const allowedStatus = /^(none|200|201|409|503|50[234] of HAProxy)$/;

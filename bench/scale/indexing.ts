@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Secret } from '../../src/crypto/secret.ts';
 import { newId } from '../../src/domain/ids.ts';
 import { dbQuery } from '../../test/support/database.ts';
+import { median } from '../sampling.ts';
 import type { Report } from './lists.ts';
 import type { SeededOrganization } from './seed.ts';
 
@@ -60,9 +61,8 @@ export async function measureIndexing({ base, ownerUrl, biggest, verifier, plain
     }
     await ended;
     for (const [name, all] of Object.entries(durations)) {
-      all.sort((one, other) => one - other);
-      report(`${label}: ${name}, median of ${all.length}`, all[Math.floor(all.length / 2)] ?? 0, 'ms');
-      report(`${label}: ${name}, slowest`, all.at(-1) ?? 0, 'ms');
+      report(`${label}: ${name}, median of ${all.length}`, median(all), 'ms');
+      report(`${label}: ${name}, slowest`, Math.max(...all), 'ms');
     }
   }
 

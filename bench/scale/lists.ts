@@ -1,6 +1,8 @@
 import { dayMs } from '../../src/lib/durations.ts';
+import { median } from '../sampling.ts';
 import type { SeededOrganization } from './seed.ts';
 
+/** @param limit the target; undefined: only a figure */
 export type Report = (
   label: string,
   value: number,
@@ -76,8 +78,7 @@ export async function measureLists({ base, biggest, small, operator, report, log
       if (!response.ok) throw new Error(`${target}: ${JSON.stringify(body)}`);
       nextCursor = body.nextCursor ?? undefined;
     }
-    durationsMs.sort((one, other) => one - other);
-    return { medianMs: durationsMs[Math.floor(rounds / 2)] ?? 0, nextCursor };
+    return { medianMs: median(durationsMs), nextCursor };
   }
 }
 

@@ -15,7 +15,7 @@ import { cancelClaim } from './end-commands.ts';
 import { mintClaim } from './mint.ts';
 import { ttlRange } from './policy.ts';
 import { redeemClaim } from './redeem.ts';
-import { type Claim, getClaim, listClaims } from './store.ts';
+import { getClaim, listClaims } from './store.ts';
 import {
   claimStatusSchema,
   claimView,
@@ -65,10 +65,6 @@ export const claimRoutes: FastifyPluginAsyncZod<ClaimRoutesOptions> = async (app
   const { transactor, mint, tokenPrefix, undoWindowSeconds, publicUrl } = options;
   const { db, clock } = transactor;
   const params = z.object({ claimId: idParam("The claim's id.") });
-  const currentView = () => {
-    const now = new Date(clock.nowMs());
-    return (claim: Claim) => toClaimView(claim, now);
-  };
 
   app.get(
     '/claims',
@@ -157,7 +153,10 @@ export const claimRoutes: FastifyPluginAsyncZod<ClaimRoutesOptions> = async (app
         response: { 200: claimView },
       },
     },
-    async (request) => currentView()(await getClaim(db, organizationOf(request), request.params.claimId)),
+    async (request) => {
+      const claim = await getClaim(db, organizationOf(request), request.params.claimId);
+      return toClaimView(claim, new Date(clock.nowMs()));
+    },
   );
 
   app.delete(

@@ -16,7 +16,7 @@ import { listAuditedChains } from '../history/state-audit.ts';
 import { firstDifferences } from '../history/state-differences.ts';
 import { readHead } from '../history/store.ts';
 import { listVerifiedChains } from '../history/verified-point.ts';
-import { type ArchivedFile, type VerifyOptions as ChainVerification, verifyChain } from '../history/verify.ts';
+import { type ArchivedFile, type VerifyOptions, verifyChain } from '../history/verify.ts';
 import { linesOf } from '../lib/lines.ts';
 import { parseChain } from './chain-option.ts';
 import { readCheckpoints, readPublicKeys } from './checkpoints.ts';
@@ -24,7 +24,7 @@ import { locate } from './locate.ts';
 import { counted, print, warning, wrong } from './print.ts';
 import { showProgress } from './progress.ts';
 
-interface VerifyOptions {
+interface AuditOptions {
   organization?: string;
   export?: string;
   archive?: string[];
@@ -64,11 +64,11 @@ export function auditCommand(env: NodeJS.ProcessEnv): Command {
       '--public-key <file>',
       'a trusted copy of /.well-known/latchkey-history-key; default: the keys of the keyring',
     )
-    .action((options: VerifyOptions) => audit(env, options));
+    .action((options: AuditOptions) => audit(env, options));
   return new Command('audit').description('verify the history').addCommand(verify);
 }
 
-async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<void> {
+async function audit(env: NodeJS.ProcessEnv, options: AuditOptions): Promise<void> {
   const config = readConfig(env, { keyring: false });
   const signed = await readSigned(config, options);
   if (options.export !== undefined) {
@@ -87,7 +87,7 @@ async function audit(env: NodeJS.ProcessEnv, options: VerifyOptions): Promise<vo
   }
 }
 
-async function readSigned(config: Config, { checkpoint, publicKey }: VerifyOptions): Promise<Signed> {
+async function readSigned(config: Config, { checkpoint, publicKey }: AuditOptions): Promise<Signed> {
   if (checkpoint === undefined) return undefined;
   const verifiers = publicKey === undefined ? await keyringVerifiers(config) : await readPublicKeys(publicKey);
   return readCheckpoints(checkpoint, verifiers);
@@ -152,12 +152,12 @@ interface Evidence {
 async function verifyDatabase(
   db: Db,
   { keyring, signed, files }: Evidence,
-  { organization: chain, full: isFull = false }: VerifyOptions,
+  { organization: chain, full: isFull = false }: AuditOptions,
 ): Promise<void> {
   const isResumable = keyring !== undefined && (await isKeyringKnown(db, keyring));
   const unstored = (error: unknown) => warning(`the result of the verification is not stored: ${String(error)}`);
   const deps = isResumable ? { db, keyring, clock: createDatabaseClock(), onUnstored: unstored } : undefined;
-  const verify = (name: string, how: ChainVerification): Promise<Verdict> =>
+  const verify = (name: string, how: VerifyOptions): Promise<Verdict> =>
     deps === undefined
       ? verifyChain(db, name, { ...how, keyring })
       : resumeVerification(deps, name, { ...how, isFull: isFull || files.has(name) });

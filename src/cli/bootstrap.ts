@@ -2,19 +2,14 @@ import { Command, Option } from 'commander';
 import { sql } from 'kysely';
 import { z } from 'zod';
 import { type Config, ConfigError, exampleOf, readConfig } from '../config/config.ts';
-import type { Keyring } from '../crypto/keyring.ts';
 import { createSecretText, type SecretText } from '../crypto/secret-text.ts';
-import { connect } from '../database/client.ts';
-import { createDatabaseClock } from '../database/clock.ts';
-import { confirmInstallation } from '../database/installation.ts';
-import { requireCurrentSchema } from '../database/migrator.ts';
 import { emailInput, nameInput } from '../http/schemas.ts';
 import { hasOrganization, isOrganizationNameTaken } from '../organizations/store.ts';
 import { bootstrap, bootstrapOperator } from '../service/bootstrap.ts';
 import { tokenCrypto } from '../service/token-crypto.ts';
-import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
 import { locate } from './locate.ts';
 import { print } from './print.ts';
+import { withInstallation } from './with-installation.ts';
 
 interface Options {
   organization?: string;
@@ -58,7 +53,8 @@ async function createOrganization(config: Config, organization: string, email: s
         'The embedded database is bootstrapped by its first start.',
     ]);
   }
-  await withDatabase(config, { url, keyring }, async (deps) => {
+  await withInstallation(config, { url, keyring }, async (transactor) => {
+    const deps = { transactor, crypto: tokenCrypto(config, keyring) };
     const created = await bootstrapOnce(deps, { organizationName, adminEmail });
     show({
       organizationId: created.organizationId,
@@ -86,14 +82,16 @@ function bootstrapOnce(deps: BootstrapDeps, request: { organizationName: string;
 }
 
 async function createOperator(config: Config): Promise<void> {
-  await withDatabase(config, await locate(config), async (deps) => {
-    if (!(await hasOrganization(deps.transactor.db))) {
+  const { url, keyring } = await locate(config);
+  await withInstallation(config, { url, keyring }, async (transactor) => {
+    if (!(await hasOrganization(transactor.db))) {
       throw new Error(
         'There is no organization yet. `latchkey bootstrap --organization NAME --admin-email ADDRESS` creates the first one and ' +
           "an operator's token.",
       );
     }
-    show({ operatorToken: (await bootstrapOperator(deps)).reveal() });
+    const operatorToken = await bootstrapOperator({ transactor, crypto: tokenCrypto(config, keyring) });
+    show({ operatorToken: operatorToken.reveal() });
     process.stderr.write(
       'This is one more operator: the history of the installation records it, and the tokens of other operators still work. ' +
         'If they are lost, delete them with DELETE /v1/access-tokens/{id}.\n',
@@ -102,25 +100,6 @@ async function createOperator(config: Config): Promise<void> {
 }
 
 type BootstrapDeps = Parameters<typeof bootstrapOperator>[0];
-
-async function withDatabase(
-  config: Config,
-  { url, keyring }: { url: string; keyring: Keyring },
-  act: (deps: BootstrapDeps) => Promise<void>,
-): Promise<void> {
-  const client = connect({ url, poolSize: 2 });
-  try {
-    await requireCurrentSchema(client.db);
-    const crypto = tokenCrypto({ ...config, keyring });
-    await confirmInstallation(client.db, { tokenPrefix: crypto.prefix, keyring });
-    await act({
-      transactor: { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries },
-      crypto,
-    });
-  } finally {
-    await client.close();
-  }
-}
 
 function show(tokens: Record<string, string>): void {
   print(JSON.stringify(tokens, null, 2));

@@ -1,19 +1,15 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { readConfig } from '../config/config.ts';
-import { connect } from '../database/client.ts';
-import { createDatabaseClock } from '../database/clock.ts';
-import { confirmInstallation } from '../database/installation.ts';
-import { requireCurrentSchema } from '../database/migrator.ts';
 import type { Transactor } from '../database/work.ts';
 import { archiveEvents, finishArchive, keptDays, planArchive } from '../history/archives/archiving.ts';
 import { checkpointSigners } from '../history/checkpoints/checkpoint.ts';
 import { runExclusively } from '../jobs/lock.ts';
-import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
 import { parseChain } from './chain-option.ts';
 import { readCheckpoints, readPublicKeys } from './checkpoints.ts';
 import { locate } from './locate.ts';
 import { print } from './print.ts';
 import { showProgress } from './progress.ts';
+import { withInstallation } from './with-installation.ts';
 
 interface ArchiveOptions {
   organization: string;
@@ -24,7 +20,6 @@ interface ArchiveOptions {
   dryRun?: true;
 }
 
-const connectTimeoutMs = 10_000;
 const queryTimeoutMs = 600_000;
 
 export function historyCommand(env: NodeJS.ProcessEnv): Command {
@@ -64,17 +59,11 @@ function parseTime(text: string): Date {
 
 async function archiveChain(env: NodeJS.ProcessEnv, options: ArchiveOptions): Promise<void> {
   const config = readConfig(env);
-  const { ownerUrl, keyring } = await locate(config);
-  const client = connect({ url: ownerUrl, poolSize: 2, timeoutMs: queryTimeoutMs, connectTimeoutMs });
-  try {
-    await requireCurrentSchema(client.db);
-    await confirmInstallation(client.db, { tokenPrefix: config.TOKEN_PREFIX, keyring });
-    const transactor = { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
-    const ran = await runExclusively(ownerUrl, 'archive_history', () => run(transactor, options));
+  const { ownerUrl: url, keyring } = await locate(config);
+  await withInstallation(config, { url, keyring, queryTimeoutMs }, async (transactor) => {
+    const ran = await runExclusively(url, 'archive_history', () => run(transactor, options));
     if (!ran) throw new Error('Another `latchkey history archive` is running.');
-  } finally {
-    await client.close();
-  }
+  });
 }
 
 async function run(

@@ -2,23 +2,26 @@ import { createReadStream } from 'node:fs';
 import { type FileHandle, open, stat } from 'node:fs/promises';
 import { readConfig } from '../config/config.ts';
 import { createSecretText } from '../crypto/secret-text.ts';
-import { connect } from '../database/client.ts';
-import { createDatabaseClock } from '../database/clock.ts';
-import { confirmInstallation } from '../database/installation.ts';
-import { requireCurrentSchema } from '../database/migrator.ts';
 import { systemActor } from '../domain/actor.ts';
 import { type ImportOutcome, importBatch, type PresentState } from '../keys/import-batches.ts';
 import { type ImportEntry, maxImportEntries } from '../keys/import-commands.ts';
 import { readImportEntry } from '../keys/import-input.ts';
 import { organizationExists } from '../organizations/store.ts';
-import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
 import type { ImportOptions } from './import.ts';
-import { columnOf, csvColumns, type Format, type Line, readLines, UnreadableFile } from './import-lines.ts';
+import {
+  columnOf,
+  csvColumns,
+  type Format,
+  type Line,
+  longestPrintedName,
+  readLines,
+  UnreadableFile,
+} from './import-lines.ts';
 import { locate } from './locate.ts';
 import { counted, print, wrong } from './print.ts';
 import { type Progress, showProgress } from './progress.ts';
+import { withInstallation } from './with-installation.ts';
 
-const connectTimeoutMs = 10_000;
 const queryTimeoutMs = 120_000;
 
 const actor = systemActor('import');
@@ -33,40 +36,36 @@ export async function importFile(
   const config = readConfig(env);
   const source = await openSource(file);
   const { url, keyring } = await locate(config);
-  const client = connect({ url, poolSize: 2, timeoutMs: queryTimeoutMs, connectTimeoutMs });
   const report = new Report(options.dryRun === true, showProgress('Importing bytes:'));
-  let misfits: MisfitFile | undefined;
-  try {
-    await requireCurrentSchema(client.db);
-    await confirmInstallation(client.db, { tokenPrefix: config.TOKEN_PREFIX, keyring });
-    if (!(await organizationExists(client.db, organizationId))) {
+  await withInstallation(config, { url, keyring, queryTimeoutMs }, async (transactor) => {
+    if (!(await organizationExists(transactor.db, organizationId))) {
       throw new Error(`There is no organization ${organizationId} in this database. Nothing was imported.`);
     }
     const reader = readLines(format, source.chunks);
-    if (options.errors !== undefined) misfits = await MisfitFile.create(options.errors, reader.header);
+    const misfits = options.errors === undefined ? undefined : await MisfitFile.create(options.errors, reader.header);
     const reading = { secrets: createSecretText(config.TOKEN_PREFIX), tokenPrefix: config.TOKEN_PREFIX };
     const deps = {
-      transactor: { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries },
+      transactor,
       by: { actor, organizationId, request: null },
       rehearsal: options.dryRun ? { digests: new Set<string>(), places: new Map() } : undefined,
     };
     report.showProgress(source);
-    for await (const batch of batchesOf(reader.lines, (reason) => report.stop(reason))) {
-      const outcomes = await importLines(deps, batch, reading);
-      for (const { line, outcome } of outcomes) {
-        report.add(line, outcome);
-        if (outcome.kind === 'unfit') await misfits?.add(line);
+    try {
+      for await (const batch of batchesOf(reader.lines, (reason) => report.stop(reason))) {
+        for (const { line, outcome } of await importLines(deps, batch, reading)) {
+          report.add(line, outcome);
+          if (outcome.kind === 'unfit') await misfits?.add(line);
+        }
+        report.showProgress(source);
       }
-      report.showProgress(source);
+    } finally {
+      await misfits?.close();
     }
     report.finish(file);
-  } catch (error) {
+  }).catch((error: unknown) => {
     report.fail();
     throw error;
-  } finally {
-    await misfits?.close();
-    await client.close();
-  }
+  });
 }
 
 /** Lines by the size of a transaction. If the file cannot be read to its end, those before are a batch too. */
@@ -193,12 +192,9 @@ function withHexDigest(entry: unknown): { entry: unknown } | { flaws: Flaw[] } {
 
 const knownNames = new Set([...csvColumns, 'rateLimit', 'requests', 'windowSeconds']);
 
-/** A long unknown name may be a token, for example if a JSON object has tokens as names. */
-const longestUnknownName = 15;
-
 function printable(path: string): string {
   const steps = columnOf(path).split('.');
-  return steps.map((step) => (knownNames.has(step) || step.length <= longestUnknownName ? step : '…')).join('.');
+  return steps.map((step) => (knownNames.has(step) || step.length <= longestPrintedName ? step : '…')).join('.');
 }
 
 class Report {

@@ -151,8 +151,8 @@ function describeBroken({ code }: CsvError, from: number): string {
   return `${what} The file was not read any further.`;
 }
 
-/** Names shorter than the shortest token can be printed. */
-const longestPrintedName = 15;
+/** A longer unknown name is not printed, because it may be a token. */
+export const longestPrintedName = 15;
 
 function readHeader(cells: readonly string[]): string[] {
   const columns = cells.map((cell) => cell.trim());

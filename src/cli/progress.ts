@@ -9,7 +9,7 @@ export interface Progress {
 
 /** Shows the progress of a long command on standard error: a bar at a terminal, otherwise a line per tenth. */
 export function showProgress(label: string): Progress {
-  return process.stderr.isTTY ? barOf(label) : linesOf(label);
+  return process.stderr.isTTY ? barOf(label) : textOf(label);
 }
 
 function barOf(label: string): Progress {
@@ -26,7 +26,7 @@ function barOf(label: string): Progress {
   };
 }
 
-function linesOf(label: string): Progress {
+function textOf(label: string): Progress {
   let shownTenths = -1;
   return {
     show({ done, total }) {

@@ -1,24 +1,20 @@
 import { Command } from 'commander';
 import { readConfig } from '../config/config.ts';
 import type { Keyring } from '../crypto/keyring.ts';
-import { connect } from '../database/client.ts';
-import { createDatabaseClock } from '../database/clock.ts';
-import { confirmInstallation } from '../database/installation.ts';
 import { countKeyringUse } from '../database/keyring-use.ts';
-import { requireCurrentSchema } from '../database/migrator.ts';
+import type { Transactor } from '../database/work.ts';
 import { accessTokens } from '../rekey/access-tokens.ts';
 import { archives } from '../rekey/archives.ts';
 import { claims } from '../rekey/claims.ts';
 import { keys } from '../rekey/keys.ts';
 import { type RekeyResult, rekey, type Unopened } from '../rekey/rekey.ts';
 import { webhooks } from '../rekey/webhooks.ts';
-import { enqueueDeliveries } from '../webhooks/enqueue-deliveries.ts';
 import { describeKeyringUse } from './keyring-use.ts';
 import { locate } from './locate.ts';
 import { counted, print, wrong } from './print.ts';
 import { showProgress } from './progress.ts';
+import { withInstallation } from './with-installation.ts';
 
-const connectTimeoutMs = 10_000;
 const queryTimeoutMs = 120_000;
 
 export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
@@ -29,31 +25,27 @@ export function rekeyCommand(env: NodeJS.ProcessEnv): Command {
     .action(async () => {
       const config = readConfig(env);
       const { url, keyring } = await locate(config);
-      const client = connect({ url, poolSize: 2, timeoutMs: queryTimeoutMs, connectTimeoutMs });
-      try {
-        await requireCurrentSchema(client.db);
-        await confirmInstallation(client.db, { tokenPrefix: config.TOKEN_PREFIX, keyring });
-        const transactor = { db: client.db, keyring, clock: createDatabaseClock(), onAppended: enqueueDeliveries };
-        const progress = showProgress('Rekeying');
-        const deps = { transactor, keyring };
-        const moved = await rekey({ ...deps, onProgress: progress.show }, keys).finally(progress.end);
-        report(keyring, moved, (count) => counted(count, 'key was', 'keys were'));
-        if (moved.renewed === 0) print(`Nothing was moved to ${keyring.primary.id}.`);
-        report(keyring, await rekey(deps, accessTokens), (count) =>
-          counted(count, 'access token was', 'access tokens were'),
-        );
-        report(keyring, await rekey(deps, webhooks), (count) => `The secrets of ${counted(count, 'webhook')} were`);
-        report(keyring, await rekey(deps, claims), (count) =>
-          counted(count, 'pending claim was', 'pending claims were'),
-        );
-        report(keyring, await rekey(deps, archives), (count) =>
-          counted(count, 'archive of history was', 'archives of history were'),
-        );
-        for (const line of describeKeyringUse(keyring, await countKeyringUse(client.db))) print(line);
-      } finally {
-        await client.close();
-      }
+      await withInstallation(config, { url, keyring, queryTimeoutMs }, rekeyAll);
     });
+}
+
+async function rekeyAll(transactor: Transactor): Promise<void> {
+  const { db, keyring } = transactor;
+  const progress = showProgress('Rekeying');
+  const moved = await rekey({ transactor, onProgress: progress.show }, keys).finally(progress.end);
+  report(keyring, moved, (count) => counted(count, 'key was', 'keys were'));
+  if (moved.renewed === 0) print(`Nothing was moved to ${keyring.primary.id}.`);
+  report(keyring, await rekey({ transactor }, accessTokens), (count) =>
+    counted(count, 'access token was', 'access tokens were'),
+  );
+  report(keyring, await rekey({ transactor }, webhooks), (count) => `The secrets of ${counted(count, 'webhook')} were`);
+  report(keyring, await rekey({ transactor }, claims), (count) =>
+    counted(count, 'pending claim was', 'pending claims were'),
+  );
+  report(keyring, await rekey({ transactor }, archives), (count) =>
+    counted(count, 'archive of history was', 'archives of history were'),
+  );
+  for (const line of describeKeyringUse(keyring, await countKeyringUse(db))) print(line);
 }
 
 /** @param subject a number of records, with the verb: `2 keys were` */

@@ -25,7 +25,11 @@ export interface BatchedWork<Id extends OrganizationId | null> {
  * @throws AggregateError after all organizations, if some of them failed
  */
 export async function workInBatches<Id extends OrganizationId | null>(given: BatchedWork<Id>): Promise<number> {
-  return workInEach(given.organizationIds, (organizationId) => workInOrganization(given, organizationId));
+  const { transactor, actor, organizationIds, batchSize, step, signal } = given;
+  return workInEach(organizationIds, (organizationId) => {
+    const by = { actor, organizationId, request: null };
+    return inBatches(batchSize, (count) => transact(transactor, by, (work) => step(work, count)), signal);
+  });
 }
 
 /**
@@ -49,15 +53,6 @@ export async function workInEach<Id extends OrganizationId | null>(
   }
   if (failures.length > 0) throw new AggregateError(failures, `The work failed in ${failures.length} organizations.`);
   return total;
-}
-
-async function workInOrganization<Id extends OrganizationId | null>(
-  given: BatchedWork<Id>,
-  organizationId: Id,
-): Promise<number> {
-  const { transactor, actor, batchSize, step, signal } = given;
-  const by = { actor, organizationId, request: null };
-  return inBatches(batchSize, (count) => transact(transactor, by, (work) => step(work, count)), signal);
 }
 
 /** Rows that are deleted after some time, without an event. */

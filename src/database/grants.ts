@@ -1,5 +1,6 @@
 import { sql } from 'kysely';
 import type { Db, Tx } from './client.ts';
+import { isMissingPrivilege } from './pg-error.ts';
 import { workerSchema, workerTables } from './worker-schema.ts';
 
 /**
@@ -42,8 +43,6 @@ export class AppRoleMissing extends Error {
   override readonly name = 'AppRoleMissing';
 }
 
-const insufficientPrivilege = '42501';
-
 /**
  * Creates the service's role if it does not exist. Roles belong to the whole cluster, so another database's migration
  * may create the same role at the same moment. Sets no password: that is the administrator's task.
@@ -57,7 +56,7 @@ export async function prepareAppRole(db: Db, role: string): Promise<void> {
       .raw(`do $do$ begin ${create}; exception when duplicate_object or unique_violation then null; end $do$`)
       .execute(db);
   } catch (error) {
-    if ((error as { code?: unknown }).code !== insufficientPrivilege) throw error;
+    if (!isMissingPrivilege(error)) throw error;
     throw new AppRoleMissing(
       `Role ${role} does not exist, and the migration role may not create roles. As an administrator run:\n` +
         `  ${create};\n  alter role ${sql.id(role).compile(db).sql} password '…';\nThen run \`latchkey migrate\` again. ` +

@@ -14,6 +14,11 @@ export function isTransient(error: unknown): boolean {
   return error instanceof pg.DatabaseError && (error.code === serializationFailure || error.code === deadlockDetected);
 }
 
+/** Whether the role may not do what it tried. */
+export function isMissingPrivilege(error: unknown): boolean {
+  return error instanceof pg.DatabaseError && error.code === insufficientPrivilege;
+}
+
 /** Whether a statement waited for a lock longer than `lock_timeout`. */
 export function isLockTimeout(error: unknown): boolean {
   return error instanceof pg.DatabaseError && error.code === lockNotAvailable;
@@ -100,8 +105,7 @@ export function toProblem(error: unknown): Problem | undefined {
   }
   const constraint = violatedConstraint(error);
   if (constraint !== undefined) return problemOfConstraint[constraint]?.();
-  const refused = error instanceof pg.DatabaseError && error.code === insufficientPrivilege;
-  if (refused || isTransient(error) || isUnavailable(error)) {
+  if (isMissingPrivilege(error) || isTransient(error) || isUnavailable(error)) {
     const detail = isReadOnlyRefusal(error)
       ? 'The database is a read-only standby, so nothing can be changed.'
       : 'The database did not execute or confirm the request.';

@@ -8,6 +8,12 @@ export interface Page<Item> {
   nextCursor: string | null;
 }
 
+/** Which page of a list. */
+export interface PageRequest {
+  limit: number;
+  cursor?: string | undefined;
+}
+
 /** A list with its filters. A cursor is valid for exactly one. */
 export type ListId = string & { readonly __list: never };
 

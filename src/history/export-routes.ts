@@ -7,7 +7,7 @@ import { accessTokenOf } from '../http/guard.ts';
 import { queryInteger } from '../http/schemas.ts';
 import { chainOf } from './chain.ts';
 import { exportChain } from './export.ts';
-import { readFirstEvent, readHead } from './store.ts';
+import { readHead, readStoredStart } from './store.ts';
 
 /** The response is a stream; this schema only documents it. */
 const exportView: z.ZodType = z.string().meta({
@@ -100,6 +100,6 @@ export const historyExportRoutes: FastifyPluginAsyncZod<{ db: Db }> = async (app
 
 /** The numbers of the first stored event and of the last event; 0 if there are none. */
 async function readEnds(db: Db, chain: string) {
-  const [before, { sequence: last }] = [await readFirstEvent(db, chain), await readHead(db, chain)];
+  const [before, { sequence: last }] = [await readStoredStart(db, chain), await readHead(db, chain)];
   return { chain, first: before === undefined ? 0 : before.sequence + 1, last };
 }

@@ -2,7 +2,7 @@ import type { Db } from '../database/client.ts';
 import { chainHash, flawOfLink, installationChain, type Link, parseEvent, type StoredEvent } from './chain.ts';
 import { type ChainStart, type ChainVerdict, type ChainWalk, walkChain } from './chain-walk.ts';
 import type { Checkpoint } from './checkpoints/checkpoint.ts';
-import { findEvents, type LinkText, readFirstEvent, readLinkTexts } from './store.ts';
+import { findEvents, type LinkText, readLinkTexts, readStoredStart } from './store.ts';
 import { fitsExportLine, readEvent, toUnreadableView } from './views.ts';
 
 /**
@@ -61,7 +61,7 @@ export async function* exportChain(db: Db, chain: string, last: number, after = 
   let due = after + 1;
   for await (const links of readLinkTexts(db, chain, last, after)) {
     const first = links[0]?.sequence ?? due;
-    if (first > due && Number((await readFirstEvent(db, chain))?.sequence) >= first - 1) {
+    if (first > due && Number((await readStoredStart(db, chain))?.sequence) >= first - 1) {
       throw new Error(`Events ${due} to ${first - 1} of ${chain} were archived while they were exported`);
     }
     due = (links.at(-1)?.sequence ?? first) + 1;

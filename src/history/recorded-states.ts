@@ -122,9 +122,9 @@ async function replay(
       .execute();
     for (const { sequence, canonical } of rows) {
       const event = readEvent({ canonical });
-      const given = event === undefined ? undefined : idOf(event, sequence);
-      if (event === undefined || typeof given !== 'string') continue;
-      const id = given.slice(0, longestId).toWellFormed();
+      const found = event === undefined ? undefined : idOf(event, sequence);
+      if (event === undefined || typeof found !== 'string') continue;
+      const id = found.slice(0, longestId).toWellFormed();
       const state = stateAfter(kind, states.get(id), event);
       if (state !== undefined) states.set(id, state);
     }

@@ -4,7 +4,7 @@ import { z } from 'zod';
 import type { Transactor } from '../database/work.ts';
 import { Problem } from '../domain/errors.ts';
 import type { OrganizationId } from '../domain/ids.ts';
-import { decodeCursor, type ListId, toPage } from '../domain/page.ts';
+import { decodeCursor, type ListId, type PageRequest, toPage } from '../domain/page.ts';
 import { createConcurrencyLimit, onceClosed, organizationGroupOf } from '../http/concurrency-limit.ts';
 import { accessTokenOf, organizationOf } from '../http/guard.ts';
 import { listOf } from '../http/list.ts';
@@ -24,7 +24,7 @@ import { chainOf } from './chain.ts';
 import type { Checkpoints } from './checkpoints/signing.ts';
 import { type ResumeDeps, resumeVerification } from './resume.ts';
 import { firstDifferences } from './state-differences.ts';
-import { countOfPage, type HistoryFilter, historyKnows, isSequence, listEvents } from './store.ts';
+import { countOfPage, type HistoryFilter, type HistorySubject, historyKnows, isSequence, listEvents } from './store.ts';
 import { hashView, historyActionSchema, listedEventView, toEventView } from './views.ts';
 
 const eventPage = z.object({ kind: z.enum(['events']), ...pageFields(listedEventView) }).meta({ id: 'EventPage' });
@@ -293,30 +293,20 @@ export const historyRoutes: FastifyPluginAsyncZod<HistoryDeps> = async (app, { t
     return { verdict, differences };
   }
 
-  async function readSubject(
-    request: FastifyRequest,
-    subject: { keyId: string } | { partnerId: string },
-    page: { limit: number; cursor?: string | undefined },
-  ): Promise<EventPage> {
+  async function readSubject(request: FastifyRequest, subject: HistorySubject, page: PageRequest): Promise<EventPage> {
     const organizationId = organizationOf(request);
-    if (!(await historyKnows(db, organizationId, subject)) && !(await isArchived(organizationId, subject))) {
+    // All events of a record may be archived: its history is then empty, and not missing.
+    if (!(await historyKnows(db, organizationId, subject)) && !(await isInArchive(db, organizationId, subject))) {
       throw new Problem('not_found', "This organization's history has no event with this id.");
     }
     return readPage(listOf(request), organizationId, subject, page);
-  }
-
-  /** All events of a record may be archived: its history is then empty, and not missing. */
-  function isArchived(organizationId: OrganizationId, subject: { keyId: string } | { partnerId: string }) {
-    return 'keyId' in subject
-      ? isInArchive(db, organizationId, 'key', subject.keyId)
-      : isInArchive(db, organizationId, 'partner', subject.partnerId);
   }
 
   async function readRefusals(
     list: ListId,
     organizationId: OrganizationId | null,
     filter: RefusalFilter,
-    { limit, cursor }: { limit: number; cursor?: string | undefined },
+    { limit, cursor }: PageRequest,
   ) {
     const before = decodeCursor(list, cursor, isRefusalId);
     const refusals = await listRefusals(db, organizationId, filter, { limit, before });
@@ -327,7 +317,7 @@ export const historyRoutes: FastifyPluginAsyncZod<HistoryDeps> = async (app, { t
     list: ListId,
     organizationId: OrganizationId | null,
     filter: HistoryFilter,
-    { limit, cursor }: { limit: number; cursor?: string | undefined },
+    { limit, cursor }: PageRequest,
   ): Promise<EventPage> {
     const position = decodeCursor(list, cursor, isSequence);
     const beforeSequence = position === undefined ? undefined : Number(position);

@@ -2,6 +2,7 @@ import { type RawBuilder, sql } from 'kysely';
 import type { Db, Tx } from '../database/client.ts';
 import type { OrganizationId } from '../domain/ids.ts';
 import { chainOf, firstPreviousHash, longestEventBytes, type StoredEvent } from './chain.ts';
+import type { ChainStart } from './chain-walk.ts';
 
 export interface HistoryFilter {
   keyId?: string | undefined;
@@ -163,36 +164,29 @@ export async function findRange(
   { from, to }: Pick<HistoryFilter, 'from' | 'to'>,
 ): Promise<Range | undefined> {
   if (from === undefined && to === undefined) return { first: 1, last: Number.MAX_SAFE_INTEGER };
-  const { rows } = await sql<{ first: number | null; last: number | null }>`select
-    ${
-      from === undefined
-        ? sql`1`
-        : sql`(select sequence from history where chain = ${chain} and at >= ${from}
-      order by at, sequence limit 1)`
-    } as first,
-    ${
-      to === undefined
-        ? sql`${Number.MAX_SAFE_INTEGER}::bigint`
-        : sql`(select sequence from history
-      where chain = ${chain} and at < ${to} order by at desc, sequence desc limit 1)`
-    } as last`.execute(db);
+  const firstFrom = sql`(select sequence from history where chain = ${chain} and at >= ${from}
+    order by at, sequence limit 1)`;
+  const lastBefore = sql`(select sequence from history where chain = ${chain} and at < ${to}
+    order by at desc, sequence desc limit 1)`;
+  const { rows } = await sql<{ first: number | null; last: number | null }>`
+    select ${from === undefined ? sql`1` : firstFrom} as first,
+      ${to === undefined ? sql`${Number.MAX_SAFE_INTEGER}::bigint` : lastBefore} as last`.execute(db);
   const { first = null, last = null } = rows[0] ?? {};
   return first === null || last === null ? undefined : { first, last };
 }
 
+/** The key or partner whose events are read. */
+export type HistorySubject = { keyId: string } | { partnerId: string };
+
 /** Whether the organization's history mentions this key or partner, even if it no longer exists. */
-export async function historyKnows(
-  db: Db,
-  organizationId: OrganizationId,
-  subject: { keyId: string } | { partnerId: string },
-): Promise<boolean> {
+export async function historyKnows(db: Db, organizationId: OrganizationId, subject: HistorySubject): Promise<boolean> {
   const { rows } = await sql`
     select from history where ${matchesFilter(chainOf(organizationId), subject)} limit 1`.execute(db);
   return rows.length > 0;
 }
 
-/** The place before the first stored event of a chain; undefined if none is stored. */
-export async function readFirstEvent(db: Db, chain: string): Promise<{ sequence: number; hash: Buffer } | undefined> {
+/** Where the stored part of a chain starts: after the archived events. Undefined if no event is stored. */
+export async function readStoredStart(db: Db, chain: string): Promise<ChainStart | undefined> {
   const event = await db
     .selectFrom('history')
     .select(['sequence', 'previous_hash'])
@@ -284,28 +278,21 @@ export async function findEvents(db: Db, chain: string, sequences: readonly numb
   return rows;
 }
 
-function readColumns<Row extends { sequence: number }>(
+async function* readColumns<Row extends { sequence: number }>(
   db: Db,
   columns: RawBuilder<unknown>,
   { chain, after, last }: { chain: string; after: number; last: number },
 ): AsyncGenerator<Row[]> {
   // Each batch has both bounds. With an open end and outdated statistics, Postgres would sort the rest of the chain.
-  return inBatches(db, { chain, after, last }, async (range) => {
+  const readFrom = async (first: number): Promise<Row[]> => {
     const { rows } = await sql<Row>`select ${columns} from (
         select *, sum(octet_length(canonical)) over (order by sequence) - octet_length(canonical) as bytes_before
-        from history where chain = ${chain} and sequence >= ${range.first} and sequence <= ${range.last}
+        from history where chain = ${chain} and sequence >= ${first} and sequence <= ${Math.min(first + batchSize - 1, last)}
       ) as range where bytes_before < ${batchBytes} order by sequence`.execute(db);
     return rows;
-  });
-}
-
-async function* inBatches<Row extends { sequence: number }>(
-  db: Db,
-  { chain, after, last }: { chain: string; after: number; last: number },
-  read: (range: Range) => Promise<Row[]>,
-): AsyncGenerator<Row[]> {
+  };
   for (let first: number | undefined = after + 1; first !== undefined && first <= last; ) {
-    const rows = await read({ first, last: Math.min(first + batchSize - 1, last) });
+    const rows = await readFrom(first);
     const lastRead = rows.at(-1)?.sequence;
     first = lastRead === undefined ? await findNext(db, chain, first) : lastRead + 1;
     if (lastRead === undefined) continue;

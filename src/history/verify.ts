@@ -5,7 +5,7 @@ import { openArchiveFile } from './archives/archive-file.ts';
 import { flawOfRow } from './chain.ts';
 import { type ChainStart, type ChainVerdict, type ChainWalk, type WalkOptions, walkChain } from './chain-walk.ts';
 import { takeLines } from './export.ts';
-import { findStrays, readEvents, readFirstEvent, readHead } from './store.ts';
+import { findStrays, readEvents, readHead, readStoredStart } from './store.ts';
 
 export interface VerifyOptions extends WalkOptions {
   /** Authenticates archives. Without it, archived events are a flaw, unless `files` has them. */
@@ -53,7 +53,7 @@ export async function verifyChain(db: Db, chain: string, options: VerifyOptions 
 }
 
 async function readBeginning(db: Db, chain: string, keyring: Keyring | undefined): Promise<Beginning> {
-  return { ...(await readArchivedPart(db, chain, keyring)), stored: await readFirstEvent(db, chain) };
+  return { ...(await readArchivedPart(db, chain, keyring)), stored: await readStoredStart(db, chain) };
 }
 
 function isSame(one: Beginning, other: Beginning): boolean {

@@ -8,7 +8,7 @@ import { jobs } from '../jobs/list.ts';
 import { stateOf } from '../jobs/policy.ts';
 import { listJobRuns } from '../jobs/store.ts';
 import { countSuspendedIdle } from '../keys/idle-store.ts';
-import { countOpen, countOverdue } from '../recovery/store.ts';
+import { countOpen } from '../recovery/store.ts';
 import { backlogOf } from '../webhooks/sending-store.ts';
 import { gauge, type Metric, type Sample } from './instruments.ts';
 
@@ -79,10 +79,10 @@ export function defineDatabaseMetrics(
       };
     },
     async () => ({ keys_suspended_idle: one(await countSuspendedIdle(db)) }),
-    async () => ({
-      recovery_requests_open: one(await countOpen(db)),
-      recovery_requests_overdue: one(await countOverdue(db, new Date(clock.nowMs()))),
-    }),
+    async () => {
+      const { open, overdue } = await countOpen(db, new Date(clock.nowMs()));
+      return { recovery_requests_open: one(open), recovery_requests_overdue: one(overdue) };
+    },
     async () => {
       const { pending, oldestDueSeconds } = await backlogOf(db, new Date(clock.nowMs()));
       return { webhook_deliveries_pending: one(pending), webhook_oldest_due_seconds: one(oldestDueSeconds) };

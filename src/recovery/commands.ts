@@ -12,6 +12,7 @@ import { restorePartner } from '../partners/restore-commands.ts';
 import { getPartner, lockPartner } from '../partners/store.ts';
 import { requireOpen, respondBy } from './policy.ts';
 import {
+  type Answer,
   findOpenRequest,
   getRecoveryRequest,
   insertRecoveryRequest,
@@ -87,8 +88,7 @@ async function closeEarlier(
     });
   }
   const note = 'The key or partner was restored before this request was answered.';
-  await recordAnswer(work, 'recovery.declined', open, note);
-  await markAnswered(work.tx, open.id, { status: 'declined', at: work.now, by: work.by.actor, note });
+  await answer(work, open, { status: 'declined', note });
 }
 
 /**
@@ -106,10 +106,10 @@ export async function approveRecovery(
   const recovery = { requestId: request.id, deletedAt: request.subject_deleted_at };
   const restoring = { windows, recovery };
   const { key_id: keyId, partner_id: partnerId } = request;
-  await recordAnswer(work, 'recovery.approved', request, note);
+  const answered = await answer(work, request, { status: 'approved', note });
   if (keyId !== null) await restoreKey(work, keyId, restoring);
   if (partnerId !== null) await restorePartner(work, partnerId, restoring);
-  return markAnswered(work.tx, request.id, { status: 'approved', at: work.now, by: work.by.actor, note });
+  return answered;
 }
 
 /** @throws Problem `not_found`, `conflict` (answered already) */
@@ -118,9 +118,7 @@ export async function declineRecovery(
   requestId: string,
   note: string,
 ): Promise<RecoveryRequest> {
-  const request = await lockOpenRequest(work, requestId);
-  await recordAnswer(work, 'recovery.declined', request, note);
-  return markAnswered(work.tx, request.id, { status: 'declined', at: work.now, by: work.by.actor, note });
+  return answer(work, await lockOpenRequest(work, requestId), { status: 'declined', note });
 }
 
 /**
@@ -138,14 +136,15 @@ async function lockOpenRequest(work: Work<OrganizationContext>, requestId: strin
   return request;
 }
 
-async function recordAnswer(
+/** Stores and records the answer to a locked request. */
+async function answer(
   work: Work<OrganizationContext>,
-  action: 'recovery.approved' | 'recovery.declined',
   request: RecoveryRequest,
-  note: string | null,
-): Promise<void> {
+  { status, note }: Pick<Answer, 'status' | 'note'>,
+): Promise<RecoveryRequest> {
   const subject = await subjectOf(work, request);
-  record(work, { action, ...subject, details: { recoveryRequestId: request.id, note } });
+  record(work, { action: `recovery.${status}`, ...subject, details: { recoveryRequestId: request.id, note } });
+  return markAnswered(work.tx, request.id, { status, at: work.now, by: work.by.actor, note });
 }
 
 /** The ids for the event. The event of a partner's key also names the partner. */

@@ -154,23 +154,10 @@ export async function markAnswered(tx: Tx, id: RecoveryRequestId, answer: Answer
     .executeTakeFirstOrThrow();
 }
 
-/** The number of open requests of all organizations whose answer is overdue. */
-export async function countOverdue(db: Db, now: Date): Promise<number> {
-  const { count } = await db
-    .selectFrom('recovery_requests')
-    .select(({ fn }) => fn.countAll<number>().as('count'))
-    .where('status', '=', 'open')
-    .where('respond_by', '<', now)
-    .executeTakeFirstOrThrow();
-  return count;
-}
-
-/** The number of open requests of all organizations. */
-export async function countOpen(db: Db): Promise<number> {
-  const { count } = await db
-    .selectFrom('recovery_requests')
-    .select(({ fn }) => fn.countAll<number>().as('count'))
-    .where('status', '=', 'open')
-    .executeTakeFirstOrThrow();
-  return count;
+/** The number of open requests of all organizations, and of those whose answer is overdue. */
+export async function countOpen(db: Db, now: Date): Promise<{ open: number; overdue: number }> {
+  const { rows } = await sql<{ open: number; overdue: number }>`
+    select count(*) as open, count(*) filter (where respond_by < ${now}) as overdue
+    from recovery_requests where status = 'open'`.execute(db);
+  return rows[0] ?? { open: 0, overdue: 0 };
 }

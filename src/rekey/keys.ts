@@ -1,5 +1,5 @@
 import { type Selectable, sql } from 'kysely';
-import { isAuthenticKey, keyMac, keyMacColumns } from '../credentials/record-mac.ts';
+import { isAuthenticKey, keyMac } from '../credentials/record-mac.ts';
 import type { Keyring } from '../crypto/keyring.ts';
 import type { MacColumns } from '../crypto/mac.ts';
 import { seal, unseal } from '../crypto/seal.ts';
@@ -10,18 +10,9 @@ import type { KeyId } from '../domain/ids.ts';
 import { sealDigest, unsealDigest } from '../keys/imported-token.ts';
 import { sealBinding } from '../keys/mint.ts';
 import type { RekeyedKind } from './rekey.ts';
-import { countStaleRows } from './stale-rows.ts';
 
 /** A key whose MAC, sealed value or tag is not under the primary keyring entry. */
-type StaleKey = Pick<
-  Selectable<ApiKeysTable>,
-  | (typeof keyMacColumns)[number]
-  | keyof MacColumns
-  | 'sealed'
-  | 'sealed_keyring_id'
-  | 'digest_sealed'
-  | 'digest_keyring_id'
->;
+type StaleKey = Selectable<ApiKeysTable>;
 
 /** The values under the primary entry. The tag can be renewed if the plaintext or the token's SHA-256 is stored. */
 interface RenewedKey extends MacColumns {
@@ -31,28 +22,13 @@ interface RenewedKey extends MacColumns {
   tag: Buffer | null;
 }
 
-const isStale = (primaryId: string) => sql<boolean>`
-  (mac_keyring_id <> ${primaryId}
-    or (sealed is not null and (sealed_keyring_id <> ${primaryId} or tag_keyring_id <> ${primaryId}))
-    or (digest_sealed is not null and (digest_keyring_id <> ${primaryId} or tag_keyring_id <> ${primaryId})))`;
-
 /** Renews the MAC and the sealed values of a key, and its tag if the plaintext or the token's SHA-256 is stored. */
 export const keys: RekeyedKind<StaleKey, RenewedKey> = {
   eventMember: 'keys',
-  countStale: (db, primaryId, upTo) => countStaleRows(db, 'api_keys', isStale(primaryId), upTo),
-  lockStale: (tx, primaryId, { after, upTo, limit }) =>
-    tx
-      .selectFrom('api_keys')
-      .select([...keyMacColumns, 'mac', 'mac_keyring_id', 'sealed', 'sealed_keyring_id'])
-      .select(['digest_sealed', 'digest_keyring_id'])
-      .where(isStale(primaryId))
-      .where('id', '>', after as KeyId)
-      .where('id', '<=', upTo as KeyId)
-      .orderBy('id')
-      .limit(limit)
-      .forNoKeyUpdate()
-      .skipLocked()
-      .execute(),
+  table: 'api_keys',
+  isStale: (primaryId) => sql`mac_keyring_id <> ${primaryId}
+    or (sealed is not null and (sealed_keyring_id <> ${primaryId} or tag_keyring_id <> ${primaryId}))
+    or (digest_sealed is not null and (digest_keyring_id <> ${primaryId} or tag_keyring_id <> ${primaryId}))`,
   renew(keyring, key) {
     const { id, organization_id: organizationId, mac_keyring_id: macId } = key;
     // A new MAC would make a row authentic that is not authentic now.
@@ -70,8 +46,9 @@ export const keys: RekeyedKind<StaleKey, RenewedKey> = {
       digest: digest && sealDigest(keyring, organizationId, id, digest).sealed,
     };
   },
-  async store(tx, primaryId, renewed) {
-    if (renewed.length === 0) return;
+  async store(tx, renewed) {
+    const primaryId = renewed[0]?.mac_keyring_id;
+    if (primaryId === undefined) return;
     await sql`
       update api_keys as key
       set mac = renewed.mac, mac_keyring_id = ${primaryId},

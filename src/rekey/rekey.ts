@@ -1,7 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { type RawBuilder, sql } from 'kysely';
 import type { Keyring } from '../crypto/keyring.ts';
 import { SealBroken } from '../crypto/seal.ts';
-import type { Db, Tx } from '../database/client.ts';
+import type { Tx } from '../database/client.ts';
 import { type Transactor, transact } from '../database/work.ts';
 import { systemActor } from '../domain/actor.ts';
 import { record } from '../history/record.ts';
@@ -26,19 +27,17 @@ export interface RekeyResult {
 export interface RekeyedKind<Stale extends { id: string }, Renewed extends { id: string }> {
   /** The event member for their number; null if the move is not recorded. */
   eventMember: 'keys' | 'webhookSecrets' | 'claims' | null;
-  /** The number of stale records, optionally up to an id, and the last of them. */
-  countStale(db: Db, primaryId: string, upTo: string | null): Promise<{ count: number; lastId: string | null }>;
-  /** Locks the next stale records by id. Skips records that other transactions have locked. */
-  lockStale(tx: Tx, primaryId: string, page: { after: string; upTo: string; limit: number }): Promise<Stale[]>;
+  table: 'access_tokens' | 'api_keys' | 'claims' | 'history_archives' | 'webhook_endpoints';
+  /** The condition for stale rows. */
+  isStale(primaryId: string): RawBuilder<unknown>;
   /** @throws SealBroken */
   renew(keyring: Keyring, stale: Stale): Renewed | Unopened;
   /** The records must be locked. */
-  store(tx: Tx, primaryId: string, renewed: readonly Renewed[]): Promise<void>;
+  store(tx: Tx, renewed: readonly Renewed[]): Promise<void>;
 }
 
 interface RekeyDeps {
   transactor: Transactor;
-  keyring: Keyring;
   /** Called after each batch. */
   onProgress?: (progress: { done: number; total: number }) => void;
 }
@@ -58,12 +57,12 @@ const by = {
  * repeated. The start is recorded first, because plaintexts are decrypted.
  */
 export async function rekey<Stale extends { id: string }, Renewed extends { id: string }>(
-  { transactor, keyring, onProgress = () => undefined }: RekeyDeps,
+  { transactor, onProgress = () => undefined }: RekeyDeps,
   kind: RekeyedKind<Stale, Renewed>,
 ): Promise<RekeyResult> {
-  const { db } = transactor;
+  const { db, keyring } = transactor;
   const primary = keyring.primary.id;
-  const { count: total, lastId } = await kind.countStale(db, primary, null);
+  const { count: total, lastId } = await countStale(null);
   if (lastId === null) return { renewed: 0, unopened: [], locked: 0, since: 0 };
   await recordStep('keyring.rekey_started', total, {});
   onProgress({ done: 0, total });
@@ -72,14 +71,31 @@ export async function rekey<Stale extends { id: string }, Renewed extends { id: 
     const before = renewed;
     const unopened = await runPass(lastId);
     if (renewed > before) lockedForMs = 0;
-    const left = await kind.countStale(db, primary, lastId);
+    const left = await countStale(lastId);
     const locked = Math.max(0, left.count - unopened.length);
     if (locked === 0 || lockedForMs >= lockWaitMs) {
       await recordStep('keyring.rekeyed', renewed, { unopened: unopened.length, locked });
-      const since = (await kind.countStale(db, primary, null)).count - left.count;
+      const since = (await countStale(null)).count - left.count;
       return { renewed, unopened, locked, since };
     }
     await delay(retryAfterMs);
+  }
+
+  /** The number of stale records, optionally up to an id, and the last of them. */
+  async function countStale(upTo: string | null): Promise<{ count: number; lastId: string | null }> {
+    const { rows } = await sql<{ count: number; lastId: string | null }>`
+      select count(*)::int as count, max(id) as "lastId" from ${sql.table(kind.table)}
+      where (${kind.isStale(primary)}) and (${upTo}::text is null or id <= ${upTo})`.execute(db);
+    return rows[0] ?? { count: 0, lastId: null };
+  }
+
+  /** Locks the next stale records by id. Skips records that other transactions have locked. */
+  async function lockStale(tx: Tx, after: string, upTo: string): Promise<Stale[]> {
+    const { rows } = await sql<Stale>`
+      select * from ${sql.table(kind.table)}
+      where (${kind.isStale(primary)}) and id > ${after} and id <= ${upTo}
+      order by id limit ${recordsInBatch} for no key update skip locked`.execute(tx);
+    return rows;
   }
 
   async function recordStep(
@@ -99,9 +115,8 @@ export async function rekey<Stale extends { id: string }, Renewed extends { id: 
     const unopened: Unopened[] = [];
     const batches = pagesOf<Renewed | Unopened>((last) =>
       transact(transactor, by, async ({ tx }) => {
-        const page = { after: last?.id ?? '', upTo, limit: recordsInBatch };
-        const results = (await kind.lockStale(tx, primary, page)).map(tryToRenew);
-        await kind.store(tx, primary, results.filter(isRenewed));
+        const results = (await lockStale(tx, last?.id ?? '', upTo)).map(tryToRenew);
+        await kind.store(tx, results.filter(isRenewed));
         return results;
       }),
     );

@@ -24,28 +24,28 @@ import {
   sendsAtOncePerEndpoint,
 } from './policy.ts';
 import {
-  type ClaimedDelivery,
   countAttempt,
   type DeliveryState,
   failPending,
   insertAttempt,
-  leaseDue,
+  type LeasedDelivery,
   lockAttempted,
   markDelivered,
+  markLeased,
   updateDeliveryState,
 } from './sending-store.ts';
 import { signDelivery } from './signature.ts';
 import { lockForSending, markFailingSince, markWebhookDisabled, type SendingWebhook } from './store.ts';
 
 /**
- * One delivery attempt: a transaction claims the delivery, the request is sent outside any transaction, and another
+ * One delivery attempt: a transaction leases the delivery, the request is sent outside any transaction, and another
  * transaction records the outcome.
  */
 
-export interface Claim {
+export interface Lease {
   webhook: SendingWebhook;
-  delivery: ClaimedDelivery;
-  /** The database's time of the claim. */
+  delivery: LeasedDelivery;
+  /** The database's time of the lease. */
   at: Date;
 }
 
@@ -54,27 +54,27 @@ const failedAtOnce = 1_000;
 const sender = systemActor('webhooks');
 
 /**
- * Claims due deliveries of an endpoint, up to the limits. Fails the pending ones of a disabled or deleted endpoint.
+ * Leases due deliveries of an endpoint, up to the limits. Fails the pending ones of a disabled or deleted endpoint.
  * @param freeSlotsFor how many more calls to this endpoint the sender has capacity for
  * @returns `more`: call again at once
  */
-export async function claimDue(
+export async function leaseDue(
   { db, clock }: Pick<Transactor, 'db' | 'clock'>,
   id: WebhookId,
   freeSlotsFor: (webhook: SendingWebhook) => number,
-): Promise<{ claims: Claim[]; more: boolean }> {
+): Promise<{ leases: Lease[]; more: boolean }> {
   return writeTransaction(db).execute(async (tx) => {
     const webhook = await lockForSending(tx, id);
-    if (webhook === undefined) return { claims: [], more: false };
+    if (webhook === undefined) return { leases: [], more: false };
     const at = await currentTime(tx, clock);
     if (!webhook.is_live) {
-      return { claims: [], more: (await failPending(tx, id, at, failedAtOnce)) === failedAtOnce };
+      return { leases: [], more: (await failPending(tx, id, at, failedAtOnce)) === failedAtOnce };
     }
     const slots = freeSlotsFor(webhook);
-    if (slots <= 0) return { claims: [], more: false };
+    if (slots <= 0) return { leases: [], more: false };
     const leasedUntil = new Date(at.getTime() + leaseMs);
-    const deliveries = await leaseDue(tx, webhook, { now: at, leasedUntil, atOnce: sendsAtOncePerEndpoint, slots });
-    return { claims: deliveries.map((delivery) => ({ webhook, delivery, at })), more: false };
+    const deliveries = await markLeased(tx, webhook, { now: at, leasedUntil, atOnce: sendsAtOncePerEndpoint, slots });
+    return { leases: deliveries.map((delivery) => ({ webhook, delivery, at })), more: false };
   });
 }
 
@@ -86,22 +86,22 @@ interface SendDeps {
 }
 
 /**
- * Sends a claimed delivery, signed with the current secrets.
+ * Sends a leased delivery, signed with the current secrets.
  * @throws what the client throws when it is closed; the outcome is then unknown
  */
 export async function send(
   { tracer, ...deps }: SendDeps & { tracer: Tracer },
-  claim: Claim,
+  lease: Lease,
 ): Promise<{ outcome: Outcome; error?: unknown }> {
-  const span = tracer.start(parseTraceparent(claim.delivery.traceparent), {
+  const span = tracer.start(parseTraceparent(lease.delivery.traceparent), {
     name: 'POST webhook',
     kind: 'client',
-    facts: { 'http.request.method': 'POST', 'latchkey.webhook_id': claim.webhook.id },
+    facts: { 'http.request.method': 'POST', 'latchkey.webhook_id': lease.webhook.id },
   });
   const headers = span === undefined ? {} : { traceparent: toTraceparent(span.context) };
   let status: number | null = null;
   try {
-    const sent = await post(deps, claim, headers);
+    const sent = await post(deps, lease, headers);
     ({ status } = sent.outcome);
     return sent;
   } finally {
@@ -112,7 +112,7 @@ export async function send(
 
 async function post(
   { keyring, client, mask }: SendDeps,
-  { webhook, delivery, at }: Claim,
+  { webhook, delivery, at }: Lease,
   headers: Record<string, string>,
 ): Promise<{ outcome: Outcome; error?: unknown }> {
   const nothing = { status: null, retryAfterSeconds: null, reply: null } as const;
@@ -143,7 +143,7 @@ async function post(
 function bodyOf(
   keyring: Keyring,
   webhook: SendingWebhook,
-  { canonical, ...delivery }: ClaimedDelivery,
+  { canonical, ...delivery }: LeasedDelivery,
 ): { body: string } | { reason: DeliveryFlaw } {
   if (canonical === null) return { reason: 'event_missing' };
   if (!isDeliveryAuthentic(keyring, delivery, { ...delivery, endpointId: webhook.id, canonical })) {
@@ -162,8 +162,8 @@ function excerptOf(body: string): string {
 }
 
 /** Records an attempt and updates the delivery and its endpoint. */
-export async function recordOutcome(transactor: Transactor, claim: Claim, outcome: Outcome): Promise<void> {
-  const { webhook, delivery, at } = claim;
+export async function recordOutcome(transactor: Transactor, lease: Lease, outcome: Outcome): Promise<void> {
+  const { webhook, delivery, at } = lease;
   // Fast path for a success: one statement.
   if (isSuccess(outcome)) {
     const attempt = { at, status: outcome.status, duration_ms: outcome.durationMs, reply: outcome.reply };

@@ -13,7 +13,7 @@ export const endpointsAllowed = 50;
 /** How long the old secret also signs after a rotation. */
 export const oldSecretSignsMs = dayMs;
 
-/** How long a claimed delivery is reserved for its sender. An attempt takes 15 s at most. */
+/** How long a leased delivery is reserved for its sender. An attempt takes 15 s at most. */
 export const leaseMs = 30_000;
 
 /** More than one, so that a slow reply does not delay the next event; few, to spare small receivers. */

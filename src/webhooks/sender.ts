@@ -8,7 +8,7 @@ import { pause } from '../lib/backoff.ts';
 import { limitedWarnings } from '../lib/limited-warnings.ts';
 import { startPeriodicTask } from '../lib/periodic-task.ts';
 import { type SingleFlight, singleFlight } from '../lib/single-flight.ts';
-import { type Claim, claimDue, recordOutcome, send } from './attempt.ts';
+import { type Lease, leaseDue, recordOutcome, send } from './attempt.ts';
 import type { WebhookClient } from './connector.ts';
 import { enqueueDeliveries } from './enqueue-deliveries.ts';
 import { type AttemptOutcome, isFlaw, isSuccess, outcomeName } from './policy.ts';
@@ -19,7 +19,7 @@ import type { SendingWebhook } from './store.ts';
 export interface WebhookSender {
   /** Checks this organization's endpoints for due deliveries. */
   wake(organizationId: OrganizationId): void;
-  /** Claims no more deliveries, and releases those that do not end soon. */
+  /** Leases no more deliveries, and releases those that do not end soon. */
   close(): Promise<void>;
 }
 
@@ -78,17 +78,17 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
 
   const checkEndpoint = singleFlight(async (id: WebhookId) => {
     for (let more = true; more; ) {
-      const claimed = await claimDue(transactor, id, freeSlotsFor);
-      for (const claim of claimed.claims) {
-        const delivered = deliver(claim);
+      const { leases, more: hasMore } = await leaseDue(transactor, id, freeSlotsFor);
+      for (const lease of leases) {
+        const delivered = deliver(lease);
         track(sending, delivered);
-        if (isFailing(claim.webhook)) track(sendingToFailing, delivered);
+        if (isFailing(lease.webhook)) track(sendingToFailing, delivered);
       }
-      more = claimed.more;
+      more = hasMore;
     }
   });
 
-  /** May be exceeded slightly: concurrent transactions do not see each other's claims. */
+  /** May be exceeded slightly: concurrent transactions do not see each other's leases. */
   function freeSlotsFor(endpoint: Pick<SendingWebhook, 'failing_since'>): number {
     const slots = sendsAtOnce - sending.size;
     return isFailing(endpoint) ? Math.min(slots, failingSendsAtOnce - sendingToFailing.size) : slots;
@@ -98,15 +98,15 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
   function check<Id>(at: SingleFlight<Id, void>, id: Id): void {
     if (closing.signal.aborted) return;
     const checked = at.next(id).catch((error: unknown) => {
-      logger.warn({ err: error, id }, 'Due webhook deliveries could not be claimed. Latchkey will retry.');
+      logger.warn({ err: error, id }, 'Due webhook deliveries could not be leased. Latchkey will retry.');
     });
     track(checking, checked);
   }
 
-  async function deliver(claim: Claim): Promise<void> {
-    const facts = { webhookId: claim.webhook.id, deliveryId: claim.delivery.id };
+  async function deliver(lease: Lease): Promise<void> {
+    const facts = { webhookId: lease.webhook.id, deliveryId: lease.delivery.id };
     try {
-      const { outcome, error } = await send({ keyring, client, tracer, mask }, claim);
+      const { outcome, error } = await send({ keyring, client, tracer, mask }, lease);
       const { status, reason, durationMs } = outcome;
       if (options.tally !== undefined) options.tally[outcomeName(outcome)] += 1;
       if (isFlaw(outcome))
@@ -114,11 +114,11 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
       else if (reason === 'secret_unreadable')
         logger.warn({ err: error, ...facts }, "A webhook's secret cannot be decrypted. Rotate the secret.");
       else logger.debug({ err: error, ...facts, status, reason, durationMs }, 'Latchkey called a webhook.');
-      await recordOutcome(transactor, claim, outcome);
-      // Failing endpoints take turns for slots, so a failed attempt does not claim the next delivery at once.
+      await recordOutcome(transactor, lease, outcome);
+      // Failing endpoints take turns for slots, so a failed attempt does not lease the next delivery at once.
       if (!isSuccess(outcome)) return;
     } catch (error) {
-      if (closing.signal.aborted) await releaseClaim(claim);
+      if (closing.signal.aborted) await releaseLease(lease);
       else
         logger.warn(
           { err: error, ...facts },
@@ -126,12 +126,12 @@ export function startWebhookSender(options: WebhookSenderOptions): WebhookSender
         );
     }
     if (closing.signal.aborted) return;
-    if (await hasDue(transactor, claim.webhook.id).catch(() => false)) {
-      check(checkEndpoint, claim.webhook.id);
+    if (await hasDue(transactor, lease.webhook.id).catch(() => false)) {
+      check(checkEndpoint, lease.webhook.id);
     }
   }
 
-  async function releaseClaim({ delivery }: Claim): Promise<void> {
+  async function releaseLease({ delivery }: Lease): Promise<void> {
     try {
       await release(transactor, delivery);
     } catch (error) {

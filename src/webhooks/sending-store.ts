@@ -9,7 +9,7 @@ import { eventText } from '../history/store.ts';
 
 /** Queries of the webhook sender. Functions that take a `Tx` require a lock on the endpoint. */
 
-export interface ClaimedDelivery extends MacColumns {
+export interface LeasedDelivery extends MacColumns {
   id: DeliveryId;
   sequence: number;
   action: string;
@@ -69,12 +69,12 @@ export async function hasDue({ db, clock }: Pick<Transactor, 'db' | 'clock'>, en
 }
 
 /** Leases the next due deliveries, up to the limits. They are reserved for this sender until the lease ends. */
-export async function leaseDue(
+export async function markLeased(
   tx: Tx,
   { id: endpointId, organization_id: organizationId }: { id: WebhookId; organization_id: OrganizationId },
   { now, leasedUntil, atOnce, slots }: { now: Date; leasedUntil: Date; atOnce: number; slots: number },
-): Promise<ClaimedDelivery[]> {
-  const { rows } = await sql<ClaimedDelivery>`
+): Promise<LeasedDelivery[]> {
+  const { rows } = await sql<LeasedDelivery>`
     with leased as (
       update webhook_deliveries set leased_until = ${leasedUntil}, due_at = ${leasedUntil}
       where id in (
@@ -114,7 +114,7 @@ export async function failPending(tx: Tx, endpointId: WebhookId, now: Date, limi
  */
 export async function markDelivered(
   { db, clock }: Pick<Transactor, 'db' | 'clock'>,
-  { id, leased_until }: ClaimedDelivery,
+  { id, leased_until }: LeasedDelivery,
   { at, status, duration_ms, reply }: Pick<WebhookAttemptsTable, 'at' | 'status' | 'duration_ms' | 'reply'>,
 ): Promise<boolean> {
   const { rows } = await sql`
@@ -152,8 +152,8 @@ export type DeliveryState =
   | { status: 'pending'; attempts: number; failures: number; due_at: Date; leased_until: null; finished_at: null }
   | { status: 'delivered' | 'failed'; attempts: number; failures: number; leased_until: null; finished_at: Date };
 
-export async function updateDeliveryState(tx: Tx, id: DeliveryId, standing: DeliveryState): Promise<void> {
-  await tx.updateTable('webhook_deliveries').set(standing).where('id', '=', id).execute();
+export async function updateDeliveryState(tx: Tx, id: DeliveryId, state: DeliveryState): Promise<void> {
+  await tx.updateTable('webhook_deliveries').set(state).where('id', '=', id).execute();
 }
 
 /** Counts an attempt of a delivery that has ended or belongs to another sender by now. */
@@ -164,7 +164,7 @@ export async function countAttempt(tx: Tx, id: DeliveryId, attempts: number): Pr
 /** Releases a delivery whose attempt was not made. */
 export async function release(
   { db, clock }: Pick<Transactor, 'db' | 'clock'>,
-  { id, leased_until }: ClaimedDelivery,
+  { id, leased_until }: LeasedDelivery,
 ): Promise<void> {
   await sql`
     update webhook_deliveries set leased_until = null, due_at = ${clock.sqlNow}

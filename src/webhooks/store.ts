@@ -5,10 +5,8 @@ import { requireFound } from '../domain/errors.ts';
 import type { OrganizationId, PartnerId, WebhookId } from '../domain/ids.ts';
 import type { MintedSecret, SecretColumns } from './mint.ts';
 
-type SecretColumn = 'sealed' | 'sealed_keyring_id' | 'previous_sealed' | 'previous_sealed_keyring_id';
-
 /** An endpoint without its secrets, which no view contains. */
-export type Webhook = Omit<Selectable<WebhookEndpointsTable>, SecretColumn>;
+export type Webhook = Omit<Selectable<WebhookEndpointsTable>, keyof SecretColumns>;
 
 const columns = [
   'id',
@@ -160,7 +158,7 @@ export async function markFailingSince(tx: Tx, id: WebhookId, since: Date | null
 /** An endpoint as the sender needs it, including disabled and deleted ones. */
 export type SendingWebhook = Pick<
   Selectable<WebhookEndpointsTable>,
-  SecretColumn | 'id' | 'organization_id' | 'partner_id' | 'url' | 'previous_until' | 'failing_since'
+  keyof SecretColumns | 'id' | 'organization_id' | 'partner_id' | 'url' | 'previous_until' | 'failing_since'
 > & { is_live: boolean };
 
 /** Locks an endpoint, so that one sender at a time decides what is sent to it. */

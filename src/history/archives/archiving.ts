@@ -10,9 +10,9 @@ import type { ChainStart } from '../chain-walk.ts';
 import type { Checkpoint } from '../checkpoints/checkpoint.ts';
 import { exportChain, verifyExport } from '../export.ts';
 import { record } from '../record.ts';
-import { findRange, readFirstEvent, readHead } from '../store.ts';
+import { findRange, readHead, readStoredStart } from '../store.ts';
 import { verifyChain } from '../verify.ts';
-import { type Archive, archiveMac, endOf, readArchivedPart, toDetails } from './archive.ts';
+import { type Archive, archiveMac, endOf, readArchivedPart, readLastArchive, toDetails } from './archive.ts';
 import { openArchiveFile } from './archive-file.ts';
 import { areStatesSound, holdStates, removeStaleStates, storeStates } from './states.ts';
 
@@ -197,8 +197,8 @@ export async function finishArchive(
   { chain, file }: Pick<ArchiveRequest, 'chain' | 'file'>,
 ): Promise<Archive | undefined> {
   const { db, keyring } = deps.transactor;
-  const archive = (await readArchivedPart(db, chain, keyring)).archives.at(-1);
-  const stored = await readFirstEvent(db, chain);
+  const archive = await readLastArchive(db, chain, keyring);
+  const stored = await readStoredStart(db, chain);
   if (archive === undefined || stored === undefined || stored.sequence >= archive.last_sequence) return undefined;
   // Nothing is removed yet, so the events make the same file again.
   if (stored.sequence < archive.first_sequence && !(await exists(file))) {
@@ -221,7 +221,7 @@ const removedAtOnce = 5_000;
 async function removeArchived({ transactor: { db }, onProgress }: ArchivingDeps, archive: Archive): Promise<void> {
   const { chain, last_sequence: last } = archive;
   for (;;) {
-    const stored = await readFirstEvent(db, chain);
+    const stored = await readStoredStart(db, chain);
     if (stored === undefined || stored.sequence >= last) break;
     const upTo = Math.min(stored.sequence + removedAtOnce, last);
     await writeTransaction(db).execute((tx) => removeEvents(tx, chain, upTo));

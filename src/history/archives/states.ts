@@ -7,7 +7,7 @@ import { chunksOf, inBatches, pagesOf } from '../../lib/batches.ts';
 import { installationChain } from '../chain.ts';
 import { columnOf, type PagedKind, type Recorded, statesOf, statesOfAll } from '../recorded-states.ts';
 import { firstActionsOf, type RecordKind, type State } from '../state-replay.ts';
-import { matches } from '../store.ts';
+import { type HistorySubject, matches } from '../store.ts';
 import type { Archive } from './archive.ts';
 
 /** Stores and reads the states of a chain's records at its last archived event. */
@@ -43,7 +43,8 @@ export function listArchivedStates(db: Db, archiveId: ArchiveId, chain: string) 
 }
 
 /** Whether the archived part of the chain has events of this record. Every record has an event that created it. */
-export async function isInArchive(db: Db, chain: string, kind: PagedKind, id: string): Promise<boolean> {
+export async function isInArchive(db: Db, chain: string, subject: HistorySubject): Promise<boolean> {
+  const [kind, id] = 'keyId' in subject ? ['key', subject.keyId] : ['partner', subject.partnerId];
   const { rows } = await sql`
     select from history_archives as archive
     join history_archive_states as stored on stored.archive_id = archive.id
@@ -67,12 +68,14 @@ const writtenAtOnce = 200;
 export async function storeStates(db: Db, archiveId: ArchiveId, recorded: Recorded): Promise<Buffer> {
   const digest = createStatesDigest();
   for (const kind of kindsOf(recorded.chain)) {
-    const ids = isPaged(kind) ? await listIds(db, recorded, kind) : [undefined];
-    for (const some of chunksOf(ids, writtenAtOnce)) {
+    const parts = isPaged(kind)
+      ? chunksOf(await listIds(db, recorded, kind), writtenAtOnce).map(
+          (ids) => (tx: Tx) => statesOf(tx, recorded, kind, ids),
+        )
+      : [(tx: Tx) => statesOfAll(tx, recorded, kind)];
+    for (const read of parts) {
       await writeTransaction(db).execute(async (tx) => {
-        const states = isPaged(kind)
-          ? await statesOf(tx, recorded, kind, some as string[])
-          : await statesOfAll(tx, recorded, kind);
+        const states = await read(tx);
         const rows = [...states].map(([id, state]) => ({ kind, id, state: toText(state) })).sort(byId);
         digest.add(rows);
         await insertStates(tx, archiveId, rows);

@@ -82,14 +82,12 @@ export async function openCheckpointing(options: CheckpointingOptions): Promise<
 }
 
 /** Sends checkpoints to a server that this machine cannot make forget them. */
-export interface CheckpointDelivery {
+interface CheckpointDelivery {
   /**
    * Sends these notes and those that failed before. Only the newest note of each chain is kept: it covers all before
    * it. Never throws; what fails is sent with the next call.
    */
   send(notes: readonly string[], limits?: { withinMs?: number; signal?: AbortSignal }): Promise<void>;
-  /** The number of chains whose newest checkpoint was not delivered. */
-  waiting(): number;
 }
 
 const sendWithinMs = 5_000;
@@ -140,7 +138,6 @@ function createCheckpointDelivery(url: string, logger: Pick<FastifyBaseLogger, '
         logger.debug({ checkpoints: batch.length }, 'Checkpoints were sent.');
       }
     },
-    waiting: () => waiting.size,
   };
 }
 

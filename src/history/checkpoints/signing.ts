@@ -124,9 +124,9 @@ export function createCheckpoints({ db, keyring, file, logger }: CheckpointsOpti
     for await (const heads of pages) {
       for (const { chain, sequence, hash } of heads) {
         gone.delete(chain);
-        const isAnything = sequence > 0 || signed.has(chain);
-        if (isAnything && !isSigned({ chain, size: sequence, hash })) changed.push(chain);
-        else if (refusals.has(chain)) changed.push(chain);
+        const isUnused = sequence === 0 && !signed.has(chain);
+        const isDue = !isUnused && !isSigned({ chain, size: sequence, hash });
+        if (isDue || refusals.has(chain)) changed.push(chain);
       }
     }
     return [...changed, ...gone];
