@@ -13,7 +13,7 @@ import { t } from './support/tap.ts';
 
 const page = await readFile('docs/kubernetes.md', 'utf8');
 const [, manifest = ''] = /^```yaml\n(.*?)^```$/ms.exec(page) ?? [];
-const [job, deployment, service]: Json[] = parseAllDocuments(manifest).map((document) => {
+const [job, deployment, service, budget]: Json[] = parseAllDocuments(manifest).map((document) => {
   if (document.errors.length > 0) throw document.errors[0];
   return document.toJS();
 });
@@ -23,10 +23,11 @@ const typeOf: Record<string, string> = {
   Job: 'kubernetes-types/batch/v1',
   Deployment: 'kubernetes-types/apps/v1',
   Service: 'kubernetes-types/core/v1',
+  PodDisruptionBudget: 'kubernetes-types/policy/v1',
 };
 
 t.test('the manifest is valid by the Kubernetes types', async (t) => {
-  t.equal(await compile(t, [job, deployment, service]), '');
+  t.equal(await compile(t, [job, deployment, service, budget]), '');
   const misspelt = structuredClone(deployment);
   misspelt.spec.template.spec.containers[0].redinessProbe = {};
   t.match(await compile(t, [misspelt]), /redinessProbe/, 'a misspelt member would be found');
@@ -86,6 +87,7 @@ t.test('probes and ports match the service', async (t) => {
   t.equal(service.spec.ports[0].targetPort, 'http');
   t.same(service.spec.selector, deployment.spec.template.metadata.labels);
   t.same(deployment.spec.selector.matchLabels, deployment.spec.template.metadata.labels);
+  t.same(budget.spec.selector, deployment.spec.selector);
   for (const [probe, where] of [
     ['startupProbe', '/readyz'],
     ['readinessProbe', '/readyz'],
