@@ -68,15 +68,6 @@ export async function dbAddKeys(
   }
   return plaintexts;
 }
-
-/** Raises the rate limits of all organizations beyond what a measurement reaches. */
-export async function dbRaiseLimits(url: string): Promise<void> {
-  const client = new pg.Client({ connectionString: url });
-  await client.connect();
-  await client.query('update organizations set rate_limit_requests = 1000000000, rate_limit_window_seconds = 86400');
-  await client.end();
-}
-
 function mintKey(
   { organizationId, keyring, argon2idHash }: { organizationId: OrganizationId; keyring: Keyring; argon2idHash: string },
   partnerId: PartnerId,
