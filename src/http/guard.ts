@@ -148,17 +148,21 @@ export const guard = fp<GuardOptions>(
       if (named === undefined) return ownOrganization(rule, principal);
       // No lookup for the caller's own organization: every verification would wait for the database.
       if (named === principal.organizationId) return principal.organizationId;
-      return foreignOrganization(principal, named);
+      return foreignOrganization(rule, principal, named);
     }
 
-    async function foreignOrganization(principal: CallerPrincipal, named: string | string[]): Promise<OrganizationId> {
+    async function foreignOrganization(
+      rule: ProtectedRule,
+      principal: CallerPrincipal,
+      named: string | string[],
+    ): Promise<OrganizationId> {
       if (principal.organizationId === null && typeof named === 'string' && isId('org', named)) {
         if (await organizationExists(named)) return named;
       }
-      throw new Problem(
-        'not_found',
-        'The organization in the Latchkey-Organization header does not exist. Check its id.',
-      );
+      const problem = 'The organization in the Latchkey-Organization header does not exist.';
+      if (rule.role === 'admin') throw new Problem('not_found', `${problem} Check its id.`);
+      // A client of these routes would take 404 for the subject of its request.
+      throw new Problem('bad_request', `${problem} Leave out the header: this request does not need it.`);
     }
   },
   { name: 'guard', dependencies: ['endpoint-limits'] },
