@@ -1,3 +1,4 @@
+import { newId } from '../src/domain/ids.ts';
 import { type Json, startService } from './support/app.ts';
 import { t } from './support/tap.ts';
 
@@ -231,4 +232,24 @@ t.test('a credential describes itself', async (t) => {
   t.match((await operator.get('/v1/self')).body, { role: 'operator', organizationId: null, permission: null });
   await admin.delete(`/v1/keys/${key.id}`);
   t.equal((await as(key.key).get('/v1/self')).status, 401);
+});
+
+t.test('an unknown organization in a header that a route does not need is a bad request, not 404', async (t) => {
+  const { admin, verifier, operator, as, organizationId } = await startService(t);
+  const { body: key } = await admin.post('/v1/keys', {});
+  const unknown = { 'latchkey-organization': newId('org') };
+  const use = { key: key.key, permission: 'read' };
+  for (const [what, reply] of Object.entries({
+    self: await admin.get('/v1/self', unknown),
+    verify: await verifier.post('/v1/verify', use, unknown),
+    batch: await verifier.post('/v1/verify/batch', { keys: [use] }, unknown),
+    changes: await verifier.get('/v1/changes', unknown),
+    organizations: await operator.get('/v1/organizations', unknown),
+    'a new organization': await operator.post('/v1/organizations', { name: 'Other' }, unknown),
+  })) {
+    t.match([reply.status, reply.body.code], [400, 'bad_request'], what);
+  }
+  t.match(await as(key.key).get('/v1/self', unknown), { status: 200 }, 'a key has only its own organization');
+  t.match(await verifier.post('/v1/verify', use, { 'latchkey-organization': organizationId }), { status: 200 });
+  t.match(await operator.get('/v1/organizations', { 'latchkey-organization': organizationId }), { status: 200 });
 });

@@ -216,3 +216,50 @@ async function dbInsertPartners(url: string, partnerId: string): Promise<void> {
   );
   await dbQuery(url, "update api_keys set metadata = json_build_object('text', repeat('x', 16000))");
 }
+
+/** Begins a request with a body of which only the first byte arrives. @returns its status if it is rejected at once */
+function beginBody(t: Test, { app }: TestService, path: string, headers: Record<string, string>) {
+  const { port } = app.server.address() as AddressInfo;
+  const clientRequest = httpRequest({
+    ...{ port, host: '127.0.0.1', path, agent: false, method: 'POST' },
+    headers: { 'content-type': 'application/json', expect: '100-continue', ...headers },
+  });
+  t.teardown(() => clientRequest.destroy());
+  clientRequest.on('error', () => undefined);
+  clientRequest.write('{');
+  const status = once(clientRequest, 'response').then(
+    ([response]) => (response as IncomingMessage).statusCode,
+    () => undefined,
+  );
+  return { clientRequest, status };
+}
+
+for (const { path, length, most, body } of [
+  {
+    path: '/v1/keys/import',
+    length: 1_000_000,
+    most: 32,
+    body: { dryRun: true, entries: [{ plaintext: 'x'.repeat(20) }] },
+  },
+  { path: '/v1/verify/batch', length: 524_288, most: 64, body: { entries: [{ key: 'x', permission: 'read' }] } },
+]) {
+  t.test(`bodies that arrive slowly at ${path} fill no memory, and other organizations are served`, async (t) => {
+    const service = await startListening(t);
+    const { admin, verifier, operator } = service;
+    const isImport = path.endsWith('import');
+    const other = await otherOrganization(service);
+    const token = { role: 'verifier', scopes: ['read'], name: 'Vera' };
+    const { body: otherVerifier } = await operator.post('/v1/access-tokens', token, other.named);
+    const [caller, another] = isImport ? [admin, other.admin] : [verifier, service.as(otherVerifier.token)];
+    const headers = { ...as(caller), 'content-length': String(length) };
+    const begun = Array.from({ length: most + 8 }, () => beginBody(t, service, path, headers));
+    const rejected: unknown[] = [];
+    for (const { status } of begun) void status.then((code) => rejected.push(code));
+    await eventually(async () => rejected.length === 8);
+    t.same(new Set(rejected), new Set([429]));
+    t.equal((await caller.post(path, body)).status, 429);
+    t.equal((await another.post(path, body)).status, 200);
+    for (const { clientRequest } of begun) clientRequest.destroy();
+    await eventually(async () => (await caller.post(path, body)).status === 200);
+  });
+}

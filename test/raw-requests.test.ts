@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { type AddressInfo, connect } from 'node:net';
 import type { Test } from 'tap';
 import { type Json, startService } from './support/app.ts';
+import { eventually } from './support/process.ts';
 import { t } from './support/tap.ts';
 
 // Requests that hardly any HTTP library can send.
@@ -236,4 +237,24 @@ t.test('a problem repeats only a bounded part of the request', async (t) => {
     payload: names(900, 60).join('&'),
   });
   t.ok(form.body.length < 25_000, `a form: ${form.body.length} bytes`);
+});
+
+t.test('a connection that ends within a body is a bad request, not a fault of the database', async (t) => {
+  const { app, logLines } = await startListening(t);
+  const { port } = app.server.address() as AddressInfo;
+  const badRequests = async () => {
+    const text = (await app.inject('/metrics')).body;
+    t.match(text, 'latchkey_problems_total{code="unavailable"} 0');
+    return Number(/problems_total\{code="bad_request"\} (\d+)/.exec(text)?.[1]);
+  };
+  for (const [index, how] of (['resetAndDestroy', 'destroy'] as const).entries()) {
+    const socket = connect(port, '127.0.0.1');
+    socket.on('error', () => undefined);
+    const headers = ['Host: latchkey', 'Content-Type: application/json', 'Content-Length: 500', 'Expect: 100-continue'];
+    socket.write(`POST /v1/leaks HTTP/1.1\r\n${headers.join('\r\n')}\r\n\r\n`);
+    await once(socket, 'data');
+    socket.write('{"key":', () => socket[how]());
+    await eventually(async () => (await badRequests()) === index + 1);
+  }
+  t.notMatch(logLines.join(''), /"level":(?:40|50|60)/);
 });

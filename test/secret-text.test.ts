@@ -127,6 +127,19 @@ t.test('a token is rejected in every stored member, and the error names the path
   t.same((await admin.get('/v1/history?limit=1')).body, before, 'no event was recorded');
 });
 
+t.test('a token with a Kelvin sign for its K is rejected, because a stored name is in NFC', async (t) => {
+  const { admin } = await startService(t);
+  let token = aToken();
+  while (!token.includes('K')) token = aToken();
+  const text = token.replace('K', '\u212a');
+  t.equal(text.normalize('NFC'), token);
+  const rejected = { status: 400, body: { code: 'secret_in_text' } };
+  t.match(await admin.post('/v1/keys', { name: text }), rejected);
+  t.match(await admin.post('/v1/keys', { name: `${token}\u0301` }), rejected, 'also if NFC changes its end');
+  t.match(await admin.post('/v1/keys/import', { entries: [{ name: text, plaintext: 'x'.repeat(20) }] }), rejected);
+  t.match((await admin.post('/v1/keys', { name: '300 \u212a' })).body, { name: '300 K' });
+});
+
 t.test('a token is rejected in member names and behind JSON escapes', async (t) => {
   const { app, admin } = await startService(t);
   const token = aToken();

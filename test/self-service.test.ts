@@ -264,6 +264,21 @@ t.test('a retry with the same Idempotency-Key gets the first reply, also if the 
   t.equal(deletions.body.data.length, 1);
 });
 
+t.test('a retry from an address that the key does not allow gets no plaintext', async (t) => {
+  const service = await startSelfService(t, { trustProxy: ['127.0.0.1'] });
+  const { admin, as } = service;
+  const key = await partnerKey(service);
+  await admin.patch(`/v1/keys/${key.id}`, { allowedIps: ['203.0.113.0/24'] });
+  const rotateFrom = (ip: string) =>
+    as(key.key).post('/v1/self/rotate', {}, { ...withKey('rotate-2026-06'), 'x-forwarded-for': ip });
+  const first = await rotateFrom('203.0.113.7');
+  t.equal(first.status, 201);
+  t.same(codeOf(await rotateFrom('198.51.100.7')), [403, 'forbidden']);
+  t.match(await rotateFrom('203.0.113.8'), { status: 201, body: { id: first.body.id, key: first.body.key } });
+  const { body: created } = await admin.get(`/v1/history?actorId=${key.id}&action=key.created`);
+  t.equal(created.data.length, 1);
+});
+
 t.test('another key with the same Idempotency-Key is another request', async (t) => {
   const service = await startSelfService(t);
   const [one, other] = [await partnerKey(service), await partnerKey(service)];

@@ -4,7 +4,7 @@ import { parseToken, tokenLength } from './token.ts';
 
 /** Finds this installation's tokens in a caller's text, plain or percent-encoded. */
 export interface SecretText {
-  /** Whether the text contains a whole token: right prefix, form and checksum. */
+  /** Whether the text, or its NFC, contains a whole token: right prefix, form and checksum. */
   isIn(text: string): boolean;
   /** Whether a JSON text may contain a token. False is always right; much cheaper than a search. */
   mayBeIn(json: string): boolean;
@@ -49,7 +49,11 @@ export function createSecretText(prefix: string): SecretText {
   }
 
   return {
-    isIn: (text) => isPlainIn(text) || (text.includes('%') && isPlainIn(decodePercent(text))),
+    isIn: (text) =>
+      isPlainIn(text) ||
+      (text.includes('%') && isPlainIn(decodePercent(text))) ||
+      // Names are stored in NFC, which makes a K of the Kelvin sign.
+      isPlainIn(text.normalize('NFC')),
     mayBeIn: (json) => json.length >= length && (json.includes(start) || json.includes('%') || json.includes('\\u')),
     redact: (text) => inEncodedRuns(redactPlain(text), (run) => (isPlainIn(run) ? redacted : undefined)),
     mask: (text) =>

@@ -48,6 +48,8 @@ export interface ApiKeyPrincipal {
   permission: Permission;
   name: string | null;
   expiresAt: Date | null;
+  /** The addresses and networks from which the key may be used; empty: any. */
+  allowedIps: readonly string[];
 }
 
 export function actorOf(principal: Principal): Actor {

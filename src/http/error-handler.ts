@@ -116,6 +116,10 @@ function toProblem(error: unknown, translate: ErrorHandlerOptions['translate'], 
     const isMissing = part === 'body' && request.body === undefined;
     return validationProblems(isMissing ? [missingBody(request)] : inputErrorsOf(validation, part));
   }
+  // Before `translate`, which takes a reset connection for the database's.
+  if (error === request.raw.errored) {
+    return new Problem('bad_request', 'The connection ended before the whole body had arrived.', { cause: error });
+  }
   const known = problemOfFastifyError[(error as FastifyError).code];
   if (known !== undefined) return new Problem(known[0], known[1], { cause: error });
   return (

@@ -5,7 +5,7 @@ import type { ActorContext, OrganizationContext } from '../database/work.ts';
 import { Problem } from '../domain/errors.ts';
 import { isId, type OrganizationId } from '../domain/ids.ts';
 import type { TokenScope } from '../domain/permissions.ts';
-import { actorOf, type CallerPrincipal, type Principal } from '../domain/principal.ts';
+import { type ApiKeyPrincipal, actorOf, type CallerPrincipal, type Principal } from '../domain/principal.ts';
 import { andThen, callBack, type MaybePromise, withCatch } from '../lib/maybe-promise.ts';
 import type { OidcAuthenticator } from '../oidc/authenticator.ts';
 import { type AccessRule, isAnonymous, type KeyObstacle } from './access.ts';
@@ -148,17 +148,21 @@ export const guard = fp<GuardOptions>(
       if (named === undefined) return ownOrganization(rule, principal);
       // No lookup for the caller's own organization: every verification would wait for the database.
       if (named === principal.organizationId) return principal.organizationId;
-      return foreignOrganization(principal, named);
+      return foreignOrganization(rule, principal, named);
     }
 
-    async function foreignOrganization(principal: CallerPrincipal, named: string | string[]): Promise<OrganizationId> {
+    async function foreignOrganization(
+      rule: ProtectedRule,
+      principal: CallerPrincipal,
+      named: string | string[],
+    ): Promise<OrganizationId> {
       if (principal.organizationId === null && typeof named === 'string' && isId('org', named)) {
         if (await organizationExists(named)) return named;
       }
-      throw new Problem(
-        'not_found',
-        'The organization in the Latchkey-Organization header does not exist. Check its id.',
-      );
+      const problem = 'The organization in the Latchkey-Organization header does not exist.';
+      if (rule.role === 'admin') throw new Problem('not_found', `${problem} Check its id.`);
+      // A client of these routes would take 404 for the subject of its request.
+      throw new Problem('bad_request', `${problem} Leave out the header: this request does not need it.`);
     }
   },
   { name: 'guard', dependencies: ['endpoint-limits'] },
@@ -245,6 +249,12 @@ export function requireRevealing(request: FastifyRequest): void {
 export function accessTokenOf(request: FastifyRequest): CallerPrincipal {
   const { principal } = request;
   if (principal === null || principal.kind === 'api_key') throw new Error('this route must admit access tokens only');
+  return principal;
+}
+
+/** The API key on routes that admit only API keys. */
+export function apiKeyOf({ principal }: FastifyRequest): ApiKeyPrincipal {
+  if (principal?.kind !== 'api_key') throw new Error('this route must admit API keys only');
   return principal;
 }
 

@@ -4,7 +4,7 @@ import pLimit from 'p-limit';
 import { z } from 'zod';
 import { type OrganizationContext, rehearse, type Transactor, type Work } from '../database/work.ts';
 import { type InputError, Problem, type ProblemCode } from '../domain/errors.ts';
-import { createConcurrencyLimit, organizationGroupOf } from '../http/concurrency-limit.ts';
+import { createConcurrencyLimit, onceClosed, organizationGroupOf } from '../http/concurrency-limit.ts';
 import { organizationContextOf } from '../http/guard.ts';
 import { allowTokensInBody } from '../http/json-body.ts';
 import { removeFromFacts } from '../http/request-facts.ts';
@@ -16,7 +16,7 @@ import { keyView, toKeyView } from './views.ts';
 /** Enough for a full import with usual metadata. */
 const importBodyLimitBytes = 1_048_576;
 
-/** Imports that run or wait in one process; half of what is free for one organization. */
+/** Imports whose body arrives, that run or wait in one process; half of what is free for one organization. */
 const importsAtOnce = 64;
 
 /** Imports wait for each other in the database, so more of them would only hold connections. */
@@ -61,6 +61,10 @@ export const keyImportRoutes: FastifyPluginAsyncZod<KeyImportRoutesOptions> = as
   const { transactor, tokenPrefix, undoWindowSeconds } = options;
   const running = pLimit(runningImports);
   const concurrency = createConcurrencyLimit({ resources: 'imports', totalLimit: importsAtOnce, retryAfterSeconds: 1 });
+  // Before the body, which is large.
+  app.addHook('onRequest', async (request, reply) => {
+    onceClosed(reply.raw, concurrency.acquire(organizationGroupOf(request)));
+  });
   app.setValidatorCompiler(importValidator);
   // Tokens are searched in each entry, so that the problem names the entry.
   allowTokensInBody(app);
@@ -110,16 +114,11 @@ export const keyImportRoutes: FastifyPluginAsyncZod<KeyImportRoutesOptions> = as
         const context = { tokenPrefix, undoWindowSeconds, now: work.now };
         return { data: keys.map((key) => toKeyView({ ...key, last_used_at: null }, context)) };
       };
-      const release = concurrency.acquire(organizationGroupOf(request));
-      try {
-        return await running(() =>
-          request.body.dryRun
-            ? rehearse(transactor, by, act)
-            : app.runOnce(request, reply, by, async (work) => ({ view: await act(work), location: '/v1/keys' })),
-        );
-      } finally {
-        release();
-      }
+      return running(() =>
+        request.body.dryRun
+          ? rehearse(transactor, by, act)
+          : app.runOnce(request, reply, by, async (work) => ({ view: await act(work), location: '/v1/keys' })),
+      );
     },
   );
 };

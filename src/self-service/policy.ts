@@ -1,7 +1,7 @@
 import { Problem } from '../domain/errors.ts';
 import type { Permission } from '../domain/permissions.ts';
 import { credentialExpired, credentialRejected } from '../verification/authenticate.ts';
-import { type DecidedKey, decide } from '../verification/policy.ts';
+import { type DecidedKey, decide, isAllowedAddress } from '../verification/policy.ts';
 
 /** Rules of what the holder of a key may do with it, without a database. */
 
@@ -25,10 +25,22 @@ export function requireMayRotateItself(key: DecidedKey & { permission: Permissio
     case 'expired':
       throw credentialExpired(key.expires_at);
     case 'ip_not_allowed':
-      throw new Problem('forbidden', `This key must not be used from ${ip}, so it cannot be rotated from there.`);
+      throw addressForbidden(ip);
     default:
       throw credentialRejected();
   }
+}
+
+/**
+ * A retry with an `Idempotency-Key` gets the new plaintext without another decision, so its address is checked before.
+ * @throws Problem `forbidden`
+ */
+export function requireAllowedAddress({ allowedIps }: { allowedIps: readonly string[] }, ip: string): void {
+  if (!isAllowedAddress(allowedIps, ip)) throw addressForbidden(ip);
+}
+
+function addressForbidden(ip: string): Problem {
+  return new Problem('forbidden', `This key must not be used from ${ip}, so it cannot be rotated from there.`);
 }
 
 /** Revoking is always safe, so only a key that is deleted already cannot be revoked. @throws Problem `unauthorized` */

@@ -1,12 +1,12 @@
 import type { FastifyPluginAsyncZod } from 'fastify-type-provider-zod';
 import type { Db } from '../database/client.ts';
-import { organizationContextOf, organizationOf } from '../http/guard.ts';
+import { apiKeyOf, organizationContextOf, organizationOf } from '../http/guard.ts';
 import { rotateRequest } from '../keys/input.ts';
 import type { KeyMint } from '../keys/mint.ts';
 import type { KeyViewContext } from '../keys/views.ts';
 import { getOrganization } from '../organizations/store.ts';
 import { revokeItself, rotateItself } from './commands.ts';
-import { requireSelfService } from './policy.ts';
+import { requireAllowedAddress, requireSelfService } from './policy.ts';
 import { createdOwnKeyView, ownKeyView, toCreatedOwnKeyView, toOwnKeyView } from './views.ts';
 
 interface SelfServiceRoutesOptions {
@@ -39,6 +39,7 @@ export const selfServiceRoutes: FastifyPluginAsyncZod<SelfServiceRoutesOptions> 
         body: rotateRequest.nullish(),
         response: { 201: createdOwnKeyView },
       },
+      preHandler: async (request) => requireAllowedAddress(apiKeyOf(request), request.facts.ip),
     },
     async (request, reply) => {
       app.endpointLimits.countReveal(request, reply);

@@ -77,6 +77,7 @@ function apiKeyPrincipal(record: ApiKeyRecord): ApiKeyPrincipal {
     permission: record.permission,
     name: record.name,
     expiresAt: record.expires_at,
+    allowedIps: record.allowed_ips,
   };
 }
 

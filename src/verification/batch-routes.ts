@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { toProblem } from '../database/pg-error.ts';
 import { Problem, validationProblems } from '../domain/errors.ts';
 import type { OrganizationId } from '../domain/ids.ts';
+import { createConcurrencyLimit, onceClosed, organizationGroupOf } from '../http/concurrency-limit.ts';
 import { accessTokenOf } from '../http/guard.ts';
 import { inputErrorsAt } from '../http/input-errors.ts';
 import { allowTokensInBody } from '../http/json-body.ts';
@@ -18,6 +19,9 @@ import { batchEntry, batchRequest, maxBatchEntries, uncheckedBatchRequest } from
 /** Enough for a full batch, each entry with a key of usual length and an IPv6 address. */
 const batchBodyLimitBytes = 524_288;
 
+/** Bytes of bodies that arrive or are verified at once; half of what is free for one organization. */
+const bytesAtOnce = 67_108_864;
+
 const batchView = z
   .object({ data: z.array(z.union([verdictView, problemView]).meta({ id: 'VerdictOrProblem' })) })
   .meta({
@@ -31,6 +35,15 @@ const batchValidator: FastifySchemaCompiler<z.ZodType> = (part) =>
 
 /** For backends that verify many keys at once, or report uses that they allowed by a cached verdict. */
 export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async (app, { verifier }) => {
+  const limit = createConcurrencyLimit({
+    resources: 'bytes of batches',
+    totalLimit: bytesAtOnce,
+    retryAfterSeconds: 1,
+  });
+  // Before the body: without a bound, slow bodies on many connections would fill the memory.
+  app.addHook('onRequest', async (request, reply) => {
+    onceClosed(reply.raw, limit.acquire(organizationGroupOf(request), bytesOf(request)));
+  });
   app.setValidatorCompiler(batchValidator);
   allowTokensInBody(app);
   app.post(
@@ -61,6 +74,11 @@ export const batchRoutes: FastifyPluginAsyncZod<{ verifier: Verifier }> = async 
     },
   );
 };
+
+/** A body without a length may have the whole limit. */
+function bytesOf({ headers }: FastifyRequest): number {
+  return Math.min(Number(headers['content-length'] ?? batchBodyLimitBytes), batchBodyLimitBytes);
+}
 
 interface BatchContext {
   verifier: Verifier;

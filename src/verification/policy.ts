@@ -44,7 +44,7 @@ export function decide(key: DecidedKey, requested: RequestedUse, now: Date): Ver
   if (key.suspended_at !== null) return 'suspended';
   if (key.partner_suspended_at !== null) return 'partner_suspended';
   if (key.expires_at !== null && key.expires_at <= now) return 'expired';
-  if (!isAllowed(key.allowed_ips, requested.ip)) return 'ip_not_allowed';
+  if (!isAllowedAddress(key.allowed_ips, requested.ip)) return 'ip_not_allowed';
   if (!permits(key.permission, requested.permission)) return 'insufficient_permission';
   if (requested.scopes?.every((scope) => key.scopes.includes(scope)) === false) return 'insufficient_scope';
   return 'valid';
@@ -54,7 +54,7 @@ export function decide(key: DecidedKey, requested: RequestedUse, now: Date): Ver
 const networksOf = new WeakMap<readonly string[], Networks>();
 
 /** A key with a list requires a known address on that list. IPv4 in IPv6 (`::ffff:…`) counts as IPv4. */
-function isAllowed(allowed: readonly string[], ip: RequestedUse['ip']): boolean {
+export function isAllowedAddress(allowed: readonly string[], ip: RequestedUse['ip']): boolean {
   if (allowed.length === 0) return true;
   const address = plainAddress(ip);
   if (address === undefined) return false;
