@@ -1,4 +1,6 @@
 import path from 'node:path';
+import { failures } from '../bench/failures/failures.ts';
+import { startParts } from '../bench/failures/parts.ts';
 import { runFailures } from '../bench/failures/run.ts';
 import { unlessDebianPostgres } from './support/postgres-pair.ts';
 import { unlessInstalled } from './support/programs.ts';
@@ -16,17 +18,21 @@ t.test(
   'a replica restarts without a rejected request; a replica, PgBouncer, a Redis server and the primary fail in turn: nothing acknowledged is lost, and no deleted key stays valid',
   { skip },
   async (t) => {
-    const { phases, broken, acknowledged, replays } = await runFailures(t, {
-      build: path.resolve('.test-build'),
-      replicas: 2,
-      isSynchronous: true,
-      failures: ['restart', 'replica', 'pooler', 'redis', 'primary'],
-      load: { verifiers: 2, writers: 2, followers: 2, pauseMs: { verifiers: 20, writers: 50 } },
-      outageMs: 1_500,
-      settleMs: 1_000,
-      recoveryLimitMs: 20_000,
-      log: (line) => t.comment(line),
-    });
+    const build = path.resolve('.test-build');
+    const parts = await startParts(t, { build, replicas: 2, staleSeconds: 10, isSynchronous: true });
+    const { restart, replica, pooler, redis, primary } = failures;
+    const { phases, broken, acknowledged, replays } = await runFailures(
+      t,
+      parts,
+      [restart, replica, pooler, redis, primary],
+      {
+        load: { verifiers: 2, writers: 2, followers: 2, pauseMs: { verifiers: 20, writers: 50 } },
+        outageMs: 1_500,
+        settleMs: 1_000,
+        recoveryLimitMs: 20_000,
+        log: (line) => t.comment(line),
+      },
+    );
     t.same(broken, []);
     t.ok(acknowledged > 40 && replays > 0, `${acknowledged} acknowledged changes, ${replays} repeated requests`);
     for (const { name, statuses, longestGapMs, deletedKeys } of phases) {

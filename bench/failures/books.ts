@@ -1,6 +1,6 @@
 import { writeFile } from 'node:fs/promises';
 import type { Ledger } from './ledger.ts';
-import type { Parts } from './parts.ts';
+import type { Installation } from './parts.ts';
 
 /** What the load does not cause by itself. */
 const unpredictable = ['key.used_after_deletion'];
@@ -10,7 +10,7 @@ const unpredictable = ['key.used_after_deletion'];
  * @param checkpoints the signed checkpoints of before each failure, in a file
  * @returns a line for each difference
  */
-export async function compareBooks(parts: Parts, ledger: Ledger, checkpoints: string): Promise<string[]> {
+export async function compareBooks(parts: Installation, ledger: Ledger, checkpoints: string): Promise<string[]> {
   const events = await exportedEvents(parts);
   const inHistory = countsOf(events.map(({ action, keyId, partnerId }) => `${action} ${keyId ?? partnerId}`));
   const acknowledged = countsOf(ledger.acknowledged.map(({ action, id }) => `${action} ${id}`));
@@ -35,7 +35,7 @@ export async function compareBooks(parts: Parts, ledger: Ledger, checkpoints: st
 }
 
 /** Appends a signed checkpoint of the organization's history to a file. */
-export async function keepCheckpoint(parts: Parts, file: string): Promise<void> {
+export async function keepCheckpoint(parts: Installation, file: string): Promise<void> {
   await writeFile(file, `${await read(parts, '/v1/history/checkpoint')}\n`, { flag: 'a' });
 }
 
@@ -45,13 +45,13 @@ interface ExportedEvent {
   partnerId: string | null;
 }
 
-async function exportedEvents(parts: Parts): Promise<ExportedEvent[]> {
+async function exportedEvents(parts: Installation): Promise<ExportedEvent[]> {
   const lines = (await read(parts, '/v1/history/export')).split('\n').filter((line) => line !== '');
   const events = lines.map((line) => JSON.parse(line) as ExportedEvent);
   return events.filter(({ action }) => /^(key|partner)\./.test(action) && !unpredictable.includes(action));
 }
 
-async function listedStatuses(parts: Parts): Promise<Map<string, string>> {
+async function listedStatuses(parts: Installation): Promise<Map<string, string>> {
   const statuses = new Map<string, string>();
   for (let cursor = ''; ; ) {
     const query = new URLSearchParams({ includeDeleted: 'true', limit: '100', ...(cursor === '' ? {} : { cursor }) });
@@ -65,7 +65,7 @@ async function listedStatuses(parts: Parts): Promise<Map<string, string>> {
   }
 }
 
-async function read({ balancer, tokens }: Parts, target: string): Promise<string> {
+async function read({ balancer, tokens }: Installation, target: string): Promise<string> {
   const reply = await fetch(balancer.url + target, { headers: { authorization: `Bearer ${tokens.admin}` } });
   const text = await reply.text();
   if (!reply.ok) throw new Error(`GET ${target}: ${reply.status} ${text}`);

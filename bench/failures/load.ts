@@ -9,7 +9,7 @@ import {
 } from '../../test/support/keep-alive-client.ts';
 import { type FollowedChanges, followChanges } from './followers.ts';
 import type { Ledger, RequestKind } from './ledger.ts';
-import type { Parts } from './parts.ts';
+import type { Installation } from './parts.ts';
 
 export interface LoadOptions {
   verifiers: number;
@@ -49,7 +49,7 @@ const probeAtMostMs = 45_000;
 const rejectedForMs = 1_000;
 
 /** Verifies, changes and follows through the balancer, and verifies deleted keys at every replica. */
-export async function startLoad(parts: Parts, ledger: Ledger, options: LoadOptions): Promise<Load> {
+export async function startLoad(parts: Installation, ledger: Ledger, options: LoadOptions): Promise<Load> {
   const { balancer, tokens, replicas } = parts;
   const stopping = new AbortController();
   const probes = new Set<Promise<void>>();

@@ -2,6 +2,7 @@ import path from 'node:path';
 import { generateKeyring } from '../../src/crypto/keyring.ts';
 import { type Balancer, startBalancer } from '../../test/support/balancer.ts';
 import { migrateAs } from '../../test/support/database.ts';
+import { type PatroniCluster, startPatroniCluster } from '../../test/support/patroni.ts';
 import { type PoolerSettings, type RunningPooler, startPooler } from '../../test/support/pooler.ts';
 import { freePort } from '../../test/support/ports.ts';
 import { type PostgresPair, startPostgresPair } from '../../test/support/postgres-pair.ts';
@@ -9,13 +10,17 @@ import { eventually, type RunningProcess, request, run, type Scope } from '../..
 import { type RunningCluster, startRedisCluster } from '../../test/support/redis-cluster.ts';
 import { fill, snippetsOf } from '../../test/support/snippets.ts';
 
-export interface PartsOptions {
+export interface InstallationOptions {
   /** The folder with the compiled service: `dist` or `.test-build`. */
   build: string;
   replicas: number;
+  /** `VERIFY_STALE_SECONDS` of the replicas. */
+  staleSeconds: number;
+}
+
+export interface PartsOptions extends InstallationOptions {
   /** False: the standby may be behind the primary, so a promotion can lose acknowledged changes. */
   isSynchronous: boolean;
-  env: NodeJS.ProcessEnv;
 }
 
 /** A Latchkey process that can be killed and started again. */
@@ -29,28 +34,35 @@ export interface Replica {
   /** Lets it answer what it has accepted, and waits until it has ended. */
   stop(): Promise<void>;
   start(): Promise<void>;
-  /** Why it does not serve changes or does not count limits in Redis; undefined if it does. */
+  /** Why it does not serve changes, has no live change feed, or does not use Redis though it should; undefined otherwise. */
   trouble(): Promise<string | undefined>;
 }
 
-/** The whole installation, on this machine. */
-export interface Parts {
-  postgres: PostgresPair;
-  pooler: RunningPooler;
-  redis: RunningCluster;
+/** Replicas of Latchkey behind HAProxy. */
+export interface Installation {
   replicas: Replica[];
   balancer: Balancer;
   tokens: { admin: string; verifier: string };
-  /** Points PgBouncer to the present primary. */
-  redirectPooler(): Promise<void>;
+  staleSeconds: number;
   /** Runs `latchkey` with the settings of the replicas. @returns its exit code and output */
   command(args: string[]): Promise<{ code: number | null; output: string }>;
 }
 
-export async function startParts(
-  t: Scope,
-  { build, replicas: count, isSynchronous, env }: PartsOptions,
-): Promise<Parts> {
+/** Replicas with PgBouncer, a Redis Cluster, and a primary with a standby, on this machine. */
+export interface Parts extends Installation {
+  postgres: PostgresPair;
+  pooler: RunningPooler;
+  redis: RunningCluster;
+  /** Points PgBouncer to the present primary. */
+  redirectPooler(): Promise<void>;
+}
+
+/** Replicas with Postgres behind Patroni, on this machine. */
+export interface PatroniParts extends Installation {
+  patroni: PatroniCluster;
+}
+
+export async function startParts(t: Scope, { isSynchronous, ...options }: PartsOptions): Promise<Parts> {
   const postgres = await startPostgresPair(t, { isSynchronous });
   await migrateAs(postgres.urls());
   await postgres.addStandby();
@@ -61,15 +73,39 @@ export async function startParts(
   const redis = await startRedisCluster(t);
 
   const pooled = (database: string) => `postgres://${username}:${password}@127.0.0.1:${poolerPort}/${database}`;
-  const environment = {
+  const installation = await startInstallation(t, options, {
     DATABASE_URL: pooled('latchkey'),
     LISTEN_DATABASE_URL: pooled('latchkey_sessions'),
     REDIS_URL: redis.url,
+  });
+  const redirectPooler = async () => pooler.reload(poolerSettings(postgres));
+  return { ...installation, postgres, pooler, redis, redirectPooler };
+}
+
+export async function startPatroniParts(t: Scope, options: InstallationOptions): Promise<PatroniParts> {
+  const patroni = await startPatroniCluster(t);
+  await migrateAs(patroni.urls);
+  const installation = await startInstallation(t, options, { DATABASE_URL: patroni.urls.app });
+  return { ...installation, patroni };
+}
+
+async function startInstallation(
+  t: Scope,
+  { build, replicas: count, staleSeconds }: InstallationOptions,
+  urls: NodeJS.ProcessEnv,
+): Promise<Installation> {
+  const environment = {
+    ...urls,
     LATCHKEY_KEYRING: generateKeyring(new Date()),
     TRUST_PROXY: '127.0.0.1',
     LOG_LEVEL: 'warn',
     DRAIN_SECONDS: '3',
-    ...env,
+    VERIFY_STALE_SECONDS: String(staleSeconds),
+    CALLER_LIMIT: '1000000000',
+    // The cost of argon2id is not what is measured, and a busy machine must not cause rejected requests.
+    ARGON2_MEMORY_KIB: '8',
+    ARGON2_TIME_COST: '1',
+    EVENT_LOOP_DELAY_LIMIT_MS: '60000',
   };
   const runNode = (file: string, args: string[] = [], more: NodeJS.ProcessEnv = {}) =>
     run(t, process.execPath, [path.join(build, file), ...args], { env: { ...environment, ...more } });
@@ -112,9 +148,9 @@ export async function startParts(
       async trouble() {
         const [ready, metrics] = await Promise.all([read(`${url}/readyz?for=management`), read(`${url}/metrics`)]);
         if (!ready.isOk) return ready.text;
-        return metrics.text.includes('latchkey_limits_mode{mode="redis"} 1')
-          ? undefined
-          : 'limits are counted in memory';
+        if (!metrics.text.includes('latchkey_listener_live 1')) return 'the change feed is not live';
+        const isShared = metrics.text.includes('latchkey_limits_mode{mode="redis"} 1');
+        return 'REDIS_URL' in urls && !isShared ? 'limits are counted in memory' : undefined;
       },
     };
     // At the end nothing is left to drain.
@@ -129,16 +165,7 @@ export async function startParts(
   await eventually(async () => (await fetch(`${balancer.url}/readyz`)).ok);
   const unlimited = { requests: 1_000_000_000, windowSeconds: 60 };
   await request(`${balancer.url}/v1/rate-limit`, { method: 'PUT', token: adminToken, body: unlimited });
-  return {
-    postgres,
-    pooler,
-    redis,
-    replicas,
-    balancer,
-    tokens: { admin: adminToken, verifier: verifierToken },
-    redirectPooler: async () => pooler.reload(poolerSettings(postgres)),
-    command,
-  };
+  return { replicas, balancer, tokens: { admin: adminToken, verifier: verifierToken }, staleSeconds, command };
 }
 
 /** The settings of docs/scaling.md, in front of the present primary. */

@@ -4,14 +4,13 @@ import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { eventually, type Scope } from '../../test/support/process.ts';
 import { compareBooks, keepCheckpoint } from './books.ts';
-import { type Failure, type FailureName, failures } from './failures.ts';
+import type { Failure } from './failures.ts';
 import { longestGapMs, longestSilenceMs, unreported } from './followers.ts';
 import { createLedger, type Ledger, type RequestKind } from './ledger.ts';
 import { type LoadOptions, startLoad } from './load.ts';
-import { type Parts, type PartsOptions, startParts } from './parts.ts';
+import type { Installation } from './parts.ts';
 
-export interface FailureRunOptions extends Omit<PartsOptions, 'env'> {
-  failures: FailureName[];
+export interface FailureRunOptions {
   load: Omit<LoadOptions, 'cacheSeconds'>;
   /** How long a part is away. */
   outageMs: number;
@@ -24,7 +23,7 @@ export interface FailureRunOptions extends Omit<PartsOptions, 'env'> {
 
 /** One failure, from its beginning until the next one begins. Times are monotonic milliseconds. */
 interface Phase {
-  failure: Failure;
+  failure: Pick<Failure<Installation>, 'name' | 'cutsPostgres' | 'isOrderly'>;
   beganAtMs: number;
   repairedAtMs: number;
   recoveredAtMs: number;
@@ -39,7 +38,7 @@ export interface PhaseResult {
   /** The longest time without a success. */
   longestGapMs: Record<RequestKind, number>;
   outageMs: number;
-  /** From the repair until every replica serves changes and counts limits in Redis. */
+  /** From the repair until every replica serves changes with a live change feed, and counts limits in Redis if it should. */
   recoveryMs: number;
   deletedKeys: number;
   /** How long a deleted key was valid at a replica, or another one at the backend with the client, at most. */
@@ -56,37 +55,31 @@ export interface FailureRunResult {
   broken: string[];
 }
 
-const staleSeconds = 10;
 const cacheSeconds = 10;
 /** docs/concepts.md, "How soon a change acts". */
-const bounds = { replica: 2_000, backend: 5_000, staleMs: staleSeconds * 1_000, cacheMs: cacheSeconds * 1_000 };
+const bounds = { replica: 2_000, backend: 5_000, cacheMs: cacheSeconds * 1_000 };
 /** A gateway's replies, no reply, and what Latchkey may answer while something is away or a request is repeated. */
 const allowedStatus = /^(none|200|201|409|503|50[234] of HAProxy)$/;
 const successStatus = /^20[01]$/;
 
-/** Starts everything, lets each part fail in turn under load, and compares the books. */
-export async function runFailures(t: Scope, options: FailureRunOptions): Promise<FailureRunResult> {
+/** Lets each part fail in turn under load, and compares the books. */
+export async function runFailures<Started extends Installation>(
+  t: Scope,
+  parts: Started,
+  failures: readonly Failure<Started>[],
+  options: FailureRunOptions,
+): Promise<FailureRunResult> {
   const { log } = options;
   const directory = await mkdtemp(path.join(tmpdir(), 'latchkey-failures-'));
   t.teardown(() => rm(directory, { recursive: true, force: true }));
   const checkpoints = path.join(directory, 'checkpoints');
-  const env = {
-    VERIFY_STALE_SECONDS: String(staleSeconds),
-    CALLER_LIMIT: '1000000000',
-    // The cost of argon2id is not what is measured, and a busy machine must not cause rejected requests.
-    ARGON2_MEMORY_KIB: '8',
-    ARGON2_TIME_COST: '1',
-    EVENT_LOOP_DELAY_LIMIT_MS: '60000',
-  };
-  const parts = await startParts(t, { ...options, env });
-  log(`started ${parts.replicas.length} replicas, HAProxy, PgBouncer, three Redis servers, a primary and a standby`);
   const ledger = createLedger();
   const load = await startLoad(parts, ledger, { ...options.load, cacheSeconds });
   const broken: string[] = [];
   const phases: Phase[] = [];
-  for (const name of options.failures) {
+  for (const failure of failures) {
     await keepCheckpoint(parts, checkpoints);
-    const phase = await runPhase(parts, failures[name], options);
+    const phase = await runPhase(parts, failure, options);
     phases.push(phase);
     const recoveryMs = phase.recoveredAtMs - phase.repairedAtMs;
     if (recoveryMs > options.recoveryLimitMs) {
@@ -97,7 +90,9 @@ export async function runFailures(t: Scope, options: FailureRunOptions): Promise
   await load.stop();
   broken.push(...ledger.violations, ...load.followers.flatMap((one) => unreported(one, ledger.acknowledged)));
   const results = phases.map((phase) => resultOf(phase, ledger, load.followers));
-  for (const [index, result] of results.entries()) broken.push(...brokenBounds(result, phases[index]?.failure));
+  for (const [index, result] of results.entries()) {
+    broken.push(...brokenBounds(result, parts.staleSeconds, phases[index]?.failure));
+  }
   broken.push(...(await compareBooks(parts, ledger, checkpoints)));
   return {
     phases: results,
@@ -108,7 +103,11 @@ export async function runFailures(t: Scope, options: FailureRunOptions): Promise
   };
 }
 
-async function runPhase(parts: Parts, failure: Failure, options: FailureRunOptions): Promise<Phase> {
+async function runPhase<Started extends Installation>(
+  parts: Started,
+  failure: Failure<Started>,
+  options: FailureRunOptions,
+): Promise<Phase> {
   const { log, outageMs, settleMs } = options;
   log(failure.name);
   const beganAtMs = performance.now();
@@ -120,15 +119,15 @@ async function runPhase(parts: Parts, failure: Failure, options: FailureRunOptio
   await untilRecovered(parts);
   const recoveredAtMs = performance.now();
   log(`  every replica serves changes ${Math.round(recoveredAtMs - repairedAtMs)} ms after the repair`);
-  if (parts.postgres.standby === undefined) {
-    await parts.postgres.addStandby();
-    log('  a new standby follows the new primary');
+  if (failure.complete !== undefined) {
+    await failure.complete(parts);
+    log('  a standby follows the new primary');
   }
   await delay(settleMs);
   return { failure, beganAtMs, repairedAtMs, recoveredAtMs, endedAtMs: performance.now() };
 }
 
-async function untilRecovered({ replicas }: Parts): Promise<void> {
+async function untilRecovered({ replicas }: Installation): Promise<void> {
   let troubles: string[] = [];
   await eventually(async () => {
     const found = await Promise.all(replicas.map((replica) => replica.trouble()));
@@ -173,11 +172,16 @@ function resultOf(phase: Phase, ledger: Ledger, followers: Parameters<typeof lon
   };
 }
 
-function brokenBounds({ name, statuses, validForMs }: PhaseResult, failure: Failure | undefined): string[] {
+function brokenBounds(
+  { name, statuses, validForMs }: PhaseResult,
+  staleSeconds: number,
+  failure: Phase['failure'] | undefined,
+): string[] {
+  const staleMs = staleSeconds * 1_000;
   const isCut = failure?.cutsPostgres === true;
   const limits = {
-    replicas: isCut ? bounds.staleMs : bounds.replica,
-    backend: isCut ? bounds.staleMs + bounds.cacheMs : bounds.backend,
+    replicas: isCut ? staleMs : bounds.replica,
+    backend: isCut ? staleMs + bounds.cacheMs : bounds.backend,
   };
   const late = (['replicas', 'backend'] as const)
     .filter((where) => validForMs[where] > limits[where])

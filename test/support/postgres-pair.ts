@@ -13,7 +13,7 @@ import { eventually, type RunningProcess, run, type Scope } from './process.ts';
 const folders = '/usr/lib/postgresql';
 
 /** The programs of the newest Postgres of Debian's packages; undefined if there is none. */
-function programsFolder(): string | undefined {
+export function programsFolder(): string | undefined {
   const releases = existsSync(folders) ? readdirSync(folders).sort((one, other) => Number(other) - Number(one)) : [];
   return releases.map((release) => `${folders}/${release}/bin`).find((folder) => existsSync(`${folder}/pg_basebackup`));
 }
@@ -149,7 +149,11 @@ export async function startPostgresPair(t: Scope, { isSynchronous = true } = {})
 
 /** Sends a signal to a server and its processes at once, as if its machine were switched off or hung. */
 export async function signalServer({ process: { child } }: PostgresServer, signal: NodeJS.Signals): Promise<void> {
-  const pid = child.pid ?? 0;
+  await signalFamily(child.pid ?? 0, signal);
+}
+
+/** Sends a signal to a process and its children at once. */
+export async function signalFamily(pid: number, signal: NodeJS.Signals): Promise<void> {
   const children = await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8').catch(() => '');
   for (const one of [pid, ...children.split(' ').filter(Boolean).map(Number)]) {
     try {

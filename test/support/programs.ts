@@ -6,6 +6,8 @@ export type Program =
   | 'caddy'
   | 'redis-server'
   | 'pgbouncer'
+  | 'patroni'
+  | 'etcd'
   | 'node'
   | 'python3'
   | 'openssl'

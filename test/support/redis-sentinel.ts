@@ -69,7 +69,7 @@ export async function startSentinelPair(t: Test): Promise<SentinelPair> {
     return (await Promise.all(answers)).every(Boolean);
   });
 
-  const [, snippet] = await snippetsOf('docs/scaling.md', 'Replicas', 'haproxy');
+  const snippet = (await snippetsOf('docs/scaling.md', 'Replicas', 'haproxy')).at(-1);
   const port = await freePort();
   const file = path.join(directory, 'haproxy.cfg');
   const places = {
