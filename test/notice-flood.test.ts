@@ -87,9 +87,11 @@ for (const [what, payload] of [
        update api_keys set suspended_at = now();
        alter table api_keys enable always trigger api_keys_notify; notify latchkey_changes, '*'`,
     );
-    await eventually(async () => (await verify(unnotified[0])) === 'suspended', 2_000);
-    for (const key of unnotified)
-      t.equal(await verify(key), 'suspended', 'a clear-all notification in the flood is handled');
+    // One key alone may be read again for another reason, such as a feed that was silent for a moment.
+    await eventually(async () => {
+      const codes = await Promise.all(unnotified.map(verify));
+      return codes.every((code) => code === 'suspended');
+    });
     await stop();
     await eventually(async () => verification.feed.isLive());
   });
