@@ -1,25 +1,17 @@
-import { connect } from '../src/database/client.ts';
 import { dbQuery } from './support/database.ts';
 import { eventually, request } from './support/process.ts';
 import { serve } from './support/served.ts';
-import { dbSessions, untilBlocked } from './support/sessions.ts';
+import { dbSessions, holdTransaction, untilBlocked } from './support/sessions.ts';
 import { snippetsOf } from './support/snippets.ts';
 import { t } from './support/tap.ts';
 import { asOwner, expand, hasColumn, index, laterVersion } from './support/versions.ts';
 
 // A migration beside a service and other transactions, on tables that are in use.
 
-/** A session of another program, whose transactions may be idle for long. */
-const patient = 'set idle_in_transaction_session_timeout = 0';
-
 t.test('an expanding migration does not queue behind a long transaction, and says what to do', async (t) => {
   const old = await serve(t);
   const next = await laterVersion(t, '0.2.0', [expand]);
-  const { pool, close } = connect({ url: old.urls.owner, poolSize: 1 });
-  t.teardown(close);
-  const session = await pool.connect();
-  await session.query(patient);
-  await session.query('begin; select count(*) from partners');
+  const session = await holdTransaction(t, old.urls.owner, 'select count(*) from partners');
   const failed = next.latchkey(t, ['migrate'], asOwner(old));
   await untilBlocked(old.urls.superuser, 'alter table partners%');
   const startedAtMs = performance.now();
@@ -32,7 +24,6 @@ t.test('an expanding migration does not queue behind a long transaction, and say
   });
   t.notOk(await hasColumn(old.urls.owner, 'api_keys'), 'the whole migration was rolled back');
   await session.query('rollback');
-  session.release();
   t.match(await next.latchkey(t, ['migrate'], asOwner(old)), { code: 0, output: 'applied: 0002-nicknames\n' });
 });
 
@@ -42,12 +33,9 @@ t.test(
     const old = await serve(t);
     const { urls } = old;
     const next = await laterVersion(t, '0.2.0', [expand, index]);
-    const { pool, close } = connect({ url: urls.owner, poolSize: 1 });
-    t.teardown(close);
-    const session = await pool.connect();
     // The creation waits for this transaction, also while others can write.
-    await session.query(patient);
-    await session.query('begin isolation level repeatable read; select 1');
+    const repeatableRead = 'set transaction isolation level repeatable read; select 1';
+    const session = await holdTransaction(t, urls.owner, repeatableRead);
     const isValid = async () =>
       (
         await dbQuery(urls.owner, "select indisvalid from pg_index where indexrelid = 'api_keys_by_nickname'::regclass")
@@ -82,7 +70,6 @@ t.test(
     });
     t.equal(key.status, 201, 'keys are written meanwhile');
     await session.query('rollback');
-    session.release();
     t.match(await first, { code: 0, output: /waits for open transactions.*\napplied: 0003-nickname-index\n$/ });
     t.same(await other, {
       code: 0,

@@ -1,15 +1,15 @@
 import pg from 'pg';
 import { ReadOnlyDatabase } from '../database/fitness.ts';
-import { isReadOnlyRefusal, isUnavailable } from '../database/pg-error.ts';
+import { isMissingPrivilege, isReadOnlyRefusal, isUnavailable } from '../database/pg-error.ts';
 
 /** Describes an error for the user of a command, with a remedy if one is known. */
 export function describeFailure(error: unknown, env: NodeJS.ProcessEnv): string {
   const message = messageOf(error);
   if (isReadOnlyRefusal(error)) return new ReadOnlyDatabase().message;
-  const { code } = (error ?? {}) as NodeJS.ErrnoException;
-  if (code === 'EADDRINUSE')
+  if ((error as NodeJS.ErrnoException | undefined)?.code === 'EADDRINUSE') {
     return `${message}. Stop the program that uses this port, or set another one (PORT, METRICS_PORT).`;
-  if (error instanceof pg.DatabaseError && code === '42501') {
+  }
+  if (isMissingPrivilege(error)) {
     return (
       `${message}. Set MIGRATION_DATABASE_URL to the URL of the role that owns the database, and run \`latchkey migrate\`: it also ` +
       "grants the service's role its rights."

@@ -55,12 +55,14 @@ export async function resumeVerification(
     verified: point && { sequence: point.sequence, hash: point.hash, at: point.verified_at },
     from: isResumed ? point : undefined,
   });
-  const next = isForged ? undefined : nextPoint(verdict, stored, isResumed);
-  await storeResult(deps, verdict, stored, isResumed).catch(deps.onUnstored);
+  const isSound = verdict.flaws.length === 0;
+  const next = isSound && !isForged ? nextPoint(verdict, stored, isResumed) : undefined;
+  if (next !== undefined) await storePoint(deps, next, stored.mac).catch(deps.onUnstored);
+  if (!isSound) await requireWhole(deps, chain).catch(deps.onUnstored);
   return {
     ...verdict,
     agreeing: verdict.agreeing + (isResumed ? earlier.length : 0),
-    fullyVerifiedAt: (next ?? point)?.fully_verified_at ?? null,
+    fullyVerifiedAt: isSound ? ((next ?? point)?.fully_verified_at ?? null) : null,
     pointFlaw: isForged
       ? 'the row of verified_points, which says how far the chain was verified, was changed or written without the ' +
         `keyring. Find out who did that, then delete it: delete from verified_points where chain = '${chain}'`
@@ -74,33 +76,25 @@ function canResume({ now, point, hashAtPoint }: StoredPoint): boolean {
   return ageMs >= 0 && ageMs < wholeEveryMs;
 }
 
-/** What to store; undefined if the stored row remains. After a flaw a point remains, and requires a whole verification. */
+/** The point after a sound verification; undefined if the chain has no event. Not stored if another one was meanwhile. */
 function nextPoint(
-  { chain, events, head, flaws }: ChainVerdict,
+  { chain, events, head }: ChainVerdict,
   { now, point }: StoredPoint,
   isResumed: boolean,
 ): VerifiedPoint | undefined {
-  if (flaws.length > 0) return point === undefined ? undefined : { ...point, fully_verified_at: null };
   if (events === 0) return undefined;
   const fullyVerifiedAt = isResumed ? (point?.fully_verified_at ?? null) : now;
   return { chain, sequence: events, hash: head, verified_at: now, fully_verified_at: fullyVerifiedAt };
 }
 
 /**
- * A sound result is stored unless another verification has stored one meanwhile. A flaw is stored in any case: the other
- * verification may not have read the bad event.
+ * After a flaw: the next verification reads the whole chain. Also replaces a point that another verification has stored
+ * meanwhile, because it may not have read the bad event.
  */
-async function storeResult(
-  deps: ResumeDeps,
-  verdict: ChainVerdict,
-  stored: StoredPoint,
-  isResumed: boolean,
-): Promise<void> {
-  const isSound = verdict.flaws.length === 0;
-  const readAgain = () => readPoint(deps, verdict.chain);
-  for (let row = isSound ? stored : await readAgain(); !row.isForged; row = await readAgain()) {
-    const next = nextPoint(verdict, row, isResumed);
-    if (next === undefined || (await storePoint(deps, next, row.mac)) || isSound) return;
+async function requireWhole(deps: ResumeDeps, chain: string): Promise<void> {
+  for (;;) {
+    const { point, mac } = await readPoint(deps, chain);
+    if (point === undefined || (await storePoint(deps, { ...point, fully_verified_at: null }, mac))) return;
   }
 }
 

@@ -1,13 +1,9 @@
-import { randomBytes } from 'node:crypto';
-import { chown, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { chown, mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import { chooseAccount } from '../../src/embedded-postgres/account.ts';
 import { findProcess, identityOf } from '../../src/embedded-postgres/processes.ts';
 import type { ClusterUrls } from './cluster.ts';
-import { dbQuery } from './database.ts';
 import { freePort } from './ports.ts';
-import { programsFolder, signalFamily, unlessDebianPostgres } from './postgres-pair.ts';
+import { preparePostgres, programsFolder, signalFamily, unlessDebianPostgres } from './postgres-pair.ts';
 import { eventually, type RunningProcess, run, type Scope, untilListening } from './process.ts';
 import { unlessInstalled } from './programs.ts';
 import { fill, snippetsOf } from './snippets.ts';
@@ -60,15 +56,8 @@ const promotionLimitMs = 60_000;
 const restoreLimitMs = 60_000;
 
 export async function startPatroniCluster(t: Scope): Promise<PatroniCluster> {
-  const scratch = await mkdtemp(path.join(tmpdir(), 'latchkey-patroni-'));
-  t.teardown(() => rm(scratch, { recursive: true, force: true, maxRetries: 10 }));
-  const account = await chooseAccount(path.join(scratch, 'none'));
+  const { scratch, account, password, urlOf, urlsAt, createDatabase } = await preparePostgres(t, 'patroni');
   const identity = identityOf(account);
-  if (account !== undefined) await chown(scratch, account.uid, account.gid);
-  const password = randomBytes(16).toString('hex');
-  const urlOf = (role: string, port: number, database: string) =>
-    `postgres://${role}:${password}@127.0.0.1:${port}/${database}`;
-
   const etcdHosts = await startEtcd(t, scratch);
   const [settings] = await snippetsOf('docs/scaling.md', 'Replicas', 'yaml');
 
@@ -152,21 +141,10 @@ export async function startPatroniCluster(t: Scope): Promise<PatroniCluster> {
   await untilComplete();
 
   const port = await startBalancer(t, scratch, members);
-  const superuser = urlOf('postgres', port, 'postgres');
-  for (const statement of [
-    `create role latchkey_owner login password '${password}'`,
-    `create role latchkey_app login password '${password}'`,
-    'create database latchkey owner latchkey_owner',
-  ]) {
-    await dbQuery(superuser, statement);
-  }
+  await createDatabase(port);
 
   return {
-    urls: {
-      superuser: urlOf('postgres', port, 'latchkey'),
-      owner: urlOf('latchkey_owner', port, 'latchkey'),
-      app: urlOf('latchkey_app', port, 'latchkey'),
-    },
+    urls: urlsAt(port),
     leader: () => eventually(async () => (await leaders()).at(0)),
     untilPromoted: async (former) => {
       await eventually(async () => (await leaders()).some((leader) => leader !== former), promotionLimitMs);

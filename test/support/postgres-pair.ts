@@ -43,25 +43,51 @@ export interface PostgresPair {
   promote(): Promise<void>;
 }
 
+/** What every server of Debian's Postgres in a test needs. All roles have one password. */
+export async function preparePostgres(t: Scope, name: string) {
+  const scratch = await mkdtemp(path.join(tmpdir(), `latchkey-${name}-`));
+  t.teardown(() => rm(scratch, { recursive: true, force: true, maxRetries: 10 }));
+  const account = await chooseAccount(path.join(scratch, 'none'));
+  if (account !== undefined) await chown(scratch, account.uid, account.gid);
+  const password = randomBytes(16).toString('hex');
+  const urlOf = (role: string, port: number, database: string) =>
+    `postgres://${role}:${password}@127.0.0.1:${port}/${database}`;
+  return {
+    scratch,
+    account,
+    password,
+    urlOf,
+    /** The database of Latchkey. */
+    urlsAt: (port: number): ClusterUrls => ({
+      superuser: urlOf('postgres', port, 'latchkey'),
+      owner: urlOf('latchkey_owner', port, 'latchkey'),
+      app: urlOf('latchkey_app', port, 'latchkey'),
+    }),
+    async createDatabase(port: number): Promise<void> {
+      for (const statement of [
+        `create role latchkey_owner login password '${password}'`,
+        `create role latchkey_app login password '${password}'`,
+        'create database latchkey owner latchkey_owner',
+      ]) {
+        await dbQuery(urlOf('postgres', port, 'postgres'), statement);
+      }
+    },
+  };
+}
+
 const standbyName = 'standby';
 
 /** @param isSynchronous false: a commit does not wait until the standby has it */
 export async function startPostgresPair(t: Scope, { isSynchronous = true } = {}): Promise<PostgresPair> {
   const programs = programsFolder() ?? '';
-  const scratch = await mkdtemp(path.join(tmpdir(), 'latchkey-pair-'));
-  t.teardown(() => rm(scratch, { recursive: true, force: true, maxRetries: 10 }));
-  const account = await chooseAccount(path.join(scratch, 'none'));
+  const { scratch, account, password, urlOf, urlsAt, createDatabase } = await preparePostgres(t, 'pair');
   const identity = identityOf(account);
-  if (account !== undefined) await chown(scratch, account.uid, account.gid);
-  const password = randomBytes(16).toString('hex');
   let copies = 0;
 
   const newFolder = () => {
     copies += 1;
     return path.join(scratch, `data${copies}`);
   };
-  const urlOf = (role: string, port: number, database: string) =>
-    `postgres://${role}:${password}@127.0.0.1:${port}/${database}`;
   const superuserUrl = (port: number) => urlOf('postgres', port, 'postgres');
 
   async function runProgram(program: string, args: readonly string[]): Promise<void> {
@@ -93,26 +119,13 @@ export async function startPostgresPair(t: Scope, { isSynchronous = true } = {})
   const access = ['-U', 'postgres', '--auth=scram-sha-256', `--pwfile=${passwordFile}`];
   await runProgram('initdb', ['-D', first, ...access, '--encoding=UTF8', '--locale=C']);
   const primary = await start(first);
-  for (const statement of [
-    `create role replicator login replication password '${password}'`,
-    `create role latchkey_owner login password '${password}'`,
-    `create role latchkey_app login password '${password}'`,
-    'create database latchkey owner latchkey_owner',
-  ]) {
-    await dbQuery(superuserUrl(primary.port), statement);
-  }
+  await dbQuery(superuserUrl(primary.port), `create role replicator login replication password '${password}'`);
+  await createDatabase(primary.port);
 
   const pair: PostgresPair = {
     primary,
     standby: undefined,
-    urls() {
-      const { port } = pair.primary;
-      return {
-        superuser: urlOf('postgres', port, 'latchkey'),
-        owner: urlOf('latchkey_owner', port, 'latchkey'),
-        app: urlOf('latchkey_app', port, 'latchkey'),
-      };
-    },
+    urls: () => urlsAt(pair.primary.port),
     async addStandby() {
       const superuser = superuserUrl(pair.primary.port);
       const directory = newFolder();
